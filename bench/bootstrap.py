@@ -30,7 +30,7 @@ from effc.compiler.ir.outcome import Model
 from effc.compiler.models.rows.classifier import class_logits
 from effc.compiler.transforms.supernet.explorer import Explorer, Objective
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.supernet.norms import recalibrate
+from effc.compiler.transforms.supernet.norms import recalibrate_batch_norms
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio
 from safetensors.torch import save_file
@@ -114,7 +114,7 @@ def learned(model: nn.Module, data: dict[str, torch.Tensor], steps: int, seed: i
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    recalibrate(model, data["images"][:256])
+    recalibrate_batch_norms(model, data["images"][:256])
 
 
 def accuracy(model: nn.Module, ctx, part: str) -> float:
@@ -193,7 +193,7 @@ def compared(folder: Path, seed: int, asked, areas):
     for share, choice in zip(SHARES, sizes(net), strict=True):
         with net.applied(choice):
             yield f"super-network, {share:.0%}", accuracy(net.program.model, ctx, "test")
-        alone = Family(capture(copy.deepcopy(model)), "", plain.space, orders=plain.orders).cut(choice).model
+        alone = Family(capture(copy.deepcopy(model)), "", plain.space, orders=plain.orders).cut_to_choice(choice).model
         if share == 1:
             whole = copy.deepcopy(alone)
             learned(whole, data, asked.budget, seed)

@@ -70,7 +70,7 @@ def _line(folder: Path, name: str, place: str, seconds: float, seeds: list[int])
 
     path, declared = compiled(folder, ARMS[name], ["train"], place, "", 0)
     seat = ClientHost(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
-    with seat.seats([0]) as (participant,):
+    with seat.participants([0]) as (participant,):
         learner = participant.learner
         assert isinstance(learner, Language)
         judges = {part: _rows(seat, folder, part, rows_of) for part in ("kept", "test")}
@@ -82,11 +82,11 @@ def _line(folder: Path, name: str, place: str, seconds: float, seeds: list[int])
             """Accuracy after training, or the processor seconds of a step."""
             learner.local = replace(learner.local, steps=steps, lr=rate)
             began = time.process_time()
-            state = learner.trained(start, names, {}, seed, float("inf"))
+            state = learner.train(start, names, {}, seed, float("inf"))
             if judge is None:
                 return (time.process_time() - began) / steps
             learner.held_out = judges[judge]
-            return learner.judged(state, {})[1]
+            return learner.evaluate(state, {})[1]
 
         each = min(run(1e-3, 3, 99, None) for _ in range(2))
         steps = max(4, round(seconds / each))
@@ -103,7 +103,7 @@ def _rows(seat, folder: Path, part: str, rows_of):
     (data,) = seat.declared.data
     body = json.loads(json.dumps(data.args).replace("train.jsonl", f"{part}.jsonl"))
     other = seat.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = ClientHost(other, seat.model, folder, seat.settings)._rows()
+    (rows,) = ClientHost(other, seat.model, folder, seat.settings)._load_rows()
     return rows
 
 

@@ -114,16 +114,16 @@ class Run:
 
 def course(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: int, looks: set[int]) -> Run:
     from effc.compiler.apps.federation.client_host import ClientHost
-    from effc.compiler.apps.federation.declaration import strategy_of
+    from effc.compiler.apps.federation.declaration import make_strategy
     from effc.compiler.apps.federation.grid import LocalGrid
     from effc.compiler.apps.federation.rounds import Federation
     from effc.compiler.core.settings import Settings
 
     path, declared = made[0], made[1].with_changes(seed=seed)
     place = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
-    with place.seats(list(range(declared.clients))) as seats:
+    with place.participants(list(range(declared.clients))) as seats:
         scale = Scale(LocalGrid(seats))
-        run = Federation(scale, strategy_of(declared), declared.terms())
+        run = Federation(scale, make_strategy(declared), declared.round_terms())
         found: dict[int, list[float]] = {}
         aside = 0.0  # processor seconds of looking
 
@@ -162,7 +162,7 @@ def test_rows(place, folder: Path, name: str, test: str):
     data = place.declared.data[0]
     body = json.loads(json.dumps(dict(data.args)).replace(f"{name}.jsonl", f"{test}.jsonl"))
     other = place.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = ClientHost(other, place.model, folder, place.settings)._rows()
+    (rows,) = ClientHost(other, place.model, folder, place.settings)._load_rows()
     return rows
 
 

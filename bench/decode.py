@@ -38,8 +38,8 @@ from decoders import (
     present,
     tokenizer,
 )
-from effc.compiler.transforms.lowering.contenders import roof
-from effc.compiler.transforms.lowering.racing import preempted, real_time
+from effc.compiler.transforms.lowering.contenders import memory_read_contender
+from effc.compiler.transforms.lowering.racing import involuntary_switches, set_real_time_priority
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = (256, 1024)  # tokens
@@ -53,7 +53,7 @@ class Reading:
 
     def __init__(self, threads: int):
         self.bytes, self.turn = READ_BYTES, 0
-        self.calls = roof(READ_BYTES, threads).calls
+        self.calls = memory_read_contender(READ_BYTES, threads).calls
 
     def prompt(self, ids: list[int]) -> None: ...
 
@@ -71,14 +71,14 @@ def serve(folder: Path, name: str, threads: int) -> None:
     rows = json.loads((folder / "rows.json").read_text())
     if name in LLAMA:
         import llama_cpp  # noqa: F401
-    before, raised = peak(), real_time(True)
+    before, raised = peak(), set_real_time_priority(True)
     started = time.perf_counter()
     made = Reading(threads) if name == READ else contestant(folder, name, threads)
     loaded = time.perf_counter() - started
     made.prompt(rows[0][: PROMPTS[0]])
     first = time.perf_counter() - started - loaded
     if raised:
-        real_time(False)
+        set_real_time_priority(False)
     for _ in range(2):
         made.step()
     say(load_s=loaded, first_s=first, peak_bytes=peak() - before, bytes=made.bytes)
@@ -96,14 +96,14 @@ def serve(folder: Path, name: str, threads: int) -> None:
 
 def timed(call, count: int) -> list[list]:
     """Seconds of each call, and whether no thread was pre-empted in it."""
-    raised = real_time(True)
+    raised = set_real_time_priority(True)
     found = []
     for _ in range(count):
-        gone, start = preempted(), time.perf_counter()
+        gone, start = involuntary_switches(), time.perf_counter()
         call()
-        found.append([time.perf_counter() - start, preempted() == gone])
+        found.append([time.perf_counter() - start, involuntary_switches() == gone])
     if raised:
-        real_time(False)
+        set_real_time_priority(False)
     return found
 
 

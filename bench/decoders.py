@@ -16,7 +16,7 @@ import torch
 from effc.compiler.core.settings import Settings
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers import linear as lowered
-from effc.compiler.models.rows.forward import losses
+from effc.compiler.models.rows.forward import token_losses
 from effc.compiler.plugin.context import Context
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.runtimes.native import plan_files
@@ -71,7 +71,7 @@ def write_own(folder: Path, model: nn.Module, weights: str, kernel: str) -> None
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, lowered.KernelLinear.of(module, kernel))
     facts = {"class": "bench", "model_type": "llama", "params": 0}
-    plan_files.write(Reader(capture(model), weights).read(), folder, facts)
+    plan_files.write_plan(Reader(capture(model), weights).build_plan(), folder, facts)
 
 
 def bytes_read(folder: Path) -> int:
@@ -301,5 +301,5 @@ def in_torch(model: nn.Module, name: str) -> Torch:
 
 
 def perplexity(contestant, rows: list[list[int]]) -> float:
-    nats = [losses(contestant.logits(ids)[:-1], torch.tensor(ids[1:])) for ids in rows]
+    nats = [token_losses(contestant.logits(ids)[:-1], torch.tensor(ids[1:])) for ids in rows]
     return math.exp(torch.cat(nats).double().mean())

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.core.fingerprint import machine, versions
+from effc.compiler.core.fingerprint import library_versions, machine_facts
 from effc.compiler.ir.capture.capture import capture
 
 from tests.architectures import table
@@ -46,7 +46,7 @@ def cost(model: torch.nn.Module) -> tuple[float, float, int]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in {**machine(), **versions()}.items()))
+    print(", ".join(f"{k} {v}" for k, v in {**machine_facts(), **library_versions()}.items()))
     print(f"{'':20} {'capture s':>10} {'discover s':>11} {'found':>6}")
     makers = {"SmolLM2, meta device": smollm2, **{name: lambda name=name: table.model(name) for name in table.NAMES}}
     for name, make in makers.items():

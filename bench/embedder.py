@@ -23,7 +23,7 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.retrieval import ranks
 from effc.compiler.models.checkpoints.model_folder import load_tokenizer
-from effc.compiler.models.rows.encoder_states import all_states, pooling_of
+from effc.compiler.models.rows.encoder_states import all_states, resolve_pooling
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -61,7 +61,7 @@ def main(model: str, test: str, train: str, *shares: str) -> None:
             began = time.perf_counter()
             recipe = folder / f"small-{share}.effspec"
             recipe.write_text(RECIPE.format(model=base, share=share), encoding="utf-8")
-            session = api.session(recipe, settings=Settings(folder / "cache", threads=1))
+            session = api.open_session(recipe, settings=Settings(folder / "cache", threads=1))
             api.build(session, folder / f"out-{share}")
             for name in ("pruned", "healed"):
                 made = load(folder / f"out-{share}" / name)
@@ -79,7 +79,7 @@ def rows_of(base: Path, test: str) -> Tensor:
 
 
 def vectors(model: nn.Module, rows: Tensor, base: Path) -> Tensor:
-    made = [found.pooled.double() for found in all_states(model.eval(), rows, pooling_of(base, "auto"))]
+    made = [found.pooled.double() for found in all_states(model.eval(), rows, resolve_pooling(base, "auto"))]
     return normalize(torch.cat(made), dim=-1)
 
 

@@ -19,14 +19,14 @@ LENGTHS, BATCHES, ROUNDS = (16, 128), (1, 32), 7
 
 def native(model, weights: str, threads: int):
     from effc.compiler.ir.capture.capture import capture
-    from effc.compiler.runtimes.native.emission import facts
+    from effc.compiler.runtimes.native.emission import artifact_facts
     from effc.compiler.runtimes.native.opening import open_native
-    from effc.compiler.runtimes.native.plan_files import write
+    from effc.compiler.runtimes.native.plan_files import write_plan
     from effc.compiler.runtimes.native.reader import Reader
 
-    plan = Reader(capture(model), weights).read()
+    plan = Reader(capture(model), weights).build_plan()
     with tempfile.TemporaryDirectory() as folder:
-        write(plan, Path(folder), facts(model, weights, plan.output))
+        write_plan(plan, Path(folder), artifact_facts(model, weights, plan.output))
         return open_native(Path(folder), threads=threads, sequences=max(BATCHES))
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)
     import torch
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
     from transformers import AutoModel
 
     torch.set_num_threads(asked.threads)
@@ -55,7 +55,7 @@ def main() -> None:
         "native bf16": native(model, "bf16", asked.threads),
         "native int8": native(model, "int8", asked.threads),
     }
-    told = machine()
+    told = machine_facts()
     print(
         f"{told['cpu']}, torch {told['torch']}, transformers {told['transformers']}; {asked.threads} threads; {ROUNDS} rounds, texts of random tokens, seed 0"
     )

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from effc.compiler.transforms.lowering.contenders import roof
-from effc.compiler.transforms.lowering.racing import Contender, preempted, real_time
+from effc.compiler.transforms.lowering.contenders import memory_read_contender
+from effc.compiler.transforms.lowering.racing import Contender, involuntary_switches, set_real_time_priority
 from effc.kernels import levels
 from effc.kernels.engine import Engine
 from effc.kernels.ops import KERNELS
@@ -174,16 +174,16 @@ def llama(folder: Path, threads: int, context: int) -> dict[str, tuple]:
 def burst(contender: Contender, seconds: float = 0.05) -> None:
     """Calls one after another; the first two find threads asleep and count as none."""
     call = contender.calls[0]
-    real_time(True)
+    set_real_time_priority(True)
     begun = time.perf_counter()
     call()
     call()
     while time.perf_counter() - begun < seconds:
-        before, start = preempted(), time.perf_counter()
+        before, start = involuntary_switches(), time.perf_counter()
         call()
         took = time.perf_counter() - start
-        (contender.times if preempted() == before else contender.thrown).append(took)
-    real_time(False)
+        (contender.times if involuntary_switches() == before else contender.thrown).append(took)
+    set_real_time_priority(False)
     time.sleep(seconds)
 
 
@@ -213,16 +213,16 @@ def profile(name: str, engine: Engine, call, calls: int = 40) -> None:
         if kept == calls:
             break
         if kept % 10 == 0:
-            real_time(False)
+            set_real_time_priority(False)
             time.sleep(0.03)
-            real_time(True)
+            set_real_time_priority(True)
         engine.spent()
-        before = preempted()
+        before = involuntary_switches()
         call()
-        if preempted() == before:
+        if involuntary_switches() == before:
             kept += 1
             sums = {k: sums.get(k, 0) + v for k, v in engine.spent().items()}
-    real_time(False)
+    set_real_time_priority(False)
     engine.spent(False)
     whole = sum(sums.values()) or 1
     parts = "  ".join(f"{k} {v / max(1, kept) * 1e3:.3f} ({v / whole:.0%})" for k, v in sums.items())
@@ -251,7 +251,7 @@ def main() -> None:
     others = llama(chosen.llama, chosen.threads, chosen.context) if chosen.llama else {}
     for rows in (1, 4, 8):
         own = [Contender(n, [decoder(engines[n], chosen.context, rows)], shapes[n].bytes) for n in names]
-        reads = [roof(shapes[n].bytes, chosen.threads) for n in names] if rows == 1 else []
+        reads = [memory_read_contender(shapes[n].bytes, chosen.threads) for n in names] if rows == 1 else []
         for n, read in zip(names, reads, strict=False):
             read.name = f"read {n}"
         theirs = [Contender(n, [calls[0]]) for n, calls in others.items()] if rows == 1 else []

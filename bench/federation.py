@@ -108,7 +108,7 @@ def scale(counts: list[int]) -> None:
         for strategy in (FedAvg(full), *(AllButMe(full, *how, 0.5) for how in WAYS)):
             strategy.begin(sent[0].state)
             started = time.process_time()
-            strategy.take(1, sent)
+            strategy.aggregate(1, sent)
             for k in sent:
                 strategy.payload(k, 2, 1)
             times.append(f"{time.process_time() - started:.2f}")

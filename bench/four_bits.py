@@ -32,7 +32,7 @@ def ratio(shape: tuple[int, int], rows: int, group: int, calls: int) -> tuple[fl
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 120, 512])
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     line = "{:<14}{:>6}{:>7}{:>12}{:>12}{:>9}"
     print(line.format("weight", "rows", "group", "int4, us", "int8, us", "int8/int4"), flush=True)
     for shape in SHAPES:

@@ -67,7 +67,7 @@ def place_of(folder: Path, name: str) -> Path:
 def write_own(folder: Path, name: str, steps: int) -> None:
     from effc.compiler.ir.layers.linear import KernelLinear
     from effc.compiler.runtimes.native import plan_files
-    from effc.compiler.runtimes.native.emission import facts
+    from effc.compiler.runtimes.native.emission import artifact_facts
     from effc.compiler.runtimes.native.linears import Numbers
     from effc.compiler.runtimes.native.reader import Reader
 
@@ -83,19 +83,19 @@ def write_own(folder: Path, name: str, steps: int) -> None:
     place = place_of(folder, name)
     place.mkdir(parents=True)
     program.changed()
-    plan_files.write(Reader(program, Numbers(weights, 32)).read(), place, facts(model, weights))
+    plan_files.write_plan(Reader(program, Numbers(weights, 32)).build_plan(), place, artifact_facts(model, weights))
 
 
 def write_llama(folder: Path, name: str) -> None:
     """A file of one of llama.cpp's forms, by its own quantiser from float16."""
     import llama_cpp as api
     from decoders import silent_llama
-    from effc.compiler.runtimes.gguf.writing import write
+    from effc.compiler.runtimes.gguf.writing import write_gguf
 
     whole = folder / "frontier" / "model.gguf"
     if not whole.exists():
         build = smol.build_of(folder, "frontier", "", model=smol.base(folder))
-        write(build.ctx.origin.load(), whole.parent, "f16", build.ctx.tokenizer)
+        write_gguf(build.ctx.origin.load(), whole.parent, "f16", build.ctx.tokenizer)
     place = place_of(folder, name)
     place.mkdir()
     options = api.llama_model_quantize_default_params()
@@ -113,7 +113,7 @@ def bytes_of(folder: Path, name: str) -> int:
 def serve(folder: Path, name: str, threads: int) -> None:
     """Answer lines of stdin: `decode` with seconds a token, `score FILE` with the nats of each token."""
     from decoders import Ik, Llama, Own, perplexity, silent_llama
-    from effc.compiler.transforms.lowering.racing import real_time
+    from effc.compiler.transforms.lowering.racing import set_real_time_priority
 
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
@@ -128,14 +128,14 @@ def serve(folder: Path, name: str, threads: int) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         if line.strip() == "decode":
-            raised = real_time(True)
+            raised = set_real_time_priority(True)
             contestant.step()
             started = time.perf_counter()
             for _ in range(STEPS):
                 contestant.step()
             found = (time.perf_counter() - started) / STEPS
             if raised:
-                real_time(False)
+                set_real_time_priority(False)
         else:
             found = perplexity(contestant, rows[line.split()[1]])
         print(found, flush=True)
@@ -216,7 +216,7 @@ def summary(lines: list[dict], file: Path) -> None:
 
 def main() -> None:
     from decoders import IK_LIBRARY
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -233,7 +233,7 @@ def main() -> None:
         serve(folder, asked.serve, asked.threads)
         return
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     names = asked.only or [*LEAF_FUNCTIONS, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
     if not find_spec("llama_cpp"):
         print("llama.cpp: absent, `llama_cpp` does not import", flush=True)

@@ -129,7 +129,7 @@ def compiled(model: Path, name: str, work: Path, threads: int, measured: str, ro
     keep(work / "cache", Speeds(**json.loads(measured)))
     options = {"cache_dir": work / "cache", "threads": threads, "seed": 0, "tell": tell}
     started = time.perf_counter()
-    (plan,) = api.plans(api.session(path, **options))
+    (plan,) = api.make_plans(api.open_session(path, **options))
     ended("plan", time.perf_counter() - started, 0)
     foreseen = {s.name: (s.seconds, s.peak_bytes) for s in plan.stages}
     foreseen |= {f"emit {e.call.word}": (e.seconds, e.peak_bytes) for e in plan.emissions}
@@ -155,14 +155,15 @@ def high_water() -> int:
 
 
 def run(model: Path, only: list[str], threads: int, work: Path | None, data: list[str]) -> None:
-    from effc.compiler.core.fingerprint import machine
-    from effc.compiler.core.speeds import measure
+    from effc.compiler.core.fingerprint import machine_facts
+    from effc.compiler.core.speeds import measure_speeds
 
     torch.set_num_threads(threads)
-    measured = json.dumps(asdict(measure(model.parent / "disk", each=0.5)))
+    measured = json.dumps(asdict(measure_speeds(model.parent / "disk", each=0.5)))
     weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(
-        f"{', '.join(f'{k} {v}' for k, v in machine().items())}, seed 0, weights {weights / 2**30:.2f} GiB", flush=True
+        f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, seed 0, weights {weights / 2**30:.2f} GiB",
+        flush=True,
     )
     print(
         f"{'recipe':<11} {'stage':<14} {'seconds':>8} {'of CPU':>8} {'planned':>8} {'peak GiB':>9} {'planned':>8} {'VmHWM GiB':>10}",

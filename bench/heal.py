@@ -44,10 +44,10 @@ emit lean {{ hf("lean", form: compact) }}
 
 def perplexity(program, ctx) -> float:
     """On all of heldout.txt."""
-    from effc.compiler.models.rows.forward import nll
+    from effc.compiler.models.rows.forward import total_nll
     from effc.dsl.checker.values import DataRef
 
-    nats, tokens = nll(program.model, ctx.rows(DataRef("heldout")))
+    nats, tokens = total_nll(program.model, ctx.rows(DataRef("heldout")))
     return math.exp(nats / tokens)
 
 
@@ -55,12 +55,12 @@ def healed(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[fl
     """Held-out perplexity after healing, and what that took in seconds."""
     build = begun(folder, cut, heal, steps, seed)
     first, last = build.plan.stages
-    build.step(first)
-    build.reach(first.key)
+    build.run_step(first)
+    build.load_outcome(first.key)
     started = time.perf_counter()
-    build.step(last)
+    build.run_step(last)
     seconds = time.perf_counter() - started
-    return perplexity(build.reach(last.key).program, build.ctx), seconds
+    return perplexity(build.load_outcome(last.key).program, build.ctx), seconds
 
 
 def begun(folder: Path, cut: str, heal: str, steps: int, seed: int):
@@ -71,28 +71,28 @@ def begun(folder: Path, cut: str, heal: str, steps: int, seed: int):
 
     recipe = folder / "heal.effspec"
     recipe.write_text(RECIPE.format(zoo=ZOO, cut=CUTS[cut], heal=HEALS[heal], steps=steps))
-    session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=seed)
-    (plan,) = api.plans(session)
+    session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=seed)
+    (plan,) = api.make_plans(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()))
     print(f"\nheld-out perplexity of tiny-llama, {steps} steps of 8 x 128 tokens, one thread")
     line = "  {:<22}{:<20}{:>9}{:>9}{:>24}{:>10}{:>6}"
     print(line.format("pruned", "healed by", "original", "pruned", "healed, three seeds", "regained", "s"))
     with tempfile.TemporaryDirectory() as folder:
         for cut in CUTS:
             build = begun(Path(folder), cut, "lora", steps, SEEDS[0])
-            original = perplexity(build.reach(build.plan.identity).program, build.ctx)
-            build.step(build.plan.stages[0])
-            pruned = perplexity(build.reach(build.plan.stages[0].key).program, build.ctx)
+            original = perplexity(build.load_outcome(build.plan.identity).program, build.ctx)
+            build.run_step(build.plan.stages[0])
+            pruned = perplexity(build.load_outcome(build.plan.stages[0].key).program, build.ctx)
             for heal in HEALS:
                 after, seconds = zip(*(healed(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True)
                 left = math.log(statistics.geometric_mean(after) / original)

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from effc.compiler.core.fingerprint import machine
+from effc.compiler.core.fingerprint import machine_facts
 
 STEPS, READ_BYTES = 4, 512 << 20
 MODES = {"by default": None, "mapped": True, "copied": False}
@@ -35,10 +35,10 @@ def opened(folder: Path, threads: int, mode: str):
 def decoding(folder: Path, threads: int, rounds: int, mode: str) -> dict:
     """Seconds a token and GB/s of reading, round by round."""
     from decoders import bytes_read
-    from effc.compiler.transforms.lowering.contenders import roof
+    from effc.compiler.transforms.lowering.contenders import memory_read_contender
 
     model, seconds = opened(folder, threads, mode)
-    reading, read = roof(READ_BYTES, threads), bytes_read(folder)
+    reading, read = memory_read_contender(READ_BYTES, threads), bytes_read(folder)
     token = int(model.engine.run(list(range(16)), [0] * 16, [15]).argmax())
     found = {"open": seconds, "bytes": read, "token": [], "speed": []}
     for number in range(rounds + 1):
@@ -71,7 +71,9 @@ def main() -> None:
         _, seconds = opened(folder, asked.threads, asked.child)
         return print(json.dumps(seconds))
     size = (folder / "weights.bin").stat().st_size
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), f"weights {size / 1e9:.2f} GB", sep="\n", flush=True)
+    print(
+        ", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"weights {size / 1e9:.2f} GB", sep="\n", flush=True
+    )
     for mode in MODES:
         command = [sys.executable, __file__, str(folder), "--threads", str(asked.threads), "--child", mode]
         openings, whole = [], []

@@ -30,10 +30,10 @@ from effc.compiler.analysis.planning import shrink
 from effc.compiler.core.cache import Cache
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.evaluation.timing import interleaved
+from effc.compiler.evaluation.timing import measure_interleaved
 from effc.compiler.ir.program import Program
 from effc.compiler.models.rows.classifier import class_logits
-from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
 from effc.dsl.checker.values import DataRef, MetricRef
 from torch import Tensor, nn
 
@@ -63,11 +63,11 @@ def built(folder: Path, step: str, seed: int) -> tuple[Build, str]:
     """The build of one step, and its key once it has run."""
     path = folder / "lonas.effspec"
     path.write_text(RECIPE.format(step=step))
-    session = api.session(path, cache_dir=folder / "cache", threads=1, seed=seed)
-    (plan,) = api.plans(session)
+    session = api.open_session(path, cache_dir=folder / "cache", threads=1, seed=seed)
+    (plan,) = api.make_plans(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
-        build.step(stage)
+        build.run_step(stage)
     return build, plan.stages[-1].key
 
 
@@ -92,8 +92,8 @@ def learned(model: nn.Module, weights: list[Tensor], ctx, steps: int, lr: float,
 
 def healed(program: Program, ctx, steps: int, seed: int) -> None:
     """LoRA as the others have it, merged."""
-    paths = adaptable(program, None)
-    with adapted(program.model, paths, Shape(RANK, 2.0 * RANK, 0.0), seed) as adapters:
+    paths = adaptable_modules(program, None)
+    with with_adapters(program.model, paths, Shape(RANK, 2.0 * RANK, 0.0), seed) as adapters:
         learned(program.model, list(adapters.parameters().values()), ctx, steps, 1e-3, seed)
         adapters.merge()
 
@@ -105,7 +105,9 @@ def accuracy(program: Program, ctx) -> float:
 def latency(program: Program, ctx) -> float:
     """Over that of the whole model; both read a row of 32 tokens in turns."""
     word = MetricRef("prefill.p50", (("prompt", LENGTH),))
-    return interleaved({"whole": ctx.origin.load().eval(), "this": program.model.eval()}, ctx.metric(word), 7).ratio
+    return measure_interleaved(
+        {"whole": ctx.origin.load().eval(), "this": program.model.eval()}, ctx.metric(word), 7
+    ).ratio
 
 
 def macs(skeleton) -> float:
@@ -119,8 +121,8 @@ def base_of(source: Path, folder: Path, steps: int) -> None:
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder / "base")
     path = folder / "lonas.effspec"
     path.write_text(RECIPE.format(step=PRUNED.format(share=10)))
-    session = api.session(path, cache_dir=folder / "cache", threads=1)
-    (plan,) = api.plans(session)
+    session = api.open_session(path, cache_dir=folder / "cache", threads=1)
+    (plan,) = api.make_plans(session)
     learned(model.train(), list(model.parameters()), session.context(plan.recipe, plan.pipeline), steps, 2e-4, 0)
     model.eval().save_pretrained(folder / "base")
 
@@ -168,22 +170,22 @@ def main() -> None:
 def routes(folder: Path, steps: int, seed: int):
     """(name, program, context to measure it in) of everything that is compared."""
     build, key = built(folder, ELASTIC.format(steps=steps), seed)
-    whole = build.reach(build.plan.identity).program
+    whole = build.load_outcome(build.plan.identity).program
     top = macs(skeleton_of(whole))
     yield "start", whole, build.ctx
     healed(whole, build.ctx, steps, seed)
     yield "LoRA", whole, build.ctx
     build.results.release()
     sizes = {}
-    for name, choice in choices_of(build.reach(key).space).items():
-        program = build.reach(key).cut(choice)
+    for name, choice in choices_of(build.load_outcome(key).space).items():
+        program = build.load_outcome(key).cut(choice)
         build.results.release()
         sizes[name] = macs(skeleton_of(program))
         yield f"LoNAS, {name}", program, build.ctx
     for name, size in sizes.items():
         if size < top:
             pruned, cut = built(folder, PRUNED.format(share=100 * (1 - size / top)), seed)
-            program = pruned.reach(cut).program
+            program = pruned.load_outcome(cut).program
             yield f"pruned as {name}", program, pruned.ctx
             healed(program, pruned.ctx, steps, seed)
             yield f"pruned as {name}, LoRA", program, pruned.ctx

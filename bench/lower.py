@@ -58,8 +58,8 @@ def build_of(folder: Path, model: str, steps: list[str], threads: int):
 
     recipe = folder / "lower.effspec"
     recipe.write_text(RECIPE.format(model=source(model), texts=TEXTS, steps="\n  ".join(steps)))
-    session = api.session(recipe, cache_dir=folder / "cache", threads=threads, seed=0)
-    (plan,) = api.plans(session)
+    session = api.open_session(recipe, cache_dir=folder / "cache", threads=threads, seed=0)
+    (plan,) = api.make_plans(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
@@ -68,7 +68,7 @@ def lowered(folder: Path, model: str, steps: list[str], threads: int):
     build = build_of(folder, model, steps, threads)
     started = time.perf_counter()
     for stage in build.plan.stages:
-        build.step(stage)
+        build.run_step(stage)
     return (
         build.results.outcome.program.model,
         build.results.outcome.program.notes[-1],
@@ -86,10 +86,10 @@ def formats(note: dict) -> str:
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
     from effc.compiler.evaluation.metrics.bytes import Bytes
     from effc.compiler.evaluation.metrics.throughput import Throughput
-    from effc.compiler.evaluation.timing import interleaved
+    from effc.compiler.evaluation.timing import measure_interleaved
     from effc.dsl.checker.values import DataRef, MetricRef
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -99,13 +99,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     line = "{:<26}{:>11}{:>12}{:>9}{:>11}{:>9}  {}"
     print(line.format("", "perplexity", "divergence", "MB", "tokens/s", "x", "formats"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build = build_of(folder, args.model, VARIANTS["own dense bf16"], args.threads)
-        models, rows = {"original": build.reach(build.plan.identity).program.model}, {}
+        models, rows = {"original": build.load_outcome(build.plan.identity).program.model}, {}
         perplexity = MetricRef("perplexity", (("data", DataRef("heldout")),))
         rows["original"] = (build.ctx.metric(perplexity).measure(models["original"], build.ctx), None, "")
         for variant in args.only:
@@ -119,7 +119,7 @@ def main() -> None:
             print(
                 f"  made {variant}: perplexity {rows[variant][0]:.2f}, {rows[variant][2]}", file=sys.stderr, flush=True
             )
-        turns = interleaved(models, Throughput(batch=1, prompt=64, steps=24), args.rounds)
+        turns = measure_interleaved(models, Throughput(batch=1, prompt=64, steps=24), args.rounds)
         for variant, model in models.items():
             found, divergence, said = rows[variant]
             size = Bytes().measure(model, None) / 1e6

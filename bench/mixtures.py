@@ -22,7 +22,7 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.native.plan import weights as weights_of
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.transforms.lowering.contenders import roof
+from effc.compiler.transforms.lowering.contenders import memory_read_contender
 from effc.kernels import levels
 from effc.kernels.engine import Engine
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -72,7 +72,7 @@ def turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, f
 
 def reading(bytes: int, threads: int) -> Callable[[], None]:
     """Reads as many bytes, others at every call."""
-    calls = cycle(roof(bytes, threads).calls)
+    calls = cycle(memory_read_contender(bytes, threads).calls)
     return lambda: next(calls)()
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     decode, prefill, bytes_of = {"torch bf16": theirs.decode}, {"torch bf16": theirs.read}, {}
     engines = []
     for weights in own.weights:
-        made = Reader(program, weights).read()
+        made = Reader(program, weights).build_plan()
         tensors = {name: entry.make() for name, entry in made.used().items()}
         plan = made.to_json()
         engine = Engine(plan, tensors, own.threads)

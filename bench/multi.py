@@ -34,10 +34,10 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.shrink import params
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
-from effc.compiler.core.fingerprint import machine
-from effc.compiler.driver.api import plans, session
+from effc.compiler.core.fingerprint import machine_facts
+from effc.compiler.driver.api import make_plans, open_session
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.evaluation.timing import interleaved
+from effc.compiler.evaluation.timing import measure_interleaved
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.dsl.checker.values import DataRef, MetricRef
@@ -100,11 +100,11 @@ def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: P
     recipe.write_text(
         RECIPE.format(gguf=gguf, root=ROOT, rows=rows, more_rows=32, seed=seed, more=more, steps=steps, expects=expects)
     )
-    opened = session(recipe, cache_dir=cache, threads=torch.get_num_threads())
+    opened = open_session(recipe, cache_dir=cache, threads=torch.get_num_threads())
     opened.settings = replace(
         opened.settings, on_event=lambda e: isinstance(e, Recorded) and COSTS.update({e.name: e.value})
     )
-    (plan,) = plans(opened)
+    (plan,) = make_plans(opened)
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
 
 
@@ -112,7 +112,7 @@ def finished(build: Build) -> tuple[torch.nn.Module, float]:
     """The model after the last step, and seconds of the steps that ran."""
     started = time.perf_counter()
     for stage in build.plan.stages:
-        build.step(stage)
+        build.run_step(stage)
     COSTS["seconds"] = time.perf_counter() - started
     key = build.plan.stages[-1].key
     kept = build.cache.folder / "bench" / f"{key}.json"
@@ -121,13 +121,13 @@ def finished(build: Build) -> tuple[torch.nn.Module, float]:
         kept.write_text(json.dumps({name: COSTS[name] for name in SAID if name in COSTS}))
     elif kept.is_file():
         COSTS.update(json.loads(kept.read_text()))
-    return build.reach(key).program.model, COSTS["seconds"]
+    return build.load_outcome(key).program.model, COSTS["seconds"]
 
 
 def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
     """ShortGPT (Men et al. 2024, arXiv 2403.03853): layers go in the order of 1 - cosine(input, output)."""
     program = capture(build.ctx.origin.load())
-    build.keep_references(program)
+    build.store_references(program)
     rows, sums = build.ctx.rows(DataRef("calib")), {}
 
     def look(path):
@@ -161,19 +161,19 @@ def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
 def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Module:
     """Cuts of the default search's pools in an order that a seed decides."""
     from effc.compiler.transforms.search.branches import Branches
-    from effc.compiler.transforms.search.importance import l1
+    from effc.compiler.transforms.search.importance import l1_importance
     from effc.compiler.transforms.search.savings import SavingsTable
     from effc.compiler.transforms.search.widths import Widths
 
     program = capture(build.ctx.origin.load())
-    build.keep_references(program)
+    build.store_references(program)
     skeleton, random = skeleton_of(program), torch.Generator().manual_seed(seed)
     savings_table, saved = SavingsTable(skeleton), 0.0
     by_kind = {kind: [g for g in skeleton.groups if g.kind == kind] for kind in ("channels", "kv_heads")}
     pools = [
         Branches(program, skeleton.branches, savings_table),
-        Widths(program, by_kind["channels"], group, savings_table, lambda g: l1(program, g)),
-        Widths(program, by_kind["kv_heads"], 1, savings_table, lambda g: l1(program, g)),
+        Widths(program, by_kind["channels"], group, savings_table, lambda g: l1_importance(program, g)),
+        Widths(program, by_kind["kv_heads"], 1, savings_table, lambda g: l1_importance(program, g)),
     ]
     while saved < share * params(skeleton):
         options = [c for pool in pools for c in pool.candidates()]
@@ -194,7 +194,7 @@ def measured(build: Build, model: torch.nn.Module, original: torch.nn.Module) ->
         metric = ctx.metric(MetricRef(size))
         found[size] = metric.measure(model, ctx) / metric.measure(original, ctx)
     for name in ("prefill.p50", "decode.p50"):
-        turns = interleaved({"a": original, "b": model}, ctx.metric(MetricRef(name)), rounds=3)
+        turns = measure_interleaved({"a": original, "b": model}, ctx.metric(MetricRef(name)), rounds=3)
         found[name] = turns.ratio
     return found
 
@@ -269,7 +269,7 @@ def main() -> None:
     options = parser.parse_args()
     options.cache = options.cache or Path(tempfile.mkdtemp())
     print(
-        f"{', '.join(f'{k} {v}' for k, v in machine().items())}, effc {effc.__version__}, "
+        f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, effc {effc.__version__}, "
         f"{torch.get_num_threads()} threads; {options.rows} rows of 256 tokens to score, 32 to rank and refit, "
         f"{options.group} channels per cut"
     )

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
-from effc.compiler.core.fingerprint import machine
-from effc.compiler.driver.api import plans, session
+from effc.compiler.core.fingerprint import machine_facts
+from effc.compiler.driver.api import make_plans, open_session
 from effc.compiler.driver.pipeline import Build
 
 ZOO = Path(__file__).parents[1] / "recipes/zoo/tiny-llama"
@@ -38,14 +38,14 @@ def measured(share: float, more: str, rows: int, seed: int) -> tuple[float, floa
     with tempfile.TemporaryDirectory() as name:
         recipe, cache = Path(name) / "zoo.effspec", Path(name) / "cache"
         recipe.write_text(RECIPE.format(zoo=ZOO, rows=rows, seed=seed, share=share, more=more))
-        opened = session(recipe, cache_dir=cache, threads=1)
+        opened = open_session(recipe, cache_dir=cache, threads=1)
         opened.settings = replace(
             opened.settings, on_event=lambda e: isinstance(e, Recorded) and costs.update({e.name: e.value})
         )
-        (plan,) = plans(opened)
+        (plan,) = make_plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
-        build.step(plan.stages[0])
-        model = build.reach(plan.stages[0].key).program.model.eval()
+        build.run_step(plan.stages[0])
+        model = build.load_outcome(plan.stages[0].key).program.model.eval()
         value = build.ctx.metric(plan.pipeline.expects[0].metric).measure(model, build.ctx)
     return value, costs["layer forwards"], costs["layer forwards, were every candidate scored by the whole model"]
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--split", nargs="+", default=["44:52:4"], help="of blocks, channels and heads, for `exact`")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), f"seeds {SEEDS}", sep=", ")
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"seeds {SEEDS}", sep=", ")
     print("share  rows  method          perplexity           layer forwards    naive")
     methods = {"racing": ""} | {f"exact {split}": EXACT.format(*split.split(":")) for split in options.split}
     for share, rows in product(options.share, options.rows):

@@ -18,11 +18,11 @@ from unittest.mock import patch
 
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.core.fingerprint import machine
-from effc.compiler.driver.api import plans, session
+from effc.compiler.core.fingerprint import machine_facts
+from effc.compiler.driver.api import make_plans, open_session
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search import importance
-from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, repaired
+from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, repair_weight
 
 from bench.search_cost import write_texts
 
@@ -37,8 +37,8 @@ INPUTS = (1536, 768, 384, 192, 1)
 def opened(folder: Path):
     """A program of SmolLM2 and the rows that it reads."""
     (folder / "order.effspec").write_text(RECIPE.format(source=write_texts(folder, "smollm2", "float32")))
-    now = session(folder / "order.effspec", cache_dir=folder / "cache", threads=1, seed=0)
-    (plan,) = plans(now)
+    now = open_session(folder / "order.effspec", cache_dir=folder / "cache", threads=1, seed=0)
+    (plan,) = make_plans(now)
     ctx = now.context(plan.recipe, plan.pipeline)
     (metric,) = (step.call.args["score"] for step in plan.pipeline.steps)
     return capture(ctx.origin.load().eval()), ctx.rows(dict(metric.args)["data"])
@@ -47,7 +47,7 @@ def opened(folder: Path):
 def left(weight: torch.Tensor, moment: torch.Tensor, lost: list[int]) -> float:
     """The error of a reader's outputs without some inputs, of their squares."""
     lost.sort()
-    change = repaired(weight, moment, [], lost, DAMPING).double() - weight.double()
+    change = repair_weight(weight, moment, [], lost, DAMPING).double() - weight.double()
     moment, weight = moment.double(), weight.double()
     return float(((change @ moment) * change).sum() / ((weight @ moment) * weight).sum())
 
@@ -58,20 +58,22 @@ def main() -> None:
     ask.add_argument("--share", type=float, nargs="+", default=[0.08, 0.25, 0.5])
     asked = ask.parse_args()
     torch.set_num_threads(1)
-    print(f"{', '.join(f'{k} {v}' for k, v in machine().items())}, 1 thread")
+    print(f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, 1 thread")
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         program, rows = opened(Path(name))
         groups = [g for g in skeleton_of(program).groups if g.kind == "channels"][:: asked.every]
         members = [member for group in groups for member in readers(group)]
         moments, seconds, errors = Moments(Path(name) / "moments"), {}, {}
-        moments.collect(program, [m.tensor.rpartition(".")[0] for m in members], lambda: read(program, rows), 1 << 30)
+        moments.collect_in_passes(
+            program, [m.tensor.rpartition(".")[0] for m in members], lambda: read(program, rows), 1 << 30
+        )
         for group, member in zip(groups, members, strict=True):
-            moment = moments.of(member.tensor.rpartition(".")[0])
+            moment = moments.moment_of(member.tensor.rpartition(".")[0])
             weight = program.model.get_parameter(member.tensor).detach()
             for inputs in INPUTS:
                 began = time.perf_counter()
                 with patch.object(importance, "BATCH_ROWS", inputs):
-                    order = importance.ascending(importance.obs(program, group, moments))
+                    order = importance.ascending(importance.obs_importance(program, group, moments))
                 seconds[inputs] = seconds.get(inputs, 0.0) + time.perf_counter() - began
                 for share in asked.share:
                     lost = order[: int(share * len(order))]

@@ -24,7 +24,7 @@ HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-
 
 def main() -> None:
     from effc.compiler.analysis.planning.shrink import params
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -35,7 +35,7 @@ def main() -> None:
     asked = parser.parse_args()
     folder, began = asked.folder.resolve(), time.monotonic()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     model, found = smol.base(folder, "bfloat16"), {}
     for share in [0, *asked.shares]:
         for seed in asked.seeds:

@@ -28,7 +28,7 @@ METHODS = {
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -39,7 +39,7 @@ def main() -> None:
     asked = parser.parse_args()
     folder = asked.folder.resolve()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     print(f"calibrated on {asked.samples} x 256 tokens, seeds {asked.seeds}; perplexity, mean and range", flush=True)
     line = "{:<22}{:>6}{:>7}" + 2 * "{:>24}"
     print(line.format("", "group", "bits", *smol.HELD_OUT), flush=True)

@@ -82,7 +82,7 @@ class Clock:
 def course(app, data: Path, seed: int) -> list[Look]:
     """What every round came to."""
     from effc.compiler.apps.federation.client_host import ClientHost
-    from effc.compiler.apps.federation.declaration import strategy_of
+    from effc.compiler.apps.federation.declaration import make_strategy
     from effc.compiler.apps.federation.grid import LocalGrid
     from effc.compiler.apps.federation.rounds import Federation
     from effc.compiler.core.settings import Settings
@@ -93,14 +93,14 @@ def course(app, data: Path, seed: int) -> list[Look]:
     place = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
     looks: list[Look] = []
     spent: list[float] = []
-    with place.seats(list(range(declared.clients))) as seats:
+    with place.participants(list(range(declared.clients))) as seats:
         judge = seats[0].learner  # of the whole model
         learns, judge_rows = judge.held_out, test_rows(place, data, declared.data[0].name, "test")
-        run = Federation(LocalGrid([Clock(s, spent) for s in seats]), strategy_of(declared), declared.terms())
+        run = Federation(LocalGrid([Clock(s, spent) for s in seats]), make_strategy(declared), declared.terms())
 
         def look(round_) -> None:
             judge.held_out = judge_rows
-            found = judge.judged(run.strategy.results()["global"], {})[1]
+            found = judge.evaluate(run.strategy.results()["global"], {})[1]
             judge.held_out = learns
             sent = sum(t.bytes_up + t.bytes_down for t in round_.updates.values())
             looks.append(Look(found, sent, sum(spent), max(spent)))

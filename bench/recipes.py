@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from effc.compiler.core.cache import write_atomic
-from effc.compiler.core.fingerprint import machine
+from effc.compiler.core.fingerprint import machine_facts
 from effc.compiler.driver import api
 from effc.compiler.plugin.library_effects import FORMAT, Effect, Effects, effects_path, short
-from effc.compiler.plugin.recipe_library import LibraryFile, shipped
+from effc.compiler.plugin.recipe_library import LibraryFile, library_files
 from effc.dsl.syntax.diagnostics import Reject
 
 from bench.smol import gguf_path
@@ -68,7 +68,9 @@ def measure(recipe: LibraryFile, on: str) -> Effect:
 
 def keep(recipe: LibraryFile, effect: Effect, shared: bool) -> None:
     """Write an effect down at once, so that whoever is stopped keeps it, into what others have written meanwhile."""
-    facts = {name: fact for name, fact in machine().items() if name in FACTS} | ({"shared": True} if shared else {})
+    facts = {name: fact for name, fact in machine_facts().items() if name in FACTS} | (
+        {"shared": True} if shared else {}
+    )
     effects = Effects.read()
     effects.add(recipe, replace(effect, machine=effects.machine(facts)))
     write(effects)
@@ -86,7 +88,7 @@ def write(effects: Effects) -> None:
 
 def wanted(asked: argparse.Namespace, effects: Effects) -> list[LibraryFile]:
     """The recipes to measure. On SmolLM2 those that name the embedded decoder."""
-    known = {short(r): r for r in shipped().values() if not r.is_module}
+    known = {short(r): r for r in library_files().values() if not r.is_module}
     if unknown := set(asked.names) - set(known):
         sys.exit(f"the library has no {', '.join(sorted(unknown))}")
     found = [known[name] for name in asked.names or known]

@@ -121,7 +121,7 @@ def trained(folder: Path, model: str, method: str, lr: float, steps: int, seed: 
 
     recipe = folder / "r.effspec"
     recipe.write_text(RECIPE.format(model=model, length=LENGTH, steps=METHODS[method].format(steps=steps, lr=lr)))
-    session = api.session(recipe, cache_dir=folder / "cache", seed=seed, threads=1)
+    session = api.open_session(recipe, cache_dir=folder / "cache", seed=seed, threads=1)
     (found,) = session.recipes()
     ctx = session.context(found, found.pipelines["all"])
     origin = ctx.origin

@@ -193,10 +193,10 @@ def prune(again: bool) -> None:
 
 
 if __name__ == "__main__":
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     wanted = sys.argv[1:] or ["capture", "plan", "prune", "resume"]
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()))
     if "capture" in wanted:
         check_and_capture()
     if "plan" in wanted:

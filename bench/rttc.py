@@ -27,18 +27,18 @@ from effc.compiler.apps.rttc.caching import StateCache
 from effc.compiler.apps.rttc.embedder import folder_embedder
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.guided import GuidedModel
-from effc.compiler.apps.rttc.knowledge import build, open_base
-from effc.compiler.apps.rttc.native_generator import open_voice
+from effc.compiler.apps.rttc.knowledge import build_base, open_base
+from effc.compiler.apps.rttc.native_generator import open_native_generator
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
 from effc.compiler.apps.rttc.retrieval import Local
 from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.scorer import LabelledAnswer
 from effc.compiler.apps.rttc.signals import signals
-from effc.compiler.apps.rttc.tuned_scorer import tune
+from effc.compiler.apps.rttc.tuned_scorer import train_tuned_scorer
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.emission import facts
-from effc.compiler.runtimes.native.plan_files import write
+from effc.compiler.runtimes.native.emission import artifact_facts
+from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,7 +62,7 @@ def small(folder: Path) -> tuple[Any, Any]:
         model.save_pretrained(place)
         tokenizer().save_pretrained(place)
         (place / "native").mkdir(exist_ok=True)
-        write(Reader(capture(model.eval()), "bf16").read(), place / "native", facts(model, "bf16"))
+        write_plan(Reader(capture(model.eval()), "bf16").build_plan(), place / "native", artifact_facts(model, "bf16"))
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).eval()
     return model, AutoTokenizer.from_pretrained(place)
 
@@ -77,10 +77,10 @@ def client_of(folder: Path, tasks: Sequence[Task], regime: AdapterSettings = REG
         samples = [one.sample for task in tasks for one in task.base]
         guard = [one.sample.question for task in tasks for one in (*task.dev, *task.test)]
         (folder / "kb.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in samples))
-        build([folder / "kb.jsonl"], embedder, place, guard=guard)
+        build_base([folder / "kb.jsonl"], embedder, place, guard=guard)
     prompts = Prompts(words, model.config.max_position_embeddings)
     adaptable = Adaptable(model, words, attachment_paths(model, regime.kind), regime, prompts.question)
-    generator = open_voice(folder / "smollm2" / "native", adaptable, threads=1)
+    generator = open_native_generator(folder / "smollm2" / "native", adaptable, threads=1)
     reward = SelfLikelihood(generator.bare, prompts)
     lists, states = (StateCache("bench", 0.999, 64 << 20) for _ in range(2))
     local = Local(open_base(place))
@@ -100,9 +100,9 @@ def answers(client: GuidedModel, one: Asked, length: int, trained: bool = True) 
     """What every branch answers, and the CPU seconds of every part."""
     message, settings = [{"role": "user", "content": one.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
-    vector, cost["embed"] = spent(lambda: client.facts().project(client.embedder.embed([one.sample.question])[0]))
+    vector, cost["embed"] = spent(lambda: client.base_facts().project(client.embedder.embed([one.sample.question])[0]))
     found, cost["retrieve"] = spent(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
-    ids = client.prompts.ids(message)
+    ids = client.prompts.conversation_ids(message)
     shown, cost["signals"] = spent(lambda: signals(client.speaker(), ids))
     samples = [match.sample for match in found]
     told = client.prompts.with_samples(message, samples[: POLICY.shown], length)
@@ -190,7 +190,7 @@ def score(names: Sequence[str], data: Path, folder: Path, epochs: int) -> None:
     torch.set_num_threads(1)
     tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
     embedder = encoder(folder)
-    scorer, seconds = spent(lambda: tune(graded(tasks), embedder, "lora", force=True, epochs=epochs))
+    scorer, seconds = spent(lambda: train_tuned_scorer(graded(tasks), embedder, "lora", force=True, epochs=epochs))
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     with (folder / "scorer.jsonl").open("w") as out:
         out.write(json.dumps({"auc": scorer.auc, "seconds": seconds}) + "\n")

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from effc.compiler.apps.rttc.scorer import LEAST_AUC, LabelledAnswer, halves, train
-from effc.compiler.apps.rttc.tuned_scorer import tune
+from effc.compiler.apps.rttc.scorer import LEAST_AUC, LabelledAnswer, split_by_question, train_scorer
+from effc.compiler.apps.rttc.tuned_scorer import train_tuned_scorer
 
 from bench.rttc import encoder
 
@@ -40,8 +40,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         embedder, started = encoder(Path(cache)), time.process_time()
         how = {"seed": asked.seed, "force": True}
-        made = train(graded, embedder, **how) if asked.scorer == "head" else tune(graded, embedder, asked.scorer, **how)
-    held = halves(graded, asked.seed)[1]
+        made = (
+            train_scorer(graded, embedder, **how)
+            if asked.scorer == "head"
+            else train_tuned_scorer(graded, embedder, asked.scorer, **how)
+        )
+    held = split_by_question(graded, asked.seed)[1]
     right = sum(one.right for one in held) / len(held)
     verdict = "refused unless forced" if made.auc < LEAST_AUC else "taken"
     print(

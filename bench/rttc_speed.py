@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.attachment import attachment_paths
-from effc.compiler.apps.rttc.batching import Batcher, agree
+from effc.compiler.apps.rttc.batching import Batcher, batching_matches_single
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
@@ -70,7 +70,7 @@ def hit(folder: Path) -> None:
     client = client_of(folder, [task])
     asked = [[{"role": "user", "content": one.sample.question}] for one in task.dev]
     for question in asked:
-        vector = client.facts().project(client.embedder.embed([question[0]["content"]])[0])
+        vector = client.base_facts().project(client.embedder.embed([question[0]["content"]])[0])
         client.states.put(vector, client.adaptable.state())
     ways = {
         "direct": replace(client, policy=Policy("direct")),
@@ -116,7 +116,7 @@ def batch(rows: int = 8, length: int = 16) -> None:
         ]
         batcher, settings = Batcher(model, prompts, adaptable), Settings(max_tokens=length)
         say = [partial(batcher.answer, ids, settings, lambda: False, s) for ids, s in zip(asked, states, strict=True)]
-        assert agree(model, adaptable), "rows of a batch are those alone"
+        assert batching_matches_single(model, adaptable), "rows of a batch are those alone"
         started = time.process_time()
         alone = [one() for one in say]
         single, started = time.process_time() - started, time.process_time()

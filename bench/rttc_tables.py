@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effc.compiler.apps.rttc.calibration import aucs
-from effc.compiler.apps.rttc.drawing import svg
-from effc.compiler.apps.rttc.policy import BRANCHES, Point, Trial, calibrate, outcome
+from effc.compiler.apps.rttc.calibration import auc_by_branch
+from effc.compiler.apps.rttc.drawing import svg_chart
+from effc.compiler.apps.rttc.policy import BRANCHES, Point, Trial, calibrate_thresholds, trial_outcome
 from effc.compiler.apps.rttc.router import Router, features
-from effc.compiler.apps.rttc.router import train as router_of
-from effc.compiler.apps.rttc.scaling import better_scaled, scales_of
+from effc.compiler.apps.rttc.router import train_router as router_of
+from effc.compiler.apps.rttc.scaling import better_scaled, fit_scales
 from effc.compiler.apps.rttc.scorer import auc
 from effc.compiler.apps.rttc.signals import Signals
 
@@ -80,11 +80,11 @@ def stepwise(
 ) -> Result:
     """By thresholds of dev questions; `scaled` may compare chances in place of rewards, as a compile does."""
     known = trials(dev, reward)
-    scales = scales_of(known) if scaled else {}
-    chosen = calibrate(known, price, scales=scales)[0]
+    scales = fit_scales(known) if scaled else {}
+    chosen = calibrate_thresholds(known, price, scales=scales)[0]
     kept = chosen.scales if kind != "best" else scales if scaled and better_scaled(known, scales) else {}
     chosen = replace(chosen, kind=kind, scales=kept)
-    found = [outcome(trial, chosen) for trial in trials(test, reward)]
+    found = [trial_outcome(trial, chosen) for trial in trials(test, reward)]
     right = [row["right"][branch] for row, (branch, _) in zip(test, found, strict=True)]
     return Result(right, [seconds for _, seconds in found], [branch for branch, _ in found])
 
@@ -150,7 +150,7 @@ def policies(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) ->
     yield from ((f"always {branch}", always(test, branch)) for branch in BRANCHES)
     yield "random, equal shares", at_random(test)
     for reward in rewards:
-        area = f"`{reward}` (AUC on dev {aucs(trials(dev, reward))['all']:.2f})"
+        area = f"`{reward}` (AUC on dev {auc_by_branch(trials(dev, reward))['all']:.2f})"
         for name, scaled in (("rewards", False), ("chances", True)):
             yield f"best of all by {name}, {area}", stepwise(dev, test, reward, 0.0, "best", scaled)
         for price in PRICES[:2]:
@@ -201,7 +201,7 @@ def summary(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> 
     router = next(name for name in points if name.startswith("router") and "the default" in name)
     named = [name for name in points if name.startswith("always")] + ["random, equal shares", router]
     marked = {name.split(", ")[0]: points[name] for name in named}
-    return svg([point for name, point in points.items() if name != "oracle"], marked, "test questions")
+    return svg_chart([point for name, point in points.items() if name != "oracle"], marked, "test questions")
 
 
 def main(folder: Path, drawn: Path | None = None) -> None:

@@ -36,7 +36,7 @@ def learned(program, adapters, drawn, rows: Tensor, rule, steps: int, lr: float,
         share = min(1.0, (step + 1) / max(1, steps // 20)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * share
-        lesson.learn(torch.randint(len(rows), (BATCH,), generator=chance), 1.0)
+        lesson.accumulate_gradients(torch.randint(len(rows), (BATCH,), generator=chance), 1.0)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -49,26 +49,26 @@ def scale(adapters, ranks, rule) -> None:
 
 def perplexities(build, program, rule, steps: int, lr: float, seed: int) -> list[float]:
     """On held-out text with each rank everywhere, after training by a rule."""
-    from effc.compiler.models.rows.forward import nll
+    from effc.compiler.models.rows.forward import total_nll
     from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
-    from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+    from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
     from effc.dsl.checker.values import DataRef
 
-    paths, found = adaptable(program, None), []
+    paths, found = adaptable_modules(program, None), []
     drawn = ChoiceSampler(Space.of_ranks(paths, "layer", skeleton_of(program), RANKS), seed)
-    with adapted(program.model, paths, Shape(RANKS[0], ALPHA, 0.0), seed) as adapters:
+    with with_adapters(program.model, paths, Shape(RANKS[0], ALPHA, 0.0), seed) as adapters:
         adapters.follow(drawn.ranks)
         learned(program, adapters, drawn, build.ctx.rows(DataRef("calib")), rule, steps, lr, seed)
         for name in ("largest", "middle", "smallest"):
             drawn.take(drawn.space.choice(name))
             scale(adapters, drawn.ranks, rule)
-            nats, tokens = nll(program.model, build.ctx.rows(DataRef("heldout")))
+            nats, tokens = total_nll(program.model, build.ctx.rows(DataRef("heldout")))
             found.append(math.exp(nats / tokens))
     return found
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=120)
@@ -76,12 +76,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()))
     print(f"\n| | learning rate | {' | '.join(f'rank {r}' for r in RANKS)} |\n|---|---|{'---|' * len(RANKS)}")
     with tempfile.TemporaryDirectory() as folder:
         build = begun(Path(folder), "60% of MLP channels", "lora", 1, 0)
-        build.step(build.plan.stages[0])
-        program = build.reach(build.plan.stages[0].key).program
+        build.run_step(build.plan.stages[0])
+        program = build.load_outcome(build.plan.stages[0].key).program
         for name, rule in RULES.items():
             for lr in asked.lr:
                 every = [perplexities(build, program, rule, asked.steps, lr, seed) for seed in asked.seeds]

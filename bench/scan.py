@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from effc.compiler.core.environment import processor_name
-from effc.compiler.ir.layers.fast_mixers import quicken
+from effc.compiler.ir.layers.fast_mixers import use_kernels
 from effc.kernels import levels
 from torch import nn
 from transformers import Mamba2Config, Mamba2Model, MambaConfig, MambaModel
@@ -194,7 +194,7 @@ def main() -> None:
         plain = models(getattr(torch, chosen.dtype))
         pairs = {name: (model, copy.deepcopy(model)) for name, model in plain.items()}
         for name, (model, quick) in pairs.items():
-            assert quicken(quick), "the kernels are not compiled"
+            assert use_kernels(quick), "the kernels are not compiled"
             ids = torch.randint(0, 255, (1, 64))
             one, two = (m(ids, use_cache=False).last_hidden_state.float() for m in (model, quick))
             print(f"{name}: largest difference {float((one - two).abs().max()):.2g} of {float(one.abs().max()):.2g}")

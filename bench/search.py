@@ -18,7 +18,7 @@ import torch
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.outcome import Model
-from effc.compiler.transforms.supernet.explorer import Explorer, Objective, unbeaten
+from effc.compiler.transforms.supernet.explorer import Explorer, Objective, non_dominated
 from effc.compiler.transforms.supernet.family import Family
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,7 +88,7 @@ def main() -> None:
             top = whole.evaluate(net.space.genome(net.space.choice("largest")))
     scaled = {run: [(v[0] / top[0], v[1] / top[1]) for v in values.values()] for run, values in runs.items()}
     known = {(run, i): v for run, values in scaled.items() for i, v in enumerate(values)}
-    best = volume([known[name] for name in unbeaten(known)])
+    best = volume([known[name] for name in non_dominated(known)])
     print(f"{net.space.size:,} choices of {len(net.space.dims)} dimensions; {len(evaluated)} evaluated in ", end="")
     print(f"{time.monotonic() - began:.0f} s; share of the area below all fronts together, mean and range of seeds\n")
     print("| | " + " | ".join(f"{n} evaluations" for n in AT if n <= asked.evals) + " |")

@@ -34,8 +34,8 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.shrink import params
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
-from effc.compiler.core.fingerprint import machine
-from effc.compiler.driver.api import plans, session
+from effc.compiler.core.fingerprint import machine_facts
+from effc.compiler.driver.api import make_plans, open_session
 from effc.compiler.driver.pipeline import Build
 from effc.compiler.ir.capture.capture import capture
 
@@ -92,16 +92,16 @@ def row(method: str, model: str, share: float, seed: int, tokens: int, cache: Pa
                 more=METHODS[method] + ("," if METHODS[method] else ""),
             )
         )
-        opened = session(folder / "cost.effspec", cache_dir=cache, threads=torch.get_num_threads(), seed=seed)
+        opened = open_session(folder / "cost.effspec", cache_dir=cache, threads=torch.get_num_threads(), seed=seed)
         opened.settings = replace(
             opened.settings, on_event=lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
         )
-        (plan,) = plans(opened)
+        (plan,) = make_plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         started = time.perf_counter()
-        build.step(plan.stages[0])
+        build.run_step(plan.stages[0])
         seconds = time.perf_counter() - started
-        program = build.reach(plan.stages[0].key).program
+        program = build.load_outcome(plan.stages[0].key).program
         return _facts(program, build, said, seconds, tokens)
 
 
@@ -180,7 +180,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cache = options.cache or Path(tempfile.mkdtemp())
     print(
-        f"{', '.join(f'{k} {v}' for k, v in machine().items())}, 1 thread; {options.tokens} tokens to score", flush=True
+        f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, 1 thread; {options.tokens} tokens to score",
+        flush=True,
     )
     rows = []
     for model in options.model:

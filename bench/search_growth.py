@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
-from effc.compiler.core.fingerprint import machine
-from effc.compiler.driver.api import plans, session
+from effc.compiler.core.fingerprint import machine_facts
+from effc.compiler.driver.api import make_plans, open_session
 from effc.compiler.driver.pipeline import Build
 
 WHOLE = "layer forwards, were every candidate scored by the whole model"
@@ -61,14 +61,14 @@ def searched(widths: str, layers: int, tokens: int, search: str, share: float) -
                 more=SPLIT if search == "exact" else "",
             )
         )
-        opened, said = session(folder / "lean.effspec", cache_dir=folder / "cache", threads=1), {}
+        opened, said = open_session(folder / "lean.effspec", cache_dir=folder / "cache", threads=1), {}
         opened.settings = replace(
             opened.settings, on_event=lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
         )
-        (plan,) = plans(opened)
+        (plan,) = make_plans(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(folder / "cache"))
         started = time.perf_counter()
-        build.step(plan.stages[0])
+        build.run_step(plan.stages[0])
         return {
             "cuts": sum(name.startswith("cut ") for name in said),
             "run": said["layer forwards"],
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{', '.join(f'{k} {v}' for k, v in machine().items())}, seed 0, widths {options.widths}")
+    print(f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, seed 0, widths {options.widths}")
     print(
         f"{'':8} {'layers':>6} {'tokens':>6} {'cuts':>5} {'layer forwards':>14} {'of whole':>8} {'per cut':>8} "
         f"{'kept MiB':>8} {'seconds':>8} {'peak GiB':>8}"

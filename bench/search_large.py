@@ -82,7 +82,7 @@ def searched(folder: Path, size: str, options: argparse.Namespace) -> dict[str, 
     import torch
     from effc.compiler.core.cache import Cache
     from effc.compiler.core.events import Recorded, Said, Ticked
-    from effc.compiler.driver.api import plans, session
+    from effc.compiler.driver.api import make_plans, open_session
     from effc.compiler.driver.pipeline import Build
 
     torch.set_num_threads(options.threads)
@@ -105,15 +105,15 @@ def searched(folder: Path, size: str, options: argparse.Namespace) -> dict[str, 
             last[0] = time.monotonic()
             print(f"{time.process_time():8.0f} s  {event}", file=sys.stderr, flush=True)
 
-    opened = session(recipe, cache_dir=cache, threads=options.threads, max_memory=int(options.max_memory * 2**30))
+    opened = open_session(recipe, cache_dir=cache, threads=options.threads, max_memory=int(options.max_memory * 2**30))
     opened.settings = replace(opened.settings, on_event=tell)
-    (plan,) = plans(opened)
+    (plan,) = make_plans(opened)
     stage = plan.stages[0]
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
     started, busy = time.perf_counter(), time.process_time()
-    build.step(stage)
+    build.run_step(stage)
     kept = Path("/proc/self/status").read_text()
-    program = build.reach(stage.key).program
+    program = build.load_outcome(stage.key).program
     rounds = [note["scores"] for note in program.notes if "scores" in note]
     return {
         "cuts": len(rounds),
@@ -145,9 +145,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.inside:
         return print(json.dumps(searched(options.folder / options.sizes[0], options.sizes[0], options)))
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), f"{options.tokens} tokens scored", sep=", ")
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"{options.tokens} tokens scored", sep=", ")
     for size in options.sizes:
         make(options.folder / size, size)
         again = [sys.executable, __file__, *sys.argv[1:], "--inside"]

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.core.fingerprint import machine
+from effc.compiler.core.fingerprint import machine_facts
 from effc.compiler.core.memory import anonymous_bytes
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import evaluating
 from effc.compiler.transforms.search.gradients import DRAWS, Gradients
-from effc.compiler.transforms.search.importance import obs
+from effc.compiler.transforms.search.importance import obs_importance
 from effc.compiler.transforms.search.prefix import Prefix
 from effc.compiler.transforms.search.reconstruct import Moments, Reconstruction, module_of, readers
 from search_large import GROUP, SIZES, make
@@ -64,12 +64,12 @@ def measured(size: str, folder: Path, tokens: int) -> dict[str, float]:
         found["read"] = timed(f"{tokens} tokens, read", read)
         collect = timed(
             f"{tokens} tokens, read for moments of one MLP",
-            lambda: moments.collect(program, [module_of(member)], read, 1 << 40),
+            lambda: moments.collect_in_passes(program, [module_of(member)], read, 1 << 40),
         )
         found["moments"] = max(0.0, collect - found["read"])
-        found["rank"] = timed("channels of one MLP, ranked", lambda: obs(program, group, moments))
+        found["rank"] = timed("channels of one MLP, ranked", lambda: obs_importance(program, group, moments))
         repair, items = Reconstruction(program, moments), list(range(GROUP[size]))
-        found["fit"] = timed("one cut of channels, refitted", lambda: repair.without(group, (), items))
+        found["fit"] = timed("one cut of channels, refitted", lambda: repair.weights_without(group, (), items))
     found["layer"], found["behind"] = swept(program, ids)
     return found
 
@@ -84,9 +84,9 @@ def swept(program, ids: torch.Tensor) -> tuple[float, float]:
                 program.model(rows, use_cache=False)
         return 0.0
 
-    prefix.measure(run)
+    prefix.measure_from(run)
     sweep, grads = Gradients(prefix, 0), []
-    behind = timed("gradients of what the last layer gives", lambda: grads.extend(sweep._behind()[0]))
+    behind = timed("gradients of what the last layer gives", lambda: grads.extend(sweep._loss_gradients()[0]))
     last = len(program.units) - 1
     layer = timed(
         f"gradients through one layer, {1 + DRAWS} at once",
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/large"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), f"{options.threads} threads", sep=", ")
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"{options.threads} threads", sep=", ")
     make(options.folder / options.size, options.size)
     found = measured(options.size, options.folder, options.tokens)
     print("\nwrite x 256; moments: 8192 tokens; ranking: every MLP; sweep: head, every layer, 4L candidates in their")

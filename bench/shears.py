@@ -106,12 +106,12 @@ def built(folder: Path, name: str, asked, seed: int):
         steps = steps.replace(f"{{{key}}}", str(value))
     path = folder / "shears.effspec"
     path.write_text(RECIPE.format(model=asked.model, data=data, steps=steps), encoding="utf-8")
-    session = api.session(path, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=seed)
-    (plan,) = api.plans(session)
+    session = api.open_session(path, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=seed)
+    (plan,) = api.make_plans(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
-        build.step(stage)
-    outcome = build.reach(plan.stages[-1].key if plan.stages else plan.identity)
+        build.run_step(stage)
+    outcome = build.load_outcome(plan.stages[-1].key if plan.stages else plan.identity)
     return (outcome.load(outcome.points[0]) if hasattr(outcome, "points") else outcome.program), build.ctx
 
 
@@ -134,7 +134,7 @@ def said(program, ctx, task: str) -> dict[str, float]:
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -151,7 +151,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     split(asked.data, folder, asked.task)
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     found: dict[str, list[dict[str, float]]] = {}
     for seed in asked.seeds:
         for name in asked.only:

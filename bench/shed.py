@@ -73,26 +73,26 @@ def build_of(folder: Path, model: str, step: str, heal: int):
         else ""
     )
     recipe.write_text(RECIPE.format(model=model, texts=TEXTS, step=step, heal=fit))
-    session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
-    (plan,) = api.plans(session)
+    session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
+    (plan,) = api.make_plans(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
 def perplexity(model, ctx) -> float:
-    from effc.compiler.models.rows.forward import nll
+    from effc.compiler.models.rows.forward import total_nll
     from effc.dsl.checker.values import DataRef
 
-    nats, tokens = nll(model, ctx.rows(DataRef("heldout")))
+    nats, tokens = total_nll(model, ctx.rows(DataRef("heldout")))
     return math.exp(nats / tokens)
 
 
 def in_turns(metric, models) -> list[float]:
     """What a timed metric says of several models whose steps take turns, the order changing every round."""
-    from effc.compiler.evaluation.timing import WARMUP, still
+    from effc.compiler.evaluation.timing import WARMUP, quiet_clock
 
     clocks = [metric.clock(model) for model in models]
     taken: list[list[float]] = [[] for _ in models]
-    with still(models[0]), still(models[1]):
+    with quiet_clock(models[0]), quiet_clock(models[1]):
         for turn in range(WARMUP + clocks[0].count):
             for i in (0, 1)[:: 1 if turn % 2 == 0 else -1]:
                 taken[i].append(clocks[i].step())
@@ -110,7 +110,7 @@ def share_of_time(metric, original, result, times: int = 5) -> float:
 
 def measured(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
     from effc.compiler.core.events import Recorded
-    from effc.compiler.ir.layers.fast_mixers import quicken
+    from effc.compiler.ir.layers.fast_mixers import use_kernels
     from effc.dsl.checker.values import MetricRef
 
     build = build_of(folder, model, step, heal)
@@ -118,10 +118,10 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     recorded = lambda event: told.update({event.name: event.value} if isinstance(event, Recorded) else {})  # noqa: E731
     build.ctx = replace(build.ctx, settings=replace(build.ctx.settings, on_event=recorded))
     started = time.perf_counter()
-    build.step(build.plan.stages[0])
+    build.run_step(build.plan.stages[0])
     seconds = time.perf_counter() - started
-    program = build.reach(build.plan.stages[0].key).program
-    quicken(program.model)
+    program = build.load_outcome(build.plan.stages[0].key).program
+    use_kernels(program.model)
     size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
     prefill, decode = (
         share_of_time(build.ctx.metric(ref), original, program.model)
@@ -130,8 +130,8 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     shed = perplexity(program.model, build.ctx)
     healed = None
     if heal:
-        build.step(build.plan.stages[1])
-        healed = perplexity(build.reach(build.plan.stages[1].key).program.model, build.ctx)
+        build.run_step(build.plan.stages[1])
+        healed = perplexity(build.load_outcome(build.plan.stages[1].key).program.model, build.ctx)
     return Point(
         kind,
         step,
@@ -200,8 +200,8 @@ def _read(points: list[Point], base: float, axis: str, share: float) -> str:
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
-    from effc.compiler.ir.layers.fast_mixers import quicken
+    from effc.compiler.core.fingerprint import machine_facts
+    from effc.compiler.ir.layers.fast_mixers import use_kernels
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["tiny-mamba2", "tiny-hybrid"])
@@ -209,13 +209,13 @@ def main() -> None:
     parser.add_argument("--heal", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()))
     line = "  {:<48}{:>8}{:>9}{:>8}{:>12}{:>9}{:>7}{:>10}{:>9}"
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models:
             build = build_of(Path(folder), model, STEPS["scans"][0], 0)
-            original = build.reach(build.plan.identity).program.model
-            quicken(original)
+            original = build.load_outcome(build.plan.identity).program.model
+            use_kernels(original)
             base, points = perplexity(original, build.ctx), []
             print(f"\n{model}: held-out perplexity {base:.2f}; shares of the original")
             print(

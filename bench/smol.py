@@ -72,7 +72,7 @@ def session_of(
     recipe = folder / f"{name}.effspec"
     data = DATA.format(bible=BIBLE, samples=samples, seed=seed, rows=8)
     recipe.write_text(RECIPE.format(model=model, data=data, steps=steps, emit=emit))
-    return api.session(recipe, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=chance)
+    return api.open_session(recipe, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=chance)
 
 
 def build_of(folder: Path, name: str, steps: str, **more):
@@ -81,7 +81,7 @@ def build_of(folder: Path, name: str, steps: str, **more):
     from effc.compiler.driver.pipeline import Build
 
     opened = session_of(folder, name, steps, **more)
-    (plan,) = api.plans(opened)
+    (plan,) = api.make_plans(opened)
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
 
 
@@ -89,14 +89,14 @@ def finished(build):
     """The program after the last step; what the cache has is not done again."""
     for stage in build.plan.stages:
         build.step(stage)
-    return build.reach(build.plan.stages[-1].key if build.plan.stages else build.plan.identity).program
+    return build.load_outcome(build.plan.stages[-1].key if build.plan.stages else build.plan.identity).program
 
 
 def perplexities(program, ctx) -> list[float]:
-    from effc.compiler.models.rows.forward import nll
+    from effc.compiler.models.rows.forward import total_nll
     from effc.dsl.checker.values import DataRef
 
-    sums = [nll(program.model, ctx.rows(DataRef(name))) for name in HELD_OUT]
+    sums = [total_nll(program.model, ctx.rows(DataRef(name))) for name in HELD_OUT]
     return [math.exp(nats / tokens) for nats, tokens in sums]
 
 
@@ -105,7 +105,7 @@ def before_and_after(build, healed: bool) -> tuple[object, list[float], list[flo
     stages = build.plan.stages[:-1] if healed else build.plan.stages
     for stage in stages:
         build.step(stage)
-    program = build.reach(stages[-1].key if stages else build.plan.identity).program
+    program = build.load_outcome(stages[-1].key if stages else build.plan.identity).program
     before = perplexities(program, build.ctx)
     return program, before, perplexities(finished(build), build.ctx) if healed else []
 

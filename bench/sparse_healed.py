@@ -32,7 +32,7 @@ HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -47,7 +47,7 @@ def main() -> None:
         asked.only = [name for name in asked.only if "," not in name]
     folder = asked.folder.resolve()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     print(
         f"calibrated on {asked.samples} x 256 tokens, healed for {asked.steps} steps of 4 x 128; perplexity", flush=True
     )

@@ -54,16 +54,16 @@ def build_of(folder: Path, model: str, step: str, samples: int):
 
     recipe = folder / "sparsity.effspec"
     recipe.write_text(RECIPE.format(model=source(model), texts=TEXTS, step=step, samples=samples))
-    session = api.session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
-    (plan,) = api.plans(session)
+    session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
+    (plan,) = api.make_plans(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
 def perplexity(program, ctx) -> float:
-    from effc.compiler.models.rows.forward import nll
+    from effc.compiler.models.rows.forward import total_nll
     from effc.dsl.checker.values import DataRef
 
-    nats, tokens = nll(program.model, ctx.rows(DataRef("heldout")))
+    nats, tokens = total_nll(program.model, ctx.rows(DataRef("heldout")))
     return math.exp(nats / tokens)
 
 
@@ -72,7 +72,7 @@ def cases(only: list[str]) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(WORDS), choices=list(WORDS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     print(f"{args.model}, masks look at {args.samples} x 256 tokens", flush=True)
     line = "{:<18}{:>9}{:>9}{:>12}{:>8}"
     print(line.format("", "pattern", "zeros", "perplexity", "s"), flush=True)
@@ -91,13 +91,13 @@ def main() -> None:
         for number, (word, pattern) in enumerate(cases(args.only)):
             build = build_of(folder, args.model, WORDS[word].format(PATTERNS[pattern]), args.samples)
             (stage,) = build.plan.stages
-            program = build.reach(build.plan.identity).program
+            program = build.load_outcome(build.plan.identity).program
             if not number:
                 print(line.format("dense", "", "", f"{perplexity(program, build.ctx):.2f}", ""), flush=True)
             started = time.perf_counter()
-            build.step(stage)
+            build.run_step(stage)
             seconds = time.perf_counter() - started
-            program = build.reach(stage.key).program
+            program = build.load_outcome(stage.key).program
             zeros = next(note["sparsity"] for note in program.notes if "sparsity" in note)
             print(
                 line.format(word, pattern, f"{zeros:.1%}", f"{perplexity(program, build.ctx):.2f}", f"{seconds:.0f}"),

@@ -31,7 +31,7 @@ def serve(folder: Path, threads: int) -> None:
 
 
 def main() -> None:
-    from effc.compiler.core.fingerprint import machine
+    from effc.compiler.core.fingerprint import machine_facts
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -41,7 +41,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.serve:
         return serve(asked.folder, asked.threads[0])
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), flush=True)
+    print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     command = [sys.executable, __file__, str(asked.folder), "--serve", "--threads"]
     players = {n: subprocess.Popen([*command, str(n)], stdin=-1, stdout=-1, text=True) for n in asked.threads}
     seconds: dict[int, list[float]] = {n: [] for n in players}

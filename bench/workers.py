@@ -23,7 +23,7 @@ from effc.compiler.core.events import Said
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.driver.worker_pool import transport_of, working
+from effc.compiler.driver.worker_pool import make_transport, worker_team
 from effc.compiler.driver.worker_transport import Processes, WorkerTransport
 
 RECIPE = """effspec 1
@@ -61,14 +61,16 @@ def searched(folder: Path, workers: str) -> tuple[float, float, int]:
             called.append(time.monotonic())
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
-        session = api.session(folder / "few.effspec", cache_dir=Path(cache), threads=1, workers=workers, on_event=tell)
-        (plan,) = api.plans(session)
-        with working(session, transport_of(session.settings) if workers else None) as team:
+        session = api.open_session(
+            folder / "few.effspec", cache_dir=Path(cache), threads=1, workers=workers, on_event=tell
+        )
+        (plan,) = api.make_plans(session)
+        with worker_team(session, make_transport(session.settings) if workers else None) as team:
             ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
             build, began = Build(plan, ctx, kept, team=team), time.monotonic()
-            build.step(plan.stages[-1])
+            build.run_step(plan.stages[-1])
             took = time.monotonic() - began
-        body = kept.step(plan.stages[-1].key)
+        body = kept.read_step(plan.stages[-1].key)
         scores = sum(len(note.get("scores", ())) for note in body["notes"]["program"])
     return took, (called[0] - began if called else 0.0), scores
 
@@ -111,7 +113,7 @@ def main() -> None:
         folder = Path(place)
         kinds = {"process": Processes(1, 1)}
         if asked.ray:
-            kinds["Ray"] = transport_of(Settings(folder, workers="ray"))
+            kinds["Ray"] = make_transport(Settings(folder, workers="ray"))
             assert kinds["Ray"].size, "a cluster of nobody"
         for name, hands in kinds.items():
             ready, took = ping(hands, 200)

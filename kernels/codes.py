@@ -30,7 +30,7 @@ class Codes:
     zero: Tensor
 
 
-def codes(weight: Tensor, group: int) -> Codes:
+def codes_of_weight(weight: Tensor, group: int) -> Codes:
     """Codes of a weight [n, k]: exactly those of its grid if it is on one, of whatever group; else the nearest on
     grids of `group` inputs whose squared error is least.
     """
@@ -39,7 +39,7 @@ def codes(weight: Tensor, group: int) -> Codes:
         if exact is not None:
             return exact
     padded = _padded(weight.float(), group)
-    scales = Grid(BITS, group, symmetric=False, search=True).fit(padded)
+    scales = Grid(BITS, group, symmetric=False, search=True).fit_scales(padded)
     return Codes(group, scales.codes(padded), scales.scale, scales.zero)
 
 
@@ -49,10 +49,10 @@ def exact_codes(weight: Tensor, group: int) -> Codes | None:
     Source: own. Of a group the least weight is most often the scale itself, the largest a small multiple of it, and a
     scale has 8 bits.
     """
-    return _steps(weight, group) if _steps(weight[:_MAX_TRIALS], group) else None
+    return _recover_steps(weight, group) if _recover_steps(weight[:_MAX_TRIALS], group) else None
 
 
-def _steps(weight: Tensor, group: int) -> Codes | None:
+def _recover_steps(weight: Tensor, group: int) -> Codes | None:
     n = len(weight)
     groups = _padded(weight, group).reshape(-1, group)
     steps, scale = torch.zeros_like(groups, dtype=torch.int8), torch.ones(len(groups))

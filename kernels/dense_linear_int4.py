@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import native
 from . import packed as packing
-from .codes import GROUPS, codes
-from .packed_linear import PackedLinear, quantised
+from .codes import GROUPS, codes_of_weight
+from .packed_linear import PackedLinear, rounded_matmul
 
 ZEROS = 1 << 16  # in a header's `group`: zeros are stored
 
@@ -32,11 +32,11 @@ class DenseLinearInt4(PackedLinear):
         (n, k), label = weight.shape, packing.weight_label(weight)
         if not weight.isfinite().all():
             raise native.KernelError(f"{label} can't be used: {native.SENTENCES['not_finite']}")
-        grid_codes = codes(weight, group)
+        grid_codes = codes_of_weight(weight, group)
         zeros = bool((grid_codes.zero != 8).any())
         head = packing.Header(kind=packing.KINDS[cls.name], n=n, k=k, group=grid_codes.group | (ZEROS if zeros else 0))
         native.call("pack_begin", ctypes.byref(head), label=label)
-        stream = torch.cat(_sections(grid_codes, zeros, head.blocks), 1)
+        stream = torch.cat(_packed_sections(grid_codes, zeros, head.blocks), 1)
         head.bytes = head.stream_at + stream.numel() + 64
         packed = packing.allocate_zeros(head.bytes)
         packed[:128] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
@@ -53,11 +53,11 @@ class DenseLinearInt4(PackedLinear):
         padding = -weight.shape[1] % group
         by_groups = torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, group))
         wide = torch.nn.functional.pad(weight, (0, padding)).unflatten(-1, (-1, group))
-        parts = [quantised(by_groups[..., i, :].double(), wide[:, i], None) for i in range(wide.shape[1])]
+        parts = [rounded_matmul(by_groups[..., i, :].double(), wide[:, i], None) for i in range(wide.shape[1])]
         return (sum(parts) + (0 if bias is None else bias.double())).to(x.dtype)
 
 
-def _sections(grid_codes, zeros: bool, blocks: int) -> list[Tensor]:
+def _packed_sections(grid_codes, zeros: bool, blocks: int) -> list[Tensor]:
     """Scales, zeros and codes of all blocks, each [blocks, bytes] uint8, as `packed.h` draws them."""
     groups, rows = grid_codes.scale.shape[1], 16 * blocks
     scale = _rows(grid_codes.scale.bfloat16().view(torch.int16), rows).reshape(blocks, 16, groups)

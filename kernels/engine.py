@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import levels, native, packed
 from .cores import usable_cores
-from .engine_plan import Layout, laid_out
+from .engine_plan import Layout, check_plan
 from .engine_steps import Plan, Slot, Step, Weight
 from .native import KernelError
 
@@ -62,7 +62,7 @@ class Engine:
         _refuse_other_sources()
         if sequences > MAX_SEQUENCES:
             raise KernelError(f"an engine remembers at most {MAX_SEQUENCES} sequences, not {sequences}")
-        layout = laid_out(plan, weights, deep)
+        layout = check_plan(plan, weights, deep)
         if context is not None and context > layout.context:
             raise KernelError(
                 f"the model's limit is {layout.context} tokens of a sequence, and {context} are asked for"
@@ -74,21 +74,21 @@ class Engine:
         self.source_vocabulary = layout.encoder.vocabulary if layout.encoder else 0
         self.backward = not layout.stateful
         self.threads = min(threads, usable_cores(), MAX_THREADS)
-        self._weights = self._resident(layout.weights) if copy else weights
-        c_plan = self._laid(layout, self.context, int(steady))
+        self._weights = self._one_block(layout.weights) if copy else weights
+        c_plan = self._ctypes_plan(layout, self.context, int(steady))
         native.call("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
 
-    def _laid(self, layout: Layout, context: int, steady: int) -> Plan:
+    def _ctypes_plan(self, layout: Layout, context: int, steady: int) -> Plan:
         """A plan as C++ reads it, with that of its encoder, if it has one; it keeps what it points to."""
         steps, widths = _array(Step, layout.steps), _array(ctypes.c_int32, layout.widths)
         weights, slots = _array(Weight, layout.weights), _array(Slot, layout.slots)
-        inner = layout.encoder and ctypes.pointer(self._laid(layout.encoder, layout.encoder.context, steady))
+        inner = layout.encoder and ctypes.pointer(self._ctypes_plan(layout.encoder, layout.encoder.context, steady))
         counts = (len(part) for part in (steps, widths, weights, slots))
         constants = (layout.logits, levels.code(), self.threads, self.sequences, steady, 0, context)
         return Plan(steps, widths, weights, slots, *counts, *constants, inner)
 
     @staticmethod
-    def _resident(weights: list[Weight]) -> Tensor:
+    def _one_block(weights: list[Weight]) -> Tensor:
         """One block of memory that holds all weights, which then point to it."""
         starts, known, end = [], {}, 0
         for weight in weights:
@@ -112,11 +112,11 @@ class Engine:
         sequences   [n] the sequence of each
         outputs      increasing positions in `ids` whose logits are computed, or [n] bool; None for all
         """
-        ids, owners = _numbers("tokens", ids), _numbers("sequences", sequences)
-        rows = _numbers("wanted positions", range(len(ids)) if outputs is None else outputs)
-        self._fit(ids, owners, rows)
+        ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
+        rows = _to_int_array("wanted positions", range(len(ids)) if outputs is None else outputs)
+        self._check_batch(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
-        with self._open() as handle:
+        with self._in_use() as handle:
             status = native.function("engine_run")(
                 handle, len(ids), *(_address(n) for n in (ids, owners)), len(rows), _address(rows), logits.data_ptr()
             )
@@ -132,24 +132,24 @@ class Engine:
         ids         [n] tokens
         sequences   [n] the sequence of each
         """
-        ids, owners = _numbers("tokens", ids), _numbers("sequences", sequences)
+        ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
         if not self.sources:
             raise KernelError("the plan has no encoder, so it reads no sources")
-        self._fit_tokens(ids, owners, self.source_vocabulary)
+        self._check_tokens(ids, owners, self.source_vocabulary)
         if not len(ids):
             return
         self._check_bidirectional(owners, self.source)
         longest = max(Counter(owners).values())
         if longest > self.sources:
             raise KernelError(f"a source of {longest} tokens exceeds the {self.sources} that the encoder reads")
-        with self._open() as handle:
+        with self._in_use() as handle:
             status = native.function("engine_encode")(handle, len(ids), *(_address(n) for n in (ids, owners)))
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
             raise native.error_of(status, "the engine")
 
-    def _fit_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
+    def _check_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
         if len(ids) != len(owners):
             raise KernelError(f"{len(ids)} tokens need as many sequences, not {len(owners)}")
         if not len(ids):
@@ -161,8 +161,8 @@ class Engine:
                 f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
             )
 
-    def _fit(self, ids: array, owners: array, rows: array) -> None:
-        self._fit_tokens(ids, owners, self.vocabulary)
+    def _check_batch(self, ids: array, owners: array, rows: array) -> None:
+        self._check_tokens(ids, owners, self.vocabulary)
         if not len(ids):
             return
         if self.bidirectional:
@@ -191,32 +191,32 @@ class Engine:
     def length(self, sequence: int) -> int:
         """Tokens that a sequence has."""
         count = ctypes.c_int64()
-        with self._open() as handle:
+        with self._in_use() as handle:
             native.call("engine_length", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
         return count.value
 
     def source(self, sequence: int) -> int:
         """Tokens of a sequence's source."""
         count = ctypes.c_int64()
-        with self._open() as handle:
+        with self._in_use() as handle:
             native.call("engine_source", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
         return count.value
 
     def forget(self, sequence: int, length: int = 0) -> None:
         """Cut a sequence back to its first `length` tokens; the memory of the others is free. Without any of them its
         source goes too."""
-        with self._open() as handle:
+        with self._in_use() as handle:
             native.call("engine_forget", handle, sequence, length, label=f"sequence {sequence}")
 
     def cancel(self) -> None:
         """From any thread: the call that runs now raises `Cancelled`."""
-        with self._open() as handle:
+        with self._in_use() as handle:
             native.call("engine_cancel", handle, label="the engine")
 
     def spent(self, go_on: bool = True) -> dict[str, float]:
         """Seconds of all threads by kind of work since the last call of this; the first begins to measure."""
         sums = (ctypes.c_int64 * len(SPENT))()
-        with self._open() as handle:
+        with self._in_use() as handle:
             native.call("engine_profile", handle, sums, int(go_on), label="the engine")
         return {name: nanoseconds / 1e9 for name, nanoseconds in zip(SPENT, sums, strict=True)}
 
@@ -231,7 +231,7 @@ class Engine:
             native.call("engine_free", handle, label="the engine")
 
     @contextmanager
-    def _open(self) -> Iterator[ctypes.c_void_p]:
+    def _in_use(self) -> Iterator[ctypes.c_void_p]:
         """The engine for one call, which it outlives."""
         with self._free:
             if not self._handle:
@@ -258,7 +258,7 @@ def _refuse_other_sources() -> None:
         raise KernelError("the compiled kernels are of other sources than effc's Python; install effc again")
 
 
-def _numbers(label: str, numbers: Sequence[int] | Tensor) -> array:
+def _to_int_array(label: str, numbers: Sequence[int] | Tensor) -> array:
     """Whole numbers side by side; of truths the positions of those that are so."""
     values = numbers.tolist() if isinstance(numbers, Tensor) else list(numbers)
     if values and isinstance(values[0], bool):

@@ -2,7 +2,7 @@
 
 A plan is a closed list of steps over registers. A register is float32 rows [tokens, width]; every step
 writes one that no other step writes, from registers that steps before it wrote. `engine_steps.py` lists the ops
-and their fields; whatever a plan says, nothing past `laid_out` leaves its memory.
+and their fields; whatever a plan says, nothing past `check_plan` leaves its memory.
 """
 
 import math
@@ -34,7 +34,7 @@ class Layout:
     weights: list[Weight] = field(default_factory=list)
 
 
-def laid_out(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -> Layout:
+def check_plan(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -> Layout:
     """Check a plan and its weights; KernelError names the first step, register or weight that does not fit.
 
     weights   uint8 rows of bytes as `packed.pack` makes them, float32 or bfloat16; contiguous, in memory

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 NAMES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-MODEL = "amx_model"  # the AMX sources over tile instructions in plain C++; only `forced`, for tests
+MODEL = "amx_model"  # the AMX sources over tile instructions in plain C++; only `force_level`, for tests
 CODES = {name: code for code, name in enumerate((*NAMES, MODEL))}
 NEEDS = {
     "portable": "any processor",
@@ -39,7 +39,7 @@ def level() -> str:
     """The level that kernels run at now, one of `NAMES`."""
     if _forced:
         return _forced[-1]
-    return chosen(os.environ.get("EFFC_ISA", ""))
+    return select_level(os.environ.get("EFFC_ISA", ""))
 
 
 def code() -> int:
@@ -49,10 +49,10 @@ def code() -> int:
 
 def available() -> tuple[str, ...]:
     """The levels that can run here, lowest first."""
-    return tuple(name for name in NAMES if not lacking(name))
+    return tuple(name for name in NAMES if not unavailable_reason(name))
 
 
-def lacking(name: str) -> str:
+def unavailable_reason(name: str) -> str:
     """Why a level can't run here, as a sentence; "" where it can."""
     lib = library()
     if lib is None:
@@ -68,13 +68,13 @@ def lacking(name: str) -> str:
 
 
 @cache
-def chosen(name: str) -> str:
+def select_level(name: str) -> str:
     """The level for a value of `EFFC_ISA`; the highest for "" and "native"."""
     if name in ("", "native"):
         return available()[-1]
     if name not in NAMES:
         raise NoSuchLevel(f"EFFC_ISA is {name}, and the levels are {', '.join(NAMES)}")
-    reason = lacking(name)
+    reason = unavailable_reason(name)
     if reason:
         raise NoSuchLevel(f"EFFC_ISA is {name}: {reason}; the levels here are {', '.join(available())}")
     return name
@@ -86,16 +86,16 @@ def level_reason() -> str:
     if os.environ.get("EFFC_ISA", "") not in ("", "native"):
         return f"level {current}, as EFFC_ISA says; the highest here is {available()[-1]}"
     above = next((n for n in NAMES if CODES[n] > CODES[current]), None)
-    return f"level {current}" + (f"; not {above}: {lacking(above)}" if above else ", the highest")
+    return f"level {current}" + (f"; not {above}: {unavailable_reason(above)}" if above else ", the highest")
 
 
 _forced: list[str] = []
 
 
 @contextmanager
-def forced(name: str) -> Iterator[None]:
+def force_level(name: str) -> Iterator[None]:
     """Run kernels at a level that is available, or at `MODEL`, within a block: for tests and comparisons."""
-    assert not lacking(name), f"{name}: {lacking(name)}"
+    assert not unavailable_reason(name), f"{name}: {unavailable_reason(name)}"
     _forced.append(name)
     try:
         yield

@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from . import levels, native
 from . import packed as packing
-from .kernel import Kernel, unobserved
+from .kernel import Kernel, is_plain_cpu_call
 
 LINEARS: dict[str, type["PackedLinear"]] = {}  # those of `KERNELS` that do a linear module's work
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -33,14 +33,14 @@ class PackedLinear(Kernel):
     def unpack(cls, packed: Tensor) -> Tensor:
         """The weight [n, k] float32 that a packed one stands for, without the compiled library's help."""
         packing.check(cls.name, packed)
-        return unpacked(packed)
+        return unpack_weight(packed)
 
     @classmethod
     def call(cls, x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
         """Result of the op. Where nothing records it, its body is called at once: for one row of a small layer
         torch's dispatcher takes a quarter as long as the product, mostly to find that no gradient is wanted.
         """
-        if packed.is_cpu and unobserved(x):
+        if packed.is_cpu and is_plain_cpu_call(x):
             return cls.native(x, packed, bias, n)
         return getattr(torch.ops.effc, cls.name).default(x, packed, bias, n)
 
@@ -140,7 +140,7 @@ class PackedLinearInt8(PackedLinear):
 
     @classmethod
     def reference(cls, x, packed, bias, n):
-        return quantised(x, cls.unpack(packed), bias, cls.steps)
+        return rounded_matmul(x, cls.unpack(packed), bias, cls.steps)
 
 
 def _fit(bias: Tensor, n: int) -> Tensor:
@@ -151,7 +151,7 @@ def _fit(bias: Tensor, n: int) -> Tensor:
     return (bias if bias.dtype in _FLOATS else bias.float()).contiguous()
 
 
-def quantised(x: Tensor, weight: Tensor, bias: Tensor | None, steps: int = 127) -> Tensor:
+def rounded_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, steps: int = 127) -> Tensor:
     """x @ weight.T + bias with every row of x rounded to so many steps of its largest magnitude."""
     rows = x.float()
     largest = rows.abs().amax(-1, keepdim=True) if x.shape[-1] else rows
@@ -162,19 +162,19 @@ def quantised(x: Tensor, weight: Tensor, bias: Tensor | None, steps: int = 127) 
     return (y + (0 if bias is None else bias.double())).to(x.dtype)
 
 
-def unpacked(packed: Tensor) -> Tensor:
+def unpack_weight(packed: Tensor) -> Tensor:
     """The weight [n, k] float32 of a checked buffer, written from the format's description alone."""
     raw = packed.numpy()
     head = packing.Header.from_buffer_copy(raw[:128].tobytes())
     kernel = packing.facts(packed).kernel
     if "int4" in kernel:
-        return _grouped(raw, head)
+        return _unpack_int4(raw, head)
     offsets = raw[head.offsets_at : head.offsets_at + 8 * head.blocks + 8].view(np.int64)
     per_lane = 4 if "int8" in kernel else 2
     w = np.zeros((16 * head.blocks, head.tiles * 16 * per_lane), np.float32)
     for block in range(head.blocks):
         start = head.stream_at + offsets[block]
-        block_numbers = vectors(raw[start : head.stream_at + offsets[block + 1]], kernel, head.tiles)
+        block_numbers = weight_vectors(raw[start : head.stream_at + offsets[block + 1]], kernel, head.tiles)
         lanes = block_numbers.reshape(-1, 16, per_lane)  # [groups, outputs, inputs of a group]
         w[16 * block : 16 * block + 16] = lanes.transpose(1, 0, 2).reshape(16, -1)
     if per_lane == 4:
@@ -182,7 +182,7 @@ def unpacked(packed: Tensor) -> Tensor:
     return torch.from_numpy(w[: head.n, : head.k].copy())
 
 
-def _grouped(raw: np.ndarray, head: packing.Header) -> Tensor:
+def _unpack_int4(raw: np.ndarray, head: packing.Header) -> Tensor:
     """The weight of an int4 buffer: scales, zeros, codes, each for all groups of a block."""
     group, groups = head.group & 0xFFFF, head.tiles
     blocks = raw[head.stream_at : head.bytes - 64].reshape(head.blocks, -1)
@@ -199,7 +199,7 @@ def _grouped(raw: np.ndarray, head: packing.Header) -> Tensor:
     return torch.from_numpy(w.reshape(16 * head.blocks, -1)[: head.n, : head.k].copy())
 
 
-def vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
+def weight_vectors(stream: np.ndarray, kernel: str, tiles: int) -> np.ndarray:
     """The weights of a block as [groups, one vector] of numbers."""
     element = np.int8 if "int8" in kernel else np.uint16
     if kernel.startswith("dense"):

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import Kernel
-from .sequences import at, fit, inside, layout_of, live, one_type, plain, rows, run
+from .sequences import at, fit, inside, layout_of, live_ranges, one_type, plain, rows, run
 
 
 def keep(ctx, inputs, output) -> None:
@@ -35,7 +35,7 @@ def backward(ctx, grad, grad_state) -> tuple:
         *map(at, wide),
         *map(at, inputs),
         *map(at, outputs),
-        at(live(bounds, batches, length)),
+        at(live_ranges(bounds, batches, length)),
         batches,
         length,
         channels,
@@ -107,7 +107,7 @@ class SelectiveScan(Kernel):
     def native(cls, x, dt, a, b, c, d, z, bias, softplus, state, bounds):
         (batches, channels, length), n = x.shape, a.shape[-1]
         _fit(x, dt, a, b, c, d, z, bias, state)
-        bounds = live(bounds, batches, length)
+        bounds = live_ranges(bounds, batches, length)
         x_rows, dt, b, c, z = one_type(x, dt, b, c, z)
         x_rows, b, c, dt = rows(x_rows.mT), rows(b.mT), rows(c.mT), dt.mT  # [b, t, c] and [b, t, n]
         z = None if z is None else rows(z.mT)

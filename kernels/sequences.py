@@ -39,7 +39,7 @@ def one_type(*tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None else x.float() for x in tensors]
 
 
-def live(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
+def live_ranges(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
     """The first live position of every sequence, and the one behind its last: [batches, 2] int64, checked."""
     if bounds is None:
         return None

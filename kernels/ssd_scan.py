@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .selective_scan import keep
-from .sequences import as_x, at, fit, inside, layout_of, live, one_type, plain, rows, run
+from .sequences import as_x, at, fit, inside, layout_of, live_ranges, one_type, plain, rows, run
 
 
 def backward(ctx, grad, grad_state) -> tuple:
@@ -25,7 +25,7 @@ def backward(ctx, grad, grad_state) -> tuple:
         "ssd_scan_backward",
         *map(at, inputs),
         *map(at, outputs),
-        at(live(bounds, batches, length)),
+        at(live_ranges(bounds, batches, length)),
         batches,
         length,
         heads,
@@ -92,7 +92,7 @@ class SsdScan(Kernel):
         batches, length, heads, p = x.shape
         groups, n = b.shape[2:]
         _fit(x, dt, a, b, c, d, bias, state)
-        bounds = live(bounds, batches, length)
+        bounds = live_ranges(bounds, batches, length)
         x_rows, dt, b, c = one_type(x, dt, b, c)
         x_rows, b, c = (flat(t) for t in (x_rows, b, c))  # [b, t, h * p] and [b, t, g * n]
         dt = rows(dt)

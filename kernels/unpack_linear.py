@@ -5,7 +5,7 @@ import torch
 from . import levels, native
 from . import packed as packing
 from .kernel import Kernel
-from .packed_linear import PackedLinear, unpacked
+from .packed_linear import PackedLinear, unpack_weight
 
 
 class UnpackLinear(Kernel):
@@ -20,7 +20,7 @@ class UnpackLinear(Kernel):
 
     @staticmethod
     def reference(packed, n, k):
-        return unpacked(packed)
+        return unpack_weight(packed)
 
     @staticmethod
     def native(packed, n, k):

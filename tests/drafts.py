@@ -7,6 +7,6 @@ from effc.compiler.artifacts.artifact import drafted
 from effc.compiler.artifacts.manifest import Manifest
 
 
-def write(into: Path, *, build: Callable[[Path], Manifest], force: bool = False) -> Manifest:
+def write_artifact(into: Path, *, build: Callable[[Path], Manifest], force: bool = False) -> Manifest:
     with drafted(into, force) as draft:
         return draft.publish(build(draft.folder))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from effc.compiler.cli.main import app
+from effc.compiler.cli.main import make_app
 from effc.compiler.cli.verbs.exit_codes import MEANINGS
 from effc.compiler.driver import api
 from effc.compiler.plugin.registry import SHELVES, Registry
@@ -62,7 +62,7 @@ def _lines(text: str) -> list[str]:
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_command_line_of_a_page_names_a_verb_and_options_that_it_has(name):
     for line in _lines(TEXTS[name]):
-        command, (_, *words) = get_command(app()), line.partition("  #")[0].split()
+        command, (_, *words) = get_command(make_app()), line.partition("  #")[0].split()
         assert words[0] in command.commands, line
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
@@ -86,7 +86,7 @@ def test_a_file_that_a_page_names_is_there(name):
 
 def test_the_page_of_the_command_line_has_every_verb_and_exit_code():
     page = TEXTS["docs/cli.md"]
-    assert [verb for verb in get_command(app()).commands if f"`effc {verb}`" not in page] == []
+    assert [verb for verb in get_command(make_app()).commands if f"`effc {verb}`" not in page] == []
     for name, code in EXITS.items():
         assert f"| {code} | {MEANINGS[name]} |" in page
 

@@ -7,13 +7,13 @@ from effc.compiler.cli.main import main
 from effc.compiler.cli.verbs.new import GOALS
 from effc.compiler.driver import api
 from effc.compiler.plugin.library_effects import RANDOM, Effects, meaning
-from effc.compiler.plugin.recipe_library import LibraryFile, by_name, shipped, with_files
+from effc.compiler.plugin.recipe_library import LibraryFile, library_files, resolve_recipe_path, with_files
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.syntax import ast
 
 from tests.stand_ins import embedded
 
-RECIPES = {name.removesuffix(".effspec"): r for name, r in shipped().items() if not r.is_module}
+RECIPES = {name.removesuffix(".effspec"): r for name, r in library_files().items() if not r.is_module}
 VOCABULARY = Registry().vocabulary
 # `clean.dead` asks for a model that was masked elsewhere. A page is drawn by packages of an extra, and `effc report`
 # draws one of any artifact.
@@ -64,11 +64,13 @@ def test_an_effect_of_a_recipe_that_was_changed_is_not_told(tmp_path):
 def test_a_file_here_goes_before_the_librarys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = Path("shears/half")
-    assert by_name(name) == shipped()["shears/half.effspec"].path
+    assert resolve_recipe_path(name) == library_files()["shears/half.effspec"].path
     (tmp_path / "shears").mkdir()
     (tmp_path / "shears" / "half").write_text("effspec 1\n")
-    assert by_name(name) == name
-    assert by_name(Path("../shears/half")) == Path("../shears/half") and by_name(Path("std.text")) == Path("std.text")
+    assert resolve_recipe_path(name) == name
+    assert resolve_recipe_path(Path("../shears/half")) == Path("../shears/half") and resolve_recipe_path(
+        Path("std.text")
+    ) == Path("std.text")
 
 
 def test_a_copy_has_all_that_the_recipe_names(tmp_path):
@@ -79,7 +81,7 @@ def test_a_copy_has_all_that_the_recipe_names(tmp_path):
             target = tmp_path / name / place
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
-        checked = api.session(tmp_path / name / recipe.name, cache_dir=tmp_path / "cache").check()
+        checked = api.open_session(tmp_path / name / recipe.name, cache_dir=tmp_path / "cache").check()
         assert {d.slug for d in checked.diagnostics} <= {"unseen-model"}, name
     assert set(with_files(RECIPES["fedreft/one-client"])) >= {"zoo/tiny-llama/speech-train.jsonl"}
 

@@ -196,14 +196,14 @@ def session(folder: Path, kind: str, name: str) -> api.Session:
     path = folder / f"{kind}-{name}.effspec"
     path.write_text(recipe(kind, name), encoding="utf-8")
     settings = Settings(folder / "cache", threads=1, trust_remote_code=True)
-    return api.session(path, settings=settings)
+    return api.open_session(path, settings=settings)
 
 
 def planned(folder: Path, kind: str, name: str) -> Build:
     """A compile of the example's recipe that has not begun."""
     opened = session(folder, kind, name)
     try:
-        (plan,) = api.plans(opened)
+        (plan,) = api.make_plans(opened)
     except Reject as refused:
         if [d.slug for d in refused.diagnostics] == ["package-missing"]:
             pytest.skip(refused.diagnostics[0].message)
@@ -240,11 +240,11 @@ def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, updat
     build = planned(world, "pass", name)
     try:
         for stage in build.plan.stages:
-            build.step(stage)
+            build.run_step(stage)
     except Reject as refused:  # where torch is the fastest on this processor, a race says so
         assert name == "lower.sparse_cpu" and [d.slug for d in refused.diagnostics] == ["nothing-lowered"]
         return
-    notes = build.cache.step(stage.key)["notes"]
+    notes = build.cache.read_step(stage.key)["notes"]
     assert notes["changes"] or notes["step"] or notes["summary"]
     kept = Path(__file__).parent / "goldens" / "shelf" / f"{name}.txt"
     if is_decided_by_shapes(build) and (update or kept.exists()):  # a new pass has none until somebody reads it
@@ -255,7 +255,7 @@ def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, updat
 @pytest.mark.parametrize("name", cases("metric"))
 def test_the_example_of_a_metric_measures_the_original(world, name):
     build = planned(world, "metric", name)
-    ((_, program),) = build.reach(build.plan.identity).members()
+    ((_, program),) = build.load_outcome(build.plan.identity).members()
     (outcome,) = measure_bounds(build.plan.pipeline, program.model, build.ctx)
     assert outcome.value is not None and outcome.value >= 0
 
@@ -273,7 +273,7 @@ def test_the_example_of_a_source_gives_a_model_of_its_config(world, name):
     opened = session(world, "model", name)
     (recipe_,) = opened.recipes()
     (call,) = recipe_.models.values()
-    assert sum(p.numel() for p in opened.origin(call).load().parameters()) > 0
+    assert sum(p.numel() for p in opened.model_origin(call).load().parameters()) > 0
 
 
 @pytest.mark.parametrize("name", cases("target"))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from effc.compiler.analysis.discovery.structure import find_skeleton
 from effc.compiler.driver import api
-from effc.compiler.driver.models import origin_of
+from effc.compiler.driver.models import resolve_origin
 from effc.compiler.inputs.sources.zoo import zoo
-from effc.compiler.plugin.recipe_library import shipped
+from effc.compiler.plugin.recipe_library import library_files
 from effc.dsl.checker.skeleton import Skeleton
 from effc.dsl.syntax import ast
 from effc.dsl.syntax.format import format_source
@@ -20,11 +20,11 @@ from tests.worlds import context
 @pytest.mark.parametrize("name", sorted(zoo()))
 def test_the_shipped_skeleton_is_the_one_that_is_discovered(tmp_path, name):
     shipped = json.loads((zoo()[name] / "skeleton.json").read_text())
-    found = find_skeleton(origin_of(f"zoo:{name}", context(tmp_path).settings))
+    found = find_skeleton(resolve_origin(f"zoo:{name}", context(tmp_path).settings))
     assert Skeleton.from_json(shipped) == found
 
 
-LIBRARY = shipped()
+LIBRARY = library_files()
 MODULES = [name for name, recipe in LIBRARY.items() if recipe.is_module]
 
 
@@ -68,7 +68,7 @@ def test_a_shipped_recipe_checks_without_a_word(tmp_path, name):
     if name in MODULES:
         path = tmp_path / "user.effspec"
         path.write_text(using(LIBRARY[name]))
-    checked = api.session(path, cache_dir=tmp_path).check()
+    checked = api.open_session(path, cache_dir=tmp_path).check()
     hub = '= hf("' in path.read_text() or "= config(" in path.read_text()  # its skeleton is not here
     assert {d.slug for d in checked.diagnostics} == ({"unseen-model"} if hub else set()), render(checked.diagnostics)
 
@@ -100,9 +100,9 @@ def readme_recipe() -> str:
 
 def test_the_recipe_of_the_readme_checks_and_plans_in_an_empty_folder(tmp_path):
     (tmp_path / "r.effspec").write_text(readme_recipe())
-    session = api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
+    session = api.open_session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
     assert session.check().diagnostics == ()
-    (plan,) = api.plans(session)
+    (plan,) = api.make_plans(session)
     assert plan.has_work and len(plan.stages) == 1
 
 

@@ -47,7 +47,7 @@ def session(tmp_path, gguf, cache):
     def opened(step, limit, size):
         recipe = tmp_path / "lean.effspec"
         recipe.write_text(RECIPE.format(gguf=gguf, root=ROOT, step=step, limit=limit, size=size))
-        return api.session(recipe, cache_dir=cache, threads=1)
+        return api.open_session(recipe, cache_dir=cache, threads=1)
 
     return opened
 
@@ -117,10 +117,10 @@ def test_an_exact_search_decides_as_whole_forwards_do(session, tmp_path):
 
     sites = [f"model.layers.{i}.{part}" for part in ("self_attn", "mlp") for i in (2, 14, 27)]
     opened = session('prune.blocks(remove: 1, on: "layers.{2,14,27}.*", score: perplexity(calib))', 99, 1)
-    (plan,) = api.plans(opened)
+    (plan,) = api.make_plans(opened)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
-    build.step(plan.stages[0])
-    note = next(n for n in build.reach(plan.stages[0].key).program.notes if "cut" in n)
+    build.run_step(plan.stages[0])
+    note = next(n for n in build.load_outcome(plan.stages[0].key).program.notes if "cut" in n)
     model, score = (
         build.ctx.origin.load().eval(),
         build.ctx.metric(MetricRef("perplexity", (("data", DataRef("calib")),))),

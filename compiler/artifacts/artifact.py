@@ -17,10 +17,10 @@ from pathlib import Path
 from stat import S_ISREG
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ..core.cache import sync, write_atomic
-from .card import card
+from ..core.cache import fsync_path, write_atomic
+from .card import model_card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
-from .sbom import bill
+from .sbom import sbom_json
 
 __all__ = ["NOTES", "artifact_hash", "drafted", "verify_files"]
 
@@ -45,8 +45,8 @@ class Draft:
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Move the folder into place; the manifest with its files."""
-        manifest = _finish(self.folder, manifest)
-        _let_read(self.folder)
+        manifest = _write_manifest(self.folder, manifest)
+        _reset_permissions(self.folder)
         _move_into_place(self.folder, self.into, self.force)
         return manifest
 
@@ -58,21 +58,21 @@ def drafted(into: Path, force: bool = False) -> Iterator[Draft]:
     With `force` an existing artifact is exchanged; a reader sees the old one or the new one.
     """
     into = Path(os.path.abspath(into))
-    with environment(into):
-        check_free(into, force)
+    with filesystem_errors_as_diagnostics(into):
+        check_output_path(into, force)
         created = [folder for folder in into.parents if not folder.exists()]  # the innermost first
         into.parent.mkdir(parents=True, exist_ok=True)
-        sweep(into.parent)
-        folder = into.parent / f".{into.name}.effc-{os.getpid()}-{_started(os.getpid())}"
+        remove_stale_drafts(into.parent)
+        folder = into.parent / f".{into.name}.effc-{os.getpid()}-{_process_start_time(os.getpid())}"
         folder.mkdir()
         try:
             yield Draft(folder, into, force)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            drop_empty(created)
+            remove_empty_folders(created)
 
 
-def _let_read(folder: Path) -> None:
+def _reset_permissions(folder: Path) -> None:
     """Give files the rights that new ones have here: safetensors lets their owner alone read what it writes."""
     usual = (folder / NAME).stat().st_mode & 0o444
     for file in folder.rglob("*"):
@@ -81,7 +81,7 @@ def _let_read(folder: Path) -> None:
             file.chmod(mode & 0o777 | usual)
 
 
-def drop_empty(folders: list[Path]) -> None:
+def remove_empty_folders(folders: list[Path]) -> None:
     """Take away what was made for an artifact that did not come to be; the first that holds something stays."""
     for folder in folders:
         try:
@@ -90,7 +90,7 @@ def drop_empty(folders: list[Path]) -> None:
             return
 
 
-def check_free(into: Path, force: bool, file: bool = False) -> None:
+def check_output_path(into: Path, force: bool, file: bool = False) -> None:
     """Refuse a place that is taken, or where nothing can be written: before any work. `file`: for one, not a folder."""
     existing = next(p for p in into.absolute().parents if os.path.lexists(p))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -124,7 +124,7 @@ def _output_exists(into: Path) -> Diagnostic:
     return output_exists(f"{into} exists", help="name another folder, or pass --force to replace it")
 
 
-def _finish(draft: Path, manifest: Manifest) -> Manifest:
+def _write_manifest(draft: Path, manifest: Manifest) -> Manifest:
     """Hash what was built, then write measures and card, then the manifest."""
     notes = draft / NOTES
     if notes.is_file():
@@ -132,13 +132,13 @@ def _finish(draft: Path, manifest: Manifest) -> Manifest:
         notes.unlink()
     manifest = replace(manifest, files=hash_files(draft))
     (draft / MEASURES).write_bytes(dump(manifest.measures_json()))
-    (draft / SBOM).write_bytes(bill(manifest))
+    (draft / SBOM).write_bytes(sbom_json(manifest))
     if not (draft / CARD).exists():
-        (draft / CARD).write_text(card(manifest), encoding="utf-8")
+        (draft / CARD).write_text(model_card(manifest), encoding="utf-8")
     for file in draft.rglob("*"):
-        sync(file)
+        fsync_path(file)
     write_atomic(draft / NAME, dump(manifest.to_json()))  # so that even in a draft a manifest tells of the rest
-    sync(draft)
+    fsync_path(draft)
     return manifest
 
 
@@ -148,14 +148,14 @@ def _move_into_place(draft: Path, into: Path, force: bool) -> None:
     if os.path.lexists(into):
         if not force:  # came to be while we built
             raise Reject(_output_exists(into))
-        _exchange(draft, into, old)
+        _swap_folders(draft, into, old)
     else:
         os.rename(draft, into)
-    sync(into.parent)
+    fsync_path(into.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _exchange(draft: Path, into: Path, old: Path) -> None:
+def _swap_folders(draft: Path, into: Path, old: Path) -> None:
     """Swap in one step where the kernel can (Linux: renameat2), else in two."""
     import ctypes
 
@@ -171,11 +171,11 @@ def _exchange(draft: Path, into: Path, old: Path) -> None:
         raise
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_drafts(folder: Path) -> None:
     """Remove drafts of processes that are gone; bring back what was aside when its writer died."""
     for path in folder.iterdir():
         match = _DRAFT.fullmatch(path.name)
-        if not match or _started(int(match[2])) == match[3]:
+        if not match or _process_start_time(int(match[2])) == match[3]:
             continue
         if match[4] and not os.path.lexists(folder / match[1]):
             os.rename(path, folder / match[1])
@@ -183,7 +183,7 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _started(process: int) -> str:
+def _process_start_time(process: int) -> str:
     """Start time of a process in clock ticks, as numbers are used again; "" when it is gone."""
     stat = Path(f"/proc/{process}/stat")
     if Path("/proc/self/stat").exists():
@@ -201,7 +201,7 @@ def _started(process: int) -> str:
 
 
 @contextmanager
-def environment(into: Path) -> Iterator[None]:
+def filesystem_errors_as_diagnostics(into: Path) -> Iterator[None]:
     """Turn errors of the file system into diagnostics."""
     try:
         yield

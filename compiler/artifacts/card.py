@@ -6,24 +6,24 @@ from ..core.warned import sentence
 from .form_losses import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
-from .search_summary import searches
+from .search_summary import search_lines
 
 
-def card(manifest: Manifest) -> str:
+def model_card(manifest: Manifest) -> str:
     """Markdown: what it is, how to load it, what was measured, what was changed."""
     name = manifest.name or str(manifest.recipe.get("name", "")) or "model"
     parts = [
         _front(manifest),
         f"# {name}",
         _origin(manifest),
-        _loading(manifest),
-        _measured(manifest),
-        _expected(manifest.expectations),
-        _accounted(manifest.accounts),
-        _changed(manifest),
-        _kernels(manifest),
-        _checked(manifest.checks),
-        _recipe(manifest),
+        _loading_section(manifest),
+        _measures_section(manifest),
+        _bounds_section(manifest.expectations),
+        _divergence_section(manifest.accounts),
+        _changes_section(manifest),
+        _kernels_section(manifest),
+        _checks_section(manifest.checks),
+        _recipe_section(manifest),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -40,7 +40,7 @@ def _origin(manifest: Manifest) -> str:
     return f"Compiled{source} by effc {manifest.effc} for the target `{manifest.kind}`, {size}."
 
 
-def _loading(manifest: Manifest) -> str:
+def _loading_section(manifest: Manifest) -> str:
     folders = {n.split("/")[0] for n in manifest.files}
     header = facts(manifest.kind)
     lines = [f"- {text}" for folder, text in header.get("loads", {}).items() if folder in folders]
@@ -49,11 +49,12 @@ def _loading(manifest: Manifest) -> str:
     return "\n".join(["## Load", "", *lines]) if lines else ""
 
 
-def _measured(manifest: Manifest) -> str:
+def _measures_section(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
     rows = [
-        [f"`{m.metric}`", _value(m.original, m.unit), _value(m.compiled, m.unit), _ratio(m)] for m in manifest.measures
+        [f"`{m.metric}`", _value_text(m.original, m.unit), _value_text(m.compiled, m.unit), _ratio(m)]
+        for m in manifest.measures
     ]
     machine = manifest.machine
     where = ", ".join(str(v) for v in (machine.get("cpu"), _threads(machine), machine.get("os")) if v)
@@ -67,17 +68,17 @@ def _measured(manifest: Manifest) -> str:
     )
 
 
-def _expected(expectations: tuple[Expectation, ...]) -> str:
+def _bounds_section(expectations: tuple[Expectation, ...]) -> str:
     if not expectations:
         return ""
     rows = [
-        [f"`{e.text}`", _value(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
+        [f"`{e.text}`", _value_text(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
         for e in expectations
     ]
     return "\n".join(["## Expected", "", _table(["bound", "value", "limit", "outcome"], rows)])
 
 
-def _accounted(accounts: tuple[Account, ...]) -> str:
+def _divergence_section(accounts: tuple[Account, ...]) -> str:
     if not accounts:
         return ""
     head, *rows = account_rows(accounts)
@@ -88,11 +89,11 @@ def _accounted(accounts: tuple[Account, ...]) -> str:
     )
 
 
-def _changed(manifest: Manifest) -> str:
+def _changes_section(manifest: Manifest) -> str:
     if not manifest.steps:
         return ""
-    rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _summary(s)] for s in manifest.steps]
-    lines_searched = searches(manifest.steps)
+    rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _step_summary(s)] for s in manifest.steps]
+    lines_searched = search_lines(manifest.steps)
     searched = ["", *(f"Searched: {line}." for line in lines_searched)] if lines_searched else []
     warnings = [
         f"Warning of `{s.get('name', '')}`: {sentence(w)}." for s in manifest.steps for w in s.get("warnings", ())
@@ -101,7 +102,7 @@ def _changed(manifest: Manifest) -> str:
     return "\n".join(["## Changed", "", _table(["step", "pass", "change"], rows), *searched, *warned])
 
 
-def _kernels(manifest: Manifest) -> str:
+def _kernels_section(manifest: Manifest) -> str:
     """Kernels of linear modules, one row for equal ones; the manifest lists each module."""
     groups: dict[tuple, list[dict]] = {}
     for step in manifest.steps:
@@ -133,7 +134,7 @@ def _faster(entry: dict) -> str:
     return ", ".join(f"{name} {ratio:.2f}" for name, ratio in entry["faster_than"].items())
 
 
-def _summary(step) -> str:
+def _step_summary(step) -> str:
     if step.get("summary"):
         return str(step["summary"])
     changes = step.get("changes") or ()
@@ -143,7 +144,7 @@ def _summary(step) -> str:
     return "; ".join(texts) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
 
 
-def _checked(checks: tuple[Check, ...]) -> str:
+def _checks_section(checks: tuple[Check, ...]) -> str:
     if not checks:
         return ""
     forms: dict[str, list[Check]] = {}
@@ -171,7 +172,7 @@ def _checked(checks: tuple[Check, ...]) -> str:
     )
 
 
-def _recipe(manifest: Manifest) -> str:
+def _recipe_section(manifest: Manifest) -> str:
     text = str(manifest.recipe.get("text", "")).rstrip()
     if not text:
         return ""
@@ -197,7 +198,7 @@ def _ratio(measure: Measure) -> str:
     return "" if measure.ratio is None else f"{measure.ratio:.3f}"
 
 
-def _value(value: float | None, unit: str) -> str:
+def _value_text(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit in ("B", "bytes"):

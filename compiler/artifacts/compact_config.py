@@ -27,9 +27,9 @@ not_sealed = Fault("no-effc-config", "A folder's config.json was not written by 
 
 def record(base: Mapping[str, Any], edits: Any, dtype: str) -> dict[str, Any]:
     """Record under the key `effc`. `base` is the config before any edit, `edits` is `Edits.to_json()`."""
-    from ..core.fingerprint import versions
+    from ..core.fingerprint import library_versions
 
-    return {"format": FORMAT, "base": dict(base), "edits": edits, "dtype": dtype, "versions": versions()}
+    return {"format": FORMAT, "base": dict(base), "edits": edits, "dtype": dtype, "versions": library_versions()}
 
 
 def seal(folder: Path) -> None:
@@ -75,17 +75,19 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record_stored
 
 
-def attach(model: Any, record_stored: Mapping[str, Any]) -> None:
+def patch_save_pretrained(model: Any, record_stored: Mapping[str, Any]) -> None:
     """Have the model's own `save_pretrained` write folders that `effc.load` reads.
 
     The method is bound to the instance: the class stays transformers' own, so that generation, Trainer and
     PEFT know it. `push_to_hub(...)` goes through it too. Weights keep the names that they have in memory.
     """
     setattr(model.config, KEY, dict(record_stored))
-    model.save_pretrained = types.MethodType(_save, model)
+    model.save_pretrained = types.MethodType(_save_compact, model)
 
 
-def _save(model: Any, save_directory: Any, *args: Any, save_original_format: bool = False, **options: Any) -> None:
+def _save_compact(
+    model: Any, save_directory: Any, *args: Any, save_original_format: bool = False, **options: Any
+) -> None:
     if options.pop("push_to_hub", False):
         raise TypeError("save first, then call `push_to_hub` of the model: the config is sealed in between")
     plain = partial(type(model).save_pretrained, model, save_directory, *args)

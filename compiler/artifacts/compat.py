@@ -33,19 +33,19 @@ from ..analysis.discovery.bypass import staying
 from ..analysis.discovery.discover import skeleton_of
 from ..analysis.discovery.experts import expert_width_mismatch
 from ..analysis.discovery.mixers.graphs import mixer_graphs
-from ..analysis.discovery.mixers.scanless import scanless, skip_of
+from ..analysis.discovery.mixers.scanless import remove_scan, skip_of
 from ..analysis.planning import shrink
 from ..ir.capture.capture import capture
-from ..ir.graphs import sources
+from ..ir.graphs import ancestors
 from ..ir.layers.leaves import packed_attention
 from ..ir.program import Program
 from ..ir.unit import Unit
-from ..ir.weights import distinct
+from ..ir.weights import distinct_tensors
 from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.tensor_files import Piece
 from ..transforms.editing.rewrite import Rewriter
 from ..transforms.editing.scan_removal import drop_scan
-from .stock import stock_config, stock_model
+from .stock import empty_stock_model, stock_config
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")  # a head's width may not change, only their number
 Axis = tuple[str, int]  # tensor and axis
@@ -74,7 +74,7 @@ class Padding:
         """Number of parameters in the checkpoint."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def pieces(self, program: Program) -> Iterator[Piece]:
+    def tensor_pieces(self, program: Program) -> Iterator[Piece]:
         """Every tensor of the stock model, made when it is written."""
         tensors = program.model.state_dict(keep_vars=True)
         for name, shape in self.shapes.items():
@@ -83,9 +83,9 @@ class Padding:
                 yield Piece.of(name, tensor)
             else:
                 dtype = tensor.dtype if tensor is not None else pretrained(program.model).dtype
-                yield Piece(name, dtype, shape, partial(self._filled, name, tensor, dtype))
+                yield Piece(name, dtype, shape, partial(self._padded_tensor, name, tensor, dtype))
 
-    def _filled(self, name: str, tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    def _padded_tensor(self, name: str, tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         shape = self.shapes[name]
         if tensor is None:
             return (torch.ones if name in self.ones else torch.zeros)(shape, dtype=dtype)
@@ -97,7 +97,7 @@ class Padding:
         return value
 
 
-def padding(program: Program, stock_base: Any = None) -> Padding:
+def plan_padding(program: Program, stock_base: Any = None) -> Padding:
     """Padding of a program: to widths that the widest layer needs, else to the original ones.
 
     stock_base   the config that `stock_config` finds, where it is known
@@ -109,27 +109,27 @@ def padding(program: Program, stock_base: Any = None) -> Padding:
     if reasons:
         return Padding(program.model.config, {}, reasons=reasons)
     stock_base, original = stock_base or stock_config(program.model)[0], pretrained(program.model).config
-    first = _padding(program, stock_base)
+    first = _padding_to(program, stock_base)
     differs = stock_base.to_dict() != original.to_dict()
-    filled = _padding(program, original) if first.reasons and differs else first
-    return filled if filled.reasons else _narrowed(program, filled)
+    filled = _padding_to(program, original) if first.reasons and differs else first
+    return filled if filled.reasons else _with_narrower_config(program, filled)
 
 
-def _narrowed(program: Program, filled: Padding) -> Padding:
+def _with_narrower_config(program: Program, filled: Padding) -> Padding:
     """Padding with smaller values in the config, where no layer needs the stated width."""
-    for candidates in _smaller(program, filled):
+    for candidates in _smaller_config_values(program, filled):
         for changes in candidates:
             config = copy.deepcopy(filled.config)
             for name, value in changes.items():
                 setattr(config, name, value)
-            candidate = _padding(program, config, max_numbers=filled.numbers)
+            candidate = _padding_to(program, config, max_numbers=filled.numbers)
             if not candidate.reasons:
                 filled = candidate
                 break
     return filled
 
 
-def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]]:
+def _smaller_config_values(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]]:
     """For each width of the config the smaller values that would explain a tensor's widest layer, least first."""
     shapes = {name: tuple(t.shape) for name, t in program.model.state_dict(keep_vars=True).items()}
     widest: dict[tuple[str, int, int], int] = {}
@@ -156,48 +156,48 @@ def _smaller(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]
             ]
 
 
-def _padding(program: Program, config: Any, max_numbers: int | None = None) -> Padding:
+def _padding_to(program: Program, config: Any, max_numbers: int | None = None) -> Padding:
     """Padding of a program to the widths of a config, in fewer numbers than `max_numbers`."""
     model = program.model
-    empty = stock_model(type(pretrained(model)), config, model.dtype)
+    empty = empty_stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(empty, str):  # not even the config would load
         return Padding(config, {}, reasons=[empty])
-    if max_numbers is not None and (reason := _no_gain(model, empty, max_numbers)):
+    if max_numbers is not None and (reason := _reason_against_narrowing(model, empty, max_numbers)):
         return Padding(config, {}, reasons=[reason])
     try:
         stock = capture(empty.eval())
     except Reject as rejection:
         return Padding(config, {}, reasons=[d.message for d in rejection.diagnostics])
     stock_module = stock.model
-    shapes = {name: tuple(t.shape) for name, t in distinct(stock_module)}
+    shapes = {name: tuple(t.shape) for name, t in distinct_tensors(stock_module)}
     old_shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     plan = Padding(config, shapes)
     plan.reasons += expert_width_mismatch(skeleton_of(program), shapes)
     plan.reasons += [f"{name} is new" for name in old_shapes if name not in stock_module.state_dict()]
-    plan.reasons += _other_numbers(model, stock_module)
-    plan.reasons += _other_heads(skeleton_of(program), skeleton_of(stock))
+    plan.reasons += _config_dependent_numbers(model, stock_module)
+    plan.reasons += _head_width_conflicts(skeleton_of(program), skeleton_of(stock))
     if not plan.reasons:
         scans = _removed_scans(skeleton_of(program), skeleton_of(stock))
         for scan in scans:
-            _identity_positions(plan, stock, scan, old_shapes)
-        for cluster in _clusters(skeleton_of(stock)):
+            _set_identity_positions(plan, stock, scan, old_shapes)
+        for cluster in _axis_clusters(skeleton_of(stock)):
             _index_positions(plan, skeleton_of(stock), cluster, old_shapes)
-        plan.reasons += _unexplained(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
+        plan.reasons += _unexplained_shapes(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
         missing = _missing(skeleton_of(program), skeleton_of(stock))
         for branch in missing:
             used = _used(program.units[branch.unit])
             dead = {name for name in shapes if _is_dead(name, branch, used)}
             plan.dead |= dead
-            plan.reasons += _shared(branch, dead, skeleton_of(stock), old_shapes)
+            plan.reasons += _shared_tensors(branch, dead, skeleton_of(stock), old_shapes)
             if not dead:
                 plan.reasons.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.reasons += _differing_graphs(program, stock, missing, scans)
     return plan
 
 
-def _no_gain(model: nn.Module, empty: nn.Module, max_numbers: int) -> str:
+def _reason_against_narrowing(model: nn.Module, empty: nn.Module, max_numbers: int) -> str:
     """Why a narrower model is not worth a capture, which takes much longer than this look at its shapes."""
-    shapes = {name: tuple(t.shape) for name, t in distinct(empty)}
+    shapes = {name: tuple(t.shape) for name, t in distinct_tensors(empty)}
     if sum(map(math.prod, shapes.values())) >= max_numbers:
         return "it is no smaller"
     old_shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items() if name in shapes}
@@ -208,7 +208,7 @@ def _no_gain(model: nn.Module, empty: nn.Module, max_numbers: int) -> str:
 # -- where indices lie ---------------------------------------------------------------------------------------
 
 
-def _clusters(skeleton: Skeleton) -> list[list[Group]]:
+def _axis_clusters(skeleton: Skeleton) -> list[list[Group]]:
     """Groups that share an axis, together; query heads before the KV heads that they hang on."""
     clusters: list[list[Group]] = []
     # Experts have no part in it: a router would choose one of zeros. Nor have heads and states of mixers over which a
@@ -235,9 +235,9 @@ def _index_positions(plan: Padding, skeleton: Skeleton, cluster: list[Group], ol
         return
     small = _part(skeleton, cluster)
     goal = {axis: old_shapes[axis[0]][axis[1]] for axis in axes}
-    for counts in _candidates(cluster, goal, plan.shapes):
+    for counts in _candidate_counts(cluster, goal, plan.shapes):
         positions = {axis: list(range(plan.shapes[axis[0]][axis[1]])) for axis in axes}
-        _cut(small, counts, positions)
+        _keep_first_items(small, counts, positions)
         if all(len(positions[axis]) == size for axis, size in goal.items()):
             plan.positions |= positions
             return
@@ -250,7 +250,7 @@ def _part(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
     return replace(skeleton, parts=parts, groups=tuple(cluster), branches=(), tied=(), opaque=())
 
 
-def _candidates(cluster: list[Group], goal: Mapping[Axis, int], full: Shapes) -> Iterator[tuple[int, ...]]:
+def _candidate_counts(cluster: list[Group], goal: Mapping[Axis, int], full: Shapes) -> Iterator[tuple[int, ...]]:
     """Counts that may be left; query heads as heads per KV head."""
     if len(cluster) == 1:
         (group,) = cluster
@@ -265,7 +265,7 @@ def _candidates(cluster: list[Group], goal: Mapping[Axis, int], full: Shapes) ->
         yield from ((b, k) for k in range(kv.count, 0, -1) for b in range(heads.per_block, 0, -1))
 
 
-def _cut(skeleton: Skeleton, counts: tuple[int, ...], positions: dict[Axis, list[int]]) -> None:
+def _keep_first_items(skeleton: Skeleton, counts: tuple[int, ...], positions: dict[Axis, list[int]]) -> None:
     """Cut the original as the program was cut, keeping the first items of each group or block."""
     for group_index, count in enumerate(counts):
         # One head per KV head is one group of both: then what was second is the only one.
@@ -279,13 +279,13 @@ def _cut(skeleton: Skeleton, counts: tuple[int, ...], positions: dict[Axis, list
                 dead = {index for item in removed for index in member.indices(item)}
                 positions[axis] = [p for index, p in enumerate(positions[axis]) if index not in dead]
         if removed:
-            skeleton = shrink.narrowed(skeleton, group, group.count - len(removed))
+            skeleton = shrink.with_narrowed_group(skeleton, group, group.count - len(removed))
 
 
 # -- reasons against it --------------------------------------------------------------------------------------
 
 
-def _unexplained(plan: Padding, old_shapes: Shapes, refusals: Iterable[Sequence[str]]) -> Iterator[str]:
+def _unexplained_shapes(plan: Padding, old_shapes: Shapes, refusals: Iterable[Sequence[str]]) -> Iterator[str]:
     """Tensors whose shape no cut of whole items gives; with what discovery says of their site."""
     for name, shape in plan.shapes.items():
         mine = old_shapes.get(name, shape)
@@ -295,7 +295,7 @@ def _unexplained(plan: Padding, old_shapes: Shapes, refusals: Iterable[Sequence[
             yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
 
 
-def _other_numbers(model: nn.Module, stock_module: nn.Module) -> Iterator[str]:
+def _config_dependent_numbers(model: nn.Module, stock_module: nn.Module) -> Iterator[str]:
     """Numbers that a config of other widths would also change: a scale that follows from the number of heads."""
     stock_modules = dict(stock_module.named_modules())
     for path, module in model.named_modules():
@@ -305,7 +305,7 @@ def _other_numbers(model: nn.Module, stock_module: nn.Module) -> Iterator[str]:
                 yield f"{path}.{name} is {value:g}, by the config it is {other:g}"
 
 
-def _other_heads(current: Skeleton, stock: Skeleton) -> Iterator[str]:
+def _head_width_conflicts(current: Skeleton, stock: Skeleton) -> Iterator[str]:
     """Attention whose heads would have another width by the config, though all of them together fit."""
 
     def widths(skeleton: Skeleton) -> dict[Axis, int]:
@@ -325,7 +325,7 @@ def _other_heads(current: Skeleton, stock: Skeleton) -> Iterator[str]:
     )
 
 
-def _shared(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
+def _shared_tensors(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
     """Tensors of a lost branch that other layers still have: they can't be zero here and a weight there."""
     for same in stock.tied:
         dead_name = next((name for name in same if name in dead), None)
@@ -345,7 +345,7 @@ def _used(unit: Unit) -> list[str]:
     """Calls that the output of a unit depends on; others may only update a cache."""
     output = next(node for node in unit.graph.nodes if node.op == "output")
     prefix = f"{unit.path}." if unit.path else ""
-    return [f"{prefix}{node.target}" for node in sources(output) if node.op in ("call_module", "get_attr")]
+    return [f"{prefix}{node.target}" for node in ancestors(output) if node.op in ("call_module", "get_attr")]
 
 
 def _is_dead(name: str, branch: Branch, used: Iterable[str]) -> bool:
@@ -359,10 +359,10 @@ def _removed_scans(current: Skeleton, stock: Skeleton) -> list[Scan]:
     return [s for s in stock.scans if s.site not in left and any(is_submodule(part, s.site) for part in present_parts)]
 
 
-def _identity_positions(plan: Padding, stock: Program, scan: Scan, old_shapes: Shapes) -> None:
+def _set_identity_positions(plan: Padding, stock: Program, scan: Scan, old_shapes: Shapes) -> None:
     """Positions of a scanless mixer's rows in a full one, and the values that fill the rest."""
     mixer_graph, mixer = mixer_graphs(stock)[scan.site], stock.model.get_submodule(scan.site)
-    skip, less = skip_of(mixer_graph), scanless(mixer_graph, mixer)
+    skip, less = skip_of(mixer_graph), remove_scan(mixer_graph, mixer)
     if skip is None:
         plan.reasons.append(f"{scan.site} has no skip that could hand its input on")
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ...dsl.syntax.render import on_a_line
-from ..core.quantity import measured, size
+from ..core.quantity import measurement_text, size
 from ..models.checkpoints.safetensors_header import Slot, read_header
 from .load import forms_of
 from .manifest import Manifest, read_manifest
@@ -37,7 +37,7 @@ class Difference:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def draw(self) -> str:
+    def to_text(self) -> str:
         """Lines a person reads; equal artifacts are one line."""
         if not self.rows and not self.recipe:
             return f"{self.a} and {self.b} say the same of themselves\n"
@@ -48,19 +48,19 @@ class Difference:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
                 part = row.part
-            row_text = f"{row.what:<{width}}  {_text(row, row.a)} -> {_text(row, row.b)}{_ratio(row)}"
+            row_text = f"{row.what:<{width}}  {_value_text(row, row.a)} -> {_value_text(row, row.b)}{_ratio(row)}"
             lines.append(f"  {on_a_line(row_text)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
         return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def diff(a: Path, b: Path) -> Difference:
+def diff_artifacts(a: Path, b: Path) -> Difference:
     """Everything that differs between two artifacts; Reject where one is none."""
     one, two = read_manifest(a), read_manifest(b)
     rows = [
-        *_sizes(a, b, one, two),
-        *_shapes(a, b, one, two),
+        *_size_rows(a, b, one, two),
+        *_shape_rows(a, b, one, two),
         *_measures(one, two),
         *_steps(one, two),
         *_facts("lock", _flat(one.lock), _flat(two.lock)),
@@ -71,22 +71,22 @@ def diff(a: Path, b: Path) -> Difference:
     return Difference(str(a), str(b), tuple(rows), tuple(changed))
 
 
-def _sizes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
+def _size_rows(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
     yield from _facts(
         "size",
         {"kind": one.kind, "forms": _forms(one), "bytes": one.bytes},
         {"kind": two.kind, "forms": _forms(two), "bytes": two.bytes},
     )
-    yield from _facts("size", {"params": _params(a, one)}, {"params": _params(b, two)})
+    yield from _facts("size", {"params": _param_count(a, one)}, {"params": _param_count(b, two)})
 
 
-def _params(path: Path, manifest: Manifest) -> Any:
+def _param_count(path: Path, manifest: Manifest) -> Any:
     """Number of parameters of an artifact: as measured, else as stored where every tensor holds plain numbers."""
     for measure in manifest.measures:
         if measure.metric == "params":
             measured_params = measure.compiled
             return int(measured_params) if measured_params is not None and _is_number(measured_params) else "not known"
-    slots = stored(path, manifest).values()
+    slots = stored_tensors(path, manifest).values()
     plain = bool(slots) and all("F" in slot.dtype for slot in slots)
     return sum(_product(slot.shape) for slot in slots) if plain else "not known"
 
@@ -97,10 +97,10 @@ def _forms(manifest: Manifest) -> str:
 
 def shapes_of(path: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Shapes of all stored tensors: of the truest form where there are several."""
-    return {name: slot.shape for name, slot in stored(path, manifest).items()}
+    return {name: slot.shape for name, slot in stored_tensors(path, manifest).items()}
 
 
-def stored(path: Path, manifest: Manifest) -> dict[str, Slot]:
+def stored_tensors(path: Path, manifest: Manifest) -> dict[str, Slot]:
     """Tensors in files of safetensors, of the truest form where there are several."""
     names = [n for n in manifest.files if n.endswith(".safetensors")]
     for form in forms_of(manifest.kind):
@@ -111,7 +111,7 @@ def stored(path: Path, manifest: Manifest) -> dict[str, Slot]:
     return {name: slot for header in headers for name, slot in header.slots.items()}
 
 
-def _shapes(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
+def _shape_rows(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
     first, second = shapes_of(a, one), shapes_of(b, two)
     if first.keys() & second.keys() or not (first or second):
         yield from _facts("shape", first, second)
@@ -158,11 +158,11 @@ def _product(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _text(row: Row, value: Any) -> str:
+def _value_text(row: Row, value: Any) -> str:
     if value is None:
         return "none"
     if row.part == "measure":
-        return measured(value, row.unit)
+        return measurement_text(value, row.unit)
     if row.what in ("bytes", "memory_bytes") and _is_number(value):
         return size(value)
     if isinstance(value, tuple):

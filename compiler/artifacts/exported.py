@@ -12,7 +12,7 @@ from torch import nn
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
 from ..core.safe_read import check_regular, parse_json, read_regular
-from ..ir.layers.linear import params as held_by
+from ..ir.layers.linear import count_params as held_by
 from ..models.checkpoints.generation_config import read_generation
 from .openers.export import STEP, STEP_FACTS, Exported
 
@@ -34,21 +34,21 @@ rejected_program = Fault(
 )
 
 
-def write(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
+def write_program(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
     """The names of effc's ops that it calls.
 
     params   how many numbers the model holds
 
     Sample inputs, which torch would pickle, are left out, and so are notes of where each call stood in whose files.
     """
-    ops = save(program, names, folder / FILE)
+    ops = save_program(program, names, folder / FILE)
     if ops:
         (folder / KERNELS).write_text(json.dumps(ops) + "\n", encoding="utf-8")
         (folder / FACTS).write_text(json.dumps({"params": params}) + "\n", encoding="utf-8")
     return ops
 
 
-def save(program: Any, names: tuple[str, ...], path: Path) -> list[str]:
+def save_program(program: Any, names: tuple[str, ...], path: Path) -> list[str]:
     """Write one program, and read it back; the names of effc's ops that it calls."""
     samples, program._example_inputs = program._example_inputs, None
     for node in program.graph.nodes:
@@ -78,24 +78,24 @@ def _refuse_unreadable(path: Path) -> None:
 
 def check(folder: Path) -> None:
     """Raises Reject (refused-program) unless a file holds listed calls and plain tensors alone, of sizes that fit."""
-    _module(folder / FILE, _archive(folder / FILE))
+    _module_of_archive(folder / FILE, _read_archive(folder / FILE))
     if (folder / STEP).exists():
-        _module(folder / STEP, _archive(folder / STEP))
+        _module_of_archive(folder / STEP, _read_archive(folder / STEP))
         _step_facts(folder)
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights and constants of a program by name, mapped from its file. Raises Reject (refused-program)."""
-    archive = _archive(path)
+    archive = _read_archive(path)
     yield from archive.weights.items()
     yield from archive.constants.items()
 
 
 def _step_facts(folder: Path) -> Any:
-    from .exported_steps import facts_of
+    from .exported_steps import read_step_facts
 
     try:
-        return facts_of(folder)
+        return read_step_facts(folder)
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(
             rejected_program(
@@ -104,7 +104,7 @@ def _step_facts(folder: Path) -> Any:
         ) from error
 
 
-def _archive(path: Path) -> "Archive":
+def _read_archive(path: Path) -> "Archive":
     from ...kernels import ops as _registered  # noqa: F401 (torch knows effc's ops from here on)
     from .exported_archive import read_archive
     from .exported_json import Unlisted
@@ -118,7 +118,7 @@ def _archive(path: Path) -> "Archive":
         raise Reject(rejected_program(f"{path} can't be read: {error.strerror}")) from error
 
 
-def _params(folder: Path) -> int | None:
+def _stated_params(folder: Path) -> int | None:
     """Number of parameters that a program with packed weights states; None where it has none or states none."""
     path = folder / FACTS
     if not path.exists():
@@ -132,29 +132,29 @@ def _params(folder: Path) -> int | None:
     raise Reject(rejected_program(f"{path} states no number of params", help="compile it again with this effc"))
 
 
-def read(folder: Path) -> nn.Module:
+def load_program(folder: Path) -> nn.Module:
     """Raises Reject (refused-program) on files that hold anything but listed calls and plain tensors.
 
     return   `Exported`; with a program that continues text beside it, a model that generates
     """
-    archive, n_params = _archive(folder / FILE), _params(folder)
-    plain = Exported(_module(folder / FILE, archive), archive.inputs, n_params)
+    archive, n_params = _read_archive(folder / FILE), _stated_params(folder)
+    plain = Exported(_module_of_archive(folder / FILE, archive), archive.inputs, n_params)
     if not (folder / STEP).exists():
         return plain
     from .exported_steps import Continued
 
-    facts, archive = _step_facts(folder), _archive(folder / STEP)
+    facts, archive = _step_facts(folder), _read_archive(folder / STEP)
     facts_of_model = {
         "class": "exported program",
         "params": n_params or held_by(plain),
-        "vocabulary": _vocabulary(folder, plain),
+        "vocabulary": _vocabulary_size(folder, plain),
     }
-    model = Continued(plain, _module(folder / STEP, archive), facts, facts_of_model, read_generation(folder))
+    model = Continued(plain, _module_of_archive(folder / STEP, archive), facts, facts_of_model, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
-def _vocabulary(folder: Path, plain: Exported) -> int:
+def _vocabulary_size(folder: Path, plain: Exported) -> int:
     """Vocabulary size of a program, by the shape of its logits."""
     with torch.no_grad():
         logits = plain(input_ids=torch.zeros(1, 2, dtype=torch.int64))
@@ -167,7 +167,7 @@ def _refusal(path: Path, error: "Unlisted") -> Reject:
     return Reject(rejected_program(f"{path} holds {error}", help="compile it again with this effc"))
 
 
-def _module(path: Path, archive: "Archive") -> nn.Module:
+def _module_of_archive(path: Path, archive: "Archive") -> nn.Module:
     from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
 
     from .exported_json import Unlisted

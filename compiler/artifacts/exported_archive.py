@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..core.safe_read import parse_json
-from .exported_json import Unlisted, program
+from .exported_json import Unlisted, check_program_json
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
 _PLAIN = frozenset(
@@ -72,7 +72,7 @@ class Archive:
 def read_archive(path: Path) -> Archive:
     """Raises Unlisted on anything that a program of effc doesn't have, OSError where the file can't be read."""
     with open(path, "rb") as file:
-        entries = _entries(path, file)
+        entries = _zip_entries(path, file)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             texts = {
                 name: bytes(view[e.at : e.at + e.size])
@@ -89,10 +89,12 @@ def read_archive(path: Path) -> Archive:
     } - set(texts)
     _need(not lacks, f"no {next(iter(sorted(lacks)), '')}")
     weights, constants = (
-        _payloads(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
+        _read_tensors(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
         for kind in ("weights", "constants")
     )
-    return Archive(program(texts["models/model.json"]), weights, constants, _inputs(texts["extra/inputs.json"]))
+    return Archive(
+        check_program_json(texts["models/model.json"]), weights, constants, _input_names(texts["extra/inputs.json"])
+    )
 
 
 def _need(condition: bool, content: str) -> None:
@@ -100,7 +102,7 @@ def _need(condition: bool, content: str) -> None:
         raise Unlisted(content)
 
 
-def _entries(path: Path, file: Any) -> dict[str, Entry]:
+def _zip_entries(path: Path, file: Any) -> dict[str, Entry]:
     size = path.stat().st_size
     try:
         infos = zipfile.ZipFile(file).infolist()
@@ -123,12 +125,12 @@ def _entries(path: Path, file: Any) -> dict[str, Entry]:
             f"the file {name} packed or locked",
         )
         _need(name not in _PLAIN or item.file_size <= _MAX_TEXT, f"the file {name} of {item.file_size} bytes")
-        entries[name] = Entry(_begin(file, item.header_offset, size), item.file_size)
+        entries[name] = Entry(_data_offset(file, item.header_offset, size), item.file_size)
         _need(entries[name].at + item.file_size <= size, f"the file {name} beyond the archive's end")
     return entries
 
 
-def _begin(file: Any, at: int, size: int) -> int:
+def _data_offset(file: Any, at: int, size: int) -> int:
     """Offset of a file's bytes: after its local header, which alone states its length."""
     _need(0 <= at <= size - _LOCAL.size, "a file beyond the archive's end")
     file.seek(at)
@@ -137,7 +139,7 @@ def _begin(file: Any, at: int, size: int) -> int:
     return at + _LOCAL.size + head[-2] + head[-1]
 
 
-def _inputs(text: bytes) -> tuple[str, ...]:
+def _input_names(text: bytes) -> tuple[str, ...]:
     try:
         names = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -148,16 +150,16 @@ def _inputs(text: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _payloads(text: bytes, folder: str, entries: dict[str, Entry], mapped: mmap.mmap) -> dict[str, torch.Tensor]:
+def _read_tensors(text: bytes, folder: str, entries: dict[str, Entry], mapped: mmap.mmap) -> dict[str, torch.Tensor]:
     try:
         table = parse_json(text)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unlisted("a table of tensors of another form") from error
     rows: dict[Any, torch.Tensor] = {}
-    return {name: _tensor(name, meta, folder, entries, mapped, rows) for name, meta in table}
+    return {name: _map_tensor(name, meta, folder, entries, mapped, rows) for name, meta in table}
 
 
-def _tensor(
+def _map_tensor(
     name: str, meta: Any, folder: str, entries: dict[str, Entry], mapped: mmap.mmap, rows: dict[Any, torch.Tensor]
 ) -> torch.Tensor:
     """A tensor over its file's bytes; those that share a file share memory, and those that are tied are one.

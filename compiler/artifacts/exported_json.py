@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.safe_read import parse_json
-from .exported_ops import is_listed
+from .exported_ops import is_allowed_operator
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,400}", re.ASCII)
 _PATH = re.compile(r"([A-Za-z0-9_]{1,200}(\.[A-Za-z0-9_]{1,200}){0,40})?", re.ASCII)
@@ -69,14 +69,14 @@ class Unlisted(ValueError):
     """Something that effc's own programs don't have; the text says what."""
 
 
-def program(text: bytes) -> dict[str, Any]:
+def check_program_json(text: bytes) -> dict[str, Any]:
     """Allowed content of a program's JSON, as plain data for torch's reader. Raises Unlisted."""
     try:
         data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("a program that is not JSON") from error
     _need(isinstance(data, dict), "a program that is no object")
-    return _value("", data, 0)
+    return _check_value("", data, 0)
 
 
 def _need(condition: bool, content: str) -> None:
@@ -84,7 +84,7 @@ def _need(condition: bool, content: str) -> None:
         raise Unlisted(content)
 
 
-def _value(key: str, value: Any, depth: int) -> Any:
+def _check_value(key: str, value: Any, depth: int) -> Any:
     _need(depth < _DEEPEST, "values nested too deep")
     _need(key not in _REJECTED_FIELDS or value is None, f"`{key}`")
     if key in ("metadata", *_EMPTY):
@@ -95,11 +95,11 @@ def _value(key: str, value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return _text(key, value)
     if isinstance(value, list):
-        return [_value(key, item, depth + 1) for item in value]
+        return [_check_value(key, item, depth + 1) for item in value]
     if isinstance(value, dict):
         for name in value:
             _need(_NAME.fullmatch(name) is not None and not keyword.iskeyword(name), f"the name {name[:40]!r}")
-        return {name: _value("" if key in _OPEN else name, item, depth + 1) for name, item in value.items()}
+        return {name: _check_value("" if key in _OPEN else name, item, depth + 1) for name, item in value.items()}
     _need(value is None or isinstance(value, (bool, int, float)), "a value of another form")
     _need(not isinstance(value, int) or abs(value) < 1 << 63, "a number that is too large")
     return value
@@ -123,7 +123,7 @@ def _is_path(text: str) -> bool:
     )
 
 
-def _is_sum(text: str) -> bool:
+def _is_size_expression(text: str) -> bool:
     """Whether an expression over sizes is made of numbers, symbols and listed functions of them alone."""
     if len(text) > _LONGEST:
         return False
@@ -131,8 +131,8 @@ def _is_sum(text: str) -> bool:
         tree = ast.parse(text, mode="eval").body
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    small = _is_term(tree) and _terms(tree) <= _MAX_TERMS
-    return small and _depth(tree) <= _MAX_LEVELS and _degree(tree) <= _MAX_DEGREE
+    small = _is_allowed_term(tree) and _terms(tree) <= _MAX_TERMS
+    return small and _depth(tree) <= _MAX_LEVELS and _polynomial_degree(tree) <= _MAX_DEGREE
 
 
 def _terms(tree: ast.AST) -> int:
@@ -144,12 +144,12 @@ def _depth(node: ast.AST) -> int:
     return 1 + max(map(_depth, node.args), default=0) if isinstance(node, ast.Call) else 0
 
 
-def _degree(node: ast.AST) -> int:
+def _polynomial_degree(node: ast.AST) -> int:
     """The largest power of symbols that a term of an expression may have: sympy multiplies products out."""
     if not isinstance(node, ast.Call):
         return 0
     assert isinstance(node.func, ast.Name), "a term is called by its name"
-    degrees = [_degree(argument) for argument in node.args]
+    degrees = [_polynomial_degree(argument) for argument in node.args]
     match node.func.id:
         case "Symbol":
             return 1
@@ -160,11 +160,13 @@ def _degree(node: ast.AST) -> int:
     return max(degrees, default=0)
 
 
-def _is_term(node: ast.AST) -> bool:
+def _is_allowed_term(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant):
         return type(node.value) is int and abs(node.value) < 1 << 63
     if isinstance(node, ast.UnaryOp):
-        return isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant) and _is_term(node.operand)
+        return (
+            isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant) and _is_allowed_term(node.operand)
+        )
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
     name, keys = node.func.id, {k.arg for k in node.keywords}
@@ -174,7 +176,7 @@ def _is_term(node: ast.AST) -> bool:
         base, power = node.args
         return (
             not keys
-            and _is_term(base)
+            and _is_allowed_term(base)
             and isinstance(power, ast.Call)
             and ast.unparse(power) in ("Integer(2)", "Integer(-1)")
         )
@@ -188,19 +190,19 @@ def _is_term(node: ast.AST) -> bool:
                 and all(isinstance(k.value, ast.Constant) and isinstance(k.value.value, bool) for k in node.keywords)
             )
         )
-    return name in _SUMS and not keys and all(map(_is_term, node.args))
+    return name in _SUMS and not keys and all(map(_is_allowed_term, node.args))
 
 
-def _is_tree(text: str) -> bool:
+def _is_argument_tree(text: str) -> bool:
     """Whether a description of nested arguments has tuples, lists and dicts with names alone."""
     try:
         version, spec = parse_json(text)
     except (ValueError, TypeError, RecursionError):
         return False
-    return version == 1 and _is_spec(spec, 0)
+    return version == 1 and _is_tree_spec(spec, 0)
 
 
-def _is_spec(spec: Any, depth: int) -> bool:
+def _is_tree_spec(spec: Any, depth: int) -> bool:
     if not isinstance(spec, dict) or set(spec) != {"type", "context", "children_spec"} or depth > _DEEPEST:
         return False
     kind, context, children = spec["type"], spec["context"], spec["children_spec"]
@@ -215,15 +217,15 @@ def _is_spec(spec: Any, depth: int) -> bool:
             return False
     elif context not in (None, "null"):
         return False
-    return all(_is_spec(child, depth + 1) for child in children)
+    return all(_is_tree_spec(child, depth + 1) for child in children)
 
 
 _TEXTS: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("name", "as_name", "forward_arg_names", "user_input_name"), _is_name),
     **dict.fromkeys(("parameter_name", "buffer_name", "tensor_constant_name", "fqn"), _is_path),
-    **dict.fromkeys(("in_spec", "out_spec"), _is_tree),
-    "target": is_listed,
-    "expr_str": _is_sum,
+    **dict.fromkeys(("in_spec", "out_spec"), _is_argument_tree),
+    "target": is_allowed_operator,
+    "expr_str": _is_size_expression,
     "as_string": lambda text: _TEXT.fullmatch(text) is not None,
     "as_strings": lambda text: _TEXT.fullmatch(text) is not None,
     "type": lambda text: text in _DEVICES,

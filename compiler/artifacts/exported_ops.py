@@ -48,17 +48,17 @@ def _is_dispatched(name: str, overload: str) -> bool:
 
 
 @cache
-def is_listed(target: str) -> bool:
+def is_allowed_operator(target: str) -> bool:
     """Whether a program may call an operator: `torch.ops.aten.add.Tensor`, `torch.ops.effc.dense_linear.default`."""
     if target in _PYTHON:
         return True
     if target.startswith("torch.ops.effc.") and target.endswith(".default"):
         return target.removeprefix("torch.ops.effc.").removesuffix(".default") in KERNELS
     match = _OVERLOAD.fullmatch(target)
-    return match is not None and _is_safe(*match.groups())
+    return match is not None and _is_safe_overload(*match.groups())
 
 
-def _is_safe(name: str, overload: str) -> bool:
+def _is_safe_overload(name: str, overload: str) -> bool:
     if name not in _PRIVATE and _FAMILIES.fullmatch(name):
         return False
     if overload.startswith("__") or not torch._C._jit_get_schemas_for_operator(f"aten::{name}"):

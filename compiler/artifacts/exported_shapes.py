@@ -26,7 +26,7 @@ _MAX_SIGNATURES = 4096
 
 
 @contextmanager
-def fakes() -> Iterator[None]:
+def fake_tensor_mode() -> Iterator[None]:
     """Fake tensors alone, without the pages that torch logs of a call that does not fit."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
@@ -41,7 +41,7 @@ def fakes() -> Iterator[None]:
 def check_module(module: fx.GraphModule) -> None:
     """Run a program over the sizes that it was written for. Raises Unlisted where an operator refuses what it is given,
     or where the program states another shape or type than there is."""
-    with fakes():
+    with fake_tensor_mode():
         values = [concrete(node.meta.get("val")) for node in module.graph.nodes if node.op == "placeholder"]
         _Shapes(module, stated=True).run(*values, enable_io_processing=False)
 
@@ -56,7 +56,7 @@ def guard_calls(module: fx.GraphModule, refuse: Callable[[Unlisted], Exception])
         if signature in known:
             return
         try:
-            with fakes():
+            with fake_tensor_mode():
                 values = [concrete(leaf) for leaf in leaves]
                 _Shapes(module, stated=False).run(*values, enable_io_processing=False)
         except Unlisted as error:
@@ -101,13 +101,13 @@ class _Shapes(fx.Interpreter):
 def fake_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Result of an operator on fake tensors. Raises Unlisted, or whatever the operator raises of what does not fit."""
     if isinstance(target, torch._ops.OpOverload):
-        _check_enums(target, args, kwargs)
+        _check_enum_arguments(target, args, kwargs)
         if target is aten.scaled_dot_product_attention.default:
             _check_attention(*args, **kwargs)
     return target(*args, **kwargs)
 
 
-def _check_enums(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_enum_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Types, layouts and formats are those of torch: it takes any number for one, and reads tables by it."""
     schema = target._schema.arguments
     values = [*zip(schema, args, strict=False), *((a, kwargs[a.name]) for a in schema if a.name in kwargs)]
@@ -141,11 +141,11 @@ def _number(value: Any) -> Any:
 
 def _compare(node: fx.Node, value: Any) -> None:
     stated, actual = pytree.tree_leaves(node.meta["val"]), pytree.tree_leaves(value)
-    if len(stated) != len(actual) or not all(map(_agrees, stated, actual)):
+    if len(stated) != len(actual) or not all(map(_shapes_agree, stated, actual)):
         raise Unlisted(f"another shape or type of {node.name} than {node.target} gives")
 
 
-def _agrees(stated: Any, actual: Any) -> bool:
+def _shapes_agree(stated: Any, actual: Any) -> bool:
     if isinstance(stated, Tensor) != isinstance(actual, Tensor):
         return False
     if not isinstance(stated, Tensor):

@@ -17,7 +17,7 @@ from transformers.cache_utils import StaticLayer
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.safe_read import parse_json, read_regular
-from ..runtimes.native.kv_tensors import inputs_of
+from ..runtimes.native.kv_tensors import decoder_sample_inputs
 from ..runtimes.padded import SEQUENCES, PaddedModel, PaddedRows
 from .openers.export import STEP_FACTS, Exported
 
@@ -70,7 +70,7 @@ class Steps(nn.Module):
 
 def export_steps(model: nn.Module, context: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
     """The program, and what a caller has to know of it. Raises Reject of `fault`, or whatever torch meets."""
-    inputs, past_parts, slots = inputs_of(model, fault, _INSTEAD)
+    inputs, past_parts, slots = decoder_sample_inputs(model, fault, _INSTEAD)
     if not past_parts:
         raise Reject(fault(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD))
     mask = torch.ones(len(inputs["input_ids"]), context, dtype=torch.int64)
@@ -107,7 +107,7 @@ class Facts:
     dtype: torch.dtype
 
 
-def facts_of(folder: Path) -> Facts:
+def read_step_facts(folder: Path) -> Facts:
     """Raises ValueError where the file beside a program does not say what it must."""
     data = parse_json(read_regular(folder / STEP_FACTS, _MAX_FACTS))
     try:
@@ -170,7 +170,7 @@ class Continued(PaddedModel):
         return self.plain(**{name: x for name, x in inputs.items() if x is not None}).float()
 
 
-def note(facts: dict[str, Any], file: str) -> str:
+def usage_note(facts: dict[str, Any], file: str) -> str:
     """Usage note of a program for the model card."""
     (heads, d), context = facts["past"][0], facts["context"]
     arguments = ", ".join(f'"{name}": ...' for name in facts["inputs"])

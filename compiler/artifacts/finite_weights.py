@@ -28,7 +28,10 @@ def check_finite(path: Path, manifest: Manifest) -> None:
     checked before."""
     tensors = target_class(manifest.kind).tensors
     faults = [
-        _fault_of(path / file, name, x) for file in manifest.files for name, x in tensors(path / file) if not _sound(x)
+        _fault_of(path / file, name, x)
+        for file in manifest.files
+        for name, x in tensors(path / file)
+        if not _is_finite_or_mask(x)
     ]
     if faults:
         raise Reject(*faults)
@@ -42,7 +45,7 @@ def _fault_of(file: Path, name: str, x: "Tensor") -> Diagnostic:
     )
 
 
-def _sound(x: "Tensor") -> bool:
+def _is_finite_or_mask(x: "Tensor") -> bool:
     """Whether a tensor is of numbers, or is a mask, or one infinite bound."""
     if not x.is_floating_point() or not x.numel():
         return True

@@ -95,7 +95,7 @@ _nursery: ForkServer | None = None  # one for this process; it ends when idle, o
 _asking = Lock()  # one job at a time: each wants the memory of a second copy
 
 
-def run(
+def run_verify_child(
     arguments: list[str], env: dict[str, str], seconds: float, on_wait: Callable[[bool], None] = lambda started: None
 ) -> JobResult:
     """Run `verify_child.main` with these arguments in a fresh process. Raises TimeoutExpired."""

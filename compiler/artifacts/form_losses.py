@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ..core.quantity import digits, size
+from ..core.quantity import significant_digits, size
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Account:
         return f"{self.tokens} tokens of {self.data}" if self.data else f"{self.tokens} random tokens"
 
 
-def table(artifacts: Mapping[str, tuple[Account, ...]]) -> list[Account]:
+def divergence_table(artifacts: Mapping[str, tuple[Account, ...]]) -> list[Account]:
     """The rows of several artifacts of one pipeline: the original and programs in memory once, forms by artifact."""
     rows: dict[str, Account] = {}
     for artifact, accounts in artifacts.items():
@@ -52,4 +52,4 @@ def account_rows(accounts: Iterable[Account]) -> list[tuple[str, ...]]:
 def _display(row: Account) -> tuple[str, ...]:
     nats = ["" if v is None else f"{v:.2g}" if v < 1e-3 else f"{v:.4f}" for v in (row.divergence, row.drift)]
     same = "" if row.agreement is None else f"{100 * row.agreement:.1f} %"
-    return row.what, *nats, same, "" if row.perplexity is None else digits(row.perplexity), size(row.bytes)
+    return row.what, *nats, same, "" if row.perplexity is None else significant_digits(row.perplexity), size(row.bytes)

@@ -78,17 +78,17 @@ def load(
                 hash is then compared
     on_event        hears a sentence where versions differ from those that wrote it
     """
-    from ..ir.layers.linear import refuse_elsewhere
+    from ..ir.layers.linear import refuse_device
 
     if signed_by:
-        authenticate(Path(path), signed_by)
-    folder, manifest = locate(Path(path))
+        verify_signer(Path(path), signed_by)
+    folder, manifest = locate_checkpoint(Path(path))
     target = target_of(folder, manifest[1] if manifest else None)
     if base is not None and not target.upon:
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
-        verify_files(*manifest, hashes=hashes, unread=_elsewhere(*manifest, folder))
+        verify_files(*manifest, hashes=hashes, unread=_unread_folders(*manifest, folder))
     load_request = LoadRequest(dtype, device, base, threads, sequences, steady, kernels, mapped)
     model, recorded = target.open(folder, load_request)
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
@@ -96,11 +96,11 @@ def load(
         on_event(Warned(other_versions(sentence)))
     if device is None:
         return model
-    refuse_elsewhere(model, device)
+    refuse_device(model, device)
     return model.to(device)
 
 
-def authenticate(path: Path, keys: Sequence[str]) -> str:
+def verify_signer(path: Path, keys: Sequence[str]) -> str:
     """The first of the public keys that signed the artifact which `path` is, or is a form or a point of.
 
     Every verb and `load` come here before they look at anything else of an artifact: only the files that a signature
@@ -109,7 +109,7 @@ def authenticate(path: Path, keys: Sequence[str]) -> str:
     """
     from .signature import check_signature, unsigned
 
-    artifact = _artifact_of(path)
+    artifact = _enclosing_artifact(path)
     if artifact is None:
         help = "compile it and sign what is emitted, or leave out --require-signature"
         raise Reject(unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help))
@@ -118,8 +118,8 @@ def authenticate(path: Path, keys: Sequence[str]) -> str:
     return key
 
 
-def _artifact_of(path: Path) -> Path | None:
-    """The folder with the manifest that `locate` goes by."""
+def _enclosing_artifact(path: Path) -> Path | None:
+    """The folder with the manifest that `locate_checkpoint` goes by."""
     candidates = [path]
     if kind_of(path.name):
         candidates.append(path.parent)
@@ -130,7 +130,7 @@ def _artifact_of(path: Path) -> Path | None:
 
 def load_to_judge(path: Path, device: str) -> Any:
     """As `load`, by sizes alone, on the device of a compile, or on the CPU where the files run nowhere else."""
-    folder, manifest = locate(path)
+    folder, manifest = locate_checkpoint(path)
     elsewhere = target_of(folder, manifest[1] if manifest else None).on_cpu
     return load(path, check="size", device=None if elsewhere else device)
 
@@ -195,10 +195,10 @@ def target_of(folder: Path, manifest: Manifest | None) -> Any:
     kind = kind_of(folder.name) or "hf"
     if manifest is not None and folder.name in forms_of(manifest.kind):
         kind = manifest.kind
-    return _shelf().load("target", kind)
+    return _shelf().load_class("target", kind)
 
 
-def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
+def locate_checkpoint(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
@@ -211,7 +211,7 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
         return path / form, (path, manifest)
     if path.parent.name == POINTS and (path.parents[1] / NAME).is_file():
         manifest = read_manifest(path.parents[1])
-        points = dict(members(path.parents[1], manifest))
+        points = dict(front_members(path.parents[1], manifest))
         if path.name not in points:
             raise Reject(
                 no_artifact(
@@ -229,7 +229,7 @@ def locate(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     return path, None
 
 
-def _elsewhere(path: Path, manifest: Manifest, folder: Path) -> list[str]:
+def _unread_folders(path: Path, manifest: Manifest, folder: Path) -> list[str]:
     """The other forms and points of an artifact: what opening `folder` does not read. What lies beside them it may."""
     opened = folder.relative_to(path).parts[0]
     forms = [form for form in forms_of(manifest.kind) if form != opened]
@@ -244,7 +244,7 @@ def _form(manifest: Manifest) -> str | None:
     return next(present, None)
 
 
-def members(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
+def front_members(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     """The points of a front by name, each with the folder that loads."""
     for member in manifest.members:
         inside = f"{POINTS}/{member['name']}"
@@ -262,7 +262,7 @@ def has_checkpoint(manifest: Manifest) -> bool:
 
 def version_notes(versions: Mapping[str, str]) -> list[str]:
     """A sentence for each library that is older here than where it was written, or a major version apart."""
-    from ..core.fingerprint import versions as present
+    from ..core.fingerprint import library_versions as present
 
     sentences = []
     for name, installed in present().items():

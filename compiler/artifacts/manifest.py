@@ -18,7 +18,7 @@ from typing import Any
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.safe_read import MALFORMED, MANIFEST, check_regular, irregular_file, read_json
 from .form_losses import Account
-from .manifest_form import check_form, is_profile
+from .manifest_form import check_manifest_form, is_profile
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -134,13 +134,13 @@ class Manifest:
 
     def measures_json(self) -> dict[str, Any]:
         """The volatile part."""
-        return {"format": FORMAT, **{n: _plain(getattr(self, n)) for n in _VOLATILE}}
+        return {"format": FORMAT, **{n: _to_plain_json(getattr(self, n)) for n in _VOLATILE}}
 
     @staticmethod
     def from_json(data: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> "Manifest":
         """Raises KeyError, TypeError, ValueError or AttributeError on data of another form."""
         measured = measured or {}
-        check_form(data, measured, _RECORDS)
+        check_manifest_form(data, measured, _RECORDS)
         body = {n: data[n] for n in _STEADY if n != "members"} | {"members": data.get("members", ())}
         body |= {n: measured[n] for n in ("machine", "run") if n in measured}
         body |= {n: tuple(kind(**v) for v in measured.get(n, ())) for n, kind in _RECORDS.items()}
@@ -162,12 +162,12 @@ _VOLATILE = (*_RECORDS, "machine", "run")
 _STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_json(value: Any) -> Any:
     """Records as dicts; JSON has no nan and no infinity, so they become null."""
     if isinstance(value, tuple):
-        return [_plain(asdict(v) if is_dataclass(v) and not isinstance(v, type) else v) for v in value]
+        return [_to_plain_json(asdict(v) if is_dataclass(v) and not isinstance(v, type) else v) for v in value]
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _to_plain_json(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -176,13 +176,13 @@ _STEP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 def _members(data: Any) -> tuple[Mapping[str, Any], ...]:
     """Points of a front, each named once: every name is a folder that is read."""
-    members = tuple(map(_member, data))
+    members = tuple(map(_check_member, data))
     if len({member["name"] for member in members}) < len(members):
         raise ValueError("two points have one name")
     return members
 
 
-def _member(data: Any) -> Mapping[str, Any]:
+def _check_member(data: Any) -> Mapping[str, Any]:
     """A point of a front, whose name becomes a path and whose words go to a terminal."""
     if not (isinstance(data, Mapping) and isinstance(data["name"], str) and _STEP.fullmatch(data["name"])):
         raise ValueError("a point has a name that no step could have")
@@ -225,14 +225,14 @@ def dump(data: Mapping[str, Any]) -> bytes:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of an artifact folder. Says nothing of the files: `verify_files` does."""
-    data = _read(path / NAME)
-    manifest = _formed(path / NAME, data)
+    data = _read_manifest_json(path / NAME)
+    manifest = _manifest_from_json(path / NAME, data)
     if not (path / MEASURES).is_file():
         return manifest
-    return _formed(path / MEASURES, data, _read(path / MEASURES))
+    return _manifest_from_json(path / MEASURES, data, _read_manifest_json(path / MEASURES))
 
 
-def _formed(file: Path, data: Any, measured: Any = None) -> Manifest:
+def _manifest_from_json(file: Path, data: Any, measured: Any = None) -> Manifest:
     """A manifest of JSON. Raises Reject (artifact-broken), which names `file`, where that is of another form."""
     try:
         return Manifest.from_json(data, measured)
@@ -242,7 +242,7 @@ def _formed(file: Path, data: Any, measured: Any = None) -> Manifest:
         ) from error
 
 
-def _way_up(folder: Path) -> str:
+def _enclosing_artifact_hint(folder: Path) -> str:
     """Suggestion for a folder without a manifest: it may lie inside an artifact."""
     around = next((f for f in list(folder.parents)[:2] if (f / NAME).is_file()), None)
     if around is None or not folder.is_dir():
@@ -252,11 +252,13 @@ def _way_up(folder: Path) -> str:
     return f"it lies in the artifact {around}: name that"
 
 
-def _read(file: Path) -> Any:
+def _read_manifest_json(file: Path) -> Any:
     try:
         data = read_json(file, MANIFEST, file.parent)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Reject(no_artifact(f"{file.parent} has no {file.name}", help=_way_up(file.parent))) from error
+        raise Reject(
+            no_artifact(f"{file.parent} has no {file.name}", help=_enclosing_artifact_hint(file.parent))
+        ) from error
     except OSError as error:
         raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
     except UnicodeDecodeError as error:

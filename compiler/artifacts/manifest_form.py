@@ -9,7 +9,7 @@ from ...dsl.syntax.control_characters import control_in
 _DEEPEST = 40
 
 
-def check_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Mapping[str, type]) -> None:
+def check_manifest_form(data: Mapping[str, Any], measured: Mapping[str, Any], records: Mapping[str, type]) -> None:
     """Raises ValueError or KeyError with the field that is of another form."""
     for name, fits in _STEADY.items():
         _need(fits(data[name]), name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.safe_read import MALFORMED
-from .compact_config import attach, not_sealed
+from .compact_config import not_sealed, patch_save_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -25,56 +25,58 @@ tensors_differ = Fault(
 )
 
 
-def stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
+def load_stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
-    from ..models.checkpoints.checkpoint import check_names, stock
-    from ..models.checkpoints.config_bounds import check_numbers
+    from ..models.checkpoints.checkpoint import check_loading_info, load_stock
+    from ..models.checkpoints.config_bounds import check_config_numbers
     from ..models.checkpoints.model_folder import read_config, refuse_adapter
     from ..models.checkpoints.weights import find_weights
 
     config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
     refuse_adapter(folder, str(folder))
-    check_numbers(config, weights.slots, str(folder))
-    model, info = stock(
+    check_config_numbers(config, weights.slots, str(folder))
+    model, info = load_stock(
         folder, config, weights, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
     )
-    check_names(info, str(folder))
+    check_loading_info(info, str(folder))
     return model.eval()
 
 
-def rebuild(folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+def load_compact_model(
+    folder: Path, record: Mapping[str, Any], dtype: "torch.dtype | None" = None
+) -> "PreTrainedModel":
     """The blank original, edited again, with the folder's weights mapped in."""
     from ..models.checkpoints.meta_init import cut_tables
     from ..models.checkpoints.pretrained import pretrained
 
-    model, edits, weights = edited(folder, record)
-    fill(model, folder, weights, cut_tables(model, edits.shapes), dtype)
-    attach(model, record)
-    _dress(model, folder)
+    model, edits, weights = empty_edited_model(folder, record)
+    map_weights_into(model, folder, weights, cut_tables(model, edits.shapes), dtype)
+    patch_save_pretrained(model, record)
+    _add_pretrained_attributes(model, folder)
     return pretrained(model.eval())
 
 
-def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weights]":
+def empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weights]":
     """The blank original with a record's edits, without storage, these edits, and the folder's weights.
 
     Raises Reject where the folder's weights are too few for such a model, or the edits are none of it.
     """
     import torch
 
-    from ..ir.edits import Edits, replay
-    from ..models.checkpoints.checkpoint import build, check_size
-    from ..models.checkpoints.config_bounds import check_numbers
-    from ..models.checkpoints.meta_init import blank
+    from ..ir.edits import Edits, replay_edits
+    from ..models.checkpoints.checkpoint import build_module, check_module_size
+    from ..models.checkpoints.config_bounds import check_config_numbers
+    from ..models.checkpoints.meta_init import empty_model
     from ..models.checkpoints.weights import find_weights
 
     weights = find_weights(folder, str(folder))
-    check_numbers(record["base"], weights.slots, str(folder), spare=SPARE)
+    check_config_numbers(record["base"], weights.slots, str(folder), spare=SPARE)
     with torch.device("meta"):
-        check_size(build(record["base"], record["dtype"]), weights.count, spare=SPARE)
-    model = blank(record["base"], record["dtype"])
+        check_module_size(build_module(record["base"], record["dtype"]), weights.count, spare=SPARE)
+    model = empty_model(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
     try:
-        replay(model, edits)
+        replay_edits(model, edits)
     except MALFORMED as error:
         raise Reject(
             not_sealed(
@@ -85,7 +87,7 @@ def edited(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weight
     return model, edits, weights
 
 
-def fill(
+def map_weights_into(
     model: Any,
     folder: Path,
     weights: "Weights",
@@ -93,12 +95,12 @@ def fill(
     dtype: "torch.dtype | None" = None,
 ) -> None:
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
-    from ..ir.surgery import put
-    from ..ir.weights import assign, distinct
-    from ..models.checkpoints.tensor_files import mapped
+    from ..ir.surgery import replace_tensor
+    from ..ir.weights import assign_tensors, distinct_tensors
+    from ..models.checkpoints.tensor_files import mapped_tensors
 
-    expected = {**dict(distinct(model)), **tables}
-    stored = dict(mapped(weights))
+    expected = {**dict(distinct_tensors(model)), **tables}
+    stored = dict(mapped_tensors(weights))
     known = model.state_dict(keep_vars=True).keys() | expected.keys()
     problems = [f"`{n}` is missing" for n in expected if n not in stored]
     problems += [f"`{n}` has no place in the model" for n in stored if n not in known]
@@ -116,20 +118,20 @@ def fill(
             )
         )
     parameters = {name: stored[name] for name in expected if name not in tables}
-    assign(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in parameters.items()})
+    assign_tensors(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in parameters.items()})
     for name in tables:
-        put(model, name, stored[name])
+        replace_tensor(model, name, stored[name])
 
 
-def _dress(model: Any, folder: Path) -> None:
+def _add_pretrained_attributes(model: Any, folder: Path) -> None:
     """Add what `from_pretrained` adds to a bare model."""
     from transformers import GenerationConfig
 
-    from ..models.checkpoints.checkpoint import library
+    from ..models.checkpoints.checkpoint import library_errors_as_diagnostics
     from ..models.checkpoints.generation_config import read_generation
 
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        with library(str(folder)):
+        with library_errors_as_diagnostics(str(folder)):
             read_generation(folder)
             model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = model.config.name_or_path = str(folder)

@@ -13,7 +13,7 @@ from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.error_location import with_location
 from . import unfinished_marker
-from .artifact import check_free, drop_empty, environment
+from .artifact import check_output_path, filesystem_errors_as_diagnostics, remove_empty_folders
 
 output_busy = Fault(
     "output-busy",
@@ -47,7 +47,7 @@ def output_paths(recipes: Sequence[Recipe], out: Path, describes: Callable[[str]
 
 
 @contextmanager
-def claimed(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
+def lock_outputs(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
     """Hold places inside the `with`.
 
     Raises Reject where one is taken (output-exists), can't be written (output-unwritable), or another process holds it
@@ -57,7 +57,7 @@ def claimed(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
         check_outputs(outputs, force)
         for output in outputs:
             with with_location(output.call.where("path")):
-                stack.enter_context(_lock_state(output.path))
+                stack.enter_context(_lock_state_file(output.path))
         check_outputs(outputs, force)  # who held one before may have left an artifact there
         yield
         for output in outputs:
@@ -69,18 +69,18 @@ def check_outputs(outputs: Sequence[OutputPath], force: bool) -> None:
     for output in outputs:
         with with_location(output.call.where("path")):
             mine = force or unfinished_marker.is_unfinished(output.path, output.call)
-            check_free(output.folder / output.call.args["path"], mine, output.describes_artifacts)
+            check_output_path(output.folder / output.call.args["path"], mine, output.describes_artifacts)
 
 
 @contextmanager
-def _lock_state(path: Path) -> Iterator[None]:
+def _lock_state_file(path: Path) -> Iterator[None]:
     file = path.with_name(f".{path.name}.effc-lock")
     created = [folder for folder in path.parents if not folder.exists()]  # the innermost first
-    with environment(path):
+    with filesystem_errors_as_diagnostics(path):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = _locked(file)
+        handle = _try_lock(file)
     if handle is None:
-        drop_empty(created)
+        remove_empty_folders(created)
         raise Reject(
             output_busy(
                 f"another process compiles into {path} now{_whose(file)}",
@@ -92,10 +92,10 @@ def _lock_state(path: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # while it is held: who opens it now looks whether it is still there
         os.close(handle)
-        drop_empty(created)
+        remove_empty_folders(created)
 
 
-def _locked(file: Path) -> int | None:
+def _try_lock(file: Path) -> int | None:
     """An open file that this process alone has locked; None where another has."""
     try:
         import fcntl

@@ -16,10 +16,10 @@ from typing import Any
 
 from ...dsl.checker.skeleton import Branch, Group, Skeleton
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..analysis.planning.layer_profile import original, profile
+from ..analysis.planning.layer_profile import layer_group_counts, original
 from ..analysis.planning.selection import is_inside
 from ..core.safe_read import MANIFEST, read_json
-from ..ir.edits import renamed
+from ..ir.edits import moved_path
 
 bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
 no_published_form = Fault(
@@ -53,17 +53,17 @@ class Layer:
         return self.channels.count if self.channels else 0
 
 
-def layers_of(skeleton: Skeleton) -> list[Layer]:
+def removable_layers(skeleton: Skeleton) -> list[Layer]:
     """Reject (no-published-form) where a layer has two of what the form gives one number."""
     layers = []
     for number, unit in enumerate(skeleton.units):
-        branches = _one_each(
+        branches = _one_per_layer(
             [(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
             number,
             {"attention": "attentions", "mlp": "MLPs"},
         )
         heads, channels = (
-            _one_each(
+            _one_per_layer(
                 [
                     (g.kind, g)
                     for g in skeleton.groups
@@ -78,7 +78,7 @@ def layers_of(skeleton: Skeleton) -> list[Layer]:
     return layers
 
 
-def _one_each(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str, str]) -> dict[str, Any]:
+def _one_per_layer(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str, str]) -> dict[str, Any]:
     twice = next((kind for kind, times in Counter(kind for kind, _ in items).items() if times > 1), None)
     if twice:
         raise Reject(
@@ -90,10 +90,10 @@ def _one_each(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str,
     return dict(items)
 
 
-def read(path: Path, skeleton: Skeleton) -> dict[str, Any]:
+def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:
     """The four fields, checked against the model that they are to be applied to."""
-    config = _parsed(path)
-    layers = layers_of(skeleton)
+    config = _parse_file(path)
+    layers = removable_layers(skeleton)
     for kind in ("attn", "mlp"):
         _check_removed(config[f"pruned_{kind}_idx"], kind, layers, path)
         _check_widths(config[f"pruned_{kind}_width"], kind, layers, path)
@@ -106,7 +106,7 @@ def read(path: Path, skeleton: Skeleton) -> dict[str, Any]:
     return config
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parse_file(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path, MANIFEST)
     except OSError as error:
@@ -185,19 +185,21 @@ def pruning_config_of(
     """
     config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
     original_paths = {unit: original(unit, remaining) for unit in after.units}
-    layers, removed_branches = layers_of(before), _removed_branches(before, after, original_paths)
-    for kind, number in _in_order(removed_branches, before, set(before.units) - set(original_paths.values()), removed):
+    layers, removed_branches = removable_layers(before), _removed_branches(before, after, original_paths)
+    for kind, number in _order_removed(
+        removed_branches, before, set(before.units) - set(original_paths.values()), removed
+    ):
         config[f"pruned_{kind}_idx"].append(number)
-    _check_query_heads(profile(before), profile(after, remaining))
+    _check_query_heads(layer_group_counts(before), layer_group_counts(after, remaining))
     expected, current_shapes = (
         before.shapes(),
-        {renamed(path, original_paths): shape for path, shape in after.shapes().items()},
+        {moved_path(path, original_paths): shape for path, shape in after.shapes().items()},
     )
     for number, layer in enumerate(layers):
         for kind, group in (("attn", layer.heads), ("mlp", layer.channels)):
             if group is not None:
                 count = group.count if (kind, number) in removed_branches else _left(group, current_shapes)
-                expected |= _narrowed(group, count, expected)
+                expected |= _narrowed_shapes(group, count, expected)
                 size = layer.head_size if kind == "attn" else 1
                 config[f"pruned_{kind}_width"][str(number)] = count * size
     _check_shapes(expected, current_shapes)
@@ -218,7 +220,7 @@ def _removed_branches(before: Skeleton, after: Skeleton, original_paths: Mapping
     return result
 
 
-def _in_order(
+def _order_removed(
     removed_branches: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str], removed: Sequence[str]
 ) -> list[tuple[str, int]]:
     """In order of removal, or layer by layer where that can't be told.
@@ -243,7 +245,7 @@ def _left(group: Group, shapes: Mapping[str, Sequence[int]]) -> int:
     return shapes[reader.tensor][reader.axis] // len(reader.indices(0))
 
 
-def _narrowed(group: Group, count: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+def _narrowed_shapes(group: Group, count: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """Shapes of a group's tensors when it has only `count` items."""
     result: dict[str, tuple[int, ...]] = {}
     for member in group.members:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.safe_read import MANIFEST, read_json
-from .compact_config import KEY, attach, record
+from .compact_config import KEY, patch_save_pretrained, record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,9 +41,9 @@ _before: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDicti
 def base_hash(model: "nn.Module") -> str:
     """sha256 over all tensors of a model by name, interventions left out."""
     from ..core.cache import digest, tensor_hash
-    from ..ir.weights import distinct
+    from ..ir.weights import distinct_tensors
 
-    return digest(sorted((name, tensor_hash(t)) for name, t in distinct(model) if not _is_reft(name)))
+    return digest(sorted((name, tensor_hash(t)) for name, t in distinct_tensors(model) if not _is_reft(name)))
 
 
 def _is_reft(name: str) -> bool:
@@ -55,12 +55,12 @@ def _is_reft(name: str) -> bool:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
+def write_reft(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
     """`base`: "config" and "dtype" of the base, "place" (`zoo:NAME`, `hf:ORG/NAME`, a folder; "" for `base/`)."""
     from ..core.cache import canonical
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
-    from ..ir.weights import distinct
+    from ..ir.weights import distinct_tensors
     from ..models.checkpoints.tensor_files import Piece, write_tensors
 
     paths = [path for path, _ in interventions(program.model)]
@@ -69,7 +69,7 @@ def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
         swapped={path: program.edits.swapped[path] for path in paths},
         graphs={unit: program.edits.graphs[unit] for unit in units},
     )
-    write_tensors(folder, [Piece.of(name, t) for name, t in distinct(program.model) if _is_reft(name)], 1 << 62)
+    write_tensors(folder, [Piece.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft(name)], 1 << 62)
     edits_json = edits.to_json()
     graphs = list({canonical(graph): graph for graph in edits_json["graphs"].values()}.values())  # layers are alike
     edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}
@@ -85,8 +85,8 @@ def write(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> "tuple[dict[str, Any], Edits]":
-    """Base and edits of a folder; Reject on anything that `write` does not write."""
+def read_reft(folder: Path) -> "tuple[dict[str, Any], Edits]":
+    """Base and edits of a folder; Reject on anything that `write_reft` does not write."""
     from ..ir.edits import Edits
 
     try:
@@ -129,9 +129,9 @@ def base_folder(folder: Path) -> Path:
     inside = folder.parent / BASE / "compact"
     if inside.is_dir():
         return inside
-    location = read(folder)[0]["place"]
+    location = read_reft(folder)[0]["place"]
     kind, colon, name = location.partition(":")
-    path = _in_zoo(name) if kind == "zoo" else _in_hub(name) if kind == "hf" and colon else Path(location)
+    path = _in_zoo(name) if kind == "zoo" else _hub_cache_folder(name) if kind == "hf" and colon else Path(location)
     if path is None or not (path / "config.json").is_file():
         raise Reject(
             no_base(
@@ -148,7 +148,7 @@ def _in_zoo(name: str) -> Path | None:
     return zoo().get(name)
 
 
-def _in_hub(name: str) -> Path | None:
+def _hub_cache_folder(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -158,19 +158,19 @@ def _in_hub(name: str) -> Path | None:
         return None
 
 
-def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
+def attach_interventions(model: Any, folder: Path, *, check: bool = True) -> None:
     """Put the interventions of a folder onto their base, in place.
 
     Raises Reject (other-base) where it is another model, or has interventions already.
 
     check   whether the model's tensors are compared with those that the interventions were trained in
     """
-    from ..ir.edits import replay
-    from ..ir.weights import assign
-    from ..models.checkpoints.tensor_files import mapped
+    from ..ir.edits import replay_edits
+    from ..ir.weights import assign_tensors
+    from ..models.checkpoints.tensor_files import mapped_tensors
     from ..models.checkpoints.weights import find_weights
 
-    base, edits = read(folder)
+    base, edits = read_reft(folder)
     if any(_is_reft(name) for name, _ in model.named_parameters()):
         raise Reject(other_base("the model has interventions already", help="take them off first"))
     if check and base_hash(model) != base["sha256"]:
@@ -186,10 +186,10 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
         raise Reject(other_base(f"{folder} edits {missing[0]}, which the model has not"))
     before = {path: vars(model.get_submodule(path)).get("forward") for path in edits.graphs}
     sealed = getattr(model.config, KEY, None)
-    replay(model, edits)
+    replay_edits(model, edits)
     parameters, stored = (
         {n: t for n, t in model.named_parameters() if _is_reft(n)},
-        dict(mapped(find_weights(folder, str(folder)))),
+        dict(mapped_tensors(find_weights(folder, str(folder)))),
     )
     if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in stored.items()}:
         raise Reject(
@@ -198,13 +198,13 @@ def put_on(model: Any, folder: Path, *, check: bool = True) -> None:
                 help=f"weights and {FILE} are of different saves: copy both again",
             )
         )
-    assign(model, stored)
+    assign_tensors(model, stored)
     _before[model] = before
-    _attach(model, base, edits, sealed)
+    _patch_save_pretrained(model, base, edits, sealed)
 
 
-def take_off(model: Any) -> None:
-    """Take interventions off that `put_on` put onto a model: it computes what it did, to the bit."""
+def detach_interventions(model: Any) -> None:
+    """Take interventions off that `attach_interventions` put onto a model: it computes what it did, to the bit."""
     from ..ir.layers.reft import interventions
 
     for path, forward in _before.pop(model, {}).items():
@@ -217,10 +217,12 @@ def take_off(model: Any) -> None:
         delattr(model.get_submodule(owner), name)
 
 
-def _attach(model: Any, base: Mapping[str, Any], edits: "Edits", sealed: Mapping[str, Any] | None) -> None:
+def _patch_save_pretrained(
+    model: Any, base: Mapping[str, Any], edits: "Edits", sealed: Mapping[str, Any] | None
+) -> None:
     """Have the model's own `save_pretrained` write a folder that has the interventions, for `effc.load`."""
     edits_json = edits.to_json()
     if sealed:
         under = sealed["edits"]
         edits_json = {**under, **{name: {**under[name], **edits_json[name]} for name in ("swapped", "graphs")}}
-    attach(model, record(sealed["base"] if sealed else base["config"], edits_json, base["dtype"]))
+    patch_save_pretrained(model, record(sealed["base"] if sealed else base["config"], edits_json, base["dtype"]))

@@ -7,20 +7,20 @@ from importlib import metadata
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from ..core.environment import distributions
+from ..core.environment import known_distributions
 from ..plugin import plugin_packages
 from .manifest import Manifest, dump
 
 _SPEC = "1.6"
 
 
-def bill(manifest: Manifest) -> bytes:
+def sbom_json(manifest: Manifest) -> bytes:
     """The installed packages that effc may use and those with plug-ins, whichever of them this process has imported (a
     run that goes on after a kill imports fewer), Python, and the model and data that went in, by the hashes that the
     lock has."""
     plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.packages()}
-    packages = [_package(name, package) for name, package in sorted({**plugins, **distributions()}.items())]
-    inputs = [_input(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
+    packages = [_package(name, package) for name, package in sorted({**plugins, **known_distributions()}.items())]
+    inputs = [_input_component(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
     python = ".".join(map(str, sys.version_info[:3]))
     interpreter = {"type": "platform", "bom-ref": "python", "name": "python", "version": python}
     product = {
@@ -57,7 +57,7 @@ def _package(name: str, distribution: metadata.Distribution) -> dict[str, Any]:
     return component | ({"licenses": [{"expression": license}]} if license else {})
 
 
-def _input(label: str, identity: Any) -> dict[str, Any]:
+def _input_component(label: str, identity: Any) -> dict[str, Any]:
     """A model or a data set. Its identity is effc's own hash of content and arguments, so it is a property."""
     kind = "data" if label.startswith("data ") else "machine-learning-model"
     return {

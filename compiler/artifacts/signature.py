@@ -50,7 +50,7 @@ class Signature:
     note: str = ""
 
 
-def new_key(file: Path) -> str:
+def write_key_pair(file: Path) -> str:
     """Write a secret key that its owner alone can read, and beside it the public one, which is returned."""
     _check_library()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -72,12 +72,12 @@ def new_key(file: Path) -> str:
     return public
 
 
-def sign(path: Path, secret_file: Path, note: str = "") -> Signature:
+def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
     """Add a signature to an artifact whose files are those of its manifest; one that the key gave before goes."""
-    secret = _secret(secret_file)
+    secret = _read_secret_key(secret_file)
     verify_files(path, read_manifest(path))
     signature = Signature(text_of(secret.public_key().public_bytes_raw()), secret.sign(statement(path, note)), note)
-    remaining = [s for s in signatures(path) if s.key != signature.key]
+    remaining = [s for s in read_signatures(path) if s.key != signature.key]
     body = [
         {"key": s.key, "signature": base64.b64encode(s.value).decode(), "note": s.note} for s in (*remaining, signature)
     ]
@@ -90,10 +90,10 @@ def check_signature(path: Path, keys: Sequence[str]) -> str:
 
     Says nothing of the other files: the manifest that was signed holds their hashes, and `verify_files` compares.
     """
-    trusted = [text_of(public_key(key)) for key in keys]
-    present = signatures(path)
+    trusted = [text_of(read_public_key(key)) for key in keys]
+    present = read_signatures(path)
     for key in trusted:
-        if any(signs(s, path) for s in present if s.key == key):
+        if any(is_valid(s, path) for s in present if s.key == key):
             return key
     if not present:
         reason, help = f"{path} is not signed", "sign it with `effc sign`, or use it without --require-signature"
@@ -104,14 +104,14 @@ def check_signature(path: Path, keys: Sequence[str]) -> str:
     raise Reject(unsigned(reason, help=help))
 
 
-def signs(signature: Signature, path: Path) -> bool:
+def is_valid(signature: Signature, path: Path) -> bool:
     """Whether a signature is of the artifact as it is now."""
     _check_library()
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = Ed25519PublicKey.from_public_bytes(_bytes_of(signature.key))
+        key = Ed25519PublicKey.from_public_bytes(_decode_key(signature.key))
         key.verify(signature.value, statement(path, signature.note))
     except InvalidSignature:
         return False
@@ -125,7 +125,7 @@ def statement(path: Path, note: str = "") -> bytes:
     return ("\n".join([*lines, f"note {json.dumps(note)}"]) + "\n").encode()
 
 
-def signatures(path: Path) -> list[Signature]:
+def read_signatures(path: Path) -> list[Signature]:
     """All of an artifact, unchecked; Reject a file that is no list of them."""
     file = path / SIGNATURES
     if not file.is_file():
@@ -145,10 +145,10 @@ def _signature(key: Any, signature: Any, note: Any) -> Signature:
     if not all(isinstance(value, str) for value in (key, signature, note)):
         raise TypeError("a signature's fields are texts")
     value = base64.b64decode(signature, validate=True)
-    return Signature(text_of(_bytes_of(key)), value, note)
+    return Signature(text_of(_decode_key(key)), value, note)
 
 
-def public_key(key: str) -> bytes:
+def read_public_key(key: str) -> bytes:
     """The 32 bytes of a public key, given as text or as a file that holds the text."""
     text = key.strip()
     if not text.startswith(_KIND):
@@ -163,14 +163,14 @@ def public_key(key: str) -> bytes:
                 )
             ) from error
     try:
-        return _bytes_of(text)
+        return _decode_key(text)
     except ValueError as error:
         raise Reject(
             bad_signing_key(f"`{key}` is no public key: {error}", help="it is one line, `ed25519:` and 44 characters")
         ) from error
 
 
-def _bytes_of(text: str) -> bytes:
+def _decode_key(text: str) -> bytes:
     if not text.startswith(_KIND):
         raise ValueError(f"it does not start with `{_KIND}`")
     try:
@@ -186,7 +186,7 @@ def text_of(raw: bytes) -> str:
     return _KIND + base64.b64encode(raw).decode()
 
 
-def _secret(file: Path) -> Any:
+def _read_secret_key(file: Path) -> Any:
     _check_library()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -40,9 +40,9 @@ _REFUSALS = (
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     """A config from which transformers builds this very model; and why none does, empty where one does."""
-    from ..models.checkpoints.checkpoint import quiet
+    from ..models.checkpoints.checkpoint import quiet_libraries
 
-    with quiet():  # dozens are built
+    with quiet_libraries():  # dozens are built
         return _stock_config(model)
 
 
@@ -54,28 +54,28 @@ def _stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     if packed:
         return model.config, packed
     config = copy.deepcopy(model.config)
-    before = stock_model(type(pretrained(model)), config, model.dtype)
+    before = empty_stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(before, str):
         return config, [before]
-    uneven = list(_uneven(model, before))
+    uneven = list(_uneven_tensors(model, before))
     if uneven:
         return config, uneven
     untouched = {path: module_numbers(module, None) for path, module in before.named_modules()}
-    differing = differences(model, config, untouched)
-    agreed = _agreement(model, config)
+    differing = stock_differences(model, config, untouched)
+    agreed = _agreed_config_values(model, config)
     changes: Any = agreed
     while differing and changes is not None:
         candidate = _changed(config, changes)
-        left = differences(model, candidate, untouched)
+        left = stock_differences(model, candidate, untouched)
         if len(left) < len(differing):
             config, differing, agreed = candidate, left, {}
         elif changes and changes is not agreed:
             break
-        changes = _best_guess(model, config, untouched, differing, agreed) if differing else None
+        changes = _best_config_change(model, config, untouched, differing, agreed) if differing else None
     return config, differing
 
 
-def _best_guess(
+def _best_config_change(
     model: nn.Module, config: Any, untouched: Any, differing: list[str], agreed: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The change of one value that explains most, or of two by the same share, where one alone makes no model:
@@ -83,16 +83,20 @@ def _best_guess(
 
     agreed   what the modules say, if that alone explains nothing
     """
-    guesses = list(_guesses(model, config))
-    for changes in (guesses, [agreed | guess for guess in guesses] if agreed else [], list(_in_pairs(config, guesses))):
-        rated = [(len(differences(model, _changed(config, c), untouched)), i, c) for i, c in enumerate(changes)]
+    guesses = list(_candidate_config_changes(model, config))
+    for changes in (
+        guesses,
+        [agreed | guess for guess in guesses] if agreed else [],
+        list(_paired_changes(config, guesses)),
+    ):
+        rated = [(len(stock_differences(model, _changed(config, c), untouched)), i, c) for i, c in enumerate(changes)]
         best = min(rated, default=None)
         if best and best[0] < len(differing):
             return best[2]
     return None
 
 
-def _in_pairs(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _paired_changes(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     scaled = [
         (name, value, value / getattr(config, name))
         for guess in guesses
@@ -114,7 +118,7 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def _uneven(model: nn.Module, before: nn.Module) -> Iterator[str]:
+def _uneven_tensors(model: nn.Module, before: nn.Module) -> Iterator[str]:
     """Tensors that are of one shape in all layers by the config, and of several in the model."""
     tensors, tensors_before = model.state_dict(keep_vars=True), before.state_dict(keep_vars=True)
     first: dict[tuple[str, Any], tuple[str, Any]] = {}
@@ -126,13 +130,13 @@ def _uneven(model: nn.Module, before: nn.Module) -> Iterator[str]:
                 yield f"{name} is {_shape(tensor)}, {other} is {_shape(tensors[other])}"
 
 
-def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def stock_differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Differences between our model and the stock one of a config, a sentence each; empty if there are none.
 
     untouched   numbers that modules had before any width was cut: one that still stands there and that no
                 method reads says nothing
     """
-    stock_module = stock_model(type(pretrained(model)), config, model.dtype)
+    stock_module = empty_stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(stock_module, str):
         return [stock_module] * 10**6  # worse than any number of differing parts
     tensors, stock_tensors = dict(model.state_dict(keep_vars=True)), dict(stock_module.state_dict(keep_vars=True))
@@ -146,12 +150,12 @@ def differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[s
     return result + list(_differing_modules(model, stock_module, untouched))
 
 
-def stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
+def empty_stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
     """The model without weights, or why its class does not make one of that config."""
-    from ..models.checkpoints.checkpoint import quiet
+    from ..models.checkpoints.checkpoint import quiet_libraries
 
     try:
-        with quiet(), torch.device("meta"):
+        with quiet_libraries(), torch.device("meta"):
             type(config).from_dict(config.to_dict())  # as from_pretrained reads it, which refuses some numbers
             return kind._from_config(copy.deepcopy(config), dtype=dtype)
     except _REFUSALS as error:
@@ -180,7 +184,7 @@ def _differing_modules(
 
 
 @cache
-def names_read(kind: type) -> frozenset[str]:
+def attributes_read(kind: type) -> frozenset[str]:
     """Names that methods of a class read of `self` or of anything else, its constructor left out."""
     methods = (
         inspect.unwrap(v)
@@ -194,7 +198,7 @@ def names_read(kind: type) -> frozenset[str]:
 
 def _reads(module: nn.Module) -> frozenset[str]:
     kind: type = type(module)
-    return names_read(kind)
+    return attributes_read(kind)
 
 
 def module_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
@@ -211,7 +215,7 @@ def numbers(owner: Any) -> dict[str, int | float]:
     }
 
 
-def _agreement(model: nn.Module, config: Any) -> dict[str, Any]:
+def _agreed_config_values(model: nn.Module, config: Any) -> dict[str, Any]:
     """Config values that the modules agree on, though the root config says otherwise."""
     values: dict[str, set[Any]] = {}
     for module in model.modules():
@@ -236,9 +240,9 @@ def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**changes, "head_dim": config.hidden_size // config.num_attention_heads}
 
 
-def _guesses(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     """Single values that would explain a shape: one for each size of the config and new size of a tensor."""
-    stock_module = stock_model(type(pretrained(model)), config, model.dtype)
+    stock_module = empty_stock_model(type(pretrained(model)), config, model.dtype)
     if isinstance(stock_module, str):
         return
     stock_tensors = dict(stock_module.state_dict(keep_vars=True))

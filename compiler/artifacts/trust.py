@@ -9,7 +9,7 @@ from ...dsl.syntax.diagnostics import Reject
 from ..core.safe_read import read_json
 from .load import deed_of
 from .manifest import Manifest, artifact_files, read_manifest, verify_files
-from .signature import signatures, signs
+from .signature import is_valid, read_signatures
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
 _MAX_BYTES = 1 << 20  # of a config that is read
@@ -24,7 +24,7 @@ class Check:
     state: str = "ok"
 
 
-def require_manifest(path: Path, read: Callable[[Path, Manifest], list[str]]) -> list[Check]:
+def trust_checks(path: Path, read: Callable[[Path, Manifest], list[str]]) -> list[Check]:
     """Every check of an artifact. Raises Reject where there is no manifest to go by.
 
     read    reads the forms as `effc verify` does, and returns them
@@ -33,10 +33,10 @@ def require_manifest(path: Path, read: Callable[[Path, Manifest], list[str]]) ->
     hashes = _hashes(path, manifest)
     return [
         hashes,
-        *(_forms(path, manifest, read) if hashes.state == "ok" else ()),
-        *_signatures(path),
-        *_files(path),
-        *_configs(path),
+        *(_form_checks(path, manifest, read) if hashes.state == "ok" else ()),
+        *_signature_checks(path),
+        *_file_checks(path),
+        *_config_checks(path),
         *_recipe(manifest),
         *_deeds(manifest),
     ]
@@ -50,7 +50,7 @@ def _hashes(path: Path, manifest: Manifest) -> Check:
     return Check("files", f"{len(manifest.files)} have the content that the manifest records, and there are no others")
 
 
-def _forms(path: Path, manifest: Manifest, read: Callable[[Path, Manifest], list[str]]) -> Iterator[Check]:
+def _form_checks(path: Path, manifest: Manifest, read: Callable[[Path, Manifest], list[str]]) -> Iterator[Check]:
     try:
         forms = read(path, manifest)
     except Reject as rejection:
@@ -60,22 +60,22 @@ def _forms(path: Path, manifest: Manifest, read: Callable[[Path, Manifest], list
     yield Check("forms", message, "ok" if forms else "note")
 
 
-def _signatures(path: Path) -> Iterator[Check]:
+def _signature_checks(path: Path) -> Iterator[Check]:
     """A signature says something to those alone who know its key."""
     try:
-        present = signatures(path)
+        present = read_signatures(path)
     except Reject as rejection:
         yield Check("signature", rejection.diagnostics[0].message, "bad")
         return
     if not present:
         yield Check("signature", "nobody signed it", "note")
     for one in present:
-        is_valid = signs(one, path)
-        fact = f"by {one.key}: whose key that is, you must know" if is_valid else f"of {one.key} is of something else"
-        yield Check("signature", fact, "note" if is_valid else "bad")
+        valid = is_valid(one, path)
+        fact = f"by {one.key}: whose key that is, you must know" if valid else f"of {one.key} is of something else"
+        yield Check("signature", fact, "note" if valid else "bad")
 
 
-def _files(path: Path) -> Iterator[Check]:
+def _file_checks(path: Path) -> Iterator[Check]:
     names = artifact_files(path)
     pickles = [name for name, file in names.items() if is_pickle(file)]
     code = [name for name in names if name.lower().endswith(_CODE)]
@@ -100,7 +100,7 @@ def is_pickle(file: Path) -> bool:
     return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
-def _configs(path: Path) -> Iterator[Check]:
+def _config_checks(path: Path) -> Iterator[Check]:
     asking = []
     for name, file in artifact_files(path).items():
         if file.name.endswith("config.json") and file.stat().st_size <= _MAX_BYTES:

@@ -24,16 +24,26 @@ from transformers import PreTrainedModel
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.events import announce, tick
 from ..core.memory import is_large
-from ..ir.capture.first_calls import stock_fails
-from ..ir.capture.sample import sample
-from ..ir.layers.fast_mixers import as_library
+from ..ir.capture.first_calls import stock_failure_diagnostic
+from ..ir.capture.sample import sample_inputs
+from ..ir.layers.fast_mixers import without_kernels
 from ..models.rows.forward import REMEDY, not_a_number
 from ..models.rows.inputs import is_encoder_decoder
-from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, sees_and_reads
+from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, has_image_and_text_towers
 from ..plugin.target import Form
 from . import fork_server
 from .manifest import Check
-from .verify_child import GENERATION, INPUT_PREFIX, OPENED, STEPS, TEXT, continues, generate, inputs_for, probe
+from .verify_child import (
+    GENERATION,
+    INPUT_PREFIX,
+    OPENED,
+    STEPS,
+    TEXT,
+    can_continue_ids,
+    generate_greedy,
+    inputs_for_config,
+    probe_model,
+)
 
 reload_differs = Fault(
     "reload-differs",
@@ -58,7 +68,7 @@ _OPENERS = Path(__file__).with_name("openers")
 _CACHES = {"cache", "past_key_values"}  # what forwards call the keys and values of tokens before
 
 
-def verify(
+def verify_forms(
     artifact: Path,
     model: nn.Module,
     forms: Iterable[Form],
@@ -74,12 +84,12 @@ def verify(
     return   one check per form and kind of output
     Rejects where one differs by more than its tolerance, or the process dies.
     """
-    inputs = inputs_of(model, seed)
+    inputs = make_probe_inputs(model, seed)
     present = [form for form in forms if (artifact / form.folder).is_dir()]
     by_steps: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
     with announce("logits and tokens of the model in memory"):
         for steps in {form.steps for form in present}:
-            by_steps[steps] = _in_memory(model, inputs, steps)
+            by_steps[steps] = _memory_outputs(model, inputs, steps)
     checks: list[Check] = []
     for number, form in enumerate(present, 1):
         with announce(f"{form.folder} in a fresh process, {number} of {len(present)}"):
@@ -93,7 +103,7 @@ def verify(
             rounded = form.rounds(model) if form.rounds else None
             routes = rounded is not None and form.routes(folder)
             compare_form = partial(
-                compare, expected=reference, actual=actual, dtype=next(model.parameters()).dtype, routes=routes
+                compare_outputs, expected=reference, actual=actual, dtype=next(model.parameters()).dtype, routes=routes
             )
             form_checks = compare_form(form, rounded=rounded)
             if rounded is not None and not routes and not all(check.holds for check in form_checks):
@@ -109,18 +119,18 @@ def verify(
     return tuple(checks)
 
 
-def _in_memory(
+def _memory_outputs(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Outputs of the model in memory, with and without our kernels: transformers alone runs none."""
     try:
-        expected = probe(model, inputs, steps)
+        expected = probe_model(model, inputs, steps)
     except Reject:
         raise
     except Exception as error:  # a model's own code may raise anything
-        raise Reject(stock_fails(model, "answers or writes", error)) from error
-    with as_library(model) as differs:
-        plain = probe(model, inputs, steps) if differs else expected
+        raise Reject(stock_failure_diagnostic(model, "answers or writes", error)) from error
+    with without_kernels(model) as differs:
+        plain = probe_model(model, inputs, steps) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
         raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=REMEDY))
     return expected, plain
@@ -136,7 +146,7 @@ def bfloat16_error(
     if is_large(sum(p.numel() for p in model.parameters()) * other.itemsize):
         return 0.0
     try:
-        rounded_outputs = probe(copy.deepcopy(model).to(other), inputs, steps)
+        rounded_outputs = probe_model(copy.deepcopy(model).to(other), inputs, steps)
     except (RuntimeError, TypeError, ValueError):
         return 0.0
     logits = (
@@ -152,14 +162,14 @@ def bfloat16_error(
     return max((s for s in shares if math.isfinite(s)), default=0.0)
 
 
-def inputs_of(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
     numbers = getattr(model, "main_input_name", "") in SAMPLES or frames_of(model) or bands_of(model)
-    if not isinstance(model, PreTrainedModel) or numbers or sees_and_reads(model):
-        return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample(model).items()}
+    if not isinstance(model, PreTrainedModel) or numbers or has_image_and_text_towers(model):
+        return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
-    inputs = inputs_for(model.config, seed, images, behind=is_encoder_decoder(model) or not model.can_generate())
+    inputs = inputs_for_config(model.config, seed, images, behind=is_encoder_decoder(model) or not model.can_generate())
     return inputs if _batch_decodes(model, inputs) else {name: x[-1:].clone() for name, x in inputs.items()}
 
 
@@ -167,11 +177,12 @@ def _batch_decodes(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -
     """Whether rows that a model continues together come out as each does alone. transformers' RWKV mixes them up: what
     it says of several has no sense, and nothing is held against it. Those that cache keys and values are not asked."""
     known = inspect.signature(model.forward).parameters
-    if "mask" not in inputs or is_encoder_decoder(model) or not continues(model) or _CACHES & known.keys():
+    if "mask" not in inputs or is_encoder_decoder(model) or not can_continue_ids(model) or _CACHES & known.keys():
         return True
     ids = inputs["ids"]
     batched, *single = (
-        torch.cat(generate(model, rows, torch.ones_like(rows), 2).logits, 1).float() for rows in (ids, *ids.split(1))
+        torch.cat(generate_greedy(model, rows, torch.ones_like(rows), 2).logits, 1).float()
+        for rows in (ids, *ids.split(1))
     )
     off = float((batched - torch.cat(single)).abs().max())
     return off <= _HALF["padded"] * max(1.0, float(batched.abs().max()))
@@ -179,14 +190,18 @@ def _batch_decodes(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -
 
 def attention_of(model: Any) -> str:
     """Attention implementation of a model; as JSON by the names of its parts where one of them takes another."""
-    implementations = _attentions(getattr(model, "config", None))
+    implementations = _attention_implementation(getattr(model, "config", None))
     return implementations if isinstance(implementations, str) else json.dumps(implementations)
 
 
-def _attentions(config: Any) -> str | dict[str, Any]:
+def _attention_implementation(config: Any) -> str | dict[str, Any]:
     implementation = getattr(config, "_attn_implementation", None) or ""
     sub_configs = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
-    parts = {name: _attentions(part) or implementation for name, part in sub_configs.items() if part is not None}
+    parts = {
+        name: _attention_implementation(part) or implementation
+        for name, part in sub_configs.items()
+        if part is not None
+    }
     return (
         {"": implementation, **parts}
         if any(part_implementation != implementation for part_implementation in parts.values())
@@ -215,16 +230,16 @@ def reopen(
         save_file(dict(inputs), inputs_file)
         threads = str(torch.get_num_threads())
         try:
-            done = fork_server.run(
+            done = fork_server.run_verify_child(
                 [str(opener), str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
-                _environment(),
+                _child_environment(),
                 seconds,
                 lambda started: tick(*parts(started, outputs)),
             )
         except subprocess.TimeoutExpired as error:
             raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
         if done.returncode or not outputs.is_file():
-            raise Reject(_died(folder, done)) from ChildFailed(done.stderr)
+            raise Reject(_child_failure(folder, done)) from ChildFailed(done.stderr)
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 
 
@@ -238,7 +253,7 @@ class ChildFailed(Exception):
     """Output of a failed fresh process, which `--debug` shows."""
 
 
-def _environment() -> dict[str, str]:
+def _child_environment() -> dict[str, str]:
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -248,7 +263,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _died(folder: Path, done: fork_server.JobResult):
+def _child_failure(folder: Path, done: fork_server.JobResult):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     last_line = lines[-1].rstrip(".") if lines else "it said nothing"
     if done.returncode < 0:
@@ -261,7 +276,7 @@ def _died(folder: Path, done: fork_server.JobResult):
     )
 
 
-def compare(
+def compare_outputs(
     form: Form,
     expected: Mapping[str, torch.Tensor],
     actual: Mapping[str, torch.Tensor],
@@ -304,7 +319,7 @@ def compare(
                 worst, limit = _spread((got - reference)[:, :until]), rounded * _spread(reference)
             checks.append(Check(label, worst, limit, reason))
         else:
-            gap = _token_gap(name, expected, actual, rounded if routes else None)
+            gap = _logit_gap(name, expected, actual, rounded if routes else None)
             tolerance = share * _largest(expected) if rounded is None else _FAR * rounded * _widest(expected)
             checks.append(Check(label, gap, 2 * tolerance, _TIES))
     return checks
@@ -349,7 +364,7 @@ def _comparable_steps(name: str, expected, actual) -> torch.Tensor | None:
     return torch.where(differs_at.any(1), differs_at.argmax(1) + 1, steps + 1)
 
 
-def _token_gap(name: str, expected, actual, rounded: float | None) -> float:
+def _logit_gap(name: str, expected, actual, rounded: float | None) -> float:
     """Gap of the best logits where rows diverge; `rounded` leaves out tokens that are further off."""
     steps = expected[name].shape[1]
     of = name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")

@@ -4,7 +4,7 @@ Run by path, `python -P verify_child.py OPENER FOLDER INPUTS OUTPUTS ...`: the P
 effc or with a target and never with an artifact, has a function `load(folder, attention)`. Here nothing of effc is
 imported, so that a folder for plain transformers is opened without it.
 `--nursery` does so in forks of a process that has imported transformers, a job a line (`fork_server.py` asks).
-`probe` is also what the compiling process runs on its own model, so both sides compute by the same lines.
+`probe_model` is also what the compiling process runs on its own model, so both sides compute by the same lines.
 """
 
 import inspect
@@ -30,7 +30,7 @@ VOCABULARY_SIZES = ("decoder_vocab_size", "src_vocab_size")  # of a translator w
 
 
 @torch.no_grad()
-def probe(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS) -> dict[str, Tensor]:
+def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS) -> dict[str, Tensor]:
     """Logits of every kind of call that a user makes, and the tokens of a greedy generation.
 
     inputs   "ids" [rows, length] int64 and "mask", the same shape with zeros at the left of some rows;
@@ -54,9 +54,9 @@ def probe(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS) -> di
         "logits of a batch": first_output(model(input_ids=ids)),
         f"logits of a {side}-padded batch": padded * mask[..., None] if padded.dim() == 3 else padded,
     }
-    if steps and continues(model):
+    if steps and can_continue_ids(model):
         for name, mask_used in (("", torch.ones_like(mask)), (", left-padded", mask)):
-            generated = generate(model, ids, mask_used, steps)
+            generated = generate_greedy(model, ids, mask_used, steps)
             outputs[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(generated.logits, 1).float()
             outputs[f"greedy tokens{name}"] = generated.sequences[:, ids.shape[1] :].clone()
     return outputs
@@ -80,9 +80,9 @@ def probe_encoder_decoder(model: nn.Module, ids: Tensor, mask: Tensor, steps: in
             model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids)
         ),
     }
-    if steps and continues(model):
+    if steps and can_continue_ids(model):
         for name, mask_used in (("", torch.ones_like(mask)), (f", {side}-padded", mask)):
-            generated = generate(model, ids, mask_used, steps)
+            generated = generate_greedy(model, ids, mask_used, steps)
             outputs[f"logits of prefill and {steps - 1} decode steps{name}"] = torch.stack(generated.logits, 1).float()
             outputs[f"greedy tokens{name}"] = generated.sequences[:, -steps:].clone()
     return outputs
@@ -121,7 +121,7 @@ def first_position(model: nn.Module) -> int:
     return 0
 
 
-def continues(model: Any) -> bool:
+def can_continue_ids(model: Any) -> bool:
     """Whether a model's `generate` goes on from token ids: Pop2Piano's wants sounds, decoders of two sides a start."""
     can = getattr(model, "can_generate", bool)()
     parameters = inspect.signature(model.generate).parameters.values() if can else None
@@ -131,7 +131,7 @@ def continues(model: Any) -> bool:
     return parameters is not None and needed <= {"input_ids", "inputs", "attention_mask", "generation_config"}
 
 
-def generate(model: Any, ids: Tensor, mask: Tensor, steps: int):
+def generate_greedy(model: Any, ids: Tensor, mask: Tensor, steps: int):
     from transformers import GenerationConfig
 
     plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}
@@ -149,7 +149,7 @@ def first_output(output) -> Tensor:
     return output.float().contiguous()
 
 
-def inputs_for(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, Tensor]:
+def inputs_for_config(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, Tensor]:
     """Fixed inputs for a model of that config: token rows, the later ones padded at the left, pixels, or sounds.
 
     images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
@@ -183,13 +183,13 @@ def main(
     inputs, model = load_file(inputs_file), runpy.run_path(opener)["load"](folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
-    outputs_named = probe(model, inputs, int(steps))
+    outputs_named = probe_model(model, inputs, int(steps))
     if text is not None:
         outputs_named[TEXT] = logits_of_rows(model, text)
     save_file(outputs_named, outputs)
 
 
-def nurse(idle: float) -> None:
+def serve_forks(idle: float) -> None:
     """Answer each job with the exit status of its fork, until nobody has asked for `idle` seconds."""
     from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel  # noqa: F401 (forks have them)
 
@@ -197,12 +197,12 @@ def nurse(idle: float) -> None:
         job = json.loads(line)
         child = os.fork()
         if not child:
-            os._exit(do(job))
+            os._exit(run_job(job))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(status, flush=True)
 
 
-def do(job: dict) -> int:
+def run_job(job: dict) -> int:
     """One job in a fork: its environment, its folder, its stderr. The exit status as Python would have it."""
     os.chdir(job["cwd"])
     os.environ.clear()
@@ -223,4 +223,4 @@ def do(job: dict) -> int:
 
 
 if __name__ == "__main__":
-    nurse(float(sys.argv[2])) if sys.argv[1:2] == ["--nursery"] else main(*sys.argv[1:])
+    serve_forks(float(sys.argv[2])) if sys.argv[1:2] == ["--nursery"] else main(*sys.argv[1:])

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.conditions import phrase
-from ...dsl.checker.type_phrases import expected_phrase, sample
-from ...dsl.checker.value_text import plain, show
+from ...dsl.checker.type_phrases import expected_phrase, sample_value
+from ...dsl.checker.value_text import plain, value_text
 from ...dsl.checker.values import Bytes, Duration, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
 from ...dsl.syntax.diagnostics import EXITS, Fault, Reject
@@ -41,7 +41,7 @@ STATEMENTS = {
 PACKAGES = ("dsl", "compiler", "passes", "kernels")
 
 
-def explain(name: str) -> str:
+def explain_page(name: str) -> str:
     """The page of a word, a family such as `prune`, a fault or a shipped recipe; raises Reject for another name."""
     vocabulary = Registry().vocabulary
     pages = [vocabulary.words(kind)[name] for kind in SHELVES if name in vocabulary.words(kind)]
@@ -50,14 +50,14 @@ def explain(name: str) -> str:
     family = [vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind) if n.startswith(f"{name}.")]
     if family:
         return "\n".join(f"{w.name}  {w.summary}" for w in family)
-    from ..plugin.recipe_library import page, shipped
+    from ..plugin.recipe_library import library_files, library_page
 
     known = dict(all_faults())
     if name in known:
         return fault_page(_fault(known[name]))
-    if name in (recipes := shipped()):
-        return page(recipes[name])
-    if parts := [part for part in (STATEMENTS.get(name), "\n".join(_uses(name, vocabulary))) if part]:
+    if name in (recipes := library_files()):
+        return library_page(recipes[name])
+    if parts := [part for part in (STATEMENTS.get(name), "\n".join(_parameter_uses(name, vocabulary))) if part]:
         return "\n\n".join(parts)
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
     inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
@@ -70,7 +70,7 @@ def explain(name: str) -> str:
     )
 
 
-def _uses(name: str, vocabulary: Vocabulary) -> list[str]:
+def _parameter_uses(name: str, vocabulary: Vocabulary) -> list[str]:
     """For what is no word but a parameter, or one of a parameter's values: a line for each page that has it."""
     lines = []
     for word in (vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind)):
@@ -87,30 +87,30 @@ def word_page(word: Word) -> str:
     blocks = [f"{word.name}, {TITLES[word.kind]}", word.doc.strip()]
     if word.params:
         blocks.append("Parameters\n" + "\n".join(parameter(p) for p in word.params))
-    if facts := list(_facts(word)):
+    if facts := list(_fact_sentences(word)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
 
 def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
-    details = [_type(param), "required" if param.required else f"default {default(param)}", *_bounds(param)]
+    details = [_type(param), "required" if param.required else f"default {default(param)}", *_bound_texts(param)]
     return f"  {name}: {', '.join(details)}\n      {param.doc}"
 
 
 def default(param: Param) -> str:
     """A parameter's default as a recipe would write it."""
-    return plain(param.default) if param.default in param.choices else show(param.default)
+    return plain(param.default) if param.default in param.choices else value_text(param.default)
 
 
 def _type(param: Param) -> str:
     text = expected_phrase(param)
     if "shares" in param.types:
-        return f"{text}, like `{sample(param)}`"
+        return f"{text}, like `{sample_value(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 
-def _bounds(param: Param) -> Iterator[str]:
+def _bound_texts(param: Param) -> Iterator[str]:
     """`at least 1`: each bound, written as the first of the parameter's types that has one."""
     for words, limit in (
         ("at least", param.ge),
@@ -121,7 +121,7 @@ def _bounds(param: Param) -> Iterator[str]:
         if limit is not None:
             yield f"{words} {_limit(param.types[0].removeprefix('list[').rstrip(']'), limit)}"
     if param.among:
-        yield f"one of {', '.join(map(show, param.among))}"
+        yield f"one of {', '.join(map(value_text, param.among))}"
     if param.multiple:
         yield f"a multiple of {param.multiple}"
     if param.odd:
@@ -140,16 +140,16 @@ def _bounds(param: Param) -> Iterator[str]:
 
 def _limit(type_: str, limit: float) -> str:
     kinds: dict[str, Callable[[float], Any]] = {"ratio": Ratio, "bytes": lambda v: Bytes(int(v)), "duration": Duration}
-    return show(kinds[type_](limit) if type_ in kinds else limit)
+    return value_text(kinds[type_](limit) if type_ in kinds else limit)
 
 
-def _facts(word: Word) -> Iterator[str]:
+def _fact_sentences(word: Word) -> Iterator[str]:
     """The header's promises as sentences."""
     facts = word.facts
     if word.kind == "pass":
         keeps = facts["keeps"]
         yield (
-            f"Keeps the outputs within {show(keeps.atol)}."
+            f"Keeps the outputs within {value_text(keeps.atol)}."
             if isinstance(keeps, Close)
             else "May change the outputs; the report measures how much."
         )
@@ -186,12 +186,12 @@ def fault_page(fault: Fault) -> str:
         f"{fault.slug}, {'an' if fault.severity == 'error' else 'a'} {fault.severity}: {end}",
         sentence,
         body,
-        section(fault.slug),
+        manual_section(fault.slug),
     ]
     return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
 
 
-def section(title: str) -> str:
+def manual_section(title: str) -> str:
     """The text below a heading of the manual, "" where there is none."""
     for folder in _folders("dsl"):
         for page in sorted((folder / "suites").glob("*.md")):

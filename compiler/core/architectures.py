@@ -35,7 +35,7 @@ class Matrix:
         )
 
 
-def matrix(body: dict[str, Any] | None = None) -> Matrix:
+def read_matrix(body: dict[str, Any] | None = None) -> Matrix:
     """The shipped one, or that of a run."""
     body = body or json.loads(FILE.read_text(encoding="utf-8"))
     columns = (*body["looks"], *body["passes"])
@@ -52,7 +52,7 @@ def matrix(body: dict[str, Any] | None = None) -> Matrix:
     return Matrix(columns, tuple(body["looks"]), cells, refusals, body["counts"], body["versions"])
 
 
-def markdown(table: Matrix) -> str:
+def matrix_markdown(table: Matrix) -> str:
     """As a page shows it: all looks at a capture in one column, a pass in two lines."""
     passes = [column for column in table.columns if column not in table.looks]
     head = ["", "capture", *(column.replace(".", ".<br>").replace(", ", ",<br>") for column in passes)]

@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Reject
-from .key_diff import difference
-from .safe_read import check_regular, reject_links
+from .key_diff import first_difference_text
+from .safe_read import check_regular, refuse_links
 from .sealed_json import (
     HASH,
     SEAL,
     cache_closed,
     cache_damaged,
     canonical,
-    read_noted,
-    read_sealed,
     read_sealed_hash,
-    refuse_open,
+    read_sealed_record,
+    read_self_named_record,
+    refuse_writable_by_others,
     sealed,
 )
 
@@ -54,7 +54,7 @@ ALIGNMENT = 64  # bytes, of every tensor that torch makes on a CPU
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # of a folder that can only be read
 
 
-def remember(path: Path, data: bytes) -> None:
+def write_if_permitted(path: Path, data: bytes) -> None:
     """`write_atomic` of what is made again where it is lost: nothing in a folder that can only be read."""
     try:
         write_atomic(path, data)
@@ -83,7 +83,7 @@ def write_atomic(path: Path, *data: "bytes | memoryview") -> None:
         draft.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Have the file system put a file or folder on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -113,19 +113,19 @@ def default_cache() -> Path:
 class Cache:
     def __init__(self, folder: Path):
         """Raises Reject (cache-open) where others can write to the folder."""
-        refuse_open(folder)
+        refuse_writable_by_others(folder)
         self.folder = folder
 
     def work(self, key: str) -> Path:
         return self.folder / "work" / key
 
-    def scratch(self, key: str) -> Path:
+    def make_scratch(self, key: str) -> Path:
         """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made, and
         (odd-file) where links lie there: what a step keeps would be written to somebody else's files."""
         if (self.folder / "work").is_symlink():
-            reject_links(self.folder / "work")
+            refuse_links(self.folder / "work")
         if os.path.lexists(self.work(key)):
-            reject_links(self.work(key))
+            refuse_links(self.work(key))
         try:
             self.work(key).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -141,12 +141,12 @@ class Cache:
 
     # -- steps ------------------------------------------------------------------------------------------------
     def has(self, key: str) -> bool:
-        return self.step(key) is not None
+        return self.read_step(key) is not None
 
-    def step(self, key: str) -> dict | None:
+    def read_step(self, key: str) -> dict | None:
         """A finished step, or None; one whose tensors are not all there counts as unfinished."""
         path = self.folder / "steps" / f"{key}.json"
-        body = self._step(path)
+        body = self._read_step_record(path)
         if body is None or not all(self.blob(h).is_file() for h in body["tensors"].values() if h):
             return None
         if not all(self.has(needed) for needed in body.get("needs", ())):
@@ -155,9 +155,9 @@ class Cache:
             os.utime(path)
         return body
 
-    def _step(self, path: Path) -> dict | None:
+    def _read_step_record(self, path: Path) -> dict | None:
         """A step's record, None where it has no seal; Reject (cache-damaged) one that was changed or is none."""
-        body = read_sealed(path, self.folder)
+        body = read_sealed_record(path, self.folder)
         if body is None:
             return None
         self._check_step(path, body)
@@ -193,17 +193,17 @@ class Cache:
     def blob(self, name: str) -> Path:
         return self.folder / "blobs" / name[:2] / name
 
-    def store(self, tensor: "torch.Tensor") -> str:
+    def store_tensor(self, tensor: "torch.Tensor") -> str:
         """Keep a tensor; its name is the hash of dtype, shape and content."""
         from safetensors.torch import save
 
         name = tensor_hash(tensor)
         path = self.blob(name)
         if not path.is_file():
-            write_atomic(path, *_aligned(save({"t": tensor.detach().cpu().contiguous()})))
+            write_atomic(path, *_align_safetensors(save({"t": tensor.detach().cpu().contiguous()})))
         return name
 
-    def fetch(self, name: str) -> "torch.Tensor":
+    def load_tensor(self, name: str) -> "torch.Tensor":
         """A stored tensor, mapped from disk; Reject (cache-damaged) where its hash is another than its name."""
         from safetensors import SafetensorError, safe_open
 
@@ -237,11 +237,11 @@ class Cache:
     # -- small values -----------------------------------------------------------------------------------------
     def value(self, parts: Mapping[str, Any]) -> Any:
         """A small value by the parts of its key, or None; Reject (cache-damaged) where either was changed."""
-        body = self._value(self.folder / "values" / f"{digest(parts)}.json")
+        body = self._read_value(self.folder / "values" / f"{digest(parts)}.json")
         return None if body is None else body["value"]
 
-    def _value(self, path: Path) -> dict | None:
-        body = read_sealed(path, self.folder)
+    def _read_value(self, path: Path) -> dict | None:
+        body = read_sealed_record(path, self.folder)
         if body is None or SEAL not in body:  # of before there were seals: measured again
             return None
         if not {"parts", "value"} <= set(body) or digest(body["parts"]) != path.stem:
@@ -254,7 +254,7 @@ class Cache:
         return body
 
     def keep(self, parts: Mapping[str, Any], value: Any) -> None:
-        remember(self.folder / "values" / f"{digest(parts)}.json", sealed({"parts": parts, "value": value}))
+        write_if_permitted(self.folder / "values" / f"{digest(parts)}.json", sealed({"parts": parts, "value": value}))
 
     # -- care -------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
@@ -262,7 +262,7 @@ class Cache:
         entries = []
         for path in (self.folder / "steps").glob("*.json"):
             try:
-                body = self._step(path)
+                body = self._read_step_record(path)
             except Reject:  # `damaged` says so
                 continue
             if body is None:
@@ -283,7 +283,7 @@ class Cache:
         nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in parts.items()))
         for name, value in parts.items():
             if nearest.parts.get(name) != value:
-                return difference(name, nearest.parts.get(name), value)
+                return first_difference_text(name, nearest.parts.get(name), value)
         return "kept, but some of its tensors are gone"
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
@@ -292,45 +292,45 @@ class Cache:
             if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
                 yield path, "no name of a tensor"
             elif not _DRAFT.fullmatch(path.name):
-                yield from _rejected(path, lambda name=path.name: self.fetch(name))
+                yield from _rejected(path, lambda name=path.name: self.load_tensor(name))
         for path in sorted((self.folder / "steps").glob("*.json")):
-            refusals = list(_rejected(path, lambda path=path: self._step(path)))
+            refusals = list(_rejected(path, lambda path=path: self._read_step_record(path)))
             yield from refusals
-            if not refusals and self._step(path) is None:
+            if not refusals and self._read_step_record(path) is None:
                 yield path, "written before steps had seals, and no longer used"
-            elif not refusals and self.step(path.stem) is None:
+            elif not refusals and self.read_step(path.stem) is None:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
-            yield from _rejected(path, lambda path=path: self._value(path))
+            yield from _rejected(path, lambda path=path: self._read_value(path))
         for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
-            yield from _rejected(path, lambda path=path: read_noted(path, self.folder))
+            yield from _rejected(path, lambda path=path: read_self_named_record(path, self.folder))
         for path in sorted((self.folder / "hashes").glob("*/*")):
             if not _DRAFT.fullmatch(path.name):
                 yield from _rejected(path, lambda path=path: read_sealed_hash(path, self.folder))
 
-    def collect(self, *, keep_seconds: float) -> int:
+    def collect_garbage(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
         freed, horizon = 0, time.time() - keep_seconds
         for entry in self.entries():
             if entry.used <= horizon:
-                freed += _drop(self.folder / "steps" / f"{entry.key}.json")
+                freed += _remove_tree(self.folder / "steps" / f"{entry.key}.json")
         named = {h for e in self.entries() for h in e.body["tensors"].values()}
         for path in (self.folder / "blobs").glob("*/*"):
             if path.name not in named and path.stat().st_mtime <= horizon:
-                freed += _drop(path)
+                freed += _remove_tree(path)
         for path in (self.folder / "work").glob("*"):
             if path.stat().st_mtime <= horizon:
                 freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
                 shutil.rmtree(path, ignore_errors=True)
-        return freed + self.sweep()
+        return freed + self.remove_stale_drafts()
 
-    def sweep(self) -> int:
+    def remove_stale_drafts(self) -> int:
         """Drop the drafts that killed runs left in any folder of the cache; bytes freed."""
         horizon, freed = time.time() - STRAY, 0
         for folder, _, names in os.walk(self.folder):  # which minds no folder that vanishes
             for path in (Path(folder, name) for name in names if _DRAFT.fullmatch(name)):
                 if _modified_at(path) < horizon:
-                    freed += _drop(path)
+                    freed += _remove_tree(path)
         return freed
 
 
@@ -350,7 +350,7 @@ def _modified_at(path: Path) -> float:
         return float("inf")
 
 
-def _drop(path: Path) -> int:
+def _remove_tree(path: Path) -> int:
     try:
         size = path.stat().st_size
         path.unlink()
@@ -359,7 +359,7 @@ def _drop(path: Path) -> int:
     return size
 
 
-def _aligned(file: bytes) -> tuple[bytes, memoryview]:
+def _align_safetensors(file: bytes) -> tuple[bytes, memoryview]:
     """A safetensors file whose header is filled up, so that mapped numbers lie where torch would put new ones.
 
     What a matrix product rounds depends on that on some processors: a step would give other bits after its input came

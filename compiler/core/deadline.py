@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from .quantity import seconds
+from .quantity import duration_text
 
 out_of_time = Fault(
     "out-of-time",
@@ -49,7 +49,7 @@ class Deadline:
         return time.monotonic() - self.started_at
 
     @contextmanager
-    def breaking(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Let `check` end what runs inside: what it was about can be left unfinished."""
         before, self._breaks = self._breaks, True
         try:
@@ -73,14 +73,14 @@ class Deadline:
         least = self.elapsed + remaining
         return Reject(
             no_time(
-                f"{seconds(self.allowed)} are too short for {decision}: that takes about {seconds(least)}",
+                f"{duration_text(self.allowed)} are too short for {decision}: that takes about {duration_text(least)}",
                 help=f"give `--max-time {flag(1.1 * least)}` or more, or none; what was scored so far is kept",
             )
         )
 
     def over(self, step: str, stop: EarlyStop) -> Diagnostic:
         return out_of_time(
-            f"`{step}` stopped after {seconds(self.allowed)} at the best so far: {stop.reached}",
+            f"`{step}` stopped after {duration_text(self.allowed)} at the best so far: {stop.reached}",
             help="compile again with more time, or without `--max-time`: it goes on from there",
         )
 

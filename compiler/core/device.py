@@ -5,7 +5,7 @@ import warnings
 from dataclasses import replace
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from .memory import bytes_for
+from .memory import memory_budget
 from .quantity import size
 from .settings import Settings
 
@@ -24,7 +24,7 @@ device_full = Fault(
 )
 
 
-def choose(name: str) -> str:
+def resolve_device(name: str) -> str:
     """A device by name; of `auto`, the accelerator that torch finds here, or else the CPU."""
     if name != "auto":
         return name
@@ -93,11 +93,11 @@ def spare(name: str) -> int | None:
 def bytes_on(device: str, max_memory: int | None) -> int:
     """Bytes as `bytes_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
     free = None if device == "cpu" else spare(device)
-    limit = bytes_for(max_memory)
+    limit = memory_budget(max_memory)
     return limit if free is None else min(limit, free // 2)
 
 
-def let_go(name: str) -> None:
+def empty_device_cache(name: str) -> None:
     """Give back what torch keeps of a device's memory for later."""
     import torch
 

@@ -41,7 +41,7 @@ class Package:
         """ "ok", "missing" or "outside" its range."""
         if not self.version:
             return "missing"
-        return "ok" if _within(self.version, self.range) else "outside"
+        return "ok" if _version_in_range(self.version, self.range) else "outside"
 
     @property
     def remedy(self) -> str:
@@ -50,20 +50,20 @@ class Package:
         return f'pip install "{self.name}{self.range}"'
 
 
-def packages() -> list[Package]:
+def list_packages() -> list[Package]:
     """Every package of the installed metadata, required ones first, test tools left out."""
     result = []
     for text in metadata.requires("effc") or ():
-        name, spread, group = _requirement(text)
+        name, spread, group = _parse_requirement(text)
         if group not in ("test", "dev"):
             result.append(Package(name, spread, group, installed(name)))
     return sorted(result, key=lambda p: p.group != "")
 
 
-def distributions() -> dict[str, metadata.Distribution]:
+def known_distributions() -> dict[str, metadata.Distribution]:
     """Installed distributions that effc asks for, and that these ask for without an extra, by plain name."""
     closure: dict[str, metadata.Distribution] = {}
-    waiting = ["effc", *(p.name for p in packages())]
+    waiting = ["effc", *(p.name for p in list_packages())]
     while waiting:
         name = waiting.pop()
         if _plain(name) in closure:
@@ -73,15 +73,15 @@ def distributions() -> dict[str, metadata.Distribution]:
         except metadata.PackageNotFoundError:
             continue
         if _plain(name) != "effc":
-            waiting += [name for name, _, group in map(_requirement, package.requires or ()) if not group]
+            waiting += [name for name, _, group in map(_parse_requirement, package.requires or ()) if not group]
     return closure
 
 
 def check_packages(names: Iterable[str] = ()) -> None:
     """Reject required packages (or those named) that are missing or outside their range."""
     selected = {_plain(n) for n in names}
-    chosen = [p for p in packages() if (_plain(p.name) in selected if selected else not p.group)]
-    problems = [complaint(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
+    chosen = [p for p in list_packages() if (_plain(p.name) in selected if selected else not p.group)]
+    problems = [package_diagnostic(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
     if problems:
         raise Reject(*problems)
 
@@ -100,7 +100,7 @@ def check_modules(modules: Iterable[str], group: str, user: str) -> None:
         )
 
 
-def complaint(package: Package) -> Diagnostic:
+def package_diagnostic(package: Package) -> Diagnostic:
     if package.state == "missing":
         return package_missing(
             f"{package.name} is not installed, effc needs {package.name}{package.range}", help=package.remedy
@@ -110,7 +110,7 @@ def complaint(package: Package) -> Diagnostic:
     )
 
 
-def _requirement(text: str) -> tuple[str, str, str]:
+def _parse_requirement(text: str) -> tuple[str, str, str]:
     """Name, range and extra of a metadata line such as `gguf>=0.17; extra == "gguf"`."""
     import re
 
@@ -130,7 +130,7 @@ def installed(name: str) -> str:
         return ""
 
 
-def _within(version: str, spread: str) -> bool:
+def _version_in_range(version: str, spread: str) -> bool:
     """Whether `2.13.0+cpu` lies in `>=2.8,<3`. Enough of PEP 440 for what pyproject.toml says."""
     at = _release(version)
     tests = {

@@ -121,7 +121,7 @@ _listener: ContextVar[Listener] = ContextVar("listener", default=silent)
 
 
 @contextmanager
-def hear(listener: Listener) -> Iterator[None]:
+def listening_with(listener: Listener) -> Iterator[None]:
     """Make `listener` the listener of what `follow` and `announce` say inside."""
     token = _listener.set(listener)
     try:
@@ -146,7 +146,7 @@ def announce(label: str, then: str = "") -> Iterator[None]:
         if isinstance(event, Ticked) and event.is_last:
             outer(Ticked(label, 0, 0, then))
 
-    with hear(part):
+    with listening_with(part):
         yield
 
 

@@ -10,7 +10,7 @@ from typing import Any
 _LIBRARIES = ("torch", "transformers")
 
 
-def machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """Plain JSON, the same on every call within a process.
 
     cpu, isa (level of our kernels), cores (physical), cpus (that this process may use), threads (of torch),
@@ -21,18 +21,18 @@ def machine() -> dict[str, Any]:
     facts = {
         "cpu": processor_name(),
         "isa": _isa(),
-        "cores": _cores(),
+        "cores": _core_count(),
         "cpus": cpus(),
         "threads": _threads(),
         "memory_bytes": memory(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": python_version(),
-        **versions(),
+        **library_versions(),
     }
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide results, and of effc."""
     result = {}
     for name in (*_LIBRARIES, "effc"):
@@ -56,7 +56,7 @@ def cpus() -> int:
     return usable_cores()
 
 
-def _cores() -> int | None:
+def _core_count() -> int | None:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return None

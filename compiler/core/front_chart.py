@@ -9,21 +9,21 @@ COLUMNS, ROWS = 56, 14
 WIDTH, HEIGHT, EDGE = 640, 400, 60
 
 
-def text(points: Sequence[ChartPoint], across: str, up: str) -> str:
+def text_chart(points: Sequence[ChartPoint], across: str, up: str) -> str:
     """A plot of numbers: `across` grows to the right, `up` upwards; what lies on the same place shares it."""
     grid = [[" "] * (COLUMNS + 3) for _ in range(ROWS)]
-    for name, x, y in reversed(_scaled(points, COLUMNS - 1, ROWS - 1)):
+    for name, x, y in reversed(_scale_points(points, COLUMNS - 1, ROWS - 1)):
         for i, letter in enumerate(name[:3]):
             grid[ROWS - 1 - round(y)][round(x) + i] = letter
     lines = [f"  {up}", *(f"  |{''.join(row).rstrip()}" for row in grid), f"  +{'-' * COLUMNS}", f"   {across}"]
     return "\n".join(lines)
 
 
-def svg(points: Sequence[ChartPoint], across: str, up: str) -> str:
+def svg_chart(points: Sequence[ChartPoint], across: str, up: str) -> str:
     """Chart as a standalone SVG."""
     marks = []
     extents = {axis: (min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (1, 2)}
-    for name, x, y in _scaled(points, WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE):
+    for name, x, y in _scale_points(points, WIDTH - 2 * EDGE, HEIGHT - 2 * EDGE):
         cx, cy = EDGE + x, HEIGHT - EDGE - y
         marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
         marks.append(f'<text x="{cx + 7:.1f}" y="{cy - 6:.1f}">{escape(name)}</text>')
@@ -43,7 +43,7 @@ def svg(points: Sequence[ChartPoint], across: str, up: str) -> str:
     return "\n".join([f'{head}font-size="12">', frame, *marks, *words, "</svg>"])
 
 
-def _scaled(points: Sequence[ChartPoint], wide: float, high: float) -> list[ChartPoint]:
+def _scale_points(points: Sequence[ChartPoint], wide: float, high: float) -> list[ChartPoint]:
     """Values as places from 0 to `wide` and to `high`; the middle where all are the same."""
 
     def scaled(values: Sequence[float], extent: float) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any
 class Journal:
     """Answers by key, each on a line of its own with a checksum; a torn last line is dropped.
 
-    A pass asks `remember(key, compute)` for every expensive value. A second run of the same step reads what
+    A pass asks `get_or_compute(key, compute)` for every expensive value. A second run of the same step reads what
     the first one had finished and goes on from there; values are JSON, and floats survive it bit for bit.
     """
 
@@ -20,19 +20,19 @@ class Journal:
         self.known: dict[str, Any] = {}
         self.replayed = 0
         if path.exists():
-            self._read()
+            self._read_file()
 
-    def _read(self) -> None:
+    def _read_file(self) -> None:
         sound_bytes = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
-            record = _parse(line)
+            record = _parse_line(line)
             if record is None:
                 break
             self.known[record[0]] = record[1]
             sound_bytes += len(line)
         os.truncate(self.path, sound_bytes)  # what follows a torn line was never answered
 
-    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+    def get_or_compute(self, key: str, compute: Callable[[], Any]) -> Any:
         """The value of `key`, computed once; on disk before it is returned."""
         if key in self.known:
             self.replayed += 1
@@ -52,7 +52,7 @@ def _digest(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-def _parse(line: bytes) -> tuple[str, Any] | None:
+def _parse_line(line: bytes) -> tuple[str, Any] | None:
     try:
         digest, body = line.decode().rstrip("\n").split(" ", 1)
     except (UnicodeDecodeError, ValueError):

@@ -8,7 +8,7 @@ _KIND = re.compile(r"^(Type|Value)Error: (?=.)")
 _EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 
-def breakage(error: Exception) -> str:
+def describe_json_error(error: Exception) -> str:
     """Of what `json.loads(data.decode())` raised: "line 3, column 7", "byte 12 is not UTF-8", "nested too deep"."""
     if isinstance(error, json.JSONDecodeError):
         return f"it breaks at line {error.lineno}, column {error.colno}"

@@ -19,7 +19,7 @@ _NAMED = {  # parts that hold hashes, by the names inside of them
 }
 
 
-def difference(part: str, previous: Any, current: Any) -> str:
+def first_difference_text(part: str, previous: Any, current: Any) -> str:
     """The first thing in which a part differs: "`keep` was 50% and is 75%"."""
     if part in _FULL_REASONS:
         return _FULL_REASONS[part]
@@ -31,11 +31,11 @@ def difference(part: str, previous: Any, current: Any) -> str:
         )
         if part in _NAMED:
             return _NAMED[part].format(name)
-        return f"`{name}` was {_word(previous.get(name))} and is {_word(current.get(name))}"
-    return f"the {part} was {_word(previous)} and is {_word(current)}"
+        return f"`{name}` was {_value_text(previous.get(name))} and is {_value_text(current.get(name))}"
+    return f"the {part} was {_value_text(previous)} and is {_value_text(current)}"
 
 
-def _word(value: Any) -> str:
+def _value_text(value: Any) -> str:
     """A value as a recipe writes it, or as JSON; the middle of a long one is left out."""
     try:
         text = plain(from_json(value)) if not isinstance(value, str) else value

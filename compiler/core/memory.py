@@ -66,7 +66,7 @@ class MemoryWatch:
             self.peak = max(self.peak, anonymous_bytes())
             self._stop.wait(self.interval)
 
-    def check(self) -> None:
+    def sample(self) -> None:
         if self.limit is not None and self.peak > self.limit:
             raise Reject(
                 memory_bound(
@@ -76,7 +76,7 @@ class MemoryWatch:
             )
 
 
-def bytes_for(limit: int | None, share: float = 0.5, max_bytes: int = 4 << 30) -> int:
+def memory_budget(limit: int | None, share: float = 0.5, max_bytes: int = 4 << 30) -> int:
     """Bytes that a stage may spend on keeping what it could compute again.
 
     A share of what the bound leaves above what is held now; without a bound, of what the system has to spare.

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ...dsl.syntax.render import visible
-from .events import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, hear
+from .events import Event, Listener, Recorded, Said, StageBegan, StageEnded, Ticked, Warned, listening_with
 from .pipe_safe import PipeSafeStream
-from .quantity import measured, seconds, size
+from .quantity import duration_text, measurement_text, size
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -75,7 +75,7 @@ class Renderer(ABC):
 
     def recorded(self, event: Recorded) -> None:
         if self.verbose:
-            self.line(f"       {event.name}  {measured(event.value, event.unit)}")
+            self.line(f"       {event.name}  {measurement_text(event.value, event.unit)}")
 
     @abstractmethod
     def stage_finished(self, event: StageEnded) -> None: ...
@@ -90,11 +90,11 @@ class Renderer(ABC):
     def __exit__(self, *error) -> None: ...
 
 
-def summary(start: StageBegan | None, end: StageEnded) -> str:
+def stage_summary(start: StageBegan | None, end: StageEnded) -> str:
     """One line for a finished stage: `2/6  thin  prune.channels  -0.44 M params  12 s  peak 1.2 GiB`."""
     position = f"{start.index}/{start.total}" if start and start.total else ""
     description = start.about if start else ""
-    cost = "cached" if end.cached else seconds(end.seconds)
+    cost = "cached" if end.cached else duration_text(end.seconds)
     peak = f"peak {size(end.peak_bytes)}" if end.peak_bytes and not end.cached else ""
     head = f"{position:>5}  {end.stage:<12}"
     return "  ".join(part for part in (head, description, end.change, cost, peak) if part).rstrip()
@@ -130,8 +130,10 @@ def doing(tick: Ticked | None) -> str:
 def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, left: float | None = None) -> str:
     """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
     position = f"{stage.index}/{stage.total}" if stage.total else ""
-    remaining = "" if left is None else ", less than a second left" if left < 1 else f", about {seconds(left)} left"
-    return f"{position:>5}  {stage.stage:<12}  … {doing(tick)}  ({seconds(elapsed)}{remaining})"
+    remaining = (
+        "" if left is None else ", less than a second left" if left < 1 else f", about {duration_text(left)} left"
+    )
+    return f"{position:>5}  {stage.stage:<12}  … {doing(tick)}  ({duration_text(elapsed)}{remaining})"
 
 
 class PlainRenderer(Renderer):
@@ -150,20 +152,20 @@ class PlainRenderer(Renderer):
         pass  # the heartbeat tells how far it is
 
     def stage_finished(self, event: StageEnded) -> None:
-        self.line(summary(self.stage, event))
+        self.line(stage_summary(self.stage, event))
 
     def line(self, text: str) -> None:
         self.last_line_at = time.monotonic()
         print(visible(text), file=self.stream, flush=True)
 
     def __enter__(self) -> "PlainRenderer":
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._print_heartbeat, daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:
         self.stop.set()
 
-    def _beat(self) -> None:
+    def _print_heartbeat(self) -> None:
         while not self.stop.wait(min(1.0, self.heartbeat / 4)):
             with self.lock:
                 at = time.monotonic()
@@ -209,7 +211,7 @@ class BarRenderer(Renderer):
             left = self.pace.left(event, event.at) if self.pace else None
             state = [
                 f"{event.done}/{event.total}" if event.total else "",
-                f"{seconds(left)} left" if left else "",
+                f"{duration_text(left)} left" if left else "",
                 event.note,
             ]
             self.progress.update(
@@ -222,7 +224,7 @@ class BarRenderer(Renderer):
 
     def stage_finished(self, event: StageEnded) -> None:
         self._drop()
-        self.line(f"[green]✓[/green]{_escaped(summary(self.stage, event))}", markup=True)
+        self.line(f"[green]✓[/green]{_escaped(stage_summary(self.stage, event))}", markup=True)
 
     def line(self, text: str, markup: bool = False) -> None:
         self.progress.console.print(visible(text), markup=markup)
@@ -260,7 +262,7 @@ class JsonLines:
 
 
 @contextmanager
-def listening(
+def progress_listener(
     *,
     quiet: bool = False,
     progress: bool = True,
@@ -285,7 +287,7 @@ def listening(
             )  # a pipe's reader may leave
             listeners.append(JsonLines(stack.enter_context(file)))
         listener = partial(_all, listeners)
-        with hear(listener):
+        with listening_with(listener):
             yield listener
 
 

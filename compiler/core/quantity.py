@@ -18,7 +18,7 @@ BYTES_PER = {
 }
 
 
-def digits(value: float, figures: int = 4) -> str:
+def significant_digits(value: float, figures: int = 4) -> str:
     """At most `figures` significant digits, no exponent between 1e-4 and 1e6, integers whole."""
     if isinstance(value, bool) or not math.isfinite(value):
         return str(value).lower()
@@ -32,7 +32,7 @@ def count(value: float) -> str:
     for size, letter in _LARGE:
         if abs(value) >= size and (size > 1e3 or abs(value) >= 1e4):
             return f"{value / size:.{_decimals(value / size)}f} {letter}"
-    return digits(value)
+    return significant_digits(value)
 
 
 def signed(value: float) -> str:
@@ -48,7 +48,7 @@ def size(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def seconds(value: float) -> str:
+def duration_text(value: float) -> str:
     """`0.8 ms`, `1.24 s`, `3 min 20 s`, `2 h 5 min`."""
     if value == 0:
         return "0 s"
@@ -64,24 +64,24 @@ def seconds(value: float) -> str:
     return f"{rounded // 3600} h {rounded % 3600 // 60} min"
 
 
-def measured(value: float, unit: str = "") -> str:
+def measurement_text(value: float, unit: str = "") -> str:
     """A metric's value with its unit."""
     if not math.isfinite(value):
-        return digits(value)
+        return significant_digits(value)
     if unit in SECONDS_PER:
-        return seconds(value * SECONDS_PER[unit])
+        return duration_text(value * SECONDS_PER[unit])
     if unit in BYTES_PER:
         return size(value * BYTES_PER[unit])
     if unit in ("params", "parameters", "", "FLOP", "FLOPs") and abs(value) >= 1e4:
         return f"{count(value)} {unit}".rstrip() if unit.startswith("FLOP") else count(value)
     if unit == "%":
-        return f"{digits(value)}%"
-    return f"{digits(value)} {unit}".rstrip()
+        return f"{significant_digits(value)}%"
+    return f"{significant_digits(value)} {unit}".rstrip()
 
 
 def distinct_texts(one: float, other: float, unit: str = "") -> tuple[str, str]:
     """Two values of a metric, with as many digits as tell them apart: `1,542,273` and `1,542,272`."""
-    short = measured(one, unit), measured(other, unit)
+    short = measurement_text(one, unit), measurement_text(other, unit)
     if short[0] != short[1] or one == other:
         return short
     texts = [f"{v:,.0f}" if float(v).is_integer() else f"{v:.12g}" for v in (one, other)]
@@ -89,7 +89,7 @@ def distinct_texts(one: float, other: float, unit: str = "") -> tuple[str, str]:
     return f"{texts[0]}{behind}", f"{texts[1]}{behind}"
 
 
-def change(before: float, after: float) -> str:
+def relative_change_text(before: float, after: float) -> str:
     """`-20.4 %`, `+3.0 %`, `same`."""
     if before == after:
         return "same"

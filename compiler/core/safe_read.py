@@ -53,7 +53,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def reject_links(folder: Path) -> None:
+def refuse_links(folder: Path) -> None:
     """Raises Reject (odd-file) for a folder that we are about to write to which is a link, or holds a link, a pipe, a
     file with a second name or one of another user: whoever left it there would have us write elsewhere.
 

@@ -46,7 +46,7 @@ def _seal(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({k: v for k, v in body.items() if k != SEAL}).encode()).hexdigest()
 
 
-def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
+def read_sealed_record(path: Path, folder: Path) -> dict[str, Any] | None:
     """A record of the cache in `folder`; None where there is none.
 
     Raises Reject (cache-damaged) where it is no object or was changed since it was written. What effc wrote before
@@ -71,12 +71,12 @@ def read_sealed(path: Path, folder: Path) -> dict[str, Any] | None:
     return body
 
 
-def read_noted(path: Path, folder: Path) -> dict[str, Any] | None:
+def read_self_named_record(path: Path, folder: Path) -> dict[str, Any] | None:
     """A sealed record that says itself, by `key`, which file it is; None where there is none, or none with a seal.
 
     Raises Reject (cache-damaged) where it was changed, or is another file's.
     """
-    body = read_sealed(path, folder)
+    body = read_sealed_record(path, folder)
     if body is None or SEAL not in body:  # of before there were seals: made again
         return None
     if body.get("key") != path.stem:
@@ -111,7 +111,7 @@ def _seal_of_hash(name: str, content: str) -> str:
     return hashlib.sha256(canonical([name, content]).encode()).hexdigest()
 
 
-def _folders(folder: Path) -> list[Path]:
+def _cache_folders(folder: Path) -> list[Path]:
     """The folders of a cache; what lies deeper is named by a hash, or checked as it is read."""
     try:
         with os.scandir(folder) as entries:
@@ -120,11 +120,11 @@ def _folders(folder: Path) -> list[Path]:
         return []
 
 
-def refuse_open(folder: Path) -> None:
+def refuse_writable_by_others(folder: Path) -> None:
     """Reject (cache-open) a folder that other people than this one can write to."""
     if not hasattr(os, "getuid"):
         return
-    for path in (folder, *_folders(folder)):
+    for path in (folder, *_cache_folders(folder)):
         try:
             fact = path.stat()
         except OSError:

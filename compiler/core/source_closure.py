@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @cache
-def closure(path: Path) -> tuple[Path, ...]:
+def import_closure(path: Path) -> tuple[Path, ...]:
     """`path` and every file of effc that it imports when it runs, directly or not, sorted.
 
     Only relative imports count, which is how effc's files name each other, and names that packages of plug-ins import
@@ -20,15 +20,15 @@ def closure(path: Path) -> tuple[Path, ...]:
         file = waiting.pop()
         if file not in reached:
             reached.add(file)
-            waiting += imported(file)
+            waiting += direct_imports(file)
     return tuple(sorted(reached))
 
 
 @cache
-def imported(file: Path) -> tuple[Path, ...]:
+def direct_imports(file: Path) -> tuple[Path, ...]:
     """Files of effc that one file imports when it runs."""
     candidates = []
-    for node in executed(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in executed_nodes(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             candidates += [folder.joinpath(alias.name).with_suffix(".py") for alias in node.names]
@@ -53,22 +53,22 @@ def _plugin_interface() -> Mapping[str, Path]:
     }
 
 
-def executed(tree: ast.AST) -> Iterator[ast.AST]:
+def executed_nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node below `tree` but those of `if TYPE_CHECKING:`; its `else` runs."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             for statement in node.orelse:
                 yield statement
-                yield from executed(statement)
+                yield from executed_nodes(statement)
         else:
             yield node
-            yield from executed(node)
+            yield from executed_nodes(node)
 
 
 @cache
 def fingerprint(path: Path) -> str:
     """sha256 over the names and bytes of a file's closure."""
     digest = hashlib.sha256()
-    for file in closure(path):
+    for file in import_closure(path):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from .cache import Cache
-from .fingerprint import machine
-from .speeds import Speeds, measure
+from .fingerprint import machine_facts
+from .speeds import Speeds, measure_speeds
 
 
 def key_of(threads: int) -> dict[str, Any]:
     """The machine, the versions, and threads."""
-    return {"speeds of": {k: v for k, v in machine().items() if k != "threads"}, "threads": threads, "format": 1}
+    return {"speeds of": {k: v for k, v in machine_facts().items() if k != "threads"}, "threads": threads, "format": 1}
 
 
 @cache
-def speeds(cache_dir: Path) -> Speeds:
+def cached_speeds(cache_dir: Path) -> Speeds:
     """As `effc doctor --measure` found them; else as a moment's look does."""
     import torch
 
@@ -24,7 +24,7 @@ def speeds(cache_dir: Path) -> Speeds:
     has_all_fields = isinstance(body, dict) and body.keys() == Speeds.__dataclass_fields__.keys()
     if has_all_fields and all(type(v) in (int, float) and v > 0 for v in body.values() if v is not True):
         return Speeds(**body)
-    return measure()
+    return measure_speeds()
 
 
 def keep(cache_dir: Path, measured: Speeds) -> None:
@@ -32,4 +32,4 @@ def keep(cache_dir: Path, measured: Speeds) -> None:
     import torch
 
     Cache(cache_dir).keep(key_of(torch.get_num_threads()), asdict(measured))
-    speeds.cache_clear()
+    cached_speeds.cache_clear()

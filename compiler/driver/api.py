@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
-from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, in_order
+from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_diagnostics
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
 from ..core.cache import default_cache
-from ..core.device import choose, with_threads
+from ..core.device import resolve_device, with_threads
 from ..core.error_location import with_location
 from ..core.events import Listener, Warned, announce
 from ..core.run_state import RunState
@@ -22,7 +22,7 @@ from ..core.settings import Settings
 from ..core.warned import model_remark
 from ..models.checkpoints.origin import Origin
 from ..plugin.context import Context
-from ..plugin.input_files import missing
+from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import resolve_skeleton
 
@@ -47,7 +47,7 @@ unseen_model = Fault(
 )
 
 
-def _covers(error: Diagnostic, other: Diagnostic) -> bool:
+def _same_or_enclosing_span(error: Diagnostic, other: Diagnostic) -> bool:
     """Whether an error is of the same place, or of one around it: whoever mends it need not be told the other."""
     around, within = error.span, other.span
     return (
@@ -104,15 +104,15 @@ class Session:
         checked = check(
             parsed.file,
             self.registry.vocabulary,
-            overrides=self.overrides(),
-            library=self.library,
+            overrides=self.param_overrides(),
+            library=self.library_source,
             skeleton=structure,
             broken=torn,
         )
         for recipe in checked.recipes:
-            absent = missing(recipe, self.registry.vocabulary, self.path.parent)
-            faults += [d for d in absent if not any(_covers(other, d) for other in faults)]
-        ordered = in_order((*parsed.diagnostics, *checked.diagnostics, *faults))
+            absent = missing_file_warnings(recipe, self.registry.vocabulary, self.path.parent)
+            faults += [d for d in absent if not any(_same_or_enclosing_span(other, d) for other in faults)]
+        ordered = sorted_diagnostics((*parsed.diagnostics, *checked.diagnostics, *faults))
         broken = any(d.severity == "error" for d in ordered)
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
@@ -121,7 +121,7 @@ class Session:
         open_ = self.texts.get(Path(path).resolve()) if self.texts else None
         return read_source(path) if open_ is None else Source(str(path), open_)
 
-    def overrides(self) -> "Overrides":
+    def param_overrides(self) -> "Overrides":
         """Values of params from a file, the environment and --set, the later ones stronger."""
         from ...dsl.checker.overrides import read_overrides
 
@@ -137,25 +137,25 @@ class Session:
         return checked.recipes
 
     def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
-        origin = self.origin(recipe.models[pipeline.model])
+        model_origin = self.model_origin(recipe.models[pipeline.model])
         work = self.settings.cache_dir / "work"
-        return Context(self.settings, recipe, self.path.parent, self.registry, origin, work, self.run)
+        return Context(self.settings, recipe, self.path.parent, self.registry, model_origin, work, self.run)
 
-    def origin(self, call: Invocation) -> Origin:
+    def model_origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
         key = model_key(call)
         if key not in self.origins:
-            ctx = Context.bare(self.settings, self.path.parent, self.registry)
+            ctx = Context.without_recipe(self.settings, self.path.parent, self.registry)
             with with_location(call.span):
                 resolved = self.registry.make("model", call).resolve(ctx.relative_to(call))
-            self.origins[key] = resolved.declared(call.span, self.settings.device)
+            self.origins[key] = resolved.with_span(call.span, self.settings.device)
         return self.origins[key]
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
         """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
         offline_session = replace(self, settings=replace(self.settings, offline=True))
         try:
-            origin = offline_session.origin(call)
+            origin = offline_session.model_origin(call)
         except Reject as rejection:
             if all(d.exit == EXITS["network"] for d in rejection.diagnostics):
                 return None
@@ -163,21 +163,21 @@ class Session:
         return shipped_skeleton(origin) or cached_skeleton(origin, self.settings)
 
     def skeleton(self, call: Invocation) -> Skeleton:
-        return resolve_skeleton(self.origin(call), self.settings)
+        return resolve_skeleton(self.model_origin(call), self.settings)
 
-    def library(self, name: str) -> Source | None:
+    def library_source(self, name: str) -> Source | None:
         """A module that a recipe uses: `std.name` of the shipped library, `edge.name` of a package, else a path."""
-        from ..plugin.recipe_library import MODULES, shipped
-        from ..plugin.recipe_packages import module
+        from ..plugin.recipe_library import MODULES, library_files
+        from ..plugin.recipe_packages import package_module
 
         if name.startswith(f"{MODULES}."):
-            recipe = shipped().get(name)
+            recipe = library_files().get(name)
             return self._read(recipe.path) if recipe else None
-        if "/" not in name and (packed := module(name, self.path.parent, self.settings.cache_dir)):
+        if "/" not in name and (packed := package_module(name, self.path.parent, self.settings.cache_dir)):
             return packed
-        return self._module(name) if os.path.isfile(name) else None
+        return self._module_source(name) if os.path.isfile(name) else None
 
-    def _module(self, name: str) -> Source:
+    def _module_source(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
         if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
             return self._read(name)
@@ -246,12 +246,12 @@ class Options(TypedDict, total=False):
 
 def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
     """All mistakes of a recipe file that can be known without weights."""
-    return session(path, **options).check()
+    return open_session(path, **options).check()
 
 
 def plan(path: str | Path, **options: Unpack[Options]) -> "list[Plan]":
     """Plan of a recipe file, per variant and pipeline; reads no weights."""
-    return plans(session(path, **options))
+    return make_plans(open_session(path, **options))
 
 
 def compile(
@@ -261,7 +261,7 @@ def compile(
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
     """
-    return build(session(path, **options), Path(out), force=force)
+    return build(open_session(path, **options), Path(out), force=force)
 
 
 def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel":
@@ -271,13 +271,13 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
     return load(Path(path), **_renamed(options))
 
 
-def session(path: str | Path, **options: Unpack[Options]) -> Session:
+def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
     """One recipe file with what is said of it."""
     options = _renamed(options)
     granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
-    kinds = (("workers", str), ("cache_dir", Path), ("device", choose))
+    kinds = (("workers", str), ("cache_dir", Path), ("device", resolve_device))
     granted |= {name: kind(granted[name]) for name, kind in kinds if name in granted}
     params = options.get("params")
     settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
@@ -293,10 +293,10 @@ def _renamed(options: Any) -> Any:
 _GRANTED = frozenset(f.name for f in fields(Settings))
 
 
-def plans(session: Session) -> "list[Plan]":
+def make_plans(session: Session) -> "list[Plan]":
     session.recipes()
     from ..analysis.planning import lock
-    from ..analysis.planning.plan import plan
+    from ..analysis.planning.plan import plan_pipeline
 
     recipes, result = session.recipes(resolve=True), []
     if session.settings.locked:
@@ -310,9 +310,9 @@ def plans(session: Session) -> "list[Plan]":
             with with_location(recipe.models[pipeline.model].span):
                 refuse_other_tensors(ctx.origin, skeleton)
             with announce("reckoning time and memory"):
-                result.append(plan(recipe, pipeline, ctx, skeleton))
+                result.append(plan_pipeline(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
-        lock.refuse_drift(session.path, _facts(session, result), session.settings)
+        lock.refuse_lock_drift(session.path, _facts(session, result), session.settings)
     for origin in session.origins.values():
         for note in origin.notes:
             session.settings.on_event(Warned(model_remark(f"{origin.label}: {note}")))
@@ -323,14 +323,14 @@ def lock(session: Session) -> tuple[Path, dict[str, str]]:
     """Write the lock of a recipe; its path and what it says."""
     from ..analysis.planning import lock
 
-    known = _facts(session, plans(session))
+    known = _facts(session, make_plans(session))
     return lock.write(session.path, known), {name: fact.text for name, fact in known.items()}
 
 
 def _facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact]":
-    from ..analysis.planning.lock import facts
+    from ..analysis.planning.lock import lock_facts
 
-    return facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])
+    return lock_facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])
 
 
 def bisect(session: Session, plan: "Plan", bound: Bound) -> "BisectResult":
@@ -352,33 +352,33 @@ def build(
     on_plan: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
-    from ..artifacts.output_lock import check_outputs, claimed, output_paths
-    from .worker_pool import check_workers, transport_of, working
+    from ..artifacts.output_lock import check_outputs, lock_outputs, output_paths
+    from .worker_pool import make_transport, parse_workers_option, worker_team
 
     if session.settings.workers:
-        check_workers(session.settings.workers)
+        parse_workers_option(session.settings.workers)
     outputs = output_paths(session.recipes(), out, session.registry.describes_artifacts)
     check_outputs(outputs, force)  # all of it before torch is imported, which takes seconds
-    from ..analysis.planning.free_space import refuse_short
-    from ..analysis.planning.plan import refuse_drift
+    from ..analysis.planning.free_space import refuse_insufficient_space
+    from ..analysis.planning.plan import refuse_plan_drift
     from ..core.cache import Cache
     from ..core.deadline import Deadline
     from .pipeline import Build
 
-    transport = transport_of(session.settings) if session.settings.workers else None
+    transport = make_transport(session.settings) if session.settings.workers else None
     if session.settings.max_time is not None:
         session.run.deadline = Deadline(session.settings.max_time)
-    compiled = [p for p in plans(session) if p.pipeline.emits]
+    compiled = [p for p in make_plans(session) if p.pipeline.emits]
     if not compiled:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
     if saved is not None:
-        refuse_drift(saved, compiled)
+        refuse_plan_drift(saved, compiled)
     results: list[Result] = []
-    with claimed(outputs, force):
-        refuse_short(compiled, out, session.settings.cache_dir)
+    with lock_outputs(outputs, force):
+        refuse_insufficient_space(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
-        cache.sweep()
-        with working(session, transport) as team:
+        cache.remove_stale_drafts()
+        with worker_team(session, transport) as team:
             for plan in compiled:
                 on_plan(plan)
                 ctx = session.context(plan.recipe, plan.pipeline)
@@ -387,4 +387,4 @@ def build(
     return results
 
 
-__all__ = ["Session", "build", "check", "compile", "default_cache", "load", "plan", "plans", "session"]
+__all__ = ["Session", "build", "check", "compile", "default_cache", "load", "make_plans", "open_session", "plan"]

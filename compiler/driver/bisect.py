@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.recipe import Bound
-from ...dsl.checker.values import StepRef, handles
+from ...dsl.checker.values import StepRef, references_in
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..analysis.planning.plan import Plan, Stage
 from ..core.cache import Cache
 from ..core.error_location import with_location
 from ..core.events import Event, Pruned, Said
 from ..core.journal import Journal
-from ..core.quantity import measured
+from ..core.quantity import measurement_text
 from ..plugin.context import Context
-from .judging.comparison import compare
+from .judging.comparison import compare_with_original
 from .judging.gate import Known, Outcome, bound_text, measure_bounds, metric_label
 from .pipeline import Build
 
@@ -83,7 +83,7 @@ class BisectResult:
 
 
 def _text(value: float | None, unit: str) -> str:
-    return "not measured" if value is None else measured(value, unit)
+    return "not measured" if value is None else measurement_text(value, unit)
 
 
 @dataclass
@@ -99,15 +99,15 @@ class Bisection:
         self.build, self.known = Build(self.plan, self.ctx, self.cache), Known()
         self.build.total = len(self.plan.stages)
         for stage in self.plan.stages:
-            self.build.step(stage)
-        chain = self._chain()
+            self.build.run_step(stage)
+        chain = self._step_chain()
         looks: list[Measurement] = []
         first = Measurement("", "", self._verdict(self.plan.identity))
         culprit = None
         for stage in reversed(chain):
             verdict = self._verdict(stage.key)
             if looks and verdict.passed:
-                return self._blamed(
+                return self._make_result(
                     [first, Measurement(stage.name, stage.call.word, verdict), *reversed(looks)], culprit
                 )
             looks.append(Measurement(stage.name, stage.call.word, verdict))
@@ -115,20 +115,20 @@ class Bisection:
             if verdict.passed:  # the result itself
                 return BisectResult(self.bound, (first, looks[0]))
         ordered = [first, *reversed(looks)]
-        return self._blamed(ordered, culprit) if first.verdict.passed else BisectResult(self.bound, tuple(ordered))
+        return self._make_result(ordered, culprit) if first.verdict.passed else BisectResult(self.bound, tuple(ordered))
 
-    def _chain(self) -> list[Stage]:
+    def _step_chain(self) -> list[Stage]:
         """The steps that led to the pipeline's result, in order; one that works on several ends the chain."""
         by_name = {s.name: s for s in self.plan.pipeline.steps}
         stages = {s.name: s for s in self.plan.stages}
         name, chain = self.plan.pipeline.result, []
-        while name in by_name and not handles(by_name[name].call.args, StepRef):
+        while name in by_name and not references_in(by_name[name].call.args, StepRef):
             chain.append(stages[name])
             name = by_name[name].source
         return chain[::-1]
 
     def _verdict(self, key: str) -> Outcome:
-        outcome = self.build.reach(key)
+        outcome = self.build.load_outcome(key)
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         verdict = self._judged(outcome.program.model)
         self.ctx.emit_event(Said(f"{metric_label(self.bound)} {_text(verdict.value, verdict.unit)}, {verdict.state}"))
@@ -138,14 +138,14 @@ class Bisection:
         """The bound alone on a model; of a clock beside the original, in turns."""
         pipeline = replace(self.plan.pipeline, expects=(self.bound,))
         if self.ctx.metric(self.bound.metric).timed:
-            return compare(model, replace(self.plan, pipeline=pipeline), self.cache, self.ctx).outcomes[0]
+            return compare_with_original(model, replace(self.plan, pipeline=pipeline), self.cache, self.ctx).outcomes[0]
         return measure_bounds(pipeline, model.eval(), self.ctx, self.known)[0]
 
     # -- the cut ---------------------------------------------------------------------------------------------
 
-    def _blamed(self, looks: list[Measurement], stage: Stage | None) -> BisectResult:
+    def _make_result(self, looks: list[Measurement], stage: Stage | None) -> BisectResult:
         assert stage is not None, "something broke the bound"
-        body = self.cache.step(stage.key)
+        body = self.cache.read_step(stage.key)
         assert body is not None, f"{stage.name} has run"
         notes = [n for n in body["notes"].get("step", ()) if "cut" in n and "scores" in n]
         blame = BisectResult(self.bound, tuple(looks), stage, of=len(notes))
@@ -176,8 +176,8 @@ class Bisection:
         with tempfile.TemporaryDirectory(prefix="effc-bisect-") as work:
             journal = Journal(Path(work) / "scores.jsonl")
             for key, score in scores.items():
-                journal.remember(key, partial(float, score))
-            before = self.build.reach(stage.source)
+                journal.get_or_compute(key, partial(float, score))
+            before = self.build.load_outcome(stage.source)
             self.build.results.release()  # what runs now is no result to go on from
             settings = replace(self.ctx.settings, on_event=judge_cut)
             ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), settings=settings)
@@ -185,18 +185,18 @@ class Bisection:
                 with with_location(stage.call):
                     self.ctx.registry.make("pass", stage.call).result_of(before, ctx)
             except _Done:
-                if names is not None and len(cuts) < len(names) and not self._broken(cuts):
+                if names is not None and len(cuts) < len(names) and not self._stopped_at_bound(cuts):
                     return None
             return cuts
 
-    def _broken(self, cuts: list[tuple[str, float]]) -> bool:
+    def _stopped_at_bound(self, cuts: list[tuple[str, float]]) -> bool:
         """Whether the search ended for the bound's sake, not because it went another way."""
-        from .judging.gate import judge
+        from .judging.gate import judge_bound
 
         if not cuts:
             return False
         original = next(iter(self.known.values()), None) if self.bound.baseline else None
-        return not judge(self.bound, original, cuts[-1][1], self.ctx.metric(self.bound.metric).unit).passed
+        return not judge_bound(self.bound, original, cuts[-1][1], self.ctx.metric(self.bound.metric).unit).passed
 
 
 class _Done(Exception):

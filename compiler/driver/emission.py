@@ -13,17 +13,17 @@ from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Diagnostic
 from ..analysis.discovery.discover import skeleton_of
 from ..analysis.planning import keys
-from ..analysis.planning.layer_profile import packed_widths, profile
+from ..analysis.planning.layer_profile import layer_group_counts, packed_group_counts
 from ..analysis.planning.plan import Plan
 from ..artifacts.artifact import drafted
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.pages.sheet import ReportData
 from ..artifacts.unfinished_marker import is_unfinished, mark
-from ..artifacts.verify import verify
+from ..artifacts.verify import verify_forms
 from ..core.cache import Cache
 from ..core.events import announce
-from ..core.fingerprint import machine
+from ..core.fingerprint import machine_facts
 from ..core.quantity import count_text, size
 from ..ir.outcome import Outcome
 from ..ir.program import Program
@@ -32,7 +32,7 @@ from ..plugin.target import Form, Target
 from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
 from .judging.gate import Outcome as Verdict
-from .judging.gate import bound_text, misses
+from .judging.gate import bound_text, missed_bound_diagnostics
 from .judging.verdicts import Verdicts
 
 
@@ -80,7 +80,7 @@ class Emission:
         path = self.out / target.call.args["path"]
         absolute = Path(os.path.abspath(path))
         with drafted(path, self.force or is_unfinished(absolute, target.call)) as draft:
-            forms = self.write(outcome, target, draft.folder)
+            forms = self.write_artifact(outcome, target, draft.folder)
             recorded = RecordedLogits(self.accounting, draft.folder)
             checks = self.reopen(outcome, draft.folder, forms, recorded)
             with announce("measuring"):
@@ -89,7 +89,7 @@ class Emission:
             measured = self.measured(outcome, target, compared)
             manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.accounts()))
         mark(absolute, target.call)
-        return Artifact(path, manifest, tuple(misses(verdicts, self.ctx.settings.undecided)))
+        return Artifact(path, manifest, tuple(missed_bound_diagnostics(verdicts, self.ctx.settings.undecided)))
 
     def write(self, outcome: Outcome, target: Emit, folder: Path) -> list[Form]:
         """Forms that the target wrote of an outcome."""
@@ -105,7 +105,7 @@ class Emission:
             for name, program in outcome.members() if forms else ():
                 program.to_cpu()  # files are computed again from there
                 member_forms, report_to = [f for f in forms if f.member == name], recorded.program(name, program.model)
-                checks += verify(
+                checks += verify_forms(
                     folder,
                     program.model,
                     member_forms,
@@ -123,38 +123,38 @@ class Emission:
         if not sheets:
             with announce("measuring"):
                 result = outcome()
-                compared, verdicts = self.judge(result, target, self.out, [])
-                missed = tuple(misses(verdicts, self.ctx.settings.undecided))
-                sheets = [ReportData("", replace(self.measured(result, target, compared), kind=""))]
-        self.ctx.origin.refuse_change()
+                compared, verdicts = self.judge_bounds(result, target, self.out, [])
+                missed = tuple(missed_bound_diagnostics(verdicts, self.ctx.settings.undecided))
+                sheets = [ReportData("", replace(self.measured_manifest(result, target, compared), kind=""))]
+        self.ctx.origin.refuse_changed_files()
         with announce("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer.write_about(sheets, path)
         mark(Path(os.path.abspath(path)), target.call)
         return Page(path, missed)
 
-    def measured(self, outcome: Outcome, target: Emit, compared: Comparison) -> Manifest:
-        return described(outcome, target, self.plan, self.cache, self.ctx).with_measures(
+    def measured_manifest(self, outcome: Outcome, target: Emit, compared: Comparison) -> Manifest:
+        return reproducible_manifest(outcome, target, self.plan, self.cache, self.ctx).with_measures(
             measures=compared.measures,
-            machine=machine(),
+            machine=machine_facts(),
             expectations=tuple(expectation(v) for v in compared.outcomes),
             run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.costs.items()]},
         )
 
-    def judge(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
+    def judge_bounds(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
         """Measures of the artifact, and the verdicts of bounds that were not judged before."""
         if outcome.several:
-            return self.verdicts.on_front((name, program.model) for name, program in outcome.members())
+            return self.verdicts.judge_front((name, program.model) for name, program in outcome.members())
         if outcome.in_place and forms:
             rounds = any(form.rounds for form in forms)
             where = folder / forms[0].folder
-            return self.verdicts.on_model(target, lambda: load_to_judge(where, self.ctx.settings.device), rounds)
+            return self.verdicts.judge_model(target, lambda: load_to_judge(where, self.ctx.settings.device), rounds)
         with closing(outcome.members()) as members:
             _, program = next(members)
-            return self.verdicts.on_model(target, lambda: program.model, rounds=False)
+            return self.verdicts.judge_model(target, lambda: program.model, rounds=False)
 
 
-def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Context) -> Manifest:
+def reproducible_manifest(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Context) -> Manifest:
     """The part of a manifest that is the same whenever the recipe is compiled."""
     recipe = plan.recipe
     return Manifest(
@@ -166,7 +166,7 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
             "text": recipe.source.text,
             "variant": recipe.variant,
             "params": keys.to_jsonable(recipe.params),
-            "resolved": resolved(recipe),
+            "resolved": resolved_recipe(recipe),
         },
         lock={
             "inputs": inputs(plan, ctx),
@@ -175,12 +175,12 @@ def described(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Con
             "threads": ctx.settings.threads,
             "device": ctx.settings.device,
         },
-        steps=tuple(steps(plan, cache, target.source)),
-        **facts(outcome, plan, target.source),
+        steps=tuple(step_records(plan, cache, target.source)),
+        **outcome_facts(outcome, plan, target.source),
     )
 
 
-def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
+def outcome_facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
     """Edits and widths of a model; of several those of each, with its measures."""
     if outcome.several:
         return {
@@ -189,32 +189,34 @@ def facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
                     "name": name,
                     "measures": [[metric, *m] for metric, m in outcome.measures[name].items()],
                     "steps": sorted(s.name for s in plan.pipeline.ancestors(name) or plan.pipeline.ancestors(source)),
-                    **changed(program, plan),
+                    **program_changes(program, plan),
                 }
                 for name, program in outcome.members()
             )
         }
     assert outcome.program is not None, f"no program: {outcome.kind}"
-    return changed(outcome.program, plan)
+    return program_changes(outcome.program, plan)
 
 
-def changed(program: Program, plan: Plan) -> dict[str, Any]:
+def program_changes(program: Program, plan: Plan) -> dict[str, Any]:
     """Edits of the program, and the widths of its layers before and after them."""
     return {
         "edits": program.edits.to_json(),
         "profile": {
-            "before": profile(plan.skeleton),
-            "after": packed_widths(plan.skeleton, skeleton_of(program), program.edits.swapped, program.edits.layers),
+            "before": layer_group_counts(plan.skeleton),
+            "after": packed_group_counts(
+                plan.skeleton, skeleton_of(program), program.edits.swapped, program.edits.layers
+            ),
         },
     }
 
 
-def steps(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
+def step_records(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
     """Every step that led to `last`: what it was asked, what it decided and why, what that changed."""
     result: list[Mapping[str, Any]] = []
     for step in plan.pipeline.ancestors(last):
         name = step.name
-        body = cache.step(plan.key_of(name))
+        body = cache.read_step(plan.key_of(name))
         assert body is not None, f"the result of {name} is not in the cache"
         notes = body["notes"]
         result.append(
@@ -238,7 +240,7 @@ def inputs(plan: Plan, ctx: Context) -> dict[str, str]:
     }
 
 
-def resolved(recipe: Recipe) -> dict[str, Any]:
+def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
     """Models and data with all their arguments, defaults too, and the profiles where there are some."""
     calls = {
         kind: {name: {"word": call.word, "args": keys.to_jsonable(call.args)} for name, call in table.items()}

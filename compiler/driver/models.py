@@ -45,7 +45,7 @@ class NamedModel:
 
 
 @contextmanager
-def computing(label: str) -> Iterator[None]:
+def model_errors_as_diagnostics(label: str) -> Iterator[None]:
     """Within it a model computes that may come from anybody: where it breaks, that is the model's mistake.
 
     Raises Reject (model-breaks) for what torch or Python raise; want of memory and interruptions stay what they are.
@@ -81,7 +81,7 @@ def is_artifact(path: Path) -> bool:
         return kind is not None and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
 
 
-def origin_of(location: str, settings: "Settings") -> "Origin":
+def resolve_origin(location: str, settings: "Settings") -> "Origin":
     """The origin of `zoo:NAME` or of a folder in the Hugging Face layout."""
     from ..plugin.context import Context
     from ..plugin.registry import Registry
@@ -95,7 +95,7 @@ def origin_of(location: str, settings: "Settings") -> "Origin":
         call = Invocation("hf", {"name": str(Path(location).resolve()), "revision": "main", "dtype": "auto"})
     else:
         raise Reject(nowhere(location))
-    ctx = Context.bare(settings, Path(), Registry())
+    ctx = Context.without_recipe(settings, Path(), Registry())
     return ctx.registry.make("model", call).resolve(ctx)
 
 
@@ -123,7 +123,7 @@ def open_model(
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
     with MemoryWatch(settings.max_memory) as watch:
-        opened = _open(location, settings, steady, mapped, speaks)
+        opened = _open_checked(location, settings, steady, mapped, speaks)
     max_bytes = settings.max_memory
     if max_bytes is not None and watch.peak > max_bytes:
         message = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(max_bytes)} are allowed"
@@ -131,18 +131,18 @@ def open_model(
     return opened
 
 
-def _open(location: str, settings: "Settings", steady: bool, mapped: bool | None, speaks: bool) -> NamedModel:
+def _open_checked(location: str, settings: "Settings", steady: bool, mapped: bool | None, speaks: bool) -> NamedModel:
     path = Path(location)
     if path.is_dir() and is_artifact(path):
-        from ..artifacts.load import load, locate
+        from ..artifacts.load import load, locate_checkpoint
 
-        folder, _ = locate(path)
+        folder, _ = locate_checkpoint(path)
         tokenizer = _tokenizer(folder)
         if speaks and tokenizer is None:
             raise _wordless(location)
         model = load(path, device=settings.device, steady=steady, mapped=mapped, on_event=settings.on_event)
         return NamedModel(location, model, tokenizer)
-    origin = origin_of(location, settings)
+    origin = resolve_origin(location, settings)
     tokenizer = origin.tokenizer()
     if speaks and tokenizer is None:
         raise _wordless(origin.label)

@@ -10,27 +10,27 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.levels import NAMES
-from ..artifacts.artifact import check_free, drafted
+from ..artifacts.artifact import check_output_path, drafted
 from ..artifacts.front_kinds import read_front
 from ..artifacts.load import POINTS, load
-from ..artifacts.load import members as points
+from ..artifacts.load import front_members as points
 from ..artifacts.manifest import Check, Manifest, verify_files
-from ..artifacts.verify import verify
+from ..artifacts.verify import verify_forms
 from ..core.cache import default_cache
 from ..core.environment import processor_flags
-from ..core.events import Listener, StageBegan, StageEnded, announce, hear, silent
-from ..core.fingerprint import machine
-from ..core.quantity import measured
+from ..core.events import Listener, StageBegan, StageEnded, announce, listening_with, silent
+from ..core.fingerprint import machine_facts
+from ..core.quantity import measurement_text
 from ..core.settings import Settings
 from ..models.checkpoints.model_folder import open_folder
 from ..plugin.context import Context
 from ..plugin.registry import Registry
 from ..targets.hf import FORMS as CHECKPOINTS
-from ..targets.hf import write_smallest
+from ..targets.hf import write_stock_or_compact
 from ..transforms.supernet import shared_weights
-from .models import computing, refuse_wordless
+from .models import model_errors_as_diagnostics, refuse_wordless
 from .point_limits import Limit, Measures, split_limits
-from .point_limits import limits as limits_of
+from .point_limits import parse_limits as limits_of
 
 no_such_point = Fault("no-such-point", "A front has no point of that name or number.", exit="usage")
 none_fits = Fault(
@@ -54,7 +54,7 @@ _FORMS = tuple(replace(form, opens="effc") for form in CHECKPOINTS)
 SHARD = 5_000_000_000  # bytes of a weights file, at most
 
 
-def pick(
+def pick_point(
     path: Path,
     into: Path,
     *,
@@ -73,27 +73,27 @@ def pick(
     """
     front = read_front(path)
     if on:
-        refuse_elsewhere(front, on)
+        refuse_other_machine(front, on)
     if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
         raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
-    check_free(into, force)
+    check_output_path(into, force)
     name = _chosen(front, point, limits)
     start = time.monotonic()
     on_event(StageBegan("pick", name))
-    with hear(on_event):
+    with listening_with(on_event):
         with announce("reading and checking files"):
             verify_files(path, front, under=f"{POINTS}/{name}" if _has_files(front, name) else "")
         with drafted(into, force) as draft:
             written = _copy_point if _has_files(front, name) else _cut_point
             model = written(path, front, name, draft.folder)
-            with computing(str(draft.folder)):
-                checks = verify(draft.folder, model, _FORMS)
+            with model_errors_as_diagnostics(str(draft.folder)):
+                checks = verify_forms(draft.folder, model, _FORMS)
             manifest = draft.publish(_manifest_of(front, name, checks))
     on_event(StageEnded("pick", time.monotonic() - start))
     return name, manifest
 
 
-def folder_of(path: Path, selection: str, *, speaks: bool = False) -> Path:
+def point_folder(path: Path, selection: str, *, speaks: bool = False) -> Path:
     """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
 
     A point of weights that are shared is cut out first, into a folder that is there until this process ends.
@@ -109,11 +109,11 @@ def folder_of(path: Path, selection: str, *, speaks: bool = False) -> Path:
         refuse_wordless(path / shared_weights.WEIGHTS, str(path))
     scratch = tempfile.mkdtemp(prefix="effc-pick-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    pick(path, Path(scratch, name), point=name)
+    pick_point(path, Path(scratch, name), point=name)
     return Path(scratch, name)
 
 
-def refuse_elsewhere(front: Manifest, on: str) -> None:
+def refuse_other_machine(front: Manifest, on: str) -> None:
     """Reject a front whose measures are not of the machine that a profile of its recipe describes."""
     profiles = front.recipe.get("resolved", {}).get("profiles", {})
     if on not in profiles:
@@ -127,7 +127,7 @@ def refuse_elsewhere(front: Manifest, on: str) -> None:
     isa, threads, had = profile.get("isa", NAMES[0]), profile.get("threads"), measured_on.get("isa")
     reason = ""
     if isa not in NAMES or had not in NAMES:
-        is_supported = measured_on.get("cpu") == machine().get("cpu") and isa in processor_flags()
+        is_supported = measured_on.get("cpu") == machine_facts().get("cpu") and isa in processor_flags()
         reason = "" if is_supported else f"nothing says whether {measured_on.get('cpu', 'the machine')} has {isa}"
     elif NAMES.index(isa) > NAMES.index(had):
         reason = f"{on} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
@@ -144,7 +144,7 @@ def refuse_elsewhere(front: Manifest, on: str) -> None:
 
 def _chosen(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
     names = [str(member["name"]) for member in front.members]
-    return _named(point, names) if point else _fitting(front, limits)
+    return _named(point, names) if point else _best_fitting_point(front, limits)
 
 
 def _named(point: str, names: list[str]) -> str:
@@ -155,13 +155,13 @@ def _named(point: str, names: list[str]) -> str:
     raise Reject(no_such_point(f"there is no point `{point}`", help=f"there are {', '.join(names)}"))
 
 
-def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
-    measures = _measures(front)
+def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
+    measures = _point_measures(front)
     fit = [name for name in measures if all(limit.is_met(measures[name]) for limit in limits)]
     if not fit:
         nearest = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
         values_text = ", ".join(
-            f"{name} {measured(value, unit)}" for name, (value, unit, _) in measures[nearest].items()
+            f"{name} {measurement_text(value, unit)}" for name, (value, unit, _) in measures[nearest].items()
         )
         raise Reject(
             none_fits(
@@ -174,7 +174,7 @@ def _fitting(front: Manifest, limits: tuple[Limit, ...]) -> str:
     return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
 
 
-def _measures(front: Manifest) -> dict[str, Measures]:
+def _point_measures(front: Manifest) -> dict[str, Measures]:
     """Measures of each point: first those of the front, then those of the report."""
     known: dict[str, Measures] = {}
     for member in front.members:
@@ -199,7 +199,7 @@ def _copy_point(path: Path, front: Manifest, name: str, draft: Path) -> Any:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path / file, copy)
     form = dict(points(path, front))[name]
-    with computing(str(form)):
+    with model_errors_as_diagnostics(str(form)):
         return load(form, check="size", kernels=False)
 
 
@@ -207,10 +207,10 @@ def _cut_point(path: Path, front: Manifest, name: str, draft: Path) -> Any:
     """Cut a point out of weights that all points share, and write it; the model."""
     settings, folder = Settings(default_cache()), path / shared_weights.WEIGHTS
     origin = open_folder(folder, str(folder), "auto", settings)
-    with computing(str(folder)), announce("cutting the point out"):
-        program = shared_weights.cut(path, name, origin)
-    ctx = Context.bare(settings, path, Registry(), origin, draft)
-    write_smallest(program, draft, ctx, SHARD)
+    with model_errors_as_diagnostics(str(folder)), announce("cutting the point out"):
+        program = shared_weights.load_point(path, name, origin)
+    ctx = Context.without_recipe(settings, path, Registry(), origin, draft)
+    write_stock_or_compact(program, draft, ctx, SHARD)
     return program.model
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.recipe import Emit
-from ...dsl.checker.values import DataRef, MetricRef, StepRef, handles
+from ...dsl.checker.values import DataRef, MetricRef, StepRef, references_in
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..analysis.discovery.discover import skeleton_of
-from ..analysis.planning.machine_profile import as_profiled, check_profiles, named
+from ..analysis.planning.machine_profile import check_profiles, named, with_profile_threads
 from ..analysis.planning.plan import Plan, Stage
-from ..analysis.planning.shape_change import describe
+from ..analysis.planning.shape_change import describe_change
 from ..core import warned
 from ..core.cache import Cache
 from ..core.error_location import with_location
-from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announce, hear
+from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announce, listening_with
 from ..core.memory import MemoryWatch, trim_heap
 from ..core.quantity import size
 from ..evaluation import reference, similarity
@@ -26,14 +26,14 @@ from ..evaluation.promise import Promise
 from ..ir.outcome import Front, Outcome
 from ..ir.program import Program, ProgramVersion
 from ..ir.step_results import StepResults
-from ..models.rows.batch_limit import in_memory_limit
+from ..models.rows.batch_limit import retry_on_oom
 from ..plugin.context import Context
 from ..plugin.interfaces import Close, Pass
 from . import unfinished_steps
 from .emission import Artifact, Emission, Page
 from .judging.accounting import Accounting
 from .judging.verdicts import Verdicts
-from .worker_team import StepScorer, Team, step_of
+from .worker_team import StepScorer, Team, step_message
 
 no_change = Fault(
     "no-change",
@@ -83,7 +83,7 @@ class Build:
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
         check_profiles([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
         for index in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
-            self.step(self.plan.stages[index])
+            self.run_step(self.plan.stages[index])
         accounting = Accounting.of_plan(self.plan, self.ctx)
         verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.on_original)
         result = Result(self.plan, stopped=self.stopped)
@@ -98,18 +98,22 @@ class Build:
         of: dict[str, list[Artifact]] = {}
         for target in sorted(self.plan.pipeline.emits, key=lambda e: describes(e.call.word)):
             path = str(target.call.args["path"])
-            with self.stage(f"emit {target.call.word}", path) as done, self.unchanged(), with_location(target.call):
+            with (
+                self.stage_events(f"emit {target.call.word}", path) as done,
+                self.blame_modified_files(),
+                with_location(target.call),
+            ):
                 artifacts = of.setdefault(target.source, [])
                 if describes(target.call.word):
                     report = emission.write_about(target, artifacts, partial(self.reach_step, target.source))
                     result.reports.append(report)
                     done.change = size(report.path.stat().st_size)
                     continue
-                artifacts.append(self.emit(target, emission))
+                artifacts.append(self.emit_artifact(target, emission))
                 result.artifacts.append(artifacts[-1])
                 done.change = artifacts[-1].summary
 
-    def step(self, stage: Stage) -> None:
+    def run_step(self, stage: Stage) -> None:
         """Run one step unless its result is kept; nothing is loaded for one that is."""
         if self.cache.has(stage.key):
             self.index += 1
@@ -117,16 +121,22 @@ class Build:
             self.repeat_warnings(stage)
             self.costs[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
-        with self.stage(stage.name, stage.call.word) as done, self.unchanged(stage.key), with_location(stage.call):
+        with (
+            self.stage_events(stage.name, stage.call.word) as done,
+            self.blame_modified_files(stage.key),
+            with_location(stage.call),
+        ):
             pass_: Pass = self.ctx.registry.make("pass", stage.call)
-            unfinished_steps.claim(self.cache, stage.key, self.ctx)  # before anything is loaded, where it can't be kept
-            attempt = partial(self.attempt, pass_, stage)
-            result, facts = in_memory_limit(attempt, self.ctx.settings.device, self.ctx.emit_event)
+            unfinished_steps.claim_scratch(
+                self.cache, stage.key, self.ctx
+            )  # before anything is loaded, where it can't be kept
+            run = partial(self.run_pass, pass_, stage)
+            result, facts = retry_on_oom(run, self.ctx.settings.device, self.ctx.emit_event)
             stage = self.as_stopped(stage)
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
             with announce("keeping the result"):
-                self.results.save(stage.key, result, stage.parts, facts)
+                self.results.save_outcome(stage.key, result, stage.parts, facts)
         self.costs[stage.name] = {
             "planned": round(stage.seconds, 2),
             "seconds": round(done.seconds, 2),
@@ -136,20 +146,22 @@ class Build:
 
     def repeat_warnings(self, stage: Stage) -> None:
         """Tell the warnings of a step whose result the cache has."""
-        body = self.cache.step(stage.key)
+        body = self.cache.read_step(stage.key)
         assert body is not None, f"the result of {stage.name} is not in the cache"
         for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
             self.ctx.emit_event(Warned(diagnostic))
 
-    def attempt(self, pass_: Pass, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
+    def run_pass(self, pass_: Pass, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
         """Result of a step, and the facts for the manifest."""
         # A pass that names the steps that it works on asks for them one at a time.
-        outcome = Front((), self.results) if handles(stage.call.args, StepRef) else self.reach(stage.source)
+        outcome = (
+            Front((), self.results) if references_in(stage.call.args, StepRef) else self.load_outcome(stage.source)
+        )
         ctx = self.context(stage)
         self.results.release()  # from here until it is stored, the program is between steps
         warnings = Warnings(self.ctx.emit_event, stage)
         ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
-        result, facts = self.run_pass(pass_, outcome, stage, ctx)
+        result, facts = self._result_and_notes(pass_, outcome, stage, ctx)
         result = result.with_base("" if stage.source == self.plan.identity else stage.source)
         return result, facts | {"warnings": warned.to_json(warnings.diagnostics)}
 
@@ -159,23 +171,25 @@ class Build:
         stop = deadline.claim() if deadline else None
         if deadline is None or stop is None:
             return stage
-        self.plan = self.plan.stopped(stage.name, stop.facts)
+        self.plan = self.plan.with_stopped_search(stage.name, stop.facts)
         with with_location(stage.call):
             self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
         return next(s for s in self.plan.stages if s.name == stage.name)
 
-    def run_pass(self, pass_: Pass, outcome: Outcome, stage: Stage, ctx: Context) -> tuple[Outcome, dict[str, Any]]:
+    def _result_and_notes(
+        self, pass_: Pass, outcome: Outcome, stage: Stage, ctx: Context
+    ) -> tuple[Outcome, dict[str, Any]]:
         """Result of a pass, and its notes for the manifest."""
         program = outcome.program
         if not outcome.in_place or program is None:
-            with as_profiled(named(stage.call), ctx):
+            with with_profile_threads(named(stage.call), ctx):
                 result = pass_.result_of(outcome, ctx)
             notes = result.notes or outcome.notes  # a search says of its family what it did
             return result, {"program": notes, "step": notes[-1:], "changes": [], "summary": result.summary, "dump": ""}
         before, version, noted = skeleton_of(program), program.version, len(program.notes)
         keeps = pass_.keeps
         promise = Promise.of(program) if isinstance(keeps, Close) else None
-        with as_profiled(named(stage.call), ctx):
+        with with_profile_threads(named(stage.call), ctx):
             result = pass_.result_of(outcome, ctx)
         if result is outcome and program.version == version:
             raise Reject(
@@ -184,7 +198,7 @@ class Build:
         if promise and isinstance(keeps, Close):
             with announce("comparing with the model before"):
                 promise.check(program, keeps)
-        lines = describe(before, skeleton_of(program), program.notes[noted:])
+        lines = describe_change(before, skeleton_of(program), program.notes[noted:])
         return result, {
             "program": program.notes,
             "step": program.notes[noted:],
@@ -194,19 +208,19 @@ class Build:
         }
 
     def reach_step(self, name: str) -> Outcome:
-        return self.reach(self.plan.key_of(name))
+        return self.load_outcome(self.plan.key_of(name))
 
-    def reach(self, key: str) -> Outcome:
-        return self.results.reach(key)
+    def load_outcome(self, key: str) -> Outcome:
+        return self.results.load_outcome(key)
 
-    def keep_references(self, program: Program) -> None:
+    def store_references(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
-        metrics = [metric for step in self.plan.pipeline.steps for metric in handles(step.call.args, MetricRef)]
+        metrics = [metric for step in self.plan.pipeline.steps for metric in references_in(step.call.args, MetricRef)]
         metrics += [bound.metric for bound in self.plan.pipeline.expects]
         for ref in metrics:
             metric = self.ctx.metric(ref)
             if metric.needs_original and metric.compares == "predictions":
-                for data in handles(dict(ref.args), DataRef):
+                for data in references_in(dict(ref.args), DataRef):
                     reference.prepare(self.ctx, program.model, data)
             elif metric.needs_original:
                 similarity.prepare(self.ctx, program.model, metric.data, metric.pooling)
@@ -214,8 +228,8 @@ class Build:
             for data in self.ctx.registry.make("pass", step.call).originals():
                 reference.prepare(self.ctx, program.model, data)
 
-    def emit(self, target: Emit, emission: Emission) -> Artifact:
-        outcome = self.reach(self.plan.key_of(target.source))
+    def emit_artifact(self, target: Emit, emission: Emission) -> Artifact:
+        outcome = self.load_outcome(self.plan.key_of(target.source))
         if outcome.program is not None:
             outcome.program.to_cpu()  # files are written from there
         artifact = emission.emit(outcome, target)
@@ -223,31 +237,31 @@ class Build:
         return artifact
 
     def context(self, stage: Stage) -> Context:
-        scratch = self.cache.scratch(stage.key)
+        scratch = self.cache.make_scratch(stage.key)
         return replace(
             self.ctx.relative_to(stage.call),
             workdir=scratch,
             results=self.results,
             step_keys={s.name: s.key for s in self.plan.stages},
-            original=self.original(stage),
-            remote_scorer=StepScorer(self.team, step_of(stage.name, stage.key, scratch, self.team))
+            original_model=self.original_model(stage),
+            remote_scorer=StepScorer(self.team, step_message(stage.name, stage.key, scratch, self.team))
             if self.team
             else None,
         )
 
-    def original(self, stage: Stage) -> ProgramVersion | None:
-        """The program of a step that works on the original."""
+    def original_model(self, stage: Stage) -> ProgramVersion | None:
+        """The program of a step that works on the original_model."""
         program = self.results.outcome.program if self.results.outcome else None
         return ProgramVersion(program, program.version) if program and stage.source == self.plan.identity else None
 
     @contextmanager
-    def unchanged(self, key: str = "") -> "Iterator[None]":
+    def blame_modified_files(self, key: str = "") -> "Iterator[None]":
         """Blame a file of the model that changed for whatever breaks, and drop what the step of a key left."""
         try:
             yield
         except Exception as error:
             try:
-                self.ctx.origin.refuse_change()
+                self.ctx.origin.refuse_changed_files()
             except Reject as changed:
                 if key:
                     unfinished_steps.drop(self.cache, key)
@@ -259,7 +273,7 @@ class Build:
             raise
 
     @contextmanager
-    def stage(self, name: str, description: str) -> "Iterator[Done]":
+    def stage_events(self, name: str, description: str) -> "Iterator[Done]":
         """Tell that a stage begins and ends, how long it took and the most memory it held."""
         self.index += 1
         self.ctx.emit_event(StageBegan(name, description, self.index, self.total))
@@ -267,9 +281,9 @@ class Build:
         trim_heap()  # what the stage before freed, and the allocator kept, is not held by this one
         with MemoryWatch(self.ctx.settings.max_memory) as watch:
             self.ctx.run.watch = watch
-            with hear(self.ctx.tick):
+            with listening_with(self.ctx.tick):
                 yield done
-        watch.check()
+        watch.sample()
         done.seconds, done.peak = time.monotonic() - started, watch.peak
         self.ctx.emit_event(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
 

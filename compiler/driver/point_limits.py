@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from ...dsl.checker.units import natural
+from ...dsl.checker.units import number_with_unit
 from ...dsl.checker.values import Bytes, Duration
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.quantity import BYTES_PER, SECONDS_PER
@@ -43,14 +43,14 @@ class Limit:
 
     def distance(self, measures: Measures) -> float:
         """Distance of a point from the limit, as a share of it; at most 0 where it is met."""
-        from .judging.gate import in_unit  # which imports torch: words are checked before
+        from .judging.gate import limit_in_unit  # which imports torch: words are checked before
 
-        value, unit, better = measures[self.measure(measures)]
-        limit = in_unit(self.amount(unit), unit)
+        value, unit, better = measures[self.resolve_measure(measures)]
+        limit = limit_in_unit(self.parsed_amount(unit), unit)
         gap = (value - limit) if better == "lower" else (limit - value)
         return gap / (abs(limit) or 1.0)
 
-    def measure(self, measures: Measures) -> str:
+    def resolve_measure(self, measures: Measures) -> str:
         """The measure that is meant: that of this text, else the only one of this name."""
         if self.metric in measures:
             return self.metric
@@ -68,10 +68,10 @@ class Limit:
             unmeasured_limit(f"the front has no measure `{self.metric}`", help=f"it has {', '.join(measures)}")
         )
 
-    def amount(self, unit: str | None = None) -> Any:
+    def parsed_amount(self, unit: str | None = None) -> Any:
         """Parsed amount, of a measure in `unit` where that is known: `512 B` are bytes of some, and 7B billions."""
         match = _AMOUNT.fullmatch(self.value.strip())
-        value = natural(match[1], _PRINTED.get(match[2], match[2])) if match else None
+        value = number_with_unit(match[1], _PRINTED.get(match[2], match[2])) if match else None
         if match and match[2] == "B" and unit in BYTES_PER:
             value = Bytes(int(float(match[1])))
         plain = value.value if isinstance(value, Bytes) else value.seconds if isinstance(value, Duration) else value
@@ -84,7 +84,7 @@ class Limit:
         return value
 
 
-def limits(texts: list[str]) -> tuple[Limit, ...]:
+def parse_limits(texts: list[str]) -> tuple[Limit, ...]:
     """Limits of METRIC=VALUE, each with an amount that can be read."""
     result = []
     for text in texts:
@@ -92,7 +92,7 @@ def limits(texts: list[str]) -> tuple[Limit, ...]:
         if not metric:
             raise Reject(no_amount(f"`{text}` sets no limit", help="write METRIC=VALUE: params=1.6M"))
         result.append(Limit(metric.strip(), value))
-        result[-1].amount()
+        result[-1].parsed_amount()
     return tuple(result)
 
 

@@ -50,7 +50,7 @@ TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH for `ray start` and for
 LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the latter has Ray listen at loopback
 
 
-def check_answers(address: str) -> None:
+def check_head_responds(address: str) -> None:
     """Raises Reject (no-cluster) within seconds where nobody answers as the head of a cluster does: by HTTP/2, which
     its calls go over, and then to a client of Ray's. Ray's own way to say so takes minutes, under lines of its own.
     Raises Reject (open-cluster) where it answers a client without a token."""
@@ -62,15 +62,15 @@ def check_answers(address: str) -> None:
         speaks = len(answer) == 9 and answer[3] == SETTINGS
     except (OSError, ValueError, OverflowError):
         speaks = False
-    if speaks and _joins(address, "disabled"):
+    if speaks and _can_join(address, "disabled"):
         raise Reject(open_cluster(f"the cluster at {address} asks nobody for a token", help=TOKEN))
     has_token = os.environ.get("RAY_AUTH_MODE") == "token"
-    if not speaks or not has_token or not _joins(address, "token"):
+    if not speaks or not has_token or not _can_join(address, "token"):
         text = f"nobody answers at {address} as a cluster of Ray's does"
         raise Reject(no_cluster(text if has_token else f"{text} without a token", help=HEAD if has_token else TOKEN))
 
 
-def _joins(address: str, mode: str) -> bool:
+def _can_join(address: str, mode: str) -> bool:
     """Whether a client may join, with the environment's token or none, by RAY_AUTH_MODE. Asked by a process of its
     own: a call of Ray's can't be broken off, nor silenced."""
     with subprocess.Popen(
@@ -126,7 +126,7 @@ class Actors(WorkerTransport):
 
     def __post_init__(self) -> None:
         if self.address:
-            check_answers(self.address)
+            check_head_responds(self.address)
 
     @cached_property
     def size(self) -> int:

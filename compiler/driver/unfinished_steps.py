@@ -17,18 +17,18 @@ from ..plugin.context import Context
 RECORD = "origin.json"  # path -> size, mtime in ns, inode
 
 
-def claim(cache: Cache, key: str, ctx: Context) -> None:
+def claim_scratch(cache: Cache, key: str, ctx: Context) -> None:
     """Make the scratch of a step that is about to run, emptied where files that it was computed from were written."""
-    scratch = cache.scratch(key)
+    scratch = cache.make_scratch(key)
     files = ctx.origin.files
     if files is None:
         return
-    known = _record(scratch)
+    known = _read_file_states(scratch)
     if known is None or (changed := next((path for path in known if _was_modified(path, known[path])), None)):
         reason = "its record is torn" if known is None else f"{changed} was written meanwhile"
         ctx.emit_event(Said(f"what an earlier run left of this step is not used: {reason}"))
         drop(cache, key)
-        scratch, known = cache.scratch(key), {}
+        scratch, known = cache.make_scratch(key), {}
     for path, (size, mtime, _, inode) in files.facts.items():
         known[str(path.resolve())] = [size, mtime, inode]
     write_atomic(scratch / RECORD, json.dumps(known).encode())
@@ -39,7 +39,7 @@ def drop(cache: Cache, key: str) -> None:
     shutil.rmtree(cache.work(key), ignore_errors=True)
 
 
-def _record(scratch: Path) -> dict[str, list[int]] | None:
+def _read_file_states(scratch: Path) -> dict[str, list[int]] | None:
     """State of files when the step started; empty where it never did, None where that can't be read."""
     try:
         known = read_json(scratch / RECORD, CONFIG)

@@ -24,7 +24,7 @@ MAX_WORKERS = 1024
 PORTS = range(1, 1 << 16)
 
 
-def check_workers(option: str) -> int | str:
+def parse_workers_option(option: str) -> int | str:
     """Number of processes, or the address of a cluster, "" for a local one; parses the text alone.
 
     Raises Reject (unknown-workers) for other words, and (package-missing) for a cluster without Ray.
@@ -53,9 +53,9 @@ def check_workers(option: str) -> int | str:
     return address
 
 
-def transport_of(settings: Settings) -> WorkerTransport:
-    """Raises Reject as `check_workers` does, and where no cluster answers."""
-    option = check_workers(settings.workers)
+def make_transport(settings: Settings) -> WorkerTransport:
+    """Raises Reject as `parse_workers_option` does, and where no cluster answers."""
+    option = parse_workers_option(settings.workers)
     if isinstance(option, int):
         return Processes(option, settings.threads or 1)
     from .ray_workers import Actors
@@ -64,7 +64,7 @@ def transport_of(settings: Settings) -> WorkerTransport:
 
 
 @contextmanager
-def working(session: "Session", transport: WorkerTransport | None) -> Iterator[Team | None]:
+def worker_team(session: "Session", transport: WorkerTransport | None) -> Iterator[Team | None]:
     """The workers of a compile, let go afterwards."""
     settings = session.settings
     if transport is None:

@@ -15,7 +15,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..analysis.planning.keys import versions
 from ..core.events import Said, Warned
 from ..core.journal import Journal
-from ..core.quantity import count_text, seconds
+from ..core.quantity import count_text, duration_text
 from ..core.run_state import RunState
 from ..core.settings import Settings
 from ..core.warned import worker_left_out
@@ -103,27 +103,29 @@ class Team:
         self.timeouts.wait(time.monotonic() - start_time)
         answered = {index for index, _, _ in replies}
         for index in sorted(self.timeouts.owed.keys() - answered) if patience else ():
-            if silent := self.timeouts.news(index):
-                self.settings.on_event(Said(f"worker {index + 1} has not answered for {seconds(silent)}"))
+            if silent := self.timeouts.reportable_silence(index):
+                self.settings.on_event(Said(f"worker {index + 1} has not answered for {duration_text(silent)}"))
             if self.timeouts.is_stale(index, self.transport.is_stopped):
                 self.transport.stop_worker(index)
-                replies.append((index, f"it did not answer for {seconds(self.timeouts.owed[index].waited)}", False))
+                replies.append(
+                    (index, f"it did not answer for {duration_text(self.timeouts.owed[index].waited)}", False)
+                )
         return replies
 
-    def greet(self, index: int, worker_facts: Mapping[str, str]) -> None:
+    def admit_worker(self, index: int, worker_facts: Mapping[str, str]) -> None:
         """Let a worker in whose versions are ours."""
         other = [name for name, version in self.facts.items() if name != "node" and worker_facts.get(name) != version]
         if not other:
             self.idle.append(index)
             return
         name = other[0]
-        self.refuse(
+        self.refuse_worker(
             index,
             f"it has {name} {worker_facts.get(name)}, and here is {self.facts[name]}",
             worker_facts.get("node", ""),
         )
 
-    def refuse(self, index: int, reason: str, node: str = "") -> None:
+    def refuse_worker(self, index: int, reason: str, node: str = "") -> None:
         self.idle = [other for other in self.idle if other != index]
         self.rejected[index] = reason
         where = f" on {node}" if node else ""
@@ -136,7 +138,7 @@ class Team:
                 )
             )
 
-    def lose(self, index: int, reason: str, key: str) -> None:
+    def replace_lost_worker(self, index: int, reason: str, key: str) -> None:
         """Say that a worker was lost, and hire another in its place, unless it is lost again and again."""
         self.failures[index] = self.failures.get(index, 0) + 1
         is_replaced = self.failures[index] < LOSSES
@@ -176,25 +178,25 @@ class StepScorer(RemoteScorer):
         return self.team.work
 
     def prefetch(self, journal: Journal, tasks: Mapping[str, Task]) -> None:
-        self._meet()
+        self._send_step()
         self.queue = {key: t for key, t in tasks.items() if key not in journal.known and not self._is_running(key)}
-        self._exchange(journal, 0.0)
+        self._exchange_tasks(journal, 0.0)
 
-    def fetch(self, journal: Journal, key: str, task: Task, compute: Callable[[], Any]) -> Any:
+    def fetch_value(self, journal: Journal, key: str, task: Task, compute: Callable[[], Any]) -> Any:
         if key not in journal.known and not self._is_running(key):
-            self._meet()
+            self._send_step()
             self.queue = {key: task, **self.queue}
         while key not in journal.known:
             if self.team.is_empty or self.failures.get(key, 0) >= LOSSES:
                 self.queue.pop(key, None)
                 break
-            self._exchange(journal, WAIT)
-        return journal.remember(key, compute)
+            self._exchange_tasks(journal, WAIT)
+        return journal.get_or_compute(key, compute)
 
     def _is_running(self, key: str) -> bool:
         return (self.step["key"], key) in self.team.busy.values()
 
-    def _meet(self) -> None:
+    def _send_step(self) -> None:
         """Send a worker what it needs before the first task; workers start when a step first needs them."""
         if self.met:
             return
@@ -204,7 +206,7 @@ class StepScorer(RemoteScorer):
             self.team.start_worker()
         self.step = {**self.step, "size": self.size}
 
-    def _exchange(self, journal: Journal, patience: float) -> None:
+    def _exchange_tasks(self, journal: Journal, patience: float) -> None:
         """Hand out what is wanted, and take what has come in."""
         self._hand_out()
         if patience:
@@ -215,11 +217,11 @@ class StepScorer(RemoteScorer):
             answer = json.loads(text) if alive else {}
             self.team.timeouts.end(index, measures="value" in answer or "facts" in answer)
             if alive:
-                self._take(journal, index, key, answer)
+                self._accept_answer(journal, index, key, answer)
                 continue
             self.team.idle = [other for other in self.team.idle if other != index]
             self._retry(key)
-            self.team.lose(index, text, key)
+            self.team.replace_lost_worker(index, text, key)
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -229,14 +231,14 @@ class StepScorer(RemoteScorer):
             line = json.dumps({"step": self.step, "task": self.running[key]})
             self.team.begin(self.team.idle[0], (self.step["key"], key), line)
 
-    def _take(self, journal: Journal, index: int, key: str, answer: Mapping[str, Any]) -> None:
+    def _accept_answer(self, journal: Journal, index: int, key: str, answer: Mapping[str, Any]) -> None:
         if "facts" in answer:
             self.team.pids[index] = answer["pid"]
-            self.team.greet(index, answer["facts"])
+            self.team.admit_worker(index, answer["facts"])
             return
         if "misfit" in answer:
             self._retry(key, counts=False)
-            self.team.refuse(index, answer["misfit"])
+            self.team.refuse_worker(index, answer["misfit"])
             return
         self.team.idle.append(index)
         if "failed" in answer:  # whoever asked computes it, and meets the same
@@ -245,7 +247,7 @@ class StepScorer(RemoteScorer):
         self.team.failures.pop(index, None)
         self.team.work += answer["work"]
         if key in self.running:
-            journal.remember(key, lambda: answer["value"])
+            journal.get_or_compute(key, lambda: answer["value"])
 
     def _retry(self, key: str, counts: bool = True) -> None:
         if key in self.running:
@@ -253,7 +255,7 @@ class StepScorer(RemoteScorer):
             self.failures[key] = self.failures.get(key, 0) + counts
 
 
-def step_of(name: str, key: str, scratch: Path, team: Team) -> dict[str, Any]:
+def step_message(name: str, key: str, scratch: Path, team: Team) -> dict[str, Any]:
     """Message that tells a worker about a step."""
     environment = {n: value for n, value in os.environ.items() if n.startswith(PREFIX)}
     return {

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..ir.capture.sample import BATCH, LENGTH, PADDING, sample, tokens
+from ..ir.capture.sample import BATCH, LENGTH, PADDING, sample_inputs, sample_tokens
 from ..models.rows.forward import main_output, without_dropout
 from ..models.rows.inputs import is_encoder_decoder
-from ..models.rows.packed_inputs import sees_and_reads
+from ..models.rows.packed_inputs import has_image_and_text_towers
 
 _STEPS = 2
 _OTHER_BATCH = 3
@@ -23,17 +23,19 @@ _OTHER_BATCH = 3
 _SHAPES = ((BATCH, LENGTH, 0), (3, 11, 0), (1, 1, 0), (BATCH, LENGTH, PADDING), (3, 11, 3))
 
 
-def compare(reference: nn.Module, candidate: nn.Module, *, vocab: int | None = None, seed: int = 0) -> float:
+def max_logit_difference(
+    reference: nn.Module, candidate: nn.Module, *, vocab: int | None = None, seed: int = 0
+) -> float:
     """The worst absolute difference of logits between two models; inf if any isn't finite.
 
     vocab   ids are drawn below it; by default the reference's vocabulary
     seed    chooses the ids
     """
     vocab = vocab or _vocabulary(reference)
-    return distance(observe(reference, vocab=vocab, seed=seed), observe(candidate, vocab=vocab, seed=seed))
+    return distance(record_logits(reference, vocab=vocab, seed=seed), record_logits(candidate, vocab=vocab, seed=seed))
 
 
-def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
+def record_logits(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
     """Logits [tokens, vocabulary] of every situation, without those at padding; kept to compare a model with
     what it was before an edit in place.
 
@@ -42,16 +44,16 @@ def observe(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> lis
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     with torch.no_grad(), without_dropout(model):
         if is_encoder_decoder(model):
-            return _two_sided(model)
-        if "input_ids" not in names or sees_and_reads(model) or not isinstance(model, PreTrainedModel):
-            return [main_output(model(**sample(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
+            return _encoder_decoder_logits(model)
+        if "input_ids" not in names or has_image_and_text_towers(model) or not isinstance(model, PreTrainedModel):
+            return [main_output(model(**sample_inputs(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)
         assert vocab is not None, f"the ids of a {type(model).__name__} have no bound"
-        observed = [_logits(model, names, tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
+        observed = [_logits(model, names, sample_tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
         if _decodes(model, names):
             for padding in (0, PADDING):
-                inputs = tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
-                observed += _decoded(model, names, inputs)
+                inputs = sample_tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
+                observed += _decode_logits(model, names, inputs)
         return observed
 
 
@@ -76,16 +78,16 @@ def _read(out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return out[mask.bool()] if out.shape[:2] == mask.shape else out
 
 
-def _two_sided(model: nn.Module) -> list[torch.Tensor]:
+def _encoder_decoder_logits(model: nn.Module) -> list[torch.Tensor]:
     """An encoder with a decoder: whole targets beside sources with padding and without, then a token at a time."""
     observed: list[torch.Tensor] = []
     for shape in _SHAPES:
-        inputs = sample(model, *shape)
+        inputs = sample_inputs(model, *shape)
         if not shape[2]:
             inputs = {name: value for name, value in inputs.items() if not name.endswith("attention_mask")}
         observed.append(main_output(model(**inputs)))
     for padding in (0, PADDING):
-        inputs, cache = sample(model, BATCH, LENGTH, padding), None
+        inputs, cache = sample_inputs(model, BATCH, LENGTH, padding), None
         first = {name: x for name, x in inputs.items() if not name.startswith("decoder_") and name != "use_cache"}
         for position in range(inputs["decoder_input_ids"].shape[1]):
             step = inputs["decoder_input_ids"][:, position : position + 1]
@@ -95,7 +97,7 @@ def _two_sided(model: nn.Module) -> list[torch.Tensor]:
     return observed
 
 
-def _decoded(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _decode_logits(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Prefill, then one token at a time with the cache: mask and positions given if the batch is padded.
 
     Nothing for encoders, which have the option but return no cache.

@@ -9,7 +9,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..ir.capture.sample import knows_inputs
 from ..models.rows.forward import main_output, without_dropout
 from ..plugin.interfaces import Close
-from .equivalence import distance, observe
+from .equivalence import distance, record_logits
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -49,7 +49,7 @@ class Promise:
 def observed(program: "Program") -> list[torch.Tensor]:
     """Outputs in all situations that `equivalence` looks at; of modules of other kinds, on the capture's batch."""
     if knows_inputs(program.model):
-        return observe(program.model)
+        return record_logits(program.model)
     return [outputs(program)]
 
 

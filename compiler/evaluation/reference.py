@@ -31,7 +31,7 @@ from ..analysis.planning import keys
 from ..core.cache import digest, write_atomic
 from ..core.hashes import file_hash
 from ..core.quantity import size
-from ..core.sealed_json import cache_damaged, read_noted, sealed
+from ..core.sealed_json import cache_damaged, read_self_named_record, sealed
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import batches, evaluating, finite, logits, positions
 from ..plugin.context import Context
@@ -66,24 +66,24 @@ class Reference:
         if self.head is None:
             return values.float()
         weight, bias, tail = self.head
-        return tails(tail)(nn.functional.linear(values, weight, bias)).float()
+        return tail_function(tail)(nn.functional.linear(values, weight, bias)).float()
 
 
 def prepare(ctx: Context, model: nn.Module, ref: DataRef) -> None:
     """Keep what `model`, the original as loaded, says of a data set; nothing to do where that is kept."""
-    keep(ctx, model, ctx.rows(ref), _reference_path(ctx, ref), _head_path(ctx), f"original on {ref.name}")
+    write_reference(ctx, model, ctx.rows(ref), _reference_path(ctx, ref), _head_path(ctx), f"original on {ref.name}")
 
 
-def keep(ctx: Context, model: nn.Module, rows: Tensor, file: Path, head_file: Path, label: str) -> None:
+def write_reference(ctx: Context, model: nn.Module, rows: Tensor, file: Path, head_file: Path, label: str) -> None:
     """Keep what a model says of rows in two files; nothing to do where that is kept."""
     if file.is_file():
         return
     head = pretrained(model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     last = head if isinstance(head, nn.Linear) else None
-    tail = _tail(model, last, rows[:1]) if last is not None else None
+    tail = _find_tail(model, last, rows[:1]) if last is not None else None
     last = None if tail is None else last
     if last is not None and tail is not None:
-        _keep_head(ctx, head_file, last, tail)
+        _write_head(ctx, head_file, last, tail)
     positions_per_row, width = _predictions(model, rows)
     width, dtype = (last.in_features, last.weight.dtype) if last is not None else (width, torch.float16)
     output_name = "hidden" if last is not None else "log_probs"
@@ -98,10 +98,10 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, file: Path, head_file: Pa
             write(outputs)
             tops.append(top)
         write(torch.cat(tops))
-        ctx.origin.refuse_change()
+        ctx.origin.refuse_changed_files()
 
 
-def load(ctx: Context, ref: DataRef) -> Reference:
+def load_reference(ctx: Context, ref: DataRef) -> Reference:
     """Reference written by `prepare`, mapped from disk; one object for all calls.
 
     Where nothing was prepared, the original is loaded once more: mapped weights cost no memory of their own.
@@ -116,19 +116,19 @@ def load(ctx: Context, ref: DataRef) -> Reference:
 
 def open_reference(path: Path, head_path: Path) -> Reference:
     """Open the two files that `keep` wrote, mapped."""
-    tensors = mapped(path)
+    tensors = map_sealed_file(path)
     if "hidden" not in tensors:
         return Reference(tensors["top"], tensors["log_probs"])
-    head = mapped(head_path)
+    head = map_sealed_file(head_path)
     with safe_open(head_path, "pt") as file:
         tail = file.metadata()["tail"]
     return Reference(tensors["top"], tensors["hidden"], (head["weight"], head.get("bias"), tail))
 
 
-def divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, data: str = "") -> float:
+def mean_kl_divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, data: str = "") -> float:
     """Mean over all predictions of KL(reference || model), in nats."""
     total, count = 0.0, 0
-    for logits_new, logits_original in compared(model, rows, reference, name):
+    for logits_new, logits_original in paired_logits(model, rows, reference, name):
         q, p = logits_new.log_softmax(-1), logits_original.log_softmax(-1)  # [c, vocab]
         total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
         count += len(q)
@@ -136,7 +136,7 @@ def divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, 
     return max(finite(total / count, name, data), 0.0)
 
 
-def compared(model: nn.Module, rows: Tensor, reference: Reference, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def paired_logits(model: nn.Module, rows: Tensor, reference: Reference, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """(ours, theirs) logits [c, vocab] in float32, chunk by chunk over all rows."""
     at = 0
     with evaluating(model):
@@ -158,7 +158,7 @@ def compared(model: nn.Module, rows: Tensor, reference: Reference, name: str) ->
 # -- what the output embedding does --------------------------------------------------------------------------
 
 
-def tails(name: str) -> Tail:
+def tail_function(name: str) -> Tail:
     """Last operations of a model on its logits: "", "cap:30.0" (tanh), "scale:0.125"."""
     kind, _, number = name.partition(":")
     if kind == "cap":
@@ -169,7 +169,7 @@ def tails(name: str) -> Tail:
     return lambda x: x
 
 
-def _tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
+def _find_tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
     """Tail that turns the output of the output embedding into the model's logits; None where none does."""
     config = pretrained(model).config.get_text_config()
     known = [""]
@@ -180,15 +180,17 @@ def _tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
     if scale := getattr(config, "logit_scale", None):
         known.append(f"scale:{scale}")
     with evaluating(model):
-        inputs, values = _observed(model, head, rows)
+        inputs, values = _head_inputs_and_logits(model, head, rows)
         if len(inputs) != 1 or inputs[0].shape[:-1] != values.shape[:-1]:
             return None
         plain = nn.functional.linear(inputs[0], head.weight, head.bias)
         tolerance = values.float().abs().max().item() * 2e-2 if values.dtype != torch.float32 else 1e-4
-        return next((t for t in known if (tails(t)(plain).float() - values.float()).abs().max() <= tolerance), None)
+        return next(
+            (t for t in known if (tail_function(t)(plain).float() - values.float()).abs().max() <= tolerance), None
+        )
 
 
-def _observed(model: nn.Module, head: nn.Module, batch: Tensor) -> tuple[list[Tensor], Tensor]:
+def _head_inputs_and_logits(model: nn.Module, head: nn.Module, batch: Tensor) -> tuple[list[Tensor], Tensor]:
     """Inputs of the output embedding, call by call, and the logits."""
     inputs: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -200,7 +202,7 @@ def _observed(model: nn.Module, head: nn.Module, batch: Tensor) -> tuple[list[Te
 
 def _hidden(model: nn.Module, head: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
     with evaluating(model):
-        (inputs,), values = _observed(model, head, batch)
+        (inputs,), values = _head_inputs_and_logits(model, head, batch)
         return inputs, values.argmax(-1).int()
 
 
@@ -247,12 +249,12 @@ def _head_path(ctx: Context) -> Path:
     return ctx.settings.cache_dir / "references" / f"heads-{FORMAT}" / f"{ctx.origin.identity}.safetensors"
 
 
-def mapped(path: Path) -> dict[str, Tensor]:
+def map_sealed_file(path: Path) -> dict[str, Tensor]:
     """Map a file of the sealed writer; Reject (cache-damaged) where it was changed since.
 
     It is read whole once; a file that was not written since is not read again.
     """
-    known = read_noted(_seal(path), path.parent)
+    known = read_self_named_record(_seal(path), path.parent)
     if known is None or known.get("sha256") != file_hash(path, path.parent):
         help = "delete it, then compile again"
         raise Reject(cache_damaged(f"{path} does not hold what was written there", help=help))
@@ -264,14 +266,14 @@ def _seal(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _keep_head(ctx: Context, path: Path, head: nn.Linear, tail: str) -> None:
+def _write_head(ctx: Context, path: Path, head: nn.Linear, tail: str) -> None:
     if path.is_file():
         return
     tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
     with full(path, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, {"tail": tail}) as write:
         for tensor in tensors.values():
             write(tensor.detach())
-        ctx.origin.refuse_change()
+        ctx.origin.refuse_changed_files()
 
 
 class full:

@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Reject
-from ..models.rows.encoder_states import States, all_states, pooling_of, states
+from ..models.rows.encoder_states import States, all_states, encode_rows, resolve_pooling
 from ..models.rows.forward import finite, without_dropout
 from ..plugin.context import Context
-from .reference import full, mapped, other_vocabulary, reference_path
+from .reference import full, map_sealed_file, other_vocabulary, reference_path
 
 
 def prepare(ctx: Context, model: nn.Module, ref: DataRef, pooling_name: str = "auto") -> None:
     """Keep the hidden states that `model`, the original as loaded, has of a data set; nothing where they are kept."""
     path, rows = _reference_path(ctx, ref, pooling_name), ctx.rows(ref)
     if not path.is_file():
-        keep(ctx, model, rows, path, pooling_of(ctx.origin.folder, pooling_name), f"original on {ref.name}")
+        write_states(
+            ctx, model, rows, path, resolve_pooling(ctx.origin.folder, pooling_name), f"original on {ref.name}"
+        )
 
 
-def keep(ctx: Context, model: nn.Module, rows: Tensor, path: Path, pooling: str, label: str) -> None:
+def write_states(ctx: Context, model: nn.Module, rows: Tensor, path: Path, pooling: str, label: str) -> None:
     """Keep a model's states of rows in a file."""
     first = next(all_states(model, rows[:1], pooling))
     dtype, pooled = first.tokens.dtype, []
@@ -33,28 +35,28 @@ def keep(ctx: Context, model: nn.Module, rows: Tensor, path: Path, pooling: str,
             write(states_new.tokens)
             pooled.append(states_new.pooled.to(dtype))
         write(torch.cat(pooled))
-        ctx.origin.refuse_change()
+        ctx.origin.refuse_changed_files()
 
 
-def load(ctx: Context, ref: DataRef, pooling_name: str = "auto") -> dict[str, Tensor]:
+def load_states(ctx: Context, ref: DataRef, pooling_name: str = "auto") -> dict[str, Tensor]:
     """States written by `prepare`, mapped from disk: "t" [n, t, d] and "v" [n, d]; the same object every time."""
     name = f"states of {ref.name} by {pooling_name}"
     if name not in ctx._references:
         path = _reference_path(ctx, ref, pooling_name)
         if not path.is_file():
             prepare(ctx, ctx.origin.load(), ref, pooling_name)
-        ctx._references[name] = mapped(path)
+        ctx._references[name] = map_sealed_file(path)
     return ctx._references[name]
 
 
 def _reference_path(ctx: Context, ref: DataRef, pooling_name: str) -> Path:
-    return reference_path(ctx, ref, "states", pooling_of(ctx.origin.folder, pooling_name))
+    return reference_path(ctx, ref, "states", resolve_pooling(ctx.origin.folder, pooling_name))
 
 
 # -- how alike -----------------------------------------------------------------------------------------------
 
 
-def cosine(model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str) -> tuple[float, float]:
+def mean_cosine(model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str) -> tuple[float, float]:
     """Mean cosine between a model's states and those kept: of rows as a whole, and of their tokens."""
     rowwise, tokenwise, count, at = 0.0, 0.0, 0, 0
     for states_new in all_states(model, rows, pooling):
@@ -164,7 +166,7 @@ def feature_distance(model: nn.Module, rows: Tensor, original: dict[str, Tensor]
     return finite(total / at, "the distance of hidden states")
 
 
-def learn(
+def accumulate_feature_gradient(
     model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str, chosen: Tensor, weight: float
 ) -> float:
     """The loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
@@ -172,7 +174,7 @@ def learn(
     Without dropout: its noise in hidden states is many times what pruning left of an error there.
     """
     with without_dropout(model):
-        states_new = states(model, rows[chosen], pooling)
+        states_new = encode_rows(model, rows[chosen], pooling)
         loss = feature_loss(states_new, original["t"][chosen], original["v"][chosen])
         (loss * weight).backward()
     return loss.item()

@@ -1,7 +1,7 @@
 """Clocking a model: batch 1, warmed up, with its KV cache, and two models in turn in one process.
 
-Times of one process swing with what else the machine does. `interleaved` lets models take turns, step by step, and
-compares within a round: the median of those ratios holds where two separate runs would not.
+Times of one process swing with what else the machine does. `measure_interleaved` lets models take turns, step by step,
+and compares within a round: the median of those ratios holds where two separate runs would not.
 """
 
 import gc
@@ -23,7 +23,7 @@ from ..core.memory import fits_in_memory
 from ..models.checkpoints.origin import longest_row
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import evaluating, output_logits
-from ..models.rows.inputs import decoder_inputs_of, device_of, is_encoder_decoder, words
+from ..models.rows.inputs import decoder_inputs_of, device_of, is_encoder_decoder, vocabulary_size
 from ..plugin.clock import Clock
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
@@ -38,14 +38,16 @@ CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; late
 def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
     """Prompt ids, equal for every model of a vocabulary: [batch, length]."""
     generator = torch.Generator().manual_seed(0)
-    known = min(words(model) or 256, words(model, decoder=True) or 256)  # to both sides, where there are two
+    known = min(
+        vocabulary_size(model) or 256, vocabulary_size(model, decoder=True) or 256
+    )  # to both sides, where there are two
     ids = torch.randint(min(3, known - 1), known, (batch, length), generator=generator)  # special tokens come first
     return ids.to(device_of(model))
 
 
 def measure_single(clock: Clock, model: nn.Module) -> float:
     """Value of a model that is timed without others, after `WARMUP` untimed steps."""
-    with still(model):
+    with quiet_clock(model):
         for _ in range(WARMUP):
             clock.step()
         return clock.value([clock.step() for _ in range(clock.count)])
@@ -58,7 +60,7 @@ def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
 
     def step() -> float:
         started = _current(device)
-        with _within(model, length):
+        with _too_long_as_diagnostic(model, length):
             model(**inputs)
         return _current(device) - started
 
@@ -91,7 +93,7 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
     def step() -> float:
         nonlocal output
         if output is None:
-            with _within(model, length):
+            with _too_long_as_diagnostic(model, length):
                 output = model(**_prompt(model, prompt_ids(model, batch, length)), **caching)
         token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
         inputs = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
@@ -103,7 +105,7 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
 
 
 @contextmanager
-def _within(model: nn.Module, length: int) -> Iterator[None]:
+def _too_long_as_diagnostic(model: nn.Module, length: int) -> Iterator[None]:
     """Turn the failure of a prompt that is longer than the model's positions into a Reject."""
     try:
         yield
@@ -150,7 +152,7 @@ class InterleavedTimes:
         return min(ratios), max(ratios)
 
 
-def interleaved(
+def measure_interleaved(
     models: Mapping[str, nn.Module],
     metric: Any,
     rounds: int = 5,
@@ -177,17 +179,17 @@ def interleaved(
     for number in range(1, rounds + 1):
         if rounds_run and time.monotonic() - start_time > max_seconds:
             break
-        rounds_run.append(_round(models, metric, f"round {number} of {rounds}", share))
+        rounds_run.append(_measure_round(models, metric, f"round {number} of {rounds}", share))
     while time.monotonic() < until and not enough(_interleaved(rounds_run)):
-        rounds_run.append(_round(models, metric, f"round {len(rounds_run) + 1}, until it decides", share))
+        rounds_run.append(_measure_round(models, metric, f"round {len(rounds_run) + 1}, until it decides", share))
     return _interleaved(rounds_run)
 
 
-def _round(models: Mapping[str, nn.Module], metric: Any, label: str, share: int) -> dict[str, float]:
+def _measure_round(models: Mapping[str, nn.Module], metric: Any, label: str, share: int) -> dict[str, float]:
     names = list(models)
     clocks = {name: metric.clock(model) for name, model in models.items()}
     seconds_by_name: dict[str, list[float]] = {name: [] for name in names}
-    with still(*models.values()):
+    with quiet_clock(*models.values()):
         steps = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
         if fit(models.values()):
             order = [name for step_index in range(steps) for name in (names if step_index % 2 == 0 else names[::-1])]
@@ -213,7 +215,7 @@ def _ratios(rounds: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 @contextmanager
-def still(*models: nn.Module) -> Iterator[None]:
+def quiet_clock(*models: nn.Module) -> Iterator[None]:
     """No gradients, no garbage collection while the clock runs."""
     collecting = gc.isenabled()
     gc.disable()

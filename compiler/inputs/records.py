@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...dsl.syntax.nearest import suggestion
-from ..core.json_errors import breakage
+from ..core.json_errors import describe_json_error
 from ..core.safe_read import parse_json
 from .windows import read_text
 
@@ -44,7 +44,7 @@ def _parse(text: str, name: str) -> Any:
     try:
         return parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_record(f"{name} is not JSON: {breakage(error)}")) from error
+        raise Reject(bad_record(f"{name} is not JSON: {describe_json_error(error)}")) from error
 
 
 def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:
@@ -64,7 +64,9 @@ def text_of(record: Record, name: str, number: int, path: str | Path) -> str:
     return str(value)
 
 
-def fitting(items: Sequence[T], sizes: Sequence[int], length: int, longer: str, too_long: Fault, noun: str) -> list[T]:
+def drop_too_long(
+    items: Sequence[T], sizes: Sequence[int], length: int, longer: str, too_long: Fault, noun: str
+) -> list[T]:
     """Items that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
     short = [item for item, size in zip(items, sizes, strict=True) if size <= length]
     if len(short) < len(items) and (longer == "refuse" or not short):

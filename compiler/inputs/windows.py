@@ -52,12 +52,12 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
             fact = "no file matches" if glob.has_magic(text) else "there is no file"
-            raise Reject(no_file(f"{fact} {path}", help=_nearest(path)))
+            raise Reject(no_file(f"{fact} {path}", help=_nearest_file(path)))
         result += matched
     return list(dict.fromkeys(result))
 
 
-def _nearest(path: Path) -> str:
+def _nearest_file(path: Path) -> str:
     from ...dsl.syntax.nearest import nearest
 
     if not os.path.isdir(path.parent):
@@ -80,7 +80,7 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def need_tokenizer(tokenizer: Any, ctx: Context) -> Any:
+def require_tokenizer(tokenizer: Any, ctx: Context) -> Any:
     if tokenizer is None:
         raise Reject(
             no_tokenizer(
@@ -104,7 +104,9 @@ def start_token(tokenizer: Any, start: str) -> int | None:
     return tokenizer.bos_token_id if habit or start == "always" else None
 
 
-def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None, seed: int) -> "Iterator[torch.Tensor]":
+def token_windows(
+    ids: Sequence[int], length: int, start: int | None, samples: int | None, seed: int
+) -> "Iterator[torch.Tensor]":
     """Rows of `length` ids without overlap, each behind `start`; the tail that fills no row is left out.
 
     With `samples`, that many of them in an order that the seed decides: fewer samples are a prefix of more.
@@ -118,7 +120,7 @@ def cut(ids: Sequence[int], length: int, start: int | None, samples: int | None,
         raise Reject(
             too_short(
                 f"{len(ids)} tokens make {count} of {needed} rows of {length} tokens",
-                help=_shorter(len(ids), count, needed, length, body),
+                help=_too_little_text_remedy(len(ids), count, needed, length, body),
             )
         )
     rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)  # [count, body]
@@ -139,7 +141,7 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 
 
-def _shorter(tokens: int, count: int, needed: int, length: int, body: int) -> str:
+def _too_little_text_remedy(tokens: int, count: int, needed: int, length: int, body: int) -> str:
     """Remedy for too little text: fewer rows, shorter ones if long enough, or the amount of text needed."""
     if count:
         return f"give more text, or `samples: {count}`"

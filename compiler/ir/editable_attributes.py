@@ -21,7 +21,7 @@ _CONFIG = "config"
 _MISSING = object()
 
 
-def check(model: nn.Module, path: str, value: Any) -> None:
+def check_attribute_edit(model: nn.Module, path: str, value: Any) -> None:
     """Raises Unlisted unless an attribute is there and the value is one that a pass could have left in it."""
     owner, name = split(path)
     if name == MARK and isinstance(value, bool):
@@ -30,7 +30,7 @@ def check(model: nn.Module, path: str, value: Any) -> None:
     current = value_at(model, path)
     if current is _MISSING or name.startswith("_") or name in LAYER_INDICES:
         raise Unlisted(f"a value for {path}, which is no number or list that effc changes")
-    if not _fits(current, value, name):
+    if not _is_same_kind(current, value, name):
         raise Unlisted(f"a value for {path} that no pass leaves there")
 
 
@@ -49,7 +49,7 @@ def value_at(model: nn.Module, path: str) -> Any:
     return vars(holder).get(name, _MISSING)
 
 
-def _fits(current: Any, value: Any, name: str) -> bool:
+def _is_same_kind(current: Any, value: Any, name: str) -> bool:
     if isinstance(current, str):
         return any(word in name for word in _PER_LAYER) and isinstance(value, str) and _is_part(current, value)
     if isinstance(current, (list, tuple)):

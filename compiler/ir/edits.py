@@ -63,15 +63,15 @@ class Edits:
     def from_json(data: Any) -> "Edits":
         """Raises Reject (refused-edits) on data of another form; graphs are checked when replayed."""
         try:
-            return _checked(data)
+            return _parse_edits(data)
         except Unlisted as error:
             raise _refusal(str(error)) from error
 
     def rename(self, new_paths: dict[str, str]) -> None:
         """Follow layers that moved: old path -> new path."""
         for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
-            setattr(self, name, {renamed(path, new_paths): value for path, value in getattr(self, name).items()})
-        self.deleted = [renamed(path, new_paths) for path in self.deleted]
+            setattr(self, name, {moved_path(path, new_paths): value for path, value in getattr(self, name).items()})
+        self.deleted = [moved_path(path, new_paths) for path in self.deleted]
 
     def forget(self, path: str) -> None:
         """Drop what is said of a module and of everything below it."""
@@ -81,7 +81,7 @@ class Edits:
         self.deleted = [p for p in self.deleted if not is_submodule(p, path)]
 
 
-def renamed(path: str, new_paths: dict[str, str]) -> str:
+def moved_path(path: str, new_paths: dict[str, str]) -> str:
     """A path after the modules in `new_paths` took new places."""
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
@@ -94,20 +94,20 @@ def renamed(path: str, new_paths: dict[str, str]) -> str:
 # -- replay --------------------------------------------------------------------------------------------------
 
 
-def replay(model: nn.Module, edits: Edits) -> None:
+def replay_edits(model: nn.Module, edits: Edits) -> None:
     """Bring a fresh model, built from the base config, into the form that the edits describe.
 
     Works on the meta device. Raises Reject (refused-edits).
     """
     try:
-        _replay(model, edits)
+        _replay_checked(model, edits)
     except Unlisted as error:
         raise _refusal(str(error)) from error
     except (AttributeError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise _refusal(f"what the skeleton doesn't have: {first_line(error)}") from error
 
 
-def _replay(model: nn.Module, edits: Edits) -> None:
+def _replay_checked(model: nn.Module, edits: Edits) -> None:
     surgery.unshare_config(model)
     for owner, left in edits.layers.items():
         layers = surgery.layers_at(model, owner)
@@ -121,26 +121,26 @@ def _replay(model: nn.Module, edits: Edits) -> None:
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        _put_in(model, path, swap_table.CLASSES[entry["class"]], entry["spec"])
-    reft.connect(model)
+        _insert_module(model, path, swap_table.CLASSES[entry["class"]], entry["spec"])
+    reft.share_prompt_positions(model)
     for path, shape in edits.shapes.items():
-        _resize(model, path, shape)
+        _resize_tensor(model, path, shape)
     for path, value in edits.attributes.items():
-        editable_attributes.check(model, path, value)
+        editable_attributes.check_attribute_edit(model, path, value)
         surgery.set_attribute(model, path, value)
     for path, entry in edits.graphs.items():
         within = any(is_submodule(other, path) for other in edits.graphs if other != path)
         assert not within, f"graphs within that of {path}"
-        _bind(model, path, entry)
+        _bind_graph(model, path, entry)
     if any(surgery.split(path)[1] == fast_mixers.MARK for path in edits.attributes):
-        fast_mixers.quicken(model, marked=True)
+        fast_mixers.use_kernels(model, marked=True)
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
     return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.layers_at(model, owner)))}
 
 
-def _put_in(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:
+def _insert_module(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:
     """In a module's place, or as a new module of its owner."""
     owner = surgery.module_at(model, surgery.split(path)[0])
     if surgery.split(path)[1] in owner._modules:
@@ -149,20 +149,20 @@ def _put_in(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> Non
         surgery.add(model, path, kind.from_spec(owner, spec))
 
 
-def _resize(model: nn.Module, path: str, shape: list[int]) -> None:
+def _resize_tensor(model: nn.Module, path: str, shape: list[int]) -> None:
     old = surgery.tensor_at(model, path)
     if list(old.shape) != shape:
         assert len(shape) == old.dim() and all(0 < n <= m for n, m in zip(shape, old.shape, strict=True)), (
             f"{path} with shape {shape}"
         )
-        surgery.put(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
+        surgery.replace_tensor(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
 
 
-def _bind(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
+def _bind_graph(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     from .unit import Unit, code_key  # program.py holds an Edits, so it imports this file first
 
-    graph = graph_json.load(entry["graph"])
-    targets.check(graph, surgery.module_at(model, path), type(model).__module__)
+    graph = graph_json.graph_from_json(entry["graph"])
+    targets.check_graph_targets(graph, surgery.module_at(model, path), type(model).__module__)
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
     assert names == entry["placeholders"], f"other arguments than the graph of {path} has"
     unit = Unit(path, graph, tuple(entry["placeholders"]), entry["statics"], code_key(graph), edited=True)
@@ -181,7 +181,7 @@ def _need(condition: bool, content: str) -> None:
         raise Unlisted(content)
 
 
-def _checked(data: Any) -> Edits:
+def _parse_edits(data: Any) -> Edits:
     _need(isinstance(data, dict) and data.get("format") == FORMAT, "another format")
     known = {f.name for f in fields(Edits)}
     _need(set(data) == known | {"format"}, "other fields than these: " + ", ".join(sorted(known)))
@@ -191,11 +191,11 @@ def _checked(data: Any) -> Edits:
     readers: dict[str, Callable[[Any], Any]] = {
         "layers": _numbers,
         "shapes": _numbers,
-        "swapped": _swap,
-        "attributes": lambda value: _plain(value, 0),
+        "swapped": _check_swap,
+        "attributes": lambda value: _check_plain(value, 0),
         "slots": _number,
         "kinds": _text,
-        "graphs": _graph,
+        "graphs": _check_graph,
     }
     tables = {}
     for name, read in readers.items():
@@ -224,18 +224,18 @@ def _numbers(value: Any) -> list[int]:
     return [_number(item) for item in value]
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _check_plain(value: Any, depth: int) -> Any:
     _need(depth < _DEEPEST, "a value nested too deep")
     if isinstance(value, list):
-        return [_plain(item, depth + 1) for item in value]
+        return [_check_plain(item, depth + 1) for item in value]
     if isinstance(value, dict):
         _need(all(isinstance(key, str) for key in value), "a key that is no text")
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
+        return {key: _check_plain(item, depth + 1) for key, item in value.items()}
     _need(value is None or isinstance(value, (bool, int, float, str)), "a value that is no plain data")
     return value
 
 
-def _swap(value: Any) -> dict[str, Any]:
+def _check_swap(value: Any) -> dict[str, Any]:
     _need(
         isinstance(value, dict)
         and set(value) == {"class", "spec"}
@@ -245,10 +245,10 @@ def _swap(value: Any) -> dict[str, Any]:
     )
     name = swap_table.CLASS_PATHS.get(value["class"], value["class"])
     _need(name in swap_table.CLASSES, f"the class {name[:80]}")
-    return {"class": name, "spec": _plain(value["spec"], 0)}
+    return {"class": name, "spec": _check_plain(value["spec"], 0)}
 
 
-def _graph(value: Any) -> dict[str, Any]:
+def _check_graph(value: Any) -> dict[str, Any]:
     _need(
         isinstance(value, dict)
         and set(value) == {"graph", "placeholders", "statics"}
@@ -259,5 +259,5 @@ def _graph(value: Any) -> dict[str, Any]:
     return {
         "graph": value["graph"],
         "placeholders": [_text(name) for name in value["placeholders"]],
-        "statics": _plain(value["statics"], 0),
+        "statics": _check_plain(value["statics"], 0),
     }

@@ -18,7 +18,7 @@ from .operations import (
     check_attribute,
     check_method,
     check_path,
-    function_called,
+    function_by_name,
     function_name,
     operand_count,
 )
@@ -34,11 +34,11 @@ _MAX_NODES, _DEEPEST, _LONGEST_TEXT = 100_000, 16, 1000
 _META = ("scope", "shape", "dtype", "ints", "role")
 
 
-def dump(graph: fx.Graph) -> dict[str, Any]:
+def graph_to_json(graph: fx.Graph) -> dict[str, Any]:
     """The graph as JSON data. Raises Reject (refused-graph) if it holds what could not be read again."""
     try:
         check_growth(graph)
-        return {"format": FORMAT, "nodes": [_node(node) for node in graph.nodes]}
+        return {"format": FORMAT, "nodes": [_node_to_json(node) for node in graph.nodes]}
     except (Unlisted, UnboundedSize) as error:
         raise Reject(
             rejected_graph(
@@ -48,8 +48,8 @@ def dump(graph: fx.Graph) -> dict[str, Any]:
         ) from error
 
 
-def load(data: Any) -> fx.Graph:
-    """The graph of `dump`. Raises Reject (refused-graph) on anything that `dump` does not write."""
+def graph_from_json(data: Any) -> fx.Graph:
+    """The graph of `graph_to_json`. Raises Reject (refused-graph) on anything that `graph_to_json` does not write."""
     try:
         graph = _Reader(data).graph
         check_growth(graph)
@@ -65,19 +65,19 @@ def _refusal(content: str) -> Reject:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def _node(node: fx.Node) -> dict[str, Any]:
+def _node_to_json(node: fx.Node) -> dict[str, Any]:
     entry = {
         "op": node.op,
         "name": node.name,
-        "target": _target(node),
-        "args": [_value(a) for a in node.args],
-        "kwargs": {k: _value(a) for k, a in node.kwargs.items()},
+        "target": _target_to_json(node),
+        "args": [_value_to_json(a) for a in node.args],
+        "kwargs": {k: _value_to_json(a) for k, a in node.kwargs.items()},
     }
     meta = {key: _listed(node.meta[key]) for key in _META if key in node.meta}
     return {key: value for key, value in (entry | {"meta": meta}).items() if value != [] and value != {}}
 
 
-def _target(node: fx.Node) -> str:
+def _target_to_json(node: fx.Node) -> str:
     if node.op == "call_function":
         name = function_name(node.target)
         if name == "getattr":
@@ -87,7 +87,7 @@ def _target(node: fx.Node) -> str:
     return check_method(target) if node.op == "call_method" else target
 
 
-def _value(value: Any) -> Any:
+def _value_to_json(value: Any) -> Any:
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, fx.Node):
@@ -95,11 +95,11 @@ def _value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, (tuple, list)):
-        return {"tuple" if isinstance(value, tuple) else "list": [_value(item) for item in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [_value_to_json(item) for item in value]}
     if isinstance(value, dict):
-        return {"dict": {key: _value(item) for key, item in value.items()}}
+        return {"dict": {key: _value_to_json(item) for key, item in value.items()}}
     if isinstance(value, slice):
-        return {"slice": [_value(value.start), _value(value.stop), _value(value.step)]}
+        return {"slice": [_value_to_json(value.start), _value_to_json(value.stop), _value_to_json(value.step)]}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
@@ -126,7 +126,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _identifier(value: Any) -> str:
+def _check_identifier(value: Any) -> str:
     name = _text(value)
     _need(
         name.isidentifier()
@@ -152,31 +152,31 @@ class _Reader:
             _need(isinstance(entry, dict), "a node that is no object")
             last = index == len(nodes) - 1
             _need((entry.get("op") == "output") == last, "its output not once at the end")
-            self.add(entry)
+            self.add_node(entry)
 
-    def add(self, entry: dict[str, Any]) -> None:
+    def add_node(self, entry: dict[str, Any]) -> None:
         op = str(entry.get("op"))
         _need(op in _OPS, f"an operation {op[:80]!r}")
-        name = _identifier(entry.get("name"))
+        name = _check_identifier(entry.get("name"))
         _need(name not in self.known, f"the name {name!r} twice")
         args, kwargs = entry.get("args", []), entry.get("kwargs", {})
         _need(isinstance(args, list) and isinstance(kwargs, dict), "a call without arguments")
-        args = tuple(self.value(a, 0) for a in args)
-        kwargs = {_identifier(k): self.value(a, 0) for k, a in kwargs.items()}
+        args = tuple(self.read_value(a, 0) for a in args)
+        kwargs = {_check_identifier(k): self.read_value(a, 0) for k, a in kwargs.items()}
         if op == "output":
             _need(len(args) == 1 and not kwargs, "an output of other than one value")
             self.graph.output(args[0])
             return
-        target = self.target(op, entry.get("target"), args, kwargs)
+        target = self.read_target(op, entry.get("target"), args, kwargs)
         node = self.graph.create_node(op, target, args, kwargs, name=name)
         _need(node.name == name, f"the name {name!r}, which Python or fx reserves")
         node.meta.update(_meta(entry.get("meta", {})))
         self.known[name] = node
 
-    def target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def read_target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _text(target)
         if op == "call_function":
-            function = function_called(name)
+            function = function_by_name(name)
             if name.startswith("operator."):
                 _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
@@ -194,11 +194,11 @@ class _Reader:
             before = self.known.values()
             _need(all(node.op == "placeholder" for node in before), "a placeholder after a call")
             _need(bool(args) or not any(node.args for node in before), "a placeholder without the default of another")
-            return _identifier(name)
+            return _check_identifier(name)
         _need(op == "call_module" or (not args and not kwargs), "a read with arguments")
         return check_path(name)
 
-    def value(self, value: Any, depth: int) -> Any:
+    def read_value(self, value: Any, depth: int) -> Any:
         _need(depth < _DEEPEST, "arguments nested too deep")
         if value is None or isinstance(value, (bool, float)):
             return value
@@ -212,16 +212,16 @@ class _Reader:
         if kind == "node":
             _need(isinstance(body, str) and body in self.known, "a use before the definition")
             return self.known[body]
-        return self.compound(kind, body, depth + 1)
+        return self.read_compound(kind, body, depth + 1)
 
-    def compound(self, kind: str, body: Any, depth: int) -> Any:
+    def read_compound(self, kind: str, body: Any, depth: int) -> Any:
         if kind in ("tuple", "list", "slice"):
             _need(isinstance(body, list) and (kind != "slice" or len(body) == 3), f"a {kind} of another form")
-            items = [self.value(item, depth) for item in body]
+            items = [self.read_value(item, depth) for item in body]
             return slice(*items) if kind == "slice" else items if kind == "list" else tuple(items)
         if kind == "dict":
             _need(isinstance(body, dict), "a dict of another form")
-            return {_identifier(key): self.value(item, depth) for key, item in body.items()}
+            return {_check_identifier(key): self.read_value(item, depth) for key, item in body.items()}
         if kind == "dtype" and isinstance(body, str) and body in DTYPES:
             return DTYPES[body]
         if kind == "device" and body in ("cpu", "cuda", "meta", "mps", "xpu"):

@@ -15,7 +15,7 @@ def name_of(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def sources(node: fx.Node) -> set[fx.Node]:
+def ancestors(node: fx.Node) -> set[fx.Node]:
     """All nodes that a node is computed from."""
     reached: set[fx.Node] = set()
     todo = [node]
@@ -52,14 +52,14 @@ def referenced(graph: fx.Graph) -> set[str]:
     return {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
 
 
-def describe(value: Any) -> tuple[Any, Any]:
+def shape_and_dtype(value: Any) -> tuple[Any, Any]:
     """(shape, dtype) as plain data: of a tuple, tuples of both; of what is no tensor, (None, a word)."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), str(value.dtype).removeprefix("torch.")
     if isinstance(value, torch.Size):
         return None, "size"
     if isinstance(value, (tuple, list)):
-        parts = [describe(item) for item in value]
+        parts = [shape_and_dtype(item) for item in value]
         return tuple(shape for shape, _ in parts), tuple(dtype for _, dtype in parts)
     if isinstance(value, Cache):
         return None, "cache"

@@ -40,7 +40,7 @@ def check_growth(graph: fx.Graph) -> None:
     """Raises UnboundedSize where operators on plain numbers or tuples could take more than a moment."""
     growth = _Growth()
     for node in graph.nodes:
-        growth.add(node)
+        growth.bound_node(node)
 
 
 def _has_dimension(node: fx.Node) -> bool:
@@ -55,13 +55,13 @@ class _Growth:
         self.tensors: set[fx.Node] = set()  # several of them, or one
         self.total = 0
 
-    def add(self, node: fx.Node) -> None:
+    def bound_node(self, node: fx.Node) -> None:
         if node.op == "call_function" and node.target in _OPERATORS:
-            self.operate(node)
+            self.bound_operator(node)
         elif node.op == "call_function" and node.target is operator.getitem:
-            self.take(node)
+            self.bound_getitem(node)
         elif node.target is getattr and node.args[1] in _SELF:
-            self.pass_on(node)
+            self.bound_attribute(node)
         elif node.op == "placeholder":
             self.numbers.add(node)
         elif node.op in ("call_function", "call_method"):
@@ -79,7 +79,7 @@ class _Growth:
         if size > _MAX_SIZE or self.total > _MAX_TOTAL:
             raise UnboundedSize(f"numbers without end at {node.name}")
 
-    def pass_on(self, node: fx.Node) -> None:
+    def bound_attribute(self, node: fx.Node) -> None:
         """A number's `real` is the number."""
         source = node.args[0]
         assert isinstance(source, fx.Node), f"{node.name} of no value"
@@ -88,7 +88,7 @@ class _Growth:
                 kind.add(node)
         self.sizes[node] = self.sizes[source]
 
-    def take(self, node: fx.Node) -> None:
+    def bound_getitem(self, node: fx.Node) -> None:
         """An item is a number or a tensor, as its tuple holds them; a slice of a tuple is one."""
         source, index = node.args
         if isinstance(source, fx.Node) and source in self.tensors:
@@ -97,7 +97,7 @@ class _Growth:
             self.numbers.add(node)
         if isinstance(index, slice) and self.tuple(source):
             self.tuples.add(node)
-            self.sizes[node] = self.size(source)
+            self.sizes[node] = self.size_bound(source)
 
     def number(self, value: Any) -> bool:
         return value in self.numbers if isinstance(value, fx.Node) else isinstance(value, int)
@@ -105,7 +105,7 @@ class _Growth:
     def tuple(self, value: Any) -> bool:
         return value in self.tuples if isinstance(value, fx.Node) else isinstance(value, (tuple, list))
 
-    def size(self, value: Any) -> int:
+    def size_bound(self, value: Any) -> int:
         if isinstance(value, fx.Node):
             return self.sizes[value]
         if isinstance(value, (tuple, list)):
@@ -114,13 +114,13 @@ class _Growth:
             raise UnboundedSize("arithmetic of a text")
         return value.bit_length() if isinstance(value, int) else _SMALL_SIZE
 
-    def operate(self, node: fx.Node) -> None:
-        sizes = [self.size(value) for value in node.args]
+    def bound_operator(self, node: fx.Node) -> None:
+        sizes = [self.size_bound(value) for value in node.args]
         if node.target in _JOINS and all(map(self.tuple, node.args)):
             self.tuples.add(node)
             self.sizes[node] = sum(sizes)
         if node.target in _REPEATS:
-            self.repeat(node)
+            self.bound_repetition(node)
         if node.target in _FRACTIONS or not all(map(self.number, node.args)):
             return
         self.numbers.add(node)
@@ -135,11 +135,11 @@ class _Growth:
             bits = sizes[0] + times if node.target is operator.lshift else sizes[0] * max(1, times)
         self.sizes[node] = max(bits, self.sizes.get(node, 0))
 
-    def repeat(self, node: fx.Node) -> None:
+    def bound_repetition(self, node: fx.Node) -> None:
         """A tuple as many times as a number says."""
         for items, times in (node.args, reversed(node.args)):
             if self.tuple(items) and (isinstance(times, int) or self.number(times)):
                 if not isinstance(times, int):
                     raise UnboundedSize(f"a tuple without end at {node.name}")
                 self.tuples.add(node)
-                self.sizes[node] = max(self.size(items) * abs(times), self.sizes.get(node, 0))
+                self.sizes[node] = max(self.size_bound(items) * abs(times), self.sizes.get(node, 0))

@@ -22,7 +22,7 @@ class Slots:
     kinds: tuple[str, ...]
 
 
-def assign(
+def assign_slots(
     kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...] = (), masked: tuple[bool, ...] = ()
 ) -> Slots:
     """Slots for the layers that use the cache (`live`), given what kind of cache each layer has.
@@ -35,7 +35,7 @@ def assign(
     position takes the kind of slot 0, so that no kind's first slot is an empty one.
     """
     if not (_STATES | _BOTH).isdisjoint(kinds):
-        return Slots(_within_kinds(kinds, live, attend or live), kinds)
+        return Slots(_assign_within_kinds(kinds, live, attend or live), kinds)
     slots = list(range(len(kinds)))
     if not any(live) or all(live):
         return Slots(tuple(slots), kinds)
@@ -48,7 +48,7 @@ def assign(
     return Slots(tuple(slots), tuple(kind if bound[i] or i == 0 else kinds[0] for i, kind in enumerate(kinds)))
 
 
-def _within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...]) -> tuple[int, ...]:
+def _assign_within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...]) -> tuple[int, ...]:
     """Slots of a model with states: a slot is made for one kind of cache, so layers change places within theirs.
 
     The cache asks its first attention slot how long it is, and its last state slot whether it has begun.

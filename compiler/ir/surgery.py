@@ -62,7 +62,7 @@ def owners(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Mod
                 yield path, module, name
 
 
-def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
+def replace_tensor(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
     """Exchange a tensor wherever it is held, with the sizes stated beside it; returns the paths."""
     old = tensor_at(model, path)
     if isinstance(old, nn.Parameter):
@@ -73,11 +73,11 @@ def put(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
         table[name] = tensor
         module._non_persistent_buffers_set.discard(name)  # a constructor makes it in its old size
         if name == "weight":
-            fit(module)
+            sync_stated_sizes(module)
     return [f"{owner}.{name}" if owner else name for owner, _, name in holders]
 
 
-def fit(module: nn.Module) -> None:
+def sync_stated_sizes(module: nn.Module) -> None:
     """Make the sizes that a module states follow its weight."""
     shape = tuple(tensor_at(module, "weight").shape)
     if isinstance(module, nn.Linear):
@@ -112,7 +112,7 @@ def _groups_left(groups: int, channels: int, left: int) -> int:
     return left // each if left % each == 0 else groups
 
 
-def narrow(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
+def narrow_tensor(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:
     """Keep some indices along one axis of a tensor, wherever it is tied; returns the paths that changed.
 
     keep   [n] int64, distinct, in the order in which they shall lie afterwards
@@ -131,7 +131,7 @@ def _cut(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str
     assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices repeat, or are none"
     assert int(keep.min()) >= 0 and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
     with torch.no_grad():
-        return put(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
+        return replace_tensor(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
 
 
 def set_attribute(model: nn.Module, path: str, value: Any) -> None:

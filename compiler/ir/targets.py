@@ -15,7 +15,7 @@ from torch import fx, nn
 from transformers import PreTrainedConfig
 
 from .layers import leaves
-from .operations import Unlisted, is_library
+from .operations import Unlisted, is_library_function
 from .surgery import module_at, split
 
 _TEXT = re.compile(r"[\w ,.>()\-]{0,64}")  # `einsum`'s equations are the longest
@@ -23,7 +23,7 @@ _MAX_LAYERS = 4096  # a cache makes a slot for every number below the one it is 
 _CACHE = ("cache_update", "cross_update", "cache_length", "packed_attention", "causal_conv")
 
 
-def check(graph: fx.Graph, layer: nn.Module, family: str) -> None:
+def check_graph_targets(graph: fx.Graph, layer: nn.Module, family: str) -> None:
     """Raises Unlisted where a node calls or reads what a layer doesn't have, or hands it to what doesn't take it.
 
     family   the package of the model's own source, which decides what is a leaf
@@ -84,7 +84,7 @@ def _check_read(node: fx.Node, layer: nn.Module) -> None:
     if isinstance(value, nn.Module):
         misuses = [user for user in node.users if not _has_module_argument(user, node)]
     elif isinstance(value, PreTrainedConfig):
-        misuses = [user for user in node.users if not is_library(user.target)]
+        misuses = [user for user in node.users if not is_library_function(user.target)]
     else:
         return
     _need(not misuses, f"a read of {node.target}, which is no tensor and no number")

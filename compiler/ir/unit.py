@@ -61,14 +61,14 @@ class Unit:
     def function(self) -> Callable[..., Any]:
         """`f(layer, *placeholders)`, compiled once per graph."""
         if self.graph not in _functions:
-            _functions[self.graph] = compiled(self.graph, self.key)
+            _functions[self.graph] = compile_graph(self.graph, self.key)
         return _functions[self.graph]
 
     def bind(self, model: nn.Module) -> None:
         """Let the layer run its graph: class, hooks, recording and gradient checkpointing stay."""
         layer = self.module(model)
         names = argument_names(type(layer))
-        run = bound(self.function(), names, self.placeholders, self.statics, self.path)
+        run = bound_forward(self.function(), names, self.placeholders, self.statics, self.path)
         vars(run)["__signature__"] = inspect.signature(inspect.unwrap(type(layer).forward))  # what exporters ask for
         layer.forward = types.MethodType(run, layer)
 
@@ -83,7 +83,7 @@ def argument_names(layer_class: type[nn.Module]) -> tuple[str, ...]:
     return tuple(name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
 
 
-def compiled(graph: fx.Graph, key: str) -> Callable[..., Any]:
+def compile_graph(graph: fx.Graph, key: str) -> Callable[..., Any]:
     """The graph as a Python function whose first argument is the module that its targets start from."""
     code = graph.python_code("self")
     file = f"<effc {key[:12]}>"
@@ -98,7 +98,7 @@ def code_key(graph: fx.Graph) -> str:
     return hashlib.sha256(graph.python_code("self").src.encode()).hexdigest()
 
 
-def bound(
+def bound_forward(
     function: Callable[..., Any],
     names: tuple[str, ...],
     placeholders: tuple[str, ...],

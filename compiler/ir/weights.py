@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from .layers.linear import settle
+from .layers.linear import settle_packed_weights
 
 
 @runtime_checkable
@@ -21,7 +21,7 @@ class HasWeightSizes(Protocol):
     stored_bytes: int | None
 
 
-def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def distinct_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and saved buffers, each storage once, in order of registration."""
     visited = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -30,7 +30,7 @@ def distinct(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
-def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+def assign_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Put tensors in place of parameters and buffers by name, and of everything that is tied to them."""
     old = dict(model.state_dict(keep_vars=True))
     new = {id(old[name]): _like(old[name], value) for name, value in values.items()}
@@ -40,7 +40,7 @@ def assign(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
             for key, tensor in store.items():
                 if id(tensor) in new:
                     store[key] = new[id(tensor)]
-    settle(model)
+    settle_packed_weights(model)
 
 
 def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

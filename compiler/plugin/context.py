@@ -56,7 +56,7 @@ class Context:
     original: "ProgramVersion | None" = None
 
     @classmethod
-    def bare(
+    def without_recipe(
         cls,
         settings: Settings,
         folder: Path,
@@ -155,9 +155,9 @@ class Context:
     def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.emit_event(event)
-        self.run.check()
+        self.run.sample()
 
-    def mapped(self, tensor: "torch.Tensor") -> "torch.Tensor":
+    def map_from_cache(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Copy of a tensor mapped from the cache if it is large, so that results of passes take no memory.
 
         The tensor is kept under its hash, as it will be when the step has finished.
@@ -167,7 +167,7 @@ class Context:
         if tensor.device.type != "cpu" or tensor.nbytes < LARGE:
             return tensor
         cache = Cache(self.settings.cache_dir)
-        return cache.mapped(cache.store(tensor))
+        return cache.mapped(cache.store_tensor(tensor))
 
     def record(self, name: str, value: float, unit: str = "") -> None:
         self.emit_event(Recorded(name, value, unit))

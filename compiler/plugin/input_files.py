@@ -16,14 +16,14 @@ missing_file = Fault(
 )
 
 
-def missing(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> Iterator[Diagnostic]:
+def missing_file_warnings(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> Iterator[Diagnostic]:
     """A warning for each path in the recipe, or in a module of it, that leads nowhere."""
-    for kind, call in _calls(recipe):
+    for kind, call in _file_calls(recipe):
         beside = folder if call.folder is None else Path(call.folder)
         for name, (file_kind, *words) in vocabulary.words(kind)[call.word].facts.get("reads", {}).items():
             value = call.args[name]
             for path in (value,) if isinstance(value, str) else value or ():
-                if path and path not in words and not _exists(beside, path, file_kind):
+                if path and path not in words and not _path_exists(beside, path, file_kind):
                     kind = other_kind(beside / path)
                     message = (
                         f"`{path}` is {kind}, where a {file_kind} is needed"
@@ -34,7 +34,7 @@ def missing(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> Iterator[Di
                     yield missing_file(message, call.where(name), help=help_)
 
 
-def _calls(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
+def _file_calls(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
     for call in recipe.models.values():
         yield "model", call
     for call in recipe.data.values():
@@ -46,7 +46,7 @@ def _calls(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
             yield "target", emit.call
 
 
-def _exists(folder: Path, path: str, file_kind: str) -> bool:
+def _path_exists(folder: Path, path: str, file_kind: str) -> bool:
     """Whether a path leads somewhere; a glob, whether it matches."""
     full_path = folder / path
     try:

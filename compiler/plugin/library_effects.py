@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.quantity import change, count_text, measured
+from ..core.quantity import count_text, measurement_text, relative_change_text
 from ..core.safe_read import read_json
 from .recipe_library import LibraryFile, folders
 
@@ -58,7 +58,8 @@ class Effect:
     def text(self) -> str:
         """`tiny-llama: params 1.84 M -> 1.55 M (-15.4 %), ...`; of a front how far its choices reach."""
         parts = [
-            (name, _reach(points) if set(points) != {""} else _line(points[""])) for name, points in self._results()
+            (name, _front_range_line(points) if set(points) != {""} else _metrics_line(points[""]))
+            for name, points in self._results()
         ]
         summary = "; ".join(f"{name}: {line}" if len(parts) > 1 else line for name, line in parts) or NO_EFFECT
         return f"{self.model}: {summary}" + (f" ({RANDOM})" if self.random else "")
@@ -68,7 +69,7 @@ class Effect:
         lines = [self.model + (f" ({RANDOM})" if self.random else "")]
         for name, points in self._results():
             named = [name] if len(self._results()) > 1 or set(points) != {""} else [""]
-            cells = _choices(points, *named) if set(points) != {""} else _metrics(points[""], *named)
+            cells = _choice_rows(points, *named) if set(points) != {""} else _metric_rows(points[""], *named)
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
             lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         return "\n".join(lines if self.rows else [*lines, f"  {NO_EFFECT}"])
@@ -90,22 +91,22 @@ class Effect:
 
 
 def _match(points: Points, other: Points) -> bool:
-    return _choices(points, "") == _choices(other, "") and set(points) != {""}
+    return _choice_rows(points, "") == _choice_rows(other, "") and set(points) != {""}
 
 
-def _line(values: Mapping[str, Value]) -> str:
+def _metrics_line(values: Mapping[str, Value]) -> str:
     """`params 1.84 M -> 1.55 M (-15.4 %), ...`."""
     parts = []
     for metric, (unit, original, compiled) in values.items():
         if original is None:
-            parts.append(f"{metric} {measured(compiled, unit)}")
+            parts.append(f"{metric} {measurement_text(compiled, unit)}")
         else:
-            step_text = f"{measured(original, unit)} -> {measured(compiled, unit)} ({change(original, compiled)})"
-            parts.append(f"{metric} {step_text}")
+            before, after = (measurement_text(value, unit) for value in (original, compiled))
+            parts.append(f"{metric} {before} -> {after} ({relative_change_text(original, compiled)})")
     return ", ".join(parts)
 
 
-def _reach(points: Points) -> str:
+def _front_range_line(points: Points) -> str:
     """`4 choices: params 428.4 k to 1.84 M (was 1.84 M), ...`."""
     by_metric: dict[str, list[Value]] = {}
     for values in points.values():
@@ -113,34 +114,38 @@ def _reach(points: Points) -> str:
             by_metric.setdefault(metric, []).append(value)
     parts = []
     for metric, each in by_metric.items():
-        extremes = dict.fromkeys(measured(end(v.compiled for v in each), each[0].unit) for end in (min, max))
-        known = [f" (was {measured(v.original, v.unit)})" for v in each if v.original is not None]
+        extremes = dict.fromkeys(measurement_text(end(v.compiled for v in each), each[0].unit) for end in (min, max))
+        known = [f" (was {measurement_text(v.original, v.unit)})" for v in each if v.original is not None]
         parts.append(f"{metric} {' to '.join(extremes)}{known[0] if known else ''}")
     return f"{count_text(len(points), 'choice')}: {', '.join(parts)}"
 
 
-def _choices(points: Points, name: str) -> list[list[str]]:
+def _choice_rows(points: Points, name: str) -> list[list[str]]:
     """A line for each point: its name and its numbers; the original's before them."""
     metrics = list(dict.fromkeys(metric for values in points.values() for metric in values))
     first = {
-        metric: measured(v.original, v.unit)
+        metric: measurement_text(v.original, v.unit)
         for values in points.values()
         for metric, v in values.items()
         if v.original is not None
     }
     lines = [["original", *(first.get(metric, "") for metric in metrics)]]
     for point, values in points.items():
-        numbers = (measured(values[m].compiled, values[m].unit) if m in values else "" for m in metrics)
+        numbers = (measurement_text(values[m].compiled, values[m].unit) if m in values else "" for m in metrics)
         lines.append([point, *numbers])
     return [[name, *metrics], *(lines if first else lines[1:])]
 
 
-def _metrics(values: Mapping[str, Value], name: str) -> list[list[str]]:
+def _metric_rows(values: Mapping[str, Value], name: str) -> list[list[str]]:
     """A line for each metric: the original's, the compiled one's, how far they are apart."""
     rows = [[name, "original", "compiled", ""]]
     for metric, (unit, original, compiled) in values.items():
-        before = ["", ""] if original is None else [measured(original, unit), change(original, compiled)]
-        rows.append([metric, before[0], measured(compiled, unit), before[1]])
+        before = (
+            ["", ""]
+            if original is None
+            else [measurement_text(original, unit), relative_change_text(original, compiled)]
+        )
+        rows.append([metric, before[0], measurement_text(compiled, unit), before[1]])
     return rows
 
 
@@ -177,7 +182,7 @@ class Effects:
             self.machines.append(facts)
         return self.machines.index(facts)
 
-    def where(self, effect: Effect) -> str:
+    def measured_on(self, effect: Effect) -> str:
         """The machine and the versions, in a line."""
         facts = self.machines[effect.machine]
         threads = f"{facts['threads']} thread" + ("s" if facts["threads"] != 1 else "")

@@ -24,7 +24,7 @@ Facts = Mapping[str, str]
 Lock = dict[str, dict[str, dict[str, str]]]  # table -> recipe or package -> line -> value
 
 
-def read(folder: Path) -> Lock:
+def read_lock(folder: Path) -> Lock:
     """The lock in a folder, empty where there is none. Raises Reject (broken-lock, odd-file)."""
     file = folder / NAME
     try:
@@ -52,7 +52,7 @@ def _is_table(value: object) -> bool:
     )
 
 
-def write(folder: Path, lock: Lock) -> Path:
+def write_lock(folder: Path, lock: Lock) -> Path:
     """Write a lock whole; the same content gives the same bytes."""
     lines = [_HEAD, f"format = {FORMAT}\n"]
     for table in TABLES:

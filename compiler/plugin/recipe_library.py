@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...dsl.checker.package_paths import texts
+from ...dsl.checker.package_paths import quoted_texts
 from ...dsl.syntax import ast
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...dsl.syntax.parse import parse, read_source
@@ -61,7 +61,7 @@ def folders() -> list[Path]:
     return [Path(p) for p in spec.submodule_search_locations]
 
 
-def shipped() -> dict[str, LibraryFile]:
+def library_files() -> dict[str, LibraryFile]:
     """Every file of the library by name, whole recipes first."""
     recipes = [
         LibraryFile(_name(file.relative_to(folder)), file)
@@ -71,18 +71,18 @@ def shipped() -> dict[str, LibraryFile]:
     return {s.name: s for s in sorted(recipes, key=lambda s: (s.is_module, s.name))}
 
 
-def by_name(path: Path) -> Path:
+def resolve_recipe_path(path: Path) -> Path:
     """The file of the library that a path names, `shears/half`, where there is no such file here; else the path."""
     if path.exists() or path.is_absolute() or ".." in path.parts:
         return path
-    known = shipped()
+    known = library_files()
     recipe = known.get(path.as_posix()) or known.get(f"{path.as_posix()}.effspec")
     return recipe.path if recipe and not recipe.is_module else path
 
 
 def require_user_recipe(path: Path) -> None:
     """Reject (library-recipe) a recipe of the library: nothing is written beside it."""
-    recipe_path = by_name(path)
+    recipe_path = resolve_recipe_path(path)
     if recipe_path != path and any(recipe_path.is_relative_to(folder) for folder in folders()):
         raise Reject(
             library_recipe(f"`{path}` is a recipe of the library", help=f"make it yours: `effc recipes copy {path}`")
@@ -92,7 +92,7 @@ def require_user_recipe(path: Path) -> None:
 def with_files(recipe: LibraryFile) -> dict[str, Path]:
     """A recipe and the files that it names, by their paths in the library: what a copy needs to work elsewhere."""
     root = next(f for f in folders() if recipe.path.is_relative_to(f))
-    named = [recipe.path, *(recipe.path.parent / text.value for text in texts(recipe.file.statements))]
+    named = [recipe.path, *(recipe.path.parent / text.value for text in quoted_texts(recipe.file.statements))]
     inside = {Path(os.path.normpath(file)) for file in named if file.is_file()}
     return {f.relative_to(root).as_posix(): f for f in sorted(inside) if f.is_relative_to(root)}
 
@@ -101,7 +101,7 @@ def _name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts) if path.parts[0] == MODULES else path.as_posix()
 
 
-def page(recipe: LibraryFile) -> str:
+def library_page(recipe: LibraryFile) -> str:
     """Page of a file of the library for `effc explain`."""
     if not recipe.is_module:
         return f"{recipe.name}, a recipe\n\n{recipe.doc}\n\n{recipe.path}"
@@ -109,12 +109,12 @@ def page(recipe: LibraryFile) -> str:
     blocks += [
         "\n".join(lines)
         for title in ("data", "pipelines", "params")
-        if len(lines := [title.capitalize(), *_lines(recipe, title)]) > 1
+        if len(lines := [title.capitalize(), *_listing_lines(recipe, title)]) > 1
     ]
     return "\n\n".join([*blocks, str(recipe.path)])
 
 
-def _lines(recipe: LibraryFile, title: str) -> Iterator[str]:
+def _listing_lines(recipe: LibraryFile, title: str) -> Iterator[str]:
     alias = recipe.name.rpartition(".")[2]
     for node in recipe.file.statements:
         match node:

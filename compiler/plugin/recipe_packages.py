@@ -61,7 +61,7 @@ class Package:
     tree: str
 
 
-def package_in(folder: Path) -> Package:
+def open_package(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
     try:
         body = read_toml(folder / PACKAGE_FILE, MIB, folder)
@@ -84,15 +84,15 @@ def package_in(folder: Path) -> Package:
 def refuse_outside(package: Package) -> None:
     """Raises Reject (outside-package) where a recipe of a package names what lies outside it: every use refuses that,
     and whoever adds it is to know at once."""
-    from ...dsl.checker.package_paths import outside
+    from ...dsl.checker.package_paths import paths_outside_package
     from ...dsl.syntax.parse import parse
 
     faults: list[Diagnostic] = []
-    for file in files(package.folder):
+    for file in package_files(package.folder):
         if file.suffix == ".effspec":
             source = read_source(file)
             source = Source(source.name, source.text, root=package.folder.as_posix())
-            faults += outside(parse(source).file)
+            faults += paths_outside_package(parse(source).file)
     if faults:
         raise Reject(*faults)
 
@@ -100,7 +100,7 @@ def refuse_outside(package: Package) -> None:
 def tree_hash(folder: Path) -> str:
     """sha256 over the names and contents of a package's files. Raises Reject (bad-package) on what is no data."""
     hasher, size = hashlib.sha256(), 0
-    for number, file in enumerate(files(folder)):
+    for number, file in enumerate(package_files(folder)):
         size += file.stat().st_size
         if number >= MAX_FILES or size > MAX_BYTES:
             raise Reject(too_large(str(folder)))
@@ -114,7 +114,7 @@ def too_large(label: str) -> Diagnostic:
     return bad_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
 
 
-def files(folder: Path, deep: int = 0) -> Iterator[Path]:
+def package_files(folder: Path, deep: int = 0) -> Iterator[Path]:
     """Files of a package in order; those whose names begin with a dot are no part of it."""
     if deep > DEEPEST:
         raise Reject(bad_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
@@ -123,7 +123,7 @@ def files(folder: Path, deep: int = 0) -> Iterator[Path]:
         if path.name.startswith("."):
             continue
         if stat.S_ISDIR(mode):
-            yield from files(path, deep + 1)
+            yield from package_files(path, deep + 1)
         elif not stat.S_ISREG(mode):
             raise Reject(bad_package(f"{path} is a link or no ordinary file", help="a package holds plain files"))
         elif path.suffix not in DATA:
@@ -132,14 +132,14 @@ def files(folder: Path, deep: int = 0) -> Iterator[Path]:
             yield path
 
 
-def copied(package: Package, into: Path) -> None:
+def copy_package(package: Package, into: Path) -> None:
     """Copy a package's files; whole or not at all. One that is there already with this tree stays."""
     if into.is_dir() and tree_hash(into) == package.tree:
         return
     draft = into.with_name(f".{into.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        for file in files(package.folder):
+        for file in package_files(package.folder):
             target = draft / file.relative_to(package.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(read_regular(file, MAX_BYTES, package.folder))
@@ -155,13 +155,13 @@ def installed(cache: Path, tree: str) -> Path:
     return cache / "packages" / tree
 
 
-def module(name: str, project: Path, cache: Path) -> Source | None:
+def package_module(name: str, project: Path, cache: Path) -> Source | None:
     """The file that `use PACKAGE.NAME` means in a recipe of the folder `project`; None of no package."""
     package, _, module_name = name.partition(".")
-    facts = lockfile.read(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
+    facts = lockfile.read_lock(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
     if facts is None or not module_name:
         return None
-    root = folder_of(package, facts, project, cache)
+    root = locked_package_folder(package, facts, project, cache)
     file = root / "recipes" / f"{module_name.replace('.', '/')}.effspec"
     if not file.is_file():
         return None
@@ -169,7 +169,9 @@ def module(name: str, project: Path, cache: Path) -> Source | None:
     return Source(source.name, source.text, root=root.as_posix())
 
 
-def folder_of(name: str, facts: lockfile.Facts, project: Path, cache: Path, *, vendored: bool = True) -> Path:
+def locked_package_folder(
+    name: str, facts: lockfile.Facts, project: Path, cache: Path, *, vendored: bool = True
+) -> Path:
     """Folder of a locked package. Raises Reject where they are gone or are others.
 
     vendored   look beside the recipes first

@@ -70,10 +70,10 @@ class Registry:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        roots = {kind: {**_roots(folders), **plugin_folders(kind)} for kind, folders in SHELVES.items()}
+        roots = {kind: {**_package_roots(folders), **plugin_folders(kind)} for kind, folders in SHELVES.items()}
         return Vocabulary({kind: Plugins(kind, folders) for kind, folders in roots.items()})
 
-    def load(self, kind: str, name: str) -> type:
+    def load_class(self, kind: str, name: str) -> type:
         """The class of a word; imports its file. A metric `decode.p50` lives in evaluation/metrics/decode/p50.py."""
         from .interfaces import Plugin as Base
 
@@ -94,10 +94,10 @@ class Registry:
         return bool(word and word.facts.get("describes_artifacts"))
 
     def make(self, kind: str, call: Invocation) -> Any:
-        return self.load(kind, call.word)(**call.args)
+        return self.load_class(kind, call.word)(**call.args)
 
     def metric(self, ref: MetricRef) -> Any:
-        return self.load("metric", ref.name)(**dict(ref.args))
+        return self.load_class("metric", ref.name)(**dict(ref.args))
 
 
 def _imported(kind: str, name: str, module: str) -> ModuleType:
@@ -129,7 +129,7 @@ def _unreadable(kind: str, name: str, file: Path, error: Exception) -> Diagnosti
     )
 
 
-def _roots(folders: Sequence[str]) -> dict[str, Path]:
+def _package_roots(folders: Sequence[str]) -> dict[str, Path]:
     """Package -> folder on disk. An editable install has several roots of a package; one of them has the sources."""
     roots = {}
     for folder in folders:

@@ -23,7 +23,7 @@ class RemoteScorer(ABC):
         wanted any more."""
 
     @abstractmethod
-    def fetch(self, journal: "Journal", key: str, task: Task, compute: Callable[[], Any]) -> Any:
+    def fetch_value(self, journal: "Journal", key: str, task: Task, compute: Callable[[], Any]) -> Any:
         """A value, waited for; `compute` where no worker gives it."""
 
     @property

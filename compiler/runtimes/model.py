@@ -19,7 +19,7 @@ from ..models.checkpoints.generation_config import NAME, bad_generation
 from .cache import SequenceCache
 from .decoder import Decoder
 from .generation import Generation, bad_sampling
-from .position_offsets import refuse_uncounted
+from .position_offsets import refuse_visible_padding
 from .sequence_pool import SequencePool
 
 context_full = Fault(
@@ -224,7 +224,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         mask = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
         if position_ids is None and cache is None:  # what goes on from a cache is counted as `generate` does
-            refuse_uncounted(input_ids, mask, self.uncounted)
+            refuse_visible_padding(input_ids, mask, self.uncounted)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if cache is None and use_cache:
             cache = SequenceCache(self)

@@ -53,13 +53,13 @@ class PaddedRows(Rows):
         mask = torch.ones(len(group), longest + ids.shape[1], dtype=torch.int64)
         for row, length in enumerate(lengths):
             mask[row, : longest - length] = 0
-        past = [self._padded(group, part, longest) for part in range(len(self.session.past))] if longest else None
+        past = [self._pad_past(group, part, longest) for part in range(len(self.session.past))] if longest else None
         logits, *present = self.session.step(ids, mask, past)
         for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
             self._history[number] = [part[row, :, longest - length :] for part in present]
         return torch.from_numpy(logits)
 
-    def _padded(self, group: list[int], part: int, longest: int) -> np.ndarray:
+    def _pad_past(self, group: list[int], part: int, longest: int) -> np.ndarray:
         _, heads, _, d = self.session.shapes[self.session.past[part]]
         filled = np.zeros((len(group), heads, longest, d), np.float32)
         for row, number in enumerate(group):

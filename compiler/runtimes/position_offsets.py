@@ -15,7 +15,7 @@ other_positions = Fault(
 )
 
 
-def refuse_uncounted(ids: Tensor, mask: Tensor | None, pad: int | None) -> None:
+def refuse_visible_padding(ids: Tensor, mask: Tensor | None, pad: int | None) -> None:
     """Raises Reject (other-positions) where a model that leaves out `pad` would number tokens that are seen otherwise.
 
     ids, mask   [b, t]; all is seen without a mask

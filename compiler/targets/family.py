@@ -7,7 +7,7 @@ import torch
 from ...dsl.checker.values import Bytes
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.stock import stock_config
-from ..artifacts.verify import verify
+from ..artifacts.verify import verify_forms
 from ..ir.outcome import Front, Outcome
 from ..models.checkpoints.model_folder import open_folder
 from ..plugin.context import Context
@@ -64,16 +64,19 @@ class Family(Target):
         family.program.to_cpu()
         (into / "shared").mkdir()
         hf.write_stock(family.program, config, into / "shared", ctx, self.shard.value)
-        shared_weights.write(family, {name: choice for name, choice in choices.items() if choice}, into)
-        verify(into, family.program.model, [Form(shared_weights.WEIGHTS, "plain")], seed=ctx.seed)
-        self._compare(outcome, into, ctx)
+        shared_weights.write_family(family, {name: choice for name, choice in choices.items() if choice}, into)
+        verify_forms(into, family.program.model, [Form(shared_weights.WEIGHTS, "plain")], seed=ctx.seed)
+        self._verify_saved_members(outcome, into, ctx)
 
-    def _compare(self, outcome: Front, into: Path, ctx: Context) -> None:
+    def _verify_saved_members(self, outcome: Front, into: Path, ctx: Context) -> None:
         """Every point as it is cut out of the files, with the same out of memory."""
         dtype = ctx.origin.dtype
         for name, program in outcome.members():
             origin = open_folder(into / shared_weights.WEIGHTS, str(into / shared_weights.WEIGHTS), dtype, ctx.settings)
-            stored, expected = shared_weights.cut(into, name, origin).model.state_dict(), program.model.state_dict()
+            stored, expected = (
+                shared_weights.load_point(into, name, origin).model.state_dict(),
+                program.model.state_dict(),
+            )
             assert stored.keys() == expected.keys(), f"point {name} has other tensors"
             differing = [key for key, value in stored.items() if not torch.equal(value, expected[key])]
             assert not differing, f"point {name} differs in {differing[0]}"

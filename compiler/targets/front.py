@@ -34,7 +34,7 @@ class Front(Target):
             folder = into / POINTS / name
             folder.mkdir(parents=True)
             program.to_cpu()
-            hf.write_smallest(program, folder, ctx, self.shard.value)
+            hf.write_stock_or_compact(program, folder, ctx, self.shard.value)
 
     def forms_of(self, outcome: Outcome) -> tuple[Form, ...]:
         assert isinstance(outcome, kinds.Front), f"a front, and not: {outcome.kind}"

@@ -13,7 +13,7 @@ from ..artifacts.load import other_kind
 from ..core.environment import check_modules
 from ..ir.program import Program
 from ..models.checkpoints.pretrained import pretrained
-from ..models.checkpoints.sidecar_files import companions
+from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..plugin.context import Context
 from ..plugin.interfaces import Pass, param
 from ..plugin.target import Form, LoadRequest, Target
@@ -82,14 +82,14 @@ class Gguf(Target):
     )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
-        from ..runtimes.gguf.writing import write
+        from ..runtimes.gguf.writing import write_gguf
 
         check_modules(self.requires, self.extra, "the target `gguf`")
-        refuse(program.model)
+        refuse_config_early(program.model)
         folder = into / FOLDER
         folder.mkdir()
-        notes = write(program.model, folder, self.type, ctx.origin.tokenizer())
-        companions(program.model, ctx.origin, folder)
+        notes = write_gguf(program.model, folder, self.type, ctx.origin.tokenizer())
+        copy_sidecar_files(program.model, ctx.origin, folder)
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
@@ -98,7 +98,7 @@ class Gguf(Target):
 
         check_modules(self.requires, self.extra, "the target `gguf`")
         with without_storage():
-            refuse(ctx.origin.build())
+            refuse_config_early(ctx.origin.build())
 
     def lacks(self, before: Sequence[Pass]) -> Diagnostic | None:
         from ..runtimes.gguf.four_bits import KINDS, makes_codes, no_codes
@@ -145,13 +145,13 @@ class Gguf(Target):
 
     @classmethod
     def summary(cls, folder: Path) -> Any:
-        from ..runtimes.gguf.summary import summary
+        from ..runtimes.gguf.summary import summarise_gguf
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
-        return summary(folder)
+        return summarise_gguf(folder)
 
 
-def refuse(model: "nn.Module") -> None:
+def refuse_config_early(model: "nn.Module") -> None:
     """Raise Reject of a model whose config alone says that no GGUF is written of it."""
     from ..runtimes.gguf.families import refuse_config
     from ..runtimes.gguf.refusal import INSTEAD, cannot_write_gguf

@@ -10,13 +10,13 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
 from ..artifacts.checkpoint_folders import CheckpointTarget
 from ..artifacts.compact_config import KEY, record, seal
-from ..artifacts.compat import Padding, padding
+from ..artifacts.compat import Padding, plan_padding
 from ..artifacts.stock import stock_config
 from ..ir.program import Program
-from ..ir.weights import distinct
+from ..ir.weights import distinct_tensors
 from ..models.checkpoints.mamba_rescale import NOTE, as_stored, rescales
 from ..models.checkpoints.meta_init import cut_tables
-from ..models.checkpoints.sidecar_files import companions
+from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..models.checkpoints.tensor_files import Piece, write_tensors
 from ..plugin.context import Context
 from ..plugin.interfaces import param
@@ -75,7 +75,7 @@ class Hf(CheckpointTarget):
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
         config, reasons = stock_config(program.model) if self.form != "compact" else (None, [])
-        for form in self._chosen(program.model, reasons, notes):
+        for form in self._choose_forms(program.model, reasons, notes):
             if form == "compat":
                 self._emit_compat(program, config, into, ctx, notes)
             elif form == "stock":
@@ -93,7 +93,7 @@ class Hf(CheckpointTarget):
     def forms(self) -> tuple[Form, ...]:
         return FORMS
 
-    def _chosen(self, model: Any, reasons: list[str], notes: list[str]) -> tuple[str, ...]:
+    def _choose_forms(self, model: Any, reasons: list[str], notes: list[str]) -> tuple[str, ...]:
         """Forms to write; Reject where stock is named and impossible, for `reasons`."""
         if self.form in ("auto", "stock"):
             if not reasons:
@@ -109,7 +109,7 @@ class Hf(CheckpointTarget):
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
     def _emit_compat(self, program: Program, stock_base: Any, into: Path, ctx: Context, notes: list[str]) -> None:
-        filled = padding(program, stock_base)
+        filled = plan_padding(program, stock_base)
         if not filled.reasons:
             write_compat(program, filled, into, ctx, self.shard.value)
         elif self.form == "auto":
@@ -127,12 +127,12 @@ def write_stock(program: Program, config: Any, into: Path, ctx: Context, shard_b
     """`config` is what `stock_config` found."""
     folder, model = into / name, program.model
     folder.mkdir()
-    write_tensors(folder, [Piece.of(*item) for item in distinct(model)], shard_bytes)
-    companions(program.model, ctx.origin, folder)
+    write_tensors(folder, [Piece.of(*item) for item in distinct_tensors(model)], shard_bytes)
+    copy_sidecar_files(program.model, ctx.origin, folder)
     write_config(config, model, folder)
 
 
-def write_smallest(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
+def write_stock_or_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
     """A stock checkpoint where a config has the shapes, else a compact one."""
     config, reasons = stock_config(program.model)
     if reasons:
@@ -144,9 +144,9 @@ def write_smallest(program: Program, into: Path, ctx: Context, shard_bytes: int)
 def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
     folder, model = into / "compact", program.model
     folder.mkdir()
-    tensors = [*distinct(model), *cut_tables(model, program.edits.shapes).items()]
+    tensors = [*distinct_tensors(model), *cut_tables(model, program.edits.shapes).items()]
     write_tensors(folder, [Piece.of(*item) for item in tensors], shard_bytes)
-    companions(program.model, ctx.origin, folder)
+    copy_sidecar_files(program.model, ctx.origin, folder)
     write_config(
         model.config,
         model,
@@ -158,8 +158,8 @@ def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) 
 def write_compat(program: Program, filled: Padding, into: Path, ctx: Context, shard_bytes: int) -> None:
     folder = into / "compat"
     folder.mkdir()
-    write_tensors(folder, filled.pieces(program), shard_bytes)
-    companions(program.model, ctx.origin, folder)
+    write_tensors(folder, filled.tensor_pieces(program), shard_bytes)
+    copy_sidecar_files(program.model, ctx.origin, folder)
     write_config(filled.config, program.model, folder)
 
 

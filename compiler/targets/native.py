@@ -30,7 +30,7 @@ SHARE_OF_BFLOAT16 = 0.06
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
-def share_of(stored: frozenset[str], model: "nn.Module") -> float:
+def logit_tolerance(stored: frozenset[str], model: "nn.Module") -> float:
     """For int8 and int4 wherever they are: as the target's weights or its head's, or in layers that a pass lowered."""
     import torch
 
@@ -46,9 +46,9 @@ def share_of(stored: frozenset[str], model: "nn.Module") -> float:
 
 
 def _routes(folder: Path) -> bool:
-    from ..runtimes.native.plan_files import read
+    from ..runtimes.native.plan_files import read_plan
 
-    plan = read(folder).plan
+    plan = read_plan(folder).plan
     return any(step["op"] == "route" for part in (plan, plan.get("encoder", {"steps": ()})) for step in part["steps"])
 
 
@@ -112,18 +112,18 @@ class Native(Target):
     )
 
     def emit(self, program: "Program", into: Path, ctx: Context) -> None:
-        from ..runtimes.native.emission import emit
+        from ..runtimes.native.emission import emit_native
         from ..runtimes.native.linears import Numbers
 
         folder = into / FOLDER
         folder.mkdir()
-        emit(program, folder, ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
+        emit_native(program, folder, ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
     def foresee(self, ctx: Context) -> None:
-        from ..runtimes.native.engine_support import foresee
+        from ..runtimes.native.engine_support import refuse_unsupported_model
         from ..runtimes.native.linears import Numbers
 
-        foresee(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
+        refuse_unsupported_model(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Tables are bfloat16; a head that has their weights is packed in their place, of int8 besides; what a step
@@ -142,7 +142,7 @@ class Native(Target):
 
         numbers = Numbers.of_words(self.weights, self.inputs, self.group, self.head)
         stored = frozenset((numbers.weights, numbers.head))
-        return (Form(FOLDER, "engine", rounds=partial(share_of, stored), routes=_routes, reason=_REASON),)
+        return (Form(FOLDER, "engine", rounds=partial(logit_tolerance, stored), routes=_routes, reason=_REASON),)
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
@@ -163,9 +163,9 @@ class Native(Target):
 
     @classmethod
     def summary(cls, folder: Path) -> Any:
-        from ..runtimes.native.summary import summary
+        from ..runtimes.native.summary import summarise_native
 
-        return summary(folder)
+        return summarise_native(folder)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ...dsl.syntax.diagnostics import Reject
 from ..core.environment import check_modules
 from ..ir.program import Program
-from ..models.checkpoints.sidecar_files import companions
+from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
@@ -23,7 +23,7 @@ SHARE, SHARE_OF_HALF, SHARE_OF_INT8 = 1e-3, 0.06, 0.4
 _REASON = "ONNX Runtime sums in an order of its own, and rounds weights where it is asked to"
 
 
-def share_of(dynamic: str, model: "nn.Module") -> float:
+def logit_tolerance(dynamic: str, model: "nn.Module") -> float:
     """Tolerance of logits; a model in half precision is written in float32, and differs from it by that much."""
     import torch
 
@@ -72,23 +72,23 @@ class Onnx(Target):
         check_modules(self.requires, self.extra, "the target `onnx`")
         from transformers import PreTrainedModel
 
-        from ..runtimes.onnx.export import write
+        from ..runtimes.onnx.export import export_onnx
 
         folder = into / FOLDER
         folder.mkdir()
-        write(program, folder, self.dynamic)
+        export_onnx(program, folder, self.dynamic)
         if isinstance(program.model, PreTrainedModel):
-            companions(program.model, ctx.origin, folder)
+            copy_sidecar_files(program.model, ctx.origin, folder)
             program.model.config.save_pretrained(folder)  # which other hosts of ONNX ask for
 
     def foresee(self, ctx: Context) -> None:
-        from ..runtimes.onnx.export_support import foresee
+        from ..runtimes.onnx.export_support import refuse_unsupported_model
 
         check_modules(self.requires, self.extra, "the target `onnx`")
-        foresee(ctx)
+        refuse_unsupported_model(ctx)
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "engine", rounds=partial(share_of, self.dynamic), reason=_REASON, steps=32),)
+        return (Form(FOLDER, "engine", rounds=partial(logit_tolerance, self.dynamic), reason=_REASON, steps=32),)
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
@@ -108,10 +108,10 @@ class Onnx(Target):
 
     @classmethod
     def summary(cls, folder: Path) -> Any:
-        from ..runtimes.onnx.summary import summary
+        from ..runtimes.onnx.summary import summarise_onnx
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
-        return summary(folder)
+        return summarise_onnx(folder)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:

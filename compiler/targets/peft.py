@@ -8,7 +8,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.stock import stock_config
 from ..core.environment import check_modules
 from ..ir.outcome import Outcome
-from ..models.checkpoints.sidecar_files import companions
+from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
@@ -65,7 +65,7 @@ class Peft(Target):
             )
         hf.write_stock(program, config, into, ctx, self.shard.value, BASE)
         outcome.save(into / ADAPTER, BASE)
-        companions(program.model, ctx.origin, into / ADAPTER)
+        copy_sidecar_files(program.model, ctx.origin, into / ADAPTER)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(ADAPTER, "peft"),)
@@ -80,8 +80,8 @@ class Peft(Target):
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
-        from ..artifacts.adapter import read
-        from ..artifacts.model_loading import stock_model
+        from ..artifacts.adapter import load_adapters
+        from ..artifacts.model_loading import load_stock_model
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `peft`")
-        return read(folder, stock_model(folder.parent / BASE, load_request.dtype)), None
+        return load_adapters(folder, load_stock_model(folder.parent / BASE, load_request.dtype)), None

@@ -69,9 +69,9 @@ class Pt2(Target):
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         import torch
 
-        from ..artifacts.exported import write
+        from ..artifacts.exported import write_program
         from ..evaluation.results import first_result_of, reject_encoder_decoder, tensors_of
-        from ..ir.layers.linear import params
+        from ..ir.layers.linear import count_params
         from ..models.rows.forward import without_dropout
 
         folder = into / FOLDER
@@ -96,25 +96,25 @@ class Pt2(Target):
                     help="`native` and `hf` take any length",
                 )
             )
-        ops = write(exported, tuple(inputs), folder, params(program.model))
+        ops = write_program(exported, tuple(inputs), folder, count_params(program.model))
         notes = (
             [f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."] if ops else []
         )
-        notes += self._continued(program.model, folder, ctx)
+        notes += self._write_continuation(program.model, folder, ctx)
         if notes:
             (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
-    def _continued(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
+    def _write_continuation(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
         """The program that continues text, where one is asked for; sentences of it."""
-        from ..artifacts.exported_steps import note, write_facts
-        from ..models.checkpoints.sidecar_files import companions
+        from ..artifacts.exported_steps import usage_note, write_facts
+        from ..models.checkpoints.sidecar_files import copy_sidecar_files
 
         if not self.context:
             return []
-        facts = _steps(model, self.context, folder)
-        companions(model, ctx.origin, folder)
+        facts = _write_steps(model, self.context, folder)
+        copy_sidecar_files(model, ctx.origin, folder)
         write_facts(facts, folder)
-        return [note(facts, STEP)]
+        return [usage_note(facts, STEP)]
 
     def foresee(self, ctx: Context) -> None:
         from ..evaluation.results import reject_encoder_decoder
@@ -144,9 +144,9 @@ class Pt2(Target):
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
-        from ..artifacts.exported import read
+        from ..artifacts.exported import load_program
 
-        model = read(folder)
+        model = load_program(folder)
         return (model if load_request.dtype is None else model.to(load_request.dtype)), None
 
 
@@ -164,13 +164,13 @@ def _refuse_context(model: Any, context: int) -> None:
     """Raise Reject of a model that continues no text, or not that much."""
     from transformers import PreTrainedModel
 
-    from ..runtimes.native.kv_tensors import refuse_states
+    from ..runtimes.native.kv_tensors import refuse_recurrent_layers
 
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.main_input_name != "input_ids":
         raise Reject(
             cannot_export(f"{type(model).__name__} continues no text", help="leave `context` out", argument="context")
         )
-    refuse_states(model, cannot_export, "`native` holds it; or leave `context` out")
+    refuse_recurrent_layers(model, cannot_export, "`native` holds it; or leave `context` out")
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
     if context > max_positions:
         raise Reject(
@@ -184,10 +184,10 @@ def _refuse_context(model: Any, context: int) -> None:
         )
 
 
-def _steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
+def _write_steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
     import torch
 
-    from ..artifacts.exported import save
+    from ..artifacts.exported import save_program
     from ..artifacts.exported_steps import export_steps
     from ..models.rows.forward import without_dropout
 
@@ -199,7 +199,7 @@ def _steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
             raise
         except Exception as error:  # whatever torch meets in a forward
             raise Reject(_cannot(model, error)) from error
-    save(step_program, ("given", "before", "past"), folder / STEP)
+    save_program(step_program, ("given", "before", "past"), folder / STEP)
     return facts
 
 

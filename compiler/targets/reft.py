@@ -11,15 +11,15 @@ from ..artifacts.checkpoint_folders import check_compact
 from ..artifacts.compact_config import KEY
 from ..artifacts.load import load
 from ..artifacts.manifest import NAME, no_artifact
-from ..artifacts.model_loading import stock_model
-from ..ir.layers.fast_mixers import quicken
+from ..artifacts.model_loading import load_stock_model
+from ..ir.layers.fast_mixers import use_kernels
 from ..ir.layers.reft import interventions
 from ..ir.program import Program
 from ..models.checkpoints.model_folder import read_config
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
-from ..transforms.editing.interventions import insert, remove
+from ..transforms.editing.interventions import insert_interventions, remove_interventions
 from . import hf
 
 nothing_to_write = Fault("nothing-to-write", "Interventions are to be written of a model that has none.")
@@ -67,7 +67,7 @@ class Reft(Target):
         folder.mkdir()
         base = "" if self.base == "inside" else base_location(program, ctx)
         dtype = str(program.model.dtype).removeprefix("torch.")
-        reft.write(program, folder, {"place": base, "config": ctx.origin.config, "dtype": dtype})
+        reft.write_reft(program, folder, {"place": base, "config": ctx.origin.config, "dtype": dtype})
         if not base:
             _write_base(program, into / reft.BASE, ctx)
         note = f"They belong to {base or 'the model in `base/`'}, whose tensors `reft/{reft.FILE}` knows by a hash."
@@ -99,10 +99,10 @@ class Reft(Target):
                     )
                 )
             sealed = (base_path / NAME).is_file() or KEY in read_config(base_path / "config.json", str(base_path))
-            base = load(base_path, kernels=False) if sealed else stock_model(base_path, None)
-        reft.put_on(base, folder)
+            base = load(base_path, kernels=False) if sealed else load_stock_model(base_path, None)
+        reft.attach_interventions(base, folder)
         if load_request.kernels:
-            quicken(base)
+            use_kernels(base)
         return (base if load_request.dtype is None else base.to(load_request.dtype)).eval(), None
 
 
@@ -124,6 +124,6 @@ def _write_base(program: Program, folder: Path, ctx: Context) -> None:
     """The model without its interventions, which are put back in."""
     modules = {path.rpartition(".")[0]: module for path, module in interventions(program.model)}
     folder.mkdir()
-    remove(program)
+    remove_interventions(program)
     hf.write_compact(program, folder, ctx, _SHARD)
-    insert(program, modules)
+    insert_interventions(program, modules)

@@ -8,7 +8,7 @@ from ..syntax.source import Span
 from .conditions import is_met
 from .pipelines import PipelineBuild, Stage
 from .skeleton import Group
-from .value_text import number, percent, plain, show
+from .value_text import number, percent, plain, value_text
 from .values import Ratio
 
 if TYPE_CHECKING:
@@ -37,19 +37,21 @@ def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectab
         line.report(
             stage,
             no_effect(
-                f"`{name}: {show(value)}` changes nothing", stage.call.where(name), help="drop the step, or keep less"
+                f"`{name}: {value_text(value)}` changes nothing",
+                stage.call.where(name),
+                help="drop the step, or keep less",
             ),
         )
     elif isinstance(value, Ratio) and value.of in MODEL_QUANTITIES and kind in _ITEMS and not _pooled(stage):
         line.report(
             stage,
             needs_score(
-                f"`{name}: {show(value)}` is a share of the whole model, and nothing says which layers lose more",
+                f"`{name}: {value_text(value)}` is a share of the whole model, and nothing says which layers lose more",
                 stage.call.where(name),
                 help="add `score: perplexity(...)`, or keep a share of the items",
             ),
         )
-    elif (isinstance(value, Ratio) and value.of in MODEL_QUANTITIES) or _changed_before(stage, kind, line):
+    elif (isinstance(value, Ratio) and value.of in MODEL_QUANTITIES) or _may_have_changed(stage, kind, line):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
         _check_layers(stage, name, value, all_, chosen, line)
@@ -75,7 +77,7 @@ def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Select
             line.report(
                 stage,
                 leaves_none(
-                    f"`{name}: {show(value)}` leaves {_count(target)} of {size} {noun} of {where}",
+                    f"`{name}: {value_text(value)}` leaves {_count(target)} of {size} {noun} of {where}",
                     span,
                     help=f"{_AT[name]} {_least(name, min(least, size), size)}"
                     + (", or cut in smaller steps" if step > 1 else ""),
@@ -86,7 +88,7 @@ def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Select
         line.report(
             stage,
             no_effect(
-                f"`{name}: {show(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
+                f"`{name}: {value_text(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
                 span,
                 help="keep less, or cut in smaller steps",
             ),
@@ -102,7 +104,7 @@ def _amount_of(stage: Stage) -> tuple[str, Any] | None:
     return None
 
 
-def _changed_before(stage: Stage, kind: str, line: PipelineBuild) -> bool:
+def _may_have_changed(stage: Stage, kind: str, line: PipelineBuild) -> bool:
     """Whether an earlier step has changed how many of these there are, or may have, or was not understood."""
     same = {
         "heads": {"heads", "kv_heads"},
@@ -114,7 +116,7 @@ def _changed_before(stage: Stage, kind: str, line: PipelineBuild) -> bool:
         s.word is None
         or not s.word.facts.get("foreseeable", True)
         or (s.word.facts.get("acts_on") in same and _amount_of(s))
-        for s in line.before(stage.name)[:-1]
+        for s in line.stages_up_to(stage.name)[:-1]
     )
 
 
@@ -136,7 +138,7 @@ def _check_layers(
     total, noun, span = len(all_.paths), all_.noun, stage.call.where(name)
     target = _remaining(name, value, total)
     removed = total - int(target + 0.5 + 1e-9)
-    argument = f"`{name}: {show(value)}`"
+    argument = f"`{name}: {value_text(value)}`"
     if target < 0.5:
         line.report(
             stage,
@@ -189,14 +191,14 @@ def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], s
         target = _remaining(name, value, group.count)
         if target < align * (1 - 1e-9):
             return unaligned_width(
-                f"`{name}: {show(value)}` leaves {_count(target)} of {group.count} channels of `{group.site}`, "
+                f"`{name}: {value_text(value)}` leaves {_count(target)} of {group.count} channels of `{group.site}`, "
                 f"less than one step of `align: {align}`",
                 span,
                 help=f"{_AT[name]} {_least(name, align, group.count)}, or align to less",
             )
     if all(_aligned(_remaining(name, value, g.count), align, g.count) >= g.count for g in groups):
         return no_effect(
-            f"`{name}: {show(value)}` in steps of {align} rounds to all {groups[0].count} channels",
+            f"`{name}: {value_text(value)}` in steps of {align} rounds to all {groups[0].count} channels",
             span,
             help="keep less, or align to less",
         )
@@ -209,14 +211,14 @@ def _pooled_widths(name: str, value: Any, align: int, groups: tuple[Group, ...],
     target, least = _remaining(name, value, total), align * len(groups)
     if target < least * (1 - 1e-9):
         return unaligned_width(
-            f"`{name}: {show(value)}` leaves {_count(target)} of {total} channels, less than one step of "
+            f"`{name}: {value_text(value)}` leaves {_count(target)} of {total} channels, less than one step of "
             f"`align: {align}` in each of {len(groups)} modules",
             span,
             help=f"{_AT[name]} {_least(name, least, total)}, or align to less",
         )
     if _aligned(target, align, total) >= total:
         return no_effect(
-            f"`{name}: {show(value)}` in steps of {align} rounds to all {total} channels",
+            f"`{name}: {value_text(value)}` in steps of {align} rounds to all {total} channels",
             span,
             help="keep less, or align to less",
         )
@@ -251,28 +253,30 @@ def _check_heads(stage: Stage, name: str, value: Any, chosen: "Selectable", line
             line.report(
                 stage,
                 no_effect(
-                    f"`{name}: {show(value)}` keeps all {group.count} heads of `{group.site}`",
+                    f"`{name}: {value_text(value)}` keeps all {group.count} heads of `{group.site}`",
                     stage.call.where(name),
                     help="drop the step, or keep less",
                 ),
             )
         else:
-            line.report(stage, _illegal(stage, name, value, group, step, target, line))
+            line.report(stage, _illegal_heads_diagnostic(stage, name, value, group, step, target, line))
         return
 
 
-def _illegal(stage: Stage, name: str, value: Any, group: Group, step: int, target: float, line: PipelineBuild):
+def _illegal_heads_diagnostic(
+    stage: Stage, name: str, value: Any, group: Group, step: int, target: float, line: PipelineBuild
+):
     low = int(target / step) * step
     counts = [c for c in (low, low + step) if 0 < c <= group.count]
     choices = [f"{c} ({percent(c / group.count)})" for c in counts]
     noun = "KV heads" if group.kind == "kv_heads" else "query heads" if group.per_block else "heads"
-    argument = f"`{name}: {show(value)}`"
+    argument = f"`{name}: {value_text(value)}`"
     served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
     many = len(counts) > 1
     best = min((c for c in counts if c < group.count), key=lambda c: abs(c - target), default=counts[0])
     suggested = best if name == "keep" else group.count - best
     replacement = (
-        show(Ratio(round(suggested / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(suggested)
+        value_text(Ratio(round(suggested / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(suggested)
     )
     bases = stage.word.param(name).of
     alternative = "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads(target, group, step, name)

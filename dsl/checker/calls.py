@@ -10,7 +10,7 @@ from ..syntax.source import Span
 from ..syntax.syntax_error import is_unit, wrong_sign
 from .recipe import Invocation
 from .scope import POISON, Scope
-from .typed import typed
+from .typed import typed_value
 from .values import MetricRef
 from .vocabulary import Word
 
@@ -23,33 +23,33 @@ too_many_arguments = Fault("too-many-arguments", "A call has more arguments with
 NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
 
 
-def invoke(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None]:
+def check_call(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None]:
     """The word that a call names and the checked call; None for what was reported as a fault.
 
     `from:` is left alone: it belongs to the statement, not to the word.
     """
-    word, invocation, sound = attempt(kind, call, scope)
+    word, invocation, sound = check_call_partially(kind, call, scope)
     return word, invocation if sound else None
 
 
-def attempt(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
+def check_call_partially(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
     """The same, and what could be understood of a call that is not sound: its arguments without faults."""
     word = find_word(kind, call.name, scope)
     if word is None:
         _type_anyway(call, scope)
         return None, None, False
-    return word, *bind(word, call.args, scope, call.name.span, call.span)
+    return word, *bind_arguments(word, call.args, scope, call.name.span, call.span)
 
 
 def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
     words = scope.session.vocabulary.words(kind)
     if name.path in words:
         return words[name.path]
-    if name.path == "" or scope.poisoned(name.path):
+    if name.path == "" or scope.is_poisoned(name.path):
         return None
-    if kind == "pass" and _of_module(name, scope):
+    if kind == "pass" and _is_module_name(name, scope):
         return None
-    if kind == "metric" and (split_unit := _split_unit(name)):
+    if kind == "metric" and (split_unit := _detached_unit_diagnostic(name)):
         scope.report(split_unit)
         return None
     closest = nearest(name.path, words)
@@ -67,7 +67,7 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
     return None
 
 
-def _split_unit(name: ast.Name) -> Diagnostic | None:
+def _detached_unit_diagnostic(name: ast.Name) -> Diagnostic | None:
     """`bytes <= 24 GiB in hf` is two bounds to the grammar, of which the second measures GiB."""
     source, start = name.span.source, name.span.start
     number = re.search(r"([0-9][0-9.]*)([ \t]+)$", source.text[max(0, start - 40) : start])
@@ -79,7 +79,7 @@ def _split_unit(name: ast.Name) -> Diagnostic | None:
     return wrong_sign("a unit follows its number without a space", amount_span, help=help, fix=Fix(gap, ""))
 
 
-def _of_module(name: ast.Name, scope: Scope) -> bool:
+def _is_module_name(name: ast.Name, scope: Scope) -> bool:
     """Whether the name begins with a module's, which has no such pipeline: reported here."""
     alias, dot, remainder = name.path.partition(".")
     module = scope.local_entry(alias) if dot else None
@@ -119,15 +119,17 @@ def names_in(expr: ast.Expr) -> list[ast.Name]:
     return []
 
 
-def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, call_span: Span) -> tuple[Invocation, bool]:
+def bind_arguments(
+    word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, call_span: Span
+) -> tuple[Invocation, bool]:
     """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
-    arguments, sound = _matched(word, args, scope)
+    arguments, sound = _match_arguments(word, args, scope)
     values: dict[str, Any] = {}
     spans: dict[str, Span] = {}
     for param in word.params:
         arg = arguments.get(param.name)
         if arg is not None:
-            value = typed(arg.value, param, scope)
+            value = typed_value(arg.value, param, scope)
             spans[param.name] = arg.value.span
             if value is POISON:
                 sound = False
@@ -148,7 +150,7 @@ def bind(word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, call_s
     return Invocation(word.name, values, call_span, spans), sound
 
 
-def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
+def _match_arguments(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
     """Arguments by parameter, and whether each of them has a place of its own."""
     out: dict[str, ast.Arg] = {}
     slots = [p.name for p in word.params if p.positional]
@@ -159,12 +161,12 @@ def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[
         name = arg.name
         if not name:
             if position == len(slots):
-                sound = _too_many(word, arg, len(slots), out, scope)
+                sound = _report_too_many(word, arg, len(slots), out, scope)
                 continue
             name = slots[position]
             position += 1
         if word.param(name) is None:
-            sound = _unknown(word, arg, scope)
+            sound = _report_unknown(word, arg, scope)
         elif name in out:
             sound = False
             scope.report(
@@ -180,7 +182,7 @@ def _matched(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[
     return out, sound
 
 
-def _too_many(word: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
+def _report_too_many(word: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
     free = [p.name for p in word.params if p.name not in out and not p.positional]
     count = f"{limit} argument{'' if limit == 1 else 's'}" if limit else "no arguments"
     help = (
@@ -194,7 +196,7 @@ def _too_many(word: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], sco
     return False
 
 
-def _unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
+def _report_unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in word.params]
     closest = nearest(arg.name, names)
     span = arg.name_span or arg.span
@@ -214,7 +216,7 @@ def _unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
 def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
     """A metric with the arguments that differ from their defaults, in order of declaration; or POISON."""
     call = expr if isinstance(expr, ast.Call) else ast.Call(expr, (), span=expr.span)
-    word, invocation = invoke("metric", call, scope)
+    word, invocation = check_call("metric", call, scope)
     if word is None or invocation is None:
         return POISON
     non_default = tuple(

@@ -4,20 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..syntax import ast
-from ..syntax.diagnostics import Diagnostic, Fault, in_order
+from ..syntax.diagnostics import Diagnostic, Fault, sorted_diagnostics
 from ..syntax.source import Source, Span
 from .declare import declare_all, declared
 from .demands import report_demands
 from .expectations import nothing_emitted, read_bound, read_emits, report_paths
 from .overrides import Overrides
-from .params import Argument, variant_name, variants
+from .params import Argument, matrix_variants, variant_name
 from .pipelines import PipelineBuild, read_steps, report_unused
 from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .result_kinds import report_kinds, report_parts
 from .scope import LABELS, CheckState, Scope, Variant
 from .skeleton import Skeleton
 from .typed import wrong_type
-from .values import DataRef, MetricRef, handles
+from .values import DataRef, MetricRef, references_in
 from .vocabulary import Vocabulary
 
 empty_recipe = Fault("empty-recipe", "A recipe has no pipeline, so there is nothing to compile.")
@@ -65,9 +65,9 @@ def check(
         unparsed=_unparsed_names(file) if broken else frozenset(),
         broken=broken,
     )
-    checked = [_variant(file, arguments, session) for arguments in variants(file, session)]
+    checked = [_check_variant(file, arguments, session) for arguments in matrix_variants(file, session)]
     unresolved = sorted({name for _, names in checked for name in names})
-    faults = in_order(_deduplicated(session.faults))
+    faults = sorted_diagnostics(_deduplicated(session.faults))
     sound = not any(d.severity == "error" for d in faults)
     return Checked(tuple(r for r, _ in checked) if sound else (), faults, tuple(unresolved))
 
@@ -93,11 +93,11 @@ def _deduplicated(faults: list[Diagnostic]) -> list[Diagnostic]:
     return list(by_site.values())
 
 
-def _variant(file: ast.File, arguments: dict[str, Argument], session: CheckState) -> tuple[Recipe, list[str]]:
+def _check_variant(file: ast.File, arguments: dict[str, Argument], session: CheckState) -> tuple[Recipe, list[str]]:
     """One recipe, and the models without a skeleton. Faults go to the session."""
     scope = Scope(session, Variant(), arguments=arguments)
     results: dict[str, _Result] = {}
-    declare_all(file, scope, lambda statement: _read(statement, scope, results))
+    declare_all(file, scope, lambda statement: _read_statement(statement, scope, results))
     unnamed_emit = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
     report_paths([e for r in results.values() for e in r.emits], scope)
     if not session.broken:
@@ -105,13 +105,13 @@ def _variant(file: ast.File, arguments: dict[str, Argument], session: CheckState
     for result in results.values():
         if result.line:
             report_demands(result.line, result.emits)
-    unresolved = _structure([r.line for r in results.values() if r.line], scope)
+    unresolved = _check_structure([r.line for r in results.values() if r.line], scope)
     params = {
         n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)
     }
     variant, doc = scope.variant, file.doc.value if file.doc else ""
     pipelines = {name: r.pipeline() for name, r in results.items() if r.line}
-    data = {n: call for n, call in variant.data.items() if "." not in n or n in _data_named(pipelines)}
+    data = {n: call for n, call in variant.data.items() if "." not in n or n in _data_references(pipelines)}
     return Recipe(
         file.source,
         doc,
@@ -125,13 +125,13 @@ def _variant(file: ast.File, arguments: dict[str, Argument], session: CheckState
     ), unresolved
 
 
-def _data_named(pipelines: dict[str, Pipeline]) -> set[str]:
+def _data_references(pipelines: dict[str, Pipeline]) -> set[str]:
     """Names of the data that steps and bounds read: what a module only offers is no part of the recipe."""
     calls = [s.call.args for p in pipelines.values() for s in p.steps]
     return {
         ref.name
         for value in (*calls, *(b.metric for p in pipelines.values() for b in p.expects))
-        for ref in handles(value, DataRef)
+        for ref in references_in(value, DataRef)
     }
 
 
@@ -167,7 +167,7 @@ class _Result:
         )
 
 
-def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"]) -> None:
+def _read_statement(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"]) -> None:
     """Read a pipeline, or what an `expect` or `emit` says of one, with the names that are known by then."""
     if isinstance(statement, ast.Pipeline):
         results.setdefault(statement.name.path, _Result(statement, read_steps(statement, scope)))
@@ -176,7 +176,7 @@ def _read(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"])
     name = statement.pipeline
     entry = scope.names.get(name.path)
     if entry is None:
-        scope.unknown(name, ("pipeline",), noun="pipeline")
+        scope.report_unknown(name, ("pipeline",), noun="pipeline")
     elif entry.kind != "pipeline":
         scope.report(
             wrong_type(
@@ -231,9 +231,9 @@ def _report_unused_names(scope: Scope) -> None:
             )
 
 
-def _structure(lines: list[PipelineBuild], scope: Scope) -> list[str]:
+def _check_structure(lines: list[PipelineBuild], scope: Scope) -> list[str]:
     """Compare steps with the structure of their models; the names of models that have no skeleton yet."""
-    from .structure import check_line
+    from .structure import check_pipeline_steps
 
     unresolved = []
     for line in lines:
@@ -243,5 +243,5 @@ def _structure(lines: list[PipelineBuild], scope: Scope) -> list[str]:
         if (skeleton := scope.session.skeleton(model)) is None:
             unresolved.append(line.input)
         else:
-            check_line(line, skeleton)
+            check_pipeline_steps(line, skeleton)
     return unresolved

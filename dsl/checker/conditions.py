@@ -30,7 +30,7 @@ def meets(conditions: str, args: Mapping[str, Any]) -> bool:
     return all(_is_met(term, args) for term in _terms(conditions))
 
 
-def named_in(conditions: str) -> list[str]:
+def condition_names(conditions: str) -> list[str]:
     """The parameters that conditions are about, in their order."""
     names: list[str] = []
     for term in _terms(conditions):
@@ -41,7 +41,7 @@ def named_in(conditions: str) -> list[str]:
 
 def compared_in(conditions: str) -> list[str]:
     """Parameters whose numbers are compared."""
-    return [name for term in _terms(conditions) if _COMPARED.search(term) for name in named_in(term)]
+    return [name for term in _terms(conditions) if _COMPARED.search(term) for name in condition_names(term)]
 
 
 def phrase(condition: str) -> str:
@@ -72,10 +72,10 @@ def _is_met(term: str, args: Mapping[str, Any]) -> bool:
 
 
 def _number(side: str, args: Mapping[str, Any]) -> float:
-    return prod(_factor(f.split(), args) for f in side.split("*"))
+    return prod(_count_factor(f.split(), args) for f in side.split("*"))
 
 
-def _factor(words: Sequence[str], args: Mapping[str, Any]) -> float:
+def _count_factor(words: Sequence[str], args: Mapping[str, Any]) -> float:
     """Of `3`, `100%`, `clients`, or `count ranks`: how many there are, one where it is no list."""
     name = words[-1]
     if not name.isidentifier():

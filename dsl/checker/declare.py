@@ -7,11 +7,11 @@ from ..syntax.diagnostics import Fault, Fix
 from ..syntax.nearest import nearest, suggestion
 from ..syntax.source import Span
 from . import profiles
-from .calls import invoke
-from .modules import use
-from .params import declare
+from .calls import check_call
+from .modules import add_module
+from .params import declare_param
 from .scope import POISON, Entry, Scope, duplicate_name
-from .typed import typed
+from .typed import typed_value
 from .vocabulary import Param
 
 unknown_key = Fault("unknown-key", "A profile says something that profiles don't have.")
@@ -37,11 +37,11 @@ def declared(statement: ast.Statement) -> ast.Name | None:
 def _declare(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
     match statement:
         case ast.Use():
-            use(statement, scope, file.source.name)
+            add_module(statement, scope, file.source.name)
         case ast.Param():
-            declare(statement, scope)
+            declare_param(statement, scope)
         case ast.Declare(kind, name, call):
-            _, invocation = invoke(kind, call, scope)
+            _, invocation = check_call(kind, call, scope)
             _add(Entry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
         case ast.Profile(name, entries):
             _add(Entry("profile", scope.prefix + name.path, name.span, _profile(entries, scope)), name, scope)
@@ -84,7 +84,7 @@ def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
             )
         else:
             spans[name] = entry.name.span
-            value = typed(entry.value, param, scope)
+            value = typed_value(entry.value, param, scope)
             if value is not POISON:
                 out[name] = value
     return out

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..syntax.diagnostics import Diagnostic, Fault
-from .conditions import compared_in, meets, named_in, phrase
+from .conditions import compared_in, condition_names, meets, phrase
 from .pipelines import PipelineBuild, Stage
 from .recipe import Emit, Invocation
 from .scope import Scope
 from .value_text import plain
-from .values import DataRef, handles
+from .values import DataRef, references_in
 from .vocabulary import Word
 
 unfit_choices = Fault("unfit-choices", "Parameters of a word are given values that can't go together.")
@@ -34,13 +34,13 @@ def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
         if stage.sound and stage.call:
             for fault in invalid_combination(stage.word, stage.call, scope):
                 line.report(stage, fault)
-        if stage.call and (lacking := _lacking(stage.word, stage.call, line.before(stage.name)[:-1], scope)):
+        if stage.call and (lacking := _missing_pass(stage.word, stage.call, line.stages_up_to(stage.name)[:-1], scope)):
             line.report(stage, lacking)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
         for fault in invalid_combination(word, emit.call, scope):
             scope.report(fault)
-        if lacking := _lacking(word, emit.call, line.before(emit.source), scope):
+        if lacking := _missing_pass(word, emit.call, line.stages_up_to(emit.source), scope):
             scope.report(lacking)
 
 
@@ -49,18 +49,18 @@ def invalid_combination(word: Word, call: Invocation, scope: Scope) -> list[Diag
     args, faults = {p.name: p.default for p in word.params} | dict(call.args), []
     for conditions, (reason, help_) in word.facts.get("conflicts", {}).items():
         if meets(conditions, args):
-            argument = next((name for name in named_in(conditions) if name in call.spans), "")
+            argument = next((name for name in condition_names(conditions) if name in call.spans), "")
             faults.append(
                 unfit_choices(reason, call.where(argument), help=help_, note=_defaults(conditions, call, args))
             )
             break
     else:
-        faults += _unread(word, call, args)
+        faults += _unread_parameters(word, call, args)
     data = scope.variant.data
-    faults += _unprompted(word, call, args, scope)
+    faults += _rows_without_prompts(word, call, args, scope)
     for judge, taught in word.facts.get("disjoint", {}).items():
-        learned = {ref.name: data.get(ref.name, ref) for ref in handles(args[taught], DataRef)}
-        for ref in handles(args[judge], DataRef):
+        learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
+        for ref in references_in(args[judge], DataRef):
             twin = next((name for name, rows in learned.items() if rows == data.get(ref.name, ref)), None)
             if twin is not None:
                 repeat = "has too" if twin == ref.name else f"has as `{twin}`, too"
@@ -82,11 +82,11 @@ def _defaults(conditions: str, call: Invocation, args: Mapping[str, Any]) -> str
     return ", ".join(f"`{name}` is {plain(args[name])} where it is left out" for name in silent)
 
 
-def _unread(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _unread_parameters(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
     """Parameters that are given and that other arguments leave without a meaning."""
     for name, condition in word.facts.get("only", {}).items():
         if name in call.spans and not meets(condition, args):
-            silent = [n for n in named_in(condition) if n not in call.spans and args[n] is not None]
+            silent = [n for n in condition_names(condition) if n not in call.spans and args[n] is not None]
             yield unfit_choices(
                 f"nothing reads `{name}` here: it belongs to {phrase(condition)}",
                 call.where(name),
@@ -95,11 +95,11 @@ def _unread(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[D
             )
 
 
-def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:
+def _rows_without_prompts(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:
     """Rows that are to say where prompts end, and are of a kind that doesn't."""
     kinds = scope.session.vocabulary.words("data")
     for name in word.facts.get("answers", ()):
-        for ref in handles(args[name], DataRef):
+        for ref in references_in(args[name], DataRef):
             declared = scope.variant.data.get(ref.name)
             if declared is not None and not kinds[declared.word].facts.get("prompted"):
                 prompted = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))
@@ -111,7 +111,7 @@ def _unprompted(word: Word, call: Invocation, args: Mapping[str, Any], scope: Sc
                 )
 
 
-def _lacking(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Diagnostic | None:
+def _missing_pass(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Diagnostic | None:
     """A fault where a pass must have run before this word and has not; None where all have, or nobody can tell."""
     if scope.session.broken or any(s.word is None for s in before):
         return None
@@ -120,7 +120,7 @@ def _lacking(word: Word, call: Invocation, before: list[Stage], scope: Scope) ->
     for key, reason in word.facts.get("needs", {}).items():
         name, _, conditions = key.partition(" & ")
         if name not in done and (not conditions or meets(conditions, args)):
-            argument = next((n for n in named_in(conditions) if n in call.spans), "") if conditions else ""
+            argument = next((n for n in condition_names(conditions) if n in call.spans), "") if conditions else ""
             message = f"`{word.name}` needs `{name}` before it"
             return missing_step(message, call.where(argument), note=reason, help=f"add a step `{name}(...)`")
     return None

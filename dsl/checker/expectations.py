@@ -5,13 +5,13 @@ from typing import Any
 from ..syntax import ast
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
-from .calls import invoke, metric_ref
+from .calls import check_call, metric_ref
 from .conditions import is_met, meets
-from .pipelines import PipelineBuild, branch
+from .pipelines import PipelineBuild, from_result
 from .recipe import Bound, Emit
 from .result_kinds import report_result_kind
 from .scope import LABELS, POISON, Scope
-from .typed import typed, wrong_type
+from .typed import typed_value, wrong_type
 from .values import Range, Ratio
 from .vocabulary import Param, Word
 
@@ -29,19 +29,19 @@ def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     """A checked bound, or None with its faults reported."""
     metric = metric_ref(node.metric, scope)
     unit = "" if metric is POISON else scope.session.vocabulary.words("metric")[metric.name].facts.get("unit", "")
-    profile = _handle(node.profile, "profile", scope) if node.profile else None
-    baseline = _handle(node.limit.baseline, "model", scope) if node.limit.baseline else None
-    limit = _limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
-    if POISON in (metric, limit, profile, baseline) or _no_limit(node, limit, metric.name, scope):
+    profile = _declared_reference(node.profile, "profile", scope) if node.profile else None
+    baseline = _declared_reference(node.limit.baseline, "model", scope) if node.limit.baseline else None
+    limit = _read_limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
+    if POISON in (metric, limit, profile, baseline) or _report_bad_limit(node, limit, metric.name, scope):
         return None
     return Bound(metric, node.op, limit, baseline, profile, node.part.path if node.part else "", node.span)
 
 
-def _handle(name: ast.Name, kind: str, scope: Scope) -> Any:
+def _declared_reference(name: ast.Name, kind: str, scope: Scope) -> Any:
     """The name of a declared model or profile, or POISON."""
     entry = scope.find(name.path)
     if entry is None:
-        scope.unknown(name, (kind,), noun=kind)
+        scope.report_unknown(name, (kind,), noun=kind)
         return POISON
     if entry.kind != kind:
         scope.report(
@@ -52,10 +52,10 @@ def _handle(name: ast.Name, kind: str, scope: Scope) -> Any:
             )
         )
         return POISON
-    return scope.variant.reach(entry)
+    return scope.variant.include_entry(entry)
 
 
-def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
+def _read_limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
     """The limit in the metric's unit: a factor where there is a baseline, a range for `in`."""
     if not known:
         _mark(node.limit.amount, scope)
@@ -74,9 +74,9 @@ def _limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
         return POISON
     param = Param(_label(node), types, "", of=())
     if ranged:
-        limits = [typed(e, param, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
+        limits = [typed_value(e, param, scope) for e in (node.limit.amount.low, node.limit.amount.high)]
         return POISON if POISON in limits else Range(*map(_factor, limits) if node.limit.baseline else limits)
-    value = typed(node.limit.amount, param, scope)
+    value = typed_value(node.limit.amount, param, scope)
     return _factor(value) if node.limit.baseline and value is not POISON else value
 
 
@@ -84,7 +84,7 @@ _MIN_SAMPLES = 100  # a count of which no model has so few
 _MAX_BOUNDS = 2  # times what the original has: more is surely no share
 
 
-def _no_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
+def _report_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
     """Whether a limit is reported as none: no part of the baseline, or a factor that lacks its baseline."""
     if isinstance(limit, Range) or not isinstance(limit, (int, float)):
         return False
@@ -142,24 +142,24 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Pipeli
     """Checked targets, each with the step whose result it holds."""
     out = []
     for call in calls:
-        word, target = invoke("target", call, line.scope)
+        word, target = check_call("target", call, line.scope)
         source: str | None = line.stages[-1].name if line.stages else line.input
         if arg := next((a for a in call.args if a.name == "from"), None):
-            source = branch(arg, line.scope, pipeline, line.input)
+            source = from_result(arg, line.scope, pipeline, line.input)
         if word and target and source is not None:
             out.append(Emit(target, source))
             report_result_kind(word, out[-1], line)
-            _report_unheld(word, out[-1], line)
+            _report_unsupported_result(word, out[-1], line)
     return out
 
 
-def _report_unheld(word: Word, emit: Emit, line: PipelineBuild) -> None:
+def _report_unsupported_result(word: Word, emit: Emit, line: PipelineBuild) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
     reasons_by_effect: dict[str, str] = {}
     for condition, reasons in word.facts.get("cannot_hold", {}).items():
         if is_met(condition, emit.call.args):
             reasons_by_effect |= reasons
-    for stage in line.before(emit.source):
+    for stage in line.stages_up_to(emit.source):
         makes = stage.word.facts.get("makes", {}) if stage.word and stage.call else {}
         for condition, effect in makes.items():
             if effect in reasons_by_effect and meets(condition, stage.call.args):
@@ -179,7 +179,7 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
     spans: dict[tuple[str, ...], Span] = {}
     for emit in emits:
         path, span = emit.call.args.get("path", ""), emit.call.where("path")
-        if fault := _astray(path):
+        if fault := _path_problem(path):
             scope.report(bad_path(fault, span, help='write a path inside the output folder: "hf"'))
             continue
         parts = tuple(p for p in path.split("/") if p not in ("", "."))
@@ -203,7 +203,7 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
 _LONGEST = 200  # bytes of a name: systems have 255, and a draft's name is longer
 
 
-def _astray(path: str) -> str:
+def _path_problem(path: str) -> str:
     """Why a path is none inside the output folder, or ""."""
     parts = [p for p in path.split("/") if p not in ("", ".")]
     if not parts:

@@ -32,7 +32,9 @@ rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adap
 def check_inputs(stage: Stage, chosen: "Selectable", skeleton: Skeleton, line: PipelineBuild) -> None:
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
-    if any(s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.before(stage.name)[:-1]):
+    if any(
+        s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.stages_up_to(stage.name)[:-1]
+    ):
         return
     group, rank = args.get(facts.get("divides", "")), args.get(facts.get("within", ""))
     paths, everywhere = set(chosen.paths), args.get("on") is not None
@@ -42,7 +44,7 @@ def check_inputs(stage: Stage, chosen: "Selectable", skeleton: Skeleton, line: P
     if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
         for fault in pattern_mismatch(parts, group, sparsity, args.get("allocation", "uniform")):
             line.report(stage, fault.at(stage.call.where(fault.argument)))
-    if isinstance(rank, list | tuple) and rank and (fault := wide_ranks(parts, rank)):
+    if isinstance(rank, list | tuple) and rank and (fault := rank_mismatch(parts, rank)):
         line.report(stage, fault.at(stage.call.where(facts["within"])))
     if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
         line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
@@ -57,7 +59,7 @@ def group_mismatch(parts: Sequence[Part], group: int) -> Diagnostic | None:
     fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in misfits))
     return unfit_group(
         f"{misfits[0].path} has {width} inputs, which groups of {group} don't divide{_and_more(misfits)}",
-        help=f"write `group: {fits}`, or `group: 0` for one scale an output{_without(misfits, parts)}",
+        help=f"write `group: {fits}`, or `group: 0` for one scale an output{_excluding_selector(misfits, parts)}",
         argument="group",
     )
 
@@ -91,7 +93,7 @@ def pattern_mismatch(parts: Sequence[Part], pattern: str, sparsity: Ratio, alloc
             unfit_pattern(
                 f"{misfits[0].path} has {inputs(misfits[0])} inputs, "
                 f"which groups of {of} don't divide{_and_more(misfits)}",
-                help=f"write `pattern: any`{_without(misfits, parts)}",
+                help=f"write `pattern: any`{_excluding_selector(misfits, parts)}",
                 argument="pattern",
             )
         )
@@ -102,7 +104,7 @@ def _and_more(misfits: Sequence[Part]) -> str:
     return f", and {len(misfits) - 1} more are like that" if len(misfits) > 1 else ""
 
 
-def _without(misfits: Sequence[Part], parts: Sequence[Part]) -> str:
+def _excluding_selector(misfits: Sequence[Part], parts: Sequence[Part]) -> str:
     """Selector that leaves them out: `; or leave it out: on: "layers.*" - "*.down_proj"`; "" where none is left."""
     names = list(dict.fromkeys(part.path.rpartition(".")[2] for part in misfits))
     fitting = {part.path for part in parts} - {part.path for part in misfits}
@@ -127,7 +129,7 @@ def wide_rank(rank: int, width: int, where: str) -> Diagnostic:
     )
 
 
-def wide_ranks(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None:
+def rank_mismatch(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None:
     """Diagnostic for modules that are narrower than the largest rank."""
     for part in parts:
         narrow = min(dict(part.tensors)["weight"])

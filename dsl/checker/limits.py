@@ -9,7 +9,7 @@ from ..syntax.control_characters import control_character_error, control_in
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
 from .units import magnitude
-from .value_text import plain, show
+from .value_text import plain, value_text
 from .values import Bytes, Duration, Range, Ratio, Selector, Shares
 from .vocabulary import Param
 
@@ -23,14 +23,14 @@ SEEDS = (0, 2**32 - 1)  # what all of their generators take
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
-def within(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+def check_bounds(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
     """Whether a value, or every item of a list, keeps the bounds; reports the first that doesn't."""
     if isinstance(value, (tuple, list)):
-        return all(within(v, param, span, report) for v in value)
+        return all(check_bounds(v, param, span, report) for v in value)
     if isinstance(value, Range):
-        return within(value.low, param, span, report) and within(value.high, param, span, report)
+        return check_bounds(value.low, param, span, report) and check_bounds(value.high, param, span, report)
     if isinstance(value, Shares):
-        return _shared_out(value, param, span, report)
+        return _check_shares(value, param, span, report)
     texts = [glob for _, glob in value.terms] if isinstance(value, Selector) else [value]
     if isinstance(texts[0], str) and (character := control_in("".join(texts), param.lines)):
         report(control_character_error(f"`{param.name}`", character, span))
@@ -39,23 +39,25 @@ def within(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], 
         report(out_of_range(f"`{param.name}` has {len(value)} characters, the most is {LONGEST}", span))
         return False
     if isinstance(value, str) and param.spelled and not re.fullmatch(param.spelled, value):
-        sample = f"write it like `{param.name}: {show(param.default)}`" if isinstance(param.default, str) else ""
-        report(ill_spelled(f"`{param.name}` is {show(value)}, which says nothing", span, note=param.doc, help=sample))
+        sample = f"write it like `{param.name}: {value_text(param.default)}`" if isinstance(param.default, str) else ""
+        report(
+            ill_spelled(f"`{param.name}` is {value_text(value)}, which says nothing", span, note=param.doc, help=sample)
+        )
         return False
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True
-    if type(value) is int and (fault := _off_grid(value, param, span)):
+    if type(value) is int and (fault := _grid_diagnostic(value, param, span)):
         report(fault)
         return False
-    for fits, limit, words in _limits(value, param):
+    for fits, limit, words in _bound_tests(value, param):
         if not fits(magnitude(value), limit):
-            bound = _like(value, limit)
-            report(out_of_range(f"`{param.name}` is {show(value)}, {words.format(bound)}", span))
+            bound = _format_limit(value, limit)
+            report(out_of_range(f"`{param.name}` is {value_text(value)}, {words.format(bound)}", span))
             return False
     return True
 
 
-def _off_grid(value: int, param: Param, span: Span) -> Diagnostic | None:
+def _grid_diagnostic(value: int, param: Param, span: Span) -> Diagnostic | None:
     """A number that is none of those declared, no multiple, or even."""
     if param.among and value not in param.among:
         closest = min(filter(None, param.among), key=lambda n: (abs(n - value), n))  # 0 is for none: nobody meant it
@@ -81,13 +83,13 @@ def _off_grid(value: int, param: Param, span: Span) -> Diagnostic | None:
     return None
 
 
-def _shared_out(value: Shares, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+def _check_shares(value: Shares, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
     """Whether shares are a division of something: none below zero, not all of them zero."""
     total = sum(part for _, part in value.parts)
     negative = [(name, part) for name, part in value.parts if part < 0]
     if negative:
         name, part = negative[0]
-        report(out_of_range(f"`{name}` of `{param.name}` is {show(part)}, the least is 0", span))
+        report(out_of_range(f"`{name}` of `{param.name}` is {value_text(part)}, the least is 0", span))
     elif total == 0:
         report(
             out_of_range(
@@ -107,7 +109,7 @@ def _shared_out(value: Shares, param: Param, span: Span, report: Callable[[Diagn
     return False
 
 
-def _limits(value: Any, param: Param):
+def _bound_tests(value: Any, param: Param):
     """(test, limit, sentence) for every bound that holds for a value.
 
     Where a parameter takes a count or a share, its bounds are those of the count; a share is 0% to 100%.
@@ -134,16 +136,16 @@ def _limits(value: Any, param: Param):
     ]
 
 
-def _like(value: Any, limit: float) -> str:
+def _format_limit(value: Any, limit: float) -> str:
     """A limit, written as the value is."""
     if isinstance(value, Ratio):
-        return show(Ratio(limit))
+        return value_text(Ratio(limit))
     if isinstance(value, Bytes):
-        return show(Bytes(int(limit)))
-    return show(Duration(limit)) if isinstance(value, Duration) else show(limit)
+        return value_text(Bytes(int(limit)))
+    return value_text(Duration(limit)) if isinstance(value, Duration) else value_text(limit)
 
 
-def allowed(
+def check_allowed(
     value: Any,
     bounds: Range | tuple | None,
     name: str,
@@ -156,7 +158,7 @@ def allowed(
         return True
     if isinstance(bounds, Range):
         fits = magnitude(bounds.low) <= magnitude(value) <= magnitude(bounds.high)
-        where = f"outside {show(bounds)}"
+        where = f"outside {value_text(bounds)}"
     else:
         fits = value in bounds
         where = f"none of {', '.join(plain(b) for b in bounds)}"

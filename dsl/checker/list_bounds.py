@@ -7,7 +7,7 @@ from typing import Any
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from .units import magnitude
-from .value_text import plain, show
+from .value_text import plain, value_text
 from .values import Ratio
 from .vocabulary import Param
 
@@ -17,7 +17,7 @@ rising_items = Fault("rising-items", "A list is to fall from each item to the ne
 partial_items = Fault("partial-items", "A list of shares is to begin with the whole, 100%, and does not.")
 
 
-def items_fit(expr: ast.Items, values: tuple[Any, ...], param: Param, report: Callable[[Diagnostic], None]) -> bool:
+def check_items(expr: ast.Items, values: tuple[Any, ...], param: Param, report: Callable[[Diagnostic], None]) -> bool:
     """Whether a list is as its parameter declares; reports the first thing that is not, at the item."""
     if len(values) < param.least:
         report(_too_few(expr, values, param))
@@ -36,15 +36,15 @@ def items_fit(expr: ast.Items, values: tuple[Any, ...], param: Param, report: Ca
             return False
     if (param.falling or param.whole) and any(magnitude(b) >= magnitude(a) for a, b in pairwise(values)):
         fallen = sorted(set(values), key=magnitude, reverse=True)
-        help_text = f"write `{param.name}: {show(tuple(fallen))}`" if len(fallen) > 1 else ""
-        offer = Fix(expr.span, show(tuple(fallen))) if help_text else None
+        help_text = f"write `{param.name}: {value_text(tuple(fallen))}`" if len(fallen) > 1 else ""
+        offer = Fix(expr.span, value_text(tuple(fallen))) if help_text else None
         message = f"`{param.name}` does not fall from each item to the next"
         report(rising_items(message, expr.span, help=help_text, offer=offer))
         return False
     if param.whole and values and values[0].value != 1.0:
         proper = [value for value in values if 0 < value.value < 1]
-        right = show((Ratio(1.0), *proper))
-        message = f"`{param.name}` begins with {show(values[0])}, not with 100%"
+        right = value_text((Ratio(1.0), *proper))
+        message = f"`{param.name}` begins with {value_text(values[0])}, not with 100%"
         help_text, offer = (f"write `{param.name}: {right}`", Fix(expr.span, right)) if proper else ("", None)
         report(partial_items(message, expr.items[0].span, help=help_text, offer=offer))
         return False
@@ -55,7 +55,7 @@ def _too_few(expr: ast.Items, values: tuple[Any, ...], param: Param) -> Diagnost
     noun = _noun(param)
     count = f"{len(values)} {noun}{'' if len(values) == 1 else 's'}" if values else "empty"
     message = f"`{param.name}` {'has' if values else 'is'} {count}, the least is {param.least}"
-    return too_few_items(message, expr.span, help=_spelling(expr, param))
+    return too_few_items(message, expr.span, help=_example_list(expr, param))
 
 
 def _noun(param: Param) -> str:
@@ -63,7 +63,7 @@ def _noun(param: Param) -> str:
     return inner if inner in ("step", "metric", "ratio") else "item"
 
 
-def _spelling(expr: ast.Items, param: Param) -> str:
+def _example_list(expr: ast.Items, param: Param) -> str:
     """Example of such a list."""
     samples = {
         "list[step]": f"{param.name}: [{expr.items[0].span.text if expr.items else 'slim'}, lean]",

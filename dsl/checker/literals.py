@@ -8,8 +8,8 @@ from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.nearest import nearest
 from ..syntax.source import Span
 from .limits import out_of_range
-from .selectors import InvalidGlob, read
-from .units import ALL, magnitude, natural
+from .selectors import InvalidGlob, parse_glob
+from .units import ALL, magnitude, number_with_unit
 from .values import Range, Selector
 
 unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
@@ -25,20 +25,20 @@ class InvalidLiteral(Exception):
         self.diagnostic = diagnostic
 
 
-def literal(expr: ast.Expr) -> Any:
+def literal_value(expr: ast.Expr) -> Any:
     """The value of a number, string, bool or range, by its own look; raises Unfit."""
     match expr:
         case ast.Number(digits, unit):
-            return number(expr, digits, unit)
+            return number_value(expr, digits, unit)
         case ast.Text(value) | ast.Bool(value):
             return value
         case ast.Interval(low, high):
-            return interval(expr, literal(low), literal(high))
+            return interval_value(expr, literal_value(low), literal_value(high))
     raise AssertionError(f"no literal: {expr}")
 
 
-def number(expr: ast.Number, digits: str, unit: str) -> Any:
-    value = natural(digits, unit)
+def number_value(expr: ast.Number, digits: str, unit: str) -> Any:
+    value = number_with_unit(digits, unit)
     if value is None:
         closest = nearest(unit, ALL)
         raise InvalidLiteral(
@@ -57,7 +57,7 @@ def number(expr: ast.Number, digits: str, unit: str) -> Any:
     return value
 
 
-def interval(expr: ast.Interval, low: Any, high: Any) -> Range:
+def interval_value(expr: ast.Interval, low: Any, high: Any) -> Range:
     if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
         raise InvalidLiteral(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
     numbers = {int, float}
@@ -70,22 +70,22 @@ def interval(expr: ast.Interval, low: Any, high: Any) -> Range:
     return Range(low, high)
 
 
-def selector(expr: ast.Expr) -> Selector | None:
+def selector_value(expr: ast.Expr) -> Selector | None:
     """A selector from globs joined by operators; None where some part is no glob. Raises Unfit."""
     if isinstance(expr, ast.AllowEmpty):
-        inner = selector(expr.selector)
+        inner = selector_value(expr.selector)
         return inner and Selector(inner.terms, allow_empty=True)
-    terms = _terms("|", expr)
+    terms = _selector_terms("|", expr)
     return Selector(tuple(terms)) if terms else None
 
 
-def _terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
+def _selector_terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
     if isinstance(expr, ast.Text):
         check_glob(expr.value, expr.span)
         return [(op, expr.value)]
     if not isinstance(expr, ast.Combine):
         return None
-    left, right = _terms(op, expr.left), _terms(expr.op, expr.right)
+    left, right = _selector_terms(op, expr.left), _selector_terms(expr.op, expr.right)
     if left and right and len(right) > 1:
         raise InvalidLiteral(
             bad_selector(
@@ -100,7 +100,7 @@ def _terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
 def check_glob(glob: str, span: Span) -> None:
     """Raises Unfit, at the place inside the quotes, for a glob that can't be read."""
     try:
-        read(glob)
+        parse_glob(glob)
     except InvalidGlob as error:
         glob_span = inside(span, glob, error.start, error.end)
         raise InvalidLiteral(bad_selector(error.message, glob_span, help=_glob_help(glob))) from None

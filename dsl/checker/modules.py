@@ -6,7 +6,7 @@ from posixpath import dirname, join, normpath
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Reject
 from ..syntax.source import Span
-from .package_paths import outside
+from .package_paths import paths_outside_package
 from .scope import Entry, Scope
 
 unknown_module = Fault("unknown-module", "A `use` names a file that isn't there.")
@@ -26,7 +26,7 @@ _MAX_VALUE = 2000
 nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
 
 
-def use(node: ast.Use, scope: Scope, file_name: str) -> None:
+def add_module(node: ast.Use, scope: Scope, file_name: str) -> None:
     """Add the module that a line names. `file_name` is the name of the file that the line stands in."""
     alias = node.alias or _local_name(node)
     if alias is None:
@@ -39,7 +39,7 @@ def use(node: ast.Use, scope: Scope, file_name: str) -> None:
     entry = Entry("module", alias.path, alias.span)
     scope.define(alias, entry)
     name = module_name(node.target, file_name)
-    if file := _parsed(node, name, scope):
+    if file := _parse_module(node, name, scope):
         entry.node = file
         entry.scope = open_module(file, scope, alias.path, {}, "")
 
@@ -66,7 +66,7 @@ def _local_name(node: ast.Use) -> ast.Name | None:
     return ast.Name(last, span=node.target.span)
 
 
-def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
+def _parse_module(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
     session = scope.session
     if name not in session.parsed and name not in session.open:
         try:
@@ -76,7 +76,9 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
             session.parsed[name] = None
             return None
         if source is None:
-            scope.report(unknown_module(f"there is no {name}", node.target.span, help=_elsewhere(node.target, name)))
+            scope.report(
+                unknown_module(f"there is no {name}", node.target.span, help=_expected_module_path(node.target, name))
+            )
             session.parsed[name] = None
         else:
             from ..syntax.parse import parse
@@ -86,7 +88,7 @@ def _parsed(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
                 scope.report(not_a_recipe(node.target.span, name))
                 session.parsed[name] = None
             else:
-                session.faults += [*parsed.diagnostics, *outside(parsed.file)]
+                session.faults += [*parsed.diagnostics, *paths_outside_package(parsed.file)]
                 session.parsed[name] = parsed.file
     file = session.parsed.get(name)
     path = file.source.name if file else name  # `std.text` is open under its path
@@ -125,7 +127,7 @@ def call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
     from .calls import unknown_parameter
     from .params import Argument, declared_type
     from .scope import POISON
-    from .typed import typed
+    from .typed import typed_value
 
     params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
     out, sound = {}, True
@@ -144,13 +146,13 @@ def call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
             )
             sound = False
         elif param := declared_type(node):
-            value = typed(arg.value, replace(param, name=arg.name), scope)
+            value = typed_value(arg.value, replace(param, name=arg.name), scope)
             sound &= value is not POISON
             out[arg.name] = Argument(value, arg.value.span, "call")
     return out if sound else None
 
 
-def _elsewhere(target: ast.Text | ast.Name, name: str) -> str:
+def _expected_module_path(target: ast.Text | ast.Name, name: str) -> str:
     """Expected path of a module of this name."""
     if isinstance(target, ast.Text):
         return "a path is relative to the file that uses it"

@@ -53,18 +53,18 @@ def read_overrides(
     """Overrides of a command line; `environment` is os.environ or a part of it."""
     by_name: dict[str, Override] = {}
     faults: list[Diagnostic] = []
-    overrides = list(_of_file(params, faults)) if params else []
+    overrides = list(_parse_params_file(params, faults)) if params else []
     for name, text in sorted((environment or {}).items()):
         if name.startswith(PREFIX):
             source = Source(name, text)
             overrides.append(Override(name[len(PREFIX) :], value_of(source, 0), name, Span(source, 0, len(text))))
-    overrides += [o for text in sets if (o := _of_set(text, faults))]
+    overrides += [o for text in sets if (o := _parse_set_option(text, faults))]
     for override in overrides:
         by_name[override.name] = override
     return Overrides(by_name, tuple(faults))
 
 
-def _of_set(text: str, faults: list[Diagnostic]) -> Override | None:
+def _parse_set_option(text: str, faults: list[Diagnostic]) -> Override | None:
     source = Source("--set", text)
     name, equals, _ = text.partition("=")
     if not equals or not _NAME.match(name.strip()):
@@ -75,7 +75,7 @@ def _of_set(text: str, faults: list[Diagnostic]) -> Override | None:
     return Override(name.strip(), value_of(source, len(name) + 1), "--set", Span(source, 0, len(name)))
 
 
-def _of_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
+def _parse_params_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
     import json
 
     try:
@@ -98,7 +98,7 @@ def _of_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
         return
     for name, value in table:
         span = _key_span(source, name)
-        if (expr := _of_json(value, span)) is None:
+        if (expr := _json_to_expression(value, span)) is None:
             faults.append(
                 bad_override(
                     f"`{name}` of the params file is no value of a param",
@@ -116,28 +116,28 @@ def _key_span(source: Source, name: str) -> Span:
     return Span(source, start, start + len(name) + 2 if match else len(source.text))
 
 
-def _of_json(value, span: Span) -> ast.Expr | None:
+def _json_to_expression(value, span: Span) -> ast.Expr | None:
     if isinstance(value, bool):
         return ast.Bool(value, span=span)
     if isinstance(value, (int, float)):
         return ast.Number(repr(value), span=span) if isfinite(value) else None
     if isinstance(value, str):
-        return expression(value, span)
+        return parse_shell_value(value, span)
     if isinstance(value, list):
-        items = [_of_json(v, span) for v in value]
+        items = [_json_to_expression(v, span) for v in value]
         return None if None in items else ast.Items(tuple(items), span=span)
     if isinstance(value, tuple):  # an object
-        named = [(name, _of_json(v, span)) for name, v in value]
+        named = [(name, _json_to_expression(v, span)) for name, v in value]
         sound = named and all(_WORD.match(name) and v is not None for name, v in named)
         return _pairs(named, span) if sound else None
     return None
 
 
 def value_of(source: Source, start: int) -> ast.Expr:
-    return expression(source.text[start:], Span(source, start, len(source.text)))
+    return parse_shell_value(source.text[start:], Span(source, start, len(source.text)))
 
 
-def expression(text: str, span: Span) -> ast.Expr:
+def parse_shell_value(text: str, span: Span) -> ast.Expr:
     """A value as a shell would pass it: quotes are not needed, and what is nothing else is a string."""
     text = text.strip()
     if match := _NUMBER.match(text):
@@ -146,14 +146,14 @@ def expression(text: str, span: Span) -> ast.Expr:
         return ast.Bool(text == "true", span=span)
     amount, of, base = text.rpartition(" of ")
     if of and _NUMBER.match(amount.strip()) and _NAME.match(base.strip()):
-        return ast.Of(expression(amount, span), ast.Name(base.strip(), span=span), span=span)
+        return ast.Of(parse_shell_value(amount, span), ast.Name(base.strip(), span=span), span=span)
     if text.startswith("[") and text.endswith("]"):
         parts = [p for p in text[1:-1].split(",") if p.strip()]
-        return ast.Items(tuple(expression(p, span) for p in parts), span=span)
+        return ast.Items(tuple(parse_shell_value(p, span) for p in parts), span=span)
     if text.startswith("{") and text.endswith("}"):
         parts = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
         if parts and all(colon and _WORD.match(name.strip()) for name, colon, _ in parts):  # else a glob: `{q,k}`
-            return _pairs([(name.strip(), expression(value, span)) for name, _, value in parts], span)
+            return _pairs([(name.strip(), parse_shell_value(value, span)) for name, _, value in parts], span)
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
     return ast.Text(text, span=span)

@@ -15,7 +15,7 @@ outside_package = Fault(
 )
 
 
-def outside(file: ast.File) -> list[Diagnostic]:
+def paths_outside_package(file: ast.File) -> list[Diagnostic]:
     """A fault for every text that leads out of the package that a file belongs to; none where it belongs to none."""
     root, folder = file.source.root, dirname(file.source.name)
     if not root:
@@ -26,7 +26,7 @@ def outside(file: ast.File) -> list[Diagnostic]:
             text.span,
             help="a package holds what its recipes name, or takes it as a `param` from whoever uses it",
         )
-        for text in texts(file.statements)
+        for text in quoted_texts(file.statements)
         if _leaves(root, folder, text.value)
     ]
 
@@ -37,14 +37,14 @@ def _leaves(root: str, folder: str, text: str) -> bool:
     return not normpath(join(folder, text)).startswith(f"{root}/") and ".." in text.split("/")
 
 
-def texts(node: object) -> Iterator[ast.Text]:
+def quoted_texts(node: object) -> Iterator[ast.Text]:
     """Every quoted text of a syntax tree but docstrings."""
     if isinstance(node, ast.Text):
         yield node
     elif isinstance(node, (list, tuple)):
         for item in node:
-            yield from texts(item)
+            yield from quoted_texts(item)
     elif is_dataclass(node):
         for part in fields(node):
             if part.name not in ("span", "doc"):
-                yield from texts(getattr(node, part.name))
+                yield from quoted_texts(getattr(node, part.name))

@@ -8,11 +8,11 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.nearest import suggestion
 from ..syntax.source import Span
-from .limits import allowed
-from .literals import InvalidLiteral, interval
+from .limits import check_allowed
+from .literals import InvalidLiteral, interval_value
 from .overrides import Override, unfit_override, unknown_override
 from .scope import POISON, CheckState, Entry, Scope, Variant, unknown_name, use_before_definition
-from .typed import typed
+from .typed import typed_value
 from .value_text import plain
 from .vocabulary import Param
 
@@ -35,7 +35,7 @@ class Argument:
     usage: bool = False  # from the command line: its faults are the caller's, not the recipe's
 
 
-def declare(node: ast.Param, scope: Scope) -> None:
+def declare_param(node: ast.Param, scope: Scope) -> None:
     """Add a param with its value: the one given from elsewhere, else its default."""
     name = node.name.path
     entry = Entry("param", name, node.name.span, POISON, node)
@@ -43,14 +43,14 @@ def declare(node: ast.Param, scope: Scope) -> None:
     param = declared_type(node, scope)
     if param is None:
         return
-    bounds = _bounds(node, param, scope)
+    bounds = _allowed_values(node, param, scope)
     argument = scope.arguments.get(name)
     if argument is None:
-        argument = Argument(typed(node.default, param, scope), node.default.span, "recipe")
+        argument = Argument(typed_value(node.default, param, scope), node.default.span, "recipe")
     if bounds is POISON or argument.value is POISON:
         return
     faults: list[Diagnostic] = []
-    if allowed(argument.value, bounds, name, argument.span, faults.append, node.bounds and node.bounds.span):
+    if check_allowed(argument.value, bounds, name, argument.span, faults.append, node.bounds and node.bounds.span):
         entry.value = argument.value
         scope.origins[name] = argument.origin
     for fault in faults:
@@ -78,26 +78,26 @@ def declared_type(node: ast.Param, scope: Scope | None = None) -> Param | None:
     return Param(node.name.path, (name,), node.doc.value if node.doc else "", choices=choices, lines=True)
 
 
-def _bounds(node: ast.Param, param: Param, scope: Scope) -> Any:
+def _allowed_values(node: ast.Param, param: Param, scope: Scope) -> Any:
     """The range or the values that a declaration allows, typed as the param; None where it says nothing."""
     match node.bounds:
         case None:
             return None
         case ast.Items(items):
-            values = tuple(typed(i, param, scope) for i in items)
+            values = tuple(typed_value(i, param, scope) for i in items)
             return POISON if POISON in values else values
         case ast.Interval(low, high):
-            limits = [typed(e, param, scope) for e in (low, high)]
+            limits = [typed_value(e, param, scope) for e in (low, high)]
             if POISON in limits:
                 return POISON
             try:
-                return interval(node.bounds, *limits)
+                return interval_value(node.bounds, *limits)
             except InvalidLiteral as error:
                 scope.report(error.diagnostic)
     return POISON
 
 
-def variants(file: ast.File, session: CheckState) -> list[dict[str, Argument]]:
+def matrix_variants(file: ast.File, session: CheckState) -> list[dict[str, Argument]]:
     """Arguments of each variant's params: overrides for all of them, and one point of the matrix."""
     params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
     fixed: dict[str, Argument] = {}
@@ -119,8 +119,8 @@ def variants(file: ast.File, session: CheckState) -> list[dict[str, Argument]]:
                 )
             )
         elif param := declared_type(node):
-            fixed[override.name] = _argument(override, param, session)
-    axes = _axes(file, params, session)
+            fixed[override.name] = _typed_argument(override, param, session)
+    axes = _matrix_axes(file, params, session)
     free = {name: values for name, values in axes.items() if name not in fixed}
     size = 1
     for values in free.values():
@@ -143,19 +143,19 @@ def variant_name(arguments: dict[str, Argument]) -> str:
     return ",".join(f"{name}={plain(g.value)}" for name, g in arguments.items() if g.origin == "matrix")
 
 
-def _argument(override: Override, param: Param, session: CheckState) -> Argument:
+def _typed_argument(override: Override, param: Param, session: CheckState) -> Argument:
     """An override with its type; its faults are those of the command line."""
     scratch = replace(session, faults=[])
     expr = override.value
     if param.types == ("string",) and not isinstance(expr, ast.Text):
         expr = ast.Text(expr.span.text.strip(), span=expr.span)
-    value = typed(expr, param, Scope(scratch, Variant()))
+    value = typed_value(expr, param, Scope(scratch, Variant()))
     for fault in scratch.faults:
         session.report(replace(fault, fault=unfit_override, fix=None))
     return Argument(value, expr.span, override.origin, usage=True)
 
 
-def _axes(file: ast.File, params: dict[str, ast.Param], session: CheckState) -> dict[str, list[Argument]]:
+def _matrix_axes(file: ast.File, params: dict[str, ast.Param], session: CheckState) -> dict[str, list[Argument]]:
     """The values that the matrix gives to each param."""
     axes: dict[str, list[Argument]] = {}
     scope = Scope(session, Variant())
@@ -193,7 +193,7 @@ def _axes(file: ast.File, params: dict[str, ast.Param], session: CheckState) -> 
             message = "stands twice in the matrix" if name in axes else "has no list of values"
             session.report(bad_matrix(f"`{name}` {message}", entry.span, help=f"write `{name}: [...]` once"))
         elif param := declared_type(node):
-            values = [(typed(i, param, scope), i.span) for i in entry.value.items]
+            values = [(typed_value(i, param, scope), i.span) for i in entry.value.items]
             axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
             _refuse_twins(name, axes[name], session)
     return {name: values for name, values in axes.items() if values}

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
-from .calls import attempt
+from .calls import check_call_partially
 from .modules import call_arguments, open_module
 from .recipe import Invocation
 from .scope import LABELS, Entry, Scope
 from .typed import wrong_type
-from .values import StepRef, handles
+from .values import StepRef, references_in
 from .vocabulary import Word
 
 wrong_order = Fault("wrong-order", "Two passes stand in an order in which the later one undoes or hinders the other.")
@@ -44,7 +44,7 @@ class PipelineBuild:
     scope: Scope
     stages: list[Stage] = field(default_factory=list)
 
-    def before(self, name: str) -> list[Stage]:
+    def stages_up_to(self, name: str) -> list[Stage]:
         """The stages that a step's result went through, first to last, its own included."""
         by_name = {s.name: s for s in self.stages}
         out: list[Stage] = []
@@ -61,18 +61,18 @@ class PipelineBuild:
 
 def read_steps(pipeline: ast.Pipeline, scope: Scope) -> PipelineBuild | None:
     """The line of a pipeline of the recipe itself; None where its model is unknown."""
-    model = _model(pipeline, scope)
+    model = _pipeline_model(pipeline, scope)
     line = PipelineBuild(model.name if model else "", scope.inner({s.name.path: s.name.span for s in pipeline.steps}))
-    _append(pipeline, line.scope, line, line.input, "")
+    _append_steps(pipeline, line.scope, line, line.input, "")
     _report_order(line)
     return line if model else None
 
 
-def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
+def _pipeline_model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
     name = pipeline.model
     entry = scope.find(name.path)
     if entry is None:
-        scope.unknown(name, ("model",), noun="model")
+        scope.report_unknown(name, ("model",), noun="model")
     elif entry.kind != "model":
         scope.report(
             wrong_type(
@@ -83,11 +83,11 @@ def _model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
         )
         entry = None
     else:
-        scope.variant.reach(entry)
+        scope.variant.include_entry(entry)
     return entry
 
 
-def _append(
+def _append_steps(
     pipeline: ast.Pipeline, scope: Scope, line: PipelineBuild, source: str, prefix: str, caller: Span | None = None
 ) -> str:
     """Add a pipeline's steps to the line, starting from `source`; the name of the last result."""
@@ -97,9 +97,9 @@ def _append(
         source = source if chosen is None else chosen
         name, path = prefix + step.name.path, step.call.name.path
         if (callee := _module_pipeline(path, scope)) is not None:
-            result = _inline(step, callee, scope, line, source, name, caller or step.span)
+            result = _inline_module_pipeline(step, callee, scope, line, source, name, caller or step.span)
         else:
-            word, call, sound = attempt("pass", step.call, scope)
+            word, call, sound = check_call_partially("pass", step.call, scope)
             line.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
             result = name
         scope.later.pop(step.name.path, None)
@@ -115,10 +115,10 @@ def _origin(step: ast.Step) -> Span | None:
 def _branch(step: ast.Step, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
     """Input that `from:` names: the pipeline's model or an earlier step; None without `from:`."""
     arg = next((a for a in step.call.args if a.name == "from"), None)
-    return branch(arg, scope, pipeline, start) if arg else None
+    return from_result(arg, scope, pipeline, start) if arg else None
 
 
-def branch(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
+def from_result(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
     """The result that a `from:` names, or None with a fault reported."""
     value = arg.value
     if not isinstance(value, ast.Name):
@@ -134,7 +134,7 @@ def branch(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> st
         return start
     entry = scope.find(value.path)
     if entry is None:
-        scope.unknown(value, ("step",), (pipeline.model.path,), "step")
+        scope.report_unknown(value, ("step",), (pipeline.model.path,), "step")
         return None
     if entry.kind != "step":
         scope.report(
@@ -158,7 +158,7 @@ def _module_pipeline(path: str, scope: Scope) -> Entry | None:
     return entry if entry and entry.kind == "pipeline" else None
 
 
-def _inline(
+def _inline_module_pipeline(
     step: ast.Step, callee: Entry, scope: Scope, line: PipelineBuild, source: str, name: str, caller: Span
 ) -> str:
     """Add the steps of a module's pipeline under the step's name."""
@@ -174,10 +174,10 @@ def _inline(
     inner = opened.inner({s.name.path: s.name.span for s in pipeline.steps})
     model = opened.find(pipeline.model.path)
     if model is None:
-        opened.unknown(pipeline.model, ("model",), noun="model")
+        opened.report_unknown(pipeline.model, ("model",), noun="model")
     kind = "step" if any(s.name == source for s in line.stages) else "model"
     inner.names[pipeline.model.path] = Entry(kind, source, pipeline.model.span, None)
-    return _append(pipeline, inner, line, source, f"{name}.", caller)
+    return _append_steps(pipeline, inner, line, source, f"{name}.", caller)
 
 
 def _file_scope(scope: Scope) -> Scope:
@@ -188,7 +188,7 @@ def _report_order(line: PipelineBuild) -> None:
     """Headers say which pass must come later than which; each pair is looked for along every branch."""
     reported = set()
     for end in line.stages:
-        before = line.before(end.name)
+        before = line.stages_up_to(end.name)
         for i, early in enumerate(before):
             rules = early.word.facts.get("after", {}) if early.word else {}
             for late in before[i + 1 :]:
@@ -217,7 +217,7 @@ def report_unused(line: PipelineBuild, emitted: set[str]) -> None:
     """Report steps that nothing follows, names or emits; a module's own are the module's business."""
     used = {s.source for s in line.stages} | emitted | {s.name for s in line.stages[-1:]}
     for stage in line.stages:
-        used |= {ref.name for ref in handles(stage.call.args, StepRef)} if stage.call else set()
+        used |= {ref.name for ref in references_in(stage.call.args, StepRef)} if stage.call else set()
     for stage in line.stages:
         if stage.name not in used and "." not in stage.name:
             line.scope.report(

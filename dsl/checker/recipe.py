@@ -6,7 +6,7 @@ from posixpath import dirname
 from typing import Any
 
 from ..syntax.source import Source, Span
-from .values import MetricRef, StepRef, handles
+from .values import MetricRef, StepRef, references_in
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Pipeline:
         """The name whose result is emitted: the last step, or the model where there is none."""
         return self.steps[-1].name if self.steps else self.model
 
-    def before(self, name: str) -> tuple[Step, ...]:
+    def steps_up_to(self, name: str) -> tuple[Step, ...]:
         """The steps that a step's result went through, first to last, its own included."""
         by_name, path = {s.name: s for s in self.steps}, []
         while name in by_name:
@@ -88,7 +88,7 @@ class Pipeline:
             name = waiting.pop()
             if name in by_name and name not in led:
                 led.add(name)
-                waiting += [r.name for r in handles(by_name[name].call.args, StepRef)] or [by_name[name].source]
+                waiting += [r.name for r in references_in(by_name[name].call.args, StepRef)] or [by_name[name].source]
         return tuple(s for s in self.steps if s.name in led)
 
 

@@ -7,7 +7,7 @@ from ..syntax.source import Span
 from .conditions import is_met
 from .pipelines import PipelineBuild, Stage
 from .recipe import Bound, Emit
-from .values import StepRef, handles
+from .values import StepRef, references_in
 from .vocabulary import Word
 
 other_kind_of_result = Fault(
@@ -48,7 +48,7 @@ def report_kinds(line: PipelineBuild) -> None:
     """Report steps that follow, or name, a result of a kind that their pass does not take."""
     for stage in line.stages:
         accepted = stage.word.facts.get("accepts", (MODEL,)) if stage.word else ()
-        refs = [ref.name for ref in handles(stage.call.args, StepRef)] if stage.call else []
+        refs = [ref.name for ref in references_in(stage.call.args, StepRef)] if stage.call else []
         names_steps = stage.word is not None and any("step" in t for p in stage.word.params for t in p.types)
         for name in dict.fromkeys(refs if names_steps else [stage.source]):
             kind = kind_of(line, name)
@@ -59,8 +59,9 @@ def report_kinds(line: PipelineBuild) -> None:
                         f"`{stage.word.name}` takes {_either(accepted)}, and `{name}` gives {label(kind)}",
                         _result_span(stage, name, names_steps),
                         related=_where(line, name),
-                        help=(_selected_from(line, kind, accepted) if not names_steps else "")
-                        or _help(line, accepted, stage.name, names_steps) + _or_without(line, name, accepted),
+                        help=(_selection_remedy(line, kind, accepted) if not names_steps else "")
+                        or _suitable_result_remedy(line, accepted, stage.name, names_steps)
+                        + _leave_out_remedy(line, name, accepted),
                     ),
                 )
 
@@ -74,8 +75,8 @@ def report_result_kind(word: Word, emit: Emit, line: PipelineBuild) -> None:
                 f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {label(kind)}",
                 emit.call.span,
                 related=_where(line, emit.source),
-                help=_selected_from(line, kind, holdable)
-                or _help(line, holdable, "", False) + _or_without(line, emit.source, holdable),
+                help=_selection_remedy(line, kind, holdable)
+                or _suitable_result_remedy(line, holdable, "", False) + _leave_out_remedy(line, emit.source, holdable),
             )
         )
 
@@ -84,7 +85,7 @@ def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: PipelineB
     """Report bounds that name neither an emitted target nor a point of a front."""
     targets = {e.call.word for e in emits}
     fronts = [s for s in line.stages if kind_after(s) == "front"]
-    points = {ref.name for s in fronts for ref in handles(s.call.args, StepRef)}
+    points = {ref.name for s in fronts for ref in references_in(s.call.args, StepRef)}
     for bound in bounds:
         known = sorted(targets | points | (set(POINTS) if fronts else set()))
         if bound.part and bound.part not in known:
@@ -97,12 +98,14 @@ def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: PipelineB
 def _result_span(stage: Stage, name: str, named: bool) -> Span:
     """Span that names the result: `from:`, or an argument; else the next word."""
     if named:
-        arguments = (p for p, v in stage.call.args.items() if any(ref.name == name for ref in handles(v, StepRef)))
+        arguments = (
+            p for p, v in stage.call.args.items() if any(ref.name == name for ref in references_in(v, StepRef))
+        )
         return stage.call.where(next(arguments, "")) or stage.span
     return stage.origin or stage.span
 
 
-def _or_without(line: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
+def _leave_out_remedy(line: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
     """`, or leave `merge: false` out`, where the step would then give what is wanted."""
     stage = next((s for s in line.stages if s.name == name and s.word and s.call), None)
     kinds = stage.word.facts.get("results", {}) if stage else {}
@@ -111,7 +114,7 @@ def _or_without(line: PipelineBuild, name: str, accepted: tuple[str, ...]) -> st
     return f", or leave `{condition}` out of `{name}`" if fits else ""
 
 
-def _selected_from(line: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
+def _selection_remedy(line: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
     """Remedy for a result of several models: a pass that picks one, and targets that accept them; "" of other
     results."""
     if MODEL not in accepted:
@@ -136,7 +139,7 @@ def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
     return tuple((s.span, f"gives {label(kind_after(s))}") for s in line.stages if s.name == name)
 
 
-def _help(line: PipelineBuild, accepted: tuple[str, ...], until: str, named: bool) -> str:
+def _suitable_result_remedy(line: PipelineBuild, accepted: tuple[str, ...], until: str, named: bool) -> str:
     """The last result before the step `until` that would do."""
     names = [s.name for s in line.stages]
     earlier = line.stages[: names.index(until)] if until else line.stages

@@ -53,7 +53,7 @@ _COUNT = re.compile(r"(\d+)\.\.(\d+)\Z")
 
 
 @lru_cache(maxsize=1024)
-def read(glob: str) -> tuple[str | Choice, ...]:
+def parse_glob(glob: str) -> tuple[str | Choice, ...]:
     """The parts of a glob in order; raises BadGlob."""
     parts: list[str | Choice] = []
     at = 0
@@ -61,7 +61,7 @@ def read(glob: str) -> tuple[str | Choice, ...]:
         match = _TOKEN.match(glob, at)
         if match is None:
             raise InvalidGlob(_strange(glob, at), at, at + 1)
-        parts.append(match[2] if match[1] is None else _choice(match[1], at + 1))
+        parts.append(match[2] if match[1] is None else _parse_braces(match[1], at + 1))
         at = match.end()
     if not parts:
         raise InvalidGlob("the selector is empty", 0, 0)
@@ -86,7 +86,7 @@ def combinations(parts: Iterable[str | Choice]) -> int:
     return count
 
 
-def _choice(body: str, start: int) -> Choice:
+def _parse_braces(body: str, start: int) -> Choice:
     if match := _COUNT.match(body):
         low, high = int(match[1]), int(match[2])
         if low > high or high - low >= MAX_LENGTH:
@@ -107,23 +107,23 @@ def _components(plain: str) -> tuple[str, ...]:
     return ("**", *(c if c == "**" else re.sub(r"\*+", "*", c) for c in plain.split(".")))
 
 
-def _fits(plain: str, path: str) -> bool:
+def _matches_plain(plain: str, path: str) -> bool:
     """Whether a glob without braces matches a path or an end of it.
 
     A table of the components that may come next, for each name of the path: `re` would try `**` in all ways.
     """
     components, names = _components(plain), path.split(".")
-    if components[-1] != "**" and not _is_named(components[-1], names[-1]):
+    if components[-1] != "**" and not _matches_component(components[-1], names[-1]):
         return False
-    reached = _with_none({0}, components)
+    reached = _skip_double_star({0}, components)
     for name in names:
         stays = {at for at in reached if at < len(components) and components[at] == "**"}
-        moves = {at + 1 for at in reached - stays if at < len(components) and _is_named(components[at], name)}
-        reached = _with_none(stays | moves, components)
+        moves = {at + 1 for at in reached - stays if at < len(components) and _matches_component(components[at], name)}
+        reached = _skip_double_star(stays | moves, components)
     return len(components) in reached
 
 
-def _with_none(reached: set[int], components: tuple[str, ...]) -> set[int]:
+def _skip_double_star(reached: set[int], components: tuple[str, ...]) -> set[int]:
     """Also those behind a `**` that stands for none."""
     for at in sorted(reached):
         while at < len(components) and components[at] == "**":
@@ -132,7 +132,7 @@ def _with_none(reached: set[int], components: tuple[str, ...]) -> set[int]:
     return reached
 
 
-def _is_named(component: str, name: str) -> bool:
+def _matches_component(component: str, name: str) -> bool:
     """Whether a name fits a component: `*` is any part of it."""
     first, *pieces = component.split("*")
     if not pieces:
@@ -150,14 +150,14 @@ def _is_named(component: str, name: str) -> bool:
 
 def matches(glob: str, path: str) -> bool:
     """Whether a glob, braces included, matches a path or an end of it."""
-    options = [p.options if isinstance(p, Choice) else (p,) for p in read(glob)]
-    return any(_fits("".join(pick), path) for pick in product(*options))
+    options = [p.options if isinstance(p, Choice) else (p,) for p in parse_glob(glob)]
+    return any(_matches_plain("".join(pick), path) for pick in product(*options))
 
 
 @lru_cache(maxsize=1024)
-def _expanded(glob: str) -> tuple[tuple[tuple[int, ...], str], ...]:
+def _expand_braces(glob: str) -> tuple[tuple[tuple[int, ...], str], ...]:
     """Every combination of a glob's alternatives: (index into each brace, plain glob)."""
-    parts = read(glob)
+    parts = parse_glob(glob)
     ranges = [range(len(p.options)) for p in parts if isinstance(p, Choice)]
     expanded = []
     for pick in product(*ranges):
@@ -166,24 +166,24 @@ def _expanded(glob: str) -> tuple[tuple[tuple[int, ...], str], ...]:
     return tuple(expanded)
 
 
-def _matched(glob: str, paths: Sequence[str]) -> tuple[set[str], set[tuple[int, int]]]:
+def _match_glob(glob: str, paths: Sequence[str]) -> tuple[set[str], set[tuple[int, int]]]:
     """Paths that a glob matches, and the (brace, alternative) pairs that had a part in it."""
     matched: set[str] = set()
     alive: set[tuple[int, int]] = set()
-    for pick, plain in _expanded(glob):
-        hits = [p for p in paths if _fits(plain, p)]
+    for pick, plain in _expand_braces(glob):
+        hits = [p for p in paths if _matches_plain(plain, p)]
         if hits:
             matched.update(hits)
             alive.update(enumerate(pick))
     return matched, alive
 
 
-def resolve(selector: Selector, paths: Iterable[str]) -> tuple[str, ...]:
+def resolve_selector(selector: Selector, paths: Iterable[str]) -> tuple[str, ...]:
     """The paths that a selector matches, in the order of `paths`, each once."""
     paths = tuple(dict.fromkeys(paths))
     chosen: set[str] = set()
     for op, glob in selector.terms:
-        chosen = _joined(op, chosen, _matched(glob, paths)[0])
+        chosen = _joined(op, chosen, _match_glob(glob, paths)[0])
     return tuple(p for p in paths if p in chosen)
 
 
@@ -193,17 +193,17 @@ def _joined(op: str, left: set[str], right: set[str]) -> set[str]:
     return left - right if op == "-" else left & right
 
 
-def dead(selector: Selector, paths: Iterable[str]) -> tuple[UnmatchedPart, ...]:
+def unmatched_parts(selector: Selector, paths: Iterable[str]) -> tuple[UnmatchedPart, ...]:
     """Parts of a selector that match nothing: an error without `allow empty`."""
     paths = tuple(dict.fromkeys(paths))
     chosen: set[str] = set()
     out: list[UnmatchedPart] = []
     for term, (op, glob) in enumerate(selector.terms):
-        matched, alive = _matched(glob, paths)
+        matched, alive = _match_glob(glob, paths)
         if not matched:
             out.append(UnmatchedPart(term, glob, glob, 0))
         else:
-            braces = [p for p in read(glob) if isinstance(p, Choice)]
+            braces = [p for p in parse_glob(glob) if isinstance(p, Choice)]
             out += [
                 UnmatchedPart(term, glob, option, brace.starts[j])
                 for i, brace in enumerate(braces)

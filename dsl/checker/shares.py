@@ -11,8 +11,8 @@ from ..syntax.source import Span
 from .literals import InvalidLiteral
 from .scope import POISON, Scope
 from .type_phrases import listed
-from .typed import typed, wrong_unit
-from .value_text import show
+from .typed import typed_value, wrong_unit
+from .value_text import value_text
 from .values import Ratio, Shares
 from .vocabulary import Param
 
@@ -20,22 +20,22 @@ unknown_share = Fault("unknown-share", "A share is given to something that the p
 repeated_share = Fault("repeated-share", "One name is given two shares.")
 
 
-def shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
+def check_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
     """The shares, every entry with its own faults, or POISON after one was reported.
 
     Only proportions count, so numbers and percentages are both welcome, though not side by side: `52` beside
     `44%` would be a hundred times what it looks like.
     """
-    sound = _distinct(expr.entries, scope)
+    sound = _check_distinct(expr.entries, scope)
     entries: list[tuple[ast.Entry, float | Ratio]] = []
     for entry in expr.entries:
-        fault = _unknown(entry.name.path, entry.name.span, param)
+        fault = _unknown_share_diagnostic(entry.name.path, entry.name.span, param)
         if fault:
             scope.report(replace(fault, fix=_renamed(entry, param)))
-        value = typed(entry.value, Param(entry.name.path, ("float", "ratio"), "", ge=0), scope)
+        value = typed_value(entry.value, Param(entry.name.path, ("float", "ratio"), "", ge=0), scope)
         sound &= fault is None and value is not POISON
         entries.append((entry, value))
-    if not sound or not _uniform(entries, param, scope):
+    if not sound or not _check_same_unit(entries, param, scope):
         return POISON
     return Shares(tuple((e.name.path, v.value if isinstance(v, Ratio) else v) for e, v in entries))
 
@@ -43,12 +43,12 @@ def shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
 def named(expr: ast.Expr, shares: Shares, param: Param) -> Shares:
     """Shares that came by a name, theirs held against those of the parameter; raises Unfit."""
     for name, _ in shares.parts:
-        if fault := _unknown(name, expr.span, param):
+        if fault := _unknown_share_diagnostic(name, expr.span, param):
             raise InvalidLiteral(fault)
     return shares
 
 
-def _unknown(name: str, span: Span, param: Param) -> Diagnostic | None:
+def _unknown_share_diagnostic(name: str, span: Span, param: Param) -> Diagnostic | None:
     if not param.of or name in param.of:
         return None
     closest = nearest(name, param.of)
@@ -64,7 +64,7 @@ def _renamed(entry: ast.Entry, param: Param) -> Fix | None:
     return Fix(entry.name.span, closest) if closest else None
 
 
-def _distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
+def _check_distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
     first: dict[str, ast.Entry] = {}
     sound = True
     for entry in entries:
@@ -82,7 +82,7 @@ def _distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
     return sound
 
 
-def _uniform(entries: list[tuple[ast.Entry, float | Ratio]], param: Param, scope: Scope) -> bool:
+def _check_same_unit(entries: list[tuple[ast.Entry, float | Ratio]], param: Param, scope: Scope) -> bool:
     """Whether all are percentages or none is; nothing is nothing in both."""
     nonzero = [(entry, value) for entry, value in entries if value not in (0, Ratio(0))]
     other = next(((e, v) for e, v in nonzero if isinstance(v, Ratio) != isinstance(nonzero[0][1], Ratio)), None)
@@ -92,7 +92,7 @@ def _uniform(entries: list[tuple[ast.Entry, float | Ratio]], param: Param, scope
     expected = "a percentage" if isinstance(nonzero[0][1], Ratio) else "a number"
     scope.report(
         wrong_unit(
-            f"`{entry.name.path}` is {show(value)}, but `{nonzero[0][0].name.path}` is {expected}",
+            f"`{entry.name.path}` is {value_text(value)}, but `{nonzero[0][0].name.path}` is {expected}",
             entry.value.span,
             help=f"write all shares of `{param.name}` one way",
         )

@@ -14,7 +14,7 @@ from .amounts import check_amounts
 from .inputs import check_inputs
 from .literals import inside
 from .pipelines import PipelineBuild, Stage
-from .selectors import UnmatchedPart, dead, matches, resolve
+from .selectors import UnmatchedPart, matches, resolve_selector, unmatched_parts
 from .skeleton import Group, Skeleton, is_submodule
 from .value_text import quoted
 from .values import Ratio, Selector
@@ -67,25 +67,25 @@ class Selectable:
     def selected(self, on: Selector | None) -> "Selectable":
         if on is None:
             return self
-        chosen = resolve(on, self.paths)
+        chosen = resolve_selector(on, self.paths)
         return Selectable(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
 
 
-def check_line(line: PipelineBuild, skeleton: Skeleton) -> None:
+def check_pipeline_steps(line: PipelineBuild, skeleton: Skeleton) -> None:
     """Check every step of a line; faults go to its scope."""
     for stage in line.stages:
         if stage.word is None or not stage.word.facts.get("acts_on") or not _has_selection(stage):
             continue
         candidates = selectable_by(stage, skeleton)
         if not candidates.paths:
-            line.report(stage, _absent(stage, candidates, skeleton))
+            line.report(stage, _absent_parts_diagnostic(stage, candidates, skeleton))
             continue
         on = stage.call.args.get("on")
         if isinstance(on, Selector):
-            unmatched = [d for d in dead(on, candidates.paths) if not on.allow_empty]
+            unmatched = [d for d in unmatched_parts(on, candidates.paths) if not on.allow_empty]
             for part in unmatched[:3]:
-                line.report(stage, _no_match(stage, part, candidates, skeleton))
-            if not unmatched and not resolve(on, candidates.paths) and not on.allow_empty:
+                line.report(stage, _no_match_diagnostic(stage, part, candidates, skeleton))
+            if not unmatched and not resolve_selector(on, candidates.paths) and not on.allow_empty:
                 line.report(
                     stage,
                     no_match(
@@ -133,10 +133,10 @@ def selectable_by(stage: Stage, skeleton: Skeleton) -> Selectable:
     assert kind == "branches", f"{stage.word.name} acts on {kind}"
     if not args.get("order"):
         return Selectable(kind, tuple(b.site for b in skeleton.branches if b.site not in skeleton.stays))
-    return _of_kinds(args["order"], skeleton)
+    return _selectable_of_kinds(args["order"], skeleton)
 
 
-def _of_kinds(order: Sequence[str], skeleton: Skeleton) -> Selectable:
+def _selectable_of_kinds(order: Sequence[str], skeleton: Skeleton) -> Selectable:
     """Parts of a step that cuts any of several kinds: branches, or groups where the model has no branches."""
     if skeleton.branches:
         return Selectable("branches", tuple(b.site for b in skeleton.branches))
@@ -145,7 +145,7 @@ def _of_kinds(order: Sequence[str], skeleton: Skeleton) -> Selectable:
     return Selectable("parts", sites)
 
 
-def _absent(stage: Stage, candidates: Selectable, skeleton: Skeleton):
+def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Skeleton):
     stays = list(skeleton.stays.items()) if candidates.kind == "branches" else []
     refusals = stays or skeleton.facts.get("refused") or []
     narrows = candidates.kind in ("heads", "kv_heads", "channels", "experts", *_KIND_PHRASES)
@@ -162,11 +162,11 @@ def _absent(stage: Stage, candidates: Selectable, skeleton: Skeleton):
         f"`{stage.word.name}` works on {candidates.noun}, {lack}",
         stage.call.span,
         note=note,
-        help=_instead(candidates, skeleton),
+        help=_alternative_pass(candidates, skeleton),
     )
 
 
-def _instead(candidates: Selectable, skeleton: Skeleton) -> str:
+def _alternative_pass(candidates: Selectable, skeleton: Skeleton) -> str:
     """Alternative: passes for scans of the other kind, and for models without scans."""
     has = {g.kind for g in skeleton.groups}
     if candidates.kind == "ssm_heads" and "ssm_channels" in has:
@@ -195,7 +195,7 @@ def because(skeleton: Skeleton, path: str, reason: str) -> str:
     return f"{reason}: {opaque}" if opaque else reason
 
 
-def _no_match(stage: Stage, part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton):
+def _no_match_diagnostic(stage: Stage, part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton):
     """Says which part of a selector is dead, among how many, and what was probably meant."""
     span = stage.call.where("on")
     dead_span = _selector_span(span, part)
@@ -206,7 +206,7 @@ def _no_match(stage: Stage, part: UnmatchedPart, candidates: Selectable, skeleto
             help='drop it, or let `**` cross the dots: "layers.0.**"',
         )
     of = "" if part.text == part.glob else f" in `{part.glob}`"
-    closest = _closest(part, candidates.paths)
+    closest = _closest_pattern(part, candidates.paths)
     sample = f"there is `{candidates.paths[0]}`" + (
         f" and {len(candidates.paths) - 1} more" if len(candidates.paths) > 1 else ""
     )
@@ -214,7 +214,7 @@ def _no_match(stage: Stage, part: UnmatchedPart, candidates: Selectable, skeleto
         f"`{part.text}`{of} matches none of {len(candidates.paths)} {candidates.noun}",
         dead_span,
         help=f"did you mean `{closest}`?" if closest else f"{sample}; write `allow empty` if none may match",
-        note=_elsewhere(part, candidates, skeleton),
+        note=_other_kind_note(part, candidates, skeleton),
         fix=Fix(dead_span, closest) if closest and dead_span != span else None,
     )
 
@@ -228,7 +228,7 @@ def _selector_span(span: Span, part: UnmatchedPart) -> Span:
     return inside(Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text))
 
 
-def _closest(part: UnmatchedPart, paths: Sequence[str]) -> str:
+def _closest_pattern(part: UnmatchedPart, paths: Sequence[str]) -> str:
     """The glob or alternative that was probably meant: each name compared with those that the paths have."""
     known = {c for p in paths for c in p.split(".") if not c.isdigit()}
     if part.text != part.glob:
@@ -251,7 +251,7 @@ def _closest(part: UnmatchedPart, paths: Sequence[str]) -> str:
     return guess if guess != part.glob and any(matches(guess, p) for p in paths) else ""
 
 
-def _elsewhere(part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
+def _other_kind_note(part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
     """Note where the glob matches a module of another kind, or one whose channels form no group."""
     glob = part.glob
     for path, reason in skeleton.facts.get("refused") or []:

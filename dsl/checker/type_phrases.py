@@ -63,14 +63,14 @@ def listed(names: tuple[str, ...]) -> str:
 
 
 def like(param: Param) -> str:
-    if text := sample(param):
+    if text := sample_value(param):
         return f"write it like `{text}`"
     if declared := DECLARED.get(param.types[0].removeprefix("list[").removesuffix("]")):
         return f"declare it, like `{declared}`, and write its name here, without quotes"
     return ""
 
 
-def sample(param: Param) -> str:
+def sample_value(param: Param) -> str:
     """A value of the first of the wanted types, "" where any would mislead."""
     first = param.types[0]
     if first.startswith("list["):

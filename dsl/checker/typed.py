@@ -8,12 +8,12 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.nearest import nearest
 from ..syntax.quotes import quotes_for
-from .limits import within
-from .list_bounds import items_fit
-from .literals import InvalidLiteral, interval, literal, selector
+from .limits import check_bounds
+from .list_bounds import check_items
+from .literals import InvalidLiteral, interval_value, literal_value, selector_value
 from .scope import LABELS, POISON, Entry, Scope
-from .type_phrases import PHRASES, expected_phrase, like, sample
-from .value_text import number, plain, show
+from .type_phrases import PHRASES, expected_phrase, like, sample_value
+from .value_text import number, plain, value_text
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
 
@@ -45,42 +45,42 @@ NUMBERS = {"int", "float", "ratio", "bytes", "duration"}
 HANDLES = {"data": DataRef, "model": ModelRef, "profile": ProfileRef, "step": StepRef}
 
 
-def typed(expr: ast.Expr, param: Param, scope: Scope) -> Any:
+def typed_value(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     """The value, or POISON after a fault was reported. `want.name` is what messages call it."""
     try:
-        value = _value(expr, param, scope)
+        value = _evaluate(expr, param, scope)
     except InvalidLiteral as error:
         scope.report(error.diagnostic)
         return POISON
-    if value is POISON or not within(value, param, expr.span, scope.report):
+    if value is POISON or not check_bounds(value, param, expr.span, scope.report):
         return POISON
     return value
 
 
-def _value(expr: ast.Expr, param: Param, scope: Scope) -> Any:
+def _evaluate(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     match expr:
         case _ if all(t.startswith("list[") for t in param.types) and _is_one(expr, param, scope):
             as_list = f"[{expr.span.text}]"
             message = f"`{param.name}` is one value, {expected_phrase(param)} is needed"
             raise InvalidLiteral(wrong_type(message, expr.span, help=f"write `{as_list}`", fix=Fix(expr.span, as_list)))
         case ast.Name():
-            return _name(expr, param, scope)
+            return _evaluate_name(expr, param, scope)
         case ast.Call():
             return _call(expr, param, scope)
         case ast.Items(items):
-            return _items(expr, items, param, scope)
+            return _evaluate_list(expr, items, param, scope)
         case ast.Pairs():
-            return _pairs(expr, param, scope)
+            return _evaluate_shares(expr, param, scope)
         case ast.Of(amount, base):
-            return _of(expr, amount, base, param, scope)
+            return _evaluate_ratio_of(expr, amount, base, param, scope)
         case ast.Interval(low, high):
-            limits = [_plain(e, scope) for e in (low, high)]
-            return POISON if POISON in limits else fit(expr, interval(expr, *limits), param)
+            limits = [_evaluate_untyped(e, scope) for e in (low, high)]
+            return POISON if POISON in limits else coerce(expr, interval_value(expr, *limits), param)
         case ast.Combine() | ast.AllowEmpty():
-            return fit(expr, _selection(expr, param), param)
+            return coerce(expr, _evaluate_selector(expr, param), param)
         case ast.Text(value) if "selector" in param.types and value not in param.choices:
-            return selector(expr)
-    return fit(expr, literal(expr), param)
+            return selector_value(expr)
+    return coerce(expr, literal_value(expr), param)
 
 
 def _is_one(expr: ast.Expr, param: Param, scope: Scope) -> bool:
@@ -88,24 +88,24 @@ def _is_one(expr: ast.Expr, param: Param, scope: Scope) -> bool:
     if isinstance(expr, ast.Items):
         return False
     quiet = replace(scope, session=replace(scope.session, faults=[]))
-    return typed(expr, replace(param, types=tuple(t[5:-1] for t in param.types), least=0), quiet) is not POISON
+    return typed_value(expr, replace(param, types=tuple(t[5:-1] for t in param.types), least=0), quiet) is not POISON
 
 
-def _plain(expr: ast.Expr, scope: Scope) -> Any:
+def _evaluate_untyped(expr: ast.Expr, scope: Scope) -> Any:
     """The value of a literal or of a `param`, of whatever type it is."""
     if isinstance(expr, ast.Name):
         entry = scope.find(expr.path)
         if entry and entry.kind == "param":
             return entry.value
-        _not_a_value(expr, entry, scope, ("param",), "param")
+        _report_not_a_value(expr, entry, scope, ("param",), "param")
         return POISON
     if isinstance(expr, (ast.Number, ast.Text, ast.Bool)):
-        return literal(expr)
+        return literal_value(expr)
     raise InvalidLiteral(wrong_type("a number is needed here", expr.span))
 
 
-def _selection(expr: ast.Expr, param: Param) -> Selector:
-    parsed = selector(expr)
+def _evaluate_selector(expr: ast.Expr, param: Param) -> Selector:
+    parsed = selector_value(expr)
     text = "string" in param.types and "selector" not in param.types
     if parsed is None and text and not re.search(r"\s", expr.span.text):
         raise InvalidLiteral(quotes_for(expr.span.text, expr.span))
@@ -120,14 +120,14 @@ def _selection(expr: ast.Expr, param: Param) -> Selector:
     return parsed
 
 
-def fit(expr: ast.Expr, value: Any, param: Param) -> Any:
+def coerce(expr: ast.Expr, value: Any, param: Param) -> Any:
     """The value as the first of the wanted types that it has; raises Unfit where it has none of them."""
     kind = CLASSES[type(value)]
     if kind == "string" and "choice" in param.types and value in param.choices:
         return value
     for name in param.types:
         if name == "ratio" and kind == "ratio":
-            return based(expr, value, param)
+            return with_ratio_base(expr, value, param)
         if name == "shares" and kind == "shares":
             from .shares import named
 
@@ -139,14 +139,14 @@ def fit(expr: ast.Expr, value: Any, param: Param) -> Any:
     raise InvalidLiteral(type_mismatch(expr, value, param))
 
 
-def based(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
+def with_ratio_base(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
     """The ratio with its base checked, and filled in where there is only one."""
     bases = ", ".join(param.of[:-1]) + (" or " if len(param.of) > 1 else "") + "".join(param.of[-1:])
     if ratio.of is None:
         if len(param.of) > 1:
             raise InvalidLiteral(
                 missing_base(
-                    f"`{param.name}` is {show(ratio)}, but doesn't say of what: {bases}",
+                    f"`{param.name}` is {value_text(ratio)}, but doesn't say of what: {bases}",
                     expr.span,
                     help=f"write `{expr.span.text} of {param.of[0]}`",
                     offer=Fix(expr.span, f"{expr.span.text} of {param.of[0]}"),
@@ -161,7 +161,7 @@ def based(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
             wrong_base(
                 f"`{param.name}` is a plain ratio, not a share of {ratio.of}",
                 span,
-                help=f"write `{show(Ratio(ratio.value))}`",
+                help=f"write `{value_text(Ratio(ratio.value))}`",
             )
         )
     closest = nearest(ratio.of, param.of) or (param.of[0] if len(param.of) == 1 else "")
@@ -179,27 +179,27 @@ def type_mismatch(expr: ast.Expr, value: Any, param: Param) -> Diagnostic:
     """Says what was given and what is needed, with a rewrite where there is a sure one."""
     value_type = CLASSES[type(value)]
     if value_type == "string" and "choice" in param.types:
-        return _no_choice(expr, value, param)
+        return _unknown_choice_diagnostic(expr, value, param)
     expected = expected_phrase(param)
     if value_type in NUMBERS and NUMBERS & set(param.types):
-        fix = _rescaled(expr, value, param)
-        help = f"write `{fix.text}`" if fix else f"write it like `{sample(param)}`"
-        return wrong_unit(f"`{param.name}` is {show(value)}, {expected} is needed", expr.span, help=help, fix=fix)
+        fix = _unit_fix(expr, value, param)
+        help = f"write `{fix.text}`" if fix else f"write it like `{sample_value(param)}`"
+        return wrong_unit(f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix)
     return wrong_type(f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=like(param))
 
 
-def _rescaled(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
+def _unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
     """0.85 for a ratio was surely 85%, and 3% for a float 0.03."""
     if not isinstance(expr, ast.Number):
         return None
     if isinstance(value, float) and "ratio" in param.types and 0 <= value <= 1:
-        return Fix(expr.span, show(Ratio(value)))
+        return Fix(expr.span, value_text(Ratio(value)))
     if isinstance(value, Ratio) and "float" in param.types:
         return Fix(expr.span, number(value.value))
     return None
 
 
-def _no_choice(expr: ast.Expr, text: str, param: Param) -> Diagnostic:
+def _unknown_choice_diagnostic(expr: ast.Expr, text: str, param: Param) -> Diagnostic:
     closest = nearest(text, param.choices)
     return unknown_choice(
         f"`{param.name}` is `{text}`, which is none of {', '.join(param.choices)}",
@@ -216,7 +216,7 @@ def _legal(param: Param) -> str:
     return f"write {' or '.join(texts)}" if len(texts) <= 3 else f"write it like {texts[0]}"
 
 
-def _name(expr: ast.Name, param: Param, scope: Scope) -> Any:
+def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
     """A choice, a param's value, a handle or a metric without arguments."""
     from .calls import metric_ref
 
@@ -226,9 +226,9 @@ def _name(expr: ast.Name, param: Param, scope: Scope) -> Any:
     if entry is None and "metric" in param.types and expr.path in scope.session.vocabulary.words("metric"):
         return metric_ref(expr, scope)
     if entry is None or entry.kind not in ("param", *HANDLES):
-        if entry is None and "choice" in param.types and not scope.poisoned(expr.path):
-            raise InvalidLiteral(_no_choice(expr, expr.path, param))
-        _not_a_value(expr, entry, scope, _fitting(param), _first_phrase(param), param)
+        if entry is None and "choice" in param.types and not scope.is_poisoned(expr.path):
+            raise InvalidLiteral(_unknown_choice_diagnostic(expr, expr.path, param))
+        _report_not_a_value(expr, entry, scope, _fitting(param), _first_phrase(param), param)
         return POISON
     if entry.kind == "param":
         return POISON if entry.value is POISON else _from_param(expr, entry, param)
@@ -240,7 +240,7 @@ def _name(expr: ast.Name, param: Param, scope: Scope) -> Any:
                 related=((entry.span, "declared here"),),
             )
         )
-    return HANDLES[entry.kind](scope.variant.reach(entry, scope.instance))
+    return HANDLES[entry.kind](scope.variant.include_entry(entry, scope.instance))
 
 
 def _first_phrase(param: Param) -> str:
@@ -250,7 +250,7 @@ def _first_phrase(param: Param) -> str:
 
 def _from_param(expr: ast.Name, entry: Entry, param: Param) -> Any:
     try:
-        return fit(expr, entry.value, param)
+        return coerce(expr, entry.value, param)
     except InvalidLiteral as error:
         raise InvalidLiteral(replace(error.diagnostic, related=((entry.span, "the param"),), fix=None)) from None
 
@@ -259,13 +259,13 @@ def _fitting(param: Param) -> tuple[str, ...]:
     return ("param", *(t for t in param.types if t in HANDLES))
 
 
-def _not_a_value(
+def _report_not_a_value(
     expr: ast.Name, entry: Entry | None, scope: Scope, kinds: tuple[str, ...], expected: str, param: Param | None = None
 ) -> None:
     """Report a name that is unknown, or one that stands for something without a value."""
     if entry is None:
         metrics = scope.session.vocabulary.words("metric") if param and "metric" in param.types else ()
-        scope.unknown(expr, kinds, metrics, expected, quotes=param is not None and "string" in param.types)
+        scope.report_unknown(expr, kinds, metrics, expected, quotes=param is not None and "string" in param.types)
     else:
         scope.report(
             wrong_type(
@@ -284,21 +284,21 @@ def _call(expr: ast.Call, param: Param, scope: Scope) -> Any:
     raise InvalidLiteral(wrong_type(f"`{param.name}` is a call, {expected_phrase(param)} is needed", expr.span))
 
 
-def _items(expr: ast.Items, items: tuple[ast.Expr, ...], param: Param, scope: Scope) -> Any:
+def _evaluate_list(expr: ast.Items, items: tuple[ast.Expr, ...], param: Param, scope: Scope) -> Any:
     inner = tuple(t[5:-1] for t in param.types if t.startswith("list["))
     if not inner:
         raise InvalidLiteral(wrong_type(f"`{param.name}` is a list, {expected_phrase(param)} is needed", expr.span))
     one = replace(param, types=inner)
-    values = tuple(typed(item, one, scope) for item in items)
-    sound = all(v is not POISON for v in values) and items_fit(expr, values, param, scope.report)
+    values = tuple(typed_value(item, one, scope) for item in items)
+    sound = all(v is not POISON for v in values) and check_items(expr, values, param, scope.report)
     return values if sound else POISON
 
 
-def _pairs(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
-    from .shares import shares
+def _evaluate_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
+    from .shares import check_shares
 
     if "shares" in param.types:
-        return shares(expr, param, scope)
+        return check_shares(expr, param, scope)
     raise InvalidLiteral(
         wrong_type(
             f"`{param.name}` is {PHRASES['shares']}, {expected_phrase(param)} is needed", expr.span, help=like(param)
@@ -306,16 +306,16 @@ def _pairs(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
     )
 
 
-def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Param, scope: Scope) -> Any:
-    value = _plain(amount, scope)
+def _evaluate_ratio_of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Param, scope: Scope) -> Any:
+    value = _evaluate_untyped(amount, scope)
     if value is POISON:
         return POISON
     if not isinstance(value, Ratio):
         if type(value) is float and 0 <= value <= 1 and isinstance(amount, ast.Number):
-            fix = Fix(amount.span, show(Ratio(value)))
+            fix = Fix(amount.span, value_text(Ratio(value)))
             raise InvalidLiteral(
                 wrong_unit(
-                    f"{show(value)} is no ratio, only a ratio is a share of something",
+                    f"{value_text(value)} is no ratio, only a ratio is a share of something",
                     amount.span,
                     help=f"write `{fix.text} of {base.path}`",
                     fix=fix,
@@ -332,4 +332,4 @@ def _of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Param, scope: Sco
         raise InvalidLiteral(
             wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span)
         )
-    return fit(expr, Ratio(value.value, base.path), param)
+    return coerce(expr, Ratio(value.value, base.path), param)

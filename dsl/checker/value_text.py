@@ -6,7 +6,7 @@ from .units import BYTES, DURATIONS
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 
 
-def show(value: Any) -> str:
+def value_text(value: Any) -> str:
     """The text that a recipe would say it with; an absent value is `none`."""
     if value is None:
         return "none"
@@ -17,15 +17,15 @@ def show(value: Any) -> str:
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(show(v) for v in value)}]"
+        return f"[{', '.join(value_text(v) for v in value)}]"
     return _FORMATTERS[type(value)](value)
 
 
 def plain(value: Any) -> str:
-    """Like `show`, but words of a choice stand without quotes."""
+    """Like `value_text`, but words of a choice stand without quotes."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(plain(v) for v in value)}]"
-    return value if isinstance(value, str) and value.isidentifier() else show(value)
+    return value if isinstance(value, str) and value.isidentifier() else value_text(value)
 
 
 def number(value: float) -> str:
@@ -54,7 +54,7 @@ def _bytes(size: Bytes) -> str:
     return f"{number(size.value / 1024)}KiB"
 
 
-def _duration(duration: Duration) -> str:
+def _duration_text(duration: Duration) -> str:
     seconds = duration.seconds
     unit = "s"
     for name in ("d", "h", "min"):
@@ -74,15 +74,15 @@ def _selector(selector: Selector) -> str:
 
 def _metric(metric: MetricRef) -> str:
     """Handles stand without their name: `perplexity(heldout)`, `decode.p50(tokens: 64)`."""
-    args = [show(v) if isinstance(v, DataRef) else f"{name}: {plain(v)}" for name, v in metric.args]
+    args = [value_text(v) if isinstance(v, DataRef) else f"{name}: {plain(v)}" for name, v in metric.args]
     return f"{metric.name}({', '.join(args)})" if args else metric.name
 
 
 _FORMATTERS = {
     Ratio: _ratio,
     Bytes: _bytes,
-    Duration: _duration,
-    Range: lambda r: f"{show(r.low)}..{show(r.high)}",
+    Duration: _duration_text,
+    Range: lambda r: f"{value_text(r.low)}..{value_text(r.high)}",
     Selector: _selector,
     Shares: lambda shares: f"{{{', '.join(f'{name}: {number(part)}' for name, part in shares.parts)}}}",
     DataRef: lambda ref: ref.name,

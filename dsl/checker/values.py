@@ -118,13 +118,13 @@ def is_json(data: Any) -> bool:
     return True
 
 
-def handles(value: Any, kind: type) -> list[Any]:
+def references_in(value: Any, kind: type) -> list[Any]:
     """Every handle of a kind inside an argument, in order, those in a metric's own arguments included."""
     direct = [value] if isinstance(value, kind) else []
     if isinstance(value, MetricRef):
-        return direct + handles(dict(value.args), kind)
+        return direct + references_in(dict(value.args), kind)
     if isinstance(value, Mapping):
-        return [h for v in value.values() for h in handles(v, kind)]
+        return [h for v in value.values() for h in references_in(v, kind)]
     if isinstance(value, (list, tuple)):
-        return [h for v in value for h in handles(v, kind)]
+        return [h for v in value for h in references_in(v, kind)]
     return direct

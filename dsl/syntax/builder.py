@@ -22,7 +22,7 @@ from . import ast
 from .diagnostics import Reject
 from .edition import EDITION
 from .format import format_file
-from .json_form import json_form, through_text
+from .json_form import json_form, reparsed
 from .parse import parse
 from .source import Source, Span
 
@@ -42,20 +42,20 @@ class Value:
 
     def to(self, high) -> "Value":
         """A range: `percent(60).to(percent(100))` is `60%..100%`."""
-        return Value(ast.Interval(self.node, _node(high), span=_NOWHERE))
+        return Value(ast.Interval(self.node, _to_node(high), span=_NOWHERE))
 
     def allow_empty(self) -> "Value":
         """The selector, though it may match nothing."""
         return Value(ast.AllowEmpty(self.node, span=_NOWHERE))
 
     def __or__(self, other) -> "Value":
-        return Value(ast.Combine("|", self.node, _node(other), span=_NOWHERE))
+        return Value(ast.Combine("|", self.node, _to_node(other), span=_NOWHERE))
 
     def __sub__(self, other) -> "Value":
-        return Value(ast.Combine("-", self.node, _node(other), span=_NOWHERE))
+        return Value(ast.Combine("-", self.node, _to_node(other), span=_NOWHERE))
 
     def __and__(self, other) -> "Value":
-        return Value(ast.Combine("&", self.node, _node(other), span=_NOWHERE))
+        return Value(ast.Combine("&", self.node, _to_node(other), span=_NOWHERE))
 
     def __str__(self) -> str:
         from .write import expression
@@ -107,9 +107,9 @@ class Recipe:
 
     def param(self, word: str, type: str, default, within=None, doc: str = "") -> Value:
         """`within` is a range, `percent(60).to(percent(100))`, or a list of the values allowed."""
-        bounds = None if within is None else _node(within)
+        bounds = None if within is None else _to_node(within)
         sentence = ast.Text(doc, span=_NOWHERE) if doc else None
-        self.statements.append(ast.Param(_name(word), _name(type), _node(default), bounds, sentence, span=_NOWHERE))
+        self.statements.append(ast.Param(_name(word), _name(type), _to_node(default), bounds, sentence, span=_NOWHERE))
         return name(word)
 
     def model(self, word: str, source: Value) -> Value:
@@ -119,7 +119,7 @@ class Recipe:
         return self._declare("data", word, source)
 
     def _declare(self, kind: str, word: str, source: Value) -> Value:
-        self.statements.append(ast.Declare(kind, _name(word), _node(source), span=_NOWHERE))
+        self.statements.append(ast.Declare(kind, _name(word), _to_node(source), span=_NOWHERE))
         return name(word)
 
     def profile(self, word: str, **entries) -> Value:
@@ -137,7 +137,7 @@ class Recipe:
     @property
     def file(self) -> ast.File:
         """The syntax tree, with places in its canonical text. Raises Reject for what no recipe can say."""
-        return through_text(self._file(), _NAME)
+        return reparsed(self._file(), _NAME)
 
     def __str__(self) -> str:
         return format_file(self.file)
@@ -176,11 +176,11 @@ class Pipeline:
             self.bounds += statement.bounds
 
     def emit(self, *targets: Value) -> None:
-        self.targets += [_node(target) for target in targets]
+        self.targets += [_to_node(target) for target in targets]
 
     def nodes(self) -> list:
         sentence = ast.Text(self.doc, span=_NOWHERE) if self.doc else None
-        statements = [ast.Pipeline(_name(self.name), _node(self.model), sentence, tuple(self.steps), span=_NOWHERE)]
+        statements = [ast.Pipeline(_name(self.name), _to_node(self.model), sentence, tuple(self.steps), span=_NOWHERE)]
         if self.bounds:
             statements.append(ast.Expect(_name(self.name), tuple(self.bounds), span=_NOWHERE))
         if self.targets:
@@ -193,16 +193,16 @@ def _name(path: str) -> ast.Name:
 
 
 def _entries(entries: dict) -> tuple[ast.Entry, ...]:
-    return tuple(ast.Entry(_name(word), _node(value), span=_NOWHERE) for word, value in entries.items())
+    return tuple(ast.Entry(_name(word), _to_node(value), span=_NOWHERE) for word, value in entries.items())
 
 
 def _call(word: str, args: tuple, named: dict) -> ast.Call:
-    arguments = [ast.Arg("", _node(value), span=_NOWHERE) for value in args]
-    arguments += [ast.Arg(key.removesuffix("_"), _node(value), span=_NOWHERE) for key, value in named.items()]
+    arguments = [ast.Arg("", _to_node(value), span=_NOWHERE) for value in args]
+    arguments += [ast.Arg(key.removesuffix("_"), _to_node(value), span=_NOWHERE) for key, value in named.items()]
     return ast.Call(_name(word), tuple(arguments), span=_NOWHERE)
 
 
-def _node(value) -> ast.Expr:
+def _to_node(value) -> ast.Expr:
     """A Python value as a node."""
     match value:
         case Value():
@@ -214,7 +214,7 @@ def _node(value) -> ast.Expr:
         case str():
             return ast.Text(value, span=_NOWHERE)
         case list() | tuple():
-            return ast.Items(tuple(_node(item) for item in value), span=_NOWHERE)
+            return ast.Items(tuple(_to_node(item) for item in value), span=_NOWHERE)
         case dict() if all(isinstance(word, str) for word in value):
             return ast.Pairs(_entries(value), span=_NOWHERE)
     raise Reject(

@@ -104,7 +104,7 @@ class Reject(Exception):
 
     def __init__(self, *diagnostics: Diagnostic):
         assert diagnostics, "a Reject says why"
-        self.diagnostics = in_order(diagnostics)
+        self.diagnostics = sorted_diagnostics(diagnostics)
         super().__init__("\n".join(f"{d.slug}: {d.message}" for d in self.diagnostics))
 
     @property
@@ -112,7 +112,7 @@ class Reject(Exception):
         return next((d.exit for d in self.diagnostics if d.severity == "error"), 0)
 
 
-def in_order(diagnostics) -> tuple[Diagnostic, ...]:
+def sorted_diagnostics(diagnostics) -> tuple[Diagnostic, ...]:
     """Sorted by place, those without a place first, equal ones once."""
 
     def key(d: Diagnostic):

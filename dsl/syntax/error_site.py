@@ -73,7 +73,7 @@ class ErrorSite:
         return "" if self.statement is None or between else str(self.tokens[self.statement])
 
     @cached_property
-    def open(self) -> list[int]:
+    def open_brackets(self) -> list[int]:
         """Indices of the brackets and braces not closed before the token to blame, outermost first."""
         stack = [] if self.block is None else [self.block]
         for i in range(self.start, self.at):
@@ -87,7 +87,11 @@ class ErrorSite:
     @property
     def inner(self) -> str:
         """The innermost bracket open inside the item, as a kind of token: `LBRACE` holds shares; "" for none."""
-        return "" if not self.open or self.open[-1] == self.block else self.tokens[self.open[-1]].type
+        return (
+            ""
+            if not self.open_brackets or self.open_brackets[-1] == self.block
+            else self.tokens[self.open_brackets[-1]].type
+        )
 
     def span(self, token) -> Span:
         """Of a token, or of its first line. The end of the file is where its text ends."""
@@ -131,7 +135,7 @@ class ErrorSite:
         last, open = len(self.tokens) - 1, []
         after = _AFTER_WORD[self.tokens[self.statement]]
         for k in range(self.start, min(i, last)):
-            self._deeper(open, self.tokens[k].type)
+            self._update_brackets(open, self.tokens[k].type)
         while i < last:
             token = self.tokens[i]
             if self.is_head(i) or (token.type == "RBRACE" and "LBRACE" not in open and self._closes(i)):
@@ -141,7 +145,7 @@ class ErrorSite:
                 aligned = token.column <= self.tokens[self.start].column
                 if (shape and (aligned or not open)) or (aligned and not open):
                     return i
-            self._deeper(open, token.type)
+            self._update_brackets(open, token.type)
             i += 1
         return last
 
@@ -153,7 +157,7 @@ class ErrorSite:
         return self.first_on_line(i) and following.type not in ("RPAR", "RSQB", "COMMA")
 
     @staticmethod
-    def _deeper(open: list[str], kind: str) -> None:
+    def _update_brackets(open: list[str], kind: str) -> None:
         """Open or close a bracket; one that closes also closes what was left open inside it."""
         if kind in OPENERS:
             open.append(kind)

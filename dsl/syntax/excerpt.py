@@ -42,8 +42,8 @@ class Excerpt:
 
     def _line(self, line: int, marks: list[Marked]) -> Iterator[tuple[str, str, str]]:
         raw, start = self.source.line(line), self.source.starts[line - 1]
-        display, columns = _display(raw)
-        left, right = _window(columns, *self._columns(marks[0][0], raw, start, columns))
+        display, columns = _display_columns(raw)
+        left, right = _visible_columns(columns, *self._columns(marks[0][0], raw, start, columns))
         text, offset = _crop(display, columns, left, right)
         yield f"{line:>{self.width}} | ", text, ""
         blank = f"{'':>{self.width}} | "
@@ -68,7 +68,7 @@ class Excerpt:
         return columns[low], columns[max(low, high)]
 
 
-def _display(raw: str) -> tuple[str, list[int]]:
+def _display_columns(raw: str) -> tuple[str, list[int]]:
     """Display text of a line, and the display column of every character of it and of its end."""
     characters, columns, at = [], [], 0
     for c in raw:
@@ -88,7 +88,7 @@ def _display(raw: str) -> tuple[str, list[int]]:
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def _window(columns: list[int], low: int, high: int) -> tuple[int, int]:
+def _visible_columns(columns: list[int], low: int, high: int) -> tuple[int, int]:
     """The display columns to show: all, or `WIDTH` of them around a span."""
     total = columns[-1]
     if total <= WIDTH:

@@ -51,8 +51,8 @@ SHARES = "{blocks: 3, channels: 1}"
 STARTS = VALUE | {"NAME", "DOTTED"}
 
 
-def unexpected(site: ErrorSite) -> SyntaxMistake:
-    token, expected = site.token, _expected(site)
+def unexpected_token(site: ErrorSite) -> SyntaxMistake:
+    token, expected = site.token, _expected_phrase(site)
     span = site.span(token)
     if token.type == "$END":
         message = f"the file ends where {expected} is expected"
@@ -65,7 +65,7 @@ def unexpected(site: ErrorSite) -> SyntaxMistake:
     return SyntaxMistake(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
-def _expected(site: ErrorSite) -> str:
+def _expected_phrase(site: ErrorSite) -> str:
     terminals, names = set(site.expected), []
     if terminals == {"NAME", "DOTTED"} and site.previous.type == "EQUAL":
         return "a call"

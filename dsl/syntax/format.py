@@ -10,7 +10,7 @@ from bisect import bisect_left
 from . import ast
 from .diagnostics import Reject
 from .source import Source
-from .write import expression, text_of, width
+from .write import expression, quoted, width
 
 COLUMNS = 100
 INDENT = "  "
@@ -19,7 +19,7 @@ BLOCKS = (ast.Pipeline, ast.Expect, ast.Emit)
 
 def format_file(file: ast.File) -> str:
     """Canonical text of a file read without errors, or of one made by a program."""
-    return _Writer(file).text()
+    return _Writer(file).formatted_text()
 
 
 def format_source(source: Source) -> str:
@@ -44,22 +44,22 @@ class _Writer:
         self.lines: list[str] = []
         self.end: int | None = None  # offset where what was last written ends, None after an opening brace
 
-    def text(self) -> str:
+    def formatted_text(self) -> str:
         file, first = self.file, self._start()
-        self.hoist(first, "")
+        self.write_comments_before(first, "")
         self.gap(first)
-        self.put("", f"effspec {file.edition}", self._after_edition(first))
+        self.write_lines("", f"effspec {file.edition}", self._after_edition(first))
         if file.doc:
-            self.hoist(file.doc.span.start, "")
-            self.put("", text_of(file.doc.value, long=True), file.doc.span.end)
+            self.write_comments_before(file.doc.span.start, "")
+            self.write_lines("", quoted(file.doc.value, long=True), file.doc.span.end)
         previous = None
         for statement in file.statements:
-            self.separate(statement, previous is None or _separated(previous, statement), "")
-            self.statement(statement)
+            self.write_separator(statement, previous is None or _separated(previous, statement), "")
+            self.write_statement(statement)
             previous = statement
         if self._left() and file.statements == ():
             self.blank()
-        self.hoist(len(self.source.text) + 1, "")
+        self.write_comments_before(len(self.source.text) + 1, "")
         return "\n".join(self.lines) + "\n"
 
     def _start(self) -> int:
@@ -77,7 +77,7 @@ class _Writer:
 
     # Lines, comments and blank lines
 
-    def put(self, indent: str, text: str, end: int | None) -> None:
+    def write_lines(self, indent: str, text: str, end: int | None) -> None:
         """Write lines, with the comment that stands behind them on the line where their source ends."""
         self.lines += (indent + text).split("\n")
         self.end = end
@@ -93,7 +93,7 @@ class _Writer:
         between = self.source.text[end : comment.span.start]
         return not comment.own_line and comment.span.start >= end and between.strip(" \t,") == ""
 
-    def hoist(self, until: int, indent: str) -> None:
+    def write_comments_before(self, until: int, indent: str) -> None:
         """Write the comments before an offset, each on its own line."""
         while self._left() and self.comments[self.next].span.start < until:
             comment = self.comments[self.next]
@@ -111,10 +111,10 @@ class _Writer:
         if self.lines and self.lines[-1]:
             self.lines.append("")
 
-    def separate(self, node, blank_line: bool, indent: str) -> None:
+    def write_separator(self, node, blank_line: bool, indent: str) -> None:
         """Comments between the last node and this one, and a blank line where there is or must be one."""
         start = len(self.lines)
-        self.hoist(self.comment_limit(node), indent)
+        self.write_comments_before(self.comment_limit(node), indent)
         self.gap(node.span.start)
         if blank_line and "" not in self.lines[start:]:
             self.lines.insert(start, "")
@@ -157,88 +157,90 @@ class _Writer:
 
     # Nodes
 
-    def statement(self, node: ast.Statement) -> None:
+    def write_statement(self, node: ast.Statement) -> None:
         match node:
             case ast.Use():
                 alias = f" as {node.alias.path}" if node.alias else ""
-                self.put("", f"use {expression(node.target)}{alias}", node.span.end)
+                self.write_lines("", f"use {expression(node.target)}{alias}", node.span.end)
             case ast.Param():
                 bounds = f" in {expression(node.bounds)}" if node.bounds else ""
-                doc = f" {text_of(node.doc.value)}" if node.doc else ""
+                doc = f" {quoted(node.doc.value)}" if node.doc else ""
                 head = f"param {node.name.path}: {node.type.path} = "
-                self.put("", head + expression(node.default, 3) + bounds + doc, node.span.end)
+                self.write_lines("", head + expression(node.default, 3) + bounds + doc, node.span.end)
             case ast.Declare():
-                self.value("", f"{node.kind} {node.name.path} = ", node.call, "", node.span.end)
+                self.write_value("", f"{node.kind} {node.name.path} = ", node.call, "", node.span.end)
             case ast.Profile():
-                self.entries(node, f"profile {node.name.path} ", node.entries)
+                self.write_entries(node, f"profile {node.name.path} ", node.entries)
             case ast.Matrix():
                 self.matrix(node)
             case ast.Pipeline():
-                self.block(node, f"pipeline {node.name.path}({node.model.path}) ", node.steps, node.doc)
+                self.write_block(node, f"pipeline {node.name.path}({node.model.path}) ", node.steps, node.doc)
             case ast.Expect():
-                self.block(node, f"expect {node.pipeline.path} ", node.bounds)
+                self.write_block(node, f"expect {node.pipeline.path} ", node.bounds)
             case ast.Emit():
-                self.block(node, f"emit {node.pipeline.path} ", node.targets)
+                self.write_block(node, f"emit {node.pipeline.path} ", node.targets)
 
     def matrix(self, node: ast.Matrix) -> None:
         if self._braces(node):
-            self.entries(node, "matrix ", node.entries)
+            self.write_entries(node, "matrix ", node.entries)
         else:
             entry = node.entries[0]
-            self.value("", f"matrix {entry.name.path}: ", entry.value, "", node.span.end)
+            self.write_value("", f"matrix {entry.name.path}: ", entry.value, "", node.span.end)
 
-    def entries(self, node, head: str, entries) -> None:
+    def write_entries(self, node, head: str, entries) -> None:
         """A profile or matrix: on one line where it fits."""
         line = head + "{ " + "  ".join(f"{e.name.path}: {expression(e.value)}" for e in entries) + " }"
         if entries and not self.inside(node) and width(line) <= COLUMNS:
-            self.put("", line, node.span.end)
+            self.write_lines("", line, node.span.end)
         else:
-            self.block(node, head, entries)
+            self.write_block(node, head, entries)
 
-    def block(self, node, head: str, items, doc: ast.Text | None = None) -> None:
+    def write_block(self, node, head: str, items, doc: ast.Text | None = None) -> None:
         if not items and not doc and not self.inside(node):
-            self.put("", head + "{}", node.span.end)
+            self.write_lines("", head + "{}", node.span.end)
             return
-        self.put("", head + "{", self.comment_limit(node) + 1 if self.source.text else None)
+        self.write_lines("", head + "{", self.comment_limit(node) + 1 if self.source.text else None)
         opened = len(self.lines)
         if doc:
-            self.hoist(doc.span.start, INDENT)
-            self.put(INDENT, text_of(doc.value, long=True), doc.span.end)
+            self.write_comments_before(doc.span.start, INDENT)
+            self.write_lines(INDENT, quoted(doc.value, long=True), doc.span.end)
         for item in items:
-            self.separate(item, False, INDENT)
-            self.item(item)
-        self.hoist(node.span.end, INDENT)
+            self.write_separator(item, False, INDENT)
+            self.write_item(item)
+        self.write_comments_before(node.span.end, INDENT)
         if self.lines[opened : opened + 1] == [""]:
             del self.lines[opened]
-        self.put("", "}", node.span.end)
+        self.write_lines("", "}", node.span.end)
 
-    def item(self, item) -> None:
+    def write_item(self, item) -> None:
         match item:
             case ast.Step():
-                self.value(INDENT, f"{item.name.path} = ", item.call, "", item.span.end)
+                self.write_value(INDENT, f"{item.name.path} = ", item.call, "", item.span.end)
             case ast.Entry():
-                self.value(INDENT, f"{item.name.path}: ", item.value, "", item.span.end)
+                self.write_value(INDENT, f"{item.name.path}: ", item.value, "", item.span.end)
             case ast.Bound():
-                self.put(INDENT, bound(item), item.span.end)
+                self.write_lines(INDENT, bound(item), item.span.end)
             case ast.Call():
-                self.value(INDENT, "", item, "", item.span.end)
+                self.write_value(INDENT, "", item, "", item.span.end)
 
-    def value(self, indent: str, head: str, value: ast.Expr, tail: str, end: int) -> None:
+    def write_value(self, indent: str, head: str, value: ast.Expr, tail: str, end: int) -> None:
         """A value after `head`: on one line, or its arguments, items or shares one per line."""
         line = head + expression(value) + tail
         if not isinstance(value, ast.Call | ast.Items | ast.Pairs) or not (
             self.inside(value) or (width(indent + line) > COLUMNS and _parts(value))
         ):
-            self.put(indent, line, end)
+            self.write_lines(indent, line, end)
             return
-        opener, after, closer = _brackets(value)
-        self.put(indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None)
+        opener, after, closer = _bracket_parts(value)
+        self.write_lines(
+            indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None
+        )
         for part in _parts(value):
-            self.separate(part, False, indent + INDENT)
-            label, inner = _labelled(part)
-            self.value(indent + INDENT, label, inner, ",", part.span.end)
-        self.hoist(value.span.end, indent + INDENT)
-        self.put(indent, closer + tail, end)
+            self.write_separator(part, False, indent + INDENT)
+            label, inner = _label_and_value(part)
+            self.write_value(indent + INDENT, label, inner, ",", part.span.end)
+        self.write_comments_before(value.span.end, indent + INDENT)
+        self.write_lines(indent, closer + tail, end)
 
 
 def bound(node: ast.Bound) -> str:
@@ -257,7 +259,7 @@ def _parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:
     return value.entries
 
 
-def _brackets(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
+def _bracket_parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
     """Text before the parts, an offset before its bracket, and the closing bracket."""
     match value:
         case ast.Call():
@@ -267,7 +269,7 @@ def _brackets(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
     return "{", value.span.start, "}"
 
 
-def _labelled(part: ast.Arg | ast.Entry | ast.Expr) -> tuple[str, ast.Expr]:
+def _label_and_value(part: ast.Arg | ast.Entry | ast.Expr) -> tuple[str, ast.Expr]:
     """Label of a part, and its value."""
     match part:
         case ast.Arg():

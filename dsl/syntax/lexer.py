@@ -24,11 +24,11 @@ BROKEN = (
 
 @cache
 def grammar() -> Lark:
-    return tables.read() or tables.build()
+    return tables.load_parser() or tables.build()
 
 
 @cache
-def keywords() -> dict[str, str]:
+def keyword_terminals() -> dict[str, str]:
     """Words of the grammar and their terminals: `{"pipeline": "PIPELINE"}`."""
     return {
         t.pattern.value: t.name
@@ -38,8 +38,8 @@ def keywords() -> dict[str, str]:
 
 
 @cache
-def _pattern() -> re.Pattern:
-    signs = [t for t in grammar().terminals if t.name not in keywords().values()]
+def _token_pattern() -> re.Pattern:
+    signs = [t for t in grammar().terminals if t.name not in keyword_terminals().values()]
     signs.sort(
         key=lambda t: (
             t.name != "SPACE",
@@ -57,7 +57,7 @@ def scan(source: Source) -> tuple[list[Token], list[Comment]]:
     """Tokens with lines and columns, an end token last; and comments. Keywords are scanned as names."""
     tokens, comments = [], []
     line, line_start, last_line = 1, 0, 0  # last_line: where the last token ended
-    for match in _pattern().finditer(source.text):
+    for match in _token_pattern().finditer(source.text):
         kind, value, start, end = str(match.lastgroup), match[0], match.start(), match.end()
         if kind == "COMMENT":
             comments.append(Comment(value[1:].strip(), last_line != line, span=Span(source, start, end)))

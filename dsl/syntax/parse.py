@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .ast import File
-from .diagnostics import Diagnostic, Fault, Fix, in_order
+from .diagnostics import Diagnostic, Fault, Fix, sorted_diagnostics
 from .edition import DEPTH, EDITION, HEADS
 from .source import Source, Span
 from .source_file import LIMIT, read_source, too_large
@@ -49,7 +49,7 @@ def parse(source: Source) -> Parsed:
     tree = reader.read()
     build = TreeBuilder(source, tuple(comments))
     file = build.transform(tree)
-    return Parsed(file, in_order(reader.diagnostics + build.diagnostics))
+    return Parsed(file, sorted_diagnostics(reader.diagnostics + build.diagnostics))
 
 
 @dataclass
@@ -76,14 +76,14 @@ class _Reader:
     repairs: int = 0
 
     def __post_init__(self):
-        from .lexer import grammar, keywords
+        from .lexer import grammar, keyword_terminals
 
         self.parser = grammar().parse_interactive()
-        self.words = keywords()
+        self.words = keyword_terminals()
 
     def read(self):
         """Lark's tree of all that is grammatical."""
-        at, last = self.edition(), len(self.tokens) - 1
+        at, last = self.feed_header(), len(self.tokens) - 1
         while at < last:
             if len(self.diagnostics) >= MAX_ITEMS:
                 self.stop_parsing(at)
@@ -95,7 +95,7 @@ class _Reader:
 
     # Feeding
 
-    def edition(self) -> int:
+    def feed_header(self) -> int:
         """Feed `effspec 1`, written or not; the index of the token after it."""
         first, second = self.tokens[0], self.tokens[min(1, len(self.tokens) - 1)]
         used = 2
@@ -150,7 +150,7 @@ class _Reader:
         from lark import Token, UnexpectedToken
 
         token = self.tokens[at]
-        kind = self.fit(token)
+        kind = self.terminal_for(token)
         opens, in_value = self.is_start(kind), self.depth > 0 or "LSQB" in self.parser.choices()
         if self.depth > DEPTH or kind not in self.parser.choices() or self.is_python(at, kind):
             return self.recover(at)
@@ -159,7 +159,7 @@ class _Reader:
         except UnexpectedToken:
             return self.recover(at)
         if opens:
-            self.mark(at, opens)
+            self.save_stacks(at, opens)
         if kind in ("LPAR", "LSQB") or (kind == "LBRACE" and in_value):
             self.depth += 1
         elif kind in ("RPAR", "RSQB") or (kind == "RBRACE" and in_value):
@@ -170,7 +170,7 @@ class _Reader:
             self.block = None
         return at + 1
 
-    def fit(self, token) -> str:
+    def terminal_for(self, token) -> str:
         """The terminal that a token is here: words are keywords only where the grammar wants one."""
         kind = self.words.get(token, token.type) if token.type == "NAME" else token.type
         if kind == token.type:
@@ -199,7 +199,7 @@ class _Reader:
         between = self.block is not None and self.depth == 0 and "RBRACE" in self.parser.choices()
         return "item" if between and kind in ("NAME", "DOTTED") else ""
 
-    def mark(self, at: int, level: str) -> None:
+    def save_stacks(self, at: int, level: str) -> None:
         """Remember the stacks below the token just shifted."""
         state = self.parser.parser_state
         mark = _Mark(at, state.state_stack[:-1], state.value_stack[:-1])
@@ -248,12 +248,12 @@ class _Reader:
         self.repairs = self.repairs + 1 if item == self.repaired else 1
         self.repaired = item
         if not mistake.repairs or self.repairs > REPAIRS:
-            return self.resume(site, complete)
+            return self.skip_item(site, complete)
         if mistake.put:
             self.put(*mistake.put, self.tokens[at].start_pos)
         return at + 1 if mistake.skip else at
 
-    def resume(self, site, complete: bool) -> int:
+    def skip_item(self, site, complete: bool) -> int:
         """Drop a broken item; the index of the token that reading goes on with."""
         mark = self.item if self.block is not None else self.statement
         if not complete and mark is not None:

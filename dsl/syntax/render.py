@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 from unicodedata import category
 
-from .diagnostics import Diagnostic, in_order
+from .diagnostics import Diagnostic, sorted_diagnostics
 from .excerpt import Excerpt
 from .source import Span
 
@@ -22,26 +22,26 @@ _COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "
 
 def render(diagnostics: Iterable[Diagnostic], format: Format = "text", color: bool = False) -> str:
     """All of them, sorted by place. Empty where there is nothing to say, except as JSON."""
-    ordered = in_order(diagnostics)
+    ordered = sorted_diagnostics(diagnostics)
     if format == "json":
         return json.dumps(as_json(ordered), indent=2, ensure_ascii=False)
     if format == "github":
-        return "\n".join(_github(d) for d in ordered)
+        return "\n".join(_github_command(d) for d in ordered)
     assert format == "text", f"no format {format}"
-    return "\n\n".join(_text(d, color) for d in ordered)
+    return "\n\n".join(_render_text(d, color) for d in ordered)
 
 
 # Text
 
 
-def _text(diagnostic: Diagnostic, color: bool) -> str:
+def _render_text(diagnostic: Diagnostic, color: bool) -> str:
     def paint(style: str, text: str) -> str:
         return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and text else text
 
     severity, message = diagnostic.severity, visible(on_a_line(short(diagnostic.message)))
     lines = [paint(severity, f"{severity}[{diagnostic.slug}]") + paint("bold", f": {message}")]
     if diagnostic.span:
-        lines += _snippets(diagnostic, diagnostic.span, paint)
+        lines += _source_snippets(diagnostic, diagnostic.span, paint)
     for kind, sentence in (("note", diagnostic.note), ("help", diagnostic.help)):
         if sentence:
             first, *continuation = visible(short(sentence)).split("\n")
@@ -49,7 +49,7 @@ def _text(diagnostic: Diagnostic, color: bool) -> str:
     return "\n".join(lines)
 
 
-def _snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
+def _source_snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
     """The primary place with the related ones of its file, then those of other files."""
     marks = {span.source.name: [(span, "^", diagnostic.label)]}
     for where, label in diagnostic.related:
@@ -97,31 +97,31 @@ def on_a_line(text: str) -> str:
 
 def as_json(diagnostics: Iterable[Diagnostic]) -> dict:
     """`status` is "refused" where there is an error, else "ok". Lines and columns count from 1."""
-    ordered = in_order(diagnostics)
+    ordered = sorted_diagnostics(diagnostics)
     has_error = any(d.severity == "error" for d in ordered)
     return {
         "schema_version": SCHEMA,
         "status": "refused" if has_error else "ok",
-        "diagnostics": [_object(d) for d in ordered],
+        "diagnostics": [_diagnostic_json(d) for d in ordered],
     }
 
 
-def _object(diagnostic: Diagnostic) -> dict:
-    fixes = [{**_snippet(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
+def _diagnostic_json(diagnostic: Diagnostic) -> dict:
+    fixes = [{**_snippet_json(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
     return {
         "slug": diagnostic.slug,
         "severity": diagnostic.severity,
-        **_snippet(diagnostic.span),
+        **_snippet_json(diagnostic.span),
         "message": diagnostic.message,
         "label": diagnostic.label,
         "help": diagnostic.help,
         "note": diagnostic.note,
-        "related": [{**_snippet(span), "message": label} for span, label in diagnostic.related],
+        "related": [{**_snippet_json(span), "message": label} for span, label in diagnostic.related],
         "fixes": fixes,
     }
 
 
-def _snippet(span: Span | None) -> dict:
+def _snippet_json(span: Span | None) -> dict:
     keys = ("file", "line", "column", "end_line", "end_column")
     if span is None:
         return dict.fromkeys(keys)
@@ -133,12 +133,12 @@ def _snippet(span: Span | None) -> dict:
 # GitHub
 
 
-def _github(diagnostic: Diagnostic) -> str:
+def _github_command(diagnostic: Diagnostic) -> str:
     """A workflow command: the runner turns it into an annotation of the line."""
     command = {"error": "error", "warning": "warning", "note": "notice"}[diagnostic.severity]
     properties = {}
     if diagnostic.span:
-        location = _snippet(diagnostic.span)
+        location = _snippet_json(diagnostic.span)
         properties = {"file": location["file"], "line": location["line"], "col": location["column"]}
         if location["end_line"] == location["line"]:
             properties["endColumn"] = location["end_column"]

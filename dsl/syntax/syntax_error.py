@@ -34,7 +34,7 @@ class SyntaxMistake:
         return self.repairs and self.skip and not self.put
 
 
-def replaced(
+def replace_token_mistake(
     site: ErrorSite, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
 ) -> SyntaxMistake:
     span, around = site.span(site.token), site.source.text
@@ -52,16 +52,16 @@ def is_unit(text: str) -> bool:
     return bool(_unit.fullmatch(text))
 
 
-def spaced_unit(site: ErrorSite) -> SyntaxMistake | None:
+def spaced_unit_mistake(site: ErrorSite) -> SyntaxMistake | None:
     """`24 GiB`, where a unit stands apart from its number."""
     number, unit = site.previous, site.token
     is_spaced = number.type == "NUMBER" and number[-1].isdigit() and number.line == unit.line
     if not is_spaced or not is_unit(unit) or site.following.type in ("COLON", "EQUAL"):
         return None
-    return joined_unit(site, number, unit, repairs=True)
+    return join_unit_mistake(site, number, unit, repairs=True)
 
 
-def joined_unit(site: ErrorSite, number, unit, repairs: bool) -> SyntaxMistake:
+def join_unit_mistake(site: ErrorSite, number, unit, repairs: bool) -> SyntaxMistake:
     gap, both = (
         Span(site.source, *offsets) for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
     )

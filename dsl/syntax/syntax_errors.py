@@ -9,24 +9,24 @@ from collections.abc import Callable
 from .diagnostics import Fix
 from .edition import DEPTH, HEADS
 from .error_site import CLOSERS, OPENERS, ErrorSite
-from .expected import ITEMS, SHARES, token_label, unexpected
+from .expected import ITEMS, SHARES, token_label, unexpected_token
 from .source import Span
 from .syntax_error import (
     SyntaxMistake,
     dropped,
     foreign_spelling,
     is_unit,
-    joined_unit,
+    join_unit_mistake,
     missing_comma,
     not_closed,
     not_opened,
-    replaced,
-    spaced_unit,
+    replace_token_mistake,
+    spaced_unit_mistake,
     syntax,
     too_deep,
     wrong_sign,
 )
-from .unknown_tokens import bare_text, open_string, quoted, strange
+from .unknown_tokens import bare_text, open_string, quoted, unknown_token
 
 WORDS = {"True": "true", "False": "false"}
 
@@ -37,14 +37,14 @@ def diagnose(site: ErrorSite) -> SyntaxMistake:
             mistake = rule(site)
             if mistake is not None:
                 return mistake
-    return unexpected(site)
+    return unexpected_token(site)
 
 
 # Brackets
 
 
 def _unclosed(site: ErrorSite) -> SyntaxMistake | None:
-    token, open = site.token, site.open
+    token, open = site.token, site.open_brackets
     if not open:
         return None
     opener = site.tokens[open[-1]]
@@ -72,7 +72,7 @@ def _unclosed(site: ErrorSite) -> SyntaxMistake | None:
 
 
 def _unopened(site: ErrorSite) -> SyntaxMistake | None:
-    if any(site.tokens[i].type == CLOSERS[site.token.type] for i in site.open):
+    if any(site.tokens[i].type == CLOSERS[site.token.type] for i in site.open_brackets):
         return None
     return SyntaxMistake(
         not_opened(f"`{site.token}` closes nothing", site.span(site.token), help="remove it, or open it earlier")
@@ -102,7 +102,7 @@ def _equal_for_colon(site: ErrorSite) -> SyntaxMistake:
         return SyntaxMistake(
             syntax(f"`{name}` has no type", site.span(name), help=f"write its type: `param {name}: ratio = ...`")
         )
-    return replaced(
+    return replace_token_mistake(
         site,
         "COLON",
         ":",
@@ -112,7 +112,7 @@ def _equal_for_colon(site: ErrorSite) -> SyntaxMistake:
 
 
 def _colon_for_equal(site: ErrorSite) -> SyntaxMistake:
-    return replaced(
+    return replace_token_mistake(
         site,
         "EQUAL",
         "=",
@@ -122,13 +122,13 @@ def _colon_for_equal(site: ErrorSite) -> SyntaxMistake:
 
 
 def _equal_for_compare(site: ErrorSite) -> SyntaxMistake:
-    return replaced(site, "COMPARE", "==", "`=` compares nothing", "write `<=`, `>=` or `==`", sure=False)
+    return replace_token_mistake(site, "COMPARE", "==", "`=` compares nothing", "write `<=`, `>=` or `==`", sure=False)
 
 
-def _comma(site: ErrorSite) -> SyntaxMistake | None:
+def _missing_comma(site: ErrorSite) -> SyntaxMistake | None:
     if not site.inner:
         return None
-    unit = spaced_unit(site)
+    unit = spaced_unit_mistake(site)
     if unit:
         return unit
     if site.token in ("off", "fo", "to", "out") and site.following.type == "NAME":
@@ -171,7 +171,7 @@ def _late_unit(site: ErrorSite) -> SyntaxMistake | None:
     number, unit = site.tokens[site.start - 1], site.tokens[site.start]
     if number.type != "NUMBER" or number.line != unit.line or not is_unit(unit):
         return None
-    return joined_unit(site, number, unit, repairs=False)
+    return join_unit_mistake(site, number, unit, repairs=False)
 
 
 def _needless_comma(site: ErrorSite) -> SyntaxMistake | None:
@@ -197,7 +197,7 @@ def _plural(item: str) -> str:
 def _python_word(site: ErrorSite) -> SyntaxMistake | None:
     token = site.token
     if token in WORDS:
-        return replaced(
+        return replace_token_mistake(
             site,
             WORDS[token].upper(),
             WORDS[token],
@@ -233,10 +233,12 @@ def _quoted_name(site: ErrorSite) -> SyntaxMistake | None:
     text = site.token[1:-1]
     if site.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
         return None
-    return replaced(site, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling)
+    return replace_token_mistake(
+        site, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling
+    )
 
 
-def _alternatives(site: ErrorSite) -> SyntaxMistake | None:
+def _unquoted_braces(site: ErrorSite) -> SyntaxMistake | None:
     """`{q,k}_proj`, whose braces look like shares."""
     if site.inner != "LBRACE" or site.tokens[site.at - 2].type not in ("LBRACE", "COMMA"):
         return None
@@ -255,7 +257,7 @@ def _yaml_list(site: ErrorSite) -> SyntaxMistake:
     )
 
 
-def _factor(site: ErrorSite) -> SyntaxMistake | None:
+def _misplaced_factor(site: ErrorSite) -> SyntaxMistake | None:
     if site.previous.type != "STAR":
         return None
     base = site.tokens[site.at - 2]
@@ -264,7 +266,7 @@ def _factor(site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _statement(site: ErrorSite) -> SyntaxMistake | None:
+def _unknown_statement(site: ErrorSite) -> SyntaxMistake | None:
     """A word between statements that starts none."""
     from difflib import get_close_matches
 
@@ -300,22 +302,22 @@ TABLE: tuple[Row, ...] = (
     _row("RPAR RSQB RBRACE", "", _unopened),
     _row("", "", bare_text),
     _row("QUOTED", "STRING", quoted),
-    _row("QUOTED STRANGE FOREIGN", "", strange),
+    _row("QUOTED STRANGE FOREIGN", "", unknown_token),
     _row("NAME", "NUMBER", _python_word),
     _row("EQUAL COMPARE", "COLON", _equal_for_colon),
     _row("COLON COMPARE", "EQUAL", _colon_for_equal),
     _row("COLON", "COMMA", _ratio_of_zeros),
     _row("EQUAL", "COMPARE", _equal_for_compare),
-    _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _comma),
-    _row("NAME", "", spaced_unit),
+    _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _missing_comma),
+    _row("NAME", "", spaced_unit_mistake),
     _row("", "COLON", _late_unit),
     _row("", "COMPARE", _late_unit),
     _row("COMMA", "RBRACE", _needless_comma),
     _row("COMMA", "$END", _needless_comma),
     _row("STAR", "STRING", _pattern),
     _row("STRING", "NAME", _quoted_name),
-    _row("COMMA RBRACE", "COLON", _alternatives),
+    _row("COMMA RBRACE", "COLON", _unquoted_braces),
     _row("MINUS", "STRING", _yaml_list),
-    _row("NUMBER", "NAME", _factor),
-    _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _statement),
+    _row("NUMBER", "NAME", _misplaced_factor),
+    _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _unknown_statement),
 )

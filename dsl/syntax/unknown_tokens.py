@@ -10,8 +10,8 @@ from .syntax_error import (
     SyntaxMistake,
     dropped,
     foreign_spelling,
-    replaced,
-    spaced_unit,
+    replace_token_mistake,
+    spaced_unit_mistake,
     syntax,
     unknown_character,
     unterminated_string,
@@ -50,20 +50,22 @@ def bare_text(site: ErrorSite) -> SyntaxMistake | None:
 
 def quoted(site: ErrorSite) -> SyntaxMistake:
     text = '"' + site.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
-    return replaced(site, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling)
+    return replace_token_mistake(
+        site, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling
+    )
 
 
-def strange(site: ErrorSite) -> SyntaxMistake | None:
+def unknown_token(site: ErrorSite) -> SyntaxMistake | None:
     token, span = site.token, site.span(site.token)
     if token == ";" and site.inner and "COMMA" in site.expected:
         help = "arguments, items and shares are separated by `,`"
-        return replaced(site, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
+        return replace_token_mistake(site, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
     if token == ";" and site.expected & {"RBRACE", "$END"}:
         return dropped(
             site, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
         )
     if token == "%" and site.previous.type == "NUMBER" and site.previous.end_line == token.line:
-        return spaced_unit(site)
+        return spaced_unit_mistake(site)
     if token == "." and site.previous.type in ("NAME", "DOTTED") and site.previous.end_pos == token.start_pos:
         return SyntaxMistake(
             syntax(

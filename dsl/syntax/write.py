@@ -15,11 +15,11 @@ _HIDDEN = frozenset("\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\ufeff") | {
 
 def expression(node: ast.Expr, level: int = _LOOSE) -> str:
     """Text of a value. `level`: 0 stands alone, 1 joined, 2 beside a join, 3 beside `of`, 4 beside `..`."""
-    binding, text = _write(node)
+    binding, text = _write_expression(node)
     return f"({text})" if binding < level else text
 
 
-def _write(node: ast.Expr) -> tuple[int, str]:
+def _write_expression(node: ast.Expr) -> tuple[int, str]:
     match node:
         case ast.AllowEmpty():
             return _LOOSE, f"{expression(node.selector, _JOINED)} allow empty"
@@ -38,7 +38,7 @@ def _write(node: ast.Expr) -> tuple[int, str]:
         case ast.Number():
             return _ATOM, node.digits + node.unit
         case ast.Text():
-            return _ATOM, text_of(node.value)
+            return _ATOM, quoted(node.value)
         case ast.Bool():
             return _ATOM, "true" if node.value else "false"
         case ast.Name():
@@ -50,7 +50,7 @@ def _argument(arg: ast.Arg) -> str:
     return (f"{arg.name}: " if arg.name else "") + expression(arg.value)
 
 
-def text_of(value: str, long: bool = False) -> str:
+def quoted(value: str, long: bool = False) -> str:
     """A string in quotes. `long`: in three quotes, its lines as they are."""
     if not long:
         return '"' + "".join(_ESCAPES.get(c) or _plain(c) for c in value) + '"'

@@ -10,7 +10,7 @@ from ...compiler.analysis.discovery.bypass import node_named, staying
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.discovery.labelling import MOVES
 from ...compiler.analysis.discovery.mixers.graphs import mixer_graphs
-from ...compiler.analysis.discovery.residual import through
+from ...compiler.analysis.discovery.residual import skip_identity
 from ...compiler.evaluation.promise import outputs
 from ...compiler.ir.graphs import name_of
 from ...compiler.ir.layers.leaves import module_role
@@ -19,9 +19,9 @@ from ...compiler.ir.surgery import tensor_at
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
-from ...compiler.transforms.editing.trial import without_branch, without_layer
+from ...compiler.transforms.editing.trial import branch_skipped, without_layer
 from ...compiler.transforms.search.savings import stride
-from ...compiler.transforms.search.uniform_widths import cuttable, leave
+from ...compiler.transforms.search.uniform_widths import record_refusals, split_cuttable
 from ...compiler.transforms.search.widths import slice_all
 from ...dsl.checker.skeleton import Branch, Group, Member
 from ...dsl.syntax.diagnostics import Fault, Reject
@@ -59,7 +59,7 @@ class Dead(Pass):
         _drop_branches(program)
         # KV heads first: query heads of one that is gone need no look.
         for kinds in (("kv_heads",), ("heads", "channels")):
-            self._narrow(program, kinds, ctx)
+            self._remove_dead_items(program, kinds, ctx)
         if program.version == version:
             raise Reject(
                 nothing_dead(
@@ -68,12 +68,17 @@ class Dead(Pass):
                 )
             )
 
-    def _narrow(self, program: Program, kinds: tuple[str, ...], ctx: Context) -> None:
+    def _remove_dead_items(self, program: Program, kinds: tuple[str, ...], ctx: Context) -> None:
         groups = [g for g in skeleton_of(program).groups if g.kind in kinds]
-        silent = _silent(program, groups)
-        cuts = [(group, _spared(group, _dead(program, group, silent), self._align(group))) for group in groups]
-        able, refusals = cuttable(program, [(g, len(dead) * (g.per_block or g.count) // g.count) for g, dead in cuts])
-        leave(program, refusals, ctx.emit_event)
+        silent = _zero_inputs(program, groups)
+        cuts = [
+            (group, _removable_items(group, _dead_items(program, group, silent), self._align(group)))
+            for group in groups
+        ]
+        able, refusals = split_cuttable(
+            program, [(g, len(dead) * (g.per_block or g.count) // g.count) for g, dead in cuts]
+        )
+        record_refusals(program, refusals, ctx.emit_event)
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, [(group, dead) for group, dead in cuts if dead and group in able])
 
@@ -84,7 +89,7 @@ class Dead(Pass):
 # -- channels and heads --------------------------------------------------------------------------------------
 
 
-def _dead(program: Program, group: Group, silent: dict[Member, torch.Tensor]) -> list[int]:
+def _dead_items(program: Program, group: Group, silent: dict[Member, torch.Tensor]) -> list[int]:
     """Items that nobody reads, or that are made of zeros and come out as zero."""
 
     def zero(members: tuple[Member, ...]) -> torch.Tensor:
@@ -100,7 +105,7 @@ def _dead(program: Program, group: Group, silent: dict[Member, torch.Tensor]) ->
     return torch.nonzero(zero(readers) | (zero(makers) & quiet)).flatten().tolist()
 
 
-def _spared(group: Group, dead: list[int], align: int) -> set[int]:
+def _removable_items(group: Group, dead: list[int], align: int) -> set[int]:
     """The dead items that may go: as many of every block, and never the last step of it."""
     block = group.per_block or group.count
     by_block = [[i for i in dead if i // block == b] for b in range(group.count // block)]
@@ -110,7 +115,7 @@ def _spared(group: Group, dead: list[int], align: int) -> set[int]:
 
 
 @torch.no_grad()
-def _silent(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
+def _zero_inputs(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
     """For every reader: which of its items it is given as zeros throughout, [count] bool, from one run."""
     masks, handles = {}, []
     for group in groups:
@@ -172,7 +177,7 @@ def _drop_branches(program: Program) -> None:
     sites = [b.site for b in skeleton_of(program).branches if _outputs_zero(program, b)]
     for site in sites:
         branch = next(b for b in skeleton_of(program).branches if b.site == site)
-        with without_branch(program, branch):
+        with branch_skipped(program, branch):
             same = torch.equal(outputs(program), before)
         if same and len(skeleton_of(program).branches) > 1:
             with Rewriter(program) as rewrite:
@@ -205,7 +210,7 @@ def _is_zero(program: Program, node: fx.Node, path: str) -> bool:
 
 def _zero_keeper(node: fx.Node, root: nn.Module) -> fx.Node | None:
     """Input of a node that maps zeros to zeros: casts, views, products with a number, norms."""
-    if (behind := through(node)) is not node:
+    if (behind := skip_identity(node)) is not node:
         return behind
     inputs = list(_tensors(node))
     if len(inputs) != 1:

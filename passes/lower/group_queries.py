@@ -6,7 +6,13 @@ from ...compiler.ir.layers import leaves
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Pass, param
-from ...compiler.transforms.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced
+from ...compiler.transforms.lowering.attentions import (
+    attention_calls,
+    heads_of,
+    odd_option,
+    replace_call,
+    rewrite_attention_calls,
+)
 from ...dsl.checker.values import Selector
 
 
@@ -30,8 +36,8 @@ class GroupQueries(Pass):
     on: Selector | None = param("Which attention modules; all where it is left out.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen = attendings(program, self.on)
-        left = exchange(program, chosen, _reason, _grouped)
+        chosen = attention_calls(program, self.on)
+        left = rewrite_attention_calls(program, chosen, _reason, _grouped)
         program.note(grouped=[a.site for a in chosen if a.site not in left], unchanged=left)
 
 
@@ -41,4 +47,4 @@ def _reason(node: fx.Node) -> str:
 
 
 def _grouped(graph: fx.Graph, node: fx.Node) -> None:
-    replaced(graph, node, leaves.grouped_attention, node.args, {})
+    replace_call(graph, node, leaves.grouped_attention, node.args, {})

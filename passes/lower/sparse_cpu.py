@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.machine_profile import differs
+from ...compiler.analysis.planning.machine_profile import profile_mismatch
 from ...compiler.analysis.planning.selection import parts
 from ...compiler.core.events import Said
 from ...compiler.core.fingerprint import cpus
 from ...compiler.core.journal import Journal
-from ...compiler.core.quantity import count_text, digits
+from ...compiler.core.quantity import count_text, significant_digits
 from ...compiler.inputs.data.generated import Generated
 from ...compiler.ir.layers.linear import cpu_only
 from ...compiler.ir.layers.number_formats import BY_KERNEL, BY_NAME
@@ -23,7 +23,14 @@ from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.lowering import choice, prediction_error
 from ...compiler.transforms.lowering.choice import Choice, Site
 from ...compiler.transforms.lowering.racing import cold_bytes
-from ...compiler.transforms.lowering.speed import ROUNDED, SECONDS, KernelCase, raced, reckoned, recorded
+from ...compiler.transforms.lowering.speed import (
+    ROUNDED,
+    SECONDS,
+    KernelCase,
+    estimate_seconds,
+    race_kernels,
+    read_recorded_seconds,
+)
 from ...compiler.transforms.search.sparsity import no_linear
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, ProfileRef, Selector
@@ -100,15 +107,15 @@ class SparseCpu(Pass):
                     help="packed ones stay as they are",
                 )
             )
-        rows = prediction_error.rows_for(program, ctx, self.data)
-        before = None if rows is None else prediction_error.OutputsBefore.of(program, ctx, rows)
+        rows = prediction_error.calibration_rows(program, ctx, self.data)
+        before = None if rows is None else prediction_error.OutputsBefore.record(program, ctx, rows)
         unsuitable = choice.unsupported_reason(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
         sites = [choice.site_of(path, module) for path, module in modules.items()]
         samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
         able = {s.path: choice.kernels_for(s, self.format) for s in sites}
         raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
-        times = self._times(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
+        times = self._kernel_seconds(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
         choices, trials = [], {}
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
@@ -120,18 +127,20 @@ class SparseCpu(Pass):
                     continue
                 kernel, reason = kernels[0], "as the recipe says"
                 if self.format == "auto":
-                    kernel, reason = choice.choose(site, kernels, times[site.case], trial.error, self.error)
-                packed = trial.packed(kernel) if kernel else None
-                size, error = (packed.packed.numel(), trial.error(kernel)) if packed else (site.bytes, None)
+                    kernel, reason = choice.choose_kernel(
+                        site, kernels, times[site.case], trial.relative_error, self.error
+                    )
+                packed = trial.pack(kernel) if kernel else None
+                size, error = (packed.packed.numel(), trial.relative_error(kernel)) if packed else (site.bytes, None)
                 choices.append(Choice(site, kernel, reason, size, error, times.get(site.case, {})))
                 if packed:
                     rewrite.swap_module(site.path, packed)
                 if kernel in ROUNDED and self.format == "auto":
                     trials[site.path] = trial  # its weight is needed where all together move predictions too far
-        cost = None if before is None else self._mend(program, ctx, choices, trials, before)
-        self._close(program, ctx, choices, times, cost)
+        cost = None if before is None else self._refine_inexact(program, ctx, choices, trials, before)
+        self._check_and_record(program, ctx, choices, times, cost)
 
-    def _mend(
+    def _refine_inexact(
         self,
         program: Program,
         ctx: Context,
@@ -140,24 +149,25 @@ class SparseCpu(Pass):
         before: prediction_error.OutputsBefore,
     ) -> prediction_error.Accuracy:
         """Accuracy after modules with large errors were given a finer grid, if needed."""
-        cost = before.against(program.model)
+        cost = before.compare_to(program.model)
         while cost.divergence > self.divergence:
             packed_choices = [c for c in choices if c.site.path in trials]
-            finer = choice.finer(packed_choices, 1 - self.divergence / cost.divergence)
+            finer = choice.more_exact_kernels(packed_choices, 1 - self.divergence / cost.divergence)
             if not finer:
                 break
             with Rewriter(program) as rewrite:
                 for number, chosen in enumerate(choices):
                     if kernel := finer.get(chosen.site.path):
                         trial = trials[chosen.site.path]
-                        rewrite.swap_module(chosen.site.path, trial.packed(kernel))
+                        rewrite.swap_module(chosen.site.path, trial.pack(kernel))
                         choices[number] = chosen.on(kernel, trial)
-            previous, cost = cost.divergence, before.against(program.model)
-            message = f"predictions moved by {digits(previous)} nats, now by {digits(cost.divergence)}"
+            previous, cost = cost.divergence, before.compare_to(program.model)
+            nats, nats_now = significant_digits(previous), significant_digits(cost.divergence)
+            message = f"predictions moved by {nats} nats, now by {nats_now}"
             ctx.emit_event(Said(f"{count_text(len(finer), 'module')} furthest off on finer grids: {message}"))
         return cost
 
-    def _close(
+    def _check_and_record(
         self,
         program: Program,
         ctx: Context,
@@ -174,9 +184,9 @@ class SparseCpu(Pass):
                 )
             )
         if cost is not None:
-            choice.gate(cost, self.divergence, choices)
+            choice.refuse_inaccurate(cost, self.divergence, choices)
         prediction_error.forget(ctx.workdir)
-        for sentence in choice.summary(choices):
+        for sentence in choice.choice_summary(choices):
             ctx.emit_event(Said(sentence))
         program.note(
             lowered=[c.to_json() for c in choices],
@@ -189,7 +199,7 @@ class SparseCpu(Pass):
 
     # -- times -----------------------------------------------------------------------------------------------
 
-    def _times(
+    def _kernel_seconds(
         self, program: Program, ctx: Context, sites: Sequence[Site], kernels: Mapping[str, list[str]]
     ) -> dict[KernelCase, dict[str, float]]:
         """Seconds of each case's contenders, by name."""
@@ -198,17 +208,19 @@ class SparseCpu(Pass):
         first = {site.case: site for site in reversed(sites)}
         cases = list(dict.fromkeys(site.case for site in sites))
         if self.timings is not None:
-            return recorded(ctx.folder / self.timings, cases)
+            return read_recorded_seconds(ctx.folder / self.timings, cases)
         isa, threads, times = self._isa(ctx), self._threads(ctx), {}
         journal = Journal(ctx.workdir / "times.jsonl")
         for case in ctx.each(cases, "racing", len(cases)):
             site = first[case]
             weight = choice.weight_of(program.model.get_submodule(site.path))
             if self._has_timings(ctx):
-                times[case] = journal.remember(case.name, partial(raced, weight, kernels[site.path], self.rows, isa))
+                times[case] = journal.get_or_compute(
+                    case.name, partial(race_kernels, weight, kernels[site.path], self.rows, isa)
+                )
             else:
-                sizes = {kernel: _bytes(kernel, site) for kernel in kernels[site.path]}
-                times[case] = reckoned(case, sizes, self.rows, isa, threads)
+                sizes = {kernel: _packed_bytes(kernel, site) for kernel in kernels[site.path]}
+                times[case] = estimate_seconds(case, sizes, self.rows, isa, threads)
         return times
 
     def _isa(self, ctx: Context) -> str:
@@ -224,8 +236,8 @@ class SparseCpu(Pass):
     def _has_timings(self, ctx: Context) -> bool:
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
-        is_local = (isa == "native" or not levels.lacking(isa)) and self._threads(ctx) <= cpus()
-        return is_local and not differs(self.machine.name if self.machine else None, ctx)
+        is_local = (isa == "native" or not levels.unavailable_reason(isa)) and self._threads(ctx) <= cpus()
+        return is_local and not profile_mismatch(self.machine.name if self.machine else None, ctx)
 
     def _source(self, ctx: Context) -> str:
         if self.format != "auto":
@@ -236,9 +248,9 @@ class SparseCpu(Pass):
         """Unchanged shapes, of packed weights."""
         chosen = [shape for part in parts(skeleton, self.on) for name, shape in part.tensors if name == "weight"]
         numbers = sum(map(prod, chosen))
-        return shrink.lowered(skeleton, numbers, round(self._per_number(skeleton) * numbers))
+        return shrink.lowered(skeleton, numbers, round(self._bytes_per_number(skeleton) * numbers))
 
-    def _per_number(self, skeleton: Skeleton) -> float:
+    def _bytes_per_number(self, skeleton: Skeleton) -> float:
         """Bytes of a number that is packed; where kernels race, as those of int8 have it."""
         zeros = skeleton.facts.get("zeros") or 0.0
         if self.format == "auto":
@@ -260,7 +272,7 @@ class SparseCpu(Pass):
         work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}
         if self.format != "auto" and BY_NAME[self.format].grouped:
             work["grid"] = numbers
-        return Effort(tokens, n_separate=max(race_bytes, round(self._per_number(skeleton) * numbers)), work=work)
+        return Effort(tokens, n_separate=max(race_bytes, round(self._bytes_per_number(skeleton) * numbers)), work=work)
 
     def reads_clock(self) -> bool:
         return self.format == "auto" and self.timings is None
@@ -269,7 +281,7 @@ class SparseCpu(Pass):
         return (self.timings,) if self.timings else ()
 
 
-def _bytes(kernel: str, site: Site) -> int:
+def _packed_bytes(kernel: str, site: Site) -> int:
     """About what a packed weight takes, from its shares of zeros."""
     format, numbers = BY_KERNEL[kernel], site.case.n * site.case.k
     if format.skips == "blocks":

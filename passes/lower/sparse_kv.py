@@ -5,16 +5,23 @@ from functools import partial
 
 from torch import fx
 
-from ...compiler.core.quantity import digits
+from ...compiler.core.quantity import significant_digits
 from ...compiler.ir.layers import leaves
 from ...compiler.ir.layers.linear import cpu_only
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.lowering import decoding_error
-from ...compiler.transforms.lowering.attentions import attendings, exchange, heads_of, odd_option, replaced, updated
+from ...compiler.transforms.lowering.attentions import (
+    attention_calls,
+    cache_update_of,
+    heads_of,
+    odd_option,
+    replace_call,
+    rewrite_attention_calls,
+)
 from ...compiler.transforms.lowering.choice import lowering_inaccurate
-from ...compiler.transforms.lowering.prediction_error import Accuracy, rows_for
+from ...compiler.transforms.lowering.prediction_error import Accuracy, calibration_rows
 from ...dsl.checker.values import DataRef, Ratio, Selector
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.cache import TOKENS
@@ -73,13 +80,15 @@ class SparseKv(Pass):
                     help="compile with --device cpu",
                 )
             )
-        rows = rows_for(program, ctx, self.data)
-        before = None if rows is None else decoding_error.OutputsBefore.of(program.model, rows, ctx, self.window)
-        chosen = attendings(program, self.on)
-        left = exchange(program, chosen, _reason, partial(_packed, facts=self._facts()))
-        cost = None if before is None else before.against(program.model, ctx)
+        rows = calibration_rows(program, ctx, self.data)
+        before = None if rows is None else decoding_error.OutputsBefore.record(program.model, rows, ctx, self.window)
+        chosen = attention_calls(program, self.on)
+        left = rewrite_attention_calls(
+            program, chosen, _unsupported_reason, partial(_use_packed_attention, facts=self._facts())
+        )
+        cost = None if before is None else before.compare_to(program.model, ctx)
         if cost is not None and not cost.divergence <= self.divergence:
-            self._refuse(cost, len(chosen) - len(left))
+            self._refuse_inaccurate(cost, len(chosen) - len(left))
         program.note(
             pruned=[a.site for a in chosen if a.site not in left],
             unchanged=left,
@@ -87,12 +96,13 @@ class SparseKv(Pass):
             accuracy=None if cost is None else cost.to_json(),
         )
 
-    def _refuse(self, cost: Accuracy, count: int) -> None:
+    def _refuse_inaccurate(self, cost: Accuracy, count: int) -> None:
         facts, (before, after) = self._facts(), cost.perplexity or (math.nan, math.nan)
         raise Reject(
             lowering_inaccurate(
-                f"predictions moved by {digits(cost.divergence)} nats while decoding, at most "
-                f"{digits(self.divergence)} are allowed, perplexity {digits(before)} became {digits(after)}",
+                f"predictions moved by {significant_digits(cost.divergence)} nats while decoding, at most "
+                f"{significant_digits(self.divergence)} are allowed, perplexity {significant_digits(before)} became "
+                f"{significant_digits(after)}",
                 help="keep more, of keys first, or make the window longer",
                 note=f"the caches of {count} attention modules keep {facts['keep_keys']:.0%} of keys and "
                 f"{facts['keep_values']:.0%} of values",
@@ -107,25 +117,25 @@ class SparseKv(Pass):
         return {**keep, "window": self.window, "sinks": self.sinks}
 
 
-def _reason(node: fx.Node) -> str:
+def _unsupported_reason(node: fx.Node) -> str:
     (queries, keys), d = heads_of(node), node.args[1].meta["shape"][-1]
     if odd_option(node):
         return odd_option(node)
     if node.kwargs.get("sliding_window"):
         return f"it sees the newest {node.kwargs['sliding_window']} tokens only"
-    if updated(node) is None:
+    if cache_update_of(node) is None:
         return "it attends to something else than its cache"
     if node.args[3].meta["shape"][-1] != d:
         return f"its keys have {d} dimensions and its values {node.args[3].meta['shape'][-1]}"
     return KERNELS["sparse_attention"].accepts(queries, keys, d)
 
 
-def _packed(graph: fx.Graph, node: fx.Node, facts: dict[str, float | int]) -> None:
-    update = updated(node)
+def _use_packed_attention(graph: fx.Graph, node: fx.Node, facts: dict[str, float | int]) -> None:
+    update = cache_update_of(node)
     assert update is not None, f"{node.name} was refused"
     cache, k, v, slot = update.args
     module, q, _, _, mask = node.args
-    replaced(graph, node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(facts))
+    replace_call(graph, node, leaves.packed_attention, (module, q, k, v, mask, cache, slot), dict(facts))
     for user in list(update.users):
         graph.erase_node(user)
     graph.erase_node(update)

@@ -1,7 +1,7 @@
 """Make MLPs narrower."""
 
 from ...compiler.analysis.planning.amount import Amount
-from ...compiler.analysis.planning.selection import groups, required
+from ...compiler.analysis.planning.selection import groups, require_groups
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.greedy import Greedy, items
 from ...compiler.transforms.search.parts import WidthParts
@@ -36,7 +36,7 @@ class Channels(RefittingPruner):
     )
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
-        chosen = required(skeleton, "channels", groups(skeleton, "channels", self.on))
+        chosen = require_groups(skeleton, "channels", groups(skeleton, "channels", self.on))
         return Greedy(
             Amount(self.keep),
             "channels",

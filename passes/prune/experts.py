@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning.amount import Amount
-from ...compiler.analysis.planning.selection import groups, required
+from ...compiler.analysis.planning.selection import groups, require_groups
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
-from ...compiler.transforms.editing.dry_run import rehearse
+from ...compiler.transforms.editing.dry_run import dry_run
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.search import routing
-from ...compiler.transforms.search.importance import ascending, l1
+from ...compiler.transforms.search.importance import ascending, l1_importance
 from ...compiler.transforms.search.savings import steps
-from ...compiler.transforms.search.uniform_widths import forecast
+from ...compiler.transforms.search.uniform_widths import forecast_even_widths
 from ...compiler.transforms.search.widths import Site, slice_all
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
@@ -42,14 +42,14 @@ class Experts(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         chosen = self._groups(skeleton_of(program))
-        trusted = routing.trusted(program, ctx, self.data, chosen) if self.data else {}
+        trusted = routing.router_weight_sums(program, ctx, self.data, chosen) if self.data else {}
         cuts = []
         for group in chosen:
-            scores = trusted[group.site] if group.site in trusted else l1(program, group)
+            scores = trusted[group.site] if group.site in trusted else l1_importance(program, group)
             site = Site(group, ascending(scores))
-            removed = site.next(site.size - Amount(self.keep).remaining(site.size))
+            removed = site.next_items(site.size - Amount(self.keep).remaining(site.size))
             cuts += [(group, set(removed))] if removed else []
-        rehearse(
+        dry_run(
             program,
             f"{1 - self.keep.value:.0%} of the experts",
             lambda trial: self._take(trial, cuts),
@@ -62,18 +62,18 @@ class Experts(Pass):
         rewrite = rewrite or Rewriter(program)
         slice_all(program, rewrite, cuts)
         expert_groups = [g for g in skeleton_of(program).groups if g.kind == "experts"]
-        for name, count in routing.stated_above(program, [group for group, _ in cuts], expert_groups):
+        for name, count in routing.expert_counts_stated_above(program, [group for group, _ in cuts], expert_groups):
             rewrite.set_attr(name, Amount(self.keep).remaining(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return forecast(skeleton, self._groups(skeleton), Amount(self.keep), 1)
+        return forecast_even_widths(skeleton, self._groups(skeleton), Amount(self.keep), 1)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return Effort(ctx.rows(self.data).numel() if self.data else 0)
 
     def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
-        expert_groups = required(skeleton, "experts", groups(skeleton, "experts", self.on))
+        expert_groups = require_groups(skeleton, "experts", groups(skeleton, "experts", self.on))
         for group in expert_groups:
             remaining = Amount(self.keep).remaining(steps(group)) * group.count // steps(group)
             routing.check_expert_count(skeleton, group, remaining, "keep")

@@ -7,7 +7,7 @@ from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.competing_pruner import CompetingPruner
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.latency import no_clock
-from ...compiler.transforms.search.parts import parts_of
+from ...compiler.transforms.search.parts import select_parts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import MetricRef, ProfileRef, Ratio, Selector, Shares
 from ...dsl.syntax.diagnostics import Reject
@@ -89,7 +89,7 @@ class Multi(CompetingPruner):
             Amount(self.remove, removes=True),
             "params",
             0,
-            parts_of(skeleton, self.on, self.order, {"group": self.group, "heads": self.heads}),
+            select_parts(skeleton, self.on, self.order, {"group": self.group, "heads": self.heads}),
             self.score,
             exact,
             rank=self.rank or ("loss" if exact else "ratio"),

@@ -9,8 +9,8 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, param
-from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, note
-from ...compiler.transforms.search.solving import effort, exchanged
+from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, record_grids
+from ...compiler.transforms.search.solving import layerwise_effort, replace_weights
 from ...compiler.transforms.search.updates import gptq
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
@@ -52,11 +52,11 @@ class Gptq(Quantizer):
         def new(_unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
             keep = nonzero_mask(weight)
             if gram is None:  # no row reached it
-                nearest = grid.fit(weight.float()).round(weight.float())
+                nearest = grid.fit_scales(weight.float()).round(weight.float())
                 return nearest if keep is None else torch.where(keep, nearest, 0.0)
             return gptq(weight, gram, grid, self.order, keep, self.damping, self.sweeps)
 
-        note(program, chosen, exchanged(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
+        record_grids(program, chosen, replace_weights(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")
+        return layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")

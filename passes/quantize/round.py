@@ -6,8 +6,8 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort
-from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, note
-from ...compiler.transforms.search.sparsity import exchange, finite_weight, sizes
+from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, record_grids
+from ...compiler.transforms.search.sparsity import finite_weight, replace_weight, sizes
 from ...dsl.checker.skeleton import Skeleton
 
 
@@ -26,9 +26,11 @@ class Round(Quantizer):
         chosen, masks = self.chosen(skeleton_of(program)), {}
         for part in ctx.each(chosen, "rounding", len(chosen)):
             weight = finite_weight(program, part.path).float()
-            keep, new = nonzero_mask(weight), self.grid.fit(weight).round(weight)
-            masks[part.path] = exchange(program, part.path, new if keep is None else torch.where(keep, new, 0.0), ctx)
-        note(program, chosen, masks, self.grid)
+            keep, new = nonzero_mask(weight), self.grid.fit_scales(weight).round(weight)
+            masks[part.path] = replace_weight(
+                program, part.path, new if keep is None else torch.where(keep, new, 0.0), ctx
+            )
+        record_grids(program, chosen, masks, self.grid)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Scales of every number's group are tried, or follow from the largest."""

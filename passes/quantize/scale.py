@@ -8,14 +8,14 @@ from torch import Tensor
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.core.shards import Shards
 from ...compiler.ir.program import Program
-from ...compiler.ir.surgery import put
+from ...compiler.ir.surgery import replace_tensor
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Effort, param
 from ...compiler.transforms.search.folds import Fold, folds
 from ...compiler.transforms.search.layerwise import Layerwise, Stage, stages
 from ...compiler.transforms.search.quantizing import GridPass
 from ...compiler.transforms.search.scaling import Scaling, Sums
-from ...compiler.transforms.search.solving import effort
+from ...compiler.transforms.search.solving import layerwise_effort
 from ...compiler.transforms.search.sparsity import finite_weight
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
@@ -54,30 +54,34 @@ class Scale(GridPass):
         parts, folds_by_unit, shards = stages(program, chosen), folds(program), Shards(ctx.workdir / "layers")
         walk, changed = Layerwise(program, rows), []
         for stage in ctx.each(parts, "layers", len(parts)):
-            tensors = shards.remember(
-                stage.unit, partial(self._solve, program, walk, stage, folds_by_unit.get(stage.unit, []))
+            tensors = shards.get_or_compute(
+                stage.unit, partial(self._scale_stage, program, walk, stage, folds_by_unit.get(stage.unit, []))
             )
             for path, tensor in tensors.items():
-                put(program.model, path, ctx.mapped(tensor.to(program.model.get_parameter(path).device)))
+                replace_tensor(
+                    program.model, path, ctx.map_from_cache(tensor.to(program.model.get_parameter(path).device))
+                )
             walk.leave(stage)
             changed += [fold.writer for fold in folds_by_unit.get(stage.unit, []) if f"{fold.writer}.weight" in tensors]
         program.changed()
         program.note(scaled=changed, folds=sum(map(len, folds_by_unit.values())), tokens=rows.numel())
 
-    def _solve(self, program: Program, walk: Layerwise, stage: Stage, unit_folds: list[Fold]) -> dict[str, Tensor]:
+    def _scale_stage(
+        self, program: Program, walk: Layerwise, stage: Stage, unit_folds: list[Fold]
+    ) -> dict[str, Tensor]:
         model, sums, tensors = program.model, Sums(), {}
         for path in stage.modules:
             finite_weight(program, path)
-        walk.observe(stage, sums.listen)
+        walk.observe_inputs(stage, sums.accumulate)
         scaling = Scaling.of(model, self.grid, sums, stage.modules, self.inputs == "int8")
         for fold in unit_folds:
-            by = scaling.best(fold)
+            by = scaling.best_factor(fold)
             if by is None:
                 continue
-            scaling.take(fold, by)
-            for path, tensor in fold.scaled(model, by).items():
+            scaling.apply_factor(fold, by)
+            for path, tensor in fold.scaled_tensors(model, by).items():
                 tensors[path] = tensor
-                put(model, path, tensor)
+                replace_tensor(model, path, tensor)
         return tensors
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -86,4 +90,4 @@ class Scale(GridPass):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")
+        return layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")

@@ -9,8 +9,8 @@ from ...compiler.ir.layers.reft import FORMS, has_identity
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
-from ...compiler.transforms.editing.interventions import insert, make
-from ...compiler.transforms.editing.position_spec import edges
+from ...compiler.transforms.editing.interventions import insert_interventions, make_interventions
+from ...compiler.transforms.editing.position_spec import parse_positions
 from ...compiler.transforms.training.schedule import seed_of
 from ...dsl.checker.inputs import wide_rank
 from ...dsl.checker.skeleton import Part, Skeleton
@@ -69,18 +69,18 @@ class Insert(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         self._refuse_start()
         chosen = layers(skeleton_of(program), self.on)
-        interventions = make(
+        interventions = make_interventions(
             program,
             chosen,
             self.form,
             self.rank,
-            edges(self.positions),
+            parse_positions(self.positions),
             self.tied,
             self.dropout,
             self.start,
             lambda path: seed_of("reft", ctx.seed, path),
         )
-        insert(program, interventions)
+        insert_interventions(program, interventions)
         program.note(
             form=self.form,
             formula=FORMS[self.form].formula,
@@ -95,7 +95,7 @@ class Insert(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         self._refuse_start()
-        (first, last), width = edges(self.positions), skeleton.facts.get("hidden") or 0
+        (first, last), width = parse_positions(self.positions), skeleton.facts.get("hidden") or 0
         if width and self.rank > width:
             raise Reject(wide_rank(self.rank, width, ""))
         names = ("both",) if self.tied and first and last else ("prefix",) * bool(first) + ("suffix",) * bool(last)

@@ -7,7 +7,7 @@ from ...compiler.ir.outcome import Outcome, Point
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.supernet.explorer import beats
-from ...dsl.checker.value_text import show
+from ...dsl.checker.value_text import value_text
 from ...dsl.checker.values import MetricRef, StepRef
 from ...dsl.syntax.diagnostics import Fault, Reject
 
@@ -50,7 +50,7 @@ class Front(Pass):
             raise Reject(
                 too_few_points("a front without a measure has nothing to choose by", help="write `measure: [params]`")
             )
-        points = [self._point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
+        points = [self._point_of(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
         best = (
             [p for p in points if not any(beats(turned(other), turned(p)) for other in points)]
             if self.keep == "best"
@@ -58,7 +58,7 @@ class Front(Pass):
         )
         return Points(tuple(best), ctx.results)
 
-    def _point(self, ref: StepRef, ctx: Context) -> Point:
+    def _point_of(self, ref: StepRef, ctx: Context) -> Point:
         key, program = ctx.result(ref)
         words = [ctx.metric(metric) for metric in self.measure]
         values = [float(word.measure(program.model, ctx)) for word in words]
@@ -66,7 +66,7 @@ class Front(Pass):
             ref.name,
             key,
             {
-                show(metric): (value, word.unit, word.better)
+                value_text(metric): (value, word.unit, word.better)
                 for metric, word, value in zip(self.measure, words, values, strict=True)
             },
         )

@@ -41,13 +41,15 @@ class Heuristic(Method):
             for i in range(len(space.dims) if loss_history else 0)
         ]
         starts = (space.genome(space.choice("middle")), *([tuple(often)] if often else []), *lowest)
-        candidates = list(dict.fromkeys(self._smaller(genome, explorer) for genome in starts))[: self.evals]
+        candidates = list(dict.fromkeys(self._shrink_until_allowed(genome, explorer) for genome in starts))[
+            : self.evals
+        ]
         explorer.expect(candidates)
         for genome in candidates:
             if not explorer.exhausted:
                 explorer.evaluate(genome)
 
-    def _smaller(self, genome: Genome, explorer: Explorer) -> Genome:
+    def _shrink_until_allowed(self, genome: Genome, explorer: Explorer) -> Genome:
         """The nearest allowed one, each dimension in turn set one value lower."""
         position = 0
         while not explorer.allows(genome):

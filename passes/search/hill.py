@@ -3,7 +3,7 @@
 import random
 
 from ...compiler.transforms.supernet.explorer import Explorer, Genome, neighbours
-from ...compiler.transforms.supernet.search_pass import Method, pursue, sample_new, sizes
+from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_new, sizes
 
 
 class Hill(Method):
@@ -23,10 +23,10 @@ class Hill(Method):
     """
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        pursue(explorer, chance, lambda: self._next(explorer, chance))
+        evaluate_proposals(explorer, chance, lambda: self._propose(explorer, chance))
 
-    def _next(self, explorer: Explorer, chance: random.Random) -> Genome:
-        front = explorer.front()
+    def _propose(self, explorer: Explorer, chance: random.Random) -> Genome:
+        front = explorer.pareto_front()
         chance.shuffle(front)
         for genome in front:
             fresh = [g for g in neighbours(genome, sizes(explorer)) if g not in explorer.known and explorer.allows(g)]

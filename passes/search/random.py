@@ -3,7 +3,7 @@
 import random
 
 from ...compiler.transforms.supernet.explorer import Explorer
-from ...compiler.transforms.supernet.search_pass import Method, pursue, sample_new
+from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_new
 
 
 class Random(Method):
@@ -22,4 +22,4 @@ class Random(Method):
     """
 
     def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        pursue(explorer, chance, lambda: sample_new(explorer, chance))
+        evaluate_proposals(explorer, chance, lambda: sample_new(explorer, chance))

@@ -7,7 +7,7 @@ from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.budget import CUTS
 from ...compiler.transforms.search.competing_pruner import CompetingPruner
 from ...compiler.transforms.search.greedy import Greedy
-from ...compiler.transforms.search.parts import parts_of
+from ...compiler.transforms.search.parts import select_parts
 from ...compiler.transforms.search.routing import least_experts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector, Shares
@@ -68,7 +68,7 @@ class Multi(CompetingPruner):
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         sizes = {"group": self.group, "heads": self.heads, "experts": self.experts, "states": self.states}
-        parts = parts_of(skeleton, self.on, self.order, sizes, least_experts(skeleton))
+        parts = select_parts(skeleton, self.on, self.order, sizes, least_experts(skeleton))
         if not parts:
             raise Reject(
                 nothing_to_shed(

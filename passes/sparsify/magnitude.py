@@ -8,14 +8,14 @@ from ...compiler.analysis.planning.peak_memory import itemsize
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
-from ...compiler.transforms.search.masks import keep_mask, magnitude, ranks
+from ...compiler.transforms.search.masks import keep_mask, magnitude, magnitude_keys
 from ...compiler.transforms.search.sparsity import (
     check_pattern,
     chosen_parts,
     finite_weight,
     looking,
     mask,
-    note,
+    record_zero_shares,
     sizes,
 )
 from ...dsl.checker.skeleton import Skeleton
@@ -55,12 +55,12 @@ class Magnitude(Pass):
         check_pattern(chosen, self.pattern, self.sparsity)
         for part in ctx.each(chosen, "masks", len(chosen)):
             masks[part.path] = self._mask(program, part.path, ctx)
-        note(program, chosen, masks, pattern=self.pattern)
+        record_zero_shares(program, chosen, masks, pattern=self.pattern)
 
     def _mask(self, program: Program, path: str, ctx: Context) -> float:
         """Of one module, so that nothing of it is held when the next one begins; its share of zeros."""
         weight = finite_weight(program, path)
-        score = magnitude(weight) if self.pattern == "blocks" else ranks(weight)
+        score = magnitude(weight) if self.pattern == "blocks" else magnitude_keys(weight)
         return mask(program, path, keep_mask(score, self.sparsity.value, self.pattern, self.each), ctx)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:

@@ -12,11 +12,19 @@ from ...compiler.core.journal import Journal
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.transforms.search.allocation import allocate_sparsity
 from ...compiler.transforms.search.allocation import effort as allocation_effort
-from ...compiler.transforms.search.allocation import shares
 from ...compiler.transforms.search.layerwise import Layerwise, Norms, Stage, stages
 from ...compiler.transforms.search.masks import keep_mask
-from ...compiler.transforms.search.sparsity import check_pattern, chosen_parts, looking, mask, note, sizes, weight_score
+from ...compiler.transforms.search.sparsity import (
+    check_pattern,
+    chosen_parts,
+    looking,
+    mask,
+    record_zero_shares,
+    sizes,
+    weight_score,
+)
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
@@ -61,16 +69,18 @@ class Wanda(Pass):
         chosen, masks, rows = chosen_parts(skeleton_of(program), self.on), {}, ctx.rows(self.data)
         check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
         parts, journal = stages(program, chosen), Journal(ctx.workdir / "norms.jsonl")
-        spread = shares(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)
+        spread = allocate_sparsity(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)
         walk = Layerwise(program, rows)
         for stage in ctx.each(parts, "masks", len(parts)):
-            norms = journal.remember(stage.unit, partial(_norms, walk, stage))
+            norms = journal.get_or_compute(stage.unit, partial(_norms, walk, stage))
             for path in stage.modules:
                 score = weight_score(program, path, norms[path])
                 keep = keep_mask(score, spread[stage.unit], self.pattern, "row")
                 masks[path] = mask(program, path, keep, ctx)
             walk.leave(stage)
-        note(program, chosen, masks, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel())
+        record_zero_shares(
+            program, chosen, masks, pattern=self.pattern, allocation=self.allocation, tokens=rows.numel()
+        )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
@@ -89,5 +99,5 @@ class Wanda(Pass):
 
 def _norms(walk: Layerwise, stage: Stage) -> dict[str, list[float]]:
     norms = Norms()
-    walk.observe(stage, norms.listen)
+    walk.observe_inputs(stage, norms.listen)
     return {path: norms.of(path) for path in stage.modules}

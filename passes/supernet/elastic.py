@@ -12,36 +12,36 @@ from ...compiler.core.environment import check_modules
 from ...compiler.core.journal import Journal
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
-from ...compiler.models.rows.classifier import judge_classes
-from ...compiler.models.rows.forward import nll
+from ...compiler.models.rows.classifier import classification_loss_and_accuracy
+from ...compiler.models.rows.forward import total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
-from ...compiler.transforms.search.routing import trusted
-from ...compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space, rank_dials
+from ...compiler.transforms.search.routing import router_weight_sums
+from ...compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space, rank_dims
 from ...compiler.transforms.supernet.elastic_dims import (
     able,
     check_experts,
     check_kernels,
     chosen,
-    depth_dials,
-    kernel_dials,
-    orders,
-    refuse_deep,
-    refuse_one,
-    width_dials,
+    depth_dims,
+    item_orders,
+    kernel_dims,
+    refuse_no_depth,
+    refuse_single_choice,
+    width_dims,
 )
 from ...compiler.transforms.supernet.family import Family, check_ranks
-from ...compiler.transforms.supernet.kernels import fresh
-from ...compiler.transforms.supernet.norms import batch_norms, recalibrate
-from ...compiler.transforms.supernet.objectives import Classes, SubnetObjective, Tokens, refuse_wordless
+from ...compiler.transforms.supernet.kernels import init_kernel_crops
+from ...compiler.transforms.supernet.norms import batch_norms, recalibrate_batch_norms
+from ...compiler.transforms.supernet.objectives import Classes, SubnetObjective, Tokens, refuse_unlabelled_images
 from ...compiler.transforms.supernet.subnet_masks import SubnetMasks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
-from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
-from ...compiler.transforms.training.effort import adapter_size, effort
+from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
+from ...compiler.transforms.training.effort import adapter_size, training_effort
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
-from ...compiler.transforms.training.training_run import train
+from ...compiler.transforms.training.training_run import run_training
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
@@ -155,14 +155,14 @@ class Elastic(Learner):
         self.forecast(skeleton_of(program))
         refuse_same_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
-        paths = adaptable(program, None) if adapts else ()
-        space, first = self._space(program, paths, ctx)
+        paths = adaptable_modules(program, None) if adapts else ()
+        space, first = self._search_space(program, paths, ctx)
         family = Family(program, None, space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
         family.orders = first
         if batch_norms(program.model):
             family.norms = ctx.rows(self.data)[: self.adapt].clone()
         if self.steps:
-            self._learn(family, paths, ctx)
+            self._train_family(family, paths, ctx)
         program.note(dims=len(space.dims), choices=float(space.size))
         return family
 
@@ -181,7 +181,9 @@ class Elastic(Learner):
         if not (self.kernels or self.depth != "none" or ranked):
             is_selected = any(chosen(skeleton, self.on, kind) for kind, _ in self._widths())
             names = " or ".join(KINDS[kind] for kind, _ in self._widths())
-            refuse_one(widths, "no group has two widths of these shares" if is_selected else f"no {names} are selected")
+            refuse_single_choice(
+                widths, "no group has two widths of these shares" if is_selected else f"no {names} are selected"
+            )
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
@@ -191,7 +193,7 @@ class Elastic(Learner):
         adapters = adapter_size(parts(skeleton, None), self.ranks[0])
         trained = adapters if self.train == "adapters" else shrink.params(skeleton)
         each = self.draws + 2 * self.sandwich
-        return effort(
+        return training_effort(
             skeleton,
             trained if self.steps else 0,
             batch,
@@ -206,9 +208,11 @@ class Elastic(Learner):
         return [(kind, shares) for kind, name in KINDS.items() if (shares := getattr(self, name.replace(" ", "_")))]
 
     def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[ElasticDim]:
-        return width_dials(groups, shares, self.per, self.align if kind == "channels" else 1)
+        return width_dims(groups, shares, self.per, self.align if kind == "channels" else 1)
 
-    def _space(self, program: Program, paths: tuple[str, ...], ctx: Context) -> tuple[Space, dict[str, list[int]]]:
+    def _search_space(
+        self, program: Program, paths: tuple[str, ...], ctx: Context
+    ) -> tuple[Space, dict[str, list[int]]]:
         skeleton = skeleton_of(program)
         dims: list[ElasticDim] = []
         elastic: list[Group] = []
@@ -217,74 +221,79 @@ class Elastic(Learner):
             groups = able(program, selected, self._dials(selected, kind, shares))
             elastic += groups
             dims += self._dials(groups, kind, shares)
-        dims += kernel_dials(program, self.on, self.kernels, self.per)
+        dims += kernel_dims(program, self.on, self.kernels, self.per)
         if self.depth != "none":
-            deep = depth_dials(program, self.on, self.depth)
-            refuse_deep(deep, self.depth)
+            deep = depth_dims(program, self.on, self.depth)
+            refuse_no_depth(deep, self.depth)
             dims += deep
         if len(self.ranks) > 1 and paths:
-            dims += rank_dials(paths, "layer", skeleton, self.ranks)
-        refuse_one(dims, "the model does not run without what would go")
+            dims += rank_dims(paths, "layer", skeleton, self.ranks)
+        refuse_single_choice(dims, "the model does not run without what would go")
         routed = [group for group in elastic if group.kind == "experts"]
-        trust = trusted(program, ctx, self.data, routed, self.adapt) if routed else {}
-        return Space(tuple(dims)), orders(program, elastic, trust)
+        trust = router_weight_sums(program, ctx, self.data, routed, self.adapt) if routed else {}
+        return Space(tuple(dims)), item_orders(program, elastic, trust)
 
     # -- training --------------------------------------------------------------------------------------------
 
-    def _learn(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
-        program, crops = family.program, fresh(family.space)
+    def _train_family(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
+        program, crops = family.program, init_kernel_crops(family.space)
         switches = SubnetMasks(program, family.space, family.orders, crops)
         sampler = ChoiceSampler(
-            family.space, ctx.seed, self.draws, self.sandwich, round(self.opening.value * self.steps), switches.take
+            family.space,
+            ctx.seed,
+            self.draws,
+            self.sandwich,
+            round(self.opening.value * self.steps),
+            switches.set_choice,
         )
         with ExitStack() as stack:
             if paths:
                 shape, seed = family.shape, seed_of("adapters", ctx.seed)
                 assert shape is not None, "adapters without a shape"
-                adapters = stack.enter_context(adapted(program.model, paths, shape, seed, zeros="keep"))
+                adapters = stack.enter_context(with_adapters(program.model, paths, shape, seed, zeros="keep"))
                 sampler.ranks.update(dict.fromkeys(paths, shape.rank))
                 adapters.follow(sampler.ranks)
                 weights, weight_masks, family.masked = adapters.parameters(), None, True
             else:
                 weights = dict(program.model.named_parameters())
                 weight_masks = masks(weights)
-            stack.enter_context(switches.on())
+            stack.enter_context(switches.active())
             lesson = SubnetObjective(
                 self._objective(program.model, ctx), sampler, Journal(ctx.workdir / "losses.jsonl"), self.distill.value
             )
-            course = train(
+            course = run_training(
                 self,
                 program,
                 ctx,
                 {**weights, **crops},
                 len(lesson.objective.rows),
-                lesson.learn,
-                lambda: self._judge(family, sampler, ctx),
+                lesson.accumulate_gradients,
+                lambda: self._held_out_loss(family, sampler, ctx),
                 masks=weight_masks,
-                begin=sampler.begin,
+                begin=sampler.begin_step,
             )
             tensors = {name: p.detach().clone() for name, p in weights.items()}
             family.crops = {name: p.detach().clone() for name, p in crops.items()}
         family.tensors, family.weights = (tensors, {}) if paths else ({}, tensors)
-        family.losses = tuple(lesson.losses(course.step))
+        family.losses = tuple(lesson.mean_losses_by_choice(course.step))
         program.note(steps=course.step, best=course.best, loss=course.curve, held_out=course.held_out)
 
     def _objective(self, model: nn.Module, ctx: Context) -> Tokens | Classes:
         rows, labels = ctx.rows(self.data), ctx.labels(self.data)
         if labels is None:
-            refuse_wordless(rows, self.data.name)
+            refuse_unlabelled_images(rows, self.data.name)
             return Tokens(model, rows, learned=ctx.answers(self.data))
         return Classes(model, rows, ctx.prompts(self.data), labels, self.data.name)
 
-    def _judge(self, family: Family, sampler: ChoiceSampler, ctx: Context) -> float:
+    def _held_out_loss(self, family: Family, sampler: ChoiceSampler, ctx: Context) -> float:
         model = family.program.model
         sampler.take(sampler.space.choice("middle"))
         if family.norms is not None:
-            recalibrate(model, family.norms)
+            recalibrate_batch_norms(model, family.norms)
         validation = self.held_out
         assert validation is not None, "judged by no rows"
         rows, labels = ctx.rows(validation), ctx.labels(validation)
         if labels is None:
-            nats, tokens = nll(model, rows, ctx.answers(validation))
+            nats, tokens = total_nll(model, rows, ctx.answers(validation))
             return nats / tokens
-        return judge_classes(model, rows, ctx.prompts(validation), labels, validation.name)[0]
+        return classification_loss_and_accuracy(model, rows, ctx.prompts(validation), labels, validation.name)[0]

@@ -8,20 +8,20 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning.selection import parts
 from ...compiler.core.environment import check_modules
 from ...compiler.ir.outcome import Model, Outcome
-from ...compiler.models.rows.forward import nll
+from ...compiler.models.rows.forward import total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.search.grid import check_groups
 from ...compiler.transforms.supernet.choices import ChoiceSampler, Space
 from ...compiler.transforms.supernet.family import Family, check_ranks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
-from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
-from ...compiler.transforms.training.effort import adapter_size, effort
+from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
+from ...compiler.transforms.training.effort import adapter_size, training_effort
 from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
-from ...compiler.transforms.training.training_run import train
+from ...compiler.transforms.training.training_run import run_training
 from ...dsl.checker.skeleton import Part, Skeleton
 from ...dsl.checker.values import DataRef, Selector
 from ...kernels.grid import Grid
@@ -85,15 +85,15 @@ class Lora(Learner):
         program = outcome.program
         self.forecast(skeleton_of(program))
         refuse_same_rows(self.data, self.held_out, ctx)
-        paths = adaptable(program, self.on)
+        paths = adaptable_modules(program, self.on)
         shape = Shape(self.ranks[0], self.alpha, self.dropout)
         sampler = ChoiceSampler(Space.of_ranks(paths, self.per, skeleton_of(program), self.ranks), ctx.seed)
         sampler.take(sampler.space.choice("largest"))
         seed, grid = seed_of("adapters", ctx.seed), self.grid
-        with adapted(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:
+        with with_adapters(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:
             adapters.follow(sampler.ranks)
             weights = adapters.parameters()
-            course = self._train(outcome, ctx, weights, sampler)
+            course = self._run_training(outcome, ctx, weights, sampler)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
         program.note(
             trained=sum(t.numel() for t in tensors.values()),
@@ -124,7 +124,7 @@ class Lora(Learner):
         if self.held_out:
             looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
         trained = adapter_size(self._chosen(skeleton), max(self.ranks))
-        return effort(
+        return training_effort(
             skeleton,
             trained,
             batch,
@@ -137,7 +137,7 @@ class Lora(Learner):
         inside = tuple(f"{unit}." for unit in skeleton.units)
         return tuple(p for p in parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
 
-    def _train(
+    def _run_training(
         self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler
     ) -> TrainingState:
         program = outcome.program
@@ -147,7 +147,9 @@ class Lora(Learner):
         def judge() -> float:
             sampler.take(sampler.space.choice("middle"))
             assert self.held_out is not None, "judged by no rows"
-            nats, tokens = nll(model, ctx.rows(self.held_out), ctx.answers(self.held_out))
+            nats, tokens = total_nll(model, ctx.rows(self.held_out), ctx.answers(self.held_out))
             return nats / tokens
 
-        return train(self, program, ctx, weights, len(rows), lesson.learn, judge, begin=sampler.begin)
+        return run_training(
+            self, program, ctx, weights, len(rows), lesson.accumulate_gradients, judge, begin=sampler.begin_step
+        )

@@ -76,4 +76,4 @@ class Pick(Pass):
                     )
                 )
             return outcome.unmerged(choice)
-        return Model(outcome.cut(choice))
+        return Model(outcome.cut_to_choice(choice))

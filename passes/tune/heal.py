@@ -14,19 +14,19 @@ from ...compiler.evaluation import reference, similarity
 from ...compiler.inputs.data.chat import no_speakers
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
-from ...compiler.models.rows.encoder_states import pooling_of
-from ...compiler.models.rows.forward import nll, output_kind_of
+from ...compiler.models.rows.encoder_states import resolve_pooling
+from ...compiler.models.rows.forward import output_kind_of, total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
-from ...compiler.transforms.training.acceptance import no_gain, refuse_same_rows
-from ...compiler.transforms.training.adapters import Shape, adaptable, adapted
-from ...compiler.transforms.training.effort import adapter_size, effort, full_size
+from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
+from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
+from ...compiler.transforms.training.effort import adapter_size, full_size, training_effort
 from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
-from ...compiler.transforms.training.training_run import train
+from ...compiler.transforms.training.training_run import run_training
 from ...compiler.transforms.training.unmerged import Unmerged
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
@@ -106,34 +106,34 @@ class Heal(Learner):
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         if self.merge:
             return super().result_of(outcome, ctx)
-        self._check(ctx)
+        self._check_rows(ctx)
         assert isinstance(outcome, Model), f"healed: {outcome.kind}"
         program, shape = outcome.program, Shape(self.rank, self.alpha, self.dropout)
-        paths = adaptable(program, self.on, "method: full")
-        with adapted(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
+        paths = adaptable_modules(program, self.on, "method: full")
+        with with_adapters(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
             weights = adapters.parameters()
-            course = self._train(program, ctx, weights)
+            course = self._run_training(program, ctx, weights)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
-        self._report(program, course, weights, merged=None)
+        self._record_training(program, course, weights, merged=None)
         return Unmerged(program, None, shape, tensors)
 
     def run(self, program: Program, ctx: Context) -> None:
-        self._check(ctx)
+        self._check_rows(ctx)
         if self.method == "full":
-            weights = self._weights(program)
-            course = self._train(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
+            weights = self._trainable_weights(program)
+            course = self._run_training(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
         else:
             shape = Shape(self.rank, self.alpha, self.dropout)
-            paths, seed = adaptable(program, self.on, "method: full"), seed_of("adapters", ctx.seed)
-            with adapted(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
+            paths, seed = adaptable_modules(program, self.on, "method: full"), seed_of("adapters", ctx.seed)
+            with with_adapters(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
                 weights = adapters.parameters()
-                course = self._train(program, ctx, weights)
+                course = self._run_training(program, ctx, weights)
                 adapters.merge()
         merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
         program.changed()
-        self._report(program, course, weights, merged)
+        self._record_training(program, course, weights, merged)
 
-    def _report(
+    def _record_training(
         self, program: Program, course: TrainingState, weights: dict[str, nn.Parameter], merged: float | None
     ) -> None:
         program.note(
@@ -165,7 +165,7 @@ class Heal(Learner):
         else:
             trained = full_size(chosen) if self.on else shrink.params(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
-        return effort(
+        return training_effort(
             skeleton,
             trained,
             batch,
@@ -175,7 +175,7 @@ class Heal(Learner):
             recomputed=self.gradient_checkpointing,
         )
 
-    def _train(
+    def _run_training(
         self,
         program: Program,
         ctx: Context,
@@ -187,18 +187,18 @@ class Heal(Learner):
         output_kind = output_kind_of(model, rows[:1])
         if output_kind == "states":
             return self._train_states(program, ctx, weights, weight_masks)
-        loss_mask = self._speech(self.data, ctx)
+        loss_mask = self._loss_mask(self.data, ctx)
         share = self.distill.value if output_kind == "tokens" else 1.0
-        original = reference.load(ctx, self.data) if share else None
+        original = reference.load_reference(ctx, self.data) if share else None
         lesson = Objective(model, rows, original, share, self.temperature, loss_mask)
         teaching = torch.arange(len(rows)) if loss_mask is None else loss_mask[:, 1:].any(1).nonzero()[:, 0]
-        return train(
+        return run_training(
             self,
             program,
             ctx,
             weights,
             len(teaching),
-            lambda chosen, weight: lesson.learn(teaching[chosen], weight),
+            lambda chosen, weight: lesson.accumulate_gradients(teaching[chosen], weight),
             lambda: self._held_out_loss(model, ctx),
             masks=weight_masks,
             weight_decay=self.weight_decay,
@@ -214,14 +214,16 @@ class Heal(Learner):
     ) -> TrainingState:
         """Training towards the original's hidden states, the only outputs of a model without a head."""
         model, rows = program.model, ctx.rows(self.data)
-        original, pooling = similarity.load(ctx, self.data), pooling_of(ctx.origin.folder, "auto")
-        return train(
+        original, pooling = similarity.load_states(ctx, self.data), resolve_pooling(ctx.origin.folder, "auto")
+        return run_training(
             self,
             program,
             ctx,
             weights,
             len(rows),
-            lambda chosen, weight: similarity.learn(model, rows, original, pooling, chosen, weight),
+            lambda chosen, weight: similarity.accumulate_feature_gradient(
+                model, rows, original, pooling, chosen, weight
+            ),
             lambda: self._held_out_loss(model, ctx),
             masks=weight_masks,
             weight_decay=self.weight_decay,
@@ -232,7 +234,7 @@ class Heal(Learner):
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
         if not merged < start:
-            raise Reject(no_gain(start, [(course.best, merged)]))
+            raise Reject(no_gain_diagnostic(start, [(course.best, merged)]))
         return merged
 
     def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
@@ -240,16 +242,19 @@ class Heal(Learner):
         rows = ctx.rows(self.held_out)
         output_kind = output_kind_of(model, rows[:1])
         if output_kind == "classes":
-            return reference.divergence(
-                model, rows, reference.load(ctx, self.held_out), "divergence", self.held_out.name
+            return reference.mean_kl_divergence(
+                model, rows, reference.load_reference(ctx, self.held_out), "divergence", self.held_out.name
             )
         if output_kind == "states":
-            original_states, pooling = similarity.load(ctx, self.held_out), pooling_of(ctx.origin.folder, "auto")
+            original_states, pooling = (
+                similarity.load_states(ctx, self.held_out),
+                resolve_pooling(ctx.origin.folder, "auto"),
+            )
             return similarity.feature_distance(model, rows, original_states, pooling)
-        nats, tokens = nll(model, rows, self._speech(self.held_out, ctx))
+        nats, tokens = total_nll(model, rows, self._loss_mask(self.held_out, ctx))
         return nats / tokens
 
-    def _speech(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
+    def _loss_mask(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Mask of the tokens that count: None for all."""
         if self.learn == "all":
             return ctx.answers(ref)
@@ -264,7 +269,7 @@ class Heal(Learner):
             )
         return loss_mask
 
-    def _weights(self, program: Program) -> dict[str, nn.Parameter]:
+    def _trainable_weights(self, program: Program) -> dict[str, nn.Parameter]:
         """All parameters, or those of the selected modules; one that is shared, once."""
         model = program.model
         if self.on is None:
@@ -283,7 +288,7 @@ class Heal(Learner):
         if self.method == "lora":
             check_modules(self.requires, self.extra, "`tune.heal` with `method: lora`")
 
-    def _check(self, ctx: Context) -> None:
+    def _check_rows(self, ctx: Context) -> None:
         self._check_packages()
         if self.method == "full" and not self.merge:
             raise Reject(

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from ...compiler.ir.layers.reft import Reft as Edits
 from ...compiler.ir.layers.reft import interventions
 from ...compiler.ir.program import Program
-from ...compiler.models.rows.classifier import check_classes, class_logits, judge_classes
-from ...compiler.models.rows.forward import nll
+from ...compiler.models.rows.classifier import check_classes, class_logits, classification_loss_and_accuracy
+from ...compiler.models.rows.forward import total_nll
 from ...compiler.models.rows.prompt_positions import head, prompts
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
-from ...compiler.transforms.training.acceptance import no_gain, refuse_same_rows
-from ...compiler.transforms.training.effort import effort
+from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
+from ...compiler.transforms.training.effort import training_effort
 from ...compiler.transforms.training.loop import Run, TrainingSettings, TrainingState
 from ...compiler.transforms.training.objective import Objective
-from ...compiler.transforms.training.trainable import Trained, recomputing, training
+from ...compiler.transforms.training.trainable import Trained, activation_checkpointing, training_mode
 from ...compiler.transforms.training.trained_pass import Learner
 from ...dsl.checker.demands import no_prompts
 from ...dsl.checker.skeleton import Skeleton
@@ -75,13 +75,13 @@ class Reft(Learner):
                     f"{type(program.model).__name__} has no interventions", help="put `reft.insert()` before this step"
                 )
             )
-        active = self._active(edits)
+        active = self._active_mask(edits)
         weights = {f"{path}.{name}": p for path, module in edits.items() for name, p in module.named_parameters()}
-        hooks = [] if active is None else [p.register_hook(_only(active)) for p in weights.values()]
+        hooks = [] if active is None else [p.register_hook(_mask_gradient(active)) for p in weights.values()]
         if ctx.labels(self.data) is not None:
             weights |= head(program.model)
         try:
-            course = self._train(program, ctx, edits, weights, active)
+            course = self._run_training(program, ctx, edits, weights, active)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -109,7 +109,7 @@ class Reft(Learner):
             if part.kind == "Intervention"
             for _, shape in part.tensors
         )
-        return effort(
+        return training_effort(
             skeleton,
             trained,
             batch,
@@ -118,7 +118,7 @@ class Reft(Learner):
             recomputed=self.gradient_checkpointing,
         )
 
-    def _train(
+    def _run_training(
         self,
         program: Program,
         ctx: Context,
@@ -142,23 +142,27 @@ class Reft(Learner):
             save=self.save,
             seed=ctx.seed,
         )
-        learn = self._lesson(model, edits, ctx, active)
-        judge = self._judge(model, edits, ctx, active) if self.held_out else None
+        learn = self._batch_loss(model, edits, ctx, active)
+        judge = self._held_out_loss(model, edits, ctx, active) if self.held_out else None
         layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
-        with training(model, weights), recomputing(layers):
+        with training_mode(model, weights), activation_checkpointing(layers):
             course = Run(Trained(weights), regime, len(rows), learn, judge, ctx).run()
         if self.held_out and course.best == 0:
-            raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], "training"))
+            raise Reject(no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], "training"))
         return course
 
-    def _lesson(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
+    def _batch_loss(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
         """Loss of a batch: on the answers to its prompts, or on its classes."""
-        rows, prompt_lengths, labels = ctx.rows(self.data), self._lengths(self.data, edits, ctx), ctx.labels(self.data)
+        rows, prompt_lengths, labels = (
+            ctx.rows(self.data),
+            self._prompt_lengths(self.data, edits, ctx),
+            ctx.labels(self.data),
+        )
         lesson = Objective(model, rows, learned=ctx.speech(self.data))
 
         def learn(chosen: Tensor, weight: float) -> float:
             with prompts(model, prompt_lengths[chosen], active):
-                return lesson.learn(chosen, weight)
+                return lesson.accumulate_gradients(chosen, weight)
 
         if labels is None:
             return learn
@@ -172,21 +176,21 @@ class Reft(Learner):
 
         return classify
 
-    def _judge(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
+    def _held_out_loss(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
         validation = self.held_out
         assert validation is not None, "judged by no rows"
         rows, loss_mask = ctx.rows(validation), ctx.speech(validation)
-        prompt_lengths, labels = self._lengths(validation, edits, ctx), ctx.labels(validation)
+        prompt_lengths, labels = self._prompt_lengths(validation, edits, ctx), ctx.labels(validation)
 
         def judge() -> float:
             if labels is not None:
-                return judge_classes(model, rows, prompt_lengths, labels, validation.name)[0]
-            nats, tokens = nll(model, rows, loss_mask, prompt_lengths, active)
+                return classification_loss_and_accuracy(model, rows, prompt_lengths, labels, validation.name)[0]
+            nats, tokens = total_nll(model, rows, loss_mask, prompt_lengths, active)
             return nats / tokens
 
         return judge
 
-    def _lengths(self, ref: DataRef, edits: dict[str, Edits], ctx: Context) -> Tensor:
+    def _prompt_lengths(self, ref: DataRef, edits: dict[str, Edits], ctx: Context) -> Tensor:
         """Number of prompt tokens of each row."""
         lengths = ctx.prompts(ref)
         if lengths is None:
@@ -210,7 +214,7 @@ class Reft(Learner):
                 )
         return lengths
 
-    def _active(self, edits: dict[str, Edits]) -> Tensor | None:
+    def _active_mask(self, edits: dict[str, Edits]) -> Tensor | None:
         """Mask of trained coordinates, [r] bool; None: all."""
         if self.subspace is None:
             return None
@@ -229,7 +233,7 @@ class Reft(Learner):
         return active
 
 
-def _only(active: Tensor):
+def _mask_gradient(active: Tensor):
     """A gradient with zeros for coordinates that are not trained."""
 
     def keep(gradient: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effc.compiler.driver import api
-from effc.dsl.checker.value_text import show
+from effc.dsl.checker.value_text import value_text
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import PreTrainedModel
@@ -22,7 +22,9 @@ emit lean {{ hf("lean") }}
 
 def call_of(word: str, arguments: Mapping[str, Any]) -> str:
     """A pass as a recipe has it."""
-    return f"{word}({', '.join(f'{name}: {show(value)}' for name, value in arguments.items() if value is not None)})"
+    return (
+        f"{word}({', '.join(f'{name}: {value_text(value)}' for name, value in arguments.items() if value is not None)})"
+    )
 
 
 def refused(model: nn.Module, word: str, arguments: Mapping[str, Any], cache: Path) -> Reject | None:

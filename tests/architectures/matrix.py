@@ -29,9 +29,9 @@ from pathlib import Path
 
 import torch
 from effc.compiler.artifacts import verify_child
-from effc.compiler.artifacts.verify import compare, inputs_of, opener_of
-from effc.compiler.artifacts.verify_child import probe
-from effc.compiler.core.architectures import Matrix, markdown, matrix
+from effc.compiler.artifacts.verify import compare_outputs, make_probe_inputs, opener_of
+from effc.compiler.artifacts.verify_child import probe_model
+from effc.compiler.core.architectures import Matrix, matrix_markdown, read_matrix
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.target import Form
@@ -83,7 +83,7 @@ def looks(model: nn.Module) -> dict[str, Cell]:
         return {look: refusal(reject) if look == LOOKS[0] else NONE for look in LOOKS}
     for unit in program.units.values():
         unit.bind(program.model)
-    seen = list(zip(equivalence.observe(reference), equivalence.observe(program.model), strict=True))
+    seen = list(zip(equivalence.record_logits(reference), equivalence.record_logits(program.model), strict=True))
     parts = {"capture": seen[:1], "other shape": seen[1:3], "padded": seen[3:5], "decode": seen[5:]}
     for look, pairs in parts.items():
         assert all(torch.equal(a, b) for a, b in pairs), f"{look}: the graphs compute something else"
@@ -108,7 +108,7 @@ class ScorePairs:
 
 def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     """What artifacts are verified with, in longer rows where they are of tokens."""
-    given = inputs_of(model)
+    given = make_probe_inputs(model)
     if "mask" not in given:
         return given
     words = model.config.get_text_config().vocab_size
@@ -163,11 +163,13 @@ def attempt(row: Row, word: str, folder: Path) -> list[ScorePairs]:
     row.cells[f"{word} emit"] = emitted(program, ctx, folder / "artifact", word in ENGINE)
     if row.cells[f"{word} emit"] is not GREEN:
         return []
-    kind = Native if word in ENGINE else ctx.registry.load("target", "hf" if is_stock(program.model) else "pt2")
+    kind = Native if word in ENGINE else ctx.registry.load_class("target", "hf" if is_stock(program.model) else "pt2")
     forms = [form for form in kind(path="x").forms() if (folder / "artifact" / form.folder).is_dir()]
     assert forms, f"{row.name}: nothing was written that reloads"
     given = inputs(program.model)
-    return [ScorePairs(row, word, folder / "artifact", forms, given, probe(program.model, given, 3), program.model)]
+    return [
+        ScorePairs(row, word, folder / "artifact", forms, given, probe_model(program.model, given, 3), program.model)
+    ]
 
 
 def is_stock(model: nn.Module) -> bool:
@@ -211,7 +213,7 @@ def off(w: ScorePairs, form: Form) -> str:
     rounded = form.rounds(w.model) if form.rounds else None
     routes = rounded is not None and form.routes(w.folder / form.folder)
     dtype = next(w.model.parameters()).dtype
-    checks = compare(form, w.expected, load_file(place), dtype, rounded, routes=routes)
+    checks = compare_outputs(form, w.expected, load_file(place), dtype, rounded, routes=routes)
     return next((f"{c.what} differ by {c.worst:.3g}, allowed is {c.tolerance:.3g}" for c in checks if not c.holds), "")
 
 
@@ -296,7 +298,7 @@ def put_into(page: str, found: Matrix) -> str:
     """A page with this table in place of the one that it had."""
     start = page.index("|  | capture |")
     end = page.index("\n", page.index(" stages work", start))
-    return f"{page[:start]}{markdown(found)}{page[end:]}"
+    return f"{page[:start]}{matrix_markdown(found)}{page[end:]}"
 
 
 def main(arguments: list[str]) -> None:
@@ -329,7 +331,7 @@ def main(arguments: list[str]) -> None:
     if given.write:
         found = amended(found)
         SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), matrix(found)), encoding="utf-8")
+        PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), read_matrix(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.settings import Settings
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.capture.sample import sample
+from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.models.rows.forward import predicts
@@ -193,11 +193,13 @@ def pruned(name: str, word: str, folder: Path) -> tuple[Program, Context] | Cell
     for unit in program.units.values():
         if not unit.edited:
             unit.bind(model)
-    bound = equivalence.observe(model)
+    bound = equivalence.record_logits(model)
     for unit in program.units.values():
         if not unit.edited:
             unit.unbind(model)
-    assert equivalence.distance(equivalence.observe(model), bound) == 0.0, f"{name}: {word} left graphs that differ"
+    assert equivalence.distance(equivalence.record_logits(model), bound) == 0.0, (
+        f"{name}: {word} left graphs that differ"
+    )
     return program, ctx
 
 
@@ -230,7 +232,7 @@ def arguments(word: str, model: nn.Module) -> dict:
     """What a pass is asked for; models without a head are scored by their hidden states."""
     given = PASSES[word]
     with torch.no_grad():
-        predicted = predicts(model(**sample(model)))
+        predicted = predicts(model(**sample_inputs(model)))
     return given if predicted or given.get("score") is None else given | {"score": _ALIKE}
 
 

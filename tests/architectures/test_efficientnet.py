@@ -8,10 +8,17 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
-from effc.compiler.transforms.search.importance import ascending, l1
+from effc.compiler.transforms.search.importance import ascending, l1_importance
 from effc.compiler.transforms.search.widths import slice_all
 from effc.compiler.transforms.supernet.choices import Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, kernel_dials, orders, width_dials
+from effc.compiler.transforms.supernet.elastic_dims import (
+    able,
+    chosen,
+    depth_dims,
+    item_orders,
+    kernel_dims,
+    width_dims,
+)
 from effc.compiler.transforms.supernet.family import Family
 from effc.dsl.checker.values import Ratio
 
@@ -34,11 +41,11 @@ def net():
 
 
 def test_graphs_and_groups_of_all_its_blocks_are_found(net):
-    reference = equivalence.observe(net)
+    reference = equivalence.record_logits(net)
     program = capture(copy.deepcopy(net))
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(reference, equivalence.observe(program.model)) == 0.0
+    assert equivalence.distance(reference, equivalence.record_logits(program.model)) == 0.0
     assert len(program.units) == 16 and not program.opaque
     assert len(skeleton_of(program).branches) == 9, "inverted residuals that keep their shape"
     assert len(skeleton_of(program).groups) == 24 and not skeleton_of(program).facts["refused"]
@@ -46,12 +53,12 @@ def test_graphs_and_groups_of_all_its_blocks_are_found(net):
 
 def test_a_tenth_of_every_width_can_go(net):
     program, silenced = capture(copy.deepcopy(net)), copy.deepcopy(net)
-    cuts = [(g, set(ascending(l1(program, g))[: g.count // 10])) for g in skeleton_of(program).groups]
+    cuts = [(g, set(ascending(l1_importance(program, g))[: g.count // 10])) for g in skeleton_of(program).groups]
     for group, items in cuts:
         timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
-    expected, found = equivalence.observe(silenced), equivalence.observe(program.model)
+    expected, found = equivalence.record_logits(silenced), equivalence.record_logits(program.model)
     assert equivalence.distance(expected, found) <= SHARE * float(expected[0].abs().max())
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net, program.model))
     assert after < 0.87 * before
@@ -63,17 +70,17 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     net.dummy_inputs = {"inputs": net.dummy_inputs["inputs"][..., :64, :64]}
     program = capture(copy.deepcopy(net))
     groups, shares = chosen(skeleton_of(program), None, "channels"), [Ratio(1.0), Ratio(0.75)]
-    groups = able(program, groups, width_dials(groups, shares, "layer", 8))
-    dims = [*width_dials(groups, shares, "layer", 8), *kernel_dials(program, None, [3], "layer")]
+    groups = able(program, groups, width_dims(groups, shares, "layer", 8))
+    dims = [*width_dims(groups, shares, "layer", 8), *kernel_dims(program, None, [3], "layer")]
     assert len(groups) == 23, "all but the one of 16 channels, of which three quarters are no multiple of 8"
     five = [path for path, m in net.named_modules() if getattr(m, "kernel_size", 0) == (5, 5)]
     assert [d.places[0] for d in dims if d.kind == "kernel"] == five and len(five) == 9
-    space = Space((*dims, *depth_dials(program, None, "blocks")))
+    space = Space((*dims, *depth_dims(program, None, "blocks")))
     assert len(space.of("blocks")) == 8, "all but the first of its inverted residuals that keep their shape"
-    family = Family(program, "", space, orders=orders(program, groups))
+    family = Family(program, "", space, orders=item_orders(program, groups))
     choice, shown = space.choice("smallest"), net.dummy_inputs["inputs"]
     with family.applied(choice):
         masked = program.model(shown)
-    cut = Family(capture(copy.deepcopy(net)), "", space, orders=family.orders).cut(choice)
+    cut = Family(capture(copy.deepcopy(net)), "", space, orders=family.orders).cut_to_choice(choice)
     assert torch.allclose(cut.model(shown), masked, atol=1e-3 * float(masked.abs().max()))
     assert sum(p.numel() for p in cut.model.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())

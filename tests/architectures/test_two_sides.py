@@ -8,17 +8,17 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts.verify import inputs_of
-from effc.compiler.artifacts.verify_child import probe
+from effc.compiler.artifacts.verify import make_probe_inputs
+from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.evaluation import equivalence, timing
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
 from effc.compiler.models.rows import inputs
-from effc.compiler.models.rows.forward import logits, nll
+from effc.compiler.models.rows.forward import logits, total_nll
 from effc.compiler.transforms.editing.dry_run import layer_needed
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.supernet.choices import LAYERS
-from effc.compiler.transforms.supernet.elastic_dims import depth_dials
+from effc.compiler.transforms.supernet.elastic_dims import depth_dims
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import MoonshineConfig, MoonshineForConditionalGeneration
@@ -59,10 +59,10 @@ def test_what_can_not_be_narrowed_has_a_name_though_no_module_encloses_both_stac
 def test_the_graphs_say_what_the_model_says_token_by_token(name):
     program, reference = copy.deepcopy(captured(name)), table.model(name)
     assert not program.opaque
-    expected, said = generated(reference), equivalence.observe(reference)
+    expected, said = generated(reference), equivalence.record_logits(reference)
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(said, equivalence.observe(program.model)) == 0.0
+    assert equivalence.distance(said, equivalence.record_logits(program.model)) == 0.0
     assert equivalence.distance(expected, generated(program.model)) == 0.0
 
 
@@ -85,7 +85,7 @@ def test_without_any_branch_the_caches_stay_right(name):
             for part in branch.parts:
                 for parameter in silenced.get_submodule(part).parameters(recurse=False):
                     parameter.zero_()
-        assert equivalence.compare(silenced, program.model) < 1e-5
+        assert equivalence.max_logit_difference(silenced, program.model) < 1e-5
         assert equivalence.distance(generated(silenced), generated(program.model)) < 1e-5
     assert removed >= 7
 
@@ -97,7 +97,7 @@ def test_no_whole_layer_goes_where_two_stacks_share_a_config(name):
         with pytest.raises(Reject) as refused:
             Rewriter(program).drop_layer(unit)
         assert refused.value.diagnostics[0].fault is layer_needed and unit in refused.value.diagnostics[0].message
-    assert depth_dials(program, None, LAYERS) == []
+    assert depth_dims(program, None, LAYERS) == []
 
 
 @pytest.mark.parametrize(
@@ -111,18 +111,18 @@ def test_both_stacks_can_be_sliced(name, kind):
 
 def test_a_model_that_hears_says_the_same_of_sounds_token_by_token():
     program, reference = copy.deepcopy(captured("whisper")), table.model("whisper")
-    said = equivalence.observe(reference)
+    said = equivalence.record_logits(reference)
     for unit in program.units.values():
         unit.bind(program.model)
     assert len(program.units) == 4 and not program.opaque
-    assert equivalence.distance(said, equivalence.observe(program.model)) == 0.0
-    probed = probe(reference, inputs_of(reference))["logits of a batch, and of decode steps"]
+    assert equivalence.distance(said, equivalence.record_logits(program.model)) == 0.0
+    probed = probe_model(reference, make_probe_inputs(reference))["logits of a batch, and of decode steps"]
     assert torch.allclose(probed[:, :8], probed[:, 12:20], atol=1e-5), "the first steps, and the whole"
 
 
 def test_a_model_that_hears_is_run_on_no_rows_of_tokens():
     with pytest.raises(Reject, match="hears sounds"):
-        inputs.arguments(table.model("whisper"), torch.ones(1, 8, dtype=torch.int64))
+        inputs.forward_arguments(table.model("whisper"), torch.ones(1, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("word", ["pt2", "gguf"])
@@ -131,7 +131,7 @@ def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word)
     ctx = context(model, tmp_path, "bart")
     ctx = replace(ctx, origin=replace(ctx.origin, build=lambda: type(model)(model.config)))
     with pytest.raises(Reject) as refused:
-        ctx.registry.load("target", word)(path="x").foresee(ctx)
+        ctx.registry.load_class("target", word)(path="x").foresee(ctx)
     (found,) = refused.value.diagnostics
     assert (
         "an encoder with a decoder" in found.message
@@ -159,7 +159,7 @@ def test_the_loss_of_a_row_is_the_models_own_of_its_target():
         mask = inputs.non_padding(source, fill).long()
         expected = model(input_ids=source, attention_mask=mask, labels=wanted).loss.item()
         assert logits(model, rows).shape[:2] == (2, 10)
-    nats, count = nll(model, rows)
+    nats, count = total_nll(model, rows)
     assert count == 17 and nats / count == pytest.approx(expected, rel=1e-5)
 
 

@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.selection import required
-from effc.compiler.artifacts.compat import padding
-from effc.compiler.artifacts.verify import inputs_of
-from effc.compiler.artifacts.verify_child import probe
+from effc.compiler.analysis.planning.selection import require_groups
+from effc.compiler.artifacts.compat import plan_padding
+from effc.compiler.artifacts.verify import make_probe_inputs
+from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.core.settings import Settings
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.mamba_rescale import NOTE
 from effc.compiler.models.checkpoints.meta_init import without_storage
 from effc.compiler.models.checkpoints.model_folder import open_folder
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.models.rows.forward import output_logits
-from effc.compiler.models.rows.inputs import arguments
+from effc.compiler.models.rows.inputs import forward_arguments
 from effc.compiler.plugin.context import Context
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.targets.hf import Hf
@@ -62,7 +62,7 @@ def assert_sliced_is_silenced(program: Program, kind: str) -> None:
         timeouts(silenced, group, items)
     with Rewriter(trial) as rewrite:
         slice_all(trial, rewrite, cuts)
-    expected, found = equivalence.observe(silenced), equivalence.observe(trial.model)
+    expected, found = equivalence.record_logits(silenced), equivalence.record_logits(trial.model)
     assert equivalence.distance(expected, found) <= SHARE * max(1.0, *(float(x.abs().max()) for x in expected))
 
 
@@ -88,7 +88,7 @@ def test_a_layer_that_adds_its_mask_itself_runs_without_one_also_after_a_cut(nam
     for _ in range(2):
         for unit in program.units.values():
             unit.bind(program.model)
-        assert equivalence.compare(reference, program.model) == 0.0
+        assert equivalence.max_logit_difference(reference, program.model) == 0.0
         for unit in program.units.values():
             unit.unbind(program.model)
         group = next(g for g in skeleton_of(program).groups if g.kind == "channels")
@@ -126,7 +126,7 @@ def test_a_stream_that_is_weighed_before_it_is_added_to_is_one(name, number):
         for part in branch.parts:
             for parameter in silenced.get_submodule(part).parameters(recurse=False):
                 parameter.zero_()
-    assert equivalence.compare(silenced, program.model) < 1e-5
+    assert equivalence.max_logit_difference(silenced, program.model) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "lfm2_moe", "deepseek_v3"])
@@ -147,7 +147,7 @@ def test_experts_go_with_all_that_has_an_entry_for_each(name):
     assert left and all(count not in t.shape[:1] for t in left)
     for unit in program.units.values():
         unit.bind(program.model)
-    bound = equivalence.observe(program.model)
+    bound = equivalence.record_logits(program.model)
     assert all(t.isfinite().all() for t in bound)
 
 
@@ -159,11 +159,11 @@ def test_a_branch_that_reads_the_sum_before_it_does_not_hide_the_branch_of_that_
 
 def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_changes():
     program = copy.deepcopy(captured("recurrent_gemma"))
-    before, branch = equivalence.observe(program.model), skeleton_of(program).branches[0]
+    before, branch = equivalence.record_logits(program.model), skeleton_of(program).branches[0]
     with pytest.raises(Reject) as refused:
         Rewriter(program).drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
     assert refused.value.diagnostics[0].fault is layer_needed
-    assert equivalence.distance(before, equivalence.observe(program.model)) == 0.0
+    assert equivalence.distance(before, equivalence.record_logits(program.model)) == 0.0
 
 
 def test_branches_of_a_layer_have_sites_of_their_own():
@@ -176,7 +176,7 @@ def test_a_branch_without_weights_can_not_come_back_as_zeros():
     branch = next(b for b in skeleton_of(program).branches if not b.parts)
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
-    assert "fourier" in " ".join(padding(program).reasons)
+    assert "fourier" in " ".join(plan_padding(program).reasons)
 
 
 def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_ones():
@@ -186,11 +186,11 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     timeouts(silenced, group, {0, 2})
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {0, 2})])
-    filled = padding(program)
+    filled = plan_padding(program)
     assert not filled.reasons
     stock = copy.deepcopy(silenced)
-    stock.load_state_dict({piece.name: piece.make() for piece in filled.pieces(program)}, strict=False)
-    assert equivalence.compare(silenced, stock) < 1e-4
+    stock.load_state_dict({piece.name: piece.make() for piece in filled.tensor_pieces(program)}, strict=False)
+    assert equivalence.max_logit_difference(silenced, stock) < 1e-4
 
 
 def test_heads_come_back_in_their_own_width_or_not_at_all():
@@ -198,10 +198,10 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
     program = copy.deepcopy(captured("deberta_v2"))
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(g, {0, 1}) for g in skeleton_of(program).groups if g.kind == "heads"])
-    filled, stock = padding(program), table.model("deberta_v2")
+    filled, stock = plan_padding(program), table.model("deberta_v2")
     assert not filled.reasons and filled.config.num_attention_heads == 4
-    stock.load_state_dict({piece.name: piece.make() for piece in filled.pieces(program)}, strict=False)
-    assert equivalence.compare(program.model, stock) < 1e-4
+    stock.load_state_dict({piece.name: piece.make() for piece in filled.tensor_pieces(program)}, strict=False)
+    assert equivalence.max_logit_difference(program.model, stock) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
 def test_what_can_not_go_is_refused_with_the_reason_that_is_about_it(name, kind, said):
     program = captured(name)
     with pytest.raises(Reject) as refused:
-        required(skeleton_of(program), kind, ())
+        require_groups(skeleton_of(program), kind, ())
     assert said in refused.value.diagnostics[0].message.split(";", 1)[-1]
 
 
@@ -233,7 +233,7 @@ def test_a_models_longest_row_is_known_by_each_of_its_names(name):
 def test_image_models_with_a_vocabulary_are_given_images():
     """BEiT counts the codes of picture patches under that name."""
     model = captured("beit").model
-    assert model.config.vocab_size == 128 and set(inputs_of(model)) == {"pixels"}
+    assert model.config.vocab_size == 128 and set(make_probe_inputs(model)) == {"pixels"}
     assert Origin("x", model.config.to_dict(), None, "x", None, None, None).vocabulary is None
 
 
@@ -251,9 +251,11 @@ def test_a_size_that_a_layer_is_handed_is_known_after_its_graph_was_stored():
     branch = skeleton_of(program).branches[0]
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
-    replay(again, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
+    replay_edits(again, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
     again.load_state_dict(program.model.state_dict())
-    expected, found = (probe(model, inputs_of(model))["outputs of a batch"] for model in (program.model, again))
+    expected, found = (
+        probe_model(model, make_probe_inputs(model))["outputs of a batch"] for model in (program.model, again)
+    )
     assert torch.equal(expected, found)
 
 
@@ -375,8 +377,8 @@ def test_plain_layers_can_be_sliced(layer, kind, count):
 @pytest.mark.parametrize("name", ["convnext", "resnet"])
 def test_models_of_halves_are_shown_images_of_halves(name):
     model = copy.deepcopy(table.model(name)).bfloat16()
-    looked = probe(model, inputs_of(model))["outputs of a batch"]
-    args, given = arguments(model, inputs_of(model)["pixels"])
+    looked = probe_model(model, make_probe_inputs(model))["outputs of a batch"]
+    args, given = forward_arguments(model, make_probe_inputs(model)["pixels"])
     with torch.no_grad():
         assert torch.equal(model(*args, **given).logits.float(), looked)
     assert skeleton_of(capture(model)).groups

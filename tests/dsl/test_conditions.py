@@ -2,7 +2,7 @@
 
 import pytest
 from effc.compiler.plugin.registry import Registry
-from effc.dsl.checker.conditions import compared_in, meets, named_in
+from effc.dsl.checker.conditions import compared_in, condition_names, meets
 from effc.dsl.checker.values import DataRef, Ratio
 
 ARGS = {
@@ -40,7 +40,7 @@ def test_terms_compare_numbers_and_words(condition, holds):
 
 
 def test_parameters_are_named_in_their_order():
-    assert named_in("share * clients < 0.5 & not way: align & count ranks != clients") == [
+    assert condition_names("share * clients < 0.5 & not way: align & count ranks != clients") == [
         "share",
         "clients",
         "way",
@@ -58,4 +58,4 @@ def test_every_header_speaks_of_parameters_that_its_word_has():
             only = word.facts.get("only", {})
             assert set(only) <= told, word.name
             for conditions in (*word.facts.get("conflicts", {}), *only.values()):
-                assert set(named_in(conditions)) <= told, f"{word.name}: {conditions}"
+                assert set(condition_names(conditions)) <= told, f"{word.name}: {conditions}"

@@ -7,7 +7,7 @@ from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.format import COLUMNS, format_file, format_source
 from effc.dsl.syntax.parse import parse
 from effc.dsl.syntax.source import Source
-from effc.dsl.syntax.write import text_of, width
+from effc.dsl.syntax.write import quoted, width
 
 
 def canonical(text: str) -> str:
@@ -159,7 +159,7 @@ def test_long_calls_have_an_argument_per_line():
     ],
 )
 def test_strings_are_escaped_no_more_than_needed(value, short, long):
-    assert (text_of(value), text_of(value, long=True)) == (short, long)
+    assert (quoted(value), quoted(value, long=True)) == (short, long)
     for written in (short, long):
         assert parse(Source("a", f"effspec 1 {written}")).file.doc.value == value
 

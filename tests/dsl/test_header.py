@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from effc.compiler.plugin.header import BASES, inherited, read_header
+from effc.compiler.plugin.header import BASES, inherited_declarations, read_header
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.checker.vocabulary import REQUIRED
 
@@ -24,7 +24,7 @@ def written(tmp_path: Path, body: str) -> Path:
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_what_is_read_is_what_is_imported(kind, name):
-    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load(kind, name)
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load_class(kind, name)
     assert word.doc == cleandoc(cls.__doc__)
     found = {field.name: field for field in fields(cls)}
     assert sorted(p.name for p in word.params) == sorted(found)
@@ -43,7 +43,7 @@ def test_what_is_read_is_what_is_imported(kind, name):
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_what_must_be_given_comes_first_then_a_words_own_parameters_then_those_it_shares(kind, name):
-    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load(kind, name)
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load_class(kind, name)
     declares = {p.name: next(c for c in cls.__mro__[::-1] if p.name in vars(c)) for p in word.params if not p.required}
     depths = [cls.__mro__.index(declares[p.name]) for p in word.params if not p.required]
     assert [p.required for p in word.params] == sorted((p.required for p in word.params), reverse=True)
@@ -52,12 +52,12 @@ def test_what_must_be_given_comes_first_then_a_words_own_parameters_then_those_i
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_every_parameter_has_a_sentence_and_a_default_within_its_bounds(kind, name):
-    from effc.dsl.checker.limits import within
+    from effc.dsl.checker.limits import check_bounds
 
     for param in SHELF.vocabulary.word(kind, name).params:
         assert param.doc.endswith(".") and (param.doc[0].isupper() or param.doc[0] in "`0123456789"), param.name
         if not param.required and param.default is not None:
-            assert within(param.default, param, None, lambda fault: None), param.name
+            assert check_bounds(param.default, param, None, lambda fault: None), param.name
 
 
 def test_types_choices_bounds_and_facts_are_read(tmp_path):
@@ -143,7 +143,7 @@ def test_a_header_that_is_not_literal_names_file_and_line(tmp_path, body, said):
 
 
 def test_targets_have_a_path_first():
-    params, _ = inherited(BASES["target"])
+    params, _ = inherited_declarations(BASES["target"])
     assert list(params) == ["path"] and params["path"].positional
 
 

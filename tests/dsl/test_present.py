@@ -22,7 +22,7 @@ off = Fault("test-off", "Something is off.")
 def warned(tmp_path, path: str) -> list[tuple[str, str]]:
     recipe = tmp_path / "lean.effspec"
     recipe.write_text(RECIPE.format(path=path))
-    checked = api.session(recipe, cache_dir=tmp_path / "cache").check()
+    checked = api.open_session(recipe, cache_dir=tmp_path / "cache").check()
     assert not checked.errors and checked.recipes
     return [(d.message, d.span.text) for d in checked.diagnostics if d.slug == "missing-file"]
 
@@ -45,7 +45,7 @@ def test_a_path_or_a_glob_that_leads_somewhere_is_none(tmp_path, path):
 
 def test_a_path_that_an_error_is_about_gets_no_warning_beside_it(tmp_path):
     (tmp_path / "r.effspec").write_text('effspec 1\nmodel m = gguf(".")\npipeline p(m) { }\nemit p { hf("x") }\n')
-    found = api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache").check().diagnostics
+    found = api.open_session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache").check().diagnostics
     assert [d.slug for d in found] == ["no-model"]
 
 

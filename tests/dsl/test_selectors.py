@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from effc.dsl.checker.selectors import InvalidGlob, dead, matches, read, resolve
+from effc.dsl.checker.selectors import InvalidGlob, matches, parse_glob, resolve_selector, unmatched_parts
 from effc.dsl.checker.values import Selector
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ def test_operators_are_those_of_sets_from_left_to_right(terms, tree):
     for op, text in terms:
         found = {p for p in tree if matches(text, p)}
         expected = {"|": expected | found, "-": expected - found, "&": expected & found}[op]
-    assert resolve(Selector(tuple(terms)), tree) == tuple(p for p in tree if p in expected)
+    assert resolve_selector(Selector(tuple(terms)), tree) == tuple(p for p in tree if p in expected)
 
 
 @given(path, path)
@@ -53,7 +53,9 @@ def test_what_ends_otherwise_does_not_match(text, other):
 @given(glob, paths)
 def test_braces_are_the_union_of_their_alternatives(text, tree):
     both = f"{text}.{{mlp,attn}}"
-    assert resolve(one(both), tree) == resolve(Selector((("|", f"{text}.mlp"), ("|", f"{text}.attn"))), tree)
+    assert resolve_selector(one(both), tree) == resolve_selector(
+        Selector((("|", f"{text}.mlp"), ("|", f"{text}.attn"))), tree
+    )
 
 
 @given(path, path, st.lists(components, max_size=3))
@@ -63,13 +65,13 @@ def test_two_stars_stand_for_any_number_of_names_none_included(front, end, betwe
 
 @given(glob, paths)
 def test_a_selector_without_dead_parts_matches_something(text, tree):
-    if not dead(one(text), tree):
-        assert resolve(one(text), tree)
+    if not unmatched_parts(one(text), tree):
+        assert resolve_selector(one(text), tree)
 
 
 @given(paths, paths)
 def test_the_order_is_that_of_the_paths_each_once(tree, again):
-    assert resolve(one("**"), [*tree, *again]) == tuple(dict.fromkeys([*tree, *again]))
+    assert resolve_selector(one("**"), [*tree, *again]) == tuple(dict.fromkeys([*tree, *again]))
 
 
 @pytest.mark.parametrize(
@@ -89,19 +91,19 @@ def test_the_order_is_that_of_the_paths_each_once(tree, again):
     ],
 )
 def test_examples(text, count):
-    assert len(resolve(one(text), LAYERS)) == count
+    assert len(resolve_selector(one(text), LAYERS)) == count
 
 
 def test_an_alternative_that_matches_nothing_is_dead_and_has_its_place():
-    (part,) = dead(one("*.{q,upp}_proj"), LAYERS)
+    (part,) = unmatched_parts(one("*.{q,upp}_proj"), LAYERS)
     assert (part.text, part.start) == ("upp", 5)
-    assert dead(one("layers.{0..5}.mlp"), LAYERS)[0].text == "4"
+    assert unmatched_parts(one("layers.{0..5}.mlp"), LAYERS)[0].text == "4"
 
 
 def test_a_difference_that_takes_nothing_away_is_dead():
     selector = Selector((("|", "*.mlp"), ("-", "*.q_proj")))
-    assert [d.subtracts for d in dead(selector, LAYERS)] == [True]
-    assert dead(Selector((("|", "*.mlp"), ("-", "layers.0.mlp"))), LAYERS) == ()
+    assert [d.subtracts for d in unmatched_parts(selector, LAYERS)] == [True]
+    assert unmatched_parts(Selector((("|", "*.mlp"), ("-", "layers.0.mlp"))), LAYERS) == ()
 
 
 @pytest.mark.parametrize(
@@ -110,13 +112,13 @@ def test_a_difference_that_takes_nothing_away_is_dead():
 )
 def test_what_is_no_glob_says_so(text):
     with pytest.raises(InvalidGlob):
-        read(text)
+        parse_glob(text)
 
 
 @given(st.text(max_size=12))
 def test_any_text_is_read_or_refused(text):
     try:
-        resolve(one(text), LAYERS)
+        resolve_selector(one(text), LAYERS)
     except InvalidGlob as bad:
         assert 0 <= bad.start <= bad.end <= len(text)
 

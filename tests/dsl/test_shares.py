@@ -4,12 +4,12 @@ import json
 from math import isclose
 
 import pytest
-from effc.compiler.cli.explain import explain
+from effc.compiler.cli.explain import explain_page
 from effc.compiler.plugin.header import read_header
 from effc.dsl.checker.check import check
-from effc.dsl.checker.limits import within
+from effc.dsl.checker.limits import check_bounds
 from effc.dsl.checker.overrides import read_overrides
-from effc.dsl.checker.value_text import plain, show
+from effc.dsl.checker.value_text import plain, value_text
 from effc.dsl.checker.values import Shares, from_json, to_json
 from effc.dsl.checker.vocabulary import Param, Vocabulary, Word
 from effc.dsl.syntax.format import format_source
@@ -87,7 +87,7 @@ def test_shares_add_up_to_one_and_scaling_them_changes_nothing(shares):
 
 @given(divided)
 def test_shown_shares_read_back_from_recipe_command_line_and_params_file(shares):
-    text = show(shares)
+    text = value_text(shares)
     assert text == plain(shares)
     value = dict(shares.parts)
     for found in (
@@ -209,14 +209,14 @@ def test_a_pass_declares_shares_by_type_and_names(tmp_path):
     path.write_text(HEADER, encoding="utf-8")
     split, order = read_header("pass", "cut", path).params
     assert (split.types, split.of, split.default) == (("shares",), ("blocks", "channels"), None)
-    assert order.default == Shares((("blocks", 2.0),)) and within(order.default, order, None, lambda fault: None)
+    assert order.default == Shares((("blocks", 2.0),)) and check_bounds(order.default, order, None, lambda fault: None)
     path.write_text(HEADER.replace('of=("blocks", "channels"), ', ""), encoding="utf-8")
     with pytest.raises(AssertionError, match="`split` divides among its `of`"):
         read_header("pass", "cut", path)
 
 
 def test_the_page_of_a_pass_shows_the_names_and_how_shares_are_written():
-    page = explain("prune.multi")
+    page = explain_page("prune.multi")
     assert (
         "split: a set of shares for blocks, channels and heads, like `{blocks: 3, channels: 2, heads: 1}`, default none"
     ) in page

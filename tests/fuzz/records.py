@@ -93,12 +93,12 @@ def locks(honest: Path) -> list[bytes]:
 
 def read_lock(data: bytes, folder: Path) -> None:
     (folder / lockfile.NAME).write_bytes(data)
-    found = lockfile.read(folder)
-    lockfile.write(folder, found)
-    assert lockfile.read(folder) == found, "a lock that was written is read as it was"
+    found = lockfile.read_lock(folder)
+    lockfile.write_lock(folder, found)
+    assert lockfile.read_lock(folder) == found, "a lock that was written is read as it was"
     for name, facts in found["packages"].items():
         with suppress(Reject):  # what it pins is not here
-            recipe_packages.folder_of(name, facts, folder, folder / "cache")
+            recipe_packages.locked_package_folder(name, facts, folder, folder / "cache")
 
 
 def abouts(honest: Path) -> list[bytes]:
@@ -107,7 +107,7 @@ def abouts(honest: Path) -> list[bytes]:
 
 def read_about(data: bytes, folder: Path) -> None:
     (folder / recipe_packages.PACKAGE_FILE).write_bytes(data)
-    recipe_packages.package_in(folder)
+    recipe_packages.open_package(folder)
 
 
 def baselines(honest: Path) -> list[bytes]:
@@ -116,7 +116,7 @@ def baselines(honest: Path) -> list[bytes]:
 
 def read_baseline(data: bytes, folder: Path) -> None:
     baseline.baseline_path(folder / "r.effspec").write_bytes(data)
-    baseline.read(folder / "r.effspec")
+    baseline.read_baseline(folder / "r.effspec")
 
 
 def declarations(honest: Path) -> list[bytes]:
@@ -163,7 +163,7 @@ class _Answering(Remote):
 
     data = b""
 
-    def _received(self, path: str, sent: bytes | None) -> bytes:
+    def _request_bytes(self, path: str, sent: bytes | None) -> bytes:
         return self.data
 
 
@@ -218,7 +218,7 @@ def read_step(data: bytes, folder: Path) -> None:
     file.write_bytes(record)
     try:
         list(cache.entries())
-        if cache.step(key) is not None:
+        if cache.read_step(key) is not None:
             _use(StepResults(cache, _origin(world)).reach(key))
     finally:
         file.write_bytes(before) if before is not None else file.unlink()
@@ -228,6 +228,6 @@ def _use(outcome: Outcome) -> None:
     """What the step after it does with a result."""
     assert isinstance(outcome.summary, str)
     if isinstance(outcome, Family):
-        outcome.cut(outcome.space.choice("smallest"))
+        outcome.cut_to_choice(outcome.space.choice("smallest"))
     elif not isinstance(outcome, (Model, Front)):
         list(outcome.members())

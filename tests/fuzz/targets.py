@@ -11,7 +11,7 @@ import torch
 from effc.compiler.artifacts import exported
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.core.safe_read import parse_json
-from effc.compiler.inputs.sources.gguf import weights_in
+from effc.compiler.inputs.sources.gguf import tensor_table
 from effc.compiler.ir import graph_json
 from effc.compiler.models.checkpoints.safetensors_header import read_header
 from effc.compiler.runtimes.native import opening, plan_files
@@ -60,7 +60,7 @@ def _graph(data: bytes, folder: Path) -> None:
         body = parse_json(data)
     except ValueError:
         return
-    graph_json.load(body)
+    graph_json.graph_from_json(body)
 
 
 def _manifests(honest: Path) -> list[bytes]:
@@ -102,8 +102,8 @@ def _plan(kind: str) -> Callable[[bytes, Path], None]:
         (folder / "plan.json").write_bytes(data)
         if not (folder / "weights.bin").exists():
             (folder / "weights.bin").write_bytes(_weights[kind])
-        found = plan_files.read(folder)
-        engine_plan.laid_out(found.plan, plan_files.tensors(folder, found, mapped=True), deep=True)
+        found = plan_files.read_plan(folder)
+        engine_plan.check_plan(found.plan, plan_files.load_weights(folder, found, mapped=True), deep=True)
         if "EFFC_KERNELS" in os.environ:  # a build that is watched: what was taken must compute, too
             opening.open_native(folder, threads=1, sequences=1)(torch.tensor([[1, 2, 3]]))
 
@@ -128,7 +128,7 @@ def _ggufs(honest: Path) -> list[bytes]:
 
 def _gguf(data: bytes, folder: Path) -> None:
     (folder / "x.gguf").write_bytes(data)
-    weights_in(folder / "x.gguf", "x")
+    tensor_table(folder / "x.gguf", "x")
 
 
 def _headers(honest: Path) -> list[bytes]:
@@ -165,7 +165,7 @@ _data: list[bytes] = []
 def _onnx(data: bytes, folder: Path) -> None:
     (folder / checking.FILE).write_bytes(data)
     (folder / checking.DATA).write_bytes(_data[0])
-    checking.weights(folder, checking.check(folder))
+    checking.initializers(folder, checking.check_onnx(folder))
 
 
 TARGETS = {

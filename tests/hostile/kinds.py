@@ -15,7 +15,7 @@ from effc.compiler.models.checkpoints.model_folder import open_folder
 from effc.compiler.targets.hf import Hf
 
 from tests import tiny, worlds
-from tests.drafts import write
+from tests.drafts import write_artifact
 
 STORED = Path(__file__).parents[1] / "stored"
 COMPILED = {"compact": "hf", "native": "cpu", "program": "program"}  # of the artifacts that 8d012cb wrote
@@ -82,7 +82,7 @@ def honest(folder: Path) -> Path:
         Hf(path="a").emit(program, draft, ctx)
         return Manifest("hf", name="lean")
 
-    write(made / "stock", build=build)
+    write_artifact(made / "stock", build=build)
     return made
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.finite_weights import _sound
+from effc.compiler.artifacts.finite_weights import _is_finite_or_mask
 from effc.compiler.artifacts.load import load, target_class
 from effc.compiler.artifacts.manifest import read_manifest
-from effc.compiler.artifacts.signature import new_key, sign
+from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
 from effc.compiler.models.checkpoints.safetensors_header import read_header
 from effc.compiler.runtimes.gguf import reading as gguf
 from effc.compiler.runtimes.native.plan_files import pieces
@@ -249,8 +249,8 @@ def test_adapters_are_not_put_onto_a_base_that_was_changed(honest, kind, tmp_pat
 def test_whatever_file_of_an_artifact_was_changed_its_signature_does_not_vouch_for_it(honest, kind, tmp_path):
     case = tmp_path / kind
     shutil.copytree(honest / kind, case)
-    key = new_key(tmp_path / "key")
-    sign(case, tmp_path / "key")
+    key = write_key_pair(tmp_path / "key")
+    sign_artifact(case, tmp_path / "key")
     one_of_each = {file.relative_to(case).parts[0]: file for file in files_of(case)}
     for file in one_of_each.values():
         if file.name == "README.md":
@@ -302,7 +302,7 @@ def spoil_native(file: Path, number: bytes) -> str:
 
 
 def spoil_gguf(file: Path, number: bytes) -> str:
-    name, entry = next((n, e) for n, e in gguf.read(file).entries.items() if e.kind == 0)  # F32
+    name, entry = next((n, e) for n, e in gguf.read_gguf(file).entries.items() if e.kind == 0)  # F32
     put(file, entry.start, number, 4)
     return name
 
@@ -359,8 +359,12 @@ def test_verify_names_weights_of_graphs_that_are_no_numbers(honest, kind, tmp_pa
 
 def test_a_mask_of_minus_infinity_is_no_fault():
     mask = torch.zeros(4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
-    assert _sound(mask) and _sound(torch.tensor(torch.inf)) and _sound(torch.arange(3))
-    assert not any(map(_sound, (mask + 1, -mask, mask.where(mask == 0, torch.nan), torch.full((4,), -torch.inf))))
+    assert (
+        _is_finite_or_mask(mask) and _is_finite_or_mask(torch.tensor(torch.inf)) and _is_finite_or_mask(torch.arange(3))
+    )
+    assert not any(
+        map(_is_finite_or_mask, (mask + 1, -mask, mask.where(mask == 0, torch.nan), torch.full((4,), -torch.inf)))
+    )
 
 
 def test_verify_refuses_a_target_that_there_is_not(honest, tmp_path, capsys):

@@ -10,13 +10,13 @@ import random
 import pytest
 import torch
 from effc.compiler.apps.rttc import chat_server, knowledge_server
-from effc.compiler.apps.rttc.app import client_of, read_app
+from effc.compiler.apps.rttc.app import open_client, read_app
 from effc.compiler.apps.rttc.knowledge import open_base
-from effc.compiler.apps.serving.api import Service, application
-from effc.compiler.apps.serving.runner import runner_of, try_out
+from effc.compiler.apps.serving.api import Service, make_application
+from effc.compiler.apps.serving.runner import make_runner, try_out
 from effc.compiler.apps.serving.scheduler import Scheduler
 from effc.compiler.artifacts.load import load
-from effc.compiler.driver.models import computing
+from effc.compiler.driver.models import model_errors_as_diagnostics
 from effc.dsl.syntax.diagnostics import Reject
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer
@@ -44,13 +44,13 @@ def servers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bodies")
     place = kinds.honest(folder) / "rttc"
     model, words = load(place), AutoTokenizer.from_pretrained(place / "model")
-    runner = runner_of(model, "m")
+    runner = make_runner(model, "m")
     scheduler = Scheduler(runner, words, (1,), 4, 2)
-    guided = client_of(read_app(place), place, load(place), words, folder / "cache")
+    guided = open_client(read_app(place), place, load(place), words, folder / "cache")
     apps = {
-        "model": application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
-        "guided": chat_server.application(chat_server.GuidedServer("m", guided)),
-        "library": knowledge_server.application(
+        "model": make_application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
+        "guided": chat_server.make_application(chat_server.GuidedServer("m", guided)),
+        "library": knowledge_server.make_application(
             knowledge_server.KnowledgeService(open_base(place / "knowledge"), "diverse")
         ),
     }
@@ -132,12 +132,12 @@ class Nonsense:
 
 @pytest.mark.parametrize(("rows", "wide"), [(0, 9), (2, 9), (1, 0)])
 def test_a_model_of_nonsense_is_found_out_before_it_is_served_and_stops_no_server(servers, rows, wide):
-    with pytest.raises(Reject) as refused, computing("m"):
+    with pytest.raises(Reject) as refused, model_errors_as_diagnostics("m"):
         try_out(Nonsense(rows, wide))
     assert refused.value.diagnostics[0].slug == "model-breaks"
     words = servers["guided"].app.state.words
     scheduler = Scheduler(Nonsense(rows, wide), words, (), 4, 2)
-    with TestClient(application(Service("m", scheduler, words, 64, 9)), raise_server_exceptions=False) as client:
+    with TestClient(make_application(Service("m", scheduler, words, 64, 9)), raise_server_exceptions=False) as client:
         for _ in range(2):
             answer = client.post("/v1/completions", json={"model": "m", "prompt": [1, 2], "max_tokens": 1})
             assert answer.status_code == 500 and answer.json()["error"]["code"] == "failed"

@@ -50,7 +50,9 @@ def cache(tmp_path):
     cache.keep({"metric": "perplexity", "of": "base"}, 34.0)
     parts = {"step": {"word": "prune.blocks"}, "seed": 0}
     cache.finish(
-        digest(parts), parts, {"tensors": {"w": cache.store(torch.ones(8))}, "borrowed": {}, "edits": {}, "notes": {}}
+        digest(parts),
+        parts,
+        {"tensors": {"w": cache.store_tensor(torch.ones(8))}, "borrowed": {}, "edits": {}, "notes": {}},
     )
     return cache
 
@@ -69,19 +71,19 @@ def damage_of(call) -> str:
 def test_a_blob_that_was_edited_is_not_used(cache):
     blob = only(cache, "blobs")
     blob.write_bytes(save({"t": torch.full((8,), 2.0)}))
-    assert "another tensor than its name says" in damage_of(lambda: cache.fetch(tensor_hash(torch.ones(8))))
+    assert "another tensor than its name says" in damage_of(lambda: cache.load_tensor(tensor_hash(torch.ones(8))))
     assert [path for path, _ in cache.damaged()] == [blob]
 
 
 def test_a_skeleton_that_was_edited_or_is_another_ones_is_found_again(cache):
     folder = cache.folder / "skeletons"
-    skeleton_store.store(folder, "one", Skeleton("x", (), ()))
+    skeleton_store.store_skeleton(folder, "one", Skeleton("x", (), ()))
     path = folder / "one.json"
     whole = path.read_bytes()
-    assert skeleton_store.load(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged())
+    assert skeleton_store.load_skeleton(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged())
     (folder / "two.json").write_bytes(whole)
     path.write_bytes(whole.replace(b'"x"', b'"y"'))
-    assert skeleton_store.load(folder, "one") is None and skeleton_store.load(folder, "two") is None
+    assert skeleton_store.load_skeleton(folder, "one") is None and skeleton_store.load_skeleton(folder, "two") is None
     assert [found.name for found, _ in cache.damaged()] == ["one.json", "two.json"]
 
 
@@ -115,7 +117,7 @@ def test_a_step_without_a_seal_is_computed_again(cache):
     body = json.loads(path.read_text())
     body.pop("seal")
     path.write_text(json.dumps(body))
-    assert cache.step(path.stem) is None and not cache.entries()
+    assert cache.read_step(path.stem) is None and not cache.entries()
     assert [found for found, _ in cache.damaged()] == [path]
 
 
@@ -124,7 +126,7 @@ def test_a_step_in_anothers_place_is_not_used(cache):
     body = json.loads(path.read_text())
     body.pop("seal")
     path.with_name(f"{other}.json").write_text(json.dumps(body | {"key": other}))
-    assert "no record of a finished step" in damage_of(lambda: cache.step(other))
+    assert "no record of a finished step" in damage_of(lambda: cache.read_step(other))
 
 
 def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tmp_path, monkeypatch):
@@ -157,7 +159,9 @@ def test_files_of_another_form_are_said_to_be_damaged(cache, folder, text):
     if (folder, text) != ("values", "{}") and (folder, text) != ("values", '{"tensors": []}'):
         assert path in [found for found, _ in cache.damaged()]
         damage_of(
-            lambda: cache.step(path.stem) if folder == "steps" else cache.value({"metric": "perplexity", "of": "base"})
+            lambda: (
+                cache.read_step(path.stem) if folder == "steps" else cache.value({"metric": "perplexity", "of": "base"})
+            )
         )
 
 
@@ -167,7 +171,7 @@ def test_a_tensor_is_named_by_a_hash(cache, name):
     body = json.loads(path.read_text())
     body.pop("seal")
     path.write_text(json.dumps(body | {"tensors": {"w": name}}))
-    assert "no record of a finished step" in damage_of(lambda: cache.step(path.stem))
+    assert "no record of a finished step" in damage_of(lambda: cache.read_step(path.stem))
 
 
 @pytest.mark.parametrize("folder", ["steps", "values", "blobs"])
@@ -194,7 +198,7 @@ def test_no_step_writes_through_a_link_that_lies_in_the_cache(cache, tmp_path, p
     shutil.rmtree(cache.folder / "work", ignore_errors=True)
     (cache.folder / place).parent.mkdir(parents=True, exist_ok=True)
     (cache.folder / place).symlink_to(tmp_path / leads)
-    assert refused(lambda: cache.scratch("k")).diagnostics[0].slug == "odd-file"
+    assert refused(lambda: cache.make_scratch("k")).diagnostics[0].slug == "odd-file"
     assert (tmp_path / "thesis").read_text() == "years of work" and not (tmp_path / "nowhere").exists()
 
 

@@ -29,12 +29,12 @@ from effc.compiler.core.cache import Cache
 from effc.dsl.syntax.diagnostics import Reject
 cache = Cache(Path(sys.argv[1]))
 key = cache.entries()[0].key
-assert cache.fetch(cache.step(key)["tensors"]["w"]).sum() == 8
+assert cache.load_tensor(cache.read_step(key)["tensors"]["w"]).sum() == 8
 assert cache.value({"of": "base"}) == 34.0
 cache.keep({"of": "another"}, 3.0)
 assert cache.value({"of": "another"}) is None and not (cache.folder / "steps" / "x").exists()
 try:
-    cache.scratch("0" * 64)
+    cache.make_scratch("0" * 64)
 except Reject as reject:
     print(reject.diagnostics[0].slug)
 """
@@ -53,7 +53,7 @@ def closed(folder: Path, *command: str) -> subprocess.CompletedProcess:
 def test_a_cache_that_can_only_be_read_gives_what_it_has_and_keeps_nothing(tmp_path):
     cache, parts = Cache(tmp_path / "cache"), {"step": {"word": "prune.blocks"}, "seed": 0}
     cache.keep({"of": "base"}, 34.0)
-    tensors = {"w": cache.store(torch.ones(8))}
+    tensors = {"w": cache.store_tensor(torch.ones(8))}
     cache.finish(digest(parts), parts, {"tensors": tensors, "borrowed": {}, "edits": {}, "notes": {}})
     done = closed(cache.folder, sys.executable, "-c", READING, str(cache.folder))
     assert done.stdout == "cache-closed\n", done.stderr

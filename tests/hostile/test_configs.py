@@ -9,10 +9,10 @@ import pytest
 import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.models.checkpoints.checkpoint import parse_config
-from effc.compiler.models.checkpoints.config_bounds import check_numbers
-from effc.compiler.models.checkpoints.config_classes import class_names, plain
+from effc.compiler.models.checkpoints.config_bounds import check_config_numbers
+from effc.compiler.models.checkpoints.config_classes import class_names, plain_config
 from effc.compiler.models.checkpoints.model_folder import open_folder
-from effc.compiler.models.checkpoints.sidecar_files import companions
+from effc.compiler.models.checkpoints.sidecar_files import copy_sidecar_files
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PatchTSTConfig, PatchTSTForPrediction
 
@@ -258,7 +258,7 @@ def test_kernels_and_other_files_are_not_the_configs_choice(folder, changes):
 
 def test_keys_of_code_are_taken_out_at_any_depth():
     deep = {"a": [{"auto_map": 1, "b": {"quantization_config": 2, "c": 3}}], "limit": {"__float__": "Infinity"}}
-    assert plain(deep) == {"a": [{"b": {"c": 3}}], "limit": float("inf")}
+    assert plain_config(deep) == {"a": [{"b": {"c": 3}}], "limit": float("inf")}
 
 
 def test_an_adapter_is_no_model(folder):
@@ -303,8 +303,8 @@ def test_real_configs_have_room(name, tmp_path):
     from effc.compiler.models.checkpoints.model_folder import read_config
     from effc.compiler.models.checkpoints.weights import find_weights
 
-    check_numbers(read_config(tmp_path / "config.json", "here"), find_weights(tmp_path, "here").slots, "here")
-    check_numbers(read_config(tmp_path / "config.json", "here"), None, "here")
+    check_config_numbers(read_config(tmp_path / "config.json", "here"), find_weights(tmp_path, "here").slots, "here")
+    check_config_numbers(read_config(tmp_path / "config.json", "here"), None, "here")
 
 
 def test_a_config_that_is_no_file_is_refused(folder):
@@ -319,10 +319,10 @@ def test_a_config_that_is_no_file_is_refused(folder):
 
 
 def test_experts_that_are_rows_of_one_tensor_are_bounded_by_sizes():
-    check_numbers({"model_type": "doge", "num_experts": 16384}, None, "it")
+    check_config_numbers({"model_type": "doge", "num_experts": 16384}, None, "it")
     for config in ({"model_type": "mixtral", "num_experts": 16384}, {"model_type": "doge", "num_experts": 1 << 25}):
         with pytest.raises(Reject, match="num_experts"):
-            check_numbers(config, None, "it")
+            check_config_numbers(config, None, "it")
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "preprocessor_config.json", "tokenizer.json", "config.json"])
@@ -342,7 +342,7 @@ def test_nothing_of_somebody_else_gets_into_an_artifact(folder, place, tmp_path)
     (folder / place).symlink_to(tmp_path / "secret")
     origin = open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
     with pytest.raises(Reject, match="is a link that leads out of"):
-        companions(origin.load(), origin, tmp_path / "out")
+        copy_sidecar_files(origin.load(), origin, tmp_path / "out")
 
 
 def test_links_of_the_hubs_cache_lead_to_its_blobs(folder, tmp_path):

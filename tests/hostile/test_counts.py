@@ -6,7 +6,7 @@ import time
 
 import pytest
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.inputs.sources.gguf import weights_in
+from effc.compiler.inputs.sources.gguf import tensor_table
 from effc.compiler.ir import graph_json
 
 from tests.worlds import slug
@@ -27,7 +27,7 @@ def test_a_gguf_that_counts_beyond_its_end_is_refused_at_once(tmp_path, count, k
     file = tmp_path / "x.gguf"
     file.write_bytes(gguf_of(key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", kind, count) + b"\0" * 64)))
     started = time.process_time()
-    assert slug(lambda: weights_in(file, "x")) == "bad-gguf"
+    assert slug(lambda: tensor_table(file, "x")) == "bad-gguf"
     assert time.process_time() - started < 5
 
 
@@ -37,9 +37,9 @@ def place(name, *args):
 
 def test_a_graph_whose_arguments_no_function_could_have_is_refused():
     nodes = [place("a", None), place("b"), {"op": "output", "name": "output", "args": [{"node": "b"}]}]
-    assert slug(lambda: graph_json.load({"format": 1, "nodes": nodes})) == "refused-graph"
+    assert slug(lambda: graph_json.graph_from_json({"format": 1, "nodes": nodes})) == "refused-graph"
     nodes[:2] = [place("b"), place("a", None)]
-    assert len(graph_json.load({"format": 1, "nodes": nodes}).nodes) == 3
+    assert len(graph_json.graph_from_json({"format": 1, "nodes": nodes}).nodes) == 3
 
 
 def changed_onnx(folder, change):
@@ -57,7 +57,7 @@ def changed_onnx(folder, change):
     model.metadata_props.add(key=checking.FACTS, value=said)
     (folder / checking.FILE).write_bytes(model.SerializeToString())
     (folder / checking.DATA).write_bytes(b"\0" * 24)
-    return checking.weights(folder, checking.check(folder))
+    return checking.initializers(folder, checking.check_onnx(folder))
 
 
 def test_an_external_weight_of_onnx_is_read(tmp_path):

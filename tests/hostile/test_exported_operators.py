@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler.artifacts import exported
-from effc.compiler.artifacts.exported_ops import is_listed
+from effc.compiler.artifacts.exported_ops import is_allowed_operator
 from effc.dsl.syntax.diagnostics import Reject
 
 torch.set_num_threads(1)
@@ -27,7 +27,7 @@ def overloads() -> list[str]:
     """Those of aten that a stored program may call."""
     names = sorted({s.name[6:] for s in torch._C._jit_get_all_schemas() if s.name.startswith("aten::")})
     every = [f"{name}.{overload}" for name in names for overload in getattr(torch.ops.aten, name).overloads()]
-    return [name for name in every if is_listed(f"torch.ops.aten.{name}")]
+    return [name for name in every if is_allowed_operator(f"torch.ops.aten.{name}")]
 
 
 def schema(name: str):
@@ -56,7 +56,7 @@ def test_operators_take_or_give_tensors_and_write_into_none_as_out():
     ],
 )  # fmt: skip
 def test_an_operator_that_leaves_its_memory_is_not_called(name):
-    assert not is_listed(f"torch.ops.aten.{name}")
+    assert not is_allowed_operator(f"torch.ops.aten.{name}")
 
 
 class Attends(torch.nn.Module):
@@ -73,7 +73,9 @@ class Attends(torch.nn.Module):
 def written(folder: Path, net: torch.nn.Module, **inputs) -> dict[str, bytes]:
     """The files of the archive that the target writes."""
     rows = {name: {0: torch.export.Dim.AUTO} for name in inputs}
-    exported.write(torch.export.export(net.eval(), (), inputs, dynamic_shapes=rows), tuple(inputs), folder, params=0)
+    exported.write_program(
+        torch.export.export(net.eval(), (), inputs, dynamic_shapes=rows), tuple(inputs), folder, params=0
+    )
     with zipfile.ZipFile(folder / exported.FILE) as archive:
         return {item.filename.partition("/")[2]: archive.read(item) for item in archive.infolist()}
 
@@ -116,7 +118,7 @@ def test_a_number_is_no_dtype(tmp_path, attends, target, number):
         dtype["arg"] = {"as_int": number}
 
     rewritten(tmp_path, with_json(attends, MODEL, change))
-    for reading in (exported.check, exported.read):
+    for reading in (exported.check, exported.load_program):
         refused(lambda reading=reading: reading(tmp_path), "as `dtype`")
 
 
@@ -137,7 +139,7 @@ def test_an_attention_whose_keys_and_values_differ_in_number_is_refused(tmp_path
     weights, model = shorter(name, 2)
     files = with_json(with_json(attends, "data/weights/model_weights_config.json", weights), MODEL, model)
     rewritten(tmp_path, files)
-    for reading in (exported.check, exported.read):
+    for reading in (exported.check, exported.load_program):
         refused(lambda reading=reading: reading(tmp_path), "an attention with keys")
 
 
@@ -146,7 +148,9 @@ def test_a_shape_that_is_stated_and_not_computed_is_refused(tmp_path, attends):
         name = node(body, "scaled_dot_product_attention")["outputs"][0]["as_tensor"]["name"]
         body["graph_module"]["graph"]["tensor_values"][name]["sizes"][3] = {"as_int": 5}
 
-    refused(lambda: exported.read(rewritten(tmp_path, with_json(attends, MODEL, change))), "another shape or type")
+    refused(
+        lambda: exported.load_program(rewritten(tmp_path, with_json(attends, MODEL, change))), "another shape or type"
+    )
 
 
 def test_weights_of_other_sizes_than_operators_take_are_refused_before_they_run(tmp_path):
@@ -174,7 +178,7 @@ def test_sizes_of_a_call_are_checked_before_it_runs(tmp_path):
         sizes[1] = sizes[0]
 
     rewritten(tmp_path, with_json(files, MODEL, change))
-    model = exported.read(tmp_path)
+    model = exported.load_program(tmp_path)
     assert torch.equal(model(x=torch.ones(2, 2)), torch.full((2, 4), 2.0))
     refused(lambda: model(x=torch.ones(3, 3)), "does not fit")
 

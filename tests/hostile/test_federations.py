@@ -134,7 +134,7 @@ def test_no_count_gives_a_client_weight_in_a_median(clients):
     draw = np.random.default_rng(0)
     sent = {k: TrainedState({"w": (1 + 0.01 * draw.standard_normal(3)).astype(np.float32)}, 24) for k in range(clients)}
     sent[1] = TrainedState({"w": np.full(3, 1e6, np.float32)}, 1e12)
-    strategy.take(1, sent)
+    strategy.aggregate(1, sent)
     assert np.abs(strategy.payload(0, 2, 1).arrays["others"]["w"] - 1).max() < 0.1
 
 

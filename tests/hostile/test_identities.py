@@ -6,7 +6,7 @@ import shutil
 import tarfile
 
 import pytest
-from effc.compiler.apps.rttc.app import client_of, read_app
+from effc.compiler.apps.rttc.app import open_client, read_app
 from effc.compiler.apps.rttc.knowledge import open_base
 from effc.compiler.artifacts.load import load
 from transformers import AutoTokenizer
@@ -23,7 +23,7 @@ def app(tmp_path):
 
 
 def caches(folder, cache) -> set[str]:
-    client = client_of(read_app(folder), folder, load(folder, check="size"), words(folder), cache)
+    client = open_client(read_app(folder), folder, load(folder, check="size"), words(folder), cache)
     return {client.lists.identity, client.states.identity}
 
 

@@ -6,7 +6,7 @@ import shutil
 import tarfile
 
 import pytest
-from effc.compiler.apps.federation.processes import start
+from effc.compiler.apps.federation.processes import start_process
 from effc.compiler.core.cache import write_atomic
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -93,5 +93,5 @@ def test_no_output_of_a_process_is_appended_through_a_link(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "one.log").symlink_to(tmp_path / "mine")
     with pytest.raises((Reject, OSError)):
-        start("one", ["true"], os.environ, tmp_path)
+        start_process("one", ["true"], os.environ, tmp_path)
     assert (tmp_path / "mine").read_text() == "mine"

@@ -60,7 +60,7 @@ def test_a_federation_declares_what_it_may(honest, tmp_path, change):
         ("knowledge.json", lambda f: open_base(f.parent)),
         ("kb.jsonl", lambda f: list(read_samples(f))),
         ("rows.txt", read_text),
-        ("reft.json", lambda f: reft.read(f.parent)),
+        ("reft.json", lambda f: reft.read_reft(f.parent)),
         ("federation.json", read_declaration),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -99,7 +99,7 @@ def test_toml_that_takes_hours_is_refused_at_once(tmp_path, text):
     started = time.process_time()
     (tmp_path / recipe_packages.PACKAGE_FILE).write_text(text)
     (tmp_path / lockfile.NAME).write_text(text)
-    for read in (recipe_packages.package_in, lockfile.read):
+    for read in (recipe_packages.open_package, lockfile.read_lock):
         with pytest.raises(Reject, match="is no TOML that can be read"):
             read(tmp_path)
     assert time.process_time() - started < 5

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from effc.compiler.cli.verbs.gate_report import junit, markdown
+from effc.compiler.cli.verbs.gate_report import junit_report, markdown_report
 from effc.compiler.cli.verbs.output import Screen
 from effc.compiler.cli.verbs.speech import SafeText
 from effc.compiler.cli.verbs.test import report_text
@@ -79,8 +79,8 @@ def results(tmp_path_factory):
         'effspec 1\nmodel base = zoo("tiny-llama")\npipeline lean(base) { less = clean.dead() }\n'
         'emit lean { hf("out") }\nexpect lean { params <= 1.0 * base }\n'
     )
-    session = api.session(recipe)
-    (plan,) = api.plans(session)
+    session = api.open_session(recipe)
+    (plan,) = api.make_plans(session)
     (bound,) = plan.pipeline.expects
     missed = Outcome(bound, 2.0, 1.0, ODD, passed=False, high=1.0)
     drifts = (Drift(ODD, ODD, "worse", 1.0, 2.0, 1.5), Drift(ODD, ODD, "gone", 1.0, None))
@@ -88,14 +88,14 @@ def results(tmp_path_factory):
 
 
 def test_a_table_in_markdown_has_the_cells_that_it_has(results):
-    lines = markdown(results).splitlines()
+    lines = markdown_report(results).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(lines) == 10 and {row.count("|") for row in rows} == {5} and not any(map(runs, lines))
     assert not re.search(r"(?<!\\)\]\(", "".join(cell for row in rows for cell in row.split("|")[2:]))
 
 
 def test_junit_is_xml_and_holds_no_control_character(results, tmp_path):
-    top = ElementTree.fromstring(junit(results))
+    top = ElementTree.fromstring(junit_report(results))
     assert len(top.findall(".//testcase")) == 3
     for suffix in (".xml", ".md", ".json"):
         (tmp_path / f"report{suffix}").write_text(report_text(results, suffix), encoding="utf-8")

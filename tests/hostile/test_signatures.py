@@ -7,8 +7,8 @@ from pathlib import Path
 import effc as package
 import pytest
 import typer
-from effc.compiler.artifacts.signature import new_key, sign
-from effc.compiler.cli.main import app
+from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
+from effc.compiler.cli.main import make_app
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
@@ -54,8 +54,8 @@ def files_read(folder: Path) -> set[str]:
 def test_an_artifact_without_the_required_signature_is_not_read(effc, artifacts, tmp_path, verb):  # noqa: F811
     kind, words = VERBS[verb]
     shutil.copytree(artifacts / kind, tmp_path / kind)
-    ours, _ = new_key(tmp_path / "ours"), new_key(tmp_path / "theirs")
-    sign(tmp_path / kind, tmp_path / "theirs")
+    ours, _ = write_key_pair(tmp_path / "ours"), write_key_pair(tmp_path / "theirs")
+    sign_artifact(tmp_path / kind, tmp_path / "theirs")
     opened.clear()
     run = effc(*command(words, tmp_path / kind, ours))
     assert run.code == 5 and "unsigned-artifact" in run.err
@@ -66,8 +66,8 @@ def test_an_artifact_without_the_required_signature_is_not_read(effc, artifacts,
 def test_no_file_of_a_signed_artifact_is_parsed_before_all_have_the_signed_content(effc, artifacts, tmp_path, verb):  # noqa: F811
     kind, words = VERBS[verb]
     shutil.copytree(artifacts / kind, tmp_path / kind)
-    key = new_key(tmp_path / "key")
-    sign(tmp_path / kind, tmp_path / "key")
+    key = write_key_pair(tmp_path / "key")
+    sign_artifact(tmp_path / kind, tmp_path / "key")
     changed = sorted(f for f in (tmp_path / kind).rglob("*.json") if f.name not in SIGNED_FILES)
     assert changed
     for file in changed:
@@ -81,8 +81,8 @@ def test_no_file_of_a_signed_artifact_is_parsed_before_all_have_the_signed_conte
 
 def test_an_adapter_is_signed_too_before_the_model_is_opened(effc, artifacts, tmp_path):  # noqa: F811
     shutil.copytree(artifacts / "stock", tmp_path / "stock")
-    key = new_key(tmp_path / "key")
-    sign(tmp_path / "stock", tmp_path / "key")
+    key = write_key_pair(tmp_path / "key")
+    sign_artifact(tmp_path / "stock", tmp_path / "key")
     opened.clear()
     words = f"run {tmp_path / 'stock'} --adapter one={artifacts / 'reft'} --prompt a"
     run = effc(*words.split(), "--require-signature", key)
@@ -91,7 +91,7 @@ def test_an_adapter_is_signed_too_before_the_model_is_opened(effc, artifacts, tm
 
 
 def test_what_is_no_artifact_is_not_opened_where_a_signature_is_required(effc, artifacts, tmp_path):  # noqa: F811
-    key = new_key(tmp_path / "key")
+    key = write_key_pair(tmp_path / "key")
     for place in ("zoo:tiny-llama", str(artifacts.parent / "source"), str(tmp_path / "nowhere")):
         run = effc("run", place, "--prompt", "a", "--require-signature", key)
         assert run.code == 5 and "artifacts alone are signed" in run.err
@@ -99,8 +99,8 @@ def test_what_is_no_artifact_is_not_opened_where_a_signature_is_required(effc, a
 
 def test_a_hidden_folder_inside_a_signed_artifact_is_not_signed(artifacts, tmp_path):
     shutil.copytree(artifacts / "stock", tmp_path / "stock")
-    key = new_key(tmp_path / "key")
-    sign(tmp_path / "stock", tmp_path / "key")
+    key = write_key_pair(tmp_path / "key")
+    sign_artifact(tmp_path / "stock", tmp_path / "key")
     shutil.copytree(tmp_path / "stock" / "model", tmp_path / "stock" / ".hidden")
     assert package.load(tmp_path / "stock" / "model", signed_by=[key]) is not None
     with pytest.raises(Reject, match="unsigned-artifact"):
@@ -109,7 +109,7 @@ def test_a_hidden_folder_inside_a_signed_artifact_is_not_signed(artifacts, tmp_p
 
 def test_every_verb_that_opens_an_artifact_can_require_a_signature():
     reports = {"sign", "verify", "new", "federate status", "federate down"}  # these report on it, or do not open it
-    commands = typer.main.get_command(app()).commands
+    commands = typer.main.get_command(make_app()).commands
     groups = {f"{name} {n}": c for name, g in commands.items() for n, c in getattr(g, "commands", {}).items()}
     verbs = {name: c for name, c in {**commands, **groups}.items() if not hasattr(c, "commands")}
     words = ("artifact", "`front`", "`flower`", "model folder")

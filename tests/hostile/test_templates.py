@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from effc.compiler.models.rows import chat_template
-from effc.compiler.models.rows.chat_template import TooLong, render
+from effc.compiler.models.rows.chat_template import TooLong, render_template
 from jinja2 import TemplateError
 
 from tests import worlds
@@ -15,7 +15,7 @@ BIDI_CONTROLS = [{"role": "user", "content": "hello"}, {"role": "assistant", "co
 
 def written(folder, text):
     folder.mkdir(exist_ok=True)
-    return render(worlds.tokenizer(folder, chat=text), BIDI_CONTROLS, add_generation_prompt=True)
+    return render_template(worlds.tokenizer(folder, chat=text), BIDI_CONTROLS, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_many_threads_get_each_its_own_text(tmp_path):
     tokenizer = worlds.tokenizer(tmp_path, chat="{{ messages[0].content }}")
     said = [f"turn {number}" for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda text: render(tokenizer, [{"role": "user", "content": text}]), said))
+        found = list(pool.map(lambda text: render_template(tokenizer, [{"role": "user", "content": text}]), said))
     assert found == said
 
 
 def test_a_process_that_was_forked_has_a_renderer_of_its_own(tmp_path):
     tokenizer = worlds.tokenizer(tmp_path, chat="{{ messages[0].content }}")
-    render(tokenizer, BIDI_CONTROLS)
+    render_template(tokenizer, BIDI_CONTROLS)
     owner = chat_template._cached_renderer
     child = os.fork()
     if not child:
-        fine = render(tokenizer, BIDI_CONTROLS) == "hello" and chat_template._cached_renderer is not owner
+        fine = render_template(tokenizer, BIDI_CONTROLS) == "hello" and chat_template._cached_renderer is not owner
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -114,7 +114,7 @@ def test_a_text_is_that_of_transformers(tmp_path):
     tokenizer = worlds.tokenizer(tmp_path, chat=chat)
     turns = [*BIDI_CONTROLS, {"role": "user", "content": "\ud800 ß \U0001f600 \n\r\x00"}]
     expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert render(tokenizer, turns, add_generation_prompt=True) == expected
+    assert render_template(tokenizer, turns, add_generation_prompt=True) == expected
 
 
 @pytest.mark.parametrize(

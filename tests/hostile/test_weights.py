@@ -9,9 +9,9 @@ import shutil
 import pytest
 import torch
 from effc.compiler.analysis.planning.lock import _files
-from effc.compiler.artifacts.model_loading import stock_model
+from effc.compiler.artifacts.model_loading import load_stock_model
 from effc.compiler.inputs.sources.hf import Hf
-from effc.compiler.models.checkpoints.auxiliary_models import open_headed
+from effc.compiler.models.checkpoints.auxiliary_models import open_model_with_head
 from safetensors.torch import load_file, save_file
 from transformers import MODEL_MAPPING, AutoModelForCausalLM
 
@@ -95,7 +95,7 @@ def test_weights_that_appear_after_hashing_are_not_loaded(kind, way, request):
     WAYS[way](folder)
     if (kind, way) == ("single", "one file"):
         with pytest.raises(Exception, match="model-changed"):
-            origin.refuse_change()  # the hashed file itself was written
+            origin.refuse_changed_files()  # the hashed file itself was written
     else:
         assert holds(origin.load(), tensors)
 
@@ -117,7 +117,9 @@ def test_a_model_that_brings_its_code_is_loaded_from_the_hashed_files_as_well(sh
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("opening", [lambda f: stock_model(f, None), lambda f: open_headed(f, MODEL_MAPPING, "m")])
+@pytest.mark.parametrize(
+    "opening", [lambda f: load_stock_model(f, None), lambda f: open_model_with_head(f, MODEL_MAPPING, "m")]
+)
 def test_a_folder_of_an_artifact_is_loaded_from_the_files_whose_headers_were_checked(sharded, way, opening):
     WAYS[way](sharded)
     _, tensors = hashed(sharded)

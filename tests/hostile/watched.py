@@ -98,13 +98,13 @@ def outcome(call, speaks: bool = True) -> str:
 def verbs(case: Path, honest: Path):
     from effc.compiler.artifacts.load import load
     from effc.compiler.cli.main import main
-    from effc.compiler.driver.models import computing
+    from effc.compiler.driver.models import model_errors_as_diagnostics
 
     def computed():
         import torch
 
         model = load(case)
-        with torch.no_grad(), computing(str(case)):
+        with torch.no_grad(), model_errors_as_diagnostics(str(case)):
             model(input_ids=torch.randint(3, 30, (2, 5)))
 
     yield "load", computed

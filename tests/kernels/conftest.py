@@ -7,7 +7,7 @@ from effc.kernels import levels
 @pytest.fixture(params=[*levels.NAMES, levels.MODEL])
 def level(request):
     """Kernels run at this level within the test."""
-    if reason := levels.lacking(request.param):
+    if reason := levels.unavailable_reason(request.param):
         pytest.skip(f"{request.param}: {reason}")
-    with levels.forced(request.param):
+    with levels.force_level(request.param):
         yield request.param

@@ -26,7 +26,7 @@ INT4 = KERNELS["dense_linear_int4"]
 def test_a_weight_that_is_on_a_grid_keeps_every_value(group, asked, symmetric, search, half, seed):
     w = weight(19, 256, 1.0, seed) * 0.03
     w[:, :group] = w[:, :group].abs()
-    w = Grid(4, group, symmetric, search).fit(w).round(w)
+    w = Grid(4, group, symmetric, search).fit_scales(w).round(w)
     found = INT4.unpack(INT4.pack(w.bfloat16() if half else w, group=asked))
     # bfloat16 holds scale * code to 2**-9, the kernel exactly.
     assert torch.equal(found.bfloat16(), w.bfloat16()) if half else torch.equal(found, w)
@@ -34,7 +34,7 @@ def test_a_weight_that_is_on_a_grid_keeps_every_value(group, asked, symmetric, s
 
 def test_a_grid_of_zeros_in_the_middle_stores_none():
     w = weight(32, 128, 1.0)
-    middle, free = (INT4.pack(Grid(4, 64, symmetric, True).fit(w).round(w)) for symmetric in (True, False))
+    middle, free = (INT4.pack(Grid(4, 64, symmetric, True).fit_scales(w).round(w)) for symmetric in (True, False))
     assert free.numel() - middle.numel() == 128  # 2 blocks of 2 groups: 32 bytes, to a multiple of 64 each
     assert packed.facts(middle).group == packed.facts(free).group == 64
 
@@ -47,7 +47,7 @@ def test_a_weight_takes_four_bits_a_scale_and_a_zero(group, bits):
 
 def test_what_is_on_no_grid_goes_to_the_nearest_values_of_a_searched_one():
     w = weight(40, 192, 1.0)
-    wanted = Grid(4, 64, False, True).fit(w).round(w)
+    wanted = Grid(4, 64, False, True).fit_scales(w).round(w)
     assert torch.equal(INT4.unpack(INT4.pack(w)), wanted)
 
 

@@ -31,13 +31,13 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
 
 def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("EFFC_ISA", raising=False)
-    assert levels.level() == levels.available()[-1] == levels.chosen("native")
+    assert levels.level() == levels.available()[-1] == levels.select_level("native")
     assert levels.available()[0] == "portable"
 
 
 def test_the_model_of_amx_runs_wherever_it_was_built():
     built = bool(library().effc_built(levels.CODES[levels.MODEL]))
-    assert levels.lacking(levels.MODEL) == ("" if built else "this build has no model of AMX")
+    assert levels.unavailable_reason(levels.MODEL) == ("" if built else "this build has no model of AMX")
 
 
 def test_a_level_is_forced_by_the_environment(monkeypatch):
@@ -50,7 +50,7 @@ def test_an_unknown_or_missing_level_is_refused_with_a_sentence(monkeypatch):
     monkeypatch.setenv("EFFC_ISA", "avx1024")
     with pytest.raises(NoSuchLevel, match="EFFC_ISA is avx1024, and the levels are portable, avx2"):
         levels.level()
-    missing = [name for name in levels.NAMES if levels.lacking(name)]
+    missing = [name for name in levels.NAMES if levels.unavailable_reason(name)]
     for name in missing:
         monkeypatch.setenv("EFFC_ISA", name)
         with pytest.raises(NoSuchLevel, match=f"EFFC_ISA is {name}: this machine lacks"):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.layer_profile import draw, profile
-from effc.compiler.artifacts.pruning_config import layers_of, pruning_config_of
+from effc.compiler.analysis.planning.layer_profile import draw_layer_bars, layer_group_counts
+from effc.compiler.artifacts.pruning_config import pruning_config_of, removable_layers
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import Ratio, Selector
@@ -216,7 +216,7 @@ def test_a_layer_with_two_groups_of_mlp_channels_is_refused():
     skeleton = skeleton_of(capture(tiny.model("llama")))
     group = next(g for g in skeleton.groups if g.site == "model.layers.1.mlp")
     with pytest.raises(Reject, match="layer 1 has two groups of MLP channels, the form knows one"):
-        layers_of(replace(skeleton, groups=(*skeleton.groups, group)))
+        removable_layers(replace(skeleton, groups=(*skeleton.groups, group)))
 
 
 def test_heads_that_cannot_be_cut_have_no_width(tmp_path):
@@ -236,7 +236,9 @@ def test_a_profile_draws_what_is_gone_and_what_is_left(tmp_path):
     model = tiny.model("llama")
     config = {"pruned_attn_idx": [2], "pruned_mlp_width": {"0": 48}, "pruned_attn_width": {"1": 32}}
     after = applied(tmp_path, model, config)
-    summary = draw(profile(skeleton_of(capture(model))), profile(skeleton_of(after), after.edits.layers))
+    summary = draw_layer_bars(
+        layer_group_counts(skeleton_of(capture(model))), layer_group_counts(skeleton_of(after), after.edits.layers)
+    )
     assert (
         summary
         == """\
@@ -262,14 +264,16 @@ def test_a_profile_draws_query_heads_where_they_went_without_their_kv_head(tmp_p
     recipe = recipe_of([("step", "prune.heads", {"keep": keep})])
     ctx = context_of(tmp_path, model, recipe)
     ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
-    line = draw(profile(skeleton_of(capture(model))), profile(skeleton_of(program))).splitlines()[1]
+    line = draw_layer_bars(
+        layer_group_counts(skeleton_of(capture(model))), layer_group_counts(skeleton_of(program))
+    ).splitlines()[1]
     assert line.strip().split("  ")[1] == row
 
 
 def test_a_profile_draws_the_smaller_share_where_both_kinds_of_heads_went():
     before = {"layers.0": {"attn": {"role": "attention", "heads": 16, "kv_heads": 4}}}
     after = {"layers.0": {"attn": {"role": "attention", "heads": 4, "kv_heads": 2}}}
-    assert draw(before, after).endswith("█████░░░░░░░░░░░░░░░ 4 heads -75%")
+    assert draw_layer_bars(before, after).endswith("█████░░░░░░░░░░░░░░░ 4 heads -75%")
 
 
 RECIPE = """effspec 1
@@ -316,4 +320,4 @@ def test_another_content_of_the_file_is_another_result(tmp_path):
 def test_a_profile_draws_layers_in_their_order_though_a_manifest_sorts_them_as_text():
     whole = {f"model.layers.{i}": {"mlp": {"role": "mlp", "channels": 8}} for i in range(12)}
     stored = json.loads(json.dumps(whole, sort_keys=True))
-    assert [line.split()[0] for line in draw(stored, stored).splitlines()[1:]] == [str(i) for i in range(12)]
+    assert [line.split()[0] for line in draw_layer_bars(stored, stored).splitlines()[1:]] == [str(i) for i in range(12)]

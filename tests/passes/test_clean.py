@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.plan import draw
+from effc.compiler.analysis.planning.plan import plan_text
 from effc.compiler.driver import api
 from effc.compiler.evaluation.promise import Promise
 from effc.compiler.ir.capture.capture import capture
@@ -255,7 +255,7 @@ def test_a_plan_says_that_weights_decide_how_much_is_left(folder):
     (folder / "r.effspec").write_text(ON_RANDOM.replace("clean.dead()", step))
     (plan,) = api.plan(folder / "r.effspec", cache_dir=folder / "cache")
     assert [stage.hedges for stage in plan.stages] == [("", "at most"), ("at most", "at most")]
-    lines = draw(plan).splitlines()
+    lines = plan_text(plan).splitlines()
     assert "     params    109.0 k -> at most 109.0 k  (known once it has run)" in lines
     assert "     params    at most 109.0 k -> at most 81.3 k  (-25.4 %)" in lines, lines
 
@@ -264,9 +264,9 @@ def test_counts_behind_it_are_not_checked_against_the_structure_before_it(folder
     step = "clean.dead()\n  bald = prune.heads(keep: 75% of kv_heads)"  # 1.5 of 2
     recipe = folder / "r.effspec"
     recipe.write_text(ON_RANDOM.replace("clean.dead()", step))
-    assert api.session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics == ()
+    assert api.open_session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics == ()
     recipe.write_text(ON_RANDOM.replace("clean.dead()", step.partition("bald = ")[2]))
-    (found,) = api.session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics
+    (found,) = api.open_session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics
     assert found.slug == "illegal-head-count"
 
 
@@ -275,4 +275,4 @@ def test_the_example_of_its_page_is_a_recipe(folder):
     step = next(line for line in doc.splitlines() if line.startswith("Example: ")).removeprefix("Example: ")
     recipe = folder / "r.effspec"
     recipe.write_text(ON_RANDOM.replace("tidy", "neat").replace("bare = clean.dead()", step))
-    assert api.session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics == ()
+    assert api.open_session(recipe, cache_dir=folder / "cache").check(resolve=True).diagnostics == ()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.artifacts.verify import verify
-from effc.compiler.evaluation.equivalence import compare
+from effc.compiler.artifacts.verify import verify_forms
+from effc.compiler.evaluation.equivalence import max_logit_difference
 from effc.compiler.evaluation.promise import Promise
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers import leaves
@@ -20,7 +20,7 @@ from effc.kernels.native import KernelError
 from transformers import DynamicCache, StaticCache
 
 from tests import tiny
-from tests.drafts import write
+from tests.drafts import write_artifact
 from tests.recipes_in_memory import context_of, recipe_of
 from tests.worlds import defaults, refused
 
@@ -57,9 +57,9 @@ def written(tmp_path, program):
 
     def build(folder):
         target.emit(program, folder, ctx)
-        return Manifest("hf", checks=verify(folder, program.model, target.forms()))
+        return Manifest("hf", checks=verify_forms(folder, program.model, target.forms()))
 
-    write(tmp_path / "out", build=build)
+    write_artifact(tmp_path / "out", build=build)
     return tmp_path / "out"
 
 
@@ -71,7 +71,7 @@ def test_grouped_queries_compute_the_same_in_every_situation(tmp_path, name):
     model = tiny.model(name)
     program, note = lowered(tmp_path, model, "group_queries")
     assert len(note["grouped"]) == 3 and not note["unchanged"]
-    assert compare(model, program.model) < 1e-4  # float32 sums in another order
+    assert max_logit_difference(model, program.model) < 1e-4  # float32 sums in another order
     ids = prompt()
     options = {"max_new_tokens": 8, "do_sample": False}
     assert torch.equal(model.generate(ids, **options), program.model.generate(ids, **options))
@@ -102,7 +102,7 @@ def test_grouped_queries_are_stored_and_loaded(tmp_path):
     out = written(tmp_path, program)
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["compact", "compat"]
     model = load(out)
-    assert compare(program.model, model) == 0.0
+    assert max_logit_difference(program.model, model) == 0.0
     assert "grouped_attention" in json.dumps(json.loads((out / "compact/config.json").read_text())["effc"]["edits"])
 
 
@@ -235,7 +235,7 @@ def test_what_a_forgetful_cache_can_not_do_is_a_sentence(tmp_path):
 
 
 def test_the_leaves_that_decode_are_on_the_list_of_stored_operations():
-    from effc.compiler.ir.operations import function_called, function_name
+    from effc.compiler.ir.operations import function_by_name, function_name
 
     for found in (leaves.grouped_attention, leaves.packed_attention):
-        assert function_called(function_name(found)) is found
+        assert function_by_name(function_name(found)) is found

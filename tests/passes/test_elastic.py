@@ -11,7 +11,7 @@ from effc.compiler.analysis.planning import shrink
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, orders, width_dials
+from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, item_orders, width_dims
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.subnet_masks import dead
 from effc.dsl.checker.values import Ratio
@@ -33,12 +33,12 @@ def family_of(name, per="layer", depth="layers"):
     program, dims, elastic = capture(tiny.model(name)), [], []
     for kind in ("channels", "heads"):
         groups = chosen(skeleton_of(program), None, kind)
-        groups = able(program, groups, width_dials(groups, SHARES, per, 1))
-        dims += width_dials(groups, SHARES, per, 1)
+        groups = able(program, groups, width_dims(groups, SHARES, per, 1))
+        dims += width_dims(groups, SHARES, per, 1)
         elastic += groups
     if depth != "none":
-        dims += depth_dials(program, None, depth)
-    return Family(program, "", Space(tuple(dims)), orders=orders(program, elastic))
+        dims += depth_dims(program, None, depth)
+    return Family(program, "", Space(tuple(dims)), orders=item_orders(program, elastic))
 
 
 SCANS = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -49,16 +49,16 @@ def scan_family(name):
     program, dims, elastic = capture(tiny.model(name)), [], []
     for kind in SCANS:
         groups = chosen(skeleton_of(program), None, kind)
-        groups = able(program, groups, width_dials(groups, SHARES, "layer", 1))
-        dims += width_dials(groups, SHARES, "layer", 1)
+        groups = able(program, groups, width_dims(groups, SHARES, "layer", 1))
+        dims += width_dims(groups, SHARES, "layer", 1)
         elastic += groups
-    return Family(program, "", Space(tuple(dims)), orders=orders(program, elastic))
+    return Family(program, "", Space(tuple(dims)), orders=item_orders(program, elastic))
 
 
 def alone(family, choice):
     """The smaller program that a choice is; the family stays."""
     fresh = capture(copy.deepcopy(family.program.model))
-    return Family(fresh, "", family.space, orders=family.orders).cut(choice)
+    return Family(fresh, "", family.space, orders=family.orders).cut_to_choice(choice)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
                     tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(tensor))))
         start = model(ids).logits
         for choice in (family.space.draw(1), family.space.choice("smallest")):
-            with family.running() as take:
+            with family.running_choices() as take:
                 take(family.space.choice("largest"))
                 assert torch.equal(model(ids).logits, start)
                 take(choice)
@@ -149,9 +149,9 @@ def test_every_choice_is_drawn_and_larger_ones_come_in_first(families, each, san
     space = families("llama").space
     drawn, seen = ChoiceSampler(space, seed, each, sandwich, opening), {d.name: set() for d in space.dims}
     for step in range(1, 150):
-        drawn.begin(step)
+        drawn.begin_step(step)
         first = [dict(c) for c in drawn.choices]
-        drawn.begin(step)
+        drawn.begin_step(step)
         assert drawn.choices == first and len(first) == each + 2 * sandwich
         if sandwich:
             assert first[0] == space.choice("largest") and first[-1] == space.choice("smallest")
@@ -207,7 +207,7 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
         small = loss(net.program.model)
     assert len(net.losses) == 60 and all(value > 0 for _, value in net.losses)
     assert small < 0.9 * loss(bare.cut(bare.space.choice("smallest")).model)
-    assert abs(loss(again.cut(choice).model) - small) < 1e-3 * small
+    assert abs(loss(again.cut_to_choice(choice).model) - small) < 1e-3 * small
 
 
 @pytest.mark.parametrize(

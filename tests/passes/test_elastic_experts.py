@@ -8,9 +8,9 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning import shrink
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.routing import trusted
+from effc.compiler.transforms.search.routing import router_weight_sums
 from effc.compiler.transforms.supernet.choices import BLOCKS, Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, orders, width_dials
+from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, item_orders, width_dims
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.form_checks import check_family
 from effc.compiler.transforms.supernet.subnet_masks import dead
@@ -35,11 +35,11 @@ def family_of(name, depth="none"):
     """A tiny model's experts as choices, beside its branches."""
     program = capture(table.model(name))
     groups = chosen(skeleton_of(program), None, "experts")
-    groups = able(program, groups, width_dials(groups, SHARES, "layer", 1))
-    dims = width_dials(groups, SHARES, "layer", 1)
+    groups = able(program, groups, width_dims(groups, SHARES, "layer", 1))
+    dims = width_dims(groups, SHARES, "layer", 1)
     if depth != "none":
-        dims += depth_dials(program, None, depth)
-    return Family(program, "", Space(tuple(dims)), orders=orders(program, groups))
+        dims += depth_dims(program, None, depth)
+    return Family(program, "", Space(tuple(dims)), orders=item_orders(program, groups))
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "gpt_oss", "deepseek_v3", "lfm2_moe"}))
@@ -53,7 +53,7 @@ def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
     with torch.no_grad():
         start, before = model(ids).logits, {n: t.clone() for n, t in model.state_dict().items()}
         for choice in choices:
-            with family.running() as take:
+            with family.running_choices() as take:
                 take(family.space.choice("largest"))
                 assert torch.equal(model(ids).logits, start)
                 take(family.space.choice("smallest"))
@@ -82,7 +82,7 @@ def test_experts_go_by_trust_and_one_choice_is_read_by_plain_transformers(tmp_pa
     model, ids = tiny.model("mixtral"), rows_of(3)
     bare = capture(copy.deepcopy(model))
     groups = chosen(skeleton_of(bare), None, "experts")
-    trust = trusted(bare, context_of(tmp_path, bare.model, recipe_of([]), rows_of(1)), ROWS, groups, 64)
+    trust = router_weight_sums(bare, context_of(tmp_path, bare.model, recipe_of([]), rows_of(1)), ROWS, groups, 64)
     net = {"experts": [Ratio(1.0), Ratio(0.5)], "per": "model", "data": ROWS, "steps": 2, "batch": 2, "lr": 3e-3}
     family = through(
         tmp_path / "net", model, ("supernet.elastic", {**net, "train": train, "gradient_checkpointing": True})

@@ -9,12 +9,19 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning import shrink
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.outcome import Model
 from effc.compiler.transforms.supernet.choices import Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dials, kernel_dials, orders, width_dials
+from effc.compiler.transforms.supernet.elastic_dims import (
+    able,
+    chosen,
+    depth_dims,
+    item_orders,
+    kernel_dims,
+    width_dims,
+)
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.supernet.kernels import fresh
+from effc.compiler.transforms.supernet.kernels import init_kernel_crops
 from effc.compiler.transforms.supernet.norms import batch_norms
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
@@ -123,18 +130,18 @@ def family_of(name):
     program, dims, elastic = capture(model), [], []
     for kind in ("channels", "heads"):
         groups = chosen(skeleton_of(program), None, kind)
-        elastic += (groups := able(program, groups, width_dials(groups, HALF, "layer", 1)))
-        dims += width_dials(groups, HALF, "layer", 1)
-    dims += [*kernel_dials(program, None, [5, 3], "layer"), *depth_dials(program, None, "blocks")]
+        elastic += (groups := able(program, groups, width_dims(groups, HALF, "layer", 1)))
+        dims += width_dims(groups, HALF, "layer", 1)
+    dims += [*kernel_dims(program, None, [5, 3], "layer"), *depth_dims(program, None, "blocks")]
     space = Space(tuple(dims))
-    learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in fresh(space).items()}
-    return Family(program, "", space, orders=orders(program, elastic), crops=learned)
+    learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in init_kernel_crops(space).items()}
+    return Family(program, "", space, orders=item_orders(program, elastic), crops=learned)
 
 
 def alone(family, choice):
     bare = capture(copy.deepcopy(family.program.model))
     shared = {"orders": family.orders, "weights": family.weights, "norms": family.norms, "crops": family.crops}
-    return Family(bare, "", family.space, **shared).cut(choice)
+    return Family(bare, "", family.space, **shared).cut_to_choice(choice)
 
 
 @torch.no_grad()
@@ -147,7 +154,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
     start, before = logits(model, shown), [n.running_mean.clone() for n in batch_norms(model)]
     space = family.space
     assert "channels" in {d.kind for d in space.dims}
-    with family.running() as take:
+    with family.running_choices() as take:
         take(space.choice("largest"))
         assert torch.equal(logits(model, shown), start)
     for choice in (space.choice("smallest"), space.draw(1)):
@@ -227,7 +234,7 @@ def test_kernels_of_convolutions_have_a_dial_where_their_zeros_can_shrink_with_t
     )
     bare = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Conv2d(4, 4, 5, padding=1))
     bare.dummy_inputs = {"input": images(2)}
-    assert kernel_dials(capture(bare), None, [3], "layer")[0].places == ("2",), "no zeros, so that less comes out"
+    assert kernel_dims(capture(bare), None, [3], "layer")[0].places == ("2",), "no zeros, so that less comes out"
 
 
 @torch.no_grad()
@@ -236,7 +243,7 @@ def test_a_smaller_kernel_replays_from_stored_edits(tmp_path):
     choice = family.space.choice("smallest")
     cut = alone(family, choice)
     again = SelfPadding().eval()
-    replay(again, Edits.from_json(json.loads(json.dumps(cut.edits.to_json()))))
+    replay_edits(again, Edits.from_json(json.loads(json.dumps(cut.edits.to_json()))))
     again.load_state_dict(cut.model.state_dict())
     assert torch.allclose(logits(again, images(3)), logits(cut.model, images(3)), atol=1e-5)
     assert again.blocks[1].depthwise.kernel_size == (3, 3) and again.blocks[1].depthwise.around.padding == [0, 1, 0, 1]

@@ -5,11 +5,11 @@ import time
 
 import pytest
 import torch
-from effc.compiler.core.front_chart import svg, text
+from effc.compiler.core.front_chart import svg_chart, text_chart
 from effc.compiler.driver import api
 from effc.compiler.driver import pick as picking
 from effc.compiler.inputs.sources.zoo import zoo
-from effc.compiler.transforms.supernet.explorer import beats, crowding, thinned, unbeaten
+from effc.compiler.transforms.supernet.explorer import beats, crowding_distances, non_dominated, thin_front
 from effc.dsl.checker.values import MetricRef, Ratio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,12 +103,12 @@ def test_searches_that_can_not_be_are_refused(net, tmp_path, args, slug, help_):
 @given(st.lists(st.tuples(*[st.integers(0, 9).map(float)] * 2), min_size=1, max_size=30), st.integers(1, 6))
 def test_a_thin_front_keeps_its_ends_and_nothing_on_it_is_beaten(values, most):
     known = {(i,): v for i, v in enumerate(values)}
-    front = unbeaten(known)
+    front = non_dominated(known)
     assert all(any(beats(known[f], v) or known[f] == v for f in front) for v in values)
-    thin = thinned(front, known, most)
+    thin = thin_front(front, known, most)
     assert len(thin) == min(most, len(front)) and set(thin) <= set(front)
     if most >= 2:
-        assert {front[0], front[-1]} <= set(thin) and len(crowding([known[g] for g in thin])) == len(thin)
+        assert {front[0], front[-1]} <= set(thin) and len(crowding_distances([known[g] for g in thin])) == len(thin)
 
 
 RECIPE = """effspec 1
@@ -132,11 +132,13 @@ def test_a_front_of_choices_is_emitted_and_one_is_picked_later(tmp_path):
     assert len(measures) == 2 and all(check.holds for check in manifest.checks)
     least = min(m["params"] for m in measures)
     limit = (picking.Limit("params", f"{int(least)}"),)
-    name, _ = picking.pick(tmp_path / "out/sizes", tmp_path / "picked", limits=limit)
+    name, _ = picking.pick_point(tmp_path / "out/sizes", tmp_path / "picked", limits=limit)
     assert name == "choice_2" and "perplexity(test)" in measures[1]
-    assert picking.folder_of(tmp_path / "out/sizes", f"params={int(least)}").name == name
+    assert picking.point_folder(tmp_path / "out/sizes", f"params={int(least)}").name == name
     drawn = [(str(i), m["params"], m["perplexity(few)"]) for i, m in enumerate(measures, 1)]
-    assert svg(drawn, "params", "perplexity(few)").count("<circle") == 2 and "+----" in text(drawn, "a", "b")
+    assert svg_chart(drawn, "params", "perplexity(few)").count("<circle") == 2 and "+----" in text_chart(
+        drawn, "a", "b"
+    )
     assert sum(p.numel() for p in api.load(tmp_path / "picked").parameters()) == least
 
 

@@ -13,7 +13,7 @@ from effc.compiler.core.events import Said
 from effc.compiler.driver import api
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.rows.forward import nll
+from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef, Ratio, Selector
@@ -79,7 +79,7 @@ emit lean {{ hf("lean", form: compact) }}
 
 
 def loss(model, rows=None):
-    nats, tokens = nll(model, rows_of(1) if rows is None else rows)
+    nats, tokens = total_nll(model, rows_of(1) if rows is None else rows)
     return nats / tokens
 
 
@@ -278,8 +278,8 @@ pipeline lean(base) {{
 emit lean {{ hf("lean") }}
 """)
     weights = hashlib.sha256((ZOO / "model.safetensors").read_bytes()).hexdigest()
-    session = api.session(path, cache_dir=tmp_path / "cache", threads=1)
-    (plan,) = api.plans(session)
+    session = api.open_session(path, cache_dir=tmp_path / "cache", threads=1)
+    (plan,) = api.make_plans(session)
     ctx = session.context(plan.recipe, plan.pipeline)
     ctx.workdir = tmp_path / "work"
     program = capture(ctx.origin.load())

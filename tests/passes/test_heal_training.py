@@ -13,12 +13,12 @@ import torch
 from effc.compiler.evaluation.reference import Reference
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.batch_limit import BatchLimit
-from effc.compiler.models.rows.forward import nll
-from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+from effc.compiler.models.rows.forward import total_nll
+from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
 from effc.compiler.transforms.training.loop import Run, TrainingSettings
 from effc.compiler.transforms.training.objective import Objective
-from effc.compiler.transforms.training.schedule import RowOrder, factor
-from effc.compiler.transforms.training.trainable import Trained, recomputing, training
+from effc.compiler.transforms.training.schedule import RowOrder, learning_rate_factor
+from effc.compiler.transforms.training.trainable import Trained, activation_checkpointing, training_mode
 from effc.dsl.checker.values import Selector
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -55,7 +55,7 @@ def test_rows_come_once_an_epoch_and_an_order_can_be_entered_anywhere(count, sta
 @given(steps=st.integers(1, 50), share=st.floats(0, 1), schedule=st.sampled_from(["cosine", "linear", "constant"]))
 def test_the_rate_rises_to_its_peak_once_and_never_falls_to_nothing(steps, share, schedule):
     warmup = round(share * steps)
-    rates = [factor(step, steps, warmup, schedule) for step in range(1, steps + 1)]
+    rates = [learning_rate_factor(step, steps, warmup, schedule) for step in range(1, steps + 1)]
     assert max(rates) == 1.0 and min(rates) > 0
     assert rates[:warmup] == sorted(rates[:warmup]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
 
@@ -69,7 +69,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, 
     model, teacher = tiny.model("llama"), logits(tiny.model("llama", seed=1))
     chosen = torch.tensor([4, 0, 2])
     original = Reference(teacher.argmax(-1).int(), teacher)
-    loss = Objective(model, ROWS, original, share, temperature, learned).learn(chosen, weight=0.5)
+    loss = Objective(model, ROWS, original, share, temperature, learned).accumulate_gradients(chosen, weight=0.5)
     found = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
     keep = torch.ones_like(ROWS).bool() if learned is None else learned
@@ -89,7 +89,9 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, 
 def test_distilling_from_another_vocabulary_is_refused():
     said = torch.zeros(6, 10, 99)
     with pytest.raises(Reject, match="other-vocabulary"):
-        Objective(tiny.model("llama"), ROWS, Reference(said.argmax(-1), said), 0.5).learn(torch.tensor([0]), 1.0)
+        Objective(tiny.model("llama"), ROWS, Reference(said.argmax(-1), said), 0.5).accumulate_gradients(
+            torch.tensor([0]), 1.0
+        )
 
 
 @pytest.mark.parametrize("bound", [False, True], ids=["class", "graph"])
@@ -104,8 +106,8 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradient(bound):
     for layers in ((), [unit.module(model) for unit in program.units.values()]):
         calls.clear()
         torch.manual_seed(0)  # of the dropout
-        with training(model, parameters), recomputing(layers):
-            Objective(model, ROWS).learn(chosen, 1.0)
+        with training_mode(model, parameters), activation_checkpointing(layers):
+            Objective(model, ROWS).accumulate_gradients(chosen, 1.0)
             found.append((len(calls), {name: p.grad.clone() for name, p in parameters.items()}))
     (once, plain), (twice, again) = found
     assert (once, twice) == (1, 2)
@@ -113,7 +115,7 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradient(bound):
 
 
 def test_layers_that_can_t_recompute_are_refused():
-    with pytest.raises(Reject, match="no-checkpointing"), recomputing([torch.nn.Linear(2, 2)]):
+    with pytest.raises(Reject, match="no-checkpointing"), activation_checkpointing([torch.nn.Linear(2, 2)]):
         pass
 
 
@@ -132,7 +134,7 @@ def test_merged_adapters_compute_what_they_did_beside_the_weights_and_leave_no_t
     program = capture(model)
     before, start = portrait(model), logits(model)
     least = len(ROWS) - (name in EXPERTS)  # a rounding may turn a router's choice, and with it a row
-    with adapted(model, adaptable(program, None), SHAPE, seed=0) as adapters:
+    with with_adapters(model, adaptable_modules(program, None), SHAPE, seed=0) as adapters:
         # A new adapter changes nothing; 1e-5: scans and experts add up in another order from run to run.
         assert alike(logits(model), start, 1e-5) >= least
         for place, parameter in enumerate(adapters.parameters().values()):
@@ -153,18 +155,18 @@ def alike(left, right, tolerance):
 def test_adapters_come_off_when_something_breaks():
     model = tiny.model("llama")
     program, before, start = capture(model), portrait(model), logits(model)
-    with pytest.raises(ZeroDivisionError), adapted(model, adaptable(program, None), SHAPE, seed=0):
+    with pytest.raises(ZeroDivisionError), with_adapters(model, adaptable_modules(program, None), SHAPE, seed=0):
         _ = 1 / 0
     assert portrait(model) == before and torch.equal(logits(model), start)
 
 
 def test_adapters_go_on_what_is_selected_and_not_on_a_tied_weight():
     program = capture(tiny.model("llama", tie_word_embeddings=True))
-    up = adaptable(program, Selector((("|", "layers.{0,2}.mlp.up_proj"),)))
+    up = adaptable_modules(program, Selector((("|", "layers.{0,2}.mlp.up_proj"),)))
     assert up == ("model.layers.0.mlp.up_proj", "model.layers.2.mlp.up_proj")
-    assert "lm_head" not in adaptable(program, None)
+    assert "lm_head" not in adaptable_modules(program, None)
     with pytest.raises(Reject, match="tied-adapter"):
-        adaptable(program, Selector((("|", "lm_head"),)))
+        adaptable_modules(program, Selector((("|", "lm_head"),)))
 
 
 # -- the loop ------------------------------------------------------------------------------------------------
@@ -204,17 +206,17 @@ def trained(folder, stop_at=None, judged=True, dtype=torch.float32, nan=("", 0),
         forwards[0] += 1
         if forwards[0] == stop_at:
             raise Stopped
-        loss = lesson.learn(rows, weight)
+        loss = lesson.accumulate_gradients(rows, weight)
         if nan == ("gradient", forwards[0]):
             model.get_parameter("transformer.ln_f.weight").grad.fill_(math.nan)
         return math.nan if nan == ("loss", forwards[0]) else loss
 
     def judge():
-        nats, tokens = nll(model, ROWS.flip(1))
+        nats, tokens = total_nll(model, ROWS.flip(1))
         return nats / tokens
 
     parameters = dict(model.named_parameters())
-    with training(model, parameters):
+    with training_mode(model, parameters):
         course = Run(Trained(parameters), regime(**changes), len(ROWS), learn, judge if judged else None, ctx).run()
     return model.state_dict(), course
 
@@ -265,7 +267,7 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path, monke
             Trained(parameters),
             regime(**facts, **more, save=100 + len(more)),
             len(ROWS),
-            Objective(model, ROWS).learn,
+            Objective(model, ROWS).accumulate_gradients,
             None,
             ctx,
         ).run()
@@ -287,7 +289,7 @@ def test_the_best_weights_are_kept_and_waiting_ends_the_run(tmp_path):
     assert dict(course.held_out)[course.best] == course.lowest
     model = tiny.model("gpt2")
     model.load_state_dict(weights)
-    nats, tokens = nll(model, ROWS.flip(1))
+    nats, tokens = total_nll(model, ROWS.flip(1))
     assert nats / tokens == course.lowest
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.allocation import owl, searched
+from effc.compiler.transforms.search.allocation import equal_cost_shares, owl_shares
 from effc.compiler.transforms.search.layerwise import Grams, Layerwise, Norms, stages
 from effc.compiler.transforms.search.masks import keep_mask
 from effc.compiler.transforms.search.sparsity import chosen_parts
@@ -112,13 +112,13 @@ def test_grams_and_norms_are_those_of_whole_forwards():
         hook.remove()
     for stage in stages(program, chosen_parts(skeleton_of(program), None)):
         grams, norms = Grams(), Norms()
-        walk.observe(stage, grams.listen)
-        walk.observe(stage, norms.listen)
+        walk.observe_inputs(stage, grams.accumulate)
+        walk.observe_inputs(stage, norms.listen)
         walk.leave(stage)
         assert len(grams.sums) == 4  # q, k and v are given the same, and gate and up
         for path in stage.modules:
             x = torch.cat(inputs[path]).flatten(0, 1)
-            assert torch.allclose(grams.of(path), x.T @ x, rtol=1e-3, atol=1e-3)
+            assert torch.allclose(grams.gram_of(path), x.T @ x, rtol=1e-3, atol=1e-3)
             assert torch.allclose(torch.tensor(norms.of(path)), x.norm(dim=0), rtol=1e-4)
 
 
@@ -160,7 +160,7 @@ def test_owl_gives_the_published_shares():
     values = torch.tensor(list(ratios.values()), dtype=torch.float64)
     values = (values - values.min()) * (1 / (values.max() - values.min()) * lamda * 2)
     published = 1 - (values - values.mean() + keep)
-    found = owl(ratios, dict.fromkeys(ratios, 100), 1 - keep)
+    found = owl_shares(ratios, dict.fromkeys(ratios, 100), 1 - keep)
     assert torch.allclose(torch.tensor([found[unit] for unit in ratios], dtype=torch.float64), published, atol=1e-6)
 
 
@@ -171,11 +171,11 @@ def test_owl_gives_the_published_shares():
 def test_searched_shares_have_the_mean_that_was_asked_and_the_dearer_layer_keeps_more(layers, share):
     costs = {str(i): ((share - 0.1, cost), (share + 0.1, cost * rise)) for i, (cost, rise, _) in enumerate(layers)}
     weights = {str(i): size for i, (_, _, size) in enumerate(layers)}
-    found = searched(costs, weights, share)
+    found = equal_cost_shares(costs, weights, share)
     mean = sum(found[u] * weights[u] for u in found) / sum(weights.values())
     assert mean == pytest.approx(share, abs=1e-6)
     assert all(share - 0.2 <= s <= share + 0.2 for s in found.values())
-    alike = searched(
+    alike = equal_cost_shares(
         {"cheap": ((share - 0.1, 0.01), (share + 0.1, 0.1)), "dear": ((share - 0.1, 0.02), (share + 0.1, 0.2))},
         {"cheap": 1, "dear": 1},
         share,
@@ -193,7 +193,7 @@ def test_layers_take_uneven_shares_that_make_the_whole_one(tmp_path, word, how):
 
 
 def test_probes_leave_the_model_as_it_was(tmp_path):
-    from effc.compiler.transforms.search.allocation import shares
+    from effc.compiler.transforms.search.allocation import allocate_sparsity
     from effc.compiler.transforms.search.sparsity import sizes
 
     from tests.recipes_in_memory import context_of, recipe_of
@@ -202,7 +202,7 @@ def test_probes_leave_the_model_as_it_was(tmp_path):
     program, before = capture(model), copy.deepcopy(model.state_dict())
     chosen = chosen_parts(skeleton_of(program), None)
     ctx = context_of(tmp_path, model, recipe_of([]))
-    spread = shares(
+    spread = allocate_sparsity(
         program, stages(program, chosen), torch.randint(3, 128, (4, 12)), 0.5, "searched", sizes(chosen), ctx
     )
     assert len(spread) == 3

@@ -6,13 +6,13 @@ import dataclasses
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.core.events import Ticked, hear
+from effc.compiler.core.events import Ticked, listening_with
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.trial import running
+from effc.compiler.transforms.editing.trial import running_graphs
 from effc.compiler.transforms.search.branches import Layers
-from effc.compiler.transforms.search.importance import l1
+from effc.compiler.transforms.search.importance import l1_importance
 from effc.compiler.transforms.search.savings import SavingsTable
-from effc.compiler.transforms.search.widths import swapped
+from effc.compiler.transforms.search.widths import with_parameters
 from effc.dsl.checker.values import Ratio
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -79,7 +79,7 @@ def test_while_candidates_are_scored_progress_says_which_cut_it_is(tmp_path):
     recipe, heard = recipe_of([("step", "prune.blocks", {"remove": 2})]), []
     ctx = context_of(tmp_path, tiny.model("llama"), recipe)
     ctx.settings = dataclasses.replace(ctx.settings, on_event=heard.append)
-    with hear(ctx.tick):
+    with listening_with(ctx.tick):
         ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(capture(tiny.model("llama")), ctx)
     labels = [event.label for event in heard if isinstance(event, Ticked)]
     first = labels.index("cut 1, % of the budget")
@@ -188,7 +188,7 @@ def test_weights_come_back_where_swapping_them_fails_half_way():
     before = {name: p.data for name, p in program.model.named_parameters()}
     first, second = "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"
     values = {first: torch.zeros(64, 96), second: torch.zeros(64, 96, device="meta")}
-    with pytest.raises(RuntimeError), swapped(program, values):
+    with pytest.raises(RuntimeError), with_parameters(program, values):
         raise AssertionError("a meta tensor took the place of weights")
     assert all(p.data.is_set_to(before[name]) for name, p in program.model.named_parameters())
 
@@ -196,7 +196,10 @@ def test_weights_come_back_where_swapping_them_fails_half_way():
 def test_layers_run_their_own_forwards_again_where_binding_fails_half_way():
     program = capture(tiny.model("llama"))
     units = [*program.units.values()]
-    with pytest.raises(AttributeError), running(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]):
+    with (
+        pytest.raises(AttributeError),
+        running_graphs(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]),
+    ):
         raise AssertionError("a layer that is nowhere was bound")
     assert not any("forward" in vars(layer) for layer in program.model.model.layers)
 
@@ -262,9 +265,9 @@ def test_rows_of_k_and_v_count_for_every_query_head_that_they_serve():
         p.weight.abs().double().sum(1).reshape(2, -1).sum(1)
         for p in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    assert torch.allclose(l1(program, group), q + 4 * k + 4 * v)
+    assert torch.allclose(l1_importance(program, group), q + 4 * k + 4 * v)
     (group,) = [g for g in skeleton_of(program).groups if g.kind == "heads" and ".1." in g.site]
-    assert torch.allclose(l1(program, group).reshape(2, 4).sum(1), q)
+    assert torch.allclose(l1_importance(program, group).reshape(2, 4).sum(1), q)
 
 
 def test_fused_rows_of_k_and_v_count_as_often():
@@ -273,4 +276,4 @@ def test_fused_rows_of_k_and_v_count_as_often():
     rows = program.model.model.layers[0].self_attn.qkv_proj.weight.abs().double().sum(1)
     q, k, v = (part.reshape(2, -1).sum(1) for part in rows.split([64, 32, 32]))
     (group,) = [g for g in skeleton_of(program).groups if g.kind == "kv_heads" and ".0." in g.site]
-    assert torch.allclose(l1(program, group), q + 2 * k + 2 * v)
+    assert torch.allclose(l1_importance(program, group), q + 2 * k + 2 * v)

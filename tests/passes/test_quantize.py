@@ -41,7 +41,7 @@ def run(tmp_path, model, *steps):
 def test_few_values_a_group_zero_among_them(bits, group, symmetric, search, seed):
     weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed))
     weight[0, :8], weight[1, 8:] = 0, weight[1, 8:].abs()
-    scales = Grid(bits, group, symmetric, search).fit(weight)
+    scales = Grid(bits, group, symmetric, search).fit_scales(weight)
     found = scales.round(weight)
     for row in found.view(-1, group or 16):
         assert len(row.unique()) <= 2**bits
@@ -52,11 +52,11 @@ def test_few_values_a_group_zero_among_them(bits, group, symmetric, search, seed
 @given(group=st.sampled_from([0, 4]), bits=st.integers(3, 8), seed=st.integers(0, 99))
 def test_over_the_whole_range_rounding_is_off_by_a_step_at_most_and_a_search_is_no_worse(group, bits, seed):
     weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(seed))
-    scales = Grid(bits, group, False, False).fit(weight)
+    scales = Grid(bits, group, False, False).fit_scales(weight)
     step = scales.scale.repeat_interleave(16 // scales.scale.shape[1], 1)
     # Half a step, and as much again at the ends, as the zero is rounded, too.
     assert ((scales.round(weight) - weight).abs() <= 1.0001 * step).all()
-    searched = Grid(bits, group, False, True).fit(weight).round(weight)
+    searched = Grid(bits, group, False, True).fit_scales(weight).round(weight)
     assert (searched - weight).square().sum() <= (scales.round(weight) - weight).square().sum() + 1e-9
 
 
@@ -127,18 +127,18 @@ def test_codes_and_scales_are_looked_at_again_as_a_naive_search_does(symmetric, 
     weight, _, gram = (t.double() for t in problem(4, 32, seed=5))
     keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5 if sparse else None
     weight = weight if keep is None else weight * keep
-    scales = Grid(3, 8, symmetric, False).fit(weight.float())
+    scales = Grid(3, 8, symmetric, False).fit_scales(weight.float())
     first = scales.round(weight.float())
     fitted = descent.fit_scales(weight.float(), gram.float(), scales, first)[0]
     gained = (fitted.scale != scales.scale).any(1)
     assert gained.any() and torch.equal(fitted.scale[gained], naive_scales(weight, gram, scales, first)[gained])
-    found = descent.sweep(weight.float(), gram.float(), scales, first, keep)
+    found = descent.sweep_columns(weight.float(), gram.float(), scales, first, keep)
     assert torch.allclose(found.double(), naive_sweep(weight, gram, scales, first, keep), atol=1e-6)
 
 
 def test_scales_of_many_groups_are_fitted_in_slices_and_by_any_number_of_threads(monkeypatch):
     weight, _, gram = problem(6, 1280, seed=3)
-    scales, before, found = Grid(3, 8, True, False).fit(weight), torch.get_num_threads(), []
+    scales, before, found = Grid(3, 8, True, False).fit_scales(weight), torch.get_num_threads(), []
     first = scales.round(weight)
     for threads, squares in ((1, 1 << 23), (2, 1 << 23), (2, 160**2)):
         torch.set_num_threads(threads)
@@ -179,7 +179,7 @@ def test_what_is_given_back_and_searched_loses_less(seed, symmetric):
     def lost(w):
         return float(((w - weight) @ x.T).square().sum())
 
-    nearest = lost(plain.fit(weight).round(weight))
+    nearest = lost(plain.fit_scales(weight).round(weight))
     published = lost(gptq(weight, gram, plain, "given", None))
     ours = lost(gptq(weight, gram, better, "activation", None))
     again = lost(gptq(weight, gram, better, "activation", None, sweeps=2))

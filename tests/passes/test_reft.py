@@ -10,12 +10,12 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.cache import Cache, digest
 from effc.compiler.inputs.sources.hf import Hf
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.layers.reft import interventions
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.step_results import StepResults
-from effc.compiler.ir.weights import assign
-from effc.compiler.models.rows.forward import nll
+from effc.compiler.ir.weights import assign_tensors
+from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio, Selector
@@ -68,7 +68,7 @@ def taught(ctx, insert=None, **train):
 
 def loss(program, ctx, name="dev"):
     ref = DataRef(name)
-    nats, tokens = nll(program.model, ctx.rows(ref), ctx.speech(ref), ctx.prompts(ref))
+    nats, tokens = total_nll(program.model, ctx.rows(ref), ctx.speech(ref), ctx.prompts(ref))
     return nats / tokens
 
 
@@ -150,7 +150,7 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     program = taught(ctx, lr=0.3)
     assert off_orthonormal(program.model) < 1e-5
     cache = Cache(tmp_path / "cache")
-    StepResults(cache, ctx.origin).save(digest({}), Model(program), {}, {"program": program.notes})
+    StepResults(cache, ctx.origin).save_outcome(digest({}), Model(program), {}, {"program": program.notes})
     again = StepResults(cache, ctx.origin).reach(digest({})).program
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
@@ -240,8 +240,8 @@ def test_a_changed_model_takes_interventions_and_keeps_its_change(ctx, before):
     left = {n: (p.shape, int((p == 0).sum())) for n, p in program.model.named_parameters() if ".reft." not in n}
     assert left == shapes
     model = ctx.origin.load()
-    replay(model, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
-    assign(model, dict(program.model.state_dict()))
+    replay_edits(model, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
+    assign_tensors(model, dict(program.model.state_dict()))
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(model.eval()(ids).logits, program.model(ids).logits)

@@ -146,7 +146,7 @@ def test_a_search_that_saved_less_than_its_cuts_promised_fails(tmp_path):
     search, pool = Search(program, ctx), Idle(program)
     search.run([pool], SCORE, Budget("params", 900, size(model)), Exact())
     with pytest.raises(Reject) as refused:
-        search.finish([pool])
+        search.apply_cuts([pool])
     (found,) = refused.value.diagnostics
     assert found.fault.slug == "saved-less" and "1000 parameters less, and 0 went" in found.message
     assert found.fault.exit == "failure"

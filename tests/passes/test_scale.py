@@ -72,7 +72,7 @@ def test_scaled_models_compute_what_they_did_bit_for_bit(tmp_path, name, dtype):
     model = outlying(name).to(dtype)
     program, note = run(tmp_path, model, ("quantize.scale", FOUR))
     assert note["scaled"] and note["folds"] >= len(note["scaled"])
-    assert equivalence.distance(equivalence.observe(model), equivalence.observe(program.model)) == 0
+    assert equivalence.distance(equivalence.record_logits(model), equivalence.record_logits(program.model)) == 0
     changed = [n for n, p in program.model.named_parameters() if not torch.equal(p, model.get_parameter(n))]
     assert any(n.startswith(tuple(note["scaled"])) for n in changed)
 
@@ -82,7 +82,7 @@ def test_norms_that_multiply_by_one_more_than_their_weight_are_scaled_where_that
     model = outlying("gemma2", 4.0).to(dtype)
     program, note = run(tmp_path, model, ("quantize.scale", FOUR))
     assert any("layernorm" in writer for writer in note["scaled"]) == (dtype == torch.float32)
-    before, after = equivalence.observe(model), equivalence.observe(program.model)
+    before, after = equivalence.record_logits(model), equivalence.record_logits(program.model)
     assert equivalence.distance(before, after) <= 1e-4 * max(float(x.abs().max()) for x in before)
 
 
@@ -105,10 +105,10 @@ def test_rounding_what_was_scaled_never_loses_more_over_the_rows(tmp_path, bits,
     before, after = listened(model, rows), listened(program.model, rows)
     for path, (x, y) in before.items():
         weight, other = (weight_of(m.get_submodule(path)).float() for m in (model, program.model))
-        plain += float((x @ (grid.fit(weight).round(weight) - weight).double().T).square().sum())
+        plain += float((x @ (grid.fit_scales(weight).round(weight) - weight).double().T).square().sum())
         given, gives = after[path]
         size = y.norm(dim=0) / gives.norm(dim=0)  # rows that were scaled, in the size that they had
-        apart = given @ (grid.fit(other).round(other) - other).double().T * size
+        apart = given @ (grid.fit_scales(other).round(other) - other).double().T * size
         scaled += float(apart.square().sum())
     assert scaled <= 1.0001 * plain
     assert not note["scaled"] or scaled < plain

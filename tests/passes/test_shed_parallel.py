@@ -8,9 +8,9 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.evaluation.equivalence import distance, observe
+from effc.compiler.evaluation.equivalence import distance, record_logits
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.savings import SavingsTable
 
@@ -55,7 +55,7 @@ def test_either_side_can_go_and_takes_its_weights_along(fused, role):
     mixer, silenced = program.model.layers[1].mixer, copy.deepcopy(original)
     with torch.no_grad():
         getattr(silenced.layers[1].mixer, f"{role}_weight").zero_()
-    assert distance(observe(silenced), observe(program.model)) < 1e-5
+    assert distance(record_logits(silenced), record_logits(program.model)) < 1e-5
     left = mixer.attention_width if role == "ssm" else 2 * hymba.INNER + 2 * hymba.STATES + hymba.HEADS
     if fused:
         assert mixer.in_proj.weight.shape == (left, hymba.WIDTH) and mixer.in_proj.bias.shape == (left,)
@@ -64,9 +64,9 @@ def test_either_side_can_go_and_takes_its_weights_along(fused, role):
         assert hasattr(mixer, "qkv_proj") is (role == "ssm") and hasattr(mixer, "ssm_proj") is (role == "attention")
     assert hasattr(mixer, "conv") is (role == "attention")
     fresh = hymba.Hymba(fused).eval()
-    replay(fresh, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
+    replay_edits(fresh, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
     load_weights(fresh, weights_of(program.model))
-    assert distance(observe(program.model), observe(fresh)) == 0.0
+    assert distance(record_logits(program.model), record_logits(fresh)) == 0.0
 
 
 @pytest.mark.parametrize("first", ["attention", "ssm"])
@@ -79,7 +79,7 @@ def test_the_other_side_goes_with_the_whole_mixer(first):
     with torch.no_grad():
         silenced.layers[1].mixer.out_proj.weight.zero_()
         silenced.layers[1].mixer.out_proj.bias.zero_()
-    assert distance(observe(silenced), observe(program.model)) < 1e-5
+    assert distance(record_logits(silenced), record_logits(program.model)) < 1e-5
     assert not any(n.startswith("layers.1.mixer.") for n in program.model.state_dict())
 
 
@@ -88,4 +88,4 @@ def test_what_a_side_saves_is_counted_once():
     savings_table = SavingsTable(skeleton_of(program))
     for branch in branches(program, "attention") + branches(program, "ssm"):
         sizes = [math.prod(s) for p in skeleton_of(program).parts if p.path in branch.parts for _, s in p.tensors]
-        assert savings_table.branch(branch.site, "params") == sum(sizes) > 0
+        assert savings_table.branch_savings(branch.site, "params") == sum(sizes) > 0

@@ -23,7 +23,7 @@ def checked(tmp_path, name, step):
     save_file({"rows": mixers.rows()}, tmp_path / "rows.safetensors")
     path = tmp_path / "r.effspec"
     path.write_text(f'{HEAD}pipeline lean(base) {{\n  s = {step}\n}}\nemit lean {{\n  hf("out")\n}}\n')
-    session = api.session(path, cache_dir=tmp_path / "cache")
+    session = api.open_session(path, cache_dir=tmp_path / "cache")
     return [d for d in session.check(resolve=True).diagnostics if d.severity == "error"]
 
 
@@ -93,9 +93,9 @@ def test_a_number_of_cuts_that_a_model_does_not_hold_is_refused_by_the_number_th
 def test_items_with_an_entry_in_a_buffer_are_ranked_by_weights_and_take_it_along():
     """Falcon-H1 scales the rows of its input projection by a buffer."""
     from effc.compiler.ir.capture.capture import capture
-    from effc.compiler.transforms.search.importance import l1
+    from effc.compiler.transforms.search.importance import l1_importance
 
     program = capture(mixers.model("falcon_h1"))
     for group in [g for g in skeleton_of(program).groups if g.kind in ("ssm_heads", "ssm_state")]:
         assert any(m.tensor.endswith("mup_vector") for m in group.members)
-        assert (l1(program, group) > 0).all()
+        assert (l1_importance(program, group) > 0).all()

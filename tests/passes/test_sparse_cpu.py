@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.layer_profile import packed_widths, profile
+from effc.compiler.analysis.planning.layer_profile import layer_group_counts, packed_group_counts
 from effc.compiler.analysis.planning.machine_profile import check_profiles
-from effc.compiler.analysis.planning.shape_change import describe
+from effc.compiler.analysis.planning.shape_change import describe_change
 from effc.compiler.core.fingerprint import cpus
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import lowered
@@ -19,7 +19,7 @@ from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.lowering import choice, racing, speed
 from effc.compiler.transforms.lowering.choice import Site
 from effc.compiler.transforms.lowering.contenders import EAGER
-from effc.compiler.transforms.lowering.speed import KernelCase, reckoned
+from effc.compiler.transforms.lowering.speed import KernelCase, estimate_seconds
 from effc.dsl.checker.values import DataRef, ProfileRef, Selector
 from effc.kernels import levels
 from transformers import AutoModelForCausalLM
@@ -35,7 +35,7 @@ SPARSE = {"model.layers.0.mlp.up_proj": 0.5, "model.layers.1.mlp.up_proj": 0.9}
 @pytest.fixture(autouse=True)
 def short_races(monkeypatch):
     """Copies for a real cache and races that settle would take the tests' time; decisions are not asserted here."""
-    monkeypatch.setattr(racing, "last_cache", lambda: 1 << 14)
+    monkeypatch.setattr(racing, "last_level_cache_bytes", lambda: 1 << 14)
     monkeypatch.setattr(speed, "SECONDS", 1e-3)
 
 
@@ -81,13 +81,13 @@ def test_packed_modules_tell_the_widths_that_their_groups_had(tmp_path, name):
     before = skeleton_of(capture(tiny.model(name)))
     program, _ = run(tmp_path, tiny.model(name), format="dense_bf16")
     assert skeleton_of(program).groups == ()
-    wanted, found = profile(before), packed_widths(before, skeleton_of(program), program.edits.swapped)
+    wanted, found = layer_group_counts(before), packed_group_counts(before, skeleton_of(program), program.edits.swapped)
     for layer, branches in wanted.items():
         for branch, widths in branches.items():
             fused = {"heads", "kv_heads"} & (widths.keys() - found[layer][branch].keys())
             assert found[layer][branch] == {k: v for k, v in widths.items() if k not in fused}
         assert any("channels" in widths for widths in found[layer].values())
-    assert describe(before, skeleton_of(program)).summary.endswith("linear modules on kernels")
+    assert describe_change(before, skeleton_of(program)).summary.endswith("linear modules on kernels")
 
 
 def test_every_pass_that_changes_a_weight_comes_before_it():
@@ -129,7 +129,8 @@ def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path,
 def test_auto_decides_for_every_module_and_gives_a_reason(tmp_path, monkeypatch, name):
     model = tiny.model(name)
     monkeypatch.setattr(
-        "effc.passes.lower.sparse_cpu.raced", lambda w, kernels, rows, isa: {EAGER: 2.0, **dict.fromkeys(kernels, 1.0)}
+        "effc.passes.lower.sparse_cpu.race_kernels",
+        lambda w, kernels, rows, isa: {EAGER: 2.0, **dict.fromkeys(kernels, 1.0)},
     )
     program, note = run(tmp_path, model)
     assert note["times"] == "raced here"
@@ -154,9 +155,9 @@ def test_a_race_times_torchs_three_and_every_kernel_that_fits(tmp_path, monkeypa
 
 def test_a_resumed_build_decides_by_what_was_measured_before_the_kill(tmp_path, monkeypatch):
     model = sparse()
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", decided)
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", decided)
     _, first = run(tmp_path, model, on=on("*.up_proj"))
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", lambda *_: pytest.fail("raced again"))
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", lambda *_: pytest.fail("raced again"))
     _, again = run(tmp_path, model, on=on("*.up_proj"))
     assert again["lowered"] == first["lowered"] and again["timings"] == first["timings"]
 
@@ -170,7 +171,7 @@ def test_only_a_raced_choice_has_the_machine_in_its_key(tmp_path):
 
 def test_timings_of_another_machine_decide_as_if_measured_here(tmp_path, monkeypatch):
     model = sparse()
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", decided)
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", decided)
     _, first = run(tmp_path, model, on=on("*.up_proj"))
     (tmp_path / "there.json").write_text(json.dumps({"steps": [{"decisions": [first]}]}))
     shutil.rmtree(tmp_path / "work")
@@ -199,7 +200,7 @@ def test_for_a_machine_that_this_is_not_times_are_reckoned(tmp_path, monkeypatch
     threads = cpus() + 14  # whatever it is, it has no more of them
     profiles = {"xeon": {"isa": "amx_bf16", "threads": threads}}
     monkeypatch.setattr(speed, "CALL", 0.0)  # tiny layers are all calls
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", lambda *_: pytest.fail("raced here"))
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", lambda *_: pytest.fail("raced here"))
     program, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("xeon"), profiles=profiles)
     assert note["times"] == "reckoned"
     assert (note["isa"], note["threads"]) == ("amx", threads) and list(lowered(program.model))
@@ -212,7 +213,7 @@ def test_for_a_machine_that_this_is_contenders_race_at_the_level_that_its_profil
         asked.append(isa)
         return decided(weight, kernels, rows, isa)
 
-    monkeypatch.setattr("effc.passes.lower.sparse_cpu.raced", noted)
+    monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", noted)
     here = levels.available()[-1]
     profiles = {"this": {"isa": here, "threads": 1}}
     _, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("this"), profiles=profiles)
@@ -227,17 +228,17 @@ def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
 def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):
     module = torch.nn.Linear(4, 4)
     module.weight.data[0, 0] = float("nan")
-    found = refused(lambda: choice.Trial("up", module, None).packed("sparse_linear")).diagnostics[0]
+    found = refused(lambda: choice.Trial("up", module, None).pack("sparse_linear")).diagnostics[0]
     assert found.slug == "cant-pack" and found.message.startswith("up: ") and "NaN or infinite" in found.message
 
 
 def test_reckoned_times_know_what_limits_whom():
     case, sizes = KernelCase(4096, 4096, "bfloat16", 0.5, 0.0), {"dense_linear": 2 << 24, "sparse_linear": 9 << 21}
-    fast, slow = (reckoned(case, sizes, 1, isa, 2) for isa in ("avx512_bf16", "portable"))
+    fast, slow = (estimate_seconds(case, sizes, 1, isa, 2) for isa in ("avx512_bf16", "portable"))
     assert fast["torch"] > fast["dense_linear"] > fast["sparse_linear"]  # memory decides
     assert slow["dense_linear"] < slow["sparse_linear"]  # expanding decides
-    assert reckoned(case, sizes, 1, "avx512_bf16", 8)["dense_linear"] < fast["dense_linear"]
-    tiles = [reckoned(case, sizes, rows, "amx", 2) for rows in (1, 8, 512)]
+    assert estimate_seconds(case, sizes, 1, "avx512_bf16", 8)["dense_linear"] < fast["dense_linear"]
+    tiles = [estimate_seconds(case, sizes, rows, "amx", 2) for rows in (1, 8, 512)]
     assert tiles[0] == tiles[1] and tiles[0]["torch"] > tiles[0]["dense_linear"] > tiles[0]["sparse_linear"]
     assert tiles[2]["sparse_linear"] > 10 * tiles[0]["sparse_linear"]  # many rows take as long as they compute
 
@@ -247,7 +248,7 @@ def test_inputs_of_16_bits_are_reckoned_to_cost_time_where_products_take_it_and_
         KernelCase(4096, 4096, "bfloat16", 0.0, 0.0),
         dict.fromkeys(("dense_linear_int8_int16", "dense_linear_int8"), 1 << 24),
     )
-    one, many = (reckoned(case, sizes, rows, "avx512_bf16", 2) for rows in (1, 64))
+    one, many = (estimate_seconds(case, sizes, rows, "avx512_bf16", 2) for rows in (1, 64))
     assert one["dense_linear_int8_int16"] == one["dense_linear_int8"]
     assert many["dense_linear_int8_int16"] > 1.9 * many["dense_linear_int8"]
 
@@ -273,7 +274,7 @@ def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and
 
 def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more_than_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "effc.passes.lower.sparse_cpu.raced", lambda *race: {**decided(*race), "dense_linear_int4": 0.01}
+        "effc.passes.lower.sparse_cpu.race_kernels", lambda *race: {**decided(*race), "dense_linear_int4": 0.01}
     )
     _, coarse = run(tmp_path, sparse(), error=1.0)
     moved = coarse["accuracy"]["divergence"]
@@ -292,7 +293,8 @@ def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more
 
 def test_where_nothing_wins_the_step_is_refused_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "effc.passes.lower.sparse_cpu.raced", lambda w, kernels, rows, isa: {EAGER: 1.0, **dict.fromkeys(kernels, 2.0)}
+        "effc.passes.lower.sparse_cpu.race_kernels",
+        lambda w, kernels, rows, isa: {EAGER: 1.0, **dict.fromkeys(kernels, 2.0)},
     )
     found = refused(lambda: run(tmp_path, sparse())).diagnostics[0]
     assert found.slug == "nothing-lowered" and "torch takes" in found.message

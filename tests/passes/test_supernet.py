@@ -13,7 +13,7 @@ from effc.compiler.ir.layers.linear import weight_of
 from effc.compiler.ir.outcome import Model
 from effc.compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, Space
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
 from effc.compiler.transforms.training.rounded_adapters import RoundedProduct
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.kernels.grid import Grid
@@ -52,9 +52,9 @@ def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, see
     space = Space(tuple(ElasticDim(name, "rank", values, (f"{name}.a", f"{name}.b")) for name in names))
     drawn, seen = ChoiceSampler(space, seed), {name: set() for name in names}
     for step in range(120):
-        drawn.begin(step)
+        drawn.begin_step(step)
         first = dict(drawn.ranks)
-        drawn.begin(step)
+        drawn.begin_step(step)
         assert drawn.ranks == first and all(first[f"{site}.a"] == first[f"{site}.b"] for site in names)
         for site in names:
             seen[site].add(first[f"{site}.a"])
@@ -66,7 +66,7 @@ def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, see
 def family_of(name, mask, per="layer", ranks=(8, 4, 2)):
     """A family with random adapters, beside which nothing is trained."""
     program = capture(tiny.model(name))
-    paths = adaptable(program, None)
+    paths = adaptable_modules(program, None)
     if mask:
         for path in paths:
             weight = program.model.get_submodule(path).weight
@@ -89,7 +89,7 @@ def test_a_choice_alone_computes_what_it_did_within_the_family(name, mask, per):
     with torch.no_grad():
         start = model(ids).logits
         ranks = family.space.by_path(choice, "rank")
-        with adapted(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
+        with with_adapters(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
             adapters.load(family.tensors)
             adapters.follow(ranks)
             within = model(ids).logits
@@ -97,7 +97,7 @@ def test_a_choice_alone_computes_what_it_did_within_the_family(name, mask, per):
             alone = model(ids).logits
         with family.applied(family.space.choice("largest")):
             largest = model(ids).logits
-        with adapted(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
+        with with_adapters(model, tuple(ranks), family.shape, 0, zeros=zeros) as adapters:
             adapters.load(family.tensors)
             whole = model(ids).logits
         assert torch.equal(model(ids).logits, start)
@@ -108,7 +108,7 @@ def test_a_choice_alone_computes_what_it_did_within_the_family(name, mask, per):
 
 def test_smaller_choices_are_the_first_ranks_of_larger_ones():
     family = family_of("llama", mask=False)
-    small, large = (family.extract(family.space.choice(how)) for how in ("smallest", "largest"))
+    small, large = (family.extract_adapters(family.space.choice(how)) for how in ("smallest", "largest"))
     for name, tensor in small.items():
         assert torch.equal(tensor, large[name][tuple(slice(n) for n in tensor.shape)])
     assert Family.from_json(json.loads(json.dumps(family.to_json())), family.program, family.tensors) == family
@@ -139,7 +139,7 @@ def test_what_is_rounded_with_its_adapter_gives_and_learns_what_its_matrix_says(
     a, b = (torch.randn(n, k, generator=chance).requires_grad_() for n, k in ((2, 8), (6, 2)))
     mask = torch.rand(6, 8, generator=chance) < 0.5 if sparse else torch.ones(6, 8, dtype=torch.bool)
     w *= mask
-    scales = Grid(4, 4, False, False).fit(w)
+    scales = Grid(4, 4, False, False).fit_scales(w)
     y = x @ w.T + RoundedProduct.apply(x, a, b, mask, 0.5, w, scales)
     moved = w + torch.where(mask, 0.5 * (b @ a), 0.0)
     s, z = (t.repeat_interleave(4, 1) for t in (scales.scale, scales.zero))
@@ -161,7 +161,7 @@ def test_a_choice_that_was_trained_through_a_grid_is_on_it_when_it_is_merged(tmp
     before = {path: weight_of(net.program.model.get_submodule(path)).clone() for path in net.paths}
     with torch.no_grad(), net.applied(choice):
         within = net.program.model(ids).logits
-    cut = again.cut(choice).model
+    cut = again.cut_to_choice(choice).model
     with torch.no_grad():
         assert torch.allclose(cut(ids).logits, within, atol=1e-4)
     assert loss(cut) < 0.95 * loss(rounded.model)
@@ -256,5 +256,5 @@ def test_a_family_itself_is_no_target_s(tmp_path):
     (tmp_path / "lean.effspec").write_text(
         "".join(line for line in text.splitlines(keepends=True) if "pick" not in line)
     )
-    found = api.session(tmp_path / "lean.effspec", cache_dir=tmp_path).check().diagnostics[0]
+    found = api.open_session(tmp_path / "lean.effspec", cache_dir=tmp_path).check().diagnostics[0]
     assert "a family of models" in found.message

@@ -30,7 +30,9 @@ def test_it_learns_what_the_original_says_of_each_row(tmp_path, name, held_out):
     program, rows = capture(model), ctx.rows(DataRef("rows"))
 
     def apart():
-        return reference.divergence(model, rows, reference.load(ctx, DataRef("rows")), "divergence", "rows")
+        return reference.mean_kl_divergence(
+            model, rows, reference.load_reference(ctx, DataRef("rows")), "divergence", "rows"
+        )
 
     before = apart()
     args = HEAL if held_out is None else HEAL | {"data": DataRef("others"), "held_out": held_out, "every": 4}
@@ -40,7 +42,7 @@ def test_it_learns_what_the_original_says_of_each_row(tmp_path, name, held_out):
 
 def test_a_decoder_of_classes_is_observed_though_it_says_nothing_of_tokens():
     model = table.model("llama, classes")
-    assert equivalence.distance(equivalence.observe(model), equivalence.observe(model)) == 0
+    assert equivalence.distance(equivalence.record_logits(model), equivalence.record_logits(model)) == 0
 
 
 def test_a_branch_that_went_takes_its_tensors_out_of_groups_that_reach_beyond_it():

@@ -20,8 +20,8 @@ from effc.compiler.core.events import Said, Ticked
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.driver.ray_workers import check_answers
-from effc.compiler.driver.worker_pool import transport_of, working
+from effc.compiler.driver.ray_workers import check_head_responds
+from effc.compiler.driver.worker_pool import make_transport, worker_team
 from effc.compiler.driver.worker_transport import WorkerTransport
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -103,19 +103,21 @@ def stepped(recipe, cache, workers="", deadly=False, frozen=False):
     """What the cache keeps of every step, run by so many workers; what was told; the steps that a worker died in."""
     heard = []
     torch.set_num_threads(1)
-    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, on_event=heard.append)
-    hands = transport_of(session.settings) if workers else None
+    session = api.open_session(
+        recipe, cache_dir=recipe.parent / cache, threads=1, workers=workers, on_event=heard.append
+    )
+    hands = make_transport(session.settings) if workers else None
     if deadly or frozen:
         hands = Deadly(hands, frozen)
-    (plan,) = api.plans(session)
-    with working(session, hands) as team:
+    (plan,) = api.make_plans(session)
+    with worker_team(session, hands) as team:
         if frozen:
             team.timeouts.first = 2.0
         ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
         build = Build(plan, ctx, kept, team=team)
         for stage in plan.stages:
-            build.step(stage)
-    return [kept.step(stage.key) for stage in plan.stages], heard, hands.killed if deadly or frozen else []
+            build.run_step(stage)
+    return [kept.read_step(stage.key) for stage in plan.stages], heard, hands.killed if deadly or frozen else []
 
 
 @pytest.mark.timeout(300)
@@ -157,7 +159,7 @@ def test_a_worker_with_another_torch_is_refused_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize("word", ["0", "two", "ray:", "-1", "1.5", "ray2"])
 def test_workers_that_are_none_are_refused(tmp_path, word):
     with pytest.raises(Reject, match="unknown-workers") as caught:
-        transport_of(Settings(tmp_path, workers=word))
+        make_transport(Settings(tmp_path, workers=word))
     assert caught.value.exit == 2
 
 
@@ -182,7 +184,7 @@ def test_an_address_where_no_cluster_is_is_refused_within_ten_seconds(tmp_path, 
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         began = time.monotonic()
         with pytest.raises(Reject, match="no-cluster") as caught:
-            transport_of(Settings(tmp_path, workers=f"ray:{address}"))
+            make_transport(Settings(tmp_path, workers=f"ray:{address}"))
         assert time.monotonic() - began < 10 and caught.value.exit == 8
     assert address in caught.value.diagnostics[0].message
 
@@ -243,16 +245,16 @@ def test_a_cluster_that_asks_for_no_token_is_not_joined(tmp_path, open_cluster, 
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
         with pytest.raises(Reject, match="open-cluster") as caught:
-            transport_of(Settings(tmp_path, workers=f"ray:{open_cluster}"))
+            make_transport(Settings(tmp_path, workers=f"ray:{open_cluster}"))
         assert caught.value.exit == 5 and "RAY_AUTH_MODE=token" in caught.value.diagnostics[0].help
 
 
 def test_a_cluster_is_joined_with_its_token_alone(tmp_path, cluster, monkeypatch):
-    check_answers(cluster)
+    check_head_responds(cluster)
     for name, value in (("RAY_AUTH_TOKEN", "a" * 64), ("RAY_AUTH_MODE", "disabled")):
         monkeypatch.setenv(name, value)
         with pytest.raises(Reject, match="no-cluster"):
-            transport_of(Settings(tmp_path, workers=f"ray:{cluster}"))
+            make_transport(Settings(tmp_path, workers=f"ray:{cluster}"))
 
 
 LEAF_FUNCTIONS = """

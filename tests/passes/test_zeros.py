@@ -10,7 +10,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear, weight_of
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.search.masks import is_sparse
-from effc.compiler.transforms.training.adapters import Shape, adaptable, adapted
+from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
 from effc.compiler.transforms.training.masks import MaskedProduct, product
 from effc.dsl.checker.values import DataRef, Ratio
 from hypothesis import given
@@ -109,7 +109,7 @@ def test_merged_masked_adapters_compute_what_they_did_beside_the_weights(tmp_pat
     model, ids = program.model, rows_of(3)
     with torch.no_grad():
         start = model(ids).logits
-        with adapted(model, adaptable(program, None), Shape(4, 8.0, 0.0), seed=0) as adapters:
+        with with_adapters(model, adaptable_modules(program, None), Shape(4, 8.0, 0.0), seed=0) as adapters:
             for place, parameter in enumerate(adapters.parameters().values()):
                 generator = torch.Generator().manual_seed(place)
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)

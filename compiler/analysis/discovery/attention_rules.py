@@ -7,13 +7,13 @@ from torch import Tensor, fx
 
 from ...ir.graphs import name_of
 from . import packed_rules
-from .labelling import NO_LABEL, STREAM, Attention, blank, tensors_in
+from .labelling import NO_LABEL, STREAM, Attention, tensors_in, unlabelled_like
 
 if TYPE_CHECKING:
     from .labels import NodeRules
 
 
-def rotary(step: "NodeRules") -> Any:
+def label_rotary(step: "NodeRules") -> Any:
     """q, k or both, turned: the channels of a head mix. Angles have no labels."""
     turned = tuple(x for x in tensors_in(step.args) if (x > STREAM).any())
     for x in turned:
@@ -21,7 +21,7 @@ def rotary(step: "NodeRules") -> Any:
     if not isinstance(step.node.meta["dtype"], tuple):
         return turned[0]
     if len(turned) != len(step.node.meta["dtype"]):
-        return step.unknown(f"`{name_of(step.node)}`")
+        return step.block_unknown(f"`{name_of(step.node)}`")
     return turned
 
 
@@ -29,11 +29,11 @@ def cache_update(step: "NodeRules") -> tuple[Tensor, Tensor]:
     return step.args[1], step.args[2]
 
 
-def attention(step: "NodeRules") -> tuple[Tensor, None]:
+def label_attention(step: "NodeRules") -> tuple[Tensor, None]:
     """q [b, h, t, d], k and v [b, kv, s, d] -> [b, t, h, d]: heads stay apart, what is in one doesn't."""
     module, q, k, v = step.args[:4]
     path = step.submodule_path(str(module.target)) if isinstance(module, fx.Node) else step.submodule_path("")
-    heads = attend(step, path, q, k, v)
+    heads = record_attention_call(step, path, q, k, v)
     b, _, t, _ = q.shape
     return heads[None, None, :, None].expand(b, t, -1, v.shape[-1]), None
 
@@ -42,14 +42,14 @@ def fused_attention(step: "NodeRules") -> Tensor:
     """torch's own, in the layout [b, h, t, d]."""
     q, k, v = step.args[:3]
     scope = step.node.meta.get("scope") or ("",)
-    heads = attend(step, step.submodule_path(scope[-1]), q, k, v)
+    heads = record_attention_call(step, step.submodule_path(scope[-1]), q, k, v)
     return heads[None, :, None, None].expand(*q.shape[:-1], v.shape[-1])
 
 
-def attend(step: "NodeRules", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def record_attention_call(step: "NodeRules", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Note an attention call; returns a label per query head."""
     heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]  # [h, everything else]
-    heads = [heads[0], *served(*map(unshared_channels, heads[1:]))]
+    heads = [heads[0], *unrepeat_kv_heads(*map(drop_shared_channels, heads[1:]))]
     for x in heads:
         step.out.couple_along(x, 1)
     q_heads, k_heads, v_heads = (x.amax(1) for x in heads)
@@ -61,11 +61,11 @@ def attend(step: "NodeRules", module: str, q: Tensor, k: Tensor, v: Tensor) -> T
         packed_rules.met_along(step, w, 1, q_heads)
     further = {"mask": step.args[4], **step.kwargs} if len(step.args) > 4 else step.kwargs
     for name, other in further.items():
-        hear(step, name, other, q_heads)
+        couple_head_inputs(step, name, other, q_heads)
     return q_heads
 
 
-def unshared_channels(heads: Tensor) -> Tensor:
+def drop_shared_channels(heads: Tensor) -> Tensor:
     """Keys or values [h, n] without the channels that all heads share, as the turned ones of latent attention."""
     shared = set(heads[0].unique().tolist()).intersection(*(x.unique().tolist() for x in heads[1:])) - {NO_LABEL}
     if len(heads) == 1 or not shared:
@@ -74,7 +74,7 @@ def unshared_channels(heads: Tensor) -> Tensor:
     return left if bool((left > NO_LABEL).any(1).all()) else heads
 
 
-def served(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def unrepeat_kv_heads(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """KV heads once each, where they were repeated for every query head that they serve."""
     same = [i for i in range(1, len(k)) if torch.equal(k[i], k[i - 1]) and torch.equal(v[i], v[i - 1])]
     each, left = divmod(len(k), len(k) - len(same))
@@ -83,7 +83,7 @@ def served(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return k[::each], v[::each]
 
 
-def hear(step: "NodeRules", name: str, other: Any, heads: Tensor) -> None:
+def couple_head_inputs(step: "NodeRules", name: str, other: Any, heads: Tensor) -> None:
     """Meet the other inputs of attention: sinks [h] and biases [1, h, t, s] belong to their heads.
 
     A bias of constants has no labels, and every attention that is given it has as many heads: it gets some, in place,
@@ -105,7 +105,7 @@ def hear(step: "NodeRules", name: str, other: Any, heads: Tensor) -> None:
 
 
 def masked(step: "NodeRules") -> Tensor:
-    return step.pointwise(list(tensors_in(step.args)))
+    return step.label_pointwise(list(tensors_in(step.args)))
 
 
 def sampled_positions(step: "NodeRules") -> Tensor:
@@ -117,15 +117,15 @@ def sampled_positions(step: "NodeRules") -> Tensor:
 
 def mask(step: "NodeRules") -> Tensor | None:
     """Made of sizes and padding."""
-    return blank(step.node.meta["shape"])
+    return unlabelled_like(step.node.meta["shape"])
 
 
 RULES = {
     "mask": mask,
     "masked": masked,
     "slice_logits": sampled_positions,
-    "attention": attention,
+    "attention": label_attention,
     "cache_update": cache_update,
-    "rotary": rotary,
+    "rotary": label_rotary,
     "scaled_dot_product_attention": fused_attention,
 }

@@ -5,7 +5,7 @@ import copy
 from torch import fx
 
 from ....dsl.checker.skeleton import Branch
-from ...ir.liveness import sweep
+from ...ir.liveness import eliminate_dead_code
 
 
 def node_named(graph: fx.Graph, name: str) -> fx.Node:
@@ -21,12 +21,12 @@ def staying(graph: fx.Graph, branch: Branch) -> str:
     return operands[1 - operands.index(branch.value)]
 
 
-def bypassed(graph: fx.Graph, branch: Branch) -> fx.Graph:
+def without_branch(graph: fx.Graph, branch: Branch) -> fx.Graph:
     """A copy in which the join is its other operand; what only the branch computed is gone."""
     name = staying(graph, branch)
     graph = copy.deepcopy(graph)
     join = node_named(graph, branch.join)
     join.replace_all_uses_with(node_named(graph, name))
     graph.erase_node(join)
-    sweep(graph)
+    eliminate_dead_code(graph)
     return graph

@@ -7,7 +7,7 @@ import numpy as np
 
 from ....dsl.checker.skeleton import Group, Kind, Member
 from .labelling import NO_LABEL, STREAM, Attention, Labelling
-from .residual import common
+from .residual import common_module
 
 Index = tuple[str, int]  # (tensor, axis)
 
@@ -27,13 +27,13 @@ class UnitGroups:
 
 
 def groups_of(labelling: Labelling) -> UnitGroups:
-    return _Search(labelling).run()
+    return _Search(labelling).find_groups()
 
 
 class _Search:
     def __init__(self, labelling: Labelling):
         self.labelling = labelling
-        self.root = labelling.roots()
+        self.root = labelling.component_roots()
         self.owner: dict[Index, np.ndarray] = {}  # root of each index; NOTHING where unlabelled
         self.reads: set[Index] = set()
         for claim in labelling.claims:
@@ -49,15 +49,15 @@ class _Search:
             NO_LABEL
         }
 
-    def run(self) -> UnitGroups:
+    def find_groups(self) -> UnitGroups:
         free = np.ones(self.labelling.count, bool)
         free[[NO_LABEL, self.root[STREAM]]] = False
         for attention in self.labelling.attentions:
-            free[self.heads(attention)] = False
-        self.channels(free)
+            free[self.add_head_groups(attention)] = False
+        self.add_channel_groups(free)
         return self.result
 
-    def heads(self, attention: Attention) -> list[int]:
+    def add_head_groups(self, attention: Attention) -> list[int]:
         """Head groups of one attention call; returns the roots they use."""
         q, kv = self.root[attention.q].tolist(), self.root[attention.kv].tolist()
         used = sorted({*q, *kv})
@@ -68,11 +68,11 @@ class _Search:
         repeat = len(q) // len(kv)
         heads = [frozenset({h}) for h in q]
         if repeat == 1:
-            self.add("heads", heads, 0, attention.module)
+            self.add_group("heads", heads, 0, attention.module)
         else:
-            self.add("heads", heads, repeat, attention.module)
+            self.add_group("heads", heads, repeat, attention.module)
             blocks = [frozenset({g, *q[i * repeat : (i + 1) * repeat]}) for i, g in enumerate(kv)]
-            self.add("kv_heads", blocks, 0, attention.module)
+            self.add_group("kv_heads", blocks, 0, attention.module)
         return used
 
     def rejection_reason(self, attention: Attention, used: list[int]) -> str | None:
@@ -90,12 +90,12 @@ class _Search:
             return "a norm or a mixing function runs over several heads"
         return None
 
-    def channels(self, free: np.ndarray) -> None:
-        for roots in self.same_size(free):
+    def add_channel_groups(self, free: np.ndarray) -> None:
+        for roots in self.roots_of_equal_size(free):
             members = [index for index, owner in self.owner.items() if np.isin(owner, roots).any()]
             if not members:
                 continue
-            site = common([module_of(tensor) for tensor, _ in members])
+            site = common_module([module_of(tensor) for tensor, _ in members])
             reason = next((self.blocked[r] for r in roots.tolist() if r in self.blocked), None)
             readers = [index for index in members if index in self.reads]
             readers_only = bool(readers) and len(readers) < len(members)
@@ -109,13 +109,13 @@ class _Search:
                 columns = self.owner[readers[0]]
                 order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())
                 kind: Kind = "channels" if self.weighed.isdisjoint(order) else "heads"
-                self.add(kind, [frozenset({root}) for root in order], 0, site)
+                self.add_group(kind, [frozenset({root}) for root in order], 0, site)
 
     def one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:
         """Whether several channels are all coupled, and not because they are one attention head."""
         return len(roots) == 1 and (columns == roots[0]).sum() > 1 and self.weighed.isdisjoint(roots.tolist())
 
-    def same_size(self, free: np.ndarray) -> Iterator[np.ndarray]:
+    def roots_of_equal_size(self, free: np.ndarray) -> Iterator[np.ndarray]:
         """Sets of roots that hold the same number of indices of the same tensors."""
         roots = np.flatnonzero(free & (self.root == np.arange(len(self.root))))
         if not len(roots) or not self.owner:
@@ -126,7 +126,7 @@ class _Search:
         for i in np.argsort(first):
             yield roots[kind.reshape(-1) == i]
 
-    def add(self, kind: Kind, items: list[frozenset[int]], per_block: int, site: str) -> None:
+    def add_group(self, kind: Kind, items: list[frozenset[int]], per_block: int, site: str) -> None:
         """Keep a group, unless it is kept: attentions that share a table of biases have all their heads in common."""
         if any(
             (group.kind, group.per_block) == (kind, per_block) and known == items
@@ -134,11 +134,11 @@ class _Search:
         ):
             return
         try:
-            members = tuple(self.members(items))
+            members = tuple(self.members_of_items(items))
         except IrregularLayout as error:
             self.refuse(site, str(error))
             return
-        enclosing = common([module_of(m.tensor) for m in members])
+        enclosing = common_module([module_of(m.tensor) for m in members])
         self.result.groups.append(
             Group(
                 enclosing,
@@ -156,7 +156,7 @@ class _Search:
         if (site, reason) not in self.result.rejected:
             self.result.rejected.append((site, reason))
 
-    def members(self, items: list[frozenset[int]]) -> Iterator[Member]:
+    def members_of_items(self, items: list[frozenset[int]]) -> Iterator[Member]:
         """Writers first, in the order of the forward, then readers."""
         item_of = np.full(self.labelling.count, -1)
         for i, roots in enumerate(items):
@@ -165,10 +165,10 @@ class _Search:
             for index, owner in self.owner.items():
                 item = item_of[owner]
                 if (index in self.reads) is is_read and (item >= 0).any():
-                    yield Member(*index, segments(item, len(items), index[0]))
+                    yield Member(*index, member_segments(item, len(items), index[0]))
 
 
-def segments(item: np.ndarray, count: int, tensor: str) -> tuple[tuple[int, int], ...]:
+def member_segments(item: np.ndarray, count: int, tensor: str) -> tuple[tuple[int, int], ...]:
     """The segments of a `Member` from the item of each index (-1: none). Raises Uneven."""
     sizes = np.bincount(item[item >= 0], minlength=count)
     if (sizes != sizes[0]).any():

@@ -9,18 +9,18 @@ from torch import fx, nn
 
 from ...ir.capture.refresh import write
 from ...ir.graphs import name_of
-from .dependent_integers import Baked, Need, needs_of
+from .dependent_integers import Baked, Need, literal_needs
 from .labelling import Labelling, tensors_in
 
 _UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")  # parts of sizes that no literal says
 
 
-def unread(labelling: Labelling, result: np.ndarray) -> np.ndarray:
+def unread_labels(labelling: Labelling, result: np.ndarray) -> np.ndarray:
     """For each label whether nothing reads it: no column of a product, no attention, nothing of which little is known.
 
     result   labels of what the graph returns
     """
-    root = labelling.roots()
+    root = labelling.component_roots()
     read = np.zeros(len(root), bool)
     read_labels = [claim.labels for claim in labelling.claims if claim.reads]
     read_labels += [labels for attention in labelling.attentions for labels in (attention.q, attention.kv)]
@@ -42,10 +42,10 @@ def live_indices(labelling: Labelling, dead: np.ndarray) -> dict[tuple[str, int]
     return {axis: left for axis, left in live.items() if left}
 
 
-def rewritten(graph: fx.Graph, labelling: Labelling, dead: np.ndarray, root: nn.Module) -> fx.Graph:
+def with_narrowed_literals(graph: fx.Graph, labelling: Labelling, dead: np.ndarray, root: nn.Module) -> fx.Graph:
     """A copy whose literals have the values that the kept rows need, and follow no attribute any more. Raises Baked."""
     _refuse_uneven(labelling, dead)
-    needs = [need for need in needs_of(labelling, torch.from_numpy(dead), root) if need.value != need.needed]
+    needs = [need for need in literal_needs(labelling, torch.from_numpy(dead), root) if need.value != need.needed]
     graph = copy.deepcopy(graph)
     nodes = {node.name: node for node in graph.nodes}
     for need in needs:
@@ -68,7 +68,7 @@ def _refuse_uneven(labelling: Labelling, dead: np.ndarray) -> None:
                     raise Baked(f"`{name_of(node)}` divides what nobody else needs")
 
 
-def narrowed_readers(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
+def narrowed_matmul_modules(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
     """Modules that multiply matrices, of whose results less is read than before."""
     users = {node.name: len(node.users) for node in before.nodes}
     for node in after.nodes:

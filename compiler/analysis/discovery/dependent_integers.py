@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ....dsl.checker.skeleton import Group
 from ...ir.graphs import name_of
-from ...ir.traced_integers import evaluate
+from ...ir.traced_integers import evaluate_source
 from .labelling import NO_LABEL, POINTWISE, Labelling, tensors_in
 
 # What the library's attention functions read from the module they are called with.
@@ -42,7 +42,7 @@ class Need:
     source: str
     location: str = ""  # of the literal in its node: "args.1.0"
 
-    def names(self) -> dict[str, Name]:
+    def source_names(self) -> dict[str, Name]:
         """The attributes of the source expression."""
         names: dict[str, Name] = {}
 
@@ -50,7 +50,7 @@ class Need:
             names[path] = named(path, self.node.meta.get("scope", ()))
             return 1
 
-        evaluate(self.source, note)
+        evaluate_source(self.source, note)
         return names
 
 
@@ -67,7 +67,7 @@ def read(root: nn.Module, name: Name) -> int:
     return value
 
 
-def attributes_of(
+def dependent_attributes(
     group: Group, items: list[frozenset[int]], labelling: Labelling, roots: np.ndarray, root: nn.Module
 ) -> tuple[tuple[str, str, float], ...]:
     """(module, attribute, value per item) below the unit. Raises Baked."""
@@ -76,24 +76,24 @@ def attributes_of(
     probe = range(0, group.count, group.per_block or group.count)
     removed = np.zeros(labelling.count, bool)
     removed[[r for i in probe for r in items[i]]] = True
-    needs = list(needs_of(labelling, torch.from_numpy(removed[roots]), root))
+    needs = list(literal_needs(labelling, torch.from_numpy(removed[roots]), root))
     share = Fraction(group.count - len(probe), group.count)
-    return tuple((*name, read(root, name) / group.count) for name in _fewest(needs, share, root))
+    return tuple((*name, read(root, name) / group.count) for name in _fewest_attributes(needs, share, root))
 
 
-def _fewest(needs: list[Need], share: Fraction, root: nn.Module) -> tuple[Name, ...]:
+def _fewest_attributes(needs: list[Need], share: Fraction, root: nn.Module) -> tuple[Name, ...]:
     changing = [need for need in needs if need.value != need.needed]
-    candidates = list(dict.fromkeys(name for need in changing for name in need.names().values()))
+    candidates = list(dict.fromkeys(name for need in changing for name in need.source_names().values()))
     for size in range(min(len(candidates), MAX_ATTRIBUTES) + 1):
         for chosen in combinations(candidates, size):
-            if all(_met(need, chosen, share, root) for need in needs):
+            if all(_is_met_by(need, chosen, share, root) for need in needs):
                 return chosen
     worst = changing[0]
     raise Baked(f"`{name_of(worst.node)}` has the fixed number {worst.value}, which must follow its count")
 
 
-def _met(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module) -> bool:
-    names = need.names()
+def _is_met_by(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module) -> bool:
+    names = need.source_names()
 
     def value(path: str) -> int:
         current = read(root, names[path])
@@ -103,12 +103,12 @@ def _met(need: Need, chosen: tuple[Name, ...], share: Fraction, root: nn.Module)
         return int(after)
 
     try:
-        return evaluate(need.source, value) == need.needed
+        return evaluate_source(need.source, value) == need.needed
     except ValueError:
         return False
 
 
-def needs_of(labelling: Labelling, removed: Tensor, root: nn.Module) -> Iterator[Need]:
+def literal_needs(labelling: Labelling, removed: Tensor, root: nn.Module) -> Iterator[Need]:
     """Every literal that counts positions. `removed` says for each label whether it vanishes. Raises Baked."""
     for node, value in labelling.values.items():
         name = name_of(node) if node.op in ("call_function", "call_method") else ""
@@ -117,7 +117,7 @@ def needs_of(labelling: Labelling, removed: Tensor, root: nn.Module) -> Iterator
         if name in _LITERALS:
             yield from _LITERALS[name](node, labelling, removed)
         elif name in POINTWISE or name == "baddbmm":
-            _refuse_outside(node, labelling, removed)
+            _refuse_outside_tensors(node, labelling, removed)
     for attention in labelling.attentions:
         module = root.get_submodule(attention.module)
         if REPEAT in vars(module):
@@ -127,7 +127,7 @@ def needs_of(labelling: Labelling, removed: Tensor, root: nn.Module) -> Iterator
                 yield Need(attention.node, vars(module)[REPEAT], alive[0] // alive[1], source)
 
 
-def _refuse_outside(node: fx.Node, labelling: Labelling, removed: Tensor) -> None:
+def _refuse_outside_tensors(node: fx.Node, labelling: Labelling, removed: Tensor) -> None:
     """A bias or scale with an entry per item that comes from outside of the unit can't follow."""
     out = labelling.values[node]
     for argument in node.all_input_nodes:
@@ -158,7 +158,7 @@ def _sizes(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Nee
             yield _need(owner, path, size, size - int(vanished(out, axis, removed).sum()))
 
 
-def _created_sizes(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
+def _constant_size_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     """Constants of a size that is written out: `torch.zeros((1, heads, t, s))`, or `torch.zeros(1, heads, t, s)`."""
     requested, out = node.args[0] if node.args else node.kwargs.get("size"), labelling.values[node]
     sizes, path = requested, "args.0." if node.args else "kwargs.size."
@@ -205,7 +205,7 @@ def _summed_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node
             yield from ((node, f"args.{i}.{j}", size) for j, size in enumerate(part))
 
 
-def _splits(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
+def _split_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     axis = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
     name = next((name for name in ("split_size", "split_size_or_sections") if name in node.kwargs), None)
     sizes, path = (node.kwargs[name], f"kwargs.{name}") if name else (node.args[1], "args.1")
@@ -231,7 +231,7 @@ def _removes_full_strides(vanishing: Tensor, step: Any) -> bool:
     )
 
 
-def _slices(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
+def _slice_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterator[Need]:
     source, subscript = node.args[:2]
     assert isinstance(source, fx.Node), f"{node.name} takes an item of no value"
     x = labelling.values[source]
@@ -261,10 +261,10 @@ _LITERALS = {
     "reshape": _sizes,
     "expand": _sizes,
     "broadcast_to": _sizes,
-    "split": _splits,
-    "split_with_sizes": _splits,
-    "getitem": _slices,
-    "zeros": _created_sizes,
-    "ones": _created_sizes,
-    "full": _created_sizes,
+    "split": _split_needs,
+    "split_with_sizes": _split_needs,
+    "getitem": _slice_needs,
+    "zeros": _constant_size_needs,
+    "ones": _constant_size_needs,
+    "full": _constant_size_needs,
 }

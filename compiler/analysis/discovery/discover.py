@@ -11,16 +11,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ....dsl.checker.skeleton import Branch, Group, Part, Skeleton
 from ...ir.capture.capture import flat
-from ...ir.capture.patches import module_calls
+from ...ir.capture.patches import patch_module_calls
 from ...ir.layers.linear import KernelLinear
 from ...ir.program import Program
 from .coupling import groups_of
-from .dependent_integers import Baked, attributes_of
-from .experts import EXPERTS_FIXED, expert_groups, in_multiples
-from .labels import label
-from .mixers.state_space import state_space
-from .residual import terms
-from .sharing import joined
+from .dependent_integers import Baked, dependent_attributes
+from .experts import EXPERTS_FIXED, expert_groups, with_packed_step
+from .labels import label_graph
+from .mixers.state_space import find_state_space
+from .residual import find_branch_terms
+from .sharing import join_shared_groups
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def skeleton_of(program: Program) -> Skeleton:
     return program.analysis(discover)
 
 
-@module_calls()
+@patch_module_calls()
 def discover(program: Program) -> Skeleton:
     """The skeleton of a captured model. Reads shapes and attributes only, so the meta device will do."""
     model = program.model
     tied = tuple(tied_tensors(model))
-    unit_structures = list(structures(program))
+    unit_structures = list(structures_by_unit(program))
     branches = [_branch_site(b, path) for path, structure in unit_structures for b in structure.branches]
     if any(structure.leaving for path, structure in unit_structures if path):
         # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
@@ -51,15 +51,15 @@ def discover(program: Program) -> Skeleton:
     refusals = [
         [join(path, site), reason]
         for path, structure in unit_structures
-        for site, reason in _once(structure.rejected, per_site=not path)
+        for site, reason in _first_refusal_per_site(structure.rejected, per_site=not path)
     ]
-    unit_groups = [_group_site(group, path) for path, structure in unit_structures for group in structure.groups]
+    unit_groups = [_prefix_group(group, path) for path, structure in unit_structures for group in structure.groups]
     groups = []
-    for one in joined(unit_groups, program, tied):
+    for one in join_shared_groups(unit_groups, program, tied):
         groups += [one] if isinstance(one, Group) else []
         refusals += [] if isinstance(one, Group) else [list(one)]
-    groups = [in_multiples(group, model) for group in disambiguated_groups(groups)]
-    mixers = state_space(program)
+    groups = [with_packed_step(group, model) for group in disambiguated_groups(groups)]
+    mixers = find_state_space(program)
     several = {name for same in tied for name in same}
     groups += [group for group in mixers.groups if not any(m.tensor in several for m in group.members)]
     refusals = [entry for entry in refusals if entry[0] not in mixers.mixers] + [
@@ -67,18 +67,18 @@ def discover(program: Program) -> Skeleton:
     ]
     return Skeleton(
         model_type=_model_type(model),
-        parts=tuple(parts_of(model)),
+        parts=tuple(list_parts(model)),
         units=tuple(program.units),
         branches=tuple(branches),
         groups=tuple(groups),
         tied=tied,
         opaque=tuple(program.opaque.items()),
         scans=mixers.scans,
-        facts={**facts_of(model, program), "refused": refusals},
+        facts={**model_facts(model, program), "refused": refusals},
     )
 
 
-def structures(program: Program) -> Iterator[tuple[str, Structure]]:
+def structures_by_unit(program: Program) -> Iterator[tuple[str, Structure]]:
     """The structure of every unit; equal layers are looked at once."""
     known: dict[Any, Structure] = {}
     for path, unit in program.units.items():
@@ -94,11 +94,11 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     """Branches and groups of one unit, or of a whole model as one graph."""
     stream = stream_of(graph)
     entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
-    labelling = label(graph, root, stream.name if stream else None)
+    labelling = label_graph(graph, root, stream.name if stream else None)
     branches = tuple(
         disambiguated_branches(
             Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
-            for term in terms(graph, root, entries, labelling.values)
+            for term in find_branch_terms(graph, root, entries, labelling.values)
         )
     )
     groups: list[Group] = []
@@ -106,7 +106,7 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     result = groups_of(labelling)
     for group, items in zip(result.groups, result.items, strict=True):
         try:
-            attributes = attributes_of(group, items, labelling, labelling.roots(), root)
+            attributes = dependent_attributes(group, items, labelling, labelling.component_roots(), root)
             groups.append(replace(group, attributes=attributes))
         except Baked as error:
             refusals.append((group.site, str(error)))
@@ -127,7 +127,7 @@ def disambiguated_branches(branches: Iterable[Branch]) -> Iterator[Branch]:
         yield replace(branch, site=unshared[0]) if shared[branch.site] > 1 and unshared else branch
 
 
-def _once(refusals: Iterable[tuple[str, str]], per_site: bool) -> Iterator[tuple[str, str]]:
+def _first_refusal_per_site(refusals: Iterable[tuple[str, str]], per_site: bool) -> Iterator[tuple[str, str]]:
     """One reason per child of the unit, and one of its experts: the first, what follows from it isn't news. Of a whole
     model, per site."""
     sites = set()
@@ -168,7 +168,7 @@ def _is_tensor(node: fx.Node) -> bool:
     return shape is not None and all(isinstance(n, int) for n in shape)
 
 
-def parts_of(model: nn.Module) -> Iterator[Part]:
+def list_parts(model: nn.Module) -> Iterator[Part]:
     for path, module in model.named_modules():
         if isinstance(module, KernelLinear):  # as large as before: what packing saves is told in bytes
             shape, bias = (module.out_features, module.in_features), module.bias
@@ -187,7 +187,7 @@ def tied_tensors(model: nn.Module) -> Iterator[tuple[str, ...]]:
     return (tuple(same) for same in names.values() if len(same) > 1)
 
 
-def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
+def model_facts(model: nn.Module, program: Program) -> dict[str, Any]:
     """Facts of a model at a glance; None where a model has no such thing."""
     config = model.config.get_text_config() if _is_pretrained(model) else None
     first = next(iter(program.units.values()), None)
@@ -197,7 +197,7 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
     return {
         "hidden": stream.meta["shape"][-1] if stream else None,
         "layers": len(program.units),
-        "vocab": _vocabulary(model),
+        "vocab": _vocabulary_size(model),
         "positions": getattr(config, "max_position_embeddings", None),
         "layer_class": _only({type(model.get_submodule(path)).__name__ for path in program.units}),
         "active_experts": getattr(config, "num_experts_per_tok", None),
@@ -209,7 +209,7 @@ def facts_of(model: nn.Module, program: Program) -> dict[str, Any]:
     }
 
 
-def _vocabulary(model: nn.Module) -> int | None:
+def _vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that are embedded; None for models that read none."""
     try:
         embedding = model.get_input_embeddings() if _is_pretrained(model) else None
@@ -231,7 +231,7 @@ def _branch_site(branch: Branch, path: str) -> Branch:
     return replace(branch, unit=path, site=join(path, branch.site), parts=parts)
 
 
-def _group_site(group: Group, path: str) -> Group:
+def _prefix_group(group: Group, path: str) -> Group:
     return replace(
         group,
         site=join(path, group.site),

@@ -19,7 +19,7 @@ from ...ir.layers.leaves import module_role
 from ...ir.surgery import attribute
 from ...ir.unit import argument_names
 from .labelling import Labelling
-from .residual import common
+from .residual import common_module
 
 _BATCHED = "batched_mm"
 _EACH = ((0, 1),)  # one index of the first axis for each expert
@@ -37,7 +37,7 @@ def expert_groups(graph: fx.Graph, root: nn.Module, labelling: Labelling) -> Ite
     for node in graph.nodes:
         if node.op == "call_module" and node.meta.get("role") == "experts":
             try:
-                by_target.append((node.target, _experts(node, root, labelling)))
+                by_target.append((node.target, _expert_group(node, root, labelling)))
             except UnknownRouter as error:
                 yield node.target, f"{EXPERTS_FIXED}: {error}"
     routers = [group.members[0].tensor for _, group in by_target]
@@ -48,7 +48,7 @@ def expert_groups(graph: fx.Graph, root: nn.Module, labelling: Labelling) -> Ite
             yield group
 
 
-def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
+def _expert_group(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
     path = str(node.target)
     packed = dict(root.get_submodule(path).named_parameters())
     counts = {p.shape[0] for p in packed.values()}
@@ -56,15 +56,15 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
         raise UnknownRouter("their weights are not packed into one tensor each")
     count = counts.pop()
     index = next((x for x in node.all_input_nodes if "int" in str(x.meta.get("dtype"))), None)
-    router, read = _router(index, root, count)
+    router, read = _find_router(index, root, count)
     rows = [
         f"{router}.{name}"
         for name, x in (*root.get_submodule(router).named_parameters(), *root.get_submodule(router).named_buffers())
         if _has_rows(x, count)
     ]
     members = [Member(name, 0, _EACH) for name in (*rows, *read, *(f"{node.target}.{name}" for name in packed))]
-    per_block = _chosen_among(labelling, f"{router}.", count)
-    site = common([path, router])
+    per_block = _router_group_size(labelling, f"{router}.", count)
+    site = common_module([path, router])
     attributes = tuple(
         (".".join(p for p in (site, inner) if p), name, 1.0)
         for inner, module in root.get_submodule(site).named_modules()
@@ -74,7 +74,7 @@ def _experts(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group:
     return Group(site, "experts", count, tuple(members), attributes, per_block if per_block < count else 0, len(packed))
 
 
-def _router(index: fx.Node | None, root: nn.Module, count: int) -> tuple[str, list[str]]:
+def _find_router(index: fx.Node | None, root: nn.Module, count: int) -> tuple[str, list[str]]:
     """The module that makes a score for each expert, and what has an entry for each on the way from it to the numbers
     of those that were chosen."""
     waiting, visited = [index] if index is not None else [], set()
@@ -96,7 +96,7 @@ def _has_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
 
 
-def _chosen_among(labelling: Labelling, router: str, count: int) -> int:
+def _router_group_size(labelling: Labelling, router: str, count: int) -> int:
     """Number of consecutive experts that are compared with each other first, where they come in groups; else all."""
     rows = {r for c in labelling.claims if c.tensor.startswith(router) and not c.reads for r in c.labels.tolist()}
     return min(
@@ -109,17 +109,17 @@ def _chosen_among(labelling: Labelling, router: str, count: int) -> int:
     )
 
 
-def in_multiples(group: Group, model: nn.Module) -> Group:
+def with_packed_step(group: Group, model: nn.Module) -> Group:
     """A group of the widths of packed experts says of how many channels the product of all experts at once takes
     multiples; one that has another width is not computed so."""
     multiple = 1
     for member in group.members if group.kind == "channels" and not group.per_block else ():
-        size, step = sum(n for _, n in member.segments), grouped_step(model, member.tensor, member.axis)
+        size, step = sum(n for _, n in member.segments), packed_width_step(model, member.tensor, member.axis)
         multiple = math.lcm(multiple, step // math.gcd(size, step))
     return replace(group, multiple=multiple) if multiple > 1 and group.count % multiple == 0 else group
 
 
-def grouped_step(model: nn.Module, tensor: str, axis: int) -> int:
+def packed_width_step(model: nn.Module, tensor: str, axis: int) -> int:
     """Step of the size of an axis of packed experts; 1 for all else."""
     owner, _, name = tensor.rpartition(".")
     module = model.get_submodule(owner)
@@ -150,7 +150,7 @@ def overrides_forward(module: nn.Module) -> bool:
     )
 
 
-def graph_of_leaf(
+def trace_leaf(
     module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[fx.Graph | None, str]:
     """The graph of a leaf module, its placeholders named as its arguments; or None, and why it can't be traced.

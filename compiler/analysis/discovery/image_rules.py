@@ -41,20 +41,20 @@ def convolve(step: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
     rows = step.out.fresh(len(module.weight))
     if module.bias is not None:
         step.claim("bias", 0, rows)
-    return filtered(step, x, rows, step.submodule_path(f"{step.node.target}.weight"), module.groups)
+    return label_convolution(step, x, rows, step.submodule_path(f"{step.node.target}.weight"), module.groups)
 
 
-def filtered(step: "NodeRules", x: Tensor, rows: Tensor, weight: str, groups: int) -> Tensor:
+def label_convolution(step: "NodeRules", x: Tensor, rows: Tensor, weight: str, groups: int) -> Tensor:
     """Labels of a convolution's output: x with the weight at that path, whose rows have those labels."""
     channels = channels_of(step, x)
     if groups == 1:
-        step.out.claim(weight, 1, channels, reads=True)
+        step.out.claim_axis(weight, 1, channels, reads=True)
     else:
         # A group goes as a whole: the width of one is a number that all of them share.
         inputs, outputs = channels.view(groups, -1), rows.view(groups, -1)
         step.out.couple(inputs, inputs.amax(1, keepdim=True))
         step.out.couple(outputs, inputs.amax(1, keepdim=True))
-    step.out.claim(weight, 0, rows)
+    step.out.claim_axis(weight, 0, rows)
     return spread(step, rows)
 
 
@@ -76,7 +76,7 @@ def pool(step: "NodeRules", x: Tensor) -> Tensor:
     return spread(step, channels_of(step, x))
 
 
-def channel_norm(step: "NodeRules", x: Tensor, module: nn.Module) -> Tensor:
+def label_channel_norm(step: "NodeRules", x: Tensor, module: nn.Module) -> Tensor:
     """Statistics of each channel of [b, c, ...], or of a group of them; running ones follow the weight."""
     channels = channels_of(step, x)
     if module.weight is not None:

@@ -194,7 +194,7 @@ class Labelling:
         self.count += size
         return torch.arange(self.count - size, self.count, dtype=torch.int64)
 
-    def claim(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
+    def claim_axis(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
         """Note a claim; one tensor used twice has the same rows both times."""
         for known in self.claims:
             if (known.tensor, known.axis) == (tensor, axis):
@@ -220,7 +220,7 @@ class Labelling:
         if len(labels):
             self.blocked.append((labels, reason))
 
-    def roots(self) -> np.ndarray:
+    def component_roots(self) -> np.ndarray:
         """For each label, the smallest one of its connected component."""
         root = np.arange(self.count)
         left, right = np.concatenate(self.edges, axis=1) if self.edges else np.empty((2, 0), np.int64)
@@ -246,10 +246,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def blank(shape: Any) -> Any:
+def unlabelled_like(shape: Any) -> Any:
     """Unlabelled tensors of a node's recorded shape or shapes; None where none was recorded."""
     if shape is None:
         return None
     if all(isinstance(n, int) for n in shape):
         return torch.zeros(tuple(shape), dtype=torch.int64)
-    return tuple(blank(s) for s in shape)
+    return tuple(unlabelled_like(s) for s in shape)

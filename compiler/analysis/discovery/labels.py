@@ -23,7 +23,7 @@ from ...ir.graphs import name_of
 from ...ir.layers.linear import KernelLinear
 from ...ir.layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
-from .experts import graph_of_leaf, overrides_forward
+from .experts import overrides_forward, trace_leaf
 from .labelling import (
     EXTREMES,
     MIXES,
@@ -35,17 +35,17 @@ from .labelling import (
     REDUCES,
     STREAM,
     Labelling,
-    blank,
     tensors_in,
+    unlabelled_like,
 )
 
 _MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 
 
-def label(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
+def label_graph(graph: fx.Graph, root: nn.Module, stream: str | None) -> Labelling:
     """Run the graph of the unit `root` on labels; `stream` names the placeholder of the residual stream, if any."""
     out = Labelling()
-    result = GraphRun(out, root, stream=stream).through(graph)
+    result = GraphRun(out, root, stream=stream).run(graph)
     label_sets = [x.numpy().ravel() for x in tensors_in(result)]
     out.output = np.unique(np.concatenate(label_sets)) if label_sets else out.output
     return out
@@ -64,24 +64,24 @@ class GraphRun:
     ):
         self.out, self.root, self.given, self.prefix, self.stream = out, root, arguments or {}, prefix, stream
 
-    def through(self, graph: fx.Graph) -> Any:
+    def run(self, graph: fx.Graph) -> Any:
         """The labels of what the graph returns."""
         for node in graph.nodes:
             if node.op == "output":
                 return fx.map_arg(node.args[0], self.out.values.__getitem__)
             step = NodeRules(self.out, self.root, node, self)
             try:
-                self.out.values[node] = step.value(self.stream)
+                self.out.values[node] = step.label_node(self.stream)
             except _MISFITS:
                 # The arguments have another form than the rule for this name expects: it is some other function.
-                self.out.values[node] = step.unknown(f"`{name_of(node)}`")
+                self.out.values[node] = step.block_unknown(f"`{name_of(node)}`")
         raise AssertionError("a graph without an output")
 
     def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
         """The labels that come out of a module that was opened, given its call's arguments."""
         names = [n.name for n in graph.nodes if n.op == "placeholder"]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        return GraphRun(self.out, module, arguments, path).through(graph)
+        return GraphRun(self.out, module, arguments, path).run(graph)
 
 
 class NodeRules:
@@ -102,19 +102,19 @@ class NodeRules:
         """Of the module or parameter that the node names."""
         return self.submodule_path(str(self.node.target))
 
-    def value(self, stream: str | None) -> Any:
+    def label_node(self, stream: str | None) -> Any:
         node = self.node
         if node.op == "placeholder":
             argument = self.run.given.get(node.name)
-            labels = blank(node.meta.get("shape")) if argument is None else argument
+            labels = unlabelled_like(node.meta.get("shape")) if argument is None else argument
             return labels.fill_(STREAM) if node.name == stream else labels
         if node.op == "get_attr":
-            return self.attribute()
+            return self.label_attribute()
         if node.op == "call_module":
-            return self.module(self.root.get_submodule(str(node.target)))
-        return self.function(name_of(node))
+            return self.label_module(self.root.get_submodule(str(node.target)))
+        return self.label_function(name_of(node))
 
-    def attribute(self) -> Any:
+    def label_attribute(self) -> Any:
         """A parameter, or a buffer of numbers, that is read directly has labels of its own."""
         member = self.root
         for name in str(self.node.target).split("."):
@@ -122,36 +122,36 @@ class NodeRules:
         if not isinstance(member, Tensor):
             return self.node
         if not isinstance(member, nn.Parameter) and not member.is_floating_point():
-            return blank(member.shape)
+            return unlabelled_like(member.shape)
         if member.ndim == 1:
             return self.claim("", 0, self.out.fresh(len(member)))
-        return packed_rules.weight(self, member)
+        return packed_rules.label_weight(self, member)
 
-    def function(self, name: str) -> Any:
+    def label_function(self, name: str) -> Any:
         rule = _LEAVES.get(name) or _LEAVES.get(self.node.meta.get("role", ""))
         if rule is not None:
             return rule(self)
         if packed_rules.weights_in((self.args, self.kwargs)):
-            return packed_rules.apply(self, name)
+            return packed_rules.apply_function(self, name)
         labelled = list(tensors_in((self.args, self.kwargs)))
         if name in EXTREMES and labelled:
-            return self.pointwise(labelled) if len(labelled) > 1 else self.extreme(labelled[0])
+            return self.label_pointwise(labelled) if len(labelled) > 1 else self.label_extreme(labelled[0])
         if name in NEW_TENSOR_METHODS:
-            return blank(self.node.meta.get("shape"))
+            return unlabelled_like(self.node.meta.get("shape"))
         if name in MOVES or (not labelled and _is_plain(self.node)):
             return self.execute()
         if name in POINTWISE:
-            return self.pointwise(labelled)
+            return self.label_pointwise(labelled)
         if name in MIXES | REDUCES and labelled:
-            return self.mix(name, labelled[0])
+            return self.label_mixing(name, labelled[0])
         if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
             return self.product(labelled)
-        return self.unknown(f"`{name}`")
+        return self.block_unknown(f"`{name}`")
 
     def execute(self) -> Any:
         target = self.node.target
         if target is operator.getitem and packed_rules.picks(self.args[1]):
-            return packed_rules.picked(self, *self.args)
+            return packed_rules.label_indexing(self, *self.args)
         if self.node.op == "call_method":
             return getattr(self.args[0], str(target))(*self.args[1:], **self.kwargs)
         if target is getattr and self.args[1] == "dtype":
@@ -159,9 +159,9 @@ class NodeRules:
         assert not isinstance(target, str), f"{target} is no function"
         return target(*self.args, **self.kwargs)
 
-    def pointwise(self, inputs: list[Tensor]) -> Any:
+    def label_pointwise(self, inputs: list[Tensor]) -> Any:
         if not inputs:
-            return blank(self.node.meta.get("shape"))
+            return unlabelled_like(self.node.meta.get("shape"))
         labels = inputs[0]
         for other in inputs[1:]:
             self.out.couple(labels, other)
@@ -169,7 +169,7 @@ class NodeRules:
             labels = torch.where(labels == NO_LABEL, other, labels)
         return labels
 
-    def mix(self, name: str, x: Tensor) -> Any:
+    def label_mixing(self, name: str, x: Tensor) -> Any:
         if "softmax" in name:
             self.out.weighed.append(np.unique(x.numpy()))
         axes = self.mixed_axes(name, x)
@@ -180,14 +180,14 @@ class NodeRules:
         keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False) is True
         return x.amax(axes, keepdim=keep)
 
-    def extreme(self, x: Tensor) -> Any:
+    def label_extreme(self, x: Tensor) -> Any:
         """The largest or smallest along one axis and where it is, or of all."""
         if not isinstance(self.node.meta["dtype"], tuple):
-            return self.mix("amax", x)
+            return self.label_mixing("amax", x)
         axis: Any = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
         self.out.couple_along(x, axis)
         keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False)
-        return x.amax(axis, keepdim=keep), blank(self.node.meta["shape"][1])
+        return x.amax(axis, keepdim=keep), unlabelled_like(self.node.meta["shape"][1])
 
     def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
         sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
@@ -198,14 +198,14 @@ class NodeRules:
             return tuple(range(-len(axes), 0))
         return (axes,) if isinstance(axes, int) else tuple(axes)
 
-    def module(self, module: nn.Module) -> Any:
+    def label_module(self, module: nn.Module) -> Any:
         x: Any = next(tensors_in((self.args, self.kwargs)), None)
         kind = type(module).__name__
         runs = type(module).forward  # a subclass with another forward is something else
         if runs is nn.Linear.forward and isinstance(module, nn.Linear):
-            return self.contract(x, module, out_axis=0)
+            return self.label_matmul(x, module, out_axis=0)
         if runs is Conv1D.forward and isinstance(module, Conv1D):
-            return self.contract(x, module, out_axis=1)
+            return self.label_matmul(x, module, out_axis=1)
         if runs in image_rules.CONVOLUTIONS and isinstance(module, _ConvNd):
             return image_rules.convolve(self, x, module)
         if isinstance(module, image_rules.MOVING):
@@ -213,7 +213,7 @@ class NodeRules:
         if runs in image_rules.POOLS:
             return image_rules.pool(self, x)
         if isinstance(module, image_rules.NORMS):
-            return image_rules.channel_norm(self, x, module)
+            return image_rules.label_channel_norm(self, x, module)
         if "Norm" in kind:
             return self.norm(x, module)
         if isinstance(module, Reft):  # mixes the channels of a stream, and hands it on
@@ -229,20 +229,20 @@ class NodeRules:
             return x
         reason = ""
         if self.node.meta.get("role") in ("experts", "router") or overrides_forward(module):
-            graph, reason = graph_of_leaf(module, self.node, self.args, self.kwargs)
+            graph, reason = trace_leaf(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):
             self.out.rejected.append((self.path, "its weight is packed for a kernel"))
         elif next(module.parameters(), None) is not None:
             self.out.rejected.append((self.path, f"a {kind} is taken as a whole{reason}"))
-        return self.unknown(f"{kind} {self.path}")
+        return self.block_unknown(f"{kind} {self.path}")
 
     def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
         """Note a claim of a parameter of the module that is called, or of the one that is read."""
-        return self.out.claim(f"{self.path}.{name}" if name else self.path, axis, labels, reads)
+        return self.out.claim_axis(f"{self.path}.{name}" if name else self.path, axis, labels, reads)
 
-    def contract(self, x: Tensor, module: nn.Linear | Conv1D, out_axis: int) -> Tensor:
+    def label_matmul(self, x: Tensor, module: nn.Linear | Conv1D, out_axis: int) -> Tensor:
         """A matrix product: reads its input's labels at its columns and gives its rows new ones."""
         flat = x.reshape(-1, x.shape[-1])
         self.out.couple_along(flat, 0)
@@ -259,10 +259,10 @@ class NodeRules:
             self.out.couple_along(x, -axis)
         return x
 
-    def unknown(self, operation: str) -> Any:
+    def block_unknown(self, operation: str) -> Any:
         """No rule: what goes in can't be narrowed, nor what its result meets."""
         reason = f"{operation} does something unknown with its channels"
-        result = blank(self.node.meta.get("shape"))
+        result = unlabelled_like(self.node.meta.get("shape"))
         if any((x > NO_LABEL).any() for x in tensors_in((self.args, self.kwargs))):
             self.out.block((self.args, self.kwargs), reason)
             mark = self.out.fresh(1)
@@ -276,7 +276,7 @@ class NodeRules:
         *added, left, right = inputs
         self.out.couple_along(left, -1)
         self.out.couple_along(right, -2)
-        return self.pointwise([right.amax(-2, keepdim=True), left.amax(-1, keepdim=True), *added])
+        return self.label_pointwise([right.amax(-2, keepdim=True), left.amax(-1, keepdim=True), *added])
 
 
 _LEAVES = {**attention_rules.RULES, **image_rules.RULES, **packed_rules.RULES}

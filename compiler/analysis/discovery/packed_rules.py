@@ -22,7 +22,7 @@ _TURNED = frozenset(("T", "mT", "H", "mH", "data"))  # properties that are the p
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "linear"))
 
 
-def weight(step: "NodeRules", parameter: Tensor) -> Weight:
+def label_weight(step: "NodeRules", parameter: Tensor) -> Weight:
     """Fresh labels along each axis; claimed once a product or a sum reads them."""
     rows = tuple(step.out.fresh(size) for size in parameter.shape)
     axes = (
@@ -40,11 +40,11 @@ def weights_in(tree: Any) -> list[Weight]:
     return [weight for item in tree for weight in weights_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
-def apply(step: "NodeRules", name: str) -> Any:
+def apply_function(step: "NodeRules", name: str) -> Any:
     """A function that is given such a parameter."""
     parameters = weights_in((step.args, step.kwargs))
     if name == "getattr" and step.args[1] in _TURNED:
-        return transformed(step, parameters[0])
+        return label_view(step, parameters[0])
     if name == "getattr" or name in ("size", "dim", "numel"):
         return (
             getattr(parameters[0].axes[0], step.args[1])
@@ -55,19 +55,19 @@ def apply(step: "NodeRules", name: str) -> Any:
         if name in _SAME:
             return parameters[0]
         if name in MOVES:
-            return transformed(step, parameters[0])
+            return label_view(step, parameters[0])
     if len(parameters) == 1 and name in _PRODUCTS:
-        return product(step, name)
+        return label_product(step, name)
     if name in POINTWISE:
-        return met(step, parameters)
-    return no_rule(step, parameters, name)
+        return label_elementwise(step, parameters)
+    return block_unknown(step, parameters, name)
 
 
-def transformed(step: "NodeRules", w: Weight) -> Any:
+def label_view(step: "NodeRules", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
     target = step.node.target
     if target is operator.getitem and picks(step.args[1]):
-        parts = [picked(step, axis, step.args[1]) for axis in w.axes]
+        parts = [label_indexing(step, axis, step.args[1]) for axis in w.axes]
     elif step.node.op == "call_method":
         parts = [getattr(axis, str(target))(*step.args[1:], **step.kwargs) for axis in w.axes]
     else:
@@ -83,7 +83,7 @@ def picks(index: Any) -> bool:
     return isinstance(index, Tensor) or (isinstance(index, tuple) and any(isinstance(i, Tensor) for i in index))
 
 
-def picked(step: "NodeRules", x: Tensor, index: Any) -> Tensor:
+def label_indexing(step: "NodeRules", x: Tensor, index: Any) -> Tensor:
     """Any position along the axes that are chosen from: the first stands for all."""
     parts = index if isinstance(index, tuple) else (index,)
     for axis, part in enumerate(parts):
@@ -92,23 +92,23 @@ def picked(step: "NodeRules", x: Tensor, index: Any) -> Tensor:
     return x[tuple(torch.zeros_like(p) if isinstance(p, Tensor) else p for p in parts)]
 
 
-def product(step: "NodeRules", name: str) -> Tensor:
+def label_product(step: "NodeRules", name: str) -> Tensor:
     """x @ w, w @ x, or a linear layer's function."""
     left, right, *further = [*step.args, *step.kwargs.values()]
     if name == "linear":
-        result = contracted(step, left, transposed(right))
+        result = label_contraction(step, left, transposed(right))
         bias = further[0] if further else None
-        return result if bias is None else step.pointwise([result, bias])
+        return result if bias is None else step.label_pointwise([result, bias])
     if isinstance(right, Weight):
-        return contracted(step, left, right)
-    return contracted(step, right.transpose(-1, -2), transposed(left)).transpose(-1, -2)
+        return label_contraction(step, left, right)
+    return label_contraction(step, right.transpose(-1, -2), transposed(left)).transpose(-1, -2)
 
 
 def transposed(w: Weight) -> Weight:
     return w.transformed([axis.transpose(-1, -2) for axis in w.axes])
 
 
-def contracted(step: "NodeRules", x: Tensor, w: Weight) -> Tensor:
+def label_contraction(step: "NodeRules", x: Tensor, w: Weight) -> Tensor:
     """x [..., n, k] @ w [..., k, m] -> [..., n, m]"""
     result = torch.full((), NO_LABEL, dtype=torch.int64)
     rows = x.unsqueeze(-2) if x.ndim == 1 else x
@@ -127,12 +127,12 @@ def contracted(step: "NodeRules", x: Tensor, w: Weight) -> Tensor:
     return expanded.squeeze(-2) if x.ndim == 1 else expanded
 
 
-def met(step: "NodeRules", parameters: list[Weight]) -> Tensor | Weight:
+def label_elementwise(step: "NodeRules", parameters: list[Weight]) -> Tensor | Weight:
     """A sum or a product place by place."""
     activations = list(tensors_in((step.args, step.kwargs)))
     if not activations:
-        return no_rule(step, parameters, "arithmetic")
-    x = step.pointwise(activations)
+        return block_unknown(step, parameters, "arithmetic")
+    x = step.label_pointwise(activations)
     if len(parameters) == 1 and not (x > NO_LABEL).any():  # a mask and the like: the parameter goes on
         shape = torch.broadcast_shapes(x.shape, parameters[0].axes[0].shape)
         return parameters[0].transformed([labels.expand(shape) for labels in parameters[0].axes])
@@ -161,10 +161,10 @@ def varies(labels: Tensor, axis: int) -> bool:
 
 
 def claim(step: "NodeRules", w: Weight, axis: int, reads: bool = False) -> None:
-    step.out.claim(w.tensor, axis, w.rows[axis], reads)
+    step.out.claim_axis(w.tensor, axis, w.rows[axis], reads)
 
 
-def no_rule(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
+def block_unknown(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
     """No rule: what meets the parameter is blocked."""
     labels = step.out.fresh(1)
     read = f"the parameter {parameters[0].tensor} is read" if parameters else "something is read"
@@ -172,10 +172,14 @@ def no_rule(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
     for x in tensors_in((step.args, step.kwargs)):
         step.out.couple(x, labels)
     shape = step.node.meta.get("shape")
-    return labels.expand(shape) if shape is not None and all(isinstance(n, int) for n in shape) else step.unknown(name)
+    return (
+        labels.expand(shape)
+        if shape is not None and all(isinstance(n, int) for n in shape)
+        else step.block_unknown(name)
+    )
 
 
-def topk(step: "NodeRules") -> Any:
+def label_topk(step: "NodeRules") -> Any:
     """Selection of the largest is by index, so that none of them can go as a channel does."""
     x = step.args[0]
     axis = step.kwargs.get("dim", step.args[2] if len(step.args) > 2 else -1)
@@ -184,19 +188,19 @@ def topk(step: "NodeRules") -> Any:
     return tuple(torch.full(shape, NO_LABEL, dtype=torch.int64) for shape in step.node.meta["shape"])
 
 
-def convolution(step: "NodeRules") -> Any:
+def label_convolution(step: "NodeRules") -> Any:
     """torch's function, as modules call it that pad in a way of their own."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     arguments = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
     w = arguments["weight"]
     if not isinstance(w, Weight) or w.axes[0].shape != tuple(map(len, w.rows)):
-        return no_rule(step, weights_in((step.args, step.kwargs)), "convolution")
+        return block_unknown(step, weights_in((step.args, step.kwargs)), "convolution")
     if isinstance(arguments.get("bias"), Tensor):
         step.out.couple(arguments["bias"], w.rows[0])
-    return image_rules.filtered(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
+    return image_rules.label_convolution(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
 
 
-def gather(step: "NodeRules") -> Any:
+def label_gather(step: "NodeRules") -> Any:
     """At each place along an axis a value from somewhere along it, by numbers."""
     arguments = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
     x, axis = arguments["input"], arguments["dim"]
@@ -209,4 +213,4 @@ def gather(step: "NodeRules") -> Any:
     return x.expand(step.node.meta["shape"])
 
 
-RULES = {"topk": topk, "gather": gather, **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution)}
+RULES = {"topk": label_topk, "gather": label_gather, **dict.fromkeys(("conv1d", "conv2d", "conv3d"), label_convolution)}

@@ -34,7 +34,7 @@ class Term:
     modules: tuple[str, ...]  # below the unit, with parameters: called by no node outside of the branch
 
 
-def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: Mapping) -> list[Term]:
+def find_branch_terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: Mapping) -> list[Term]:
     """The branches in the order in which they are added; `values`, of a labelling, tell data from sizes.
 
     entries   where data comes in: the residual stream, or all of a graph's inputs
@@ -42,14 +42,14 @@ def terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Node], values: 
     above = dominators(entries, values)
     splits: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
     for node in graph.nodes:
-        tap = tap_of(node, above, values)
+        tap = find_tap(node, above, values)
         if tap is not None:
             value = next(x for x in _operands(node) if x is not tap[1])
-            splits += _split(node, value, tap[0], above, values)
+            splits += _split_parallel(node, value, tap[0], above, values)
     inner = {join for join, _, _ in splits if any(join in nodes for _, _, nodes in splits)}
     outermost = [term for term in splits if term[0] not in inner]
     return [
-        _term(root, graph, join, value, nodes, _without_shared_norm(nodes, value, outermost))
+        _make_term(root, graph, join, value, nodes, _without_shared_norm(nodes, value, outermost))
         for join, value, nodes in outermost
     ]
 
@@ -60,17 +60,17 @@ def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.
     depth: dict[fx.Node | None, int] = {None: -1, **dict.fromkeys(entries, 0)}
     node = entries[0].next
     while node.op != "root":
-        inputs = [x for x in _fed(node) if x in above]
+        inputs = [x for x in _inputs_of(node) if x in above]
         if node not in above and inputs and carries_data(node, values):
             low: fx.Node | None = inputs[0]
             for other in inputs[1:]:
-                low = _meet(low, other, above, depth)
+                low = _common_dominator(low, other, above, depth)
             above[node], depth[node] = low, depth[low] + 1
         node = node.next
     return above
 
 
-def _fed(node: fx.Node) -> Iterator[fx.Node]:
+def _inputs_of(node: fx.Node) -> Iterator[fx.Node]:
     """Sources of a node's value: what it reads, and what was written into that before."""
     for x in node.all_input_nodes:
         yield x
@@ -79,7 +79,7 @@ def _fed(node: fx.Node) -> Iterator[fx.Node]:
                 yield from (y for y in write.all_input_nodes if y is not x)
 
 
-def _meet(a: fx.Node | None, b: fx.Node | None, above: Mapping, depth: Mapping) -> fx.Node | None:
+def _common_dominator(a: fx.Node | None, b: fx.Node | None, above: Mapping, depth: Mapping) -> fx.Node | None:
     while a is not b:
         if depth[a] >= depth[b]:
             a = above[a]
@@ -92,14 +92,14 @@ def carries_data(node: fx.Node, values: Mapping) -> bool:
     return next(tensors_in(values.get(node)), None) is not None
 
 
-def tap_of(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.Node] | None:
+def find_tap(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.Node] | None:
     """Tap of a residual add in the stream, and the operand that carries it; None for any other node."""
     if not _is_add(node, above, values):
         return None
     left, right = _operands(node)
     for stream, value in ((left, right), (right, left)):
-        for tap in _taps(stream, value, above, values):
-            if tap is not through(value) and _dominates(tap, value, above):
+        for tap in _candidate_taps(stream, value, above, values):
+            if tap is not skip_identity(value) and _dominates(tap, value, above):
                 return tap, stream
     return None
 
@@ -111,14 +111,14 @@ def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
     return left, right
 
 
-def _taps(stream: fx.Node, value: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
+def _candidate_taps(stream: fx.Node, value: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
     """Nodes at which a value may have left the stream: at itself, or, where that is a sum, at the sum's own tap beside
     it."""
     yield stream
-    yield through(stream)
-    yield unscaled(stream)
-    earlier = tap_of(through(stream), above, values)
-    if earlier is not None and through(stream) not in _between(earlier[0], value, above):
+    yield skip_identity(stream)
+    yield skip_scaling(stream)
+    earlier = find_tap(skip_identity(stream), above, values)
+    if earlier is not None and skip_identity(stream) not in _nodes_between(earlier[0], value, above):
         yield earlier[0]
 
 
@@ -138,7 +138,7 @@ def _dominates(tap: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
     return node is tap
 
 
-def through(node: fx.Node) -> fx.Node:
+def skip_identity(node: fx.Node) -> fx.Node:
     """The node behind casts, dropouts and modules that do nothing."""
     while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
         node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")
@@ -149,9 +149,9 @@ def through(node: fx.Node) -> fx.Node:
     return node
 
 
-def unscaled(node: fx.Node) -> fx.Node:
+def skip_scaling(node: fx.Node) -> fx.Node:
     """The node behind products with numbers and with parameters: some models weigh stream and branch."""
-    while name_of(node := through(node)) in SCALES and len(node.args) == 2:
+    while name_of(node := skip_identity(node)) in SCALES and len(node.args) == 2:
         data = [x for x in node.args if isinstance(x, fx.Node) and x.op != "get_attr"]
         if len(data) != 1:
             break
@@ -159,27 +159,29 @@ def unscaled(node: fx.Node) -> fx.Node:
     return node
 
 
-def _split(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
+def _split_parallel(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
     """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
-    inner = through(value)
+    inner = skip_identity(value)
     if (
         _is_add(inner, above, values)
         and inner.meta.get("scope") == join.meta.get("scope")
-        and tap_of(inner, above, values) is None
+        and find_tap(inner, above, values) is None
     ):
-        return [part for x in _operands(inner) for part in _split(inner, x, tap, above, values)]
-    inner_add = _before_output(inner, above)
-    if inner_add is not None and _is_add(inner_add, above, values) and tap_of(inner_add, above, values) is None:
-        operand_nodes = [_between(tap, x, above) for x in _operands(inner_add)]
-        if {"attention", "ssm"} == {_role(side - operand_nodes[1 - i], True) for i, side in enumerate(operand_nodes)}:
+        return [part for x in _operands(inner) for part in _split_parallel(inner, x, tap, above, values)]
+    inner_add = _output_projection_input(inner, above)
+    if inner_add is not None and _is_add(inner_add, above, values) and find_tap(inner_add, above, values) is None:
+        operand_nodes = [_nodes_between(tap, x, above) for x in _operands(inner_add)]
+        if {"attention", "ssm"} == {
+            _branch_role(side - operand_nodes[1 - i], True) for i, side in enumerate(operand_nodes)
+        }:
             return [(inner_add, x, side) for x, side in zip(_operands(inner_add), operand_nodes, strict=True)]
-    return [(join, value, _between(tap, value, above))]
+    return [(join, value, _nodes_between(tap, value, above))]
 
 
-def _before_output(node: fx.Node, above: Mapping) -> fx.Node | None:
+def _output_projection_input(node: fx.Node, above: Mapping) -> fx.Node | None:
     """Input of a branch's last projection, norms and weighing skipped; None where there is none."""
     past_projection = False
-    while (node := unscaled(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
+    while (node := skip_scaling(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
         inputs = [x for x in node.all_input_nodes if x in above]
         if len(inputs) != 1:
             return None
@@ -193,18 +195,18 @@ def _without_shared_norm(nodes: frozenset[fx.Node], value: fx.Node, terms: Seque
     return nodes.difference(*beside)
 
 
-def _between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
+def _nodes_between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
     visited: set[fx.Node] = set()
     queue = [value]
     while queue:
         node = queue.pop()
         if node is not tap and node in above and node not in visited:
             visited.add(node)
-            queue += _fed(node)
+            queue += _inputs_of(node)
     return frozenset(visited)
 
 
-def _term(
+def _make_term(
     root: nn.Module,
     graph: fx.Graph,
     join: fx.Node,
@@ -223,8 +225,8 @@ def _term(
         for inner, part in root.get_submodule(path).named_modules()
         if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not inner)
     }
-    role = _role(exclusive, bool(work))
-    site = common(work or [n.meta["scope"][-1] for n in exclusive if n.meta.get("scope")])
+    role = _branch_role(exclusive, bool(work))
+    site = common_module(work or [n.meta["scope"][-1] for n in exclusive if n.meta.get("scope")])
     return Term(join, value, nodes, role, site, tuple(sorted(owned, key=order.__getitem__)))
 
 
@@ -236,7 +238,7 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None or isinstance(module, KernelLinear)
 
 
-def _role(nodes: frozenset[fx.Node], works: bool) -> str:
+def _branch_role(nodes: frozenset[fx.Node], works: bool) -> str:
     roles = {n.meta.get("role") for n in nodes}
     called = [name_of(n) for n in nodes]
     is_eager = "softmax" in called and sum(name in PRODUCTS for name in called) > 1
@@ -258,7 +260,7 @@ def modules_used(node: fx.Node, root: nn.Module) -> list[str]:
     return owners
 
 
-def common(paths: list[str]) -> str:
+def common_module(paths: list[str]) -> str:
     """The smallest module that encloses all of these modules."""
     split = [p.split(".") for p in paths]
     shared = []

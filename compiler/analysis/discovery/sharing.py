@@ -14,12 +14,12 @@ class Shared(Exception):
     """A group's tensor is also something that the group doesn't know of. The text names it."""
 
 
-def joined(groups: Iterable[Group], program: Program, ties: Ties) -> Iterator[Group | tuple[str, str]]:
+def join_shared_groups(groups: Iterable[Group], program: Program, ties: Ties) -> Iterator[Group | tuple[str, str]]:
     """The groups, those that share tensors made one; or the site of one that can't be, and why."""
     first = {name: same[0] for same in ties for name in same}
     for cluster in _clusters(list(groups), first):
         try:
-            yield _one(cluster, program, ties, first)
+            yield _join_cluster(cluster, program, ties, first)
         except Shared as error:
             yield from ((group.site, f"{error} is shared with another module") for group in cluster)
 
@@ -46,7 +46,7 @@ def _same_weights(a: Group, b: Group) -> bool:
     return (a.kind, a.count, a.per_block) == (b.kind, b.count, b.per_block)
 
 
-def _one(cluster: list[Group], program: Program, ties: Ties, first: Mapping[str, str]) -> Group:
+def _join_cluster(cluster: list[Group], program: Program, ties: Ties, first: Mapping[str, str]) -> Group:
     members = [m for group in cluster for m in group.members]
     claimed = {(m.tensor, m.axis) for m in members}
     by_axis: dict[Axis, Member] = {}

@@ -19,21 +19,21 @@ def shipped_skeleton(origin: Origin) -> Skeleton | None:
 def cached_skeleton(origin: Origin, settings: Settings) -> Skeleton | None:
     from ..planning import skeleton_store
 
-    return skeleton_store.load(settings.cache_dir / "skeletons", _skeleton_key(origin))
+    return skeleton_store.load_skeleton(settings.cache_dir / "skeletons", _skeleton_key(origin))
 
 
 def keep_skeleton(origin: Origin, settings: Settings, skeleton: Skeleton) -> None:
     from ..planning import skeleton_store
 
-    skeleton_store.store(settings.cache_dir / "skeletons", _skeleton_key(origin), skeleton)
+    skeleton_store.store_skeleton(settings.cache_dir / "skeletons", _skeleton_key(origin), skeleton)
 
 
 def find_skeleton(origin: Origin) -> Skeleton:
     """Capture a model without weights and look at its graphs."""
-    from ...ir.capture.meta_capture import captured
+    from ...ir.capture.meta_capture import capture_on_meta
     from .discover import skeleton_of
 
-    return skeleton_of(captured(origin))
+    return skeleton_of(capture_on_meta(origin))
 
 
 def _skeleton_key(origin: Origin) -> str:
@@ -41,7 +41,9 @@ def _skeleton_key(origin: Origin) -> str:
 
     from ..planning import skeleton_store
 
-    return skeleton_store.fingerprint({"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers"))
+    return skeleton_store.skeleton_key(
+        {"structure": origin.fingerprint, "dtype": origin.dtype}, version("transformers")
+    )
 
 
 def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
@@ -53,7 +55,7 @@ def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
 
     if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
         return
-    from ...models.checkpoints.checkpoint import check_names
+    from ...models.checkpoints.checkpoint import check_loading_info
 
     expected = skeleton.shapes()
     slots = find_weights(origin.folder, origin.label).slots
@@ -62,15 +64,15 @@ def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
         for name, slot in slots.items()
         if name in expected and slot.shape != expected[name]
     ]
-    missing = () if origin.code else _missing(origin, skeleton, set(slots))
-    check_names({"mismatched_keys": mismatched, "missing_keys": missing, "unexpected_keys": ()}, origin.label)
+    missing = () if origin.code else _missing_tensors(origin, skeleton, set(slots))
+    check_loading_info({"mismatched_keys": mismatched, "missing_keys": missing, "unexpected_keys": ()}, origin.label)
 
 
 # What modules keep beside parameters, which skeletons don't list.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _missing(origin: Origin, skeleton: Skeleton, stored: set[str]) -> list[str]:
+def _missing_tensors(origin: Origin, skeleton: Skeleton, stored: set[str]) -> list[str]:
     """Tensors that the file lacks by any name: all that it has is known, so nothing of it is to be renamed."""
     from ...models.checkpoints.checkpoint import HARMLESS, parse_config
 

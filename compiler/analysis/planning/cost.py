@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from ....dsl.checker.conditions import is_met as is_so
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.values import DataRef, MetricRef, handles
+from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ...core.cache import Cache
 from ...core.memory import fits_in_memory, is_large
-from ...core.speed_cache import speeds
+from ...core.speed_cache import cached_speeds
 from ...core.speeds import Speeds
 from ...plugin.interfaces import Effort, Pass
 from ...plugin.target import Target
@@ -47,7 +47,7 @@ class Emission:
 
 
 def local_peak(ctx: "Context") -> Speeds:
-    return speeds(ctx.settings.cache_dir)
+    return cached_speeds(ctx.settings.cache_dir)
 
 
 def dtype_of(skeleton: Skeleton) -> str:
@@ -78,13 +78,15 @@ def step_seconds(
     return total
 
 
-def emission(emit: Emit, current: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
+def emission_cost(emit: Emit, current: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
     """Writing, hashing, reopening in a fresh process, and what is measured of it."""
     target: Target = ctx.registry.make("target", emit.call)
     speed, model_bytes, numbers = local_peak(ctx), shrink.bytes_(current), shrink.params(current)
     if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
-    file_bytes, packing = target.files(shrink.weights(current, original, _uniform(emit.source, pipeline, ctx)))
+    file_bytes, packing = target.files(
+        shrink.weight_counts(current, original, _layers_stay_uniform(emit.source, pipeline, ctx))
+    )
     read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.bytes_(original)
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
     rereads = 0
@@ -104,10 +106,10 @@ def emission(emit: Emit, current: Skeleton, original: Skeleton, pipeline: Pipeli
 
 def _searched(source: str, pipeline: Pipeline) -> bool:
     """Whether a step in front of a target scores candidates."""
-    return any(handles(step.call.args, MetricRef) for step in pipeline.ancestors(source))
+    return any(references_in(step.call.args, MetricRef) for step in pipeline.ancestors(source))
 
 
-def _uniform(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
+def _layers_stay_uniform(source: str, pipeline: Pipeline, ctx: "Context") -> bool:
     """Whether no step in front of a target says that it makes layers that differ, or sizes that it can't foresee."""
     steps = {step.name: step for step in pipeline.steps}
     while source in steps:
@@ -135,4 +137,4 @@ def _widest(skeleton: Skeleton) -> int:
 
 
 def _tokens(args: Mapping[str, object], ctx: "Context") -> int:
-    return sum(ctx.rows(ref).numel() for ref in handles(dict(args), DataRef))
+    return sum(ctx.rows(ref).numel() for ref in references_in(dict(args), DataRef))

@@ -40,14 +40,14 @@ class _Module:
         self.children.append(_Module(name, f"{self.path}.{name}" if self.path else name))
         return self.children[-1]
 
-    def shape(self) -> Any:
+    def signature(self) -> Any:
         """Equal for modules that look the same but for their name."""
         return (
             self.kind,
             self.notes,
             self.tied,
             self.part and self.part.tensors,
-            tuple((c.name, c.n_copies, c.shape()) for c in self.children),
+            tuple((c.name, c.n_copies, c.signature()) for c in self.children),
         )
 
     def count(self) -> int:
@@ -57,13 +57,13 @@ class _Module:
         return total + sum(child.count() * child.n_copies for child in self.children)
 
 
-def draw(skeleton: Skeleton, *, width: int = 100) -> str:
+def draw_skeleton(skeleton: Skeleton, *, width: int = 100) -> str:
     """The tree of modules with shapes, roles and groups; equal neighbours are drawn once.
 
     width   columns; longer lines end in an ellipsis
     """
-    root = _tree(skeleton)
-    rows = [row for i, child in enumerate(root.children) for row in _rows(child, "", i + 1 == len(root.children))]
+    root = _module_tree(skeleton)
+    rows = [row for i, child in enumerate(root.children) for row in _tree_rows(child, "", i + 1 == len(root.children))]
     kinds = max((len(row.kind) for row in rows if row.shape), default=0)
     cells = [(row.tree, f"{row.kind.ljust(kinds)}  {row.shape}" if row.shape else row.kind, row.count) for row in rows]
     sizes = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
@@ -75,17 +75,17 @@ def draw(skeleton: Skeleton, *, width: int = 100) -> str:
 
 def _title(skeleton: Skeleton) -> str:
     facts = skeleton.facts
-    group_text = [f"{human(params(skeleton))} parameters"]
+    group_text = [f"{human_count(params(skeleton))} parameters"]
     group_text += [f"{facts['layers']} layers"] if facts.get("layers") else []
     group_text += [f"hidden {facts['hidden']}"] if facts.get("hidden") else []
     group_text += [facts["dtype"]] if facts.get("dtype") else []
     return f"{skeleton.model_type}: {', '.join(group_text)}"
 
 
-def _tree(skeleton: Skeleton) -> _Module:
+def _module_tree(skeleton: Skeleton) -> _Module:
     root = _Module("", "")
     copies = {name for same in skeleton.tied for name in same[1:]}
-    notes = _notes(skeleton)
+    notes = _module_annotations(skeleton)
     kinds = dict.fromkeys(skeleton.units, skeleton.facts.get("layer_class") or "")
     for part in skeleton.parts:
         at = root
@@ -94,7 +94,7 @@ def _tree(skeleton: Skeleton) -> _Module:
         at.part, at.kind = part, part.kind
         at.tied = tuple(name for name, _ in part.tensors if f"{part.path}.{name}" in copies)
     _annotate(root, notes, kinds)
-    return _folded(root)
+    return _fold_equal_neighbours(root)
 
 
 def _annotate(module: _Module, notes: dict[str, list[str]], kinds: dict[str, str]) -> None:
@@ -104,7 +104,7 @@ def _annotate(module: _Module, notes: dict[str, list[str]], kinds: dict[str, str
         _annotate(child, notes, kinds)
 
 
-def _notes(skeleton: Skeleton) -> dict[str, list[str]]:
+def _module_annotations(skeleton: Skeleton) -> dict[str, list[str]]:
     """Annotations of a module: the role of its branch and its groups."""
     notes: dict[str, list[str]] = {}
     for branch in skeleton.branches:
@@ -135,12 +135,12 @@ def group_text(group: Group, skeleton: Skeleton) -> str:
     )
 
 
-def _folded(module: _Module) -> _Module:
+def _fold_equal_neighbours(module: _Module) -> _Module:
     """Equal numbered neighbours become one: `0..29`."""
     children: list[_Module] = []
-    for child in map(_folded, module.children):
+    for child in map(_fold_equal_neighbours, module.children):
         last = children[-1] if children else None
-        if last and child.name.isdigit() and _follows(last, child) and last.shape() == child.shape():
+        if last and child.name.isdigit() and _follows(last, child) and last.signature() == child.signature():
             last.name, last.n_copies = f"{last.name.split('..')[0]}..{child.name}", last.n_copies + 1
         else:
             children.append(child)
@@ -165,20 +165,20 @@ class _Row:
     count: str
 
 
-def _rows(module: _Module, indent: str, last: bool) -> Iterator[_Row]:
+def _tree_rows(module: _Module, indent: str, last: bool) -> Iterator[_Row]:
     """The line of a module and those of what lies below it."""
     kind = f"{module.kind} x{module.n_copies}" if module.n_copies > 1 else module.kind
     kind = ", ".join(x for x in (kind.strip(), *module.notes) if x)
-    count = "tied" if module.tied and not module.count() else human(module.count())
+    count = "tied" if module.tied and not module.count() else human_count(module.count())
     count = count if module.n_copies == 1 else f"{module.n_copies} x {count}"
     tree = f"{indent}{'└─ ' if last else '├─ '}{module.name}"
-    yield _Row(tree, kind, _shapes(module.part) if module.part else "", count)
+    yield _Row(tree, kind, _shape_text(module.part) if module.part else "", count)
     inner_indent = indent + ("   " if last else "│  ")
     for i, child in enumerate(module.children):
-        yield from _rows(child, inner_indent, i + 1 == len(module.children))
+        yield from _tree_rows(child, inner_indent, i + 1 == len(module.children))
 
 
-def _shapes(part: Part) -> str:
+def _shape_text(part: Part) -> str:
     """`64 x 64`, with the names of what is no plain weight."""
     group_text = []
     for name, shape in part.tensors:
@@ -188,10 +188,10 @@ def _shapes(part: Part) -> str:
 
 
 def _remarks(skeleton: Skeleton) -> list[str]:
-    return [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + unchanged(skeleton)
+    return [f"{', '.join(same[1:])} is {same[0]}" for same in skeleton.tied] + unprunable_parts(skeleton)
 
 
-def unchanged(skeleton: Skeleton) -> list[str]:
+def unprunable_parts(skeleton: Skeleton) -> list[str]:
     """Parts that no pass changes, with the reason: modules that can't be narrowed, and those that are one node of a
     graph."""
     lines: list[str] = []
@@ -206,7 +206,7 @@ def unchanged(skeleton: Skeleton) -> list[str]:
     return lines
 
 
-def human(count: int) -> str:
+def human_count(count: int) -> str:
     """A count in three digits: 960, 8.19 k, 134 M."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= limit * 0.9995:
@@ -226,13 +226,13 @@ def graph_text(unit: "Unit") -> str:
         if node.op == "output":
             lines.append((f"return {_source_text(node.args[0], texts)}", ""))
         elif node.op == "get_attr" or node.meta.get("dtype") in _INLINED:
-            texts[node] = _expression(node, texts)
+            texts[node] = _node_expression(node, texts)
         elif _is_item(node):
             texts[node] = _item(node, texts)
         else:
             texts[node] = node.name
             if node.op != "placeholder":
-                lines.append((f"{_result(node)} = {_expression(node, texts)}", _comment(node)))
+                lines.append((f"{_result(node)} = {_node_expression(node, texts)}", _comment(node)))
     column = min(max(len(text) for text, _ in lines), 64)
     head = f"{unit.path or 'model'}({', '.join(unit.placeholders)})"
     return "\n".join([head, *(f"    {text.ljust(column)}  {comment}".rstrip() for text, comment in lines)])
@@ -247,13 +247,13 @@ def _is_item(node: "fx.Node") -> bool:
 
 def _result(node: "fx.Node") -> str:
     """The names that a node's results are given: of several, those that are used."""
-    if not _is_parted(node):
+    if not _has_separate_results(node):
         return node.name
     used = {user.args[1] for user in node.users}
     return ", ".join(f"{node.name}_{i}" if i in used else "_" for i in range(len(node.meta["dtype"])))
 
 
-def _is_parted(node: "fx.Node") -> bool:
+def _has_separate_results(node: "fx.Node") -> bool:
     """Whether each of a node's results goes its own way."""
     return (
         node.op != "placeholder"
@@ -265,7 +265,7 @@ def _is_parted(node: "fx.Node") -> bool:
 
 def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
     source: Any = node.args[0]
-    return f"{source.name}_{node.args[1]}" if _is_parted(source) else _expression(node, texts)
+    return f"{source.name}_{node.args[1]}" if _has_separate_results(source) else _node_expression(node, texts)
 
 
 def _comment(node: "fx.Node") -> str:
@@ -285,7 +285,7 @@ def _called(node: "fx.Node") -> str:
     return node.target if isinstance(node.target, str) else node.target.__name__
 
 
-def _expression(node: "fx.Node", texts: dict[Any, str]) -> str:
+def _node_expression(node: "fx.Node", texts: dict[Any, str]) -> str:
     args = [_source_text(x, texts) for x in node.args]
     if node.op == "call_method" and len(args) == 2 and isinstance(node.args[1], tuple):
         args = [args[0], *(_source_text(x, texts) for x in node.args[1])]  # view((a, b)) is view(a, b)
@@ -329,7 +329,7 @@ def _source_text(value: Any, texts: dict[Any, str]) -> str:
     return repr(value)
 
 
-def dot(unit: "Unit") -> str:
+def unit_dot(unit: "Unit") -> str:
     """The data flow of a unit for Graphviz: sizes and settings left out."""
     visible = {n for n in unit.graph.nodes if n.op != "get_attr" and n.meta.get("dtype") not in _INLINED}
     lines = [f'digraph "{unit.path or "model"}" {{', "  node [shape=box, fontname=monospace];"]

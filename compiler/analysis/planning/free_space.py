@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.fingerprint import machine
+from ...core.fingerprint import machine_facts
 from ...core.quantity import size
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ too_large = Fault(
 SPARE = 1.25  # of a forecast: an estimate that is a little over is no reason to refuse
 
 
-def disk_bytes(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
+def required_disk_bytes(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
     """Bytes that a compile writes, by the folder that is there and whose disk takes them."""
     by_folder: dict[Path, int] = {}
     missing = [stage for stage in plan.stages if not stage.cached]
@@ -33,14 +33,16 @@ def disk_bytes(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
     return by_folder
 
 
-def refuse_short(plans: Sequence["Plan"], out: Path, cache: Path, free: Mapping[Path, int] | None = None) -> None:
+def refuse_insufficient_space(
+    plans: Sequence["Plan"], out: Path, cache: Path, free: Mapping[Path, int] | None = None
+) -> None:
     """Raise Reject (too-large) where a disk has no room for the plans, or memory for the largest step.
 
     free   bytes by folder, instead of what their disks say
     """
     by_disk: dict[int, tuple[Path, int]] = {}  # by disk
     for plan in plans:
-        for folder, amount in disk_bytes(plan, out, cache).items():
+        for folder, amount in required_disk_bytes(plan, out, cache).items():
             disk = folder.stat().st_dev
             first, before = by_disk.get(disk, (folder, 0))
             by_disk[disk] = (first, before + amount)
@@ -54,7 +56,7 @@ def refuse_short(plans: Sequence["Plan"], out: Path, cache: Path, free: Mapping[
                     help="`effc cache gc` frees what is no longer used; --cache-dir and -o name folders on other disks",
                 )
             )
-    has, peak = machine().get("memory_bytes"), max((plan.peak_bytes for plan in plans), default=0)
+    has, peak = machine_facts().get("memory_bytes"), max((plan.peak_bytes for plan in plans), default=0)
     if has and peak > SPARE * has:
         faults.append(
             too_large(

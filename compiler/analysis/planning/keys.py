@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.checker.recipe import Invocation, Recipe
-from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, handles, to_json
+from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, to_json
 from ...core.cache import digest
 from ...core.environment import installed
 from ...core.error_location import with_location
-from ...core.fingerprint import machine
+from ...core.fingerprint import machine_facts
 from ...core.hashes import file_hash
 from ...core.source_closure import fingerprint
 from ...plugin.context import Context
@@ -21,14 +21,14 @@ LOADING = Path(__file__).parents[2] / "models" / "checkpoints" / "checkpoint.py"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
-def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, str]) -> dict[str, Any]:
+def step_key_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, str]) -> dict[str, Any]:
     """The parts of a step's key, the most telling first.
 
     source    key of the result that it works on, or the identity of the model
     steps     keys of the results of the steps before it, by name
     """
-    words = [("pass", call.word), *(("metric", m.name) for m in handles(call.args, MetricRef))]
-    data = {ref.name: data_identity(ref, ctx) for ref in handles(call.args, DataRef)}
+    words = [("pass", call.word), *(("metric", m.name) for m in references_in(call.args, MetricRef))]
+    data = {ref.name: data_identity(ref, ctx) for ref in references_in(call.args, DataRef)}
     words += [("data", ctx.recipe.data[name].word) for name in data]
     return (
         {
@@ -50,13 +50,13 @@ def step_parts(call: Invocation, source: str, ctx: Context, steps: Mapping[str, 
 
 def _results(call: Invocation, steps: Mapping[str, str]) -> dict[str, Any]:
     """Keys of the results that a call names besides the one it follows; nothing where it names none."""
-    named = {ref.name: steps[ref.name] for ref in handles(call.args, StepRef)}
+    named = {ref.name: steps[ref.name] for ref in references_in(call.args, StepRef)}
     return {"results": named} if named else {}
 
 
 def _measured_on(call: Invocation, ctx: Context) -> dict[str, Any]:
-    profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in handles(call.args, ProfileRef)}
-    return {"machine": machine()} | ({"profiles": profiles} if profiles else {})
+    profiles = {ref.name: to_jsonable(ctx.recipe.profiles[ref.name]) for ref in references_in(call.args, ProfileRef)}
+    return {"machine": machine_facts()} | ({"profiles": profiles} if profiles else {})
 
 
 def files(call: Invocation, ctx: Context) -> dict[str, str]:
@@ -88,9 +88,9 @@ def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
     return {name: to_json(value) for name, value in sorted(args.items())}
 
 
-def value_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
+def value_key_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
-    data = {ref.name: data_identity(ref, ctx) for ref in handles(dict(metric.args), DataRef)}
+    data = {ref.name: data_identity(ref, ctx) for ref in references_in(dict(metric.args), DataRef)}
     return {
         "metric": to_json(metric),
         "model": origin,
@@ -108,4 +108,4 @@ def key(parts: Mapping[str, Any]) -> str:
 
 
 def data_named(recipe: Recipe, value: Any) -> list[str]:
-    return [ref.name for ref in handles(value, DataRef)]
+    return [ref.name for ref in references_in(value, DataRef)]

@@ -18,7 +18,7 @@ _WIDTHS = ("channels", "kv_heads", "heads")
 _UNITS = {"channels": "channels", "kv_heads": "KV heads", "heads": "heads"}
 
 
-def profile(skeleton: Skeleton, remaining: Mapping[str, Sequence[int]] | None = None) -> Profile:
+def layer_group_counts(skeleton: Skeleton, remaining: Mapping[str, Sequence[int]] | None = None) -> Profile:
     """`remaining`: of a module list whose layers were dropped, the original numbers of those that are left."""
     layers: Profile = {}
     for unit in skeleton.units:
@@ -31,7 +31,7 @@ def profile(skeleton: Skeleton, remaining: Mapping[str, Sequence[int]] | None = 
     return layers
 
 
-def packed_widths(
+def packed_group_counts(
     before: Skeleton, after: Skeleton, swapped: Mapping[str, Any], remaining: Mapping[str, Sequence[int]] | None = None
 ) -> Profile:
     """The profile of a model whose linear modules are packed: they tell no groups, but their own sizes do.
@@ -39,7 +39,7 @@ def packed_widths(
     before    with the groups of the original
     swapped   path -> {"spec": {"in_features", "out_features"}}, as edits have it
     """
-    layers = profile(after, remaining)
+    layers = layer_group_counts(after, remaining)
     for unit in after.units:
         old = original(unit, remaining or {})
         for branch in (b for b in before.branches if b.unit == old):
@@ -77,7 +77,7 @@ def original(unit: str, remaining: Mapping[str, Sequence[int]]) -> str:
     return f"{owner}.{remaining[owner][int(number)]}" if owner in remaining else unit
 
 
-def draw(before: Profile, after: Profile) -> str:
+def draw_layer_bars(before: Profile, after: Profile) -> str:
     """A line per layer: a bar for every branch, as long as what is left of its width.
 
     Where query heads went without their KV heads, the bar is what is left of those, and says so.
@@ -86,7 +86,7 @@ def draw(before: Profile, after: Profile) -> str:
     head = ["layer", *(_title(name, before) for name in names)]
     rows = [head]
     for path, branches in sorted(before.items(), key=lambda item: numbered(item[0])):
-        cells = [_cell(branches.get(name), after.get(path, {}).get(name)) for name in names]
+        cells = [_bar_cell(branches.get(name), after.get(path, {}).get(name)) for name in names]
         rows.append([path.rpartition(".")[2], *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
@@ -112,7 +112,7 @@ def _kind(branch: Mapping[str, Any]) -> str | None:
     return next((kind for kind in _WIDTHS if kind in branch), None)
 
 
-def _cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+def _bar_cell(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     if before is None:
         return ""
     if after is None:

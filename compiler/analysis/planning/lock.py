@@ -11,12 +11,12 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from ....dsl.checker.recipe import Invocation
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, from_json
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.source import Span
 from ...core.events import Warned
-from ...core.fingerprint import machine
+from ...core.fingerprint import machine_facts
 from ...core.hashes import file_hash
 from ...core.safe_read import parse_json
 from ...core.sealed_json import canonical
@@ -53,18 +53,18 @@ class Fact:
     span: Span | None = None
 
 
-def facts(plans: "Sequence[Plan]", contexts: Sequence[Context]) -> dict[str, Fact]:
+def lock_facts(plans: "Sequence[Plan]", contexts: Sequence[Context]) -> dict[str, Fact]:
     """Everything that decides what compiling gives, by what it is called in the lock, in a steady order."""
     result: dict[str, Fact] = {}
     for plan, ctx in zip(plans, contexts, strict=True):
-        result |= dict(_settings(ctx))
+        result |= dict(_setting_facts(ctx))
         before = f"[{plan.recipe.variant}] " if plan.recipe.variant else ""
-        result |= {before + name: fact for name, fact in _of_plan(plan, ctx)}
+        result |= {before + name: fact for name, fact in _plan_facts(plan, ctx)}
     return dict(sorted(result.items()))
 
 
-def _settings(ctx: Context) -> Iterator[tuple[str, Fact]]:
-    this_machine = machine()
+def _setting_facts(ctx: Context) -> Iterator[tuple[str, Fact]]:
+    this_machine = machine_facts()
     yield ISA, Fact(str(this_machine.get("isa", "")))
     yield "version effc", Fact(str(this_machine.get("effc", "")))
     yield "setting device", Fact(ctx.settings.device)
@@ -72,8 +72,8 @@ def _settings(ctx: Context) -> Iterator[tuple[str, Fact]]:
     yield THREADS, Fact(str(ctx.settings.threads))
 
 
-def _of_plan(plan: "Plan", ctx: Context) -> Iterator[tuple[str, Fact]]:
-    yield from _model(plan.pipeline.model, ctx)
+def _plan_facts(plan: "Plan", ctx: Context) -> Iterator[tuple[str, Fact]]:
+    yield from _model_facts(plan.pipeline.model, ctx)
     for name, call in ctx.recipe.data.items():
         yield from _arguments(f"data {name}", call)
         yield f"data {name} content", Fact(keys.data_identity(DataRef(name), ctx), call.span)
@@ -98,7 +98,7 @@ def _arguments(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
         yield f"{name} {arg}", Fact(canonical(value), call.where(arg))
 
 
-def _model(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
+def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
     call, origin = ctx.recipe.models[name], ctx.origin
     yield from _arguments(f"model {name}", call)
     yield f"model {name} identity", Fact(origin.identity, call.span)
@@ -121,14 +121,14 @@ def _files(folder: Path, label: str) -> list[Path]:
 
 def write(recipe: Path, current: Mapping[str, Fact]) -> Path:
     """Put a recipe's facts into the lock beside it; what the lock says of others stays."""
-    lock = lockfile.read(recipe.parent)
+    lock = lockfile.read_lock(recipe.parent)
     lock["recipes"][recipe.name] = {name: fact.text for name, fact in current.items()}
-    return lockfile.write(recipe.parent, lock)
+    return lockfile.write_lock(recipe.parent, lock)
 
 
-def locked(recipe: Path) -> dict[str, str]:
+def read_lock(recipe: Path) -> dict[str, str]:
     """Read the lock beside a recipe. Raises Reject (no-lock, broken-lock)."""
-    stored = lockfile.read(recipe.parent)["recipes"].get(recipe.name)
+    stored = lockfile.read_lock(recipe.parent)["recipes"].get(recipe.name)
     if stored is None:
         message = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
         raise Reject(no_lock(message, help=f"write it with `effc lock {quote(str(recipe))}`"))
@@ -137,20 +137,20 @@ def locked(recipe: Path) -> dict[str, str]:
 
 def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
     """Settings with the threads that the lock names, where the command line names none."""
-    text = locked(recipe).get(THREADS, "")
+    text = read_lock(recipe).get(THREADS, "")
     if settings.threads is None and text.isdecimal() and 0 < int(text) < 10_000:
         return replace(settings, threads=int(text))
     return settings
 
 
-def refuse_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) -> None:
+def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) -> None:
     """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place."""
-    stored = dict(locked(recipe))
+    stored = dict(read_lock(recipe))
     isa = stored.pop(ISA, "")
     if isa != current[ISA].text:
         message = f"the lock was written with kernels for {isa}, these are for {current[ISA].text}"
         settings.on_event(Warned(other_level(message)))
-    differences = [_changed(name, stored.get(name), fact) for name, fact in current.items() if name != ISA]
+    differences = [_drift_of(name, stored.get(name), fact) for name, fact in current.items() if name != ISA]
     faults = [d for d in differences if d]
     faults += [
         lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP)
@@ -161,7 +161,7 @@ def refuse_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) 
         raise Reject(*faults)
 
 
-def _changed(name: str, stored: str | None, current: Fact) -> Diagnostic | None:
+def _drift_of(name: str, stored: str | None, current: Fact) -> Diagnostic | None:
     if stored == current.text:
         return None
     if stored is None:
@@ -175,5 +175,5 @@ def _brief(text: str) -> str:
     """A fact for people: an argument as a recipe writes it, other texts as they are, long ones cut."""
     if text[:1] in ("{", "[", '"') or text in ("null", "true", "false"):
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            text = show(from_json(parse_json(text)))
+            text = value_text(from_json(parse_json(text)))
     return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

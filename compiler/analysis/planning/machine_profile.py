@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ....dsl.checker.recipe import Invocation
-from ....dsl.checker.values import ProfileRef, handles
+from ....dsl.checker.values import ProfileRef, references_in
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.error_location import with_location
 
@@ -22,7 +22,7 @@ another_machine = Fault(
 
 def named(call: Invocation) -> str | None:
     """The profile that a step's arguments name."""
-    refs = handles(call.args, ProfileRef)
+    refs = references_in(call.args, ProfileRef)
     return refs[0].name if refs else None
 
 
@@ -32,7 +32,7 @@ def check_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
         word = ctx.registry.vocabulary.word("pass", call.word)
         if word is not None and word.facts.get("elsewhere"):
             continue
-        reason = differs(named(call), ctx)
+        reason = profile_mismatch(named(call), ctx)
         if reason:
             with with_location(call.span):
                 raise Reject(
@@ -42,7 +42,7 @@ def check_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
                 )
 
 
-def differs(profile: str | None, ctx: "Context") -> str:
+def profile_mismatch(profile: str | None, ctx: "Context") -> str:
     """Why this machine is not the one that a profile describes; "" where it is."""
     if profile is None:
         return ""
@@ -60,7 +60,7 @@ def differs(profile: str | None, ctx: "Context") -> str:
 
 
 @contextmanager
-def as_profiled(profile: str | None, ctx: "Context") -> Iterator[None]:
+def with_profile_threads(profile: str | None, ctx: "Context") -> Iterator[None]:
     """Run with the thread count of a profile."""
     threads = ctx.recipe.profiles[profile].get("threads") if profile else None
     if not threads:

@@ -8,8 +8,8 @@ import math
 from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.values import MetricRef, handles
-from ...core.memory import baseline_memory, bytes_for
+from ....dsl.checker.values import MetricRef, references_in
+from ...core.memory import baseline_memory, memory_budget
 from ...plugin.interfaces import Effort
 from . import keys, shrink
 from .selection import inner_parts
@@ -42,7 +42,7 @@ def peak_bytes(
     storing += shrink.bytes_(before) if first and not mapped else 0
     if mapped and not effort.streams:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
-    extra = max(effort.n_separate, max(storing, _scoring(call, before, ctx)) + effort.bytes)
+    extra = max(effort.n_separate, max(storing, _scoring_bytes(call, before, ctx)) + effort.bytes)
     return int(MARGIN * (standing(before) + weights + extra))
 
 
@@ -107,15 +107,15 @@ def _batch(rows: int, length: int, vocab: int) -> int:
     return length * min(rows, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
 
 
-def _scoring(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
+def _scoring_bytes(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
     """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
-    scores = handles(call.args, MetricRef)
+    scores = references_in(call.args, MetricRef)
     (item, vocab, hidden, wide), largest = _sizes(skeleton), 0
     for name in keys.data_named(ctx.recipe, scores):
         rows_tensor = ctx.rows_by_name(name)
         rows, length = len(rows_tensor), rows_tensor[0].numel()
         batch = _batch(rows, length, vocab)
-        prefix_bytes = min(item * hidden * rows * length * len(skeleton.units), bytes_for(ctx.settings.max_memory))
+        prefix_bytes = min(item * hidden * rows * length * len(skeleton.units), memory_budget(ctx.settings.max_memory))
         largest = max(largest, 3 * item * vocab * batch + prefix_bytes + 4 * item * wide * batch)
     # Some are measured against the original's logits, made again in float32 as those of narrower types are.
     float32 = item < 4 or any(ctx.metric(ref).needs_original for ref in scores)

@@ -10,21 +10,21 @@ from typing import Any
 
 from ....dsl.checker.recipe import Invocation, Pipeline, Recipe
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import from_json, is_json
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
 from ...core.error_location import with_location
-from ...core.quantity import change, count, seconds, size
+from ...core.quantity import count, duration_text, relative_change_text, size
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
-from .cost import Emission, emission, step_seconds
-from .drawing import unchanged
+from .cost import Emission, emission_cost, step_seconds
+from .drawing import unprunable_parts
 from .peak_memory import changed_bytes, peak_bytes
-from .selection import branches, competing, groups, inner_parts, layers, mixers, parts, removable, scans
-from .target_support import refuse_foreseen
+from .selection import branches, competing_groups, groups, inner_parts, layers, mixers, parts, removable, scans
+from .target_support import refuse_unsupported_targets
 
 plan_drift = Fault("plan-drift", "A saved plan no longer describes what a compile would do.")
 FORMAT = 1
@@ -112,7 +112,7 @@ class Plan:
         """The key of a step's result; of the model itself, its identity."""
         return next((s.key for s in self.stages if s.name == name), self.identity)
 
-    def stopped(self, name: str, facts: Mapping[str, Any]) -> "Plan":
+    def with_stopped_search(self, name: str, facts: Mapping[str, Any]) -> "Plan":
         """Plan in which a step's search was stopped: its result has another key, and so has all that follows."""
         new_keys: dict[str, str] = {}
         stages = []
@@ -164,7 +164,7 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -> Plan:
+def plan_pipeline(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -> Plan:
     """The plan of a pipeline; `skeleton` is that of its model."""
     store = Cache(ctx.settings.cache_dir)
     done: dict[str, tuple[str, Skeleton, str]] = {pipeline.model: (ctx.origin.identity, skeleton, "")}
@@ -173,15 +173,15 @@ def plan(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Skeleton) -
         first = step.source == pipeline.model
         with with_location(step.call):
             known = {name: key for name, (key, _, _) in done.items()}
-            stage, after = _stage(step.name, step.call, *done[step.source], first, ctx, store, known)
+            stage, after = _plan_stage(step.name, step.call, *done[step.source], first, ctx, store, known)
         done[step.name] = (stage.key, after, stage.hedges[1])
         stages.append(stage)
-    refuse_foreseen(pipeline, ctx)
-    emissions = tuple(emission(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
+    refuse_unsupported_targets(pipeline, ctx)
+    emissions = tuple(emission_cost(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton, emissions)
 
 
-def _stage(
+def _plan_stage(
     name: str,
     call: Invocation,
     source: str,
@@ -194,7 +194,7 @@ def _stage(
 ) -> tuple[Stage, Skeleton]:
     pass_ = ctx.registry.make("pass", call)
     after = pass_.forecast(before)
-    parts = keys.step_parts(call, source, ctx, steps)
+    parts = keys.step_key_parts(call, source, ctx, steps)
     forwards = pass_.forwards(before)
     effort = pass_.effort(before, ctx)
     tokens = effort.tokens + (forwards * _tokens(call, ctx) if forwards else 0)
@@ -206,7 +206,7 @@ def _stage(
         key,
         parts,
         source,
-        matched(before, pass_, call),
+        matched_paths(before, pass_, call),
         Size.of(before),
         Size.of(after),
         hedges=(hedge, _hedge(pass_, forwards, hedge)),
@@ -226,7 +226,7 @@ def _hedge(pass_: Pass, forwards: int, before: str) -> str:
     return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
 
 
-def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
+def matched_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
     """Paths of what a step may touch."""
     acts_on, on = pass_.acts_on, call.args.get("on")
     if acts_on == "branches":
@@ -235,7 +235,7 @@ def matched(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...
             return layers(skeleton, on)
         if "order" not in call.args:
             return tuple(b.site for b in removable(skeleton, on))
-        inside = [g.site for some in competing(skeleton, on).values() for g in some]
+        inside = [g.site for some in competing_groups(skeleton, on).values() for g in some]
         return tuple(b.site for b in branches(skeleton, on)) or tuple(dict.fromkeys(inside))
     if acts_on == "layers":
         return layers(skeleton, on)
@@ -257,23 +257,23 @@ def _tokens(call: Invocation, ctx: Context) -> int:
     return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
 
 
-def refuse_drift(saved: Any, current: Sequence[Plan]) -> None:
+def refuse_plan_drift(saved: Any, current: Sequence[Plan]) -> None:
     """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
     if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
         raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
-    _same("the number of pipelines", len(saved["plans"]), len(current))
+    _require_equal("the number of pipelines", len(saved["plans"]), len(current))
     for old, plan in zip(saved["plans"], current, strict=True):
         fresh = plan.to_json()
         for name in ("pipeline", "variant", "model", "identity", "emits"):
-            _same(name, old.get(name), fresh[name])
-        _same("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
+            _require_equal(name, old.get(name), fresh[name])
+        _require_equal("the number of steps", len(old.get("stages", ())), len(fresh["stages"]))
         for then, today in zip(old["stages"], fresh["stages"], strict=True):
             for part, value in today["parts"].items():
-                part_name, before, after = _first_other([part], then.get("parts", {}).get(part), value)
-                _same(f"`{part_name}` of step {today['name']}", before, after)
+                part_name, before, after = _first_difference([part], then.get("parts", {}).get(part), value)
+                _require_equal(f"`{part_name}` of step {today['name']}", before, after)
 
 
-def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
+def _first_difference(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
     """The first thing in two parts that is not the same: what it is called, and both."""
     while (
         isinstance(then, dict) and isinstance(today, dict) and then != today and not (is_json(then) and is_json(today))
@@ -283,7 +283,7 @@ def _first_other(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any
     return " ".join(n for n in names if n not in ("step", "args")) or names[0], then, today
 
 
-def _same(label: str, then: Any, today: Any) -> None:
+def _require_equal(label: str, then: Any, today: Any) -> None:
     if then != today:
         raise Reject(
             plan_drift(
@@ -299,30 +299,30 @@ def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    text = show(from_json(value)) if not isinstance(value, str) and is_json(value) else str(value)
+    text = value_text(from_json(value)) if not isinstance(value, str) and is_json(value) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def draw(plan: Plan, width: int = 100) -> str:
+def plan_text(plan: Plan, width: int = 100) -> str:
     """The plan as text: a block per step and a line for the whole."""
     title = plan.pipeline.name + (f" [{plan.recipe.variant}]" if plan.recipe.variant else "")
     first = plan.stages[0].before if plan.stages else Size.of(plan.skeleton)
     lines = [f"{title}: {plan.model}, {count(first.params)} parameters, {size(first.bytes)}", ""]
     for index, stage in enumerate(plan.stages, 1):
-        lines += _draw_stage(index, stage, width)
-    lines += [f"  note: {remark}" for remark in unchanged(plan.skeleton)]
+        lines += _stage_lines(index, stage, width)
+    lines += [f"  note: {remark}" for remark in unprunable_parts(plan.skeleton)]
     for planned in plan.emissions:
-        cost = f"about {seconds(planned.seconds)}, {size(planned.disk_bytes)} on disk"
+        cost = f"about {duration_text(planned.seconds)}, {size(planned.disk_bytes)} on disk"
         lines.append(f"  emit {planned.call.word} to {planned.call.args['path']}: {cost}")
     work = f"{sum(not s.cached for s in plan.stages)} of {len(plan.stages)} steps to run"
-    cost = f", about {seconds(plan.seconds)}, peak {size(plan.peak_bytes)}"
+    cost = f", about {duration_text(plan.seconds)}, peak {size(plan.peak_bytes)}"
     return "\n".join([*lines, "", f"{work}{cost}"])
 
 
-def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
+def _stage_lines(index: int, stage: Stage, width: int) -> list[str]:
     before, after = (f"{hedge} ".lstrip() for hedge in stage.hedges)
     state = "cached" if stage.cached else f"to run: {stage.reason}"
-    difference = f"({change(stage.before.params, stage.after.params)})"
+    difference = f"({relative_change_text(stage.before.params, stage.after.params)})"
     if stage.before == stage.after and after == "at most ":
         difference = "(known once it has run)"
     lines = [
@@ -334,7 +334,7 @@ def _draw_stage(index: int, stage: Stage, width: int) -> list[str]:
     ]
     if not stage.cached:
         scores = f"{stage.forwards} scores, " if stage.forwards else ""
-        lines.append(f"     takes     about {scores}{seconds(stage.seconds)}, peak {size(stage.peak_bytes)}")
+        lines.append(f"     takes     about {scores}{duration_text(stage.seconds)}, peak {size(stage.peak_bytes)}")
     return [*filter(None, lines), f"     cache     {state}", ""]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ....dsl.checker.selectors import resolve
+from ....dsl.checker.selectors import resolve_selector
 from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_submodule
 from ....dsl.checker.structure import because, is_reason_for
 from ....dsl.checker.values import Selector
@@ -57,7 +57,7 @@ def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, .
     return _chosen(candidates, [g.site for g in candidates], on)
 
 
-def required(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -> tuple[Group, ...]:
+def require_groups(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
     if not candidates and not any(g.kind == kind for g in skeleton.groups):
         refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not is_reason_for(r, kind, skeleton))
@@ -74,7 +74,7 @@ def required(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -> tupl
     return tuple(candidates)
 
 
-def competing(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
+def competing_groups(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
     """Groups that a search over all kinds may narrow, by kind: those inside of branches that may be cut, and of
     attention KV heads where there are, else heads. Where all may be cut, those that lie in no branch may be, too: a net
     without residual branches has no others."""
@@ -109,5 +109,5 @@ def inner_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
 def _chosen(items: Sequence[Any], paths: list[str], on: Selector | None) -> tuple[Any, ...]:
     if on is None:
         return tuple(items)
-    selected = set(resolve(on, paths))
+    selected = set(resolve_selector(on, paths))
     return tuple(item for item, path in zip(items, paths, strict=True) if path in selected)

@@ -21,9 +21,14 @@ class Change:
         return "\n".join(self.rows)
 
 
-def describe(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[str, Any]] = ()) -> Change:
+def describe_change(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[str, Any]] = ()) -> Change:
     """Layers and branches that are gone, groups that are narrower, parameters that went; zeros as the step notes."""
-    rows = [*_layers(before, after), *_branches(before, after), *_groups(before, after), *_lowered(before, after)]
+    rows = [
+        *_layers(before, after),
+        *_branch_changes(before, after),
+        *_group_changes(before, after),
+        *_lowered(before, after),
+    ]
     # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
     removed = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
     parts = [p for p in (_count_text(before, after), f"{signed(-removed)} params" if removed else "") if p]
@@ -62,17 +67,19 @@ def _layers(before: Skeleton, after: Skeleton) -> list[str]:
     return [f"layers {len(before.units)} -> {len(after.units)}"] if removed else []
 
 
-def _branches(before: Skeleton, after: Skeleton) -> list[str]:
+def _branch_changes(before: Skeleton, after: Skeleton) -> list[str]:
     if len(before.units) != len(after.units):
         return []
     left = {b.site for b in after.branches}
     shapes = before.shapes()
     return [
-        f"{b.site} removed, {signed(-_weight(shapes, b.parts))} params" for b in before.branches if b.site not in left
+        f"{b.site} removed, {signed(-_param_count(shapes, b.parts))} params"
+        for b in before.branches
+        if b.site not in left
     ]
 
 
-def _weight(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
+def _param_count(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
     total = 0
     for path, shape in shapes.items():
         if path.rpartition(".")[0] in parts:
@@ -83,7 +90,7 @@ def _weight(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> int:
     return total
 
 
-def _groups(before: Skeleton, after: Skeleton) -> list[str]:
+def _group_changes(before: Skeleton, after: Skeleton) -> list[str]:
     if len(before.units) != len(after.units) or _lowered(before, after):
         return []
     counts_after = {(g.site, g.kind): g.count for g in after.groups}

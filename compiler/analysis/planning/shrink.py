@@ -27,7 +27,7 @@ def bytes_(skeleton: Skeleton) -> int:
     return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
-def weights(current: Skeleton, original: Skeleton, uniform: bool = True) -> Weights:
+def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True) -> Weights:
     """Weight counts from which targets estimate the size of their files."""
     tables = {
         f"{part.path}.{name}": math.prod(shape)
@@ -65,15 +65,15 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     doesn't, of packed experts the active ones do), and queries times keys, weights times values; of a scan six per
     channel and state: decay, input and output, each multiplied and added.
     """
-    weights = sum(_multiplied(skeleton, part) for part in skeleton.parts)
+    weights = sum(_matmul_params(skeleton, part) for part in skeleton.parts)
     return (
         2 * weights
         + 4 * context * sum(map(_attended, _query_heads(skeleton)))
-        + 6 * sum(_states(skeleton, scan.site) for scan in skeleton.scans)
+        + 6 * sum(_scan_state_size(skeleton, scan.site) for scan in skeleton.scans)
     )
 
 
-def _states(skeleton: Skeleton, site: str) -> int:
+def _scan_state_size(skeleton: Skeleton, site: str) -> int:
     """Numbers that a scan keeps per row: its channels times the states of each."""
     inside = {g.kind: g for g in skeleton.groups if g.site == site and g.kind in _SCANNED}
     state, items = inside.get("ssm_state"), inside.get("ssm_heads", inside.get("ssm_channels"))
@@ -82,7 +82,7 @@ def _states(skeleton: Skeleton, site: str) -> int:
     return _attended(items) * (state.per_block or state.count)
 
 
-def _multiplied(skeleton: Skeleton, part: Part) -> int:
+def _matmul_params(skeleton: Skeleton, part: Part) -> int:
     if part.kind.endswith(_LOOKUPS):
         return 0
     active = skeleton.facts.get("active_experts")
@@ -110,7 +110,8 @@ def without_branch(skeleton: Skeleton, branch: Branch) -> Skeleton:
     """The skeleton when a residual branch is gone, with its modules and groups."""
     dead = set(branch.parts)
     return replace(
-        _alive(skeleton, lambda path: path not in dead), branches=tuple(b for b in skeleton.branches if b != branch)
+        _keep_modules(skeleton, lambda path: path not in dead),
+        branches=tuple(b for b in skeleton.branches if b != branch),
     )
 
 
@@ -133,7 +134,7 @@ def without_scan(skeleton: Skeleton, scan: Scan) -> Skeleton:
 
 def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     """The skeleton when a layer is gone; the layers after it in its list move up by one."""
-    left = _alive(skeleton, lambda path: not is_submodule(path, unit))
+    left = _keep_modules(skeleton, lambda path: not is_submodule(path, unit))
     left = replace(
         left,
         units=tuple(u for u in skeleton.units if u != unit),
@@ -142,10 +143,10 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     layers = skeleton.facts.get("layers")
     if isinstance(layers, int):
         left = replace(left, facts={**left.facts, "layers": layers - 1})
-    return _renamed(left, _move_up(unit))
+    return _rename_modules(left, _shift_paths(unit))
 
 
-def _alive(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
+def _keep_modules(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
 
     def owner(tensor: str) -> str:
@@ -156,7 +157,7 @@ def _alive(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     return replace(
         skeleton,
         parts=tuple(p for p in skeleton.parts if alive(p.path)),
-        groups=tuple(left for g in skeleton.groups if (left := _trimmed(g, alive)) is not None),
+        groups=tuple(left for g in skeleton.groups if (left := _trim_group(g, alive)) is not None),
         tied=tuple(same for same in tied if len(same) > 1),
         opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
         scans=tuple(s for s in skeleton.scans if alive(s.site)),
@@ -164,7 +165,7 @@ def _alive(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
     )
 
 
-def _trimmed(group: Group, alive: Callable[[str], bool]) -> Group | None:
+def _trim_group(group: Group, alive: Callable[[str], bool]) -> Group | None:
     """A group without the tensors of modules that are gone; None where nothing is left that makes or reads it."""
     writers = len(group.members) - group.readers
     left = [i for i, m in enumerate(group.members) if alive(m.tensor.rpartition(".")[0])]
@@ -177,7 +178,7 @@ def _trimmed(group: Group, alive: Callable[[str], bool]) -> Group | None:
     return replace(group, members=tuple(group.members[i] for i in left), attributes=attributes, readers=readers)
 
 
-def _move_up(unit: str) -> Callable[[str], str]:
+def _shift_paths(unit: str) -> Callable[[str], str]:
     """The new path of a module once `unit` has left its list."""
     prefix, _, removed = unit.rpartition(".")
 
@@ -192,7 +193,7 @@ def _move_up(unit: str) -> Callable[[str], str]:
     return renamed
 
 
-def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
+def _rename_modules(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
     facts = skeleton.facts
     if "refused" in facts:
         facts = {**facts, "refused": [[name(path), reason] for path, reason in facts["refused"]]}
@@ -222,7 +223,7 @@ def _renamed(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
     )
 
 
-def with_kernel(skeleton: Skeleton, path: str, size: int) -> Skeleton:
+def with_kernel_size(skeleton: Skeleton, path: str, size: int) -> Skeleton:
     """The skeleton when a convolution's kernel is so high and wide."""
 
     def smaller(part: Part) -> Part:
@@ -256,7 +257,7 @@ class _Cut:
     def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n - self.removed_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
 
-    def members(self, other: Group, count: int) -> tuple[Member, ...]:
+    def members_after(self, other: Group, count: int) -> tuple[Member, ...]:
         """The members of a group that will have `count` items: where they lie, and how wide an item is."""
 
         def renamed(m: Member, start: int, size: int) -> tuple[int, int]:
@@ -266,19 +267,19 @@ class _Cut:
 
         return tuple(replace(m, segments=tuple(renamed(m, *segment) for segment in m.segments)) for m in other.members)
 
-    def applied(self, other: Group) -> Group:
+    def group_after(self, other: Group) -> Group:
         """Any group of the model after the cut."""
         mine = {(m.tensor, m.axis) for m in self.group.members}
         if other == self.group:
             per_block = self.count * other.per_block // other.count
-            return _sized(other, self.count, self.members(other, self.count), other.attributes, per_block)
+            return _sized(other, self.count, self.members_after(other, self.count), other.attributes, per_block)
         if not any((m.tensor, m.axis) in mine for m in other.members):
             return other
         if other.site == self.group.site and {other.kind, self.group.kind} == {"heads", "kv_heads"}:
-            return self.related(other)
-        return replace(other, members=self.members(other, other.count))
+            return self.related_group(other)
+        return replace(other, members=self.members_after(other, other.count))
 
-    def related(self, other: Group) -> Group:
+    def related_group(self, other: Group) -> Group:
         """Query heads when KV groups go; KV groups when query heads go."""
         count = self.count * other.per_block if other.kind == "heads" else other.count
         after = {(path, name): per * self.count for path, name, per in self.group.attributes}
@@ -286,17 +287,17 @@ class _Cut:
             (path, name, round(after.get((path, name), per * other.count)) / count)
             for path, name, per in other.attributes
         )
-        return _sized(other, count, self.members(other, count), attributes, other.per_block)
+        return _sized(other, count, self.members_after(other, count), attributes, other.per_block)
 
 
 def _sized(group: Group, count: int, members: tuple[Member, ...], attributes: tuple, per_block: int) -> Group:
     """A group of one item is written plainly: it can't lose one, so nothing follows, and its runs join."""
     if count == 1:
-        attributes, members = (), tuple(replace(m, segments=_joined(m.segments)) for m in members)
+        attributes, members = (), tuple(replace(m, segments=_merge_segments(m.segments)) for m in members)
     return replace(group, count=count, members=members, attributes=attributes, per_block=per_block)
 
 
-def _joined(segments: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+def _merge_segments(segments: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
     joined: list[tuple[int, int]] = []
     for start, size in segments:
         if joined and sum(joined[-1]) == start:
@@ -306,7 +307,7 @@ def _joined(segments: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...
     return tuple(joined)
 
 
-def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
+def with_narrowed_group(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
     """The skeleton when `group` keeps `count` of its items, whichever they are.
 
     Query heads under grouped-query attention keep the same number per KV head, so `count` divides by theirs.
@@ -326,16 +327,16 @@ def narrowed(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
             ),
         )
 
-    groups = map(cut.applied, skeleton.groups)
+    groups = map(cut.group_after, skeleton.groups)
     return replace(
         skeleton,
         parts=tuple(map(part, skeleton.parts)),
-        groups=tuple(_merged(list(groups))),
-        scans=tuple(_rescanned(skeleton, scan, cut) for scan in skeleton.scans),
+        groups=tuple(_merge_single_heads(list(groups))),
+        scans=tuple(_narrow_scan(skeleton, scan, cut) for scan in skeleton.scans),
     )
 
 
-def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
+def _narrow_scan(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
     """Scan of a narrower mixer: of an axis that it cuts, as much as before less what went
     of what it leaves; B, C and time steps, which it takes, are behind that."""
     if scan.site != cut.group.site:
@@ -353,7 +354,7 @@ def _rescanned(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
     return replace(scan, cuts=tuple((tensor, left(tensor, shape)) for tensor, shape in scan.cuts))
 
 
-def _merged(groups: Sequence[Group]) -> Iterator[Group]:
+def _merge_single_heads(groups: Sequence[Group]) -> Iterator[Group]:
     """One query head per KV head is plain attention: one group of heads, with their keys and values."""
     plain = {g.site for g in groups if g.kind == "heads" and g.per_block == 1}
     blocks = {g.site: g for g in groups if g.kind == "kv_heads"}

@@ -6,12 +6,12 @@ from typing import Any
 
 from ....dsl.checker.skeleton import FORMAT, Skeleton
 from ....dsl.syntax.diagnostics import Reject
-from ...core.cache import digest, remember
-from ...core.sealed_json import read_noted, sealed
+from ...core.cache import digest, write_if_permitted
+from ...core.sealed_json import read_self_named_record, sealed
 from ...core.source_closure import fingerprint as source_hash
 
 
-def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
+def skeleton_key(config: Mapping[str, Any], transformers_version: str) -> str:
     """The key of a config's skeleton.
 
     Two things besides the config decide it: the library that builds the model, and the source of capture, discovery
@@ -25,15 +25,15 @@ def fingerprint(config: Mapping[str, Any], transformers_version: str) -> str:
     return digest([FORMAT, dict(config), transformers_version, sources])
 
 
-def store(folder: Path, key: str, skeleton: Skeleton) -> None:
+def store_skeleton(folder: Path, key: str, skeleton: Skeleton) -> None:
     """Keep a skeleton; a reader sees all of it or nothing, a folder that can only be read stays as it is."""
-    remember(folder / f"{key}.json", sealed({"key": key, "skeleton": skeleton.to_json()}))
+    write_if_permitted(folder / f"{key}.json", sealed({"key": key, "skeleton": skeleton.to_json()}))
 
 
-def load(folder: Path, key: str) -> Skeleton | None:
+def load_skeleton(folder: Path, key: str) -> Skeleton | None:
     """The skeleton kept under a key; None where there is none, or its file is damaged or of another form."""
     try:
-        body = read_noted(folder / f"{key}.json", folder)
+        body = read_self_named_record(folder / f"{key}.json", folder)
         return None if body is None else Skeleton.from_json(body["skeleton"])
     except (ValueError, KeyError, TypeError, Reject):
         return None

@@ -15,7 +15,7 @@ from ...plugin.target import Target
 _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "ssm_channels", "ssm_state")
 
 
-def refuse_foreseen(pipeline: Pipeline, ctx: Context) -> None:
+def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context) -> None:
     """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise."""
     for emit in pipeline.emits:
         with with_location(emit.call):
@@ -37,10 +37,10 @@ def _refuse_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
 
 
 def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
-    lacking = target.lacks([ctx.registry.make("pass", step.call) for step in pipeline.before(emit.source)])
+    lacking = target.lacks([ctx.registry.make("pass", step.call) for step in pipeline.steps_up_to(emit.source)])
     if lacking is None:
         return
-    source: Any = ctx.registry.load("model", ctx.recipe.models[pipeline.model].word)
+    source: Any = ctx.registry.load_class("model", ctx.recipe.models[pipeline.model].word)
     if source.plain:
         raise Reject(lacking)
     message = f"no step before {emit.call.word} makes what it needs: {lacking.message}"

@@ -90,7 +90,7 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
     (package / "server_app.py").write_text(_SERVER)
     (package / "client_app.py").write_text(_CLIENT)
     (package / NAME).write_text(json.dumps(declared.to_json(), indent=1) + "\n")
-    description = f"{sentence(declared)}, compiled by effc"
+    description = f"{training_sentence(declared)}, compiled by effc"
     (into / "pyproject.toml").write_text(
         _PROJECT.format(
             package=PACKAGE,
@@ -102,10 +102,10 @@ def write_app(declared: Declaration, name: str, into: Path) -> None:
         )
     )
     (into / "LICENSE").write_text(_LICENSE)
-    (into / "README.md").write_text(page(declared, name))
+    (into / "README.md").write_text(app_readme(declared, name))
 
 
-def sentence(declared: Declaration) -> str:
+def training_sentence(declared: Declaration) -> str:
     """Summary of the training in one line: `12 clients train LoRA adapters by fedavg`."""
     subject = {
         "lora": "LoRA adapters",
@@ -119,7 +119,7 @@ def sentence(declared: Declaration) -> str:
     return f"{declared.clients} clients train {subject} by {declared.strategy}"
 
 
-def division(declared: Declaration) -> str:
+def distribution_phrase(declared: Declaration) -> str:
     """Phrase for the distribution of rows among clients, after `rows are`."""
     return {
         "even": "dealt out evenly",
@@ -201,7 +201,7 @@ hangs inside of a library's call can't be: restart its node.
 """
 
 
-def page(declared: Declaration, name: str) -> str:
+def app_readme(declared: Declaration, name: str) -> str:
     """The README of the app."""
     from ...core.quantity import size
     from .state import numbers
@@ -210,12 +210,12 @@ def page(declared: Declaration, name: str) -> str:
     halves = " (adapters of the largest rank)" if declared.ranks else ""
     names = ", ".join(f"`{d.name}`" for d in declared.data)
     rows = (
-        f"The rows of {names} are {division(declared)}; a client keeps {100 * declared.hold:g}% of its rows back and "
-        "judges itself by them."
+        f"The rows of {names} are {distribution_phrase(declared)}; a client keeps {100 * declared.hold:g}% of its rows "
+        "back and judges itself by them."
     )
     return _PAGE.format(
         name=name,
-        sentence=sentence(declared),
+        sentence=training_sentence(declared),
         rounds=declared.rounds,
         package=PACKAGE,
         folder=declared.folder,

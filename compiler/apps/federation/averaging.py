@@ -27,7 +27,7 @@ class FedAvg(Strategy):
     def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         return Payload({"global": self.state})
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         states = {k: s.state for k, s in sent.items()}
         if self.clip:
             seed = None if self.seed is None else self.seed + number
@@ -66,8 +66,8 @@ class FrozenA(FedAvg):
         fixed = {f"{path}.A" for path in modules(self.full)}
         return {name: shape for name, shape in self.full.items() if name not in fixed}
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        super().take(number, sent)
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+        super().aggregate(number, sent)
         self.state = {**self.initial, **self.state}
 
     def restore(self, saved: Mapping[str, State]) -> None:

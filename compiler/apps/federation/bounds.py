@@ -45,7 +45,7 @@ class Bounds:
     clients: int
     deadline: float
 
-    def check(self, config: Mapping[str, Any], arrays: Mapping[str, State]) -> None:
+    def check_message(self, config: Mapping[str, Any], arrays: Mapping[str, State]) -> None:
         """Raises Reject (client-refuses) for a message that an honest server of this declaration would not send."""
         deadline_of(config, self.deadline)
         _number(config, "rounds", 1, 1, 1_000_000)
@@ -58,14 +58,14 @@ class Bounds:
         for use, state in arrays.items():
             longest = self.clients if use.startswith("merge.") else 1
             for name, array in state.items():
-                if reason := self._fault(name, array, longest):
+                if reason := self._array_fault(name, array, longest):
                     raise Reject(client_refuses(f"the server's `{use[:40]}` can't be used: {reason}"))
 
     @property
     def _rank(self) -> int:
         return max((shape[0] for name, shape in self.full.items() if name.endswith(".A")), default=1)
 
-    def _fault(self, name: str, array: np.ndarray, stacks: int) -> str:
+    def _array_fault(self, name: str, array: np.ndarray, stacks: int) -> str:
         """`stacks` adapters may lie behind one another in an array, along their ranks."""
         shape = self.full.get(name)
         if shape is None:
@@ -77,7 +77,7 @@ class Bounds:
         return value_fault(name, array)
 
 
-def as_number(text: object) -> float:
+def finite_or_nan(text: object) -> float:
     """A finite number that the other side says; NaN of what is none."""
     try:
         value = float(text) if isinstance(text, str | int | float) else math.nan

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, Ratio
 from ...analysis.planning import shrink
-from ...core.quantity import count, seconds, size
+from ...core.quantity import count, duration_text, size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,7 @@ def kind_of(budget: Budget, counts: str) -> str:
     return "latency" if isinstance(budget, Duration) else counts
 
 
-def limit(budget: Budget, full_cost: float) -> float:
+def absolute_limit(budget: Budget, full_cost: float) -> float:
     """The most that a client affords, where the whole model takes so much."""
     if isinstance(budget, Bytes):
         return budget.value
@@ -49,38 +49,38 @@ def limit(budget: Budget, full_cost: float) -> float:
 
 def literal(budget: Budget) -> str:
     """As a recipe has it."""
-    return show(Ratio(budget) if isinstance(budget, float) else budget)
+    return value_text(Ratio(budget) if isinstance(budget, float) else budget)
 
 
-def phrase(kind: str, value: float) -> str:
+def amount_phrase(kind: str, value: float) -> str:
     """An amount of what a budget bounds: `1.2 M parameters`."""
     if kind == "params":
         return f"{int(value):,} parameters"
     if kind == "flops":
         return f"{count(value)}FLOP a token"
-    return f"{size(value)} of memory" if kind == "memory" else f"{seconds(value)} an update"
+    return f"{size(value)} of memory" if kind == "memory" else f"{duration_text(value)} an update"
 
 
-def amount(kind: str, value: float, full_cost: float) -> str:
+def budget_text(kind: str, value: float, full_cost: float) -> str:
     """The least budget that a value fits into, as a recipe writes it."""
     if kind == "memory":
         unit = 1 << (20 if value >= 10 << 20 else 10)
-        return show(Bytes((int(value) // unit + 1) * unit))
+        return value_text(Bytes((int(value) // unit + 1) * unit))
     if kind == "latency":
-        return show(Duration(int(1000 * value + 1) / 1000))
+        return value_text(Duration(int(1000 * value + 1) / 1000))
     return f"{int(100 * value / full_cost) + 1}%"
 
 
-def memory(skeleton: Skeleton, load: Load) -> int:
+def training_bytes(skeleton: Skeleton, load: Load) -> int:
     """Bytes that a client needs to train all weights, besides Python and torch: the states that it exchanges, weights,
     gradients, AdamW's moments, and a batch's activations."""
-    from ...transforms.training.effort import effort
+    from ...transforms.training.effort import training_effort
 
     trained = shrink.params(skeleton)
-    return effort(skeleton, trained, load.batch * load.length, 0, 0).bytes + STATES * trained
+    return training_effort(skeleton, trained, load.batch * load.length, 0, 0).bytes + STATES * trained
 
 
-def latency(model: "nn.Module", load: Load) -> float:
+def update_seconds(model: "nn.Module", load: Load) -> float:
     """Seconds of an update of all weights on this machine, in the median; the model is left as it was."""
     import torch
 

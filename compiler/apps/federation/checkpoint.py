@@ -19,7 +19,7 @@ class Checkpoint:
 
         self._saved = Saved(folder, identity)
 
-    def write(self, number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
+    def write_round(self, number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
         import torch
 
         flat = {
@@ -28,12 +28,12 @@ class Checkpoint:
             for key, array in state.items()
         }
         if flat:
-            self._saved.write(f"state-{number}", flat)
+            self._saved.write_tensors(f"state-{number}", flat)
         self._saved.finish({**body, "number": number}, [f"state-{number}"] if flat else [])
 
-    def read(self) -> tuple[dict[str, State], dict[str, Any]] | None:
+    def read_round(self) -> tuple[dict[str, State], dict[str, Any]] | None:
         """The states and the body of the last round that was kept; None where there is none."""
-        body = self._saved.read()
+        body = self._saved.read_checkpoint()
         if body is None:
             return None
         states: dict[str, dict[str, np.ndarray]] = {}

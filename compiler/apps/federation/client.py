@@ -23,7 +23,7 @@ from .masks import Keys, fixed, mean_without
 from .mixing import adaptive, mix
 from .rotations import projected
 from .secure import LEAST
-from .state import State, fault_of, shapes
+from .state import State, shapes, state_fault
 
 
 class Learner(ABC):
@@ -53,7 +53,7 @@ class Learner(ABC):
         """A state to start from; every client draws the same."""
 
     @abstractmethod
-    def trained(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
+    def train(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
         """The state after training these of its arrays; Reject (client-refuses) where time.monotonic() passes `until`.
 
         added    what was merged into the base, [out, in] by module
@@ -63,7 +63,7 @@ class Learner(ABC):
     def loss(self, state: State, added: State) -> float:
         """On its own held-out rows; NaN where it has none."""
 
-    def judged(self, state: State, added: State) -> tuple[float, float]:
+    def evaluate(self, state: State, added: State) -> tuple[float, float]:
         """The loss, and the share of held-out rows that it gets right; NaN where that is no question."""
         return self.loss(state, added), math.nan
 
@@ -87,7 +87,7 @@ class Participant:
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
         if self.bounds:
-            self.bounds.check(message.config, message.arrays)
+            self.bounds.check_message(message.config, message.arrays)
         self.learner = self._learner_for(message)
         if message.kind == "join":
             answer: dict[str, str | int | float | bool] = {
@@ -99,7 +99,7 @@ class Participant:
                 answer["public"] = keys_of(memory).public.hex()
             return Answer(config=answer)
         if message.kind == "masked":
-            return self._masked(message, memory)
+            return self._masked_update(message, memory)
         if message.kind == "initial":
             return Answer({"own": self.learner.initial_state(int(message.config.get("seed", 0)))})
         if message.kind != "train":
@@ -119,25 +119,25 @@ class Participant:
 
     def _train(self, message: Message, memory: dict[str, Any]) -> Answer:
         config, started = message.config, time.monotonic()
-        self._check(message)
+        self._check_message(message)
         self.learner.begin(message.number, int(config["rounds"]))
         if not self.learner.examples:
             raise Reject(client_refuses(f"it has no rows of the task of round {message.number}"))
-        added = self._merged(message, memory)
-        state, mixed = self._start(message, memory, added)
+        added = self._merged_stacks(message, memory)
+        state, mixed = self._starting_state(message, memory, added)
         if self.learner.anchors:
             self._anchor(state, memory)
         before = self.learner.loss(state, added)
         names = frozenset(message.arrays["global"] if "fixed" in memory else state)
         seed = seed_of(int(config["seed"]), message.number, self.client)
         until = started + float(config["deadline"])
-        state = self.learner.trained(state, names, added, seed, until)
-        if problem := fault_of(state, shapes(state)):
+        state = self.learner.train(state, names, added, seed, until)
+        if problem := state_fault(state, shapes(state)):
             raise Reject(
                 client_refuses(f"training left a state that can't be used: {problem}", help="lower the learning rate")
             )
         memory["own"] = state
-        loss, accuracy = self.learner.judged(state, added)
+        loss, accuracy = self.learner.evaluate(state, added)
         memory["number"] = {"number": np.array([message.number])}
         sent = {} if config.get("secure") else {"own": {n: array for n, array in state.items() if n in names}}
         return Answer(
@@ -161,7 +161,7 @@ class Participant:
             memory["task"], memory["anchor"] = {"number": np.array([task])}, state
         self.learner.anchor = memory["anchor"]
 
-    def _masked(self, message: Message, memory: dict[str, Any]) -> Answer:
+    def _masked_update(self, message: Message, memory: dict[str, Any]) -> Answer:
         """Update of this round, masked against the clients that the server names."""
         if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
             raise Reject(client_refuses(f"there is no state of round {message.number} here"))
@@ -172,7 +172,7 @@ class Participant:
         values = fixed(memory["own"], len(publics))
         return Answer({"masked": {"sum": values + keys.mask(client, publics, message.number, len(values))}})
 
-    def _check(self, message: Message) -> None:
+    def _check_message(self, message: Message) -> None:
         if message.config["base"] != self.learner.base:
             raise Reject(
                 client_refuses(
@@ -181,7 +181,7 @@ class Participant:
                 )
             )
 
-    def _merged(self, message: Message, memory: dict[str, Any]) -> State:
+    def _merged_stacks(self, message: Message, memory: dict[str, Any]) -> State:
         """State merged into the base: the stacks of all rounds so far, each added once, in their order."""
         added, done = memory.setdefault("added", {}), memory.setdefault("done", set())
         stacks = {
@@ -196,7 +196,7 @@ class Participant:
             done.add(number)
         return added
 
-    def _start(self, message: Message, memory: dict[str, Any], added: State) -> tuple[State, float]:
+    def _starting_state(self, message: Message, memory: dict[str, Any], added: State) -> tuple[State, float]:
         """The state to train from, and the share of the others in it (NaN where that is no question)."""
         arrays, config = message.arrays, message.config
         if "fixed" in arrays:
@@ -215,7 +215,7 @@ class Participant:
                     "there is no state here, and none was sent", help="the server sends a whole one in the next round"
                 )
             )
-        return self._mixed(local, arrays.get("others"), config, added)
+        return self._mix_peer_state(local, arrays.get("others"), config, added)
 
     def _mix_leave_one_out(
         self, mean: State, local: State | None, config: Mapping[str, Any], added: State
@@ -227,9 +227,9 @@ class Participant:
         peer_state = (
             mean_without({name: array * among for name, array in mean.items()}, local, among) if among else mean
         )
-        return self._mixed(local, peer_state, config, added)
+        return self._mix_peer_state(local, peer_state, config, added)
 
-    def _mixed(
+    def _mix_peer_state(
         self, local: State, peer_state: State | None, config: Mapping[str, Any], added: State
     ) -> tuple[State, float]:
         if not peer_state:

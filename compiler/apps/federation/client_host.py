@@ -13,13 +13,13 @@ from ....dsl.checker.recipe import Invocation, Recipe
 from ....dsl.checker.values import from_json
 from ....dsl.syntax.source import Source
 from ...core.settings import Settings
-from ...driver.models import open_model, origin_of
+from ...driver.models import open_model, resolve_origin
 from ...plugin.context import Context
 from ...plugin.registry import Registry
 from .bounds import Bounds
 from .client import Learner, Participant
 from .declaration import Declaration, base_hash, check_base
-from .partition import divided, split_rows
+from .partition import partition_rows, split_rows
 
 if TYPE_CHECKING:
     from .rows import Rows
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ClientHost:
-    """One machine: a model's folder and a folder that data paths start from. `seats` share the model.
+    """One machine: a model's folder and a folder that data paths start from. `participants` share the model.
 
     own    the data there are one client's alone: it learns from all of them, and nothing is divided
     """
@@ -48,36 +48,36 @@ class ClientHost:
         check_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
-    def seats(self, clients: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
+    def participants(self, clients: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
         """Clients that answer messages, over one model; over one of each size where they train sub-networks."""
-        rows, declared = self._rows(), self.declared
+        rows, declared = self._load_rows(), self.declared
         if declared.trains == "index":
-            yield self._librarians(clients, rows)
+            yield self._retrieval_clients(clients, rows)
             return
-        sizes_by_client = {client: declared.affords(client) for client in clients}
+        sizes_by_client = {client: declared.affordable_sizes(client) for client in clients}
         with ExitStack() as open_slots:
             slots = {}
             for size in sorted({size for sizes in sizes_by_client.values() for size in sizes}):
                 model = open_model(str(self.model), self.settings).model
-                slots[size] = open_slots.enter_context(slots_on(model, declared, size))
+                slots[size] = open_slots.enter_context(attach_slots(model, declared, size))
             seats = []
             for client in clients:
-                learners = {size: self._learner(client, rows, slots[size]) for size in sizes_by_client[client]}
+                learners = {size: self._make_learner(client, rows, slots[size]) for size in sizes_by_client[client]}
                 first, sizes = learners[sizes_by_client[client][0]], learners if declared.sizes else {}
                 bounds = Bounds(declared.full, declared.clients, declared.deadline)
                 seats.append(Participant(client, first, sizes, bounds))
             yield seats
 
-    def _librarians(self, clients: list[int], rows: "list[Rows]") -> "list[RetrievalClient]":
+    def _retrieval_clients(self, clients: list[int], rows: "list[Rows]") -> "list[RetrievalClient]":
         """Clients with vectors of their questions and documents, the halves of rows of `texts` with two fields.
 
         Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
         """
-        from ...models.rows.encoder_states import all_states, pooling_of
+        from ...models.rows.encoder_states import all_states, resolve_pooling
         from .search import RetrievalClient
 
         model, declared = open_model(str(self.model), self.settings).model, self.declared
-        pooling = pooling_of(self.model, "auto")
+        pooling = resolve_pooling(self.model, "auto")
         pairs = []
         for part in rows:
             vectors = torch.cat([s.pooled.double() for s in all_states(model, part.ids, pooling)])
@@ -106,22 +106,22 @@ class ClientHost:
     def _dealt(self, sizes: list[int], seed: int) -> list[list[int]]:
         """For every client numbers of records, all data sets behind one another."""
         declared, starts = self.declared, [sum(sizes[:n]) for n in range(len(sizes))]
-        parts = divided(sizes, declared.clients, declared.split, declared.beta, seed)  # type: ignore[arg-type]
+        parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, seed)  # type: ignore[arg-type]
         return [[starts[number] + row for number, row in part] for part in parts]
 
-    def _rows(self) -> "list[Rows]":
+    def _load_rows(self) -> "list[Rows]":
         """Rows of every data set."""
         from .rows import rows_of
 
         calls = {d.name: Invocation(d.word, {k: from_json(v) for k, v in d.args.items()}) for d in self.declared.data}
         recipe = Recipe(Source("federation.json", ""), "", {}, {}, calls, {}, {})
-        origin = origin_of(str(self.model), self.settings)
+        origin = resolve_origin(str(self.model), self.settings)
         context = Context(self.settings, recipe, self.data, Registry(), origin, self.settings.cache_dir)
         return [rows_of(d.name, context) for d in self.declared.data]
 
-    def _learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
+    def _make_learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
         from .language import Language, Local
-        from .rows import joined
+        from .rows import concatenate_rows
         from .stream import Stream
 
         declared = self.declared
@@ -132,7 +132,7 @@ class ClientHost:
         if declared.stream:
             tasks = rows if self.local_data else tasks_of(declared, rows)[client]
             return Stream(slots, [self._split_rows(task) for task in tasks], local, self.base)
-        mine = joined(rows) if self.local_data else parts_of(declared, rows)[client]
+        mine = concatenate_rows(rows) if self.local_data else rows_by_client(declared, rows)[client]
         return Language(slots, *self._split_rows(mine), local, self.base)
 
     def _split_rows(self, rows: "Rows") -> "tuple[Rows, Rows]":
@@ -144,17 +144,17 @@ class ClientHost:
 def tasks_of(declared: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
     """For every client its rows of every data set, none of some perhaps."""
     sizes = [len(r) for r in rows]
-    parts = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
     return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in parts]
 
 
-def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
+def rows_by_client(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
     """The rows of every client."""
-    from .rows import joined
+    from .rows import concatenate_rows
 
     sizes = [len(r) for r in rows]
-    parts = divided(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
-    joined_rows = joined(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
+    parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    joined_rows = concatenate_rows(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
     if joined_rows is None:  # rows of data sets of different length stay apart: every client has one of them
         return [rows[part[0][0]].select([row for _, row in part]) for part in parts]
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
@@ -162,19 +162,19 @@ def parts_of(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
 
 
 @contextmanager
-def slots_on(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slots]":
+def attach_slots(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slots]":
     """Slots of a federation's states in a model; `size` names the sub-network that it becomes, -1 for none."""
     from .slots import AllWeights, ClassifierSlots, Edited, LowRank, SoftPrompt
 
     full = declared.full
     if size >= 0:
         from ...ir.capture.capture import capture
-        from .sizes import cut
+        from .sizes import apply_size
 
-        cut(capture(model), declared.sizes[size])
+        apply_size(capture(model), declared.sizes[size])
         full = declared.sizes[size].shapes(full)
     if declared.trains == "lora":
-        with LowRank.on(model, full, declared.alpha) as slots:
+        with LowRank.attached(model, full, declared.alpha) as slots:
             yield ClassifierSlots(slots, full)
     elif declared.trains == "reft":
         yield ClassifierSlots(Edited(model, full), full)

@@ -62,7 +62,7 @@ def heads_prefix(heads: int, width: int, keep: int) -> np.ndarray:
     return (np.arange(heads)[:, None] * width + np.arange(keep)[None]).ravel()
 
 
-def sandwich(
+def sandwich_sizes(
     clients: Sequence[int],
     options: Sequence[T],
     seed: int | Sequence[int],

@@ -104,7 +104,7 @@ class Declaration:
     counts: str = "params"
     examples: int = 0
 
-    def affords(self, client: int) -> tuple[int, ...]:
+    def affordable_sizes(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
         if not self.sizes:
             return (-1,)
@@ -125,7 +125,7 @@ class Declaration:
     def with_changes(self, **changes: Any) -> "Declaration":
         return replace(self, **changes)
 
-    def terms(self) -> Terms:
+    def round_terms(self) -> Terms:
         return Terms(
             self.rounds,
             self.clients,
@@ -247,7 +247,7 @@ def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
         )
 
 
-def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
+def make_strategy(declared: Declaration, seed: int | None = None) -> Strategy:
     """The server's side. `seed` makes noise repeatable and worthless; for tests."""
     if declared.strategy == "search":
         return RetrievalStrategy({})
@@ -270,12 +270,12 @@ def strategy_of(declared: Declaration, seed: int | None = None) -> Strategy:
     return AllButMe(declared.full, declared.center, declared.way, mix)  # type: ignore[arg-type]
 
 
-def federation_of(
+def make_federation(
     declared: Declaration, grid: Grid, checkpoint: Checkpoint | None, on_round: Callable[[Round], None]
 ) -> Federation:
     """A run of a declaration over a grid."""
     if declared.strategy != "search":
-        return Federation(grid, strategy_of(declared), declared.terms(), checkpoint, on_round)
-    library = RetrievalFederation(grid, strategy_of(declared), declared.terms(), None, on_round)
+        return Federation(grid, make_strategy(declared), declared.round_terms(), checkpoint, on_round)
+    library = RetrievalFederation(grid, make_strategy(declared), declared.round_terms(), None, on_round)
     library.count = declared.top
     return library

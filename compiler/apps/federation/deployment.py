@@ -20,7 +20,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import MALFORMED, MIB, parse_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, make_identities
-from .processes import Process, answers, end, free_ports, is_port_in_use, last_line, start
+from .processes import Process, answers, end_processes, free_ports, is_port_in_use, last_log_line, start_process
 
 NAME, FORMAT = "deployment.json", 1
 ENTRY = "effc"  # of Flower's config
@@ -113,7 +113,7 @@ def check_flower() -> Path:
     return folder
 
 
-def up(
+def start_deployment(
     app: Path,
     declared: Declaration,
     folder: Path,
@@ -138,14 +138,14 @@ def up(
     env["PATH"] = f"{commands}{os.pathsep}{env.get('PATH', '')}"
     _write_config(folder / "flower", deployment.port)
     try:
-        deployment = _started(deployment, commands, declared, app, ports, data_folders, env)
+        deployment = _start_processes(deployment, commands, declared, app, ports, data_folders, env)
         run_config = {"clients": declared.clients, "data": str(common), "model": str(app / declared.folder)}
         run_config |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
         config = " ".join(f"{name}={json.dumps(value)}" for name, value in run_config.items())
         run = _flower_json(commands, env, "run", str(app), ENTRY, "--run-config", config)
         return replace(deployment, run=str(run["run-id"])).keep()
     except BaseException:
-        end(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
+        end_processes(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
         shutil.rmtree(folder / "keys", ignore_errors=True)
         (folder / NAME).unlink(missing_ok=True)
         raise
@@ -167,7 +167,7 @@ def _check_folder(folder: Path, declared: Declaration, data_folders: Sequence[Pa
         raise Reject(port_taken(f"port {port} of 127.0.0.1 is in use", help="take another `--port`, or leave it out"))
 
 
-def _started(
+def _start_processes(
     deployment: Deployment,
     commands: Path,
     declared: Declaration,
@@ -191,11 +191,11 @@ def _started(
     link += ("--database", str(deployment.folder / "state.db"), *secret, "--enable-supernode-auth")
     link += ("--ssl-ca-certfile", str(keys / "ca.crt"), "--ssl-certfile", str(keys / "server.crt"))
     link += ("--ssl-keyfile", str(keys / "server.key"), "--disable-runtime-dependency-installation")
-    deployment = _with(deployment, start("superlink", link, env, deployment.folder))
-    _wait(deployment)
+    deployment = _with(deployment, start_process("superlink", link, env, deployment.folder))
+    _wait_for_superlink(deployment)
     trust = ("--root-certificates", str(keys / "ca.crt"))
     executor = (str(commands / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
-    deployment = _with(deployment, start("server", executor, env, deployment.folder))
+    deployment = _with(deployment, start_process("server", executor, env, deployment.folder))
     for number in range(declared.clients):
         _flower_json(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
         config = (
@@ -213,7 +213,7 @@ def _started(
         )
         node += ("--auth-supernode-private-key", str(keys / f"node{number}"), "--host", "127.0.0.1")
         node += ("--port", str(ports[number]), "--node-config", config)
-        deployment = _with(deployment, start(f"node{number}", node, env, deployment.folder))
+        deployment = _with(deployment, start_process(f"node{number}", node, env, deployment.folder))
     return deployment
 
 
@@ -221,16 +221,14 @@ def _with(deployment: Deployment, process: Process) -> Deployment:
     return replace(deployment, processes=(*deployment.processes, process)).keep()
 
 
-def _wait(deployment: Deployment, seconds: float = 60.0) -> None:
+def _wait_for_superlink(deployment: Deployment, seconds: float = 60.0) -> None:
     """Until the SuperLink listens."""
     until = time.monotonic() + seconds
     while not answers(deployment.port):
         if deployment.stopped_processes or time.monotonic() > until:
-            last_log_line = last_line(deployment.processes[0].log)
+            reason = last_log_line(deployment.processes[0].log)
             raise Reject(
-                deployment_failed(
-                    f"the SuperLink did not come up: {last_log_line}", help=f"see {deployment.processes[0].log}"
-                )
+                deployment_failed(f"the SuperLink did not come up: {reason}", help=f"see {deployment.processes[0].log}")
             )
         time.sleep(0.2)
 
@@ -263,7 +261,7 @@ def _flower_json(commands: Path, env: Mapping[str, str], *words: str) -> dict[st
     return answer
 
 
-def status(deployment: Deployment) -> tuple[str, str]:
+def run_status(deployment: Deployment) -> tuple[str, str]:
     """Flower's word for the run, `finished:completed` where all is well, and its details."""
     commands = check_flower()
     env = {**os.environ, **QUIET, "FLWR_HOME": str(deployment.folder / "flower")}
@@ -275,9 +273,9 @@ def status(deployment: Deployment) -> tuple[str, str]:
     return str(run["status"]), str(run.get("status-details", ""))
 
 
-def down(deployment: Deployment) -> list[str]:
+def stop_deployment(deployment: Deployment) -> list[str]:
     """End its processes, and take keys, database and deployment.json away; logs, checkpoints and results stay."""
-    names = end(tuple(reversed(deployment.processes)))
+    names = end_processes(tuple(reversed(deployment.processes)))
     shutil.rmtree(deployment.folder / "keys", ignore_errors=True)
     shutil.rmtree(deployment.folder / "flower", ignore_errors=True)
     for name in ("state.db", "state.db-wal", "state.db-shm", NAME):

@@ -18,13 +18,13 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from .bounds import deadline_of
 from .checkpoint import Checkpoint
 from .client_host import ClientHost
-from .declaration import federation_of, read_declaration
+from .declaration import make_federation, read_declaration
 from .grid import SENTENCE, Answer, Client, Message, Reply
-from .noise import privacy
+from .noise import privacy_sentence
 from .results import write_results
-from .rounds import lines
+from .rounds import fault_lines
 from .state import State
-from .table import HEAD, line
+from .table import HEAD, round_line
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -54,22 +54,22 @@ class FlowerGrid:
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)
-        ids = list(self.grid.push_messages([_letter(m) for m in messages]))
+        ids = list(self.grid.push_messages([_to_flower_message(m) for m in messages]))
         self.nodes |= {name: m.node for name, m in zip(ids, messages, strict=True) if name}
         return [name for name in ids if name]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Reply]:
         letters = list(self.grid.pull_messages(list(message_ids)))
-        return [self._reply(letter) for letter in letters if letter.metadata.reply_to_message_id in self.nodes]
+        return [self._parse_reply(letter) for letter in letters if letter.metadata.reply_to_message_id in self.nodes]
 
-    def _reply(self, letter: "Letter") -> Reply:
+    def _parse_reply(self, letter: "Letter") -> Reply:
         """A letter that can't be read is its client's mistake, whatever reading it raised."""
         to = letter.metadata.reply_to_message_id
         node = self.nodes.pop(to)
         try:
             if letter.has_error():
                 return Reply(to, node, error=_sentence(str(letter.error.reason)))
-            return Reply(to, node, _states(letter.content), _config(letter.content))
+            return Reply(to, node, _parse_states(letter.content), _config(letter.content))
         except Exception as error:
             return Reply(to, node, error=f"its reply can't be read: {_sentence(f'{type(error).__name__}: {error}')}")
 
@@ -80,7 +80,7 @@ def _sentence(reason: str) -> str:
     return lines[-1][:SENTENCE] if lines else "the client failed and said nothing"
 
 
-def _letter(message: Message) -> "Letter":
+def _to_flower_message(message: Message) -> "Letter":
     from flwr.app import ConfigRecord, MessageType, RecordDict
     from flwr.app import Message as Letter
 
@@ -102,7 +102,7 @@ def _config(content: Any) -> dict[str, Any]:
     return dict(content[f"{_PREFIX}config"])
 
 
-def _states(content: Any) -> dict[str, State]:
+def _parse_states(content: Any) -> dict[str, State]:
     front = f"{_PREFIX}arrays."
     return {
         name.removeprefix(front): {key: array.numpy() for key, array in record.items()}
@@ -124,12 +124,12 @@ def serve(grid: "Grid", context: "Context", file: Path) -> None:
     folder = work / declared.identity if work else None
     checkpoint = Checkpoint(folder, declared.identity) if folder else None
     _log_line(HEAD)
-    run = federation_of(declared, FlowerGrid(grid), checkpoint, lambda round_: _log_line(line(round_)))
+    run = make_federation(declared, FlowerGrid(grid), checkpoint, lambda round_: _log_line(round_line(round_)))
     run.run()
-    for text in lines(run.course.rounds):
+    for text in fault_lines(run.course.rounds):
         _log_line(text)
     if declared.clip:
-        _log_line(privacy(run.course.rounds, declared))
+        _log_line(privacy_sentence(run.course.rounds, declared))
     if config["output"]:
         source = file.parents[1] if declared.trains == "reft" else None
         write_results(run.strategy.results(), run.course, declared, Path(str(config["output"])), source)
@@ -151,7 +151,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
 
     config = _config(letter.content)
     kind, number = str(config.pop("kind")), int(config.pop("round"))
-    message = Message(0, kind, number, _states(letter.content), config)
+    message = Message(0, kind, number, _parse_states(letter.content), config)
     declared = read_declaration(file).with_changes(clients=int(context.run_config["clients"]))
     node = context.node_config
     local_data = "data" in node
@@ -163,13 +163,13 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
                 help='--run-config or --node-config: \'model="..." data="..."\'',
             )
         )
-    with _lock, limit(deadline_of(config, declared.deadline) + GRACE):
-        participant = _seat(
+    with _lock, time_limit(deadline_of(config, declared.deadline) + GRACE):
+        participant = _client_for(
             declared.identity, file, model, data, local_data, int(node["partition-id"]), declared.clients
         )
         memory = _remembered(context)
         answer: Answer = participant(message, memory)
-        _remember(memory, context)
+        _save_memory(memory, context)
     content = RecordDict({f"{_PREFIX}config": ConfigRecord(dict(answer.config))})
     for name, state in answer.arrays.items():
         content[f"{_PREFIX}arrays.{name}"] = _record(state)
@@ -177,7 +177,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
 
 
 @contextmanager
-def limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError where the body takes longer: a client that never answers blocks its node for all runs.
 
     A timer's signal comes between two steps of Python, in the main thread, where Flower runs a client; in others there
@@ -203,26 +203,28 @@ _open = ExitStack()  # adapters stay on their model as long as the process lives
 
 
 @cache
-def _seat(identity: str, file: Path, model: str, data: str, local_data: bool, client: int, clients: int) -> Client:
+def _client_for(
+    identity: str, file: Path, model: str, data: str, local_data: bool, client: int, clients: int
+) -> Client:
     """The client of a partition in this process, which may answer many messages."""
     from ...core.cache import default_cache
     from ...core.settings import Settings
 
     declared = read_declaration(file).with_changes(clients=clients)
     host = ClientHost(declared, Path(model), Path(data), Settings(default_cache()), local_data)
-    (participant,) = _open.enter_context(host.seats([client]))
+    (participant,) = _open.enter_context(host.participants([client]))
     return participant
 
 
 def _remembered(context: "Context") -> dict[str, Any]:
     """The memory of a node: states, and the rounds whose stacks are merged."""
-    memory: dict[str, Any] = {name: dict(state) for name, state in _states(context.state).items()}
+    memory: dict[str, Any] = {name: dict(state) for name, state in _parse_states(context.state).items()}
     if f"{_PREFIX}done" in context.state:
         memory["done"] = {int(n) for n in context.state[f"{_PREFIX}done"]["rounds"]}
     return memory
 
 
-def _remember(memory: dict[str, Any], context: "Context") -> None:
+def _save_memory(memory: dict[str, Any], context: "Context") -> None:
     from flwr.app import ConfigRecord
 
     for name, value in memory.items():

@@ -108,7 +108,7 @@ class LocalGrid:
                 self._replies[name] = Reply(name, message.node, error=(str(error) or type(error).__name__)[:SENTENCE])
 
 
-def exchange(grid: Grid, messages: Sequence[Message], deadline: float, interval_s: float) -> list[Reply]:
+def send_and_receive(grid: Grid, messages: Sequence[Message], deadline: float, interval_s: float) -> list[Reply]:
     """The replies that came within `deadline` seconds; it looks every so many seconds."""
     ids = list(grid.push_messages(messages))
     waiting, replies, end = {name for name in ids if name}, [], time.monotonic() + deadline

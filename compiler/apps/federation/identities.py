@@ -80,7 +80,7 @@ def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
         .not_valid_after(start + datetime.timedelta(days=DAYS))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         # Python verifies strictly from 3.13 on: RFC 5280 wants these of an authority and of what it signs.
-        .add_extension(_usage(signs=issuer is None), critical=True)
+        .add_extension(_key_usage(signs=issuer is None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
@@ -90,7 +90,7 @@ def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
     return builder.sign(signer, SHA384())
 
 
-def _usage(signs: bool) -> Any:
+def _key_usage(signs: bool) -> Any:
     from cryptography.x509 import KeyUsage
 
     return KeyUsage(

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...models.rows.classifier import check_classes, class_logits, judge_classes
-from ...models.rows.forward import nll
+from ...models.rows.classifier import check_classes, class_logits, classification_loss_and_accuracy
+from ...models.rows.forward import total_nll
 from ...models.rows.prompt_positions import prompts
 from ...transforms.training.objective import Objective
 from ...transforms.training.schedule import RowOrder, seed_of
-from ...transforms.training.trainable import Trained, training
+from ...transforms.training.trainable import Trained, training_mode
 from .bounds import client_refuses
 from .client import Learner
 from .rows import Rows
@@ -52,32 +52,34 @@ class Language(Learner):
         return self.slots.initial_state(seed, rank)
 
     def loss(self, state: State, added: State) -> float:
-        return self.judged(state, added)[0]
+        return self.evaluate(state, added)[0]
 
-    def judged(self, state: State, added: State) -> tuple[float, float]:
+    def evaluate(self, state: State, added: State) -> tuple[float, float]:
         validation = self.held_out
         if not len(validation):
             return math.nan, math.nan
         self.slots.put(state, added)
         if validation.labels is not None:
-            return judge_classes(self.slots.model, validation.ids, validation.prompts, validation.labels, "the data")
-        nats, tokens = nll(self.slots.model, validation.ids, validation.speech, validation.prompts)
+            return classification_loss_and_accuracy(
+                self.slots.model, validation.ids, validation.prompts, validation.labels, "the data"
+            )
+        nats, tokens = total_nll(self.slots.model, validation.ids, validation.speech, validation.prompts)
         return nats / tokens, math.nan
 
-    def trained(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
+    def train(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
         self.slots.put(state, added)
         chosen = {name: p for name, p in self.slots.parameters().items() if name in names}
-        with training(self.slots.model, chosen), torch.random.fork_rng(devices=[]):
+        with training_mode(self.slots.model, chosen), torch.random.fork_rng(devices=[]):
             trained_params = Trained(chosen)
             optimizer = torch.optim.AdamW(trained_params.masters.values(), lr=self.local.lr, weight_decay=0.0)
-            learn, order = self._lesson(), RowOrder(len(self.rows), seed)
+            learn, order = self._gradient_step(), RowOrder(len(self.rows), seed)
             for step in range(self.local.steps):
                 if time.monotonic() > until:
-                    raise _late(step, self.local.steps)
+                    raise _late_error(step, self.local.steps)
                 torch.manual_seed(seed_of("dropout", seed, step))
                 if self.local.noise is None:
                     learn(order.take(step * self.local.batch, self.local.batch), 1.0)
-                    trained_params.collect()
+                    trained_params.collect_gradients()
                     nn.utils.clip_grad_norm_(trained_params.masters.values(), self.local.clip)
                 else:
                     private_gradient(trained_params, learn, len(self.rows), self.local)
@@ -97,14 +99,14 @@ class Language(Learner):
                 back = torch.from_numpy(self.anchor[name]).to(master)
                 master.lerp_(back, min(1.0, self.local.lr * self.local.anchor))
 
-    def _lesson(self) -> Callable[[Tensor, float], float]:
+    def _gradient_step(self) -> Callable[[Tensor, float], float]:
         """Gradient step over rows of these numbers: adds a weight times the gradient of their mean loss."""
         model, rows = self.slots.model, self.rows
         lesson = Objective(model, rows.ids, learned=rows.speech)
 
         def learn(chosen: Tensor, weight: float) -> float:
             with prompts(model, None if rows.prompts is None else rows.prompts[chosen]):
-                return lesson.learn(chosen, weight)
+                return lesson.accumulate_gradients(chosen, weight)
 
         def classify(chosen: Tensor, weight: float) -> float:
             assert rows.labels is not None and rows.prompts is not None
@@ -132,7 +134,7 @@ def private_gradient(
     totals = {name: torch.zeros_like(p) for name, p in trained_params.masters.items()}
     for row in sampled:
         learn(row[None], 1.0)
-        trained_params.collect()
+        trained_params.collect_gradients()
         grads = {name: p.grad for name, p in trained_params.masters.items() if p.grad is not None}
         norm = torch.sqrt(sum((g.square().sum() for g in grads.values()), torch.zeros(())))
         for name, grad in grads.items():
@@ -143,7 +145,7 @@ def private_gradient(
         trained_params.masters[name].grad = (total + local.noise * local.clip * noise) / local.batch
 
 
-def _late(step: int, steps: int) -> Exception:
+def _late_error(step: int, steps: int) -> Exception:
     from ....dsl.syntax.diagnostics import Reject
 
     return Reject(

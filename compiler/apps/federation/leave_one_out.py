@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .rotations import Way, aligned, paths, projected
-from .state import State, total
+from .rotations import Way, align_rotation, paths, projected
+from .state import State, weighted_sum
 
 MAX_WEIGHT = 1e6  # times what is left that a client's own part may be: float64 then still has ten digits of the rest
 
@@ -29,7 +29,7 @@ class LeaveOneOut:
         self.mass = sum(self.weights.values())
         self.sums = self._sum(sorted(self.weights)) if self.weights else {}
 
-    def of(self, client: int, state: State) -> State:
+    def mean_for(self, client: int, state: State) -> State:
         """The mean of the others with orthonormal rows R, near to those of `state`; {} where there are no others."""
         mine = self.weights.get(client, 0.0)
         n_rest = len(self.weights) - (client in self.weights)
@@ -41,13 +41,13 @@ class LeaveOneOut:
             left = self._sum([k for k in self.weights if k != client])  # what is left would be rounding
         mass = self.mass - mine if mine <= MAX_WEIGHT * (self.mass - mine) else self._mass_without(client)
         mean = projected({name: (array / mass).astype(state[name].dtype) for name, array in left.items()})
-        return aligned(mean, state) if self.frame else mean
+        return align_rotation(mean, state) if self.frame else mean
 
     def _mass_without(self, client: int) -> float:
         return sum(w for k, w in self.weights.items() if k != client)
 
     def _turned(self, client_state: State) -> dict[str, np.ndarray]:
-        turned = aligned(client_state, self.frame) if self.frame else client_state
+        turned = align_rotation(client_state, self.frame) if self.frame else client_state
         return {name: array.astype(np.float64) for name, array in turned.items()}
 
     def _sum(self, clients: list[int]) -> dict[str, np.ndarray]:
@@ -59,9 +59,9 @@ class LeaveOneOut:
         return totals
 
     def _mean(self, clients: list[int]) -> dict[str, np.ndarray]:
-        aligned_states = {k: aligned(self.states[k], self.frame) for k in clients}
+        aligned_states = {k: align_rotation(self.states[k], self.frame) for k in clients}
         mass = sum(self.weights[k] for k in clients)
-        return total(aligned_states, {k: self.weights[k] / mass for k in clients})
+        return weighted_sum(aligned_states, {k: self.weights[k] / mass for k in clients})
 
 
 def _largest(array: np.ndarray) -> float:

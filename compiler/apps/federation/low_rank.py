@@ -31,7 +31,7 @@ def update(state: State, path: str, alpha: float) -> np.ndarray:
     return alpha / A.shape[0] * (B @ A)
 
 
-def stacked(states: Mapping[int, State], weights: Mapping[int, float], alpha: float) -> dict[str, np.ndarray]:
+def stack_factors(states: Mapping[int, State], weights: Mapping[int, float], alpha: float) -> dict[str, np.ndarray]:
     """Factors whose plain product B A, scale included, is the exact mean of the clients' updates.
 
     Only A is scaled, once; ranks may differ, that of the result is their sum.
@@ -47,7 +47,7 @@ def stacked(states: Mapping[int, State], weights: Mapping[int, float], alpha: fl
     return result
 
 
-def truncated(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
+def truncate_to_rank(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
     """The adapter of that rank whose scaled product is nearest to the stack's plain one.
 
     Through QR decompositions of the factors, so that the product [out, in] is never formed. A rank above what the
@@ -74,7 +74,7 @@ def _filled(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
     return np.pad(array, padding)
 
 
-def resized(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
+def resize_rank(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
     """The first components of an adapter, or zeros added, up to a rank; the scale of those that stay is kept.
 
     Down to a rank and up again gives the same as down alone.
@@ -97,13 +97,13 @@ def padded_mean(states: Mapping[int, State], weights: Mapping[int, float], alpha
     from .state import mean
 
     rank = max(rank_of(states[k]) for k in states if weights[k] > 0)
-    norms = {k: _norm(states[k], alpha) for k in states}
+    norms = {k: _update_norm(states[k], alpha) for k in states}
     by_norm = {k: weights[k] * norms[k] for k in states}
     chosen = by_norm if sum(by_norm.values()) > 0 else dict(weights)  # nobody has learned anything yet
-    return mean({k: resized(s, rank, alpha) for k, s in states.items()}, chosen)
+    return mean({k: resize_rank(s, rank, alpha) for k, s in states.items()}, chosen)
 
 
-def _norm(state: State, alpha: float) -> float:
+def _update_norm(state: State, alpha: float) -> float:
     """Frobenius norm of the updates of all modules, from products of the factors with themselves."""
     squares = 0.0
     for path in modules(state):
@@ -125,7 +125,7 @@ def useful_rank(state: State, share: float) -> int:
     return int(np.searchsorted(cumulative, (1 - share) * cumulative[-1]) + 1)
 
 
-def joined(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
+def join_stacks(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
     """One adapter, scaled as adapters are, whose update is the sum of the stacks' plain products."""
     result = {}
     for path in modules(stacks[0]):

@@ -70,12 +70,12 @@ def _norm(products: np.ndarray, direction: np.ndarray) -> float:
 
 def geometric_median(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str, np.ndarray]:
     """The state with the least weighted sum of distances to the given ones, each taken as one vector."""
-    from .state import total
+    from .state import weighted_sum
 
     used = normal(weights)
     states = {k: states[k] for k in used}
     shares = median_shares(gram(states), np.array([used[k] for k in sorted(used)]))
-    return total(states, dict(zip(sorted(used), shares.tolist(), strict=True)))
+    return weighted_sum(states, dict(zip(sorted(used), shares.tolist(), strict=True)))
 
 
 def pull_of_median(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[int, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .rotations import Way, combined
+from .rotations import Way, combine_states
 from .state import State
 
 GRID = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
@@ -14,7 +14,7 @@ def mix(local: State, aggregate: State, share: float, way: Way = "align") -> dic
     """(1 - share) * own + share * others, with R orthonormal: 0 is the client's own state, 1 the others'."""
     if share == 0:
         return dict(local)
-    return combined({0: local, 1: aggregate}, {0: 1 - share, 1: share}, local, way)
+    return combine_states({0: local, 1: aggregate}, {0: 1 - share, 1: share}, local, way)
 
 
 def adaptive(

@@ -44,20 +44,20 @@ def noisy_mean(
     }
 
 
-def privacy(rounds: Sequence[Round], declared: "Declaration") -> str:
+def privacy_sentence(rounds: Sequence[Round], declared: "Declaration") -> str:
     """The epsilon that was spent, as a sentence: of a client, or of a row of the client that has fewest."""
     if not declared.noise:
         return "changes are bounded and no noise hides them: epsilon is infinite"
     if declared.protects == "clients":
-        spent = epsilon(len(rounds), declared.noise, declared.delta)
+        spent = client_epsilon(len(rounds), declared.noise, declared.delta)
         return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
     fewest = min(result.examples for round_ in rounds for result in round_.updates.values())
     share = min(1.0, declared.batch / fewest)
-    spent = epsilon_of_rows(len(rounds) * declared.steps, share, declared.noise, declared.delta)
+    spent = row_epsilon(len(rounds) * declared.steps, share, declared.noise, declared.delta)
     return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"
 
 
-def epsilon(rounds: int, multiplier: float, delta: float) -> float:
+def client_epsilon(rounds: int, multiplier: float, delta: float) -> float:
     """The epsilon of that many rounds for a client that takes part in every one (no gain from sampling).
 
     Rényi differential privacy of the Gaussian mechanism, adjacency by adding or removing a client: order a costs
@@ -72,12 +72,12 @@ def epsilon(rounds: int, multiplier: float, delta: float) -> float:
     return float(max(converted.min(), 0.0))
 
 
-def epsilon_of_rows(steps: int, share: float, multiplier: float, delta: float) -> float:
+def row_epsilon(steps: int, share: float, multiplier: float, delta: float) -> float:
     """The epsilon of a row of a client after so many steps, each of rows drawn one by one with probability `share`.
 
     Rényi differential privacy of the Poisson-sampled Gaussian mechanism at integer orders, adjacency by adding or
     removing a row.
-    Source: Mironov, Talwar and Zhang 2019 (arXiv 1908.10530), section 3.3; conversion as in `epsilon`.
+    Source: Mironov, Talwar and Zhang 2019 (arXiv 1908.10530), section 3.3; conversion as in `client_epsilon`.
     """
     if multiplier <= 0:
         return float("inf")

@@ -13,7 +13,7 @@ from .declaration import NAME, Declaration, check_base, read_declaration
 from .history import Round
 from .low_rank import modules
 from .results import MARK, PREFIX, STATE
-from .state import State, fault_of
+from .state import State, state_fault
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,7 @@ def result_of(app: Path) -> Path | None:
     return next((candidate for candidate in candidates if (candidate / MARK).is_file()), None)
 
 
-def rounds_of(app: Path, declared: Declaration) -> tuple[Round, ...]:
+def read_rounds(app: Path, declared: Declaration) -> tuple[Round, ...]:
     """Rounds of the run whose result lies beside an app; () where none of this declaration does."""
     folder = result_of(app.resolve())
     if folder is None:
@@ -50,7 +50,7 @@ def rounds_of(app: Path, declared: Declaration) -> tuple[Round, ...]:
         return ()  # a picture of the app is none of its result's mistakes
 
 
-def models(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Module]] | None":
+def models_with_states(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Module]] | None":
     """The model with each state in it, by the state's name, one at a time; None where the federation has not run.
 
     A model is good until the next one is asked for. Raises Reject (bad-federation-result) at the call.
@@ -62,25 +62,27 @@ def models(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Module]] | None
     if declared.trains == "index":
         return None
     check_base(declared, app / declared.folder, ctx.settings.cache_dir)
-    _check(folder, declared)
+    _check_result(folder, declared)
     states = sorted(f for f in folder.iterdir() if f.is_dir())
     if not states:
         raise Reject(bad_result(f"{folder} holds no state", help="run the federation again: `effc run`"))
-    return _put(app, declared, states, ctx)
+    return _models_one_by_one(app, declared, states, ctx)
 
 
-def _put(app: Path, declared: Declaration, states: list[Path], ctx: "Context") -> "Iterator[tuple[str, nn.Module]]":
+def _models_one_by_one(
+    app: Path, declared: Declaration, states: list[Path], ctx: "Context"
+) -> "Iterator[tuple[str, nn.Module]]":
     from ...driver.models import open_model
-    from .client_host import slots_on
+    from .client_host import attach_slots
 
     model = open_model(str(app / declared.folder), ctx.settings).model
-    with slots_on(model, declared) as slots:
+    with attach_slots(model, declared) as slots:
         for folder in states:
             slots.put(read_state(folder, declared), {})
             yield folder.name, slots.model.eval()
 
 
-def _check(folder: Path, declared: Declaration) -> None:
+def _check_result(folder: Path, declared: Declaration) -> None:
     try:
         body = read_json(folder / MARK, MARKED)
         same = body["identity"] == declared.identity and body["base"] == declared.base
@@ -103,7 +105,7 @@ def read_state(folder: Path, declared: Declaration) -> State:
     for file in (folder / name for name in names):
         if file.is_file():
             try:
-                arrays |= {_array(name, declared): array for name, array in load_file(file).items()}
+                arrays |= {_declared_array_name(name, declared): array for name, array in load_file(file).items()}
             except (OSError, SafetensorError) as error:
                 raise Reject(bad_result(f"{file} can't be read: {error}", help="run the federation again")) from error
     expected = dict(declared.full)
@@ -112,12 +114,12 @@ def read_state(folder: Path, declared: Declaration) -> State:
         if rank and rank[0]:
             expected[f"{path}.A"] = (rank[0], expected[f"{path}.A"][1])
             expected[f"{path}.B"] = (expected[f"{path}.B"][0], rank[0])
-    if problem := fault_of(arrays, expected):
+    if problem := state_fault(arrays, expected):
         raise Reject(bad_result(f"{folder} is no state of the federation: {problem}", help="run the federation again"))
     return arrays
 
 
-def _array(name: str, declared: Declaration) -> str:
+def _declared_array_name(name: str, declared: Declaration) -> str:
     """The name of an array that a file calls so."""
     name = name.removeprefix(f"{PREFIX}.")
     for side in "AB":

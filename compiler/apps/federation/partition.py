@@ -15,7 +15,9 @@ empty_client = Fault(
 )
 
 
-def divided(sizes: Sequence[int], clients: int, split: Split, beta: float, seed: int) -> list[list[tuple[int, int]]]:
+def partition_rows(
+    sizes: Sequence[int], clients: int, split: Split, beta: float, seed: int
+) -> list[list[tuple[int, int]]]:
     """For every client its rows, as (data set, row), in the order of the data; every row is somebody's, once.
 
     even        rows are dealt out in an order that the seed decides
@@ -73,7 +75,7 @@ def split_rows(count: int, share: float, seed: int) -> tuple[list[int], list[int
 def check_split(parts: Sequence[Sequence[tuple[int, int]]], stream: bool, share: float, batch: int) -> None:
     """Reject (empty-client) where what a client holds back leaves it less to learn from, and less than an update takes.
 
-    parts    rows of every client, as `divided` has them
+    parts    rows of every client, as `partition_rows` has them
     stream   each data set is learned from by itself
     """
     for client, rows in enumerate(parts):

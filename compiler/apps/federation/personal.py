@@ -7,7 +7,7 @@ import numpy as np
 from .all_but_me import Center, leave_one_out_shares
 from .leave_one_out import LeaveOneOut
 from .median import gram, pull_of_median
-from .rotations import Way, combined, function_gram, paths
+from .rotations import Way, combine_states, function_gram, paths
 from .state import Shapes, State, normal
 from .strategy import Payload, Strategy, TrainedState
 
@@ -55,17 +55,17 @@ class AllButMe(Strategy):
             return {}
         state = self.states.get(client, self.initial)
         if self._leave_one_out is not None:
-            return self._leave_one_out.of(client, state)
+            return self._leave_one_out.mean_for(client, state)
         other_weights = {k: w for k, w in self.examples.items() if k != client and w > 0}
         shares = self._shares.get(client) or (normal(other_weights) if other_weights else {})
-        return combined(self.states, shares, state, self.way) if shares else {}
+        return combine_states(self.states, shares, state, self.way) if shares else {}
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         for client, one in sent.items():
             self.states[client], self.examples[client] = one.state, one.examples
-        self._weigh()
+        self._compute_shares()
 
-    def _weigh(self) -> None:
+    def _compute_shares(self) -> None:
         self._shares, self._leave_one_out = {}, None
         if not self.states or self.share == 0:
             return
@@ -92,4 +92,4 @@ class AllButMe(Strategy):
         self.initial = dict(saved["initial"])
         self.examples = {int(k): float(v[0]) for k, v in saved.get("examples", {}).items()}
         self.states = {k: saved[f"client-{k}"] for k in sorted(self.examples)}
-        self._weigh()
+        self._compute_shares()

@@ -35,10 +35,10 @@ class Process:
 
     @property
     def lives(self) -> bool:
-        return self.started != "" and self.started == start_of(self.pid)
+        return self.started != "" and self.started == process_start_time(self.pid)
 
 
-def start_of(pid: int) -> str:
+def process_start_time(pid: int) -> str:
     """When a process began, in the system's own words; "" where there is none that runs."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -51,7 +51,7 @@ def start_of(pid: int) -> str:
     return completed.stdout.strip()
 
 
-def start(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
+def start_process(name: str, command: Sequence[str], env: Mapping[str, str], folder: Path) -> Process:
     """A process in a session of its own, whose output goes to `NAME.log` in the folder. Raises OSError for a link."""
     log = folder / f"{name}.log"
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "ab") as out:
@@ -64,10 +64,10 @@ def start(name: str, command: Sequence[str], env: Mapping[str, str], folder: Pat
             env=dict(env),
             start_new_session=True,
         )
-    return Process(name, process.pid, start_of(process.pid), str(log))
+    return Process(name, process.pid, process_start_time(process.pid), str(log))
 
 
-def end(processes: Sequence[Process]) -> list[str]:
+def end_processes(processes: Sequence[Process]) -> list[str]:
     """Ask all to end, then end what is left, each with its own children; the names of those that lived."""
     living = [p for p in processes if p.lives]
     for process in living:
@@ -122,7 +122,7 @@ def answers(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def last_line(log: str) -> str:
+def last_log_line(log: str) -> str:
     """Last line of a process's log."""
     try:
         with open_regular(Path(log)) as file:

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from .low_rank import modules, padded_mean, rank_of, resized, stacked, truncated
+from .low_rank import modules, padded_mean, rank_of, resize_rank, stack_factors, truncate_to_rank
 from .state import Shapes, State, mean
 from .strategy import Payload, Strategy, TrainedState
 
 
-def ranked(full: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+def shapes_at_rank(full: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
     """The shapes of adapters of another rank."""
     result: dict[str, tuple[int, ...]] = {}
     for path in modules(full):
@@ -39,13 +39,13 @@ class Stack(Strategy):
         return Payload({**sent, "head": self.head} if self.head else sent, {"rank": self._rank(client)})
 
     def required(self, client: int) -> Shapes:
-        return {**ranked(self.full, self._rank(client)), **self._beside}
+        return {**shapes_at_rank(self.full, self._rank(client)), **self._beside}
 
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        self.rounds[number] = stacked(
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+        self.rounds[number] = stack_factors(
             {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
         )
         heads = {k: {name: s.state[name] for name in self._beside} for k, s in sent.items()}
@@ -53,11 +53,11 @@ class Stack(Strategy):
 
     def results(self) -> dict[str, State]:
         """One adapter with the updates of all rounds: exact, and of the sum of their ranks."""
-        from .low_rank import joined
+        from .low_rank import join_stacks
 
         if not self.rounds:
             return {}
-        return {"global": {**joined([self.rounds[n] for n in sorted(self.rounds)], self.alpha), **self.head}}
+        return {"global": {**join_stacks([self.rounds[n] for n in sorted(self.rounds)], self.alpha), **self.head}}
 
     def saved(self) -> dict[str, State]:
         states = {f"round-{number}": state for number, state in self.rounds.items()}
@@ -87,26 +87,28 @@ class Truncate(Strategy):
     def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
         if not self.merged_state:
-            return Payload({"global": resized(self.initial, rank, self.alpha)}, {"rank": rank})
+            return Payload({"global": resize_rank(self.initial, rank, self.alpha)}, {"rank": rank})
         if rank not in self._down:
-            self._down[rank] = truncated(self.merged_state, rank, self.alpha)
+            self._down[rank] = truncate_to_rank(self.merged_state, rank, self.alpha)
         return Payload({"global": self._down[rank]}, {"rank": rank})
 
     def required(self, client: int) -> Shapes:
-        return ranked(self.full, self._rank(client))
+        return shapes_at_rank(self.full, self._rank(client))
 
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        self.merged_state = stacked(
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+        self.merged_state = stack_factors(
             {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
         )
         self._down.clear()
 
     def results(self) -> dict[str, State]:
         return (
-            {"global": truncated(self.merged_state, rank_of_shapes(self.full), self.alpha)} if self.merged_state else {}
+            {"global": truncate_to_rank(self.merged_state, rank_of_shapes(self.full), self.alpha)}
+            if self.merged_state
+            else {}
         )
 
     def saved(self) -> dict[str, State]:
@@ -125,12 +127,12 @@ class Pad(Truncate):
 
     def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
-        return Payload({"global": resized(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank})
+        return Payload({"global": resize_rank(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank})
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         mean = padded_mean({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha)
         largest = rank_of_shapes(self.full)
-        self.merged_state = mean if rank_of(mean) == largest else resized(mean, largest, self.alpha)
+        self.merged_state = mean if rank_of(mean) == largest else resize_rank(mean, largest, self.alpha)
 
     def results(self) -> dict[str, State]:
         return {"global": self.merged_state} if self.merged_state else {}

@@ -10,7 +10,7 @@ from ....dsl.syntax.diagnostics import Reject
 from .budgets import Budget, Load, literal
 from .declaration import DataSet, Declaration
 from .faults import unfit_strategy
-from .partition import check_split, divided
+from .partition import check_split, partition_rows
 from .trainable_shapes import (
     check_forms,
     check_index,
@@ -39,7 +39,7 @@ def check_rows(request: Any, ctx: "Context") -> None:
     if request.trains == "index":
         check_index(ctx, refs)
     sizes = [len(ctx.rows(ref)) // (1 + (request.trains == "index")) for ref in refs]
-    parts = divided(sizes, request.clients, request.split, request.beta, ctx.seed)
+    parts = partition_rows(sizes, request.clients, request.split, request.beta, ctx.seed)
     if request.trains != "index":
         check_split(parts, request.stream, request.hold.value, request.batch)
     if request.trains == "prompt":
@@ -75,7 +75,7 @@ def _classifies(request: Any, ctx: "Context") -> bool:
     return any(ctx.labels(ref) is not None for ref in refs_of(request))
 
 
-def shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
+def state_shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
     """Of a whole state, the head's among them where rows have classes."""
     rank = max(request.ranks or (request.rank,))
     if request.trains == "reft":
@@ -94,7 +94,7 @@ def _budgets(request: Any) -> list[Budget]:
     return [b.value if isinstance(b, Ratio) else b for b in request.budgets or ()]
 
 
-def sizes_of(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
+def client_sizes(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
     """The sub-network of every client; none where no budgets are given."""
     from .sizes import sizes_for
 
@@ -106,7 +106,7 @@ def sizes_of(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
     return sizes
 
 
-def declare(
+def make_declaration(
     request: Any, full: dict[str, tuple[int, ...]], sizes: "list[Size]", folder: str, base: str, ctx: "Context"
 ) -> Declaration:
     """The declaration of a federation over the model in `folder`, whose hash is `base`."""
@@ -153,4 +153,4 @@ def declare(
 def _largest_part(request: Any, ctx: "Context") -> int:
     """Rows of the client that is dealt most."""
     sizes = [len(ctx.rows(ref)) for ref in refs_of(request)]
-    return max(map(len, divided(sizes, request.clients, request.split, request.beta, ctx.seed)))
+    return max(map(len, partition_rows(sizes, request.clients, request.split, request.beta, ctx.seed)))

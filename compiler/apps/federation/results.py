@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...core.cache import write_atomic
-from ...core.safe_read import CONFIG, read_regular, reject_links
+from ...core.safe_read import CONFIG, read_regular, refuse_links
 from .declaration import Declaration
 from .history import History
 from .low_rank import modules, rank_of
@@ -28,7 +28,7 @@ def write_results(
 
     Raises Reject (odd-file) where links lie in the folder already.
     """
-    reject_links(into)
+    refuse_links(into)
     for name, state in states.items():
         folder = into / name
         if declared.trains == "lora":
@@ -47,7 +47,7 @@ def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
     named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
     named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
     _write_tensors(named, folder / "adapter_model.safetensors")
-    write_atomic(folder / "adapter_config.json", (json.dumps(_config(state, declared), indent=2) + "\n").encode())
+    write_atomic(folder / "adapter_config.json", (json.dumps(_peft_config(state, declared), indent=2) + "\n").encode())
 
 
 def _write_interventions(state: State, source: Path, folder: Path) -> None:
@@ -65,7 +65,7 @@ def _write_interventions(state: State, source: Path, folder: Path) -> None:
         _write_tensors(head_arrays, folder / "head.safetensors")
 
 
-def _config(state: State, declared: Declaration) -> dict[str, Any]:
+def _peft_config(state: State, declared: Declaration) -> dict[str, Any]:
     saved_modules = sorted({name.partition(".")[0] for name in state if not name.endswith((".A", ".B"))})
     return {
         "peft_type": "LORA",

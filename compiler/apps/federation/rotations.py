@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from .state import State, total
+from .state import State, weighted_sum
 
 Way = Literal["project", "align", "function"]
 
@@ -35,7 +35,7 @@ def paths(state: State) -> list[str]:
     )
 
 
-def aligned(state: State, towards: State) -> dict[str, np.ndarray]:
+def align_rotation(state: State, towards: State) -> dict[str, np.ndarray]:
     """Rotated equivalent of a state whose rows of R are as near as possible to those of `towards`."""
     result = dict(state)
     for path in paths(state):
@@ -56,23 +56,23 @@ def projected(state: State) -> dict[str, np.ndarray]:
     }
 
 
-def combined(
+def combine_states(
     states: Mapping[int, State], shares: Mapping[int, float], towards: State, way: Way
 ) -> dict[str, np.ndarray]:
     """The sum of share * state (shares sum to 1) with orthonormal R, in the basis nearest to that of `towards`."""
     used = {k: states[k] for k in sorted(states) if shares.get(k)}
     if way == "project":
-        return projected(total(used, shares))
-    aligned_states = {k: aligned(state, towards) for k, state in used.items()}
-    result = total(aligned_states, shares)
+        return projected(weighted_sum(used, shares))
+    aligned_states = {k: align_rotation(state, towards) for k, state in used.items()}
+    result = weighted_sum(aligned_states, shares)
     if way == "align":
         return projected(result)
     for path in paths(result):
-        result |= _refactored([(shares[k], aligned_states[k]) for k in aligned_states], path)
-    return aligned(result, towards)
+        result |= _refactor_mean([(shares[k], aligned_states[k]) for k in aligned_states], path)
+    return align_rotation(result, towards)
 
 
-def _refactored(parts: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:
+def _refactor_mean(parts: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:
     """R, W, b of the best function of rank r for the weighted mean of functions.
 
     [M | c] = sum share R^T [W - R | b] is a product of two tall factors, so its singular vectors come from two

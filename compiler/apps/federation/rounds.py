@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .bounds import as_number
+from .bounds import finite_or_nan
 from .checkpoint import Checkpoint
-from .grid import SENTENCE, Grid, Message, Reply, exchange
+from .grid import SENTENCE, Grid, Message, Reply, send_and_receive
 from .history import ClientUpdate, History, Round
 from .masks import Keys
 from .secure import LEAST, masked_request, opened_sum
-from .state import State, fault_of, numbers
+from .state import State, numbers, state_fault
 from .strategy import Strategy, TrainedState
 
 too_few_clients = Fault(
@@ -92,20 +92,20 @@ class Federation:
     def run(self) -> History:
         """All rounds that are left; Reject where too few clients are."""
         self._resume()
-        self._gather()
+        self._wait_for_clients()
         if not self.course.rounds and self.strategy.starts:
-            self.strategy.begin(self._initial())
+            self.strategy.begin(self._initial_state())
         for number in range(len(self.course.rounds) + 1, self.terms.rounds + 1):
-            round_ = self._round(number)
+            round_ = self._run_round(number)
             self.course.rounds.append(round_)
             if self.checkpoint:
                 body = {"rounds": [r.to_json() for r in self.course.rounds]}
-                self.checkpoint.write(number, self.strategy.saved(), body)
+                self.checkpoint.write_round(number, self.strategy.saved(), body)
             self.on_round(round_)
         return self.course
 
     def _resume(self) -> None:
-        stored = self.checkpoint.read() if self.checkpoint else None
+        stored = self.checkpoint.read_round() if self.checkpoint else None
         if stored is not None:
             states, body = stored
             self.strategy.restore(states)
@@ -113,11 +113,11 @@ class Federation:
 
     # -- who is there ----------------------------------------------------------------------------------------
 
-    def _gather(self) -> None:
+    def _wait_for_clients(self) -> None:
         """Wait until as many clients have joined as the terms ask for."""
         end = time.monotonic() + self.terms.patience
         while True:
-            self._meet()
+            self._greet_new_nodes()
             if len(self.members) >= self.terms.clients:
                 return
             all_known = len(self.known) >= self.terms.clients
@@ -131,7 +131,7 @@ class Federation:
                 )
             time.sleep(min(self.terms.every, _POLL_SECONDS))
 
-    def _meet(self) -> None:
+    def _greet_new_nodes(self) -> None:
         """Ask nodes that are new who they are; forget those that are gone."""
         present = set(self.grid.get_node_ids())
         for client in [c for c, m in self.members.items() if m.node not in present]:
@@ -139,26 +139,26 @@ class Federation:
             self.holding.pop(client, None)
         fresh = sorted(present - self.known.keys())
         messages = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
-        replies = exchange(self.grid, messages, self.terms.deadline, self.terms.every)
+        replies = send_and_receive(self.grid, messages, self.terms.deadline, self.terms.every)
         for reply in sorted(replies, key=lambda r: (_client(r), r.node)):
-            member = self._member(reply)
+            member = self._register_member(reply)
             self.known[reply.node] = None if member is None else member.client
             if member is not None:
                 self.members[member.client] = member
                 self.faults.pop(member.client, None)
 
-    def _member(self, reply: Reply) -> Member | None:
+    def _register_member(self, reply: Reply) -> Member | None:
         """The client that a node is, or None, with the reason in `faults`."""
         client = _client(reply)
         try:
-            return self._admitted(client, reply)
+            return self._admit(client, reply)
         except Exception as error:  # of what a stranger sent: it is left out, whatever that was
             self.faults[client if client >= 0 else -1 - len(self.faults)] = _sentence(error)
             return None
 
-    def _admitted(self, client: int, reply: Reply) -> Member:
+    def _admit(self, client: int, reply: Reply) -> Member:
         """Raises ValueError with the reason where the node can't take part."""
-        base, examples = reply.config.get("base"), as_number(reply.config.get("examples"))
+        base, examples = reply.config.get("base"), finite_or_nan(reply.config.get("examples"))
         public = str(reply.config.get("public", ""))
         if reply.error:
             raise ValueError(reply.error)
@@ -185,16 +185,16 @@ class Federation:
         if any(member.public == public for member in self.members.values()):
             raise ValueError("its key for masks is another client's")
 
-    def _initial(self) -> State:
+    def _initial_state(self) -> State:
         """The state that all start from, from the first client that can tell it."""
         for client, member in sorted(self.members.items()):
             if not self.strategy.tells_start(client):
                 continue
             message = Message(member.node, "initial", 0)
-            for reply in exchange(self.grid, [message], self.terms.deadline, self.terms.every):
+            for reply in send_and_receive(self.grid, [message], self.terms.deadline, self.terms.every):
                 try:
                     state = reply.arrays.get("own", {})
-                    reason = reply.error or fault_of(state, self.strategy.full)
+                    reason = reply.error or state_fault(state, self.strategy.full)
                     if not reason:
                         return state
                 except Exception as error:
@@ -204,19 +204,19 @@ class Federation:
 
     # -- a round ---------------------------------------------------------------------------------------------
 
-    def _round(self, number: int) -> Round:
+    def _run_round(self, number: int) -> Round:
         started = time.monotonic()
-        self._meet()
-        chosen = self._chosen(number)
+        self._greet_new_nodes()
+        chosen = self._sample_clients(number)
         self.strategy.prepare(number, chosen)
-        messages = {c: self._message(c, number) for c in chosen}
-        replies = exchange(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
+        messages = {c: self._train_message(c, number) for c in chosen}
+        replies = send_and_receive(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
         by_node = {reply.node: reply for reply in replies}
         results, faults, sent = {}, dict(self.faults), {}
         for client in chosen:
             try:
-                reply = self._usable(client, number, by_node.get(self.members[client].node))
-                examples = min(as_number(reply.config.get("examples")), self.members[client].examples)
+                reply = self._check_reply(client, number, by_node.get(self.members[client].node))
+                examples = min(finite_or_nan(reply.config.get("examples")), self.members[client].examples)
                 update = _update_of(reply, messages[client], self.terms.rounds)
             except Exception as error:  # of what a client sent: it costs that client its round, whatever it was
                 faults[client] = _sentence(error)
@@ -224,7 +224,7 @@ class Federation:
                 continue
             sent[client], results[client] = TrainedState(reply.arrays.get("own", {}), examples), update
             self.holding[client] = number
-        summed = self._sum(number, sorted(sent), faults) if self.strategy.secure else None
+        summed = self._secure_sum(number, sorted(sent), faults) if self.strategy.secure else None
         if summed is not None:
             sent = {client: one for client, one in sent.items() if client in summed.clients}
             size = 4 * numbers(self.strategy.full)  # of the masked half
@@ -241,10 +241,10 @@ class Federation:
         if summed is not None:
             self.strategy.take_sum(summed.total, summed.clients)
         else:
-            self.strategy.take(number, sent)
+            self.strategy.aggregate(number, sent)
         return Round(number, results, faults, time.monotonic() - started)
 
-    def _chosen(self, number: int) -> list[int]:
+    def _sample_clients(self, number: int) -> list[int]:
         """The clients of a round; who takes part follows from the seed and the round."""
         present = sorted(self.members)
         if self.terms.share >= 1:
@@ -253,7 +253,7 @@ class Federation:
         draw = np.random.default_rng([self.terms.seed, number])
         return sorted(draw.choice(present, size=count, replace=False).tolist())
 
-    def _message(self, client: int, number: int) -> Message:
+    def _train_message(self, client: int, number: int) -> Message:
         payload = self.strategy.payload(client, number, self.holding.get(client))
         terms = self.terms
         config: dict[str, str | int | float | bool] = {
@@ -265,28 +265,28 @@ class Federation:
         config |= payload.config
         return Message(self.members[client].node, "train", number, payload.arrays, config)
 
-    def _usable(self, client: int, round_: int, reply: Reply | None) -> Reply:
+    def _check_reply(self, client: int, round_: int, reply: Reply | None) -> Reply:
         """The reply. Raises ValueError with the reason where it can't be used."""
         if reply is None:
             raise ValueError(f"no reply within {self.terms.deadline:g} s")
         if reply.error:
             raise ValueError(reply.error)
-        if as_number(reply.config.get("number")) != round_:
+        if finite_or_nan(reply.config.get("number")) != round_:
             raise ValueError(f"its reply is of round {str(reply.config.get('number'))[:12]}")
-        if not as_number(reply.config.get("examples")) > 0:
+        if not finite_or_nan(reply.config.get("examples")) > 0:
             raise ValueError("it has no data")
         if not self.strategy.secure and (
-            reason := fault_of(reply.arrays.get("own", {}), self.strategy.required(client))
+            reason := state_fault(reply.arrays.get("own", {}), self.strategy.required(client))
         ):
             raise ValueError(reason)
         return reply
 
-    def _sum(self, number: int, clients: list[int], faults: dict[int, str]) -> Sum:
+    def _secure_sum(self, number: int, clients: list[int], faults: dict[int, str]) -> Sum:
         """The sum of what these clients learned, or of those of them that still answer; none of fewer than three."""
         while len(clients) >= LEAST:
             publics = {c: self.members[c].public for c in clients}
             messages = [masked_request(self.members[c].node, c, number, publics) for c in clients]
-            by_node = {r.node: r for r in exchange(self.grid, messages, self.terms.deadline, self.terms.every)}
+            by_node = {r.node: r for r in send_and_receive(self.grid, messages, self.terms.deadline, self.terms.every)}
             replies = {c: by_node.get(self.members[c].node) for c in clients}
             count, vectors = numbers(self.strategy.full), {}
             for client, reply in replies.items():
@@ -333,19 +333,19 @@ def _first_line(text: str) -> str:
 
 def _client(reply: Reply) -> int:
     """Number of the client that a node runs; -1 if it is none."""
-    value = as_number(reply.config.get("client"))
+    value = finite_or_nan(reply.config.get("client"))
     return int(value) if value >= 0 else -1
 
 
 def _update_of(reply: Reply, message: Message, rounds: int) -> ClientUpdate:
     """Metrics that a client reports of its update; there are at most as many tasks as rounds."""
-    values = {name: as_number(reply.config.get(name)) for name in NUMBERS}
+    values = {name: finite_or_nan(reply.config.get(name)) for name in NUMBERS}
     by_task = reply.config.get("by_task")
-    tasks = tuple(as_number(x) for x in by_task[:rounds]) if isinstance(by_task, list) else ()
+    tasks = tuple(finite_or_nan(x) for x in by_task[:rounds]) if isinstance(by_task, list) else ()
     return ClientUpdate(**values, by_task=tasks, bytes_up=reply.bytes, bytes_down=message.bytes)
 
 
-def lines(rounds: Sequence[Round]) -> list[str]:
+def fault_lines(rounds: Sequence[Round]) -> list[str]:
     """A line for every fault that clients had, with its round."""
     return [
         f"round {r.number}, client {client}: {_first_line(text)}" if client >= 0 else f"round {r.number}: {text}"

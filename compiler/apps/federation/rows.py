@@ -44,7 +44,7 @@ def rows_of(name: str, ctx: "Context") -> Rows:
     return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.speech(ref), ctx.labels(ref))
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def concatenate_rows(parts: Sequence[Rows]) -> Rows:
     """One after the other; what some lack, all lack."""
     columns: dict[str, Any] = {}
     for f in fields(Rows):

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Reject
-from .bounds import as_number, client_refuses
-from .grid import Answer, Message, Reply, exchange
+from .bounds import client_refuses, finite_or_nan
+from .grid import Answer, Message, Reply, send_and_receive
 from .history import ClientUpdate, History, Round
 from .rounds import Federation, too_few_clients
 from .state import State, value_fault
 from .strategy import Payload, Strategy, TrainedState
 
 
-def top(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def top_documents(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores and numbers of the best documents for each question, the best first: [q, k] float32 and int64.
 
     questions, documents   unit vectors [q, d] and [n, d]; k is `count`, or n where that is less
@@ -31,7 +31,7 @@ def top(questions: np.ndarray, documents: np.ndarray, count: int) -> tuple[np.nd
     return np.take_along_axis(scores, order, 1).astype(np.float32), order
 
 
-def merged(replies: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+def merge_replies(replies: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Owners and numbers of the best of what clients found, [q, k] int64 each; of equal ones the lower client's."""
     order = sorted(replies)
     scores = np.concatenate([replies[k][0] for k in order], axis=1)
@@ -72,7 +72,7 @@ class RetrievalClient:
     def _best(self, questions: np.ndarray) -> State:
         if questions.ndim != 2 or questions.shape[1] != self.documents.shape[1] or not np.isfinite(questions).all():
             raise Reject(client_refuses("what was sent are no vectors of this model's width"))
-        scores, numbers = top(questions, self.documents, self.count)
+        scores, numbers = top_documents(questions, self.documents, self.count)
         return {"scores": scores, "numbers": numbers}
 
 
@@ -84,7 +84,7 @@ class RetrievalStrategy(Strategy):
     def payload(self, client: int, number: int, last_round: int | None) -> Payload:
         raise AssertionError("nothing is trained")
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         raise AssertionError("nothing is trained")
 
     def results(self) -> dict[str, State]:
@@ -106,47 +106,51 @@ class RetrievalFederation(Federation):
     count: int = 1
 
     def run(self) -> History:
-        self._gather()
+        self._wait_for_clients()
         for number, client in enumerate(sorted(self.members), start=1):
-            round_ = self._inquiry(number, client)
+            round_ = self._query_round(number, client)
             self.course.rounds.append(round_)
             self.on_round(round_)
         if not any(r.updates for r in self.course.rounds):
             raise Reject(too_few_clients("no client got an answer", note=self._text(self.course.rounds[-1].faults)))
         return self.course
 
-    def _inquiry(self, number: int, client: int) -> Round:
+    def _query_round(self, number: int, client: int) -> Round:
         started, faults, sizes = time.monotonic(), dict(self.faults), [0, 0]
-        (reply,) = self._send("ask", number, {client: {}}, sizes).values()
+        (reply,) = self._exchange_states("ask", number, {client: {}}, sizes).values()
         questions = _questions(reply)
         if questions is None:
             return Round(number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
         payloads = {k: {"questions": questions} for k in sorted(self.members)}
         pairs = {}
-        for k, reply in self._send("search", number, payloads, sizes).items():
-            pair = _pair(reply, len(questions), self.count)
+        for k, reply in self._exchange_states("search", number, payloads, sizes).items():
+            pair = _parse_reply(reply, len(questions), self.count)
             if pair is None:
                 faults[k] = _reason(reply)
             else:
                 pairs[k] = pair
         if not pairs:
             return Round(number, {}, faults, time.monotonic() - started)
-        owners, numbers = merged(pairs, self.count)
-        (reply,) = self._send("judge", number, {client: {"owners": owners, "numbers": numbers}}, sizes).values()
+        owners, numbers = merge_replies(pairs, self.count)
+        (reply,) = self._exchange_states(
+            "judge", number, {client: {"owners": owners, "numbers": numbers}}, sizes
+        ).values()
         if reply is None or reply.error:
             return Round(number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
         spent = time.monotonic() - started
-        right = as_number(reply.config.get("accuracy"))
+        right = finite_or_nan(reply.config.get("accuracy"))
         result = ClientUpdate(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
         return Round(number, {client: result}, faults, spent)
 
-    def _send(self, kind: str, number: int, states: Mapping[int, State], sizes: list[int]) -> dict[int, Reply | None]:
+    def _exchange_states(
+        self, kind: str, number: int, states: Mapping[int, State], sizes: list[int]
+    ) -> dict[int, Reply | None]:
         """The reply of each of these clients to its state, None of one that was late; adds the bytes up and down."""
         config: dict[str, str | int | float | bool] = {"base": self.terms.base, "deadline": self.terms.deadline}
         sent = [
             Message(self.members[k].node, kind, number, {"others": s} if s else {}, config) for k, s in states.items()
         ]
-        replies = {r.node: r for r in exchange(self.grid, sent, self.terms.deadline, self.terms.every)}
+        replies = {r.node: r for r in send_and_receive(self.grid, sent, self.terms.deadline, self.terms.every)}
         sizes[0] += sum(r.bytes for r in replies.values())
         sizes[1] += sum(m.bytes for m in sent)
         return {k: replies.get(self.members[k].node) for k in states}
@@ -165,7 +169,7 @@ def _questions(reply: Reply | None) -> np.ndarray | None:
     return vectors if fits else None
 
 
-def _pair(reply: Reply | None, questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _parse_reply(reply: Reply | None, questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores and numbers of a reply, where they are that."""
     arrays = reply.arrays.get("own", {}) if reply and not reply.error else {}
     scores, numbers = arrays.get("scores"), arrays.get("numbers")

@@ -46,7 +46,7 @@ class SecureSum(Strategy):
             {"secure": True, "mix": share, "way": "project", "among": len(self.summed) * (client in self.summed)},
         )
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         raise AssertionError("a secure strategy is given sums")
 
     def take_sum(self, total: State, clients: Sequence[int]) -> None:

@@ -14,38 +14,38 @@ if TYPE_CHECKING:
 def simulate_artifact(request: RunRequest) -> None:
     """Simulate, and write the states to a folder beside the artifact; killed, the next call goes on."""
     from ...artifacts.manifest import verify_files
-    from ...core.safe_read import reject_links
-    from ...driver.models import computing
+    from ...core.safe_read import refuse_links
+    from ...driver.models import model_errors_as_diagnostics
     from .app import PACKAGE
     from .declaration import NAME, read_declaration
     from .results import write_results
     from .simulation import simulate
-    from .table import HEAD, line
+    from .table import HEAD, round_line
 
     path = request.artifact.resolve()  # `.` has no name, and results lie beside it by its name
     into = path.with_name(f"{path.name}-result")
-    reject_links(into)
+    refuse_links(into)
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)
     data, screen = recipe_folder(path), request.screen
     if screen.format != "json":
         screen.answer(HEAD)
-    on_round = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(line(r)))
-    with computing(str(path)):
+    on_round = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(round_line(r)))
+    with model_errors_as_diagnostics(str(path)):
         run = simulate(declared, path / declared.folder, data, request.settings, on_round)
     write_results(run.strategy.results(), run.course, declared, into, path)
     if screen.format == "json":
         return screen.answer_json("run", rounds=[r.to_json() for r in run.course.rounds], result=str(into))
-    return _sum_up(run, declared, into, screen)
+    return _print_summary(run, declared, into, screen)
 
 
 def recipe_folder(path: Path) -> Path:
     """Folder of an artifact's recipe: what paths of its data start from."""
     from ...artifacts.manifest import read_manifest
-    from ...driver.judging.retest import recipe_lost, recipe_of
+    from ...driver.judging.retest import find_recipe, recipe_lost
 
     manifest = read_manifest(path)
-    file = recipe_of(path, manifest)
+    file = find_recipe(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise Reject(
@@ -57,18 +57,18 @@ def recipe_folder(path: Path) -> Path:
     return file.parent
 
 
-def _sum_up(run: "Federation", declared: "Declaration", into: Path, screen: Screen) -> None:
+def _print_summary(run: "Federation", declared: "Declaration", into: Path, screen: Screen) -> None:
     from ...core.quantity import count_text, size
-    from .noise import privacy
-    from .rounds import lines
+    from .noise import privacy_sentence
+    from .rounds import fault_lines
 
-    for text in lines(run.course.rounds):
+    for text in fault_lines(run.course.rounds):
         screen.note(text)
     if declared.stream:
-        from .stream import forgotten
+        from .stream import forgetting_by_task
 
-        worse = ", ".join(f"{value:+.4f}" for value in forgotten(run.course.rounds))
+        worse = ", ".join(f"{value:+.4f}" for value in forgetting_by_task(run.course.rounds))
         screen.note(f"tasks before the last, nats per token since their own rounds: {worse}")
     if declared.clip:
-        screen.note(privacy(run.course.rounds, declared))
+        screen.note(privacy_sentence(run.course.rounds, declared))
     screen.note(f"{count_text(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint
 from .client_host import ClientHost
-from .declaration import Declaration, federation_of
+from .declaration import Declaration, make_federation
 from .grid import LocalGrid
 from .history import Round
 from .rounds import Federation
@@ -26,8 +26,8 @@ def simulate(
     host = ClientHost(declared, model, data, settings)
     host.check_base()
     checkpoint = Checkpoint(settings.cache_dir / "federations" / declared.identity, declared.identity)
-    with host.seats(list(range(declared.clients))) as clients:
-        run = federation_of(declared, LocalGrid(clients), checkpoint, on_round)
+    with host.participants(list(range(declared.clients))) as clients:
+        run = make_federation(declared, LocalGrid(clients), checkpoint, on_round)
         run.run()
     checkpoint.clear()
     return run

@@ -21,8 +21,8 @@ from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...analysis.planning.shrink import flops_per_token
 from .averaging import FedAvg
-from .budgets import Budget, Load, amount, kind_of, latency, limit, memory, phrase
-from .coverage import CountMode, Index, coverage_mean, part_of, sandwich
+from .budgets import Budget, Load, absolute_limit, amount_phrase, budget_text, kind_of, training_bytes, update_seconds
+from .coverage import CountMode, Index, coverage_mean, part_of, sandwich_sizes
 from .state import Shapes, State
 from .strategy import Payload, TrainedState
 
@@ -93,57 +93,57 @@ def sizes_for(program: "Program", budgets: Sequence[Budget], counts: str = "para
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
     scale = Scale(program, load)
-    return [scale.fit(budget, kind_of(budget, counts)) for budget in budgets]
+    return [scale.largest_within(budget, kind_of(budget, counts)) for budget in budgets]
 
 
 class Scale:
     """All sizes of a program from the smallest, 1, to the whole, STEPS; each is worked out once."""
 
     def __init__(self, program: "Program", load: Load):
-        from ...transforms.search.importance import ascending, l1
+        from ...transforms.search.importance import ascending, l1_importance
         from ...transforms.search.widths import Site
 
         self.program, self.load = program, load
-        self.sites = [Site(group, ascending(l1(program, group))) for group in cuttable_groups(program)]
+        self.sites = [Site(group, ascending(l1_importance(program, group))) for group in cuttable_groups(program)]
         self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(skeleton_of(program)), {}, {})}
         self._cost: dict[tuple[str, int], float] = {}
 
     def size(self, step: int) -> Size:
         if step not in self._sizes:
-            self._sizes[step] = _narrowed(self.program, self.sites, step)
+            self._sizes[step] = _narrow_groups(self.program, self.sites, step)
         return self._sizes[step]
 
     def share_of(self, kind: str, step: int) -> float:
         """Share that the size uses of a budget of that kind."""
         if (kind, step) not in self._cost:
-            self._cost[kind, step] = self._count(kind, self.size(step))
+            self._cost[kind, step] = self._quantity(kind, self.size(step))
         return self._cost[kind, step]
 
-    def _count(self, kind: str, size: Size) -> float:
+    def _quantity(self, kind: str, size: Size) -> float:
         if kind == "params":
             return size.params
         if kind == "latency":
             from ...ir.capture.capture import capture
 
             part = capture(copy.deepcopy(self.program.model))
-            cut(part, size)
-            return latency(part.model, self.load)
+            apply_size(part, size)
+            return update_seconds(part.model, self.load)
         skeleton = skeleton_at_size(self.program, size)
-        return memory(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
+        return training_bytes(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
 
-    def fit(self, budget: Budget, kind: str) -> Size:
+    def largest_within(self, budget: Budget, kind: str) -> Size:
         """The largest size within a budget."""
         full_cost = self.share_of(kind, STEPS)
-        available = limit(budget, full_cost)
+        available = absolute_limit(budget, full_cost)
         step = bisect_right(range(1, STEPS + 1), available, key=lambda n: self.share_of(kind, n))
         if step:
             return self.size(step)
         least = self.share_of(kind, 1)
         raise Reject(
             budget_too_small(
-                f"a client's budget is {phrase(kind, available)}, "
-                f"and the smallest sub-network takes {phrase(kind, least)}",
-                help=f"give it at least {amount(kind, least, full_cost)}",
+                f"a client's budget is {amount_phrase(kind, available)}, "
+                f"and the smallest sub-network takes {amount_phrase(kind, least)}",
+                help=f"give it at least {budget_text(kind, least, full_cost)}",
                 argument="budgets",
             )
         )
@@ -157,22 +157,24 @@ def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
     for group in skeleton_of(program).groups:
         removed = size.cuts.get(f"{group.site} {group.kind}", ())
         if removed:
-            skeleton = shrink.narrowed(skeleton, refreshed(skeleton, group), group.count - len(removed))
+            skeleton = shrink.with_narrowed_group(skeleton, refreshed(skeleton, group), group.count - len(removed))
     return skeleton
 
 
-def _narrowed(program: "Program", sites: Sequence["Site"], step: int) -> Size:
+def _narrow_groups(program: "Program", sites: Sequence["Site"], step: int) -> Size:
     """So many of STEPS parts of every group that can be cut, those that weigh most."""
     from ....dsl.checker.values import Ratio
     from ...analysis.planning.amount import Amount
-    from ...transforms.search.uniform_widths import cuttable, forecast
+    from ...transforms.search.uniform_widths import forecast_even_widths, split_cuttable
 
     groups = [s.group for s in sites]
-    small = forecast(skeleton_of(program), groups, Amount(Ratio(step / STEPS, "")), 1)
+    small = forecast_even_widths(skeleton_of(program), groups, Amount(Ratio(step / STEPS, "")), 1)
     left = {(g.site, g.kind): g.count for g in small.groups}
     removed = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
-    able, _ = cuttable(program, [(s.group, n) for s, n in zip(sites, removed, strict=True)])
-    return _size(program, [(s.group, s.next(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able])
+    able, _ = split_cuttable(program, [(s.group, n) for s, n in zip(sites, removed, strict=True)])
+    return _size_of_cuts(
+        program, [(s.group, s.next_items(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able]
+    )
 
 
 def cuttable_groups(program: "Program") -> list["Group"]:
@@ -182,7 +184,7 @@ def cuttable_groups(program: "Program") -> list["Group"]:
     return [g for g in groups if g.kind in ("channels", heads)]
 
 
-def _size(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
+def _size_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
     shapes = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     removed: dict[tuple[str, int], set[int]] = {}
     for group, items in cuts:
@@ -201,7 +203,7 @@ def _size(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> 
     return Size(count, size.cuts, size.indices)
 
 
-def cut(program: "Program", size: Size) -> None:
+def apply_size(program: "Program", size: Size) -> None:
     """Make a program's model that sub-network: smaller tensors, fewer heads, nothing masked."""
     from ...transforms.editing.rewrite import Rewriter
     from ...transforms.search.widths import slice_all
@@ -238,7 +240,7 @@ class Coverage(FedAvg):
         if self.seed is not None:
             order = sorted(range(len(self.options)), key=lambda n: -self.options[n].params)
             largest_index = {k: order.index(self.size_of_client[k]) for k in clients if k in self.size_of_client}
-            assigned = sandwich(clients, order, [self.seed, number], largest_index)
+            assigned = sandwich_sizes(clients, order, [self.seed, number], largest_index)
             self.assignment = {k: n for k, n in assigned.items() if k in self.size_of_client}
 
     def tells_start(self, client: int) -> bool:
@@ -254,7 +256,7 @@ class Coverage(FedAvg):
     def required(self, client: int) -> Shapes:
         return self.options[self.assignment[client]].shapes(self.full) if client in self.assignment else self.full
 
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         parts: dict[int, State] = {k: s.state for k, s in sent.items()}
         indices = {k: self._index(k) for k in sent}
         self.state = coverage_mean(

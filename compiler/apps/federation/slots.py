@@ -14,7 +14,7 @@ from ...ir.surgery import tensor_at
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.inputs import without_cache
 from ...models.rows.prompt_positions import head
-from ...transforms.training.adapters import Shape, adapted
+from ...transforms.training.adapters import Shape, with_adapters
 from ...transforms.training.schedule import seed_of
 from .low_rank import modules
 from .state import Shapes, State
@@ -62,10 +62,10 @@ class LowRank(Slots):
 
     @staticmethod
     @contextmanager
-    def on(model: nn.Module, full: Shapes, alpha: float) -> "Iterator[LowRank]":
+    def attached(model: nn.Module, full: Shapes, alpha: float) -> "Iterator[LowRank]":
         """Adapters on a model; afterwards it is as it was."""
         rank = max(full[f"{path}.A"][0] for path in modules(full))
-        with adapted(model, tuple(modules(full)), Shape(rank, alpha, 0.0), 0) as adapters:
+        with with_adapters(model, tuple(modules(full)), Shape(rank, alpha, 0.0), 0) as adapters:
             slots = LowRank(model, adapters.layers, full, alpha)
             try:
                 yield slots
@@ -121,7 +121,7 @@ class Edited(Slots):
     """Interventions that the model has; their rows R are orthonormal whenever a state leaves it."""
 
     def __init__(self, model: nn.Module, full: Shapes):
-        self.model, self.full, self.functions = model, full, functions(model)
+        self.model, self.full, self.functions = model, full, interventions_by_path(model)
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.parameters().items()}
 
     def initial_state(self, seed: int, rank: int | None) -> State:
@@ -140,7 +140,7 @@ class Edited(Slots):
             function.settle()
 
 
-def functions(model: nn.Module) -> dict[str, Intervention]:
+def interventions_by_path(model: nn.Module) -> dict[str, Intervention]:
     """The functions of a model's interventions by path."""
     return {
         f"{path}.functions.{name}": function

@@ -30,7 +30,7 @@ def numbers(state: State | Shapes) -> int:
     return sum(prod(value if isinstance(value, tuple) else value.shape) for value in state.values())
 
 
-def fault_of(state: State, expected: Shapes) -> str:
+def state_fault(state: State, expected: Shapes) -> str:
     """Why a state can't be used, as a sentence; "" where it can."""
     if missing := sorted(expected.keys() - state.keys()):
         return f"`{missing[0]}` is missing"
@@ -56,7 +56,7 @@ def value_fault(name: str, array: np.ndarray) -> str:
     return ""
 
 
-def total(states: Mapping[int, State], shares: Mapping[int, float]) -> dict[str, np.ndarray]:
+def weighted_sum(states: Mapping[int, State], shares: Mapping[int, float]) -> dict[str, np.ndarray]:
     """The sum of share * state over the clients that have a share."""
     chosen = [k for k in sorted(states) if shares.get(k)]
     assert chosen, "no client has a share"
@@ -78,7 +78,7 @@ def mean(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[str,
 
     Source: McMahan et al. 2017 (arXiv 1602.05629); FedIT, Zhang et al. 2023 (arXiv 2305.05644).
     """
-    return total(states, normal(weights))
+    return weighted_sum(states, normal(weights))
 
 
 def vector(state: State) -> np.ndarray:

@@ -62,7 +62,7 @@ class Strategy(ABC):
         return self.full
 
     @abstractmethod
-    def take(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
         """Put a round together."""
 
     def take_sum(self, total: State, clients: Sequence[int]) -> None:

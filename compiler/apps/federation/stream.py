@@ -35,12 +35,12 @@ class Stream(Language):
         self.rows, self.held_out = self.parts[self.task]
         self.examples = len(self.rows)
 
-    def judged(self, state: State, added: State) -> tuple[float, float]:
+    def evaluate(self, state: State, added: State) -> tuple[float, float]:
         """Of the tasks that it has met so far, each weighing the same; `told` has them one by one."""
         task_results = []
         for _, validation in self.parts[: self.task + 1]:
             self.held_out = validation
-            task_results.append(super().judged(state, added))
+            task_results.append(super().evaluate(state, added))
         self.losses = tuple(loss for loss, _ in task_results)
         known = [pair for pair in task_results if not math.isnan(pair[0])]
         if not known:
@@ -52,7 +52,7 @@ class Stream(Language):
         return self.losses
 
 
-def forgotten(rounds: Sequence[Round]) -> list[float]:
+def forgetting_by_task(rounds: Sequence[Round]) -> list[float]:
     """For every task but the last, how much worse it is done at the end than when its rounds were over, in nats per
     token: the mean over the clients that are known both times. NaN where none is.
 

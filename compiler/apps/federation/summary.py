@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.quantity import count_text, size
-from .app import division, sentence
-from .declaration import Declaration, strategy_of
+from .app import distribution_phrase, training_sentence
+from .declaration import Declaration, make_strategy
 from .history import Round
-from .noise import privacy
+from .noise import privacy_sentence
 from .state import numbers
-from .table import HEAD, line
+from .table import HEAD, round_line
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FederationSummary:
 
     def rows(self) -> list[dict[str, Any]]:
         """For every client what it trains, and the bytes of its arrays in a round; the first round may send more."""
-        declared, strategy = self.declared, strategy_of(self.declared)
+        declared, strategy = self.declared, make_strategy(self.declared)
         result = []
         for client in range(declared.clients):
             up = 4 * numbers(strategy.required(client))  # 0 of a search: it depends on how much is asked
@@ -30,7 +30,7 @@ class FederationSummary:
             row: dict[str, Any] = {
                 "client": client,
                 "up": up,
-                "down": _down(declared, up),
+                "down": _download_bytes(declared, up),
                 "rank": rank,
                 "params": budget,
             }
@@ -38,13 +38,15 @@ class FederationSummary:
             result.append(row)
         return result
 
-    def draw(self) -> str:
+    def to_text(self) -> str:
         declared = self.declared
         data = ", ".join(f"{d.name} ({d.word})" for d in declared.data)
         some = "all" if declared.share >= 1 else f"{declared.share:.0%}"
         head = [
-            f"{sentence(declared)}, {declared.rounds} rounds of {declared.steps} steps of {declared.batch} rows",
-            f"rows of {data}, {division(declared)}, {declared.hold:.0%} of a client's held back to judge itself by",
+            f"{training_sentence(declared)}, {declared.rounds} rounds of {declared.steps} steps of {declared.batch} "
+            "rows",
+            f"rows of {data}, {distribution_phrase(declared)}, {declared.hold:.0%} of a client's held back to judge "
+            "itself by",
             f"{some} of the clients in a round of {declared.deadline:g} s at most; model {declared.folder}/, sha256 "
             f"{declared.base[:12]}",
         ]
@@ -68,9 +70,9 @@ class FederationSummary:
                 "",
                 f"ran {count_text(len(self.rounds), 'round')}, the last of them:",
                 HEAD,
-                line(self.rounds[-1]),
+                round_line(self.rounds[-1]),
             ]
-            lines += [privacy(self.rounds, declared)] if declared.clip else []
+            lines += [privacy_sentence(self.rounds, declared)] if declared.clip else []
         return "\n".join([*head, "", *lines])
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def _budget(declared: Declaration, row: dict[str, Any]) -> str:
     return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declared.counts == 'flops' else 'of parameters'}"
 
 
-def _down(declared: Declaration, up: int) -> int | None:
+def _download_bytes(declared: Declaration, up: int) -> int | None:
     """Bytes to a client in a later round; None where they grow with its absence and the others' ranks."""
     if declared.strategy == "alone":
         return 0

@@ -8,7 +8,7 @@ from .history import ClientUpdate, Round
 HEAD = f"{'round':>5}  {'clients':>7}  {'loss':>7}  {'worst':>7}  {'up':>9}  {'down':>9}  {'seconds':>7}  by client"
 
 
-def line(round_: Round) -> str:
+def round_line(round_: Round) -> str:
     """Numbers of a round; accuracy or loss of every client, `-` for one that was left out."""
     known = sorted(set(round_.updates) | {c for c in round_.faults if c >= 0})
     clients = " ".join(_of(round_.updates[c]) if c in round_.updates else "-" for c in known)

@@ -24,7 +24,7 @@ def shapes_of(
     program: "Program", trains: str, tokens: int, rank: int, on: "Selector | None"
 ) -> dict[str, tuple[int, ...]]:
     """Of a whole state but for a head: `trains` as the target `flower` has it, adapters of this rank on modules."""
-    from ...transforms.training.adapters import adaptable
+    from ...transforms.training.adapters import adaptable_modules
     from .slots import arrays
 
     if trains == "index":
@@ -34,11 +34,11 @@ def shapes_of(
     if trains == "full":
         return {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     if trains == "reft":
-        interventions_of = _functions(program)
+        interventions_of = _interventions(program)
         return {name: tuple(p.shape) for path, f in interventions_of.items() for name, p in arrays(path, f).items()}
     parts = {part.path: part for part in skeleton_of(program).parts}
     full: dict[str, tuple[int, ...]] = {}
-    for path in adaptable(program, on, "trains: full"):
+    for path in adaptable_modules(program, on, "trains: full"):
         shape = dict(parts[path].tensors)["weight"]
         out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
         full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}
@@ -59,11 +59,11 @@ def check_ranks(full: Shapes, rank: int, argument: str) -> None:
         )
 
 
-def _functions(program: "Program") -> "dict[str, Intervention]":
+def _interventions(program: "Program") -> "dict[str, Intervention]":
     """Its interventions. Raises Reject (unfit-strategy) where it has none."""
-    from .slots import functions
+    from .slots import interventions_by_path
 
-    result = functions(program.model)
+    result = interventions_by_path(program.model)
     if not result:
         raise Reject(
             unfit_strategy(
@@ -76,7 +76,7 @@ def _functions(program: "Program") -> "dict[str, Intervention]":
 
 def check_forms(program: "Program", personal: bool, way: str) -> None:
     """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
-    forms = {function.form for function in _functions(program).values()}
+    forms = {function.form for function in _interventions(program).values()}
     if personal and way != "project" and forms - {"loreft", "odireft"}:
         raise Reject(
             unfit_strategy(

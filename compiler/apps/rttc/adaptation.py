@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.cache import digest
-from ...models.rows.forward import logits, losses, positions
+from ...models.rows.forward import logits, positions, token_losses
 from .attachment import attached
 from .sample import Sample
 
@@ -127,7 +127,7 @@ class Adaptable:
         self._switch(on=False)
 
     @contextmanager
-    def rows(self, states: Sequence[State | None]) -> Iterator[None]:
+    def per_row_states(self, states: Sequence[State | None]) -> Iterator[None]:
         """Within it each row of a batch is answered by a state of its own, or by the bare model (None)."""
         self.off()
         if all(state is None for state in states):
@@ -149,7 +149,7 @@ class Adaptable:
         chosen = above_threshold(scores) if regime.reduce else list(range(len(samples)))
         if not chosen:
             raise Reject(nothing_to_train("there is no sample to train on"))
-        rows = [self._row(samples[i]) for i in chosen]
+        rows = [self._tokenize_sample(samples[i]) for i in chosen]
         mean = sum(scores[i] for i in chosen) / len(chosen)
         weights = [scores[i] / mean if regime.weigh and mean > 0 else 1.0 for i in chosen]
         self.put(self._initial)
@@ -179,7 +179,7 @@ class Adaptable:
             gradient = torch.empty_like(values)
             for part in positions(values):  # float32 copies of all logits never exist
                 chunk = values.detach()[part].float().requires_grad_()
-                loss = losses(chunk, targets[part]).sum()
+                loss = token_losses(chunk, targets[part]).sum()
                 (slope,) = torch.autograd.grad(loss, chunk)
                 gradient[part] = (slope * (weight / count)).to(gradient.dtype)
                 total += float(loss.detach())
@@ -188,7 +188,7 @@ class Adaptable:
         optimizer.step()
         return total / count
 
-    def _row(self, sample: Sample) -> tuple[list[int], int]:
+    def _tokenize_sample(self, sample: Sample) -> tuple[list[int], int]:
         """Token ids of a sample with an end, and where what is learned begins: at 1 at least, nothing predicts 0."""
         end = self._tokenizer.eos_token_id
         head = self._prompt(sample.question) if sample.question else []

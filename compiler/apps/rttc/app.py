@@ -27,9 +27,9 @@ from .app_folder import NAME
 from .attachment import KINDS, attachment_paths
 from .caching import EVICTIONS, Eviction, StateCache
 from .embedder import Embedder, Pooled, folder_embedder, model_embedder
-from .guided import GuidedModel, identity_of
+from .guided import GuidedModel, cache_identity
 from .knowledge import check_embedder, open_base
-from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_voice, relative_error
+from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_native_generator, relative_error
 from .policy import Policy, read_policy
 from .prompts import Prompts
 from .retrieval import Local, Remote, Retriever
@@ -38,7 +38,7 @@ from .router import open_router
 from .scorer import NAME as SCORER
 from .scorer import open_scorer
 from .selection import SELECTIONS
-from .tuned_scorer import open_tuned
+from .tuned_scorer import open_tuned_scorer
 
 FORMAT = 1
 KNOWLEDGE, EMBEDDER, REWARD, NATIVE = "knowledge", "embedder", "reward", "native"
@@ -110,7 +110,7 @@ def read_app(folder: Path) -> App:
         raise Reject(broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again")) from error
 
 
-def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[str, str]:
+def select_engine(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[str, str]:
     """Engine that generates for a folder, and why it can't do all; "" where it can.
 
     probe_question   a question to compare the engine's and PyTorch's adapted logits on
@@ -121,7 +121,7 @@ def engine_of(folder: Path, model: Any, tokenizer: Any, app: App, probe_question
     adaptable = Adaptable(model, tokenizer, attachment_paths(model, app.regime.kind), app.regime, prompts.question)
     try:
         ids = prompts.question(probe_question)[: prompts.context]  # a sample may be a whole page
-        off = relative_error(open_voice(folder / NATIVE, adaptable), adaptable, ids)
+        off = relative_error(open_native_generator(folder / NATIVE, adaptable), adaptable, ids)
     except Reject as rejection:
         if rejection.diagnostics[0].fault != no_place:
             raise
@@ -141,18 +141,18 @@ def embedder_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: P
 
 def reward_of(app: App, folder: Path, model: Any, prompts: Prompts, embedder: Embedder) -> Reward:
     if app.reward == "scorer":
-        return scorer_of(folder, embedder)
+        return open_reward(folder, embedder)
     if app.reward == "judge":
         return Judge(folder / REWARD)
     return SelfLikelihood(model, prompts)
 
 
-def scorer_of(folder: Path, embedder: Embedder) -> Reward:
+def open_reward(folder: Path, embedder: Embedder) -> Reward:
     """A head over the embedder's vectors, or adapters on the embedder."""
     scorer_facts = read_json(folder / REWARD / SCORER, CONFIG) if (folder / REWARD / SCORER).is_file() else {}
     if isinstance(scorer_facts, dict) and "kind" in scorer_facts:
         assert isinstance(embedder, Pooled), "an encoder in a folder is one"
-        return open_tuned(folder / REWARD, embedder)
+        return open_tuned_scorer(folder / REWARD, embedder)
     return open_scorer(folder / REWARD, embedder)
 
 
@@ -160,7 +160,7 @@ def prompts_of(model: Any, tokenizer: Any) -> Prompts:
     return Prompts(tokenizer, getattr(model.config, "max_position_embeddings", None) or 1 << 20)
 
 
-def client_of(
+def open_client(
     app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path, server: Remote | None = None
 ) -> GuidedModel:
     """A client over the parts of a folder. Its caches lie in `cache_dir`, by what they belong to.
@@ -183,7 +183,7 @@ def client_of(
     generator = voice_of(app, folder, adaptable)
     reward = reward_of(app, folder, generator.bare if generator else model, prompts, embedder)
     parts = digest([hash_files(folder), app.to_json()])
-    identity = identity_of(parts, embedder.identity, version, adaptable.shape if adaptable else "")
+    identity = cache_identity(parts, embedder.identity, version, adaptable.shape if adaptable else "")
     lists, states = (
         StateCache(identity, app.near[name], app.bytes[name], app.evict, cache_dir / "rttc" / identity[:32] / name)
         for name in CACHES
@@ -198,4 +198,4 @@ def voice_of(app: App, folder: Path, adaptable: Adaptable | None) -> NativeGener
     """The engine of a folder, where it answers."""
     if app.engine == "torch":
         return None
-    return open_voice(folder / NATIVE, adaptable if app.engine == "adapted" else None)
+    return open_native_generator(folder / NATIVE, adaptable if app.engine == "adapted" else None)

@@ -12,7 +12,7 @@ from ...ir.capture.capture import capture
 from ...ir.layers.linear import weight_of
 from ...ir.layers.reft import Intervention
 from ...models.checkpoints.pretrained import pretrained
-from ...transforms.training.adapters import Shape, adaptable, adapted
+from ...transforms.training.adapters import Shape, adaptable_modules, with_adapters
 
 KINDS = ("lora", "reft")
 _PROJECTIONS = ("q_proj", "v_proj", "up_proj", "down_proj")
@@ -38,7 +38,7 @@ class LowRank:
 
     def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, alpha: float, seed: int):
         self._stack = ExitStack()
-        self._adapters = self._stack.enter_context(adapted(model, on, Shape(rank, alpha, 0.0), seed))
+        self._adapters = self._stack.enter_context(with_adapters(model, on, Shape(rank, alpha, 0.0), seed))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self._adapters.parameters()
@@ -48,7 +48,7 @@ class LowRank:
             layer.enable_adapters(on)
 
     def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        return self._adapters.rows(stacked)
+        return self._adapters.per_row_adapters(stacked)
 
     def close(self) -> None:
         self._stack.close()
@@ -75,9 +75,9 @@ class Residual:
             layer = model.get_submodule(path)
             like = next(layer.parameters())
             edit = Intervention("direft", width, min(rank, width), 0.0, dtype=torch.float32, device=like.device)
-            edit.start("identity", generator)
+            edit.init_weights("identity", generator)
             self._edits[path] = edit
-            self._hooks.append(layer.register_forward_hook(self._edited(path, edit)))
+            self._hooks.append(layer.register_forward_hook(self._edit_hook(path, edit)))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {f"{path}.{name}": p for path, edit in self._edits.items() for name, p in edit.named_parameters()}
@@ -97,7 +97,7 @@ class Residual:
         finally:
             self._stacked = None
 
-    def _edited(self, path: str, edit: Intervention) -> Any:
+    def _edit_hook(self, path: str, edit: Intervention) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if not self._on and self._stacked is None:
                 return None
@@ -124,6 +124,6 @@ def attachment_paths(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
     program = capture(model.eval())
     if kind == "reft":
         return tuple(skeleton_of(program).units)
-    modules = adaptable(program, None)
+    modules = adaptable_modules(program, None)
     named = tuple(p for p in modules if p.rpartition(".")[2] in _PROJECTIONS)
     return named or modules

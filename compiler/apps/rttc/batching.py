@@ -2,7 +2,8 @@
 
 Each row of a batch has the adapters of its own query, by products gathered per row: what one query trained never
 touches another's words. In float32 a row is what it is alone, to rounding; bfloat16 would round otherwise by the number
-of rows, so there answers come one by one, as they do for models that don't read padded rows (`agree`).
+of rows, so there answers come one by one, as they do for models that don't read padded rows
+(`batching_matches_single`).
 
 Source: gathered products as in Punica (Chen et al. 2023, arXiv 2310.18547), section 3, without its kernel.
 """
@@ -67,20 +68,20 @@ class Batcher:
         row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)
-        while self._enter(row):
+        while self._wait_for_turn(row):
             threading.Thread(target=self._work, name="effc-batch", daemon=True).start()
         if row.error is not None:
             raise row.error
-        return growth.outcome()
+        return growth.result()
 
     def _work(self) -> None:
         """One batch, in a thread of its own: whoever asked for a short answer is not kept by the long ones beside."""
         try:
-            self._answer(self._batch())
+            self._answer_batch(self._next_batch())
         finally:
             self._leave()
 
-    def _enter(self, row: _Row) -> bool:
+    def _wait_for_turn(self, row: _Row) -> bool:
         """Wait for the model, True, or until another thread has answered the row, False."""
         with self._changed:
             self._changed.wait_for(lambda: row.finished or not self._busy)
@@ -93,7 +94,7 @@ class Batcher:
             self._busy = False
             self._changed.notify_all()
 
-    def _batch(self) -> list[_Row]:
+    def _next_batch(self) -> list[_Row]:
         """Rows that have waited longest, as many as one batch takes within the model's context."""
         with self._changed:
             batch: list[_Row] = []
@@ -105,12 +106,12 @@ class Batcher:
             del self._waiting[: len(batch)]
             return batch
 
-    def _answer(self, batch: list[_Row]) -> None:
+    def _answer_batch(self, batch: list[_Row]) -> None:
         try:
             if len(batch) > 1 and self._agrees is None:
-                self._agrees = agree(self._model, self._adaptable)
+                self._agrees = batching_matches_single(self._model, self._adaptable)
             for part in [batch] if self._agrees else [[row] for row in batch]:
-                self._grow(part)
+                self._generate_batch(part)
         except BaseException as error:
             for row in batch:
                 row.error = None if row.finished else error
@@ -118,7 +119,7 @@ class Batcher:
             for row in batch:
                 self._notify(row)
 
-    def _grow(self, part: Sequence[_Row]) -> None:
+    def _generate_batch(self, part: Sequence[_Row]) -> None:
         self.largest = max(self.largest, len(part))
         with _under(self._adaptable, [row.state for row in part]):
             generate_rows(
@@ -145,10 +146,10 @@ class Batcher:
 
 def _under(adaptable: Adaptable | None, states: Sequence[State | None]) -> Any:
     assert adaptable is not None or not any(states), "only what can be trained has adapters"
-    return adaptable.rows(states) if adaptable is not None else nullcontext()
+    return adaptable.per_row_states(states) if adaptable is not None else nullcontext()
 
 
-def agree(model: Any, adaptable: Adaptable | None) -> bool:
+def batching_matches_single(model: Any, adaptable: Adaptable | None) -> bool:
     """Whether rows of a batch, one padded and each under other adapters, come out as each does alone: the logits of
     two tokens are compared. False for models below float32, for those that carry a state over padding, and for those
     whose layers see tokens of all rows as one list."""
@@ -159,8 +160,10 @@ def agree(model: Any, adaptable: Adaptable | None) -> bool:
     rows = [torch.randint(width, (length,), generator=draw).tolist() for length in (3, 8)]
     states = [None if adaptable is None else _random(adaptable, draw) for _ in rows]
     try:
-        single_rows = [_two(model, adaptable, [row], [state]) for row, state in zip(rows, states, strict=True)]
-        batched = _two(model, adaptable, rows, states)
+        single_rows = [
+            _two_step_logits(model, adaptable, [row], [state]) for row, state in zip(rows, states, strict=True)
+        ]
+        batched = _two_step_logits(model, adaptable, rows, states)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
     expected = torch.cat(single_rows, dim=1)
@@ -171,7 +174,9 @@ def _random(adaptable: Adaptable, draw: torch.Generator) -> State:
     return {n: t + 0.05 * torch.randn(t.shape, generator=draw).to(t) for n, t in adaptable.state().items()}
 
 
-def _two(model: Any, adaptable: Adaptable | None, rows: Sequence[list[int]], states: Sequence[State | None]) -> Tensor:
+def _two_step_logits(
+    model: Any, adaptable: Adaptable | None, rows: Sequence[list[int]], states: Sequence[State | None]
+) -> Tensor:
     """Logits [2, rows, vocabulary] of the first two tokens of answers."""
     ids, mask = padded(rows, 0)
     options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}

@@ -63,7 +63,7 @@ class StateCache:
         self._version = ""
         self.hits = self.misses = self.evictions = self.unsaved = 0
         if folder is not None:
-            self._read(folder)
+            self._load_folder(folder)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -111,7 +111,7 @@ class StateCache:
             self._entries[number] = entry
             self._save(entry)
 
-    def claim(self, version: str) -> None:
+    def bind_to_version(self, version: str) -> None:
         """Belong to a version of the knowledge base: what another one left is dropped, also by an earlier process."""
         with self._lock:
             if version == self._version:
@@ -157,7 +157,7 @@ class StateCache:
         except OSError:
             self.unsaved += 1
 
-    def _read(self, folder: Path) -> None:
+    def _load_folder(self, folder: Path) -> None:
         """Load what an earlier process left, where it fits; the rest is removed."""
         try:
             body = read_json(folder / _INDEX, MANIFEST)

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
-from .drawing import svg, text
+from .drawing import svg_chart, text_chart
 from .generation import Settings
 from .guided import GuidedModel
-from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate, measure
+from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate_thresholds, measure
 from .reward import Reward, Verifier
-from .router import Router, features, measure_router, train
+from .router import Router, features, measure_router, train_router
 from .sample import Sample
-from .scaling import better_scaled, scales_of
+from .scaling import better_scaled, fit_scales
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import signals
 
 PAIRS = 2000  # random pairs of samples whose nearness says what a false hit looks like
 
 
-def trials(client: GuidedModel, dev: Iterable[Sample], verifier: Verifier, settings: Settings) -> list[Trial]:
+def run_trials(client: GuidedModel, dev: Iterable[Sample], verifier: Verifier, settings: Settings) -> list[Trial]:
     """Answers of each branch to each question: reward, whether it was right, and seconds.
 
     Seconds of a branch are those that a query adds when the branches before it were made already: without those of
@@ -54,7 +54,7 @@ def _measured_seconds(branch: str, decision: Decision) -> float:
     return sum(decision.seconds.get(part, 0.0) for part in parts)
 
 
-def aucs(trials_run: Sequence[Trial]) -> dict[str, float]:
+def auc_by_branch(trials_run: Sequence[Trial]) -> dict[str, float]:
     """By branch and over all answers: how often the reward puts a right answer above a wrong one."""
     scores: dict[str, float] = {
         b: auc([t.rewards[b] for t in trials_run], [t.right[b] for t in trials_run]) for b in BRANCHES
@@ -63,18 +63,18 @@ def aucs(trials_run: Sequence[Trial]) -> dict[str, float]:
     return {**scores, "all": auc([s for s, _ in all_pairs], [r for _, r in all_pairs])}
 
 
-def fit(trials_run: Sequence[Trial], policy: Policy, price: float, force: bool) -> tuple[Policy, list[Point]]:
+def fit_policy(trials_run: Sequence[Trial], policy: Policy, price: float, force: bool) -> tuple[Policy, list[Point]]:
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
-    total_auc = aucs(trials_run)["all"]
+    total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
-        raise Reject(_weak(trials_run, total_auc))
-    scales = scales_of(trials_run)
-    chosen, points = calibrate(trials_run, price, scales=scales)
+        raise Reject(_weak_reward_diagnostic(trials_run, total_auc))
+    scales = fit_scales(trials_run)
+    chosen, points = calibrate_thresholds(trials_run, price, scales=scales)
     scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
 
 
-def _weak(trials_run: Sequence[Trial], area: float) -> Diagnostic:
+def _weak_reward_diagnostic(trials_run: Sequence[Trial], area: float) -> Diagnostic:
     """Why a reward is refused: it tells nothing, or there was nothing to tell apart."""
     right = [trial.right[branch] for trial in trials_run for branch in BRANCHES]
     sample_text = f"the {len(right)} answers to {len(trials_run)} dev questions"
@@ -93,8 +93,8 @@ def _weak(trials_run: Sequence[Trial], area: float) -> Diagnostic:
 
 def dev_features(client: GuidedModel, dev: Sequence[Sample]) -> Tensor:
     """Features of the dev questions for a router, [n, width + 2]."""
-    vectors = client.facts().project(client.embedder.embed([sample.question for sample in dev]))
-    prompt_ids = [client.prompts.ids([{"role": "user", "content": sample.question}]) for sample in dev]
+    vectors = client.base_facts().project(client.embedder.embed([sample.question for sample in dev]))
+    prompt_ids = [client.prompts.conversation_ids([{"role": "user", "content": sample.question}]) for sample in dev]
     signals_of = [signals(client.speaker(), ids) for ids in prompt_ids]  # as they are looked at when queries come
     return torch.stack([features(vector, one) for vector, one in zip(vectors, signals_of, strict=True)])
 
@@ -107,7 +107,7 @@ def prices(router: Router, trials_run: Sequence[Trial], of: Tensor, steps: int =
     return [measure_router(replace(router, price=price), trials_run, of) for price in grid]
 
 
-def nearness(vectors: Tensor, seed: int = 0) -> dict[str, float]:
+def cosine_similarity_thresholds(vectors: Tensor, seed: int = 0) -> dict[str, float]:
     """Cosines from which a query may take another's samples, and its adapters: what 1 in 100 and 1 in 1000 pairs of
     different samples pass. They belong to the embedder and the base."""
     if len(vectors) < 2:
@@ -156,15 +156,15 @@ class Calibration:
         names = {**fixed, "best of all": best, f"policy {self.policy.kind}": self.chosen}
         for suffix, content in (
             (".json", json.dumps(body, indent=1, sort_keys=True) + "\n"),
-            (".svg", svg(self.points, names)),
-            (".txt", text(self.points, names)),
+            (".svg", svg_chart(self.points, names)),
+            (".txt", text_chart(self.points, names)),
         ):
             (into / f"calibration{suffix}").write_text(content, encoding="utf-8")
         if self.router is not None:
             self.router.save(into)
 
 
-def settle(
+def calibrate_policy(
     client: GuidedModel,
     policy: Policy,
     dev: Sequence[Sample],
@@ -175,12 +175,12 @@ def settle(
 ) -> Calibration:
     """The policy that a dev set's trials ask for; `price` None is 0 for thresholds, and as `train` has it for a router.
     Reject (weak-reward) where a coin would choose as well."""
-    areas = aucs(trials_run)
+    areas = auc_by_branch(trials_run)
     if policy.kind != "router":
-        fitted, points = fit(trials_run, policy, price or 0.0, force)
+        fitted, points = fit_policy(trials_run, policy, price or 0.0, force)
         return Calibration(fitted, trials_run, points, measure(trials_run, fitted), areas)
     of = dev_features(client, dev)
-    router = train(trials_run, of, price, seed=seed, force=force)
+    router = train_router(trials_run, of, price, seed=seed, force=force)
     chosen = measure_router(router, trials_run, of)
     return Calibration(
         policy, trials_run, prices(router, trials_run, of), chosen, {**areas, "router": router.auc}, router

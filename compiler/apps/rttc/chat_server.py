@@ -16,13 +16,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ....dsl.syntax.diagnostics import Reject
 from ..serving.answers import Answer, ChatAnswer, ErrorResponse
-from ..serving.body import take_texts
+from ..serving.body import add_text_routes
 from ..serving.chat import prompt_too_long
 from ..serving.errors import install_error_handlers, traceback_location, write_down
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import Piece
-from ..serving.stream import check_name, events, leaving
+from ..serving.stream import check_name, leaving, sse_events
 from .generation import Cancelled, Settings
 from .guided import Answered, GuidedModel
 from .retrieval import Unreachable
@@ -79,7 +79,7 @@ class GuidedServer:
         if self._stopped.is_set():
             raise ErrorResponse(503, "the server stops", code="stopping")
         try:
-            facts = self.client.facts()
+            facts = self.client.base_facts()
         except Unreachable as error:
             return {"status": "ok", "note": f"{error}; answers are direct"}
         return {"status": "ok", "version": facts.version, "samples": facts.samples}
@@ -88,21 +88,21 @@ class GuidedServer:
         check_name(request_body.model, self.name)
         if request_body.alternatives is not None:
             raise ErrorResponse(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
-        answered = await self._answered(_messages(request_body, self.client), _settings(request_body), call)
+        answered = await self._answer_in_thread(_messages(request_body, self.client), _settings(request_body), call)
         kind = ChatAnswer if isinstance(request_body, ChatRequest) else Answer
         answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
         headers = {BRANCH: answered.decision.branch}
         if request_body.stream:
             extension = {"effc": answered.decision.to_json()}
             return StreamingResponse(
-                events(answer, _pieces(answered), request_body.tells_usage, beside=extension),
+                sse_events(answer, _pieces(answered), request_body.tells_usage, beside=extension),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", **headers},
             )
         answer.add(Piece(answered.text, answered.new_tokens, answered.finish))  # type: ignore[arg-type]
-        return JSONResponse({**answer.complete(False), "effc": answered.decision.to_json()}, headers=headers)
+        return JSONResponse({**answer.response_body(False), "effc": answered.decision.to_json()}, headers=headers)
 
-    async def _answered(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
+    async def _answer_in_thread(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
         if self._stopped.is_set():
             raise ErrorResponse(503, "the server stops", code="stopping")
         if self._n_buffered >= self._most:
@@ -179,7 +179,7 @@ async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
         yield Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
 
 
-def application(front: GuidedServer) -> FastAPI:
+def make_application(front: GuidedServer) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         yield
@@ -187,7 +187,7 @@ def application(front: GuidedServer) -> FastAPI:
 
     app = FastAPI(title="effc guided", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
-    take_texts(app, front.answer)
+    add_text_routes(app, front.answer)
 
     @app.get("/v1/models")
     async def models() -> Any:

@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 
 def answer_lines(request: RunRequest) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
-    from ...driver.models import computing
+    from ...driver.models import model_errors_as_diagnostics
     from .generation import Settings
-    from .guided_opening import guided
+    from .guided_opening import open_guided_model
 
     prompt, sampling = request.text(), Settings(request.max_new_tokens, request.temperature, seed=request.settings.seed)
-    with computing(str(request.artifact)):
-        client = guided(str(request.artifact), request.settings, request.knowledge)
+    with model_errors_as_diagnostics(str(request.artifact)):
+        client = open_guided_model(str(request.artifact), request.settings, request.knowledge)
         try:
-            _query(client, prompt, request, sampling)
+            _answer_queries(client, prompt, request, sampling)
         finally:
             client.lists.flush()
             client.states.flush()
 
 
-def _query(client: "GuidedModel", prompt: str | None, request: RunRequest, sampling: "Settings") -> None:
+def _answer_queries(client: "GuidedModel", prompt: str | None, request: RunRequest, sampling: "Settings") -> None:
     def answer(question: str) -> "Answered":
         return client.answer_conversation([{"role": "user", "content": question}], sampling)
 
     if prompt is not None:
-        return _show(answer(prompt), prompt, request)
+        return _print_answer(answer(prompt), prompt, request)
     while (line := _line()) is not None:
         try:
             if line.strip():
-                _show(answer(line), line, request)
+                _print_answer(answer(line), line, request)
         except Reject as rejection:
             request.screen.complain(rejection.diagnostics, "run")
     return None
@@ -49,7 +49,7 @@ def _line() -> str | None:
         return None
 
 
-def _show(answered: "Answered", prompt: str, request: RunRequest) -> None:
+def _print_answer(answered: "Answered", prompt: str, request: RunRequest) -> None:
     screen = request.screen
     if screen.format == "json":
         screen.answer_json(
@@ -64,12 +64,12 @@ def _show(answered: "Answered", prompt: str, request: RunRequest) -> None:
         return
     screen.answer(answered.text)
     if request.explain or answered.decision.note:
-        screen.note(explained(answered.decision))
+        screen.note(decision_sentence(answered.decision))
 
 
-def explained(decision: "Decision") -> str:
+def decision_sentence(decision: "Decision") -> str:
     """Sentence about the branch that answered and its cost."""
-    from ...core.quantity import count_text, seconds
+    from ...core.quantity import count_text, duration_text
 
     names = {"direct": "directly", "rag": "with samples in the prompt", "ttt": "after a training on samples"}
     parts = [f"answered {names[decision.branch]}"]
@@ -82,7 +82,7 @@ def explained(decision: "Decision") -> str:
         parts.append(count_text(decision.steps, "step"))
     if decision.rewards:
         parts.append("rewards " + ", ".join(_reward(decision, name) for name in decision.rewards))
-    parts.append(", ".join(f"{name} {seconds(value)}" for name, value in decision.seconds.items()))
+    parts.append(", ".join(f"{name} {duration_text(value)}" for name, value in decision.seconds.items()))
     return "; ".join(part for part in parts if part) + (f"\nnote: {decision.note}" if decision.note else "")
 
 

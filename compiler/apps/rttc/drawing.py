@@ -9,7 +9,7 @@ _WIDTH, _HEIGHT, _EDGE = 560, 320, 56
 _COLUMNS, _ROWS = 60, 16
 
 
-def front(points: Sequence[Point]) -> list[Point]:
+def pareto_points(points: Sequence[Point]) -> list[Point]:
     """Pareto front: points that no other point beats in both, by rising seconds; one of equals."""
     best, result = -1.0, []
     for point in sorted(points, key=lambda p: (p.seconds, -p.accuracy)):
@@ -19,11 +19,11 @@ def front(points: Sequence[Point]) -> list[Point]:
     return result
 
 
-def svg(points: Sequence[Point], marked: Mapping[str, Point], on: str = "the dev set") -> str:
+def svg_chart(points: Sequence[Point], marked: Mapping[str, Point], on: str = "the dev set") -> str:
     """All pairs of thresholds grey, the best ones joined; `marked` by name: the branches, and what was chosen."""
-    x, y = _scales([*points, *marked.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
+    x, y = _axis_scales([*points, *marked.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
     dots = [f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="2.5" fill="#bbb"/>' for p in points]
-    line = " ".join(f"{x(p.seconds):.1f},{y(p.accuracy):.1f}" for p in front(points))
+    line = " ".join(f"{x(p.seconds):.1f},{y(p.accuracy):.1f}" for p in pareto_points(points))
     marks = [
         f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="4.5" fill="#06c"/>'
         f'<text x="{x(p.seconds) + 8:.1f}" y="{y(p.accuracy) + 4:.1f}">{escape(name)} '
@@ -44,9 +44,9 @@ def svg(points: Sequence[Point], marked: Mapping[str, Point], on: str = "the dev
     )
 
 
-def text(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
+def text_chart(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
     """Chart in characters: a dot for each pair of thresholds, a letter for each of `marked`, told below."""
-    x, y = _scales([*points, *marked.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
+    x, y = _axis_scales([*points, *marked.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
     cells = [[" "] * _COLUMNS for _ in range(_ROWS)]
     for point in points:
         cells[round(y(point.accuracy))][round(x(point.seconds))] = "."
@@ -58,7 +58,7 @@ def text(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
     return f"accuracy on the dev set\n{summary}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
 
 
-def _scales(points: Sequence[Point], across: tuple[float, float], upright: tuple[float, float]):
+def _axis_scales(points: Sequence[Point], across: tuple[float, float], upright: tuple[float, float]):
     """Functions from seconds and accuracy to places."""
 
     def scale(values: list[float], low: float, high: float):

@@ -56,7 +56,7 @@ class Pooled:
         cut = {"truncation": True, "max_length": self._length}
         return [self._tokenizer(q, a, **cut)["input_ids"] for q, a in zip(questions, answers, strict=True)]
 
-    def mean(self, rows: Sequence[list[int]]) -> Tensor:
+    def mean_of_rows(self, rows: Sequence[list[int]]) -> Tensor:
         """Means [b, width] of the hidden states over the tokens of each row, float32."""
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])  # [b, t]
@@ -67,7 +67,7 @@ class Pooled:
     def _batch(self, texts: Sequence[str]) -> Tensor:
         rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
         with evaluating(self.encoder):
-            return nn.functional.normalize(self.mean(rows), dim=-1)
+            return nn.functional.normalize(self.mean_of_rows(rows), dim=-1)
 
 
 def model_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:
@@ -81,7 +81,7 @@ def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
     from transformers import MODEL_MAPPING
 
     from ...core.hashes import files_hash
-    from ...models.checkpoints.auxiliary_models import open_headed
+    from ...models.checkpoints.auxiliary_models import open_model_with_head
     from ...models.checkpoints.model_folder import load_tokenizer, read_config, tokenizer_files
     from ...models.checkpoints.weights import find_weights
 
@@ -90,7 +90,7 @@ def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
         reason = "brings its own code" if words else "has no tokenizer"
         raise Reject(no_embedder(f"{folder} {reason}", help="take a MiniLM-class encoder with its tokenizer files"))
     files = {"config.json": folder / "config.json", **find_weights(folder, str(folder)).files, **words}
-    encoder: Any = open_headed(folder, MODEL_MAPPING, str(folder))
+    encoder: Any = open_model_with_head(folder, MODEL_MAPPING, str(folder))
     if not getattr(encoder.config, "hidden_size", None):
         raise Reject(no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width"))
     return Pooled(encoder, load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))

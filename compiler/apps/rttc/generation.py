@@ -68,7 +68,7 @@ class TokenStream:
         met = any(stop in self._decoded() for stop in self._targets)
         self.finished = met or token in self._eos_ids or len(self.tokens) >= self.max_tokens or self._stopped()
 
-    def outcome(self) -> tuple[str, int, str]:
+    def result(self) -> tuple[str, int, str]:
         """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
         if self._stopped():
             raise Cancelled
@@ -86,14 +86,14 @@ def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
     return next((as_tokens(eos) or () for eos in known if eos is not None), ())
 
 
-def generate(
+def generate_one(
     model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
     """An answer by the engine, as `TokenStream.outcome` tells it."""
     eos_ids = eos_ids_of(model, prompts)
     growth = TokenStream(prompts, ids, settings, eos_ids, stopped)
     generate_rows(model, [ids], [growth], [settings], eos_ids)
-    return growth.outcome()
+    return growth.result()
 
 
 @torch.no_grad()  # training follows: no inference tensors

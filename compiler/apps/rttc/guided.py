@@ -23,15 +23,15 @@ from .adaptation import Adaptable, State
 from .batching import Batcher
 from .caching import StateCache
 from .embedder import Embedder
-from .generation import Cancelled, Settings, generate
+from .generation import Cancelled, Settings, generate_one
 from .knowledge import Match
 from .native_generator import NativeGenerator
-from .policy import Branch, Decision, Policy, choose
+from .policy import Branch, Decision, Policy, choose_answer
 from .prompts import Message, Prompts
 from .retrieval import Retriever, Unreachable
 from .reward import Reward
 from .router import Router, features
-from .sample import sample_of
+from .sample import parse_sample
 from .signals import Signals, signals
 
 _MINUTE = 60.0  # seconds after which a base is asked again for its version
@@ -90,7 +90,7 @@ class GuidedModel:
         self, messages: Sequence[Message], settings: Settings = Settings(), stopped: Callable[[], bool] = lambda: False
     ) -> Answered:
         """Answer a conversation. Raises Cancelled once `stopped` says so; Reject where the prompt is too long."""
-        return _Query(self, list(messages), settings, stopped).answer()
+        return _Query(self, list(messages), settings, stopped).run()
 
     def speaker(self, branch: Branch = "direct") -> Any:
         """Generator for answers of this branch: the engine where it can."""
@@ -108,7 +108,7 @@ class GuidedModel:
             if state is not None:
                 assert self.generator is not None, "the engine is a voice"
                 self.generator.put(state)
-            return generate(speaker, self.prompts, ids, settings, stopped)
+            return generate_one(speaker, self.prompts, ids, settings, stopped)
 
     def reading(self) -> AbstractContextManager[Any]:
         """Lock for embedding questions: that of the sentence encoder, or the model where it embeds itself."""
@@ -119,7 +119,7 @@ class GuidedModel:
         """Lock for scoring answers and for reading first tokens."""
         return self.batcher.exclusive() if self.generator is None else self._engine
 
-    def facts(self) -> Any:
+    def base_facts(self) -> Any:
         """Of the base, asked for again once a minute; a new version empties both caches. Raises Unreachable where none
         was ever reached."""
         if self._facts is None or time.monotonic() > self._queried_at + _MINUTE:
@@ -139,11 +139,11 @@ class GuidedModel:
         if facts.embedder != self.embedder.identity:
             raise Unreachable("the knowledge base was embedded by another model than this client's, and is not asked")
         for cache in (self.lists, self.states):
-            cache.claim(facts.version)
+            cache.bind_to_version(facts.version)
         self._facts = facts
 
 
-def identity_of(parts: str, embedder: str, version: str, shape: str) -> str:
+def cache_identity(parts: str, embedder: str, version: str, shape: str) -> str:
     """Identity of all that cached states depend on.
 
     parts     hash of the folder's files and of how they belong together: weights, config, tokenizer, training
@@ -170,17 +170,17 @@ class _Query:
     def _question(self) -> str:
         return self._messages[-1]["content"]
 
-    def answer(self) -> Answered:
+    def run(self) -> Answered:
         client, decision = self._client, self._decision
         try:
             if client.policy.kind != "direct":
-                self._project()
-            policy = self._routed(client.policy)
+                self._embed()
+            policy = self._route(client.policy)
             self._reuses = policy.kind in ("sequential", "ttt")
-            if self._reuse() is not None:
+            if self._answer_with_cached_state() is not None:
                 decision.branch = "ttt"
             else:
-                choose(policy, self._branch, self._score, decision)
+                choose_answer(policy, self._run_branch, self._score, decision)
                 self._remember()
         except Reject as rejection:  # a reward without a number; the prompt was taken already
             if "direct" not in self._answers:
@@ -193,17 +193,17 @@ class _Query:
             branch_answer.text, branch_answer.prompt_tokens, branch_answer.new_tokens, branch_answer.finish, decision
         )
 
-    def _project(self) -> None:
+    def _embed(self) -> None:
         """The query's vector, as the base compares them."""
         try:
-            facts = self._client.facts()
+            facts = self._client.base_facts()
         except Unreachable as error:
             self._decision.note = str(error)
             return
         with self._client.reading(), self._timed("embed"):
             self._vector = facts.project(self._client.embedder.embed([self._question])[0])
 
-    def _routed(self, policy: Policy) -> Policy:
+    def _route(self, policy: Policy) -> Policy:
         """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
         if policy.kind != "router":
             return policy
@@ -217,9 +217,9 @@ class _Query:
 
     def _signals(self) -> Signals:
         with self._client.judging():
-            return signals(self._client.speaker(), self._client.prompts.ids(self._messages))
+            return signals(self._client.speaker(), self._client.prompts.conversation_ids(self._messages))
 
-    def _reuse(self) -> str | None:
+    def _answer_with_cached_state(self) -> str | None:
         """An answer with the adapters of a query that was near enough; None where there was none."""
         if not self._reuses or self._vector is None or self._client.adaptable is None:
             return None
@@ -227,13 +227,13 @@ class _Query:
         if self._state is None:
             return None
         self._decision.adapter_hit = True
-        return self._generate("ttt", self._client.prompts.ids(self._messages))
+        return self._generate("ttt", self._client.prompts.conversation_ids(self._messages))
 
-    def _branch(self, branch: Branch) -> str | None:
+    def _run_branch(self, branch: Branch) -> str | None:
         if self._stopped():
             raise Cancelled
         if branch == "direct":
-            return self._generate(branch, self._client.prompts.ids(self._messages))
+            return self._generate(branch, self._client.prompts.conversation_ids(self._messages))
         matches = self._samples()
         if not matches:
             return None
@@ -244,10 +244,10 @@ class _Query:
         if self._client.adaptable is None:
             return None
         self._stack.enter_context(self._client.training)
-        known = self._reuse()
-        return self._trained(self._client.adaptable, matches) if known is None else known
+        known = self._answer_with_cached_state()
+        return self._answer_after_training(self._client.adaptable, matches) if known is None else known
 
-    def _trained(self, adaptable: Adaptable, matches: Sequence[Match]) -> str:
+    def _answer_after_training(self, adaptable: Adaptable, matches: Sequence[Match]) -> str:
         with self._client.batcher.exclusive(), self._timed("train"):
             if self._stopped():
                 raise Cancelled
@@ -258,22 +258,22 @@ class _Query:
             finally:
                 adaptable.off()
         self._decision.steps = len(trained.losses)
-        return self._generate("ttt", self._client.prompts.ids(self._messages))
+        return self._generate("ttt", self._client.prompts.conversation_ids(self._messages))
 
     def _samples(self) -> Sequence[Match]:
         """Of an earlier query that was near enough, or of the base; none where it can't be reached."""
         if self._matches is None:
-            self._matches = self._retrieve() if self._vector is not None else ()
+            self._matches = self._retrieve_samples() if self._vector is not None else ()
             self._decision.samples = len(self._matches)
         return self._matches
 
-    def _retrieve(self) -> Sequence[Match]:
+    def _retrieve_samples(self) -> Sequence[Match]:
         client, vector = self._client, self._vector
         assert vector is not None, "a query without a vector has no samples"
         if (cached := client.lists.find(vector)) is not None:
             self._decision.list_hit = True
             rows = parse_json(bytes(cached["samples"].tolist()))
-            return [Match(sample_of(body), score) for body, score in rows]
+            return [Match(parse_sample(body), score) for body, score in rows]
         try:
             with self._timed("retrieve"):
                 retrieved = client.retriever.retrieve(vector, client.policy.count)

@@ -19,7 +19,7 @@ no_such_role = Fault(
 )
 
 
-def guided(location: str, settings: "Settings", knowledge: str | None) -> "GuidedModel":
+def open_guided_model(location: str, settings: "Settings", knowledge: str | None) -> "GuidedModel":
     """The client of a folder; its model, base and rewards are compared with the manifest first."""
     from ...artifacts.manifest import read_manifest, verify_files
     from ...driver.models import open_model

@@ -94,7 +94,7 @@ class KnowledgeBase:
         return [Match(self.samples[row], float(score)) for row, score in zip(rows, scores, strict=True)]
 
 
-def build(
+def build_base(
     files: Iterable[Path],
     embedder: Embedder,
     folder: Path,
@@ -116,14 +116,14 @@ def build(
         raise Reject(bad_samples("the files hold no sample"))
     drafts = drafts or folder.with_name(f".{folder.name}.building")
     identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
-    raw = _embedded(samples, embedder, drafts / identity, on_progress)
+    raw = _embed_samples(samples, embedder, drafts / identity, on_progress)
     centre = raw.mean(0)
     vectors = nn.functional.normalize(raw - centre, dim=-1)
     guard_vectors = nn.functional.normalize(embedder.embed(list(guard)) - centre, dim=-1)
-    indices = _unasked(samples, vectors, guard, guard_vectors, max_cosine)
+    indices = _without_guarded(samples, vectors, guard, guard_vectors, max_cosine)
     if not indices:
         raise Reject(bad_samples("every sample is one of the evaluation's questions"))
-    _write(
+    _write_base(
         folder,
         [samples[i] for i in indices],
         vectors[indices].contiguous(),
@@ -137,7 +137,7 @@ def build(
     return open_base(folder)
 
 
-def _embedded(
+def _embed_samples(
     samples: Sequence[Sample], embedder: Embedder, draft: Path, on_progress: Callable[[int, int], None]
 ) -> Tensor:
     """Vectors of all samples [n, width]; shards of an earlier run are taken where they are whole."""
@@ -158,7 +158,7 @@ def _embedded(
     return torch.cat(parts)
 
 
-def _unasked(
+def _without_guarded(
     samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], guard_vectors: Tensor, max_cosine: float
 ) -> list[int]:
     """Numbers of the samples that give away no question of `guard`, whose vectors are `guard_vectors` [g, width]."""
@@ -173,7 +173,7 @@ def _unasked(
     ]
 
 
-def _write(
+def _write_base(
     folder: Path, samples: Sequence[Sample], vectors: Tensor, centre: Tensor, embedder: str, dropped: int
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,7 @@ class KnowledgeService:
         return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(scores_of)}
 
 
-def application(library: KnowledgeService) -> FastAPI:
+def make_application(library: KnowledgeService) -> FastAPI:
     app = FastAPI(title="effc knowledge", docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
 

@@ -1,8 +1,8 @@
 """The native engine as a client's voice: the bare model, and one whose low-rank steps are written anew for a query.
 
 A plan of the engine is a list of steps over registers. Behind a linear layer (LoRA), or behind a whole layer (ReFT),
-three are put in: two small products and a sum. Their weights lie in memory that the engine reads, and `put` writes
-there what training left. Both engines read the same large weights, which are in memory once.
+three are put in: two small products and a sum. Their weights lie in memory that the engine reads, and `set_state`
+writes there what training left. Both engines read the same large weights, which are in memory once.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from ....kernels.engine import Engine
 from ...models.rows.forward import evaluating, logits
 from ...runtimes.model import DecoderModel
 from ...runtimes.native.opening import open_native
-from ...runtimes.native.plan import inputs, renumbered, weights
+from ...runtimes.native.plan import inputs, renumber_registers, weights
 from .adaptation import Adaptable, State
 
 _KERNEL = "dense_linear"
@@ -53,10 +53,10 @@ class NativeGenerator:
 
     def put(self, state: State) -> None:
         assert self._adapted is not None, "this voice has no adapters"
-        self._adapted.put(state)
+        self._adapted.set_state(state)
 
 
-def open_voice(folder: Path, adaptable: Adaptable | None, threads: int | None = None) -> NativeGenerator:
+def open_native_generator(folder: Path, adaptable: Adaptable | None, threads: int | None = None) -> NativeGenerator:
     """Of a folder of the target `native`; adapters are those that `adaptable` trains.
 
     Raises Reject (no-place-for-adapters) where the plan has none for them.
@@ -73,7 +73,7 @@ class AdaptedEngine:
         self._kind, self._on, regime = adaptable.regime.kind, adaptable.on, adaptable.regime
         self._scale = regime.alpha / regime.rank if self._kind == "lora" else 1.0
         first = adaptable.state()
-        plan, shapes = adapted_plan(bare.plan, self._kind, self._on, _ranks(self._kind, self._on, first))
+        plan, shapes = plan_with_adapters(bare.plan, self._kind, self._on, _ranks(self._kind, self._on, first))
         self._parameters = {name: _blank(shape) for name, shape in shapes.items()}
         shared = {name.replace("/", "."): tensor for name, tensor in bare.weights.named_buffers()}
         engine = Engine(
@@ -86,12 +86,12 @@ class AdaptedEngine:
             engine, plan, self._parameters, bare.facts, _SEQUENCES, generation, remembers=_SEQUENCES * _REMEMBERED
         ).eval()
 
-    def put(self, state: State) -> None:
+    def set_state(self, state: State) -> None:
         """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""
         ready = self._ready.pop(id(state), None)
         if ready is None:
             self._n_created += 1
-            ready = state, self._packed(state), f"state {self._n_created}"
+            ready = state, self._pack_state(state), f"state {self._n_created}"
         for name, tensor in ready[1].items():
             self._parameters[name].copy_(tensor)
         self.model.owner = ready[2]
@@ -99,7 +99,7 @@ class AdaptedEngine:
         if len(self._ready) > _READY:
             self._ready.popitem(last=False)
 
-    def _packed(self, state: State) -> dict[str, Tensor]:
+    def _pack_state(self, state: State) -> dict[str, Tensor]:
         """Ten times as dear as a copy of what it gives: 21 ms of CPU for LoRA of rank 8 on 30 layers."""
         packed_weights = {}
         for path in self._on:
@@ -129,14 +129,14 @@ def _blank(shape: Sequence[int]) -> Tensor:
 # -- plans ---------------------------------------------------------------------------------------------------
 
 
-def adapted_plan(
+def plan_with_adapters(
     plan: Plan, kind: str, on: Sequence[str], ranks: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """A plan with steps for adapters behind the places `on`, and the shapes of the weights that they read.
 
     Raises Reject (no-place-for-adapters).
     """
-    path_by_step = {_end(plan, kind, path): path for path in on}
+    path_by_step = {_step_to_adapt(plan, kind, path): path for path in on}
     steps: list[dict[str, Any]] = []
     widths: list[int] = []
     register_of: dict[int, int] = {}  # a register of the plan -> the one that stands for it
@@ -150,7 +150,7 @@ def adapted_plan(
     for number, old in enumerate(plan["steps"]):
         width = plan["registers"][old["to"]]
         register_of[old["to"]] = len(steps)
-        append(width, **renumbered(old, register_of))
+        append(width, **renumber_registers(old, register_of))
         if number not in path_by_step:
             continue
         path = path_by_step[number]
@@ -166,9 +166,9 @@ def adapted_plan(
     return {**plan, "steps": steps, "registers": widths, "logits": register_of[plan["logits"]]}, shapes
 
 
-def _end(plan: Plan, kind: str, path: str) -> int:
+def _step_to_adapt(plan: Plan, kind: str, path: str) -> int:
     """The number of the step behind which adapters act."""
-    step_index = _linear(plan, path) if kind == "lora" else _layer(plan, path)
+    step_index = _linear(plan, path) if kind == "lora" else _layer_output_step(plan, path)
     if step_index is None:
         problem = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
         raise Reject(
@@ -183,7 +183,7 @@ def _linear(plan: Plan, path: str) -> int | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def _layer(plan: Plan, path: str) -> int | None:
+def _layer_output_step(plan: Plan, path: str) -> int | None:
     """The first step behind all of a layer's own from which on one register alone, that step's, is read."""
     steps = plan["steps"]
     layer_steps = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]

@@ -76,7 +76,7 @@ def good_enough(policy: Policy, branch: Branch, worth: float) -> bool:
     return branch == "ttt" or worth >= (policy.direct if branch == "direct" else policy.rag)
 
 
-def choose(
+def choose_answer(
     policy: Policy, answer: Callable[[Branch], str | None], score: Callable[[str], float], decision: Decision
 ) -> str:
     """Run the branches that the policy asks for, and give the best answer among them; the first of equals.
@@ -129,7 +129,7 @@ class Point:
     scaled: bool = False
 
 
-def outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
+def trial_outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
     """The branch that a policy takes on a trial, and the seconds it spends until then."""
     decision, spent = Decision(), [0.0]
 
@@ -137,12 +137,12 @@ def outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
         spent[0] += trial.seconds[branch]
         return branch
 
-    choose(policy, answer, lambda branch: trial.rewards[branch], decision)
+    choose_answer(policy, answer, lambda branch: trial.rewards[branch], decision)
     return decision.branch, spent[0]
 
 
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:
-    choices = [outcome(trial, policy) for trial in trials]
+    choices = [trial_outcome(trial, policy) for trial in trials]
     right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, choices, strict=True)) / len(trials)
     shares: dict[str, float] = {name: sum(branch == name for branch, _ in choices) / len(choices) for name in BRANCHES}
     seconds = sum(s for _, s in choices) / len(trials)
@@ -156,7 +156,7 @@ def curve(trials: Sequence[Trial], steps: int = 9, scales: Scales | None = None)
     return [measure(trials, replace(plain, direct=a, rag=b)) for a in levels["direct"] for b in levels["rag"]]
 
 
-def calibrate(
+def calibrate_thresholds(
     trials: Sequence[Trial], price: float = 0.0, steps: int = 9, scales: Scales | None = None
 ) -> tuple[Policy, list[Point]]:
     """The thresholds with the largest accuracy - price * seconds on a dev set, the cheapest of equals, and the curve.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...core.safe_read import MALFORMED, parse_json
 from .engines.index import Unreachable
 from .knowledge import KnowledgeBase, Match
-from .sample import sample_of
+from .sample import parse_sample
 
 _MAX_BYTES = 16 << 20  # of a server's answer
 _SLOWEST = 6  # times the wait for one packet, for all of them
@@ -31,7 +31,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _read(answer: Any, until: float) -> bytes:
+def _read_bounded(answer: Any, until: float) -> bytes:
     """An answer, bounded in bytes and in time, however slowly it comes. Raises TimeoutError."""
     parts, n_bytes = [], 0
     while n_bytes <= _MAX_BYTES and (part := answer.read1(_MAX_BYTES + 1 - n_bytes)):
@@ -94,20 +94,20 @@ class Remote:
     seconds: float = 5.0
 
     def facts(self) -> Facts:
-        body, _ = self._query("/v1/knowledge", None)
+        body, _ = self._request_json("/v1/knowledge", None)
         return _facts(body)
 
     def retrieve(self, vector: Tensor, count: int) -> Retrieved:
         sent = json.dumps({"vector": [round(v, 6) for v in vector.tolist()], "count": count}).encode()
-        body, received = self._query("/v1/retrieve", sent)
+        body, received = self._request_json("/v1/retrieve", sent)
         try:
-            matches = [Match(sample_of(row["sample"]), float(row["score"])) for row in body["matches"]]
+            matches = [Match(parse_sample(row["sample"]), float(row["score"])) for row in body["matches"]]
             return Retrieved(matches[:count], str(body["version"]), len(sent) + received)
         except MALFORMED as error:
             raise Unreachable(f"{self.url} answered something else than samples") from error
 
-    def _query(self, path: str, sent: bytes | None) -> tuple[Any, int]:
-        text = self._received(path, sent)
+    def _request_json(self, path: str, sent: bytes | None) -> tuple[Any, int]:
+        text = self._request_bytes(path, sent)
         if len(text) > _MAX_BYTES:
             raise Unreachable(f"{self.url} answered more than {_MAX_BYTES} bytes")
         try:
@@ -115,12 +115,12 @@ class Remote:
         except ValueError as error:
             raise Unreachable(f"{self.url} answered no JSON") from error
 
-    def _received(self, path: str, sent: bytes | None) -> bytes:
+    def _request_bytes(self, path: str, sent: bytes | None) -> bytes:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         request = urllib.request.Request(self.url.rstrip("/") + path, data=sent, headers=headers)
         try:
             with _OPENER.open(request, timeout=self.seconds) as answer:
-                return _read(answer, time.monotonic() + _SLOWEST * self.seconds)
+                return _read_bounded(answer, time.monotonic() + _SLOWEST * self.seconds)
         except urllib.error.HTTPError as error:
             raise Unreachable(f"{self.url} refused with status {error.code}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:

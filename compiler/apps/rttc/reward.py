@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...models.rows.chat_template import conversation
-from ...models.rows.forward import continuations, evaluating
+from ...models.rows.chat_template import render_conversation
+from ...models.rows.forward import continuation_logprobs, evaluating
 from .prompts import Prompts
 
 no_number = Fault(
@@ -58,7 +58,7 @@ class SelfLikelihood:
         head = self._prompts.question(question)
         tails = [self._prompts.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
         nonempty = [(i, tail) for i, tail in enumerate(tails) if tail]
-        sums = continuations(self._model, [([*head, *tail], len(head)) for _, tail in nonempty])
+        sums = continuation_logprobs(self._model, [([*head, *tail], len(head)) for _, tail in nonempty])
         values = [-100.0] * len(answers)  # an empty answer is a bad one, and a finite number
         for (i, tail), total in zip(nonempty, sums, strict=True):
             values[i] = total / len(tail)
@@ -73,14 +73,14 @@ class Judge:
     def __init__(self, folder: Path):
         from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-        from ...models.checkpoints.auxiliary_models import open_headed
+        from ...models.checkpoints.auxiliary_models import open_model_with_head
         from ...models.checkpoints.model_folder import load_tokenizer, read_config, tokenizer_files
 
         config = read_config(folder / "config.json", str(folder))
         if "auto_map" in config or not tokenizer_files(folder):
             reason = "brings its own code" if "auto_map" in config else "has no tokenizer"
             raise Reject(no_judge(f"{folder} {reason}"))
-        model: Any = open_headed(folder, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, str(folder))
+        model: Any = open_model_with_head(folder, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, str(folder))
         if model.config.num_labels != 1:
             raise Reject(no_judge(f"{folder} has {model.config.num_labels} outputs, and a reward is one"))
         self.name = f"judge {folder.name}"
@@ -91,7 +91,7 @@ class Judge:
         for answer in answers:
             if getattr(self._tokenizer, "chat_template", None):
                 messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                text = conversation(self._tokenizer, messages)
+                text = render_conversation(self._tokenizer, messages)
                 inputs = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
             else:
                 inputs = self._tokenizer(question, answer, return_tensors="pt", truncation=True)
@@ -124,9 +124,9 @@ class Verifier:
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         truth = self._truths.get(question)
-        return [0.0 if truth is None else float(self._right(truth, answer)) for answer in answers]
+        return [0.0 if truth is None else float(self._is_right(truth, answer)) for answer in answers]
 
-    def _right(self, truth: str, answer: str) -> bool:
+    def _is_right(self, truth: str, answer: str) -> bool:
         if self._kind == "number":
             actual, expected = last_number(answer), last_number(truth)
             return actual is not None and actual == expected

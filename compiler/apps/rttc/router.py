@@ -102,7 +102,9 @@ def open_router(folder: Path, width: int) -> Router:
         ) from error
 
 
-def train(trials: Sequence[Trial], of: Tensor, price: float | None, *, seed: int = 0, force: bool = False) -> Router:
+def train_router(
+    trials: Sequence[Trial], of: Tensor, price: float | None, *, seed: int = 0, force: bool = False
+) -> Router:
     """Fitted on a dev set; `of` [n, width + 2] are the features of its questions.
 
     price    of a second; None for the least at which questions held out take no longer than by the better of always
@@ -123,7 +125,7 @@ def train(trials: Sequence[Trial], of: Tensor, price: float | None, *, seed: int
         )
     seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
     if price is None:
-        price = _fair_price(_cross_validated(of, right, penalty, seed).sigmoid(), right, trials)
+        price = _fair_price(_cross_validated_log_odds(of, right, penalty, seed).sigmoid(), right, trials)
     return Router(*_fit(of, right, penalty), seconds, price, area)
 
 
@@ -158,12 +160,12 @@ def _fit(of: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Ten
 
 def _strongest(of: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
     """The largest area over questions held out that some penalty reaches, the features, and that penalty."""
-    areas = {penalty: _spread(_cross_validated(of, right, penalty, seed), right) for penalty in PENALTIES}
+    areas = {penalty: _spread(_cross_validated_log_odds(of, right, penalty, seed), right) for penalty in PENALTIES}
     penalty = max(areas, key=lambda p: areas[p])
     return areas[penalty], of, penalty
 
 
-def _cross_validated(of: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
+def _cross_validated_log_odds(of: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
     """Log-odds [n, branches] of every question, by a router that has not seen it."""
     order = torch.randperm(len(of), generator=torch.Generator().manual_seed(seed))
     log_odds = torch.zeros_like(right)

@@ -39,7 +39,7 @@ class Sample:
         return {"question": self.question, "answer": self.answer} if self.question else {"text": self.answer}
 
 
-def sample_of(body: Any) -> Sample:
+def parse_sample(body: Any) -> Sample:
     """Raises ValueError on what is none."""
     if isinstance(body, dict) and isinstance(body.get("text"), str) and body["text"].strip():
         sample = Sample("", body["text"])
@@ -68,7 +68,7 @@ def read_samples(file: Path) -> Iterator[Sample]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                yield sample_of(parse_json(line))
+                yield parse_sample(parse_json(line))
             except (ValueError, RecursionError) as error:
                 raise Reject(bad_samples(f"line {number} of {file} is no sample: {error}")) from error
 

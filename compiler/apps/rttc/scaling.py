@@ -16,7 +16,7 @@ from .policy import BRANCHES, Policy, Scales, Trial, measure
 _PENALTY = 0.003  # on departures and slopes: a branch with ten answers keeps near the others
 
 
-def scales_of(trials: Sequence[Trial]) -> Scales:
+def fit_scales(trials: Sequence[Trial]) -> Scales:
     """By branch, slope and bias.
 
     Source: scores to chances by a logistic function, Platt 1999; several groups that share one, as in a mixed model.

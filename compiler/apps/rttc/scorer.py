@@ -59,7 +59,7 @@ class Scorer:
         self._weight, self._bias, self._embedder, self.auc = weight, bias, embedder, auc
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
-        features = _features(self._embedder, [question] * len(answers), answers)
+        features = _pair_features(self._embedder, [question] * len(answers), answers)
         return finite((features @ self._weight + self._bias).tolist(), self.name)
 
     def save(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
         ) from error
 
 
-def train(
+def train_scorer(
     graded: Sequence[LabelledAnswer],
     embedder: Embedder,
     *,
@@ -95,10 +95,10 @@ def train(
 
     Reject (weak-reward) where the AUC on the held-out questions is below 0.55, unless `force`.
     """
-    parts = halves(graded, seed, validation_share)
+    parts = split_by_question(graded, seed, validation_share)
     (x, y), (x_validation, _) = [
         (
-            _features(embedder, [g.question for g in part], [g.answer for g in part]),
+            _pair_features(embedder, [g.question for g in part], [g.answer for g in part]),
             torch.tensor([float(g.right) for g in part]),
         )
         for part in parts
@@ -109,7 +109,7 @@ def train(
     return Scorer(weight, bias, embedder, area)
 
 
-def halves(
+def split_by_question(
     graded: Sequence[LabelledAnswer], seed: int, validation_share: float = 0.25
 ) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
     """Training and held-out split: a share of the questions, with all of their answers."""
@@ -133,7 +133,7 @@ def refuse_weak(area: float, validation: Sequence[LabelledAnswer], force: bool) 
         )
 
 
-def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+def _pair_features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
     """Both vectors, their product and their distance by coordinate, [n, 4 * width]."""
     if not answers:
         return torch.empty(0, 4 * embedder.width)
@@ -149,7 +149,7 @@ def _features(embedder: Embedder, questions: Sequence[str], answers: Sequence[st
     )
 
 
-def read_graded(file: Path) -> list[LabelledAnswer]:
+def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
     graded = []
     try:

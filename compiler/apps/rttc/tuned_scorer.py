@@ -22,7 +22,7 @@ from ...models.rows.forward import evaluating
 from .attachment import KINDS, attached, attachment_paths
 from .embedder import Pooled
 from .reward import finite
-from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, halves, refuse_weak
+from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, refuse_weak, split_by_question
 
 _BATCH, _CLIP = 8, 1.0
 
@@ -45,16 +45,16 @@ class FineTunedScorer:
         self._attachment.switch(on=False)
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
-        return finite(self.odds([question] * len(answers), answers).tolist(), self.name)
+        return finite(self.log_odds([question] * len(answers), answers).tolist(), self.name)
 
-    def odds(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def log_odds(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Log-odds [n] of answers to questions."""
         rows, parts = self._embedder.pairs(questions, answers), []
         self._attachment.switch(on=True)
         try:
             with evaluating(self._embedder.encoder):
                 for start in range(0, len(rows), _BATCH):
-                    parts.append(self._head(self._embedder.mean(rows[start : start + _BATCH]))[:, 0])
+                    parts.append(self._head(self._embedder.mean_of_rows(rows[start : start + _BATCH]))[:, 0])
         finally:
             self._attachment.switch(on=False)
         return torch.cat(parts) if parts else torch.empty(0)
@@ -85,7 +85,7 @@ class FineTunedScorer:
             for step, part in enumerate(parts):
                 if time.monotonic() > until:
                     break
-                odds = self._head(self._embedder.mean([rows[i] for i in part.tolist()]))[:, 0]
+                odds = self._head(self._embedder.mean_of_rows([rows[i] for i in part.tolist()]))[:, 0]
                 loss = nn.functional.binary_cross_entropy_with_logits(odds, right[part], weights[part])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -115,7 +115,7 @@ class FineTunedScorer:
                 parameter.copy_(tensors[name])
 
 
-def tune(
+def train_tuned_scorer(
     graded: Sequence[LabelledAnswer],
     embedder: Pooled,
     kind: str,
@@ -127,16 +127,16 @@ def tune(
 ) -> FineTunedScorer:
     """Train one; questions are split, so that none is on both sides. Reject (weak-reward) where the AUC on those held
     out is below 0.55, unless `force`."""
-    learned, validation = halves(graded, seed)
+    learned, validation = split_by_question(graded, seed)
     scorer = FineTunedScorer(embedder, kind, rank, seed)
     scorer.fit(learned, seed=seed, **how)
-    odds = scorer.odds([g.question for g in validation], [g.answer for g in validation])
+    odds = scorer.log_odds([g.question for g in validation], [g.answer for g in validation])
     scorer.auc = auc(odds.tolist(), [g.right for g in validation])
     refuse_weak(scorer.auc, validation, force)
     return scorer
 
 
-def open_tuned(folder: Path, embedder: Pooled) -> FineTunedScorer:
+def open_tuned_scorer(folder: Path, embedder: Pooled) -> FineTunedScorer:
     try:
         check_regular(folder / WEIGHTS)
         body, tensors = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)

@@ -58,7 +58,7 @@ class AccessLog:
                 self._lines.task_done()
 
 
-def log_to(destination: str) -> AccessLog:
+def open_access_log(destination: str) -> AccessLog:
     """`-` is stderr, `none` is nowhere, anything else a file that lines are added to."""
     if destination == "none":
         return AccessLog(None)

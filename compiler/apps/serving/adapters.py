@@ -19,7 +19,7 @@ no_adapter = Fault(
 )
 
 
-def named(texts: Sequence[str]) -> dict[str, Path]:
+def parse_adapters(texts: Sequence[str]) -> dict[str, Path]:
     """Folders of interventions by name, out of `NAME=FOLDER`. Raises Reject (no-adapter)."""
     from ...artifacts.reft import FILE, FOLDER
 
@@ -40,12 +40,12 @@ def named(texts: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
+def models_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
     """The model once more for every folder, with its interventions on: other modules over the same tensors.
 
     Raises Reject where the model is none of torch, or another than an adapter was trained in.
     """
-    from ...artifacts.reft import base_hash, other_base, put_on, read
+    from ...artifacts.reft import attach_interventions, base_hash, other_base, read_reft
     from ...runtimes.model import DecoderModel
 
     if not folders:
@@ -60,7 +60,7 @@ def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]
     base_sha, result = base_hash(model), {}
     for name, folder in folders.items():
         _check_files(folder)
-        base, _ = read(folder)
+        base, _ = read_reft(folder)
         if base["sha256"] != base_sha:
             raise Reject(
                 other_base(
@@ -70,7 +70,7 @@ def views(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]
             )
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         result[name] = copy.deepcopy(model, shared)
-        put_on(result[name], folder, check=False)
+        attach_interventions(result[name], folder, check=False)
         result[name].eval()
     return result
 

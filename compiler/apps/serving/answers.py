@@ -56,7 +56,7 @@ class Answer:
         self._count, self._n_buffered = piece.count, piece.n_cached
         self._finish = piece.finish or None
 
-    def complete(self, logprobs: bool) -> dict[str, Any]:
+    def response_body(self, logprobs: bool) -> dict[str, Any]:
         choice = self._choice("".join(self._texts), self._logprobs(self._tokens) if logprobs else None)
         return {
             **self._head,

@@ -16,15 +16,15 @@ from starlette.background import BackgroundTask
 
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
-from ...models.rows.chat_template import render
+from ...models.rows.chat_template import render_template
 from .answers import Answer, ChatAnswer, ErrorResponse
-from .body import slot, take_texts
+from .body import add_text_routes, slot
 from .errors import install_error_handlers, write_down
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
 from .request import Piece, Request
 from .scheduler import QueueFull, Scheduler, Stopped
-from .stream import check_name, events, leaving
+from .stream import check_name, leaving, sse_events
 
 _LAST = 0.5  # seconds that a stopping scheduler has for its call
 
@@ -50,11 +50,13 @@ class Service:
     async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(request_body.model, *self.adapters)
-        encode: Callable[[Any], list[int]] = self._chat if isinstance(request_body, ChatRequest) else self._prompt
+        encode: Callable[[Any], list[int]] = (
+            self._chat_ids if isinstance(request_body, ChatRequest) else self._prompt_ids
+        )
         async with slot(call, len(await call.body())):
             ids = await asyncio.to_thread(encode, request_body)
         key = call.scope.get("state", {}).get("key")
-        request = replace(self._request(request_body, ids), owner="" if key is None else f"key {key}")
+        request = replace(self._make_request(request_body, ids), owner="" if key is None else f"key {key}")
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -81,7 +83,7 @@ class Service:
         )
         if request_body.stream:
             return StreamingResponse(
-                events(answer, _stream(pieces), request_body.tells_usage, request_body.alternatives is not None),
+                sse_events(answer, _stream(pieces), request_body.tells_usage, request_body.alternatives is not None),
                 headers={"Cache-Control": "no-cache"},
                 media_type="text/event-stream",
                 background=BackgroundTask(self.scheduler.cancel, job),
@@ -103,14 +105,14 @@ class Service:
                     raise ErrorResponse(503 if piece.finish == "cancelled" else 500, piece.error, code=piece.finish)
                 answer.add(piece)
                 if piece.finish:
-                    return JSONResponse(answer.complete(request_body.alternatives is not None))
+                    return JSONResponse(answer.response_body(request_body.alternatives is not None))
         finally:
             left.cancel()
             self.scheduler.cancel(job)
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
-    def _chat(self, request_body: ChatRequest) -> list[int]:
+    def _chat_ids(self, request_body: ChatRequest) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
             raise ErrorResponse(
                 400,
@@ -129,7 +131,7 @@ class Service:
             )
         self._check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
-            text = render(self.tokenizer, messages, add_generation_prompt=True)
+            text = render_template(self.tokenizer, messages, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
             reason = f"the model's chat template refuses these messages: {error}"
             raise ErrorResponse(400, reason, "messages") from error
@@ -138,7 +140,7 @@ class Service:
             raise ErrorResponse(400, "the chat template makes no token of these messages", "messages")
         return ids
 
-    def _prompt(self, request_body: CompletionRequest) -> list[int]:
+    def _prompt_ids(self, request_body: CompletionRequest) -> list[int]:
         if not isinstance(request_body.prompt, list):
             ids = self._ids(request_body.prompt, "prompt", add_special_tokens=True)
             start = self.tokenizer.bos_token_id
@@ -168,7 +170,7 @@ class Service:
                 "context_length_exceeded",
             )
 
-    def _request(self, body: ChatRequest | CompletionRequest, ids: list[int]) -> Request:
+    def _make_request(self, body: ChatRequest | CompletionRequest, ids: list[int]) -> Request:
         available = self.context - len(ids)
         max_tokens = max(1, available) if body.token_limit is None else body.token_limit
         if max_tokens > available:
@@ -212,7 +214,7 @@ async def _stream(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:
         yield await pieces.get()
 
 
-def application(service: Service) -> FastAPI:
+def make_application(service: Service) -> FastAPI:
     """Routes and errors; it starts and stops the scheduler."""
 
     @asynccontextmanager
@@ -224,7 +226,7 @@ def application(service: Service) -> FastAPI:
 
     app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
-    take_texts(app, service.answer)
+    add_text_routes(app, service.answer)
 
     @app.get("/v1/models")
     async def models() -> Any:

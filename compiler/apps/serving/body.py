@@ -40,7 +40,7 @@ async def read_body(call: Call, form: type[Form]) -> Form:
         )
     body = await call.body()
     async with slot(call, len(body)):
-        return await asyncio.to_thread(_checked, body, form)
+        return await asyncio.to_thread(_validate, body, form)
 
 
 def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
@@ -50,7 +50,7 @@ def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
     return _slots.setdefault(call.app, RequestSlots()).slot(client, size)
 
 
-def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, Call], Awaitable[Any]]) -> None:
+def add_text_routes(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, Call], Awaitable[Any]]) -> None:
     """Give an application the two routes that ask for texts."""
 
     @app.post("/v1/chat/completions")
@@ -62,7 +62,7 @@ def take_texts(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, 
         return await answer(await read_body(call, CompletionRequest), call)
 
 
-def _is_crowded(body: bytes) -> bool:
+def _has_too_many_containers(body: bytes) -> bool:
     """Whether a body has more lists and objects than any request: each costs memory, and time of whoever looks for
     unused ones."""
     if body.count(b"[") + body.count(b"{") <= _MAX_CONTAINERS:
@@ -71,8 +71,8 @@ def _is_crowded(body: bytes) -> bool:
     return any(number >= _MAX_CONTAINERS for number, _ in enumerate(outside))
 
 
-def _checked(body: bytes, form: type[Form]) -> Form:
-    if _is_crowded(body):
+def _validate(body: bytes, form: type[Form]) -> Form:
+    if _has_too_many_containers(body):
         raise ErrorResponse(400, f"the body has more than {_MAX_CONTAINERS} lists and objects")
     try:
         parsed = from_json(body, allow_inf_nan=False, cache_strings=False)

@@ -9,7 +9,7 @@ import torch
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...artifacts.openers.export import Exported
-from ...models.rows.chat_template import conversation
+from ...models.rows.chat_template import render_conversation
 from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
 
@@ -34,7 +34,7 @@ class Reply:
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
 
-def refuse_silent(model: Any) -> None:
+def refuse_without_generate(model: Any) -> None:
     """Raise Reject of a model that generates nothing, or nothing of texts."""
     if is_speech_encoder_decoder(model):
         raise Reject(
@@ -74,7 +74,7 @@ class ChatSession:
     history: list[Message] = field(default_factory=list)
 
     def __post_init__(self):
-        refuse_silent(self.model)
+        refuse_without_generate(self.model)
 
     @property
     def chats(self) -> bool:
@@ -120,7 +120,7 @@ class ChatSession:
 
     def _ids(self, messages: Sequence[Message], prompt: str) -> torch.Tensor:
         if self.chats:
-            text = conversation(self.tokenizer, messages, add_generation_prompt=True)
+            text = render_conversation(self.tokenizer, messages, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt)["input_ids"]

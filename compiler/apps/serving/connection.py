@@ -87,7 +87,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections or self._is_crowd():
-            transport.write(_plain(503, "as many connections are open as may", "too_many_connections"))
+            transport.write(_raw_response(503, "as many connections are open as may", "too_many_connections"))
             transport.close()
         else:
             self._watch()
@@ -115,7 +115,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP, or headers without end."""
-        self.transport.write(_plain(400, "the request is not HTTP, or its headers are too long", None))
+        self.transport.write(_raw_response(400, "the request is not HTTP, or its headers are too long", None))
         self.transport.close()
 
     def _watch(self) -> None:
@@ -127,7 +127,7 @@ class Connection(H11Protocol):
     def _late(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
-            self.transport.write(_plain(408, f"no whole request came in {self.limits.seconds:g} s", "timeout"))
+            self.transport.write(_raw_response(408, f"no whole request came in {self.limits.seconds:g} s", "timeout"))
             self.transport.close()
 
     def _forget(self) -> None:
@@ -141,7 +141,7 @@ def protocol_of(limits: Limits) -> type[Connection]:
     return type("Connection", (Connection,), {"limits": limits})
 
 
-def settings(limits: Limits) -> dict[str, Any]:
+def uvicorn_settings(limits: Limits) -> dict[str, Any]:
     """Of uvicorn's Config."""
     return {
         "http": protocol_of(limits),
@@ -152,7 +152,7 @@ def settings(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _plain(status: int, message: str, code: str | None) -> bytes:
+def _raw_response(status: int, message: str, code: str | None) -> bytes:
     """A whole answer, for where no request was read that one could belong to."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     body = json.dumps(error_body(message, kind, None, code)).encode()

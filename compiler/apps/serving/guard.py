@@ -44,9 +44,9 @@ class Admission:
     def count(self, path: str, key: int | None, address: str) -> None:
         """Refused who asks too often."""
         if self.rate is not None and path not in _OFTEN:
-            self.rate.check(f"key {key}" if key is not None else address)
+            self.rate.count_request(f"key {key}" if key is not None else address)
 
-    def check(self, path: str, headers: dict[str, str]) -> int | None:
+    def authorize(self, path: str, headers: dict[str, str]) -> int | None:
         """The number of the key; Refused who may not ask."""
         host = _name(headers.get("host", ""))
         if self.hosts is not None and host not in self.hosts:
@@ -79,7 +79,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        return await _Exchange(scope, receive, send, self._limits).go(
+        return await _Exchange(scope, receive, send, self._limits).handle(
             self._app, self._admission, self._log, self._count
         )
 
@@ -97,31 +97,31 @@ class _Exchange:
         self._body: bytes | None = None
         self._left = False
 
-    async def go(
+    async def handle(
         self, app: Any, admission: Admission, log: AccessLog, count: Callable[[str, int, float], None]
     ) -> None:
         started, key, broken = time.monotonic(), None, None
         try:
-            key = admission.check(self._scope["path"], self._headers)
+            key = admission.authorize(self._scope["path"], self._headers)
             self._scope["state"]["key"] = key
             admission.count(self._scope["path"], key, (self._scope.get("client") or ("",))[0])
             if self._scope["method"] == "POST":
                 self._body = await self._read_body()
-            await app(self._scope, self._replay, self._notify)
+            await app(self._scope, self._receive_replayed, self._send_observed)
         except ErrorResponse as refusal:
-            await self._refuse(refusal)
+            await self._send_refusal(refusal)
         except (_ClientLeft, TimeoutError):
             self._left = True
         except Exception as error:
             broken = traceback_location(error)
             if not self._status:
-                await self._refuse(ErrorResponse(500, failure(self._id), code="internal_error"))
+                await self._send_refusal(ErrorResponse(500, failure(self._id), code="internal_error"))
         finally:
             seconds = time.monotonic() - started
-            self._write_down(log, key, broken, seconds)
+            self._log_line(log, key, broken, seconds)
             count(self._scope["path"], self._status or 499, seconds)
 
-    def _write_down(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
+    def _log_line(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
         """A line; health and metrics, asked every few seconds, have none while all is well."""
         path, well = self._scope["path"], self._status < 400 and not broken
         if path in _OFTEN and well:
@@ -178,7 +178,7 @@ class _Exchange:
             headers={"Connection": "close"},
         )
 
-    async def _replay(self) -> MutableMapping[str, Any]:
+    async def _receive_replayed(self) -> MutableMapping[str, Any]:
         """The body as one message, once, then what really comes."""
         if self._body is not None and not self._scope.get("effc.read"):
             self._scope["effc.read"] = True
@@ -187,7 +187,7 @@ class _Exchange:
         self._left = self._left or (message["type"] == "http.disconnect" and not self._status)
         return message
 
-    async def _notify(self, message: MutableMapping[str, Any]) -> None:
+    async def _send_observed(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
@@ -196,13 +196,13 @@ class _Exchange:
             await self._send(message)
         await asyncio.sleep(0)  # a connection that broke is heard of here, before more is written to it
 
-    async def _refuse(self, refusal: ErrorResponse) -> None:
+    async def _send_refusal(self, refusal: ErrorResponse) -> None:
         headers = refusal.headers
         if self._scope["method"] == "POST" and self._body is None:  # the rest of it would be read for nothing
             headers = {**(headers or {}), "Connection": "close"}
         response = JSONResponse(refusal.body, refusal.status, headers)
         try:
-            await response(self._scope, self._receive, self._notify)
+            await response(self._scope, self._receive, self._send_observed)
         except TimeoutError:
             self._left = True
 

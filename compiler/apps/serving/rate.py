@@ -23,7 +23,7 @@ class Rate:
         self.burst = max(1.0, per_minute / 4)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when it was so
 
-    def check(self, client: str) -> None:
+    def count_request(self, client: str) -> None:
         """Count a request of a client; Refused (429) where it asks too often."""
         with self._lock:
             current = self._clock()

@@ -62,7 +62,7 @@ class Scheduler:
         self._running: list[Job] = []
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._serve, name="effc-scheduler", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="effc-scheduler", daemon=True)
         self.metrics = Metrics()
         self.metrics.gauge("effc_requests_running", "Requests that are being answered.", lambda: len(self._running))
         self.metrics.gauge("effc_requests_waiting", "Requests that wait for a place.", lambda: len(self._waiting))
@@ -115,17 +115,17 @@ class Scheduler:
 
     # -- in its own thread -----------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _run_loop(self) -> None:
         try:
-            while self._ready():
-                self._call()
+            while self._admit_waiting():
+                self._run_batch()
         finally:  # also where it breaks: nobody waits for ever
             with self._changed:
                 self._stopping = True
                 for job in [*self._running, *self._waiting]:
-                    self._end(job, "cancelled", STOPS)
+                    self._finish_job(job, "cancelled", STOPS)
 
-    def _ready(self) -> bool:
+    def _admit_waiting(self) -> bool:
         """Wait for work; drop what was cancelled, and give free places to those who wait longest."""
         with self._changed:
             while True:
@@ -133,7 +133,7 @@ class Scheduler:
                     return False
                 dropped = [job for job in (*self._running, *self._waiting) if job.cancelled]
                 for job in dropped:
-                    self._end(job, "cancelled", "nobody waits for the answer")
+                    self._finish_job(job, "cancelled", "nobody waits for the answer")
                 while self._waiting and self._free:
                     job = self._waiting.popleft()
                     sequence = self._allocate(job)
@@ -150,9 +150,9 @@ class Scheduler:
         self.metrics.cached_tokens.inc(job.n_cached)
         return sequence
 
-    def _call(self) -> None:
+    def _run_batch(self) -> None:
         """One call of the model, and what follows from it."""
-        batch = self._batch()
+        batch = self._next_batch()
         ids = [token for _, tokens in batch for token in tokens]
         owners = [job.owner for job, tokens in batch for _ in tokens]
         output_positions, complete_jobs, at = [], [], 0
@@ -169,15 +169,15 @@ class Scheduler:
         except Exception as error:  # whatever it is, the next requests may fare better
             for job, _ in batch:
                 reason = STOPS if self._stopping else traceback_location(error)
-                self._end(job, "cancelled" if self._stopping else "failed", reason)
+                self._finish_job(job, "cancelled" if self._stopping else "failed", reason)
             return
         self._count(batch, len(ids))
         for job, tokens in batch:
             job.pending = job.pending[len(tokens) :]
         for job, row in zip(complete_jobs, logits, strict=True):
-            self._advance(job, row)
+            self._advance_job(job, row)
 
-    def _batch(self) -> list[tuple[Job, list[int]]]:
+    def _next_batch(self) -> list[tuple[Job, list[int]]]:
         """Whose tokens go into the next call: answers first, then prompts in the order in which they came."""
         growing = [job for job in self._running if not job.starting]
         prompt_budget = SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS
@@ -192,25 +192,25 @@ class Scheduler:
         self.metrics.call.observe(tokens)
         self.metrics.prompt_tokens.inc(sum(len(part) for job, part in batch if job.starting))
 
-    def _advance(self, job: Job, logits: Any) -> None:
+    def _advance_job(self, job: Job, logits: Any) -> None:
         if job.cancelled:
             return
         starting = job.starting
         try:
             piece = job.advance(logits)
         except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
-            self._end(job, "failed", traceback_location(error))
+            self._finish_job(job, "failed", traceback_location(error))
             return
         self.metrics.new_tokens.inc()
         if starting:
             job.first = time.monotonic()
             self.metrics.first.observe(job.first - job.submitted)
         if piece.finish:
-            self._end(job, piece.finish, piece=piece)
+            self._finish_job(job, piece.finish, piece=piece)
         elif piece.text or piece.tokens:
             self._notify(job, piece)
 
-    def _end(self, job: Job, finish: Finish, error: str = "", piece: Piece | None = None) -> None:
+    def _finish_job(self, job: Job, finish: Finish, error: str = "", piece: Piece | None = None) -> None:
         """Free the place of a request, then say that it has ended."""
         if job in self._running:
             self._running.remove(job)

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .access_log import AccessLog
-from .connection import LimitedSocket, settings
+from .connection import LimitedSocket, uvicorn_settings
 from .guard import Admission, Guard, loopback
 from .keys import Keys
 from .limits import Limits
@@ -66,7 +66,7 @@ class NetworkSettings:
     origins: Sequence[str] = ()
 
 
-def admission_at(listener: socket.socket, host: str, keys: Keys, allowed: Sequence[str], insecure: bool) -> Admission:
+def make_admission(listener: socket.socket, host: str, keys: Keys, allowed: Sequence[str], insecure: bool) -> Admission:
     """Who may ask at an address. On this machine's own, only under its own names; elsewhere, only with a key."""
     if loopback(listener.getsockname()[0]):
         return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed)})
@@ -94,7 +94,7 @@ def check_certificate(cert: Path | None, key: Path | None) -> None:
         raise Reject(bad_certificate(reason)) from error
 
 
-def listening(host: str, port: int) -> LimitedSocket:
+def open_listener(host: str, port: int) -> LimitedSocket:
     """A socket at which clients may already wait; Reject where there can be none."""
     help = "stop the program that listens there, or choose another --port; 0 takes a free one"
     try:
@@ -121,7 +121,7 @@ def url_of(listener: socket.socket, secure: bool = False) -> str:
     return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: NetworkSettings) -> Any:
+def with_guard(app: FastAPI, count: Callable[[str, int, float], None], entrance: NetworkSettings) -> Any:
     """An application behind all that keeps strangers off; `count` hears the path, status and seconds of an answer."""
     known = {getattr(route, "path", "") for route in app.routes}
 
@@ -141,7 +141,7 @@ def guarded(app: FastAPI, count: Callable[[str, int, float], None], entrance: Ne
     )
 
 
-def serve(
+def run_server(
     app: Any, listener: LimitedSocket, entrance: NetworkSettings, ready: Callable[[], None], stop: Callable[[], None]
 ) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
@@ -158,7 +158,7 @@ def serve(
         timeout_graceful_shutdown=1,
         ssl_certfile=entrance.cert,
         ssl_keyfile=entrance.key,
-        **settings(entrance.limits),
+        **uvicorn_settings(entrance.limits),
     )
     listener.max_connections = entrance.limits.connections + SPARE
     with closing(listener):

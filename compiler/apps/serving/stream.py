@@ -17,7 +17,7 @@ def check_name(name: str, *known: str) -> None:
         raise ErrorResponse(404, f"the model `{name:.80}` does not exist, {those} {does}", "model", "model_not_found")
 
 
-async def events(
+async def sse_events(
     answer: Answer,
     pieces: AsyncIterator[Piece],
     usage: bool,

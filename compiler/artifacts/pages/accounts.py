@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..form_losses import account_rows, table
+from ..form_losses import account_rows, divergence_table
 from .sheet import ReportData, word
 
 
@@ -16,8 +16,8 @@ class Row:
     shares: tuple[float, float]
 
 
-def accounts(sheets: Sequence[ReportData]) -> list[Row]:
-    losses = table({sheet.location: sheet.manifest.accounts for sheet in sheets if sheet.manifest.accounts})
+def divergence_rows(sheets: Sequence[ReportData]) -> list[Row]:
+    losses = divergence_table({sheet.location: sheet.manifest.accounts for sheet in sheets if sheet.manifest.accounts})
     if not losses:
         return []
     largest = max([row.divergence or 0.0 for row in losses]) or 1.0

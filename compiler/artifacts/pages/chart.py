@@ -76,7 +76,7 @@ def check_packages() -> None:
     check_modules(("jinja2", "vl_convert"), "report", "a report")
 
 
-def chart(
+def draw_chart(
     title: str,
     description: str,
     spec: Mapping[str, Any],
@@ -87,7 +87,7 @@ def chart(
     note: str = "",
 ) -> Chart:
     """Draw a Vega-Lite specification whose data is inside it."""
-    wide, narrow = (_svg(spec, width, height) for width in (WIDE, NARROW))
+    wide, narrow = (_render_svg(spec, width, height) for width in (WIDE, NARROW))
     return Chart(title, description, wide, narrow, tuple(head), tuple(map(tuple, rows)), note)
 
 
@@ -111,7 +111,7 @@ def dot(size: int, **properties: Any) -> dict[str, Any]:
 FIELD_LABELS = {"field": "says"}  # the encoding `description`
 
 
-def _svg(spec: Mapping[str, Any], width: int, height: int) -> str:
+def _render_svg(spec: Mapping[str, Any], width: int, height: int) -> str:
     import vl_convert
 
     full_spec = {
@@ -129,18 +129,18 @@ def _svg(spec: Mapping[str, Any], width: int, height: int) -> str:
 def clean(svg: str) -> str:
     """Sanitised drawing: known elements and attributes alone, numbers with two decimals."""
     root = ElementTree.fromstring(svg)
-    _keep(root)
+    _sanitise_element(root)
     ElementTree.register_namespace("", SVG)
     return ElementTree.tostring(root, encoding="unicode").replace(f' xmlns="{SVG}"', "", 1)
 
 
-def _keep(element: ElementTree.Element) -> None:
+def _sanitise_element(element: ElementTree.Element) -> None:
     for child in list(element):
         tag = child.tag.removeprefix(f"{{{SVG}}}") if isinstance(child.tag, str) else ""
         if tag not in TAGS or child.get("opacity") == "0" or child.get("display") == "none":
             element.remove(child)
             continue
-        _keep(child)
+        _sanitise_element(child)
         if tag == "g" and not len(child):
             element.remove(child)
     for name, value in list(element.attrib.items()):

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import count, count_text, digits
-from ..search_summary import scored
-from .chart import FIELD_LABELS, Chart, axis, chart, dot, hue
+from ...core.quantity import count, count_text, significant_digits
+from ..search_summary import search_counts_text
+from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart, hue
 from .sheet import number, table, word
 
 DOTS, MAX_ROWS = 400, 2000  # candidates that are drawn, and cuts that are read
@@ -25,7 +25,7 @@ class Cut:
     alternatives: tuple[float, ...]
 
     @staticmethod
-    def of(decision: Mapping[str, Any]) -> "Cut | None":
+    def from_decision(decision: Mapping[str, Any]) -> "Cut | None":
         score = number(decision.get("score"))
         if "cut" not in decision or score is None:
             return None
@@ -36,27 +36,27 @@ class Cut:
         return Cut(name, KINDS.get(kind, kind), score, number(decision.get("runner_up")), saved, other_scores)
 
 
-def cuts(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+def cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     """None where a step cut less than twice."""
-    steps = [cut for decision in decisions[:MAX_ROWS] if (cut := Cut.of(decision))]
+    steps = [cut for decision in decisions[:MAX_ROWS] if (cut := Cut.from_decision(decision))]
     if len(steps) < 2:
         return None
     by = next((word(d.get("by")) for d in decisions if d.get("by")), "score")
     n_scores = len(steps) + sum(len(cut.alternatives) for cut in steps)
     description = (
         f"{by} over what is saved, in {count_text(len(steps), 'cut')}: "
-        f"{digits(steps[0].score)} after the first, "
-        f"{digits(steps[-1].score)} after the last, with {steps[-1].saved:.1f} % saved: "
-        f"{scored(decisions[:MAX_ROWS])}."
+        f"{significant_digits(steps[0].score)} after the first, "
+        f"{significant_digits(steps[-1].score)} after the last, with {steps[-1].saved:.1f} % saved: "
+        f"{search_counts_text(decisions[:MAX_ROWS])}."
     )
     listed = [
-        (str(i), cut.name, cut.kind, digits(cut.score), _or_empty(cut.second), f"{cut.saved:.2f} %")
+        (str(i), cut.name, cut.kind, significant_digits(cut.score), _or_empty(cut.second), f"{cut.saved:.2f} %")
         for i, cut in enumerate(steps, 1)
     ]
-    return chart(
+    return draw_chart(
         f"{count_text(len(steps), 'cut')}, chosen by {count(n_scores)} scores",
         description,
-        _spec(steps, by),
+        _cuts_spec(steps, by),
         ("cut", "what", "kind", by, "runner-up", "saved"),
         listed,
         note=f"A dot is a cut, at the {by} after it. The faint ones are candidates that were scored and not chosen.",
@@ -64,7 +64,7 @@ def cuts(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     )
 
 
-def _spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
+def _cuts_spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
     low, high = min(cut.score for cut in cut_list), max(cut.score for cut in cut_list)
     extent = (high - low) or abs(high) or 1.0
     least, upper = low - 0.12 * extent, high + 0.35 * extent
@@ -74,7 +74,7 @@ def _spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
             "saved": c.saved,
             "score": c.score,
             "kind": c.kind,
-            "says": f"cut {i}: {c.name} · {by} {digits(c.score)} · {c.saved:.1f} % saved",
+            "says": f"cut {i}: {c.name} · {by} {significant_digits(c.score)} · {c.saved:.1f} % saved",
         }
         for i, c in enumerate(cut_list, 1)
     ]
@@ -100,4 +100,4 @@ def _spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
 
 
 def _or_empty(value: float | None) -> str:
-    return "" if value is None else digits(value)
+    return "" if value is None else significant_digits(value)

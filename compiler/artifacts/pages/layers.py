@@ -65,14 +65,14 @@ class Layers:
 def layers(manifest: Manifest) -> list[Layers]:
     """One for a model, one for each point of a front, none where no profile is known."""
     if manifest.members:
-        return [drawing for m in manifest.members if (drawing := _layers(m["profile"], m["name"])).rows]
-    drawing = _layers(manifest.profile)
+        return [drawing for m in manifest.members if (drawing := _layers_table(m["profile"], m["name"])).rows]
+    drawing = _layers_table(manifest.profile)
     return [drawing] if drawing.rows else []
 
 
-def _layers(profile: Mapping[str, Any], name: str = "") -> Layers:
+def _layers_table(profile: Mapping[str, Any], name: str = "") -> Layers:
     before, after = profile.get("before", {}), profile.get("after", {})
-    result = Layers(name, _columns(before, after))
+    result = Layers(name, _branch_columns(before, after))
     for path in sorted(before, key=numbered):
         cells = [_cell(path, column, before[path], after.get(path, {})) for column in result.columns]
         if any(cells):
@@ -80,13 +80,13 @@ def _layers(profile: Mapping[str, Any], name: str = "") -> Layers:
     return result
 
 
-def _columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column]:
+def _branch_columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column]:
     """Branches in the order of the first layer that has them, each with the kinds that it counts."""
     columns: dict[tuple[str, str], Column] = {}
     for path, branches in before.items():
         for branch, was in branches.items():
             kinds = [kind for kind in UNITS if kind in was] or [""]
-            if "kv_heads" in kinds and not _queries_only(branch, before, after):
+            if "kv_heads" in kinds and not _lost_query_heads_only(branch, before, after):
                 kinds.remove("heads") if "heads" in kinds else None
             for kind in kinds:
                 column = columns.setdefault((branch, kind), Column(branch, kind))
@@ -96,7 +96,7 @@ def _columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column
     return list(columns.values())
 
 
-def _queries_only(branch: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _lost_query_heads_only(branch: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether query heads of a branch went without their KV heads."""
     for path, branches in before.items():
         branch_before, branch_after = branches.get(branch, {}), after.get(path, {}).get(branch)

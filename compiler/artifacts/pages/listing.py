@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...core.quantity import count_text, measured, size
+from ...core.quantity import count_text, measurement_text, size
 from .sheet import ReportData, number, rows, table, word
 
 LINES = 2000
@@ -24,19 +24,19 @@ class ListingLine:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def listing(sheets: list[ReportData]) -> list[ListingLine]:
+def recipe_listing(sheets: list[ReportData]) -> list[ListingLine]:
     """Sheets are of one recipe, each of another artifact."""
     manifest = sheets[0].manifest
     text = manifest.recipe.get("text", "").splitlines()[:LINES]
-    lines = [ListingLine(i, tokens) for i, tokens in enumerate(_tokens(text), 1)]
+    lines = [ListingLine(i, tokens) for i, tokens in enumerate(_highlight_tokens(text), 1)]
     for sheet in sheets:
-        for at, note in _notes(sheet, text):
+        for at, note in _line_notes(sheet, text):
             if note not in lines[at].notes:
                 lines[at].notes.append(note)
     return lines
 
 
-def _tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
+def _highlight_tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
     """A few classes are enough to read by: comments, texts, numbers, the language's own words."""
     inside = False  # a text of several lines
     for line in text:
@@ -55,7 +55,7 @@ def _tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
         yield tokens
 
 
-def _notes(sheet: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
+def _line_notes(sheet: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
     manifest = sheet.manifest
     timings = {word(s.get("name")): s for s in map(table, rows(manifest.run.get("steps")))}
     for step in manifest.steps:
@@ -65,7 +65,7 @@ def _notes(sheet: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str,
     for e in manifest.expectations:
         if 0 < e.line <= len(text) and e.text in " ".join(text[e.line - 1].split()):
             unit = next((m.unit for m in manifest.measures if e.text.startswith(f"{m.metric} ")), "")
-            value = measured(e.value, unit) if e.value is not None else ""
+            value = measurement_text(e.value, unit) if e.value is not None else ""
             yield (
                 e.line - 1,
                 (e.outcome, " · ".join(filter(None, (f"{e.outcome}: {value}" if value else e.outcome, e.note)))),
@@ -78,7 +78,13 @@ def _notes(sheet: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str,
 
 def _seconds_text(summary: str, timing) -> str:
     seconds = number(timing.get("seconds"))
-    spent = "from the cache" if timing.get("cached") is True else measured(seconds, "s") if seconds is not None else ""
+    spent = (
+        "from the cache"
+        if timing.get("cached") is True
+        else measurement_text(seconds, "s")
+        if seconds is not None
+        else ""
+    )
     return " · ".join(filter(None, (summary, spent)))
 
 

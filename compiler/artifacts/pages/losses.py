@@ -3,21 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...core.quantity import digits
-from .chart import FIELD_LABELS, Chart, axis, chart, dot, hue
+from ...core.quantity import significant_digits
+from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart, hue
 from .sheet import number, rows
 
 MAX_POINTS = 2000
 
 
-def losses(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+def losses_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     """None where a step trained nothing."""
     course = next((d for d in decisions if rows(d.get("loss"))), None)
     if course is None:
         return None
     lines = {"trained on": _points(course.get("loss")), "held out": _points(course.get("held_out"))}
     values: list[dict[str, Any]] = [
-        {"step": step, "loss": loss, "kind": kind, "says": f"{kind}, step {step:.0f}: {digits(loss)}"}
+        {"step": step, "loss": loss, "kind": kind, "says": f"{kind}, step {step:.0f}: {significant_digits(loss)}"}
         for kind, points in lines.items()
         for step, loss in points
     ]
@@ -34,10 +34,12 @@ def losses(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
         ],
     }
     curve, best = lines["held out"] or lines["trained on"], number(course.get("best"))
-    description = f"Loss by step: {digits(curve[0][1])} at first, {digits(curve[-1][1])} at last"
+    description = (
+        f"Loss by step: {significant_digits(curve[0][1])} at first, {significant_digits(curve[-1][1])} at last"
+    )
     description += f", lowest after step {best:.0f}." if best is not None else "."
-    listed = [(v["kind"], f"{v['step']:.0f}", digits(v["loss"])) for v in values]
-    return chart("Loss while it was trained", description, spec, ("rows", "step", "loss"), listed)
+    listed = [(v["kind"], f"{v['step']:.0f}", significant_digits(v["loss"])) for v in values]
+    return draw_chart("Loss while it was trained", description, spec, ("rows", "step", "loss"), listed)
 
 
 def _points(value: Any) -> list[tuple[float, float]]:

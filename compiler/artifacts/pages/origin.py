@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import change, count_text, measured, size
+from ...core.quantity import count_text, measurement_text, relative_change_text, size
 from ..manifest import Check
 from .sheet import ReportData, number, rows, table, word
 
@@ -22,7 +22,7 @@ class StageUsage:
     peak: str
 
 
-def facts(sheet: ReportData) -> list[tuple[str, str]]:
+def origin_facts(sheet: ReportData) -> list[tuple[str, str]]:
     """Name and value, those that are known."""
     manifest = sheet.manifest
     lock, machine = manifest.lock, manifest.machine
@@ -59,7 +59,7 @@ def files(sheet: ReportData) -> list[tuple[str, str, str]]:
     return [(word(name), size(bytes_), word(sha)) for name, (bytes_, sha) in list(sheet.manifest.files.items())[:FILES]]
 
 
-def spent(sheet: ReportData) -> list[StageUsage]:
+def stage_usage(sheet: ReportData) -> list[StageUsage]:
     stages = []
     for step in map(table, rows(sheet.manifest.run.get("steps"))[:FILES]):
         planned, elapsed, peak = (number(step.get(name)) for name in ("planned", "seconds", "peak_bytes"))
@@ -71,8 +71,8 @@ def spent(sheet: ReportData) -> list[StageUsage]:
     return [
         StageUsage(
             name,
-            measured(planned, "s") if planned else "",
-            "from the cache" if cached else measured(elapsed, "s") if elapsed is not None else "",
+            measurement_text(planned, "s") if planned else "",
+            "from the cache" if cached else measurement_text(elapsed, "s") if elapsed is not None else "",
             (planned or 0.0) / longest,
             (elapsed or 0.0) / longest,
             size(peak) if peak else "",
@@ -93,7 +93,7 @@ class ReopenedForm:
     reasons: tuple[str, ...]
 
 
-def reopened(checks: tuple[Check, ...]) -> list[ReopenedForm]:
+def reopened_forms(checks: tuple[Check, ...]) -> list[ReopenedForm]:
     forms: dict[str, list[Check]] = {}
     for check in checks:
         forms.setdefault(word(check.what.partition(",")[0]), []).append(check)
@@ -129,7 +129,7 @@ class Row:
     shares: tuple[float, float] = (0.0, 0.0)  # of the larger of both
 
 
-def measures(sheet: ReportData) -> list[Row]:
+def measure_rows(sheet: ReportData) -> list[Row]:
     result, left = [], list(sheet.manifest.expectations)
     for m in sheet.manifest.measures:
         bounds_of = [e for e in left if e.text.startswith(f"{m.metric} ")]
@@ -140,11 +140,13 @@ def measures(sheet: ReportData) -> list[Row]:
         result.append(
             Row(
                 word(m.metric),
-                measured(before, m.unit) if before is not None else "",
-                measured(after, m.unit) if after is not None else "",
-                change(before, after).replace("-", "−") if before is not None and after is not None else "",
+                measurement_text(before, m.unit) if before is not None else "",
+                measurement_text(after, m.unit) if after is not None else "",
+                relative_change_text(before, after).replace("-", "−")
+                if before is not None and after is not None
+                else "",
                 "" if m.spread and m.spread[0] < 1 < m.spread[1] else _good(before, after, m.better),
-                " to ".join(change(1.0, end).replace("-", "−") for end in m.spread) if m.spread else "",
+                " to ".join(relative_change_text(1.0, end).replace("-", "−") for end in m.spread) if m.spread else "",
                 bounds,
                 (abs(before or 0.0) / scale, abs(after or 0.0) / scale),
             )

@@ -12,16 +12,16 @@ from ....dsl.syntax.render import printable
 from ...core.quantity import count_text, size
 from ..load import facts as header_of
 from ..manifest import Expectation
-from .accounts import accounts
+from .accounts import divergence_rows
 from .chart import check_packages
 from .layers import layers
-from .listing import listing
-from .origin import Row, facts, files, hashes, measures, reopened, spent
-from .points import points
+from .listing import recipe_listing
+from .origin import Row, files, hashes, measure_rows, origin_facts, reopened_forms, stage_usage
+from .points import front_points
 from .sheet import ReportData, word
-from .steps import steps
-from .timings import timings
-from .ways import ways
+from .steps import step_sections
+from .timings import timing_charts
+from .ways import branches_chart
 
 PAGE_FOLDER = Path(__file__).parent
 OUTCOMES = {"holds": "✓", "fails": "✕", "undecided": "?", "skipped": "–"}
@@ -46,7 +46,7 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 }
 
 
-def page(sheets: Sequence[ReportData]) -> str:
+def render_page(sheets: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
     check_packages()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -65,7 +65,7 @@ def page(sheets: Sequence[ReportData]) -> str:
         icons=OUTCOMES,
         names=NAMES,
         percent=lambda share: f"{100 * share:.2f}",
-        **_content(list(sheets)),
+        **_page_content(list(sheets)),
     )
     return printable(html)  # signs that turn the order of letters could show another recipe than there is
 
@@ -93,43 +93,43 @@ def _coded(text: str) -> str:
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
-def _content(sheets: list[ReportData]) -> dict[str, Any]:
+def _page_content(sheets: list[ReportData]) -> dict[str, Any]:
     first = sheets[0].manifest
-    rows = measures(sheets[0])
+    rows = measure_rows(sheets[0])
     expectations = tuple(dict.fromkeys(e for s in sheets for e in s.manifest.expectations))
     sections = {
         "title": word(first.name) or word(first.recipe.get("name")) or "model",
         "about": _recipe_description(first.recipe.get("text", "")),
         "origin": next((word(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""),
         "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in sheets],
-        "verdict_of": _verdict(expectations),
-        "tiles": _tiles(rows, first.members),
-        "tables": _tables(sheets),
-        "accounts": accounts(sheets),
+        "verdict_of": _worst_verdict(expectations),
+        "tiles": _headline_measures(rows, first.members),
+        "tables": _measure_tables(sheets),
+        "accounts": divergence_rows(sheets),
         "where": next((a.where for s in sheets for a in s.manifest.accounts), ""),
-        "points": points(first),
-        "ways": [chart_of for s in sheets if (chart_of := ways(s.calibration))],
+        "points": front_points(first),
+        "ways": [chart_of for s in sheets if (chart_of := branches_chart(s.calibration))],
         "layers": layers(first),
-        "steps": steps(first),
-        "timings": [t for s in sheets for t in timings(s.manifest)],
-        "lines": listing(sheets),
-        "facts": facts(sheets[0]),
+        "steps": step_sections(first),
+        "timings": [t for s in sheets for t in timing_charts(s.manifest)],
+        "lines": recipe_listing(sheets),
+        "facts": origin_facts(sheets[0]),
         "hashes": list(dict.fromkeys(h for s in sheets for h in hashes(s))),
         "files": [(s.location, files(s)) for s in sheets if s.manifest.files],
-        "spent": spent(sheets[0]),
-        "reopened": [(s.location, reopened(s.manifest.checks)) for s in sheets if s.manifest.checks],
-        "opening": [(s.location, _opening(s)) for s in sheets if _opening(s)],
+        "spent": stage_usage(sheets[0]),
+        "reopened": [(s.location, reopened_forms(s.manifest.checks)) for s in sheets if s.manifest.checks],
+        "opening": [(s.location, _opening_commands(s)) for s in sheets if _opening_commands(s)],
     }
     return sections | {
         "sections": [(anchor, name) for anchor, (name, key) in SECTIONS.items() if not key or sections[key]]
     }
 
 
-def _tables(sheets: list[ReportData]) -> list[tuple[str, list[Row]]]:
+def _measure_tables(sheets: list[ReportData]) -> list[tuple[str, list[Row]]]:
     """Measures of each artifact, those of the first alone where others say the same."""
     tables: list[tuple[str, list[Row]]] = []
     for sheet in sheets:
-        rows = measures(sheet)
+        rows = measure_rows(sheet)
         if rows and rows not in [known for _, known in tables]:
             tables.append((sheet.location, rows))
     return tables
@@ -147,7 +147,7 @@ class Verdict:
     text: str
 
 
-def _verdict(expectations: Sequence[Expectation]) -> Verdict | None:
+def _worst_verdict(expectations: Sequence[Expectation]) -> Verdict | None:
     """The worst outcome, and how many there are of it."""
     if not expectations:
         return None
@@ -166,7 +166,7 @@ def _verdict(expectations: Sequence[Expectation]) -> Verdict | None:
     return Verdict(worst, f"{number} of {count_text(len(outcomes), 'expectation')} {one if number == 1 else many}")
 
 
-def _tiles(rows: list[Row], members: Sequence[Any]) -> list[Row]:
+def _headline_measures(rows: list[Row], members: Sequence[Any]) -> list[Row]:
     """The measures that say most: size, what bounds are on, speed."""
     if members:
         return []
@@ -175,7 +175,7 @@ def _tiles(rows: list[Row], members: Sequence[Any]) -> list[Row]:
     return [row for row in rows if row in chosen and row.change]
 
 
-def _opening(sheet: ReportData) -> list[str]:
+def _opening_commands(sheet: ReportData) -> list[str]:
     """Commands that open the artifact, and the notes of its target."""
     folders = {name.split("/")[0] for name in sheet.manifest.files}
     header = header_of(sheet.manifest.kind)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import count_text, measured
+from ...core.quantity import count_text, measurement_text
 from ..manifest import Manifest
-from .chart import FIELD_LABELS, Chart, axis, chart, dot
+from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart
 
 COSTS = ("params", "bytes", "flops", "decode", "prefill")  # go along the bottom
 SCALES = {"B": (1 << 20, "MiB"), "bytes": (1 << 20, "MiB"), "params": (1e6, "M")}
@@ -20,27 +20,31 @@ class Points:
     rows: tuple[tuple[str, ...], ...]
 
 
-def points(manifest: Manifest) -> Points | None:
+def front_points(manifest: Manifest) -> Points | None:
     if not manifest.members:
         return None
     first = manifest.members[0]["measures"]
     head = ("point", *(metric for metric, *_ in first), "steps")
     rows = tuple(
-        (m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]), ", ".join(m["steps"]))
+        (m["name"], *(measurement_text(value, unit) for _, value, unit, _ in m["measures"]), ", ".join(m["steps"]))
         for m in manifest.members
     )
     same_measures = all([n for n, *_ in m["measures"]] == [n for n, *_ in first] for m in manifest.members)
-    charts = (_scatter(manifest, head, rows),) if same_measures and len(first) > 1 and len(manifest.members) > 1 else ()
+    charts = (
+        (_scatter_chart(manifest, head, rows),)
+        if same_measures and len(first) > 1 and len(manifest.members) > 1
+        else ()
+    )
     return Points(charts, head, rows)
 
 
-def _scatter(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Chart:
+def _scatter_chart(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Chart:
     first = manifest.members[0]["measures"]
     up, across = (1, 0) if first[0][0].startswith(COSTS) else (0, 1)
     values = []
     for m in manifest.members:
         (y_name, y, y_unit, _), (x_name, x, x_unit, _) = m["measures"][up], m["measures"][across]
-        description = f"{m['name']} · {x_name} {measured(x, x_unit)} · {y_name} {measured(y, y_unit)}"
+        description = f"{m['name']} · {x_name} {measurement_text(x, x_unit)} · {y_name} {measurement_text(y, y_unit)}"
         values.append({"x": x / _scale(x_unit)[0], "y": y / _scale(y_unit)[0], "name": m["name"], "says": description})
     spec = {
         "data": {"values": values},
@@ -66,7 +70,7 @@ def _scatter(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[str, .
     )
     better = " and ".join(f"{first[i][3]} {first[i][0]}" for i in (up, across))
     note = f"Better is {better}."
-    return chart(f"{up_name} against {across_name}", description, spec, head, rows, note=note, height=340)
+    return draw_chart(f"{up_name} against {across_name}", description, spec, head, rows, note=note, height=340)
 
 
 def _scale(unit: str) -> tuple[float, str]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from ...core.warned import sentence
 from ..manifest import Manifest
 from .chart import Chart
-from .cuts import cuts
-from .losses import losses
+from .cuts import cuts_chart
+from .losses import losses_chart
 from .sheet import rows, table, word
-from .zeros import zeros
+from .zeros import zeros_chart
 
 CHANGES = 400
 
@@ -23,11 +23,11 @@ class Step:
     changes: tuple[str, ...]
 
 
-def steps(manifest: Manifest) -> list[Step]:
+def step_sections(manifest: Manifest) -> list[Step]:
     result = []
     for step in manifest.steps:
         decisions = [table(d) for d in rows(step.get("decisions"))]
-        charts = [chart for draw in (cuts, losses, zeros) if (chart := draw(decisions))]
+        charts = [chart for draw in (cuts_chart, losses_chart, zeros_chart) if (chart := draw(decisions))]
         changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
         name, word_name, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
         warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import count_text, measured
+from ...core.quantity import count_text, measurement_text
 from ...evaluation.confidence import CONFIDENCE, median_interval
 from ..manifest import Manifest
-from .chart import FIELD_LABELS, Chart, axis, chart, dot
+from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart
 from .sheet import number, rows, table, word
 
 MAX_CHARTS, ROUNDS = 12, 100  # metrics and rounds that are drawn
@@ -23,13 +23,13 @@ class Timing:
     chart: Chart
 
 
-def timings(manifest: Manifest) -> list[Timing]:
+def timing_charts(manifest: Manifest) -> list[Timing]:
     """A drawing for each metric whose rounds were kept."""
     result = []
     for metric, rounds in list(table(manifest.run.get("timings")).items())[:MAX_CHARTS]:
         values = {name: _positive(table(rounds).get(name)) for name in BOTH}
         if values["original"] and len(values["original"]) == len(values["compiled"]):
-            result.append(_timing(word(metric), word(table(rounds).get("unit")), values))
+            result.append(_timing_chart(word(metric), word(table(rounds).get("unit")), values))
     return result
 
 
@@ -37,7 +37,7 @@ def _positive(values: Any) -> list[float]:
     return [v for v in map(number, rows(values)[:ROUNDS]) if v is not None and v > 0]
 
 
-def _timing(metric: str, unit: str, values: Mapping[str, Sequence[float]]) -> Timing:
+def _timing_chart(metric: str, unit: str, values: Mapping[str, Sequence[float]]) -> Timing:
     ratios = [after / before for before, after in zip(*(values[n] for n in BOTH), strict=True)]
     interval = median_interval(ratios)
     sure = f"{count_text(len(ratios), 'round')} are too few to say how sure that is"
@@ -46,7 +46,7 @@ def _timing(metric: str, unit: str, values: Mapping[str, Sequence[float]]) -> Ti
     noun = "time" if unit in ("s", "ms", "us", "µs") else "value"
     description = f"{statistics.median(ratios):.2f} times the original's {noun} in the median round; {sure}."
     listed = [
-        (str(i), *(measured(v, unit) for v in pair), f"{ratios[i - 1]:.3f}")
+        (str(i), *(measurement_text(v, unit) for v in pair), f"{ratios[i - 1]:.3f}")
         for i, pair in enumerate(zip(*(values[n] for n in BOTH), strict=True), 1)
     ]
     note = "A dot is a round, in which both models took turns step by step; the bar ends at the median."
@@ -54,13 +54,15 @@ def _timing(metric: str, unit: str, values: Mapping[str, Sequence[float]]) -> Ti
     return Timing(
         metric,
         description,
-        chart(metric, description, _spec(unit or metric, unit, values), head, listed, height=130, note=note),
+        draw_chart(
+            metric, description, _timing_spec(unit or metric, unit, values), head, listed, height=130, note=note
+        ),
     )
 
 
-def _spec(title: str, unit: str, rounds_by_name: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _timing_spec(title: str, unit: str, rounds_by_name: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     values = [
-        {"who": NAMES[name], "v": v, "says": f"{NAMES[name]}, round {i}: {measured(v, unit)}"}
+        {"who": NAMES[name], "v": v, "says": f"{NAMES[name]}, round {i}: {measurement_text(v, unit)}"}
         for name in BOTH
         for i, v in enumerate(rounds_by_name[name], 1)
     ]

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chart import FIELD_LABELS, Chart, axis, chart, dot, hue
+from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart, hue
 from .sheet import number, table, word
 
 MAX_ROWS = 2000
 
 
-def zeros(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+def zeros_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     """None where nothing was made zero."""
     shares = next((table(d[name]) for d in decisions for name in ("zeros", "quantized") if table(d.get(name))), {})
     read = [(word(path), number(value)) for path, value in list(shares.items())[:MAX_ROWS]]
@@ -33,4 +33,4 @@ def zeros(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     low, high = min(share for _, share in module_shares), max(share for _, share in module_shares)
     description = f"Share of zeros in {len(module_shares)} modules, between {low:.0%} and {high:.0%}."
     listed = [(path, f"{share:.1%}") for path, share in module_shares]
-    return chart("Zeros in each module", description, spec, ("module", "zeros"), listed)
+    return draw_chart("Zeros in each module", description, spec, ("module", "zeros"), listed)

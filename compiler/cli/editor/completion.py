@@ -9,12 +9,12 @@ from lsprotocol import types as lsp
 from ....dsl.checker import profiles
 from ....dsl.checker.params import HANDLES, TYPES
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.type_phrases import expected_phrase, sample
+from ....dsl.checker.type_phrases import expected_phrase, sample_value
 from ....dsl.checker.units import BYTES, COUNTS, DURATIONS
 from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.edition import HEADS
-from ...plugin.recipe_library import shipped
+from ...plugin.recipe_library import library_files
 from .cursor import CursorContext, Frame, context_at
 from .names import Occurrence, occurrences
 from .open_documents import OpenDocuments, Reading
@@ -57,25 +57,25 @@ class _Complete:
     def items(self) -> Iterator[lsp.CompletionItem]:
         where = self.location
         if where.call:
-            yield from self.in_call(where.call)
+            yield from self.call_items(where.call)
         elif where.quoted:
             if where.head == "use":
-                yield from self.files(".effspec")
+                yield from self.file_items(".effspec")
         elif where.frames and where.frames[-1].sign == "{":
-            yield from self.in_block()
+            yield from self.block_items()
         elif where.frames:
             if where.head == "pipeline":
                 yield from self.names("model")
         elif where.first:
             yield from (_item(head, Kind.Keyword) for head in HEADS)
         else:
-            yield from self.in_head()
+            yield from self.head_items()
 
-    def in_head(self) -> Iterator[lsp.CompletionItem]:
+    def head_items(self) -> Iterator[lsp.CompletionItem]:
         """Behind the keyword of a statement."""
         head, before = self.location.head, self.location.before
         if before == ("use",):
-            yield from (_item(s.name, Kind.Module, s.sentence) for s in shipped().values() if s.is_module)
+            yield from (_item(s.name, Kind.Module, s.sentence) for s in library_files().values() if s.is_module)
         elif before[-1:] == ("=",) and head in ("model", "data"):
             yield from self.words(head)
         elif before[-1:] == (":",) and head == "param":
@@ -85,7 +85,7 @@ class _Complete:
         elif len(before) == 1 and head == "matrix":
             yield from self.names("param")
 
-    def in_block(self) -> Iterator[lsp.CompletionItem]:
+    def block_items(self) -> Iterator[lsp.CompletionItem]:
         """Inside the braces of a statement."""
         head, before = self.location.head, self.location.before
         if head == "pipeline" and before[-1:] == ("=",):
@@ -98,15 +98,15 @@ class _Complete:
         elif head == "expect" and before[-1:] == ("on",):
             yield from self.names("profile")
         elif head == "expect" and before[-1:] == ("in",):
-            yield from self.parts()
+            yield from self.result_parts()
         elif head == "expect" and before[-1:] not in (("<=",), (">=",), ("<",), (">",), ("==",)):
             yield from self.words("metric")
         elif head == "profile" and before[-1:] != (":",):
             yield from (_item(p.name, Kind.Property, p.doc, f"{p.name}: ") for p in profiles.KEYS)
         elif head == "profile" and (key := profiles.key(before[-2])):
-            yield from self.value(key, None)
+            yield from self.value_items(key, None)
 
-    def in_call(self, call: Frame) -> Iterator[lsp.CompletionItem]:
+    def call_items(self, call: Frame) -> Iterator[lsp.CompletionItem]:
         word = self.word(call)
         if word is None:
             return
@@ -115,11 +115,11 @@ class _Complete:
             yield from self.model()
         elif call.argument:
             if param := word.param(call.argument):
-                yield from self.value(param, word)
+                yield from self.value_items(param, word)
         else:
             slots = [p for p in word.params if p.positional]
             if call.slot < len(slots):
-                yield from self.value(slots[call.slot], word)
+                yield from self.value_items(slots[call.slot], word)
             if not self.location.quoted and self.location.frames[-1].call:
                 yield from self.parameters(word, call)
 
@@ -134,13 +134,13 @@ class _Complete:
         kind = _OF_HEAD.get(self.location.head, "") if self.location.depth == 1 else "metric"
         return self.vocabulary.word(kind, call.call)
 
-    def value(self, param: Param, word: Word | None) -> Iterator[lsp.CompletionItem]:
+    def value_items(self, param: Param, word: Word | None) -> Iterator[lsp.CompletionItem]:
         """Values of a parameter, as far as they can be named."""
         where, types = self.location, {t.removeprefix("list[").removesuffix("]") for t in param.types}
         if where.quoted:
-            yield from self.paths(types, word)
+            yield from self.module_path_items(types, word)
             if word and param.name in word.facts.get("reads", {}):
-                yield from self.files("")
+                yield from self.file_items("")
             return
         if where.number:
             yield from (_item(u, Kind.Unit) for t in sorted(types) for u in _UNITS.get(t, ()) if u)
@@ -158,16 +158,16 @@ class _Complete:
         if "metric" in types:
             yield from self.words("metric")
         if "selector" in types:
-            yield from self.paths(types, word, quotes='"')
+            yield from self.module_path_items(types, word, quotes='"')
         if "ratio" in types:
             yield from (_item(f"85% of {base}", Kind.Value) for base in param.of)
-        elif (text := sample(param)) and not param.choices and types & {"bytes", "duration", "shares", "range"}:
+        elif (text := sample_value(param)) and not param.choices and types & {"bytes", "duration", "shares", "range"}:
             yield _item(text, Kind.Value)
         yield from self.names("param")
 
     def names(self, kind: str) -> Iterator[lsp.CompletionItem]:
         """Names of a kind that are declared above, those of modules included."""
-        for name, occurrence in self.known().items():
+        for name, occurrence in self.declared_names().items():
             inside = kind != "step" or (occurrence.pipeline == self.location.subject and name != self.location.step)
             if occurrence.kind == kind and inside and (occurrence.span.start < self.location.start or "." in name):
                 yield _item(name, Kind.Variable, kind)
@@ -180,23 +180,23 @@ class _Complete:
 
     def pipelines(self) -> Iterator[lsp.CompletionItem]:
         """Pipelines of modules, which a step may call."""
-        for name, occurrence in self.known().items():
+        for name, occurrence in self.declared_names().items():
             if occurrence.kind == "pipeline" and "." in name:
                 yield _item(name, Kind.Function, "pipeline", f"{name}(")
 
-    def known(self) -> dict[str, Occurrence]:
+    def declared_names(self) -> dict[str, Occurrence]:
         """Declared names; `alias.name` of modules."""
         declared = {o.name: o for o in occurrences(self.reading.file, self.vocabulary) if o.declares}
         for statement in self.reading.file.statements:
             if isinstance(statement, ast.Use):
-                declared |= dict(self.members(statement))
+                declared |= dict(self.module_members(statement))
         return declared
 
-    def members(self, use: ast.Use) -> Iterator[tuple[str, Occurrence]]:
+    def module_members(self, use: ast.Use) -> Iterator[tuple[str, Occurrence]]:
         from ....dsl.checker.modules import module_name
 
-        path = self.documents.module(module_name(use.target, self.reading.source.name), self.reading.path)
-        module = self.documents.other(path) if path else None
+        path = self.documents.module_path(module_name(use.target, self.reading.source.name), self.reading.path)
+        module = self.documents.read_other(path) if path else None
         if module is None:
             return
         alias = (
@@ -216,7 +216,7 @@ class _Complete:
             needs = kind != "metric" or any(p.required for p in word.params)
             yield _item(name, Kind.Function, word.summary, f"{name}(" if needs else name)
 
-    def parts(self) -> Iterator[lsp.CompletionItem]:
+    def result_parts(self) -> Iterator[lsp.CompletionItem]:
         """Completions of `in`: targets of the pipeline, points of a front, any."""
         for statement in self.reading.file.statements:
             if isinstance(statement, ast.Emit) and statement.pipeline.path == self.location.subject:
@@ -224,7 +224,7 @@ class _Complete:
         yield from self.names("step")
         yield _item("any", Kind.Keyword, "any point of a front")
 
-    def files(self, end: str) -> Iterator[lsp.CompletionItem]:
+    def file_items(self, end: str) -> Iterator[lsp.CompletionItem]:
         """Files and folders beside the recipe, or in the folder that is written so far."""
         folder, slash, _ = self.location.word.rpartition("/")
         try:
@@ -237,12 +237,14 @@ class _Complete:
                 start = folder + slash if slash or not end else "./"
                 yield _item(f"{start}{entry.name}{'/' * entry.is_dir()}", kind)
 
-    def paths(self, types: set[str], word: Word | None, quotes: str = "") -> Iterator[lsp.CompletionItem]:
+    def module_path_items(self, types: set[str], word: Word | None, quotes: str = "") -> Iterator[lsp.CompletionItem]:
         """Module paths of the recipe's models: the globs that cover layers first."""
         if "selector" not in types:
             return
         module_paths = [
-            p for s in self.reading.skeletons for p in modules(s, word.facts.get("acts_on", "") if word else "")
+            p
+            for s in self.reading.skeletons
+            for p in selectable_paths(s, word.facts.get("acts_on", "") if word else "")
         ]
         globs = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in module_paths)
         for rank, path in enumerate(dict.fromkeys([*globs, *module_paths])):
@@ -252,7 +254,7 @@ class _Complete:
             yield _item(text, Kind.Value, detail, rank=f"{rank:05}")
 
 
-def modules(skeleton: Skeleton, acts_on: str) -> list[str]:
+def selectable_paths(skeleton: Skeleton, acts_on: str) -> list[str]:
     """The paths that a pass selects from; every module's where it says nothing."""
     if acts_on in _GROUPS:
         return [g.site for g in skeleton.groups if g.kind in _GROUPS[acts_on]]

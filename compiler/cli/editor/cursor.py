@@ -72,7 +72,7 @@ def context_at(source: Source, offset: int) -> CursorContext:
     bound = inside.start_pos if inside is not None else start
     walk = _Walk()
     for before in (t for t in tokens if t.end_pos <= bound and t.type != "$END"):
-        walk.take(before)
+        walk.push_token(before)
     line = text[max(text.rfind("\n", 0, bound), text.rfind("\r", 0, bound)) + 1 : bound]
     return replace(
         walk.context_at(), word=word, start=start, quoted=inside is not None, number=number, first=not line.strip()
@@ -94,14 +94,14 @@ class _Walk:
     last: str = ""  # type of the token before
     line: int = 0
 
-    def take(self, token) -> None:
+    def push_token(self, token) -> None:
         fresh = token.line != self.line
         if token in HEADS and token.type == "NAME" and fresh and (token.column == 1 or not self.frames):
             self.head, self.subject, self.step, self.frames, self.item = str(token), "", "", [], []
         elif token.type in ("LPAR", "LSQB", "LBRACE"):
             self.open(token)
         elif token.type in ("RPAR", "RSQB", "RBRACE"):
-            self.close()
+            self.close_bracket()
         elif self.frames and self.frames[-1].call and token.type in ("COLON", "COMMA"):
             self.enter(token.type)
         elif self.item and not self.subject and len(self.item) == 1 and token.type in ("NAME", "DOTTED"):
@@ -116,7 +116,7 @@ class _Walk:
         declares = self.head == "pipeline" and not self.frames
         self.frames.append(Frame(str(token), self.item[-1] if named and not declares else ""))
 
-    def close(self) -> None:
+    def close_bracket(self) -> None:
         if self.frames:
             self.frames.pop()
         if not self.frames and self.head in ("profile", "matrix", "pipeline", "expect", "emit") and self.last != "(":

@@ -19,10 +19,10 @@ _UNUSED = ("unused-name", "unused-step")
 
 def document_diagnostics(reading: Reading) -> list[lsp.Diagnostic]:
     """Every diagnostic of a recipe; those of a module that it uses stand at its `use`."""
-    return [_one(diagnostic, reading) for diagnostic in reading.diagnostics]
+    return [_to_lsp(diagnostic, reading) for diagnostic in reading.diagnostics]
 
 
-def _one(diagnostic: Diagnostic, reading: Reading) -> lsp.Diagnostic:
+def _to_lsp(diagnostic: Diagnostic, reading: Reading) -> lsp.Diagnostic:
     span = _local_span(diagnostic, reading)
     related = [(where, message) for where, message in diagnostic.related if where]
     if diagnostic.span and diagnostic.span.source.name != reading.source.name:
@@ -71,7 +71,7 @@ def uri_of(source: Source) -> str:
     return uris.from_fs_path(source.name) or source.name
 
 
-def actions(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.CodeAction]:
+def code_actions(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.CodeAction]:
     """Corrections of the mistakes at a place: those that are sure are preferred; and all sure ones at once."""
     lines, result = reading.lines, []
     start, end = lines.offset(selected.start), lines.offset(selected.end)
@@ -85,14 +85,14 @@ def actions(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.CodeAct
             lsp.CodeAction(
                 _title(diagnostic, fix.span.text, fix.text),
                 lsp.CodeActionKind.QuickFix,
-                diagnostics=[_one(diagnostic, reading)],
+                diagnostics=[_to_lsp(diagnostic, reading)],
                 is_preferred=diagnostic.fix is not None,
                 edit=lsp.WorkspaceEdit({uri: [edit]}),
             )
         )
     sure = {d.fix for d in reading.diagnostics if d.fix and d.fix.span.source.name == reading.source.name}
     if len(sure) > 1:
-        result.append(_all(reading, uri))
+        result.append(_fix_all_action(reading, uri))
     return result
 
 
@@ -104,7 +104,7 @@ def _title(diagnostic: Diagnostic, before: str, after: str) -> str:
     return f"Write `{after.strip()}`"
 
 
-def _all(reading: Reading, uri: str) -> lsp.CodeAction:
+def _fix_all_action(reading: Reading, uri: str) -> lsp.CodeAction:
     """Code action that applies all fixes, as `effc check --fix` does."""
     from ....dsl.syntax.render import apply_fixes
 

@@ -13,7 +13,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import default_cache
 from ...core.quantity import signed
 from ...core.settings import Settings
-from ...driver.api import Session, plans
+from ...driver.api import Session, make_plans
 
 
 def main() -> int:
@@ -22,13 +22,13 @@ def main() -> int:
     for line in sys.stdin:
         request = json.loads(line)
         sys.stdout.write(
-            json.dumps({"id": request["id"], "steps": steps(Path(request["path"]), request["texts"])}) + "\n"
+            json.dumps({"id": request["id"], "steps": step_forecasts(Path(request["path"]), request["texts"])}) + "\n"
         )
         sys.stdout.flush()
     return 0
 
 
-def steps(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
+def step_forecasts(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
     """Forecast of each step of a recipe's file, by the offset where it ends; none where there is no forecast."""
     session = Session(
         path,
@@ -39,7 +39,7 @@ def steps(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
         recipes = session.check().recipes
         if not recipes or any(session.known_skeleton(m) is None for r in recipes[:1] for m in r.models.values()):
             return []
-        plan_list = plans(session)
+        plan_list = make_plans(session)
     except Reject:
         return []
     by_end = {}

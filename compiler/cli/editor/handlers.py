@@ -10,22 +10,22 @@ from pygls.exceptions import JsonRpcInvalidParams
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.format import format_source
 from .completion import complete
-from .diagnostics import actions
-from .hints import hints
-from .hover import declaration, hover, used
+from .diagnostics import code_actions
+from .hints import inlay_hints
+from .hover import find_declaration, hover, used
 from .names import at, occurrences
 from .open_documents import path_of
 from .outline import folds, outline
-from .rename import InvalidName, nameable, rename, uri_of
+from .rename import InvalidName, renamable_at, rename, uri_of
 from .server import Input, Server
 
 
-def serve() -> int:
+def run_language_server() -> int:
     """Until the editor leaves. Nothing but the protocol goes to stdout: what a library prints there goes to stderr."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     server = Server()
-    for listen in (_documents, _names, _questions, _shapes):
+    for listen in (_register_documents, _register_names, _register_questions, _register_shapes):
         listen(server)
     try:
         server.start_io(cast(BinaryIO, Input(sys.stdin.buffer)), out)
@@ -34,7 +34,7 @@ def serve() -> int:
     return 0
 
 
-def _documents(server: Server) -> None:
+def _register_documents(server: Server) -> None:
     @server.feature(lsp.INITIALIZE)
     def on_open(params: lsp.InitializeParams) -> None:
         server.begin(params.initialization_options)
@@ -63,7 +63,7 @@ def _documents(server: Server) -> None:
         server.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(params.text_document.uri, []))
 
 
-def _names(server: Server) -> None:
+def _register_names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
     def definition(params: lsp.DefinitionParams) -> lsp.Location | None:
         reading = server.reading(params.text_document.uri)
@@ -71,7 +71,7 @@ def _names(server: Server) -> None:
         if module := used(reading, offset, server.documents):
             return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
         occurrence = at(occurrences(reading.file, server.documents.vocabulary), offset)
-        declared = declaration(occurrence, reading, server.documents) if occurrence else None
+        declared = find_declaration(occurrence, reading, server.documents) if occurrence else None
         if declared is None:
             return None
         home, one = declared
@@ -91,7 +91,7 @@ def _names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
     def prepare(params: lsp.PrepareRenameParams) -> lsp.Range | None:
         reading = server.reading(params.text_document.uri)
-        occurrence = nameable(reading, reading.lines.offset(params.position), server.documents)
+        occurrence = renamable_at(reading, reading.lines.offset(params.position), server.documents)
         return reading.lines.range(occurrence.span) if occurrence else None
 
     @server.feature(lsp.TEXT_DOCUMENT_RENAME, lsp.RenameOptions(prepare_provider=True))
@@ -103,7 +103,7 @@ def _names(server: Server) -> None:
             raise JsonRpcInvalidParams(str(error)) from None
 
 
-def _questions(server: Server) -> None:
+def _register_questions(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
     def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
         reading = server.reading(params.text_document.uri)
@@ -120,10 +120,10 @@ def _questions(server: Server) -> None:
     )
     def corrected(params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
         uri = params.text_document.uri
-        return actions(server.reading(uri), params.range, uri)
+        return code_actions(server.reading(uri), params.range, uri)
 
 
-def _shapes(server: Server) -> None:
+def _register_shapes(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
     def formatted(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
         reading = server.reading(params.text_document.uri)
@@ -136,8 +136,8 @@ def _shapes(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_INLAY_HINT)
     def hinted(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
         reading = server.reading(params.text_document.uri)
-        inlay_hints = hints(reading, server.forecasts, server.documents, server.options["defaults"])
-        return [h for h in inlay_hints if params.range.start.line <= h.position.line <= params.range.end.line]
+        all_hints = inlay_hints(reading, server.forecasts, server.documents, server.options["defaults"])
+        return [h for h in all_hints if params.range.start.line <= h.position.line <= params.range.end.line]
 
     @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
     def outlined(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol]:

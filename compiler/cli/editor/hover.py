@@ -10,11 +10,11 @@ from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
 from .names import Occurrence, at, occurrences
 from .open_documents import OpenDocuments, Reading
-from .word_pages import calls, condition_text, page, parameter_text, resolved
+from .word_pages import condition_text, page, parameter_text, resolved_parameters, word_calls
 
 
 def hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
-    for call, word in calls(reading.file, documents.vocabulary):
+    for call, word in word_calls(reading.file, documents.vocabulary):
         if condition_text(call.name.span, offset):
             return _hover(reading, call.name.span, page(word) + _parameter_values(word, call))
         for arg in call.args:
@@ -25,27 +25,27 @@ def hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover 
             if param and chosen and condition_text(arg.value.span, offset):
                 return _hover(reading, arg.value.span, parameter_text(param))
     occurrence = at(occurrences(reading.file, documents.vocabulary), offset)
-    declared = declaration(occurrence, reading, documents) if occurrence else None
+    declared = find_declaration(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         return None
-    return _hover(reading, occurrence.span, _declared(*declared, documents.vocabulary))
+    return _hover(reading, occurrence.span, _declaration_text(*declared, documents.vocabulary))
 
 
 def used(reading: Reading, offset: int, documents: OpenDocuments) -> Path | None:
     """The file of the module whose `use` an offset lies in."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and condition_text(s.span, offset))
     use = next(uses, None)
-    return documents.module(module_name(use.target, reading.source.name), reading.path) if use else None
+    return documents.module_path(module_name(use.target, reading.source.name), reading.path) if use else None
 
 
-def declaration(
+def find_declaration(
     occurrence: Occurrence, reading: Reading, documents: OpenDocuments
 ) -> tuple[Reading, Occurrence] | None:
     """Declaration of a name, in this file or in the module that it belongs to."""
     home: Reading | None = reading
     if occurrence.home != reading.source.name:
-        path = documents.module(occurrence.home, reading.path)
-        home = documents.other(path) if path else None
+        path = documents.module_path(occurrence.home, reading.path)
+        home = documents.read_other(path) if path else None
     if home is None:
         return None
     candidates = occurrences(home.file, documents.vocabulary)
@@ -53,18 +53,18 @@ def declaration(
     return next(((home, o) for o in candidates if o.declares and o.key == key), None)
 
 
-def _declared(home: Reading, occurrence: Occurrence, vocabulary: Vocabulary) -> str:
+def _declaration_text(home: Reading, occurrence: Occurrence, vocabulary: Vocabulary) -> str:
     """The line that declares a name; of a call, with the values that it comes to."""
     for statement in home.file.statements:
         steps = statement.steps if isinstance(statement, ast.Pipeline) else ()
         for node in (statement, *steps):
             name = getattr(node, "name", None)
             if name is not None and name.span == occurrence.span:
-                return _node(node, vocabulary)
+                return _node_text(node, vocabulary)
     return f"```effspec\n{occurrence.name}\n```"
 
 
-def _node(node, vocabulary: Vocabulary) -> str:
+def _node_text(node, vocabulary: Vocabulary) -> str:
     text = node.span.text
     if isinstance(node, ast.Pipeline):
         text = f"pipeline {node.name.path}({node.model.path}) {{ ... }}"
@@ -79,7 +79,7 @@ def _node(node, vocabulary: Vocabulary) -> str:
 
 def _parameter_values(word: Word, call: ast.Call) -> str:
     """The parameters as they are here: what is given, and the defaults of the rest."""
-    rows = resolved(word, call)
+    rows = resolved_parameters(word, call)
     if not rows:
         return ""
     lines = [f"{name}: {value}" + ("" if is_explicit else "    # default") for name, value, is_explicit in rows]

@@ -21,7 +21,7 @@ class Models:
         self.looks: dict[str, Future[Skeleton | None]] = {}
         self.notify: Callable[[], None] = lambda: None
 
-    def probe(self, key: str, find: Callable[[], Skeleton | None]) -> Future[Skeleton | None]:
+    def look_up(self, key: str, find: Callable[[], Skeleton | None]) -> Future[Skeleton | None]:
         if key not in self.looks:
             future: Future[Skeleton | None] = Future()
             self.looks[key] = future
@@ -52,7 +52,7 @@ class EditorSession(Session):
     awaited: list[Span | None] = field(default_factory=list)
 
     def known_skeleton(self, call: Invocation) -> Skeleton | None:
-        future = self.models.probe(model_key(call), lambda: super(EditorSession, self).known_skeleton(call))
+        future = self.models.look_up(model_key(call), lambda: super(EditorSession, self).known_skeleton(call))
         if not future.done():
             self.awaited.append(call.span)
             return None

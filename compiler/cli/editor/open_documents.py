@@ -88,7 +88,7 @@ class OpenDocuments:
         self.readings[path] = Reading(path, source, diagnostics, recipes, skeletons)
         return self.readings[path]
 
-    def glance(self, path: Path) -> Reading:
+    def read_from_disk(self, path: Path) -> Reading:
         """Check a file that is not open, as it lies on disk now; nothing of it is kept. Raises Reject."""
         self.texts[path] = read_source(path).text
         try:
@@ -105,7 +105,7 @@ class OpenDocuments:
         self.origins.clear()
         self.models.forget()
 
-    def other(self, path: Path) -> Reading | None:
+    def read_other(self, path: Path) -> Reading | None:
         """A file that need not be open, without its diagnostics; None where it can't be read."""
         if path in self.texts:
             return self.reading(path)
@@ -114,10 +114,10 @@ class OpenDocuments:
         except Reject:
             return None
 
-    def module(self, name: str, user: Path) -> Path | None:
+    def module_path(self, name: str, user: Path) -> Path | None:
         """The file of a module that the file `user` uses."""
         try:
-            source = self.session(user).library(name)
+            source = self.session(user).library_source(name)
         except Reject:
             return None
         return None if source is None or source.foreign else Path(source.name).resolve()

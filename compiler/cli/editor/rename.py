@@ -11,7 +11,7 @@ from pygls import uris
 from ....dsl.checker.modules import module_name
 from ....dsl.syntax import ast
 from ....dsl.syntax.tree_builder import RESERVED
-from .hover import declaration
+from .hover import find_declaration
 from .names import Occurrence, at, occurrences
 from .open_documents import OpenDocuments, Reading
 
@@ -22,10 +22,10 @@ class InvalidName(Exception):
     """Why a name can't be changed so."""
 
 
-def nameable(reading: Reading, offset: int, documents: OpenDocuments) -> Occurrence | None:
+def renamable_at(reading: Reading, offset: int, documents: OpenDocuments) -> Occurrence | None:
     """The name at an offset, where a recipe that may be written declares it."""
     occurrence = at(occurrences(reading.file, documents.vocabulary), offset)
-    declared = declaration(occurrence, reading, documents) if occurrence else None
+    declared = find_declaration(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None or _shipped(declared[0].path):
         return None
     return occurrence
@@ -33,8 +33,8 @@ def nameable(reading: Reading, offset: int, documents: OpenDocuments) -> Occurre
 
 def rename(reading: Reading, offset: int, name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
     """Raises Unfit."""
-    occurrence = nameable(reading, offset, documents)
-    declared = declaration(occurrence, reading, documents) if occurrence else None
+    occurrence = renamable_at(reading, offset, documents)
+    declared = find_declaration(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         raise InvalidName("only names that a recipe declares can be changed")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED:
@@ -47,7 +47,7 @@ def rename(reading: Reading, offset: int, name: str, documents: OpenDocuments) -
         raise InvalidName(f"`{name}` is declared already")
     changes = {uri_of(home.path): _edits(home, (home.source.name, *one.key[1:]), name, documents)}
     if not one.pipeline and one.kind != "module":
-        for other in users(home.path, documents):
+        for other in possible_users(home.path, documents):
             for target in _targets(other, home.path, documents):
                 changes.setdefault(uri_of(other.path), []).extend(
                     _edits(other, (target, "", one.name), name, documents)
@@ -60,7 +60,7 @@ def _edits(reading: Reading, key: tuple[str, str, str], name: str, documents: Op
     return [lsp.TextEdit(reading.lines.range(span), name) for span in spans]
 
 
-def users(path: Path, documents: OpenDocuments) -> Iterator[Reading]:
+def possible_users(path: Path, documents: OpenDocuments) -> Iterator[Reading]:
     """Recipes that may use a file: those that are open, and those in its folder and below."""
     candidates: list[Path] = []
     for i, (folder, subfolders, files) in enumerate(os.walk(path.parent)):
@@ -69,7 +69,7 @@ def users(path: Path, documents: OpenDocuments) -> Iterator[Reading]:
         if i == FOLDERS or len(candidates) >= FILES:
             break
     for other in dict.fromkeys([*documents.readings, *candidates]):
-        if other != path and (reading := documents.other(other)) is not None:
+        if other != path and (reading := documents.read_other(other)) is not None:
             yield reading
 
 
@@ -77,7 +77,7 @@ def _targets(reading: Reading, path: Path, documents: OpenDocuments) -> Iterator
     """Names that a file gives to the module at a path."""
     uses = (s for s in reading.file.statements if isinstance(s, ast.Use))
     for name in dict.fromkeys(module_name(use.target, reading.source.name) for use in uses):
-        if documents.module(name, reading.path) == path:
+        if documents.module_path(name, reading.path) == path:
             yield name
 
 

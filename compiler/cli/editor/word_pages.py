@@ -13,10 +13,10 @@ _KINDS = {"pipeline": "pass", "emit": "target", "expect": "metric"}
 def page(word: Word) -> str:
     """The page of a word in Markdown: sentences as they are, tables and lists as they stand."""
     title, _, body = word_page(word).partition("\n")
-    return f"**{title}**\n\n{_fenced(body)}"
+    return f"**{title}**\n\n{_fence_blocks(body)}"
 
 
-def _fenced(text: str) -> str:
+def _fence_blocks(text: str) -> str:
     """Paragraphs of prose, and every other as a block that keeps its columns."""
     out = []
     for block in text.strip().split("\n\n"):
@@ -36,7 +36,7 @@ def parameter_text(param: Param) -> str:
     return f"**{head}**\n\n{doc.strip()}"
 
 
-def resolved(word: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
+def resolved_parameters(word: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
     """(parameter, its value here, whether the recipe gives it), defaults filled in."""
     explicit = {arg.name: arg.value.span.text for arg in call.args if arg.name}
     bare = [arg.value.span.text for arg in call.args if not arg.name]
@@ -48,7 +48,7 @@ def resolved(word: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
     ]
 
 
-def calls(file: ast.File, vocabulary: Vocabulary) -> Iterator[tuple[ast.Call, Word]]:
+def word_calls(file: ast.File, vocabulary: Vocabulary) -> Iterator[tuple[ast.Call, Word]]:
     """Every call of a word in a file, metrics in arguments and bounds included."""
     for statement in file.statements:
         match statement:
@@ -71,11 +71,11 @@ def _call(kind: str, call: ast.Call, vocabulary: Vocabulary) -> Iterator[tuple[a
     if word := vocabulary.word(kind, call.name.path):
         yield call, word
     for arg in call.args:
-        for inner in _metrics(arg.value, vocabulary):
+        for inner in _metric_calls(arg.value, vocabulary):
             yield from _call("metric", inner, vocabulary)
 
 
-def _metrics(expr: ast.Expr, vocabulary: Vocabulary) -> Iterator[ast.Call]:
+def _metric_calls(expr: ast.Expr, vocabulary: Vocabulary) -> Iterator[ast.Call]:
     match expr:
         case ast.Call():
             yield expr
@@ -83,7 +83,7 @@ def _metrics(expr: ast.Expr, vocabulary: Vocabulary) -> Iterator[ast.Call]:
             yield ast.Call(expr, (), span=expr.span)
         case ast.Items(items):
             for item in items:
-                yield from _metrics(item, vocabulary)
+                yield from _metric_calls(item, vocabulary)
 
 
 def condition_text(span: Span | None, offset: int) -> bool:

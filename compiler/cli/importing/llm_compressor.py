@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .steps import DATA, Imported, integer, number, percent, plain, selector
+from .steps import DATA, Imported, integer, number, percent, plain, selector_text
 
 TOOL = "llm-compressor"
 PRUNING = {
@@ -50,25 +50,25 @@ def modifiers(body: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from modifiers(value)
 
 
-def imported(body: Any) -> Imported:
+def import_recipe(body: Any) -> Imported:
     out = Imported(TOOL)
     for name, args in modifiers(body):
         if name in PRUNING:
-            _prune(name, args, out)
+            _import_pruning(name, args, out)
         elif name in QUANTIZING:
-            _quantize(name, args, out)
+            _import_quantization(name, args, out)
         else:
             out.remark(f"{name}: effc has nothing that does the same")
     return out
 
 
-def _prune(name: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_pruning(name: str, args: Mapping[str, Any], out: Imported) -> None:
     word = PRUNING[name]
     share = percent(args.get("sparsity", args.get("final_sparsity")))
     if not share:
         out.remark(f"{name}: its sparsity {plain(args.get('sparsity'))} is no share between 0 and 1, so it is left out")
         return
-    on, remarks = selector(args.get("targets"), args.get("ignore"))
+    on, remarks = selector_text(args.get("targets"), args.get("ignore"))
     args_out = {"on": on, "sparsity": f"{share} of weights"}
     if word != "sparsify.magnitude":
         args_out["data"] = DATA
@@ -89,7 +89,7 @@ _AWQ = ("mappings", "duo_scaling", "n_grid")  # what may be scaled is found, and
 _OWL = ("owl_m", "owl_lmbda", "sparsity_profile", "dampening_frac", "preserve_sparsity_mask", "offload_hessians")
 
 
-def _quantize(name: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_quantization(name: str, args: Mapping[str, Any], out: Imported) -> None:
     remarks: list[str] = []
     bits, group, active = SCHEMES.get(str(args.get("scheme", "")).upper(), (0, 0, False))
     weights = _weights(args)
@@ -103,7 +103,7 @@ def _quantize(name: str, args: Mapping[str, Any], out: Imported) -> None:
         return
     if active:
         remarks.append("activations were quantised, too, which has no equivalent here: only weights are")
-    on, unsaid = selector(args.get("targets"), args.get("ignore"))
+    on, unsaid = selector_text(args.get("targets"), args.get("ignore"))
     args_out = {"on": on, "bits": str(bits), "group": integer(group, 1, 1 << 20) or "0"}
     if name != "QuantizationModifier" and weights.get("symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"):
         args_out["zero"] = "middle"

@@ -6,7 +6,7 @@ Source: its documentation and `olive/passes/`, as of version 0.13.
 from collections.abc import Mapping
 from typing import Any
 
-from .steps import DATA, Imported, integer, number, percent, plain, selector
+from .steps import DATA, Imported, integer, number, percent, plain, selector_text
 
 TOOL = "Olive"
 GPTQ = ("gptq", "gptqquantizer", "gptqmodel")
@@ -19,13 +19,15 @@ def is_one(body: Any) -> bool:
     return isinstance(body, dict) and isinstance(body.get("passes"), dict)
 
 
-def imported(body: Mapping[str, Any]) -> Imported:
+def import_config(body: Mapping[str, Any]) -> Imported:
     out = Imported(TOOL, _model(body))
     for label, config in body["passes"].items():
         for one in config if isinstance(config, list) else [config]:
             if isinstance(one, dict):
                 inner = one.get("config")
-                _pass(label, str(one.get("type", "")), {**one, **(inner if isinstance(inner, dict) else {})}, out)
+                _import_pass(
+                    label, str(one.get("type", "")), {**one, **(inner if isinstance(inner, dict) else {})}, out
+                )
             else:
                 out.remark(f"pass `{label}` has no type, so it is left out")
     for key in ("evaluators", "search_strategy", "pass_flows", "systems", "data_configs"):
@@ -40,26 +42,26 @@ def _model(body: Mapping[str, Any]) -> str:
     return path if isinstance(path, str) and path.isprintable() and '"' not in path else ""
 
 
-def _pass(label: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_pass(label: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
     name = kind.lower()
     if name in GPTQ or name in ROUND:
-        _quantize(name, kind, args, out)
+        _import_quantization(name, kind, args, out)
     elif name == "sparsegpt":
-        _sparsify(args, out)
+        _import_sparsity(args, out)
     elif name in ("lora", "qlora"):
-        _lora(name, args, out)
+        _import_lora(name, args, out)
     elif name in EXPORT:
         out.emits.append("onnx")
     else:
         out.remark(f"pass `{label}` of type {plain(kind) or 'none'}: effc has nothing that does the same")
 
 
-def _quantize(name: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_quantization(name: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
     bits, group = args.get("bits", 4), args.get("group_size", 128)
     if not integer(bits, 2, 8):
         out.remark(f"{plain(kind)}: effc has no grid of {plain(bits)} bits, so it is left out")
         return
-    on, remarks = selector(None, args.get("modules_to_not_convert"))
+    on, remarks = selector_text(None, args.get("modules_to_not_convert"))
     args_out = {"on": on, "bits": str(bits), "group": "0" if group == -1 else integer(group, 1, 1 << 20) or "128"}
     if name in GPTQ:
         args_out["data"] = DATA
@@ -71,7 +73,7 @@ def _quantize(name: str, kind: str, args: Mapping[str, Any], out: Imported) -> N
         out.add("q", "quantize.round", args_out, remarks)
 
 
-def _sparsify(args: Mapping[str, Any], out: Imported) -> None:
+def _import_sparsity(args: Mapping[str, Any], out: Imported) -> None:
     sparsity = args.get("sparsity", 0.5)
     pair = sparsity if isinstance(sparsity, list) and len(sparsity) == 2 else None
     pattern = f"{pair[0]}:{pair[1]}" if pair else ""
@@ -85,7 +87,7 @@ def _sparsify(args: Mapping[str, Any], out: Imported) -> None:
     )
 
 
-def _lora(name: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_lora(name: str, args: Mapping[str, Any], out: Imported) -> None:
     training = args.get("training_args")
     training = training if isinstance(training, dict) else {}
     args_out = {

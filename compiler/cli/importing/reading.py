@@ -26,7 +26,7 @@ unreadable_import = Fault(
 )
 
 
-def read(path: Path) -> tuple[Any, Source]:
+def read_foreign(path: Path) -> tuple[Any, Source]:
     """The content of a file, plain lists, objects, texts, numbers; and the text itself. Raises Reject."""
     try:
         text = read_regular(path, MAX_FILE_BYTES).decode("utf-8-sig")
@@ -35,8 +35,8 @@ def read(path: Path) -> tuple[Any, Source]:
     except (OSError, UnicodeDecodeError) as error:
         raise Reject(unreadable_import(f"{path} is no text that can be read")) from error
     source = Source(str(path), text)
-    value = _json(source) if path.suffix.lower() == ".json" else _yaml(source)
-    _check(value, source, 0)
+    value = _json(source) if path.suffix.lower() == ".json" else _parse_yaml(source)
+    _check_plain(value, source, 0)
     return value, source
 
 
@@ -48,7 +48,7 @@ def _json(source: Source) -> Any:
         raise Reject(unreadable_import(f"this is no JSON: {reason}", _at(source, getattr(error, "pos", 0)))) from error
 
 
-def _yaml(source: Source) -> Any:
+def _parse_yaml(source: Source) -> Any:
     import yaml
 
     try:
@@ -61,7 +61,7 @@ def _yaml(source: Source) -> Any:
                 problem = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
                 problem = _DEEP if depth > DEEPEST else f"has {problem}"
                 raise Reject(unreadable_import(f"this {problem}", _at(source, event.start_mark.index)))
-        return yaml.load(source.text, Loader=_once(yaml.SafeLoader))
+        return yaml.load(source.text, Loader=_strict_loader(yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = str(getattr(error, "problem", "") or "it does not parse")
@@ -72,7 +72,7 @@ def _yaml(source: Source) -> Any:
         raise Reject(unreadable_import(f"{source.name} holds what no recipe does")) from error
 
 
-def _once(loader: Any) -> Any:
+def _strict_loader(loader: Any) -> Any:
     """A loader that refuses a key that stands twice, which YAML's own overwrites in silence."""
 
     class Once(loader):
@@ -86,17 +86,17 @@ def _once(loader: Any) -> Any:
     return Once
 
 
-def _check(value: Any, source: Source, depth: int) -> None:
+def _check_plain(value: Any, source: Source, depth: int) -> None:
     if depth > DEEPEST:
         raise Reject(unreadable_import(f"{source.name} {_DEEP}"))
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise Reject(unreadable_import(f"{source.name} has a key that is no text"))
         for inner in value.values():
-            _check(inner, source, depth + 1)
+            _check_plain(inner, source, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _check(inner, source, depth + 1)
+            _check_plain(inner, source, depth + 1)
     elif type(value) is int and abs(value) >= _LARGEST:
         raise Reject(unreadable_import(f"{source.name} holds a number of more than 300 digits"))
     elif not (value is None or isinstance(value, (str, int, float, bool))):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ...transforms.lowering.kernel_table import Table
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
     def bench() -> None:
         """Measure what effc brings along."""
 
-    @verb(group, shows=("machine",))
+    @make_verb(group, shows=("machine",))
     def kernels(
         shared: Shared,
         only: Annotated[str, _only] = "",
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
         """
         shapes = [_parsed(text) for text in shape]
         from ...core.fingerprint import cpus
-        from ...transforms.lowering.kernel_table import PARTS, SHAPES, Table, summary, surroundings
+        from ...transforms.lowering.kernel_table import PARTS, SHAPES, Table, goals_summary, table_environment
 
         parts = [p.strip() for p in only.split(",") if p.strip()] or list(PARTS)
         unknown = [p for p in parts if p not in PARTS]
@@ -61,20 +61,20 @@ def register(app: typer.Typer) -> None:
         table = Table(seconds, threads)
         if plain:
             table.on_line = lambda line: screen.answer(line.text() + "\n")
-        where = surroundings(table)
+        where = table_environment(table)
         if plain:
             screen.answer(_where(where) + "\n")
-        table.run(parts, shapes or SHAPES)
+        table.measure(parts, shapes or SHAPES)
         missed = [t for t in table.targets if not t.met]
         code = EXITS["gate"] if gate and missed else 0
         if plain:
-            screen.answer(summary(table.targets))
+            screen.answer(goals_summary(table.targets))
         else:
-            screen.answer_json("bench kernels", "error" if code else "ok", **_body(table, where, code))
+            screen.answer_json("bench kernels", "error" if code else "ok", **_json_body(table, where, code))
         return code
 
 
-def _body(table: "Table", where: dict, code: int) -> dict[str, Any]:
+def _json_body(table: "Table", where: dict, code: int) -> dict[str, Any]:
     return {
         "exit": code,
         "machine": where,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _gate = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
+    @make_verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
     def bisect(recipe: Annotated[Path, _recipe], shared: Shared, gate: Annotated[str, _gate] = "") -> int:
         """Say which step, or which single cut, broke a bound; exit 4 where one did. What the cache has is not run."""
         from ...driver import api
@@ -29,15 +29,15 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         with shared.listening() as listener:
             session = shared.session(recipe, listener)
-            plans = api.plans(session)
+            plans = api.make_plans(session)
             of_result = [
                 (p, b) for p in plans for b in p.pipeline.expects if not b.part
             ]  # of the result, not of a target
             chosen = [(p, b) for p, b in of_result if _matches_name(b, gate)]
             if len(chosen) != 1:
-                raise Reject(_unclear(chosen or of_result, bool(chosen), gate))
+                raise Reject(_ambiguous_bound(chosen or of_result, bool(chosen), gate))
             blame = api.bisect(session, *chosen[0])
-        return report(blame, shared)
+        return print_result(blame, shared)
 
 
 def _matches_name(bound, gate: str) -> bool:
@@ -46,7 +46,7 @@ def _matches_name(bound, gate: str) -> bool:
     return "".join(bound_text(bound).split()).startswith("".join(gate.split()))
 
 
-def _unclear(bounds, several: bool, gate: str):
+def _ambiguous_bound(bounds, several: bool, gate: str):
     from ...driver.judging.gate import bound_text
 
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
@@ -55,7 +55,7 @@ def _unclear(bounds, several: bool, gate: str):
     return unknown_gate(message, help=help)
 
 
-def report(blame: "BisectResult", shared: Shared) -> int:
+def print_result(blame: "BisectResult", shared: Shared) -> int:
     from ...driver.judging.gate import bound_text
 
     screen, diagnostics = shared.screen, blame.diagnostics
@@ -67,7 +67,7 @@ def report(blame: "BisectResult", shared: Shared) -> int:
         )
         return code_of(diagnostics)
     screen.answer(screen.styled(bound_text(blame.bound), "bold"))
-    screen.answer(screen.table(rows(blame), head=False, indent="  "))
+    screen.answer(screen.table(result_rows(blame), head=False, indent="  "))
     screen.complain(diagnostics, "bisect")
     if not diagnostics:
         screen.note(f"{screen.styled('ok', 'green')}: the result keeps the bound")
@@ -78,16 +78,16 @@ def _name(blame: "BisectResult") -> str | None:
     return blame.step.name if blame.step else None
 
 
-def rows(blame: "BisectResult") -> list[tuple[str, ...]]:
+def result_rows(blame: "BisectResult") -> list[tuple[str, ...]]:
     """A row for every result that was measured, and under the step that broke the bound one for each cut."""
-    from ...core.quantity import measured
+    from ...core.quantity import measurement_text
 
     lines: list[tuple[str, ...]] = []
     for entry in blame.looks:
-        value = "" if entry.verdict.value is None else measured(entry.verdict.value, entry.verdict.unit)
+        value = "" if entry.verdict.value is None else measurement_text(entry.verdict.value, entry.verdict.unit)
         cuts = blame.cuts if entry.step == _name(blame) else ()
         for number, (name, after) in enumerate(cuts, 1):
             broke = "missed" if number == len(cuts) else "ok"
-            lines.append((f"  cut {number} of {blame.of}", name, measured(after, entry.verdict.unit), broke))
+            lines.append((f"  cut {number} of {blame.of}", name, measurement_text(after, entry.verdict.unit), broke))
         lines.append((entry.step or "the model", entry.word, value, entry.verdict.state))
     return lines

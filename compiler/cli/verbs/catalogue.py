@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.checker.vocabulary import Word
@@ -34,7 +34,7 @@ _all = typer.Option("--all", help="Targets, metrics, data and models, too.", sho
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @make_verb(app)
     def passes(shared: Shared, all_words: Annotated[bool, _all] = False) -> None:
         """List the passes, each with its sentence; `effc explain` has pages."""
         from ...plugin.registry import Registry
@@ -48,18 +48,18 @@ def register(app: typer.Typer) -> None:
             body: dict[str, Any] = {TITLES[kind]: [_json(w) for w in words] for kind, words in by_kind.items()}
             shared.screen.answer_json("passes", **body)
         else:
-            shared.screen.answer(_rows(by_kind, shared, all_words))
+            shared.screen.answer(_table_text(by_kind, shared, all_words))
 
-    @verb(app)
+    @make_verb(app)
     def recipes(
         shared: Shared,
         words: Annotated[list[str], _words] = (),  # type: ignore[assignment]
         output: Annotated[Path, _output] = Path(),
     ) -> None:
         """List, search, show or copy the recipes that come with effc; `effc compile NAME` compiles one."""
-        from ...plugin.recipe_library import shipped
+        from ...plugin.recipe_library import library_files
 
-        known, (action, *operands) = shipped(), words or ["list"]
+        known, (action, *operands) = library_files(), words or ["list"]
         if action not in ACTIONS:
             action, operands = "show", list(words)
         if (action in ("show", "copy") and len(operands) != 1) or (action == "search" and not operands):
@@ -68,11 +68,13 @@ def register(app: typer.Typer) -> None:
         if action == "show":
             return _print_recipe(operands[0], known, shared)
         if action == "copy":
-            return _copy(_known(operands[0], known), output, shared)
-        return _list([r for r in known.values() if all(_mentions(r, word) for word in operands)], operands, shared)
+            return _copy_recipe(_find_recipe(operands[0], known), output, shared)
+        return _print_list(
+            [r for r in known.values() if all(_mentions(r, word) for word in operands)], operands, shared
+        )
 
 
-def _list(matches: "list[LibraryFile]", terms: list[str], shared: Shared) -> None:
+def _print_list(matches: "list[LibraryFile]", terms: list[str], shared: Shared) -> None:
     from ...plugin.library_effects import Effects
 
     if terms and not matches:
@@ -89,7 +91,7 @@ def _list(matches: "list[LibraryFile]", terms: list[str], shared: Shared) -> Non
             "\n".join([*lines, *(f"  {screen.styled(line, 'dim')}" for line in _effect_lines(recipe, effects))])
         )
     screen.answer("\n".join(blocks))
-    for line in dict.fromkeys(effects.where(e) for r in matches for e in effects.of(r)):
+    for line in dict.fromkeys(effects.measured_on(e) for r in matches for e in effects.of(r)):
         screen.note(f"measured on {line}")
     return None
 
@@ -114,7 +116,7 @@ def _mentions(recipe: "LibraryFile", word: str) -> bool:
     return word.lower() in f"{recipe.name} {recipe.text}".lower()
 
 
-def _copy(recipe: "LibraryFile", into: Path, shared: Shared) -> None:
+def _copy_recipe(recipe: "LibraryFile", into: Path, shared: Shared) -> None:
     """Write a recipe and the files that it names; what is there already stays."""
     from ...core.cache import write_atomic
     from ...plugin.recipe_library import with_files
@@ -133,7 +135,7 @@ def _copy(recipe: "LibraryFile", into: Path, shared: Shared) -> None:
     return shared.screen.note(f"next: effc plan {copied}, then effc compile {copied}")
 
 
-def _known(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
+def _find_recipe(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
     from ....dsl.syntax.nearest import suggestion
 
     recipe = known.get(name) or known.get(f"{name}.effspec")
@@ -146,20 +148,20 @@ def _known(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
 def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: Shared) -> None:
     from ...plugin.library_effects import Effects
 
-    recipe, effects = _known(name, known), Effects.read()
+    recipe, effects = _find_recipe(name, known), Effects.read()
     text = recipe.file.source.text
     if shared.format == "json":
         effects_json = _effects_json(recipe, effects)
         return shared.screen.answer_json("recipes", name=recipe.name, path=str(recipe.path), text=text, **effects_json)
     shared.screen.write(text)
     for effect in effects.of(recipe):
-        shared.screen.note(f"\n{effect.table()}\n  {effects.where(effect)}, {effect.seconds:.0f} s")
+        shared.screen.note(f"\n{effect.table()}\n  {effects.measured_on(effect)}, {effect.seconds:.0f} s")
     if not recipe.is_module and not effects.of(recipe):
         shared.screen.note("not measured")
     return None
 
 
-def _rows(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
+def _table_text(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
     width = max((len(w.name) for words in by_kind.values() for w in words), default=0)
     blocks = []
     for kind, words in by_kind.items():

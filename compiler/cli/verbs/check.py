@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _resolve = typer.Option("--resolve", help="Look at models not seen before, too; 
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "github"), shows=("inputs", "cache"))
+    @make_verb(app, formats=("text", "json", "github"), shows=("inputs", "cache"))
     def check(
         recipes: Annotated[list[Path], _recipes],
         shared: Shared,
@@ -62,7 +62,7 @@ def _checked(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic
 
 def print_result(diagnostics: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> None:
     """Diagnostics, and a summary line for each pipeline of each sound recipe."""
-    rows = [{"path": str(path), **row} for path, variants in good for row in summaries(variants)]
+    rows = [{"path": str(path), **row} for path, variants in good for row in pipeline_summaries(variants)]
     screen = shared.screen
     screen.complain(diagnostics, "check", recipes=rows)
     if screen.format != "text" or shared.quiet:
@@ -71,7 +71,7 @@ def print_result(diagnostics: list[Diagnostic], good: list, shared: Shared, *, b
         screen.answer(screen.styled("ok", "green") + f": {'' if bare else row['path'] + ': '}{sizes_line(row)}")
 
 
-def summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
+def pipeline_summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
     """Per pipeline: how many steps, artifacts, bounds; `variants` of a matrix count together."""
     first = variants[0]
     return [

@@ -9,7 +9,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import MANIFEST, read_json
-from .flags import Shared, duration, verb
+from .flags import Shared, make_verb, parse_duration
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _time = typer.Option(
     "--max-time",
     metavar="TIME",
     help="Stop searches after so long, such as 30m, at the best so far.",
-    parser=duration,
+    parser=parse_duration,
     show_default=False,
 )
 _dump = typer.Option(
@@ -50,7 +50,9 @@ _dump = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "github"), shows=("inputs", "lock", "cache", "machine", "progress", "gate"))
+    @make_verb(
+        app, formats=("text", "json", "github"), shows=("inputs", "lock", "cache", "machine", "progress", "gate")
+    )
     def compile(
         recipe: Annotated[Path, _recipe],
         shared: Shared,
@@ -67,19 +69,19 @@ def register(app: typer.Typer) -> None:
         from ...driver import api
 
         if workers is not None:  # empty where a script's $N is not set
-            from ...driver.worker_pool import check_workers
+            from ...driver.worker_pool import parse_workers_option
 
-            check_workers(workers)
+            parse_workers_option(workers)
         shared.check_environment()
-        saved = _saved(plan) if plan else None
+        saved = _read_saved_plan(plan) if plan else None
         with shared.listening() as listener:
             session = shared.session(recipe, listener)
             session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
-        return report(results, shared)
+        return print_results(results, shared)
 
 
-def _saved(path: Path) -> Any:
+def _read_saved_plan(path: Path) -> Any:
     try:
         return read_json(path, MANIFEST)
     except (OSError, ValueError) as error:
@@ -89,7 +91,7 @@ def _saved(path: Path) -> Any:
         ) from error
 
 
-def report(results: "Sequence[Result]", shared: Shared) -> int:
+def print_results(results: "Sequence[Result]", shared: Shared) -> int:
     """The table of every artifact, then the searches that had to stop and the bounds that were missed."""
     screen, missed = shared.screen, [d for r in results for d in (*r.stopped, *r.missed)]
     rows = [{"path": str(a.path), **artifact_json(a.manifest)} for r in results for a in r.artifacts]
@@ -103,9 +105,9 @@ def report(results: "Sequence[Result]", shared: Shared) -> int:
                 screen.answer(accounts + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
-        from ...core.quantity import seconds
+        from ...core.quantity import duration_text
 
-        screen.note(screen.styled("ok", "green") + f": compiled in {seconds(sum(r.seconds for r in results))}")
+        screen.note(screen.styled("ok", "green") + f": compiled in {duration_text(sum(r.seconds for r in results))}")
     return code_of(missed)
 
 
@@ -125,9 +127,9 @@ def artifact_json(manifest: "Manifest") -> dict[str, Any]:
 
 def accounts_text(result: "Result", screen: "Screen") -> str:
     """The original, the program in memory and every form of all artifacts, on the same tokens; "" of no language."""
-    from ...artifacts.form_losses import account_rows, table
+    from ...artifacts.form_losses import account_rows, divergence_table
 
-    losses = table({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
+    losses = divergence_table({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
     if not losses:
         return ""
     title = screen.styled(f"{result.plan.pipeline.name} on {losses[0].where}", "bold")
@@ -140,7 +142,7 @@ def artifact_lines(path: Path, manifest: "Manifest", screen: "Screen") -> str:
 
     title = screen.styled(f"{manifest.name} -> {path}", "bold")
     title += screen.styled(f"  {manifest.kind}, {size(manifest.bytes)} on disk", "dim")
-    rows = list(measured_rows(manifest))
+    rows = list(measure_rows(manifest))
     if not rows:
         return title
     head = ("", "before", "after", "change", "bound", "")
@@ -156,19 +158,19 @@ def _tinted(line: str, outcome: str, screen: "Screen") -> str:
     return line.removesuffix(outcome) + screen.styled(outcome, color) if color else line
 
 
-def measured_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
+def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     """Metric, before, after, change, and the bound with what came of it."""
-    from ...core.quantity import change, measured
+    from ...core.quantity import measurement_text, relative_change_text
 
     rows, left = [], list(manifest.expectations)
     for m in manifest.measures:
-        before = measured(m.original, m.unit) if m.original is not None else ""
+        before = measurement_text(m.original, m.unit) if m.original is not None else ""
         bounds = [e for e in left if e.text.startswith(f"{m.metric} ")]
         left = [e for e in left if e not in bounds]
-        difference = change(m.original, m.compiled) if m.original is not None else ""
+        difference = relative_change_text(m.original, m.compiled) if m.original is not None else ""
         if m.spread and difference:
-            difference += f" ({', '.join(change(1.0, end).removesuffix(' %') for end in m.spread)})"
-        first = (m.metric, before, measured(m.compiled, m.unit), difference)
+            difference += f" ({', '.join(relative_change_text(1.0, end).removesuffix(' %') for end in m.spread)})"
+        first = (m.metric, before, measurement_text(m.compiled, m.unit), difference)
         rows.append((*first, _bound(bounds[0], m.metric) if bounds else "", bounds[0].outcome if bounds else ""))
         rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in bounds[1:]]
     return rows + [(e.text, "", "", "", "", e.outcome) for e in left]

@@ -5,20 +5,20 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 _before = typer.Argument(metavar="A", help="An artifact.", show_default=False)
 _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, opens=("before", "after"))
+    @make_verb(app, opens=("before", "after"))
     def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: Shared) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine."""
-        from ...artifacts.diff import diff
+        from ...artifacts.diff import diff_artifacts
 
-        difference = diff(before, after)
+        difference = diff_artifacts(before, after)
         if shared.format == "json":
             shared.screen.answer_json("diff", **difference.to_json())
         else:
-            shared.screen.answer(difference.draw().rstrip("\n"))
+            shared.screen.answer(difference.to_text().rstrip("\n"))

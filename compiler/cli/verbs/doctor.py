@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Reject
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 from .verify import read_forms
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
@@ -28,7 +28,7 @@ class Finding:
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("cache", "machine"))
+    @make_verb(app, shows=("cache", "machine"))
     def doctor(
         shared: Shared,
         architectures: Annotated[
@@ -49,26 +49,26 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Look at Python, packages, instruction sets, cache and disk."""
         if trust is not None:
-            return _trust(trust, shared)
+            return _print_trust(trust, shared)
         if measure:
-            return _measure(shared)
+            return _measure_speeds(shared)
         if architectures:
-            return _architectures(shared)
-        findings = [*pythons(), *plugins(), *machine(), *storage(shared.cache_folder)]
+            return _print_architectures(shared)
+        findings = [*python_findings(), *plugins(), *machine_findings(), *storage_findings(shared.cache_folder)]
         missing = [f for f in findings if f.state == "missing"]
         if shared.format == "json":
             body = [{"topic": f.topic, "fact": f.fact, "state": f.state, "remedy": f.remedy} for f in findings]
             shared.screen.answer_json("doctor", "error" if missing else "ok", findings=body)
         else:
-            _draw(findings, missing, shared)
+            _print_findings(findings, missing, shared)
         return EXITS["environment"] if missing else 0
 
 
-def _trust(path: Path, shared: Shared) -> int:
+def _print_trust(path: Path, shared: Shared) -> int:
     """Every check of an artifact; the exit code of a broken environment where one fails."""
-    from ...artifacts.trust import require_manifest
+    from ...artifacts.trust import trust_checks
 
-    checks = require_manifest(path, lambda artifact, manifest: read_forms(artifact, manifest, shared.cache_folder))
+    checks = trust_checks(path, lambda artifact, manifest: read_forms(artifact, manifest, shared.cache_folder))
     has_failure = any(check.state == "bad" for check in checks)
     if shared.format == "json":
         body = [{"topic": c.topic, "fact": c.fact, "state": c.state} for c in checks]
@@ -81,18 +81,18 @@ def _trust(path: Path, shared: Shared) -> int:
     return EXITS["environment"] if has_failure else 0
 
 
-def _measure(shared: Shared) -> int:
+def _measure_speeds(shared: Shared) -> int:
     """Measure what plans reckon with, keep it, and say it."""
     import torch
 
-    from ...core.quantity import count, count_text, seconds, size
+    from ...core.quantity import count, count_text, duration_text, size
     from ...core.speed_cache import keep
-    from ...core.speeds import measure
+    from ...core.speeds import measure_speeds
 
     if shared.threads:
         torch.set_num_threads(shared.threads)
     shared.cache_folder.mkdir(parents=True, exist_ok=True)
-    speeds = measure(shared.cache_folder, each=0.5)
+    speeds = measure_speeds(shared.cache_folder, each=0.5)
     keep(shared.cache_folder, speeds)
     threads, screen = torch.get_num_threads(), shared.screen
     if shared.format == "json":
@@ -106,18 +106,18 @@ def _measure(shared: Shared) -> int:
         "packing": f"{count(speeds.pack)} weights a second",
         "hashing": f"{size(speeds.hash)} a second",
         "disk": f"{size(speeds.disk)} a second written and synced",
-        "start": f"{seconds(speeds.start)} until a fresh process has its libraries",
+        "start": f"{duration_text(speeds.start)} until a fresh process has its libraries",
     }
     screen.answer(screen.table([("", count_text(threads, "thread")), *lines.items()]))
     screen.note(f"kept in {shared.cache_folder}: `effc plan` reckons with it. On a busy machine measure again later")
     return 0
 
 
-def _architectures(shared: Shared) -> int:
+def _print_architectures(shared: Shared) -> int:
     """The matrix that the test run left, and every sentence that refused something."""
-    from ...core.architectures import matrix
+    from ...core.architectures import read_matrix
 
-    table, screen = matrix(), shared.screen
+    table, screen = read_matrix(), shared.screen
     if shared.format == "json":
         screen.answer_json("doctor", "ok", architectures=asdict(table))
         return 0
@@ -132,7 +132,7 @@ def _architectures(shared: Shared) -> int:
     return 0
 
 
-def _draw(findings: list[Finding], missing: list[Finding], shared: Shared) -> None:
+def _print_findings(findings: list[Finding], missing: list[Finding], shared: Shared) -> None:
     screen = shared.screen
     colors = {"ok": "green", "note": "yellow", "missing": "red"}
     width = max(len(f.topic) for f in findings)
@@ -157,9 +157,9 @@ def plugins() -> list[Finding]:
         return [Finding("plug-ins", rejection.diagnostics[0].message, "missing", rejection.diagnostics[0].help)]
 
 
-def pythons() -> list[Finding]:
+def python_findings() -> list[Finding]:
     """Python and every package, with the range that effc states."""
-    from ...core.environment import Package, packages, python_version
+    from ...core.environment import Package, list_packages, python_version
 
     new_enough = sys.version_info >= (3, 11)
     findings = [
@@ -171,7 +171,7 @@ def pythons() -> list[Finding]:
         )
     ]
     extras: dict[tuple[str, str], list[Package]] = {}  # several want the same, which is said once
-    for p in packages():
+    for p in list_packages():
         extras.setdefault((p.name, p.range), []).append(p)
     for p, *further in extras.values():
         state = "ok" if p.state == "ok" else "note" if p.group else "missing"
@@ -181,7 +181,7 @@ def pythons() -> list[Finding]:
     return findings
 
 
-def machine() -> list[Finding]:
+def machine_findings() -> list[Finding]:
     """Processor, instruction sets that our kernels can use, cores."""
     from ...core.environment import processor_flags, processor_name
     from ...core.fingerprint import cpus
@@ -191,12 +191,12 @@ def machine() -> list[Finding]:
     return [
         Finding("processor", f"{processor_name()}, {cores} usable core{'s' * (cores > 1)}"),
         Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),
-        kernels(),
+        kernel_finding(),
         Finding("threads", f"{os.environ.get('OMP_NUM_THREADS') or cores} unless --threads says otherwise"),
     ]
 
 
-def kernels() -> Finding:
+def kernel_finding() -> Finding:
     """Whether the native kernels are there, at which level of instruction sets they run, and why at that."""
     from ....kernels.levels import NoSuchLevel, level_reason, library
 
@@ -213,7 +213,7 @@ def kernels() -> Finding:
         return Finding("kernels", str(error), "missing", "unset EFFC_ISA, or name a level that is here")
 
 
-def storage(cache: Path) -> list[Finding]:
+def storage_findings(cache: Path) -> list[Finding]:
     """The cache, whether it can be written, and what is free on its disk."""
     from ...core.quantity import count_text, size
 

@@ -101,7 +101,7 @@ class VerbException(Exception):
         self.error, self.shared = error, shared
 
 
-def explained(error: BaseException, cache: Path | None = None) -> Sequence[Diagnostic]:
+def diagnostics_of(error: BaseException, cache: Path | None = None) -> Sequence[Diagnostic]:
     """Diagnostics for an exception; `cache` is the folder of finished steps, where it is another."""
     match error:
         case Reject():
@@ -109,12 +109,12 @@ def explained(error: BaseException, cache: Path | None = None) -> Sequence[Diagn
         case KeyboardInterrupt():
             return [interrupted(SENTENCE)]
         case UsageError():
-            return [_usage(error)]
+            return [_usage_diagnostic(error)]
     text = str(error)
     if is_out_of_memory(error):
-        return [_memory(error)]
+        return [_out_of_memory_diagnostic(error)]
     if getattr(error, "errno", None) == errno.ENOSPC or any(t in text for t in _FULL):
-        return [_no_space(_file(error), cache)]
+        return [_no_space_diagnostic(_file(error), cache)]
     if type(error).__module__.split(".")[0] in _NETWORK:
         return [no_network(_sentence(error), help="check the connection; --offline uses what was downloaded")]
     if _is(error, "NoSuchLevel"):
@@ -142,7 +142,7 @@ def _is(error: BaseException, name: str) -> bool:
     return any(c.__name__ == name for c in type(error).__mro__)
 
 
-def _no_space(file: str, cache: Path | None) -> Diagnostic:
+def _no_space_diagnostic(file: str, cache: Path | None) -> Diagnostic:
     """Only what lies in the cache is freed by its verb; of a file that somebody named, the disk is theirs."""
     from ...core.cache import default_cache
 
@@ -153,7 +153,7 @@ def _no_space(file: str, cache: Path | None) -> Diagnostic:
     return no_space(f"the disk is full{f' at {file}' if file else ''}", help=help)
 
 
-def _memory(error: BaseException) -> Diagnostic:
+def _out_of_memory_diagnostic(error: BaseException) -> Diagnostic:
     text = str(error)
     request = text[text.find("tried to allocate") :].split(".")[0] if "tried to allocate" in text else ""
     return no_memory(
@@ -162,7 +162,7 @@ def _memory(error: BaseException) -> Diagnostic:
     )
 
 
-def _usage(error) -> Diagnostic:
+def _usage_diagnostic(error) -> Diagnostic:
     """Typer's words in our style: what is wrong, and apart from it what to do."""
     message = error.format_message().replace("Invalid value: ", "").strip()
     path = error.ctx.command_path if getattr(error, "ctx", None) else "effc"

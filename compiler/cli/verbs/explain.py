@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 from .help_sections import SECTIONS
 
 _name = typer.Argument(
@@ -15,14 +15,14 @@ _name = typer.Argument(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @make_verb(app)
     def explain(name: Annotated[str, _name], shared: Shared) -> None:
         """Explain a word of recipes, or a diagnostic by its slug."""
         from ....dsl.syntax.diagnostics import Reject
-        from ..explain import explain
+        from ..explain import explain_page
 
         try:
-            text = explain(name)
+            text = explain_page(name)
         except Reject:
             if not any(name in verbs for verbs in SECTIONS.values()):
                 raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Reject
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ...apps.federation.deployment import Deployment
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Deploy a federation here on Flower.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="federate")
 
-    @verb(group, name="up", shows=("cache",), opens=("folder",))
+    @make_verb(group, name="up", shows=("cache",), opens=("folder",))
     def start(
         folder: Annotated[Path, _app],
         shared: Shared,
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
             )
         return shared.screen.note(f"effc federate status {quote(str(folder.resolve()))}")
 
-    @verb(group, name="status")
+    @make_verb(group, name="status")
     def watch(folder: Annotated[Path, _app], shared: Shared, wait: Annotated[bool, _wait] = False) -> None:
         """Say how the run goes and which processes live; the exit code is that of a run that is over."""
         from ...apps.federation.deployment import read_deployment
@@ -54,13 +54,13 @@ def register(app: typer.Typer) -> None:
         deployment = read_deployment(deployment_folder(folder.resolve()))
         return _until_over(deployment, shared) if wait else _print_status(deployment, shared)
 
-    @verb(group, name="down")
+    @make_verb(group, name="down")
     def stop(folder: Annotated[Path, _app], shared: Shared) -> None:
         """End the deployment's processes; logs, checkpoints and results stay."""
-        from ...apps.federation.deployment import down, read_deployment
+        from ...apps.federation.deployment import read_deployment, stop_deployment
 
         deployment = read_deployment(deployment_folder(folder.resolve()))
-        names = down(deployment)
+        names = stop_deployment(deployment)
         if shared.format == "json":
             return shared.screen.answer_json("federate down", ended=names, folder=str(deployment.folder))
         return shared.screen.note(f"ended {', '.join(names) or 'nothing'}; results and logs are in {deployment.folder}")
@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
 def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "Deployment":
     from ...apps.federation.app import PACKAGE
     from ...apps.federation.declaration import NAME, check_base, read_declaration
-    from ...apps.federation.deployment import check_flower, up
+    from ...apps.federation.deployment import check_flower, start_deployment
     from ...apps.federation.generated_code import check_code
     from ...apps.federation.simulated_run import recipe_folder
     from ...artifacts.manifest import verify_files
@@ -82,41 +82,41 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
         check_code(folder, declared)
     check_base(declared, folder / declared.folder, shared.cache_folder)
     common = folder if data else recipe_folder(folder)
-    deployment = up(folder, declared, target, common, list(data), shared.cache_folder, port)
+    deployment = start_deployment(folder, declared, target, common, list(data), shared.cache_folder, port)
     shared.screen.note(f"run {deployment.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{deployment.port}")
     return deployment
 
 
 def deployment_folder(app: Path) -> Path:
     """The folder of an app's deployment, beside it. Raises Reject (odd-file) where links lie in it."""
-    from ...core.safe_read import reject_links
+    from ...core.safe_read import refuse_links
 
     folder = app.with_name(f"{app.name}-deployment")
-    reject_links(folder)
+    refuse_links(folder)
     return folder
 
 
 def _until_over(deployment: "Deployment", shared: Shared) -> None:
-    from ...apps.federation.deployment import status
+    from ...apps.federation.deployment import run_status
 
-    while not deployment.broken and not status(deployment)[0].startswith("finished"):
+    while not deployment.broken and not run_status(deployment)[0].startswith("finished"):
         time.sleep(POLL_SECONDS)
     _print_status(deployment, shared)
 
 
 def _print_status(deployment: "Deployment", shared: Shared) -> None:
-    from ...apps.federation.deployment import deployment_failed, status
-    from ...apps.federation.processes import last_line
+    from ...apps.federation.deployment import deployment_failed, run_status
+    from ...apps.federation.processes import last_log_line
 
     if any(p.name == "superlink" for p in deployment.broken):
         raise _exit_status(deployment)  # and nobody else knows how the run goes
-    word, details = status(deployment)
+    word, details = run_status(deployment)
     if shared.format == "json":
         living = {p.name: p.lives for p in deployment.processes}
         shared.screen.answer_json("federate status", run=deployment.run, status=word, details=details, processes=living)
     else:
         rows = [
-            (p.name, str(p.pid), "lives" if p.lives else f"ended: {last_line(p.log)}") for p in deployment.processes
+            (p.name, str(p.pid), "lives" if p.lives else f"ended: {last_log_line(p.log)}") for p in deployment.processes
         ]
         shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
         shared.screen.answer(f"run {deployment.run}: {word}")
@@ -128,12 +128,12 @@ def _print_status(deployment: "Deployment", shared: Shared) -> None:
 
 def _exit_status(deployment: "Deployment") -> Reject:
     from ...apps.federation.deployment import deployment_failed
-    from ...apps.federation.processes import last_line
+    from ...apps.federation.processes import last_log_line
 
     process = deployment.broken[0]
     return Reject(
         deployment_failed(
-            f"{process.name} has ended: {last_line(process.log)}",
+            f"{process.name} has ended: {last_log_line(process.log)}",
             note=f"see {process.log}",
             help="`effc federate down`, then `up`: the run goes on from its last round",
         )

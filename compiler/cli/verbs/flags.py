@@ -33,7 +33,7 @@ MAX_INT = 2**62  # bytes, or seconds
 FORMATS = ("text", "json", "github", "junit", "md")
 
 
-def size(text: str) -> int:
+def parse_size(text: str) -> int:
     """`20GiB`, `500MB`, `1073741824`."""
     import re
 
@@ -54,7 +54,7 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-def duration(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Seconds of `90s`, `30m` or `30min`, `2h`."""
     import re
 
@@ -92,7 +92,7 @@ _device = _flag(
     metavar="NAME",
 )
 _threads = _flag("machine", "Threads of torch.", "--threads", metavar="N", min=1, max=MAX_THREADS)
-_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=size)
+_memory = _flag("machine", "Memory allowed, such as 20GiB.", "--max-memory", metavar="SIZE", parser=parse_size)
 _still = _flag("progress", "No progress on stderr.", "--no-progress")
 _events = _flag("progress", "Write progress as JSON lines to a file.", "--events", metavar="FILE")
 
@@ -175,28 +175,30 @@ class Shared:
     def check_environment(self) -> None:
         """Before any work: packages in their ranges, the device and the level of the kernels there."""
         from ....kernels.levels import level
-        from ...core.device import check_device, choose
+        from ...core.device import check_device, resolve_device
         from ...core.environment import check_packages
 
         check_packages()
         level()
-        check_device(choose(self.device))
+        check_device(resolve_device(self.device))
 
     def session(self, recipe: Path, listener: "Listener | None" = None) -> "Session":
         """One recipe with what the flags say; a name of the library where there is no such file."""
-        from ...driver.api import session
-        from ...plugin.recipe_library import by_name
+        from ...driver.api import open_session
+        from ...plugin.recipe_library import resolve_recipe_path
 
-        return session(by_name(recipe), settings=self.settings(listener), set=self.overrides, params=self.params)
+        return open_session(
+            resolve_recipe_path(recipe), settings=self.settings(listener), set=self.overrides, params=self.params
+        )
 
     def listening(self) -> "AbstractContextManager[Listener]":
         """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
-        from ...core.progress_bars import listening
+        from ...core.progress_bars import progress_listener
 
         if self.events and not self.events.absolute().parent.is_dir():  # said before anything is computed
             raise typer.BadParameter(f"`--events {self.events}`: there is no folder {self.events.parent}")
         live = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
-        return listening(
+        return progress_listener(
             quiet=self.quiet,
             progress=not self.no_progress,
             bars=live,
@@ -208,7 +210,7 @@ class Shared:
 
     def settings(self, listener: "Listener | None" = None) -> "Settings":
         """Settings of the compiler."""
-        from ...core.device import choose
+        from ...core.device import resolve_device
         from ...core.events import silent
         from ...core.settings import Settings
 
@@ -216,7 +218,7 @@ class Shared:
         return Settings(
             self.cache_folder,
             self.seed,
-            choose(self.device),
+            resolve_device(self.device),
             self.offline or hub_offline,
             self.trust_remote_code,
             self.max_memory,
@@ -262,7 +264,7 @@ def _metavar(argument, ctx) -> str:
     return argument.metavar or argument.make_metavar(ctx)
 
 
-def verb(
+def make_verb(
     app: typer.Typer,
     name: str | None = None,
     *,
@@ -280,7 +282,7 @@ def verb(
         parameters += [_SIGNED] if opens else []
         names = {p.name for p in parameters}  # a verb's own option goes before a shared one of that name
         shared_names = [f.name for f in fields(Shared) if f.name not in names]
-        added = [_parameter(name, formats, ("speech", *shows)) for name in shared_names]
+        added = [_shared_parameter(name, formats, ("speech", *shows)) for name in shared_names]
 
         def command(**arguments: Any) -> int:
             shared = Shared(**{name: arguments.pop(name) for name in shared_names})
@@ -290,7 +292,7 @@ def verb(
                 _check_choices(shared, formats)
                 _check_texts({**arguments, **vars(shared)})
                 if keys := arguments.pop(_SIGNED.name, ()):
-                    _authenticate([arguments[name] for name in opens], keys)
+                    _verify_signers([arguments[name] for name in opens], keys)
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise VerbException(error, shared) from error
@@ -304,7 +306,7 @@ def verb(
     return wrap
 
 
-def _parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> inspect.Parameter:
+def _shared_parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> inspect.Parameter:
     from copy import copy
     from typing import get_args, get_type_hints
 
@@ -332,13 +334,13 @@ def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")
 
 
-def _authenticate(values: Sequence[Any], keys: Sequence[str]) -> None:
+def _verify_signers(values: Sequence[Any], keys: Sequence[str]) -> None:
     """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed."""
-    from ...artifacts.load import authenticate
+    from ...artifacts.load import verify_signer
 
     for value in values:
         for path in [Path(value)] if isinstance(value, (str, Path)) else value:
-            authenticate(Path(path if isinstance(path, Path) else path.partition("=")[2]), keys)
+            verify_signer(Path(path if isinstance(path, Path) else path.partition("=")[2]), keys)
 
 
 SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads

@@ -10,7 +10,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic, Reject
 from ....dsl.syntax.source import Source
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.syntax import ast
@@ -29,7 +29,7 @@ _diff = typer.Option("--diff", help="Write nothing; print what would change.", s
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @make_verb(app)
     def fmt(
         files: Annotated[list[Path], _files],
         shared: Shared,
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Write recipes in the one style; comments stay."""
         if to is not None:
-            return _print_as(to, files, shared, check or diff)
+            return _print_one(to, files, shared, check or diff)
         changed = []
         faults: list[Diagnostic] = []
         for path in files:
@@ -50,13 +50,13 @@ def register(app: typer.Typer) -> None:
                 continue
             if source.text != after:
                 changed.append(path)
-            _put(path, source, after, shared, check, diff)
+            _write_formatted(path, source, after, shared, check, diff)
         if faults:
             raise Reject(*faults)
-        return _end(files, changed, shared, check, diff)
+        return _print_summary(files, changed, shared, check, diff)
 
 
-def _print_as(form: str, files: list[Path], shared: Shared, has_options: bool) -> int:
+def _print_one(form: str, files: list[Path], shared: Shared, has_options: bool) -> int:
     """One recipe to stdout, as text or as JSON."""
     if form not in ("effspec", "json"):
         raise typer.BadParameter(f"`--to {form}` is not known here: effspec, json")
@@ -65,7 +65,7 @@ def _print_as(form: str, files: list[Path], shared: Shared, has_options: bool) -
     from ....dsl.syntax.format import format_file
     from ....dsl.syntax.json_form import file_to_json
 
-    file = _tree(files[0])
+    file = _parse_any(files[0])
     if form == "json":
         shared.screen.answer(json.dumps(file_to_json(file), indent=2, ensure_ascii=False))
         if n_comments := len(file.comments):
@@ -77,7 +77,7 @@ def _print_as(form: str, files: list[Path], shared: Shared, has_options: bool) -
     return 0
 
 
-def _tree(path: Path) -> "ast.File":
+def _parse_any(path: Path) -> "ast.File":
     """Parse a file of text or JSON; Reject where it can't be read."""
     from ....dsl.syntax.json_form import file_from_source
     from ....dsl.syntax.parse import parse
@@ -105,7 +105,7 @@ def formatted(path: Path) -> tuple[Source, str]:
     return source, format_source(source)
 
 
-def _put(path: Path, source: Source, after: str, shared: Shared, check: bool, diff: bool) -> None:
+def _write_formatted(path: Path, source: Source, after: str, shared: Shared, check: bool, diff: bool) -> None:
     if diff:
         lines = difflib.unified_diff(
             source.text.splitlines(keepends=True), after.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
@@ -125,7 +125,7 @@ def _colored(text: str, shared: Shared) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _end(files: list[Path], changed: list[Path], shared: Shared, check: bool, diff: bool) -> int:
+def _print_summary(files: list[Path], changed: list[Path], shared: Shared, check: bool, diff: bool) -> int:
     from ...core.quantity import count_text
 
     if shared.format == "json":

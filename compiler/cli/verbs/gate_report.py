@@ -17,18 +17,18 @@ FAILS = ("missed", "undecided", "worse")
 
 def value_text(outcome: "Outcome") -> str:
     """The value, and the original's: `5.1 against 4.3`."""
-    from ...core.quantity import measured
+    from ...core.quantity import measurement_text
 
     if outcome.value is None:
         return "not measured"
-    text = measured(outcome.value, outcome.unit)
-    return text if outcome.original is None else f"{text} against {measured(outcome.original, outcome.unit)}"
+    text = measurement_text(outcome.value, outcome.unit)
+    return text if outcome.original is None else f"{text} against {measurement_text(outcome.original, outcome.unit)}"
 
 
 def at_worst(drift: "Drift") -> str:
-    from ...core.quantity import measured
+    from ...core.quantity import measurement_text
 
-    return "" if drift.limit is None else measured(drift.limit, drift.unit)
+    return "" if drift.limit is None else measurement_text(drift.limit, drift.unit)
 
 
 def rows_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def rows_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
     ]
 
 
-def markdown(results: "Sequence[Tested]") -> str:
+def markdown_report(results: "Sequence[Tested]") -> str:
     """A table of the bounds, and one of what moved since the baseline."""
     from ...driver.judging.gate import bound_text
 
@@ -79,7 +79,7 @@ def _mark(state: str) -> str:
     return f"**{state}**" if state in FAILS else state
 
 
-def junit(results: "Sequence[Tested]") -> str:
+def junit_report(results: "Sequence[Tested]") -> str:
     """One test case per bound, and one per measure of the baseline."""
     from xml.etree import ElementTree as xml
 

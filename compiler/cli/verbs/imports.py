@@ -9,7 +9,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Source
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ..importing.steps import Imported
@@ -29,7 +29,7 @@ _model = typer.Option("--model", metavar="MODEL", help="The model, where the fil
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, "import", shows=())
+    @make_verb(app, "import", shows=())
     def import_(
         file: Annotated[Path, _file],
         shared: Shared,
@@ -39,9 +39,9 @@ def register(app: typer.Typer) -> None:
         """Write another tool's recipe as .effspec, with comments for what has no equivalent."""
         from ...core.cache import write_atomic
         from ..importing import llm_compressor, olive
-        from ..importing.reading import read
+        from ..importing.reading import read_foreign
 
-        body, source = read(file)
+        body, source = read_foreign(file)
         tool = next((t for t in (olive, llm_compressor) if t.is_one(body)), None)
         if tool is None:
             message = f"{file} is no recipe of llm-compressor or Olive"
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
         if output and output.exists():
             raise Reject(import_there(f"{output} exists", help="name another file with -o"))
         imported = tool.imported(body)
-        text, left = recipe_text(imported, _source(imported.model or model), Path(source.name).name, shared)
+        text, left = recipe_text(imported, _source_expression(imported.model or model), Path(source.name).name, shared)
         if output:
             write_atomic(output, text.encode())
         if shared.format == "json":
@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
         return shared.screen.note(f"next: read its comments, then effc plan {quote(str(output))}")
 
 
-def _source(model: str) -> str:
+def _source_expression(model: str) -> str:
     """Source expression for a model that a foreign file names by a path or a repository."""
     kind, colon, name = model.partition(":")
     if colon and kind == "zoo" and re.fullmatch(r"[\w-]+", name):
@@ -77,7 +77,7 @@ def recipe_text(imported: "Imported", model: str, name: str, shared: Shared) -> 
     sound: list[tuple[str, str, list[str]]] = []
     remarks = list(imported.remarks)
     for step in imported.steps:
-        errors = _errors(_text(imported.tool, model, name, [*sound, step], [], []), shared)
+        errors = _recipe_errors(_render_recipe(imported.tool, model, name, [*sound, step], [], []), shared)
         if errors:
             remarks.append(f"{step[1]}: {errors[0]}")
         else:
@@ -91,12 +91,12 @@ def recipe_text(imported: "Imported", model: str, name: str, shared: Shared) -> 
     )
     if "onnx" in imported.emits and not emits:
         remarks.append("this effc writes no ONNX: the checkpoint can be exported from its folder")
-    text = _text(imported.tool, model, name, sound, remarks, emits)
+    text = _render_recipe(imported.tool, model, name, sound, remarks, emits)
     left = [*remarks, *(remark for _, _, step_remarks in sound for remark in step_remarks)]
     return format_source(Source(name, text)), left
 
 
-def _text(
+def _render_recipe(
     tool: str, model: str, name: str, steps: list[tuple[str, str, list[str]]], remarks: list[str], emits: list[str]
 ) -> str:
     safe_name = re.sub(r"[^\w.-]", "_", name)
@@ -120,12 +120,12 @@ def _text(
     return "\n".join(lines)
 
 
-def _errors(text: str, shared: Shared) -> list[str]:
+def _recipe_errors(text: str, shared: Shared) -> list[str]:
     """Errors of a recipe, independent of its model."""
     from ....dsl.checker.check import check
     from ....dsl.syntax.parse import parse
 
     parsed = parse(Source("imported.effspec", text))
     session = shared.session(Path("imported.effspec"))
-    diagnostics = check(parsed.file, session.registry.vocabulary, library=session.library).diagnostics
+    diagnostics = check(parsed.file, session.registry.vocabulary, library=session.library_source).diagnostics
     return [d.message for d in (*parsed.diagnostics, *diagnostics) if d.severity == "error"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
@@ -24,7 +24,7 @@ _graph = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"), opens=("model",))
+    @make_verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"), opens=("model",))
     def inspect(model: Annotated[str, _model], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
@@ -34,20 +34,20 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(f"`--format svg` draws a front, and `{model}` is none")
         shared.check_environment()
         if front is not None:
-            return _show_front(front, model, graph, shared)
-        summary = _picture(model)
+            return _print_front(front, model, graph, shared)
+        summary = _artifact_summary(model)
         if summary is not None:
-            return _show_picture(summary, model, graph, shared)
-        programs = _programs(model, shared) if graph is not None else None
+            return _print_summary(summary, model, graph, shared)
+        programs = _captured_programs(model, shared) if graph is not None else None
         if programs:
-            return _show_graph(programs, str(graph), shared)
+            return _print_graph(programs, str(graph), shared)
         summaries = _skeletons(model, shared)
         if shared.format == "json":
             models = [{"label": label, "skeleton": s.to_json()} for label, s in summaries]
             shared.screen.answer_json("inspect", models=models)
         else:
-            _draw(summaries, shared)
-            _draw_profile(model, shared)
+            _print_skeletons(summaries, shared)
+            _print_profile(model, shared)
         return None
 
 
@@ -59,10 +59,10 @@ def _front(location: str) -> "Manifest | None":
     return manifest if manifest and manifest.members else None
 
 
-def _show_front(front: "Manifest", location: str, graph: str | None, shared: Shared) -> None:
+def _print_front(front: "Manifest", location: str, graph: str | None, shared: Shared) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
-    from ...core.front_chart import svg, text
-    from ...core.quantity import measured
+    from ...core.front_chart import svg_chart, text_chart
+    from ...core.quantity import measurement_text
 
     if graph is not None:
         raise Reject(
@@ -79,10 +79,10 @@ def _show_front(front: "Manifest", location: str, graph: str | None, shared: Sha
     names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
     if shared.format == "svg":
         _need_two(location, names)
-        return shared.screen.answer(svg(marks, *names))
+        return shared.screen.answer(svg_chart(marks, *names))
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
-        (str(number), m["name"], *(measured(value, unit) for _, value, unit, _ in m["measures"]))
+        (str(number), m["name"], *(measurement_text(value, unit) for _, value, unit, _ in m["measures"]))
         for number, m in enumerate(front.members, 1)
     ]
     shared.screen.note(shared.screen.styled(location, "bold"))
@@ -90,7 +90,7 @@ def _show_front(front: "Manifest", location: str, graph: str | None, shared: Sha
     if (error := _latency_error(front)) is not None:
         shared.screen.note(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
     if len(names) == 2:
-        shared.screen.note("\n" + text(marks, *names))
+        shared.screen.note("\n" + text_chart(marks, *names))
     return None
 
 
@@ -106,19 +106,19 @@ def _need_two(location: str, names: list[str]) -> None:
         raise typer.BadParameter(f"a front is drawn over two measures, and {location} has one")
 
 
-def _picture(location: str) -> "ArtifactSummary | None":
+def _artifact_summary(location: str) -> "ArtifactSummary | None":
     """Picture of an artifact by its target, if it has one."""
-    from ...artifacts.load import locate, target_of
+    from ...artifacts.load import locate_checkpoint, target_of
     from ...driver.models import is_artifact
 
     path = Path(location)
     if not (path.is_dir() and is_artifact(path)):
         return None
-    folder, manifest = locate(path)
+    folder, manifest = locate_checkpoint(path)
     return target_of(folder, manifest[1] if manifest else None).summary(folder)
 
 
-def _show_picture(summary: "ArtifactSummary", location: str, graph: str | None, shared: Shared) -> None:
+def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None, shared: Shared) -> None:
     if graph is not None:
         raise Reject(
             unknown_layer(
@@ -129,93 +129,93 @@ def _show_picture(summary: "ArtifactSummary", location: str, graph: str | None, 
     if shared.format == "json":
         return shared.screen.answer_json("inspect", models=[{"label": location, "plan": summary.to_json()}])
     shared.screen.note(shared.screen.styled(location, "bold"))
-    shared.screen.answer(summary.draw())
-    return _draw_profile(location, shared)
+    shared.screen.answer(summary.to_text())
+    return _print_profile(location, shared)
 
 
-def _draw(summaries: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
+def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
     from shutil import get_terminal_size
 
-    from ...analysis.planning.drawing import draw
+    from ...analysis.planning.drawing import draw_skeleton
 
     width = min(140, max(60, get_terminal_size((100, 24)).columns))
     for label, skeleton in summaries:
         shared.screen.note(shared.screen.styled(label, "bold"))
-        shared.screen.answer(draw(skeleton, width=width).rstrip("\n"))
+        shared.screen.answer(draw_skeleton(skeleton, width=width).rstrip("\n"))
 
 
-def _draw_profile(location: str, shared: Shared) -> None:
+def _print_profile(location: str, shared: Shared) -> None:
     """Draw what each layer of an artifact lost, if anything."""
-    from ...analysis.planning.layer_profile import draw
+    from ...analysis.planning.layer_profile import draw_layer_bars
     from ...artifacts.manifest import read_manifest
-    from ...artifacts.search_summary import searches
+    from ...artifacts.search_summary import search_lines
     from ...driver.models import is_artifact
 
     if Path(location).is_dir() and is_artifact(Path(location)):
         manifest = read_manifest(Path(location))
-        for line in searches(manifest.steps):
+        for line in search_lines(manifest.steps):
             shared.screen.answer(f"\nsearched: {line}")
         profile = manifest.profile
         if profile and profile["before"] != profile["after"]:
-            shared.screen.answer("\n" + draw(profile["before"], profile["after"]))
+            shared.screen.answer("\n" + draw_layer_bars(profile["before"], profile["after"]))
 
 
 def _skeletons(location: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
     from ...analysis.discovery.discover import skeleton_of
-    from ...driver.models import is_artifact, origin_of
+    from ...driver.models import is_artifact, resolve_origin
     from ...transforms.editing.rehearsed import resolve_skeleton
 
     path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         calls = {c.word + repr(c.args): (n, c) for r in session.recipes() for n, c in r.models.items()}
-        return [(f"{n} = {session.origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
+        return [(f"{n} = {session.model_origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
     if path.is_dir() and is_artifact(path):
-        return [(location, skeleton_of(_program(location, shared)))]
-    origin = origin_of(location, shared.settings())
+        return [(location, skeleton_of(_captured_program(location, shared)))]
+    origin = resolve_origin(location, shared.settings())
     return [(origin.label, resolve_skeleton(origin, shared.settings()))]
 
 
-def _programs(location: str, shared: Shared) -> Any:
-    from ...ir.capture.meta_capture import captured
+def _captured_programs(location: str, shared: Shared) -> Any:
+    from ...ir.capture.meta_capture import capture_on_meta
 
     path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         first = session.recipes()[0]
-        return captured(session.origin(next(iter(first.models.values()))))
-    return _program(location, shared)
+        return capture_on_meta(session.model_origin(next(iter(first.models.values()))))
+    return _captured_program(location, shared)
 
 
-def _program(location: str, shared: Shared) -> Any:
+def _captured_program(location: str, shared: Shared) -> Any:
     """The captured program; an artifact is loaded, since its shapes are its own."""
-    from ...driver.models import is_artifact, origin_of
-    from ...ir.capture.meta_capture import captured
+    from ...driver.models import is_artifact, resolve_origin
+    from ...ir.capture.meta_capture import capture_on_meta
 
     if Path(location).is_dir() and is_artifact(Path(location)):
         from ...artifacts.load import load
         from ...ir.capture.capture import capture
 
         return capture(load(location, check="size"))
-    return captured(origin_of(location, shared.settings()))
+    return capture_on_meta(resolve_origin(location, shared.settings()))
 
 
-def _show_graph(program: Any, name: str, shared: Shared) -> None:
-    from ...analysis.planning.drawing import dot, graph_text
+def _print_graph(program: Any, name: str, shared: Shared) -> None:
+    from ...analysis.planning.drawing import graph_text, unit_dot
 
-    unit = _unit(program, name)
+    unit = _find_unit(program, name)
     if shared.format == "dot":
-        shared.screen.answer(dot(unit).rstrip("\n"))
+        shared.screen.answer(unit_dot(unit).rstrip("\n"))
     elif shared.format == "json":
-        from ...ir.graph_json import dump
+        from ...ir.graph_json import graph_to_json
 
-        shared.screen.answer_json("inspect", unit=unit.path, graph=dump(unit.graph))
+        shared.screen.answer_json("inspect", unit=unit.path, graph=graph_to_json(unit.graph))
     else:
         shared.screen.answer(graph_text(unit).rstrip("\n"))
 
 
-def _unit(program: Any, name: str) -> Any:
+def _find_unit(program: Any, name: str) -> Any:
     """By path, by the end of a path, or by number."""
     paths = list(program.units)
     if not paths:

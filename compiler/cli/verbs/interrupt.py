@@ -23,7 +23,7 @@ _announced = threading.Event()  # set once the main thread has told that it stop
 
 
 @contextmanager
-def within_a_second() -> Iterator[None]:
+def interrupt_within_a_second() -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and end the process if nothing comes of it.
 
     A terminal that closes hangs up: a draft and a process that reopens it would stay behind.
@@ -35,7 +35,7 @@ def within_a_second() -> Iterator[None]:
     os.set_blocking(writer, False)
     before = {s: signal.signal(s, _raise) for s in _signals()}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    threading.Thread(target=_exit_if_stuck, args=(reader,), daemon=True).start()
     try:
         yield
     finally:
@@ -73,7 +73,7 @@ def stop_requested() -> bool:
     return _requested.is_set()
 
 
-def _watch(reader: int) -> None:
+def _exit_if_stuck(reader: int) -> None:
     while number := os.read(reader, 1):
         if number[0] == signal.SIGINT and _patient.is_set():
             continue

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("inputs", "cache", "machine", "progress"))
+    @make_verb(app, shows=("inputs", "cache", "machine", "progress"))
     def lock(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
         """Write effspec.lock beside a recipe: hashes of model and data, versions, every default. See --locked."""
         from ...core.quantity import count_text

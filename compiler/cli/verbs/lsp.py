@@ -2,16 +2,16 @@
 
 import typer
 
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @make_verb(app)
     def lsp(shared: Shared) -> int:
         """Serve an editor over stdin and stdout; its extension starts this (docs/editor.md)."""
         from ...core.environment import check_modules
 
         check_modules(("pygls",), "editor", "`effc lsp`")
-        from ..editor.handlers import serve
+        from ..editor.handlers import run_language_server
 
-        return serve()
+        return run_language_server()

@@ -15,7 +15,7 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.format import format_source
 from ....dsl.syntax.source import Source
 from ...core.events import silent
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
@@ -111,7 +111,7 @@ _output = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("cache", "machine"))
+    @make_verb(app, shows=("cache", "machine"))
     def new(
         shared: Shared,
         model: Annotated[str, _model] = "zoo:tiny-llama",
@@ -122,12 +122,12 @@ def register(app: typer.Typer) -> None:
         if goal not in GOALS:
             raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
         beside = output.parent if output else Path()
-        source = source_of(model, beside)
+        source = source_expression(model, beside)
         short = re.sub(r"[^A-Za-z0-9]+", "-", _called(model)).strip("-").lower()
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
             raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
-        text = fitting(source, goal, short or "model", path, shared)
+        text = recipe_that_checks(source, goal, short or "model", path, shared)
         from ...core.cache import write_atomic
 
         write_atomic(path, text.encode())
@@ -158,7 +158,7 @@ class NamedSource:
         return Invocation(self.word, {**{p.name: p.default for p in params}, first: self.name})
 
 
-def source_of(model: str, beside: Path) -> NamedSource:
+def source_expression(model: str, beside: Path) -> NamedSource:
     """Source expression, in a recipe in the folder `beside`, for a model of the command line."""
     kind, colon, name = model.partition(":")
     if colon and kind in ("zoo", "hf"):
@@ -208,7 +208,7 @@ _RANDOM_DATA_NOTE = (
 )
 
 
-def judge_of(origin: "Origin", skeleton: "Skeleton") -> Judge:
+def choose_score(origin: "Origin", skeleton: "Skeleton") -> Judge:
     """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
     from ...models.rows.inputs import is_two_sided
 
@@ -238,12 +238,12 @@ def _relative_folder(folder: Path, beside: Path) -> str:
     return steps if steps.startswith(".") else f"./{steps}"
 
 
-def fitting(source: NamedSource, goal: str, short: str, path: Path, shared: Shared) -> str:
+def recipe_that_checks(source: NamedSource, goal: str, short: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
     call = source.call(session)
     skeleton = session.skeleton(call)
-    judge = judge_of(session.origin(call), skeleton)
+    judge = choose_score(session.model_origin(call), skeleton)
     if goal in _OF_TEXT and judge.lines is not _TEXTS:
         message = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
         raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
@@ -254,19 +254,19 @@ def fitting(source: NamedSource, goal: str, short: str, path: Path, shared: Shar
         bounds = tuple(b for b in bounds if not b.startswith("decode"))
 
     def draft(steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
-        return _text(source.text, goal, short, judge, steps, bounds)
+        return _render_recipe(source.text, goal, short, judge, steps, bounds)
 
     reason: list[Diagnostic] = []
     for share in SHARES:
         smaller, looser = (tuple(_scaled(line, share) for line in lines) for lines in (steps, bounds))
         fit: tuple[str, ...] = ()
         for step in smaller:
-            fit += () if _faults(draft((*fit, step), ()), path, session) else (step,)
+            fit += () if _check_errors(draft((*fit, step), ()), path, session) else (step,)
         chosen: tuple[str, ...] = ()
         for bound in looser if fit else ():
-            chosen += () if _faults(draft(fit, (*chosen, bound)), path, session) else (bound,)
+            chosen += () if _check_errors(draft(fit, (*chosen, bound)), path, session) else (bound,)
         text = draft(fit, chosen)
-        reason = _unplanned(text, path, session) if fit else _faults(draft(smaller[:1], ()), path, session)
+        reason = _plan_diagnostics(text, path, session) if fit else _check_errors(draft(smaller[:1], ()), path, session)
         if not reason:
             return format_source(Source(str(path), text))
         if all(d.slug != "out-of-reach" for d in reason):
@@ -288,30 +288,32 @@ def _scaled(line: str, share: float) -> str:
     )
 
 
-def _unplanned(text: str, path: Path, session: "Session") -> list[Diagnostic]:
+def _plan_diagnostics(text: str, path: Path, session: "Session") -> list[Diagnostic]:
     """Diagnostics of `effc plan` for a text, as the file that it will be."""
     from ...driver import api
 
     draft = replace(session, texts={path.resolve(): text}, settings=replace(session.settings, on_event=silent))
     try:
-        api.plans(draft)
+        api.make_plans(draft)
     except Reject as rejection:
         return list(rejection.diagnostics)
     return []
 
 
-def _faults(text: str, path: Path, session: "Session") -> list[Diagnostic]:
+def _check_errors(text: str, path: Path, session: "Session") -> list[Diagnostic]:
     """Errors of a text, checked as the file it will be."""
     from ....dsl.checker.check import check
     from ....dsl.syntax.parse import parse
 
     parsed = parse(Source(str(path), text))
     assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
-    checked = check(parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.library)
+    checked = check(parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.library_source)
     return [d for d in checked.diagnostics if d.severity == "error"]
 
 
-def _text(call: str, goal: str, short: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
+def _render_recipe(
+    call: str, goal: str, short: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]
+) -> str:
     sentence, _, _, name, target = GOALS[goal]
     doc = sentence.format(model=short)
     used = judge.lines

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ...plugin.recipe_packages import Package
@@ -46,50 +46,58 @@ _project = typer.Option("--project", metavar="FOLDER", help="The folder of the r
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("cache", "machine"))
+    @make_verb(app, shows=("cache", "machine"))
     def add(shared: Shared, source: Annotated[str, _source] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Add a recipe package: copy it, and pin it in effspec.lock by the hash of its tree."""
         if source:
-            return _answer("add", [_pinned(source, project, shared)], shared)
-        return _answer("add", [_fetched(name, facts, project, shared) for name, facts in _locked(project, "")], shared)
+            return _print_answer("add", [_pin_package(source, project, shared)], shared)
+        return _print_answer(
+            "add",
+            [_fetch_pinned(name, facts, project, shared) for name, facts in _locked_packages(project, "")],
+            shared,
+        )
 
-    @verb(app, shows=("cache", "machine"))
+    @make_verb(app, shows=("cache", "machine"))
     def update(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Take what the sources of packages hold now, and pin that."""
-        _answer("update", [_pinned(facts["source"], project, shared) for _, facts in _locked(project, name)], shared)
+        _print_answer(
+            "update",
+            [_pin_package(facts["source"], project, shared) for _, facts in _locked_packages(project, name)],
+            shared,
+        )
 
-    @verb(app, shows=("cache",))
+    @make_verb(app, shows=("cache",))
     def vendor(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Copy packages beside the recipes, so that a clone of the project has them."""
-        from ...plugin.recipe_packages import VENDORED, copied, package_in
+        from ...plugin.recipe_packages import VENDORED, copy_package, open_package
 
         done = []
-        for called, facts in _locked(project, name):
-            package = package_in(_pinned_folder(called, facts, project, shared.cache_folder))
+        for called, facts in _locked_packages(project, name):
+            package = open_package(_pinned_folder(called, facts, project, shared.cache_folder))
             into = project / VENDORED / called
             into.parent.mkdir(parents=True, exist_ok=True)
-            copied(package, into)
+            copy_package(package, into)
             done.append(package)
-        _answer("vendor", done, shared)
+        _print_answer("vendor", done, shared)
 
 
 def _pinned_folder(name: str, facts: dict[str, str], project: Path, cache: Path) -> Path:
     """The cache's copy, else the one beside the recipes, which an update of the lock leaves behind."""
-    from ...plugin.recipe_packages import folder_of, package_gone
+    from ...plugin.recipe_packages import locked_package_folder, package_gone
 
     try:
-        return folder_of(name, facts, project, cache, vendored=False)
+        return locked_package_folder(name, facts, project, cache, vendored=False)
     except Reject as rejection:
         if any(d.fault is not package_gone for d in rejection.diagnostics):
             raise
-    return folder_of(name, facts, project, cache)
+    return locked_package_folder(name, facts, project, cache)
 
 
-def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
+def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
     from ....dsl.syntax.nearest import suggestion
     from ...plugin import lockfile
 
-    packages = lockfile.read(project)["packages"]
+    packages = lockfile.read_lock(project)["packages"]
     if name and name not in packages:
         raise Reject(unknown_package(f"the lock has no package `{name}`", help=suggestion(name, packages, "it has")))
     chosen = [(n, facts) for n, facts in packages.items() if not name or n == name]
@@ -100,57 +108,57 @@ def _locked(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
     return chosen
 
 
-def _pinned(source: str, project: Path, shared: Shared) -> "Package":
+def _pin_package(source: str, project: Path, shared: Shared) -> "Package":
     """Copy a package into the cache and write it into the lock."""
     from ...plugin import lockfile
-    from ...plugin.recipe_packages import copied, installed, package_in, refuse_outside
+    from ...plugin.recipe_packages import copy_package, installed, open_package, refuse_outside
 
-    with _folder(source, shared) as (folder, commit):
-        package = package_in(folder)
+    with _source_folder(source, shared) as (folder, commit):
+        package = open_package(folder)
         refuse_outside(package)
         into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
-        copied(package, into)
-    lock = lockfile.read(project)
+        copy_package(package, into)
+    lock = lockfile.read_lock(project)
     facts = {"source": source, "version": package.version, "tree": package.tree}
     lock["packages"][package.name] = facts | ({"commit": commit} if commit else {})
-    lockfile.write(project, lock)
+    lockfile.write_lock(project, lock)
     return package
 
 
-def _fetched(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
+def _fetch_pinned(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
     """A package as the lock pins it, fetched where this machine lacks it."""
     from ...plugin.recipe_packages import (
-        copied,
-        folder_of,
+        copy_package,
         installed,
+        locked_package_folder,
+        open_package,
         package_edited,
         package_gone,
-        package_in,
         refuse_outside,
     )
 
     try:
-        return package_in(folder_of(name, facts, project, shared.cache_folder))
+        return open_package(locked_package_folder(name, facts, project, shared.cache_folder))
     except Reject as rejection:
         if any(d.fault not in (package_gone, package_edited) for d in rejection.diagnostics):
             raise
     plain, commit = facts.get("source", ""), facts.get("commit", "")
     source = f"{plain.rpartition('@')[0] or plain}@{commit}" if commit else plain
-    with _folder(source, shared) as (folder, _):
-        package = package_in(folder)
+    with _source_folder(source, shared) as (folder, _):
+        package = open_package(folder)
         if package.tree != facts["tree"]:
             message = f"{source} does not hold the `{name}` that effspec.lock pins"
             raise Reject(package_edited(message, help=f"`effc update {name}` takes what it holds now"))
         refuse_outside(package)
         into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
-        copied(package, into)
+        copy_package(package, into)
     return package
 
 
 @contextmanager
-def _folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
+def _source_folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
     """The folder of a source, and the commit where it is a repository."""
     if not _GIT.fullmatch(source):
         folder = Path(source).expanduser()
@@ -174,14 +182,14 @@ def _folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
 def _clone(source: str, into: Path) -> str:
     """Fetch one commit and write its files; the commit's hash."""
     url, _, revision = source.rpartition("@") if re.search(r"[^/@]@[^@/:]+$", source) else (source, "", "")
-    _git(into, "init", "-q")
-    _git(into, "fetch", "-q", "--depth", "1", "--no-tags", "--no-recurse-submodules", "--", url, revision or "HEAD")
-    _weigh(into, source)
-    _git(into, "checkout", "-q", "FETCH_HEAD")
-    return _git(into, "rev-parse", "FETCH_HEAD").strip()
+    _run_git(into, "init", "-q")
+    _run_git(into, "fetch", "-q", "--depth", "1", "--no-tags", "--no-recurse-submodules", "--", url, revision or "HEAD")
+    _refuse_large_tree(into, source)
+    _run_git(into, "checkout", "-q", "FETCH_HEAD")
+    return _run_git(into, "rev-parse", "FETCH_HEAD").strip()
 
 
-def _weigh(folder: Path, source: str) -> None:
+def _refuse_large_tree(folder: Path, source: str) -> None:
     """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
     stand for as many as one likes."""
     from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, bad_package, too_large
@@ -219,7 +227,7 @@ def _command(folder: Path, *args: str) -> list[str]:
     return ["git", *(word for setting in _TAME for word in ("-c", setting)), "-C", str(folder), *args]
 
 
-def _git(folder: Path, *args: str) -> str:
+def _run_git(folder: Path, *args: str) -> str:
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
     try:
         done = subprocess.run(
@@ -242,7 +250,7 @@ def _git(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-def _answer(action: str, packages: "list[Package]", shared: Shared) -> None:
+def _print_answer(action: str, packages: "list[Package]", shared: Shared) -> None:
     if shared.format == "json":
         rows = [{"name": p.name, "version": p.version, "tree": p.tree} for p in packages]
         return shared.screen.answer_json(action, packages=rows)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 _front = typer.Argument(metavar="ARTIFACT", help="What the target `front` wrote.", show_default=False)
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the picked model goes.", show_default=False)
@@ -28,7 +28,7 @@ _force = typer.Option("--force", help="Replace an artifact that exists.", show_d
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("machine", "progress"), opens=("artifact",))
+    @make_verb(app, shows=("machine", "progress"), opens=("artifact",))
     def pick(
         artifact: Annotated[Path, _front],
         shared: Shared,
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
         force: Annotated[bool, _force] = False,
     ) -> int:
         """Take one model out of a front: the best that keeps the limits, or the point that you name."""
-        from ...driver.point_limits import limits as limits_of
+        from ...driver.point_limits import parse_limits as limits_of
 
         limits_by_metric = {"params": params, "bytes": bytes, "decode.p50": latency}
         texts = [*(f"{name}={value}" for name, value in limits_by_metric.items() if value), *(limit or ())]
@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
 
         where = output or artifact.with_name(f"{artifact.name}-picked")
         with shared.listening() as listener:
-            name, manifest = picking.pick(
+            name, manifest = picking.pick_point(
                 artifact, where, point=point, limits=limits, on=on, force=force, on_event=listener
             )
         if shared.format == "json":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 _output = typer.Option(
@@ -19,7 +19,7 @@ _detailed = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
+    @make_verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
     def plan(
         recipe: Annotated[Path, _recipe],
         shared: Shared,
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
         shared.check_environment()
         with shared.listening() as listener:
-            plans = api.plans(shared.session(recipe, listener))
+            plans = api.make_plans(shared.session(recipe, listener))
         if output:
             from ...core.cache import write_atomic
 
@@ -42,32 +42,32 @@ def register(app: typer.Typer) -> None:
         if shared.format == "json":
             shared.screen.answer_json("plan", plans=[p.to_json() for p in plans])
         else:
-            _draw(plans, shared)
+            _print_plans(plans, shared)
         if output:
             shared.screen.note(f"saved to {output}; compile with --plan {output} refuses anything else")
         work = any(p.has_work for p in plans)
         return EXITS["work-to-do"] if work and detailed_exitcode else 0
 
 
-def _draw(plans: list, shared: Shared) -> None:
+def _print_plans(plans: list, shared: Shared) -> None:
     from shutil import get_terminal_size
 
-    from ...analysis.planning.plan import draw
+    from ...analysis.planning.plan import plan_text
 
     width = min(120, max(60, get_terminal_size((100, 24)).columns))
-    shared.screen.answer("\n\n".join(draw(p, width).rstrip("\n") for p in plans))
+    shared.screen.answer("\n\n".join(plan_text(p, width).rstrip("\n") for p in plans))
     if shared.verbose:
         for recipe in {id(p.recipe): p.recipe for p in plans}.values():
-            _origins(recipe, shared)
+            _print_origins(recipe, shared)
 
 
-def _origins(recipe, shared: Shared) -> None:
+def _print_origins(recipe, shared: Shared) -> None:
     """Print where the value of every param came from."""
-    from ....dsl.checker.value_text import show
+    from ....dsl.checker.value_text import value_text
 
     rows = [
         ("param", "value", "from"),
-        *((name, show(value), recipe.origins.get(name, "recipe")) for name, value in recipe.params.items()),
+        *((name, value_text(value), recipe.origins.get(name, "recipe")) for name, value in recipe.params.items()),
     ]
     if len(rows) > 1:
         shared.screen.answer("\n" + shared.screen.table(rows))

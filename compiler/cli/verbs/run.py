@@ -10,7 +10,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Reject
 from ...driver.models import check_model_path
-from .flags import Shared, finite, knowledge_url, mapped_weights, verb
+from .flags import Shared, finite, knowledge_url, make_verb, mapped_weights
 from .pipe_streams import refuse_silence
 from .speech import SafeText
 
@@ -38,7 +38,7 @@ _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which bran
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("machine",), opens=("model", "adapter"))
+    @make_verb(app, shows=("machine",), opens=("model", "adapter"))
     def run(
         model: Annotated[str, _model],
         shared: Shared,
@@ -55,9 +55,9 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         check_model_path(model)
         if pick:
-            from ...driver.pick import folder_of
+            from ...driver.pick import point_folder
 
-            model = str(folder_of(Path(model), pick, speaks=True))
+            model = str(point_folder(Path(model), pick, speaks=True))
         from ...artifacts.load import target_of_artifact
         from ...plugin.target import RunRequest
 
@@ -66,10 +66,10 @@ def register(app: typer.Typer) -> None:
         )
         target = target_of_artifact(Path(model))
         if target is None or not target.run(request):
-            _talk(model, request.text(), shared, max_new_tokens, temperature, adapter, mapped)
+            _run_chat(model, request.text(), shared, max_new_tokens, temperature, adapter, mapped)
 
 
-def _talk(
+def _run_chat(
     location: str,
     prompt: str | None,
     shared: Shared,
@@ -78,21 +78,21 @@ def _talk(
     adapters: Sequence[str],
     mapped: bool | None,
 ) -> None:
-    from ...apps.serving.adapters import AdapterChats, named, views
-    from ...apps.serving.chat import ChatSession, refuse_silent
-    from ...driver.models import computing, open_model
+    from ...apps.serving.adapters import AdapterChats, models_with_adapters, parse_adapters
+    from ...apps.serving.chat import ChatSession, refuse_without_generate
+    from ...driver.models import model_errors_as_diagnostics, open_model
 
-    folders = named(adapters)
+    folders = parse_adapters(adapters)
     opened = open_model(location, shared.settings(), mapped=mapped, speaks=True)
-    refuse_silent(opened.model)
-    models = {"": opened.model, **views(opened.model, opened.label, folders)}
+    refuse_without_generate(opened.model)
+    models = {"": opened.model, **models_with_adapters(opened.model, opened.label, folders)}
     by_name = {
         name: ChatSession(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()
     }
     chat_session = AdapterChats(by_name) if adapters else by_name[""]
-    with computing(opened.label):
+    with model_errors_as_diagnostics(opened.label):
         if prompt is None:
-            converse(chat_session, opened.label, shared)
+            chat_loop(chat_session, opened.label, shared)
         else:
             answer_once(chat_session, prompt, shared)
 
@@ -125,7 +125,7 @@ def _check_interrupt(reply) -> None:
         raise KeyboardInterrupt
 
 
-def converse(chat_session, label: str, shared: Shared) -> None:
+def chat_loop(chat_session, label: str, shared: Shared) -> None:
     """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
     from .interrupt import local_interrupts
 
@@ -144,7 +144,7 @@ def converse(chat_session, label: str, shared: Shared) -> None:
                 print()
                 return
             if line.strip():
-                _exchange(chat_session, line, shared)
+                _chat_turn(chat_session, line, shared)
 
 
 def _prompt_mark(styled: str) -> str:
@@ -156,7 +156,7 @@ def _prompt_mark(styled: str) -> str:
     return re.sub(r"(\x1b\[[0-9;]*m)", "\x01\\1\x02", styled)
 
 
-def _exchange(chat_session, line: str, shared: Shared) -> None:
+def _chat_turn(chat_session, line: str, shared: Shared) -> None:
     speech = SafeText()
     try:
         reply = chat_session.answer(line, lambda text: _write(speech.push(text)))
@@ -170,10 +170,10 @@ def _exchange(chat_session, line: str, shared: Shared) -> None:
 
 
 def _speed(reply) -> str:
-    from ...core.quantity import digits, seconds
+    from ...core.quantity import duration_text, significant_digits
 
-    speed = digits(reply.tokens_per_second, 3)
-    return f"{reply.new_tokens} tokens in {seconds(reply.seconds)}, {speed} per second, {reply.stop}"
+    speed = significant_digits(reply.tokens_per_second, 3)
+    return f"{reply.new_tokens} tokens in {duration_text(reply.seconds)}, {speed} per second, {reply.stop}"
 
 
 def _write(text: str) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from ...apps.rttc.guided_opening import no_such_role
 from ...core.environment import check_modules
 from ...driver.models import check_model_path
 from .exit_codes import interrupted
-from .flags import Shared, finite, knowledge_url, mapped_weights, size, verb
+from .flags import Shared, finite, knowledge_url, make_verb, mapped_weights, parse_size
 from .services import Service, guided_service, library_service, model_service
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ _cors = typer.Option(
     help="Web pages that may use the server, such as https://example.org; repeatable.",
 )
 _body = typer.Option(
-    "--max-body", metavar="SIZE", parser=size, show_default=False, help="Largest body of a request; 4MiB unless given."
+    "--max-body",
+    metavar="SIZE",
+    parser=parse_size,
+    show_default=False,
+    help="Largest body of a request; 4MiB unless given.",
 )
 _rate = typer.Option(
     "--rate",
@@ -97,7 +102,7 @@ _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without pro
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app, shows=("machine",), opens=("model", "adapter"))
+    @make_verb(app, shows=("machine",), opens=("model", "adapter"))
     def serve(
         model: Annotated[str, _model],
         shared: Shared,
@@ -127,22 +132,23 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         check_model_path(model)
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
+        from ...apps.serving import server
         from ...apps.serving.limits import MIB, Limits
         from ...apps.serving.rate import Rate
-        from ...apps.serving.server import NetworkSettings, admission_at, check_certificate, guarded, listening, url_of
-        from ...apps.serving.server import serve as answer
 
-        check_certificate(tls_cert, tls_key)
-        listener = listening(host, port)
-        admission = admission_at(listener, host, _keys(api_key), allow_host, insecure)
+        server.check_certificate(tls_cert, tls_key)
+        listener = server.open_listener(host, port)
+        admission = server.make_admission(listener, host, _keys(api_key), allow_host, insecure)
         bounded = replace(admission, rate=Rate(rate) if rate else None)
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
-        entrance = NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        service = _service(model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped)
-        app, url = guarded(service.app, service.count, entrance), url_of(listener, secure=tls_cert is not None)
+        entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
+        service = _make_service(model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped)
+        app = server.with_guard(service.app, service.count, entrance)
+        url = server.url_of(listener, secure=tls_cert is not None)
         try:
-            answer(app, listener, entrance, lambda: _print_address(shared, service.name, url), service.stop)
+            on_ready = partial(_print_address, shared, service.name, url)
+            server.run_server(app, listener, entrance, on_ready, service.stop)
         except KeyboardInterrupt:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
@@ -156,12 +162,12 @@ def _keys(named: Sequence[str]) -> "Keys":
 
 
 def _log_to(destination: str, shared: Shared) -> "AccessLog":
-    from ...apps.serving.access_log import log_to
+    from ...apps.serving.access_log import open_access_log
 
-    return log_to("none" if shared.quiet and destination == "-" else destination)
+    return open_access_log("none" if shared.quiet and destination == "-" else destination)
 
 
-def _called(location: str) -> str:
+def _default_name(location: str) -> str:
     """A model's name by the place that it was opened at."""
     from ...artifacts.load import kind_of
 
@@ -177,7 +183,7 @@ def _warn(shared: Shared, host: str, everybody: bool) -> None:
         shared.screen.note(f"warning: everybody who reaches {host} may use the model")
 
 
-def _service(
+def _make_service(
     location: str,
     name: str | None,
     role: str | None,
@@ -191,7 +197,7 @@ def _service(
 ) -> Service:
     from ...apps.rttc.app_folder import is_app
 
-    name = name or _called(location)
+    name = name or _default_name(location)
     if not is_app(location):
         if role or knowledge or engine != "auto":
             raise Reject(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 _folder = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
 _key = typer.Option("--key", metavar="FILE", help="The secret key to sign with.", show_default=False)
@@ -23,7 +23,7 @@ _note = typer.Option("--note", metavar="TEXT", help="A word that is signed too."
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @make_verb(app)
     def sign(
         shared: Shared,
         artifact: Annotated[Path | None, _folder] = None,
@@ -39,16 +39,16 @@ def register(app: typer.Typer) -> None:
         if new_key is not None:
             from ...artifacts import signature
 
-            return _print_signer(shared, "made", signature.new_key(new_key), new_key)
+            return _print_signer(shared, "made", signature.write_key_pair(new_key), new_key)
         assert artifact is not None, "both other ways name one"
         if verify_key:
-            from ...artifacts.load import authenticate
+            from ...artifacts.load import verify_signer
 
-            return _print_signer(shared, "signed", authenticate(artifact, verify_key), artifact)
-        from ...artifacts.signature import sign
+            return _print_signer(shared, "signed", verify_signer(artifact, verify_key), artifact)
+        from ...artifacts.signature import sign_artifact
 
         assert key is not None, "what is left"
-        return _print_signer(shared, "signed", sign(artifact, key, note).key, artifact)
+        return _print_signer(shared, "signed", sign_artifact(artifact, key, note).key, artifact)
 
 
 def _print_signer(shared: Shared, outcome: str, key: str, path: Path) -> None:

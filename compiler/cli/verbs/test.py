@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.render import as_json
-from .flags import Shared, verb
-from .gate_report import at_worst, junit, markdown, rows_json, value_text
+from .flags import Shared, make_verb
+from .gate_report import at_worst, junit_report, markdown_report, rows_json, value_text
 from .output import SCHEMA, code_of, json_text
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _recipe = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(
+    @make_verb(
         app,
         formats=("text", "json", "junit", "github", "md"),
         shows=("inputs", "lock", "cache", "machine", "progress", "gate"),
@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
         """Measure again what `expect` demands, and compare with the recipe's baseline; exit 4 on a miss."""
         from ...driver import api
         from ...driver.judging import baseline
-        from ...driver.judging.retest import compiled_from, test_artifact, test_recipe
+        from ...driver.judging.retest import recipe_and_params, test_artifact, test_recipe
 
         for file in report_file:
             if file.suffix not in REPORTS:
@@ -73,21 +73,23 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         with shared.listening() as listener:
             if place.is_dir():
-                file, params = compiled_from(place, recipe)
-                session = api.session(file, settings=shared.settings(listener), set=params)
-                baseline.read(session.path)  # one that is broken is told before anything is planned or measured
-                results = test_artifact(place, session, api.plans(session))
+                file, params = recipe_and_params(place, recipe)
+                session = api.open_session(file, settings=shared.settings(listener), set=params)
+                baseline.read_baseline(
+                    session.path
+                )  # one that is broken is told before anything is planned or measured
+                results = test_artifact(place, session, api.make_plans(session))
             else:
                 session = shared.session(place, listener)
                 if not bless:
-                    baseline.read(session.path)
-                results = test_recipe(session, api.plans(session), output, bless)
+                    baseline.read_baseline(session.path)
+                results = test_recipe(session, api.make_plans(session), output, bless)
         if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
             baseline_file = baseline.baseline_path(session.path)
             shared.screen.note(
                 f"compared with no baseline: `effc test {quote(str(session.path))} --bless` writes {baseline_file}"
             )
-        report(results, shared)
+        print_results(results, shared)
         for file in report_file:
             file.write_text(report_text(results, file.suffix), encoding="utf-8")
         if bless:
@@ -95,21 +97,21 @@ def register(app: typer.Typer) -> None:
         return code_of([d for r in results for d in r.diagnostics])
 
 
-def report(results: "Sequence[Tested]", shared: Shared) -> None:
+def print_results(results: "Sequence[Tested]", shared: Shared) -> None:
     screen, diagnostics = shared.screen, [d for r in results for d in r.diagnostics]
     if screen.format == "junit":
-        screen.answer(junit(results))
+        screen.answer(junit_report(results))
     elif screen.format == "md":
-        screen.answer(markdown(results))
+        screen.answer(markdown_report(results))
     elif screen.format in ("json", "github"):
         screen.complain(diagnostics, "test", artifacts=rows_json(results))
         if screen.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             with open(summary, "a", encoding="utf-8") as file:  # as GitHub wants it: other steps write there, too
-                file.write(markdown(results) + "\n")
+                file.write(markdown_report(results) + "\n")
     else:
-        screen.answer("\n\n".join(_lines(r, shared) for r in results))
+        screen.answer("\n\n".join(_result_lines(r, shared) for r in results))
         screen.complain(diagnostics, "test")
-        _sum_up(results, shared)
+        _print_summary(results, shared)
 
 
 def report_text(results: "Sequence[Tested]", suffix: str) -> str:
@@ -123,10 +125,10 @@ def report_text(results: "Sequence[Tested]", suffix: str) -> str:
             "diagnostics": diagnostics_json,
         }
         return json_text(body) + "\n"
-    return (junit(results) if suffix == ".xml" else markdown(results)) + "\n"
+    return (junit_report(results) if suffix == ".xml" else markdown_report(results)) + "\n"
 
 
-def _lines(result: "Tested", shared: Shared) -> str:
+def _result_lines(result: "Tested", shared: Shared) -> str:
     from ...driver.judging.gate import bound_text
 
     screen = shared.screen
@@ -137,10 +139,10 @@ def _lines(result: "Tested", shared: Shared) -> str:
         f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
         for o, line in zip(result.outcomes, lines, strict=True)
     ]
-    return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body, *_drifts(result, shared)])
+    return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body, *_drift_lines(result, shared)])
 
 
-def _drifts(result: "Tested", shared: Shared) -> list[str]:
+def _drift_lines(result: "Tested", shared: Shared) -> list[str]:
     """A line for every measure of the baseline."""
     if not result.drifts:
         return []
@@ -156,7 +158,7 @@ def _drifts(result: "Tested", shared: Shared) -> list[str]:
     ]
 
 
-def _sum_up(results: "Sequence[Tested]", shared: Shared) -> None:
+def _print_summary(results: "Sequence[Tested]", shared: Shared) -> None:
     from ...core.quantity import count_text
 
     states = [o.state for r in results for o in r.outcomes]

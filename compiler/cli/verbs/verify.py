@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .flags import Shared, verb
+from .flags import Shared, make_verb
 
 if TYPE_CHECKING:
     from ...artifacts.manifest import Manifest
@@ -20,16 +20,16 @@ _key = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @verb(app)
+    @make_verb(app)
     def verify(artifact: Annotated[Path, _folder], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
         """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
 
         Nothing of it is run."""
-        from ...artifacts.load import authenticate
+        from ...artifacts.load import verify_signer
         from ...artifacts.manifest import read_manifest
         from ...core.quantity import count_text
 
-        signed = authenticate(artifact, verify_key) if verify_key else ""
+        signed = verify_signer(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
         forms = read_forms(artifact, manifest, shared.cache_folder)
         if shared.format == "json":

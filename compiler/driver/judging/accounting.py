@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ....dsl.checker.values import DataRef, handles
+from ....dsl.checker.values import DataRef, references_in
 from ...analysis.planning.cost import CACHE_BYTES, LENGTH, ROWS
 from ...artifacts.form_losses import Account
 from ...artifacts.verify_child import logits_of_rows
-from ...ir.weights import distinct
+from ...ir.weights import distinct_tensors
 from ...models.rows.forward import evaluating
 from ...models.rows.inputs import device_of
 from ...plugin.context import Context
@@ -47,8 +47,10 @@ class Accounting:
         words = ctx.origin.vocabulary or 256
         if not plan.skeleton.facts.get("causal_lm"):
             return Accounting(None)
-        candidates = [call for bound in plan.pipeline.expects for call in handles(dict(bound.metric.args), DataRef)]
-        candidates += [ref for step in plan.pipeline.steps for ref in handles(step.call.args, DataRef)]
+        candidates = [
+            call for bound in plan.pipeline.expects for call in references_in(dict(bound.metric.args), DataRef)
+        ]
+        candidates += [ref for step in plan.pipeline.steps for ref in references_in(step.call.args, DataRef)]
         for ref in candidates:
             rows = ctx.rows(ref)
             if rows.dim() == 2 and not rows.is_floating_point():
@@ -63,7 +65,7 @@ class Accounting:
         if self.text is not None and self.base is None:
             self.base, self.bytes = _logits(original, self.text), _bytes(original)
 
-    def account(self, label: str, logits: Tensor, bytes_: int, program: Tensor | None = None) -> Account:
+    def make_row(self, label: str, logits: Tensor, bytes_: int, program: Tensor | None = None) -> Account:
         """A row of the table. `program` are the logits of the program in memory that a form holds."""
         assert self.base is not None and self.text is not None, "the original was not heard"
         divergences, drift, token_log_probs = [], [], []
@@ -108,16 +110,18 @@ class RecordedLogits:
             self.programs[member] = _logits(model, self.text), _bytes(model)
         return lambda form, logits: self.forms.append((form, logits.flatten(0, 1)))
 
-    def accounts(self) -> tuple[Account, ...]:
+    def divergence_rows(self) -> tuple[Account, ...]:
         if self.accounting.base is None or not self.forms:
             return ()
-        rows = [self.accounting.account(ORIGINAL, self.accounting.base, self.accounting.bytes)]
+        rows = [self.accounting.make_row(ORIGINAL, self.accounting.base, self.accounting.bytes)]
         for member, (program, bytes_) in self.programs.items():
             suffix = f" of {member}" if member else ""
-            rows.append(self.accounting.account(f"{PROGRAM}{suffix}", program, bytes_))
+            rows.append(self.accounting.make_row(f"{PROGRAM}{suffix}", program, bytes_))
             for form, logits in self.forms:
                 if form.member == member:
-                    rows.append(self.accounting.account(_name(form), logits, _size(self.folder / form.folder), program))
+                    rows.append(
+                        self.accounting.make_row(_name(form), logits, _size(self.folder / form.folder), program)
+                    )
         return tuple(rows)
 
 
@@ -143,7 +147,7 @@ def _mean(divergences: list[Tensor]) -> float:
 
 
 def _bytes(model: nn.Module) -> int:
-    return sum(t.nbytes for _, t in distinct(model) if isinstance(t, Tensor))
+    return sum(t.nbytes for _, t in distinct_tensors(model) if isinstance(t, Tensor))
 
 
 def _name(form: Form) -> str:

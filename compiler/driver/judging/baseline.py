@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.checker.values import DataRef, handles
+from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.source import Span
 from ...analysis.planning import keys
 from ...artifacts.manifest import Measure
 from ...core.cache import write_atomic
-from ...core.fingerprint import machine
-from ...core.quantity import change, digits, distinct_texts, measured
+from ...core.fingerprint import machine_facts
+from ...core.quantity import distinct_texts, measurement_text, relative_change_text, significant_digits
 from ...core.safe_read import MALFORMED, MIB, read_json
 from ...evaluation.confidence import median_interval
 from .gate import metric_label
@@ -101,7 +101,7 @@ class Drift:
         if self.now is None:
             return "not measured any more"
         if self.then is None:
-            return measured(self.now, self.unit)
+            return measurement_text(self.now, self.unit)
         return " against ".join(distinct_texts(self.now, self.then, self.unit))
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def baseline_path(recipe: Path) -> Path:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def bless(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
+def write_baseline(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
     """Write the baseline of a recipe; `context` makes the Context of a plan. Raises Reject where a bound is missed."""
     missed = [d for r in results for d in r.diagnostics if d.severity == "error" and d.fault not in BASELINE_FAULTS]
     if missed:
@@ -131,13 +131,13 @@ def bless(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
     body = {
         "format": FORMAT,
         "recipe": recipe.name,
-        "machine": machine(),
+        "machine": machine_facts(),
         "tolerance": TOLERANCE,
         "artifacts": [
             {
                 **named(r.plan, r.name),
                 "inputs": inputs(r.plan, context(r.plan)),
-                "measures": [_stored(m, r) for m in r.compared.measures if _is_compared(m.metric, r)],
+                "measures": [_baseline_measure(m, r) for m in r.compared.measures if _is_compared(m.metric, r)],
             }
             for r in results
         ],
@@ -153,7 +153,7 @@ def _is_compared(metric: str, result: "Tested") -> bool:
     return metric not in result.compared.ratios or metric.partition(" of ")[0] in bounds
 
 
-def _stored(measure: Measure, result: "Tested") -> dict[str, Any]:
+def _baseline_measure(measure: Measure, result: "Tested") -> dict[str, Any]:
     clocked = measure.metric in result.compared.ratios
     value = measure.ratio if clocked else measure.compiled
     if value is None or not math.isfinite(value):
@@ -169,7 +169,7 @@ def _stored(measure: Measure, result: "Tested") -> dict[str, Any]:
 
 def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
     """Identities of a baseline's inputs: the model, and the data of every bound."""
-    named = {ref for bound in plan.pipeline.expects for ref in handles(dict(bound.metric.args), DataRef)}
+    named = {ref for bound in plan.pipeline.expects for ref in references_in(dict(bound.metric.args), DataRef)}
     return {"model": plan.identity} | {
         f"data {ref.name}": keys.data_identity(ref, ctx) for ref in sorted(named, key=lambda ref: ref.name)
     }
@@ -178,7 +178,7 @@ def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read(recipe: Path) -> dict[str, Any] | None:
+def read_baseline(recipe: Path) -> dict[str, Any] | None:
     """The baseline beside a recipe, checked; None where there is none."""
     file = baseline_path(recipe)
     try:
@@ -188,7 +188,7 @@ def read(recipe: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(broken_baseline(f"{file} is no JSON that can be read", help=_REMEDY)) from error
     try:
-        _check(body)
+        _check_baseline_form(body)
     except MALFORMED as error:
         reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
         reason = "a part is of another form" if isinstance(error, TypeError) else reason
@@ -201,7 +201,7 @@ def read(recipe: Path) -> dict[str, Any] | None:
 _REMEDY = "look at what it says, then write it again with `effc test RECIPE --bless`"
 
 
-def _check(body: Any) -> None:
+def _check_baseline_form(body: Any) -> None:
     """Raises ValueError, KeyError or TypeError where a part is of another form."""
     if body["format"] != FORMAT:
         raise ValueError(f"format {str(body['format'])[:20]}")
@@ -225,7 +225,9 @@ def _check(body: Any) -> None:
 # -- comparing -----------------------------------------------------------------------------------------------
 
 
-def baseline_of(body: Mapping[str, Any], named: Mapping[str, str], plan: "Plan", ctx: "Context") -> Mapping[str, Any]:
+def baseline_entry(
+    body: Mapping[str, Any], named: Mapping[str, str], plan: "Plan", ctx: "Context"
+) -> Mapping[str, Any]:
     """Entry of an artifact in a baseline. Raises Reject (foreign-baseline), before anything is measured."""
     entry = next((a for a in body["artifacts"] if {n: a[n] for n in named} == dict(named)), None)
     if entry is None:
@@ -244,12 +246,12 @@ def named(plan: "Plan", artifact: str) -> dict[str, str]:
     return {"pipeline": plan.pipeline.name, "variant": plan.recipe.variant, "artifact": artifact}
 
 
-def compare_with(body: Mapping[str, Any], entry: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
+def compare_to_baseline(body: Mapping[str, Any], entry: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
     """Every measure of an artifact against what the baseline has of it."""
     previous = {m["metric"]: m for m in entry["measures"]}
     current = {m.metric: m for m in result.compared.measures if m.metric in previous or _is_compared(m.metric, result)}
     return tuple(
-        _drift(name, previous.get(name), current.get(name), result, body)
+        _measure_drift(name, previous.get(name), current.get(name), result, body)
         for name in dict.fromkeys([*current, *previous])
     )
 
@@ -259,7 +261,9 @@ def _span(name: str, plan: "Plan") -> Span | None:
     return (plan.recipe.data[data] if kind == "data" else plan.recipe.models[plan.pipeline.model]).span
 
 
-def _drift(name: str, previous: Any, current: Measure | None, result: "Tested", body: Mapping[str, Any]) -> Drift:
+def _measure_drift(
+    name: str, previous: Any, current: Measure | None, result: "Tested", body: Mapping[str, Any]
+) -> Drift:
     span = _bound_span(name, result)
     if current is None:
         return Drift(name, previous["unit"], "gone", float(previous["value"]), None, None, span)
@@ -268,13 +272,13 @@ def _drift(name: str, previous: Any, current: Measure | None, result: "Tested", 
     unit = "" if ratios is not None else current.unit
     if previous is None or value is None or previous["clocked"] != (ratios is not None):
         return Drift(name, unit, "new", None, value, None, span)
-    old, this_machine = float(previous["value"]), machine()
+    old, this_machine = float(previous["value"]), machine_facts()
     if ratios is not None:
         if _differs(body, this_machine, CLOCKED):
             return Drift(name, unit, "elsewhere", old, value, None, span)
         limit = _changes(old, float(body["tolerance"]["time"]), current.better)
         interval = median_interval(ratios) or (min(ratios), max(ratios))
-        state = _clocked_state(value, interval, limit, old, current.better)
+        state = _timed_state(value, interval, limit, old, current.better)
         return Drift(name, unit, state, old, value, limit, span, clocked=True)
     exact = not _differs(body, this_machine, SAME)
     is_exact_count = name.partition(" of ")[0] in EXACT
@@ -289,7 +293,7 @@ def _drift(name: str, previous: Any, current: Measure | None, result: "Tested", 
     return Drift(name, unit, state, old, value, limit, span)
 
 
-def _clocked_state(value: float, interval: tuple[float, float], limit: float, old: float, better: str) -> str:
+def _timed_state(value: float, interval: tuple[float, float], limit: float, old: float, better: str) -> str:
     """Worse where all of the interval is; a median beyond the limit whose interval is not decides nothing."""
     nearest = interval[0] if better == "lower" else interval[1]
     if _worse(nearest, limit, better):
@@ -322,9 +326,9 @@ def _bound_span(name: str, result: "Tested") -> Span | None:
 BASELINE_FAULTS = (baseline_missed, baseline_undecided, baseline_open, baseline_gone)
 
 
-def complaints(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str) -> Iterator[Diagnostic]:
+def drift_diagnostics(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str) -> Iterator[Diagnostic]:
     """A diagnostic for each measure that is worse than the baseline allows, or may be."""
-    differing = ", ".join(_differs(body, machine(), SAME))
+    differing = ", ".join(_differs(body, machine_facts(), SAME))
     note = f"the baseline was written with another {differing}" if differing else ""
     for d in drifts:
         if d.state == "gone":
@@ -333,12 +337,16 @@ def complaints(drifts: Sequence[Drift], body: Mapping[str, Any], undecided: str)
         if d.state not in ("worse", "undecided") or d.then is None or d.now is None or d.limit is None:
             continue
         prefix = "the ratio of " if d.clocked else ""
-        difference = change(d.then, d.now)
-        previous, current = (digits(d.then), digits(d.now)) if d.clocked else distinct_texts(d.then, d.now, d.unit)
+        difference = relative_change_text(d.then, d.now)
+        previous, current = (
+            (significant_digits(d.then), significant_digits(d.now))
+            if d.clocked
+            else distinct_texts(d.then, d.now, d.unit)
+        )
         limit = (
             previous
             if d.limit == d.then
-            else digits(d.limit)
+            else significant_digits(d.limit)
             if d.clocked
             else distinct_texts(d.limit, d.now, d.unit)[0]
         )

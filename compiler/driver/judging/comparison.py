@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.recipe import Bound
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
 from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning import cost, keys
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
-from ...evaluation.timing import WARMUP, InterleavedTimes, interleaved, no_cache
+from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, no_cache
 from ...plugin.context import Context
 from .gate import Known, Outcome, measure, measure_bounds, metric_label
-from .timed_bounds import SECONDS, decides, openness
+from .timed_bounds import SECONDS, interval_decides, undecided_reason
 
 if TYPE_CHECKING:
     from ...analysis.planning.plan import Plan
@@ -35,7 +35,7 @@ class Comparison:
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
 
 
-def compare(
+def compare_with_original(
     model: Any,
     plan: "Plan",
     cache: Cache,
@@ -51,17 +51,17 @@ def compare(
     started = time.time()
     original = ctx.origin.load().eval()
     inspect_original(original)
-    known = remembered(plan, cache, ctx)
+    known = known_original_values(plan, cache, ctx)
     before = dict(known)
-    timings = clocked(original, model, plan, ctx)
+    timings = timed_in_turns(original, model, plan, ctx)
     pairs_timed = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in timings.items()}
     known |= {(plan.pipeline.model, metric): pair[0] for metric, pair in pairs_timed.items()}
     outcomes = measure_bounds(
         plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in pairs_timed.items()}
     )
-    outcomes = [left_open(o, timings, plan.pipeline.model) for o in outcomes]
+    outcomes = [with_undecided(o, timings, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
-    pairs = pairs_of(outcomes, pairs_timed)
+    pairs = original_and_result_values(outcomes, pairs_timed)
     scores = unjudged_scores(plan, ctx) if scores is None else scores
     for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
@@ -70,18 +70,19 @@ def compare(
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
     spread = {metric: t.spread for metric, t in timings.items() if len(t.rounds) > 1}
     measures = (
-        replace(measured(m, named.get(m) or show(m), *pairs[m], ctx), spread=spread.get(m)) for m in in_order(pairs)
+        replace(measured(m, named.get(m) or value_text(m), *pairs[m], ctx), spread=spread.get(m))
+        for m in in_order(pairs)
     )
-    ratios = {named.get(m) or show(m): tuple(t.ratios) for m, t in timings.items()}
+    ratios = {named.get(m) or value_text(m): tuple(t.ratios) for m, t in timings.items()}
     run = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {"measure": round(time.time() - started, 2)},
-        "timings": {named.get(m) or show(m): stored_rounds(t, ctx.metric(m).unit) for m, t in timings.items()},
+        "timings": {named.get(m) or value_text(m): stored_rounds(t, ctx.metric(m).unit) for m, t in timings.items()},
     }
     return Comparison(tuple(outcomes), tuple(measures), run, ratios)
 
 
-def pairs_of(
+def original_and_result_values(
     outcomes: Sequence[Outcome], timed: Mapping[MetricRef, tuple[float, float]]
 ) -> dict[MetricRef, tuple[float | None, float]]:
     """Values of each metric for the original and for the result, as its bounds were judged.
@@ -104,17 +105,17 @@ def stored_rounds(timings: InterleavedTimes, unit: str) -> dict[str, Any]:
     return {"unit": unit} | {name: [float(f"{r[name]:.5g}") for r in rounds] for name in timings.values}
 
 
-def left_open(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> Outcome:
+def with_undecided(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> Outcome:
     """The same, unless it was timed in turns that don't decide it."""
     bound = outcome.bound
     if bound.metric not in timings or bound.profile or bound.baseline not in (None, model):
         return outcome
     timing = timings[bound.metric]
-    reason = openness(bound, timing, timing.values["original"], outcome.unit)
+    reason = undecided_reason(bound, timing, timing.values["original"], outcome.unit)
     return replace(outcome, passed=False, undecided=reason) if reason else outcome
 
 
-def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, InterleavedTimes]:
+def timed_in_turns(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, InterleavedTimes]:
     """Times of both models, taking turns: those that a bound names, and one that every table has.
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
@@ -122,7 +123,7 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     """
     bounded = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
-    usual = [usual_speed(ctx.origin.positions)] if decodes else []
+    usual = [default_speed_metric(ctx.origin.positions)] if decodes else []
     result = {}
     for metric in dict.fromkeys([*bounded, *usual]):
         try:
@@ -134,9 +135,9 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
             unit = ctx.metric(metric).unit
 
             def enough(timing: InterleavedTimes, bounds: Sequence[Bound] = bounds, unit: str = unit) -> bool:
-                return all(decides(b, timing, timing.values["original"], unit) for b in bounds)
+                return all(interval_decides(b, timing, timing.values["original"], unit) for b in bounds)
 
-            timing = interleaved(
+            timing = measure_interleaved(
                 {"original": original, "compiled": model},
                 ctx.metric(metric),
                 rounds=cost.ROUNDS,
@@ -153,7 +154,7 @@ def clocked(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[Metri
     return result
 
 
-def usual_speed(positions: int | None) -> MetricRef:
+def default_speed_metric(positions: int | None) -> MetricRef:
     """Default metric of decoding speed for tables: by the metric's own prompt, or by one that fits its positions."""
     prompt, steps = 128, 32
     if positions is None or positions >= prompt + steps + WARMUP:
@@ -182,20 +183,20 @@ def measured(metric: MetricRef, name: str, original: float | None, compiled: flo
     return Measure(name, word.unit, original, compiled, compiled / original if original else None, word.better)
 
 
-def remembered(plan: "Plan", cache: Cache, ctx: Context) -> Known:
+def known_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     """Values of the original that an earlier compile measured; times are measured anew every time."""
     result = {}
     for bound in plan.pipeline.expects:
         if bound.baseline == plan.pipeline.model and bound.profile is None and not ctx.metric(bound.metric).timed:
-            value = cache.value(keys.value_parts(bound.metric, ctx.origin.identity, ctx))
+            value = cache.value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
             if value is not None:
                 result[bound.baseline, bound.metric] = value
     return result
 
 
 def remember(known: Known, before: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:
-    ctx.origin.refuse_change()
+    ctx.origin.refuse_changed_files()
     for (name, metric), value in known.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
         if plain and (name, metric) not in before and not ctx.metric(metric).timed:
-            cache.keep(keys.value_parts(metric, ctx.origin.identity, ctx), value)
+            cache.keep(keys.value_key_parts(metric, ctx.origin.identity, ctx), value)

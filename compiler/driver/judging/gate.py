@@ -1,6 +1,6 @@
 """The gate: what a pipeline's `expect` block demands, measured and judged.
 
-`judge` is pure. `measure_bounds` measures each metric once on the result and once on each named baseline;
+`judge_bound` is pure. `measure_bounds` measures each metric once on the result and once on each named baseline;
 latency bounds therefore compare two numbers of one process on one machine.
 """
 
@@ -11,13 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.recipe import Bound, Pipeline
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
-from ...analysis.planning.machine_profile import as_profiled, differs
+from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
 from ...core.error_location import with_location
-from ...core.quantity import BYTES_PER, SECONDS_PER, measured
-from ...models.rows.batch_limit import in_memory_limit
+from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text
+from ...models.rows.batch_limit import retry_on_oom
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ class Outcome:
     @property
     def limit(self) -> str:
         """The resolved limit as text: `21.8`, `18 .. 22`."""
-        limits = [measured(e, self.unit) for e in dict.fromkeys((self.low, self.high)) if e is not None]
+        limits = [measurement_text(e, self.unit) for e in dict.fromkeys((self.low, self.high)) if e is not None]
         return " .. ".join(limits)
 
     @property
@@ -118,7 +118,7 @@ class Outcome:
         }
 
 
-def judge(bound: Bound, original: float | None, value: float, unit: str = "") -> Outcome:
+def judge_bound(bound: Bound, original: float | None, value: float, unit: str = "") -> Outcome:
     """Whether a value keeps a bound. `original` is the baseline's value where the bound names one.
 
     A value or limit that is not a number keeps no bound.
@@ -126,7 +126,7 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
     assert (bound.baseline is None) == (original is None), f"{bound.baseline} against {original}"
     factor = 1.0 if original is None else original
     limits = (bound.limit.low, bound.limit.high) if isinstance(bound.limit, Range) else (bound.limit,) * 2
-    low, high = (in_unit(end, unit) * factor for end in limits)
+    low, high = (limit_in_unit(end, unit) * factor for end in limits)
     if bound.op == "in":
         low, high = min(low, high), max(low, high)  # a negative baseline turns the range round
         passed = low <= value <= high
@@ -143,7 +143,7 @@ def judge(bound: Bound, original: float | None, value: float, unit: str = "") ->
     )
 
 
-def in_unit(limit: Any, unit: str) -> float:
+def limit_in_unit(limit: Any, unit: str) -> float:
     """A limit as a number in the metric's unit."""
     match limit:
         case Bytes(value):
@@ -170,12 +170,12 @@ def measure_bounds(
     """
     known = {} if known is None else known
     values: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
-    skipped_bounds = {b: reason for b in pipeline.expects if (reason := differs(b.profile, ctx))}
+    skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
     for bound in ctx.each(judged_bounds, "expect", len(judged_bounds)):
         key = (bound.metric, bound.profile)
         if key not in values:
-            with as_profiled(bound.profile, ctx):
+            with with_profile_threads(bound.profile, ctx):
                 metric = ctx.metric(bound.metric)
                 value = None if bound.profile else (timed or {}).get(bound.metric)
                 value = measure(metric, model, ctx) if value is None else value
@@ -189,13 +189,13 @@ def measure_bounds(
             continue
         value, unit = values[bound.metric, bound.profile]
         original = known[_baseline_key(bound)] if bound.baseline else None
-        outcomes.append(judge(bound, original, value, unit))
+        outcomes.append(judge_bound(bound, original, value, unit))
     return outcomes
 
 
 def measure(metric: Any, model: Any, ctx: "Context") -> float:
     """Value of a metric for a model, with fewer rows at once where a device is out of memory."""
-    return float(in_memory_limit(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event))
+    return float(retry_on_oom(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event))
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -215,9 +215,9 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
         origin = baseline_origin(name, ctx)
         model = origin.load().eval()
         for key, bound in ctx.each(list(missing.items()), f"expect {name}", len(missing)):
-            with as_profiled(bound.profile, ctx):
+            with with_profile_threads(bound.profile, ctx):
                 known[key] = measure(ctx.metric(bound.metric), model, ctx)
-        origin.refuse_change()
+        origin.refuse_changed_files()
         del model
 
 
@@ -226,10 +226,10 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     call = ctx.recipe.models[name]
     with with_location(call.span):
         origin = ctx.registry.make("model", call).resolve(ctx.relative_to(call))
-    return origin.declared(call.span, ctx.settings.device)
+    return origin.with_span(call.span, ctx.settings.device)
 
 
-def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
+def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
     """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
 
     undecided   "fail", or "pass" for a warning
@@ -250,18 +250,18 @@ def misses(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnos
                 )
             )
         elif not o.passed:
-            diagnostics.append(_miss(o))
+            diagnostics.append(_missed_bound_diagnostic(o))
     return diagnostics
 
 
-def _miss(o: Outcome) -> Diagnostic:
+def _missed_bound_diagnostic(o: Outcome) -> Diagnostic:
     assert o.value is not None, "a skipped bound is no miss"
     name = metric_label(o.bound)
     name += f"` of `{o.where}" if o.where else ""
-    message = f"`{name}` is {measured(o.value, o.unit)}, {_VERDICT_WORDS[o.bound.op]} {o.limit}"
+    message = f"`{name}` is {measurement_text(o.value, o.unit)}, {_VERDICT_WORDS[o.bound.op]} {o.limit}"
     if math.isnan(o.value):
         message = f"`{name}` is not a number"
-    note = f"`{o.bound.baseline}` measures {measured(o.original, o.unit)}" if o.original is not None else ""
+    note = f"`{o.bound.baseline}` measures {measurement_text(o.original, o.unit)}" if o.original is not None else ""
     return expectation_missed(message, o.bound.span, note=note)
 
 
@@ -269,13 +269,13 @@ def bound_text(bound: Bound) -> str:
     """A bound as it was written."""
     if bound.span:
         return " ".join(bound.span.text.split())
-    limit = show(bound.limit)
+    limit = value_text(bound.limit)
     factor = f"{limit} * {bound.baseline}" if bound.baseline else limit
     where = f" on {bound.profile}" if bound.profile else ""
-    return f"{show(bound.metric)} {bound.op} {factor}{where}"
+    return f"{value_text(bound.metric)} {bound.op} {factor}{where}"
 
 
 def metric_label(bound: Bound) -> str:
     """The metric of a bound as it was written."""
     source_text = bound_text(bound).split(f" {bound.op} ", 1)[0] if bound.span else ""
-    return source_text or show(bound.metric)
+    return source_text or value_text(bound.metric)

@@ -93,7 +93,7 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
             path = plan.folder(out) / str(emit.call.args["path"])
             if (path / NAME).is_file() and _measurable(read_manifest(path)):
                 artifacts.append((path, plan))
-                stale += _stale(path, emit, plan)
+                stale += _stale_diagnostics(path, emit, plan)
     if not artifacts:
         raise Reject(
             not_compiled(
@@ -103,13 +103,13 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
         )
     if stale:
         raise Reject(*stale)
-    results = _all_tested(artifacts, session, bless)
+    results = _test_artifacts(artifacts, session, bless)
     if bless:
-        baseline.bless(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
+        baseline.write_baseline(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
     return results
 
 
-def _stale(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
+def _stale_diagnostics(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
     """A complaint where an artifact came of other steps than the recipe has, at the first that is another."""
     from ...analysis.planning.keys import to_jsonable
     from ...artifacts.manifest import read_manifest
@@ -126,7 +126,7 @@ def _stale(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnostic]:
             return
 
 
-def compiled_from(path: Path, recipe: Path | None) -> tuple[Path, dict[str, Any]]:
+def recipe_and_params(path: Path, recipe: Path | None) -> tuple[Path, dict[str, Any]]:
     """The recipe of an artifact that holds a model, `recipe` or the one beside it, and the params that it was given."""
     from ...artifacts.load import other_kind
     from ...artifacts.manifest import read_manifest
@@ -139,13 +139,13 @@ def compiled_from(path: Path, recipe: Path | None) -> tuple[Path, dict[str, Any]
                 help="test the artifact of another target of the same recipe",
             )
         )
-    file = recipe or recipe_of(path, manifest)
+    file = recipe or find_recipe(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise Reject(
             recipe_lost(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
         )
-    return file, params_of(manifest)
+    return file, compiled_params(manifest)
 
 
 def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> list[Tested]:
@@ -162,10 +162,10 @@ def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> li
                 help="name the recipe of the artifact with --recipe",
             )
         )
-    return _all_tested([(path, matching[0])], session)
+    return _test_artifacts([(path, matching[0])], session)
 
 
-def _all_tested(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
+def _test_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
     if not any(plan.pipeline.expects for _, plan in artifacts):
         raise Reject(
             nothing_expected(f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`")
@@ -180,20 +180,20 @@ def _all_tested(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless:
         )
     from . import baseline
 
-    body = None if bless else baseline.read(session.path)
+    body = None if bless else baseline.read_baseline(session.path)
     if body is None:
-        return [_tested(path, plan, session) for path, plan in spoken]
+        return [_test_one(path, plan, session) for path, plan in spoken]
     entries = [
-        baseline.baseline_of(
+        baseline.baseline_entry(
             body, baseline.named(plan, _name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
         )
         for path, plan in spoken
     ]
     judged = []
     for (path, plan), entry in zip(spoken, entries, strict=True):
-        result = _tested(path, plan, session)
-        drifts = baseline.compare_with(body, entry, result)
-        complaints = tuple(baseline.complaints(drifts, body, session.settings.undecided))
+        result = _test_one(path, plan, session)
+        drifts = baseline.compare_to_baseline(body, entry, result)
+        complaints = tuple(baseline.drift_diagnostics(drifts, body, session.settings.undecided))
         judged.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *complaints)))
     return judged
 
@@ -206,22 +206,22 @@ def _speaks_of(plan: "Plan", path: Path) -> bool:
     return any(manifest.members or bound.part in ("", manifest.kind) for bound in plan.pipeline.expects)
 
 
-def _tested(path: Path, plan: "Plan", session: "Session") -> Tested:
+def _test_one(path: Path, plan: "Plan", session: "Session") -> Tested:
     from ...artifacts.manifest import verify_files
     from ...core.cache import Cache
     from ...core.events import StageBegan, StageEnded, tick
-    from ..models import computing
-    from .gate import misses
+    from ..models import model_errors_as_diagnostics
+    from .gate import missed_bound_diagnostics
 
     listener = session.settings.on_event
     listener(StageBegan(f"test {plan.pipeline.name}", str(path)))
     tick("opening the artifact and the original")
     verify_files(path)
     ctx = session.context(plan.recipe, plan.pipeline)
-    with computing(str(path)):
-        compared = _compared(path, plan, Cache(session.settings.cache_dir), ctx)
+    with model_errors_as_diagnostics(str(path)):
+        compared = _compare_artifact(path, plan, Cache(session.settings.cache_dir), ctx)
     listener(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
-    missed = misses(compared.outcomes, session.settings.undecided)
+    missed = missed_bound_diagnostics(compared.outcomes, session.settings.undecided)
     return Tested(path, _name(path, plan), plan, compared, tuple(missed))
 
 
@@ -239,11 +239,11 @@ def _measurable(manifest: "Manifest") -> bool:
     return bool(manifest.members) or has_checkpoint(manifest)
 
 
-def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
+def _compare_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
     """The bounds that speak of an artifact, judged on what lies there."""
-    from ...artifacts.load import facts, load_to_judge, members
+    from ...artifacts.load import facts, front_members, load_to_judge
     from ...artifacts.manifest import read_manifest
-    from .comparison import compare
+    from .comparison import compare_with_original
     from .verdicts import Verdicts
 
     def open_form(folder: Path) -> Any:
@@ -251,9 +251,9 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
 
     manifest = read_manifest(path)
     if manifest.members:
-        models = ((name, open_form(folder)) for name, folder in members(path, manifest))
-        return Verdicts(plan, cache, ctx).on_front(models)[0]
-    target: Any = ctx.registry.load("target", manifest.kind)
+        models = ((name, open_form(folder)) for name, folder in front_members(path, manifest))
+        return Verdicts(plan, cache, ctx).judge_front(models)[0]
+    target: Any = ctx.registry.load_class("target", manifest.kind)
     results = target.results(path, ctx)
     bounds = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
     if results is not None:
@@ -267,20 +267,20 @@ def _compared(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comp
         )
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=bounds))
     if results is not None:
-        return Verdicts(plan, cache, ctx).on_front(results)[0]
-    return compare(open_form(path), plan, cache, ctx)
+        return Verdicts(plan, cache, ctx).judge_front(results)[0]
+    return compare_with_original(open_form(path), plan, cache, ctx)
 
 
-def recipe_of(path: Path, manifest: "Manifest") -> Path | None:
+def find_recipe(path: Path, manifest: "Manifest") -> Path | None:
     """The recipe's file in a folder above the artifact, in the working folder or in the library, with the same text."""
-    from ...plugin.recipe_library import shipped
+    from ...plugin.recipe_library import library_files
 
     name, text = manifest.recipe.get("name"), manifest.recipe.get("text")
     for folder in _around(path):
         file = folder / str(name)
         if name and _reads(file, str(text)):
             return file
-    candidates = (recipe.path for recipe in shipped().values() if recipe.path.name == name)
+    candidates = (recipe.path for recipe in library_files().values() if recipe.path.name == name)
     return next((file for file in candidates if _reads(file, str(text))), None)
 
 
@@ -299,7 +299,7 @@ def _around(path: Path) -> Iterator[Path]:
     yield from sorted(f for f in cwd.glob("*/") if not f.name.startswith("."))
 
 
-def params_of(manifest: "Manifest") -> dict[str, Any]:
+def compiled_params(manifest: "Manifest") -> dict[str, Any]:
     """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
     from ....dsl.checker.value_text import plain
     from ....dsl.checker.values import from_json

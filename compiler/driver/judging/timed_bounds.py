@@ -1,15 +1,15 @@
 """Whether timings decide a bound: their confidence interval lies on one side of it, or it is left open."""
 
 from ....dsl.checker.recipe import Bound
-from ...core.quantity import measured
+from ...core.quantity import measurement_text
 from ...evaluation.confidence import CONFIDENCE, median_interval
 from ...evaluation.timing import InterleavedTimes
-from .gate import judge
+from .gate import judge_bound
 
 SECONDS = 60.0  # for which a timed bound is measured again until it is decided
 
 
-def interval(bound: Bound, timings: InterleavedTimes, original: float) -> tuple[float, float] | None:
+def confidence_interval(bound: Bound, timings: InterleavedTimes, original: float) -> tuple[float, float] | None:
     """Confidence interval of the metric, in its unit; None after too few rounds.
 
     Of a bound on a factor it follows from the ratios within each round, which what else the machine does leaves alone.
@@ -20,27 +20,27 @@ def interval(bound: Bound, timings: InterleavedTimes, original: float) -> tuple[
     return median_interval(timings.compiled)
 
 
-def decides(bound: Bound, timings: InterleavedTimes, original: float, unit: str = "") -> bool:
+def interval_decides(bound: Bound, timings: InterleavedTimes, original: float, unit: str = "") -> bool:
     """Whether both ends of the interval, and so all between them, get the same verdict."""
-    bounds = interval(bound, timings, original)
+    bounds = confidence_interval(bound, timings, original)
     if bounds is None:
         return False
-    low, high = (judge(bound, original if bound.baseline else None, end, unit) for end in bounds)
+    low, high = (judge_bound(bound, original if bound.baseline else None, end, unit) for end in bounds)
     if bound.op == "in" and not low.passed and not high.passed:
         return bounds[1] < low.low or bounds[0] > low.high
     return low.passed == high.passed
 
 
-def openness(bound: Bound, timings: InterleavedTimes, original: float, unit: str) -> str:
+def undecided_reason(bound: Bound, timings: InterleavedTimes, original: float, unit: str) -> str:
     """Why a bound is left open, as a sentence; "" where it is decided."""
-    if decides(bound, timings, original, unit):
+    if interval_decides(bound, timings, original, unit):
         return ""
-    bounds = interval(bound, timings, original)
+    bounds = confidence_interval(bound, timings, original)
     rounds = f"after {len(timings.rounds)} rounds"
     if bounds is None:
         return f"{rounds} nothing is sure"
-    limit = judge(bound, original if bound.baseline else None, bounds[0], unit).limit
+    limit = judge_bound(bound, original if bound.baseline else None, bounds[0], unit).limit
     return (
-        f"{rounds} it lies between {measured(bounds[0], unit)} and {measured(bounds[1], unit)} "
+        f"{rounds} it lies between {measurement_text(bounds[0], unit)} and {measurement_text(bounds[1], unit)} "
         f"with {CONFIDENCE:.0%} confidence; the limit is {limit}"
     )

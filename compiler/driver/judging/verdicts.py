@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.recipe import Bound, Emit
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
 from ...artifacts.load import facts
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...plugin.context import Context
-from .comparison import Comparison, compare
+from .comparison import Comparison, compare_with_original
 from .gate import Outcome as Verdict
-from .gate import judge, metric_label
+from .gate import judge_bound, metric_label
 
 if TYPE_CHECKING:
     from ...analysis.planning.plan import Plan
@@ -34,7 +34,9 @@ class Verdicts:
     on_original: Callable[[Any], None] = lambda original: None
     totals: dict[str, Comparison] = field(default_factory=dict)
 
-    def on_model(self, target: Emit, model: Callable[[], Any], rounds: bool) -> tuple[Comparison, tuple[Verdict, ...]]:
+    def judge_model(
+        self, target: Emit, model: Callable[[], Any], rounds: bool
+    ) -> tuple[Comparison, tuple[Verdict, ...]]:
         """All that is to be said of an artifact, and the verdicts among it that are new.
 
         model    makes what is measured: the artifact reopened, or the program in memory
@@ -46,7 +48,7 @@ class Verdicts:
         bounds = [
             b for b in self.plan.pipeline.expects if (b.part == word and not later) or (not b.part and known is None)
         ]
-        compared = compare(model(), self._with(bounds), self.cache, self.ctx, self.on_original)
+        compared = compare_with_original(model(), self._with(bounds), self.cache, self.ctx, self.on_original)
         if known is None:
             if not rounds:
                 self.totals[target.source] = compared
@@ -59,7 +61,7 @@ class Verdicts:
         new = (*(v for v, old in zip(rejudged, reused, strict=True) if v is not old), *compared.outcomes, *wait)
         return replace(compared, outcomes=(*rejudged, *compared.outcomes, *wait), measures=measures), new
 
-    def on_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
+    def judge_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
         """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""
         judged = [(name, self._point(name, model)) for name, model in models]
         point_verdicts = [replace(v, where=name) for name, compared in judged for v in compared.outcomes]
@@ -80,7 +82,7 @@ class Verdicts:
 
     def _point(self, name: str, model: Any) -> Comparison:
         bounds = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
-        return compare(model, self._with(bounds), self.cache, self.ctx, self.on_original, self._scores())
+        return compare_with_original(model, self._with(bounds), self.cache, self.ctx, self.on_original, self._scores())
 
     def _scores(self) -> list[MetricRef]:
         """Metrics of the front, equal for every point; times are measured interleaved."""
@@ -93,7 +95,7 @@ class Verdicts:
 
 def _names(bound: Bound) -> tuple[str, str]:
     """Names of a bound's metric in tables."""
-    return metric_label(bound), show(bound.metric)
+    return metric_label(bound), value_text(bound.metric)
 
 
 def _remeasured(verdict: Verdict, measures: Sequence[Measure], artifact: str) -> Verdict:
@@ -101,7 +103,7 @@ def _remeasured(verdict: Verdict, measures: Sequence[Measure], artifact: str) ->
     value = next((m.compiled for m in measures if m.metric in _names(verdict.bound)), verdict.value)
     if value == verdict.value or verdict.skipped or value is None:
         return verdict
-    return replace(judge(verdict.bound, verdict.original, value, verdict.unit), where=artifact)
+    return replace(judge_bound(verdict.bound, verdict.original, value, verdict.unit), where=artifact)
 
 
 def decisive(verdicts: list[Verdict]) -> Verdict:

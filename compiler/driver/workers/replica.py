@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.planning.machine_profile import as_profiled, named
+from ...analysis.planning.machine_profile import named, with_profile_threads
 from ...analysis.planning.plan import Plan, Stage
 from ...core.cache import Cache
 from ...core.memory import anonymous_bytes, available
@@ -27,7 +27,7 @@ from ...core.safe_read import read_json
 from ...core.settings import Settings
 from ...plugin.context import Context
 from ...plugin.remote_scorer import Task, TaskSource
-from ..api import Session, plans, session
+from ..api import Session, make_plans, open_session
 from ..pipeline import Build
 from ..worker_team import TOKEN, facts
 
@@ -113,11 +113,11 @@ def _run(step: Mapping[str, Any], task_source: TaskSource, stack: ExitStack) -> 
     os.environ.update(step["environment"])
     opened, plan, stage = _stage_of(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
-    outcome = build.reach(stage.source)
+    outcome = build.load_outcome(stage.source)
     settings = replace(opened.settings, max_memory=anonymous_bytes() + available() // max(1, step["size"]))
     workdir = _scratch(Path(step["scratch"]), stack)
     ctx: Context = replace(build.context(stage), settings=settings, workdir=workdir, task_source=task_source)
-    with as_profiled(named(stage.call), ctx):
+    with with_profile_threads(named(stage.call), ctx):
         ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
 
 
@@ -134,8 +134,10 @@ def _stage_of(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
     settings = Settings(**{**step["settings"], "cache_dir": Path(step["settings"]["cache_dir"])})
     params = step["params"]
     try:
-        opened = session(step["recipe"], settings=settings, set=step["set"], params=Path(params) if params else None)
-        plan_list = plans(opened)
+        opened = open_session(
+            step["recipe"], settings=settings, set=step["set"], params=Path(params) if params else None
+        )
+        plan_list = make_plans(opened)
     except Reject as rejection:
         raise WorkerMismatch(f"the recipe is refused here: {rejection.diagnostics[0].message}") from rejection
     for plan in plan_list:

@@ -4,7 +4,7 @@ from torch import nn
 
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...models.rows.classifier import judge_classes
+from ...models.rows.classifier import classification_loss_and_accuracy
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
 
@@ -29,4 +29,6 @@ class Accuracy(Metric):
         labels = ctx.labels(self.data)
         if labels is None:
             raise Reject(no_labels(f"`{self.data.name}` has no classes", help="declare it with `labels`"))
-        return judge_classes(model, ctx.rows(self.data), ctx.prompts(self.data), labels, self.data.name)[1]
+        return classification_loss_and_accuracy(
+            model, ctx.rows(self.data), ctx.prompts(self.data), labels, self.data.name
+        )[1]

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ...ir.weights import HasWeightSizes, distinct
+from ...ir.weights import HasWeightSizes, distinct_tensors
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric
 
@@ -25,4 +25,4 @@ class Bytes(Metric):
     def measure(self, model: nn.Module, ctx: Context) -> float:
         if isinstance(model, HasWeightSizes) and model.stored_bytes is not None:
             return model.stored_bytes
-        return sum(t.nbytes for _, t in distinct(model) if isinstance(t, Tensor))
+        return sum(t.nbytes for _, t in distinct_tensors(model) if isinstance(t, Tensor))

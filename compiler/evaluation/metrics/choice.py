@@ -7,7 +7,7 @@ from torch import nn
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...inputs.data.choices import Choices
-from ...models.rows.forward import continuations, finite
+from ...models.rows.forward import continuation_logprobs, finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
 
@@ -35,9 +35,9 @@ class Choice(Metric):
             raise Reject(
                 no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
             )
-        items = data.items(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
+        items = data.tokenized_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
         requests = [(row, begin) for item in items for row, begin in zip(item.rows, item.starts, strict=True)]
-        sums = iter(continuations(model, requests))
+        sums = iter(continuation_logprobs(model, requests))
         right = 0
         for item in items:
             scores = [finite(next(sums), "choice", self.data.name) for _ in item.rows]

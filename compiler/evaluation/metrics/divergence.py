@@ -7,7 +7,7 @@ from torch import nn
 from ....dsl.checker.values import DataRef
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ..reference import divergence, load
+from ..reference import load_reference, mean_kl_divergence
 
 
 class Divergence(Metric):
@@ -27,4 +27,6 @@ class Divergence(Metric):
     data: DataRef = param("Rows to predict.", positional=True)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return divergence(model, ctx.rows(self.data), load(ctx, self.data), "divergence", self.data.name)
+        return mean_kl_divergence(
+            model, ctx.rows(self.data), load_reference(ctx, self.data), "divergence", self.data.name
+        )

@@ -10,8 +10,8 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.nearest import suggestion
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
-from ...inputs.windows import need_tokenizer
-from ...models.checkpoints.checkpoint import quiet
+from ...inputs.windows import require_tokenizer
+from ...models.checkpoints.checkpoint import quiet_libraries
 from ...models.checkpoints.model_folder import remote_code
 from ...models.rows.forward import evaluating, finite
 from ...plugin.context import Context
@@ -72,9 +72,9 @@ class LmEval(Metric):
             raise Reject(
                 unknown_task(f"the harness has no task `{self.task}`", help=suggestion(self.task, manager.all_tasks))
             )
-        tokenizer = need_tokenizer(ctx.tokenizer, ctx)
+        tokenizer = require_tokenizer(ctx.tokenizer, ctx)
         try:
-            with quiet(), redirect_stderr(StringIO()), evaluating(model):  # its bars have no switch
+            with quiet_libraries(), redirect_stderr(StringIO()), evaluating(model):  # its bars have no switch
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
                 result = simple_evaluate(
                     wrapped,

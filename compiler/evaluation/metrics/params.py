@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...ir.layers.linear import params
+from ...ir.layers.linear import count_params
 from ...ir.weights import HasWeightSizes
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric
@@ -35,7 +35,7 @@ class Params(Metric):
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
         if not isinstance(model, HasWeightSizes):
-            return params(model)
+            return count_params(model)
         if model.n_params is None:
             raise Reject(
                 params_untold(

@@ -5,7 +5,7 @@ import math
 from torch import nn
 
 from ....dsl.checker.values import DataRef
-from ...models.rows.forward import finite, nll
+from ...models.rows.forward import finite, total_nll
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
 
@@ -29,6 +29,6 @@ class Perplexity(Metric):
         return value * math.exp(min(nats, 80.0))
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        nats, tokens = nll(model, ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data))
+        nats, tokens = total_nll(model, ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data))
         mean = finite(nats / tokens, "perplexity", self.data.name)
         return finite(math.exp(min(mean, 800.0)) if mean < 709 else math.inf, "perplexity", self.data.name)

@@ -8,7 +8,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import Record, bad_record, check_field, read_records, text_of
-from ..windows import content_identity, cut, encode, find_files, need_tokenizer
+from ..windows import content_identity, encode, find_files, require_tokenizer, token_windows
 
 no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
 
@@ -39,14 +39,14 @@ class Chat(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         ids: list[int] = []
         for messages in self._conversations(ctx):
-            ids += encode(self._rendered(messages, need_tokenizer(tokenizer, ctx)), tokenizer)
+            ids += encode(self._rendered(messages, require_tokenizer(tokenizer, ctx)), tokenizer)
             if _is_open(ids, tokenizer):
                 ids.append(tokenizer.eos_token_id)
         return self._cut(ids, ctx)
 
     def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         """Masks of the assistants' tokens, with the end token; a token that overlaps counts."""
-        tokenizer = need_tokenizer(tokenizer, ctx)
+        tokenizer = require_tokenizer(tokenizer, ctx)
         if not tokenizer.is_fast:
             raise Reject(
                 no_speakers(
@@ -58,7 +58,7 @@ class Chat(Data):
         mask: list[int] = []
         for messages in self._conversations(ctx):
             text = self._rendered(messages, tokenizer)
-            spans = self._spans(messages, text, tokenizer)
+            spans = self._assistant_spans(messages, text, tokenizer)
             encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
             ids += encoded["input_ids"]
             mask += [any(start < b and a < end for a, b in spans) for start, end in encoded["offset_mapping"]]
@@ -68,12 +68,12 @@ class Chat(Data):
         return self._cut(mask, ctx)
 
     def _cut(self, values: list[int], ctx: Context) -> Iterator[Any]:
-        return cut(values, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
+        return token_windows(values, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def _conversations(self, ctx: Context) -> Iterator[list[dict[str, str]]]:
         for path in find_files(self.path, ctx.folder):
             for number, record in enumerate(self._records(path), start=1):
-                yield self._messages(record, number, path)
+                yield self._parse_messages(record, number, path)
 
     def identity(self, ctx: Context) -> str:
         facts = {
@@ -93,15 +93,17 @@ class Chat(Data):
         return records
 
     def _rendered(self, messages: list[dict[str, str]], tokenizer: Any) -> str:
-        return self._templated(messages, tokenizer) if tokenizer.chat_template else "\n".join(self._lines(messages))
+        return (
+            self._render_template(messages, tokenizer) if tokenizer.chat_template else "\n".join(self._lines(messages))
+        )
 
-    def _templated(self, messages: list[dict[str, str]], tokenizer: Any, **options: Any) -> str:
+    def _render_template(self, messages: list[dict[str, str]], tokenizer: Any, **options: Any) -> str:
         from jinja2 import TemplateError
 
-        from ...models.rows.chat_template import render
+        from ...models.rows.chat_template import render_template
 
         try:
-            return render(tokenizer, messages, **options)
+            return render_template(tokenizer, messages, **options)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages[:6])
             raise Reject(
@@ -115,14 +117,16 @@ class Chat(Data):
         named = not (self.prompt or self.response)
         return [f"{message['role']}: {message['content']}" if named else message["content"] for message in messages]
 
-    def _spans(self, messages: list[dict[str, str]], text: str, tokenizer: Any) -> list[tuple[int, int]]:
+    def _assistant_spans(self, messages: list[dict[str, str]], text: str, tokenizer: Any) -> list[tuple[int, int]]:
         """Character spans of the assistants' turns in a rendered conversation."""
         spans = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             if tokenizer.chat_template:
-                before = self._templated(messages[:number], tokenizer, add_generation_prompt=True) if number else ""
+                before = (
+                    self._render_template(messages[:number], tokenizer, add_generation_prompt=True) if number else ""
+                )
                 after = self._rendered(messages[: number + 1], tokenizer)
                 if not (text.startswith(after) and after.startswith(before)):
                     raise Reject(
@@ -138,7 +142,7 @@ class Chat(Data):
                 spans.append((end - len(message["content"]), end))
         return spans
 
-    def _messages(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
+    def _parse_messages(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
         if self.prompt or self.response:
             fields = [("user", self.prompt), ("assistant", self.response)]
             return [{"role": role, "content": text_of(record, name, number, path)} for role, name in fields if name]

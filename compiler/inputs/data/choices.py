@@ -9,7 +9,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import Record, bad_record, check_field, read_records, text_of
-from ..windows import content_identity, cut, encode, find_files, need_tokenizer, start_token
+from ..windows import content_identity, encode, find_files, require_tokenizer, start_token, token_windows
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Choices(Data):
     seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
     length: int = param("Tokens in a row, where it is used as rows.", default=256, ge=2, unit="tokens")
 
-    def items(self, tokenizer: Any, ctx: Context) -> list[Item]:
+    def tokenized_questions(self, tokenizer: Any, ctx: Context) -> list[Item]:
         """The questions for scoring: every option behind its question."""
-        tokenizer = need_tokenizer(tokenizer, ctx)
+        tokenizer = require_tokenizer(tokenizer, ctx)
         start = start_token(tokenizer, "auto")
         front = [] if start is None else [start]
         items = []
-        for prompt, options, answer in self._chosen(ctx):
+        for prompt, options, answer in self._chosen_questions(ctx):
             rows = [(*front, *encode(f"{prompt} {option}", tokenizer)) for option in options]
             begin = max(len(front) + len(encode(prompt, tokenizer)), 1)
             starts = tuple(min(begin, len(row) - 1) for row in rows)
@@ -62,9 +62,9 @@ class Choices(Data):
         return items
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        tokenizer = need_tokenizer(tokenizer, ctx)
-        text = "\n\n".join(f"{prompt} {options[answer]}" for prompt, options, answer in self._chosen(ctx))
-        return cut(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
+        tokenizer = require_tokenizer(tokenizer, ctx)
+        text = "\n\n".join(f"{prompt} {options[answer]}" for prompt, options, answer in self._chosen_questions(ctx))
+        return token_windows(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
 
     def identity(self, ctx: Context) -> str:
         facts = {
@@ -74,12 +74,12 @@ class Choices(Data):
         facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
         return content_identity("choices", find_files(self.path, ctx.folder), facts, ctx)
 
-    def _chosen(self, ctx: Context) -> list[tuple[str, list[str], int]]:
+    def _chosen_questions(self, ctx: Context) -> list[tuple[str, list[str], int]]:
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
         import torch
 
         questions = [
-            self._read(record, number, path)
+            self._parse_record(record, number, path)
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
@@ -95,11 +95,11 @@ class Choices(Data):
             check_field(records, name, path)
         return records
 
-    def _read(self, record: Record, number: int, path: Path) -> tuple[str, list[str], int]:
-        options, labels = self._options(record, number, path)
+    def _parse_record(self, record: Record, number: int, path: Path) -> tuple[str, list[str], int]:
+        options, labels = self._parse_options(record, number, path)
         if len(options) < 2 or not all(isinstance(o, str) and o for o in options):
             raise Reject(bad_record(f"record {number} of {path} has no two options that are text"))
-        answer = index_of(record[self.answer], options, labels)
+        answer = answer_index(record[self.answer], options, labels)
         if answer is None:
             raise Reject(
                 bad_record(
@@ -110,7 +110,7 @@ class Choices(Data):
         question = text_of(record, self.question, number, path)
         return (f"Question: {question}\nAnswer:" if self.layout == "qa" else question), options, answer
 
-    def _options(self, record: Record, number: int, path: Path) -> tuple[list[Any], list[str]]:
+    def _parse_options(self, record: Record, number: int, path: Path) -> tuple[list[Any], list[str]]:
         if self.fixed:
             return list(self.fixed), []
         if not isinstance(self.options, str):
@@ -121,7 +121,7 @@ class Choices(Data):
         return (options if isinstance(options, list) else []), []
 
 
-def index_of(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int | None:
+def answer_index(answer: Any, options: Sequence[str], labels: Sequence[str]) -> int | None:
     """Index of the option that an answer means; None where it means none. Labels win over texts, texts over numbers."""
     if isinstance(answer, bool):
         answer = str(answer).lower()

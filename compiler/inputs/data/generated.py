@@ -7,10 +7,10 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.keys import versions
 from ...core.cache import Cache, digest
 from ...core.deadline import DeadlineExceeded
-from ...ir.capture.first_calls import stock_fails
+from ...ir.capture.first_calls import stock_failure_diagnostic
 from ...models.rows.forward import not_a_number, without_dropout
 from ...models.rows.inputs import device_of
-from ...models.rows.packed_inputs import writes
+from ...models.rows.packed_inputs import generates_from_ids
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ...plugin.row_checks import bad_rows
@@ -57,7 +57,7 @@ class Generated(Data):
         rows = cache.value(parts)
         if rows is None:
             rows = self._generate(tokenizer, ctx).tolist()
-            ctx.origin.refuse_change()
+            ctx.origin.refuse_changed_files()
             cache.keep(parts, rows)
         return iter(torch.tensor(rows, dtype=torch.int64))
 
@@ -72,7 +72,7 @@ class Generated(Data):
         import torch
 
         model = (ctx.original and ctx.original.model) or ctx.origin.load().eval()
-        if not writes(model):
+        if not generates_from_ids(model):
             raise Reject(
                 bad_rows(
                     f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
@@ -84,16 +84,16 @@ class Generated(Data):
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
             steps = self.length * len(sizes)
             ticks = ctx.each(range(steps), "writing tokens of rows", steps)
-            done = [self._batch(model, _first(model, tokenizer, ctx, n), ticks) for n in sizes]
+            done = [self._generate_batch(model, _start_tokens(model, tokenizer, ctx, n), ticks) for n in sizes]
         return torch.cat(done)
 
-    def _batch(self, model: Any, first: "torch.Tensor", ticks: Iterator[int]) -> "torch.Tensor":
+    def _generate_batch(self, model: Any, first: "torch.Tensor", ticks: Iterator[int]) -> "torch.Tensor":
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
         def hook(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
             next(ticks)  # a token of every row
-            return _all_finite(logits)
+            return _require_finite(logits)
 
         new_tokens = self.length - 1
         config = GenerationConfig(
@@ -117,10 +117,10 @@ class Generated(Data):
         except (Reject, DeadlineExceeded):
             raise
         except Exception as error:  # a model's own code may raise anything
-            raise Reject(stock_fails(model, "writes", error)) from error
+            raise Reject(stock_failure_diagnostic(model, "writes", error)) from error
 
 
-def _all_finite(logits: "torch.Tensor") -> "torch.Tensor":
+def _require_finite(logits: "torch.Tensor") -> "torch.Tensor":
     """Logits to sample from; Reject where they are no distribution."""
     if logits.isnan().any() or logits.eq(float("inf")).any():  # minus infinity: never drawn
         raise Reject(
@@ -132,7 +132,7 @@ def _all_finite(logits: "torch.Tensor") -> "torch.Tensor":
     return logits
 
 
-def _first(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tensor":
+def _start_tokens(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tensor":
     """[count, 1]: the token that texts begin with, else the one that they end with, else drawn like any other."""
     import torch
 

@@ -14,7 +14,7 @@ from ...core.json_errors import first_line
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import bad_record, no_field
-from ..windows import cut, encode, find_files, need_tokenizer, start_token
+from ..windows import encode, find_files, require_tokenizer, start_token, token_windows
 
 _LONGEST = 193  # characters of ORG/NAME, 96 each
 data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
@@ -50,10 +50,10 @@ class Hub(Data):
     )
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        tokenizer = need_tokenizer(tokenizer, ctx)
+        tokenizer = require_tokenizer(tokenizer, ctx)
         ids = encode("\n\n".join(self._texts(ctx)), tokenizer)
         seed = ctx.seed if self.seed is None else self.seed
-        return cut(ids, self.length, start_token(tokenizer, self.start), self.samples, seed)
+        return token_windows(ids, self.length, start_token(tokenizer, self.start), self.samples, seed)
 
     def identity(self, ctx: Context) -> str:
         import hashlib
@@ -68,7 +68,7 @@ class Hub(Data):
 
     def _texts(self, ctx: Context) -> list[str]:
         check_modules(self.requires, self.extra, "data hub")
-        dataset = _load(self.name, self.config, self.split, self.revision, ctx.folder, ctx.settings.offline)
+        dataset = _load_dataset(self.name, self.config, self.split, self.revision, ctx.folder, ctx.settings.offline)
         if self.field not in dataset.column_names:
             raise Reject(
                 no_field(
@@ -83,14 +83,14 @@ class Hub(Data):
 
 
 @cache
-def _load(name: str, config: str | None, split: str, revision: str | None, folder: Path, offline: bool) -> Any:
+def _load_dataset(name: str, config: str | None, split: str, revision: str | None, folder: Path, offline: bool) -> Any:
     import datasets
 
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     how = datasets.DownloadConfig(local_files_only=offline)
     try:
-        if local := _local(name, folder):
+        if local := _local_files(name, folder):
             kind, files = local
             return datasets.load_dataset(kind, config, data_files=files, split=split)
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=how)
@@ -111,7 +111,7 @@ def _load(name: str, config: str | None, split: str, revision: str | None, folde
             datasets.enable_progress_bars()
 
 
-def _local(name: str, folder: Path) -> tuple[str, list[str]] | None:
+def _local_files(name: str, folder: Path) -> tuple[str, list[str]] | None:
     """The builder and the files of a local name; None for a name of the hub."""
     path = Path(name).expanduser()
     if path.suffix not in FORMATS and not name.startswith((".", "/", "~")):

@@ -34,13 +34,13 @@ class Images(Data):
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        images = self._tensor(self.images, ("U8", "F32"), 4, ctx)
+        images = self._read_tensor(self.images, ("U8", "F32"), 4, ctx)
         return self._choose(images.float().div(255) if not images.is_floating_point() else images, ctx)
 
     def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
         if self.classes is None:
             return None
-        return (int(n) for n in self._choose(self._tensor(self.classes, INTEGER_DTYPES, 1, ctx), ctx))
+        return (int(n) for n in self._choose(self._read_tensor(self.classes, INTEGER_DTYPES, 1, ctx), ctx))
 
     def identity(self, ctx: Context) -> str:
         facts = {
@@ -53,7 +53,7 @@ class Images(Data):
     def _choose(self, values: Any, ctx: Context) -> Iterator[Any]:
         return choose_rows(values, self.samples, ctx.seed if self.seed is None else self.seed)
 
-    def _tensor(self, name: str, kinds: tuple[str, ...], axes: int, ctx: Context) -> Any:
+    def _read_tensor(self, name: str, kinds: tuple[str, ...], axes: int, ctx: Context) -> Any:
         from safetensors import safe_open
 
         (path,) = find_files(self.path, ctx.folder)

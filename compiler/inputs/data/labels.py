@@ -8,8 +8,8 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.nearest import suggestion
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import check_field, fitting, read_records, text_of
-from ..windows import choose_rows, content_identity, find_files, need_tokenizer
+from ..records import check_field, drop_too_long, read_records, text_of
+from ..windows import choose_rows, content_identity, find_files, require_tokenizer
 
 unknown_class = Fault("unknown-class", "A record's label is none of the classes that a recipe names.")
 text_too_long = Fault("text-too-long", "A text has more tokens than a row.")
@@ -42,32 +42,34 @@ class Labels(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        return self._choose([[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._items(tokenizer, ctx)], ctx)
+        return self._choose(
+            [[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._tokenized_texts(tokenizer, ctx)], ctx
+        )
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        return (int(n) for n in self._choose([len(ids) for ids, _ in self._items(tokenizer, ctx)], ctx))
+        return (int(n) for n in self._choose([len(ids) for ids, _ in self._tokenized_texts(tokenizer, ctx)], ctx))
 
     def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        return (int(n) for n in self._choose([number for _, number in self._items(tokenizer, ctx)], ctx))
+        return (int(n) for n in self._choose([number for _, number in self._tokenized_texts(tokenizer, ctx)], ctx))
 
     def _choose(self, values: list, ctx: Context) -> Iterator[Any]:
         import torch
 
         return choose_rows(torch.tensor(values), self.samples, ctx.seed if self.seed is None else self.seed)
 
-    def _items(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], int]]:
+    def _tokenized_texts(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], int]]:
         """Ids and class of every text that fits."""
-        tokenizer, items = need_tokenizer(tokenizer, ctx), []
+        tokenizer, items = require_tokenizer(tokenizer, ctx), []
         for path in find_files(self.path, ctx.folder):
             records = read_records(path)
             for name in (self.text, self.label):
                 check_field(records, name, path)
             for number, record in enumerate(records, start=1):
                 ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
-                items.append((ids, self._number(str(record[self.label]), number, path)))
-        return fitting(items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts")
+                items.append((ids, self._label_index(str(record[self.label]), number, path)))
+        return drop_too_long(items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts")
 
-    def _number(self, label: str, number: int, path: Path) -> int:
+    def _label_index(self, label: str, number: int, path: Path) -> int:
         if label not in self.classes:
             raise Reject(
                 unknown_class(

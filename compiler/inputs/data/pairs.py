@@ -8,8 +8,8 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, fitting, read_records, text_of
-from ..windows import choose_rows, content_identity, encode, find_files, need_tokenizer, start_token
+from ..records import Record, check_field, drop_too_long, read_records, text_of
+from ..windows import choose_rows, content_identity, encode, find_files, require_tokenizer, start_token
 
 pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
 empty_pair = Fault("empty-pair", "A prompt or an answer has no text, so that nothing can be learned from it.")
@@ -58,41 +58,41 @@ class Pairs(Data):
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         if self._is_pair(ctx):
             half = self.length // 2
-            return self._lay(
+            return self._fill_rows(
                 tokenizer, ctx, lambda pair: (*pair.prompt, *(fill,) * (half - len(pair.prompt)), *pair.answer), fill
             )
-        return self._lay(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
+        return self._fill_rows(tokenizer, ctx, lambda pair: (*pair.prompt, *pair.answer), fill)
 
     def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any] | None:
         if self._is_pair(ctx):
             return None  # all of a target is learned, and nothing of a source
-        return self._lay(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
+        return self._fill_rows(tokenizer, ctx, lambda pair: (*(0,) * len(pair.prompt), *(1,) * len(pair.answer)), 0)
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int] | None:
         if self._is_pair(ctx):
             return None
-        return (int(row.sum()) for row in self._lay(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
+        return (int(row.sum()) for row in self._fill_rows(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
 
-    def _lay(self, tokenizer: Any, ctx: Context, values_of: Any, fill: int) -> Iterator[Any]:
+    def _fill_rows(self, tokenizer: Any, ctx: Context, values_of: Any, fill: int) -> Iterator[Any]:
         """A row of numbers for each pair that is chosen: what `values_of` says of its tokens, then `fill`."""
         import torch
 
-        rows = [values_of(pair) for pair in self._pairs(tokenizer, ctx)]
+        rows = [values_of(pair) for pair in self._read_pairs(tokenizer, ctx)]
         full = torch.tensor([[*row, *(fill,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
         return choose_rows(full, self.samples, ctx.seed if self.seed is None else self.seed)
 
-    def _pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
-        tokenizer = need_tokenizer(tokenizer, ctx)
+    def _read_pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
+        tokenizer = require_tokenizer(tokenizer, ctx)
         pairs = [
-            (self._source_and_target if self._is_pair(ctx) else self._pair)(record, number, path, tokenizer)
+            (self._parse_source_and_target if self._is_pair(ctx) else self._parse_pair)(record, number, path, tokenizer)
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
         two_sided = self._is_pair(ctx)
         sizes = [_size(pair, two_sided) for pair in pairs]
-        return fitting(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
+        return drop_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
-    def _pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+    def _parse_pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
         start = start_token(tokenizer, "auto")
         prompt = encode(text_of(record, self.prompt, number, path), tokenizer)
         answer = encode(self.join + text_of(record, self.answer, number, path), tokenizer)
@@ -102,7 +102,7 @@ class Pairs(Data):
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
 
-    def _source_and_target(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+    def _parse_source_and_target(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
         source = tokenizer(text_of(record, self.prompt, number, path), verbose=False)["input_ids"]
         target = tokenizer(text_target=text_of(record, self.answer, number, path), verbose=False)["input_ids"]
         if not source or not target:

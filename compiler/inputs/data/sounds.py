@@ -10,8 +10,8 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import DATA, read_regular
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, fitting, read_records, text_of
-from ..windows import choose_rows, content_identity, find_files, need_tokenizer
+from ..records import Record, check_field, drop_too_long, read_records, text_of
+from ..windows import choose_rows, content_identity, find_files, require_tokenizer
 from .labels import text_too_long
 
 bad_sound = Fault("bad-sound", "A recording can't be read, or is not such as the model hears.")
@@ -50,18 +50,18 @@ class Sounds(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
 
-        tokenizer, extract = need_tokenizer(tokenizer, ctx), _extractor(ctx)
+        tokenizer, extract = require_tokenizer(tokenizer, ctx), _feature_extractor(ctx)
         recordings = [
             (self._file(record, number, path), self._speech(record, number, path, tokenizer))
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
         sizes = [len(ids) for _, ids in recordings]
-        recordings = fitting(recordings, sizes, self.length, self.longer, text_too_long, "texts")
+        recordings = drop_too_long(recordings, sizes, self.length, self.longer, text_too_long, "texts")
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         rows = []
         for file, ids in recordings:
-            features = _features(file, extract, ctx)
+            features = _extract_features(file, extract, ctx)
             target = torch.tensor([*ids, *(fill,) * (self.length - len(ids))]).float()
             rows.append(torch.cat([features.flatten(), target]))
         return choose_rows(torch.stack(rows), self.samples, ctx.seed if self.seed is None else self.seed)
@@ -93,7 +93,7 @@ class Sounds(Data):
         return tuple(ids)
 
 
-def _extractor(ctx: Context) -> Any:
+def _feature_extractor(ctx: Context) -> Any:
     """Feature extractor of sounds; a class of transformers, never code of the folder."""
     from transformers import AutoFeatureExtractor
 
@@ -108,11 +108,13 @@ def _extractor(ctx: Context) -> Any:
     return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _features(file: Path, extract: Any, ctx: Context) -> Any:
+def _extract_features(file: Path, extract: Any, ctx: Context) -> Any:
     """Pictures of one recording, [bands, frames] as the model hears them."""
     import torch
 
-    extracted = extract(_samples(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np")
+    extracted = extract(
+        _read_wav(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np"
+    )
     features = torch.from_numpy(extracted["input_features"][0]).float()
     expected = ctx.origin.config.get("num_mel_bins"), 2 * int(ctx.origin.config.get("max_source_positions", 0))
     if tuple(features.shape) != expected:
@@ -125,7 +127,7 @@ def _features(file: Path, extract: Any, ctx: Context) -> Any:
     return features
 
 
-def _samples(file: Path, rate: int) -> Any:
+def _read_wav(file: Path, rate: int) -> Any:
     """Samples of a WAV file in -1..1, [t] float32."""
     import numpy
 

@@ -31,7 +31,7 @@ class Synthetic(Data):
         import torch
 
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
-        ahead, words = self._shapes(ctx)
+        ahead, words = self._row_shape_and_vocabulary(ctx)
         if words is None:
             return iter(torch.randn(self.count, *ahead, generator=generator))
         if not ahead:
@@ -43,11 +43,11 @@ class Synthetic(Data):
 
     def identity(self, ctx: Context) -> str:
         seed = ctx.seed if self.seed is None else self.seed
-        ahead, words = self._shapes(ctx)
+        ahead, words = self._row_shape_and_vocabulary(ctx)
         layout = ahead if words is None else [ahead, words] if ahead else words
         return digest(["synthetic", self.count, self.length, seed, layout])
 
-    def _shapes(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
+    def _row_shape_and_vocabulary(self, ctx: Context) -> tuple[tuple[int, ...], int | None]:
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
         known, config = (ctx.origin.vocabulary, ctx.origin.target_vocabulary), ctx.origin.config
         words = min((n for n in known if n is not None), default=None)  # both halves of a row know them
@@ -56,19 +56,19 @@ class Synthetic(Data):
             return (), words
         import torch
 
-        from ...ir.capture.sample import sample
-        from ...models.rows.packed_inputs import parts, tokens_of
+        from ...ir.capture.sample import sample_inputs
+        from ...models.rows.packed_inputs import packed_parts, tokens_of
 
         with torch.device("meta"):
             model: Any = ctx.origin.build().to("meta")
-        several = parts(model)
+        several = packed_parts(model)
         if words is not None and not several and getattr(model, "main_input_name", TOKENS) == TOKENS:
             return (), words
         if several and all(part.dtype.is_floating_point for part in several):
             words = model.config.get_text_config().vocab_size if tokens_of(model) else None
             return (sum(part.size for part in several),), words
         with torch.device("meta"):
-            inputs = list(sample(model).values())
+            inputs = list(sample_inputs(model).values())
         if len(inputs) != 1 or not inputs[0].is_floating_point():
             raise Reject(
                 bad_rows(

@@ -40,11 +40,11 @@ class Tensors(Data):
 
         (path,) = find_files(self.path, ctx.folder)
         header, expected = read_header(path), _input_shapes(ctx)
-        names = _named(header, expected, path)
+        names = _check_names(header, expected, path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in names}
         for name, values in tensors.items():
-            _check(name, values, expected[name], path)
+            _check_values(name, values, expected[name], path)
             if expected[name] is None:
                 check_rows(values.long(), name, ctx.origin)
         if len({len(x) for x in tensors.values()}) > 1:
@@ -64,20 +64,20 @@ def _input_shapes(ctx: Context) -> dict[str, tuple[int, ...] | None]:
     """The shape of each input in a row, in the order of a packed row; None for tokens, of any number."""
     import torch
 
-    from ...ir.capture.sample import sample
-    from ...models.rows.packed_inputs import parts, tokens_of
+    from ...ir.capture.sample import sample_inputs
+    from ...models.rows.packed_inputs import packed_parts, tokens_of
 
     with torch.device("meta"):
         model = ctx.origin.build().to("meta")
-        inputs = {name: x for name, x in sample(model).items() if isinstance(x, torch.Tensor)}
-    several = {part.name: part.shape for part in parts(model)}
+        inputs = {name: x for name, x in sample_inputs(model).items() if isinstance(x, torch.Tensor)}
+    several = {part.name: part.shape for part in packed_parts(model)}
     if several:
         return several | ({tokens_of(model): None} if tokens_of(model) else {})
     name, first = next(iter(inputs.items()))
     return {name: None if name == "input_ids" else tuple(first.shape[1:])}
 
 
-def _named(header: Header, expected: Mapping[str, Any], path: Path) -> list[str]:
+def _check_names(header: Header, expected: Mapping[str, Any], path: Path) -> list[str]:
     """The names of what is read, in the order of a row; refuses a file that lacks one, or has another."""
     for name in expected:
         if name not in header.slots:
@@ -89,7 +89,7 @@ def _named(header: Header, expected: Mapping[str, Any], path: Path) -> list[str]
     return list(expected)
 
 
-def _check(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:
+def _check_values(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:
     """Refuse what is no row of that input, and numbers that a packed row would round."""
     from ...models.rows.packed_inputs import EXACT
 

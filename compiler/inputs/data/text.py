@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..windows import content_identity, cut, encode, find_files, need_tokenizer, read_text, start_token
+from ..windows import content_identity, encode, find_files, read_text, require_tokenizer, start_token, token_windows
 
 
 class Text(Data):
@@ -32,9 +32,9 @@ class Text(Data):
     )
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        tokenizer = need_tokenizer(tokenizer, ctx)
+        tokenizer = require_tokenizer(tokenizer, ctx)
         ids = [i for file in find_files(self.path, ctx.folder) for i in encode(read_text(file), tokenizer)]
-        return cut(ids, self.length, start_token(tokenizer, self.start), self.samples, self._seed(ctx))
+        return token_windows(ids, self.length, start_token(tokenizer, self.start), self.samples, self._seed(ctx))
 
     def identity(self, ctx: Context) -> str:
         facts = {

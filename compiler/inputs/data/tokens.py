@@ -39,7 +39,7 @@ class Tokens(Data):
 
         (path,) = find_files(self.path, ctx.folder)
         header = read_header(path)
-        name = self._chosen(header, path)
+        name = self._tensor_name(header, path)
         slot = header.slots[name]
         if slot.dtype not in INTEGERS or len(slot.shape) != 2:
             raise Reject(
@@ -67,7 +67,7 @@ class Tokens(Data):
         }
         return content_identity("tokens", find_files(self.path, ctx.folder), facts, ctx)
 
-    def _chosen(self, header: Header, path: Path) -> str:
+    def _tensor_name(self, header: Header, path: Path) -> str:
         if self.tensor is None and len(header.slots) == 1:
             return next(iter(header.slots))
         if self.tensor is None or self.tensor not in header.slots:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from ...core.cache import digest
-from ...models.checkpoints.config_bounds import check_numbers
-from ...models.checkpoints.model_folder import check_code, load_tokenizer, no_tokenizer, read_config, tokenizer_files
+from ...models.checkpoints.config_bounds import check_config_numbers
+from ...models.checkpoints.model_folder import load_tokenizer, may_run_code, no_tokenizer, read_config, tokenizer_files
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.source_files import SourceFiles
 from ...plugin.context import Context
@@ -36,8 +36,8 @@ class Config(Source):
         path = ctx.folder / Path(self.path).expanduser()
         label = f'config("{self.path}")'
         config = read_config(path, label)
-        check_code(config | {"auto_map": {}} if "auto_map" in config else config, label, ctx.settings)
-        check_numbers(config, None, label)
+        may_run_code(config | {"auto_map": {}} if "auto_map" in config else config, label, ctx.settings)
+        check_config_numbers(config, None, label)
         dtype = self._dtype(config)
         tokenizers = tokenizer_files(path.parent)
         files = SourceFiles(ctx.settings.cache_dir)
@@ -62,9 +62,9 @@ class Config(Source):
 
 
 def _build(config: dict, dtype: str):
-    from ...models.checkpoints.checkpoint import build
+    from ...models.checkpoints.checkpoint import build_module
 
-    return build(config, dtype)
+    return build_module(config, dtype)
 
 
 def _random(config: dict, seed: int, dtype: str):

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source_file import other_kind
-from ...core.cache import digest, remember
+from ...core.cache import digest, write_if_permitted
 from ...core.environment import check_modules
 from ...core.hashes import file_hash
 from ...core.json_errors import first_line, is_out_of_memory
 from ...core.safe_read import check_regular
-from ...core.sealed_json import cache_damaged, read_noted, sealed
-from ...models.checkpoints.config_bounds import check_numbers
+from ...core.sealed_json import cache_damaged, read_self_named_record, sealed
+from ...models.checkpoints.config_bounds import check_config_numbers
 from ...models.checkpoints.gguf_header import check_header
 from ...models.checkpoints.model_folder import WIDTHS
 from ...models.checkpoints.origin import Origin
@@ -72,9 +72,9 @@ class Gguf(Source):
         content = files.hash(path)
         key = digest([FORMAT, content, version("transformers"), version("gguf")])
         folder = ctx.settings.cache_dir / "gguf" / key
-        description = _described(path, folder.with_name(f"{key}.json"), label, files)
+        description = _cached_description(path, folder.with_name(f"{key}.json"), label, files)
         config = description["config"]
-        converted = partial(_converted, path, folder, config, label, files)
+        converted = partial(_converted_folder, path, folder, config, label, files)
         return Origin(
             label=label,
             config=config,
@@ -90,20 +90,20 @@ class Gguf(Source):
         )
 
 
-def _described(path: Path, cache_file: Path, label: str, files: SourceFiles) -> dict[str, Any]:
+def _cached_description(path: Path, cache_file: Path, label: str, files: SourceFiles) -> dict[str, Any]:
     """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
-    known = read_noted(cache_file, cache_file.parent)
+    known = read_self_named_record(cache_file, cache_file.parent)
     if known is not None:
         return known
-    slots = weights_in(path, label)
+    slots = tensor_table(path, label)
     weights = sum(slot.count for slot in slots.values())
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from ...models.checkpoints.checkpoint import quiet
+    from ...models.checkpoints.checkpoint import quiet_libraries
 
     try:
-        with quiet(), _isolated_folder(path) as folder:
+        with quiet_libraries(), _isolated_folder(path) as folder:
             parsed = AutoConfig.from_pretrained(folder, gguf_file=FILE, **OFFLINE_OPTIONS)
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
         assert isinstance(kind, type), f"several classes for a {type(parsed).__name__}"
@@ -112,10 +112,10 @@ def _described(path: Path, cache_file: Path, label: str, files: SourceFiles) -> 
     config = json.loads(parsed.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
-    check_numbers(config, slots, label)
+    check_config_numbers(config, slots, label)
     description = {"key": cache_file.stem, "config": config, "weights": weights}
-    files.refuse_change()
-    remember(cache_file, sealed(description))
+    files.refuse_changed_files()
+    write_if_permitted(cache_file, sealed(description))
     return description
 
 
@@ -127,7 +127,7 @@ def _isolated_folder(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def weights_in(path: Path, label: str) -> dict[str, Slot]:
+def tensor_table(path: Path, label: str) -> dict[str, Slot]:
     """The file's tensor table, shapes alone; every tensor lies inside the file, else `Reject`."""
     from gguf import GGUFReader
 
@@ -146,14 +146,14 @@ def weights_in(path: Path, label: str) -> dict[str, Slot]:
         ) from error
 
 
-def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
+def _converted_folder(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
     """The folder of safetensors that the file became, made if it is not there; appears whole or not at all.
 
     Raises Reject (cache-damaged) where a file of it holds something else than was written.
     """
     if folder.is_dir():
         find_weights(folder, label)  # whole: a disk may have lost what was written last
-        known = read_noted(folder / f"{_FILES}.json", folder)
+        known = read_self_named_record(folder / f"{_FILES}.json", folder)
         if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, files.hash):
             raise Reject(
                 cache_damaged(f"{folder} does not hold what was written there", help="delete it, then compile again")
@@ -164,20 +164,20 @@ def _converted(path: Path, folder: Path, config: dict[str, Any], label: str, fil
 
     draft = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
     try:
-        _convert(path, draft, label)
+        _convert_to_safetensors(path, draft, label)
         (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
         seal = sealed(
             {"key": _FILES, "of": folder.name, "files": _hashes(draft, partial(file_hash, cache_dir=files.cache_dir))}
         )
         (draft / f"{_FILES}.json").write_bytes(seal)
-        files.refuse_change()  # it was read piece by piece, and its hash names the folder
+        files.refuse_changed_files()  # it was read piece by piece, and its hash names the folder
         os.replace(draft, folder)
     except OSError:
         if not folder.is_dir():  # else another process was first, with the same bytes
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return _converted(path, folder, config, label, files)
+    return _converted_folder(path, folder, config, label, files)
 
 
 def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
@@ -186,7 +186,7 @@ def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
     return {file.name: hash(file) for file in files}
 
 
-def _convert(path: Path, into: Path, label: str) -> None:
+def _convert_to_safetensors(path: Path, into: Path, label: str) -> None:
     import io
     from contextlib import redirect_stderr
 
@@ -194,12 +194,12 @@ def _convert(path: Path, into: Path, label: str) -> None:
     from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ...models.checkpoints.checkpoint import check_finite, check_names, quiet
-    from ...models.checkpoints.tokenizer import panics
+    from ...models.checkpoints.checkpoint import check_finite, check_loading_info, quiet_libraries
+    from ...models.checkpoints.tokenizer import panics_as_diagnostics
 
     try:
         bars = redirect_stderr(io.StringIO())  # a progress bar of its own that nothing turns off
-        with quiet(), panics(label), _isolated_folder(path) as folder, bars:
+        with quiet_libraries(), panics_as_diagnostics(label), _isolated_folder(path) as folder, bars:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **OFFLINE_OPTIONS
             )
@@ -209,22 +209,22 @@ def _convert(path: Path, into: Path, label: str) -> None:
         if is_out_of_memory(error):
             raise
         raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
-    check_names(info, label)
+    check_loading_info(info, label)
     check_finite(model, label)
     save_model(model, str(into / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
 
 
 def _build(config: dict[str, Any], dtype: str):
-    from ...models.checkpoints.checkpoint import build
+    from ...models.checkpoints.checkpoint import build_module
 
-    return build(config, dtype)
+    return build_module(config, dtype)
 
 
 def _load(converted, config: dict[str, Any], dtype: str, label: str):
-    from ...models.checkpoints.checkpoint import load
+    from ...models.checkpoints.checkpoint import load_module
 
     folder = converted()
-    return load(folder, config, dtype, label, find_weights(folder, label))
+    return load_module(folder, config, dtype, label, find_weights(folder, label))
 
 
 def _tokenizer(converted, label: str):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source_file import other_kind
 from ...core.cache import digest
-from ...core.json_errors import breakage, first_line
+from ...core.json_errors import describe_json_error, first_line
 from ...core.safe_read import CONFIG, read_json
 from ...models.checkpoints.model_folder import no_tokenizer, remote_code
 from ...models.checkpoints.origin import Origin
@@ -58,10 +58,10 @@ class Module(Source):
             raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
         if not ctx.settings.trust_remote_code:
             raise Reject(remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code"))
-        config = _config(ctx.folder / self.config, label) if self.config else None
+        config = _read_config(ctx.folder / self.config, label) if self.config else None
         files = SourceFiles(ctx.settings.cache_dir)
         code = files.hash(file)
-        make = partial(_make, file, function, config, self.seed, label)
+        make = partial(_build_module, file, function, config, self.seed, label)
         return Origin(
             label=label,
             config={"model_type": "module", "function": function, **(config or {})},
@@ -75,17 +75,17 @@ class Module(Source):
         )
 
 
-def _config(path: Path, label: str) -> dict[str, Any]:
+def _read_config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {breakage(error)}")) from error
+        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {describe_json_error(error)}")) from error
     if not isinstance(config, dict):
         raise Reject(user_module(f"{label}: {path} is not a JSON object"))
     return config
 
 
-def _make(file: Path, function: str, config: dict | None, seed: int, label: str) -> "nn.Module":
+def _build_module(file: Path, function: str, config: dict | None, seed: int, label: str) -> "nn.Module":
     from importlib.util import module_from_spec, spec_from_file_location
 
     import torch

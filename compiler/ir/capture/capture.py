@@ -21,16 +21,16 @@ from ....dsl.checker.skeleton import is_submodule
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import main_output, without_dropout
-from ...models.rows.inputs import is_encoder_decoder, without_cache, words
+from ...models.rows.inputs import is_encoder_decoder, vocabulary_size, without_cache
 from ..graphs import name_of
 from ..program import Program
 from ..surgery import unshare_config
 from ..unit import Unit, argument_names, code_key
-from .dropout import adopt, drops
-from .first_calls import Call, Calls, other_calls, record, source_line, split, unsupported_model
-from .patches import module_calls
+from .dropout import adopt_dropout_probabilities, has_dropout
+from .first_calls import Call, Calls, other_calls, record_first_calls, source_line, split_arguments, unsupported_model
+from .patches import patch_module_calls
 from .refresh import refresh_metadata
-from .sample import prepared, sample
+from .sample import meta_masks, sample_inputs
 from .trace import Trace, trace
 
 _TAKE_NONE = ("scaled_dot_product_attention",)
@@ -54,7 +54,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     if any(p.is_meta for p in model.parameters()):
         model.to("meta")  # norms of weights take numbers apart that have none, and are left elsewhere
     unshare_config(model)
-    program = Program(model, sample(model) if inputs is None else inputs)
+    program = Program(model, sample_inputs(model) if inputs is None else inputs)
     recapture(program)
     if not program.units and not program.shared:
         raise Reject(
@@ -66,11 +66,11 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     return program
 
 
-@module_calls()
+@patch_module_calls()
 def recapture(program: Program, touched: set[str] | None = None) -> None:
     """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
     program.inputs = _in_vocabulary(program.model, program.inputs)
-    calls = record(program.model, program.inputs)
+    calls = record_first_calls(program.model, program.inputs)
     program.shared = not calls.order and bool(calls.irregular)
     if not program.shared:  # where all are, the whole is seen through them
         program.opaque.update(calls.irregular)
@@ -92,14 +92,14 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             further |= other_calls(program.model, program.inputs, [path])
             del known[signature]
         if signature not in known:
-            known[signature] = _layer(
+            known[signature] = _trace_layer(
                 program,
                 path,
                 [calls.first[signature], *further.get(path, ())],
                 optional=old.optional if old else frozenset(),
             )
         units[path] = known[signature].unit(program, path)
-    program.units = _shared(units)
+    program.units = _deduplicate_graphs(units)
     program.changed()
 
 
@@ -109,7 +109,7 @@ def _unseen(program: Program, calls: Calls) -> list[str]:
     return [path for path in calls.order if path in new.values()]
 
 
-def _shared(units: dict[str, Unit]) -> dict[str, Unit]:
+def _deduplicate_graphs(units: dict[str, Unit]) -> dict[str, Unit]:
     """Graphs that are equal in code and in what is noted of their values become one object."""
     graphs: dict[Any, Any] = {}
     for unit in units.values():
@@ -123,7 +123,7 @@ def _in_vocabulary(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs with ids that the model still knows: an edit may have taken rows of the embedding."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel):
         return inputs
-    known = {name: words(model, decoder=name != "input_ids") for name in ("input_ids", "decoder_input_ids")}
+    known = {name: vocabulary_size(model, decoder=name != "input_ids") for name in ("input_ids", "decoder_input_ids")}
     return {name: value % known[name] if known.get(name) else value for name, value in inputs.items()}
 
 
@@ -155,21 +155,21 @@ class _Traced:
         )
 
 
-def _layer(program: Program, path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()) -> _Traced:
+def _trace_layer(program: Program, path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()) -> _Traced:
     model, layer = program.model, program.model.get_submodule(path)
     known = {p.removeprefix(f"{path}."): reason for p, reason in program.opaque.items() if is_submodule(p, path)}
-    with without_dropout(model), prepared(model):
-        traced = _traced(model, path, calls, known, optional=optional)
-        if drops(traced.graph, layer):
-            adopt(
+    with without_dropout(model), meta_masks(model):
+        traced = _trace_calls(model, path, calls, known, optional=optional)
+        if has_dropout(traced.graph, layer):
+            adopt_dropout_probabilities(
                 traced.graph,
-                lambda: _traced(model, path, calls[:1], traced.opaque, optional=traced.optional).graph,
+                lambda: _trace_calls(model, path, calls[:1], traced.opaque, optional=traced.optional).graph,
                 layer,
             )
     return traced
 
 
-def _traced(
+def _trace_calls(
     model: nn.Module,
     path: str,
     calls: list[Call],
@@ -198,7 +198,7 @@ def _traced(
                     )
                 )
                 _agree(traces[0].graph, traces[-1].graph)
-            _does_without(traces[0].graph, optional)
+            _accepts_none(traces[0].graph, optional)
             return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:  # a forward may raise anything
             inner, reason = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
@@ -245,7 +245,7 @@ def _agree(first: fx.Graph, other: fx.Graph) -> None:
             raise Differs(scope[-1] if scope else "", "it runs other operations on other sizes, or while decoding")
 
 
-def _does_without(graph: fx.Graph, optional: frozenset[str]) -> None:
+def _accepts_none(graph: fx.Graph, optional: frozenset[str]) -> None:
     """Whether all that reads an argument that may be None takes a None: leaves and modules that stay whole do."""
     for node in graph.nodes:
         if node.op == "placeholder" and node.target in optional:
@@ -264,12 +264,12 @@ def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
 
 def flat(program: Program) -> Unit:
     """The whole model as one graph that returns logits or the last hidden state; made once for a version."""
-    return program.analysis(_flat)
+    return program.analysis(_flatten)
 
 
-def _flat(program: Program) -> Unit:
+def _flatten(program: Program) -> Unit:
     model = program.model
-    call = split(program.inputs)
+    call = split_arguments(program.inputs)
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
     if is_encoder_decoder(model):  # the decoder's masks ask its two caches what a graph of both would not know
         call.statics |= without_cache(model)
@@ -283,10 +283,10 @@ def _flat(program: Program) -> Unit:
         has_state or (program.shared and getattr(model, "can_generate", bool)())
     )
     if cached and "cache" in argument_names(type(model)):
-        call.free["cache"] = _cache(model)
-    with without_dropout(model), prepared(model):
+        call.free["cache"] = _empty_cache(model)
+    with without_dropout(model), meta_masks(model):
         # What is opaque in a unit is so here: finding it again would take a trace for each.
-        return _traced(model, "", [call], program.opaque, pick=main_output).unit(program, "")
+        return _trace_calls(model, "", [call], program.opaque, pick=main_output).unit(program, "")
 
 
 def _model_cache(model: nn.Module) -> type[DynamicCache] | None:
@@ -297,7 +297,7 @@ def _model_cache(model: nn.Module) -> type[DynamicCache] | None:
     return local[0] if len(local) == 1 else None
 
 
-def _cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
+def _empty_cache(model: nn.Module) -> DynamicCache | EncoderDecoderCache:
     model_config = pretrained(model).config
     config = model_config.get_text_config(decoder=True)
     if not is_encoder_decoder(model):

@@ -17,7 +17,7 @@ from ....dsl.syntax.diagnostics import Reject
 _OPTION = "dropout"
 
 
-def drops(graph: fx.Graph, layer: nn.Module) -> bool:
+def has_dropout(graph: fx.Graph, layer: nn.Module) -> bool:
     """Whether attention in the unit may drop anything in training, judged by attributes that say so."""
     if not any(_OPTION in node.kwargs for node in _attentions(graph)):
         return False
@@ -31,7 +31,7 @@ def drops(graph: fx.Graph, layer: nn.Module) -> bool:
     )
 
 
-def adopt(graph: fx.Graph, retrace: Callable[[], fx.Graph], layer: nn.Module) -> None:
+def adopt_dropout_probabilities(graph: fx.Graph, retrace: Callable[[], fx.Graph], layer: nn.Module) -> None:
     """Give the attention nodes the probabilities that they have in training mode, if the two traces agree.
 
     DETR has none of that mode: there it asks whether all that it computed is finite.

@@ -21,7 +21,7 @@ from ...models.rows.inputs import is_encoder_decoder
 from ..layers.leaves import is_modeling
 from ..unit import argument_names
 from .random_draws import NoDraws, RandomDraw
-from .sample import knows_inputs, prepared, sample
+from .sample import knows_inputs, meta_masks, sample_inputs
 from .signature import call_signature, module_signature
 
 unsupported_model = Fault(
@@ -68,7 +68,7 @@ class Calls:
     irregular: dict[str, str] = field(default_factory=dict)  # path -> why a list element is no unit
 
 
-def candidates(model: nn.Module) -> dict[str, nn.Module]:
+def unit_candidates(model: nn.Module) -> dict[str, nn.Module]:
     """The elements of module lists that lie in no other element, by path."""
     modules: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
@@ -77,21 +77,21 @@ def candidates(model: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
-def record(model: nn.Module, inputs: dict[str, Any]) -> Calls:
+def record_first_calls(model: nn.Module, inputs: dict[str, Any]) -> Calls:
     """Run the model once and keep, per distinct signature, the arguments of a unit's first call.
 
     A module that is none of transformers and has no repeated layers is one unit, "".
     Raises Reject (unsupported-model) if the model's own forward fails.
     """
-    calls = _recorded(model, inputs, candidates(model))
+    calls = _record_calls(model, inputs, unit_candidates(model))
     if not calls.order and not isinstance(model, PreTrainedModel):
-        root_calls = _recorded(model, inputs, {"": model})
+        root_calls = _record_calls(model, inputs, {"": model})
         root_calls.irregular = calls.irregular
         return root_calls
     return calls
 
 
-def _recorded(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn.Module]) -> Calls:
+def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn.Module]) -> Calls:
     calls = Calls()
     counts: dict[str, int] = {}
 
@@ -105,7 +105,7 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn.Mod
             signature = (structure[path], call_signature(arguments))
             calls.signatures[path] = signature
             if signature not in calls.first:
-                calls.first[signature] = split(arguments)
+                calls.first[signature] = split_arguments(arguments)
 
         return keep
 
@@ -113,16 +113,16 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn.Mod
     structure = {path: module_signature(layer) for path, layer in layers.items()}
     try:
         with NoDraws():
-            _run(model, inputs, hook, layers)
+            _run_with_hooks(model, inputs, hook, layers)
     except RandomDraw as error:
-        raise Reject(_drawing(error, model)) from error
+        raise Reject(_random_draw_diagnostic(error, model)) from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
-        at = f" in {path}" if (path := failed_in(error, model)) else ""
+        at = f" in {path}" if (path := failing_module_path(error, model)) else ""
         raise Reject(
             unsupported_model(
                 f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
                 f"at {source_line(error, model)}",
-                help=_remedy(error, model, inputs),
+                help=_failure_remedy(error, model, inputs),
             )
         ) from error
     for path in [path for path in calls.order if counts[path] > 1]:
@@ -131,10 +131,10 @@ def _recorded(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn.Mod
     return calls
 
 
-def _drawing(error: Exception, model: nn.Module) -> Diagnostic:
+def _random_draw_diagnostic(error: Exception, model: nn.Module) -> Diagnostic:
     """Diagnostic of a forward that draws numbers; or that makes modules anew, whose weights are drawn: BigBird's
     `set_attention_type` does where rows are short, and its config's `attention_type` says which it has."""
-    where, line = failed_in(error, model) or type(model).__name__, source_line(error, model)
+    where, line = failing_module_path(error, model) or type(model).__name__, source_line(error, model)
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
     setters = [name.removeprefix("set_") for name in names if name.startswith("set_")]
     switch = next((name for name in setters if hasattr(getattr(model, "config", None), name)), "")
@@ -151,7 +151,7 @@ def _drawing(error: Exception, model: nn.Module) -> Diagnostic:
     )
 
 
-def _remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
+def _failure_remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     if _NO_KERNEL.search(str(error)):
         return (
             "torch has no code for that operation on the device that effc looks at models on: register a fake and "
@@ -180,7 +180,7 @@ def needs_weights(rejection: Reject) -> bool:
     return any((diagnostic.help or "").startswith(_WITHOUT_WEIGHTS) for diagnostic in rejection.diagnostics)
 
 
-def stock_fails(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
+def stock_failure_diagnostic(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
     """Diagnostic of an exception that a model's own forward or `generate` raised."""
     message = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
     return stock_failure(
@@ -195,7 +195,7 @@ def first_sentence(error: Exception) -> str:
     return text.split(". ")[0].rstrip(".")
 
 
-def failed_in(error: Exception, model: nn.Module) -> str:
+def failing_module_path(error: Exception, model: nn.Module) -> str:
     """The path of the innermost module in whose forward an exception passed; "" for the model itself."""
     paths = {id(module): path for path, module in model.named_modules()}
     entered = [
@@ -229,19 +229,22 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
     Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
     """
     result: dict[str, list[Call]] = {path: [] for path in paths}
-    if not paths or not knows_inputs(model) or set(inputs) != set(sample(model)):
+    if not paths or not knows_inputs(model) or set(inputs) != set(sample_inputs(model)):
         return result
-    for calls in (_calls(model, sample(model, *_OTHER_SHAPE), paths), _decode_calls(model, inputs, paths)):
+    for calls in (
+        _first_calls_of(model, sample_inputs(model, *_OTHER_SHAPE), paths),
+        _decode_calls(model, inputs, paths),
+    ):
         for path, call in calls.items():
             result[path].append(call)
-    for path, call in _generating_calls(model, inputs, paths).items():
+    for path, call in _generation_calls(model, inputs, paths).items():
         result[path].append(call)
     for path, call in _plain_calls(model, inputs, paths).items():
         result[path].append(replace(call, plain=True))
     return result
 
 
-def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+def _generation_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
     """Calls of units where a model generates from more than it reads: a second stream of XLNet."""
     if "input_ids" not in inputs or not isinstance(model, PreTrainedModel) or not model.can_generate():
         return {}
@@ -254,7 +257,7 @@ def _generating_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]
     except Exception:  # whatever a model's own code raises: it asks for a cache, or for values
         return {}
     prepared = {name: value for name, value in prepared.items() if isinstance(value, torch.Tensor)}
-    return _calls(model, prepared, paths) if set(prepared) - set(inputs) else {}
+    return _first_calls_of(model, prepared, paths) if set(prepared) - set(inputs) else {}
 
 
 def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
@@ -263,10 +266,10 @@ def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> 
         return {}
     unmasked = {
         name: value
-        for name, value in sample(model, padding=0).items()
+        for name, value in sample_inputs(model, padding=0).items()
         if name not in ("attention_mask", "position_ids", "decoder_attention_mask")
     }
-    return _calls(model, unmasked, paths)
+    return _first_calls_of(model, unmasked, paths)
 
 
 def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
@@ -275,32 +278,34 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
         return {}
     if "cache" in argument_names(type(model)):
         caches: list[Cache] = []
-        _calls(model, inputs, paths, caches)
+        _first_calls_of(model, inputs, paths, caches)
         left: dict[str, Any] = {"cache": caches[0]} if caches else {}
     else:
-        inputs = sample(model, batch=1)  # more rows RWKV itself decodes wrongly: it broadcasts its state
+        inputs = sample_inputs(model, batch=1)  # more rows RWKV itself decodes wrongly: it broadcasts its state
         left = _returned_state(model, inputs)
     if not left:
         return {}
     batch, length = inputs["input_ids"].shape
     if "decoder_input_ids" in inputs:
-        longer = sample(model, batch, length + 1)
+        longer = sample_inputs(model, batch, length + 1)
         step = {"decoder_input_ids": longer["decoder_input_ids"][:, -1:]}
-        return _calls(model, inputs | {"decoder_attention_mask": longer["decoder_attention_mask"]} | step | left, paths)
-    step = sample(model, batch, length + 1)
+        return _first_calls_of(
+            model, inputs | {"decoder_attention_mask": longer["decoder_attention_mask"]} | step | left, paths
+        )
+    step = sample_inputs(model, batch, length + 1)
     step |= {name: step[name][:, -1:] for name in ("input_ids", "position_ids") if name in step}
-    return _calls(model, step | left, paths)
+    return _first_calls_of(model, step | left, paths)
 
 
 def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Outputs of a forward under a name that is also an input."""
-    with torch.no_grad(), without_dropout(model), prepared(model):
+    with torch.no_grad(), without_dropout(model), meta_masks(model):
         out = model(**inputs)
     names = set(argument_names(type(model))) - set(inputs)
     return {name: out[name] for name in names if name in out and is_free(out[name])}
 
 
-def _calls(
+def _first_calls_of(
     model: nn.Module, inputs: dict[str, Any], paths: list[str], caches: list[Cache] | None = None
 ) -> dict[str, Call]:
     """The first calls of these units; the forward is left as soon as the last of them has returned.
@@ -315,14 +320,14 @@ def _calls(
                 raise _Enough
             if path in paths and path not in calls:
                 arguments = _arguments(layer, args, kwargs)
-                calls[path] = split(arguments)
+                calls[path] = split_arguments(arguments)
                 if caches is not None:
                     caches.extend(value for value in arguments.values() if isinstance(value, Cache))
 
         return keep
 
     try:
-        _run(model, inputs, hook, {"": model} if "" in paths else candidates(model))
+        _run_with_hooks(model, inputs, hook, {"": model} if "" in paths else unit_candidates(model))
     except _Enough:
         pass
     except _CANT_RUN:
@@ -340,19 +345,19 @@ def _raised_outside(error: Exception) -> bool:
     return str(last[0].f_globals.get("__name__", "")).partition(".")[0] != _PACKAGE
 
 
-def _run(
+def _run_with_hooks(
     model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]], layers: dict[str, nn.Module]
 ) -> None:
     handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with torch.no_grad(), without_dropout(model), prepared(model):
-            model(**inputs, **_uncalled_for(model, inputs))
+        with torch.no_grad(), without_dropout(model), meta_masks(model):
+            model(**inputs, **_default_encoder_cache(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _uncalled_for(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def _default_encoder_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """A cache for encoders, which make none themselves, but hand on what `generate` gives them."""
     if not isinstance(model, PreTrainedModel) or "cache" in inputs or "cache" not in argument_names(type(model)):
         return {}
@@ -376,7 +381,7 @@ def is_free(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, Cache, MutableMapping))
 
 
-def split(arguments: dict[str, Any]) -> Call:
+def split_arguments(arguments: dict[str, Any]) -> Call:
     """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache.
 
     `use_cache` is free where no cache says by itself whether it is there: RWKV's state is a list.

@@ -5,7 +5,7 @@ language. On the meta device there are none; these are captured again, on number
 """
 
 from ....dsl.syntax.diagnostics import Reject
-from ...models.checkpoints.fake_weights import stand_in
+from ...models.checkpoints.fake_weights import with_fake_weights
 from ...models.checkpoints.meta_init import without_storage
 from ...models.checkpoints.origin import Origin
 from ..program import Program
@@ -13,7 +13,7 @@ from .capture import capture
 from .first_calls import needs_weights
 
 
-def captured(origin: Origin) -> Program:
+def capture_on_meta(origin: Origin) -> Program:
     """Raises Reject (unsupported-model) with what the meta device said, where numbers do not help."""
     with without_storage():
         model = origin.build()
@@ -23,6 +23,6 @@ def captured(origin: Origin) -> Program:
         if not needs_weights(rejection):
             raise
         try:
-            return capture(stand_in(origin))
+            return capture(with_fake_weights(origin))
         except Reject as real:
             raise rejection if needs_weights(real) else real from None

@@ -41,18 +41,18 @@ _MISSING = object()
 
 
 @contextmanager
-def patched(tracer: Any) -> Iterator[None]:
+def patch_for_tracing(tracer: Any) -> Iterator[None]:
     """Calls of modules, reads of parameters, factories, attention and leaf functions report to `tracer`."""
-    with module_calls(), ExitStack() as undo:
+    with patch_module_calls(), ExitStack() as undo:
         for name in _FACTORIES:
-            _exchange(undo, torch, name, _recorded(tracer, getattr(torch, name)))
+            _exchange(undo, torch, name, _record_wrapper(tracer, getattr(torch, name)))
         _exchange(undo, torch, "is_tensor", lambda x: isinstance(_original(x), torch.Tensor))
         _exchange(undo, Distribution, "_validate_args", False)  # it asks what numbers are, of constants
-        _attention(tracer, undo)
+        _patch_attention(tracer, undo)
         for source in modeling_files(tracer.paths, tracer.family):
-            _source_file(tracer, source, undo)
+            _patch_source_file(tracer, source, undo)
         for module in tracer.paths:
-            _bound_graph(tracer, module, undo)
+            _patch_bound_graph(tracer, module, undo)
         yield
 
 
@@ -74,7 +74,7 @@ def _exchange(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 
 @contextmanager
-def module_calls() -> Iterator[None]:
+def patch_module_calls() -> Iterator[None]:
     """Calls of modules and reads of parameters report to the tracer that is on, where one is.
 
     Whoever traces many times puts this around all of it: a class whose `__call__` is exchanged hands that on to each
@@ -103,7 +103,7 @@ def module_calls() -> Iterator[None]:
         yield
 
 
-def _recorded(tracer: Any, function: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:
+def _record_wrapper(tracer: Any, function: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:
     @functools.wraps(function)
     def record(*args: Any, **kwargs: Any) -> Any:
         if not tracer.on:
@@ -114,7 +114,7 @@ def _recorded(tracer: Any, function: Callable[..., Any], target: Callable[..., A
     return record
 
 
-def _attention(tracer: Any, undo: ExitStack) -> None:
+def _patch_attention(tracer: Any, undo: ExitStack) -> None:
     find = AttentionInterface.get_interface
 
     def traced_find(self: Any, implementation: str, default: Any) -> Any:
@@ -130,26 +130,26 @@ def _attention_by_name(
     return leaves.attention(module, query, key, value, attention_mask, **options)
 
 
-def _source_file(tracer: Any, source: Any, undo: ExitStack) -> None:
+def _patch_source_file(tracer: Any, source: Any, undo: ExitStack) -> None:
     # Proxies must not claim to be tensors to torch's C++ (it would read them as such), only to model source.
     _exchange(undo, source, "isinstance", lambda x, kind: isinstance(_original(x), kind))
     for name, value in list(vars(source).items()):
         if name == leaves.ROTARY:
-            _exchange(undo, source, name, _rotary(tracer, value))
+            _exchange(undo, source, name, _rotary_wrapper(tracer, value))
         elif leaves.is_library_leaf(value) and not name.startswith("__"):
-            _exchange(undo, source, name, _recorded(tracer, value))
+            _exchange(undo, source, name, _record_wrapper(tracer, value))
 
 
-def _bound_graph(tracer: Any, module: nn.Module, undo: ExitStack) -> None:
+def _patch_bound_graph(tracer: Any, module: nn.Module, undo: ExitStack) -> None:
     """A layer that runs a graph already calls leaf functions by the names in that graph's code."""
     names = getattr(vars(module).get("forward"), "effc_names", {})
     for name, value in list(names.items()):
         if leaves.is_library_leaf(value) and not hasattr(value, "__effc_original__"):
             undo.callback(names.__setitem__, name, value)
-            names[name] = _recorded(tracer, value)
+            names[name] = _record_wrapper(tracer, value)
 
 
-def _rotary(tracer: Any, function: Callable[..., Any]) -> Any:
+def _rotary_wrapper(tracer: Any, function: Callable[..., Any]) -> Any:
     @functools.wraps(function)
     def record(*args: Any, **kwargs: Any) -> Any:
         if not tracer.on:

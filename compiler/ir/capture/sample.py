@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.moe import ExpertsInterface
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...models.rows.inputs import dtype_of, words
+from ...models.rows.inputs import dtype_of, vocabulary_size
 from ...models.rows.packed_inputs import (
     bands_of,
     frames_of,
+    has_image_and_text_towers,
     image_shape,
     is_speech_encoder_decoder,
-    sees_and_reads,
     sound_shape,
 )
 
@@ -48,7 +48,7 @@ SAMPLES = 1600  # of sound: a tenth of a second
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 
 
-def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
+def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: int = PADDING) -> dict[str, Any]:
     """Keyword arguments of a forward: left-padded ids [2, 7] with mask, positions and a cache, pixels, or sounds.
 
     Raises Reject (unknown-inputs) for a module that is none of transformers and has no `dummy_inputs`, and for models
@@ -61,11 +61,11 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
     main = getattr(model, "main_input_name", "input_ids")
     if frames := frames_of(model):
         return {main: videos(model.config, frames, batch, device).to(dtype_of(model))}
-    if main == "pixel_values" and not sees_and_reads(model):
-        return {main: pixels(model.config, batch, device).to(dtype_of(model))}
+    if main == "pixel_values" and not has_image_and_text_towers(model):
+        return {main: sample_pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
     if is_speech_encoder_decoder(model):
-        decoder_ids = tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
+        decoder_ids = sample_tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
         return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(decoder_ids), "use_cache": True}
     if main == "input_values":
         if "decoder_input_ids" in names:
@@ -76,19 +76,19 @@ def sample(model: nn.Module, batch: int = BATCH, length: int = LENGTH, padding: 
                     "of your own that has `dummy_inputs`",
                 )
             )
-        return {main: _in_channels(model, waves(model.config, batch, device).to(dtype_of(model)))}
+        return {main: _with_channel_axis(model, waves(model.config, batch, device).to(dtype_of(model)))}
     if main == "past_values" and hasattr(model.config, "num_input_channels"):
         return {main: series(model.config, batch, device).to(dtype_of(model))}
     if bands := bands_of(model):
         return {main: _numbers((batch, FRAMES, bands), 0).sub(1).to(device).to(dtype_of(model))}
     _refuse_other_inputs(model, main)
-    inputs = tokens(config.vocab_size, batch, length, padding, device)
-    if sees_and_reads(model):
+    inputs = sample_tokens(config.vocab_size, batch, length, padding, device)
+    if has_image_and_text_towers(model):
         inputs["pixel_values"] = image_rows(model.config, batch, device).to(dtype_of(model))
     elif "use_cache" in names:
         inputs["use_cache"] = True
     if "decoder_input_ids" in names:
-        inputs |= spoken(inputs["input_ids"] % (words(model, decoder=True) or config.vocab_size))
+        inputs |= spoken(inputs["input_ids"] % (vocabulary_size(model, decoder=True) or config.vocab_size))
     return {name: value for name, value in inputs.items() if name in names}
 
 
@@ -124,17 +124,17 @@ def first_position(model: nn.Module) -> int:
 
     compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
     """
-    position_ids, padding = _counting(model)
+    position_ids, padding = _position_function(model)
     return 0 if position_ids is None else int(position_ids(torch.tensor([[padding + 1]]), padding)[0, 0])
 
 
 def uncounted(model: nn.Module) -> int | None:
     """The token that gets no position wherever it stands, in such a model."""
-    position_ids, padding = _counting(model)
+    position_ids, padding = _position_function(model)
     return None if position_ids is None else padding
 
 
-def _counting(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None, int]:
+def _position_function(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None, int]:
     """Function that numbers a model's tokens by their kind, and the number that it leaves out."""
     for module in model.modules():
         home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
@@ -144,7 +144,7 @@ def _counting(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None,
     return None, 0
 
 
-def pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+def sample_pixels(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
     """Images [batch, channels, height, width] of the size that the config names, in 0..1."""
     if not hasattr(config, "num_channels"):  # it stands with the part that looks, or colours are three
         config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
@@ -188,7 +188,7 @@ class _Entry(Exception):
     """A convolution and what it is given, which ends the forward that found out."""
 
 
-def _in_channels(model: nn.Module, samples: Tensor) -> Tensor:
+def _with_channel_axis(model: nn.Module, samples: Tensor) -> Tensor:
     """Samples [batch, t] with an axis of channels where a model's first convolution is given them as they come."""
 
     def record(module: nn.Conv1d, args: tuple[Tensor, ...]) -> None:
@@ -216,7 +216,7 @@ def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def knows_inputs(model: nn.Module) -> bool:
-    """Whether `sample` can make inputs for a model."""
+    """Whether `sample_inputs` can make inputs for a model."""
     return isinstance(model, PreTrainedModel) or isinstance(getattr(model, "dummy_inputs", None), Mapping)
 
 
@@ -238,7 +238,9 @@ def _module_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
     return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
 
 
-def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu", seed: int = 0) -> dict[str, Any]:
+def sample_tokens(
+    vocab: int, batch: int, length: int, padding: int, device: Any = "cpu", seed: int = 0
+) -> dict[str, Any]:
     """Ids, mask and positions [batch, length]; row i is left-padded by i * padding positions.
 
     Deterministic in `seed` without touching torch's generators; values on the meta device don't exist anyway.
@@ -252,7 +254,7 @@ def tokens(vocab: int, batch: int, length: int, padding: int, device: Any = "cpu
 
 
 @contextmanager
-def prepared(model: nn.Module) -> Iterator[None]:
+def meta_masks(model: nn.Module) -> Iterator[None]:
     """On the meta device, masks are built without looking whether padding occurs: nothing is there to see.
 
     Experts are computed in batches there: grouped products have no shapes but for bfloat16, and a loop over the

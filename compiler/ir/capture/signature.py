@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..graphs import describe
+from ..graphs import shape_and_dtype
 from ..traced_integers import LAYER_INDICES
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -30,11 +30,11 @@ def module_signature(module: nn.Module) -> Hashable:
 
 def call_signature(arguments: dict[str, Any]) -> Hashable:
     """The form of a call: shapes and types of tensors, values of everything else."""
-    return tuple((name, _form(value)) for name, value in sorted(arguments.items()))
+    return tuple((name, _form_key(value)) for name, value in sorted(arguments.items()))
 
 
 def _attributes(module: nn.Module) -> Hashable:
-    return tuple(sorted((name, _content(value)) for name, value in vars(module).items() if name not in _SKIPPED))
+    return tuple(sorted((name, _content_key(value)) for name, value in vars(module).items() if name not in _SKIPPED))
 
 
 def _tensors(module: nn.Module) -> Hashable:
@@ -50,33 +50,33 @@ def _function(function: Any) -> Hashable:
     code = getattr(function, "__code__", None)
     if code is None:
         return id(function)
-    return id(code), tuple(_content(cell.cell_contents) for cell in function.__closure__ or ())
+    return id(code), tuple(_content_key(cell.cell_contents) for cell in function.__closure__ or ())
 
 
-def _content(value: Any) -> Hashable:
+def _content_key(value: Any) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value).__name__, str(value)
     if isinstance(value, (tuple, list)):
-        return type(value).__name__, str([_content(item) for item in value])
+        return type(value).__name__, str([_content_key(item) for item in value])
     if isinstance(value, (set, frozenset)):
-        return type(value).__name__, str(sorted(str(_content(item)) for item in value))
+        return type(value).__name__, str(sorted(str(_content_key(item)) for item in value))
     if isinstance(value, dict):
-        return "dict", str([(str(key), _content(item)) for key, item in value.items()])
+        return "dict", str([(str(key), _content_key(item)) for key, item in value.items()])
     if isinstance(value, functools.partial):
-        return "partial", str((_function(value.func), _content(value.args), _content(value.keywords)))
+        return "partial", str((_function(value.func), _content_key(value.args), _content_key(value.keywords)))
     if isinstance(value, types.MethodType):
-        return "method", str(_content(value.__func__))
+        return "method", str(_content_key(value.__func__))
     if isinstance(value, types.FunctionType):
-        return "function", str((_function(value), _content(value.__defaults__)))
+        return "function", str((_function(value), _content_key(value.__defaults__)))
     return "object", str(id(value))
 
 
-def _form(value: Any) -> Hashable:
+def _form_key(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
-        return describe(value)
+        return shape_and_dtype(value)
     if isinstance(value, (tuple, list)):
-        return tuple(map(_form, value))
+        return tuple(map(_form_key, value))
     if isinstance(value, MutableMapping):
-        return tuple((str(key), _form(item)) for key, item in value.items())
-    kind = describe(value)[1]
-    return kind if kind == "cache" else _content(value)
+        return tuple((str(key), _form_key(item)) for key, item in value.items())
+    kind = shape_and_dtype(value)[1]
+    return kind if kind == "cache" else _content_key(value)

@@ -17,10 +17,10 @@ from torch.fx.proxy import TracerBase
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from ..graphs import describe, is_impure
+from ..graphs import is_impure, shape_and_dtype
 from ..layers import leaves
-from ..traced_integers import LayerIndex, TracedInt, sourced
-from .patches import patched
+from ..traced_integers import LayerIndex, TracedInt, trace_integers
+from .patches import patch_for_tracing
 from .proxy import Method, Value
 
 _PLAIN = (type(None), bool, str, torch.dtype, torch.layout, torch.memory_format)
@@ -56,7 +56,7 @@ class Tracer(TracerBase):
         self.inline = inline  # whether to see inside modules that keep a state in the cache
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in root.named_modules()}
-        self.objects = _objects(self.paths)  # id of tensor or config -> path
+        self.objects = _paths_by_id(self.paths)  # id of tensor or config -> path
         self.reads: dict[str, Value] = {}  # path -> its get_attr, made once
         self.stack: list[nn.Module] = [root]
         self.failed: str | None = None  # innermost module in which an exception passed
@@ -143,18 +143,18 @@ class Tracer(TracerBase):
             raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(value).__name__}")
         ints: list[tuple[str, int, str]] = []
         node = self.graph.create_node(
-            kind, target, self.argument(args, "args", ints), self.argument(kwargs, "kwargs", ints)
+            kind, target, self.to_graph_argument(args, "args", ints), self.to_graph_argument(kwargs, "kwargs", ints)
         )
         node.meta["scope"] = tuple(self.paths.get(module, "") for module in self.stack[1:])
-        node.meta["shape"], node.meta["dtype"] = describe(value)
+        node.meta["shape"], node.meta["dtype"] = shape_and_dtype(value)
         if ints:
             node.meta["ints"] = tuple(ints)
-        role = self.role(kind, target)
+        role = self.node_role(kind, target)
         if role:
             node.meta["role"] = role
         return Value(node, self, value)
 
-    def role(self, kind: str, target: Any) -> str | None:
+    def node_role(self, kind: str, target: Any) -> str | None:
         if kind == "call_module":
             module = self.root.get_submodule(target)
             if target in self.opaque:
@@ -168,7 +168,7 @@ class Tracer(TracerBase):
             )
         return None
 
-    def argument(self, tree: Any, path: str, ints: list[tuple[str, int, str]]) -> Any:
+    def to_graph_argument(self, tree: Any, path: str, ints: list[tuple[str, int, str]]) -> Any:
         """An argument as the graph holds it. `path` says where it stands, for the provenance of literals."""
         if isinstance(tree, Value):
             return tree.node
@@ -181,13 +181,16 @@ class Tracer(TracerBase):
             return self.attribute(self.path_of(tree), tree).node
         if isinstance(tree, slice):
             return slice(
-                *(self.argument(getattr(tree, part), f"{path}.{part}", ints) for part in ("start", "stop", "step"))
+                *(
+                    self.to_graph_argument(getattr(tree, part), f"{path}.{part}", ints)
+                    for part in ("start", "stop", "step")
+                )
             )
         if isinstance(tree, (tuple, list)):
             kind = list if isinstance(tree, list) else tuple
-            return kind(self.argument(item, f"{path}.{i}", ints) for i, item in enumerate(tree))
+            return kind(self.to_graph_argument(item, f"{path}.{i}", ints) for i, item in enumerate(tree))
         if isinstance(tree, dict):
-            return {key: self.argument(value, f"{path}.{key}", ints) for key, value in tree.items()}
+            return {key: self.to_graph_argument(value, f"{path}.{key}", ints) for key, value in tree.items()}
         if isinstance(tree, _SCALARS):
             return tree
         raise Uncapturable(f"a {type(tree).__name__} is passed to an operation")
@@ -257,10 +260,10 @@ def trace(
     leaves.entered(tracer)
     tables = _tables(root)
     try:
-        with torch.no_grad(), patched(tracer), sourced(tracer.paths, tracer):
+        with torch.no_grad(), patch_for_tracing(tracer), trace_integers(tracer.paths, tracer):
             values = {name: _placeholder(tracer, name, value) for name, value in arguments.items()}
             result = pick(root.forward(**values, **statics))
-            tracer.graph.output(tracer.argument(result, "args", []))
+            tracer.graph.output(tracer.to_graph_argument(result, "args", []))
         tracer.graph.eliminate_dead_code(is_impure)
     except Exception as error:
         vars(error)["effc_path"] = tracer.failed or ""
@@ -291,11 +294,11 @@ def _tables(root: nn.Module) -> list[tuple[dict, dict]]:
 def _placeholder(tracer: Tracer, name: str, value: Any) -> Value:
     node = tracer.graph.placeholder(name, default_value=None)
     node.meta["scope"] = ()
-    node.meta["shape"], node.meta["dtype"] = describe(value)
+    node.meta["shape"], node.meta["dtype"] = shape_and_dtype(value)
     return Value(node, tracer, value)
 
 
-def _objects(paths: dict[nn.Module, str]) -> dict[int, str]:
+def _paths_by_id(paths: dict[nn.Module, str]) -> dict[int, str]:
     paths_by_id: dict[int, str] = {}
     for module, path in paths.items():
         prefix = f"{path}." if path else ""

@@ -16,7 +16,7 @@ UNKNOWN = ("softcap", "s_aux")  # options that change what attention computes, u
 _FIRST = 512  # tokens that a store has room for at first
 
 
-def as_rows(
+def single_token_attention(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Mapping[str, Any]
 ) -> Tensor | None:
     """Attention [b, 1, h, d] of one token whose heads share keys; None where that is not what is asked.
@@ -49,7 +49,7 @@ class PackedLayer(CacheLayerMixin):
         self.length = 0  # positions, padding included
         self.stores: list[tuple[int, list[int], Store]] = []  # padding, sequences, their tokens
 
-    def begin(self, k: Tensor, v: Tensor, padding: list[int]) -> None:
+    def store_prompt(self, k: Tensor, v: Tensor, padding: list[int]) -> None:
         """Take a prompt: k and v [b, g, s, d]."""
         if k.shape[3] != v.shape[3]:
             raise KernelError(f"keys of {k.shape[3]} and values of {v.shape[3]} dimensions don't fit the cache")
@@ -62,7 +62,7 @@ class PackedLayer(CacheLayerMixin):
         self.length = k.shape[2]
         self.is_initialized = True
 
-    def step(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    def append_and_attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """Add one token and attend: q [b, h, 1, d], k and v [b, g, 1, d] -> [b, 1, h, d]."""
         out = torch.empty_like(q[:, :, 0])  # [b, h, d]
         for index, (pad, rows, store) in enumerate(self.stores):
@@ -78,7 +78,7 @@ class PackedLayer(CacheLayerMixin):
         """Whether sequences are padded as they were."""
         return padding == self._padding()
 
-    def select(self, chosen: list[int]) -> None:
+    def select_sequences(self, chosen: list[int]) -> None:
         """Go on with these of the sequences, in this order; one may be chosen several times."""
         selected = []
         for pad, rows, store in self.stores:
@@ -89,13 +89,13 @@ class PackedLayer(CacheLayerMixin):
         self.stores = selected
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.select(beam_idx.tolist())
+        self.select_sequences(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.select([i for i in range(len(self._padding())) for _ in range(repeats)])
+        self.select_sequences([i for i in range(len(self._padding())) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.select(torch.arange(len(self._padding()))[indices].tolist())
+        self.select_sequences(torch.arange(len(self._padding()))[indices].tolist())
 
     def _padding(self) -> list[int]:
         pad_of = {row: pad for pad, rows, _ in self.stores for row in rows}
@@ -126,16 +126,16 @@ class PackedLayer(CacheLayerMixin):
 def grown(store: Store) -> Store:
     """Copy of a store with capacity for twice as many tokens."""
     new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window, store.sinks)
-    return _filled(new, store, list(range(len(store.keys))))
+    return _copy_rows(new, store, list(range(len(store.keys))))
 
 
 def picked(store: Store, sequences: list[int]) -> Store:
     """The tokens of some sequences, in this order."""
     new = Store(store.heads, store.d, store.longest, len(sequences), store.keep, store.window, store.sinks)
-    return _filled(new, store, [s * store.heads + h for s in sequences for h in range(store.heads)])
+    return _copy_rows(new, store, [s * store.heads + h for s in sequences for h in range(store.heads)])
 
 
-def _filled(new: Store, old: Store, rows: list[int]) -> Store:
+def _copy_rows(new: Store, old: Store, rows: list[int]) -> Store:
     used = int(old.offsets[:, old.blocks].max())
     new.stream[:, :used] = old.stream[rows, :used]
     new.offsets[:, : old.blocks + 1] = old.offsets[rows, : old.blocks + 1]
@@ -145,7 +145,7 @@ def _filled(new: Store, old: Store, rows: list[int]) -> Store:
     return new
 
 
-def layer_of(cache: Any, slot: int, keep: tuple[float, float], window: int, sinks: int) -> PackedLayer:
+def packed_layer_at(cache: Any, slot: int, keep: tuple[float, float], window: int, sinks: int) -> PackedLayer:
     """The place of a layer in transformers' cache, made ours when it is first used."""
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= slot:
@@ -162,7 +162,7 @@ def layer_of(cache: Any, slot: int, keep: tuple[float, float], window: int, sink
     return cache.layers[slot]
 
 
-def padding_of(mask: Tensor | None, batch: int, length: int) -> list[int]:
+def left_padding_counts(mask: Tensor | None, batch: int, length: int) -> list[int]:
     """Number of padding tokens on the left of each sequence, by the mask of the newest query.
 
     mask   [b, 1, t, s], True or 0.0 where it may look, or None. Raises KernelError on any other mask.
@@ -178,12 +178,12 @@ def padding_of(mask: Tensor | None, batch: int, length: int) -> list[int]:
     return pads
 
 
-def packed_step(
+def attend_token_by_token(
     layer: PackedLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """Attention of tokens that come after others: one by one, as each sees what the ones before it left."""
-    if not layer.fits(padding_of(mask, len(q), layer.length + q.shape[2])) and mask is not None:
+    if not layer.fits(left_padding_counts(mask, len(q), layer.length + q.shape[2])) and mask is not None:
         raise KernelError("sequences in the pruned cache are padded otherwise than they were at first")
     each = [slice(i, i + 1) for i in range(q.shape[2])]
-    steps = [layer.step(q[:, :, one], k[:, :, one], v[:, :, one], scale) for one in each]
+    steps = [layer.append_and_attend(q[:, :, one], k[:, :, one], v[:, :, one], scale) for one in each]
     return steps[0] if len(steps) == 1 else torch.cat(steps, 1)

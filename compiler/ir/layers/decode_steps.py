@@ -59,9 +59,9 @@ Step = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 _proven: "WeakKeyDictionary[nn.Module, Step | None]" = WeakKeyDictionary()
 
 
-def run(call: "Call") -> Any:
+def run_decode_step(call: "Call") -> Any:
     """A mixer's forward for one position: a step where there is one for this call, else the whole."""
-    states = _states(call)
+    states = _mixer_states(call)
     if states is None:
         return call.full_result()
     if call.mixer not in _proven:
@@ -75,12 +75,13 @@ def _checked_step(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
     copies = [state.clone() for state in states]
     expected = call.full_result()
     _proven[call.mixer] = next(
-        (step for step in (selective, ssd) if _agrees(step, call.mixer, call.hidden, copies, expected, states)), None
+        (step for step in (selective, ssd) if _step_matches(step, call.mixer, call.hidden, copies, expected, states)),
+        None,
     )
     return expected
 
 
-def _states(call: "Call") -> tuple[Tensor, Tensor] | None:
+def _mixer_states(call: "Call") -> tuple[Tensor, Tensor] | None:
     """The states that a step moves on; None where a call is no plain step."""
     index = vars(call.mixer).get("layer_idx")
     if call.cache is None or call.mask is not None or index is None or call.cache.is_recording_past(index):
@@ -89,7 +90,7 @@ def _states(call: "Call") -> tuple[Tensor, Tensor] | None:
     return None if states[0] is None or states[1] is None else states
 
 
-def _agrees(
+def _step_matches(
     step: Step, mixer: nn.Module, hidden: Tensor, before: list[Tensor], expected: Tensor, after: tuple[Tensor, ...]
 ) -> bool:
     """Whether a step gives what the mixer gave, and leaves the states as it did."""

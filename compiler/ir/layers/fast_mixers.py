@@ -24,7 +24,7 @@ DECAY = "A_log"
 _NORM = re.compile(r"\w*RMSNorm(Gated)?")
 
 
-def quicken(model: nn.Module, *, marked: bool = False) -> list[str]:
+def use_kernels(model: nn.Module, *, marked: bool = False) -> list[str]:
     """Let the state-space mixers of a model run on kernels; their paths, none where no kernels are compiled.
 
     marked   only those that carry `MARK`
@@ -38,20 +38,20 @@ def quicken(model: nn.Module, *, marked: bool = False) -> list[str]:
         if names is None:
             module.forward = types.MethodType(_forward, module)
         else:
-            names |= {name: quick_convolution() for name, function in names.items() if function is leaves.causal_conv}
+            names |= {name: kernel_causal_conv() for name, function in names.items() if function is leaves.causal_conv}
     for module in model.modules() if paths else ():
         if _is_norm(module) and "forward" not in vars(module):
             module.forward = types.MethodType(_norm, module)
     return paths
 
 
-def slowed(model: nn.Module) -> None:
-    """Undo `quicken`."""
+def restore_forward(model: nn.Module) -> None:
+    """Undo `use_kernels`."""
     for module in model.modules():
         if is_quick(module):
             del module.forward
         names = _graph_names(module) or {}
-        names |= {name: leaves.causal_conv for name, function in names.items() if function is quick_convolution()}
+        names |= {name: leaves.causal_conv for name, function in names.items() if function is kernel_causal_conv()}
 
 
 def is_marked(model: nn.Module, path: str) -> bool:
@@ -60,15 +60,15 @@ def is_marked(model: nn.Module, path: str) -> bool:
 
 
 @contextmanager
-def as_library(model: nn.Module) -> Iterator[bool]:
+def without_kernels(model: nn.Module) -> Iterator[bool]:
     """Run a model as plain transformers does, within a block; whether that is another way than before."""
     bound = [(module, module.forward) for module in model.modules() if is_quick(module)]
     graphs = [
         (names, dict(names))
         for names in map(_graph_names, model.modules())
-        if names and quick_convolution() in names.values()
+        if names and kernel_causal_conv() in names.values()
     ]
-    slowed(model)
+    restore_forward(model)
     try:
         yield bool(bound or graphs)
     finally:
@@ -96,19 +96,19 @@ def scans(model: nn.Module) -> list[str]:
 def _scans(module: nn.Module) -> bool:
     """Whether a mixer scans, and has not lost its scan: then a layer's graph goes through what is left of it."""
     kind: type = type(module)
-    return any("conv" not in name for name in _called(kind)) and DECAY in module._parameters
+    return any("conv" not in name for name in _kernel_functions_called(kind)) and DECAY in module._parameters
 
 
 def _calls_kernels(module: nn.Module) -> bool:
     names = _graph_names(module)
     if names is not None:
         return any(
-            value in (leaves.causal_conv, quick_convolution())
+            value in (leaves.causal_conv, kernel_causal_conv())
             for value in names.values()
             if isinstance(value, types.FunctionType)
         )
     kind: type = type(module)
-    called = _called(kind)
+    called = _kernel_functions_called(kind)
     return _scans(module) or (bool(called) and all("conv" in name for name in called))
 
 
@@ -118,7 +118,7 @@ def _graph_names(module: nn.Module) -> dict[str, Any] | None:
 
 
 @functools.cache
-def _called(kind: type[nn.Module]) -> frozenset[str]:
+def _kernel_functions_called(kind: type[nn.Module]) -> frozenset[str]:
     """Names of functions with a kernel that a class's forward calls."""
     from . import functions
 
@@ -136,7 +136,7 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if leaves.is_tracing() or torch.compiler.is_compiling():
         return type(self).forward(self, *args, **kwargs)
     kind: type = type(self)
-    return _mixers()(_over_kernels(kind), self, args, kwargs)
+    return _mixers()(_forward_with_kernels(kind), self, args, kwargs)
 
 
 def _norm(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -154,27 +154,27 @@ def _is_norm(module: nn.Module) -> bool:
 def _mixers() -> Callable[..., Any]:
     from . import mixer  # not before it is needed: its kernels register themselves with torch
 
-    return mixer.run
+    return mixer.run_mixer
 
 
 @functools.cache
 def _norms() -> Callable[..., Any]:
     from . import norms
 
-    return norms.run
+    return norms.run_norm
 
 
 @functools.cache
-def _over_kernels(kind: type[nn.Module]) -> Callable[..., Any]:
+def _forward_with_kernels(kind: type[nn.Module]) -> Callable[..., Any]:
     """The class's forward with the names of scans and convolutions leading to kernels."""
     from . import functions
 
     inner = _innermost(kind.forward)
     names = dict(inner.__globals__)
     cached: type = kind
-    for name in _called(cached):
-        names[name] = functions.quick(name, names[name])
-    return _rebuilt(kind.forward, inner, names)
+    for name in _kernel_functions_called(cached):
+        names[name] = functions.with_kernel(name, names[name])
+    return _with_global_names(kind.forward, inner, names)
 
 
 def _innermost(function: Any) -> Any:
@@ -183,12 +183,12 @@ def _innermost(function: Any) -> Any:
     return function
 
 
-def _rebuilt(function: Any, inner: Any, names: dict[str, Any]) -> Any:
+def _with_global_names(function: Any, inner: Any, names: dict[str, Any]) -> Any:
     """A copy of a decorated function whose innermost one has other global names."""
     if function is inner:
         return _copied(inner, names, inner.__closure__)
     wrapped = function.__wrapped__
-    new = _rebuilt(wrapped, inner, names)
+    new = _with_global_names(wrapped, inner, names)
     closure = function.__closure__ or ()
     cells = tuple(types.CellType(new) if cell.cell_contents is wrapped else cell for cell in closure)
     assert any(cell.cell_contents is new for cell in cells), f"{function.__qualname__} hides what it wraps"
@@ -202,7 +202,7 @@ def _copied(function: Any, names: dict[str, Any], cells: Any) -> Any:
 
 
 @functools.cache
-def quick_convolution() -> Callable[..., Any]:
+def kernel_causal_conv() -> Callable[..., Any]:
     """The leaf function `causal_conv` over the kernel; a trace records the leaf."""
     from . import functions
 

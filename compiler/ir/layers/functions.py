@@ -29,7 +29,7 @@ class UnsupportedCall(Exception):
     """A call is none for a kernel."""
 
 
-def quick(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def with_kernel(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """The function over a kernel; what that can't take goes to the original."""
     over = QUICK[name]
 
@@ -45,7 +45,7 @@ def quick(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def run(kernel: type[Kernel], *arguments: Any) -> Any:
+def apply_kernel(kernel: type[Kernel], *arguments: Any) -> Any:
     """A kernel, recorded for gradients where any are wanted and understood by modes of torch."""
     tensors = [x for x in arguments if isinstance(x, Tensor)]
     _need(all(x.device.type == "cpu" and x.dtype in FLOATS for x in tensors))
@@ -60,7 +60,7 @@ def _need(fits: bool) -> None:
         raise UnsupportedCall
 
 
-def _one_of(x: Tensor | None) -> Tensor | None:
+def _per_head_value(x: Tensor | None) -> Tensor | None:
     """The number per head of a tensor that was expanded to channels and states."""
     if x is None:
         return None
@@ -74,7 +74,7 @@ def _convolution(
     hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
 ) -> Tensor:
     _need(not CausalConv.accepts(weight, activation) and hidden_states.dim() == 3)
-    return run(CausalConv, hidden_states, weight, bias, None, None, activation in _SILU)
+    return apply_kernel(CausalConv, hidden_states, weight, bias, None, None, activation in _SILU)
 
 
 def _convolution_step(
@@ -87,7 +87,7 @@ def _convolution_step(
 ) -> Tensor:
     _need(not CausalConv.accepts(weight, activation) and hidden_states.shape[-1] == 1)
     _need(_without_gradient(hidden_states, conv_state, weight, bias))
-    y = run(CausalConvStep, hidden_states[:, :, 0], conv_state, weight, bias, activation in _SILU)
+    y = apply_kernel(CausalConvStep, hidden_states[:, :, 0], conv_state, weight, bias, activation in _SILU)
     return y[:, :, None]
 
 
@@ -105,7 +105,7 @@ def _selective_scan(
     **_: Any,
 ) -> Any:
     _need(A.dim() == 2 and B.dim() == C.dim() == 3 and not SelectiveScan.accepts(A.shape[-1]))
-    y, state = run(SelectiveScan, hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, None, None)
+    y, state = apply_kernel(SelectiveScan, hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, None, None)
     return (y, state) if return_last_state else y
 
 
@@ -124,7 +124,7 @@ def _selective_step(
 ) -> Tensor:
     _need(A.dim() == 2 and B.dim() == C.dim() == 2)
     _need(_without_gradient(hidden_states, dt, A, B, C, D, z, dt_bias))
-    return run(SelectiveStep, state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus, False)
+    return apply_kernel(SelectiveStep, state, hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus, False)
 
 
 def _without_gradient(*tensors: Tensor | None) -> bool:
@@ -150,7 +150,7 @@ def _chunk_scan(
 ) -> Any:
     _need(z is None and A.dim() == 1 and (D is None or D.dim() == 1) and hidden_states.dim() == 4)
     _need(not SsdScan.accepts(hidden_states.shape[2], B.shape[2]))
-    y, state = run(
+    y, state = apply_kernel(
         SsdScan, hidden_states, dt, A, B, C, D, dt_bias, dt_softplus, *map(float, dt_limit), initial_states, None
     )
     return (y, state) if return_final_states else y
@@ -172,8 +172,18 @@ def _ssd_step(
     _need(z is None and hidden_states.dim() == B.dim() == 3 and A.dim() == 3 and dt.dim() == 3)
     _need(_without_gradient(hidden_states, dt, A, B, C, D, dt_bias))
     _need(dt.shape[2] == 1 or dt.stride(2) == 0)
-    return run(
-        SsdStep, state, hidden_states, dt[:, :, 0], _one_of(A), B, C, _one_of(D), _one_of(dt_bias), dt_softplus, False
+    return apply_kernel(
+        SsdStep,
+        state,
+        hidden_states,
+        dt[:, :, 0],
+        _per_head_value(A),
+        B,
+        C,
+        _per_head_value(D),
+        _per_head_value(dt_bias),
+        dt_softplus,
+        False,
     )
 
 
@@ -195,4 +205,4 @@ def leaf_convolution(
     if CausalConv.accepts(weight, activation) or x.device.type != "cpu" or x.dtype not in FLOATS:
         return leaves.causal_conv(cache, x, weight, bias, activation, layer_idx)
     inputs = x if cache is None else cache.update_conv_state(x, layer_idx, conv_kernel_size=k)
-    return run(CausalConv, inputs, weight, bias, None, None, activation in _SILU)[..., -length:].to(x.dtype)
+    return apply_kernel(CausalConv, inputs, weight, bias, None, None, activation in _SILU)[..., -length:].to(x.dtype)

@@ -100,9 +100,9 @@ def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: A
 @leaf("attention")
 def grouped_attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
     """As `attention`, but of one new token the query heads that share keys are rows of one product."""
-    from .attention import as_rows
+    from .attention import single_token_attention
 
-    output = as_rows(module, q, k, v, mask, options)
+    output = single_token_attention(module, q, k, v, mask, options)
     return attention(module, q, k, v, mask, **options) if output is None else (output, None)
 
 
@@ -126,13 +126,13 @@ def packed_attention(
 
     A prompt attends to itself whole. Without a cache nothing is forgotten.
     """
-    from .attention import layer_of, packed_step, padding_of
+    from .attention import attend_token_by_token, left_padding_counts, packed_layer_at
 
-    layer = None if cache is None else layer_of(cache, layer_idx, (keep_keys, keep_values), window, sinks)
+    layer = None if cache is None else packed_layer_at(cache, layer_idx, (keep_keys, keep_values), window, sinks)
     if layer is not None and layer.length:
-        return packed_step(layer, q, k, v, mask, options.get("scaling")), None
+        return attend_token_by_token(layer, q, k, v, mask, options.get("scaling")), None
     if layer is not None:
-        layer.begin(k, v, padding_of(mask, k.shape[0], k.shape[2]))
+        layer.store_prompt(k, v, left_padding_counts(mask, k.shape[0], k.shape[2]))
     return attention(module, q, k, v, mask, **options)
 
 

@@ -78,7 +78,7 @@ class KernelLinear(nn.Module):
         bias = torch.empty(n, dtype=old.weight.dtype, device=device) if spec["bias"] else None
         return cls(spec["kernel"], k, n, torch.empty(size, dtype=torch.uint8, device=device), bias)
 
-    def settle(self) -> None:
+    def check_and_copy_weight(self) -> None:
         """Check a weight that came from a file, and copy it to where the kernel reads it fastest.
 
         Raises `KernelError`. A file is mapped in small pages, which cost a quarter of the bandwidth.
@@ -105,7 +105,7 @@ def lowered(model: nn.Module) -> Iterator[tuple[str, KernelLinear]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, KernelLinear))
 
 
-def params(model: nn.Module) -> int:
+def count_params(model: nn.Module) -> int:
     """Number of parameters of a model, shared ones once; packed weights count as the originals.
 
     A head that was tied to the embedding and then packed holds numbers that the embedding has already.
@@ -116,18 +116,18 @@ def params(model: nn.Module) -> int:
     return sum(packed) + sum(p.numel() for p in model.parameters())
 
 
-def settle(model: nn.Module) -> None:
+def settle_packed_weights(model: nn.Module) -> None:
     """Settle every packed weight that came from a file; Reject (packed-damaged) with the module's path."""
     for path, module in lowered(model):
         if module.packed.is_meta:
             continue
         try:
-            module.settle()
+            module.check_and_copy_weight()
         except KernelError as error:
             raise Reject(packed_damaged(f"{path}: {error}", help="copy the files again, or compile again")) from error
 
 
-def refuse_elsewhere(model: nn.Module, device: Any) -> None:
+def refuse_device(model: nn.Module, device: Any) -> None:
     """Reject a device that kernels don't run on, where a model has any."""
     first = next(lowered(model), None)
     if first is not None and torch.device(device).type != "cpu":

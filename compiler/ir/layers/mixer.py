@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels.sequences import FLOATS
-from . import decode_steps, scan_chunks
+from .decode_steps import run_decode_step
+from .scan_chunks import run_in_chunks
 
 
 class Call(NamedTuple):
@@ -25,11 +26,11 @@ class Call(NamedTuple):
         return self.forward(self.mixer, *self.args, **self.kwargs)
 
 
-def run(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_mixer(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     hidden = args[0] if args else kwargs.get("hidden_states")
     if type(hidden) is not Tensor or not hidden.is_cpu or hidden.dtype not in FLOATS or torch.is_grad_enabled():
         return forward(mixer, *args, **kwargs)
     cache = args[1] if len(args) > 1 else kwargs.get("cache")
     mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
     call = Call(forward, mixer, args, kwargs, hidden, cache, mask)
-    return (decode_steps if hidden.shape[1] == 1 else scan_chunks).run(call)
+    return run_decode_step(call) if hidden.shape[1] == 1 else run_in_chunks(call)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
-from ...models.rows.prompt_positions import Cells, Prompts, listen
+from ...models.rows.prompt_positions import Cells, Prompts, attach_prompts
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Intervention(nn.Module):
 
     def rows(self) -> Tensor:
         """P [r, d]."""
-        return orthonormal(self.project) if FORMS[self.form].orthonormal else self.project
+        return orthonormalize(self.project) if FORMS[self.form].orthonormal else self.project
 
     def forward(self, hidden: Tensor, active: Tensor | None = None) -> Tensor:
         """hidden [n, d] -> [n, d]; active [n, r] bool, or [r]: coordinates that are edited, all where it is None."""
@@ -85,7 +85,7 @@ class Intervention(nn.Module):
         return dropout(h + edit @ p, self.drop, self.training).to(hidden.dtype)
 
     @torch.no_grad()
-    def start(self, how: str, generator: torch.Generator) -> None:
+    def init_weights(self, how: str, generator: torch.Generator) -> None:
         """First values. "identity" changes nothing yet; "random" is that of the published code."""
         form, width = FORMS[self.form], self.project.shape[1]
         spread = width**-0.5  # torch's own of a Linear
@@ -117,7 +117,7 @@ def has_identity(form: str) -> bool:
     return FORMS[form].aims or not FORMS[form].subtracts
 
 
-def orthonormal(rows: Tensor) -> Tensor:
+def orthonormalize(rows: Tensor) -> Tensor:
     """Rows [r, d] made orthonormal one after the other, r <= d; such rows are left as they are.
 
     Twice, since once leaves an error that grows with the square of how far they were off.
@@ -145,12 +145,12 @@ class Reft(nn.Module):
         self.first, self.last, self.tied = first, last, tied
         names = ("both",) if tied and first and last else [n for n, k in (("prefix", first), ("suffix", last)) if k]
         self.functions = nn.ModuleDict({name: Intervention(form, width, rank, drop, **factory) for name in names})
-        self.prompts = Prompts()  # until `connect` gives all of a model the same
+        self.prompts = Prompts()  # until `share_prompt_positions` gives all of a model the same
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.prompts.on or hidden.is_meta:
             return hidden
-        spans = self.prompts.cells(hidden, self.first, self.last)
+        spans = self.prompts.edited_cells(hidden, self.first, self.last)
         if spans is None:
             return hidden
         prefix, suffix = spans
@@ -231,10 +231,10 @@ def interventions(model: nn.Module) -> Iterator[tuple[str, Reft]]:
     return ((path, module) for path, module in model.named_modules() if isinstance(module, Reft))
 
 
-def connect(model: nn.Module) -> None:
+def share_prompt_positions(model: nn.Module) -> None:
     """Let all interventions of a model ask one object where its prompts lie; nothing where it has none."""
     modules = [module for _, module in interventions(model)]
     if modules:
-        one = listen(model)
+        one = attach_prompts(model)
         for module in modules:
             module.prompts = one

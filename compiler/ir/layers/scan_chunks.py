@@ -40,10 +40,10 @@ Family = Callable[[Any, Tensor, Tensor | None, ChunkState], tuple[Tensor, ChunkS
 _proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
 
 
-def run(call: "Call") -> Any:
+def run_in_chunks(call: "Call") -> Any:
     """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
     mixer: Any = call.mixer  # a module of any class, until it has proven to be of a family
-    if not _fits(call):
+    if not _is_supported(call):
         return call.full_result()
     if mixer not in _proven:
         first = call.hidden[:, :LEAST]
@@ -52,7 +52,7 @@ def run(call: "Call") -> Any:
     family = _proven[mixer]
     if family is None:
         return call.full_result()
-    out, last = over(family, mixer, call.hidden, call.mask, _size(*call.hidden.shape[:2]))
+    out, last = scan_in_chunks(family, mixer, call.hidden, call.mask, _size(*call.hidden.shape[:2]))
     if call.cache is not None:
         call.cache.update_conv_state(last.window, mixer.layer_idx)
         call.cache.update_recurrent_state(last.state, mixer.layer_idx)
@@ -65,7 +65,7 @@ def _size(sequences: int, length: int) -> int:
     return -(-length // -(-length // largest))
 
 
-def _fits(call: "Call") -> bool:
+def _is_supported(call: "Call") -> bool:
     if call.hidden.shape[1] < LEAST or not call.hidden.numel():
         return False
     if any(call.kwargs.get(word) is not None for word in PACKED):
@@ -82,13 +82,15 @@ def _fits(call: "Call") -> bool:
 
 def _agrees(family: Family, mixer: Any, hidden: Tensor, expected: Tensor) -> bool:
     try:
-        actual, _ = over(family, mixer, hidden, None, LEAST // 2)
+        actual, _ = scan_in_chunks(family, mixer, hidden, None, LEAST // 2)
     except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
         return False
     return allclose(actual, expected)
 
 
-def over(family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, ChunkState]:
+def scan_in_chunks(
+    family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int
+) -> tuple[Tensor, ChunkState]:
     """A mixer over hidden [b, t, w], `size` positions at a time, and what is carried after the last."""
     filters = mixer.conv1d.weight
     carried = ChunkState(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
@@ -107,7 +109,7 @@ def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: Chu
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
-    x, window = _convolved(mixer, x, live, before.window)
+    x, window = _convolve_chunk(mixer, x, live, before.window)
     parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
     dt, b, c = normed(mixer, parts)
     dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
@@ -123,7 +125,7 @@ def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: ChunkState) -> 
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
     channels = before.window.shape[1]
     gate, mixed, dt = mixer.in_proj(hidden).split([inner, channels, heads], 2)
-    mixed, window = _convolved(mixer, mixed, live, before.window)
+    mixed, window = _convolve_chunk(mixer, mixed, live, before.window)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
     least, upper = map(float, mixer.time_step_limit)
@@ -145,7 +147,7 @@ def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: ChunkState) -> 
     return mixer.out_proj(y.to(hidden.dtype)), ChunkState(window, state)
 
 
-def _convolved(mixer: Filtered, x: Tensor, live: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
+def _convolve_chunk(mixer: Filtered, x: Tensor, live: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
     """x [b, t, c] after the convolution, and what it has seen by then."""
     weight, k = mixer.conv1d.weight[:, 0], window.shape[2]
     if CausalConv.accepts(weight, mixer.activation):

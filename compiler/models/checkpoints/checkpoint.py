@@ -20,11 +20,11 @@ from ...core.events import follow
 from ...core.json_errors import first_line
 from ...core.quantity import count_text
 from .config_bounds import bad_config
-from .config_classes import exported, model_class, plain
+from .config_classes import exported, model_class, plain_config
 from .generation_config import NAME as GENERATION
 from .generation_config import read_generation
 from .mamba_rescale import as_stored
-from .tensor_files import mapped
+from .tensor_files import mapped_tensors
 from .weights import Weights
 
 other_weights = Fault(
@@ -54,25 +54,27 @@ SLACK = 1 << 24  # numbers that a model may have beside its weights: tables of p
 HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
 
 
-def build(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn.Module:
+def build_module(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn.Module:
     """The module of a config, initialised at random; under `torch.device("meta")` without storage.
 
     `code` is the folder whose own modeling code may run; None: transformers' classes only.
     """
     if code is not None:
-        with quiet(), code_of(code):
+        with quiet_libraries(), code_errors_as_diagnostics(code):
             parsed = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
             return transformers.AutoModelForCausalLM.from_config(
                 parsed, dtype=getattr(torch, dtype), trust_remote_code=True
             )
     parsed, kind = parse_config(config)
-    with quiet(), library(f"a `{config['model_type']}`"):
-        module = kind._from_config(parsed, dtype=getattr(torch, dtype), attn_implementation=attention(kind, parsed))
+    with quiet_libraries(), library_errors_as_diagnostics(f"a `{config['model_type']}`"):
+        module = kind._from_config(
+            parsed, dtype=getattr(torch, dtype), attn_implementation=attention_implementation(kind, parsed)
+        )
     return module.eval()
 
 
 @contextmanager
-def library(label: str) -> Iterator[None]:
+def library_errors_as_diagnostics(label: str) -> Iterator[None]:
     """Say of whatever transformers raises while it makes a model that its config is why: anyone wrote it."""
     try:
         yield
@@ -89,7 +91,7 @@ def library(label: str) -> Iterator[None]:
         ) from error
 
 
-def check_size(module: nn.Module, count: int, spare: int = 1) -> None:
+def check_module_size(module: nn.Module, count: int, spare: int = 1) -> None:
     """Reject (other-weights) where a module asks for far more numbers than the weights have.
 
     Names and shapes are compared when weights are read; this comes before room is made for them.
@@ -107,7 +109,7 @@ def check_size(module: nn.Module, count: int, spare: int = 1) -> None:
 
 
 @contextmanager
-def code_of(folder: Path) -> Iterator[None]:
+def code_errors_as_diagnostics(folder: Path) -> Iterator[None]:
     """Say of whatever a model's own code raises that it was that code."""
     try:
         yield
@@ -141,8 +143,8 @@ def parse_config(
             )
         )
     try:
-        with quiet():
-            parsed = known[model_type].from_dict(plain(dict(config)))
+        with quiet_libraries():
+            parsed = known[model_type].from_dict(plain_config(dict(config)))
     except (
         ValueError,
         TypeError,
@@ -164,14 +166,14 @@ def parse_config(
             isinstance(names, (list, tuple))
             and not exported().isdisjoint(name for name in names if isinstance(name, str))
         ):
-            raise _no_class(model_type, names)
+            raise _no_class_rejection(model_type, names)
         listed = classes[type(parsed)]
         assert isinstance(listed, type), f"several classes for a {type(parsed).__name__}"
         kind = listed
     return parsed, kind
 
 
-def _no_class(model_type: str, names: Any) -> Reject:
+def _no_class_rejection(model_type: str, names: Any) -> Reject:
     """Why none of the names is taken: nobody's class, or that of another model type."""
     named = names if isinstance(names, (list, tuple)) else [names]
     message = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
@@ -205,20 +207,22 @@ def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.
             yield from _configs(part)
 
 
-def attention(
+def attention_implementation(
     kind: "type[transformers.PreTrainedModel]", config: "transformers.PreTrainedConfig"
 ) -> str | dict[str, Any]:
     """Attention of a class, as `attn_implementation`: torch's fused one wherever it is supported.
 
     Parts that a config names are models of their own: DETR has it, and its ResNet does not.
     """
-    return _attentions("sdpa", config) if kind._supports_sdpa else "eager"
+    return _attention_by_part("sdpa", config) if kind._supports_sdpa else "eager"
 
 
-def _attentions(implementation: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
+def _attention_by_part(implementation: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
     sub_configs = {name: getattr(config, name, None) for name in config.sub_configs}
     parts = {
-        name: _attentions(_attention_of_part(part), part) for name, part in sub_configs.items() if part is not None
+        name: _attention_by_part(_attention_of_part(part), part)
+        for name, part in sub_configs.items()
+        if part is not None
     }
     return (
         {"": implementation, **parts}
@@ -236,41 +240,43 @@ def _attention_of_part(config: "transformers.PreTrainedConfig") -> str:
     return "sdpa" if all(kind._supports_sdpa for kind in classes) else "eager"
 
 
-def load(
+def load_module(
     folder: Path, config: Mapping[str, Any], dtype: str, label: str, weights: Weights, trusted: bool = False
 ) -> nn.Module:
     """The module with its weights, mapped from disk where the dtype is the stored one; one copy otherwise.
 
     trusted   the folder's own code makes the model
     """
-    module, info = _read(folder, config, dtype, weights, trusted)
-    check_names(info, label)
+    module, info = _read_module(folder, config, dtype, weights, trusted)
+    check_loading_info(info, label)
     check_finite(module, label)
     return module.eval()
 
 
-def _read(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool):
+def _read_module(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool):
     options = {"dtype": getattr(torch, dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
     if trusted:
-        with quiet(), code_of(folder):
+        with quiet_libraries(), code_errors_as_diagnostics(folder):
             with torch.device("meta"):
-                empty: Any = build(config, dtype, folder)
-            return from_files(type(empty), empty.config, folder, weights, **options)
-    return stock(folder, config, weights, **options)
+                empty: Any = build_module(config, dtype, folder)
+            return from_pretrained_files(type(empty), empty.config, folder, weights, **options)
+    return load_stock(folder, config, weights, **options)
 
 
-def stock(folder: Path, config: Mapping[str, Any], weights: Weights, **options: Any) -> Any:
+def load_stock(folder: Path, config: Mapping[str, Any], weights: Weights, **options: Any) -> Any:
     """Model by `from_pretrained` of the class that a config names, after a check that the weights fit in memory."""
     read_generation(folder)
     with torch.device("meta"):
-        check_size(build(config, "float32"), weights.count)
+        check_module_size(build_module(config, "float32"), weights.count)
     parsed, kind = parse_config(config)
     as_stored(parsed)
-    with quiet(), library(str(folder)):
-        return from_files(kind, parsed, folder, weights, attn_implementation=attention(kind, parsed), **options)
+    with quiet_libraries(), library_errors_as_diagnostics(str(folder)):
+        return from_pretrained_files(
+            kind, parsed, folder, weights, attn_implementation=attention_implementation(kind, parsed), **options
+        )
 
 
-def from_files(
+def from_pretrained_files(
     kind: Any, config: "transformers.PreTrainedConfig", folder: Path, weights: Weights, **options: Any
 ) -> Any:
     """A model of a class as `from_pretrained` gives it, and what `options` add, from tensors of these files alone.
@@ -287,7 +293,7 @@ def from_files(
                 help="take a model whose weights lie in model.safetensors, or in shards that an index names",
             )
         )
-    read = kind.from_pretrained(None, config=config, state_dict=dict(mapped(weights)), **options)
+    read = kind.from_pretrained(None, config=config, state_dict=dict(mapped_tensors(weights)), **options)
     model = read[0] if isinstance(read, tuple) else read
     if model.can_generate():
         has_generation = (folder / GENERATION).is_file()
@@ -298,7 +304,7 @@ def from_files(
     return read
 
 
-def check_names(info: Mapping[str, Any], label: str) -> None:
+def check_loading_info(info: Mapping[str, Any], label: str) -> None:
     """Everything that `from_pretrained` would have papered over, as one diagnostic each kind."""
     faults = []
     shapes = sorted((name, tuple(stored), tuple(expected)) for name, stored, expected in info["mismatched_keys"])
@@ -365,14 +371,14 @@ def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:
     """The module of a config with the weights that a seed decides; leaves torch's own generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(config, dtype)
+        return build_module(config, dtype)
 
 
 _LOGGERS = ("huggingface_hub", "datasets", "lm_eval", "accelerate", "httpx")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Libraries without progress bars and log lines: effc tells what happens by its own events."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -33,7 +33,9 @@ _DEEPEST = 24
 WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}  # of models with random weights
 
 
-def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, label: str, spare: int = 1) -> None:
+def check_config_numbers(
+    config: Mapping[str, Any], slots: Mapping[str, Slot] | None, label: str, spare: int = 1
+) -> None:
     """Reject (bad-config) where a number is larger than any that the weights have.
 
     slots   the tensors that are there; None for a model that gets random weights
@@ -46,7 +48,7 @@ def check_numbers(config: Mapping[str, Any], slots: Mapping[str, Slot] | None, l
         stacked = [max(slot.shape) for slot in slots.values() if len(slot.shape) > 2]
         layers = spare * max([len(slots), *stacked])
         size = spare * max([1 << 16, *(math.prod(slot.shape) for slot in slots.values())])
-    for name, value in _numbers(config, "", 0):
+    for name, value in _config_numbers(config, "", 0):
         key = name.rpartition(".")[2]
         counts = _REPEATS.fullmatch(key) and (config.get("model_type"), name) not in _ROWS
         if value < 1 and _INPUT_SIZES.fullmatch(key):
@@ -80,14 +82,14 @@ def _check_heads(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def _numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
+def _config_numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
     if depth > _DEEPEST:
         raise Reject(bad_config("the config is nested too deep", help="take the model's own config.json"))
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _numbers(item, f"{name}.{key}" if name else str(key), depth + 1)
+            yield from _config_numbers(item, f"{name}.{key}" if name else str(key), depth + 1)
     elif isinstance(value, list):
         for item in value:
-            yield from _numbers(item, name, depth + 1)
+            yield from _config_numbers(item, name, depth + 1)
     elif type(value) in (int, float):
         yield name, value

@@ -47,15 +47,15 @@ _DROPPED_KEYS = frozenset(
 )
 
 
-def plain(value: Any) -> Any:
+def plain_config(value: Any) -> Any:
     """A config without keys that lead to code, kernels or files; infinity as a number, as transformers spells it."""
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [plain_config(item) for item in value]
     if not isinstance(value, dict):
         return value
     if set(value) == {"__float__"}:
         return float(value["__float__"])
-    return {key: plain(item) for key, item in value.items() if key not in _DROPPED_KEYS}
+    return {key: plain_config(item) for key, item in value.items() if key not in _DROPPED_KEYS}
 
 
 def class_names(model_type: str) -> Iterator[str]:
@@ -143,7 +143,7 @@ _GENERIC = frozenset(
 )
 
 
-def is_tokenizer(name: Any) -> bool:
+def is_known_tokenizer(name: Any) -> bool:
     """Whether a tokenizer's files may name a class: one of transformers' own table of tokenizers."""
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 

@@ -13,7 +13,7 @@ from .origin import Origin
 _MAX_NUMEL = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
 
 
-def stand_in(origin: Origin) -> nn.Module:
+def with_fake_weights(origin: Origin) -> nn.Module:
     """The model with random numbers on the CPU that take no room; tensors that are one stay one."""
     with parameters_on_meta():
         model = origin.build().eval()

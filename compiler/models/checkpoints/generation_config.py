@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.json_errors import breakage
+from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, read_json
 
 NAME = "generation_config.json"
@@ -28,11 +28,13 @@ def read_generation(folder: Path) -> dict[str, Any]:
     try:
         body = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(bad_generation(f"{path} can't be read as JSON: {breakage(error)}", help=_HELP)) from error
+        raise Reject(
+            bad_generation(f"{path} can't be read as JSON: {describe_json_error(error)}", help=_HELP)
+        ) from error
     if not isinstance(body, dict):
         raise Reject(bad_generation(f"{path} is no JSON object", help=_HELP))
     for name, value in body.items():
-        if not _fits(name, value):
+        if not _is_valid_value(name, value):
             raise Reject(bad_generation(f"{path}: `{name[:60]}` is {str(value)[:60]!r}", help=_HELP))
     return body
 
@@ -44,7 +46,7 @@ def as_tokens(value: Any) -> tuple[int, ...] | None:
     return tuple(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 
-def _fits(name: str, value: Any) -> bool:
+def _is_valid_value(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, Mapping):  # what a library's version writes beside the values of generation

@@ -28,7 +28,7 @@ class Reader:
     def text(self) -> str:
         return self.take(self.number(10)).decode("utf-8")
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def read_value(self, kind: int, depth: int = 0) -> Any:
         if kind == _TEXT:
             return self.text()
         if kind != _ARRAY:
@@ -36,7 +36,7 @@ class Reader:
         inner, count = self.number(4), self.number(10)
         if count > _MAX_ITEMS or depth:
             raise ValueError("an array is too long or holds arrays")
-        return [self.value(inner, depth + 1) for _ in range(count)]
+        return [self.read_value(inner, depth + 1) for _ in range(count)]
 
 
 def check_header(path: Path) -> None:
@@ -57,11 +57,11 @@ def read_header(reader: Reader) -> tuple[dict[str, Any], list[tuple[str, int, tu
     facts = {}
     for _ in range(keys):
         name = reader.text()
-        facts[name] = reader.value(reader.number(4))
-    return facts, [_described(reader) for _ in range(tensors)]
+        facts[name] = reader.read_value(reader.number(4))
+    return facts, [_read_tensor_entry(reader) for _ in range(tensors)]
 
 
-def _described(reader: Reader) -> tuple[str, int, tuple[int, ...], int]:
+def _read_tensor_entry(reader: Reader) -> tuple[str, int, tuple[int, ...], int]:
     name, axes = reader.text(), reader.number(4)
     if axes > 4:
         raise ValueError(f"`{name[:80]}` has {axes} axes")

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ....dsl.syntax.diagnostics import Reject
-from .checkpoint import build, parse_config, unknown_architecture
+from .checkpoint import build_module, parse_config, unknown_architecture
 
 
-def blank(config: Mapping[str, Any], dtype: str) -> nn.Module:
+def empty_model(config: Mapping[str, Any], dtype: str) -> nn.Module:
     """The transformers model of a config; a parameter exists for no longer than it takes to register it.
 
     The config may come from a file that anyone wrote: only transformers' own model classes are made.
@@ -31,7 +31,7 @@ def blank(config: Mapping[str, Any], dtype: str) -> nn.Module:
             )
         )
     with parameters_on_meta():
-        return build(config, dtype)
+        return build_module(config, dtype)
 
 
 def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tensor]:

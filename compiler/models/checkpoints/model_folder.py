@@ -14,10 +14,10 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source_file import other_kind
 from ...core.cache import digest
-from ...core.json_errors import breakage
+from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, TOKENIZER, check_regular, read_json
 from ...core.settings import Settings
-from .config_bounds import bad_config, check_numbers
+from .config_bounds import bad_config, check_config_numbers
 from .config_classes import class_note_of
 from .mamba_rescale import NOTE, rescales
 from .origin import Origin
@@ -79,12 +79,12 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         if (folder / name).exists():
             check_regular(folder / name, TOKENIZER, root_of(folder))
     config = read_config(folder / "config.json", label)
-    trusted = check_code(config, label, settings)
+    trusted = may_run_code(config, label, settings)
     weights = find_weights(folder, label)
     stored_dtype = _check_dtype(config, weights, label)
     refuse_adapter(folder, label)
     if not trusted:
-        check_numbers(config, weights.slots, label)
+        check_config_numbers(config, weights.slots, label)
     chosen = stored_dtype if dtype == "auto" else dtype
     tokenizers = tokenizer_files(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
@@ -94,7 +94,7 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         config=config,
         folder=folder,
         identity=digest([files.hash_all(decides), chosen]),
-        build=partial(_build, config, chosen, folder if trusted else None, None if trusted else weights.count),
+        build=partial(_build_checked, config, chosen, folder if trusted else None, None if trusted else weights.count),
         load=partial(_load, folder, config, chosen, label, weights, trusted),
         tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else no_tokenizer,
         dtype=chosen,
@@ -130,7 +130,9 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     except OSError as error:
         raise Reject(bad_config(f"{path} can't be read: {error.strerror}")) from error
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_config(f"{path} is not JSON: {breakage(error)}", help="fetch the file again")) from error
+        raise Reject(
+            bad_config(f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again")
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
     if not isinstance(config.get("architectures", []), (list, NoneType)):
@@ -143,7 +145,7 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     return config
 
 
-def check_code(config: Mapping[str, Any], label: str, settings: Settings) -> bool:
+def may_run_code(config: Mapping[str, Any], label: str, settings: Settings) -> bool:
     """Whether the model's own code is to run: never unless transformers lacks the architecture and it was granted."""
     if "auto_map" not in config or _is_native(config["model_type"]):
         return False
@@ -224,19 +226,19 @@ def refuse_adapter(folder: Path, label: str) -> None:
         )
 
 
-def _build(config: dict[str, Any], dtype: str, code: Path | None, count: int | None):
-    from .checkpoint import build, check_size
+def _build_checked(config: dict[str, Any], dtype: str, code: Path | None, count: int | None):
+    from .checkpoint import build_module, check_module_size
 
-    module = build(config, dtype, code)
+    module = build_module(config, dtype, code)
     if count is not None:
-        check_size(module, count)
+        check_module_size(module, count)
     return module
 
 
 def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, weights: Weights, trusted: bool):
-    from .checkpoint import load
+    from .checkpoint import load_module
 
-    return load(folder, config, dtype, label, weights, trusted)
+    return load_module(folder, config, dtype, label, weights, trusted)
 
 
 def load_tokenizer(folder: Path, label: str, trusted: bool = False):

@@ -41,7 +41,7 @@ class Origin:
                         has made it); None for random weights and modules
     identity            sha256 over what decides the weights: file hashes or (config, seed), and `dtype`
     build               makes the module; inside a `torch.device("meta")` context it has no weights
-    load                makes the module with its weights, in `dtype`, on the CPU (see `declared`), all finite
+    load                makes the module with its weights, in `dtype`, on the CPU (see `with_span`), all finite
     tokenizer           the tokenizer, the same object every time, or None where the source has none
     dtype               what the weights are held and computed in: "float32", "bfloat16", "float16"
     tokenizer_identity  sha256 over the tokenizer's files; "" where there is none
@@ -67,7 +67,7 @@ class Origin:
     files: SourceFiles | None = field(default=None, repr=False, compare=False)
     span: Span | None = None
 
-    def declared(self, span: Span | None, device: str) -> "Origin":
+    def with_span(self, span: Span | None, device: str) -> "Origin":
         """Origin with the `span` of the recipe that names it, for diagnostics; `load` moves it to a device."""
 
         def build() -> "torch.nn.Module":
@@ -90,14 +90,14 @@ class Origin:
 
         return replace(self, build=build, load=load, tokenizer=tokenizer, span=span)
 
-    def refuse_change(self) -> None:
+    def refuse_changed_files(self) -> None:
         """Raises Reject (model-changed) where a file that decides the model was changed since it was hashed.
 
         To be asked before anything is kept that was computed from the model's weights.
         """
         if self.files is not None:
             with with_location(self.span):
-                self.files.refuse_change()
+                self.files.refuse_changed_files()
 
     @cached_property
     def fingerprint(self) -> str:

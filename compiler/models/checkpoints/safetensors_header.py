@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...core.json_errors import breakage
+from ...core.json_errors import describe_json_error
 from ...core.safe_read import check_regular
 
 damaged_weights = Fault(
@@ -97,16 +97,16 @@ def read_header(path: Path) -> Header:
             )
         if length > LIMIT:
             raise Reject(_header_error(path, f"states a header of {length} bytes; the format allows {LIMIT}"))
-        body = _parse(path, file.read(length))
+        body = _parse_header(path, file.read(length))
     metadata = body.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise Reject(_header_error(path, "has metadata other than text"))
-    slots = {name: _slot(path, name, entry) for name, entry in body.items()}
+    slots = {name: _parse_slot(path, name, entry) for name, entry in body.items()}
     _check_cover(path, slots, size - 8 - length)
     return Header(path, slots, metadata, 8 + length)
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     def once(pairs):
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice")
@@ -115,7 +115,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Reject(_header_error(path, f"has a header that is not JSON: {breakage(error)}")) from error
+        raise Reject(_header_error(path, f"has a header that is not JSON: {describe_json_error(error)}")) from error
     if not isinstance(body, dict):
         raise Reject(_header_error(path, "has a header that is not a JSON object"))
     return body
@@ -128,7 +128,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
-def _slot(path: Path, name: str, entry: Any) -> Slot:
+def _parse_slot(path: Path, name: str, entry: Any) -> Slot:
     """One entry, checked for itself: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise Reject(_header_error(path, f"describes `{name}` by other fields than dtype, shape and data_offsets"))

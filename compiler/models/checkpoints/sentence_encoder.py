@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.json_errors import breakage
+from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, read_json
 
 no_pooling = Fault(
@@ -17,7 +17,7 @@ no_pooling = Fault(
 MODULES = "modules.json"
 
 
-def modules(folder: Path) -> list[tuple[str, str]]:
+def read_modules(folder: Path) -> list[tuple[str, str]]:
     """Kind and folder of each module that modules.json names; folders beside it are none."""
     read = json_of(folder / MODULES)
     named = [m for m in read if isinstance(m, dict)] if isinstance(read, list) else []
@@ -30,11 +30,13 @@ def modules(folder: Path) -> list[tuple[str, str]]:
 
 def module_paths(folder: Path) -> list[str]:
     """The folders of a folder of sentence-transformers that hold more modules, the transformer's own left out."""
-    return [path for _, path in modules(folder) if path]
+    return [path for _, path in read_modules(folder) if path]
 
 
 def json_of(path: Path) -> Any:
     try:
         return read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(no_pooling(f"{path} is not JSON: {breakage(error)}", help="fetch the file again")) from error
+        raise Reject(
+            no_pooling(f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again")
+        ) from error

@@ -18,13 +18,13 @@ _SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_ber
 _MODULE_FILES = ("config.json", "model.safetensors")
 
 
-def companions(model: nn.Module, origin: Origin, folder: Path) -> None:
+def copy_sidecar_files(model: nn.Module, origin: Origin, folder: Path) -> None:
     """Tokenizer, chat template, generation config and licence, byte for byte where the origin has files."""
     if origin.folder:
         for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(TEMPLATES))):
             if file.is_file():
                 _copy(file, folder / file.relative_to(origin.folder), root_of(origin.folder))
-        _sentence_modules(origin.folder, folder)
+        _copy_sentence_modules(origin.folder, folder)
     if not any((folder / n).exists() for n in TOKENIZER_FILES) and (tokenizer := origin.tokenizer()) is not None:
         tokenizer.save_pretrained(folder)
     hf_model = pretrained(model)
@@ -32,7 +32,7 @@ def companions(model: nn.Module, origin: Origin, folder: Path) -> None:
         hf_model.generation_config.save_pretrained(folder)
 
 
-def _sentence_modules(origin: Path, folder: Path) -> None:
+def _copy_sentence_modules(origin: Path, folder: Path) -> None:
     """Copy the files that make a folder one of sentence-transformers; the transformer itself is in the folder."""
     if not (origin / MODULES).is_file():
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.cache import digest
-from ...core.hashes import file_hash, read_hash
+from ...core.hashes import file_hash, hash_file_contents
 
 model_changed = Fault(
     "model-changed",
@@ -49,7 +49,7 @@ class SourceFiles:
         """Whether a file may have changed."""
         return any(not path.exists() or _fact(path) != fact for path, fact in self.facts.items())
 
-    def refuse_change(self) -> None:
+    def refuse_changed_files(self) -> None:
         """Raises Reject (model-changed) where a file is no longer what was hashed.
 
         One that was touched is read again, past what is remembered by its times, which a copy may have kept.
@@ -57,7 +57,7 @@ class SourceFiles:
         for path, fact in self.facts.items():
             try:
                 current = _fact(path)
-                if self._broken is None and current != fact and read_hash(path) != self._hashes[path]:
+                if self._broken is None and current != fact and hash_file_contents(path) != self._hashes[path]:
                     self._broken = path
             except (FileNotFoundError, NotADirectoryError):
                 self._broken = self._broken or path

@@ -60,21 +60,21 @@ class Piece:
 
 def write_tensors(folder: Path, pieces: Iterable[Piece], shard_bytes: int) -> None:
     """One file, or shards and their index as transformers reads them. A tensor is never split."""
-    shards = _shards(list(pieces), shard_bytes)
+    shards = _split_into_shards(list(pieces), shard_bytes)
     if len(shards) == 1:
-        _write(folder / SINGLE, shards[0])
+        _write_file(folder / SINGLE, shards[0])
         return
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write(folder / name, shard)
+        _write_file(folder / name, shard)
         where |= {piece.name: name for piece in shard}
     total = sum(piece.bytes for shard in shards for piece in shard)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
+def _split_into_shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
     shards: list[list[Piece]] = [[]]
     size = 0
     for piece in pieces:
@@ -86,7 +86,7 @@ def _shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
     return shards
 
 
-def _write(path: Path, pieces: list[Piece]) -> None:
+def _write_file(path: Path, pieces: list[Piece]) -> None:
     pieces = sorted(pieces, key=lambda p: p.bytes % ALIGN != 0)  # stable: odd sizes last
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -112,7 +112,7 @@ def _bytes(piece: Piece) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
-def mapped(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+def mapped_tensors(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the files whose headers were checked, mapped privately: training on it leaves the file alone."""
     from safetensors import safe_open
 

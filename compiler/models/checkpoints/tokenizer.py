@@ -11,10 +11,10 @@ import transformers
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.json_errors import first_line
 from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, check_regular, read_json, read_regular
-from .checkpoint import quiet
-from .config_classes import is_tokenizer
+from .checkpoint import quiet_libraries
+from .config_classes import is_known_tokenizer
 from .source_files import root_of
-from .tokenizer_checks import TEMPLATES, check, check_tokens
+from .tokenizer_checks import TEMPLATES, check_added_tokens, check_tokenizer_json
 from .tokenizer_pieces import check_sentencepiece, check_tekken, check_tiktoken
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
     files = () if trusted else _check_config(folder, label)
     _check_form(folder, label)
     try:
-        with quiet(), panics(label):
+        with quiet_libraries(), panics_as_diagnostics(label):
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trusted, **dict.fromkeys(files)
             )
@@ -55,17 +55,17 @@ def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
                 note=first_line(error),
             )
         ) from error
-    return _guarded(tokenizer, label)
+    return _guard_panics(tokenizer, label)
 
 
-def _checks(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+def _file_checks(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
     """Files of a folder that a library makes a tokenizer of, each with what refuses it by `MALFORMED`."""
     for path in sorted(folder.iterdir()):
         name = path.name
         if name == FAST_TOKENIZER:
-            yield path, lambda file: check(read_json(file, TOKENIZER))
+            yield path, lambda file: check_tokenizer_json(read_json(file, TOKENIZER))
         elif name in TOKENS:
-            yield path, lambda file: check_tokens(read_json(file, CONFIG))
+            yield path, lambda file: check_added_tokens(read_json(file, CONFIG))
         elif "tekken" in name and path.suffix == ".json":
             yield path, lambda file: check_tekken(read_json(file, TOKENIZER))
         elif "tiktoken" in name:
@@ -78,7 +78,7 @@ def _check_form(folder: Path, label: str) -> None:
     for path in (*folder.iterdir(), *folder.glob(TEMPLATES)):
         if path.suffix in _READ:
             check_regular(path, TOKENIZER, root_of(folder))
-    for path, reading in _checks(folder):
+    for path, reading in _file_checks(folder):
         try:
             reading(path)
         except (OSError, *MALFORMED) as error:
@@ -92,7 +92,7 @@ def _check_form(folder: Path, label: str) -> None:
 
 
 @contextmanager
-def panics(label: str) -> Iterator[None]:
+def panics_as_diagnostics(label: str) -> Iterator[None]:
     """The library's panics as Reject (bad-tokenizer): they are no Exception, and would end a server's thread."""
     try:
         yield
@@ -108,7 +108,7 @@ def panics(label: str) -> Iterator[None]:
         ) from error
 
 
-def _guarded(tokenizer: Any, label: str) -> Any:
+def _guard_panics(tokenizer: Any, label: str) -> Any:
     """Wrap a tokenizer so that it raises Reject where the library panics."""
     kind = type(tokenizer)
     if not tokenizer.is_fast:
@@ -119,7 +119,7 @@ def _guarded(tokenizer: Any, label: str) -> Any:
 
         @wraps(inner)
         def call(self: Any, *arguments: Any, **named: Any) -> Any:
-            with panics(label):
+            with panics_as_diagnostics(label):
                 return inner(self, *arguments, **named)
 
         return call
@@ -162,7 +162,7 @@ def _check_config(folder: Path, label: str) -> tuple[str, ...]:
             bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
         )
     name = body.get("tokenizer_class")
-    if name is not None and not is_tokenizer(name):
+    if name is not None and not is_known_tokenizer(name):
         raise Reject(
             bad_tokenizer(
                 f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",

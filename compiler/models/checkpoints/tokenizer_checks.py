@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from .tokenizer_steps import Unbounded, check_largest_size, steps
+from .tokenizer_steps import Unbounded, check_parts, steps
 
 TEMPLATES = "additional_chat_templates/*.jinja"
 _MAX_GROWTH = (
@@ -28,7 +28,7 @@ _FORMS_GROWTH, _BYTES_GROWTH = 18, 4  # of one character in such a table; of one
 _TOKEN = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
 
 
-def check_tokens(body: Any) -> None:
+def check_added_tokens(body: Any) -> None:
     """Of `tokenizer_config.json` and its kin: added tokens say of themselves what such tokens say, and nothing else."""
     left = [body]
     while left:
@@ -45,13 +45,13 @@ def check_tokens(body: Any) -> None:
             left.extend(value)
 
 
-def check(body: Any) -> None:
+def check_tokenizer_json(body: Any) -> None:
     """Of a file that was read. Raises Unbounded, or another of `regular.MISFIT` where a part is of another form."""
-    check_largest_size(body)
+    check_parts(body)
     before = [*steps(body, "normalizer"), *steps(body, "pre_tokenizer")]
     for row in (before, list(steps(body, "decoder"))):
         _within(len(row), _MAX_STEPS, "the number of its steps")
-        _within(_growth(row), _MAX_GROWTH, "the number of characters that one becomes")
+        _within(_text_growth(row), _MAX_GROWTH, "the number of characters that one becomes")
         _within(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
         for step in row:
             _check_step(step)
@@ -69,7 +69,7 @@ def _within(number: Any, bound: int, label: str) -> None:
         raise Unbounded(f"{label} is {str(number)[:20]}, more than the {bound} that are taken")
 
 
-def _growth(row: Sequence[Mapping[str, Any]]) -> int:
+def _text_growth(row: Sequence[Mapping[str, Any]]) -> int:
     """Characters that steps make of one at most: each multiplies what one before it may have put there."""
     factors: list[int] = []
     for step in row:

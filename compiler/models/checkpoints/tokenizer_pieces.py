@@ -18,11 +18,11 @@ def check_sentencepiece(data: bytes) -> None:
     """Of a model of sentencepiece: pieces are field 1 with their text in field 1, the table of Unicode forms is field 2
     of field 3. Raises Unbounded."""
     pieces = []
-    for number, part in _fields(data):
+    for number, part in _protobuf_fields(data):
         if number == 1 and isinstance(part, bytes):
-            pieces += [len(text) for inner, text in _fields(part) if inner == 1 and isinstance(text, bytes)]
+            pieces += [len(text) for inner, text in _protobuf_fields(part) if inner == 1 and isinstance(text, bytes)]
         elif number == 3 and isinstance(part, bytes):
-            for inner, table in _fields(part):
+            for inner, table in _protobuf_fields(part):
                 if inner == 2 and table:
                     check_forms(table if isinstance(table, bytes) else b"")
     _check_lengths(pieces)
@@ -56,17 +56,17 @@ def _check_lengths(lengths: list[int]) -> None:
         raise Unbounded(f"it has {len(lengths)} pieces of up to {max(lengths, default=0)} bytes")
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+def _protobuf_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
     """Numbers and values of a message in the encoding of protocol buffers."""
     at = 0
     while at < len(data):
-        key, at = _number(data, at)
+        key, at = _varint(data, at)
         if key & 7 == 0:
-            value, at = _number(data, at)
+            value, at = _varint(data, at)
             yield key >> 3, value
             continue
         if key & 7 == 2:
-            length, at = _number(data, at)
+            length, at = _varint(data, at)
         else:
             length = {1: 8, 5: 4}[key & 7]
         if at + length > len(data):
@@ -75,7 +75,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
         at += length
 
 
-def _number(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """A number in groups of seven bits, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):

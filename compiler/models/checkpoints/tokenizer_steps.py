@@ -75,7 +75,7 @@ class Unbounded(ValueError):
     """A tokenizer that could take any memory or time; the text says where."""
 
 
-def check_largest_size(body: Any) -> None:
+def check_parts(body: Any) -> None:
     """Refuse parts that a file does not have, and a model of no known type; older files name no type of a model."""
     if not isinstance(body, dict):
         raise Unbounded("it is no object")
@@ -93,10 +93,10 @@ def check_largest_size(body: Any) -> None:
 def steps(body: Mapping[str, Any], part: str) -> Iterator[Mapping[str, Any]]:
     """The steps of a part of a file in order, each of a known type with its own fields alone."""
     if body.get(part) is not None:
-        yield from _steps(body[part], part)
+        yield from _flatten_steps(body[part], part)
 
 
-def _steps(step: Any, part: str) -> Iterator[Mapping[str, Any]]:
+def _flatten_steps(step: Any, part: str) -> Iterator[Mapping[str, Any]]:
     if not isinstance(step, dict):
         raise Unbounded(f"a step of its {part} is no object")
     kind = step.get("type")
@@ -110,7 +110,7 @@ def _steps(step: Any, part: str) -> Iterator[Mapping[str, Any]]:
     if not isinstance(inner, list):
         raise Unbounded(f"a sequence of its {part} has no steps")
     for each in inner:
-        yield from _steps(each, part)
+        yield from _flatten_steps(each, part)
 
 
 def _reject_unknown_fields(declared: Mapping[str, Any], fields: frozenset[str], label: str) -> None:

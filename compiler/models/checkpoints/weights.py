@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.json_errors import breakage
+from ...core.json_errors import describe_json_error
 from ...core.safe_read import MALFORMED, MANIFEST, read_json
 from .safetensors_header import FLOATS, Header, damaged_weights, read_header
 
@@ -65,7 +65,7 @@ def find_weights(folder: Path, label: str) -> Weights:
     if (folder / SINGLE).is_file():
         return Weights({SINGLE: folder / SINGLE}, {SINGLE: read_header(folder / SINGLE)})
     if (folder / INDEX).is_file():
-        return _sharded(folder, label)
+        return _read_shards(folder, label)
     pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
     if pickles:
         raise Reject(
@@ -89,13 +89,13 @@ def find_weights(folder: Path, label: str) -> Weights:
     )
 
 
-def _sharded(folder: Path, label: str) -> Weights:
+def _read_shards(folder: Path, label: str) -> Weights:
     index = folder / INDEX
     try:
         read = read_json(index, MANIFEST)
     except MALFORMED as error:
         raise Reject(
-            damaged_weights(f"{index} is no index of shards", help="fetch it again", note=breakage(error))
+            damaged_weights(f"{index} is no index of shards", help="fetch it again", note=describe_json_error(error))
         ) from error
     weight_map = read.get("weight_map") if isinstance(read, dict) else None
     if not isinstance(weight_map, dict):

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.device import let_go, out_of_device_memory
+from ...core.device import empty_device_cache, out_of_device_memory
 from ...core.events import Listener, Said
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return rows.split(BatchLimit.fewer or len(rows))
 
 
-def in_memory_limit(work: Callable[[], T], device: str, on_event: Listener) -> T:
+def retry_on_oom(work: Callable[[], T], device: str, on_event: Listener) -> T:
     """Result of `work`, called again with half as many rows at once each time the device runs out of memory.
 
     Scores differ by rounding then, as they do between devices. Raises Reject (device-full) where one row is too much.
@@ -38,7 +38,7 @@ def in_memory_limit(work: Callable[[], T], device: str, on_event: Listener) -> T
             return work()
         except torch.OutOfMemoryError:
             pass  # what the traceback holds is let go before it begins again
-        let_go(device)
+        empty_device_cache(device)
         current = rows_at_once()
         if current == 1:
             raise Reject(out_of_device_memory(device, "running one row at a time"))

@@ -24,7 +24,7 @@ class TooLong(TemplateError):
     """A template that takes more than any conversation needs."""
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+def render_template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """The text of a conversation. Raises TemplateError or ValueError where the template refuses it."""
     template = tokenizer.get_chat_template()
     if len(template) > TEMPLATE:
@@ -32,13 +32,13 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: A
     if not messages:
         raise ValueError("there are no messages")
     request = {**tokenizer.special_tokens_map, **variables, "chat_template": template, "messages": list(messages)}
-    return _renderer().write(request)
+    return _renderer().request(request)
 
 
-def conversation(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+def render_conversation(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
     """The same, as a mistake of whoever gave the tokenizer. Raises Reject (bad-chat-template)."""
     try:
-        return render(tokenizer, messages, **variables)
+        return render_template(tokenizer, messages, **variables)
     except (TemplateError, ValueError) as error:
         raise Reject(
             bad_template(
@@ -56,15 +56,15 @@ class _Renderer:
         self._lock = Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def write(self, request: Mapping[str, Any]) -> str:
+    def request(self, request: Mapping[str, Any]) -> str:
         line = json.dumps(request, default=str) + "\n"
         with self._lock:
-            answer = self._answer(line)
+            answer = self._read_answer(line)
         if "text" in answer:
             return answer["text"]
         raise TemplateError(answer["error"])
 
-    def _answer(self, line: str) -> dict[str, str]:
+    def _read_answer(self, line: str) -> dict[str, str]:
         process = self._process or self._start()
         assert process.stdin and process.stdout, "both are pipes"
         answer = ""

@@ -46,7 +46,7 @@ def check_classes(logits: Tensor, labels: Tensor, name: str) -> None:
         )
 
 
-def judge_classes(
+def classification_loss_and_accuracy(
     model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
 ) -> tuple[float, float]:
     """Mean nats of the right class, and the share of rows whose likeliest class is the right one."""

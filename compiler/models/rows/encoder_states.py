@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ..checkpoints.pretrained import is_pretrained
-from ..checkpoints.sentence_encoder import MODULES, json_of, modules, no_pooling
+from ..checkpoints.sentence_encoder import MODULES, json_of, no_pooling, read_modules
 from .forward import batches, evaluating, main_output
-from .inputs import arguments, non_padding, padding
+from .inputs import forward_arguments, non_padding, padding
 
 Pooling = Callable[[Tensor, Tensor], Tensor]  # states [b, t, d], which of them count [b, t] -> [b, d]
 
@@ -26,10 +26,10 @@ class States:
     pooled: Tensor
 
 
-def states(model: nn.Module, rows: Tensor, pooling: str) -> States:
+def encode_rows(model: nn.Module, rows: Tensor, pooling: str) -> States:
     """Hidden states without a cache; of a model with a head, those below it. Images give patches, maps their pixels."""
     encoder = model.base_model if is_pretrained(model) else model
-    args, kwargs = arguments(encoder, rows)
+    args, kwargs = forward_arguments(encoder, rows)
     output = encoder(*args, **kwargs)
     tokens = main_output(output)
     if tokens.dim() == 2:
@@ -46,7 +46,7 @@ def all_states(model: nn.Module, rows: Tensor, pooling: str) -> Iterator[States]
     """States of all rows, in batches that are a function of shapes alone."""
     with evaluating(model):
         for batch in batches(model, rows):
-            yield states(model, batch, pooling)
+            yield encode_rows(model, batch, pooling)
 
 
 def _mask(model: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ _WORDS = {"mean": "mean", "cls": "first", "lasttoken": "last", "max": "max"}
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
-def pooling_of(folder: Path | None, requested: str) -> str:
+def resolve_pooling(folder: Path | None, requested: str) -> str:
     """The pooling that is asked for; for "auto" the one that a folder of sentence-transformers names, else the mean."""
     if requested != "auto":
         return requested
@@ -114,7 +114,7 @@ def pooling_of(folder: Path | None, requested: str) -> str:
 
 def _pooling_path(folder: Path) -> Path:
     """The config of a folder's pooling; Reject where what follows the transformer is more than that."""
-    kinds = dict(modules(folder))
+    kinds = dict(read_modules(folder))
     unknown = [kind for kind in kinds if kind not in _MODULES]
     if unknown or "Pooling" not in kinds:
         fact = f"has a module {unknown[0]}, which effc does not run" if unknown else "names no pooling"

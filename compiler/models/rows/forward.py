@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import follow
 from .batch_limit import rows_at_once
-from .inputs import arguments, predictions, words
+from .inputs import forward_arguments, predictions, vocabulary_size
 from .prompt_positions import prompts
 
 not_a_number = Fault(
@@ -31,7 +31,7 @@ CHUNK_BYTES = 64 << 20  # what their float32 copy may take
 
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
-    args, kwargs = arguments(model, ids)
+    args, kwargs = forward_arguments(model, ids)
     values = output_logits(model(*args, **kwargs))
     return values if values.dim() > 2 else values[:, None]
 
@@ -40,7 +40,7 @@ def last_logits(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     """As `logits`, of the last `count` tokens alone, which many models can compute without the others."""
     if "logits_to_keep" not in signature(model.forward).parameters:
         return logits(model, ids)[:, -count:]
-    args, kwargs = arguments(model, ids)
+    args, kwargs = forward_arguments(model, ids)
     return output_logits(model(*args, **kwargs, logits_to_keep=count))[:, -count:]
 
 
@@ -65,7 +65,7 @@ def predicts(output: Any) -> bool:
 
 def output_kind_of(model: nn.Module, rows: Tensor) -> str:
     """Output kind of a model: "tokens", "classes" of whole rows, or "states" without a head."""
-    args, kwargs = arguments(model, rows)
+    args, kwargs = forward_arguments(model, rows)
     with evaluating(model):
         output = model(*args, **kwargs)
     if not predicts(output):
@@ -77,7 +77,7 @@ def output_kind_of(model: nn.Module, rows: Tensor) -> str:
 
 def outputs(model: nn.Module, ids: Tensor) -> Tensor:
     """Outputs of a forward without a cache: logits, or the states of a model without a head."""
-    args, kwargs = arguments(model, ids)
+    args, kwargs = forward_arguments(model, ids)
     return main_output(model(*args, **kwargs))
 
 
@@ -128,7 +128,7 @@ def batches(model: nn.Module, rows: Tensor) -> Iterator[Tensor]:
 
 def vocabulary(model: nn.Module) -> int | None:
     """Number of logits per position, where the model's config states it."""
-    return words(model, decoder=True)
+    return vocabulary_size(model, decoder=True)
 
 
 def positions(values: Tensor) -> Iterator[slice]:
@@ -138,7 +138,7 @@ def positions(values: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, values.shape[0]))
 
 
-def losses(values: Tensor, targets: Tensor) -> Tensor:
+def token_losses(values: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy per position in float32, whatever the dtype: [n, vocab], targets [n] -> [n] nats."""
     return torch.cat(
         [
@@ -150,12 +150,12 @@ def losses(values: Tensor, targets: Tensor) -> Tensor:
 
 def are_of_tokens(model: nn.Module, values: Tensor, rows: Tensor, targets: Tensor) -> bool:
     """Whether logits [b, t, vocab] say what follows in rows, and no class of each or of each of its tokens."""
-    known = words(model, decoder=True)
+    known = vocabulary_size(model, decoder=True)
     enough = known is None or values.shape[-1] >= known
     return values.shape[1] in (rows.shape[1], targets.shape[1]) and rows.dim() == 2 and enough
 
 
-def nll(
+def total_nll(
     model: nn.Module,
     rows: Tensor,
     loss_mask: Tensor | None = None,
@@ -171,7 +171,8 @@ def nll(
     total, count, first = 0.0, 0, 0
     with evaluating(model):
         for batch in follow(list(batches(model, rows)), "batches of rows"):
-            with prompts(model, None if prompt_lengths is None else prompt_lengths[first : first + len(batch)], active):
+            lengths = None if prompt_lengths is None else prompt_lengths[first : first + len(batch)]
+            with prompts(model, lengths, active):
                 values = logits(model, batch)  # [b, t, vocab]
             targets, is_token = predictions(model, batch.to(values.device))
             if not are_of_tokens(model, values, batch, targets):
@@ -182,7 +183,7 @@ def nll(
                     )
                 )
             for number, (row, ids) in enumerate(zip(values, targets, strict=True), start=first):
-                nats = losses(row[: len(ids)], ids).cpu().double()  # a slice copies nothing
+                nats = token_losses(row[: len(ids)], ids).cpu().double()  # a slice copies nothing
                 if is_token is not None:
                     nats = nats[is_token[number - first].cpu()]
                 if loss_mask is not None:
@@ -193,7 +194,7 @@ def nll(
     return total, count
 
 
-def continuations(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]]) -> list[float]:
+def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]]) -> list[float]:
     """Summed log-probability of ids[begin:] given ids[:begin], begin > 0, for every (ids, begin), in order.
 
     Rows of similar length run together, padded behind: a causal model does not look there.
@@ -201,7 +202,7 @@ def continuations(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]
     log_probs = [0.0] * len(requests)
     order = sorted(range(len(requests)), key=lambda i: len(requests[i][0]))
     with evaluating(model):
-        for group in follow(list(_groups(model, order, requests)), "batches of questions"):
+        for group in follow(list(_batches_by_length(model, order, requests)), "batches of questions"):
             width = len(requests[group[-1]][0])
             ids = torch.tensor([[*requests[i][0], *[0] * (width - len(requests[i][0]))] for i in group])  # [b, t]
             with prompts(model, torch.tensor([requests[i][1] for i in group])):
@@ -210,12 +211,12 @@ def continuations(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]
             for row, i in enumerate(group):
                 tokens, begin = requests[i]
                 targets = ids[row, begin : len(tokens)].to(values.device)
-                nats = losses(values[row, begin - 1 - first : len(tokens) - 1 - first], targets)
+                nats = token_losses(values[row, begin - 1 - first : len(tokens) - 1 - first], targets)
                 log_probs[i] = -nats.cpu().double().sum().item()  # not all devices have float64
     return log_probs
 
 
-def _groups(
+def _batches_by_length(
     model: nn.Module, order: Sequence[int], requests: Sequence[tuple[Sequence[int], int]]
 ) -> Iterator[Sequence[int]]:
     """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""

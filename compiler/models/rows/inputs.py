@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Reject
 from ..checkpoints.config_classes import model_class
 from ..checkpoints.pretrained import is_pretrained, pretrained
-from .packed_inputs import SAMPLES, is_speech_encoder_decoder, other_parts, parts, tokens_of, unpacked
+from .packed_inputs import SAMPLES, is_speech_encoder_decoder, other_parts, packed_parts, tokens_of, unpack_rows
 
 
-def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def forward_arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a model for rows [b, t], on its device, without a cache."""
     rows, no_cache = rows.to(device_of(model)), without_cache(model)
-    if parts(model):
-        return (), _several(model, rows) | no_cache
+    if packed_parts(model):
+        return (), _packed_arguments(model, rows) | no_cache
     if rows.is_floating_point():
         return (rows.to(dtype_of(model)),), no_cache
     if not hasattr(model, "can_generate"):
@@ -41,9 +41,9 @@ def arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str
     return (rows,), (no_cache if pretrained(model).can_generate() else {**_mask(rows, padding(model)), **no_cache})
 
 
-def _several(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
+def _packed_arguments(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Arguments of a model for rows that pack several inputs."""
-    named, tokens = unpacked(model, rows)
+    named, tokens = unpack_rows(model, rows)
     if not tokens_of(model):
         return named
     if is_speech_encoder_decoder(model):
@@ -109,7 +109,7 @@ def decoder_start_id(model: nn.Module) -> int:
     )
 
 
-def words(model: nn.Module, *, decoder: bool = False) -> int | None:
+def vocabulary_size(model: nn.Module, *, decoder: bool = False) -> int | None:
     """Vocabulary size of a model's inputs, or of its outputs, where its config states it: a translator may have two."""
     config = getattr(model, "config", None)
     if config is None:
@@ -147,5 +147,5 @@ def predictions(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets of a model's logits for rows, [b, p], and the mask of those that count, [b, p]: None for all."""
     if not is_encoder_decoder(model):
         return rows[:, 1:], None
-    target = unpacked(model, rows)[1] if is_speech_encoder_decoder(model) else source_and_target(rows)[1]
+    target = unpack_rows(model, rows)[1] if is_speech_encoder_decoder(model) else source_and_target(rows)[1]
     return target, non_padding(target, padding(model))

@@ -43,7 +43,7 @@ class Prompts:
         self.extent: tuple[Tensor, Tensor] | None = None
         self._cache: dict[tuple[int, int], tuple[Cells, Cells]] = {}
 
-    def listen(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A pre-hook of the forward that is given token ids."""
         inputs = dict(zip(_names(type(model)), args, strict=False)) | kwargs
         rows = next((inputs[name] for name in _ROWS if inputs.get(name) is not None), None)
@@ -51,9 +51,11 @@ class Prompts:
             return  # a trace, whose leaves run on the values of an earlier forward
         self._cache.clear()
         self.shape = None if rows is None else (rows.shape[0], rows.shape[1])
-        self.extent = None if rows is None or _continues(inputs) else self._read(rows, inputs.get("attention_mask"))
+        self.extent = (
+            None if rows is None or _continues(inputs) else self._read_prompts(rows, inputs.get("attention_mask"))
+        )
 
-    def _read(self, rows: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
+    def _read_prompts(self, rows: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
         b, t = rows.shape[:2]
         start = torch.zeros(b, dtype=torch.int64, device=rows.device)
         stop = torch.full_like(start, t)
@@ -68,22 +70,22 @@ class Prompts:
             stop = torch.minimum(start + self.mask.to(rows.device), stop)
         return start, torch.maximum(start, stop)
 
-    def cells(self, hidden: Tensor, first: int, last: int) -> tuple[Cells, Cells] | None:
+    def edited_cells(self, hidden: Tensor, first: int, last: int) -> tuple[Cells, Cells] | None:
         """The first and the last so many positions of the prompts of [b, t, d]; None where none is being read.
 
         Layers that run without their model, as a search does it, are given whole rows.
         """
         b, t = hidden.shape[:2]
         if self.shape != (b, t):
-            return _cells(torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device)
+            return _make_cells(torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device)
         if self.extent is None:
             return None
         if (first, last) not in self._cache:
-            self._cache[first, last] = _cells(*self.extent, first, last, t, hidden.device)
+            self._cache[first, last] = _make_cells(*self.extent, first, last, t, hidden.device)
         return self._cache[first, last]
 
 
-def spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+def edited_spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     """Number of edited positions at the start and at the end of prompts of these lengths [b], without overlap.
 
     A prompt shorter than both together is halved, the middle one of an odd number behind. Source: LoReFT (Wu et al.
@@ -95,8 +97,10 @@ def spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     return (torch.where(short, half.clamp(max=first), first), torch.where(short, (length - half).clamp(max=last), last))
 
 
-def _cells(start: Tensor, stop: Tensor, first: int, last: int, t: int, device: torch.device) -> tuple[Cells, Cells]:
-    front, behind = spans(stop - start, first, last)
+def _make_cells(
+    start: Tensor, stop: Tensor, first: int, last: int, t: int, device: torch.device
+) -> tuple[Cells, Cells]:
+    front, behind = edited_spans(stop - start, first, last)
     positions = torch.arange(t, device=start.device)  # [t]
     start, stop = start[:, None], stop[:, None]
     prefix = (positions >= start) & (positions < start + front[:, None])  # [b, t]
@@ -107,10 +111,10 @@ def _cells(start: Tensor, stop: Tensor, first: int, last: int, t: int, device: t
 
 def _continues(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward comes after tokens that a cache or a state already holds."""
-    return any(_contains(inputs[name]) for name in _STATES if inputs.get(name) is not None)
+    return any(_has_entries(inputs[name]) for name in _STATES if inputs.get(name) is not None)
 
 
-def _contains(state: Any) -> bool:
+def _has_entries(state: Any) -> bool:
     from transformers.cache_utils import Cache
 
     if not isinstance(state, Cache):
@@ -150,12 +154,12 @@ def listener(model: nn.Module) -> Prompts | None:
     return next((owner for owner in owners if isinstance(owner, Prompts)), None)
 
 
-def listen(model: nn.Module) -> Prompts:
+def attach_prompts(model: nn.Module) -> Prompts:
     """The same, put there where none is."""
     hook = listener(model)
     if hook is None:
         hook = Prompts()
-        _door(model).register_forward_pre_hook(hook.listen, with_kwargs=True)
+        _door(model).register_forward_pre_hook(hook.on_forward, with_kwargs=True)
     return hook
 
 

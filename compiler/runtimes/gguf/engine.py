@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ...models.checkpoints.generation_config import read_generation
 from ..decoder import Rows
 from ..model import DecoderModel
-from .facts import FACTORS, Facts, facts_of, weights_of
-from .reading import read
+from .facts import FACTORS, Facts, read_facts, read_weights
+from .reading import read_gguf
 
 FILE = "model.gguf"
 _SEQUENCES = 64
@@ -43,14 +43,14 @@ class Engine(Rows):
     @torch.no_grad()
     def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
         head = "output" if "output.weight" in self.weights else "token_embd"
-        states = [self._states(number, row) for number, row in zip(numbers, ids, strict=True)]
+        states = [self._hidden_states(number, row) for number, row in zip(numbers, ids, strict=True)]
         logits = self._linear(self._norm(torch.stack(states), "output_norm"), head)
         scale, cap = self.facts.scales[3], self.facts.caps[1]
         if scale:
             logits = logits / scale if self.facts.architecture == "granite" else logits * scale
         return cap * (logits / cap).tanh() if cap else logits
 
-    def _states(self, number: int, ids: Tensor) -> Tensor:
+    def _hidden_states(self, number: int, ids: Tensor) -> Tensor:
         """The residual stream [t, hidden] of new tokens after the last layer."""
         x = F.embedding(ids, self.weights["token_embd.weight"])
         x = x * (self.facts.scales[0] or (x.shape[-1] ** 0.5 if self.kind.scaled else 1.0))
@@ -60,15 +60,15 @@ class Engine(Rows):
             layer, normed = f"blk.{i}.", x
             if heads:
                 normed = self._norm(x, f"{layer}attn_norm")
-                attended = self._norm(self._attend(i, normed, before, cache_layers), f"{layer}post_attention_norm")
+                attended = self._norm(self._attention(i, normed, before, cache_layers), f"{layer}post_attention_norm")
                 x = x + share * attended
             is_parallel = self.kind.before and f"{layer}ffn_norm.weight" not in self.weights
             read = normed if is_parallel else self._norm(x, f"{layer}ffn_norm")
-            x = x + share * self._norm(self._mixed(layer, read), f"{layer}post_ffw_norm")
+            x = x + share * self._norm(self._mlp(layer, read), f"{layer}post_ffw_norm")
         self._lengths[number] = before + len(ids)
         return x
 
-    def _mixed(self, layer: str, x: Tensor) -> Tensor:
+    def _mlp(self, layer: str, x: Tensor) -> Tensor:
         act = F.silu if self.kind.activation == "silu" else _gelu
         up = self._linear(x, f"{layer}ffn_up")
         if self.kind.gate == "none":
@@ -76,11 +76,11 @@ class Engine(Rows):
         gate, up = up.chunk(2, -1) if self.kind.gate == "fused" else (self._linear(x, f"{layer}ffn_gate"), up)
         return self._linear(act(gate) * up, f"{layer}ffn_down")
 
-    def _attend(self, i: int, x: Tensor, before: int, cache_layers: list) -> Tensor:
+    def _attention(self, i: int, x: Tensor, before: int, cache_layers: list) -> Tensor:
         t, window = len(x), self.facts.windows[i]
-        q, k, v = self._parts(i, x)  # [h, t, d]
+        q, k, v = self._qkv(i, x)  # [h, t, d]
         if self.kind.rotates(i, window):
-            q, k = self._rotated(q, before, window), self._rotated(k, before, window)
+            q, k = self._apply_rope(q, before, window), self._apply_rope(k, before, window)
         if cache_layers[i] is not None:
             k, v = torch.cat([cache_layers[i][0], k], 1), torch.cat([cache_layers[i][1], v], 1)
         cache_layers[i] = (k, v)
@@ -101,7 +101,7 @@ class Engine(Rows):
             return (self.weights["output_norm.weight"].numel() // self.facts.heads[0]) ** -0.5
         return self.facts.head_dim**-0.5
 
-    def _parts(self, i: int, x: Tensor) -> tuple[Tensor, ...]:
+    def _qkv(self, i: int, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, [h, t, d] each."""
         stem, d = f"blk.{i}.attn_", self.facts.head_dim
         if self.kind.fused:
@@ -128,7 +128,7 @@ class Engine(Rows):
             return F.layer_norm(x, x.shape[-1:], weight, self.weights.get(f"{name}.bias"), self.facts.epsilon)
         return F.rms_norm(x, x.shape[-1:], weight, self.facts.epsilon)
 
-    def _rotated(self, x: Tensor, before: int, window: bool) -> Tensor:
+    def _apply_rope(self, x: Tensor, before: int, window: bool) -> Tensor:
         angle = torch.arange(before, before + x.shape[1])[:, None] * self._frequencies[window]  # [t, turns / 2]
         cos, sin = angle.cos(), angle.sin()
         x, passed = x[..., : self.facts.n_rotated], x[..., self.facts.n_rotated :]
@@ -147,9 +147,9 @@ def _gelu(x: Tensor) -> Tensor:
 
 def open_gguf(folder: Path) -> DecoderModel:
     """The model of a folder that the target `gguf` wrote. Raises Reject (refused-gguf)."""
-    stored = read(folder / FILE)
-    facts = facts_of(stored)
-    weights = weights_of(stored, facts)
+    stored = read_gguf(folder / FILE)
+    facts = read_facts(stored)
+    weights = read_weights(stored, facts)
     model_facts = {
         "class": f"GGUF `{facts.architecture}`",
         "model_type": facts.architecture,

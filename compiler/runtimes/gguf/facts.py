@@ -49,7 +49,7 @@ class Facts:
         return KINDS[self.architecture]
 
 
-def facts_of(stored: Stored) -> Facts:
+def read_facts(stored: Stored) -> Facts:
     """Raises Reject (refused-gguf) where a key is missing, or of another kind."""
     known: Mapping[str, Any] = stored.facts
     name = known.get("general.architecture")
@@ -81,7 +81,7 @@ def facts_of(stored: Stored) -> Facts:
         raise unsupported(
             stored, f"rotates {rope_dims} of the {dim} numbers of a head, or stretches positions as effc does not"
         )
-    window, windows = _windows(stored, name, kind, len(each("attention.head_count")))
+    window, windows = _window_layers(stored, name, kind, len(each("attention.head_count")))
     return Facts(
         name,
         each("attention.head_count"),
@@ -102,7 +102,7 @@ def facts_of(stored: Stored) -> Facts:
     )
 
 
-def _windows(stored: Stored, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
+def _window_layers(stored: Stored, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
     """Number of tokens of a window, and the layers that have one."""
     window = stored.facts.get(f"{name}.attention.sliding_window", 0)
     pattern_stored = stored.facts.get(f"{name}.attention.sliding_window_pattern")
@@ -120,18 +120,18 @@ def _windows(stored: Stored, name: str, kind: Architecture, count: int) -> tuple
     return window, windows
 
 
-def weights_of(stored: Stored, facts: Facts) -> dict[str, Tensor]:
+def read_weights(stored: Stored, facts: Facts) -> dict[str, Tensor]:
     """Every tensor by name, of the shape that the head says. Raises Reject (refused-gguf)."""
-    tensors = {name: stored.tensor(name) for name in stored.entries}
+    tensors = {name: stored.read_tensor(name) for name in stored.entries}
     hidden = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
-    needed, allowed = _outer(facts, hidden)
+    needed, allowed = _outer_shapes(facts, hidden)
     for i, (heads, kv, width) in enumerate(zip(facts.heads, facts.kv_heads, facts.widths, strict=True)):
         if heads and (not kv or heads % kv):
             raise unsupported(stored, f"has {heads} heads over {kv} in layer {i}")
         is_parallel = facts.kind.parallel == "always" or (
             facts.kind.parallel == "some" and f"blk.{i}.ffn_norm.weight" not in tensors
         )
-        for name_part, shape in _layer(
+        for name_part, shape in _layer_shapes(
             facts, hidden, heads * facts.head_dim, kv * facts.head_dim, width, is_parallel
         ).items():
             needed[f"blk.{i}.{name_part}.weight"] = shape
@@ -146,7 +146,7 @@ def weights_of(stored: Stored, facts: Facts) -> dict[str, Tensor]:
     return tensors
 
 
-def _outer(facts: Facts, hidden: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def _outer_shapes(facts: Facts, hidden: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Shapes outside the layers: of what must be there, and of what may."""
     table, row = (facts.vocabulary, hidden), (hidden,)
     needed: dict[str, tuple[int, ...]] = {"token_embd.weight": table, "output_norm.weight": row}
@@ -160,7 +160,9 @@ def _outer(facts: Facts, hidden: int) -> tuple[dict[str, tuple[int, ...]], dict[
     return needed, allowed
 
 
-def _layer(facts: Facts, hidden: int, q: int, k: int, width: int, is_parallel: bool) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(
+    facts: Facts, hidden: int, q: int, k: int, width: int, is_parallel: bool
+) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's weights. `is_parallel`: both branches read what one norm gives."""
     kind, row = facts.kind, (hidden,)
     shapes: dict[str, tuple[int, ...]] = {}

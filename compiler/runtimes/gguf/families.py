@@ -46,7 +46,7 @@ class Family:
         return KINDS[self.kind]
 
 
-def _gemma_scale(config: Any) -> dict[str, bool]:
+def _gemma_scale_options(config: Any) -> dict[str, bool]:
     """llama.cpp tells the largest of a generation by its layers, and scales the scores of others by their heads."""
     largest = {"gemma2": 46, "gemma3_text": 62}[config.model_type]
     expected = config.head_dim
@@ -65,7 +65,7 @@ def _gemma2(config: Any) -> dict[str, Any]:
 
 
 def _gemma2_unsupported(config: Any) -> dict[str, bool]:
-    return _gemma_scale(config) | {
+    return _gemma_scale_options(config) | {
         "scores or logits without a cap": not (config.attn_logit_softcapping and config.final_logit_softcapping)
     }
 
@@ -80,14 +80,14 @@ def _gemma3(config: Any) -> dict[str, Any]:
 
 def _gemma3_unsupported(config: Any) -> dict[str, bool]:
     local = config.rope_parameters["sliding_attention"].get("rope_type", "default")
-    return _gemma_scale(config) | {
+    return _gemma_scale_options(config) | {
         "scores with a cap": bool(config.attn_logit_softcapping),
         "attention in both directions": bool(getattr(config, "use_bidirectional_attention", False)),
         f"positions by `{local}` in windows": local != "default",
     }
 
 
-def _granite(config: Any) -> dict[str, Any]:
+def _granite_options(config: Any) -> dict[str, Any]:
     return {
         "embedding_scale": float(config.embedding_multiplier),
         "residual_scale": float(config.residual_multiplier),
@@ -98,7 +98,7 @@ def _granite(config: Any) -> dict[str, Any]:
 
 def _granite_unsupported(config: Any) -> dict[str, bool]:
     # llama.cpp takes 0 for "none"
-    return {"a scale of 0": not all(value > 0 for value in _granite(config).values())}
+    return {"a scale of 0": not all(value > 0 for value in _granite_options(config).values())}
 
 
 def _smollm3_unsupported(config: Any) -> dict[str, bool]:
@@ -134,7 +134,7 @@ FAMILIES = {
         | _IN_ONE
         | {"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm"},
     ),
-    "granite": Family("granite", _LLAMA, turned=True, keys=_granite, unsupported=_granite_unsupported),
+    "granite": Family("granite", _LLAMA, turned=True, keys=_granite_options, unsupported=_granite_unsupported),
     "olmo2": Family(
         "olmo2",
         _ATTENTION

@@ -46,7 +46,7 @@ def codes_of(weight: Tensor, name: str, kind: str) -> Codes | None:
     return grid_codes
 
 
-def blocks(codes: Codes, kind: str) -> Tensor:
+def pack_blocks(codes: Codes, kind: str) -> Tensor:
     """Bytes of a matrix, [n, k / 32 * bytes of a block] uint8.
 
     A block is its scale, with q4_1 what code 0 stands for, and 16 bytes: code i below and code i + 16 above.

@@ -42,7 +42,7 @@ TEXTS = (
 )
 
 
-def cut_of(body: dict[str, Any]) -> tuple[str, list[str]]:
+def pretokenizer_of(body: dict[str, Any]) -> tuple[str, list[str]]:
     """llama.cpp's name for how text is cut before merges, from tokenizer.json; sentences where that may be wrong."""
     cutting = body.get("pre_tokenizer") or {}
     parts = cutting.get("pretokenizers", [cutting])
@@ -67,7 +67,7 @@ def _isolates(part: dict[str, Any]) -> bool:
     return part.get("behavior") == "Isolated" and not part.get("invert")
 
 
-def only_by_merges(texts: list[str], merges: list[tuple[str, ...]]) -> list[str]:
+def ambiguous_merge_notes(texts: list[str], merges: list[tuple[str, ...]]) -> list[str]:
     """A sentence where tokens of the kind of SentencePiece could be joined otherwise than merges say.
 
     llama.cpp joins any two tokens that make a third, the best-scored whole first. That is what merges say where each

@@ -40,7 +40,7 @@ class Stored:
     facts: dict[str, Any]
     entries: dict[str, Entry]
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def read_tensor(self, name: str) -> torch.Tensor:
         """float32, whatever the file has."""
         import gguf
 
@@ -54,20 +54,20 @@ class Stored:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32).reshape(entry.shape))
 
 
-def read(path: Path) -> Stored:
+def read_gguf(path: Path) -> Stored:
     """Raises Reject (refused-gguf) unless the file is whole and has numbers that effc writes."""
     try:
         check_regular(path)
         with path.open("rb") as file:
             header = file.read(MAX_HEADER)
-        return _stored(path, Reader(header))
+        return _parse(path, Reader(header))
     except OSError as error:
         raise Reject(rejected_gguf(f"{path} can't be read: {error.strerror}")) from error
     except (struct.error, *MALFORMED) as error:
         raise Reject(rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY)) from error
 
 
-def _stored(path: Path, reader: Reader) -> Stored:
+def _parse(path: Path, reader: Reader) -> Stored:
     facts, table = read_header(reader)
     alignment = facts.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 4096:

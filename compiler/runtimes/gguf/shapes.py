@@ -51,15 +51,15 @@ def shape_of(model: Any) -> Shape:
     """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
     refuse_config(model.config)
     family = FAMILIES[model.config.model_type]
-    layer_shapes = [_layer(model, family, number) for number in range(len(model.model.layers))]
+    layer_shapes = [_layer_and_head_dim(model, family, number) for number in range(len(model.model.layers))]
     dims = {dim for _, dim in layer_shapes if dim}
     if len(dims) != 1:
         raise Reject(cannot_write_gguf("layers have heads of several sizes or none, and GGUF states one", help=INSTEAD))
     (dim,), layers = dims, tuple(layer for layer, _ in layer_shapes)
-    return Shape(_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
+    return Shape(_architecture_name(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
 
 
-def _architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
+def _architecture_name(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
     """Of layers that differ it is another one."""
     if len(set(layers)) > 1 or any(not layer.heads or layer.width == STAND_IN for layer in layers):
         if family.kind != "llama":
@@ -81,7 +81,7 @@ def _architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], d
     return family.kind
 
 
-def _layer(model: Any, family: Family, number: int) -> tuple[Layer, int]:
+def _layer_and_head_dim(model: Any, family: Family, number: int) -> tuple[Layer, int]:
     """A layer, and the size of its heads."""
     layer = model.model.layers[number]
     sizes = {
@@ -117,7 +117,7 @@ def refuse_names(model: nn.Module) -> None:
         _gguf_name(name, family, family.kind, config.tie_word_embeddings)
 
 
-def metadata(model: Any, shape: Shape) -> dict[str, Any]:
+def shape_metadata(model: Any, shape: Shape) -> dict[str, Any]:
     """Keys below the architecture's name, per-layer ones as lists where layers differ."""
     config, even = model.config, shape.architecture != "deci"
 
@@ -152,7 +152,7 @@ def _epsilon(config: Any) -> float:
     return float(next(value for name in names if (value := getattr(config, name, None)) is not None))
 
 
-def tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
     """Every weight under llama.cpp's name. Raises Reject where one has no place."""
     config, weights = model.config, model.state_dict()
     if rope_of(config).get("rope_type", "default") == "llama3":
@@ -166,10 +166,10 @@ def tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
         if shape.family.raised and gguf_name.endswith("_norm.weight"):
             tensor = tensor.float() + 1
         yield gguf_name, tensor
-    yield from _stand_ins(config.hidden_size, shape, weights)
+    yield from _zero_mlps(config.hidden_size, shape, weights)
 
 
-def _stand_ins(hidden: int, shape: Shape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _zero_mlps(hidden: int, shape: Shape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """MLPs of zeros, of layers that have none."""
     for number, layer in enumerate(shape.layers):
         if f"model.layers.{number}.mlp.down_proj.weight" not in weights and shape.architecture == "deci":

@@ -7,8 +7,8 @@ from typing import Any
 from ....dsl.syntax.render import on_a_line
 from ...core.quantity import count, size
 from .engine import FILE
-from .facts import Facts, facts_of
-from .reading import read
+from .facts import Facts, read_facts
+from .reading import read_gguf
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GgufSummary:
         ]
         return {"architecture": f.architecture, "params": self.params, "bytes": self.bytes, "layers": layers}
 
-    def draw(self) -> str:
+    def to_text(self) -> str:
         f = self.facts
         rows = [
             f"  layer {i}: {f'{h} heads over {k}' if h else 'no attention'}, width {w}"
@@ -34,9 +34,9 @@ class GgufSummary:
         return "\n".join([head, f"weights: {size(self.bytes)}", *rows])
 
 
-def summary(folder: Path) -> GgufSummary:
+def summarise_gguf(folder: Path) -> GgufSummary:
     """Picture of a folder of the target `gguf`. Raises Reject (refused-gguf)."""
-    stored = read(folder / FILE)
+    stored = read_gguf(folder / FILE)
     entries = stored.entries.values()
     numbers = 0
     for entry in entries:
@@ -44,4 +44,4 @@ def summary(folder: Path) -> GgufSummary:
         for axis in entry.shape:
             product *= axis
         numbers += product
-    return GgufSummary(facts_of(stored), numbers, sum(entry.bytes for entry in entries))
+    return GgufSummary(read_facts(stored), numbers, sum(entry.bytes for entry in entries))

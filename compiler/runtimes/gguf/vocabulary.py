@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from .pretokenizers import cut_of, only_by_merges
+from .pretokenizers import ambiguous_merge_notes, pretokenizer_of
 
 _NO_TOKENIZER = "The GGUF file has no tokenizer: "
 
@@ -12,11 +12,11 @@ def write_vocabulary(writer: Any, tokenizer: Any, size: int) -> list[str]:
     """Adds what the tokenizer says; sentences where llama.cpp may cut text in another way. None: no vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     body = json.loads(backend.to_str()) if backend is not None else None
-    if reason := _none(body):
+    if reason := _unsupported_tokenizer_reason(body):
         writer.add_tokenizer_model("no_vocab")
         return [_NO_TOKENIZER + reason]
     assert body is not None
-    notes = _tokens(writer, tokenizer, body, size)
+    notes = _write_tokens(writer, tokenizer, body, size)
     for name in ("bos", "eos", "unk", "pad"):
         if (token := getattr(tokenizer, f"{name}_token_id", None)) is not None:
             getattr(writer, f"add_{name}_token_id")(token)
@@ -27,7 +27,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, size: int) -> list[str]:
     return notes
 
 
-def _none(body: dict[str, Any] | None) -> str | None:
+def _unsupported_tokenizer_reason(body: dict[str, Any] | None) -> str | None:
     """Why llama.cpp takes no tokenizer like this, if it takes none."""
     if body is None:
         return "the model has none that can be written."
@@ -36,7 +36,7 @@ def _none(body: dict[str, Any] | None) -> str | None:
     return None if body["model"]["merges"] else "llama.cpp takes none without merges."
 
 
-def _tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> list[str]:
+def _write_tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> list[str]:
     from gguf import TokenType
 
     special, added = set(tokenizer.all_special_ids), {entry["id"] for entry in body["added_tokens"]}
@@ -62,9 +62,9 @@ def _tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> lis
         writer.add_add_space_prefix(_adds_space_prefix(body))
     writer.add_token_types(kinds)
     if sentences:
-        return only_by_merges(texts, merges)
+        return ambiguous_merge_notes(texts, merges)
     writer.add_token_merges([" ".join(merge) for merge in merges])
-    cut, doubts = cut_of(body)
+    cut, doubts = pretokenizer_of(body)
     writer.add_tokenizer_pre(cut)
     return doubts
 

@@ -10,14 +10,14 @@ from . import four_bits
 from .families import context_of, window_keys
 from .pretokenizers import check_with_llama
 from .refusal import unfit_type
-from .shapes import Shape, metadata, shape_of, tensors
+from .shapes import Shape, named_tensors, shape_metadata, shape_of
 from .vocabulary import write_vocabulary
 
 FILE = "model.gguf"
 _BLOCK = 32  # weights that share a scale in q8_0
 
 
-def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
+def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     """`model.gguf`, and sentences that a person should know of it.
 
     kind   "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1" of matrices; vectors are float32. With the last two, matrices
@@ -29,23 +29,23 @@ def write(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
     writer = gguf.GGUFWriter(folder / FILE, shape.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
-    for key, value in metadata(model, shape).items():
-        _add(writer, f"{shape.architecture}.{key}", value)
+    for key, value in shape_metadata(model, shape).items():
+        _add_key(writer, f"{shape.architecture}.{key}", value)
     notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
-    exact = [_add_tensor(writer, name, tensor, kind) for name, tensor in tensors(model, shape)]
+    exact = [_add_tensor(writer, name, tensor, kind) for name, tensor in named_tensors(model, shape)]
     if kind in four_bits.KINDS and not any(exact):
         raise Reject(four_bits.no_codes(kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return check_with_llama(folder / FILE, tokenizer, notes) + _notes(model.config, shape)
+    return check_with_llama(folder / FILE, tokenizer, notes) + _usage_notes(model.config, shape)
 
 
 _FILE_TYPES = {"f32": "ALL_F32"} | {k: f"MOSTLY_{k.upper()}" for k in ("f16", "bf16", "q8_0", *four_bits.KINDS)}
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
+def _add_key(writer: Any, key: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, float):
@@ -63,7 +63,7 @@ def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool
     if kind in four_bits.KINDS:
         codes = four_bits.codes_of(tensor.detach().cpu(), name, kind) if tensor.ndim == 2 else None
         if codes is not None:
-            raw = four_bits.blocks(codes, kind).numpy()
+            raw = four_bits.pack_blocks(codes, kind).numpy()
             writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, kind.upper()))
             return True
         kind = "q8_0"
@@ -85,7 +85,7 @@ def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool
     return False
 
 
-def _notes(config: Any, shape: Shape) -> list[str]:
+def _usage_notes(config: Any, shape: Shape) -> list[str]:
     notes = []
     if shape.architecture == "deci":
         notes.append(

@@ -40,7 +40,7 @@ class RecognisedStep:
 
 
 @torch.no_grad()
-def recognise(function: ElementwiseExpr) -> RecognisedStep | None:
+def recognise_elementwise(function: ElementwiseExpr) -> RecognisedStep | None:
     """The one step that computes an elementwise function, or None."""
     fine, far = torch.linspace(-12, 12, 961), torch.linspace(-300, 300, 61)
     x = torch.cat([fine, far, torch.tensor([1e-4, -1e-4, 1e4, -1e4])]).double()
@@ -58,17 +58,17 @@ def recognise(function: ElementwiseExpr) -> RecognisedStep | None:
         bounds = least if least > float(x.min()) else -_ENDLESS, upper if upper < float(x.max()) else _ENDLESS
         return RecognisedStep("clip", dict(zip(("least", "most"), bounds, strict=True)))
     constants = function.constants()
-    for number in (-1.0, *_products(constants)):
+    for number in (-1.0, *_candidate_constants(constants)):
         if close(y, x * number):
             return RecognisedStep("scale", {"by": number})
         if close(y, x + number):
             return RecognisedStep("shift", {"by": number})
         if number > 0 and close(y, number * torch.tanh(x / number)):
             return RecognisedStep("softcap", {"at": number})
-    return _xielu(x, y)
+    return _recognise_xielu(x, y)
 
 
-def _xielu(x: Tensor, y: Tensor) -> RecognisedStep | None:
+def _recognise_xielu(x: Tensor, y: Tensor) -> RecognisedStep | None:
     """Its three numbers, read off three points: a square above zero, exp(x) - 1 - x below, and a share of x."""
     values_at = {at: float(y[(x - at).abs().argmin()]) for at in (-1.0, 1.0, 2.0)}
     square = values_at[2.0] / 2 - values_at[1.0]
@@ -84,7 +84,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE, equal_nan=True))
 
 
-def _products(constants: list[float]) -> list[float]:
+def _candidate_constants(constants: list[float]) -> list[float]:
     """Constants, their inverses and negatives, and products of such."""
     distinct = list(dict.fromkeys(c for c in constants if c and math.isfinite(c)))[:_MAX_NODES]
     single = [s for c in distinct for s in (c, 1 / c)]

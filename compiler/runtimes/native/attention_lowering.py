@@ -9,8 +9,8 @@ from torch import Tensor, fx
 
 from ...models.checkpoints.pretrained import pretrained
 from . import attentions, calls, distances, rotations
-from .layout import ColumnRun, runs
-from .positional import call
+from .layout import ColumnRun, column_runs
+from .positional import call_node
 from .values import CachedRows, KeyScoreBias, Positional, Rows, SourceTokens
 
 if TYPE_CHECKING:
@@ -25,27 +25,29 @@ class AttentionRules:
         self._rotations: dict[Any, rotations.Rotation | None] = {}
         self._tables: dict[tuple[fx.Node, bool], Tensor | None] = {}
 
-    def cached(self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int) -> tuple[CachedRows, CachedRows]:
+    def lower_cache_update(
+        self, node: fx.Node, cache: Any, k: Any, v: Any, layer: int
+    ) -> tuple[CachedRows, CachedRows]:
         """Keys and values of all tokens that attention reads from the cache."""
         if not (isinstance(k, Rows) and isinstance(v, Rows) and k.index.dim() == v.index.dim() == 4):
             reason = "keys and values of another form than [batch, heads, tokens, width]"
-            raise self.reader.refuse(node, reason)
+            raise self.reader.rejection(node, reason)
         return CachedRows(k), CachedRows(v)
 
     # -- positions -------------------------------------------------------------------------------------------
 
-    def rotated(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    def lower_rotary(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Result of a rotary function: rotated queries and keys, or one of them."""
         positions = [index for index, value in enumerate(args) if isinstance(value, Rows)]
         if not positions or any(isinstance(value, (Rows, CachedRows)) for value in kwargs.values()):
-            raise self.reader.refuse(node, "a rotary embedding of another form than queries and keys by tables")
+            raise self.reader.rejection(node, "a rotary embedding of another form than queries and keys by tables")
         turned_parts = []
         for number, index in enumerate(positions):
             call = _Call(self.reader, node, args, kwargs, index, number)
             rotation = self._rotation(call)
             if rotation is None:
-                raise self.reader.refuse(node, "a rotary embedding that the engine does not have")
-            turned_parts.append(self._turned(args[index], rotation, self._is_joined(node, len(positions))))
+                raise self.reader.rejection(node, "a rotary embedding that the engine does not have")
+            turned_parts.append(self._rotate(args[index], rotation, self._is_joined(node, len(positions))))
         return turned_parts[0] if len(turned_parts) == 1 else tuple(turned_parts)
 
     def _is_joined(self, node: fx.Node, count: int) -> bool:
@@ -55,18 +57,18 @@ class AttentionRules:
 
     def _rotation(self, call: "_Call") -> rotations.Rotation | None:
         """The rotation, by tables of the longest context in which they are one: it may shorten the context."""
-        if call.key not in self._rotations:
-            self._rotations[call.key] = self._recognised(call)
-        return self._rotations[call.key]
+        if call.cache_key not in self._rotations:
+            self._rotations[call.cache_key] = self._recognise_rotation(call)
+        return self._rotations[call.cache_key]
 
-    def _recognised(self, call: "_Call") -> rotations.Rotation | None:
+    def _recognise_rotation(self, call: "_Call") -> rotations.Rotation | None:
         for context in dict.fromkeys((self.reader.plan.context, self._original_context())):
             probe = min(rotations.PROBE, context)
             x = torch.ones(1, probe, call.width)
             try:
-                if not torch.allclose(call.rotate(x, 0, context), call.rotate(x, 0, probe), atol=1e-6):
+                if not torch.allclose(call.apply_tables(x, 0, context), call.apply_tables(x, 0, probe), atol=1e-6):
                     continue  # frequencies that depend on the length
-                rotation = rotations.recognise(partial(call.rotate, length=context), context, call.width)
+                rotation = rotations.recognise_rotation(partial(call.apply_tables, length=context), context, call.width)
             except (RuntimeError, TypeError, ValueError, IndexError):  # made for other operands than one row's
                 return None
             self.reader.plan.context = min(self.reader.plan.context, context)
@@ -81,25 +83,25 @@ class AttentionRules:
         length = length or getattr(config, "original_max_position_embeddings", None)
         return length if type(length) is int else self.reader.plan.context
 
-    def _turned(self, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
+    def _rotate(self, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
         """`wide`: what was cut off the heads is joined again later, so whole heads are turned at once."""
         if not rotation.width:
             return Rows(_sorted(x.index, rotation), x.pending)
-        plan, x = self.reader.plan, self.reader.settled(x)
-        name = plan.vector(f"{self.reader.current.name}.frequencies", rotation.frequencies.values)
+        plan, x = self.reader.plan, self.reader.materialised(x)
+        name = plan.vector_entry(f"{self.reader.current.name}.frequencies", rotation.frequencies.values)
         fields = {
             "rotary_dim": rotation.width,
             "inverse_frequencies": name,
             "scale": rotation.frequencies.scale,
             "interleaved": rotation.interleaved,
         }
-        lane = plan.layout.lane(x.index)
+        lane = plan.layout.row_layout(x.index)
         head_dim = x.index.shape[-1]
-        lane_runs = runs(plan.layout, lane.columns)
+        lane_runs = column_runs(plan.layout, lane.columns)
         if wide and len(lane_runs) == 1 and _cuts_heads(lane_runs[0], plan.layout.widths):
             run = lane_runs[0]
             full_width = plan.layout.widths[run.register]
-            turned_register = plan.step(
+            turned_register = plan.append_step(
                 "rotary", full_width, x=run.register, heads=run.count, head_dim=run.stride, start=run.start, **fields
             )
             source_columns = plan.layout.columns(run.register)
@@ -122,16 +124,16 @@ class AttentionRules:
 
     # -- attention -------------------------------------------------------------------------------------------
 
-    def attention(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, None]:
+    def lower_attention(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Rows, None]:
         module, q, k, v, mask = args
         recalls = isinstance(k, SourceTokens) and isinstance(v, SourceTokens)
         k, v = (x.rows if isinstance(x, CachedRows) or recalls else x for x in (k, v))  # encoders cache none
         if not all(isinstance(x, Rows) for x in (q, k, v)):
-            raise self.reader.refuse(node, "attention to something else than what the layer caches")
+            raise self.reader.rejection(node, "attention to something else than what the layer caches")
         key_bias = mask if isinstance(mask, KeyScoreBias) else None
         if mask is not None and key_bias is None and not isinstance(mask, Positional):
-            raise self.reader.refuse(node, "attention under a mask that tokens decide")
-        gaining = [name for name, value in kwargs.items() if self._gains(node, name, value)]
+            raise self.reader.rejection(node, "attention under a mask that tokens decide")
+        gaining = [name for name, value in kwargs.items() if self._is_score_bias(node, name, value)]
         of_tokens = (Positional, Rows, CachedRows)
         options = {
             key: value for key, value in kwargs.items() if not isinstance(value, of_tokens) and key not in gaining
@@ -139,42 +141,44 @@ class AttentionRules:
         (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
         kv_heads = k.index.shape[1]
         sizes = (heads, kv_heads, head_dim, value_dim)
-        mask_fn = self._mask(mask) if key_bias is None else self.reader.key_biases.mask(key_bias)
+        mask_fn = self._mask(mask) if key_bias is None else self.reader.key_biases.attention_mask(key_bias)
         try:
-            gains = partial(self._gain, node, module, heads, *gaining[:1])
+            gains = partial(self._score_bias, node, module, heads, *gaining[:1])
             form = (
                 heads % kv_heads == 0
                 and len(gaining) < 2
-                and attentions.recognise(module, mask_fn, sizes, options, gains)
+                and attentions.recognise_attention(module, mask_fn, sizes, options, gains)
             )
         except RuntimeError:  # it is handed tables that were made for the sample's length
             form = None
         if not form:
-            raise self.reader.refuse(
+            raise self.reader.rejection(
                 node, "attention that the engine does not have: its scale, cap, window or mask is none of the known"
             )
         if key_bias is not None:
-            q, k = self.reader.key_biases.widened(node, module, form, key_bias, q, k)
+            q, k = self.reader.key_biases.append_bias_column(node, module, form, key_bias, q, k)
             sizes = (heads, kv_heads, head_dim + 1, value_dim)
         by_head = any(x is not None for x in (form.slopes, form.sinks, form.distances))
-        kv_order, order = (None, None) if by_head else _deduplicated(k.index, v.index, heads)
+        kv_order, order = (None, None) if by_head else _unrepeat_heads(k.index, v.index, heads)
         if kv_order is not None and order is not None:
             q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kv_order], x.pending) for x in (k, v))
             sizes = (heads, len(kv_order), *sizes[2:])
-        register = (self.recall if recalls else self.attend)(node, form, [q, k, v], sizes)
+        register = (self.cross_attention_register if recalls else self.attention_register)(node, form, [q, k, v], sizes)
         batch, length = self.reader.shape
         rows = self.reader.plan.layout.rows(register).view(batch, length, heads, value_dim)
         return Rows(rows if order is None else rows[:, :, order.argsort()]), None
 
-    def attend(self, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]) -> int:
+    def attention_register(
+        self, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]
+    ) -> int:
         """The register of attention of queries to keys and values; `sizes` as a step has them."""
         plan, (heads, kv_heads, head_dim, value_dim) = self.reader.plan, sizes
-        slopes = None if form.slopes is None else plan.vector(f"{node.name}.slopes", form.slopes)
-        sinks = None if form.sinks is None else plan.vector(f"{node.name}.sinks", form.sinks)
-        distance_table = None if form.distances is None else plan.vector(f"{node.name}.distances", form.distances)
+        slopes = None if form.slopes is None else plan.vector_entry(f"{node.name}.slopes", form.slopes)
+        sinks = None if form.sinks is None else plan.vector_entry(f"{node.name}.sinks", form.sinks)
+        distance_table = None if form.distances is None else plan.vector_entry(f"{node.name}.distances", form.distances)
         registers = {name: self.reader.register(x)[0] for name, x in zip("qkv", qkv, strict=True)}
         window = form.window if form.window is not None and form.window < plan.context else None
-        return plan.step(
+        return plan.append_step(
             "attention",
             heads * value_dim,
             **registers,
@@ -192,20 +196,22 @@ class AttentionRules:
             **({} if distance_table is None else {"distances": distance_table}),
         )
 
-    def recall(self, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]) -> int:
+    def cross_attention_register(
+        self, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]
+    ) -> int:
         """The register of attention of queries to a source, whose keys and values its encoder remembers."""
         heads, kv_heads, head_dim, value_dim = sizes
         unsupported = (form.window, form.sinks, form.slopes, form.distances)
         if not form.bidirectional or any(part is not None for part in unsupported):
-            raise self.reader.refuse(node, "attention to a source by positions, which the engine has not")
+            raise self.reader.rejection(node, "attention to a source by positions, which the engine has not")
         source = self.reader.source
         assert source is not None, "only behind an encoder there is a source"
         k, v = (source.register(x)[0] for x in qkv[1:])
-        return self.reader.plan.step(
+        return self.reader.plan.append_step(
             "recall",
             heads * value_dim,
             q=self.reader.register(qkv[0])[0],
-            slot=source.plan.remember(k, v, kv_heads, head_dim, value_dim),
+            slot=source.plan.store_source_keys(k, v, kv_heads, head_dim, value_dim),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -214,7 +220,7 @@ class AttentionRules:
             softcap=form.softcap,
         )
 
-    def _gains(self, node: fx.Node, name: str, value: Any) -> bool:
+    def _is_score_bias(self, node: fx.Node, name: str, value: Any) -> bool:
         """Whether an option is what scores gain: a number for each pair of tokens of a row, that no token decides."""
         at = node.kwargs[name]
         if not isinstance(at, fx.Node) or not isinstance(value, (Tensor, Positional)):
@@ -224,7 +230,7 @@ class AttentionRules:
         except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
             return False
 
-    def _gain(
+    def _score_bias(
         self, node: fx.Node, module: torch.nn.Module, heads: int, name: str = "", *, bidirectional: bool = False
     ) -> attentions.ScoreBias | None:
         """Bias that an option adds to scores; it may shorten the context. RuntimeError where more than distance
@@ -232,11 +238,11 @@ class AttentionRules:
         if not name:
             return None
         source, plan = node.kwargs[name], self.reader.plan
-        assert isinstance(source, fx.Node), f"`{name}` of {node.name} is no value"  # see `_gains`
+        assert isinstance(source, fx.Node), f"`{name}` of {node.name} is no value"  # see `_is_score_bias`
         at = partial(self.reader.positions.at, source)
         if (source, bidirectional) not in self._tables:
             config = getattr(module, "config", self.reader.model.config)
-            table = distances.table(at, heads, bidirectional, config, plan.context)
+            table = distances.bias_table(at, heads, bidirectional, config, plan.context)
             self._tables[source, bidirectional] = None if table is None else table[0]
             plan.context = plan.context if table is None else min(plan.context, table[1])
         known = self._tables[source, bidirectional]
@@ -250,7 +256,7 @@ class AttentionRules:
         return lambda length: self.reader.positions.at(mask.node, length)
 
 
-def _deduplicated(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
+def _unrepeat_heads(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
     """Of keys and values [b, heads, t, d] with copies of heads: those that differ, and the order of queries by them."""
     first = torch.unique(torch.stack([k[0, :, 0, 0], v[0, :, 0, 0]]), dim=1, return_inverse=True)[1]
     numbers = [(first == first[i]).nonzero()[0, 0] for i in range(len(first))]
@@ -289,7 +295,7 @@ class _Call:
         return self.args[self.position].index.shape[-1]
 
     @property
-    def key(self) -> tuple[Any, ...]:
+    def cache_key(self) -> tuple[Any, ...]:
         """Equal for calls that turn alike: every layer has one, and mostly of the same tables."""
         operands = [
             value.node
@@ -303,26 +309,26 @@ class _Call:
         ]
         return self.node.target, self.position, *operands
 
-    def rotate(self, x: Tensor, start: int, length: int) -> Tensor:
+    def apply_tables(self, x: Tensor, start: int, length: int) -> Tensor:
         """x [heads, t, width] turned by the tables of a context from position `start` on."""
 
         def operand(value: Any) -> Any:
             if isinstance(value, Positional):
                 return _part(self.reader.positions.at(value.node, length), length, start, x.shape[1])
             if isinstance(value, Rows):
-                return self._laid(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
+                return self._to_value_axes(x.new_zeros(1, x.shape[1], value.index.shape[-1]), value)
             return value
 
         turned_value = self.args[self.position]
         args = [
-            self._laid(x, value) if value is turned_value and i == self.position else operand(value)
+            self._to_value_axes(x, value) if value is turned_value and i == self.position else operand(value)
             for i, value in enumerate(self.args)
         ]
-        output = call(self.node, self.reader.model, args, {k: operand(v) for k, v in self.options.items()})
+        output = call_node(self.node, self.reader.model, args, {k: operand(v) for k, v in self.options.items()})
         output = output[self.number] if isinstance(output, tuple | list) else output
-        return self._laid(output, turned_value, back=True).float()
+        return self._to_value_axes(output, turned_value, back=True).float()
 
-    def _laid(self, x: Tensor, like: Rows, back: bool = False) -> Tensor:
+    def _to_value_axes(self, x: Tensor, like: Rows, back: bool = False) -> Tensor:
         """[heads, t, width] in the axes of a value of tokens, or back: [b, h, t, d], [b, t, h, d] or [b, t, d]."""
         if like.index.dim() == 3:
             return x

@@ -61,7 +61,7 @@ class ScoreBias:
 
 
 @torch.no_grad()
-def recognise(
+def recognise_attention(
     module: nn.Module,
     mask: Any,
     sizes: tuple[int, int, int, int],
@@ -75,19 +75,21 @@ def recognise(
     gains     whether a text is seen whole -> what scores gain by distance, if anything
     """
     heads, _, head_dim, _ = sizes
-    module = _float(module)
-    named = windows(module, options)
-    bidirectional = sees_ahead(module, mask, sizes, options)
+    module = _as_float32(module)
+    named = candidate_windows(module, options)
+    bidirectional = is_bidirectional(module, mask, sizes, options)
     gain = gains(bidirectional=bidirectional)
     if gain is not None:
         options = {**options, gain.option: gain}
     if bidirectional:
         named = list(dict.fromkeys(n for w in named for n in (w, w + 1, w // 2 + 1)))
-        known = [row for n in lengths(named) for row in _bidirectional_trial(module, mask, sizes, options, n)]
-        forms = [replace(form, bidirectional=True) for form in _forms(module, head_dim, heads, options, named)]
+        known = [row for n in lengths(named) for row in _run_bidirectional_trial(module, mask, sizes, options, n)]
+        forms = [
+            replace(form, bidirectional=True) for form in _candidate_forms(module, head_dim, heads, options, named)
+        ]
     else:
-        known = [(*_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
-        forms = [*_forms(module, head_dim, heads, options, named)]
+        known = [(*_run_causal_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
+        forms = [*_candidate_forms(module, head_dim, heads, options, named)]
     for form in forms:
         form = form if gain is None or not gain.table.any() else replace(form, distances=gain.table)
         pairs = [(form(q, k, v, at), expected) for q, k, v, expected, at in known]
@@ -96,28 +98,28 @@ def recognise(
     return None
 
 
-def sees_ahead(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> bool:
+def is_bidirectional(module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any]) -> bool:
     """Whether the first position of a text sees the second: what it gives changes with that one's value."""
     mask_value = mask(2)
     if mask_value is None and getattr(module, "is_causal", True):
         return False
-    q, k, v = _random(sizes, 2, 2)
+    q, k, v = _random_qkv(sizes, 2, 2)
     first, _ = leaves.attention(module, q, k, v, _floats(mask_value), **options)
     v[:, :, 1] += 1
     other, _ = leaves.attention(module, q, k, v, _floats(mask_value), **options)
     return not torch.equal(first[0, 0], other[0, 0])
 
 
-def _bidirectional_trial(
+def _run_bidirectional_trial(
     module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
 ) -> list[tuple[Any, ...]]:
     """Trial of bidirectional attention, at the first position, one in the middle and the last."""
-    q, k, v = _random(sizes, length, length)
+    q, k, v = _random_qkv(sizes, length, length)
     out, _ = leaves.attention(module, q, k, v, _floats(mask(length)), **_of_row(options, length, length))
     return [(q[0, :, at], k[0], v[0], out[0, at].float(), at) for at in (0, length // 2, length - 1)]
 
 
-def _random(sizes: tuple[int, int, int, int], queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+def _random_qkv(sizes: tuple[int, int, int, int], queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     """q [1, h, queries, d], k and v [1, g, keys, d]."""
     heads, kv_heads, head_dim, value_dim = sizes
     generator = torch.Generator().manual_seed(keys)
@@ -130,11 +132,11 @@ def _floats(mask: Tensor | None) -> Tensor | None:
     return mask.float() if mask is not None and mask.dtype.is_floating_point else mask
 
 
-def _trial(
+def _run_causal_trial(
     module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
 ) -> tuple[Tensor, ...]:
     """q of the last position, k, v and what the module makes of them."""
-    q, k, v = _random(sizes, 1, length)
+    q, k, v = _random_qkv(sizes, 1, length)
     mask_value = mask(length)
     last = None if mask_value is None else mask_value[:, :, -1:, -length:]
     out, _ = leaves.attention(module, q, k, v, _floats(last), **_of_row(options, length, 1))
@@ -148,7 +150,7 @@ def _of_row(options: dict[str, Any], length: int, queries: int) -> dict[str, Any
     }
 
 
-def _float(module: nn.Module) -> nn.Module:
+def _as_float32(module: nn.Module) -> nn.Module:
     """The module with its own numbers as float32, without copying its layers."""
     import copy
 
@@ -162,7 +164,7 @@ def _float(module: nn.Module) -> nn.Module:
     return light
 
 
-def windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
+def candidate_windows(module: nn.Module, options: dict[str, Any]) -> list[int]:
     """Widths of a window that the call, the module or its config names."""
     config = getattr(module, "config", None)
     named = (
@@ -178,7 +180,7 @@ def lengths(windows: list[int]) -> list[int]:
     return [SHORT, *(w + 3 for w in windows)]
 
 
-def _forms(
+def _candidate_forms(
     module: nn.Module, head_dim: int, heads: int, options: dict[str, Any], windows: list[int]
 ) -> Iterator[Attention]:
     named = (options.get("scaling"), getattr(module, "scaling", None), head_dim**-0.5)

@@ -29,11 +29,11 @@ class DeltaRuleLayer:
 
 
 @torch.no_grad()
-def recognise(
+def recognise_delta_rule(
     function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any]
 ) -> DeltaRuleLayer | None:
     """Delta rule that a function (q, k, v, g=, beta=, ...) computes of values of these shapes [b, t, ...], or None."""
-    trials = [_trial(function, shapes, options, size) for size in (1.0, 2e-3)]  # the second feels epsilon
+    trials = [_run_trial(function, shapes, options, size) for size in (1.0, 2e-3)]  # the second feels epsilon
     known = [trial for trial in trials if trial is not None]
     if len(known) < len(trials):
         return None
@@ -43,7 +43,7 @@ def recognise(
     return None
 
 
-def _trial(
+def _run_trial(
     function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any], size: float
 ) -> tuple[tuple[Tensor, ...], Tensor] | None:
     generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ def of_row(value: Any, length: int) -> bool:
 
 
 @torch.no_grad()
-def table(
+def bias_table(
     at: Callable[[int], Tensor], heads: int, bidirectional: bool, config: Any, context: int
 ) -> tuple[Tensor, int] | None:
     """[heads, columns] float32 by distance, and how many tokens of a text it holds for; None where more than distance

@@ -70,7 +70,7 @@ class EagerAttentionRules:
         value = self.reader.values[node]
         self.reader.values[node] = CachedRows(value) if isinstance(value, Rows) else value
 
-    def meet(self, node: fx.Node, args: Any) -> Any:
+    def lower(self, node: fx.Node, args: Any) -> Any:
         """Value of a node that combines a token with all tokens before it."""
         name, inputs = calls.operation(node), node.all_input_nodes
         if name in PRODUCTS and isinstance(args[0], ScorePairs) and isinstance(args[1], Rows):
@@ -80,26 +80,26 @@ class EagerAttentionRules:
             return self.reader.sample_size(node, args)
         spends = any(isinstance(x, ScorePairs) for x in operands) and any(isinstance(x, CachedRows) for x in operands)
         if name == SDPA or (name in PRODUCTS and spends):
-            return self._attention(node, name)
+            return self._lower_attention(node, name)
         return ScorePairs(node)
 
-    def _attention(self, node: fx.Node, name: str) -> Rows:
-        leaves = self._leaves(node, name)
+    def _lower_attention(self, node: fx.Node, name: str) -> Rows:
+        leaves = self._qkv_nodes(node, name)
         if leaves is None:
-            raise self.reader.refuse(node, "attention to something else than keys and values of all tokens")
+            raise self.reader.rejection(node, "attention to something else than keys and values of all tokens")
         module = self._module(node)
         q, k, v = leaves
         heads, head_dim = self._leaf(q, 1).sizes
         (kv_heads, key_dim), (value_heads, value_dim) = self._leaf(k, 1).sizes, self._leaf(v, 1).sizes
         form = None
         if key_dim == head_dim and kv_heads == value_heads and heads % kv_heads == 0:
-            form = self._recognised(node, module, leaves)
+            form = self._recognise(node, module, leaves)
         if form is None:
-            raise self.reader.refuse(node, _REASON)
-        register = self.reader.attending.attend(
+            raise self.reader.rejection(node, _REASON)
+        register = self.reader.attending.attention_register(
             node, form, [self._rows(x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
         )
-        return Rows(self._indexed(node, register, heads, value_dim))
+        return Rows(self._register_indices(node, register, heads, value_dim))
 
     def _rows(self, node: fx.Node) -> Rows:
         value = self.reader.values[node]
@@ -109,7 +109,7 @@ class EagerAttentionRules:
         scope = node.meta.get("scope", ())
         return self.reader.model.get_submodule(scope[-1] if scope else "")
 
-    def _leaves(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    def _qkv_nodes(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node, fx.Node] | None:
         """The nodes of queries, keys and values."""
         if name == SDPA:
             q, k, v = (*node.args, *node.kwargs.values())[:3]
@@ -139,45 +139,47 @@ class EagerAttentionRules:
     # -- trials ----------------------------------------------------------------------------------------------
 
     def _leaf(self, node: fx.Node, length: int) -> Leaf:
-        shape, axis = self.reader.positions.scaled(self._rows(node).index, length)
+        shape, axis = self.reader.positions.shape_for_length(self._rows(node).index, length)
         return Leaf(node, shape, axis)
 
     @torch.no_grad()
-    def _recognised(self, node: fx.Node, module: nn.Module, leaves: tuple[fx.Node, ...]) -> Attention | None:
-        windows = attentions.windows(module, {})
+    def _recognise(self, node: fx.Node, module: nn.Module, leaves: tuple[fx.Node, ...]) -> Attention | None:
+        windows = attentions.candidate_windows(module, {})
         try:
             context = self.reader.plan.context
             lengths = [min(length, context) for length in attentions.lengths([w for w in windows if w < context])]
-            known = [row for length in lengths for row in self._trial(node, leaves, length)]
-            slopes = self._slopes(node, leaves)
+            known = [row for length in lengths for row in self._run_trials(node, leaves, length)]
+            slopes = self._alibi_slopes(node, leaves)
         except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
             return None
         head_dim = self._leaf(leaves[0], 1).sizes[1]
-        for form in _forms(module, head_dim, windows, slopes):
+        for form in _candidate_forms(module, head_dim, windows, slopes):
             if all(torch.allclose(form(q, k, v, at), out, atol=2e-5, rtol=2e-5) for q, k, v, at, out in known):
                 return form
         return None
 
-    def _trial(self, node: fx.Node, leaves: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
+    def _run_trials(self, node: fx.Node, leaves: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
         """Of a few positions q, keys and values [heads, length, d], which it is, and what the program makes of them."""
         generator = torch.Generator().manual_seed(length)
         q, k, v = (torch.randn((length, *self._leaf(x, length).sizes), generator=generator) for x in leaves)
-        out = self._run(node, leaves, (q, k, v))
+        out = self._run_program(node, leaves, (q, k, v))
         positions = dict.fromkeys((0, length // 2, length - 1))
         return [(q[at], k.transpose(0, 1), v.transpose(0, 1), at, out[at]) for at in positions]
 
-    def _slopes(self, node: fx.Node, leaves: tuple[fx.Node, ...]) -> Tensor | None:
+    def _alibi_slopes(self, node: fx.Node, leaves: tuple[fx.Node, ...]) -> Tensor | None:
         """Slope of the scores per token of distance, by head, from queries of zeros and distinct values."""
         (heads, d), (kv_heads, key_dim), (_, wide) = (self._leaf(x, 1).sizes for x in leaves)
         length = min(wide, attentions.SHORT)
         if length < 2:
             return None
         v = torch.eye(length, wide)[:, None].expand(length, kv_heads, wide)
-        shares = self._run(node, leaves, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, key_dim), v))[-1]
+        shares = self._run_program(
+            node, leaves, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, key_dim), v)
+        )[-1]
         slopes = (shares[:, length - 1] / shares[:, length - 2]).log()
         return slopes if bool(slopes.isfinite().all()) and float(slopes.abs().max()) > 1e-6 else None
 
-    def _run(self, node: fx.Node, leaf_nodes: tuple[fx.Node, ...], qkv: tuple[Tensor, ...]) -> Tensor:
+    def _run_program(self, node: fx.Node, leaf_nodes: tuple[fx.Node, ...], qkv: tuple[Tensor, ...]) -> Tensor:
         """[length, heads, d] of the program, of these queries, keys and values [length, heads, d]."""
         length = len(qkv[0])
         leaves = {x: self._leaf(x, length).laid(value) for x, value in zip(leaf_nodes, qkv, strict=True)}
@@ -186,7 +188,7 @@ class EagerAttentionRules:
         out = out if out.dim() == 4 else out[None]
         return out[0].transpose(0, 1) if out.shape == (1, heads, length, wide) else out.view(length, heads, wide)
 
-    def _indexed(self, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
+    def _register_indices(self, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
         """Element numbers of a register in the shape of the sample's result."""
         batch, length = self.reader.shape
         shape = node.meta["shape"]
@@ -203,17 +205,19 @@ class _Trial(Positions):
         super().__init__(reader.model, reader.values, reader.plan.layout, reader.shape)
         self.reader, self.leaves = reader, leaves
 
-    def _run(self, node: fx.Node, length: int) -> Any:
+    def _evaluate(self, node: fx.Node, length: int) -> Any:
         if node in self.leaves:
             return self.leaves[node]
         value = self.reader.values.get(node)
         rows = value.rows if isinstance(value, CachedRows) else value
         if isinstance(rows, Rows) and not self.reader.ids.are(rows.index):
-            return torch.zeros(self.scaled(rows.index, length)[0])
-        return super()._run(node, length)
+            return torch.zeros(self.shape_for_length(rows.index, length)[0])
+        return super()._evaluate(node, length)
 
 
-def _forms(module: nn.Module, head_dim: int, windows: list[int], slopes: Tensor | None) -> Iterator[Attention]:
+def _candidate_forms(
+    module: nn.Module, head_dim: int, windows: list[int], slopes: Tensor | None
+) -> Iterator[Attention]:
     floats = [value for value in vars(module).values() if isinstance(value, float)]
     for scale in dict.fromkeys((1.0, head_dim**-0.5, *floats)):
         for window in (None, *windows):

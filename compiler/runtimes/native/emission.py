@@ -8,33 +8,33 @@ import torch
 
 from ....kernels.native import KernelError
 from ...ir.capture.sample import first_position, uncounted
-from ...ir.layers.linear import params
+from ...ir.layers.linear import count_params
 from ...ir.program import Program
-from ...models.checkpoints.sidecar_files import companions
+from ...models.checkpoints.sidecar_files import copy_sidecar_files
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
 from ...plugin.context import Context
 from ..model import READS_PADDING
 from .linears import Numbers
 from .plan import Output
-from .plan_files import write
+from .plan_files import write_plan
 from .reader import Reader
 from .refusal import model_rejection
 
 
-def emit(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None:
+def emit_native(program: Program, folder: Path, ctx: Context, numbers: Numbers) -> None:
     """Plan, weights and what a tokenizer needs. Rejects a program without a plan before anything is written."""
-    plan = Reader(program, numbers).read()
-    companions(program.model, ctx.origin, folder)
+    plan = Reader(program, numbers).build_plan()
+    copy_sidecar_files(program.model, ctx.origin, folder)
     try:
-        write(plan, folder, facts(program.model, numbers.weights, plan.output))
+        write_plan(plan, folder, artifact_facts(program.model, numbers.weights, plan.output))
     except KernelError as error:  # a weight that is not finite, or no memory for it
         raise model_rejection(program.model, str(error)) from error
 
 
-def facts(model: Any, weights: str, output_form: Output = Output()) -> dict[str, Any]:
+def artifact_facts(model: Any, weights: str, output_form: Output = Output()) -> dict[str, Any]:
     """Facts of an artifact about the model and the machines that may run it: packed weights are equal at every
     level."""
-    known = _identity(model, weights)
+    known = _model_identity(model, weights)
     if (skipped := uncounted(model)) is not None:
         known["uncounted"] = skipped
     if is_encoder_decoder(model):
@@ -52,11 +52,11 @@ def _reads_padding(model: Any) -> bool:
     return torch.equal(masked, untold)
 
 
-def _identity(model: Any, weights: str) -> dict[str, Any]:
+def _model_identity(model: Any, weights: str) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "model_type": model.config.model_type,
-        "params": params(model),
+        "params": count_params(model),
         "weights": weights,
         "isa": "portable",
     }

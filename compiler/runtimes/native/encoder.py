@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ..model import DecoderModel, Output, refuse_states
-from ..position_offsets import other_positions, refuse_uncounted
+from ..position_offsets import other_positions, refuse_visible_padding
 from .plan_files import native_damaged
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class NativeEncoder(DecoderModel):
                 )
             )
         if position_ids is None:
-            refuse_uncounted(input_ids, mask, self.uncounted)
+            refuse_visible_padding(input_ids, mask, self.uncounted)
         self._check_positions(mask.bool(), position_ids)
         rows = [ids[is_token] for ids, is_token in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width

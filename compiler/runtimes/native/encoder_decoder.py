@@ -31,12 +31,12 @@ class Stack:
         return "" if self.ids.startswith(_TARGET) else name
 
 
-def only(graph: fx.Graph) -> Stack:
+def single_stack(graph: fx.Graph) -> Stack:
     """A graph of one sequence."""
     return Stack("input_ids", tuple(graph.nodes))
 
 
-def both(graph: fx.Graph) -> tuple[Stack, Stack]:
+def split_stacks(graph: fx.Graph) -> tuple[Stack, Stack]:
     """The encoder's side and the decoder's."""
     decoder_nodes: set[fx.Node] = set()
     for node in graph.nodes:

@@ -8,8 +8,8 @@ from ....kernels.codes import GROUPS
 from ...analysis.planning.keys import versions
 from ...core.cache import Cache
 from ...core.source_closure import fingerprint
-from ...ir.capture.meta_capture import captured
-from ...models.checkpoints.fake_weights import stand_in
+from ...ir.capture.meta_capture import capture_on_meta
+from ...models.checkpoints.fake_weights import with_fake_weights
 from ...models.checkpoints.origin import Origin
 from ...plugin.context import Context
 from .linears import Numbers
@@ -17,7 +17,7 @@ from .reader import Reader
 from .refusal import cannot_run_natively
 
 
-def foresee(ctx: Context, numbers: Numbers) -> None:
+def refuse_unsupported_model(ctx: Context, numbers: Numbers) -> None:
     """Raise Reject where the engine would refuse the recipe's model; what was found is kept by its config."""
     if numbers.group not in GROUPS:
         groups = ", ".join(map(str, GROUPS))
@@ -38,18 +38,18 @@ def foresee(ctx: Context, numbers: Numbers) -> None:
     }
     known = store.value(parts)
     if known is None:
-        rejection = foreseen(ctx.origin, weights)
+        rejection = unsupported_reason(ctx.origin, weights)
         known = [[d.message, d.help] for d in rejection.diagnostics] if rejection else []
         store.keep(parts, known)
     if known:
         raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
 
 
-def foreseen(origin: Origin, weights: str) -> Reject | None:
+def unsupported_reason(origin: Origin, weights: str) -> Reject | None:
     """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
-    program = captured(origin)
+    program = capture_on_meta(origin)
     try:
-        Reader(program, weights, stand_in(origin)).read()
+        Reader(program, weights, with_fake_weights(origin)).build_plan()
     except Reject as rejection:
         return rejection
     return None

@@ -20,7 +20,7 @@ _SHORT_LENGTH, _LONG_LENGTH = 4, 7  # tokens
 
 
 @torch.no_grad()
-def names_all(reader: "Reader", module: nn.Module, args: Any, kwargs: Any) -> bool:
+def selects_all_positions(reader: "Reader", module: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a module names every position for each token of a context, which is made as short as that asks."""
     operands = leaves((args, kwargs))
     if not any(isinstance(x, Rows) for x in operands) or not any(isinstance(x, Positional) for x in operands):
@@ -31,21 +31,21 @@ def names_all(reader: "Reader", module: nn.Module, args: Any, kwargs: Any) -> bo
             continue
         light = copy.copy(module)
         setattr(light, name, _SHORT_LENGTH)
-        short_choice = _chosen(reader, light, args, kwargs, _SHORT_LENGTH)
-        long_choice = _chosen(reader, light, args, kwargs, _LONG_LENGTH)
-        chosen_at_limit = _chosen(reader, module, args, kwargs, min(count, _LONG_LENGTH))
+        short_choice = _selected_positions(reader, light, args, kwargs, _SHORT_LENGTH)
+        long_choice = _selected_positions(reader, light, args, kwargs, _LONG_LENGTH)
+        chosen_at_limit = _selected_positions(reader, module, args, kwargs, min(count, _LONG_LENGTH))
         if (
-            _are_all(short_choice, _SHORT_LENGTH)
+            _is_every_position(short_choice, _SHORT_LENGTH)
             and long_choice is not None
             and long_choice.shape == (1, _LONG_LENGTH, _SHORT_LENGTH)
-            and _are_all(chosen_at_limit, min(count, _LONG_LENGTH))
+            and _is_every_position(chosen_at_limit, min(count, _LONG_LENGTH))
         ):
             reader.plan.context = min(reader.plan.context, count)
             return True
     return False
 
 
-def _are_all(chosen: Tensor | None, length: int) -> bool:
+def _is_every_position(chosen: Tensor | None, length: int) -> bool:
     everything = torch.arange(length).expand(1, length, length)
     return (
         chosen is not None
@@ -54,14 +54,14 @@ def _are_all(chosen: Tensor | None, length: int) -> bool:
     )
 
 
-def _chosen(reader: "Reader", module: nn.Module, args: Any, kwargs: Any, length: int) -> Tensor | None:
+def _selected_positions(reader: "Reader", module: nn.Module, args: Any, kwargs: Any, length: int) -> Tensor | None:
     """Token indices that a module chooses for random numbers of a text's tokens, or None."""
     generator = torch.Generator().manual_seed(length)
 
     def operand(value: Any) -> Any:
         if isinstance(value, (Rows, CachedRows)):
             rows = value.rows if isinstance(value, CachedRows) else value
-            return torch.randn(reader.positions.scaled(rows.index, length)[0], generator=generator)
+            return torch.randn(reader.positions.shape_for_length(rows.index, length)[0], generator=generator)
         if isinstance(value, Positional):
             at_positions = reader.positions.at(value.node, length)
             return torch.zeros(1, length, length) if at_positions is None else at_positions  # a mask that hides nothing

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from . import calls, routers
-from .positional import call
+from .positional import call_node
 from .trees import mapped
 from .values import ExpertChoice, RouterLogits, Rows
 
@@ -30,22 +30,22 @@ class InlineRouterRules:
         """Start reading a router that returns logits alone."""
         if routers.sample_router(module, x.index.shape[-1], x.index.dim()) is None:
             reason = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
-            raise self.reader.refuse(node, reason)
+            raise self.reader.rejection(node, reason)
         return RouterLogits(node)
 
-    def meet(self, node: fx.Node, args: Any) -> Any:
+    def lower(self, node: fx.Node, args: Any) -> Any:
         if calls.operation(node) in calls.SIZE_CALLS:
             return self.reader.sample_size(node, args)
         return RouterLogits(node)
 
-    def settled(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def resolve_choices(self, node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Arguments of experts, with the choice that was written out as the one step that it is."""
         nodes = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], RouterLogits)]
         if not nodes:
             return args, kwargs
-        choices = self._recognised(nodes) if len(nodes) == 2 else None
+        choices = self._recognise_choices(nodes) if len(nodes) == 2 else None
         if choices is None:
-            raise self.reader.refuse(node, "experts are chosen in a way that the engine does not have")
+            raise self.reader.rejection(node, "experts are chosen in a way that the engine does not have")
 
         def operand(value: Any) -> Any:
             return choices[nodes.index(value.node)] if isinstance(value, RouterLogits) else value
@@ -53,9 +53,9 @@ class InlineRouterRules:
         return mapped(args, operand), mapped(kwargs, operand)
 
     @torch.no_grad()
-    def _recognised(self, nodes: list[fx.Node]) -> list[ExpertChoice] | None:
+    def _recognise_choices(self, nodes: list[fx.Node]) -> list[ExpertChoice] | None:
         """Choices that pairs of nodes are, indices and weights in their order; or None."""
-        sources = {source for node in nodes for source in self._sources(node)}
+        sources = {source for node in nodes for source in self._source_routers(node)}
         router = sources.pop()
         router_input = self.reader.values[router.args[0]] if isinstance(router.args[0], fx.Node) else None
         if sources or not isinstance(router_input, Rows):
@@ -66,21 +66,21 @@ class InlineRouterRules:
             return None
         tensors, x, logits = trial
         try:
-            outputs = [self._run(node, {router: logits}) for node in nodes]
+            outputs = [self._run_nodes(node, {router: logits}) for node in nodes]
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for the sample's tokens
             return None
         kinds = [int(value.is_floating_point()) for value in outputs]
         if sorted(kinds) != [0, 1] or any(value.shape != outputs[0].shape or len(value) != _ROWS for value in outputs):
             return None
         numbers, weights = outputs[kinds.index(0)], outputs[kinds.index(1)]
-        rule = routers.ruled(module, width, routers.Sample(tensors, x, weights.float(), numbers, (1, 0)))
+        rule = routers.fit_routing(module, width, routers.Sample(tensors, x, weights.float(), numbers, (1, 0)))
         if rule is None:
             return None
         return self.reader.mixtures.parts(
             router, module, router_input, rule, [("numbers", "weights")[i] for i in kinds]
         )
 
-    def _sources(self, node: fx.Node) -> set[fx.Node]:
+    def _source_routers(self, node: fx.Node) -> set[fx.Node]:
         """The routers that a value comes from."""
         origins, queue = set(), [node]
         while queue:
@@ -90,11 +90,11 @@ class InlineRouterRules:
             origins |= set() if inner else {current}
         return origins
 
-    def _run(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    def _run_nodes(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if node not in known:
             value = self.reader.values[node]
             if not isinstance(value, RouterLogits):
                 return value
-            args, kwargs = (fx.map_arg(part, lambda x: self._run(x, known)) for part in (node.args, node.kwargs))
-            known[node] = call(node, self.reader.model, args, kwargs)
+            args, kwargs = (fx.map_arg(part, lambda x: self._run_nodes(x, known)) for part in (node.args, node.kwargs))
+            known[node] = call_node(node, self.reader.model, args, kwargs)
         return known[node]

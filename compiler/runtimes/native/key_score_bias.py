@@ -42,19 +42,19 @@ class KeyScoreBiasRules:
         known = isinstance(hides, float) and hides <= _HIDES
         return known and isinstance(args[0], CachedRows) and isinstance(args[1], Positional)
 
-    def meet(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    def lower(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         name, first = calls.operation(node), args[0]
         if isinstance(first, CachedRows):
             return KeyScoreBias(first.rows, args[1])
         if name in calls.SIZE_CALLS and isinstance(first, KeyScoreBias):
             return self.reader.size_of(node, first.rows.index, args[1:])
         if name in calls.MOVES and isinstance(first, KeyScoreBias):
-            mapped = calls.on_indices(node, (first.rows.index, *map(index, args[1:])), kwargs)
+            mapped = calls.run_on_indices(node, (first.rows.index, *map(index, args[1:])), kwargs)
             if isinstance(mapped, Tensor):
                 return KeyScoreBias(Rows(mapped, first.rows.pending), first.hides)
-        raise self.reader.refuse(node, _REASON)
+        raise self.reader.rejection(node, _REASON)
 
-    def mask(self, key_bias: KeyScoreBias) -> Any:
+    def attention_mask(self, key_bias: KeyScoreBias) -> Any:
         """Mask argument of an attention: n -> [1, 1, n, n]."""
 
         def at(length: int) -> Tensor:
@@ -63,7 +63,7 @@ class KeyScoreBiasRules:
 
         return at
 
-    def widened(
+    def append_bias_column(
         self, node: fx.Node, module: nn.Module, form: Attention, key_bias: KeyScoreBias, q: Rows, k: Rows
     ) -> tuple[Rows, Rows]:
         """Queries and keys with a column more, whose product is what the score of a key gains."""
@@ -73,17 +73,19 @@ class KeyScoreBiasRules:
         by_group = gains[:, :: max(1, heads // kv_heads)].repeat_interleave(heads // kv_heads, 1)
         fits = gains.dim() == 4 and gains.shape[1] == heads and form.softcap is None
         if not fits or not torch.equal(gains, per_key) or not torch.equal(gains, by_group):
-            raise self.reader.refuse(node, _REASON)
-        self._shorten(module)
-        columns = self.reader.settled(Rows(gains[:, :: heads // kv_heads, 0, :, None], key_bias.rows.pending)).index
-        q, k = self.reader.settled(q), self.reader.settled(k)
+            raise self.reader.rejection(node, _REASON)
+        self._shorten_context(module)
+        columns = self.reader.materialised(
+            Rows(gains[:, :: heads // kv_heads, 0, :, None], key_bias.rows.pending)
+        ).index
+        q, k = self.reader.materialised(q), self.reader.materialised(k)
         one, _ = self.reader.register(Rows(q.index[:, :1, :, :1]))
-        share = self.reader.plan.step("clip", 1, x=one, least=1 / form.scale, most=1 / form.scale)
+        share = self.reader.plan.append_step("clip", 1, x=one, least=1 / form.scale, most=1 / form.scale)
         batch, length = self.reader.shape
         shares = self.reader.plan.layout.rows(share).view(batch, 1, length, 1).expand(-1, heads, -1, -1)
         return Rows(torch.cat([q.index, shares], -1)), Rows(torch.cat([k.index, columns], -1))
 
-    def _shorten(self, module: nn.Module) -> None:
+    def _shorten_context(self, module: nn.Module) -> None:
         """A context of as many tokens as a layer keeps all keys of."""
         kind = type(module)
         if kind not in self._limits:
@@ -97,7 +99,7 @@ class KeyScoreBiasRules:
         original = vars(module)[name]
         try:
             outputs = {
-                (n, length): self._output(module, name, n, length)
+                (n, length): self._output_with_number(module, name, n, length)
                 for n in (_SHORT_LENGTH, _FULL_LENGTH)
                 for length in (_SHORT_LENGTH, _LONG_LENGTH)
             }
@@ -111,7 +113,7 @@ class KeyScoreBiasRules:
         return torch.equal(*short) and not torch.equal(*long)
 
     @torch.no_grad()
-    def _output(self, module: nn.Module, name: str, number: int, length: int) -> Tensor:
+    def _output_with_number(self, module: nn.Module, name: str, number: int, length: int) -> Tensor:
         """Output of a module for a text, with one of its numbers changed."""
         outputs: list[Tensor] = []
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...ir.capture.sample import sample
+from ...ir.capture.sample import sample_inputs
 
 
-def inputs_of(
+def decoder_sample_inputs(
     model: nn.Module, fault: Fault, instead: str, batch: int = 2, length: int = 3, before: int = 5
 ) -> tuple[dict, list, list]:
     """Example inputs of a decoder: tokens after a cache, with padding in one row.
@@ -18,8 +18,8 @@ def inputs_of(
     fault     what a model is refused with that keeps anything else
     instead   what holds such a model
     """
-    sequence = sample(model, batch=batch, length=before + length, padding=1)
-    past, slots = _retained(
+    sequence = sample_inputs(model, batch=batch, length=before + length, padding=1)
+    past, slots = _cached_keys_and_values(
         model, fault, instead, {n: x[:, :before] if isinstance(x, Tensor) else x for n, x in sequence.items()}
     )
     current = {n: x if n == "attention_mask" else x[:, before:] for n, x in sequence.items() if isinstance(x, Tensor)}
@@ -27,11 +27,13 @@ def inputs_of(
     return current, past, slots
 
 
-def _retained(model: nn.Module, fault: Fault, instead: str, inputs: dict[str, Any]) -> tuple[list[Tensor], list[int]]:
+def _cached_keys_and_values(
+    model: nn.Module, fault: Fault, instead: str, inputs: dict[str, Any]
+) -> tuple[list[Tensor], list[int]]:
     """Keys and values after a forward, and the slots that have some; Reject where a layer keeps something else."""
     from transformers import DynamicCache
 
-    refuse_states(model, fault, instead)
+    refuse_recurrent_layers(model, fault, instead)
     if "cache" not in signature(model.forward).parameters:
         raise Reject(fault(f"{type(model).__name__} keeps no keys and values", help=instead))
     cache = model(**inputs | {"use_cache": True}, cache=DynamicCache()).cache
@@ -58,7 +60,7 @@ def _retained(model: nn.Module, fault: Fault, instead: str, inputs: dict[str, An
     return past, slots
 
 
-def refuse_states(model: nn.Module, fault: Fault, instead: str) -> None:
+def refuse_recurrent_layers(model: nn.Module, fault: Fault, instead: str) -> None:
     """Raise Reject for models with a layer that goes along the tokens one by one, and keeps a state."""
     for path, module in model.named_modules():
         if any(isinstance(child, nn.Conv1d) for child in module.children()):

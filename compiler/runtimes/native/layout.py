@@ -67,7 +67,7 @@ class Layout:
         width = torch.tensor([*self.widths, 1])[register]
         return register, torch.div(elements - first[register], width, rounding_mode="floor")
 
-    def lane(self, index: Tensor) -> RowLayout:
+    def row_layout(self, index: Tensor) -> RowLayout:
         """A value as rows. Raises IrregularColumns where tokens hold different columns, or other tokens' numbers."""
         flat = index.reshape(-1)
         if flat.numel() % self.tokens:
@@ -102,7 +102,7 @@ class ColumnRun:
     count: int
 
 
-def runs(layout: Layout, columns: Tensor) -> list[ColumnRun]:
+def column_runs(layout: Layout, columns: Tensor) -> list[ColumnRun]:
     """Columns as few regular runs, in order."""
     pieces: list[list[int]] = []  # [register, start, length]
     for element in columns.tolist():

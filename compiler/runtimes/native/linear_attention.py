@@ -62,25 +62,27 @@ class LinearAttention:
         return _called(module, self.out, _called(module, self.norm, summed) * _called(module, self.gate, x).sigmoid())
 
 
-def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[Rows, None] | Rows | None:
+def lower_linear_attention(
+    reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: Any
+) -> tuple[Rows, None] | Rows | None:
     """The steps of such a layer, where a module is one."""
     rows = [x for x in leaves_of((args, kwargs)) if isinstance(x, Rows)]
     if len(rows) != 1 or rows[0].index.dim() != 3 or not any(p.dim() == 2 for p in module.parameters()):
         return None
-    recognised = recognise(reader, module, rows[0], args, kwargs)
+    recognised = recognise_linear_attention(reader, module, rows[0], args, kwargs)
     if recognised is None:
         return None
     form, is_tuple = recognised
-    rows_out = _steps(reader, node, module, form, reader.settled(rows[0]))
+    rows_out = _lower_steps(reader, node, module, form, reader.materialised(rows[0]))
     return (rows_out, None) if is_tuple else rows_out
 
 
 @torch.no_grad()
-def recognise(
+def recognise_linear_attention(
     reader: "Reader", module: nn.Module, rows: Rows, args: Any, kwargs: Any
 ) -> tuple[LinearAttention, bool] | None:
     """Decay of a linear attention, and whether it returns more than its output; None for another layer."""
-    forms = [*_forms(module, rows.index.shape[-1])]
+    forms = [*_candidate_forms(module, rows.index.shape[-1])]
     if not forms:
         return None
     dtype = next(module.parameters()).dtype
@@ -102,7 +104,7 @@ def recognise(
     if not isinstance(expected_tensor, Tensor) or expected_tensor.shape != (1, *x.shape):
         return None
     bound = (_SHARE if dtype == torch.float32 else 2e-2) * float(expected_tensor.abs().max())
-    cut = [output[0] if isinstance(output, tuple) else output for output in map(matches, _cut(module))]
+    cut = [output[0] if isinstance(output, tuple) else output for output in map(matches, _with_small_chunks(module))]
     variants = [output for output in cut if isinstance(output, Tensor) and output.shape == expected_tensor.shape]
     for form in forms:
         computed = form(module, x.float())
@@ -111,7 +113,7 @@ def recognise(
     return None
 
 
-def _cut(module: nn.Module) -> Iterator[nn.Module]:
+def _with_small_chunks(module: nn.Module) -> Iterator[nn.Module]:
     """The module with a number that it holds made small: texts may be cut into blocks of so many tokens."""
     for name, value in vars(module).items():
         if type(value) is int and value > _LENGTH:
@@ -120,7 +122,7 @@ def _cut(module: nn.Module) -> Iterator[nn.Module]:
             yield light
 
 
-def _forms(module: nn.Module, width: int) -> Iterator[LinearAttention]:
+def _candidate_forms(module: nn.Module, width: int) -> Iterator[LinearAttention]:
     children = dict(module.named_children())
     layers = {name: tuple(p.weight.shape) for name, p in children.items() if isinstance(p, nn.Linear)}
     bare = [name for name, part in children.items() if leaves.module_role(part) == "activation"]
@@ -146,18 +148,18 @@ def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
     return part(x.to(next((p.dtype for p in part.parameters()), x.dtype))).float()
 
 
-def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: LinearAttention, x: Rows) -> Rows:
+def _lower_steps(reader: "Reader", node: fx.Node, module: nn.Module, form: LinearAttention, x: Rows) -> Rows:
     def layer(name: str, x_in: Rows) -> Rows:
-        linear = linears.of(module.get_submodule(name))
+        linear = linears.recognise_linear(module.get_submodule(name))
         assert linear is not None, f"{name} was a linear layer when it was recognised"
-        return reader.linear(node, x_in, f"{node.target}.{name}", linear)
+        return reader.lower_linear(node, x_in, f"{node.target}.{name}", linear)
 
     qkv = layer(form.inputs, x)
-    qkv = reader.settled(Rows(qkv.index, ElementwiseExpr(module.get_submodule(form.act), (None,))))
+    qkv = reader.materialised(Rows(qkv.index, ElementwiseExpr(module.get_submodule(form.act), (None,))))
     q, k, v = (Rows(part) for part in form.parts(qkv.index))  # [b, t, heads, d]
     heads, width = v.index.shape[2:]
     register, lane = reader.register(v)
-    one = reader.plan.step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
+    one = reader.plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
     ones = reader.plan.gather(reader.plan.layout.columns(one)[:heads])
     summed = reader.elementwise(
         "ssd",
@@ -171,14 +173,14 @@ def _steps(reader: "Reader", node: fx.Node, module: nn.Module, form: LinearAtten
         head_dim=width,
         groups=heads,
         states=width,
-        rates=reader.plan.vector(f"{node.target}.rates", -form.rates),
+        rates=reader.plan.vector_entry(f"{node.target}.rates", -form.rates),
         skip=None,
         bias=None,
         softplus=False,
         least=0.0,
         most=None,
     )
-    normal = norms.read(reader, node, module.get_submodule(form.norm), Rows(summed.index.flatten(2)))
+    normal = norms.lower_norm(reader, node, module.get_submodule(form.norm), Rows(summed.index.flatten(2)))
     gate = layer(form.gate, x)
-    opened = reader.settled(Rows(gate.index, ElementwiseExpr(torch.sigmoid, (None,))))
+    opened = reader.materialised(Rows(gate.index, ElementwiseExpr(torch.sigmoid, (None,))))
     return layer(form.out, reader.computing.product(node, normal, opened))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....kernels import packed as packing
 from ....kernels.ops import LINEARS
-from ....kernels.packed_linear import unpacked
+from ....kernels.packed_linear import unpack_weight
 from ...ir.layers.number_formats import DENSE
 from .plan import Entry, Plan
 
@@ -54,7 +54,7 @@ class Linear:
     weight: Tensor | None = None
     packed: Tensor | None = None
 
-    def make(self, weights: str, group: int) -> Callable[[], Tensor]:
+    def packer(self, weights: str, group: int) -> Callable[[], Tensor]:
         """Function that returns the packed bytes."""
         packed, weight = self.packed, self.weight
         if packed is not None:
@@ -88,22 +88,22 @@ class Stacked:
 
     def make(self, weights: str, group: int) -> Callable[[], Tensor]:
         """Function that returns the packed bytes."""
-        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make(weights, group)()
+        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).packer(weights, group)()
 
 
 def has_rows(packed: Tensor, table: Tensor) -> bool:
     """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
     if packing.kernel_of(packed) != DENSE["bf16"].kernel:
         return False
-    return torch.equal(unpacked(packed).to(table.dtype), table)
+    return torch.equal(unpack_weight(packed).to(table.dtype), table)
 
 
 def pack_head(plan: Plan, numbers: Numbers, name: str, linear: Linear) -> None:
     """Let the layer that makes the logits be stored in its own numbers."""
-    plan.entries[name] = Entry("packed", linear.shape, linear.make(numbers.of_head, numbers.group))
+    plan.entries[name] = Entry("packed", linear.shape, linear.packer(numbers.of_head, numbers.group))
 
 
-def share_tables(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:
+def tie_embedding_weights(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:
     """Embeddings whose table is a linear layer's weight read rows of that, unless it is to be exacter than that.
 
     lowered   packed weights that a pass left, by their entries
@@ -123,7 +123,7 @@ def identity(tensor: Tensor) -> tuple[object, ...]:
 
 
 @torch.no_grad()
-def of(module: nn.Module) -> Linear | None:
+def recognise_linear(module: nn.Module) -> Linear | None:
     """The linear layer that a module is, or None; anything but a plain one is tried on a sample."""
     packed, bias = getattr(module, "packed", None), getattr(module, "bias", None)
     if isinstance(packed, Tensor) and packed.dtype == torch.uint8:

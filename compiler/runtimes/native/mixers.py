@@ -16,7 +16,7 @@ from ...ir.unit import argument_names
 from . import recurrences
 
 
-def with_mixers_open(program: Program) -> fx.Graph:
+def inline_mixers(program: Program) -> fx.Graph:
     """A copy of the flat graph; mixers that could not be opened stay the node that they were."""
     opened = mixer_graphs(program) if program.opaque else {}
     graph = fx.Graph()
@@ -26,27 +26,29 @@ def with_mixers_open(program: Program) -> fx.Graph:
         if mixer is None or mixer.graph is None:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         else:
-            copies[node] = _inlined(graph, node, mixer, program, copies)
+            copies[node] = _inline_mixer(graph, node, mixer, program, copies)
     return graph
 
 
-def _inlined(graph: fx.Graph, node: fx.Node, mixer: MixerGraph, program: Program, outer: dict[fx.Node, Any]) -> Any:
+def _inline_mixer(
+    graph: fx.Graph, node: fx.Node, mixer: MixerGraph, program: Program, outer: dict[fx.Node, Any]
+) -> Any:
     """The mixer's nodes at the end of the graph, on what the one node was given; their value."""
     names = argument_names(type(program.model.get_submodule(mixer.path)))
     args, kwargs = fx.map_arg((node.args, node.kwargs), outer.__getitem__)
     arguments = dict(zip(names, args, strict=False)) | kwargs
     copies: dict[fx.Node, Any] = {}
     assert mixer.graph is not None, mixer.reason
-    closed = _closed(program.model.get_submodule(mixer.path), mixer.graph)
+    closed = _opaque_parts(program.model.get_submodule(mixer.path), mixer.graph)
     for old in mixer.graph.nodes:
         if old in closed:
-            copies[old] = _called(graph, closed[old], copies, mixer.path)
+            copies[old] = _call_part(graph, closed[old], copies, mixer.path)
         elif old.op == "placeholder":
             copies[old] = arguments.get(old.target)
         elif old.op == "output":
             return fx.map_arg(old.args[0], copies.__getitem__)
         else:
-            copies[old] = _copied(graph, old, copies, mixer.path)
+            copies[old] = _copy_node(graph, old, copies, mixer.path)
     raise AssertionError(f"the graph of {mixer.path} has no output")
 
 
@@ -59,13 +61,13 @@ class _Closed:
     result: fx.Node
 
 
-def _closed(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
+def _opaque_parts(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
     """The nodes of every part whose loop over the sample's tokens was traced turn by turn."""
     closed_parts: dict[fx.Node, _Closed] = {}
     for name, part in module.named_children():
         inside = [node for node in graph.nodes if name in node.meta.get("scope", ())]
         results = [node for node in inside if any(user not in inside for user in node.users)]
-        if len(results) != 1 or recurrences.recognise(part) is None:
+        if len(results) != 1 or recurrences.recognise_recurrence(part) is None:
             continue
         outside = dict.fromkeys(x for node in inside for x in node.all_input_nodes if x not in inside)
         rows = [x for x in outside if x.meta.get("shape") == results[0].meta.get("shape")]
@@ -75,7 +77,7 @@ def _closed(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
     return closed_parts
 
 
-def _called(graph: fx.Graph, part: _Closed, copies: dict[fx.Node, Any], path: str) -> fx.Node:
+def _call_part(graph: fx.Graph, part: _Closed, copies: dict[fx.Node, Any], path: str) -> fx.Node:
     if part.result in copies:
         return copies[part.result]
     call = graph.call_module(f"{path}.{part.name}", tuple(copies[x] for x in part.operands))
@@ -84,7 +86,7 @@ def _called(graph: fx.Graph, part: _Closed, copies: dict[fx.Node, Any], path: st
     return call
 
 
-def _copied(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], path: str) -> fx.Node:
+def _copy_node(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], path: str) -> fx.Node:
     new = graph.node_copy(old, copies.__getitem__)
     if new.op in ("call_module", "get_attr"):
         new.target = f"{path}.{old.target}"

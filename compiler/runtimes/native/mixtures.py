@@ -56,22 +56,26 @@ class MixtureRules:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def route(self, node: fx.Node, module: nn.Module, x: Rows, args: Any) -> Any:
+    def lower_router(self, node: fx.Node, module: nn.Module, x: Rows, args: Any) -> Any:
         """Result of a router, as far as experts read it."""
         tensors = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
         shape, all_tensors = tuple(x.index.shape), len(tensors) == len([a for a in args if a is not None])
-        recognised = routers.recognise(module, shape, tensors) if all_tensors else None
-        scored = routers.recognise_scores(module, shape) if recognised is None and not tensors and all_tensors else None
+        recognised = routers.recognise_router(module, shape, tensors) if all_tensors else None
+        scored = (
+            routers.recognise_dense_router(module, shape)
+            if recognised is None and not tensors and all_tensors
+            else None
+        )
         if scored is not None:
-            choice = self.chosen(node, module, x, tensors, scored[0])
+            choice = self.lower_choice(node, module, x, tensors, scored[0])
             scores = self.reader.offering.scores(choice)
             return tuple(scores if i == scored[1] else choice for i in range(scored[1] + 2))
         if recognised is None and not tensors and all_tensors:
             return self.reader.deciding.begin(node, module, x)
         if recognised is None:
             reason = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
-            raise self.reader.refuse(node, reason)
-        choice, order = self.chosen(node, module, x, tensors, recognised[0]), recognised[1]
+            raise self.reader.rejection(node, reason)
+        choice, order = self.lower_choice(node, module, x, tensors, recognised[0]), recognised[1]
         parts = {order[0]: "weights", order[1]: "numbers"}
         return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(order) + 1))
 
@@ -79,10 +83,10 @@ class MixtureRules:
         self, node: fx.Node, module: nn.Module, x: Rows, rule: routers.Routing, names: list[str]
     ) -> list[ExpertChoice]:
         """A choice by a rule, once for each of what is named of it."""
-        choice = self.chosen(node, module, x, {}, rule)
+        choice = self.lower_choice(node, module, x, {}, rule)
         return [replace(choice, part=name) for name in names]
 
-    def chosen(
+    def lower_choice(
         self, node: fx.Node, module: nn.Module, x: Rows, extra_tensors: dict[str, Tensor], rule: routers.Routing
     ) -> ExpertChoice:
         plan, tensors = (
@@ -92,12 +96,12 @@ class MixtureRules:
         vectors = {
             name: None
             if key is None
-            else plan.vector(f"{node.target}.{key}", tensors[key] if name == "weight" else tensors[key].flatten())
+            else plan.vector_entry(f"{node.target}.{key}", tensors[key] if name == "weight" else tensors[key].flatten())
             for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
         }
         experts = len(tensors[rule.weight])
-        scores = plan.step("scores", experts, x=self._rows(x), weight=vectors["weight"], bias=vectors["bias"])
-        register = plan.step(
+        scores = plan.append_step("scores", experts, x=self._rows(x), weight=vectors["weight"], bias=vectors["bias"])
+        register = plan.append_step(
             "route",
             2 * rule.count,
             x=scores,
@@ -113,46 +117,52 @@ class MixtureRules:
         )
         return ExpertChoice(register, rule.count, experts, "")
 
-    def experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
-        args, kwargs = self.reader.deciding.settled(node, args, kwargs)
+    def lower_experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
+        args, kwargs = self.reader.deciding.resolve_choices(node, args, kwargs)
         operands = [*args, *kwargs.values()]
         rows = [value for value in operands if isinstance(value, Rows)]
         parts = {value.part: value for value in operands if isinstance(value, ExpertChoice)}
         if len(rows) != 1 or len(operands) != 3 or parts.keys() != {"weights", "numbers"}:
-            raise self.reader.refuse(
+            raise self.reader.rejection(
                 node, "experts of another form than rows, the numbers of experts and their weights"
             )
         choice, x = parts["numbers"], rows[0]
         order = ["x" if isinstance(value, Rows) else value.part for value in operands]
-        form = recognise(module, x.index.shape[-1], choice.experts, order, list(kwargs))
+        form = recognise_experts(module, x.index.shape[-1], choice.experts, order, list(kwargs))
         if form is None or choice.register != parts["weights"].register:
             reason = f"a {type(module).__name__} computes something else than two layers for each expert"
-            raise self.reader.refuse(node, reason)
+            raise self.reader.rejection(node, reason)
         output = Rows(
-            self.reader.plan.layout.rows(self.answers(node, form, choice, x, summed=True)).view(x.index.shape)
+            self.reader.plan.layout.rows(self.expert_outputs_register(node, form, choice, x, summed=True)).view(
+                x.index.shape
+            )
         )
-        return self._with_idle(node, choice, len(form.down), x, output) if form.idle else output
+        return self._add_identity_experts(node, choice, len(form.down), x, output) if form.idle else output
 
-    def _with_idle(self, node: fx.Node, choice: ExpertChoice, real: int, x: Rows, output: Rows) -> Rows:
+    def _add_identity_experts(self, node: fx.Node, choice: ExpertChoice, real: int, x: Rows, output: Rows) -> Rows:
         """Outputs of experts on x, plus x times the weights of identity experts."""
         reader, parts = self.reader, self.reader.plan.layout.rows(choice.register)
         weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
-        above = reader.settled(Rows(numbers, ElementwiseExpr(operator.sub, (None, float(real - 1)))))
-        idle = reader.settled(
+        above = reader.materialised(Rows(numbers, ElementwiseExpr(operator.sub, (None, float(real - 1)))))
+        idle = reader.materialised(
             Rows(above.index, ElementwiseExpr(torch.clamp, (None, 0.0, 1.0)))
         )  # one of those, else zero
-        shares = reader.settled(reader.computing.product(node, idle, Rows(weights)))
+        shares = reader.materialised(reader.computing.product(node, idle, Rows(weights)))
         share = reductions.total(reader, node, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
-        spread = reader.settled(share).index.view(*x.index.shape[:-1], 1)
-        return reader.computing.of_two(node, "add", output, reader.computing.product(node, x, Rows(spread)))
+        spread = reader.materialised(share).index.view(*x.index.shape[:-1], 1)
+        return reader.computing.elementwise_of_two(node, "add", output, reader.computing.product(node, x, Rows(spread)))
 
-    def answers(self, node: fx.Node, form: Experts, choice: ExpertChoice, x: Rows, *, summed: bool) -> int:
+    def expert_outputs_register(
+        self, node: fx.Node, form: Experts, choice: ExpertChoice, x: Rows, *, summed: bool
+    ) -> int:
         """The register of what the chosen experts make of x, or of an x for each of them."""
         plan, name = self.reader.plan, str(node.target)
-        up = self.layer(name + ".up", choice, self._rows(x), (form.up, form.up_bias), summed=False)
+        up = self.expert_layer_register(name + ".up", choice, self._rows(x), (form.up, form.up_bias), summed=False)
         tokens = plan.layout.tokens
-        inner = self._middle(node, form.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
-        return self.layer(name + ".down", choice, self._rows(inner), ((form.down,), form.down_bias), summed=summed)
+        inner = self._lower_middle(node, form.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
+        return self.expert_layer_register(
+            name + ".down", choice, self._rows(inner), ((form.down,), form.down_bias), summed=summed
+        )
 
     def _rows(self, value: Rows) -> int:
         """The register of a value that has its tokens in order."""
@@ -161,19 +171,21 @@ class MixtureRules:
             raise IrregularColumns
         return register
 
-    def layer(self, name: str, choice: ExpertChoice, x: int, layer: Layer, *, summed: bool) -> int:
+    def expert_layer_register(self, name: str, choice: ExpertChoice, x: int, layer: Layer, *, summed: bool) -> int:
         plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
         names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
         for expert in range(choice.experts):
             expert_weights = tuple(w[expert] for w in weights if expert < len(w))
             linear = linears.Stacked(expert_weights or zero_weights)
             entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
-            names.append(plan.entry(f"{name}.{expert}.weight", entry, linear.key))
+            names.append(plan.add_entry(f"{name}.{expert}.weight", entry, linear.key))
         width = linear.shape[0] * (1 if summed else choice.count)
-        biases = None if bias is None else plan.vector(f"{name}.biases", bias)
-        return plan.step("experts", width, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed)
+        biases = None if bias is None else plan.vector_entry(f"{name}.biases", bias)
+        return plan.append_step(
+            "experts", width, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed
+        )
 
-    def _middle(self, node: fx.Node, middle: fx.GraphModule, path: str, up: Rows) -> Rows:
+    def _lower_middle(self, node: fx.Node, middle: fx.GraphModule, path: str, up: Rows) -> Rows:
         """Lower the operations between the layers of an expert, step by step."""
         values: dict[fx.Node, Any] = {}
         for inner in middle.graph.nodes:
@@ -190,12 +202,14 @@ class MixtureRules:
                 values[inner] = Rows(x.index, ElementwiseExpr(middle.get_submodule(inner.target), (x.pending,)))
             else:
                 inner.meta = node.meta | inner.meta
-                values[inner] = self.reader.computing.computed(inner, args, kwargs)
+                values[inner] = self.reader.computing.lower_function(inner, args, kwargs)
         raise AssertionError(f"the middle of {path} has no output")
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, width: int, experts: int, order: list[str], names: list[str]) -> Experts | None:
+def recognise_experts(
+    module: nn.Module, width: int, experts: int, order: list[str], names: list[str]
+) -> Experts | None:
     """Experts that a module computes on rows of `width` numbers, or None.
 
     order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
@@ -203,7 +217,7 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
     real = min((len(p) for p in module.parameters() if p.dim() == 3), default=experts)
     if any(p.dim() == 3 and len(p) not in (real, experts) for p in module.parameters()):
         return None  # its router knows of others
-    light, picked, idle = _active_experts(module, experts, real)
+    light, picked, idle = _few_experts(module, experts, real)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((3, width), generator=generator)
     weights = torch.rand((3, 1 + len(picked)), generator=generator)
@@ -221,10 +235,10 @@ def recognise(module: nn.Module, width: int, experts: int, order: list[str], nam
     expected, with_idle = answer(numbers), answer(torch.tensor([[0, len(picked)]] * 3)) if idle else None
     if expected is None:
         return None
-    for number, form in enumerate(_forms(light, width, len(picked) + idle)):
+    for number, form in enumerate(_candidate_forms(light, width, len(picked) + idle)):
         if not _close(form, x, numbers, weights[:, : len(picked)], expected):
             continue
-        full_form = next(islice(_forms(module, width, experts), number, None))
+        full_form = next(islice(_candidate_forms(module, width, experts), number, None))
         if not idle:
             return full_form
         back = with_idle is not None and _close(
@@ -243,18 +257,18 @@ def _close(form: Experts, x: Tensor, numbers: Tensor, weights: Tensor, expected:
 
 
 @torch.no_grad()
-def recognise_rows(module: nn.Module, width: int, experts: int) -> Experts | None:
+def recognise_sorted_experts(module: nn.Module, width: int, experts: int) -> Experts | None:
     """Experts that a module computes on rows ordered by expert, zeros for zeros; or None."""
     if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
         return None
-    light, picked, _ = _active_experts(module, experts, experts)
+    light, picked, _ = _few_experts(module, experts, experts)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((len(picked), 3, width), generator=generator)
     try:
         expected = light(x.flatten(0, 1)).float()
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
         return None
-    for number, form in enumerate(_forms(light, width, len(picked))):
+    for number, form in enumerate(_candidate_forms(light, width, len(picked))):
         try:
             actual = [form(rows, torch.full((3, 1), i), torch.ones(3, 1)) for i, rows in enumerate(x)]
             of_zeros = form(torch.zeros(1, width), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
@@ -262,11 +276,11 @@ def recognise_rows(module: nn.Module, width: int, experts: int) -> Experts | Non
             continue
         same_shape = expected.shape == (3 * len(picked), width) and not of_zeros.any()
         if same_shape and torch.allclose(torch.cat(actual), expected, rtol=_ATOL, atol=_ATOL):
-            return next(islice(_forms(module, width, experts), number, None))
+            return next(islice(_candidate_forms(module, width, experts), number, None))
     return None
 
 
-def _active_experts(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
+def _few_experts(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
     """Experts of which a few are there, in float32, without a copy of the others; which; and how many idle ones."""
     picked, idle = torch.tensor([0, real - 1][:real]), min(experts - real, len([0, 1][:real]))
     idle = min(idle, 1) if experts != 2 * real else idle  # numbers of as many mean the same
@@ -287,7 +301,7 @@ def _active_experts(module: nn.Module, experts: int, real: int) -> tuple[nn.Modu
     return light, picked, idle
 
 
-def _forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
+def _candidate_forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
     """Ways in which tensors of three axes may meet, in an order that does not depend on how many experts there are."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
     solid = [p for p in parameters.values() if p.dim() == 3]
@@ -303,7 +317,7 @@ def _forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
             up_width = sum(w.shape[1] for w in up)
             for up_bias, down_bias in product(flat, repeat=2):
                 if _fits(up_bias, up_width) and _fits(down_bias, width):
-                    for middle in _middles(module):
+                    for middle in _middle_graphs(module):
                         yield Experts(up, up_bias, down, down_bias, middle)
 
 
@@ -347,7 +361,7 @@ class _Tracer(fx.Tracer):
         return True
 
 
-def _middles(module: nn.Module) -> Iterator[fx.GraphModule]:
+def _middle_graphs(module: nn.Module) -> Iterator[fx.GraphModule]:
     acts = [part for part in module.modules() if leaves.module_role(part) == "activation"]
     for root in (
         *([_ModuleFunction(module)] if hasattr(module, "_apply_gate") else ()),

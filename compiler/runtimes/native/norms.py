@@ -38,7 +38,7 @@ def normal(x: Tensor, kind: str, eps: float) -> Tensor:
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
+def recognise_norm(module: nn.Module, shape: torch.Size) -> Norm | None:
     """The norm that a module computes of x [shape], or None. Gain and shift come back in that shape."""
     module = copy.deepcopy(module).float().eval()
     generator = torch.Generator().manual_seed(0)
@@ -49,11 +49,11 @@ def recognise(module: nn.Module, shape: torch.Size) -> Norm | None:
         return None
     shift, antisymmetric = (y + opposite) / 2, (y - opposite) / 2
     for kind in ("rms", "layer"):
-        for eps in _epsilons(module):
+        for eps in _candidate_epsilons(module):
             gain = antisymmetric / normal(x, kind, eps)
             # The same gain for all rows, and for a sample of another size: so it is this norm and epsilon.
             if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
-                return Norm(kind, eps, _module_weight(gain, module), _module_weight(shift, module))
+                return Norm(kind, eps, _exact_weight(gain, module), _exact_weight(shift, module))
     return None
 
 
@@ -65,7 +65,7 @@ def recognise_inverse(module: nn.Module, shape: torch.Size) -> float | None:
     expected = [module(x) for x in samples]
     if expected[0].shape != (*shape[:-1], 1):
         return None
-    for eps in _epsilons(module):
+    for eps in _candidate_epsilons(module):
         actual = [torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) for x in samples]
         if all(torch.allclose(a, b, rtol=_SHARE) for a, b in zip(actual, expected, strict=True)):
             return eps
@@ -105,7 +105,7 @@ def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
         if type(value) is int and 0 < value <= width and width % value == 0
         for n in (value, width // value)
     ]
-    for form in product(_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False), GATES):
+    for form in product(_candidate_epsilons(module), dict.fromkeys((width, *sizes)), gains, (True, False), GATES):
         known = GatedNorm(*form)
         if all(_close(y, gated(known, x, gate)) for y, (x, gate) in zip(expected, samples, strict=True)):
             return known
@@ -119,7 +119,7 @@ def gated(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     return y if norm.gate_first else y * opened
 
 
-def _module_weight(measured: Tensor, module: nn.Module) -> Tensor:
+def _exact_weight(measured: Tensor, module: nn.Module) -> Tensor:
     """A parameter of the module, or one more than it, where that is what was found: without the rounding."""
     for parameter in module.parameters():
         for exact in (parameter, 1 + parameter):
@@ -141,7 +141,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE * max(1.0, float(b.abs().max()))))
 
 
-def _epsilons(module: nn.Module) -> Iterator[float]:
+def _candidate_epsilons(module: nn.Module) -> Iterator[float]:
     """Small numbers that the module or its parts hold."""
     candidates = [
         value
@@ -152,15 +152,15 @@ def _epsilons(module: nn.Module) -> Iterator[float]:
     return iter(dict.fromkeys([*candidates, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))
 
 
-def read(reader: "Reader", node: fx.Node, module: nn.Module, x: Rows) -> Rows:
+def lower_norm(reader: "Reader", node: fx.Node, module: nn.Module, x: Rows) -> Rows:
     """The step of a norm, or those of one over the root of a mean square."""
-    x = reader.settled(x)
-    norm = recognise(module, x.index.shape)
+    x = reader.materialised(x)
+    norm = recognise_norm(module, x.index.shape)
     eps = recognise_inverse(module, x.index.shape) if norm is None else None
     if eps is not None:
         return reductions.inverse_root(reader, node, x, eps)
     if norm is None:
-        raise reader.refuse(node, f"a {type(module).__name__} is no norm that the engine has")
+        raise reader.rejection(node, f"a {type(module).__name__} is no norm that the engine has")
     register, lane = reader.register(x)
     width, group = reader.plan.layout.widths[register], x.index.shape[-1]
     _, token = reader.plan.layout.locate(x.index.reshape(-1, group))
@@ -173,7 +173,7 @@ def read(reader: "Reader", node: fx.Node, module: nn.Module, x: Rows) -> Rows:
             short = vector[:group].expand(width // group, group)
             if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
                 vector = short[0]
-            fields[key] = reader.plan.vector(f"{node.target}.{key}", vector)
+            fields[key] = reader.plan.vector_entry(f"{node.target}.{key}", vector)
     return reader.elementwise(
         "norm", x.index.shape, lane, x=register, kind=norm.kind, eps=norm.eps, group=group, **fields
     )

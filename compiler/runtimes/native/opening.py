@@ -13,7 +13,7 @@ from ...models.checkpoints.generation_config import read_generation
 from ..model import DecoderModel
 from ..seq2seq import Seq2SeqModel
 from .encoder import NativeEncoder
-from .plan_files import native_damaged, pieces, read, tensors
+from .plan_files import load_weights, native_damaged, pieces, read_plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,11 +52,11 @@ def open_native(
     from ....kernels.engine import Engine
 
     threads = threads or torch.get_num_threads()
-    stored = read(folder)
-    weights = tensors(folder, stored, mapped=mapped, threads=threads)
+    stored = read_plan(folder)
+    weights = load_weights(folder, stored, mapped=mapped, threads=threads)
     try:
         if not believed:
-            check(weights, stored.entries, threads)
+            check_weights(weights, stored.entries, threads)
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
         _check_vocabulary(stored, engine)
     except KernelError as error:
@@ -71,16 +71,16 @@ def open_native(
     return model.eval()
 
 
-def verify(folder: Path, threads: int = 1) -> None:
+def verify_checksums(folder: Path, threads: int = 1) -> None:
     """Hold every weight of a folder against its checksum, and every step against what it reads; nothing computes.
     Raises Reject (native-damaged)."""
-    from ....kernels.engine_plan import laid_out
+    from ....kernels.engine_plan import check_plan
 
-    stored = read(folder)
+    stored = read_plan(folder)
     try:
-        weights = tensors(folder, stored, mapped=True, threads=threads)
-        check(weights, stored.entries, threads)
-        laid_out(stored.plan, weights)
+        weights = load_weights(folder, stored, mapped=True, threads=threads)
+        check_weights(weights, stored.entries, threads)
+        check_plan(stored.plan, weights)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
 
@@ -94,7 +94,7 @@ def _check_vocabulary(stored: "Stored", engine: "Engine") -> None:
         raise KernelError(f"the plan has a vocabulary of {vocabulary} and {engine.width} logits of a token")
 
 
-def check(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
+def check_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
     """Read every weight whole. Raises KernelError with its name.
 
     A packed one has a checksum of its own, and a mask that does not fit its values would send a kernel out of bounds;
@@ -107,7 +107,7 @@ def check(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]]
         if tensor.dtype == torch.uint8:
             jobs.append((name, partial(_check_packed, tensor)))
         else:
-            jobs += [(name, job) for job in _plain(tensor, entries[name].get("sha256"))]
+            jobs += [(name, job) for job in _hash_checks(tensor, entries[name].get("sha256"))]
 
     def one(item: "tuple[str, Callable[[], None]]") -> None:
         name, job = item
@@ -126,7 +126,7 @@ def _check_packed(tensor: "Tensor") -> None:
     packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
 
 
-def _plain(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":
+def _hash_checks(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":
     """Checks of a weight that is not packed: each piece by its stated hash."""
     import torch
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....kernels.engine_steps import SILENT, STATEFUL, STEPS
-from .layout import Layout, runs
+from .layout import Layout, column_runs
 
 VERSION = 1
 
@@ -70,7 +70,7 @@ class Plan:
         if self.encoder is not None:
             self.entries, self._names = self.encoder.entries, self.encoder._names
 
-    def remember(self, k: int, v: int, kv_heads: int, head_dim: int, value_dim: int) -> int:
+    def store_source_keys(self, k: int, v: int, kv_heads: int, head_dim: int, value_dim: int) -> int:
         """The slot in which these keys and values of a source are kept."""
         key = ("remember", k, v, kv_heads, head_dim, value_dim)
         if key not in self._known:
@@ -79,7 +79,7 @@ class Plan:
             self.steps.append({"op": "remember", "k": k, "v": v, "slot": slot, **sizes})
         return self._known[key]
 
-    def step(self, op: str, width: int, **fields: Any) -> int:
+    def append_step(self, op: str, width: int, **fields: Any) -> int:
         """Append a step; return the register that it writes. Equal steps are one."""
         key = (op, width, repr(sorted(fields.items())))
         if op not in KEEPERS and key in self._known:
@@ -88,15 +88,15 @@ class Plan:
         self.steps.append({"op": op, "to": register, **fields})
         return register
 
-    def vector(self, name: str, values: Tensor) -> str:
+    def vector_entry(self, name: str, values: Tensor) -> str:
         """A float32 entry; one of the same values is used again."""
         values = values.detach().float().contiguous().cpu()
         name = f"{name}.{len(self.entries)}" if name in self.entries else name  # a node may have several
-        return self.entry(
+        return self.add_entry(
             name, Entry("f32", tuple(values.shape), lambda: values), (tuple(values.shape), values.numpy().tobytes())
         )
 
-    def entry(self, name: str, entry: Entry, key: Any) -> str:
+    def add_entry(self, name: str, entry: Entry, key: Any) -> str:
         """The name under which an entry is kept; entries with one key are one."""
         if key not in self._names:
             assert name not in self.entries, f"two weights are called {name}"
@@ -122,16 +122,16 @@ class Plan:
         register, _ = self.layout.owner(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):
             return register
-        parts = [self._columns(run) for run in runs(self.layout, columns)]
+        parts = [self._run_indices(run) for run in column_runs(self.layout, columns)]
         if len(parts) == 1:
             return parts[0]
-        return self.step("join", len(columns), **{"from": parts})
+        return self.append_step("join", len(columns), **{"from": parts})
 
-    def _columns(self, run: Any) -> int:
+    def _run_indices(self, run: Any) -> int:
         width = run.block * run.count
         if run.count == 1 and width == self.layout.widths[run.register]:
             return run.register
-        return self.step(
+        return self.append_step(
             "columns", width, x=run.register, start=run.start, block=run.block, stride=run.stride, count=run.count
         )
 
@@ -152,14 +152,14 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Steps that lead to the logits or write a cache; registers are numbered anew."""
-        needed = self._needed()
+        needed = self._live_steps()
         registers = [step["to"] for step in needed if "to" in step]
         number = {register: i for i, register in enumerate(registers)}
         body = {
             "context": self.context,
             "registers": [self.layout.widths[register] for register in registers],
             "slots": self.slots,
-            "steps": [renumbered(step, number) for step in needed],
+            "steps": [renumber_registers(step, number) for step in needed],
         }
         if self.logits < 0:
             return body
@@ -168,11 +168,11 @@ class Plan:
 
     def used(self) -> dict[str, Entry]:
         """The entries that those steps read."""
-        needed_steps = [*self._needed(), *(self.encoder._needed() if self.encoder else ())]
+        needed_steps = [*self._live_steps(), *(self.encoder._live_steps() if self.encoder else ())]
         names = {name for step in needed_steps for name in weights(step)}
         return {name: entry for name, entry in self.entries.items() if name in names}
 
-    def _needed(self) -> list[dict[str, Any]]:
+    def _live_steps(self) -> list[dict[str, Any]]:
         needed, live = {self.logits}, []
         for step in reversed(self.steps):
             if step.get("to") in needed or step["op"] in KEEPERS:
@@ -200,7 +200,7 @@ def weights(step: Mapping[str, Any]) -> list[str]:
     return [*(name for name in names if name is not None), *several]
 
 
-def renumbered(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
+def renumber_registers(step: Mapping[str, Any], number: Mapping[int, int]) -> dict[str, Any]:
     """A step with its registers called by their new numbers."""
 
     def value(name: str, old: Any) -> Any:

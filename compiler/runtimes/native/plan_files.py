@@ -63,7 +63,7 @@ class Stored:
     facts: Mapping[str, Any]
 
 
-def write(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
+def write_plan(plan: "Plan", folder: Path, facts: Mapping[str, Any]) -> None:
     """Weights one at a time, the plan last: without it nothing loads."""
     entries, at = {}, ALIGN
     with open(folder / WEIGHTS, "wb") as file:
@@ -120,9 +120,9 @@ def _bytes(tensor: "Tensor") -> memoryview:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> Stored:
+def read_plan(folder: Path) -> Stored:
     """The plan and the table, with the sizes of the weights' file checked against it."""
-    body = _json(folder / PLAN)
+    body = _read_json(folder / PLAN)
     try:
         stored = Stored(_mapping(body["plan"]), _mapping(body["entries"]), _mapping(body["facts"]))
         version, order = stored.facts["version"], stored.facts["byte_order"]
@@ -140,7 +140,7 @@ def read(folder: Path) -> Stored:
             f"was written on a machine of {order}-endian byte order, and this one is {sys.byteorder}-endian",
             help="compile on a machine of this kind",
         )
-    if problem := _missing(stored.facts.get("isa", "portable")):
+    if problem := _missing_features(stored.facts.get("isa", "portable")):
         raise _damaged(folder / PLAN, f"is for another processor: {problem}", help="compile on a machine of this kind")
     size = _weights_size(folder / WEIGHTS)
     for name, entry in stored.entries.items():
@@ -149,13 +149,13 @@ def read(folder: Path) -> Stored:
     return stored
 
 
-def _missing(isa: Any) -> str:
+def _missing_features(isa: Any) -> str:
     """Missing features of this machine for an instruction set; "" where it has them."""
     from ....kernels import levels
 
     if not isinstance(isa, str) or isa not in levels.NAMES:
         return f"it asks for the instruction set {isa!r:.40}, which this effc does not know"
-    return levels.lacking(isa)
+    return levels.unavailable_reason(isa)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -164,7 +164,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _json(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     try:
         body = read_json(file, MANIFEST)
     except OSError as error:
@@ -224,7 +224,7 @@ def _damaged(file: Path, problem: str, help: str = _REMEDY) -> Reject:
     return Reject(native_damaged(f"{file} {problem}", help=help))
 
 
-def tensors(folder: Path, stored: Stored, *, mapped: bool | None = False, threads: int = 1) -> dict[str, "Tensor"]:
+def load_weights(folder: Path, stored: Stored, *, mapped: bool | None = False, threads: int = 1) -> dict[str, "Tensor"]:
     """The weights by name; `mapped` leaves them on disk, else they are read to where memory is fastest.
 
     None maps a file of more than a quarter of the memory: its copy would take seconds, and room that the cache of
@@ -237,12 +237,12 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool | None = False, thread
     if mapped is None:
         mapped = is_large(size)
     if mapped:
-        blob = torch.frombuffer(_view(file, size), dtype=torch.uint8)
+        blob = torch.frombuffer(_map_file(file, size), dtype=torch.uint8)
     else:
         from ....kernels.packed import allocate_zeros
 
         blob = allocate_zeros(size)
-        _fill(blob.numpy().data, file, threads)
+        _read_into(blob.numpy().data, file, threads)
     kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
     result = {}
     for name, entry in stored.entries.items():
@@ -252,7 +252,7 @@ def tensors(folder: Path, stored: Stored, *, mapped: bool | None = False, thread
     return result
 
 
-def _view(file: Path, size: int) -> mmap.mmap:
+def _map_file(file: Path, size: int) -> mmap.mmap:
     """A private view of a file, which the system is asked to cache in huge pages."""
     with open(file, "rb") as stream:
         view = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
@@ -262,7 +262,7 @@ def _view(file: Path, size: int) -> mmap.mmap:
     return view
 
 
-def _fill(buffer: memoryview, file: Path, threads: int) -> None:
+def _read_into(buffer: memoryview, file: Path, threads: int) -> None:
     """Read a file into memory, each thread a part of it."""
     each = -(-len(buffer) // threads)
 

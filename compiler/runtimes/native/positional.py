@@ -41,10 +41,10 @@ class Positions:
         """Value of a node for a length; of rows of tokens, only their number."""
         known = self._memory.setdefault(length, {})
         if node not in known:
-            known[node] = self._run(node, length)
+            known[node] = self._evaluate(node, length)
         return known[node]
 
-    def longest(self, node: fx.Node, context: int) -> int:
+    def available_positions(self, node: fx.Node, context: int) -> int:
         """Number of positions of a context that a node has values for: some tables are shorter."""
         least, upper = 0, context
         while least < upper:
@@ -66,11 +66,11 @@ class Positions:
 
         try:
             args, kwargs = (fx.map_arg(part, operand) for part in (node.args, node.kwargs))
-            return isinstance(call(node, self.model, args, kwargs), Tensor)
+            return isinstance(call_node(node, self.model, args, kwargs), Tensor)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
 
-    def grows(self, node: fx.Node) -> bool:
+    def grows_with_length(self, node: fx.Node) -> bool:
         """Whether a longer row has more of what a node gives."""
         try:
             short, long = (self.at(node, length) for length in (3, 5))
@@ -84,7 +84,7 @@ class Positions:
     def forget(self) -> None:
         self._memory.clear()
 
-    def _run(self, node: fx.Node, length: int) -> Any:
+    def _evaluate(self, node: fx.Node, length: int) -> Any:
         if self.source is not None and self.source.knows(node):
             return self.source.at(node, length)  # of a source that is as long
         value = self._values.get(node)
@@ -100,12 +100,14 @@ class Positions:
             return self._default_input(str(node.target), length)
         if node.op == "get_attr":
             return value
-        args, kwargs = (_wide(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs))
+        args, kwargs = (
+            _as_float32(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs)
+        )
         if node.op == "call_method" and node.target in _CASTS:
             return getattr(args[0], _CASTS[node.target])()
         if args and args[0] is None and (node.op == "call_method" or operation(node) == "getitem"):
             return None  # a part of a mask that hides nothing, or its like
-        return call(node, self.model, args, kwargs)
+        return call_node(node, self.model, args, kwargs)
 
     def _default_input(self, name: str, length: int) -> Tensor | None:
         if name in ("position_ids", "decoder_position_ids"):
@@ -115,11 +117,11 @@ class Positions:
 
     def _stand_in(self, node: fx.Node, rows: Rows, length: int) -> Tensor:
         """Zeros in the shape that rows of tokens have."""
-        dtype = _wide(getattr(torch, str(node.meta.get("dtype")), torch.float32))
-        shape = torch.Size(self.scaled(rows.index, length)[0])
+        dtype = _as_float32(getattr(torch, str(node.meta.get("dtype")), torch.float32))
+        shape = torch.Size(self.shape_for_length(rows.index, length)[0])
         return torch.zeros(shape if shape.numel() <= _WRITABLE else (), dtype=dtype).expand(shape)
 
-    def scaled(self, index: Tensor, length: int) -> tuple[tuple[int, ...], int]:
+    def shape_for_length(self, index: Tensor, length: int) -> tuple[tuple[int, ...], int]:
         """The shape of a value for one row of `length` tokens, and the axis of those."""
         batch, sample_length = self.shape
         _, token = self.layout.locate(index.reshape(-1))
@@ -133,18 +135,18 @@ class Positions:
         return tuple(shape), token_axis
 
 
-def _wide(value: Any) -> Any:
+def _as_float32(value: Any) -> Any:
     """Arguments of a call, with float32 in place of types of half precision."""
     if isinstance(value, torch.dtype):
         return torch.float32 if value in _HALVES else value
     if isinstance(value, tuple | list):
-        return type(value)(map(_wide, value))
+        return type(value)(map(_as_float32, value))
     if isinstance(value, dict):
-        return {key: _wide(part) for key, part in value.items()}
+        return {key: _as_float32(part) for key, part in value.items()}
     return value
 
 
-def call(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
+def call_node(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
     """Run a node with these arguments."""
     if node.op == "call_module":
         return model.get_submodule(str(node.target))(*args, **kwargs)

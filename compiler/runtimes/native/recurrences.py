@@ -59,7 +59,7 @@ class Recurrence:
 
 
 @torch.no_grad()
-def recognise(module: nn.Module) -> Recurrence | None:
+def recognise_recurrence(module: nn.Module) -> Recurrence | None:
     """The recurrence that a module (x [1, t, channels], positions [1, t]) computes, or None."""
     parameters = [p.detach() for p in module.parameters(recurse=False)]
     vectors = [p for p in parameters if p.dim() == 1]
@@ -70,7 +70,7 @@ def recognise(module: nn.Module) -> Recurrence | None:
         return None
     vectors, matrices, biases = ([p.float() for p in group] for group in (vectors, matrices, biases))
     x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
-    expected = _trials(module, x)
+    expected = _run_trials(module, x)
     if expected is None:
         return None
     for first, second in permutations(range(2)):
@@ -82,7 +82,7 @@ def recognise(module: nn.Module) -> Recurrence | None:
     return None
 
 
-def _trials(module: nn.Module, x: Tensor) -> Tensor | None:
+def _run_trials(module: nn.Module, x: Tensor) -> Tensor | None:
     light = copy.deepcopy(module).float()
     for name in [name for name, value in vars(light).items() if isinstance(value, Tensor)]:
         setattr(light, name, None)  # what it remembers of another text
@@ -93,12 +93,12 @@ def _trials(module: nn.Module, x: Tensor) -> Tensor | None:
     return output[0].float() if isinstance(output, Tensor) and output.shape == (1, *x.shape) else None
 
 
-def read(reader: "Reader", node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> Rows | None:
+def lower_recurrence(reader: "Reader", node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> Rows | None:
     """The steps of a recurrence, where a module computes one of what it is given."""
     if len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):
         return None
-    form = recognise(module) if args[0].index.dim() == 3 else None
-    return None if form is None else _Steps(reader, node).of(form, reader.settled(args[0]))
+    form = recognise_recurrence(module) if args[0].index.dim() == 3 else None
+    return None if form is None else _Steps(reader, node).lower(form, reader.materialised(args[0]))
 
 
 class _Steps:
@@ -107,13 +107,15 @@ class _Steps:
     def __init__(self, reader: "Reader", node: fx.Node):
         self.reader, self.node = reader, node
 
-    def of(self, form: Recurrence, x: Rows) -> Rows:
+    def lower(self, form: Recurrence, x: Rows) -> Rows:
         reader, width = self.reader, x.index.shape[-1]
-        step = reader.computing.by_vector(self.node, "mul", self._gate("keeps", form.keeps, x), form.decay)
+        step = reader.computing.elementwise_with_vector(
+            self.node, "mul", self._lower_gate("keeps", form.keeps, x), form.decay
+        )
         squared = self._each(self._each(self._each(step, torch.mul, -2.0), torch.exp), torch.mul, -1.0)
         share = self._each(self._each(squared, torch.add, 1.0), torch.sqrt)  # [b, t, channels]
         share = self._one_at_first(share)
-        gated = self._product(self._product(x, self._gate("takes", form.gate, x)), share)
+        gated = self._product(self._product(x, self._lower_gate("takes", form.gate, x)), share)
         scaled = self._product(gated, self._each(step, torch.reciprocal))
         register, lane = reader.register(scaled)
         one = self._one(x)
@@ -127,26 +129,26 @@ class _Steps:
             c=one,
             gate=None,
             states=1,
-            rates=reader.plan.vector(f"{self.node.target}.rates", torch.full((width, 1), -1.0)),
+            rates=reader.plan.vector_entry(f"{self.node.target}.rates", torch.full((width, 1), -1.0)),
             skip=None,
             bias=None,
             softplus=False,
         )
         return summed
 
-    def _gate(self, name: str, gate: Gate, x: Rows) -> Rows:
+    def _lower_gate(self, name: str, gate: Gate, x: Rows) -> Rows:
         parts, width = [], gate.weight.shape[1]
         for head, (matrix, bias) in enumerate(zip(gate.weight, gate.bias, strict=True)):
             head_rows = Rows(x.index[..., head * width : (head + 1) * width])
             layer = linears.Linear((width, width), bias, weight=matrix.T.contiguous())
-            projected = self.reader.linear(
+            projected = self.reader.lower_linear(
                 self.node, head_rows, f"{self.node.target}.{name}.{head}", layer, weights="bf16"
             )
             parts.append(projected.index)
         return self._each(Rows(torch.cat(parts, -1)), torch.sigmoid)
 
     def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
-        return self.reader.settled(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
+        return self.reader.materialised(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
 
     def _product(self, a: Rows, b: Rows) -> Rows:
         return self.reader.computing.product(self.node, a, b)
@@ -156,12 +158,12 @@ class _Steps:
         plan = self.reader.plan
         rows = torch.zeros(plan.context, 1)
         rows[0] = 1.0
-        name = plan.entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
-        first = Rows(plan.layout.rows(plan.step("positions", 1, table=name)).view(*self.reader.shape, 1))
+        name = plan.add_entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
+        first = Rows(plan.layout.rows(plan.append_step("positions", 1, table=name)).view(*self.reader.shape, 1))
         complement = self._each(self._each(x, torch.mul, -1.0), torch.add, 1.0)
-        return self.reader.computing.of_two(self.node, "add", x, self._product(complement, first))
+        return self.reader.computing.elementwise_of_two(self.node, "add", x, self._product(complement, first))
 
     def _one(self, x: Rows) -> int:
         """A register of ones."""
         column, _ = self.reader.register(Rows(x.index[..., :1]))
-        return self.reader.plan.step("clip", 1, x=column, least=1.0, most=1.0)
+        return self.reader.plan.append_step("clip", 1, x=column, least=1.0, most=1.0)

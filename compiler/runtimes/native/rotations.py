@@ -43,13 +43,13 @@ class Rotation:
         return (2 * half, 2 * half + 1) if self.interleaved else (half, half + self.width // 2)
 
 
-def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
+def fit_frequencies(cos: Tensor, sin: Tensor) -> Frequencies | None:
     """Frequencies of tables [positions, pairs] whose row is the position; None where they are none.
 
     An angle at position 1 is the frequency; at every power of two, which a float32 product keeps exact, it is
     known to twice the precision.
     """
-    count, rounding = len(cos), _rounding(cos, sin)
+    count, rounding = len(cos), _table_rounding(cos, sin)
     scale = round(float((cos.square() + sin.square()).double().mean().sqrt()), 7)  # of float32 tables
     scale = 1.0 if abs(scale - 1) < rounding else scale
     if count < 2 or scale == 0:
@@ -73,7 +73,7 @@ def fitted(cos: Tensor, sin: Tensor) -> Frequencies | None:
     return Frequencies(values, scale)
 
 
-def _rounding(*tables: Tensor) -> float:
+def _table_rounding(*tables: Tensor) -> float:
     """Rounding error of tables that a model stores in half precision; 0 of others."""
     return next(
         (
@@ -85,7 +85,7 @@ def _rounding(*tables: Tensor) -> float:
     )
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
+def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
     """x [..., t, head_dim] by tables [t, width / 2]."""
     first, second = rotation.pairs()
     y = x.clone()
@@ -97,12 +97,12 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> Tensor:
 
 
 @torch.no_grad()
-def recognise(rotate: RotationFunction, context: int, head_dim: int) -> Rotation | None:
+def recognise_rotation(rotate: RotationFunction, context: int, head_dim: int) -> Rotation | None:
     """The rotation that a function makes of the positions of a context, or None."""
     probe = min(PROBE, context)
     turned_basis = rotate(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)  # [from, t, to]
     order = _order(turned_basis[:, 0])
-    if order is None or (pairs := _pairs(turned_basis[..., order])) is None:
+    if order is None or (pairs := _find_pairs(turned_basis[..., order])) is None:
         return None
     rotation = Rotation(Frequencies(torch.zeros(0), 1.0), *pairs, order)
     first, second = rotation.pairs()
@@ -114,9 +114,9 @@ def recognise(rotate: RotationFunction, context: int, head_dim: int) -> Rotation
         y = rotate(x, start)[0][:, order]
         cos[rows], sin[rows] = y[:, first], y[:, second]
     x = torch.randn((2, probe, head_dim), generator=torch.Generator().manual_seed(0))
-    if not torch.allclose(rotate(x, 0), turned(x, cos[:probe], sin[:probe], rotation), atol=1e-5, rtol=1e-5):
+    if not torch.allclose(rotate(x, 0), apply_rotation(x, cos[:probe], sin[:probe], rotation), atol=1e-5, rtol=1e-5):
         return None
-    frequencies = fitted(cos, sin) if len(first) else rotation.frequencies
+    frequencies = fit_frequencies(cos, sin) if len(first) else rotation.frequencies
     return None if frequencies is None else Rotation(frequencies, *pairs, order)
 
 
@@ -128,7 +128,7 @@ def _order(first: Tensor) -> Tensor | None:
     return nonzero.long().argmax(1)
 
 
-def _pairs(turned_basis: Tensor) -> tuple[int, bool] | None:
+def _find_pairs(turned_basis: Tensor) -> tuple[int, bool] | None:
     """(width, interleaved) of columns that turn into each other; `turned_basis` [from, t, to]."""
     mixed = (turned_basis != 0).any(1)
     mixed.fill_diagonal_(False)

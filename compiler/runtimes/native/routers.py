@@ -42,7 +42,7 @@ class Routing:
     def shares(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.kind == "softmax" else logits.sigmoid()
 
-    def one_by_one(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def choose_sequentially(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and numbers [n, count] of kind "near"."""
         left, weights, numbers = logits.clone(), [], []
         for _ in range(self.count):
@@ -53,7 +53,7 @@ class Routing:
             left = left.scatter(-1, number, -torch.inf)
         return torch.cat(weights, -1), torch.cat(numbers, -1)
 
-    def chosen(self, logits: Tensor, shift: Tensor | None) -> Tensor:
+    def choose_experts(self, logits: Tensor, shift: Tensor | None) -> Tensor:
         """[n, count] numbers of experts, ascending."""
         scores = logits if self.kind == "logits" else self.shares(logits)
         scores = scores if shift is None else scores + shift
@@ -80,7 +80,7 @@ class Sample:
 
 
 @torch.no_grad()
-def recognise(
+def recognise_router(
     module: nn.Module, shape: tuple[int, ...], extra_tensors: dict[str, Tensor]
 ) -> tuple[Routing, tuple[int, int]] | None:
     """The rule of a router of rows, and where it returns weights and numbers; or None.
@@ -89,8 +89,8 @@ def recognise(
     extra_tensors   tensors that it is called with, by names of ours
     """
     width = shape[-1]
-    sample = _sample(module, width, extra_tensors, len(shape))
-    rule = None if sample is None else ruled(module, width, sample)
+    sample = _run_sample(module, width, extra_tensors, len(shape))
+    rule = None if sample is None else fit_routing(module, width, sample)
     return (
         (rule, sample.argument_positions)
         if rule and sample
@@ -99,9 +99,9 @@ def recognise(
 
 
 @torch.no_grad()
-def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing, int] | None:
+def recognise_dense_router(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing, int] | None:
     """The rule of a router that returns a score of every expert, nothing of those that it did not choose; and where."""
-    trial = answers(module, shape[-1], {}, len(shape), 1.0)
+    trial = router_outputs(module, shape[-1], {}, len(shape), 1.0)
     tensors, x, returned = trial or ({}, torch.zeros(0), ())
     for index, scores in enumerate(returned):
         if not (_is_choice(scores) and scores.is_floating_point()):
@@ -111,7 +111,7 @@ def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing
         if 0 < count < scores.shape[1] and bool((nonzero.sum(1) == count).all()):
             numbers = nonzero.nonzero()[:, 1].view(_ROWS, count)
             sample = Sample(tensors, x, scores.gather(-1, numbers).float(), numbers, (index, index))
-            rule = ruled(module, shape[-1], sample)
+            rule = fit_routing(module, shape[-1], sample)
             if rule is not None:
                 return rule, index
     return None
@@ -120,19 +120,19 @@ def recognise_scores(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing
 @torch.no_grad()
 def sample_router(module: nn.Module, width: int, axes: int) -> tuple[dict[str, Tensor], Tensor, Tensor] | None:
     """Random tensors of a router, rows [n, width], and the logits [n, experts] that are all it gives; or None."""
-    trial = answers(module, width, {}, axes, 1.0)
+    trial = router_outputs(module, width, {}, axes, 1.0)
     if trial is None or len(trial[2]) != 1 or not _is_choice(trial[2][0]):
         return None
     return trial[0], trial[1], trial[2][0]
 
 
-def ruled(module: nn.Module, width: int, sample: Sample) -> Routing | None:
+def fit_routing(module: nn.Module, width: int, sample: Sample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
     for logits, form in _logits(sample, width):
-        for kind, groups in product(_KINDS, _groups(module, logits.shape[-1])):
+        for kind, groups in product(_KINDS, _candidate_groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
                 rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
-                fitted_rule = _fitted(rule, logits, sample)
+                fitted_rule = _with_fitted_weights(rule, logits, sample)
                 if fitted_rule is not None:
                     return fitted_rule
     return None
@@ -142,25 +142,25 @@ def _sequential_router(
     module: nn.Module, width: int, extra_tensors: dict[str, Tensor], axes: int
 ) -> tuple[Routing, tuple[int, int]] | None:
     """The router that takes one expert after another, where this is one: of experts that are nearly alike."""
-    sample = _sample(module, width, extra_tensors, axes, spread=0.02)
+    sample = _run_sample(module, width, extra_tensors, axes, spread=0.02)
     if sample is None:
         return None
     floats = [value for value in vars(module).values() if isinstance(value, float) and value > 0]
     for logits, form in _logits(sample, width):
         for eps in dict.fromkeys(times * value for value in floats for times in (1, 2)):
             rule = Routing(*form, None, "near", sample.numbers.shape[-1], eps=eps)
-            weights, numbers = rule.one_by_one(logits)
+            weights, numbers = rule.choose_sequentially(logits)
             same_experts = torch.equal(numbers, sample.numbers)
             if same_experts and torch.allclose(weights, sample.weights, rtol=_RTOL, atol=1e-6):
                 return rule, sample.argument_positions
     return None
 
 
-def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
+def _with_fitted_weights(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
     """The rule with weights as the sample has them, where it chooses the same experts."""
     if rule.groups > 1 and rule.count > rule.n_groups_chosen * (logits.shape[-1] // rule.groups):
         return None
-    chosen = rule.chosen(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
+    chosen = rule.choose_experts(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
     expected_numbers, order = sample.numbers.sort(-1)
     if not torch.equal(chosen, expected_numbers):
         return None
@@ -174,10 +174,10 @@ def _fitted(rule: Routing, logits: Tensor, sample: Sample) -> Routing | None:
     return None
 
 
-def _sample(
+def _run_sample(
     module: nn.Module, width: int, extra_tensors: dict[str, Tensor], axes: int, spread: float = 1.0
 ) -> Sample | None:
-    trial = answers(module, width, extra_tensors, axes, spread)
+    trial = router_outputs(module, width, extra_tensors, axes, spread)
     if trial is None:
         return None
     tensors, x, outputs = trial
@@ -193,7 +193,7 @@ def _sample(
     return Sample(tensors, x, outputs[order[0]].float(), outputs[order[1]], order)
 
 
-def answers(
+def router_outputs(
     module: nn.Module, width: int, extra_tensors: dict[str, Tensor], axes: int, spread: float
 ) -> tuple[dict[str, Tensor], Tensor, tuple[Any, ...]] | None:
     """Tensors of a router that are random, rows, and what it returns of those.
@@ -241,7 +241,7 @@ def _logits(sample: Sample, width: int) -> Iterator[tuple[Tensor, tuple[str, str
                 yield logits if bias is None else logits + sample.tensors[bias].flatten(), (name, bias)
 
 
-def _groups(module: nn.Module, experts: int) -> list[tuple[int, int, int]]:
+def _candidate_groups(module: nn.Module, experts: int) -> list[tuple[int, int, int]]:
     """Groups, how many are kept and how many judge, of the numbers that a router or its config holds."""
     values = [*vars(module).values(), *vars(getattr(module, "config", None) or object.__new__(_NoOutput)).values()]
     numbers = sorted({n for n in values if type(n) is int and 1 <= n <= _MAX_GROUPS})

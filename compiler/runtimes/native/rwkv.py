@@ -41,7 +41,7 @@ class TimeMixing:
     decay: Tensor
     first: Tensor
 
-    def mean(self, k: Tensor, v: Tensor) -> Tensor:
+    def wkv_mean(self, k: Tensor, v: Tensor) -> Tensor:
         """k and v [tokens, channels] from a text's first token on."""
         top, bottom, out = torch.zeros_like(k[0]), torch.zeros_like(k[0]), []
         for weight, value in zip(k.exp(), v, strict=True):
@@ -58,24 +58,26 @@ class ChannelMixing:
     shares: tuple[Tensor, Tensor]
 
 
-def read(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[Rows, Any] | None:
+def lower_rwkv(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[Rows, Any] | None:
     """The steps of such a layer, where a module is one that begins without a state, or with one that is empty."""
     if not args or not isinstance(args[0], Rows) or args[0].index.dim() != 3:
         return None
     if not all(value is None or isinstance(value, bool | Tensor) for value in leaves((args[1:], kwargs))):
         return None
     batch, _, width = args[0].index.shape
-    form = recognise(module, batch, width, args[1:], kwargs)
+    form = recognise_rwkv(module, batch, width, args[1:], kwargs)
     if form is None:
         return None
-    steps, x = _Steps(reader, node, module), reader.settled(args[0])
-    output = steps.past(form, x) if isinstance(form, TimeMixing) else steps.forward(form, x)
+    steps, x = _Steps(reader, node, module), reader.materialised(args[0])
+    output = steps.lower_time_mixing(form, x) if isinstance(form, TimeMixing) else steps.forward(form, x)
     # The engine's own steps keep what the model puts into its state, which stays empty here.
     return output, next((value for value in (*args[1:], *kwargs.values()) if not isinstance(value, bool)), None)
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any) -> TimeMixing | ChannelMixing | None:
+def recognise_rwkv(
+    module: nn.Module, batch: int, width: int, args: Any, kwargs: Any
+) -> TimeMixing | ChannelMixing | None:
     """RWKV step that a module computes of x [batch, tokens, width] and its other arguments, or None."""
     layers = {name: part for name, part in module.named_children() if isinstance(part, nn.Linear)}
     parameters = [p.detach() for p in module.parameters(recurse=False)]
@@ -93,8 +95,12 @@ def recognise(module: nn.Module, batch: int, width: int, args: Any, kwargs: Any)
     expected = expected[0] if isinstance(expected, tuple) else expected
     if not isinstance(expected, Tensor) or expected.shape != (batch, *x.shape):
         return None
-    outputs, call = _outputs(layers, shares, x), _called(layers)
-    forms = _pasts(layers, shares, vectors, outputs, call) if vectors else _forwards(layers, shares, outputs, call)
+    outputs, call = _outputs(layers, shares, x), _linear_calls(layers)
+    forms = (
+        _fit_time_mixing(layers, shares, vectors, outputs, call)
+        if vectors
+        else _fit_channel_mixing(layers, shares, outputs, call)
+    )
     bound = (_SHARE if expected.dtype == torch.float32 else 2e-2) * float(expected.abs().max())
     for form, value in forms:
         if value is not None and float((value - expected[0].float()).abs().max()) <= bound:
@@ -109,12 +115,12 @@ Call = Callable[[str, Tensor], Tensor | None]
 def _outputs(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> Outputs:
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     mixed = [x * share + before * (1 - share) for share in shares]
-    call = _called(layers)
+    call = _linear_calls(layers)
     values = {(name, i): call(name, mixed_x) for name, (i, mixed_x) in product(layers, enumerate(mixed))}
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _called(layers: dict[str, nn.Linear]) -> Call:
+def _linear_calls(layers: dict[str, nn.Linear]) -> Call:
     def call(name: str, x: Tensor) -> Tensor | None:
         layer = layers[name]
         bias = None if layer.bias is None else layer.bias.float()
@@ -123,7 +129,7 @@ def _called(layers: dict[str, nn.Linear]) -> Call:
     return call
 
 
-def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call: Call) -> Any:
+def _fit_time_mixing(layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call: Call) -> Any:
     for (decay, first), order, share_order in product(
         permutations(vectors), permutations(layers), permutations(range(3))
     ):
@@ -133,10 +139,10 @@ def _pasts(layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Ou
         if k is None or v is None or r is None:
             continue
         if all(part.shape[-1] == len(decay) for part in (k, v, r)):
-            yield past, call(order[3], r.sigmoid() * past.mean(k, v))
+            yield past, call(order[3], r.sigmoid() * past.wkv_mean(k, v))
 
 
-def _forwards(layers: Any, shares: list[Tensor], outputs: Outputs, call: Call) -> Any:
+def _fit_channel_mixing(layers: Any, shares: list[Tensor], outputs: Outputs, call: Call) -> Any:
     for order, share_order in product(permutations(layers), permutations(range(2))):
         k, r = (outputs.get((name, i)) for name, i in zip((order[0], order[2]), share_order, strict=True))
         value = None if k is None or r is None else call(order[1], k.relu().square())
@@ -151,13 +157,13 @@ class _Steps:
     def __init__(self, reader: "Reader", node: fx.Node, module: nn.Module):
         self.reader, self.node, self.module = reader, node, module
 
-    def past(self, form: TimeMixing, x: Rows) -> Rows:
+    def lower_time_mixing(self, form: TimeMixing, x: Rows) -> Rows:
         k, v, r = (self._layer(name, self._mixed(x, mix)) for name, mix in zip(form.layers, form.shares, strict=False))
         weights = self._each(self._each(k, torch.clamp, -_MAX_VALUE, _MAX_VALUE), torch.exp)
         both = torch.cat([self._product(weights, v).index, weights.index], -1)
-        before = self._before(Rows(both), form.decay.repeat(2))
-        share = self.reader.computing.by_vector(self.node, "mul", Rows(both), form.first.exp().repeat(2))
-        top, bottom = self.reader.computing.of_two(self.node, "add", before, share).index.chunk(2, -1)
+        before = self._decayed_sums(Rows(both), form.decay.repeat(2))
+        share = self.reader.computing.elementwise_with_vector(self.node, "mul", Rows(both), form.first.exp().repeat(2))
+        top, bottom = self.reader.computing.elementwise_of_two(self.node, "add", before, share).index.chunk(2, -1)
         mean = self._product(Rows(top), self._each(Rows(bottom), torch.reciprocal))
         return self._layer(form.layers[3], self._product(self._each(r, torch.sigmoid), mean))
 
@@ -167,33 +173,33 @@ class _Steps:
         gate = self._each(self._layer(form.layers[2], gates), torch.sigmoid)
         return self._product(self._layer(form.layers[1], inner), gate)
 
-    def _before(self, x: Rows, decay: Tensor) -> Rows:
+    def _decayed_sums(self, x: Rows, decay: Tensor) -> Rows:
         """Sums [b, t, channels] of the tokens before each, of which every token leaves exp(decay)."""
         reader, plan = self.reader, self.reader.plan
         register, lane = reader.register(x)
         width = len(lane.columns)
-        one = plan.step("clip", width, x=register, least=1.0, most=1.0)
+        one = plan.append_step("clip", width, x=register, least=1.0, most=1.0)
         single = plan.gather(plan.layout.columns(one)[:1])
         fields: dict[str, Any] = {"b": single, "c": single, "gate": None, "skip": None, "bias": None}
-        rates = plan.vector(f"{self.node.target}.rates", decay[:, None])
+        rates = plan.vector_entry(f"{self.node.target}.rates", decay[:, None])
         sums = reader.elementwise(
             "selective", x.index.shape, lane, x=register, dt=one, states=1, rates=rates, softplus=False, **fields
         )
-        return Rows(reader.shifting.earlier(sums.index.flatten(0, 1), 1).view(x.index.shape))
+        return Rows(reader.shifting.shifted_back(sums.index.flatten(0, 1), 1).view(x.index.shape))
 
     def _mixed(self, x: Rows, share: Tensor) -> Rows:
-        before = Rows(self.reader.shifting.earlier(x.index.flatten(0, 1), 1).view(x.index.shape))
+        before = Rows(self.reader.shifting.shifted_back(x.index.flatten(0, 1), 1).view(x.index.shape))
         parts = ((x, share), (before, 1 - share))
-        a, b = (self.reader.computing.by_vector(self.node, "mul", term, by) for term, by in parts)
-        return self.reader.computing.of_two(self.node, "add", a, b)
+        a, b = (self.reader.computing.elementwise_with_vector(self.node, "mul", term, by) for term, by in parts)
+        return self.reader.computing.elementwise_of_two(self.node, "add", a, b)
 
     def _layer(self, name: str, x: Rows) -> Rows:
-        layer = linears.of(self.module.get_submodule(name))
+        layer = linears.recognise_linear(self.module.get_submodule(name))
         assert layer is not None, f"{name} was a linear layer when it was recognised"
-        return self.reader.linear(self.node, x, f"{self.node.target}.{name}", layer)
+        return self.reader.lower_linear(self.node, x, f"{self.node.target}.{name}", layer)
 
     def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
-        return self.reader.settled(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
+        return self.reader.materialised(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
 
     def _product(self, a: Rows, b: Rows) -> Rows:
-        return self.reader.settled(self.reader.computing.product(self.node, a, b))
+        return self.reader.materialised(self.reader.computing.product(self.node, a, b))

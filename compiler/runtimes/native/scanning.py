@@ -22,33 +22,33 @@ class ScanRules:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def scan(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        known = {"mamba2_chunk_scan": self._ssd, "mamba_selective_scan": self._selective}
+    def lower_scan(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        known = {"mamba2_chunk_scan": self._lower_ssd, "mamba_selective_scan": self._lower_selective}
         name = calls.operation(node)
         if node.op == "call_function" and {"g", "beta"} <= kwargs.keys():
-            return self._delta(node, *args, **kwargs)
+            return self._lower_delta_rule(node, *args, **kwargs)
         if node.op != "call_function" or name not in known:
             module = node.target if node.op == "call_module" else name
-            raise self.reader.refuse(node, f"`{module}` keeps a state that is none of the engine's")
+            raise self.reader.rejection(node, f"`{module}` keeps a state that is none of the engine's")
         return known[name](node, *args, **kwargs)
 
     # -- convolutions ----------------------------------------------------------------------------------------
 
-    def convolution(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
+    def lower_convolution(self, node: fx.Node, args: Any, kwargs: Any) -> Rows:
         if calls.operation(node) == "causal_conv":
             _, x, weight, bias, activation, _ = args
-            return self._convolution(node, x, weight, bias, activation)
-        return self._convolution(node, *args, **kwargs)
+            return self._lower_convolution(node, x, weight, bias, activation)
+        return self._lower_convolution(node, *args, **kwargs)
 
-    def _convolution(
+    def _lower_convolution(
         self, node: fx.Node, x: Any, weight: Any, bias: Any = None, activation: str | None = None, **_: Any
     ) -> Rows:
         plain = isinstance(x, Rows) and x.index.dim() == 3 and isinstance(weight, Tensor) and weight.dim() == 2
         if not plain or weight.shape[0] != x.index.shape[1]:
-            raise self.reader.refuse(node, "a convolution of another form than one filter for each channel")
+            raise self.reader.rejection(node, "a convolution of another form than one filter for each channel")
         plan, (register, lane) = self.reader.plan, self.reader.register(x)
-        filters = plan.vector(f"{node.name}.filters", weight.mT)
-        shift = None if bias is None else plan.vector(f"{node.name}.bias", bias)
+        filters = plan.vector_entry(f"{node.name}.filters", weight.mT)
+        shift = None if bias is None else plan.vector_entry(f"{node.name}.bias", bias)
         silu = activation in _SILU
         rows_out = self.reader.elementwise(
             "convolve", x.index.shape, lane, x=register, filters=filters, bias=shift, silu=silu
@@ -61,7 +61,7 @@ class ScanRules:
 
     # -- scans -----------------------------------------------------------------------------------------------
 
-    def _ssd(
+    def _lower_ssd(
         self,
         node: fx.Node,
         x: Any,
@@ -81,7 +81,7 @@ class ScanRules:
     ) -> Rows:
         rows = all(isinstance(part, Rows) for part in (x, dt, B, C)) and x.index.dim() == B.index.dim() == 4
         if not rows or z is not None or initial_states is not None or return_final_states or A.dim() != 1:
-            raise self.reader.refuse(node, "a scan of another form than one decay for each head")
+            raise self.reader.rejection(node, "a scan of another form than one decay for each head")
         heads, head_dim = x.index.shape[2:]
         groups, states = B.index.shape[2:]
         least, upper = map(float, dt_limit)
@@ -96,14 +96,14 @@ class ScanRules:
             head_dim=head_dim,
             groups=groups,
             states=states,
-            rates=plan.vector(f"{node.name}.rates", A),
+            rates=plan.vector_entry(f"{node.name}.rates", A),
             **self._vectors(node, skip=D, bias=dt_bias),
             softplus=bool(dt_softplus),
             least=max(least, 0.0),
             most=upper if upper < float("inf") else None,
         )
 
-    def _selective(
+    def _lower_selective(
         self,
         node: fx.Node,
         x: Any,
@@ -121,7 +121,7 @@ class ScanRules:
     ) -> Rows:
         rows = all(isinstance(part, Rows) and part.index.dim() == 3 for part in (x, dt, B, C))
         if not rows or not (z is None or isinstance(z, Rows)) or return_last_state or A.dim() != 2:
-            raise self.reader.refuse(node, "a scan of another form than a decay for each channel and state")
+            raise self.reader.rejection(node, "a scan of another form than a decay for each channel and state")
         plan, (register, lane) = self.reader.plan, self.reader.register(x)
         gate = {"gate": None} if z is None else self._registers(gate=z)
         return self.reader.elementwise(
@@ -132,24 +132,24 @@ class ScanRules:
             **self._registers(dt=dt, b=B, c=C),
             **gate,
             states=A.shape[1],
-            rates=plan.vector(f"{node.name}.rates", A),
+            rates=plan.vector_entry(f"{node.name}.rates", A),
             **self._vectors(node, skip=D, bias=delta_bias),
             softplus=bool(delta_softplus),
         )
 
-    def _delta(self, node: fx.Node, *args: Any, **kwargs: Any) -> tuple[Rows, None]:
+    def _lower_delta_rule(self, node: fx.Node, *args: Any, **kwargs: Any) -> tuple[Rows, None]:
         operands = dict(zip("qkv", args, strict=False)) | {name: kwargs.pop(name) for name in ("g", "beta")}
         plain = len(operands) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in operands.values())
         options = {name: value for name, value in kwargs.items() if value is not None}
         shapes = {name: tuple(x.index.shape) for name, x in operands.items()} if plain else {}
         function: Any = node.target
-        form = deltas.recognise(function, shapes, options) if plain else None
+        form = deltas.recognise_delta_rule(function, shapes, options) if plain else None
         if form is None:
-            raise self.reader.refuse(node, "a linear attention of another form than the gated delta rule")
+            raise self.reader.rejection(node, "a linear attention of another form than the gated delta rule")
         q, k, v, decay, beta = operands.values()
         (heads, value_dim), (groups, head_dim) = v.index.shape[2:], k.index.shape[2:]
         if form.eps is not None:
-            q, k = (self._over_its_length(node, x, form.eps, by) for x, by in ((q, form.scale), (k, 1.0)))
+            q, k = (self._normalise_length(node, x, form.eps, by) for x, by in ((q, form.scale), (k, 1.0)))
         elif form.scale != 1.0:
             q = Rows(q.index, ElementwiseExpr(calls.BINARY["mul"], (q.pending, form.scale)))
         register, lane = self.reader.register(v)
@@ -167,11 +167,11 @@ class ScanRules:
         )
         return output, None
 
-    def _over_its_length(self, node: fx.Node, x: Rows, eps: float, by: float) -> Rows:
+    def _normalise_length(self, node: fx.Node, x: Rows, eps: float, by: float) -> Rows:
         """Heads of length `by`: what a root mean square leaves, over the root of how many numbers there are."""
         register, lane = self.reader.register(x)
         width = x.index.shape[-1]
-        gain = self.reader.plan.vector(f"{node.name}.length.{by:.6g}", torch.full((width,), by * width**-0.5))
+        gain = self.reader.plan.vector_entry(f"{node.name}.length.{by:.6g}", torch.full((width,), by * width**-0.5))
         fields = {"kind": "rms", "eps": eps / width, "group": width, "weight": gain, "bias": None}
         return self.reader.elementwise("norm", x.index.shape, lane, x=register, **fields)
 
@@ -180,38 +180,38 @@ class ScanRules:
 
     def _vectors(self, node: fx.Node, **values: Tensor | None) -> dict[str, str | None]:
         return {
-            name: None if value is None else self.reader.plan.vector(f"{node.name}.{name}", value)
+            name: None if value is None else self.reader.plan.vector_entry(f"{node.name}.{name}", value)
             for name, value in values.items()
         }
 
     # -- what is around them ---------------------------------------------------------------------------------
 
-    def gated_norm(self, node: fx.Node, module: nn.Module, x: Rows, gate: Rows) -> Rows:
+    def lower_gated_norm(self, node: fx.Node, module: nn.Module, x: Rows, gate: Rows) -> Rows:
         norm = norms.recognise_gated(module, x.index.shape)
         if norm is None:
-            raise self.reader.refuse(node, f"a {type(module).__name__} is no gated norm that the engine has")
+            raise self.reader.rejection(node, f"a {type(module).__name__} is no gated norm that the engine has")
         opened = Rows(gate.index, ElementwiseExpr(norms.GATES[norm.gate], (gate.pending,)))
         if norm.gate_first:
             x = self.reader.computing.product(node, x, opened)
         register, lane = self.reader.register(x)
-        gain = self.reader.plan.vector(f"{node.target}.weight", norm.gain)
+        gain = self.reader.plan.vector_entry(f"{node.target}.weight", norm.gain)
         output = self.reader.elementwise(
             "norm", x.index.shape, lane, x=register, kind="rms", eps=norm.eps, group=norm.group, weight=gain, bias=None
         )
         return output if norm.gate_first else self.reader.computing.product(node, output, opened)
 
-    def product(self, node: fx.Node, a: Any, b: Any) -> Rows:
+    def lower_matrix_product(self, node: fx.Node, a: Any, b: Any) -> Rows:
         """A matrix times tokens: [o, i] @ [b, i, t], or [b, t, i] @ [i, o]; or a matrix for each head."""
         turned = isinstance(b, Rows)
         x, matrix = (b, a) if turned else (a, b)
         if not (isinstance(matrix, Tensor) and isinstance(x, Rows) and 2 <= matrix.dim() <= x.index.dim() > 2):
-            raise self.reader.refuse(node, "a product of two values is not among the engine's steps")
-        index = self._products(
+            raise self.reader.rejection(node, "a product of two values is not among the engine's steps")
+        index = self._blockwise_products(
             node, node.name, matrix.mT if not turned else matrix, x.index.mT if turned else x.index, x
         )
         return Rows(index.mT if turned else index)
 
-    def _products(self, node: fx.Node, name: str, matrix: Tensor, index: Tensor, x: Rows) -> Tensor:
+    def _blockwise_products(self, node: fx.Node, name: str, matrix: Tensor, index: Tensor, x: Rows) -> Tensor:
         """Element numbers of [..., t, i] by [..., o, i], part by part of the axes before."""
         matrix = matrix.reshape(*[1] * (index.dim() - matrix.dim()), *matrix.shape)
         axis = next((axis for axis, size in enumerate(matrix.shape[:-2]) if size > 1), None)
@@ -219,9 +219,11 @@ class ScanRules:
             weight = matrix.reshape(matrix.shape[-2:]).detach()
             # It makes time steps out of a few numbers: int8 would be felt, and save nothing.
             linear = linears.Linear((weight.shape[0], weight.shape[1]), None, weight=weight)
-            return self.reader.linear(node, Rows(index, x.pending), name, linear, weights="bf16").index
+            return self.reader.lower_linear(node, Rows(index, x.pending), name, linear, weights="bf16").index
         count = matrix.shape[axis]
         parts = index.expand(*index.shape[:axis], count, *index.shape[axis + 1 :]).split(1, axis)
         matrices = matrix.split(1, axis)
-        parts_out = [self._products(node, f"{name}.{i}", matrices[i], part, x) for i, part in enumerate(parts)]
+        parts_out = [
+            self._blockwise_products(node, f"{name}.{i}", matrices[i], part, x) for i, part in enumerate(parts)
+        ]
         return torch.cat(parts_out, axis)

@@ -29,18 +29,20 @@ class SortedDispatchRules:
     def __init__(self, reader: "Reader"):
         self.reader = reader
 
-    def begin(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[SortedDispatchIndex, ...] | None:
+    def lower_router(
+        self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[SortedDispatchIndex, ...] | None:
         """Result of a router of rows [n, width] that sorts them; else None."""
         x = args[0] if len(args) == 1 and not kwargs else None
         if not isinstance(x, Rows) or x.index.dim() != 2:
             return None
-        recognised = recognise(module, x.index.shape[1])
+        recognised = recognise_sorting_router(module, x.index.shape[1])
         if recognised is None:
             return None
-        choice = self.reader.mixtures.chosen(node, module, x, {}, recognised[0])
+        choice = self.reader.mixtures.lower_choice(node, module, x, {}, recognised[0])
         return tuple(SortedDispatchIndex(choice, part) for part in recognised[1])
 
-    def meet(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+    def lower(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         name, first = calls.operation(node), args[0]
         if isinstance(first, tuple | list) and name == "getitem":
             return first[args[1]]
@@ -48,36 +50,36 @@ class SortedDispatchRules:
             shape = node.args[0].meta["shape"]
             return self.reader.size_of(node, torch.zeros(()).expand(shape), args[1:])
         if name == "getitem" and isinstance(first, Rows) and isinstance(args[1], SortedDispatchIndex):
-            return self._in_line(node, first, args[1])
+            return self._repeat_tokens(node, first, args[1])
         if name == "getitem" and isinstance(first, SortedDispatchIndex) and args[1] == (_FULL_SLICE, None):
             return first
         if role == "experts" and len(args) == 2 and isinstance(first, SortedRows) and not kwargs:
-            return self._layer(node, self.reader.model.get_submodule(str(node.target)), first, args[1])
+            return self._lower_expert_layer(node, self.reader.model.get_submodule(str(node.target)), first, args[1])
         if name in ("mul", "multiply") and any(isinstance(x, SortedDispatchIndex) for x in args):
             return self._weighed(node, *args)
         if name == "index_add":
-            return self._scattered(node, *args)
-        return self._each(node, role, args, kwargs)
+            return self._lower_scatter(node, *args)
+        return self._lower_rowwise(node, role, args, kwargs)
 
-    def _in_line(self, node: fx.Node, x: Rows, line: SortedDispatchIndex) -> SortedRows:
+    def _repeat_tokens(self, node: fx.Node, x: Rows, line: SortedDispatchIndex) -> SortedRows:
         """Tokens [n, width], each once for every expert that it is given to; or what they already have for each."""
         tokens, choice = self.reader.plan.layout.tokens, line.choice
         row_counts = {"tokens": tokens, "places": tokens * choice.count}
         if x.index.dim() != 2 or row_counts.get(line.part) != len(x.index):
-            raise self.reader.refuse(node, _REASON)
+            raise self.reader.rejection(node, _REASON)
         index = x.index.repeat_interleave(choice.count, 0) if line.part == "tokens" else x.index
         return SortedRows(choice, Rows(index, x.pending))
 
-    def _layer(self, node: fx.Node, module: nn.Module, queued: SortedRows, sizes: Any) -> SortedRows:
+    def _lower_expert_layer(self, node: fx.Node, module: nn.Module, queued: SortedRows, sizes: Any) -> SortedRows:
         stacked = (
-            layer(module, queued.choice.experts)
+            recognise_expert_layer(module, queued.choice.experts)
             if isinstance(sizes, SortedDispatchIndex) and sizes.part == "sizes"
             else None
         )
         if stacked is None or sizes.choice != queued.choice:
             reason = f"a {type(module).__name__} computes something else than one layer for each expert"
-            raise self.reader.refuse(node, reason)
-        rows, count = self.reader.settled(self._rows(node, queued)).index, queued.choice.count
+            raise self.reader.rejection(node, reason)
+        rows, count = self.reader.materialised(self._as_token_rows(node, queued)).index, queued.choice.count
         by_token = rows.view(-1, count, rows.shape[1])
         same_rows = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
         x = Rows(by_token[:, 0] if same_rows else by_token.flatten(1))
@@ -87,10 +89,10 @@ class SortedDispatchRules:
         queued, line = (a, b) if isinstance(a, SortedRows) else (b, a)
         fits = isinstance(queued, SortedRows) and isinstance(line, SortedDispatchIndex) and line.part == "weights"
         if not fits or queued.choice != line.choice or queued.layer is None or queued.weighed:
-            raise self.reader.refuse(node, _REASON)
+            raise self.reader.rejection(node, _REASON)
         return replace(queued, weighed=True)
 
-    def _scattered(self, node: fx.Node, onto: Any, axis: Any, line: Any, queued: Any) -> Rows:
+    def _lower_scatter(self, node: fx.Node, onto: Any, axis: Any, line: Any, queued: Any) -> Rows:
         """Rows of a line at their tokens, summed, or at their places."""
         plain = (
             isinstance(onto, Tensor)
@@ -99,17 +101,17 @@ class SortedDispatchRules:
             and isinstance(queued, SortedRows)
         )
         if not plain or line.choice != queued.choice or bool(onto.any()):
-            raise self.reader.refuse(node, _REASON)
+            raise self.reader.rejection(node, _REASON)
         if line.part == "places" and not queued.weighed:
-            output = self._rows(node, queued)
+            output = self._as_token_rows(node, queued)
         elif line.part == "tokens" and queued.weighed:
             output = Rows(self.reader.plan.layout.rows(self._step(queued, summed=True)))
         else:
-            raise self.reader.refuse(node, _REASON)
+            raise self.reader.rejection(node, _REASON)
         assert output.index.shape == onto.shape, f"{tuple(output.index.shape)} rows on {tuple(onto.shape)}"
         return output
 
-    def _each(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
+    def _lower_rowwise(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
         """Result of a row-wise function on sorted rows."""
         queued = [x for x in args if isinstance(x, SortedRows)]
         name = calls.operation(node)
@@ -118,20 +120,20 @@ class SortedDispatchRules:
             known = (kwargs.get("dim", args[2] if len(args) > 2 else 0)) in (-1, 1)
         plain = not any(isinstance(x, SortedDispatchIndex | Rows) for x in (*args, *kwargs.values()))
         if not known or not plain or not queued or any(x.choice != queued[0].choice for x in queued):
-            raise self.reader.refuse(node, _REASON)
-        operands = [self._rows(node, x) if isinstance(x, SortedRows) else x for x in args]
+            raise self.reader.rejection(node, _REASON)
+        operands = [self._as_token_rows(node, x) if isinstance(x, SortedRows) else x for x in args]
         if node.op == "call_module":
-            value: Any = self.reader.activated(node, operands[0])
+            value: Any = self.reader.lower_activation(node, operands[0])
         else:
-            value = self.reader.computing.computed(node, operands, kwargs)
+            value = self.reader.computing.lower_function(node, operands, kwargs)
         if isinstance(value, tuple):
             return tuple(SortedRows(queued[0].choice, part) for part in value)
         return SortedRows(queued[0].choice, value)
 
-    def _rows(self, node: fx.Node, queued: SortedRows) -> Rows:
+    def _as_token_rows(self, node: fx.Node, queued: SortedRows) -> Rows:
         """[tokens * count, width]."""
         if queued.weighed:
-            raise self.reader.refuse(node, _REASON)
+            raise self.reader.rejection(node, _REASON)
         if queued.rows is not None:
             return queued.rows
         index = self.reader.plan.layout.rows(self._step(queued, summed=False))
@@ -140,19 +142,19 @@ class SortedDispatchRules:
     def _step(self, queued: SortedRows, *, summed: bool) -> int:
         layer_ = queued.layer
         assert layer_ is not None, "a line without rows is that of a layer"
-        return self.reader.mixtures.layer(
+        return self.reader.mixtures.expert_layer_register(
             layer_.name, queued.choice, self.reader.register(layer_.x)[0], layer_.weights, summed=summed
         )
 
 
 @torch.no_grad()
-def recognise(module: nn.Module, width: int) -> tuple[routers.Routing, list[str]] | None:
+def recognise_sorting_router(module: nn.Module, width: int) -> tuple[routers.Routing, list[str]] | None:
     """The rule of a router that sorts rows by their experts, and what each part is of what it returns; or None.
 
     "places" are numbers of rows times experts of each, sorted by expert; "tokens" the rows of those, "weights" theirs,
     "sizes" how many each expert takes. Of anything else nothing is known ("").
     """
-    trial = routers.answers(module, width, {}, 2, 1.0)
+    trial = routers.router_outputs(module, width, {}, 2, 1.0)
     if trial is None:
         return None
     tensors, x, parts = trial
@@ -167,7 +169,7 @@ def recognise(module: nn.Module, width: int) -> tuple[routers.Routing, list[str]
     numbers, unsorted_weights = torch.empty_like(order), torch.empty_like(weights)
     numbers[order], unsorted_weights[order] = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), weights
     sample = routers.Sample(tensors, x, unsorted_weights.view(-1, count).float(), numbers.view(-1, count), (0, 0))
-    rule = routers.ruled(module, width, sample)
+    rule = routers.fit_routing(module, width, sample)
     tokens = order // count
 
     def part(value: Any) -> str:
@@ -179,7 +181,7 @@ def recognise(module: nn.Module, width: int) -> tuple[routers.Routing, list[str]
 
 
 @torch.no_grad()
-def layer(module: nn.Module, experts: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+def recognise_expert_layer(module: nn.Module, experts: int) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
     """Weights and biases of a module (rows, how many each expert takes) that is a linear layer for each; or None."""
     parameters = [p.detach() for p in module.parameters()]
     for solid in (p for p in parameters if p.dim() == 3 and len(p) == experts):

@@ -12,7 +12,7 @@ from ....kernels import packed as packing
 from ....kernels.engine_steps import STEPS
 from ....kernels.native import KernelError
 from ...core.quantity import count, count_text, size
-from .plan_files import native_damaged, read, tensors
+from .plan_files import load_weights, native_damaged, read_plan
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class NativeSummary:
             ],
         }
 
-    def draw(self) -> str:
+    def to_text(self) -> str:
         head = (
             f"{on_a_line(self.facts['class'])}, {count(self.facts['params'])} parameters, "
             f"context of {count_text(self.context, 'token')}"
@@ -85,12 +85,12 @@ class NativeSummary:
         return "\n".join([head, *steps, f"weights: {total}", *map(str.rstrip, lines)])
 
 
-def summary(folder: Path) -> NativeSummary:
+def summarise_native(folder: Path) -> NativeSummary:
     """Picture of a folder of the target `native`. Raises Reject (native-damaged)."""
-    stored = read(folder)
+    stored = read_plan(folder)
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[int, float]]] = {}
     try:
-        for name, tensor in tensors(folder, stored, mapped=True, threads=1).items():
+        for name, tensor in load_weights(folder, stored, mapped=True, threads=1).items():
             form, shape = stored.entries[name]["kind"], tuple(stored.entries[name]["shape"])
             density = 1.0
             if form == "packed":

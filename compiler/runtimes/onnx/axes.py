@@ -19,7 +19,7 @@ def name_axes(model: Any) -> None:
     has_past = any(value.name.startswith("past") for value in model.graph.inputs)
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for dim, name in zip(value.shape or (), _axes(value.name, has_past), strict=False):
+        for dim, name in zip(value.shape or (), _axis_names(value.name, has_past), strict=False):
             if name and not isinstance(dim, int):
                 names.setdefault(str(dim), name)
     for value in values:
@@ -27,7 +27,7 @@ def name_axes(model: Any) -> None:
             value.shape = type(value.shape)([_named(dim, names) for dim in value.shape])
 
 
-def _axes(name: str, has_past: bool) -> tuple[str, ...]:
+def _axis_names(name: str, has_past: bool) -> tuple[str, ...]:
     """Of an input, "" where an axis has one length; `has_past` whether keys and values go in as well."""
     if name.startswith("past"):
         return "batch_size", "", "encoder_sequence_length" if ".encoder." in name else "past_sequence_length"

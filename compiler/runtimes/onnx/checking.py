@@ -61,7 +61,7 @@ def graphs_in(folder: Path) -> tuple[str, ...]:
     return (ENCODER, BEGINNING, CONTINUATION) if is_seq2seq else (NAME,)
 
 
-def check(folder: Path, name: str = NAME) -> Stored:
+def check_onnx(folder: Path, name: str = NAME) -> Stored:
     """Raises Reject (refused-onnx) unless a folder's file of that name holds what effc writes."""
     import onnx
 
@@ -78,23 +78,23 @@ def check(folder: Path, name: str = NAME) -> Stored:
     if foreign or model.functions:
         raise _rejected(path, f"calls ops of {', '.join(foreign) or 'its own functions'}, not of ONNX")
     external = f"{path.name}.data"
-    data = _mapped(path.with_name(external))
+    data = _map_data(path.with_name(external))
     _check_tensors(path, model, len(data))
-    return Stored(model, graph, external, data, tuple(i.name for i in model.graph.input), _facts(path, model))
+    return Stored(model, graph, external, data, tuple(i.name for i in model.graph.input), _read_facts(path, model))
 
 
-def messages(message: Any) -> Iterator[Any]:
+def nested_messages(message: Any) -> Iterator[Any]:
     """A message of protobuf and all messages inside of it, whichever field has them."""
     yield message
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
             for inner in [value] if hasattr(value, "ListFields") else value:
-                yield from messages(inner)
+                yield from nested_messages(inner)
 
 
 def nodes(message: Any) -> Iterator[Any]:
     """The nodes anywhere in a message, of branches and functions as well."""
-    return (inner for inner in messages(message) if inner.DESCRIPTOR.name == "NodeProto")
+    return (inner for inner in nested_messages(message) if inner.DESCRIPTOR.name == "NodeProto")
 
 
 def _check_schema(path: Path, model: Any) -> None:
@@ -104,7 +104,7 @@ def _check_schema(path: Path, model: Any) -> None:
     model.DiscardUnknownFields()
     if model.ByteSize() != size:
         raise _rejected(path, "has fields that are not of ONNX")
-    for message in messages(model):
+    for message in nested_messages(model):
         if message.DESCRIPTOR.name in _REJECTED_FIELDS:
             raise _rejected(path, f"has a {_REJECTED_FIELDS[message.DESCRIPTOR.name]}")
         for field, value in message.ListFields():
@@ -128,7 +128,7 @@ def _unknown_domains(model: Any) -> list[str]:
     return sorted(foreign)
 
 
-def _mapped(path: Path) -> bytearray | mmap.mmap:
+def _map_data(path: Path) -> bytearray | mmap.mmap:
     """The bytes of the data file, none where there is none."""
     if path.is_symlink() or not path.is_file():
         return bytearray()
@@ -140,7 +140,7 @@ def _mapped(path: Path) -> bytearray | mmap.mmap:
 def _check_tensors(path: Path, model: Any, size: int) -> None:
     """Refuse a tensor that lies elsewhere than in the graph's own bytes: initializers of the graph alone may lie in the
     data file, whose size in bytes is `size`."""
-    tensors = [message for message in messages(model) if message.DESCRIPTOR.name == "TensorProto"]
+    tensors = [message for message in nested_messages(model) if message.DESCRIPTOR.name == "TensorProto"]
     for tensor in tensors:
         if any(axis < 0 for axis in tensor.dims):
             raise _rejected(path, f"has a weight `{tensor.name}` of a size below zero")
@@ -167,7 +167,7 @@ def _check_region(path: Path, tensor: Any, size: int) -> None:
         raise _rejected(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
-def weights(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
+def initializers(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
     """The initializers by name: large ones mapped from disk, where they take no memory of their own."""
     import numpy as np
     import onnx
@@ -185,12 +185,12 @@ def weights(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.
                 raise _rejected(path, f"has a weight `{tensor.name}` of another size than its shape")
             array = np.frombuffer(stored.data, dtype, prod(shape), start).reshape(shape)
         else:
-            array = _inside(path, tensor)
+            array = _embedded_numbers(path, tensor)
         result[tensor.name] = torch.from_numpy(array)
     return result
 
 
-def _inside(path: Path, tensor: Any) -> Any:
+def _embedded_numbers(path: Path, tensor: Any) -> Any:
     """The numbers that lie in the graph itself."""
     import onnx
 
@@ -200,7 +200,7 @@ def _inside(path: Path, tensor: Any) -> Any:
         raise _rejected(path, f"has a weight `{tensor.name}` of another size than its shape") from error
 
 
-def _facts(path: Path, model: Any) -> dict[str, Any]:
+def _read_facts(path: Path, model: Any) -> dict[str, Any]:
     metadata = {p.key: p.value for p in model.metadata_props}
     try:
         facts = parse_json(metadata.get(FACTS, ""))

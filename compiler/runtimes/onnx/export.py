@@ -17,24 +17,24 @@ from transformers import PreTrainedModel
 from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from ...evaluation.results import first_result_of, tensors_of
-from ...ir.layers.linear import params
+from ...ir.layers.linear import count_params
 from ...ir.program import Program
 from ...models.checkpoints.origin import longest_row
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import has_two_towers, main_name, without_dropout
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
-from ..native.kv_tensors import inputs_of
+from ..native.kv_tensors import decoder_sample_inputs
 from . import seq2seq_export
 from .axes import name_axes
-from .checking import FACTS, NAME, check
+from .checking import FACTS, NAME, check_onnx
 from .decoder import KEEPS, Decoder
 from .refusal import cannot_write_onnx
 
 _OPSET = 18  # what torch's exporter translates to itself; later ones are converted
 
 
-def write(program: Program, folder: Path, dynamic: str) -> None:
+def export_onnx(program: Program, folder: Path, dynamic: str) -> None:
     """`model.onnx` and `model.onnx.data`: a decoder with its cache as inputs and outputs, anything else as it is.
 
     Of an encoder with a decoder three graphs, each with the file of its weights.
@@ -43,29 +43,29 @@ def write(program: Program, folder: Path, dynamic: str) -> None:
     """
     model = as_float(program.model)
     if is_encoder_decoder(model):
-        seq2seq_export.refuse(model)
-        with without_dropout(model), torch.no_grad(), _quiet():
-            for graph in seq2seq_export.graphs(model):
-                exported = _exported(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
-                _save(exported, program.model, folder, graph.name, dynamic)
+        seq2seq_export.refuse_unsupported(model)
+        with without_dropout(model), torch.no_grad(), _silence_exporter():
+            for graph in seq2seq_export.export_graphs(model):
+                exported = _export(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
+                _save_graph(exported, program.model, folder, graph.name, dynamic)
         return
-    with without_dropout(model), torch.no_grad(), _quiet():
-        exported = _decoder(model) if decodes(model) else _forward(model, tensors_of(program))
-    _save(exported, program.model, folder, NAME, dynamic)
+    with without_dropout(model), torch.no_grad(), _silence_exporter():
+        exported = _decoder(model) if decodes(model) else _plain_forward(model, tensors_of(program))
+    _save_graph(exported, program.model, folder, NAME, dynamic)
 
 
-def _save(exported: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
+def _save_graph(exported: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
     for node in exported.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()
         node.doc_string = None
     name_axes(exported.model)
-    exported.model.metadata_props[FACTS] = json.dumps(facts(model))
+    exported.model.metadata_props[FACTS] = json.dumps(artifact_facts(model))
     path = folder / f"{name}.onnx"
     if dynamic == "none":
         exported.save(path, external_data=True)
     else:
-        _quantise(exported, path)
-    check(folder, name)
+        _quantize_dynamic(exported, path)
+    check_onnx(folder, name)
 
 
 def decodes(model: nn.Module) -> bool:
@@ -80,13 +80,13 @@ def as_float(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).float()
 
 
-def facts(model: nn.Module) -> dict[str, Any]:
+def artifact_facts(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     text = config.get_text_config() if isinstance(model, PreTrainedModel) else None
     return {
         "class": type(model).__name__,
         "model_type": getattr(config, "model_type", ""),
-        "params": params(model),
+        "params": count_params(model),
         "context": longest_row(text.to_dict())
         if is_speech_encoder_decoder(model)
         else getattr(text, "max_position_embeddings", None),
@@ -103,16 +103,16 @@ def _of_sources(model: nn.Module) -> dict[str, Any]:
 
 
 def _decoder(model: nn.Module) -> Any:
-    inputs, past, slots = inputs_of(model, cannot_write_onnx, KEEPS)
-    with _experts_in_batches(model):
-        return _stepped(Decoder(model, slots), inputs, past)
+    inputs, past, slots = decoder_sample_inputs(model, cannot_write_onnx, KEEPS)
+    with _batched_experts(model):
+        return _decoder_step(Decoder(model, slots), inputs, past)
 
 
-def _stepped(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
+def _decoder_step(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
     free = torch.export.Dim.DYNAMIC
     layers = range(len(past) // 2)
     parts = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
-    return _exported(
+    return _export(
         decoder,
         {"given": given, "past": past},
         {"given": {name: {0: free, 1: free} for name in given}, "past": [{0: free, 2: free} for _ in past]},
@@ -121,16 +121,16 @@ def _stepped(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
     )
 
 
-def _forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
+def _plain_forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
     free, axes = torch.export.Dim.AUTO, 2 if "input_ids" in inputs else 1
     inputs = {name: x.float() if x.is_floating_point() else x for name, x in inputs.items()}
     shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in inputs.items()}
     output = model(**inputs) if isinstance(model, PreTrainedModel) else None
     outputs = [main_name(output)] if isinstance(output, Mapping) and not has_two_towers(output) else None
-    return _exported(first_result_of(model), inputs, shapes, list(inputs), outputs)
+    return _export(first_result_of(model), inputs, shapes, list(inputs), outputs)
 
 
-def _exported(module: nn.Module, example_inputs: Any, shapes: Any, inputs: list[str], outputs: list[str] | None) -> Any:
+def _export(module: nn.Module, example_inputs: Any, shapes: Any, inputs: list[str], outputs: list[str] | None) -> Any:
     kind = type(getattr(module, "model", module)).__name__
     try:
         return torch.onnx.export(
@@ -153,7 +153,7 @@ def _exported(module: nn.Module, example_inputs: Any, shapes: Any, inputs: list[
         ) from error
 
 
-def _quantise(exported: Any, path: Path) -> None:
+def _quantize_dynamic(exported: Any, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     plain = path.with_name("plain.onnx")
@@ -165,7 +165,7 @@ def _quantise(exported: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _experts_in_batches(model: Any) -> Iterator[None]:
+def _batched_experts(model: Any) -> Iterator[None]:
     """Experts by products of batches: the loop over those that were hit, and grouped products, have no translation."""
     before = getattr(model.config, "_experts_implementation", None)
     if before is None:
@@ -179,7 +179,7 @@ def _experts_in_batches(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """The exporter prints and warns of what it tries; what goes wrong it raises."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

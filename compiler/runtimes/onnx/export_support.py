@@ -3,18 +3,18 @@
 from ...models.checkpoints.meta_init import without_storage
 from ...models.rows.inputs import is_encoder_decoder
 from ...plugin.context import Context
-from ..native.kv_tensors import refuse_states
+from ..native.kv_tensors import refuse_recurrent_layers
 from . import seq2seq_export
 from .decoder import KEEPS
 from .export import decodes
 from .refusal import cannot_write_onnx
 
 
-def foresee(ctx: Context) -> None:
+def refuse_unsupported_model(ctx: Context) -> None:
     """Raise Reject where the recipe's model has a layer that no standard op computes."""
     with without_storage():
         model = ctx.origin.build()
     if is_encoder_decoder(model):
-        seq2seq_export.refuse(model)
+        seq2seq_export.refuse_unsupported(model)
     elif decodes(model):
-        refuse_states(model, cannot_write_onnx, KEEPS)
+        refuse_recurrent_layers(model, cannot_write_onnx, KEEPS)

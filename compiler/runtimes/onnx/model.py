@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation
 from ..padded import SEQUENCES, PaddedModel, PaddedRows
-from .checking import ENCODER, FEATURES, FILE, Stored, check, graphs_in, weights
+from .checking import ENCODER, FEATURES, FILE, Stored, check_onnx, graphs_in, initializers
 from .refusal import rejected_onnx
 from .session import Session
 
@@ -48,22 +48,22 @@ class OnnxModule(nn.Module):
 def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
     """The model of a folder that the target `onnx` wrote. Raises Reject (refused-onnx)."""
     if len(graphs_in(folder)) > 1:
-        from .seq2seq import open_translator
+        from .seq2seq import open_seq2seq
         from .speech_seq2seq import open_hearing
 
-        is_speech = FEATURES in check(folder, ENCODER).inputs
-        return (open_hearing if is_speech else open_translator)(folder, threads)
-    stored = check(folder)
-    session, tensors = Session(folder / FILE, stored, threads), weights(folder, stored)
+        is_speech = FEATURES in check_onnx(folder, ENCODER).inputs
+        return (open_hearing if is_speech else open_seq2seq)(folder, threads)
+    stored = check_onnx(folder)
+    session, tensors = Session(folder / FILE, stored, threads), initializers(folder, stored)
     if not stored.facts["decodes"]:
         return OnnxModule(session, tensors, stored.facts)
-    plan = _plan(folder, session, stored)
+    plan = _read_sizes(folder, session, stored)
     model = PaddedModel(PaddedRows(session, plan), plan, tensors, stored.facts, SEQUENCES, read_generation(folder))
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
-def _plan(folder: Path, session: Session, stored: Stored) -> dict[str, int]:
+def _read_sizes(folder: Path, session: Session, stored: Stored) -> dict[str, int]:
     """Sizes of the vocabulary and of the context."""
     shape = session.results.get("logits", ())
     past = all(len(session.shapes[n]) == 4 and type(session.shapes[n][1]) is int for n in session.past)

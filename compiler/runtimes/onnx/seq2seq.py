@@ -13,7 +13,7 @@ from ...models.checkpoints.generation_config import read_generation
 from ..decoder import Rows
 from ..padded import SEQUENCES
 from ..seq2seq import Seq2SeqModel
-from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, check, weights
+from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, check_onnx, initializers
 from .refusal import rejected_onnx
 from .seq2seq_export import SIDE_NAMES
 from .session import Session
@@ -65,9 +65,11 @@ class SourceRows(Rows):
 
     def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
         """Rows of one length, each behind a source and a beginning of its own."""
-        return torch.cat([self._one(number, row.numpy()[None]) for number, row in zip(numbers, ids, strict=True)])
+        return torch.cat(
+            [self._step_alone(number, row.numpy()[None]) for number, row in zip(numbers, ids, strict=True)]
+        )
 
-    def _one(self, number: int, ids: np.ndarray) -> Tensor:
+    def _step_alone(self, number: int, ids: np.ndarray) -> Tensor:
         mask = np.ones((1, self.source(number)), np.int64)
         inputs: dict[str, np.ndarray] = {"encoder_attention_mask": mask, "input_ids": ids}
         if number not in self._history:
@@ -86,22 +88,22 @@ class SourceRows(Rows):
         return torch.from_numpy(outputs["logits"])
 
 
-def open_translator(
+def open_seq2seq(
     folder: Path, threads: int | None, rows: type[SourceRows] = SourceRows, kind: type[Seq2SeqModel] = Seq2SeqModel
 ) -> Seq2SeqModel:
     """The model of a folder with three graphs. Raises Reject (refused-onnx).
 
     rows, kind   what asks the graphs, and the model over that
     """
-    stored = {name: check(folder, name) for name in (ENCODER, BEGINNING, CONTINUATION)}
+    stored = {name: check_onnx(folder, name) for name in (ENCODER, BEGINNING, CONTINUATION)}
     sessions = {name: Session(folder / f"{name}.onnx", graph_file, threads) for name, graph_file in stored.items()}
     tensors = {
         f"{name}/{key}": x
         for name, graph_file in stored.items()
-        for key, x in weights(folder, graph_file, name).items()
+        for key, x in initializers(folder, graph_file, name).items()
     }
     facts = stored[BEGINNING].facts
-    vocabulary = _vocabulary(folder, sessions)
+    vocabulary = _vocabulary_size(folder, sessions)
     if not 0 <= facts["start"] < vocabulary:
         raise Reject(rejected_onnx(f"{folder} names no token that a target begins with", help=_REMEDY))
     context = facts["context"] or _UNBOUND
@@ -112,7 +114,7 @@ def open_translator(
     return model.eval()
 
 
-def _vocabulary(folder: Path, sessions: dict[str, Session]) -> int:
+def _vocabulary_size(folder: Path, sessions: dict[str, Session]) -> int:
     """Number of logits per token; Reject where the graphs' inputs and outputs do not match."""
     encoder, beginning, continuation = (sessions[name] for name in (ENCODER, BEGINNING, CONTINUATION))
     past = [name for name in continuation.shapes if name.startswith("past_key_values.")]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
-from ...ir.capture.sample import sample
+from ...ir.capture.sample import sample_inputs
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import output_logits
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
@@ -22,7 +22,7 @@ SIDE_NAMES = (
 _FREE = torch.export.Dim.DYNAMIC
 
 
-def refuse(model: nn.Module) -> None:
+def refuse_unsupported(model: nn.Module) -> None:
     """Raise Reject of an encoder with a decoder that takes neither texts nor sounds, or has no head."""
     kind = type(model).__name__
     if model.main_input_name != "input_ids" and not is_speech_encoder_decoder(model):
@@ -80,7 +80,7 @@ class FirstDecoderStep(nn.Module):
         self, encoder_attention_mask: Tensor | None, input_ids: Tensor, encoder_hidden_states: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         cache = _empty()
-        logits = _logits(self.model, encoder_attention_mask, input_ids, encoder_hidden_states, cache)
+        logits = _decoder_logits(self.model, encoder_attention_mask, input_ids, encoder_hidden_states, cache)
         return logits, [part for slot in self.slots for half in _halves(cache) for part in parts_of(half, slot)]
 
 
@@ -105,7 +105,7 @@ class NextDecoderStep(nn.Module):
             cache.is_updated[slot] = True
         # What is made of these is not asked for: what was kept of the source is taken.
         states = past[2].new_zeros(len(input_ids), past[2].shape[2], self.width)
-        logits = _logits(self.model, encoder_attention_mask, input_ids, states, cache)
+        logits = _decoder_logits(self.model, encoder_attention_mask, input_ids, states, cache)
         return logits, [part for slot in self.slots for part in parts_of(cache.self_attention_cache, slot)]
 
 
@@ -127,15 +127,15 @@ class SpeechContinuation(NextDecoderStep):
         return super().forward(None, input_ids, past)
 
 
-def graphs(model: nn.Module) -> Iterator[Graph]:
+def export_graphs(model: nn.Module) -> Iterator[Graph]:
     """The three graphs of a model in float32."""
-    inputs, is_speech = sample(model, padding=0), is_speech_encoder_decoder(model)
+    inputs, is_speech = sample_inputs(model, padding=0), is_speech_encoder_decoder(model)
     decoder_ids = inputs["decoder_input_ids"]
-    reads = _hearing(model, inputs) if is_speech else _encoder(model, inputs)
+    reads = _hearing(model, inputs) if is_speech else _encoder_graph(model, inputs)
     yield reads
     mask = None if is_speech else reads.arguments["attention_mask"]
     states, cache = reads.module(**reads.arguments), _empty()
-    _logits(model, mask, decoder_ids, states, cache)
+    _decoder_logits(model, mask, decoder_ids, states, cache)
     slots = [n for n in range(len(cache.self_attention_cache.layers)) if all(p is not None for p in _parts(cache, n))]
     past = [part for slot in slots for part in _parts(cache, slot)]
     names = [f"{n}.{side}.{part}" for n in range(len(slots)) for side in SIDE_NAMES for part in ("key", "value")]
@@ -162,7 +162,7 @@ def graphs(model: nn.Module) -> Iterator[Graph]:
     )
 
 
-def _encoder(model: nn.Module, inputs: dict[str, Any]) -> Graph:
+def _encoder_graph(model: nn.Module, inputs: dict[str, Any]) -> Graph:
     mask = torch.ones_like(inputs["input_ids"])
     mask[1:, -2:] = 0
     names = ["input_ids", "attention_mask"]
@@ -197,7 +197,7 @@ def _parts(cache: Any, slot: int) -> list[Any]:
     return [part for half in _halves(cache) for part in parts_of(half, slot)]
 
 
-def _logits(model: nn.Module, mask: Tensor | None, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
+def _decoder_logits(model: nn.Module, mask: Tensor | None, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
     from transformers.modeling_outputs import BaseModelOutput
 
     out = model(

@@ -14,7 +14,7 @@ from ..model import Output
 from ..seq2seq import Seq2SeqModel
 from .checking import ENCODER, FEATURES
 from .refusal import rejected_onnx
-from .seq2seq import SourceRows, open_translator
+from .seq2seq import SourceRows, open_seq2seq
 from .session import Session
 
 other_features = Fault(
@@ -105,4 +105,4 @@ class SpeechSeq2Seq(Seq2SeqModel):
 
 def open_hearing(folder: Path, threads: int | None) -> Seq2SeqModel:
     """The model of a folder whose encoder hears. Raises Reject (refused-onnx)."""
-    return open_translator(folder, threads, SpeechRows, SpeechSeq2Seq)
+    return open_seq2seq(folder, threads, SpeechRows, SpeechSeq2Seq)

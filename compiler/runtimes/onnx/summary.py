@@ -8,7 +8,7 @@ from typing import Any
 
 from ....dsl.syntax.render import on_a_line
 from ...core.quantity import count, size
-from .checking import check, graphs_in, weights
+from .checking import check_onnx, graphs_in, initializers
 
 _MAX_ITEMS = 12  # ops and shapes; the rest are counted
 
@@ -30,7 +30,7 @@ class OnnxSummary:
             "weights": [{"shape": s, "entries": n, "bytes": b} for s, (n, b) in self.shapes.items()],
         }
 
-    def draw(self) -> str:
+    def to_text(self) -> str:
         past = sum(name.startswith("past_key_values.") for name in self.inputs)
         plain = [name for name in self.inputs if not name.startswith("past_key_values.")]
         ops = [f"{n} {op}" for op, n in self.operators.items()]
@@ -48,14 +48,14 @@ class OnnxSummary:
         )
 
 
-def summary(folder: Path) -> OnnxSummary:
+def summarise_onnx(folder: Path) -> OnnxSummary:
     """Picture of a folder of the target `onnx`. Raises Reject (refused-onnx)."""
-    graphs = {name: check(folder, name) for name in graphs_in(folder)}
+    graphs = {name: check_onnx(folder, name) for name in graphs_in(folder)}
     shapes: dict[str, tuple[int, int]] = {}
     operators: Counter[str] = Counter()
     for stored in graphs.values():
         operators.update(stored.operators)
-    for tensor in (x for name, stored in graphs.items() for x in weights(folder, stored, name).values()):
+    for tensor in (x for name, stored in graphs.items() for x in initializers(folder, stored, name).values()):
         shape = " x ".join(map(str, tensor.shape)) if tensor.dim() > 1 else "vectors"
         entries, n_bytes = shapes.get(shape, (0, 0))
         shapes[shape] = (entries + 1, n_bytes + tensor.nbytes)

@@ -14,7 +14,7 @@ from torch import fx, nn
 from transformers.cache_utils import Cache
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...ir.capture.first_calls import record
+from ...ir.capture.first_calls import record_first_calls
 from ...ir.program import Program
 
 SMALL = 1 << 30  # bytes of a model that is copied with its numbers
@@ -34,7 +34,7 @@ frees_nothing = Fault(
 )
 
 
-def rehearse(
+def dry_run(
     program: Program,
     label: str,
     edit: Callable[[Program], None],
@@ -45,12 +45,12 @@ def rehearse(
     Raises Reject (layer-needed) if the model does not run after the edit. One that doesn't run without weights at
     all tells nothing: then the edit itself will show.
     """
-    trial = weightless(program)
+    trial = copy_on_meta(program)
     edit(trial)
     try:
-        record(trial.model, trial.inputs)
+        record_first_calls(trial.model, trial.inputs)
     except Reject as error:
-        if runs(weightless(program)):
+        if forward_runs(copy_on_meta(program)):
             name = type(program.model).__name__
             raise Reject(
                 layer_needed(
@@ -64,9 +64,9 @@ def rehearse(
 
 def unread_outputs(program: Program, path: str) -> frozenset[int]:
     """Outputs of a layer besides its first that neither the model nor its caller ever reads."""
-    trial = weightless(program)
+    trial = copy_on_meta(program)
     layer, count = trial.model.get_submodule(path), _values_of(program.units[path].graph)
-    return frozenset(index for index in range(1, count) if _is_unread(trial, layer, index))
+    return frozenset(index for index in range(1, count) if _is_output_unused(trial, layer, index))
 
 
 def _values_of(graph: fx.Graph) -> int:
@@ -74,7 +74,7 @@ def _values_of(graph: fx.Graph) -> int:
     return len(returned) if isinstance(returned, (tuple, list)) else 1
 
 
-def _is_unread(trial: Program, layer: nn.Module, index: int) -> bool:
+def _is_output_unused(trial: Program, layer: nn.Module, index: int) -> bool:
     """Whether a model runs, and says nothing of it, when a layer gives a mark in place of one of its values."""
     mark = object()
 
@@ -104,16 +104,16 @@ def _unchanged(cache: Cache) -> list[Any]:
     return [x for layer in cache.layers for x in vars(layer).values()]
 
 
-def runs(program: Program) -> bool:
+def forward_runs(program: Program) -> bool:
     """Whether the model's forward runs on the program's inputs."""
     try:
-        record(program.model, program.inputs)
+        record_first_calls(program.model, program.inputs)
     except Reject:
         return False
     return True
 
 
-def weightless(program: Program) -> Program:
+def copy_on_meta(program: Program) -> Program:
     """A copy of a program, of its model all but the numbers: parameters and buffers are on the meta device."""
     bare: dict[int, object] = {}
     for tensor in _tensors(program):

@@ -9,7 +9,7 @@ from torch import fx
 from ....dsl.checker.inputs import wide_rank
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.nearest import suggestion
-from ...ir.layers.reft import FORMS, Reft, connect, interventions
+from ...ir.layers.reft import FORMS, Reft, interventions, share_prompt_positions
 from ...ir.program import Program
 from .rewrite import Rewriter
 
@@ -24,7 +24,7 @@ no_stream = Fault(
 twice_intervened = Fault("twice-intervened", "A layer that has interventions gets others.")
 
 
-def widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
+def hidden_widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
     """The width of what each layer hands on. Raises Reject where one hands on no row of hidden states."""
     result = {}
     for path in paths:
@@ -49,7 +49,7 @@ def _is_rows(node: fx.Node) -> bool:
     return isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(dtype, str) and "float" in dtype
 
 
-def insert(program: Program, interventions: Mapping[str, Reft]) -> None:
+def insert_interventions(program: Program, interventions: Mapping[str, Reft]) -> None:
     """Put interventions at the end of units; what is behind reads the edited stream, the unit itself the old one.
 
     interventions   unit path -> its interventions
@@ -75,10 +75,10 @@ def insert(program: Program, interventions: Mapping[str, Reft]) -> None:
             output.replace_input_with(value, edited)
             rewrite.add_module(f"{path}.{NAME}", module)
             rewrite.exchange_graph(path, graph)
-        connect(program.model)
+        share_prompt_positions(program.model)
 
 
-def make(
+def make_interventions(
     program: Program,
     on: tuple[str, ...],
     form: str,
@@ -96,7 +96,7 @@ def make(
     Raises Reject (rank-too-large, no-stream).
     """
     result = {}
-    for path, width in widths(program, on).items():
+    for path, width in hidden_widths(program, on).items():
         if rank > width:
             raise Reject(wide_rank(rank, width, f" of {path}"))
         assert form in FORMS, suggestion(form, FORMS, "there is")
@@ -112,12 +112,12 @@ def make(
         result[path] = Reft.from_spec(program.model.get_submodule(path), spec)
         generator = torch.Generator().manual_seed(seed_of_layer(path))
         for function in result[path].interventions():
-            function.start(start, generator)
+            function.init_weights(start, generator)
         result[path].train(program.model.get_submodule(path).training)
     return result
 
 
-def remove(program: Program) -> None:
+def remove_interventions(program: Program) -> None:
     """Take all interventions out: the layers compute what they did before."""
     with Rewriter(program) as rewrite:
         for path, _ in list(interventions(program.model)):

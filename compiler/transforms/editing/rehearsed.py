@@ -19,47 +19,47 @@ def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
     known = shipped_skeleton(origin) or cached_skeleton(origin, settings)
     if known is None:
         from ...analysis.discovery.discover import skeleton_of
-        from ...ir.capture.meta_capture import captured  # torch, which a kept skeleton does without
+        from ...ir.capture.meta_capture import capture_on_meta  # torch, which a kept skeleton does without
 
-        program = captured(origin)
+        program = capture_on_meta(origin)
         known = skeleton_of(program)
-        if stays := immovable(program):
+        if stays := unremovable_branches(program):
             known = replace(known, facts={**known.facts, "stays": [[site, reason] for site, reason in stays.items()]})
         keep_skeleton(origin, settings, known)
     return known
 
 
-def immovable(program: "Program") -> dict[str, str]:
+def unremovable_branches(program: "Program") -> dict[str, str]:
     """Sites of branches that can't be removed, with the reason; one that goes speaks for those of equal layers.
 
     Nothing for a model that does not run without weights: then the edit itself will show.
     """
     from ...analysis.discovery.discover import skeleton_of
-    from .dry_run import runs, weightless
+    from .dry_run import copy_on_meta, forward_runs
 
     reasons: dict[str, str] = {}
     going: set[tuple[str, str]] = set()
-    if len(skeleton_of(program).branches) < 2 or not runs(weightless(program)):
+    if len(skeleton_of(program).branches) < 2 or not forward_runs(copy_on_meta(program)):
         return reasons
     for branch in skeleton_of(program).branches:
         kind = (program.units[branch.unit].key, branch.join)
         if kind in going:
             continue
-        if reason := _refusal(program, branch):
+        if reason := _removal_refusal(program, branch):
             reasons[branch.site] = reason
         else:
             going.add(kind)
     return reasons
 
 
-def _refusal(program: "Program", branch: Branch) -> str:
+def _removal_refusal(program: "Program", branch: Branch) -> str:
     """Reason why a copy without weights can't lose a branch; "" where it can."""
     from ...analysis.discovery.bypass import staying
     from ...analysis.discovery.discover import skeleton_of
-    from .dry_run import weightless
+    from .dry_run import copy_on_meta
     from .rewrite import Rewriter
 
-    trial, skeleton = weightless(program), skeleton_of(program)
+    trial, skeleton = copy_on_meta(program), skeleton_of(program)
     frees = shrink.params(skeleton) - shrink.params(shrink.without_branch(skeleton, branch))
     try:
         with Rewriter(trial) as rewrite:

@@ -11,19 +11,19 @@ from transformers import PreTrainedModel
 
 from ....dsl.checker.skeleton import is_submodule
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.discovery.dead_rows import live_indices, narrowed_readers, rewritten, unread
+from ...analysis.discovery.dead_rows import live_indices, narrowed_matmul_modules, unread_labels, with_narrowed_literals
 from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
 from ...ir.capture.capture import recapture
 from ...ir.capture.refresh import with_current_ints
-from ...ir.edits import Swappable, renamed
-from ...ir.graphs import attends, is_masked, referenced, sources, uses_cache
+from ...ir.edits import Swappable, moved_path
+from ...ir.graphs import ancestors, attends, is_masked, referenced, uses_cache
 from ...ir.layers import swap_table
-from ...ir.liveness import sweep
+from ...ir.liveness import eliminate_dead_code
 from ...ir.program import Program
 from ...ir.unit import Unit, code_key
 from ...models.rows.inputs import is_encoder_decoder
-from .dry_run import frees_nothing, layer_needed, rehearse, unread_outputs
+from .dry_run import dry_run, frees_nothing, layer_needed, unread_outputs
 
 _ADDS = (operator.add, operator.iadd, torch.add)
 _LAYER_TYPES = "layer_types"
@@ -56,7 +56,7 @@ class Rewriter:
             fresh = with_current_ints(unit.graph, unit.module(self.program.model))
             if fresh is not None:
                 unit.graph, unit.key = fresh, code_key(fresh)
-                self.store(unit)
+                self.bind_edited_unit(unit)
         recapture(self.program, self.touched)
         self.touched, self.dirty = set(), False
 
@@ -69,7 +69,7 @@ class Rewriter:
         bias is a tensor of its own: narrow it, too. Asserts that indices are distinct, in range and not none.
         """
         keep = torch.as_tensor(keep, dtype=torch.int64).cpu()
-        for tensor_path in surgery.narrow(self.program.model, path, axis, keep):
+        for tensor_path in surgery.narrow_tensor(self.program.model, path, axis, keep):
             self.program.edits.shapes[tensor_path] = list(surgery.tensor_at(self.program.model, tensor_path).shape)
             self._touch(tensor_path)
 
@@ -109,12 +109,12 @@ class Rewriter:
         Raises Reject (layer-needed), with nothing changed, if the model does not run without it, or its config has no
         number of layers that could be one less.
         """
-        if reason := self._uncounted(path):
+        if reason := self._uncounted_layer_reason(path):
             raise Reject(layer_needed(f"{path} can't be removed: {reason}", help="remove residual branches instead"))
-        rehearse(self.program, path, lambda trial: Rewriter(trial)._take_layer(path))
-        self._take_layer(path)
+        dry_run(self.program, path, lambda trial: Rewriter(trial)._remove_layer(path))
+        self._remove_layer(path)
 
-    def _uncounted(self, path: str) -> str | None:
+    def _uncounted_layer_reason(self, path: str) -> str | None:
         """Why the config can't say that a layer is gone. `num_hidden_layers` of two stacks is the encoder's alone."""
         model = self.program.model
         where = surgery.saved_config(model, surgery.split(path)[0])
@@ -124,9 +124,9 @@ class Rewriter:
             return "the config of the model names no number of layers"
         return None
 
-    def _take_layer(self, path: str) -> None:
+    def _remove_layer(self, path: str) -> None:
         program, edits = self.program, self.program.edits
-        kinds = self._kinds()
+        kinds = self._cache_kinds()
         owner, index = surgery.split(path)
         new_paths = surgery.drop_layer(program.model, path)
         left = edits.layers.setdefault(owner, list(range(len(surgery.layers_at(program.model, owner)) + 1)))
@@ -134,18 +134,18 @@ class Rewriter:
         edits.forget(path)
         edits.rename(new_paths)
         program.opaque = {
-            renamed(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
+            moved_path(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
         }
-        self.touched = {renamed(p, new_paths) for p in self.touched if p != path}
-        program.units = {u.path: u for u in self._renamed_units(path, new_paths)}
+        self.touched = {moved_path(p, new_paths) for p in self.touched if p != path}
+        program.units = {u.path: u for u in self._reindex_units(path, new_paths)}
         self._shorten_config(owner, int(index))
-        self._assign_slots({renamed(p, new_paths): kind for p, kind in kinds.items() if p != path})
+        self._assign_slots({moved_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
         self.dirty = True
 
-    def _renamed_units(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
+    def _reindex_units(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
         for unit in self.program.units.values():
             if unit.path != dropped:
-                unit.path = renamed(unit.path, new_paths)
+                unit.path = moved_path(unit.path, new_paths)
                 if unit.edited:
                     unit.bind(self.program.model)
                 yield unit
@@ -184,7 +184,7 @@ class Rewriter:
         """
         unread = unread_outputs(self.program, path)
         label = f"what {join} adds in {path}"
-        trial = rehearse(self.program, label, lambda trial: Rewriter(trial)._take_branch(path, join, keep, unread))
+        trial = dry_run(self.program, label, lambda trial: Rewriter(trial)._remove_branch(path, join, keep, unread))
         freed = _size(self.program.model) - _size(trial.model)
         if freed < frees / 2:
             raise Reject(
@@ -194,44 +194,44 @@ class Rewriter:
                     help="narrow it instead: `prune.channels`, `prune.heads`",
                 )
             )
-        self._take_branch(path, join, keep, unread)
+        self._remove_branch(path, join, keep, unread)
 
-    def _take_branch(self, path: str, join: str, keep: str | None, unread: frozenset[int]) -> None:
+    def _remove_branch(self, path: str, join: str, keep: str | None, unread: frozenset[int]) -> None:
         program = self.program
-        kinds = self._kinds()
+        kinds = self._cache_kinds()
         unit = program.units[path]
         before = referenced(unit.graph)
         graph = copy.deepcopy(unit.graph)
         add = next((node for node in graph.nodes if node.name == join), None)
         assert add is not None and add.target in _ADDS, f"{join} is no addition in {path}"
-        stays = _stays(add, keep)
-        removed = sources(add) - sources(stays) - {stays}
+        stays = _kept_operand(add, keep)
+        removed = ancestors(add) - ancestors(stays) - {stays}
         add.replace_all_uses_with(stays)
         graph.erase_node(add)
-        _leave_out(graph, unread, removed)
-        sweep(graph)
-        graph_json.dump(graph)  # what can't be stored is refused while nothing has changed yet
+        _replace_with_none(graph, unread, removed)
+        eliminate_dead_code(graph)
+        graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         program.units[path] = edited
         self._delete_unused(edited, before)
-        if any(narrowed_readers(unit.graph, edited.graph)):
-            self._drop_unread(edited)
-        self.store(edited)
+        if any(narrowed_matmul_modules(unit.graph, edited.graph)):
+            self._remove_dead_rows(edited)
+        self.bind_edited_unit(edited)
         self._assign_slots(kinds)
 
-    def _drop_unread(self, unit: Unit) -> None:
+    def _remove_dead_rows(self, unit: Unit) -> None:
         """Take away rows that only a part read which is gone: branches may hang on one projection.
 
         Where what is left divides them in a way that can't be told, they stay.
         """
         from ...analysis.discovery.discover import stream_of
-        from ...analysis.discovery.labels import label
+        from ...analysis.discovery.labels import label_graph
 
         layer, stream = unit.module(self.program.model), stream_of(unit.graph)
-        labelling = label(unit.graph, layer, stream.name if stream else None)
-        dead_rows = unread(labelling, labelling.output)
+        labelling = label_graph(unit.graph, layer, stream.name if stream else None)
+        dead_rows = unread_labels(labelling, labelling.output)
         try:
-            graph = rewritten(unit.graph, labelling, dead_rows, layer)
+            graph = with_narrowed_literals(unit.graph, labelling, dead_rows, layer)
         except Baked:
             return
         unit.graph, unit.key = graph, code_key(graph)
@@ -240,19 +240,19 @@ class Rewriter:
 
     def exchange_graph(self, path: str, graph: fx.Graph) -> None:
         """Let a unit run another graph over the same modules."""
-        sweep(graph)
-        graph_json.dump(graph)  # what can't be stored is refused while nothing has changed yet
+        eliminate_dead_code(graph)
+        graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet
         unit = self.program.units[path]
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         self.program.units[path] = edited
-        self.store(edited)
+        self.bind_edited_unit(edited)
 
-    def store(self, unit: Unit) -> None:
+    def bind_edited_unit(self, unit: Unit) -> None:
         """Bind a unit whose graph was edited, and record the graph."""
         unit.bind(self.program.model)
         plain = {name: _as_list(value) for name, value in unit.statics.items() if _is_plain(value)}
         self.program.edits.graphs[unit.path] = {
-            "graph": graph_json.dump(unit.graph),
+            "graph": graph_json.graph_to_json(unit.graph),
             "placeholders": list(unit.placeholders),
             "statics": plain,
         }
@@ -273,7 +273,7 @@ class Rewriter:
 
     # -- cache slots -----------------------------------------------------------------------------------------
 
-    def _kinds(self) -> dict[str, str]:
+    def _cache_kinds(self) -> dict[str, str]:
         """The kind of each unit's cache by the base config; remembered before the config is bent to slots."""
         program = self.program
         if not isinstance(program.model, PreTrainedModel) or is_encoder_decoder(program.model):
@@ -324,7 +324,7 @@ class Rewriter:
     def _slots(self, paths: list[str], kinds: dict[str, str]) -> slots.Slots:
         graphs = [self.program.units[path].graph for path in paths]
         live, attend, masked = (tuple(map(predicate, graphs)) for predicate in (uses_cache, attends, is_masked))
-        return slots.assign(tuple(kinds[path] for path in paths), live, attend, masked)
+        return slots.assign_slots(tuple(kinds[path] for path in paths), live, attend, masked)
 
     def _touch(self, path: str) -> None:
         unit = next((unit for unit in self.program.units if is_submodule(path, unit)), None)
@@ -337,14 +337,14 @@ def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _leave_out(graph: fx.Graph, unread: frozenset[int], removed: set[fx.Node]) -> None:
+def _replace_with_none(graph: fx.Graph, unread: frozenset[int], removed: set[fx.Node]) -> None:
     """Give None for values that nobody reads and that only what is lost was needed for."""
     output = next(node for node in graph.nodes if node.op == "output")
     returned = list(output.args[0]) if unread else []
     for index in sorted(unread):
-        if isinstance(value := returned[index], fx.Node) and removed & {value, *sources(value)}:
+        if isinstance(value := returned[index], fx.Node) and removed & {value, *ancestors(value)}:
             remaining = {x for i, x in enumerate(returned) if i != index and isinstance(x, fx.Node)}
-            if value not in remaining.union(*map(sources, remaining)):
+            if value not in remaining.union(*map(ancestors, remaining)):
                 returned[index] = None
     if unread:
         output.args = (tuple(returned),)
@@ -356,14 +356,14 @@ def _entry(new: nn.Module) -> dict[str, Any]:
     return {"class": swap_table.name_of(new), "spec": new.spec()}
 
 
-def _stays(add: fx.Node, keep: str | None) -> fx.Node:
+def _kept_operand(add: fx.Node, keep: str | None) -> fx.Node:
     operands = [node for node in add.args[:2] if isinstance(node, fx.Node)]
     assert len(operands) == 2, f"{add.name} adds other things than two values"
     if keep is not None:
         assert keep in {node.name for node in operands}, f"{keep} is no operand of {add.name}"
         return next(node for node in operands if node.name == keep)
     for entry, branch in (operands, operands[::-1]):
-        if entry in sources(branch):
+        if entry in ancestors(branch):
             return entry
     raise AssertionError(f"neither operand of {add.name} is computed from the other: say which one stays")
 

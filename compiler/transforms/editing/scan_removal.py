@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from ...analysis.discovery.mixers.graphs import CACHE, CONV, mixer_graphs
-from ...analysis.discovery.mixers.scanless import scanless
+from ...analysis.discovery.mixers.scanless import remove_scan
 from ...ir.layers import leaves
-from ...ir.liveness import sweep
+from ...ir.liveness import eliminate_dead_code
 from ...ir.program import Program
 from ...ir.traced_integers import LAYER_INDICES
 from ...ir.unit import Unit, argument_names, code_key
@@ -24,16 +24,16 @@ _WORD = re.compile(r"[A-Za-z_][\w.]*")
 
 def without_scan(program: Program, scan: "Scan") -> Unit:
     """The unit with the mixer opened and the scan left out, all weights as they are; nothing is changed yet."""
-    return _spliced(
-        program, scan, scanless(mixer_graphs(program)[scan.site], program.model.get_submodule(scan.site)).graph
+    return _splice_mixer_graph(
+        program, scan, remove_scan(mixer_graphs(program)[scan.site], program.model.get_submodule(scan.site)).graph
     )
 
 
 def drop_scan(program: Program, rewrite: Rewriter, scan: "Scan") -> None:
     """Leave the scan out for good, with all that only it used."""
     mixer = program.model.get_submodule(scan.site)
-    plan = scanless(mixer_graphs(program)[scan.site], mixer)
-    unit = _spliced(program, scan, plan.narrow)
+    plan = remove_scan(mixer_graphs(program)[scan.site], mixer)
+    unit = _splice_mixer_graph(program, scan, plan.narrow)
     program.units[scan.unit] = unit
     program.opaque.pop(scan.site, None)
     for path in plan.dead:
@@ -41,10 +41,10 @@ def drop_scan(program: Program, rewrite: Rewriter, scan: "Scan") -> None:
     for (tensor, axis), keep in plan.keep.items():
         if not any(f"{tensor}.".startswith(f"{path}.") for path in plan.dead):
             rewrite.narrow(f"{scan.site}.{tensor}", axis, keep)
-    rewrite.store(unit)
+    rewrite.bind_edited_unit(unit)
 
 
-def _spliced(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
+def _splice_mixer_graph(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
     """The unit's graph with the mixer's in place of its one node."""
     unit = program.units[scan.unit]
     mixer_path = scan.site.removeprefix(f"{scan.unit}.")
@@ -60,14 +60,14 @@ def _spliced(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
             elif old.op == "output":
                 node.replace_all_uses_with(fx.map_arg(old.args[0], copies.__getitem__))
             else:
-                copies[old] = _copied(graph, old, copies, mixer_path, node)
+                copies[old] = _copy_node(graph, old, copies, mixer_path, node)
         _share_state(graph, mixer, mixer_path, arguments.get(CACHE), node)
     graph.erase_node(node)
-    sweep(graph)
+    eliminate_dead_code(graph)
     return replace(unit, graph=graph, key=code_key(graph), edited=True)
 
 
-def _copied(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], mixer_path: str, node: fx.Node) -> fx.Node:
+def _copy_node(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], mixer_path: str, node: fx.Node) -> fx.Node:
     new = graph.node_copy(old, copies.__getitem__)
     if new.op in ("call_module", "get_attr"):
         new.target = f"{mixer_path}.{old.target}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Branch
-from ...analysis.discovery.bypass import bypassed
+from ...analysis.discovery.bypass import without_branch
 from ...ir.unit import code_key
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def running(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
+def running_graphs(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
     """Layers run these graphs, also where they are their own: a layer's own forward is another kind of code."""
     try:
         for unit in units:
@@ -27,11 +27,11 @@ def running(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
             (unit.bind if unit.edited else unit.unbind)(program.model)
 
 
-def without_branch(program: "Program", branch: Branch) -> AbstractContextManager[None]:
+def branch_skipped(program: "Program", branch: Branch) -> AbstractContextManager[None]:
     """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
     unit = program.units[branch.unit]
-    graph = bypassed(unit.graph, branch)
-    return running(program, [replace(unit, graph=graph, key=code_key(graph), edited=True)])
+    graph = without_branch(unit.graph, branch)
+    return running_graphs(program, [replace(unit, graph=graph, key=code_key(graph), edited=True)])
 
 
 @contextmanager

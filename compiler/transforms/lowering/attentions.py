@@ -30,7 +30,7 @@ class AttentionCall:
     node: str
 
 
-def attendings(program: "Program", on: Selector | None) -> tuple[AttentionCall, ...]:
+def attention_calls(program: "Program", on: Selector | None) -> tuple[AttentionCall, ...]:
     """The calls inside of the branches that `on` selects."""
     chosen = {(b.unit, b.site) for b in branches(skeleton_of(program), on) if b.role == "attention"}
     result = []
@@ -43,7 +43,7 @@ def attendings(program: "Program", on: Selector | None) -> tuple[AttentionCall, 
     return tuple(result)
 
 
-def exchange(
+def rewrite_attention_calls(
     program: "Program",
     chosen: Sequence[AttentionCall],
     refuse: Callable[[fx.Node], str],
@@ -91,7 +91,7 @@ def heads_of(node: fx.Node) -> tuple[int, int]:
     return node.args[1].meta["shape"][1], node.args[2].meta["shape"][1]
 
 
-def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Put a call of another leaf in a call's place; it stands for the same values."""
     with graph.inserting_before(node):
         new = graph.call_function(target, args, {**node.kwargs, **options})
@@ -100,7 +100,7 @@ def replaced(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...],
     graph.erase_node(node)
 
 
-def updated(node: fx.Node) -> fx.Node | None:
+def cache_update_of(node: fx.Node) -> fx.Node | None:
     """The cache update whose two results a call attends to, if it is one and nothing else reads them."""
     sources = [
         x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None for x in node.args[2:4]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....kernels.native import KernelError
 from ....kernels.ops import KERNELS
-from ...core.quantity import digits, seconds
+from ...core.quantity import duration_text, significant_digits
 from ...evaluation.promise import observed
 from ...ir.layers.linear import KernelLinear, weight_of
 from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
@@ -18,7 +18,7 @@ from ...models.rows.forward import REMEDY, evaluating, not_a_number
 from ..search.masks import INPUTS, OUTPUTS
 from ..search.sparsity import zeros
 from .contenders import DYNAMIC, EAGER, PREPACKED
-from .prediction_error import Accuracy, inputs_of, output_error
+from .prediction_error import Accuracy, output_error, sample_module_inputs
 from .speed import ROUNDED, KernelCase
 
 if TYPE_CHECKING:
@@ -78,7 +78,11 @@ class Choice:
         """Choice of a kernel with a finer grid for this module."""
         reason = f"{FORMAT_OF[self.kernel]} was off by {self.error:.1%} of its outputs, and all together by too much"
         return replace(
-            self, kernel=kernel, reason=reason, bytes=trial.packed(kernel).packed.numel(), error=trial.error(kernel)
+            self,
+            kernel=kernel,
+            reason=reason,
+            bytes=trial.pack(kernel).packed.numel(),
+            error=trial.relative_error(kernel),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def unsupported_reason(program: "Program", paths: Sequence[str]) -> dict[str, st
         for path, kind in kinds.items():
             module = program.model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(lambda *_, p=path: called.add(p)))
-            module.__class__ = _watched(kind, path, read)
+            module.__class__ = _recording_class(kind, path, read)
         with evaluating(program.model):
             observed(program)
     finally:
@@ -138,7 +142,7 @@ def unsupported_reason(program: "Program", paths: Sequence[str]) -> dict[str, st
     }
 
 
-def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
+def _recording_class(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
     """The class, noting where the weight is read outside of its own forward."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +175,7 @@ def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
     return usable, next(filter(None, refusals.values()), "")
 
 
-def choose(
+def choose_kernel(
     site: Site,
     kernels: Sequence[str],
     times: Mapping[str, float],
@@ -181,7 +185,7 @@ def choose(
     """(kernel or "", why) of a module whose contenders were timed.
 
     Of kernels that are equally fast it is the one of the finest grid; int8 and int4 only where they are not too far
-    off. `error` is asked for those alone that win by it.
+    off. `relative_error` is asked for those alone that win by it.
     """
     off: dict[str, float] = {}
 
@@ -202,13 +206,13 @@ def choose(
     kernel = next(filter(fits, sorted(tied, key=lambda k: (BY_KERNEL[k].tolerance, times[k]))))
     if times[kernel] * WINS > times[EAGER]:
         return "", (
-            f"torch takes {seconds(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
-            f"{seconds(times[kernel])}{left_out}"
+            f"torch takes {duration_text(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
+            f"{duration_text(times[kernel])}{left_out}"
         )
-    return kernel, f"{digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
+    return kernel, f"{significant_digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
 
 
-def finer(choices: Sequence[Choice], share: float) -> dict[str, str]:
+def more_exact_kernels(choices: Sequence[Choice], share: float) -> dict[str, str]:
     """Paths of modules that are to be more exact -> the fastest kernel of a finer grid that took part in the race.
 
     The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
@@ -238,7 +242,7 @@ class Trial:
         self._errors: dict[str, float] = {}  # by numbers
         self._last: tuple[str, KernelLinear] | None = None
 
-    def packed(self, kernel: str) -> KernelLinear:
+    def pack(self, kernel: str) -> KernelLinear:
         """The module on a kernel; Reject with its path where the weight can't be packed."""
         if self._last is None or self._last[0] != kernel:
             try:
@@ -248,21 +252,21 @@ class Trial:
                 raise Reject(cant_pack(f"{self.path}: {error}", help=help)) from error
         return self._last[1]
 
-    def error(self, kernel: str) -> float | None:
+    def relative_error(self, kernel: str) -> float | None:
         """Relative error of its outputs; equal for kernels that store equal numbers."""
         if self.x is None:
             return None
         numbers = BY_KERNEL[kernel].numbers
         if numbers not in self._errors:
-            self._errors[numbers] = output_error(self.module, self.packed(kernel), self.x)
+            self._errors[numbers] = output_error(self.module, self.pack(kernel), self.x)
         return self._errors[numbers]
 
 
 def sampled(program: "Program", paths: Sequence[str], rows: Tensor | None) -> dict[str, Tensor]:
-    return {} if rows is None else inputs_of(program.model, list(paths), rows)
+    return {} if rows is None else sample_module_inputs(program.model, list(paths), rows)
 
 
-def gate(accuracy: Accuracy, max_divergence: float, choices: Sequence[Choice]) -> None:
+def refuse_inaccurate(accuracy: Accuracy, max_divergence: float, choices: Sequence[Choice]) -> None:
     """Reject (lowering-inaccurate) where it cost more than allowed, naming the modules that are furthest off."""
     if accuracy.divergence <= max_divergence:
         return
@@ -271,18 +275,18 @@ def gate(accuracy: Accuracy, max_divergence: float, choices: Sequence[Choice]) -
     perplexity_text = ""
     if accuracy.perplexity:
         before, after = accuracy.perplexity
-        perplexity_text = f", perplexity {digits(before)} became {digits(after)}"
+        perplexity_text = f", perplexity {significant_digits(before)} became {significant_digits(after)}"
     raise Reject(
         lowering_inaccurate(
-            f"predictions moved by {digits(accuracy.divergence)} nats, "
-            f"at most {digits(max_divergence)} are allowed{perplexity_text}",
+            f"predictions moved by {significant_digits(accuracy.divergence)} nats, "
+            f"at most {significant_digits(max_divergence)} are allowed{perplexity_text}",
             note=worst,
             help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`",
         )
     )
 
 
-def summary(choices: Sequence[Choice]) -> list[str]:
+def choice_summary(choices: Sequence[Choice]) -> list[str]:
     """A sentence for each case and what became of it."""
     groups: dict[tuple[str, str], list[Choice]] = {}
     for c in choices:

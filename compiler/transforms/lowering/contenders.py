@@ -17,7 +17,7 @@ EAGER, PREPACKED, DYNAMIC = "torch", "torch pre-packed", "torch int8 dynamic"
 GROUPED = "torch grouped rows"
 
 
-def contender_of(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
+def kernel_contender(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
     """One of our kernels on a weight [n, k], packed for it."""
     first = LINEARS[kernel].pack(w)
 
@@ -46,7 +46,7 @@ def prepacked(w: Tensor, x: Tensor) -> Contender:
     return Contender(PREPACKED, [partial(op, x, p, None, "none", [], "") for p in operands], w.nbytes)
 
 
-def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
+def dynamic_int8_contender(w: Tensor, x: Tensor) -> Contender:
     """torch's dynamic quantisation: one scale for the weight, x rounded on every call."""
     torch.backends.quantized.engine = "x86"
     scale = max(float(w.abs().max()), 1e-8) / 127
@@ -58,12 +58,12 @@ def dynamic_int8(w: Tensor, x: Tensor) -> Contender:
     return Contender(DYNAMIC, [partial(op, wide, p, reduce_range=False) for p in operands], w.numel())
 
 
-def of_torch(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED, DYNAMIC)) -> list[Contender]:
+def torch_contenders(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED, DYNAMIC)) -> list[Contender]:
     """The plain one, and of `optional` those that this build of torch has on this processor."""
     contenders = [eager(w, x)]
     for name in optional:
         try:
-            contender = {PREPACKED: prepacked, DYNAMIC: dynamic_int8}[name](w, x)
+            contender = {PREPACKED: prepacked, DYNAMIC: dynamic_int8_contender}[name](w, x)
             contender.calls[0]()
             contenders.append(contender)
         except (RuntimeError, NotImplementedError, AttributeError):  # without oneDNN, FBGEMM or AVX-512 for bfloat16
@@ -71,7 +71,7 @@ def of_torch(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED, DYNAMIC
     return contenders
 
 
-def roof(bytes: int, threads: int) -> Contender:
+def memory_read_contender(bytes: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
     operands = copies(lambda: packed.allocate_zeros(bytes).fill_(1), bytes)
     call, level = native.function("read"), levels.code()
@@ -89,7 +89,7 @@ def grouped_rows(q: Tensor, k: Tensor, v: Tensor) -> Contender:
     return Contender(GROUPED, [partial(scaled_dot_product_attention, rows, *p) for p in operands], 2 * k.nbytes)
 
 
-def cached(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
+def cached_attention_contender(q: Tensor, k: Tensor, v: Tensor, keep: float) -> Contender:
     """Our attention over a cache that keeps this share."""
 
     def filled() -> Cache:

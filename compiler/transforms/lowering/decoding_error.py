@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ...evaluation.timing import cache_of
-from ...models.rows.forward import evaluating, finite, losses, output_logits
+from ...models.rows.forward import evaluating, finite, output_logits, token_losses
 from ...plugin.row_checks import bad_rows
 from .prediction_error import Accuracy
 
@@ -33,7 +33,7 @@ class OutputsBefore:
     log_probs: Tensor
 
     @staticmethod
-    def of(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "OutputsBefore":
+    def record(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "OutputsBefore":
         """Raises Reject (bad-rows) on rows that never leave the window."""
         length = rows.shape[1]
         prompt = max(length // 2, length - STEPS)
@@ -45,10 +45,10 @@ class OutputsBefore:
                 )
             )
         ids = rows[:ROWS]
-        return OutputsBefore(ids, prompt, decoded(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
+        return OutputsBefore(ids, prompt, decode_logits(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
 
-    def against(self, model: nn.Module, ctx: "Context") -> Accuracy:
-        log_probs_after = decoded(model, self.ids, self.prompt, ctx, "decoding after").log_softmax(-1)
+    def compare_to(self, model: nn.Module, ctx: "Context") -> Accuracy:
+        log_probs_after = decode_logits(model, self.ids, self.prompt, ctx, "decoding after").log_softmax(-1)
         kl = (
             nn.functional.kl_div(log_probs_after, self.log_probs, reduction="sum", log_target=True)
             / log_probs_after[..., 0].numel()
@@ -57,11 +57,11 @@ class OutputsBefore:
         return Accuracy(divergence, (self._perplexity(self.log_probs), self._perplexity(log_probs_after)))
 
     def _perplexity(self, log_probs: Tensor) -> float:
-        nats = losses(log_probs[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1 :].flatten())
+        nats = token_losses(log_probs[:, :-1].flatten(0, 1), self.ids[:, self.prompt + 1 :].flatten())
         return math.exp(min(float(nats.double().mean()), 700.0))
 
 
-def decoded(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: str) -> Tensor:
+def decode_logits(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: str) -> Tensor:
     """Logits [b, length - prompt, vocab] float32 of every token behind a prompt, fed one by one."""
     log_probs = []
     with evaluating(model):

@@ -16,7 +16,7 @@ class Vectors:
     """Goals of processors without AMX."""
 
     @staticmethod
-    def gemv(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
+    def gemv_goals(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
         if sparsity > 0.5:
             goal = {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity]
             table.ratio(f"{at} sparse / own dense", line, "dense_linear", "sparse_linear", goal)
@@ -52,7 +52,7 @@ class Tiles:
     """Goals of processors with AMX."""
 
     @staticmethod
-    def gemv(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
+    def gemv_goals(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
         goal = {0.5: 0.85, 0.7: 0.8, 0.8: 0.75, 0.9: 0.65}[sparsity]
         table.target(f"{at} sparse, of read", line.of_read("sparse_linear"), goal, 1)
         if sparsity == 0.5:

@@ -10,11 +10,21 @@ import torch
 
 from ....kernels import levels, packed
 from ....kernels.ops import LINEARS
-from ...core.fingerprint import machine
+from ...core.fingerprint import machine_facts
 from ...ir.layers.number_formats import NUMBER_FORMATS
-from .contenders import EAGER, PREPACKED, cached, contender_of, eager, grouped_rows, of_torch, random_weight, roof
+from .contenders import (
+    EAGER,
+    PREPACKED,
+    cached_attention_contender,
+    eager,
+    grouped_rows,
+    kernel_contender,
+    memory_read_contender,
+    random_weight,
+    torch_contenders,
+)
 from .kernel_goals import Tiles, Vectors
-from .racing import Contender, race, real_time
+from .racing import Contender, race, set_real_time_priority
 
 SHAPES = [(2048, 8192), (4096, 4096), (8192, 2048), (1536, 576), (576, 1536), (576, 576), (49152, 576), (1000, 777)]
 
@@ -110,7 +120,7 @@ class Target:
         }
 
 
-def summary(targets: Sequence[Target]) -> str:
+def goals_summary(targets: Sequence[Target]) -> str:
     """The targets line by line, and how many of them are met or could have been."""
     missed, beyond = sum(not t.met for t in targets), sum(t.beyond for t in targets)
     end = f"{len(targets) - missed} of {len(targets)} targets met"
@@ -131,9 +141,9 @@ class Table:
     lines: list[KernelRace] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
-    def line(self, title: str, contenders: Sequence[Contender], bound: int = 0) -> KernelRace:
+    def race_line(self, title: str, contenders: Sequence[Contender], bound: int = 0) -> KernelRace:
         """Race contenders; with `bound` bytes the read roofline beside them."""
-        contenders = [*contenders, *([roof(bound, self.threads)] if bound else [])]
+        contenders = [*contenders, *([memory_read_contender(bound, self.threads)] if bound else [])]
         race(contenders, self.seconds, self.real_time)
         last = contenders[-1]
         result = KernelRace(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
@@ -152,7 +162,7 @@ class Table:
             return
         self.target(text, line.ratio(slower, name), goal, line.allowed(slower, name))
 
-    def run(self, parts: Sequence[str], shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
+    def measure(self, parts: Sequence[str], shapes: Sequence[tuple[int, int]] = SHAPES) -> None:
         """Measure the parts named, of `PARTS`, with this many threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -169,11 +179,11 @@ def _goals() -> type[Vectors] | type[Tiles]:
     return Tiles if levels.level() in ("amx", levels.MODEL) else Vectors
 
 
-def surroundings(table: Table) -> dict[str, Any]:
+def table_environment(table: Table) -> dict[str, Any]:
     """Machine and settings of a table."""
-    raised = table.real_time and real_time(True) and real_time(False)
+    raised = table.real_time and set_real_time_priority(True) and set_real_time_priority(False)
     return {
-        **machine(),
+        **machine_facts(),
         "threads": table.threads,
         "kernels": levels.level_reason(),
         "bursts": "real-time" if raised else "ordinary",
@@ -181,79 +191,81 @@ def surroundings(table: Table) -> dict[str, Any]:
     }
 
 
-def gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
+def measure_gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
     for n, k in shapes:
         for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
             w, x = random_weight(n, k, sparsity), torch.randn(1, k).bfloat16()
-            half = contender_of("sparse_linear", w, x)
-            line = table.line(
+            half = kernel_contender("sparse_linear", w, x)
+            line = table.race_line(
                 f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
-                [*of_torch(w, x), half, *_of_formats(w, x, but=half.name)],
+                [*torch_contenders(w, x), half, *_of_formats(w, x, but=half.name)],
                 half.bytes,
             )
-            table.goals.gemv(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
+            table.goals.gemv_goals(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
 
 
 def _of_formats(w: torch.Tensor, x: torch.Tensor, but: str = "") -> list[Contender]:
     """Contenders of all number formats but blocks, which want zeros in blocks, and one that takes part already."""
     kernels = [format.kernel for format in NUMBER_FORMATS if format.skips != "blocks" and format.kernel != but]
-    return [contender_of(kernel, w, x) for kernel in kernels]
+    return [kernel_contender(kernel, w, x) for kernel in kernels]
 
 
-def blocks(table: Table, _shapes: object) -> None:
+def measure_blocks(table: Table, _shapes: object) -> None:
     for sparsity, goal in ((0.8, 14), (0.9, 25)):
         w, x = random_weight(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
-        block_contender = contender_of("block_sparse_linear", w, x)
-        line = table.line(
+        block_contender = kernel_contender("block_sparse_linear", w, x)
+        line = table.race_line(
             f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
-            [eager(w, x), contender_of("dense_linear", w, x), block_contender],
+            [eager(w, x), kernel_contender("dense_linear", w, x), block_contender],
             block_contender.bytes,
         )
         table.ratio(f"block 16x2 {sparsity:.0%} / torch bf16", line, EAGER, "block_sparse_linear", goal)
 
 
-def rows(table: Table, _shapes: object) -> None:
+def measure_rows(table: Table, _shapes: object) -> None:
     for count in (2, 4, 8, 16):
         w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
-        half = contender_of("sparse_linear", w, x)
-        line = table.line(
+        half = kernel_contender("sparse_linear", w, x)
+        line = table.race_line(
             f"2048 x 8192, 50% zeros, {count} rows",
-            [*of_torch(w, x, (PREPACKED,)), contender_of("dense_linear", w, x), half],
+            [*torch_contenders(w, x, (PREPACKED,)), kernel_contender("dense_linear", w, x), half],
             half.bytes,
         )
         table.goals.rows(table, line, count)
 
 
-def prefill(table: Table, _shapes: object) -> None:
+def measure_prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
-        line = table.line(f"{n} x {k}, 50% zeros, {count} rows", [*of_torch(w, x), *_of_formats(w, x)])
+        line = table.race_line(f"{n} x {k}, 50% zeros, {count} rows", [*torch_contenders(w, x), *_of_formats(w, x)])
         if count == 512:
             table.goals.prefill(table, line)
 
 
-def attention(table: Table, _shapes: object) -> None:
+def measure_attention(table: Table, _shapes: object) -> None:
     for heads, group, d, count in ((8, 4, 128, 4096), (8, 4, 64, 8192), (3, 3, 64, 2048)):
         k, v = (torch.randn(1, heads, count, d).bfloat16() for _ in range(2))
         q = torch.randn(1, heads * group, d).bfloat16()
-        half = cached(q, k, v, 0.5)
+        half = cached_attention_contender(q, k, v, 0.5)
         at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
-        line = table.line(f"{at}, 50% kept", [grouped_rows(q, k, v), cached(q, k, v, 1.0), half], half.bytes)
+        line = table.race_line(
+            f"{at}, 50% kept", [grouped_rows(q, k, v), cached_attention_contender(q, k, v, 1.0), half], half.bytes
+        )
         table.goals.attention(table, line, f"attention {count} x {d}")
 
 
 def packing(table: Table, _shapes: object) -> None:
     w = random_weight(4096, 4096, 0.5)
     contenders = [Contender(name, [partial(LINEARS[name].pack, w, table.threads)], w.nbytes) for name in packed.KINDS]
-    for c in table.line("packing 4096 x 4096", contenders).contenders:
+    for c in table.race_line("packing 4096 x 4096", contenders).contenders:
         table.target(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
 
 
 PARTS: dict[str, Callable[[Table, Any], None]] = {
-    "gemv": gemv,
-    "block": blocks,
-    "rows": rows,
-    "prefill": prefill,
-    "attention": attention,
+    "gemv": measure_gemv,
+    "block": measure_blocks,
+    "rows": measure_rows,
+    "prefill": measure_prefill,
+    "attention": measure_attention,
     "pack": packing,
 }

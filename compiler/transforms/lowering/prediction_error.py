@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...evaluation import reference
 from ...inputs.data.generated import Generated
-from ...models.rows.forward import batches, evaluating, finite, nll, outputs
+from ...models.rows.forward import batches, evaluating, finite, outputs, total_nll
 
 if TYPE_CHECKING:
     from ....dsl.checker.values import DataRef
@@ -44,15 +44,15 @@ class OutputsBefore:
     perplexity: float | None
 
     @staticmethod
-    def of(program: "Program", ctx: "Context", rows: Tensor) -> "OutputsBefore":
+    def record(program: "Program", ctx: "Context", rows: Tensor) -> "OutputsBefore":
         file = ctx.workdir / "before.safetensors"
         head = ctx.workdir / "before-head.safetensors"
-        reference.keep(ctx, program.model, rows, file, head, "before")
+        reference.write_reference(ctx, program.model, rows, file, head, "before")
         return OutputsBefore(rows, reference.open_reference(file, head), _perplexity(program.model, rows))
 
-    def against(self, model: nn.Module) -> Accuracy:
+    def compare_to(self, model: nn.Module) -> Accuracy:
         """Accuracy of a model against the stored outputs."""
-        divergence = reference.divergence(model, self.rows, self.reference, "divergence")
+        divergence = reference.mean_kl_divergence(model, self.rows, self.reference, "divergence")
         after = _perplexity(model, self.rows)
         pair = None if self.perplexity is None or after is None else (self.perplexity, after)
         return Accuracy(divergence, pair)
@@ -61,11 +61,11 @@ class OutputsBefore:
 def _perplexity(model: nn.Module, rows: Tensor) -> float | None:
     if rows.is_floating_point():
         return None
-    nats, tokens = nll(model, rows)
+    nats, tokens = total_nll(model, rows)
     return math.exp(min(finite(nats / tokens, "perplexity"), 700.0))
 
 
-def rows_for(program: "Program", ctx: "Context", data: "DataRef | None") -> Tensor | None:
+def calibration_rows(program: "Program", ctx: "Context", data: "DataRef | None") -> Tensor | None:
     """The rows that a step names, or some that the model writes; None of a model that writes nothing."""
     if data is not None:
         return ctx.rows(data)
@@ -74,7 +74,7 @@ def rows_for(program: "Program", ctx: "Context", data: "DataRef | None") -> Tens
     return torch.stack(list(Generated.fitting(ctx.origin).rows(ctx.tokenizer, ctx)))
 
 
-def inputs_of(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Tensor]:
+def sample_module_inputs(model: nn.Module, paths: list[str], rows: Tensor) -> dict[str, Tensor]:
     """Some of what each module is given, [tokens, in], evenly from a few rows; none of one not run."""
     samples: dict[str, Tensor] = {}
 

@@ -47,29 +47,29 @@ def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool 
     call_index, until = 0, time.perf_counter() + seconds * len(contenders) * 8
     busy = 0.0
     while (busy < seconds * len(contenders) and time.perf_counter() < until) or call_index < 6:
-        raised = allow_real_time and real_time(True)
+        raised = allow_real_time and set_real_time_priority(True)
         burst_start = time.perf_counter()
         try:
             while time.perf_counter() - burst_start < BURST:
-                _round(contenders if call_index % 2 else contenders[::-1], call_index)
+                _race_round(contenders if call_index % 2 else contenders[::-1], call_index)
                 call_index += 1
         finally:
             if raised:
-                real_time(False)
+                set_real_time_priority(False)
         busy += time.perf_counter() - burst_start
         time.sleep(BURST)
 
 
-def _round(contenders: Sequence[Contender], call_index: int) -> None:
+def _race_round(contenders: Sequence[Contender], call_index: int) -> None:
     for c in contenders:
         call = c.calls[call_index % len(c.calls)]
-        before, start = preempted(), time.perf_counter()
+        before, start = involuntary_switches(), time.perf_counter()
         call()
         elapsed = time.perf_counter() - start
-        (c.times if preempted() == before else c.thrown).append(elapsed)
+        (c.times if involuntary_switches() == before else c.thrown).append(elapsed)
 
 
-def preempted() -> int:
+def involuntary_switches() -> int:
     """Number of involuntary context switches of this process; 0 where the system does not count them."""
     try:
         import resource
@@ -78,7 +78,7 @@ def preempted() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def real_time(on: bool) -> bool:
+def set_real_time_priority(on: bool) -> bool:
     """Raise or lower all threads of this process; False where the system does not allow it."""
     try:
         policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if on else (os.SCHED_OTHER, os.sched_param(0))
@@ -101,11 +101,11 @@ def cold_bytes() -> int:
     At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where
     most of the memory is taken, large pages run out, without which every kernel reads at half the speed.
     """
-    return min(COLD * last_cache(), (memory() or _LARGE_MEMORY) // 32)
+    return min(COLD * last_level_cache_bytes(), (memory() or _LARGE_MEMORY) // 32)
 
 
 @cache
-def last_cache() -> int:
+def last_level_cache_bytes() -> int:
     """Bytes of the largest cache."""
     sizes = [_LARGE_CACHE]
     with suppress(OSError, ValueError):

@@ -13,7 +13,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....kernels import levels
 from ...core.safe_read import MALFORMED, MANIFEST, read_json
 from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
-from .contenders import EAGER, contender_of, of_torch
+from .contenders import EAGER, kernel_contender, torch_contenders
 from .racing import race
 
 bad_timings = Fault(
@@ -74,16 +74,16 @@ class KernelCase:
         return {"n": self.n, "k": self.k, "dtype": self.dtype, "zeros": self.zeros, "blocks": self.blocks}
 
 
-def raced(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[str, float]:
+def race_kernels(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[str, float]:
     """Seconds of torch's contenders and of the kernels, by name."""
     x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    with torch.inference_mode(), nullcontext() if isa == "native" else levels.forced(isa):
-        contenders = [*of_torch(weight, x), *(contender_of(kernel, weight, x) for kernel in kernels)]
+    with torch.inference_mode(), nullcontext() if isa == "native" else levels.force_level(isa):
+        contenders = [*torch_contenders(weight, x), *(kernel_contender(kernel, weight, x) for kernel in kernels)]
         race(contenders, SECONDS)
     return {c.name: c.seconds for c in contenders}
 
 
-def reckoned(case: KernelCase, sizes: Mapping[str, int], rows: int, isa: str, threads: int) -> dict[str, float]:
+def estimate_seconds(case: KernelCase, sizes: Mapping[str, int], rows: int, isa: str, threads: int) -> dict[str, float]:
     """Seconds on a machine with that level and so many cores, from bytes and from what expanding them takes.
 
     sizes   kernel -> bytes of the packed weight
@@ -102,10 +102,10 @@ def reckoned(case: KernelCase, sizes: Mapping[str, int], rows: int, isa: str, th
     return seconds
 
 
-def recorded(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[str, float]]:
+def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[str, float]]:
     """Seconds of every case from a file: a manifest of what was compiled there, or its timings alone."""
     try:
-        entries = list(_timings(read_json(file, MANIFEST)))
+        entries = list(_find_timings(read_json(file, MANIFEST)))
         known = {
             KernelCase(**{name: e[name] for name in ("n", "k", "dtype", "zeros", "blocks")}): {
                 str(name): float(s) for name, s in e["seconds"].items()
@@ -131,13 +131,13 @@ def recorded(file: Path, cases: Sequence[KernelCase]) -> dict[KernelCase, dict[s
     return {case: known[case] for case in cases}
 
 
-def _timings(value_json: Any) -> Iterator[dict[str, Any]]:
+def _find_timings(value_json: Any) -> Iterator[dict[str, Any]]:
     """All lists called "timings" inside of JSON."""
     if isinstance(value_json, dict):
         yield from value_json["timings"] if isinstance(value_json.get("timings"), list) else ()
         for name, value in value_json.items():
             if name != "timings":
-                yield from _timings(value)
+                yield from _find_timings(value)
     elif isinstance(value_json, list):
         for value in value_json:
-            yield from _timings(value)
+            yield from _find_timings(value)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ...core.journal import Journal
 from ...ir.surgery import tensor_at
 from ...models.rows.forward import batches, evaluating, main_output, predicts
-from ...models.rows.inputs import arguments
+from ...models.rows.inputs import forward_arguments
 from ...plugin.context import Context
 from .layerwise import Layerwise, Norms, Stage
 from .masks import keep_mask
@@ -29,7 +29,7 @@ TOKENS = 512  # that a probe reads, at most; and at least one row
 CACHE_BYTES = 512 << 20  # bytes of kept layer outputs
 
 
-def shares(
+def allocate_sparsity(
     program: "Program",
     stages_chosen: Sequence[Stage],
     rows: Tensor,
@@ -48,18 +48,18 @@ def shares(
         return {s.unit: share for s in stages_chosen}
     weights = {s.unit: sum(sizes[path] for path in s.modules) for s in inside}
     journal = Journal(ctx.workdir / "allocation.jsonl")
-    norms = journal.remember("norms", lambda: _norms(program, inside, rows))
+    norms = journal.get_or_compute("norms", lambda: _norms(program, inside, rows))
     if how == "owl":
-        ratios = {s.unit: journal.remember(s.unit, partial(_outliers, program, s, norms)) for s in inside}
-        spread = owl(ratios, weights, share)
+        ratios = {s.unit: journal.get_or_compute(s.unit, partial(_outliers, program, s, norms)) for s in inside}
+        spread = owl_shares(ratios, weights, share)
     else:
-        spread = searched(_costs(program, inside, rows, share, norms, journal, ctx), weights, share)
+        spread = equal_cost_shares(_sparsity_costs(program, inside, rows, share, norms, journal, ctx), weights, share)
     return {s.unit: spread.get(s.unit, share) for s in stages_chosen}
 
 
 def _norms(program: "Program", inside: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
     paths, norms = [path for stage in inside for path in stage.modules], Norms()
-    Layerwise(program, rows).observe(Stage("", tuple(paths)), norms.listen)
+    Layerwise(program, rows).observe_inputs(Stage("", tuple(paths)), norms.listen)
     return {path: norms.of(path) for path in paths}
 
 
@@ -73,7 +73,7 @@ def _outliers(program: "Program", stage: Stage, norms: Mapping[str, list[float]]
     return sum(int((s > OUTLIER * mean).sum()) for s in scores) / sum(s.numel() for s in scores)
 
 
-def owl(ratios: Mapping[str, float], weights: Mapping[str, int], share: float) -> dict[str, float]:
+def owl_shares(ratios: Mapping[str, float], weights: Mapping[str, int], share: float) -> dict[str, float]:
     """Layers with more outliers keep more: shares at most 0.16 apart.
 
     Source: OWL (Yin et al. 2023, arXiv 2310.05175), section 3.2 and its code, the mean weighed by sizes.
@@ -82,13 +82,15 @@ def owl(ratios: Mapping[str, float], weights: Mapping[str, int], share: float) -
     scaled = {unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in ratios.items()}
     mean = math.fsum(scaled[unit] * weights[unit] for unit in scaled) / sum(weights.values())
     targets = {unit: share + mean - x for unit, x in scaled.items()}
-    return _leveled(lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weights, share)
+    return _solve_for_mean(
+        lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weights, share
+    )
 
 
 # -- by measured sensitivity ---------------------------------------------------------------------------------
 
 
-def searched(
+def equal_cost_shares(
     costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mapping[str, int], share: float
 ) -> dict[str, float]:
     """The shares at which one more zero costs the same in every layer.
@@ -110,10 +112,12 @@ def searched(
             for unit, (rise, start) in curves.items()
         }
 
-    return _leveled(at, weights, share)
+    return _solve_for_mean(at, weights, share)
 
 
-def _leveled(at: Callable[[float], dict[str, float]], weights: Mapping[str, int], share: float) -> dict[str, float]:
+def _solve_for_mean(
+    at: Callable[[float], dict[str, float]], weights: Mapping[str, int], share: float
+) -> dict[str, float]:
     """`at` of the number at which the weighed mean is `share`; the mean rises with the number."""
     low, high = -100.0, 100.0
     for _ in range(80):
@@ -124,7 +128,7 @@ def _leveled(at: Callable[[float], dict[str, float]], weights: Mapping[str, int]
     return at(low)
 
 
-def _costs(
+def _sparsity_costs(
     program: "Program",
     inside: Sequence[Stage],
     rows: Tensor,
@@ -146,7 +150,7 @@ def _costs(
 
     costs: dict[str, list[tuple[float, float]]] = {stage.unit: [] for stage in inside}
     for stage, probe in ctx.each(trials, "probes", len(trials)):
-        nats = journal.remember(f"{stage.unit} {probe:.4f}", partial(cost, stage, probe))
+        nats = journal.get_or_compute(f"{stage.unit} {probe:.4f}", partial(cost, stage, probe))
         costs[stage.unit].append((probe, nats))
     return costs
 
@@ -158,16 +162,18 @@ class _Probing:
         self.program, self.rows = program, rows
         self.outputs: list[Tensor] = []  # log-probabilities of the model as it is, by batch
         self.prefix = Prefix(program, CACHE_BYTES)
-        self.prefix.measure(self._run)
+        self.prefix.measure_from(self._divergence)
 
     def cost(self, stage: Stage, share: float, norms: Mapping[str, list[float]]) -> float:
-        return self.prefix.measure(self._run, stage.unit, partial(_zeroed, self.program, stage, share, norms))
+        return self.prefix.measure_from(
+            self._divergence, stage.unit, partial(_with_zeros, self.program, stage, share, norms)
+        )
 
-    def _run(self) -> float:
+    def _divergence(self) -> float:
         total, first = 0.0, not self.outputs
         with evaluating(self.program.model):
             for number, batch in enumerate(batches(self.program.model, self.rows)):
-                args, kwargs = arguments(self.program.model, batch)
+                args, kwargs = forward_arguments(self.program.model, batch)
                 output = self.program.model(*args, **kwargs)
                 outputs, distance = main_output(output).float(), _squares
                 if predicts(output):
@@ -188,7 +194,7 @@ def _squares(outputs: Tensor, reference: Tensor) -> Tensor:
 
 
 @contextmanager
-def _zeroed(program: "Program", stage: Stage, share: float, norms: Mapping[str, list[float]]) -> Iterator[None]:
+def _with_zeros(program: "Program", stage: Stage, share: float, norms: Mapping[str, list[float]]) -> Iterator[None]:
     """A layer with zeros for as long as the context lasts."""
     with ExitStack() as stack:
         for path in stage.modules:

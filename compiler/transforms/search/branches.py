@@ -9,9 +9,9 @@ from ....dsl.checker.skeleton import Branch
 from ....dsl.syntax.diagnostics import Reject
 from ...analysis.discovery.bypass import staying
 from ...analysis.discovery.discover import skeleton_of
-from ..editing.dry_run import layer_needed, weightless
+from ..editing.dry_run import copy_on_meta, layer_needed
 from ..editing.rewrite import Rewriter
-from ..editing.trial import without_branch, without_layer
+from ..editing.trial import branch_skipped, without_layer
 from .candidate import Candidate, Pool
 from .savings import SavingsTable
 
@@ -38,7 +38,7 @@ class Branches(Pool):
 
     def reachable(self, of: str) -> float:
         branches = skeleton_of(self.program).branches
-        each = sorted(self.savings_table.branch(b.site, of) for b in branches if b.site in self.allowed)
+        each = sorted(self.savings_table.branch_savings(b.site, of) for b in branches if b.site in self.allowed)
         return sum(each[1:] if len(each) == len(branches) else each)
 
 
@@ -60,7 +60,7 @@ class BranchCut(Candidate):
         return self.branch.unit
 
     def applied(self) -> AbstractContextManager[None]:
-        return without_branch(self.pool.program, self.branch)
+        return branch_skipped(self.pool.program, self.branch)
 
     def cut(self) -> None:
         program, branch = self.pool.program, self.branch
@@ -74,7 +74,7 @@ class BranchCut(Candidate):
         self.pool.savings_table.dropped(branch.site)
 
     def saves(self, of: str) -> float:
-        return self.pool.savings_table.branch(self.branch.site, of)
+        return self.pool.savings_table.branch_savings(self.branch.site, of)
 
 
 class Layers(Pool):
@@ -90,7 +90,7 @@ class Layers(Pool):
         self.program, self.savings_table = program, savings_table
         self.names = list(skeleton_of(program).units)  # of what is left, in order
         self.allowed = set(chosen)
-        self.free = self._free()
+        self.free = self._removable()
         self.independent = self.free == self.allowed
 
     def candidates(self) -> list["LayerCut"]:
@@ -100,35 +100,35 @@ class Layers(Pool):
 
     def reachable(self, of: str) -> float:
         if not self.independent:
-            return self._reachable_from_the_end(of)
+            return self._max_savings_from_the_end(of)
         each = sorted(self.savings_table.layer(name, of) for name in self.names if name in self.allowed)
         return sum(each[1:] if len(each) == len(self.names) else each)
 
     def leave(self, name: str) -> None:
         """Note that a layer was cut."""
         self.names.remove(name)
-        self.free = self.free - {name} if self.independent else self._free()
+        self.free = self.free - {name} if self.independent else self._removable()
 
     def _pairs(self) -> Iterable[tuple[str, str]]:
         return zip(self.names, skeleton_of(self.program).units, strict=True)
 
-    def _free(self) -> set[str]:
+    def _removable(self) -> set[str]:
         """The names of the layers that may go and that the model, as it is, runs without; the last one stays."""
         if len(self.names) <= 1:
             return set()
         return {
-            name for name, unit in self._pairs() if name in self.allowed and _dropped(weightless(self.program), unit)
+            name for name, unit in self._pairs() if name in self.allowed and _try_drop(copy_on_meta(self.program), unit)
         }
 
-    def _reachable_from_the_end(self, of: str) -> float:
+    def _max_savings_from_the_end(self, of: str) -> float:
         """Savings when the last removable layer is dropped repeatedly, from a copy without weights."""
-        bare, left, total = weightless(self.program), list(self.names), 0.0
+        bare, left, total = copy_on_meta(self.program), list(self.names), 0.0
         while len(left) > 1:
             last = next(
                 (
                     name
                     for name, unit in reversed(list(zip(left, bare.units, strict=True)))
-                    if name in self.allowed and _dropped(bare, unit)
+                    if name in self.allowed and _try_drop(bare, unit)
                 ),
                 None,
             )
@@ -139,7 +139,7 @@ class Layers(Pool):
         return total
 
 
-def _dropped(bare: "Program", unit: str) -> bool:
+def _try_drop(bare: "Program", unit: str) -> bool:
     """Drop a layer from a copy without weights, if it can go; else the copy stays as it is."""
     try:
         Rewriter(bare).drop_layer(unit)

@@ -67,7 +67,7 @@ class Choice(ABC):
     def choose(self, round_: Round) -> Candidate | None:
         """The candidate to cut; None where none has a finite score."""
 
-    def companions(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
+    def joint_companions(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
         """Candidates that may be removed with the best, each with its allowed growth."""
         return []
 
@@ -129,10 +129,10 @@ class Racing(Choice):
 
     def choose(self, round_: Round) -> Candidate | None:
         race = _Race(self, round_)
-        race.score([index for index, c in enumerate(round_.candidates) if self._is_unknown(c)])
+        race.score_candidates([index for index, c in enumerate(round_.candidates) if self._is_unknown(c)])
         while hopeful := race.hopeful():
             round_.ahead([round_.candidates[index] for index in hopeful])
-            race.score(hopeful[:1])
+            race.score_candidates(hopeful[:1])
         return race.best
 
     def _is_unknown(self, candidate: Candidate) -> bool:
@@ -141,7 +141,7 @@ class Racing(Choice):
     def foresees(self, candidate: Candidate) -> bool:
         return self.score_estimates is not None and candidate.location in self.score_estimates
 
-    def companions(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
+    def joint_companions(self, round_: Round, best: Candidate) -> list[tuple[Candidate, float]]:
         """Narrowings in other layers that should cost about what the best costs, as far as the budget takes them, or no
         more than what half of the budget that is left will cost anyway."""
         able = [(c, self._expected(c, round_)) for c in round_.candidates if best.joins and c.joins and c is not best]
@@ -152,7 +152,7 @@ class Racing(Choice):
         ]
         affordable.sort(key=lambda one: one[:2])
         ceiling = FOLD * max(round_.cost(best, self.known[best.location], self.per), 0.0)
-        level = self._level([(cost, candidate) for cost, _, candidate, _ in affordable], round_.left / 2)
+        level = self._marginal_cost([(cost, candidate) for cost, _, candidate, _ in affordable], round_.left / 2)
         companions: list[tuple[Candidate, float]] = []
         units, left = {best.unit}, round_.left - _saved(best, self.per)
         for cost, _, candidate, growth in affordable:
@@ -165,7 +165,7 @@ class Racing(Choice):
                 left -= saved
         return companions
 
-    def _level(self, costs: Sequence[tuple[float, Candidate]], needed: float) -> float:
+    def _marginal_cost(self, costs: Sequence[tuple[float, Candidate]], needed: float) -> float:
         """The cost of the last candidate, from the cheapest on, that it takes to save so much."""
         for cost, candidate in costs:
             needed -= _saved(candidate, self.per)
@@ -213,14 +213,14 @@ class _Race:
         self.least, self.fruitless = (math.inf, math.inf), 0
         self.waiting = set(range(len(round_.candidates)))
 
-    def score(self, indices: Sequence[int]) -> None:
+    def score_candidates(self, indices: Sequence[int]) -> None:
         """Score candidates, by their places in the round; of equals the first is best, as in Exact."""
         candidates = [self.current.candidates[index] for index in indices]
         self.waiting -= set(indices)
         growths = self.current.growths(candidates) if candidates else []
         for index, candidate, growth in zip(indices, candidates, growths, strict=True):
             if candidate.location not in self.racing.known and self.racing.foresees(candidate):
-                self.racing.score_estimates.learn(candidate, growth, self.current)
+                self.racing.score_estimates.update(candidate, growth, self.current)
             self.racing.known[candidate.location] = growth
             cost = (self.current.cost(candidate, growth, self.racing.per), index)
             if math.isfinite(cost[0]) and cost < self.least:
@@ -230,10 +230,10 @@ class _Race:
 
     def hopeful(self) -> list[int]:
         """Candidates that may still win, the most hopeful first."""
-        able = [(hope, index) for index in self.waiting if (hope := self._hope(index)) is not None]
+        able = [(hope, index) for index in self.waiting if (hope := self._expected_cost(index)) is not None]
         return [index for _, index in sorted(able)]
 
-    def _hope(self, index: int) -> float | None:
+    def _expected_cost(self, index: int) -> float | None:
         """Expected cost of a candidate; None where it can't be the best."""
         candidate, racing = self.current.candidates[index], self.racing
         if candidate.location in racing.known:

@@ -14,7 +14,7 @@ BLOCK = 128  # columns whose effect on each other is followed one by one, on the
 
 
 @torch.no_grad()
-def descend(
+def coordinate_descent(
     weight: Tensor, gram: Tensor, scales: Scales, first: Tensor, keep: Tensor | None, sweeps: int
 ) -> tuple[Tensor, Scales]:
     """Values on grids, and their scales, no worse than `first` over the inputs.
@@ -30,11 +30,11 @@ def descend(
     values = first
     for _ in range(sweeps):
         scales, values = fit_scales(weight, gram, scales, values)
-        values = sweep(weight, gram, scales, values, keep)
+        values = sweep_columns(weight, gram, scales, values, keep)
     return values, scales
 
 
-def sweep(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor, keep: Tensor | None) -> Tensor:
+def sweep_columns(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor, keep: Tensor | None) -> Tensor:
     """Every column becomes what is best for the outputs while the others stay, one after another."""
     width, values = weight.shape[1] // scales.scale.shape[1], values.clone()
     slope = (values - weight) @ gram  # half the error's gradient, [out, in]

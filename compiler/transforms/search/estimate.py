@@ -11,16 +11,16 @@ from .savings import OF_MODEL, SCANS, SavingsTable, steps
 from .uniform_widths import refreshed
 
 
-def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
+def with_budget_met(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
     """The skeleton when a budget is met, and after how many cuts.
 
     Groups are narrowed alike. Kinds whose cuts are large come first and give no more than smaller cuts can't, so that
     little more goes than is asked for. Of whole parts the smallest go where groups don't suffice.
     """
-    full_size, savings_table = _measure(skeleton, goal.of, parts), SavingsTable(skeleton)
+    full_size, savings_table = _total_quantity(skeleton, goal.of, parts), SavingsTable(skeleton)
 
     def saved(left: Skeleton) -> float:
-        return full_size - _measure(left, goal.of, parts)
+        return full_size - _total_quantity(left, goal.of, parts)
 
     def met(left: Skeleton) -> bool:
         return goal.is_met(saved(left))
@@ -34,19 +34,19 @@ def thinned(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[S
     left, cuts = skeleton, 0
     for number, kind in enumerate(widths):
         kind_goal = replace(goal, goal=goal.goal - sum(can[finer.kind] for finer in widths[number + 1 :]))
-        left, cut_count = _narrowed(left, kind_goal, saved, kind)
+        left, cut_count = _narrow_evenly(left, kind_goal, saved, kind)
         cuts += cut_count
     for kind in widths:  # sides of one tensor save less together than each of them does alone
-        left, cut_count = _narrowed(left, goal, saved, kind)
+        left, cut_count = _narrow_evenly(left, goal, saved, kind)
         cuts += cut_count
     for removable in sorted((p for p in parts if isinstance(p, RemovableParts)), key=lambda p: p.kind == SCANS):
         if not met(left):
-            left, cut_count = removable.smallest(left, met)
+            left, cut_count = removable.remove_smallest(left, met)
             cuts += cut_count
     return left, cuts
 
 
-def _measure(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
+def _total_quantity(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
     """Total of the quantity that the budget counts."""
     if of in OF_MODEL:
         return OF_MODEL[of](skeleton)
@@ -62,7 +62,7 @@ def _of_cut(savings_table: SavingsTable, kind: WidthParts, group: Group, of: str
     return kind.stride(group) * savings_table.of_step(group.site, group.kind, of)
 
 
-def _narrowed(
+def _narrow_evenly(
     skeleton: Skeleton, goal: Budget, saved: Callable[[Skeleton], float], kind: WidthParts
 ) -> tuple[Skeleton, int]:
     """All groups narrowed by the same share, rounded down; then one step of each in turn until the budget is met."""
@@ -97,4 +97,4 @@ def _less(skeleton: Skeleton, group: Group, count: int) -> Skeleton:
     if not count:
         return skeleton
     current = refreshed(skeleton, group)
-    return shrink.narrowed(skeleton, current, current.count - count * current.count // steps(current))
+    return shrink.with_narrowed_group(skeleton, current, current.count - count * current.count // steps(current))

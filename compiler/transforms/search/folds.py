@@ -21,7 +21,7 @@ from ...ir.surgery import tensor_at
 from ...ir.unit import Unit
 from ...models.rows.forward import evaluating, main_output
 from .reconstruct import module_of, readers
-from .widths import swapped
+from .widths import with_parameters
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -64,7 +64,7 @@ class Fold:
         return factors
 
     @torch.no_grad()
-    def representable(self, model: nn.Module, by: Tensor) -> Tensor:
+    def representable_factors(self, model: nn.Module, by: Tensor) -> Tensor:
         """The factors nearest to these, [channels], for which a norm's weight is a number of its type: then its readers
         are scaled by exactly what it lacks. 1 where that would be nothing."""
         weight = tensor_at(model, f"{self.writer}.weight").detach()
@@ -75,7 +75,7 @@ class Fold:
         return torch.where((effective != 0) & (less != 0), effective / less, 1.0)
 
     @torch.no_grad()
-    def scaled(self, model: nn.Module, by: Tensor) -> dict[str, Tensor]:
+    def scaled_tensors(self, model: nn.Module, by: Tensor) -> dict[str, Tensor]:
         """Tensors by path with every channel `by` [channels] times smaller where it is written, larger where it is
         read."""
         writer = model.get_submodule(self.writer)
@@ -112,7 +112,7 @@ def folds(program: "Program") -> dict[str, list[Fold]]:
     """All folds of every unit, those of norms first."""
     trial, by_unit = _Trial(program), {}
     for path, unit in program.units.items():
-        by_unit[path] = [*_of_norms(program, unit), *_of_groups(program, unit, trial)]
+        by_unit[path] = [*_norm_folds(program, unit), *_group_folds(program, unit, trial)]
     return by_unit
 
 
@@ -134,7 +134,7 @@ def _random_powers(count: int, device: torch.device) -> Tensor:
 # -- norms ---------------------------------------------------------------------------------------------------
 
 
-def _of_norms(program: "Program", unit: Unit) -> Iterator[Fold]:
+def _norm_folds(program: "Program", unit: Unit) -> Iterator[Fold]:
     calls = [node for node in unit.graph.nodes if node.op == "call_module"]
     for node in calls:
         path = f"{unit.path}.{node.target}" if unit.path else str(node.target)
@@ -149,7 +149,7 @@ def _of_norms(program: "Program", unit: Unit) -> Iterator[Fold]:
         if not all(_is_linear(program, reader) for reader in readers):
             continue
         norm = program.model.get_submodule(path)
-        offset = _offset(norm)
+        offset = _norm_weight_offset(norm)
         weight = tensor_at(norm, "weight") if offset is not None else None
         if weight is not None and (not offset or weight.dtype == torch.float32):  # narrower ones round one more
             all_channels = tuple(range(len(weight)))
@@ -172,7 +172,7 @@ def _is_only_input(user: fx.Node, node: fx.Node) -> bool:
 
 
 @torch.no_grad()
-def _offset(norm: nn.Module) -> float | None:
+def _norm_weight_offset(norm: nn.Module) -> float | None:
     """0 or 1, where a norm multiplies by its weight or by so much more; None where it does neither: it is tried."""
     weight = getattr(norm, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1:
@@ -208,15 +208,15 @@ class _Trial:
     def is_equal(self, unit: Unit, fold: Fold) -> bool:
         key = id(unit.graph), fold.writer.removeprefix(unit.path), fold.rows
         if key not in self._known:
-            self._known[key] = self._trials(fold)
+            self._known[key] = self._keeps_outputs(fold)
         return self._known[key]
 
-    def _trials(self, fold: Fold) -> bool:
+    def _keeps_outputs(self, fold: Fold) -> bool:
         if self._before is None:
             self._before = self._outputs()
         device = tensor_at(self.program.model, f"{fold.writer}.weight").device
         by = _random_powers(len(fold.rows), device)
-        with swapped(self.program, fold.scaled(self.program.model, by)):
+        with with_parameters(self.program, fold.scaled_tensors(self.program.model, by)):
             after = self._outputs()
         return torch.allclose(after, self._before, rtol=0, atol=_EXACT * float(self._before.abs().max()))
 
@@ -225,13 +225,13 @@ class _Trial:
             return main_output(self.program.model(**self.program.inputs)).float()
 
 
-def _of_groups(program: "Program", unit: Unit, trial: _Trial) -> Iterator[Fold]:
+def _group_folds(program: "Program", unit: Unit, trial: _Trial) -> Iterator[Fold]:
     for group in skeleton_of(program).groups:
         if group.kind not in _KINDS or not is_submodule(group.site, unit.path):
             continue
         if not all(_is_linear(program, module_of(m)) and _is_input(program.model, m) for m in readers(group)):
             continue
-        fold = next((fold for fold in _candidates(program, group) if trial.is_equal(unit, fold)), None)
+        fold = next((fold for fold in _candidate_folds(program, group) if trial.is_equal(unit, fold)), None)
         if fold is not None:
             yield fold
 
@@ -241,7 +241,7 @@ def _is_input(model: nn.Module, member: Member) -> bool:
     return member.axis == axis and len(member.segments) == 1
 
 
-def _candidates(program: "Program", group: Group) -> Iterator[Fold]:
+def _candidate_folds(program: "Program", group: Group) -> Iterator[Fold]:
     """Each row of channels that a linear module writes, as if it alone reached the readers."""
     writers = group.members[: len(group.members) - group.readers]
     parts = [(module_of(m), segment) for m in writers if m.tensor.endswith(".weight") for segment in m.segments]

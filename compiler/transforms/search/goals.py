@@ -26,7 +26,7 @@ overshoots = Fault(
 )
 
 
-def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
+def make_budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = None) -> Budget:
     """Budget of an amount: of the quantity that its ratio is a share of, or of items of the kind.
 
     total   how much there is to choose from, where it isn't all that the skeleton says: items, or a measured latency
@@ -43,7 +43,7 @@ def budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | None = 
     return Budget(of, size - amount.remaining(size), size)
 
 
-def schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
+def make_schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
     """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
     if split is None:
         return [(tuple(order), 1.0)]
@@ -55,7 +55,7 @@ def schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str
     return [*result[:-1], (result[-1][0], 1.0)]  # 1.0: sums of shares are rounded
 
 
-def reach(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
+def max_savings(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
     """The most that can be saved, no more than there is: every whole part that may go, but of a model's last one
     its widths only; of a group all but what stays."""
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
@@ -104,7 +104,7 @@ def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
         )
 
 
-def refuse_unreached(reachable: float, budget: Budget, refusals: Mapping[str, str] | None = None) -> None:
+def refuse_unreachable(reachable: float, budget: Budget, refusals: Mapping[str, str] | None = None) -> None:
     """Reject a budget of which only `reachable` can be saved; `refusals` parts were left alone, each with its
     reason."""
     if budget.is_met(reachable):
@@ -132,18 +132,20 @@ def refuse_unreached(reachable: float, budget: Budget, refusals: Mapping[str, st
     )
 
 
-def smallest(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
+def smallest_savings(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
     """Savings of the smallest cut of all; 0 where there is none."""
     savings = [
         part.weigh(savings_table, name, of) for part in parts if isinstance(part, RemovableParts) for name in part.names
     ]
     for part in parts:
         if isinstance(part, WidthParts):
-            savings += [savings_table.next(g.site, g.kind, part.stride(g), of) for g in part.groups if part.max_cuts(g)]
+            savings += [
+                savings_table.step_savings(g.site, g.kind, part.stride(g), of) for g in part.groups if part.max_cuts(g)
+            ]
     return min((saved for saved in savings if saved > 0), default=0.0)
 
 
-def refuse_beyond(least: float, saved: float, goal: Budget) -> None:
+def refuse_overshoot(least: float, saved: float, goal: Budget) -> None:
     """Reject (overshoots) where even the smallest cut, which saves `least`, goes far beyond the goal."""
     if saved + least <= (1 + SPARE) * goal.goal:
         return

@@ -55,7 +55,7 @@ class Gradients:
     def __init__(self, prefix: Prefix, seed: int, draws: int = DRAWS):
         self.prefix, self.seed, self.draws = prefix, seed, draws
 
-    def estimates(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Estimate]]:
+    def estimate_all(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Estimate]]:
         """Estimates, later layers first; none where the model's layers are no chain that can be entered, or where
         it is no model that predicts the next token of its rows."""
         prefix, program = self.prefix, self.prefix.program
@@ -65,8 +65,8 @@ class Gradients:
             if candidate.unit in units:
                 by_layer.setdefault(units[candidate.unit], []).append(candidate)
         count = len(units)
-        with _frozen(program.model):
-            grads, tokens = self._behind() if prefix.chain and count and by_layer else (None, 0)
+        with _without_weight_gradients(program.model):
+            grads, tokens = self._loss_gradients() if prefix.chain and count and by_layer else (None, 0)
             if grads is None:
                 return
             for layer in reversed(range(min(by_layer), count)):
@@ -74,17 +74,17 @@ class Gradients:
                 plain = prefix.output_of(layer) if layer_candidates else []
                 for candidate in layer_candidates:
                     changed = prefix.of_one(layer, candidate.applied)
-                    yield candidate, _estimate(grads, plain, changed, tokens)
+                    yield candidate, _taylor_estimate(grads, plain, changed, tokens)
                 if layer > min(by_layer):
                     grads = [self._through(layer, call, grad) for call, grad in enumerate(grads)]
                     prefix.layers_run += 2 + self.draws
 
-    def _behind(self) -> tuple[list[Tensor] | None, int]:
+    def _loss_gradients(self) -> tuple[list[Tensor] | None, int]:
         """Gradients of the summed losses by what the last layer gives, in every call [1 + draws, b, t, h]; tokens."""
         prefix, gradients, tokens = self.prefix, [], 0
         generator = torch.Generator().manual_seed(self.seed)
         for number, call in enumerate(prefix.calls):
-            leaf, logits = prefix.from_leaves(len(prefix.program.units), number)  # [b, t, vocab]
+            leaf, logits = prefix.layer_with_input_leaf(len(prefix.program.units), number)  # [b, t, vocab]
             ids = call.args[0] if call.args else None
             if not (_are_tokens(ids) and logits.shape[:-1] == ids.shape and leaf.is_leaf and logits.requires_grad):
                 return None, 0
@@ -94,14 +94,14 @@ class Gradients:
             for draw in range(1 + self.draws):
                 labels = _sample_tokens(logits.detach()[:, :-1], generator) if draw else targets
                 with torch.enable_grad():
-                    total = _summed(logits[:, :-1], labels)
+                    total = _summed_losses(logits[:, :-1], labels)
                 grads.append(torch.autograd.grad(total, leaf, retain_graph=draw < self.draws)[0])
             gradients.append(torch.stack(grads))
         return gradients, tokens
 
     def _through(self, layer: int, call: int, grad: Tensor) -> Tensor:
         """The gradients by what a layer is given, from those by what it gives."""
-        leaf, output = self.prefix.from_leaves(layer, call)
+        leaf, output = self.prefix.layer_with_input_leaf(layer, call)
         last = len(grad) - 1
         return torch.stack([torch.autograd.grad(output, leaf, g, retain_graph=n < last)[0] for n, g in enumerate(grad)])
 
@@ -110,7 +110,7 @@ def _are_tokens(ids: object) -> TypeGuard[Tensor]:
     return isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
 
 
-def _estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> Estimate:
+def _taylor_estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> Estimate:
     first = second = 0.0
     for grad, before, after in zip(grads, plain, changed, strict=True):
         delta = stream(after).float() - stream(before).float()
@@ -121,7 +121,7 @@ def _estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> E
     return Estimate(first / tokens, second / tokens)
 
 
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+def _summed_losses(logits: Tensor, labels: Tensor) -> Tensor:
     total = sum(
         nn.functional.cross_entropy(row[part].float(), ids[part], reduction="sum")
         for row, ids in zip(logits, labels, strict=True)
@@ -143,7 +143,7 @@ def _sample_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
     """Gradients flow through weights, and none is taken of them."""
     learning = [p for p in model.parameters() if p.requires_grad]
     for parameter in learning:

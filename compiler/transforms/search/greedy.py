@@ -22,17 +22,25 @@ from ...plugin.interfaces import Effort
 from .budget import CUTS, Budget
 from .choice import Choice, Exact, Racing
 from .compensation import Fit, Fitting
-from .effort import of_fitting
-from .estimate import thinned
-from .goals import budget, reach, refuse_beyond, refuse_coarse, refuse_unreached, schedule, smallest
+from .effort import fitting_effort
+from .estimate import with_budget_met
+from .goals import (
+    make_budget,
+    make_schedule,
+    max_savings,
+    refuse_coarse,
+    refuse_overshoot,
+    refuse_unreachable,
+    smallest_savings,
+)
 from .gradients import SWEEP
-from .latency import Latency, latency_of
+from .latency import Latency, measure_latency
 from .loop import Search
-from .overfit import OverfitCheck, check_expert_count
+from .overfit import OverfitCheck, check_enough_rows
 from .parts import Parts, RemovableParts
 from .savings import OF_MODEL, SavingsTable, steps, stride
 from .score_estimates import ScoreEstimates
-from .uniform_widths import cuttable, forecast, leave, narrow_evenly
+from .uniform_widths import forecast_even_widths, narrow_evenly, record_refusals, split_cuttable
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -85,27 +93,27 @@ class Greedy:
     def run(self, program: "Program", ctx: "Context") -> None:
         if self.score is None:
             self._refuse_without_score()
-            narrow_evenly(program, self.groups, self.amount, self.align, ctx.emit_event, ctx.mapped)
+            narrow_evenly(program, self.groups, self.amount, self.align, ctx.emit_event, ctx.map_from_cache)
             return
         ordered, search = self.schedule(), Search(program, ctx)
         latency = None
         if self.amount.of == "latency":
             assert self.clock is not None, "a latency that no clock measures"
-            latency = latency_of(program, search, self.clock)
+            latency = measure_latency(program, search, self.clock)
         savings_table, goal = (
             SavingsTable(skeleton_of(program), self.norms, latency),
             self.goal(skeleton_of(program), latency),
         )
-        self._refuse_unreached(savings_table, goal)
+        self._refuse_unreachable(savings_table, goal)
         search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
         try:
-            able = self._able(program, search, fitting, goal)
+            able = self._cuttable_parts(program, search, fitting, goal)
         except DeadlineExceeded:
             raise search.too_short(sum(p.count for p in self.parts)) from None
         pools = {p.kind: p.pool(program, savings_table, fitting) for p in able}
         if len(pools) == 1:
-            refuse_unreached(next(iter(pools.values())).reachable(goal.of), goal, search.rejected)
+            refuse_unreachable(next(iter(pools.values())).reachable(goal.of), goal, search.rejected)
         choice, search.overfit = self._choice(goal), OverfitCheck(self.check, goal.goal) if self.check else None
         for kinds, share in ordered:
             stage_budget = Budget(goal.of, share * goal.goal, goal.total)
@@ -114,21 +122,21 @@ class Greedy:
             if search.stopped:
                 break
         if not search.stopped:
-            refuse_unreached(search.saved.get(goal.of, 0.0), goal, search.rejected)
-            search.warn_beyond(goal)
-        search.finish(list(pools.values()))
+            refuse_unreachable(search.saved.get(goal.of, 0.0), goal, search.rejected)
+            search.warn_overshoot(goal)
+        search.apply_cuts(list(pools.values()))
 
-    def _able(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:
+    def _cuttable_parts(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:
         """The parts without groups that can't be cut, each of which is said with the reason; their items ranked."""
         able = []
         for parts in self.parts:
-            groups, refusals = cuttable(program, [(g, stride(g, parts.step)) for g in parts.groups])
-            leave(program, refusals, search.ctx.emit_event)
+            groups, refusals = split_cuttable(program, [(g, stride(g, parts.step)) for g in parts.groups])
+            record_refusals(program, refusals, search.ctx.emit_event)
             search.rejected |= {f"{group.site}:{group.kind}": reason for group, reason in refusals}
             able += [parts.only(groups)] if groups or not parts.groups else []
         if not able:
-            refuse_unreached(0.0, goal, search.rejected)
-        fitting.collect(able)
+            refuse_unreachable(0.0, goal, search.rejected)
+        fitting.collect_moments(able)
         return able
 
     def schedule(self) -> list[tuple[tuple[str, ...], float]]:
@@ -152,7 +160,7 @@ class Greedy:
                     argument="order",
                 )
             )
-        return schedule(order, self.split)
+        return make_schedule(order, self.split)
 
     def _choice(self, goal: Budget) -> Choice:
         per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
@@ -173,17 +181,17 @@ class Greedy:
             return Budget(CUTS, value, value)
         if isinstance(value, Ratio) and value.of == "latency" and latency is None:
             flops = Amount(Ratio(value.value, "flops"), self.amount.removes)
-            return budget(skeleton, flops, self.budget_kind)
-        return budget(skeleton, self.amount, self.budget_kind, latency.total if latency else self.total)
+            return make_budget(skeleton, flops, self.budget_kind)
+        return make_budget(skeleton, self.amount, self.budget_kind, latency.total if latency else self.total)
 
-    def _refuse_unreached(self, savings_table: SavingsTable, goal: Budget) -> None:
+    def _refuse_unreachable(self, savings_table: SavingsTable, goal: Budget) -> None:
         for parts in self.parts:
             if parts.parameter:
                 refuse_coarse(parts.parameter, parts.step, parts.groups)
         if goal.of in OF_MODEL and not self.overshoots:
-            refuse_beyond(smallest(savings_table, goal.of, self.parts), 0.0, goal)
+            refuse_overshoot(smallest_savings(savings_table, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
-            refuse_unreached(reach(savings_table, goal.of, self.parts), goal, savings_table.skeleton.stays)
+            refuse_unreachable(max_savings(savings_table, goal.of, self.parts), goal, savings_table.skeleton.stays)
 
     # -- what `plan` says ------------------------------------------------------------------------------------
 
@@ -191,14 +199,14 @@ class Greedy:
         """As if groups went alike, and of whole parts the smallest, as many as the budget takes."""
         if self.score is None:
             self._refuse_without_score()
-            return forecast(skeleton, self.groups, self.amount, self.align)
+            return forecast_even_widths(skeleton, self.groups, self.amount, self.align)
         self.schedule()
         goal = self.goal(skeleton)
         if goal.of == CUTS:
             return skeleton
         if self.amount.of != "latency":
-            self._refuse_unreached(SavingsTable(skeleton, self.norms), goal)
-        return thinned(skeleton, goal, self.parts)[0]
+            self._refuse_unreachable(SavingsTable(skeleton, self.norms), goal)
+        return with_budget_met(skeleton, goal, self.parts)[0]
 
     def _refuse_without_score(self) -> None:
         if self.amount.of in ("flops", "bytes") or (self.amount.of == "params" and not self.even_params):
@@ -215,7 +223,7 @@ class Greedy:
         if self.score is None:
             return 0
         goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
-        cuts = int(goal.goal) if goal.of == CUTS else thinned(skeleton, goal, self.parts)[1]
+        cuts = int(goal.goal) if goal.of == CUTS else with_budget_met(skeleton, goal, self.parts)[1]
         removable = sum(p.count for p in self.parts if isinstance(p, RemovableParts))
         removed = min(cuts, removable) if removable == first else 0
         fewer = removed * (removed - 1) // 2  # what is gone is asked no more
@@ -228,9 +236,9 @@ class Greedy:
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
         """Ranking and refitting, and the rows that the model writes for them. Raises Reject (too-few-rows)."""
         if self.score is not None and not self.exact and (goal := self.goal(skeleton)).of in OF_MODEL:
-            check_expert_count(self.score, goal.goal / goal.total * params(skeleton), ctx)
-        fitted = [] if self.score is None else self.fit.read(self.parts)
-        effort = of_fitting(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
+            check_enough_rows(self.score, goal.goal / goal.total * params(skeleton), ctx)
+        fitted = [] if self.score is None else self.fit.groups_to_observe(self.parts)
+        effort = fitting_effort(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
         tokens = effort.tokens + (ctx.rows(data).numel() if data is not None and routed else 0)
         work = {"look": 4.0 * params(skeleton), **effort.work}

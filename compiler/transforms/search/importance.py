@@ -13,15 +13,27 @@ from torch import nn
 from ....dsl.checker.skeleton import Group, Member
 from ...analysis.discovery.discover import skeleton_of
 from ...ir.surgery import tensor_at
-from .reconstruct import DAMPING, Moments, as_matrix, columns, exact_device, factor, has_moments, module_of, readers
+from .reconstruct import (
+    DAMPING,
+    Moments,
+    as_matrix,
+    cholesky_factor,
+    columns,
+    exact_device,
+    has_moments,
+    module_of,
+    readers,
+)
 
 if TYPE_CHECKING:
     from ...ir.program import Program
 
-BATCH_ROWS = 4096  # inputs that make up for each other in `obs`: a factor of all takes time by the cube of the width
+BATCH_ROWS = (
+    4096  # inputs that make up for each other in `obs_importance`: a factor of all takes time by the cube of the width
+)
 
 
-def l1(program: "Program", group: Group) -> torch.Tensor:
+def l1_importance(program: "Program", group: Group) -> torch.Tensor:
     """Sum of magnitudes of the weights that make an item's channels; [count] float64.
 
     The weights that read them are left out, but whole experts are what their weights are. Rows of k and v count once
@@ -30,7 +42,7 @@ def l1(program: "Program", group: Group) -> torch.Tensor:
     """
     total = torch.zeros(group.count, dtype=torch.float64)
     writers = group.members[: len(group.members) - group.readers]
-    served, once = _served(program, group)
+    served, once = _query_heads_per_kv(program, group)
     for member in readers(group) if group.kind == "experts" else writers:
         tensor = tensor_at(program.model, member.tensor)
         if isinstance(tensor, nn.Parameter):  # a buffer only follows
@@ -41,7 +53,7 @@ def l1(program: "Program", group: Group) -> torch.Tensor:
     return total
 
 
-def _served(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, int]]]:
+def _query_heads_per_kv(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, int]]]:
     """Number of query heads per KV head, and the starts (tensor, axis, start) of the query heads' rows."""
     if group.kind != "kv_heads":
         return 1, set()
@@ -51,17 +63,17 @@ def _served(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, 
     return heads.per_block, {(m.tensor, m.axis, start) for m in heads.members for start, _ in m.segments}
 
 
-def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
+def wanda_importance(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
     """Magnitudes of the weights that read an item, each times the norm of what it reads; [count] float64.
 
-    Where only grouped convolutions or experts read it, by weights alone, as `l1`.
+    Where only grouped convolutions or experts read it, by weights alone, as `l1_importance`.
     Source: Wanda (Sun et al. 2023, arXiv 2306.11695), section 3, summed per input channel.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
     if not any(has_moments(program.model, member) for member in readers(group)):
-        return l1(program, group)
+        return l1_importance(program, group)
     for member in readers(group):
-        norms = moments.norms(module_of(member))
+        norms = moments.input_norms(module_of(member))
         if norms is not None:
             tensor = as_matrix(program.model.get_parameter(member.tensor).detach(), member)
             scores = tensor.abs().sum(0).cpu().double() * norms
@@ -71,10 +83,10 @@ def wanda(program: "Program", group: Group, moments: Moments) -> torch.Tensor:
     return total
 
 
-def obs(program: "Program", group: Group, moments: Moments, damping: float = DAMPING) -> torch.Tensor:
+def obs_importance(program: "Program", group: Group, moments: Moments, damping: float = DAMPING) -> torch.Tensor:
     """Squared error of the readers' outputs when an item goes and the others make up for it; [count] float64.
 
-    Where only grouped convolutions or experts read it, by weights alone, as `l1`.
+    Where only grouped convolutions or experts read it, by weights alone, as `l1_importance`.
     With P the inverse of the damped second moments and D an item's channels: the trace of W_D P_DD^-1 W_D^T. A reader
     of more than TOGETHER inputs is taken apart, and an item's error is what its own part can't make up for.
     Source: Optimal Brain Surgeon (Hassibi and Stork 1993) in groups, as in ZipLM (Kurtic et al. 2023,
@@ -82,19 +94,19 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
     """
     total = torch.zeros(group.count, dtype=torch.float64)
     if not any(has_moments(program.model, member) for member in readers(group)):
-        return l1(program, group)
+        return l1_importance(program, group)
     for member in readers(group):
-        moment = moments.of(module_of(member))
+        moment = moments.moment_of(module_of(member))
         if moment is None:
             continue
         weight = program.model.get_parameter(member.tensor).detach()
         moment, columns_of = moment.to(exact_device(weight)), [columns(weight, member, [i]) for i in range(group.count)]
         if len(moment) <= BATCH_ROWS:
-            total += _errors(weight, member, moment, columns_of, range(len(moment)), damping)
+            total += _removal_errors(weight, member, moment, columns_of, range(len(moment)), damping)
             continue
         for part in torch.arange(group.count).tensor_split(min(group.count, parts(len(moment)))):
             part_columns = [columns_of[i] for i in part.tolist()]
-            total[part] += _errors(
+            total[part] += _removal_errors(
                 weight,
                 member,
                 moment,
@@ -106,11 +118,11 @@ def obs(program: "Program", group: Group, moments: Moments, damping: float = DAM
 
 
 def parts(inputs: int) -> int:
-    """Number of blocks of a reader's inputs for `obs`."""
+    """Number of blocks of a reader's inputs for `obs_importance`."""
     return math.ceil(inputs / BATCH_ROWS)
 
 
-def _errors(
+def _removal_errors(
     weight: torch.Tensor,
     member: Member,
     moment: torch.Tensor,
@@ -119,7 +131,7 @@ def _errors(
     damping: float,
 ) -> torch.Tensor:
     """[items] float64 on the CPU: what is lost with each item's inputs where the others of `inputs` make up for it."""
-    lower = factor(moment, inputs, damping)
+    lower = cholesky_factor(moment, inputs, damping)
     inverse = torch.cholesky_inverse(lower, out=lower)
     index = torch.tensor(items, device=moment.device)  # [items, size]
     where = torch.empty(len(moment), dtype=torch.int64, device=moment.device)

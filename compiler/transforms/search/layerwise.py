@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ....dsl.checker.skeleton import Part, is_submodule
 from ....dsl.syntax.diagnostics import Reject
 from ...models.rows.forward import REMEDY, batches, evaluating, not_a_number, outputs
-from ...models.rows.inputs import arguments
+from ...models.rows.inputs import forward_arguments
 from .prefix import Call, Prefix
-from .reconstruct import inputs_of
+from .reconstruct import as_matrix_inputs
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -51,10 +51,10 @@ class Layerwise:
         self.program, self.rows = program, rows
         self._prefix: Prefix | None = None
 
-    def observe(self, stage: Stage, listen: Listen) -> None:
+    def observe_inputs(self, stage: Stage, listen: Listen) -> None:
         """Let `listen` hear what the modules of a stage are given over all rows, batch by batch."""
-        chain = self.chain if stage.unit else None  # is tried now, before anyone listens
-        with _hooks(self.program.model, stage.modules, listen):
+        chain = self.layer_chain if stage.unit else None  # is tried now, before anyone listens
+        with _input_hooks(self.program.model, stage.modules, listen):
             if chain is not None and chain.chain:
                 chain.passing(self._index(stage.unit))
             else:
@@ -66,15 +66,15 @@ class Layerwise:
             self._prefix.changed_at(self._index(stage.unit))
 
     @property
-    def chain(self) -> Prefix:
+    def layer_chain(self) -> Prefix:
         """Entered for the first time, it is tried on one batch whether layers can be."""
         if self._prefix is None:
             model = self.program.model
             sample_batches = list(batches(model, self.rows))
-            calls = [Call(*arguments(model, batch), batch.numel()) for batch in sample_batches]
+            calls = [Call(*forward_arguments(model, batch), batch.numel()) for batch in sample_batches]
             self._prefix = prefix = Prefix(self.program, max_bytes=0)
             with evaluating(model):
-                prefix.measure(lambda: float(outputs(model, sample_batches[0]).numel()))
+                prefix.measure_from(lambda: float(outputs(model, sample_batches[0]).numel()))
             if prefix.chain:
                 prefix.begin_anew(calls)
         return self._prefix
@@ -84,14 +84,14 @@ class Layerwise:
 
     def _full_output(self, last: nn.Module | None) -> None:
         model = self.program.model
-        with evaluating(model), _stops_after(last):
+        with evaluating(model), _stop_after(last):
             for batch in batches(model, self.rows):
                 with suppress(_Enough):
                     outputs(model, batch)
 
 
 @contextmanager
-def _hooks(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
+def _input_hooks(model: nn.Module, paths: Sequence[str], listen: Listen) -> Iterator[None]:
     def hook(path: str) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             listen(path, module, args[0] if args else next(iter(kwargs.values())))
@@ -115,7 +115,7 @@ class Norms:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def listen(self, path: str, module: nn.Module, x: Tensor) -> None:
-        squares = inputs_of(module, x).square().sum(0).double().cpu()
+        squares = as_matrix_inputs(module, x).square().sum(0).double().cpu()
         self.sums[path] = self.sums[path] + squares if path in self.sums else squares
 
     def of(self, path: str) -> list[float]:
@@ -137,7 +137,7 @@ class Grams:
     leader: dict[str, str] = field(default_factory=dict)
     _inputs: dict[str, Tensor] = field(default_factory=dict)
 
-    def listen(self, path: str, module: nn.Module, x: Tensor) -> None:
+    def accumulate(self, path: str, module: nn.Module, x: Tensor) -> None:
         if path not in self.leader:
             self.leader[path] = next((p for p, y in self._inputs.items() if y is x), path)
         leader = self.leader[path]
@@ -145,13 +145,13 @@ class Grams:
             assert self._inputs.get(leader) is x, f"{path} is not given what {leader} is any more"
             return
         self._inputs[path] = x
-        rows = inputs_of(module, x)  # [tokens, in]
+        rows = as_matrix_inputs(module, x)  # [tokens, in]
         if path in self.sums:
             self.sums[path].addmm_(rows.T, rows)
         else:
             self.sums[path] = rows.T @ rows
 
-    def of(self, path: str) -> Tensor | None:
+    def gram_of(self, path: str) -> Tensor | None:
         """None of a module that was not run. Reject (not-a-number) where a number is none."""
         if path not in self.leader:
             return None
@@ -171,7 +171,7 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _stops_after(module: nn.Module | None) -> Iterator[None]:
+def _stop_after(module: nn.Module | None) -> Iterator[None]:
     """Forwards end with `_Enough` once a module has run."""
 
     def leave(*_: Any) -> None:

@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....dsl.checker.value_text import show
-from ....dsl.checker.values import DataRef, MetricRef, handles
+from ....dsl.checker.value_text import value_text
+from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ....dsl.syntax.diagnostics import Reject
 from ...core.deadline import DeadlineExceeded, EarlyStop
 from ...core.device import bytes_on
-from ...core.events import Event, Listener, Pruned, Said, Ticked, Warned, hear
+from ...core.events import Event, Listener, Pruned, Said, Ticked, Warned, listening_with
 from ...core.journal import Journal
 from ...core.quantity import count, count_text, size
 from ...core.warned import far_beyond
 from ...inputs.data.generated import Generated
 from ...models.rows.forward import batches, evaluating, not_a_number, outputs
-from ...models.rows.packed_inputs import writes
+from ...models.rows.packed_inputs import generates_from_ids
 from ..editing.dry_run import frees_nothing, layer_needed
 from .budget import CUTS, Budget
 from .candidate import Candidate, Cut, JointCandidate, Pool
 from .choice import Choice, Round
-from .goals import refuse_beyond
+from .goals import refuse_overshoot
 from .overfit import OverfitCheck, Rows
 from .prefix import Prefix
 from .reconstruct import Moments
-from .refusals import SCORE_HELP, no_finite_score, nothing_chosen, saved_less
+from .refusals import SCORE_HELP, no_candidate_diagnostic, no_finite_score, saved_less
 from .remote_candidates import Follower, key_of, task_of
-from .score_estimates import foreseen
+from .score_estimates import estimate_scores
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -78,25 +78,25 @@ class Search:
         self._forget_prefixes_but(metric)
         if not budget.is_met(self.saved.get(budget.of, 0.0)):
             self.rows.append(Rows(metric))
-            self.rows[-1].warn(self)
+            self.rows[-1].warn_too_few(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
             if self.overfit and not self.ctx.task_source:  # a worker looks at nothing but what it is asked
-                self.overfit.check(self, saved, metric)
+                self.overfit.check_if_due(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.location not in self.rejected]
             if not pairs:
                 return
             if not choice.scores_all:
                 affordable = [(pool, c) for pool, c in pairs if budget.has_budget(saved, c)]
                 if not affordable and self.limit:
-                    refuse_beyond(min(c.saves(budget.of) for _, c in pairs), saved, self.limit)
+                    refuse_overshoot(min(c.saves(budget.of) for _, c in pairs), saved, self.limit)
                 pairs = affordable or pairs
             try:
-                self._decide(pairs, metric, budget, choice)
+                self._decide_round(pairs, metric, budget, choice)
             except DeadlineExceeded:
-                self._stop(len(pairs), budget)
+                self._stop_early(len(pairs), budget)
                 return
 
-    def _stop(self, candidates: int, budget: Budget) -> None:
+    def _stop_early(self, candidates: int, budget: Budget) -> None:
         """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
         if not self.cuts:
             raise self.too_short(candidates)
@@ -115,7 +115,7 @@ class Search:
         each = self._spent / self.scored if self.scored else deadline.allowed
         return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
 
-    def collect(
+    def collect_moments(
         self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, max_bytes: int
     ) -> None:
         """Second moments of what modules are given, over the data's rows.
@@ -128,7 +128,7 @@ class Search:
         rows, label = (self.ctx.rows(data), data.name) if data else (self._generated_rows(), "what the model writes")
         run = partial(self._model_score, metric) if rows is None else partial(self._read, rows, label)
         with self.ctx.run.searching():
-            runs = moments.collect(self.program, modules, run, max_bytes)
+            runs = moments.collect_in_passes(self.program, modules, run, max_bytes)
         if rows is not None and data is None:
             runs += 1  # a token that is written goes through every layer once
         cost = runs * len(self.program.units) * (1.0 if rows is None else self._weight(rows, metric))
@@ -136,13 +136,13 @@ class Search:
 
     def _generated_rows(self) -> Tensor | None:
         """None where the model is none that writes, or writes of what it hears alone."""
-        if not writes(self.program.model):
+        if not generates_from_ids(self.program.model):
             return None
         return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
 
     def _weight(self, rows: Tensor, metric: MetricRef) -> float:
         """Number of tokens of some rows per token that the metric reads."""
-        scored = sum(self.ctx.rows(ref).numel() for ref in handles(dict(metric.args), DataRef))
+        scored = sum(self.ctx.rows(ref).numel() for ref in references_in(dict(metric.args), DataRef))
         return rows.numel() / scored if scored else 1.0
 
     def _read(self, rows: Tensor, label: str) -> None:
@@ -152,18 +152,18 @@ class Search:
             for batch in self.ctx.each(list(batches(model, rows)), f"reading {label}"):
                 outputs(model, batch)
 
-    def finish(self, pools: Sequence[Pool]) -> None:
+    def apply_cuts(self, pools: Sequence[Pool]) -> None:
         """Make the cuts real and say what the search cost.
 
         The cost is said, not noted: a run that was killed and went on has another one, and the same result.
         """
         if self.overfit and self.cuts:
             assert self.scored_by is not None, "cuts that nothing scored"
-            self.overfit.check(self, self.saved[self.budget_of], self.scored_by, last=True)
-            self.overfit.record(self)
+            self.overfit.check_if_due(self, self.saved[self.budget_of], self.scored_by, last=True)
+            self.overfit.record_checkpoint(self)
         for pool in pools:
             pool.finish()
-        self._refuse_less()
+        self._refuse_shortfall()
         peak_bytes = max([self.bytes_stored, *(p.bytes_stored for p in self.prefixes.values())])
         self.ctx.record("layer forwards", self.layers_run)
         self.ctx.record("layer forwards to rank and refit", self.layers_own)
@@ -178,7 +178,7 @@ class Search:
             )
         )
 
-    def warn_beyond(self, goal: Budget) -> None:
+    def warn_overshoot(self, goal: Budget) -> None:
         """Say where far more went than was asked for: parts that could go were that large."""
         saved = self.saved.get(goal.of, 0.0)
         if self.cuts and goal.is_beyond(saved):
@@ -186,35 +186,33 @@ class Search:
             last = f"{self.cuts[-1].name}, the last cut, is that large"
             self.ctx.emit_event(Warned(far_beyond(f"{share} went where {allowed} was to: {last}")))
 
-    def _refuse_less(self) -> None:
+    def _refuse_shortfall(self) -> None:
         """Reject what left the model larger than all cuts together should have."""
         promised, removed = self.saved.get("params", 0.0), self.size - _parameters(self.program)
         if removed < _HONEST * promised:
-            raise Reject(
-                saved_less(
-                    f"the search counted on {count(round(promised))} parameters less, and {count(removed)} went",
-                    help="cut other kinds of parts, or leave out with `on:` what does not become smaller",
-                )
-            )
+            fact = f"the search counted on {count(round(promised))} parameters less, and {count(removed)} went"
+            remedy = "cut other kinds of parts, or leave out with `on:` what does not become smaller"
+            raise Reject(saved_less(fact, help=remedy))
 
     def base(self, metric: MetricRef) -> float:
         """The score of the model as it is."""
         if self.scored_by == metric:
             return self.cuts[-1].score
-        return self.journal.remember(f"{len(self.cuts)}:{show(metric)}", lambda: self._measure(None, metric))
+        key = f"{len(self.cuts)}:{value_text(metric)}"
+        return self.journal.get_or_compute(key, lambda: self._score_or_nan(None, metric))
 
-    def measured(self, key: str, metric: MetricRef) -> float:
+    def measure_journalled(self, key: str, metric: MetricRef) -> float:
         """A metric of the model as it is, by whole forwards, journalled."""
 
         def measure() -> float:
-            scored = [self.ctx.rows(ref) for ref in handles(dict(metric.args), DataRef)]
+            scored = [self.ctx.rows(ref) for ref in references_in(dict(metric.args), DataRef)]
             forward_weight = sum(self._weight(rows, self.scored_by or metric) for rows in scored) if scored else 1.0
             self.layers_other += len(self.program.units) * forward_weight
             return self._run(metric)
 
-        return self.journal.remember(f"{key} {show(metric)}", measure)
+        return self.journal.get_or_compute(f"{key} {value_text(metric)}", measure)
 
-    def _decide(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice) -> None:
+    def _decide_round(self, pairs: list[tuple[Pool, Candidate]], metric: MetricRef, budget: Budget, choice: Choice):
         number, kinds = len(self.cuts), {c.name: pool.kind for pool, c in pairs}
         round_ = Round(
             [c for _, c in pairs],
@@ -228,17 +226,17 @@ class Search:
             choice = Follower(self.ctx.task_source, number, lambda: self.layers_run)
         self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
-            choice.foresee(partial(foreseen, self, number, round_.candidates, metric))
+            choice.foresee(partial(estimate_scores, self, number, round_.candidates, metric))
         while (best := choice.choose(round_)) is not None:
             group, score = self._joint_choice(number, round_, best, choice, metric)
             names = [c.name for c in group]  # before the cut: they say what is left
-            if first := self._cut(best, round_, budget):
+            if first := self._try_cut(best, round_, budget):
                 break
         else:
             raise Reject(
-                nothing_chosen(round_, self.rejected, budget.of, self.saved.get(budget.of, 0.0) / budget.total)
+                no_candidate_diagnostic(round_, self.rejected, budget.of, self.saved.get(budget.of, 0.0) / budget.total)
             )
-        saves = [first, *(self._cut(c, round_, budget) for c in group[1:])]
+        saves = [first, *(self._try_cut(c, round_, budget) for c in group[1:])]
         assert all(saves), f"{names} were scored together, and not all can be cut"
         self.layers_naive += len(pairs) * len(self.program.units) * len(group)
         self.scored_by, self.budget_of = metric, budget.of
@@ -247,27 +245,27 @@ class Search:
                 self.saved[of] = self.saved.get(of, 0.0) + value
             scores, second = (round_.scores, round_.runner_up(name)) if name == names[0] else ({}, None)
             cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
-            self._note(cut, metric, {**choice.notes(round_), **({"together": names} if len(names) > 1 else {})})
-        self.rows[-1].check(self, score)
+            self._record_cut(cut, metric, {**choice.notes(round_), **({"together": names} if len(names) > 1 else {})})
+        self.rows[-1].warn_improving_score(self, score)
         self.ctx.emit_event(Pruned(names[-1]))
 
     def _joint_choice(
         self, number: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef
     ) -> tuple[list[Candidate], float]:
         """Removed candidates, and the score: the best, and others with it where that costs no more than expected."""
-        companions = choice.companions(round_, best)
+        companions = choice.joint_companions(round_, best)
         single = [best], round_.scores[best.name]
         if not companions:
             return single
         joint = JointCandidate((best, *(c for c, _ in companions)), list(self.program.units))
-        score = self.journal.remember(f"{number}:{joint.name}", lambda: self._measure(joint, metric))
+        score = self.journal.get_or_compute(f"{number}:{joint.name}", lambda: self._score_or_nan(joint, metric))
         base = round_.sign * self.base(metric)
         expected = round_.sign * round_.scores[best.name] - base + sum(growth for _, growth in companions)
         accepted = math.isfinite(score) and round_.sign * score - base <= JOINTLY * max(expected, 0.0)
         choice.judged(accepted)
         return ([*joint.members], score) if accepted else single
 
-    def _note(self, cut: Cut, metric: MetricRef, extra: dict[str, Any]) -> None:
+    def _record_cut(self, cut: Cut, metric: MetricRef, extra: dict[str, Any]) -> None:
         self.cuts.append(cut)
         self.ctx.record(f"cut {len(self.cuts)}: {cut.name}", cut.score)
         self.program.note(
@@ -282,7 +280,7 @@ class Search:
             **extra,
         )
 
-    def _cut(self, candidate: Candidate, round_: Round, budget: Budget) -> dict[str, float] | None:
+    def _try_cut(self, candidate: Candidate, round_: Round, budget: Budget) -> dict[str, float] | None:
         """Cut a candidate, and say what it saved; what the model does not run without stays, and is none to choose."""
         units = list(self.program.units)  # before the cut
         saves = {of: 1.0 if of == CUTS else candidate.saves(of) for of in {"params", "flops", budget.of}}
@@ -325,12 +323,12 @@ class Search:
         note = f"{left}, best {best}: {round_.scores[best]:.4g}" if best else left
         tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
-        key, measure = key_of(number, candidate), partial(self._measure, candidate, metric)
-        with hear(partial(_within, tick, self.ctx.tick)):
+        key, measure = key_of(number, candidate), partial(self._score_or_nan, candidate, metric)
+        with listening_with(partial(_within, tick, self.ctx.tick)):
             if self.ctx.remote_scorer:
                 with self.ctx.run.searching():
-                    return self.ctx.remote_scorer.fetch(self.journal, key, task_of(self.cuts, candidate), measure)
-            return self.journal.remember(key, measure)
+                    return self.ctx.remote_scorer.fetch_value(self.journal, key, task_of(self.cuts, candidate), measure)
+            return self.journal.get_or_compute(key, measure)
 
     def _prefetch(self, candidates: Sequence[Candidate]) -> None:
         if self.ctx.remote_scorer:
@@ -339,7 +337,7 @@ class Search:
                 self.journal, {key_of(number, c): task_of(self.cuts, c) for c in candidates}
             )
 
-    def _measure(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
+    def _score_or_nan(self, candidate: Candidate | JointCandidate | None, metric: MetricRef) -> float:
         """A candidate without which the model gives no finite score is no candidate: NaN."""
         started = time.monotonic()
         with self.ctx.run.searching():
@@ -351,9 +349,9 @@ class Search:
         prefix = self.prefix(metric)
         run = partial(self._run, metric)
         if candidate is None:
-            return prefix.measure(partial(self._model_score, metric))
+            return prefix.measure_from(partial(self._model_score, metric))
         try:
-            return prefix.measure(run, candidate.unit, candidate.applied)
+            return prefix.measure_from(run, candidate.unit, candidate.applied)
         except Reject as rejection:
             if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
@@ -370,7 +368,7 @@ class Search:
             if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
             raise Reject(
-                no_finite_score(f"the model as it is has a {show(metric)} of NaN or infinity", help=SCORE_HELP)
+                no_finite_score(f"the model as it is has a {value_text(metric)} of NaN or infinity", help=SCORE_HELP)
             ) from rejection
 
     def _forget_prefixes_but(self, metric: MetricRef) -> None:

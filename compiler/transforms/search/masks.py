@@ -59,7 +59,7 @@ def keep_largest(score: Tensor, count: int) -> Tensor:
     n_removed = score.shape[1] - count
     if not n_removed or not count:
         return torch.full_like(score, bool(count), dtype=torch.bool)
-    least = smallest(score, n_removed)
+    least = kth_smallest(score, n_removed)
     keep = _reach(score, least)
     extra = _counts(keep) - count  # of those at the threshold the first go, [n]
     for row in extra.nonzero()[:, 0].tolist():
@@ -88,7 +88,7 @@ def _ties(row: Tensor, least: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(row.numpy() == least.numpy()))
 
 
-def ranks(weight: Tensor) -> Tensor:
+def magnitude_keys(weight: Tensor) -> Tensor:
     """Sort keys of magnitudes, cheaper to compare: of 16-bit floats their bits without the
     sign, int16; of others the magnitudes."""
     if weight.dtype not in (torch.bfloat16, torch.float16):
@@ -102,7 +102,7 @@ def magnitude(weight: Tensor) -> Tensor:
     return weight.abs() if weight.dtype in (torch.float32, torch.float64) else weight.float().abs_()
 
 
-def masked(weight: Tensor, keep: Tensor) -> Tensor:
+def apply_mask(weight: Tensor, keep: Tensor) -> Tensor:
     """The weight with zeros where it does not stay: its bits times one or nothing, ten times as fast as a choice."""
     kind = _BITS.get(weight.dtype)
     if kind is None:
@@ -116,18 +116,18 @@ def masked(weight: Tensor, keep: Tensor) -> Tensor:
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 
-def smallest(score: Tensor, rank: int) -> Tensor:
+def kth_smallest(score: Tensor, rank: int) -> Tensor:
     """The `rank`-th smallest of every row, counted from 1: [n, 1]."""
     if score.device.type != "cpu":
         return score.kthvalue(rank, dim=1, keepdim=True).values
     rows = score.numpy()
     if rows.shape[1] >= LONG:
-        return torch.from_numpy(np.stack([_threshold(row, rank) for row in rows])[:, None])
+        return torch.from_numpy(np.stack([_kth_smallest_of_row(row, rank) for row in rows])[:, None])
     partitioned = np.partition(rows, rank - 1, axis=1)[:, rank - 1 : rank]  # three times as fast as kthvalue
     return torch.from_numpy(partitioned.copy())
 
 
-def _threshold(row: np.ndarray, position: int) -> np.generic:
+def _kth_smallest_of_row(row: np.ndarray, position: int) -> np.generic:
     """The `position`-th smallest of a long row. A sample tells about where it is, so that three in a hundred numbers
     are left to partition; where it misleads, all are."""
     sample = np.sort(row[:: len(row) // SAMPLE])

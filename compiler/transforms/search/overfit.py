@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.checker.value_text import show
-from ....dsl.checker.values import DataRef, MetricRef, handles
+from ....dsl.checker.value_text import value_text
+from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import Warned
-from ...core.quantity import count, count_text, digits
+from ...core.quantity import count, count_text, significant_digits
 from ...core.warned import few_rows, fitted_rows
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FALLEN = 0.995  # of the whole model's score: less than that is no accident of r
 FITTED = 1.25  # how many times faster than the score it may grow before that is said
 
 
-def check_expert_count(metric: MetricRef, removed: float, ctx: "Context") -> None:
+def check_enough_rows(metric: MetricRef, removed: float, ctx: "Context") -> None:
     """Raise Reject (too-few-rows) where a metric that reads tokens has fewer than `removed` parameters ask for."""
     if ctx.metric(metric).dearer(1.0, 0.0) is None:
         return
@@ -37,7 +37,8 @@ def check_expert_count(metric: MetricRef, removed: float, ctx: "Context") -> Non
     if tokens < least:
         raise Reject(
             too_few_rows(
-                f"{show(metric)} reads {count(tokens)} tokens, too few to choose {count(round(removed))} parameters by",
+                f"{value_text(metric)} reads {count(tokens)} tokens, too few to choose {count(round(removed))} "
+                "parameters by",
                 help=f"give it {count(least)} or more, of more than one kind of text",
                 argument="score",
             )
@@ -46,7 +47,7 @@ def check_expert_count(metric: MetricRef, removed: float, ctx: "Context") -> Non
 
 def tokens_of(metric: MetricRef, ctx: "Context") -> int:
     """Number of tokens that a metric reads."""
-    return sum(ctx.rows(ref).numel() for ref in handles(dict(metric.args), DataRef))
+    return sum(ctx.rows(ref).numel() for ref in references_in(dict(metric.args), DataRef))
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Rows:
     def _reads_tokens(self, search: "Search") -> bool:
         return search.ctx.metric(self.metric).dearer(1.0, 0.0) is not None
 
-    def warn(self, search: "Search") -> None:
+    def warn_too_few(self, search: "Search") -> None:
         """Say, before anything is scored, that rows are too few."""
         if not self._reads_tokens(search):
             return
@@ -77,24 +78,25 @@ class Rows:
             search.ctx.emit_event(
                 Warned(
                     few_rows(
-                        f"{show(self.metric)} reads {count(tokens)} tokens, which a search fits: other text will lose "
-                        "more than the score says",
+                        f"{value_text(self.metric)} reads {count(tokens)} tokens, which a search fits: other text will "
+                        "lose more than the score says",
                         help=f"give it {count(ENOUGH)} or more, of more than one kind of text",
                     )
                 )
             )
 
-    def check(self, search: "Search", score: float) -> None:
+    def warn_improving_score(self, search: "Search", score: float) -> None:
         """Warn, once, of a score that is better without parts than with them."""
         if self.baseline is None or not self.warns or score > FALLEN * self.baseline:
             return
         self.warns = False
-        search.program.note(fits=show(self.metric), cuts=len(search.cuts), begun=self.baseline, score=score)
+        search.program.note(fits=value_text(self.metric), cuts=len(search.cuts), begun=self.baseline, score=score)
         search.ctx.emit_event(
             Warned(
                 fitted_rows(
-                    f"{show(self.metric)} is {digits(score)} after {count_text(len(search.cuts), 'cut')} and was "
-                    f"{digits(self.baseline)} before: the search fits the score's rows, and other text will not agree",
+                    f"{value_text(self.metric)} is {significant_digits(score)} after "
+                    f"{count_text(len(search.cuts), 'cut')} and was {significant_digits(self.baseline)} before: "
+                    "the search fits the score's rows, and other text will not agree",
                     help="give it more of them, or look at others by `check`",
                 )
             )
@@ -124,18 +126,18 @@ class OverfitCheck:
     every: float = 0.25
     looks: list[Checkpoint] = field(default_factory=list)
 
-    def check(self, search: "Search", saved: float, by: MetricRef, last: bool = False) -> None:
+    def check_if_due(self, search: "Search", saved: float, by: MetricRef, last: bool = False) -> None:
         """Measure if it is time to; `by` is what the search scores by now."""
         share = round(saved / self.goal, 6)
         if self.looks and not last and share < self.looks[-1].share + self.every and by == self.looks[-1].by:
             return
-        value = search.measured(f"{len(search.cuts)}:beside", self.metric)
+        value = search.measure_journalled(f"{len(search.cuts)}:beside", self.metric)
         self.looks.append(Checkpoint(share, by, search.base(by), value))
-        search.ctx.record(f"{show(self.metric)} after {count_text(len(search.cuts), 'cut')}", value)
+        search.ctx.record(f"{value_text(self.metric)} after {count_text(len(search.cuts), 'cut')}", value)
 
-    def record(self, search: "Search") -> None:
+    def record_checkpoint(self, search: "Search") -> None:
         """Note what was seen, and warn where the metric grew much faster than the score since that was in use."""
-        search.program.note(beside=show(self.metric), seen=[self._row(s) for s in self.looks])
+        search.program.note(beside=value_text(self.metric), seen=[self._row(s) for s in self.looks])
         last = self.looks[-1]
         first = next(s for s in self.looks if s.by == last.by)
         if min(first.score, first.second, last.score) > 0:
@@ -144,7 +146,7 @@ class OverfitCheck:
                 search.ctx.emit_event(
                     Warned(
                         fitted_rows(
-                            f"{show(self.metric)} grew {grown:.2f}-fold and {show(last.by)}, the score, "
+                            f"{value_text(self.metric)} grew {grown:.2f}-fold and {value_text(last.by)}, the score, "
                             f"{fitted:.2f}-fold: the search fitted the score's rows",
                             help="give it more of them",
                         )
@@ -152,4 +154,4 @@ class OverfitCheck:
                 )
 
     def _row(self, entry: Checkpoint) -> list[Any]:
-        return [entry.share, show(entry.by), entry.score, entry.second]
+        return [entry.share, value_text(entry.by), entry.score, entry.second]

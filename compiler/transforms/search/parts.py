@@ -10,7 +10,7 @@ from ....dsl.checker.skeleton import Branch, Group, Scan, Skeleton
 from ....dsl.checker.values import Selector
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
-from ...analysis.planning.selection import branches, competing, removable
+from ...analysis.planning.selection import branches, competing_groups, removable
 from .branches import Branches, Layers
 from .candidate import Pool
 from .savings import OF_MODEL, SCANS, SavingsTable, steps, stride
@@ -73,7 +73,7 @@ class RemovableParts(Parts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         """The skeleton when one of them is gone."""
 
-    def smallest(self, skeleton: Skeleton, met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
+    def remove_smallest(self, skeleton: Skeleton, met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
         """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""
         savings_table = SavingsTable(skeleton)
         order = sorted(self.names, key=lambda name: self.weigh(savings_table, name, "params"))
@@ -100,7 +100,7 @@ class BlockParts(RemovableParts):
         return [b.site for b in self.branches]
 
     def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
-        return savings_table.branch(name, of)
+        return savings_table.branch_savings(name, of)
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
@@ -216,14 +216,14 @@ _STEPS = {
 }  # what a pass calls the size of a cut
 
 
-def parts_of(
+def select_parts(
     skeleton: Skeleton, on: Selector | None, order: Sequence[str], sizes: Mapping[str, int], least_experts: int = 1
 ) -> tuple[Parts, ...]:
     """Parts of several kinds, as far as the model has them, inside of what `on` selects.
 
     sizes   how much a cut takes, by the name of the parameter that says it
     """
-    blocks, inside = removable(skeleton, on), competing(skeleton, on)
+    blocks, inside = removable(skeleton, on), competing_groups(skeleton, on)
     result: list[Parts] = []
     for kind in dict.fromkeys(order):
         if kind == "blocks":

@@ -35,7 +35,7 @@ class Call:
     tokens: int
 
     def is_known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return _same(self.args, args) and _same(self.kwargs, kwargs)
+        return _trees_equal(self.args, args) and _trees_equal(self.kwargs, kwargs)
 
 
 class Prefix:
@@ -67,24 +67,24 @@ class Prefix:
 
     # -- measuring -------------------------------------------------------------------------------------------
 
-    def measure(self, run: Callable[[], float], first: str | None = None, change=None) -> float:
+    def measure_from(self, run: Callable[[], float], first: str | None = None, change=None) -> float:
         """`run()` with the change applied; layers before `first` are not run. `change` makes a context."""
         if self.chain is None:
-            value = self._observe(run)
+            value = self._record_first_run(run)
             if change is None:
                 return value
         index = self._index(first)
         if self.chain and index > 0:
             try:
-                return self._measured(run, index, change)
+                return self._measure_entered(run, index, change)
             except _OtherForwards:  # a metric whose forwards depend on what the model says
                 self._disable()
-        return self._measured(run, 0, change)
+        return self._measure_entered(run, 0, change)
 
-    def _measured(self, run: Callable[[], float], index: int, change) -> float:
+    def _measure_entered(self, run: Callable[[], float], index: int, change) -> float:
         with ExitStack() as stack:
             if index > 0:
-                stack.enter_context(self._entered(index, self.output_of(index - 1)))
+                stack.enter_context(self._enter_at(index, self.output_of(index - 1)))
             if change is not None:
                 stack.enter_context(change())
             value = run()
@@ -130,7 +130,7 @@ class Prefix:
         with change() if change is not None else nullcontext():
             return self._advance(layer - 1, inputs, layer, keep=False)
 
-    def from_leaves(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
+    def layer_with_input_leaf(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
         """A layer's input in one call, as a leaf that takes gradients, and what it gives, or for the one behind the
         last layer the model's main output; gradients flow from the second to the first."""
         assert self.chain and layer > 0, "layers can't be entered in the middle"
@@ -141,12 +141,14 @@ class Prefix:
             at = _Position([one], [inputs])
             stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
             for skipped in layers[:layer]:
-                stack.enter_context(_replaced(skipped, at.instead_of(skipped.forward)))
+                stack.enter_context(_with_forward(skipped, at.instead_of(skipped.forward)))
             stack.enter_context(without_dropout(model))
             stack.enter_context(torch.enable_grad())
             if layer == len(layers):
                 return leaf, main_output(model(*one.args, **one.kwargs))
-            stack.callback(layers[layer].register_forward_hook(_taking(outputs, layer, True, detach=False)).remove)
+            stack.callback(
+                layers[layer].register_forward_hook(_collect_outputs_hook(outputs, layer, True, detach=False)).remove
+            )
             with suppress(_Reached):
                 model(*one.args, **one.kwargs)
         return leaf, stream(outputs[layer])
@@ -164,7 +166,7 @@ class Prefix:
 
     # -- the first look --------------------------------------------------------------------------------------
 
-    def _observe(self, run: Callable[[], float]) -> float:
+    def _record_first_run(self, run: Callable[[], float]) -> float:
         """The value of the whole model, run once to see the metric's forwards and to keep the layers' outputs."""
         layers, model = self._layers(), self.program.model
         first_run = _FirstForward(self, layers)
@@ -175,8 +177,8 @@ class Prefix:
             stack.callback(hook.remove)
             for k, layer in enumerate(layers):
                 for handle in (
-                    layer.register_forward_pre_hook(first_run.enter(k), with_kwargs=True),
-                    layer.register_forward_hook(first_run.leave(k)),
+                    layer.register_forward_pre_hook(first_run.on_enter(k), with_kwargs=True),
+                    layer.register_forward_hook(first_run.on_leave(k)),
                 ):
                     stack.callback(handle.remove)
             value = run()
@@ -187,7 +189,7 @@ class Prefix:
             self._disable()
         return value
 
-    def keep(self, layer: int, output: Any) -> None:
+    def store_output(self, layer: int, output: Any) -> None:
         """Keep one call's output of a layer; thin out what is kept when it passes the room."""
         if (layer + 1) % self.stride or layer + 1 == len(self.program.units):  # nothing begins behind the last
             return
@@ -207,7 +209,7 @@ class Prefix:
         share = call.tokens / sum(c.tokens for c in self.calls)
         for index in sorted({count // 2, count - 1} - {0}):
             inputs = self.output_of(index - 1)
-            with evaluating(self.program.model), self._entered(index, inputs):
+            with evaluating(self.program.model), self._enter_at(index, inputs):
                 try:
                     result = main_output(self.program.model(*call.args, **call.kwargs))
                 except _MISSING:  # what a layer looked for was made by one that did not run
@@ -220,17 +222,17 @@ class Prefix:
     # -- entering and leaving in the middle ------------------------------------------------------------------
 
     @contextmanager
-    def _entered(self, index: int, inputs: list[Any]) -> Iterator[None]:
+    def _enter_at(self, index: int, inputs: list[Any]) -> Iterator[None]:
         """The layers before `index` hand on what layer `index - 1` gave; forwards come in the order known."""
         at = _Position(self.calls, inputs)
         with ExitStack() as stack:
             hook = self.program.model.register_forward_pre_hook(at.begin, with_kwargs=True)
             stack.callback(hook.remove)
             for layer in self._layers()[:index]:
-                stack.enter_context(_replaced(layer, at.instead_of(layer.forward)))
-            versions = [t._version for t in _tensors(inputs)]
+                stack.enter_context(_with_forward(layer, at.instead_of(layer.forward)))
+            versions = [t._version for t in _nested_tensors(inputs)]
             yield
-            if versions != [t._version for t in _tensors(inputs)]:  # a layer writes to its input
+            if versions != [t._version for t in _nested_tensors(inputs)]:  # a layer writes to its input
                 self._disable()
 
     @torch.no_grad()
@@ -247,9 +249,9 @@ class Prefix:
                     hook = model.register_forward_pre_hook(one.begin, with_kwargs=True)
                     stack.callback(hook.remove)
                     for skipped in layers[: start + 1]:
-                        stack.enter_context(_replaced(skipped, one.instead_of(skipped.forward)))
+                        stack.enter_context(_with_forward(skipped, one.instead_of(skipped.forward)))
                 for k in range(start + 1, layer + 1):
-                    handle = layers[k].register_forward_hook(_taking(outputs, k, stop=k == layer))
+                    handle = layers[k].register_forward_hook(_collect_outputs_hook(outputs, k, stop=k == layer))
                     stack.callback(handle.remove)
                 with evaluating(model), suppress(_Reached):
                     model(*call.args, **call.kwargs)
@@ -279,7 +281,7 @@ class _FirstForward:
         self.calls.append(Call(args, dict(kwargs), tensors[0].numel() if tensors else 1))
         self.next, self.stream = 0, None
 
-    def enter(self, k: int):
+    def on_enter(self, k: int):
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs.get("hidden_states")
             known = self.stream is None or (isinstance(hidden, Tensor) and hidden is self.stream)
@@ -287,12 +289,12 @@ class _FirstForward:
 
         return hook
 
-    def leave(self, k: int):
+    def on_leave(self, k: int):
         def hook(_module, _args, output):
             self.next = k + 1
             self.stream = stream(output)
             if self.is_chain:
-                self.prefix.keep(k, _detached(output))
+                self.prefix.store_output(k, _detached(output))
 
         return hook
 
@@ -320,7 +322,7 @@ class _Position:
 
 
 @contextmanager
-def _replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def _with_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """A layer with another forward; hooks that were put on it stay quiet, too, as it doesn't run."""
     before = vars(layer).get("forward")
     hooks, pre = layer._forward_hooks, layer._forward_pre_hooks
@@ -336,7 +338,7 @@ def _replaced(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             layer.forward = before
 
 
-def _taking(outputs: dict[int, Any], k: int, stop: bool, detach: bool = True):
+def _collect_outputs_hook(outputs: dict[int, Any], k: int, stop: bool, detach: bool = True):
     def hook(_module, _args, output):
         outputs[k] = _detached(output) if detach else output
         if stop:
@@ -362,26 +364,26 @@ def _detached(output: Any) -> Any:
     return tuple(_detached(x) for x in output) if isinstance(output, (tuple, list)) else output
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _nested_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for x in value:
-            yield from _tensors(x)
+            yield from _nested_tensors(x)
     elif isinstance(value, dict):
         for x in value.values():
-            yield from _tensors(x)
+            yield from _nested_tensors(x)
 
 
 def _bytes(value: Any) -> int:
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in _tensors(value)}.values())
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in _nested_tensors(value)}.values())
 
 
-def _same(a: Any, b: Any) -> bool:
+def _trees_equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
     if isinstance(a, (tuple, list)):
-        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_same, a, b))
+        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_trees_equal, a, b))
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_trees_equal(v, b[k]) for k, v in a.items())
     return type(a) is type(b) and a == b

@@ -68,7 +68,9 @@ def nonzero_mask(weight: Tensor) -> Tensor | None:
     return weight != 0 if is_sparse(weight) else None
 
 
-def note(program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **extra: Any) -> None:
+def record_grids(
+    program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **extra: Any
+) -> None:
     """Say what the grids are, how many bits a weight would take, and how much of each module is zero."""
     weights = sizes(chosen)
     bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in chosen) / sum(weights.values())

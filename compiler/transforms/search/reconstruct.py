@@ -44,7 +44,7 @@ def module_of(member: Member) -> str:
     return member.tensor.rpartition(".")[0]
 
 
-def silenced(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, Tensor]:
+def reader_weights_without(model: nn.Module, group: Group, items: Sequence[int]) -> dict[str, Tensor]:
     """The readers' weights with zeros for what comes from the items, by tensor path."""
     weights: dict[str, Tensor] = {}
     for member in readers(group):
@@ -64,27 +64,31 @@ class Moments:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def collect(self, program: "Program", modules: Sequence[str], run: Callable[[], object], max_bytes: int) -> int:
+    def collect_in_passes(
+        self, program: "Program", modules: Sequence[str], run: Callable[[], object], max_bytes: int
+    ) -> int:
         """Run the model over the rows as often as `max_bytes` bytes of moments make necessary; returns how often.
 
         Raises Reject (not-a-number) naming the first module whose inputs are not finite.
         """
         missing = [m for m in dict.fromkeys(modules) if not self._file(m).exists()]
         rounds = 0
-        for chunk in _chunks(missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], max_bytes):
+        for chunk in _chunks_that_fit(
+            missing, [4 * _width(program.model.get_submodule(m)) ** 2 for m in missing], max_bytes
+        ):
             sums: dict[str, Tensor] = {}
             with ExitStack() as stack:
                 for path in chunk:
-                    handle = program.model.get_submodule(path).register_forward_pre_hook(_summing(sums, path))
+                    handle = program.model.get_submodule(path).register_forward_pre_hook(_sum_hook(sums, path))
                     stack.callback(handle.remove)
                 run()
             for path, moment in sums.items():
                 _refuse_non_finite(path, moment.diagonal())
-                self._write(path, moment)
+                self._write_moment(path, moment)
             rounds += 1
         return rounds
 
-    def of(self, module: str) -> Tensor | None:
+    def moment_of(self, module: str) -> Tensor | None:
         """None where the module was not run."""
         file = self._file(module)
         if not file.exists():
@@ -98,7 +102,7 @@ class Moments:
                 full[:start, start : start + STRIPE] = stripe[:, :start].T
             return full
 
-    def norms(self, module: str) -> Tensor | None:
+    def input_norms(self, module: str) -> Tensor | None:
         """Root of the summed squares per input channel, [in] float64."""
         file = self._file(module)
         if not file.exists():
@@ -109,7 +113,7 @@ class Moments:
     def _file(self, module: str) -> Path:
         return self.folder / f"{hashlib.sha256(module.encode()).hexdigest()[:24]}.safetensors"
 
-    def _write(self, module: str, moment: Tensor) -> None:
+    def _write_moment(self, module: str, moment: Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self._file(module)
         draft = file.with_suffix(".draft")
@@ -132,18 +136,18 @@ class Reconstruction:
         self.program, self.moments, self.damping = program, moments, damping
         self._solved: dict[tuple[str, str, str], tuple[object, Takeover | None]] = {}
 
-    def without(self, group: Group, dead: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
+    def weights_without(self, group: Group, dead: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
         """`dead` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
-        weights = silenced(self.program.model, group, items)
+        weights = reader_weights_without(self.program.model, group, items)
         for member in readers(group):
-            takeover = self._takeover(group, member, sorted(dead), list(items))
+            takeover = self._fit_takeover(group, member, sorted(dead), list(items))
             if takeover is not None:
                 weight = self.program.model.get_parameter(member.tensor).detach()
-                new = takeover.applied(as_matrix(weight, member))
+                new = takeover.apply_to(as_matrix(weight, member))
                 weights[member.tensor] = new.view(weight.shape) if member.axis == 1 else new.T.contiguous()
         return weights
 
-    def _takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+    def _fit_takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
         """None where the module was not run, or is no matrix."""
         key = (group.site, group.kind, member.tensor)
         known = self._solved.get(key)
@@ -154,12 +158,12 @@ class Reconstruction:
 
     def _solve(self, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
         module = self.program.model.get_submodule(module_of(member))
-        moment = self.moments.of(module_of(member)) if _is_matrix(module, member) else None
+        moment = self.moments.moment_of(module_of(member)) if _is_matrix(module, member) else None
         if moment is None:
             return None
         weight = self.program.model.get_parameter(member.tensor)
         dead_columns, item_columns = (columns(weight, member, some) for some in (dead, items))
-        return solved(moment.to(exact_device(weight)), dead_columns, item_columns, self.damping)
+        return solve_takeover(moment.to(exact_device(weight)), dead_columns, item_columns, self.damping)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Takeover:
     removed: list[int]
     share: Tensor | None
 
-    def applied(self, weight: Tensor) -> Tensor:
+    def apply_to(self, weight: Tensor) -> Tensor:
         """[out, in] in the weight's dtype and on its device: zero where inputs are lost, the others fitted."""
         new = weight.index_fill(1, torch.tensor(self.removed, dtype=torch.int64, device=weight.device), 0.0)
         if self.share is not None:
@@ -182,7 +186,7 @@ class Takeover:
         return new
 
 
-def repaired(
+def repair_weight(
     weight: Tensor, moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
 ) -> Tensor:
     """The weight whose columns `columns_to_remove` are zero and whose others make up for them as well as they can.
@@ -191,10 +195,12 @@ def repaired(
     moment   [in, in]    second moments of the inputs, on any device
     return   [out, in]   in the weight's dtype and on its device; solved in float64
     """
-    return solved(moment.to(exact_device(weight)), zero_columns, columns_to_remove, damping).applied(weight)
+    return solve_takeover(moment.to(exact_device(weight)), zero_columns, columns_to_remove, damping).apply_to(weight)
 
 
-def solved(moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float) -> Takeover:
+def solve_takeover(
+    moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
+) -> Takeover:
     """Least squares over the moments, where they lie; `zero_columns` inputs are neither kept nor lost now."""
     out = {*zero_columns, *columns_to_remove}
     keep = [i for i in range(len(moment)) if i not in out]
@@ -207,13 +213,13 @@ def solved(moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Seque
 
 def shares(moment: Tensor, keep: Sequence[int], columns_to_remove: Sequence[int], damping: float) -> Tensor:
     """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
-    lower = factor(moment, keep, damping)
+    lower = cholesky_factor(moment, keep, damping)
     solution = moment[:, columns_to_remove][keep].double()
     solution = torch.linalg.solve_triangular(lower, solution, upper=False)  # cholesky_solve would copy the factor
     return torch.linalg.solve_triangular(lower.mT, solution, upper=True)
 
 
-def factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
+def cholesky_factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
     """Lower Cholesky factor of the damped moments of some inputs, [kept, kept] float64, in one copy of them.
 
     damping   of the mean diagonal; inputs that depend on each other get ten times as much until they have one
@@ -279,7 +285,7 @@ def _width(module: nn.Module) -> int:
     return weight[0].numel() if _convolves(module) else weight.shape[0]
 
 
-def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
+def as_matrix_inputs(module: nn.Module, x: Tensor) -> Tensor:
     """Inputs of a module as a matrix product, [n, in] float32."""
     if not _convolves(module):
         return x.flatten(0, -2).float()
@@ -292,9 +298,9 @@ def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
     return nn.functional.unfold(x.float(), kernel, dilation, padding, stride).movedim(1, 2).flatten(0, 1)
 
 
-def _summing(sums: dict[str, Tensor], path: str):
+def _sum_hook(sums: dict[str, Tensor], path: str):
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = inputs_of(module, args[0].detach())  # [tokens, in]
+        x = as_matrix_inputs(module, args[0].detach())  # [tokens, in]
         if path in sums:
             sums[path].addmm_(x.T, x)
         else:
@@ -315,7 +321,7 @@ def _refuse_non_finite(module: str, diagonal: Tensor) -> None:
         )
 
 
-def _chunks(items: Sequence[str], sizes: Sequence[int], max_bytes: int) -> Iterator[list[str]]:
+def _chunks_that_fit(items: Sequence[str], sizes: Sequence[int], max_bytes: int) -> Iterator[list[str]]:
     chunk: list[str] = []
     chunk_bytes = 0
     for item, size in zip(items, sizes, strict=True):

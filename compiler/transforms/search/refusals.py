@@ -25,7 +25,7 @@ saved_less = Fault(
 SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
-def nothing_chosen(round_: "Round", refusals: Mapping[str, str], of: str, share: float) -> Diagnostic:
+def no_candidate_diagnostic(round_: "Round", refusals: Mapping[str, str], of: str, share: float) -> Diagnostic:
     """For a round that has no winner; `refusals` parts can't go, each with its reason, and a share is saved so far."""
     if refusals and not round_.candidates:
         return out_of_reach(

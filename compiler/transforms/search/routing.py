@@ -31,7 +31,9 @@ def check_expert_count(skeleton: Skeleton, group: Group, remaining: int, argumen
         )
 
 
-def stated_above(program: "Program", chosen: Sequence[Group], among: Sequence[Group]) -> Iterator[tuple[str, int]]:
+def expert_counts_stated_above(
+    program: "Program", chosen: Sequence[Group], among: Sequence[Group]
+) -> Iterator[tuple[str, int]]:
     """Numbers of experts that modules around the layers state, and what they are, where `chosen`, which lose the same,
     are all of `among`."""
     counts = {g.count for g in among}
@@ -51,7 +53,7 @@ def least_experts(skeleton: Skeleton) -> int:
     return max(skeleton.facts.get("active_experts") or 1, 2 if grouped else 1)
 
 
-def trusted(
+def router_weight_sums(
     program: "Program", ctx: "Context", data: DataRef, chosen: Sequence[Group], max_rows: int | None = None
 ) -> dict[str, Tensor]:
     """For each layer, [count] float64: the sum of the weights that the router gave each expert over `max_rows` rows."""
@@ -59,7 +61,7 @@ def trusted(
     handles = []
     for group in chosen:
         module = program.model.get_submodule(group.members[-1].tensor.rpartition(".")[0])
-        handles.append(module.register_forward_pre_hook(_listener(totals[group.site]), with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(_router_weight_hook(totals[group.site]), with_kwargs=True))
     try:
         with evaluating(program.model):
             for batch in ctx.each(list(batches(program.model, ctx.rows(data)[:max_rows])), f"routing {data.name}"):
@@ -70,7 +72,7 @@ def trusted(
     return totals
 
 
-def _listener(total: Tensor):
+def _router_weight_hook(total: Tensor):
     """Hook on the inputs of experts: hidden states, and for every token the numbers chosen and their weights."""
 
     def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:

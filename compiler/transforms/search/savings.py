@@ -64,7 +64,7 @@ class SavingsTable:
         self.skeleton, self.norms, self.latency = skeleton, norms, latency
         self.removed: dict[tuple[str, str, str], float] = {}  # (site, kind, of) -> saved there by narrowing
         self.removed_steps: dict[tuple[str, str], int] = {}  # (site, kind) -> steps that are gone
-        self.crossing = _crossing(skeleton)
+        self.crossing = _coupled_groups(skeleton)
         self.partly = {b.site: _partly(skeleton, b) for b in skeleton.branches}
         self.missing: tuple[str, ...] = ()  # branches that are gone and held a part of groups that stay
         self.inside: dict[str, set[tuple[str, str]]] = {
@@ -73,7 +73,7 @@ class SavingsTable:
         for b in skeleton.branches:
             self.inside[b.site] |= {(s.site, SCANS) for s in skeleton.scans if s.site in b.parts}
         self.of_branch = cache(self._of_branch)
-        self.of_step = cache(self._of_step)
+        self.of_step = cache(self._amount_per_step)
         self.layer = cache(self._layer)
         self._crossed = cache(self._crossed_saving)
 
@@ -82,7 +82,7 @@ class SavingsTable:
         """Quantities that savings are recorded for."""
         return (*OF_MODEL, *(("latency",) if self.latency else ()))
 
-    def branch(self, site: str, of: str) -> float:
+    def branch_savings(self, site: str, of: str) -> float:
         """Remaining amount of a branch that may have been narrowed."""
         around = self.partly[site] & self.removed_steps.keys()
         kin = (
@@ -96,7 +96,7 @@ class SavingsTable:
             for (group_site, kind, unit), v in self.removed.items()
             if unit == of and (group_site, kind) in self.inside[site] and (group_site, kind) not in narrowed
         )
-        return (self._of_narrowed(site, of, kin) if kin else self.of_branch(site, of)) - removed
+        return (self._narrowed_branch_amount(site, of, kin) if kin else self.of_branch(site, of)) - removed
 
     def dropped(self, site: str) -> None:
         """Note that a branch is gone."""
@@ -107,7 +107,7 @@ class SavingsTable:
         """Amount of a scan in the original model."""
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
 
-    def next(self, site: str, kind: str, count: int, of: str) -> float:
+    def step_savings(self, site: str, kind: str, count: int, of: str) -> float:
         """Savings of the next `count` steps of a group, after earlier cuts."""
         missing = tuple(b for b in self.missing if (site, kind) in self.partly[b])
         if of not in OF_MODEL or ((site, kind) not in self.crossing and not missing):
@@ -125,7 +125,7 @@ class SavingsTable:
 
     def narrowed(self, site: str, kind: str, count: int) -> None:
         """Note that the next `count` steps of a group are gone."""
-        self.note_saved(site, kind, {of: self.next(site, kind, count, of) for of in self.budget_kinds})
+        self.note_saved(site, kind, {of: self.step_savings(site, kind, count, of) for of in self.budget_kinds})
         self.removed_steps[site, kind] = self.removed_steps.get((site, kind), 0) + count
 
     def note_saved(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
@@ -134,9 +134,9 @@ class SavingsTable:
             self.removed[site, kind, of] = self.removed.get((site, kind, of), 0.0) + value
 
     def _of_branch(self, site: str, of: str) -> float:
-        return self._of_narrowed(site, of, ())
+        return self._narrowed_branch_amount(site, of, ())
 
-    def _of_narrowed(self, site: str, of: str, kin: Kin) -> float:
+    def _narrowed_branch_amount(self, site: str, of: str, kin: Kin) -> float:
         """Amount of a branch whose groups have lost so many steps."""
         branch = next(b for b in self.skeleton.branches if b.site == site)
         if of == "blocks":
@@ -157,7 +157,7 @@ class SavingsTable:
             return 0
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_unit(self.skeleton, unit))
 
-    def _of_step(self, site: str, kind: str, of: str) -> float:
+    def _amount_per_step(self, site: str, kind: str, of: str) -> float:
         group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
         if of == kind:
             return 1
@@ -171,7 +171,7 @@ class SavingsTable:
         size = steps(group)
         if size == 1:
             return 0
-        less = shrink.narrowed(self.skeleton, group, group.count - group.count // size)
+        less = shrink.with_narrowed_group(self.skeleton, group, group.count - group.count // size)
         return OF_MODEL[of](self.skeleton) - OF_MODEL[of](less)
 
 
@@ -181,7 +181,7 @@ def _partly(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:
     return frozenset((g.site, g.kind) for g, inside in membership if any(inside) and not all(inside))
 
 
-def _crossing(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
+def _coupled_groups(skeleton: Skeleton) -> dict[tuple[str, str], tuple[tuple[str, str], ...]]:
     """Groups whose steps save less as others are narrowed, with those: they are two sides of one tensor.
 
     A group that is both sides itself is among its own.
@@ -214,7 +214,7 @@ def _without(skeleton: Skeleton, sites: Sequence[str]) -> Skeleton:
 def _less(skeleton: Skeleton, key: tuple[str, str], count: int) -> Skeleton:
     """The skeleton when a group has lost some of its steps."""
     group = next(g for g in skeleton.groups if (g.site, g.kind) == key)
-    return shrink.narrowed(skeleton, group, group.count - count * group.count // steps(group))
+    return shrink.with_narrowed_group(skeleton, group, group.count - count * group.count // steps(group))
 
 
 def _params_without_norms(skeleton: Skeleton, branch: Branch) -> int:

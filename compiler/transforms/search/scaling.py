@@ -11,7 +11,7 @@ from ...ir.layers.linear import weight_of
 from ...ir.surgery import tensor_at
 from .folds import Fold, outputs_of
 from .layerwise import Grams
-from .reconstruct import inputs_of as rows_of
+from .reconstruct import as_matrix_inputs as rows_of
 
 N_TRIALS = 10  # exponents of each kind
 SAMPLE = 512  # tokens on which the rounding of inputs is judged
@@ -30,8 +30,8 @@ class Sums:
     samples: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
-    def listen(self, path: str, module: nn.Module, x: Tensor) -> None:
-        self.grams.listen(path, module, x)
+    def accumulate(self, path: str, module: nn.Module, x: Tensor) -> None:
+        self.grams.accumulate(path, module, x)
         rows = rows_of(module, x)
         self.tokens[path] = self.tokens.get(path, 0) + len(rows)
         sample = self.samples.get(path, rows[:0])
@@ -65,13 +65,13 @@ class Scaling:
     def of(model: nn.Module, grid: Grid, sums: Sums, paths: Sequence[str], in_int8: bool) -> "Scaling":
         return Scaling(model, grid, sums, {p: weight_of(model.get_submodule(p)).float() for p in paths}, in_int8)
 
-    def error(self, path: str, inputs: Tensor, outputs: Tensor, grid: Grid) -> float:
+    def output_error(self, path: str, inputs: Tensor, outputs: Tensor, grid: Grid) -> float:
         """Squared error of a module's outputs over all tokens, in the size that they had; 0 of one that was not run."""
-        gram, weight = self.sums.grams.of(path), self.weights[path]
+        gram, weight = self.sums.grams.gram_of(path), self.weights[path]
         if gram is None:
             return 0.0
         scaled = weight * inputs / outputs[:, None]
-        rounded = grid.fit(scaled).round(scaled)
+        rounded = grid.fit_scales(scaled).round(scaled)
         off = rounded * outputs[:, None] / inputs - weight
         total = float(((off @ gram) * off).sum(dtype=torch.float64))
         if self.in_int8:
@@ -81,16 +81,18 @@ class Scaling:
             total += float(error.square().sum(dtype=torch.float64)) * self.sums.tokens[path] / len(samples)
         return total
 
-    def with_fold(self, fold: Fold, by: Tensor, grid: Grid) -> float:
+    def error_with_fold(self, fold: Fold, by: Tensor, grid: Grid) -> float:
         """Error in all modules that a fold changes."""
         total = 0.0
         for reader in fold.readers:
             if reader.path in self.weights:
                 factors = fold.spread(reader, by, len(self.inputs[reader.path]))
-                total += self.error(reader.path, self.inputs[reader.path] * factors, self.outputs[reader.path], grid)
+                total += self.output_error(
+                    reader.path, self.inputs[reader.path] * factors, self.outputs[reader.path], grid
+                )
         if fold.writer in self.weights:
             less = self._less(fold, by)
-            total += self.error(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
+            total += self.output_error(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
         return total
 
     def _less(self, fold: Fold, by: Tensor) -> Tensor:
@@ -98,23 +100,23 @@ class Scaling:
         less[list(fold.rows)] = by
         return less
 
-    def best(self, fold: Fold) -> Tensor | None:
+    def best_factor(self, fold: Fold) -> Tensor | None:
         """The factor of least loss, [channels]; None where none is better than to leave all as it is.
 
         Exponents are compared on scales that reach the largest weight, the winner with none on the grid itself.
         """
         quick, one = replace(self.grid, search=False), torch.ones(len(fold.rows), device=self._device(fold))
-        before, best_factor = self.with_fold(fold, one, quick), None
+        before, best_factor = self.error_with_fold(fold, one, quick), None
         least = before
-        for by in self._factors(fold):
-            if (loss := self.with_fold(fold, by, quick)) < least:
+        for by in self._candidate_factors(fold):
+            if (loss := self.error_with_fold(fold, by, quick)) < least:
                 least, best_factor = loss, by
         if best_factor is not None and self.grid.search:
-            better = self.with_fold(fold, best_factor, self.grid) < self.with_fold(fold, one, self.grid)
+            better = self.error_with_fold(fold, best_factor, self.grid) < self.error_with_fold(fold, one, self.grid)
             best_factor = best_factor if better else None
         return best_factor
 
-    def take(self, fold: Fold, by: Tensor) -> None:
+    def apply_factor(self, fold: Fold, by: Tensor) -> None:
         """Scale by this from now on."""
         for reader in fold.readers:
             if reader.path in self.weights:
@@ -125,14 +127,14 @@ class Scaling:
     def _device(self, fold: Fold) -> torch.device:
         return tensor_at(self.model, f"{fold.writer}.weight").device
 
-    def _factors(self, fold: Fold) -> Iterator[Tensor]:
+    def _candidate_factors(self, fold: Fold) -> Iterator[Tensor]:
         """Factors: powers of how large a channel is, and those divided by powers of how large its weights are, each
         the nearest power of two, which rounds nothing in any type.
 
         Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2 and its code's `duo_scaling`, which are
         SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), section 4.
         """
-        activation_size, weighed = self._sizes(fold)
+        activation_size, weighed = self._channel_sizes(fold)
         alive, seen_powers = (activation_size > 0) & (weighed > 0), set()
         if not bool(alive.any()):
             return
@@ -144,13 +146,13 @@ class Scaling:
                 powers = torch.where(alive, (size - middle).round().clamp(-WIDEST, WIDEST), 0.0)
                 if (key := tuple(powers.tolist())) not in seen_powers:
                     seen_powers.add(key)
-                    yield fold.representable(self.model, 2.0**powers)
+                    yield fold.representable_factors(self.model, 2.0**powers)
 
-    def _sizes(self, fold: Fold) -> tuple[Tensor, Tensor]:
+    def _channel_sizes(self, fold: Fold) -> tuple[Tensor, Tensor]:
         """[channels]: the root mean square of each, and the largest weight that reads it, over the fold's readers."""
         squares, weighed, count = torch.zeros(3, len(fold.rows), device=self._device(fold))
         for reader in fold.readers:
-            gram = self.sums.grams.of(reader.path) if reader.path in self.weights else None
+            gram = self.sums.grams.gram_of(reader.path) if reader.path in self.weights else None
             if gram is None:
                 continue
             channels = torch.tensor(reader.channels, device=squares.device)

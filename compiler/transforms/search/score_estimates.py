@@ -48,12 +48,12 @@ class ScoreEstimates:
 
     def growths(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
         """Expected growth of the score without it, and a lower bound."""
-        growth, terms = self._foreseen(candidate, round_)
+        growth, terms = self._expected_growth(candidate, round_)
         return growth, growth - self.slack * terms
 
-    def learn(self, candidate: Candidate, growth: float, round_: "Round") -> None:
+    def update(self, candidate: Candidate, growth: float, round_: "Round") -> None:
         """Compare an estimate with what was scored."""
-        expected, terms = self._foreseen(candidate, round_)
+        expected, terms = self._expected_growth(candidate, round_)
         if not (terms > 0 and math.isfinite(growth)):
             return
         if growth < expected - self.slack * terms:
@@ -63,7 +63,7 @@ class ScoreEstimates:
         worst = self._short[-1 if is_early else int(TRUST * len(self._short))]
         self.slack = max(SLACK if is_early else 0.0, worst + MARGIN)
 
-    def _foreseen(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
+    def _expected_growth(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
         """The growth that its estimate tells, and the size of its terms.
 
         A candidate that has become smaller since, a branch that was narrowed, is taken to cost less as well.
@@ -78,7 +78,9 @@ class ScoreEstimates:
         return round_.sign * (score - round_.base())
 
 
-def foreseen(search: "Search", number: int, candidates: Sequence[Candidate], metric: MetricRef) -> Forecast | None:
+def estimate_scores(
+    search: "Search", number: int, candidates: Sequence[Candidate], metric: MetricRef
+) -> Forecast | None:
     """Estimates by place, and how the score follows from them; None where it doesn't. Journalled under the number of
     the cut."""
     dearer, base = search.ctx.metric(metric).dearer, search.base(metric)
@@ -88,13 +90,13 @@ def foreseen(search: "Search", number: int, candidates: Sequence[Candidate], met
 
     def sweep() -> list[list[Any]]:
         if prefix.chain is None:  # the base came from the journal
-            prefix.measure(lambda: search.ctx.metric(metric).measure(search.program.model, search.ctx))
+            prefix.measure_from(lambda: search.ctx.metric(metric).measure(search.program.model, search.ctx))
         gradients = Gradients(prefix, search.ctx.seed)
         with search.ctx.run.searching():
-            tracked = search.ctx.each(gradients.estimates(candidates), "estimating candidates", len(candidates))
+            tracked = search.ctx.each(gradients.estimate_all(candidates), "estimating candidates", len(candidates))
             return [[c.location, e.first, e.second] for c, e in tracked]
 
-    estimates = {site: Estimate(*terms) for site, *terms in search.journal.remember(f"{number}:estimates", sweep)}
+    estimates = {site: Estimate(*terms) for site, *terms in search.journal.get_or_compute(f"{number}:estimates", sweep)}
     return {
         c.location: (estimates[c.location], c.saves("params")) for c in candidates if c.location in estimates
     }, dearer

@@ -34,7 +34,7 @@ class Ranked:
     alive: list[int]
     order: list[int]
 
-    def next(self, count: int) -> list[int]:
+    def next_items(self, count: int) -> list[int]:
         """The `count` least important ones of every block that are left."""
         by_block: dict[int, list[int]] = {}
         for item in self.order:
@@ -73,9 +73,9 @@ class Slices(Pool):
         return [g for g in skeleton_of(self.program).groups if g.kind == self.kind and g.site in self.ranked]
 
     def reachable(self, of: str) -> float:
-        return sum(max(0, steps(g) - self.least) // self.step * self.saved(g, of) for g in self.groups())
+        return sum(max(0, steps(g) - self.least) // self.step * self.step_savings(g, of) for g in self.groups())
 
-    def saved(self, group: Group, of: str) -> float:
+    def step_savings(self, group: Group, of: str) -> float:
         """Savings of a step of a group."""
         removed = self.step * group.count // steps(group)
         if of == self.kind:
@@ -84,7 +84,7 @@ class Slices(Pool):
             return self.step * self.savings_table.of_step(group.site, group.kind, of)
         if of not in OF_MODEL:
             return 0
-        less = shrink.narrowed(skeleton_of(self.program), group, group.count - removed)
+        less = shrink.with_narrowed_group(skeleton_of(self.program), group, group.count - removed)
         return OF_MODEL[of](skeleton_of(self.program)) - OF_MODEL[of](less)
 
 
@@ -105,7 +105,7 @@ class Slice(Candidate):
         return f"{self.group.site}:{self.group.kind}"
 
     def applied(self) -> AbstractContextManager[None]:
-        return sliced(self.pool.program, self.group, self._positions())
+        return with_sliced_group(self.pool.program, self.group, self._positions())
 
     def cut(self) -> None:
         pool, positions = self.pool, self._positions()
@@ -120,14 +120,14 @@ class Slice(Candidate):
     def _positions(self) -> set[int]:
         """Current positions of the step's items."""
         ranked = self.pool.ranked[self.group.site]
-        return {ranked.alive.index(item) for item in ranked.next(self.pool.step)}
+        return {ranked.alive.index(item) for item in ranked.next_items(self.pool.step)}
 
     def saves(self, of: str) -> float:
-        return self.pool.saved(self.group, of)
+        return self.pool.step_savings(self.group, of)
 
 
 @contextmanager
-def sliced(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
+def with_sliced_group(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
     """The model with a group narrowed, for as long as the context lasts; tensors and numbers come back after."""
     model = program.model
     tensors = {m.tensor: surgery.tensor_at(model, m.tensor).data for m in group.members}
@@ -159,4 +159,4 @@ def _fit(program: "Program", tensors: dict[str, torch.Tensor]) -> None:
     for path in tensors:
         owner, name = surgery.split(path)
         if name == "weight":
-            surgery.fit(program.model.get_submodule(owner))
+            surgery.sync_stated_sizes(program.model.get_submodule(owner))

@@ -20,7 +20,7 @@ from ...plugin.interfaces import Effort, Lossy, Pass, param
 from . import allocation
 from .layerwise import Grams, Layerwise, Stage, stages
 from .masks import keep_mask
-from .sparsity import check_pattern, chosen_parts, exchange, finite_weight, note, sizes
+from .sparsity import check_pattern, chosen_parts, finite_weight, record_zero_shares, replace_weight, sizes
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -58,15 +58,17 @@ class ReconstructingSparsifier(Pass):
         A module that no row reached keeps its largest weights as they are.
         """
         chosen, how, rows = self._chosen(skeleton_of(program)), self.allocation, ctx.rows(self.data)
-        spread = allocation.shares(program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx)
+        spread = allocation.allocate_sparsity(
+            program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx
+        )
 
         def replacement(unit: str, weight: Tensor, gram: Tensor | None) -> Tensor:
             if gram is None:
                 return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
             return self.solve(weight, gram, spread[unit])
 
-        zeros = exchanged(program, ctx, chosen, rows, replacement)
-        note(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
+        zeros = replace_weights(program, ctx, chosen, rows, replacement)
+        record_zero_shares(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, with zeros. Modules that the pattern doesn't fit are reported here, before any weight is
@@ -75,7 +77,7 @@ class ReconstructingSparsifier(Pass):
         return shrink.sparse(skeleton, self.sparsity.value)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return effort(skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation)
+        return layerwise_effort(skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation)
 
     def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
         chosen = chosen_parts(skeleton, self.on)
@@ -83,30 +85,32 @@ class ReconstructingSparsifier(Pass):
         return chosen
 
 
-def exchanged(program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New) -> dict[str, float]:
+def replace_weights(
+    program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New
+) -> dict[str, float]:
     """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
     shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
     parts, zero_shares, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
-        weights = shards.remember(stage.unit, partial(_solve_stage, program, walk, stage, new))
+        weights = shards.get_or_compute(stage.unit, partial(_solve_stage, program, walk, stage, new))
         for path in stage.modules:
             device = tensor_at(program.model, f"{path}.weight").device
-            zero_shares[path] = exchange(program, path, weights[path].to(device), ctx)
+            zero_shares[path] = replace_weight(program, path, weights[path].to(device), ctx)
         walk.leave(stage)
     return zero_shares
 
 
 def _solve_stage(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
     grams, weights = Grams(), {}
-    walk.observe(stage, grams.listen)
+    walk.observe_inputs(stage, grams.accumulate)
     for path in stage.modules:
         weight = finite_weight(program, path)
-        weights[path] = new(stage.unit, weight, grams.of(path)).to(weight.dtype)
+        weights[path] = new(stage.unit, weight, grams.gram_of(path)).to(weight.dtype)
     return weights
 
 
-def effort(skeleton: Skeleton, chosen: Sequence[Part], rows: Tensor, how: str) -> Effort:
+def layerwise_effort(skeleton: Skeleton, chosen: Sequence[Part], rows: Tensor, how: str) -> Effort:
     """Every layer runs twice; solving costs about as much as so many tokens more. Held are a layer's sums."""
     flops, gram_bytes = 0, 0
     for part in chosen:

@@ -13,9 +13,9 @@ from ....dsl.checker.values import Ratio, Selector
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning.selection import inner_parts
 from ...ir.layers.linear import weight_of
-from ...ir.surgery import put, tensor_at
+from ...ir.surgery import replace_tensor, tensor_at
 from ...models.rows.forward import REMEDY, not_a_number
-from .masks import magnitude, masked
+from .masks import apply_mask, magnitude
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -72,11 +72,11 @@ def weight_score(program: "Program", path: str, norms: Sequence[float]) -> Tenso
 @torch.no_grad()
 def mask(program: "Program", path: str, keep: Tensor, ctx: "Context") -> float:
     """Zero what does not stay, in a tensor of its own; the share of zeros that the weight has now."""
-    return exchange(program, path, masked(weight_of(program.model.get_submodule(path)), keep), ctx)
+    return replace_weight(program, path, apply_mask(weight_of(program.model.get_submodule(path)), keep), ctx)
 
 
 @torch.no_grad()
-def exchange(program: "Program", path: str, weight: Tensor, ctx: "Context") -> float:
+def replace_weight(program: "Program", path: str, weight: Tensor, ctx: "Context") -> float:
     """Put another weight [out, in] into a linear module; the share of zeros that it has.
 
     A large one goes to disk at once and is mapped, so that a pass over a whole model holds one module's.
@@ -84,7 +84,7 @@ def exchange(program: "Program", path: str, weight: Tensor, ctx: "Context") -> f
     module = program.model.get_submodule(path)
     weight = weight.to(tensor_at(module, "weight").dtype)
     stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
-    put(program.model, f"{path}.weight", ctx.mapped(stored))
+    replace_tensor(program.model, f"{path}.weight", ctx.map_from_cache(stored))
     return zeros(weight)
 
 
@@ -105,7 +105,9 @@ def looking(chosen: Sequence[Part], pattern: str = "any", each: str = "module") 
     return {"sort": numbers} if pattern in PATTERNS else {"select": numbers * (ROWWISE if each == "row" else 1)}
 
 
-def note(program: "Program", chosen: Sequence[Part], zero_shares: Mapping[str, float], **extra: Any) -> None:
+def record_zero_shares(
+    program: "Program", chosen: Sequence[Part], zero_shares: Mapping[str, float], **extra: Any
+) -> None:
     """Say of every module, and of all together, how much of it is zero."""
     weights = sizes(chosen)
     overall = sum(zero_shares[path] * weights[path] for path in zero_shares) / sum(weights.values())

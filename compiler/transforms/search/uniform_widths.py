@@ -14,9 +14,9 @@ from ...analysis.planning import shrink
 from ...analysis.planning.amount import Amount
 from ...core.events import Event, Said
 from ...ir.capture.first_calls import unsupported_model
-from ..editing.dry_run import runs, small_copy, weightless
+from ..editing.dry_run import copy_on_meta, forward_runs, small_copy
 from ..editing.rewrite import Rewriter
-from .importance import ascending, l1
+from .importance import ascending, l1_importance
 from .refusals import out_of_reach
 from .savings import steps, stride
 from .widths import Site, slice_all, unit_of
@@ -33,19 +33,19 @@ def narrow_evenly(
     listener: Callable[[Event], None] = lambda event: None,
     store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Every group that can be cut is narrowed as `forecast` says; the items of least weight magnitude go.
+    """Every group that can be cut is narrowed as `forecast_even_widths` says; the items of least weight magnitude go.
 
     listener   is told which groups stay, and why
     store  takes a tensor that is narrow now, and gives it from where it shall lie
     Raises Reject (out-of-reach) where none can.
     """
-    left = {(g.site, g.kind): g.count for g in forecast(skeleton_of(program), groups, amount, align).groups}
-    sites = [Site(group, ascending(l1(program, group))) for group in groups]
+    left = {(g.site, g.kind): g.count for g in forecast_even_widths(skeleton_of(program), groups, amount, align).groups}
+    sites = [Site(group, ascending(l1_importance(program, group))) for group in groups]
     removed = {
         (s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count for s in sites
     }
-    able, refusals = cuttable(program, [(s.group, removed[s.group.site, s.group.kind]) for s in sites])
-    leave(program, refusals, listener)
+    able, refusals = split_cuttable(program, [(s.group, removed[s.group.site, s.group.kind]) for s in sites])
+    record_refusals(program, refusals, listener)
     if refusals and not any(removed[g.site, g.kind] for g in able):
         raise Reject(
             out_of_reach(
@@ -53,18 +53,20 @@ def narrow_evenly(
                 help="cut other kinds of parts, or whole blocks",
             )
         )
-    cuts = [(s.group, set(s.next(removed[s.group.site, s.group.kind]))) for s in sites if s.group in able]
+    cuts = [(s.group, set(s.next_items(removed[s.group.site, s.group.kind]))) for s in sites if s.group in able]
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, items) for group, items in cuts if items], store)
 
 
-def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[list[Group], list[tuple[Group, str]]]:
+def split_cuttable(
+    program: "Program", cuts: Sequence[tuple[Group, int]]
+) -> tuple[list[Group], list[tuple[Group, str]]]:
     """Of groups and how many steps each is to lose: those that the model runs without, and the others with why not.
 
     Tried on a copy without weights; all at once, and where that fails one of each kind of layer by itself.
     """
     trials = [(group, count) for group, count in cuts if 0 < count < steps(group)]
-    if not trials or _refusal(program, trials) is None:
+    if not trials or _cut_refusal(program, trials) is None:
         return [group for group, _ in cuts], []
     able, refusals, known = [group for group, count in cuts if (group, count) not in trials], [], {}
     for group, count in trials:
@@ -75,7 +77,7 @@ def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[lis
             else (group.site, group.kind)
         )
         if case not in known:
-            known[case] = group, _refusal(program, [(group, count)])
+            known[case] = group, _cut_refusal(program, [(group, count)])
         first, reason = known[case]
         if reason is None:
             able.append(group)
@@ -84,7 +86,9 @@ def cuttable(program: "Program", cuts: Sequence[tuple[Group, int]]) -> tuple[lis
     return [group for group, _ in cuts if group in able], refusals
 
 
-def leave(program: "Program", refusals: Sequence[tuple[Group, str]], listener: Callable[[Event], None]) -> None:
+def record_refusals(
+    program: "Program", refusals: Sequence[tuple[Group, str]], listener: Callable[[Event], None]
+) -> None:
     """Note which groups stay as they are and why, and tell of the first of them."""
     for group, reason in refusals:
         program.note(left=f"{group.site}:{group.kind}", why=reason)
@@ -93,17 +97,17 @@ def leave(program: "Program", refusals: Sequence[tuple[Group, str]], listener: C
         listener(Said(f"{group.site}{further} can't lose {group.kind.replace('_', ' ')}: {reason}"))
 
 
-def _refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
+def _cut_refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
     """Why a model does not run when groups have lost their first steps; None where it does, or nothing tells."""
-    reason = _failure(weightless(program), cuts)
-    if reason is None or runs(weightless(program)):
+    reason = _forward_failure(copy_on_meta(program), cuts)
+    if reason is None or forward_runs(copy_on_meta(program)):
         return reason
     trial = small_copy(program)  # its code asks for numbers, as mixtures that look which experts were chosen do
-    return None if trial is None else _failure(trial, cuts)
+    return None if trial is None else _forward_failure(trial, cuts)
 
 
-def _failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
-    sliced = [(g, set(Site(g, list(range(g.count))).next(count))) for g, count in cuts]
+def _forward_failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
+    sliced = [(g, set(Site(g, list(range(g.count))).next_items(count))) for g, count in cuts]
     try:
         with Rewriter(trial) as rewrite:
             slice_all(trial, rewrite, [(g, items) for g, items in sliced if items])
@@ -116,13 +120,13 @@ def _failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
     return None
 
 
-def forecast(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
+def forecast_even_widths(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
     """The skeleton with every group narrowed by the same share: exact when even, an estimate when searched."""
     if amount.of == "params":
         return _forecast_params(skeleton, groups, amount, align)
     for group in groups:
         remaining = amount.remaining(steps(group), stride(group, align)) * group.count // steps(group)
-        skeleton = shrink.narrowed(skeleton, refreshed(skeleton, group), remaining)
+        skeleton = shrink.with_narrowed_group(skeleton, refreshed(skeleton, group), remaining)
     return skeleton
 
 
@@ -131,7 +135,7 @@ def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount
     full_size = left = shrink.params(skeleton)
     limit, largest = amount.remaining(full_size), max(steps(g) for g in groups)
     for remaining in range(largest // align, 0, -1):
-        narrowed = forecast(skeleton, groups, Amount(Ratio(remaining * align / largest, "")), align)
+        narrowed = forecast_even_widths(skeleton, groups, Amount(Ratio(remaining * align / largest, "")), align)
         left = shrink.params(narrowed)
         if left <= limit:
             return narrowed

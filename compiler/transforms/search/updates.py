@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ....dsl.checker.inputs import PATTERNS
 from ....kernels.grid import Grid, joined
-from .descent import descend
+from .descent import coordinate_descent
 from .masks import keep_largest, keep_mask, spare_groups
-from .reconstruct import factor
+from .reconstruct import cholesky_factor
 
 BLOCK = 128  # columns that are settled together before those behind them follow
 DAMPING = 0.01  # of the mean diagonal of H
@@ -29,7 +29,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     alive = alive_inputs(gram)
     flipped = gram.flip(0, 1)
     flipped.diagonal().copy_(torch.where(alive, gram.diagonal(), 1.0).flip(0))
-    lower = factor(flipped, range(len(gram)), damping)
+    lower = cholesky_factor(flipped, range(len(gram)), damping)
     eye = torch.eye(len(gram), dtype=lower.dtype, device=lower.device)
     return torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1).float()
 
@@ -64,11 +64,11 @@ def sparsegpt(weight: Tensor, gram: Tensor, share: float, pattern: str, damping:
     def rounded(column: int, w: Tensor) -> Tensor:
         return torch.where(keep[:, column], w, 0.0)
 
-    return settled(work, upper, rounded, choose, group or BLOCK)
+    return update_columns(work, upper, rounded, choose, group or BLOCK)
 
 
 @torch.no_grad()
-def settled(
+def update_columns(
     work: Tensor,
     upper: Tensor,
     rounded: Rounded,
@@ -118,24 +118,24 @@ def gptq(
     )
     width, squares = grid.width(len(gram)), gram.diagonal()
     late = order == "given" and BLOCK % width == 0
-    fitted = [] if late else [grid.fit(target, squares)]
+    fitted = [] if late else [grid.fit_scales(target, squares)]
     column_order = order_index.tolist()
 
     def fit(start: int, columns: Tensor) -> None:
-        fitted.append(grid.fit(columns, squares[start : start + columns.shape[1]]))
+        fitted.append(grid.fit_scales(columns, squares[start : start + columns.shape[1]]))
 
     def rounded(column: int, w: Tensor) -> Tensor:
         new = fitted[-1].round_column(w, 0 if late else column_order[column] // width)
         return new if keep is None else torch.where(keep[:, column_order[column]], new, 0.0)
 
     upper = inverse_factor(gram[order_index][:, order_index], damping)
-    done = settled(target[:, order_index], upper, rounded, fit if late else None, width if late else BLOCK)
+    done = update_columns(target[:, order_index], upper, rounded, fit if late else None, width if late else BLOCK)
     done = torch.empty_like(done).index_copy_(1, order_index, done)
     if not sweeps:
         return done
     damped = gram.clone()
     damped.diagonal().add_(damping * gram.diagonal().mean())
-    return descend(target, damped, joined(fitted), done, keep, sweeps)[0]
+    return coordinate_descent(target, damped, joined(fitted), done, keep, sweeps)[0]
 
 
 ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros become as many as asked
@@ -165,14 +165,14 @@ def admm(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: floa
     current, dual, zeroed = first, torch.zeros_like(first), first
     for step in range(ADMM_STEPS):
         if step <= ADMM_GROWTH:
-            keep = _growing((current + dual).abs(), share, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
+            keep = _cubic_mask((current + dual).abs(), share, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
         zeroed = (current + dual) * keep
         dual = dual + current - zeroed
         current = (target + zeroed - dual) @ inverse
     return torch.where(keep, (current + dual) / norms, 0.0)
 
 
-def _growing(size: Tensor, share: float, pattern: str, progress: float) -> Tensor:
+def _cubic_mask(size: Tensor, share: float, pattern: str, progress: float) -> Tensor:
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
     if pattern in PATTERNS:
         zeros, of = PATTERNS[pattern]

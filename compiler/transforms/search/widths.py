@@ -17,11 +17,11 @@ from ....dsl.checker.skeleton import Group
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.discovery.discover import skeleton_of
 from ...core.events import follow
-from ...ir.surgery import attribute, put, tensor_at
+from ...ir.surgery import attribute, replace_tensor, tensor_at
 from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
 from .importance import ascending
-from .reconstruct import Reconstruction, silenced
+from .reconstruct import Reconstruction, reader_weights_without
 from .savings import SavingsTable, steps, stride
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Site:
     def left(self) -> int:
         return self.size - len(self.dead) * self.size // self.group.count
 
-    def next(self, count: int) -> list[int]:
+    def next_items(self, count: int) -> list[int]:
         """The items of the `count` least important steps that are left."""
         alive = [i for i in self.order if i not in self.dead]
         block = self.group.per_block or self.group.count
@@ -86,11 +86,11 @@ class Widths(Pool):
         units = skeleton_of(self.program).units
         return [
             Narrowing(self, s, unit_of(s.group.site, units), stride(s.group, self.step))
-            for s in self._left()
+            for s in self._remaining_sites()
             if s.left > stride(s.group, self.step)
         ]
 
-    def _left(self) -> list[Site]:
+    def _remaining_sites(self) -> list[Site]:
         """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
         left = []
         for site in self.sites:
@@ -110,11 +110,11 @@ class Widths(Pool):
     def weights_without(self, site: Site, items: Sequence[int]) -> dict[str, torch.Tensor]:
         """The readers' weights when items go, by tensor path."""
         if self.repair is not None:
-            return self.repair.without(site.group, site.dead, items)
-        return silenced(self.program.model, site.group, items)
+            return self.repair.weights_without(site.group, site.dead, items)
+        return reader_weights_without(self.program.model, site.group, items)
 
     def finish(self) -> None:
-        dead_items = [(site.group, site.dead) for site in self._left() if site.dead]
+        dead_items = [(site.group, site.dead) for site in self._remaining_sites() if site.dead]
         with Rewriter(self.program) as rewrite:
             slice_all(self.program, rewrite, dead_items)
 
@@ -147,11 +147,11 @@ class Narrowing(Candidate):
         return f"{self.site.group.site}:{self.site.group.kind}"
 
     def applied(self) -> AbstractContextManager[None]:
-        return swapped(self.pool.program, self.pool.weights_without(self.site, self.site.next(self.step)))
+        return with_parameters(self.pool.program, self.pool.weights_without(self.site, self.site.next_items(self.step)))
 
     def cut(self) -> None:
         pool, site = self.pool, self.site
-        items = site.next(self.step)
+        items = site.next_items(self.step)
         for path, value in pool.weights_without(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
@@ -159,11 +159,11 @@ class Narrowing(Candidate):
         pool.program.changed()
 
     def saves(self, of: str) -> float:
-        return self.pool.savings_table.next(self.site.group.site, self.site.group.kind, self.step, of)
+        return self.pool.savings_table.step_savings(self.site.group.site, self.site.group.kind, self.step, of)
 
 
 @contextmanager
-def swapped(program: "Program", values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def with_parameters(program: "Program", values: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """The model with other values in some parameters."""
     before = {path: program.model.get_parameter(path).data for path in values}
     try:
@@ -203,7 +203,7 @@ def slice_all(
             rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
         narrow = tensor_at(program.model, tensor)
         if (stored := store(narrow)) is not narrow:
-            put(program.model, tensor, stored)
+            replace_tensor(program.model, tensor, stored)
     for group, dead in cuts:
         left = group.count - len(dead)
         for module, name, per in group.attributes:

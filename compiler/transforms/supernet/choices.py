@@ -47,7 +47,7 @@ class Space:
     @staticmethod
     def of_ranks(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> "Space":
         """One of `ranks` for each layer, module, or kind of modules."""
-        return Space(tuple(rank_dials(paths, per, skeleton, ranks)))
+        return Space(tuple(rank_dims(paths, per, skeleton, ranks)))
 
     @property
     def size(self) -> int:
@@ -95,7 +95,7 @@ def _open_count(count: int, share: float) -> int:
     return min(count, 2 + ceil((count - 2) * share)) if count > 2 else count
 
 
-def rank_dials(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[ElasticDim]:
+def rank_dims(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[ElasticDim]:
     """Dials of adapters' ranks, per "layer", "module" or "kind" such as `q_proj`."""
     sites: dict[str, tuple[str, ...]] = {}
     for path in paths:
@@ -133,7 +133,7 @@ class ChoiceSampler:
     choices: list[dict[str, int]] = field(default_factory=list)
     step: int = 0
 
-    def begin(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """Draw for a step, counted from 1, and take the first."""
         share = 1.0 if not self.opening else min(1.0, (step - 1) / self.opening)
         random_choices = [self.space.draw(seed_of("choice", self.seed, step, i), share) for i in range(self.each)]

@@ -12,15 +12,15 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.discovery.bypass import staying
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.amount import Amount
-from ...analysis.planning.selection import branches, competing, layers
-from ..editing.dry_run import layer_needed, weightless
+from ...analysis.planning.selection import branches, competing_groups, layers
+from ..editing.dry_run import copy_on_meta, layer_needed
 from ..editing.rewrite import Rewriter
-from ..search.importance import ascending, l1
+from ..search.importance import ascending, l1_importance
 from ..search.routing import check_expert_count
 from ..search.savings import steps, stride
-from ..search.uniform_widths import cuttable
+from ..search.uniform_widths import split_cuttable
 from .choices import BLOCKS, KERNEL, LAYERS, ElasticDim
-from .kernels import padding
+from .kernels import reduced_padding
 from .mixtures import EXPERTS
 from .subnet_masks import is_maskable
 
@@ -34,7 +34,7 @@ one_choice = Fault(
 )
 
 
-def width_dials(
+def width_dims(
     groups: Sequence[Group], shares: Sequence[Ratio], per: Literal["layer", "model"], align: int
 ) -> list[ElasticDim]:
     """A dimension for each group, or one for all groups of a size; a group in which all shares are the same has
@@ -51,40 +51,40 @@ def width_dials(
 
 def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, ...]:
     """Groups that a family may narrow: "channels", or "heads", which are KV heads where a model has them."""
-    return competing(skeleton, on).get(kind, ())
+    return competing_groups(skeleton, on).get(kind, ())
 
 
 def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
     """Groups that masks can represent, and that allow the largest cut of their dimension."""
     least = {(site, d.kind): d.values[-1] for d in dims for site in d.places}
     narrow = [g for g in groups if (g.site, g.kind) in least and is_maskable(program, g)]
-    cuttable_groups, _ = cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
+    cuttable_groups, _ = split_cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
     return cuttable_groups
 
 
-def depth_dials(program: "Program", on: Selector | None, of: str) -> list[ElasticDim]:
+def depth_dims(program: "Program", on: Selector | None, of: str) -> list[ElasticDim]:
     """A dimension for each layer, or residual branch, that may be left out: all but the first that is selected, as long
     as the model runs without all of them together."""
-    bare, skeleton, dims = weightless(program), skeleton_of(program), []
+    bare, skeleton, dims = copy_on_meta(program), skeleton_of(program), []
     if of == LAYERS:
         for unit in reversed(layers(skeleton, on)[1:]):
-            if _can_go(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
+            if _runs_after(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
                 dims.append(ElasticDim(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
     else:
         for branch in reversed(branches(skeleton, on)[1:]):
-            if _can_go(lambda branch=branch: _drop(bare, branch)):
+            if _runs_after(lambda branch=branch: _drop(bare, branch)):
                 dims.append(ElasticDim(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
     return dims[::-1]
 
 
 def _drop(bare: "Program", branch: Branch) -> None:
     """A branch alone, tried on the program as it is: what joins them changes names when another has gone."""
-    trial = weightless(bare)
+    trial = copy_on_meta(bare)
     keep = staying(trial.units[branch.unit].graph, branch)
     Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
 
 
-def _can_go(edit) -> bool:
+def _runs_after(edit) -> bool:
     try:
         edit()
     except Reject as rejection:
@@ -122,13 +122,15 @@ def larger_kernels(skeleton: Skeleton, on: Selector | None, sizes: Sequence[int]
     return result
 
 
-def kernel_dials(
+def kernel_dims(
     program: "Program", on: Selector | None, sizes: Sequence[int], per: Literal["layer", "model"]
 ) -> list[ElasticDim]:
     """A dimension for each convolution whose zeros around can shrink with it, or one for all of a size."""
     sites: dict[tuple[str, int], list[str]] = {}
     for path, full_size in (larger_kernels(skeleton_of(program), on, sizes) if sizes else {}).items():
-        if all(padding(program, path, (full_size - size) // 2) is not None for size in sizes if size < full_size):
+        if all(
+            reduced_padding(program, path, (full_size - size) // 2) is not None for size in sizes if size < full_size
+        ):
             sites.setdefault((path if per == "layer" else f"of {full_size}", full_size), []).append(path)
     return [
         ElasticDim(
@@ -148,7 +150,7 @@ def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, on: Selector | No
         check_expert_count(skeleton, group, left, EXPERTS)
 
 
-def orders(
+def item_orders(
     program: "Program", groups: Sequence[Group], trust: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, list[int]]:
     """Of every group which items a narrower choice does without first: those whose weights are least.
@@ -156,10 +158,10 @@ def orders(
     trust   of layers of experts, by site: those that it has least of, instead
     """
     experts = {f"{site}:{EXPERTS}": ascending(scores) for site, scores in trust.items()}
-    return {f"{g.site}:{g.kind}": ascending(l1(program, g)) for g in groups} | experts
+    return {f"{g.site}:{g.kind}": ascending(l1_importance(program, g)) for g in groups} | experts
 
 
-def refuse_deep(dims: Sequence[ElasticDim], of: str) -> None:
+def refuse_no_depth(dims: Sequence[ElasticDim], of: str) -> None:
     """Reject (one-choice) a depth that was asked for where nothing may be left out."""
     if not dims:
         other = "blocks" if of == LAYERS else "none"
@@ -172,7 +174,7 @@ def refuse_deep(dims: Sequence[ElasticDim], of: str) -> None:
         )
 
 
-def refuse_one(dims: Sequence[ElasticDim], reason: str) -> None:
+def refuse_single_choice(dims: Sequence[ElasticDim], reason: str) -> None:
     if not dims:
         raise Reject(
             one_choice(

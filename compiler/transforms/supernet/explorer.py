@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef, Ratio
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning import shrink
@@ -16,7 +16,7 @@ from ...core.cache import digest
 from ...core.deadline import EarlyStop
 from ...core.events import Said, Ticked
 from ...core.journal import Journal
-from ...core.quantity import count_text, measured
+from ...core.quantity import count_text, measurement_text
 from ...models.rows.forward import not_a_number
 from ...plugin.context import Context
 from .family import Family
@@ -81,7 +81,7 @@ class Explorer:
         self.space = self.family.space
         self.journal = Journal(self.ctx.workdir / "genomes.jsonl")
         self._largest_count = self._count(self.space.choice("largest")) if self.cap else math.inf
-        self._refuse_small()
+        self._refuse_small_space()
 
     # -- what may be taken -----------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Explorer:
         assert self.cap is not None, "there is no cap"
         return _COUNTS[self.cap.of or "params"](self.family.smaller(choice))
 
-    def _refuse_small(self) -> None:
+    def _refuse_small_space(self) -> None:
         if self.cap is None:
             return
         of, least = self.cap.of or "params", self._count(self.space.choice("smallest")) / self._largest_count
@@ -120,7 +120,7 @@ class Explorer:
     @contextmanager
     def open(self) -> Iterator["Explorer"]:
         """The family runs as what is evaluated, for as long as this lasts."""
-        with self.family.running() as take:
+        with self.family.running_choices() as take:
             self._take = take
             yield self
         self._take = None
@@ -130,11 +130,11 @@ class Explorer:
         genome = tuple(int(value) for value in genome)
         if genome not in self.known:
             choice = self.space.decoded(genome)
-            self.known[genome] = tuple(o.sign * self.value(o, choice) for o in self.objectives)
+            self.known[genome] = tuple(o.sign * self.objective_value(o, choice) for o in self.objectives)
             self.ctx.tick(Ticked("evaluated", len(self.known), self.evals, self._summary()))
         return self.known[genome]
 
-    def value(self, objective: Objective, choice: Mapping[str, int]) -> float:
+    def objective_value(self, objective: Objective, choice: Mapping[str, int]) -> float:
         """Of one metric; infinitely bad where it is not finite."""
         name = objective.ref.name
         if name in _COUNTS:
@@ -146,8 +146,8 @@ class Explorer:
         measure = partial(self._timely, objective, choice)
         if self.ctx.remote_scorer:
             with nullcontext() if self.is_over else self.ctx.run.searching():
-                return self.ctx.remote_scorer.fetch(self.journal, key, task, measure)
-        return self.journal.remember(key, measure)
+                return self.ctx.remote_scorer.fetch_value(self.journal, key, task, measure)
+        return self.journal.get_or_compute(key, measure)
 
     def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
         started = time.monotonic()
@@ -156,7 +156,7 @@ class Explorer:
         self._spent += time.monotonic() - started
         return value
 
-    def stop(self) -> None:
+    def stop_early(self) -> None:
         """Leave it at what was evaluated. Raises Reject (no-time) where that is nothing."""
         deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
@@ -169,8 +169,8 @@ class Explorer:
 
     def _task_of(self, objective: Objective, genome: Genome) -> tuple[str, "Task"]:
         """Key of a value, and the task for a worker."""
-        key = digest([self.space.identity, show(objective.ref), list(genome)])
-        return key, {"genome": list(genome), "metric": show(objective.ref)}
+        key = digest([self.space.identity, value_text(objective.ref), list(genome)])
+        return key, {"genome": list(genome), "metric": value_text(objective.ref)}
 
     def expect(self, genomes: Iterable[Genome]) -> None:
         """Say which choices will be evaluated next, if nothing unforeseen comes: workers measure them meanwhile."""
@@ -181,7 +181,7 @@ class Explorer:
 
     def answer(self, task_source: "TaskSource", extra: Iterable[Objective]) -> None:
         """In a worker: measure what is asked, for as long as it is."""
-        known = {show(o.ref): o for o in (*self.objectives, *extra)}
+        known = {value_text(o.ref): o for o in (*self.objectives, *extra)}
         while True:
             task = task_source.next()
             choice = self.space.decoded(task["genome"])
@@ -198,23 +198,23 @@ class Explorer:
             return objective.sign * math.inf
 
     def _summary(self) -> str:
-        front = self.front()
+        front = self.pareto_front()
         best = min(front, key=lambda g: self.known[g])
         best_text = ", ".join(
-            f"{show(o.ref)} {measured(o.sign * v, o.unit)}"
+            f"{value_text(o.ref)} {measurement_text(o.sign * v, o.unit)}"
             for o, v in zip(self.objectives, self.known[best], strict=True)
         )
         return f"{len(front)} on the front, best {best_text}"
 
     # -- the front -------------------------------------------------------------------------------------------
 
-    def front(self, limit: int = 0) -> list[Genome]:
+    def pareto_front(self, limit: int = 0) -> list[Genome]:
         """Allowed choices that no other one beats, the best at the first objective in front; of equals the first.
 
         limit   thin it to so many, of close neighbours one
         """
         allowed = {g: v for g, v in self.known.items() if self.allows(g)}
-        return thinned(unbeaten(allowed), allowed, limit or len(allowed))
+        return thin_front(non_dominated(allowed), allowed, limit or len(allowed))
 
 
 def beats(one: Values, other: Values) -> bool:
@@ -222,7 +222,7 @@ def beats(one: Values, other: Values) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
 
 
-def unbeaten(known: Mapping[Any, Values]) -> list[Any]:
+def non_dominated(known: Mapping[Any, Values]) -> list[Any]:
     """Pareto front by values; of equal ones the first."""
     first: dict[Values, Any] = {}
     for genome, values in known.items():
@@ -231,19 +231,19 @@ def unbeaten(known: Mapping[Any, Values]) -> list[Any]:
     return [first[v] for v in sorted(first) if not any(beats(other, v) for other in first)]
 
 
-def thinned(front: list[Genome], known: Mapping[Genome, Values], limit: int) -> list[Genome]:
+def thin_front(front: list[Genome], known: Mapping[Genome, Values], limit: int) -> list[Genome]:
     """At most so many, the best of every objective among them: the one that is closest to its neighbours goes.
 
     Source: crowding distance, Deb et al. 2002 (NSGA-II), section III-B.
     """
     front = list(front)
     while len(front) > max(limit, 1):
-        scores = crowding([known[g] for g in front])
+        scores = crowding_distances([known[g] for g in front])
         front.pop(min(range(len(front)), key=lambda i: (scores[i], -i)))
     return front
 
 
-def crowding(values: Sequence[Values]) -> list[float]:
+def crowding_distances(values: Sequence[Values]) -> list[float]:
     """Crowding distance over all objectives; infinite at the ends."""
     distances = [0.0] * len(values)
     for axis in range(len(values[0])):

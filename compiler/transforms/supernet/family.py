@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ....dsl.checker.inputs import unfit_ranks, wide_ranks
+from ....dsl.checker.inputs import rank_mismatch, unfit_ranks
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.grid import Grid
@@ -18,15 +18,15 @@ from ...core.quantity import count, count_text
 from ...ir.layers.linear import weight_of
 from ...ir.outcome import Members, Outcome, Point
 from ...ir.program import Program
-from ...ir.weights import assign
+from ...ir.weights import assign_tensors
 from ...models.checkpoints.origin import Origin
 from ..search.masks import is_sparse
-from ..training.adapters import Adapters, Shape, adapted
+from ..training.adapters import Adapters, Shape, with_adapters
 from ..training.unmerged import Unmerged
 from .choices import RANK, ChoiceSampler, Space
 from .form_checks import check_family
-from .norms import recalibrate, restored
-from .subnet_masks import SubnetMasks, cut, smaller
+from .norms import recalibrate_batch_norms, restore_statistics
+from .subnet_masks import SubnetMasks, materialise_choice, skeleton_of_choice
 
 if TYPE_CHECKING:
     from ...ir.step_results import StepResults
@@ -104,7 +104,7 @@ class Family(Outcome):
         assert point.choice is not None, f"{point.name} is no choice"
         return self.cut(point.choice)
 
-    def extract(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
+    def extract_adapters(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
         """The adapters of a choice alone."""
         tensors = {}
         for path, rank in self.ranks(choice).items():
@@ -128,23 +128,23 @@ class Family(Outcome):
 
     def unmerged(self, choice: Mapping[str, int]) -> Unmerged:
         assert self.shape is not None, "the family has no adapters"
-        return Unmerged(self.program, self.base, self.shape, self.extract(choice))
+        return Unmerged(self.program, self.base, self.shape, self.extract_adapters(choice))
 
     @contextmanager
-    def running(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
+    def running_choices(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
         """Within, the program computes what the choice does that was handed to `take` last."""
         switches = SubnetMasks(self.program, self.space, self.orders, self.crops)
         with ExitStack() as stack:
-            sampler = ChoiceSampler(self.space, 0, on_choice=switches.take)
+            sampler = ChoiceSampler(self.space, 0, on_choice=switches.set_choice)
             if self.shape is not None:
-                adapters = stack.enter_context(self._adapted(self.tensors))
+                adapters = stack.enter_context(self._with_adapters(self.tensors))
                 sampler.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
                 adapters.follow(sampler.ranks)
-            stack.enter_context(switches.on())
+            stack.enter_context(switches.active())
             if self.norms is None:
                 yield sampler.take
                 return
-            stack.enter_context(restored(self.program.model))
+            stack.enter_context(restore_statistics(self.program.model))
             yield partial(self._take_measured, sampler)
 
     def _take_measured(self, sampler: ChoiceSampler, choice: Mapping[str, int]) -> None:
@@ -155,33 +155,33 @@ class Family(Outcome):
         """The largest choice of what was not trained is the program itself, whose statistics are right."""
         trained = self.tensors or self.weights  # kernels that were learned are none of the largest's
         if self.norms is not None and (trained or choice != self.space.choice("largest")):
-            recalibrate(self.program.model, self.norms)
+            recalibrate_batch_norms(self.program.model, self.norms)
 
     @contextmanager
     def applied(self, choice: Mapping[str, int]) -> Iterator[None]:
         """The program computes what a choice does."""
-        with self.running() as take:
+        with self.running_choices() as take:
             take(choice)
             yield
 
     @contextmanager
-    def _adapted(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
+    def _with_adapters(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
         assert self.shape is not None, "the family has no adapters"
         zeros = "keep" if self.masked else "fill"
-        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros=zeros, grid=self.grid) as adapters:
+        with with_adapters(self.program.model, self.paths, self.shape, seed=0, zeros=zeros, grid=self.grid) as adapters:
             adapters.load(tensors)
             for layer in adapters.layers.values():
                 layer.eval()  # new modules would drop some of what they are given
             yield adapters
 
-    def cut(self, choice: Mapping[str, int]) -> Program:
+    def cut_to_choice(self, choice: Mapping[str, int]) -> Program:
         """The smaller program that a choice is, its adapters merged; the family is no more."""
         if self.shape is not None:
-            with self._adapted(self.extract(choice)) as adapters:
+            with self._with_adapters(self.extract_adapters(choice)) as adapters:
                 adapters.merge()
             self.program.changed()
         if self.has_shapes:
-            cut(self.program, self.space, self.orders, choice, self.crops)
+            materialise_choice(self.program, self.space, self.orders, choice, self.crops)
         self._measure_norms(choice)
         if self.weights or self.norms is not None:
             self.program.changed()
@@ -190,7 +190,7 @@ class Family(Outcome):
 
     def smaller(self, choice: Mapping[str, int]) -> Skeleton:
         """The skeleton of what `cut` gives."""
-        return smaller(skeleton_of(self.program), self.space, choice)
+        return skeleton_of_choice(skeleton_of(self.program), self.space, choice)
 
     @property
     def acts_on_zeros(self) -> bool:
@@ -226,7 +226,7 @@ class Family(Outcome):
         crops = {name: tensors[name] for name in body.get("crops", ())}
         other = {NORMS, *weights, *crops}
         if weights:
-            assign(program.model, weights)
+            assign_tensors(program.model, weights)
         return cls(
             program,
             body["base"],
@@ -265,7 +265,7 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) ->
                 argument="ranks",
             )
         )
-    if ranks and (fault := wide_ranks(chosen, ranks)):
+    if ranks and (fault := rank_mismatch(chosen, ranks)):
         faults.append(fault)
     if faults:
         raise Reject(*faults)

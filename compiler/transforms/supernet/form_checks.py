@@ -9,9 +9,9 @@ from ..search.savings import steps
 from ..training.adapter_checks import check_adapters
 from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, ElasticDim
 from .elastic_dims import larger_kernels
-from .kernels import fresh
+from .kernels import init_kernel_crops
 from .mixtures import EXPERTS, is_routed
-from .scans import SCANNED, is_silenced
+from .scans import SCANNED, is_maskable_scan
 
 if TYPE_CHECKING:
     from .family import Family
@@ -42,7 +42,7 @@ def check_family(family: "Family") -> None:
             chosen = [groups[site, dim.kind] for site in dim.places]
             upper, least = min(map(steps, chosen)), 1
             if dim.kind in SCANNED:
-                assert all(is_silenced(family.program.model, g) for g in chosen), f"{dim.name} can't be silenced"
+                assert all(is_maskable_scan(family.program.model, g) for g in chosen), f"{dim.name} can't be silenced"
             if dim.kind == EXPERTS:
                 assert all(is_routed(family.program, g) for g in chosen), f"{dim.name} are not chosen by a router"
             assert all(_is_order(family.orders[f"{g.site}:{g.kind}"], g.count) for g in chosen), "no order of items"
@@ -54,7 +54,7 @@ def check_family(family: "Family") -> None:
         if dim.kind == RANK:
             upper, least = family.shape.rank if family.shape else 0, 1
         assert dim.places and _is_within(dim, least, upper), f"{dim.name} has values beyond {upper}"
-    learned = fresh(family.space) if family.crops else {}
+    learned = init_kernel_crops(family.space) if family.crops else {}
     assert family.crops.keys() == learned.keys(), "kernels that were learned for other sizes"
     assert all(t.shape == learned[n].shape and t.is_floating_point() for n, t in family.crops.items()), "no kernels"
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from .explorer import Explorer
-from .search_pass import TIRED, extremes, sizes
+from .search_pass import TIRED, extreme_choices, sizes
 
 
 def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
@@ -25,7 +25,7 @@ def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
     first = [tuple(chance.randrange(int(w)) for w in widths) for _ in range(max(0, population - 3))]
     algorithm = NSGA2(
         pop_size=population,
-        sampling=np.array([*extremes(explorer), *first], dtype=float),
+        sampling=np.array([*extreme_choices(explorer), *first], dtype=float),
         crossover=SBX(prob=0.9, eta=10.0, vtype=float, repair=RoundingRepair()),
         mutation=PM(prob=1.0, prob_var=max(0.02, 1 / len(widths)), eta=3.0, vtype=float, repair=RoundingRepair()),
         eliminate_duplicates=True,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ir.layers.linear import weight_of
-from ...ir.weights import assign
+from ...ir.weights import assign_tensors
 from ..editing.rewrite import Rewriter
 from .choices import KERNEL, Space
 
@@ -21,7 +21,7 @@ def transform_name(path: str, size: int) -> str:
     return f"{path} {size}"
 
 
-def fresh(space: Space) -> dict[str, nn.Parameter]:
+def init_kernel_crops(space: Space) -> dict[str, nn.Parameter]:
     """New parameters: for every size below the largest a matrix over the positions of its kernel, the identity."""
     return {
         transform_name(path, size): nn.Parameter(torch.eye(size * size))
@@ -31,7 +31,7 @@ def fresh(space: Space) -> dict[str, nn.Parameter]:
     }
 
 
-def cropped(weight: Tensor, path: str, values: Sequence[int], size: int, crops: Mapping[str, Tensor]) -> Tensor:
+def crop_weight(weight: Tensor, path: str, values: Sequence[int], size: int, crops: Mapping[str, Tensor]) -> Tensor:
     """[out, in, k, k] -> [out, in, size, size]: from one value to the next the middle, times what was learned for it.
 
     Source: kernel transformation matrices of Once-for-all (Cai et al. 2020, arXiv 1908.09791), section 3.3, which
@@ -53,7 +53,7 @@ def surrounded(small: Tensor, size: int) -> Tensor:
     return nn.functional.pad(small, [rim] * 4)
 
 
-def crop(program: "Program", space: Space, choice: Mapping[str, int], crops: Mapping[str, Tensor]) -> None:
+def crop_kernels(program: "Program", space: Space, choice: Mapping[str, int], crops: Mapping[str, Tensor]) -> None:
     """Give convolutions the kernels of a choice, and as much less zeros around."""
     weights = {}
     with Rewriter(program) as rewrite:
@@ -61,22 +61,22 @@ def crop(program: "Program", space: Space, choice: Mapping[str, int], crops: Map
             rim = (dim.values[0] - choice[dim.name]) // 2
             for path in dim.places if rim else ():
                 weight = weight_of(program.model.get_submodule(path))
-                weights[f"{path}.weight"] = cropped(weight, path, dim.values, choice[dim.name], crops).contiguous()
-                less = padding(program, path, rim)
+                weights[f"{path}.weight"] = crop_weight(weight, path, dim.values, choice[dim.name], crops).contiguous()
+                less = reduced_padding(program, path, rim)
                 assert less is not None, f"{path} is padded in another way than it was"
                 for axis in (2, 3):
                     rewrite.narrow(f"{path}.weight", axis, range(rim, dim.values[0] - rim))
                 for where, value in less.items():
                     rewrite.set_attr(where, value)
     if weights:
-        assign(program.model, weights)
+        assign_tensors(program.model, weights)
         program.changed()
 
 
 # -- zeros around --------------------------------------------------------------------------------------------
 
 
-def padding(program: "Program", path: str, rim: int) -> dict[str, Any] | None:
+def reduced_padding(program: "Program", path: str, rim: int) -> dict[str, Any] | None:
     """Attributes that make the zeros around a convolution fewer, so that a kernel without its outermost `rim` places
     gives as many outputs; None where it can't be told who puts them there.
 

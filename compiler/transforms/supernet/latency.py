@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ....dsl.checker.value_text import show
+from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
 from ...core.events import Said
 from ...core.journal import Journal
@@ -38,7 +38,7 @@ def _entry(dim: ElasticDim, value: int) -> str:
     return f"{dim.kind} {value} {dim.values[0]} {len(dim.places)}"
 
 
-def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> Table:
+def measure_latency_table(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> Table:
     """Time the largest choice, and one for every kind of dimensions and value in which all of them have it, each
     cut out.
 
@@ -52,7 +52,7 @@ def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> T
 
     def time(choice: Mapping[str, int]) -> float:
         numbers = space.genome(choice)
-        return journal.remember(f"time {numbers}", lambda: _copy_score(family, choice, clock, ctx))
+        return journal.get_or_compute(f"time {numbers}", lambda: _copy_score(family, choice, clock, ctx))
 
     total, saved = time(largest), {}
     dims = tuple(d for d in space.dims if d.kind != RANK)
@@ -66,7 +66,9 @@ def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> T
     samples = [space.draw(seed_of("timed", ctx.seed, i)) for i in range(N_TRIALS)]
     errors = [abs(table.time(choice) / time(choice) - 1) for choice in samples]
     ctx.emit_event(
-        Said(f"{show(clock)} by table: {max(errors):.1%} off at most, on {N_TRIALS} choices that were timed whole")
+        Said(
+            f"{value_text(clock)} by table: {max(errors):.1%} off at most, on {N_TRIALS} choices that were timed whole"
+        )
     )
     return Table(total, saved, dims, max(errors))
 
@@ -74,4 +76,4 @@ def timed(family: Family, clock: MetricRef, ctx: Context, journal: Journal) -> T
 def _copy_score(family: Family, choice: Mapping[str, int], clock: MetricRef, ctx: Context) -> float:
     """Metric of a choice cut out of a copy, without adapters: merged, they cost nothing."""
     bare = Family(capture(copy.deepcopy(family.program.model)), "", family.space, orders=family.orders)
-    return float(ctx.metric(clock).measure(bare.cut(choice).model, ctx))
+    return float(ctx.metric(clock).measure(bare.cut_to_choice(choice).model, ctx))

@@ -75,7 +75,7 @@ class Mixtures:
     alive: dict[str, Tensor] = field(default_factory=dict)
     around: dict[str, Any] = field(default_factory=dict)
 
-    def clear(self) -> None:
+    def unmask_all(self) -> None:
         model = self.program.model
         for path, before in self.around.items():
             if isinstance(before, Tensor):
@@ -85,7 +85,7 @@ class Mixtures:
         self.alive.clear()
         self.around.clear()
 
-    def timeouts(self, group: Group, removed: Iterable[int]) -> None:
+    def mask_experts(self, group: Group, removed: Iterable[int]) -> None:
         """Do without these experts of a layer from now on."""
         model = self.program.model
         device = tensor_at(model, group.members[0].tensor).device
@@ -101,7 +101,7 @@ class Mixtures:
                 original = self.around[attribute_path] = attribute(model, attribute_path)
                 set_attribute(model, attribute_path, round(original - (group.count - len(left)) * per))
 
-    def stated(self, unit: str) -> tuple[tuple[str, int], ...]:
+    def changed_expert_counts(self, unit: str) -> tuple[tuple[str, int], ...]:
         """Numbers around the layers of a unit that are others now, which a graph has as literals."""
         return tuple(
             (path, attribute(self.program.model, path))
@@ -109,14 +109,14 @@ class Mixtures:
             if type(before) is int and is_submodule(path, unit)
         )
 
-    def handles(self, groups: Sequence[Group]) -> list[Any]:
+    def make_hooks(self, groups: Sequence[Group]) -> list[Any]:
         """Hooks that follow what is silenced of these layers; `remove` them."""
         hooks: list[Any] = []
         for group in groups:
             router, experts = self._router(group), module_of(readers(group)[0])
-            hooks += self._narrowing(group, router)
+            hooks += self._narrowing_hooks(group, router)
             module = self.program.model.get_submodule(experts)
-            hooks.append(module.register_forward_pre_hook(self._renumbering(group.site), with_kwargs=True))
+            hooks.append(module.register_forward_pre_hook(self._renumbering_hook(group.site), with_kwargs=True))
         return hooks
 
     def _router(self, group: Group) -> str:
@@ -127,7 +127,7 @@ class Mixtures:
         """Whether it is the router's, which has its own while it is called, or the experts', which stay whole."""
         return any(is_submodule(path_inside, path) for path in (self._router(group), module_of(readers(group)[0])))
 
-    def _narrowing(self, group: Group, path: str) -> list[Any]:
+    def _narrowing_hooks(self, group: Group, path: str) -> list[Any]:
         router = self.program.model.get_submodule(path)
         rows = [(m.tensor.removeprefix(f"{path}."), m.axis) for m in _scores(group) if is_submodule(m.tensor, path)]
         counts = [(name, per) for owner, name, per in group.attributes if owner == path]
@@ -157,7 +157,7 @@ class Mixtures:
         before = router.register_forward_pre_hook(narrow)
         return [before, router.register_forward_hook(widen, always_call=True)]
 
-    def _renumbering(self, site: str) -> Any:
+    def _renumbering_hook(self, site: str) -> Any:
         def number(value: Any, left: Tensor) -> Any:
             return left[value] if isinstance(value, Tensor) and not value.is_floating_point() else value
 

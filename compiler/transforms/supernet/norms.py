@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...models.rows.forward import evaluating
-from ...models.rows.inputs import arguments
+from ...models.rows.inputs import forward_arguments
 
 EACH = 32  # rows of a forward; the statistics are the mean over forwards
 
@@ -18,7 +18,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-def recalibrate(model: nn.Module, rows: Tensor) -> None:
+def recalibrate_batch_norms(model: nn.Module, rows: Tensor) -> None:
     """Measure the statistics again, over rows, with the model as it runs now.
 
     Source: BN adaptation of BootstrapNAS (Munoz et al. 2021, arXiv 2112.10878); calibration of slimmable networks, Yu
@@ -35,7 +35,7 @@ def recalibrate(model: nn.Module, rows: Tensor) -> None:
             norm.momentum = None  # the mean of all forwards
             norm.train()
         for batch in rows.split(EACH):
-            args, named = arguments(model, batch)
+            args, named = forward_arguments(model, batch)
             model(*args, **named)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -43,7 +43,7 @@ def recalibrate(model: nn.Module, rows: Tensor) -> None:
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
+def restore_statistics(model: nn.Module) -> Iterator[None]:
     """The statistics afterwards are the ones before."""
     norms = batch_norms(model)
     before = [(n.running_mean, n.running_var, n.num_batches_tracked) for n in norms]

@@ -18,7 +18,7 @@ from .choices import ChoiceSampler
 no_classes = Fault("no-classes", "A model is to learn from images that have no classes.")
 
 
-def refuse_wordless(rows: Tensor, name: str) -> None:
+def refuse_unlabelled_images(rows: Tensor, name: str) -> None:
     """Reject (no-classes) images without classes: no token follows them."""
     if rows.is_floating_point():
         raise Reject(
@@ -55,7 +55,7 @@ class SubnetObjective:
     journal: Journal
     share: float = 0.0
 
-    def learn(self, chosen: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, chosen: Tensor, weight: float) -> float:
         """Mean loss over the step's choices; adds `weight` times its gradient to the parameters'."""
         choices, total = list(self.sampler.choices), 0.0
         teacher = self._largest(chosen) if self.share else None
@@ -66,11 +66,11 @@ class SubnetObjective:
             if teacher is not None and choice != largest:
                 lesson = replace(lesson, original=teacher, share=self.share)
             loss = lesson.learn(chosen, weight / len(choices))
-            self.journal.remember(f"{self.sampler.step}:{number}:{int(chosen[0])}", partial(float, loss))
+            self.journal.get_or_compute(f"{self.sampler.step}:{number}:{int(chosen[0])}", partial(float, loss))
             total += loss / len(choices)
         return total
 
-    def losses(self, steps: int) -> list[tuple[dict[str, int], float]]:
+    def mean_losses_by_choice(self, steps: int) -> list[tuple[dict[str, int], float]]:
         """The choices of the first so many steps, each with the mean of its batches' losses."""
         by_step: dict[tuple[int, int], list[float]] = {}
         for key, loss in self.journal.known.items():
@@ -79,7 +79,7 @@ class SubnetObjective:
         result = []
         sampler = replace(self.sampler, on_choice=None, ranks={}, choices=[])  # what runs stays as it is
         for step in range(1, steps + 1):
-            sampler.begin(step)
+            sampler.begin_step(step)
             for number, choice in enumerate(sampler.choices):
                 values = by_step[step, number]
                 result.append((choice, sum(values) / len(values)))
@@ -108,7 +108,7 @@ class Classes:
         lengths = None if self.lengths is None else self.lengths[chosen]
         return class_logits(self.model, self.rows[chosen], lengths)[:, None]  # [b, 1, classes]
 
-    def learn(self, chosen: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, chosen: Tensor, weight: float) -> float:
         logits = self.predicted(chosen)[:, 0]
         check_classes(logits, self.labels[chosen], self.name)
         loss = nn.functional.cross_entropy(logits.float(), self.labels[chosen].to(logits.device))

@@ -6,8 +6,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 from ....dsl.checker.skeleton import Skeleton
-from ....dsl.checker.value_text import show
-from ....dsl.checker.values import DataRef, MetricRef, Ratio, handles
+from ....dsl.checker.value_text import value_text
+from ....dsl.checker.values import DataRef, MetricRef, Ratio, references_in
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning import keys
 from ...core.deadline import DeadlineExceeded
@@ -19,7 +19,7 @@ from ..training.schedule import seed_of
 from .elastic_dims import one_choice
 from .explorer import Explorer, Genome, Objective
 from .family import Family
-from .latency import timed
+from .latency import measure_latency_table
 
 no_objective = Fault("no-objective", "A search over a family is given no measure to be good at.")
 report_is_selection = Fault(
@@ -67,10 +67,10 @@ class Method(Pass):
 
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
-        check(self, outcome, ctx)
+        check_search(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
-        clock = next((o.ref for o in objectives if o.timed and not ctx.task_source), None)
-        table = timed(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
+        clock = next((o.ref for o in objectives if o.measure_latency_table and not ctx.task_source), None)
+        table = measure_latency_table(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
             if ctx.task_source:
@@ -78,11 +78,11 @@ class Method(Pass):
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
             except DeadlineExceeded:
-                explorer.stop()
-            front = explorer.front(self.points)
+                explorer.stop_early()
+            front = explorer.pareto_front(self.points)
             if not front:
                 raise Reject(no_finite(len(explorer.known)))
-            points = [self._point(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
+            points = [self._make_point(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
         outcome.program.note(
             evaluated=len(explorer.known),
             choices=float(outcome.space.size),
@@ -91,13 +91,13 @@ class Method(Pass):
         )
         return Front(tuple(points), ctx.results)
 
-    def _point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
+    def _make_point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
         choice = explorer.space.decoded(genome)
         values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
-        measures = {show(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
+        measures = {value_text(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
         for objective in (Objective.of(ref, ctx) for ref in self.report):
-            value = explorer.value(objective, choice)
-            measures[show(objective.ref)] = (value, objective.unit, objective.better)
+            value = explorer.objective_value(objective, choice)
+            measures[value_text(objective.ref)] = (value, objective.unit, objective.better)
         return Point(f"choice_{number}", "", measures, choice)
 
 
@@ -109,7 +109,7 @@ def no_finite(count: int):
     )
 
 
-def check(search: Method, family: Family, ctx: Context) -> None:
+def check_search(search: Method, family: Family, ctx: Context) -> None:
     """Reject a search without measures, over one choice, or that reports on the rows that it selects by."""
     if not search.measure:
         raise Reject(
@@ -132,7 +132,7 @@ def check(search: Method, family: Family, ctx: Context) -> None:
 
 
 def _rows(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:
-    refs = {ref.name: ref for metric in metrics for ref in handles(dict(metric.args), DataRef)}
+    refs = {ref.name: ref for metric in metrics for ref in references_in(dict(metric.args), DataRef)}
     return {name: keys.data_identity(ref, ctx) for name, ref in refs.items()}
 
 
@@ -140,7 +140,7 @@ def sizes(explorer: Explorer) -> list[int]:
     return [len(dim.values) for dim in explorer.space.dims]
 
 
-def extremes(explorer: Explorer) -> list[Genome]:
+def extreme_choices(explorer: Explorer) -> list[Genome]:
     """The largest, the middle and the smallest choice, as far as they may be taken."""
     return [
         g
@@ -149,24 +149,24 @@ def extremes(explorer: Explorer) -> list[Genome]:
     ]
 
 
-def pursue(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> None:
+def evaluate_proposals(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> None:
     """Evaluate the ends, then what is proposed, until evaluations are used up or proposals are known ones.
 
     propose   draws from `chance`, and goes by what the explorer knows
     """
-    explorer.expect(extremes(explorer))
-    for genome in extremes(explorer):
+    explorer.expect(extreme_choices(explorer))
+    for genome in extreme_choices(explorer):
         if not explorer.exhausted:
             explorer.evaluate(genome)
     misses = 0
     while not explorer.exhausted and misses < TIRED:
         before = len(explorer.known)
-        explorer.expect(foreseen(explorer, chance, propose))
+        explorer.expect(parallel_proposals(explorer, chance, propose))
         explorer.evaluate(propose())
         misses = 0 if len(explorer.known) > before else misses + 1
 
 
-def foreseen(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
+def parallel_proposals(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
     """Next proposals, one for each worker, if none of them improves on the known ones.
 
     The first is what is proposed next; another may turn out wrong, and was then measured for nothing.

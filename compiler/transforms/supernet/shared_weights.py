@@ -21,7 +21,7 @@ from .form_checks import check_family
 WEIGHTS, FAMILY, TENSORS = "shared/model", "family.json", "family.safetensors"
 
 
-def write(family: Family, choices: Mapping[str, Mapping[str, int]], into: Path) -> None:
+def write_family(family: Family, choices: Mapping[str, Mapping[str, int]], into: Path) -> None:
     """All of a family but its program's weights; `choices` are the points by name.
 
     What training changed in the weights is in those, so that nothing of it is written here.
@@ -34,14 +34,14 @@ def write(family: Family, choices: Mapping[str, Mapping[str, int]], into: Path) 
         save_file(tensors, into / TENSORS)
 
 
-def cut(path: Path, name: str, origin: Origin) -> Program:
+def load_point(path: Path, name: str, origin: Origin) -> Program:
     """The program of a point: the shared weights, loaded as `origin` has it, cut to the point's choice.
 
     Raises Reject (cache-damaged) where files don't fit each other: they may come from anybody.
     """
     try:
         body = read_json(path / FAMILY, CONFIG)
-        choice, family = body["points"][name], _family(path, body["family"], origin)
+        choice, family = body["points"][name], _read_family(path, body["family"], origin)
         known = {dim.name: dim.values for dim in family.space.dims}
         assert choice.keys() == known.keys(), "a point of another family"
         assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dimensions"
@@ -52,10 +52,10 @@ def cut(path: Path, name: str, origin: Origin) -> Program:
                 help="compile the recipe again, or get the artifact again",
             )
         ) from error
-    return family.cut(choice)
+    return family.cut_to_choice(choice)
 
 
-def _family(path: Path, body: Mapping[str, Any], origin: Origin) -> Family:
+def _read_family(path: Path, body: Mapping[str, Any], origin: Origin) -> Family:
     tensors = {}
     if (path / TENSORS).is_file():
         with safe_open(path / TENSORS, "pt") as file:

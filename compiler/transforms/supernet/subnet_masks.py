@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Group, Member, Skeleton
-from ...analysis.discovery.bypass import bypassed, staying
+from ...analysis.discovery.bypass import staying, without_branch
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...ir.capture.refresh import with_current_ints
-from ...ir.surgery import put, tensor_at
+from ...ir.surgery import replace_tensor, tensor_at
 from ...ir.unit import Unit, code_key
 from ..editing.rewrite import Rewriter
 from ..search.reconstruct import has_moments, module_of, readers
-from ..search.routing import stated_above
+from ..search.routing import expert_counts_stated_above
 from ..search.savings import steps
 from ..search.uniform_widths import refreshed
 from ..search.widths import Site, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
-from .kernels import crop, cropped, surrounded
+from .kernels import crop_kernels, crop_weight, surrounded
 from .mixtures import EXPERTS, Mixtures, is_routed
-from .scans import SCANNED, Scans, is_silenced
+from .scans import SCANNED, Scans, is_maskable_scan
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -47,12 +47,12 @@ def is_maskable(program: "Program", group: Group) -> bool:
     if group.kind == EXPERTS:
         return is_routed(program, group)
     if group.kind in SCANNED:
-        return is_silenced(model, group)
-    return bool(group.readers) and all(has_moments(model, m) or _reads_plainly(model, m) for m in readers(group))
+        return is_maskable_scan(model, group)
+    return bool(group.readers) and all(has_moments(model, m) or _is_narrowed_by_zeros(model, m) for m in readers(group))
 
 
 @torch.no_grad()
-def _reads_plainly(model: nn.Module, member: Member) -> bool:
+def _is_narrowed_by_zeros(model: nn.Module, member: Member) -> bool:
     """Whether a convolution of another class, such as one that pads by itself, is narrowed by zeros: it is tried.
 
     One that makes its weight anew over all of its inputs is not.
@@ -68,14 +68,14 @@ def _reads_plainly(model: nn.Module, member: Member) -> bool:
     x = torch.randn(1, module.in_channels, side, side, generator=chance).to(original.weight.device)
     x[:, ::2] = 0
     narrow = copy.deepcopy(original)
-    put(narrow, "weight", original.weight[:, 1::2].clone())
+    replace_tensor(narrow, "weight", original.weight[:, 1::2].clone())
     one, other = original(x), narrow(x[:, 1::2])
     return torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
 
 
 def dead(orders: Orders, group: Group, left: int) -> set[int]:
     """The items that are gone where so many steps of a group are left."""
-    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).next(steps(group) - left))
+    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).next_items(steps(group) - left))
 
 
 @dataclass
@@ -107,25 +107,25 @@ class SubnetMasks:
         self.scans = Scans(self.program.model)
         self.experts = Mixtures(self.program)
 
-    def take(self, choice: Mapping[str, int]) -> None:
+    def set_choice(self, choice: Mapping[str, int]) -> None:
         """Run as a choice says from now on."""
         self.masks.clear()
         self.scans.clear()
-        self.experts.clear()
+        self.experts.unmask_all()
         for kind in WIDTHS:
             for site, left in self.space.by_path(choice, kind).items():
-                self._silence(self.groups[site, kind], left)
+                self._mask_group(self.groups[site, kind], left)
         largest = self.space.by_path(self.space.choice("largest"), KERNEL)
         self.kernels = {p: n for p, n in self.space.by_path(choice, KERNEL).items() if n < largest[p]}
         self.off.clear()
         self.off.update(unit for unit, on in self.space.by_path(choice, LAYERS).items() if not on)
-        self._leave_out(frozenset(site for site, on in self.space.by_path(choice, BLOCKS).items() if not on))
+        self._skip_branches(frozenset(site for site, on in self.space.by_path(choice, BLOCKS).items() if not on))
 
-    def _silence(self, group: Group, left: int) -> None:
+    def _mask_group(self, group: Group, left: int) -> None:
         removed = dead(self.orders, group, left)
         if group.kind == EXPERTS:
             if removed:
-                self.experts.timeouts(group, removed)
+                self.experts.mask_experts(group, removed)
             return
         if group.kind in SCANNED and removed:
             self.scans.timeouts(group, removed)
@@ -140,7 +140,7 @@ class SubnetMasks:
         module = self.program.model.get_submodule(path)
         return f"{path}.base_layer" if "base_layer" in dict(module.named_children()) else path
 
-    def _leave_out(self, sites: frozenset[str]) -> None:
+    def _skip_branches(self, sites: frozenset[str]) -> None:
         """Let units run without these branches, with the numbers of experts that they have now."""
         sites_by_unit: dict[str, frozenset[str]] = {}
         for site in sites:
@@ -149,11 +149,11 @@ class SubnetMasks:
         for path, unit in self.program.units.items():
             without = sites_by_unit.get(path, frozenset())
             follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
-            state = without, self.experts.stated(path) if follows else ()
+            state = without, self.experts.changed_expert_counts(path) if follows else ()
             if self._bound.get(path, FULL_STATE) != state:
-                self._bind(path, state)
+                self._bind_unit(path, state)
 
-    def _bind(self, path: str, state: State) -> None:
+    def _bind_unit(self, path: str, state: State) -> None:
         unit, model = self.program.units[path], self.program.model
         if state == FULL_STATE:
             del self._bound[path]
@@ -162,43 +162,43 @@ class SubnetMasks:
         if (path, state) not in self._units:
             graph = unit.graph
             for site in sorted(state[0]):
-                graph = bypassed(graph, self.branches[site])
+                graph = without_branch(graph, self.branches[site])
             graph = with_current_ints(graph, unit.module(model)) or graph if state[1] else graph
             self._units[path, state] = replace(unit, graph=graph, key=code_key(graph), edited=True)
         self._units[path, state].bind(model)
         self._bound[path] = state
 
     @contextmanager
-    def on(self) -> Iterator["SubnetMasks"]:
+    def active(self) -> Iterator["SubnetMasks"]:
         """Follow what is taken; afterwards the program is as it was."""
         model, handles = self.program.model, []
         matrices = [self.groups[s, k] for k in WIDTHS if k != EXPERTS for s in self._sites(k)]
         paths = {module_of(m) for group in matrices for m in readers(group)}
         try:
             for path in sorted(paths):
-                handles.append(model.get_submodule(path).register_forward_pre_hook(self._masking(path)))
-            handles += self.scans.handles([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
-            handles += self.experts.handles([self.groups[s, EXPERTS] for s in self._sites(EXPERTS)])
+                handles.append(model.get_submodule(path).register_forward_pre_hook(self._mask_hook(path)))
+            handles += self.scans.make_hooks([self.groups[s, k] for k in SCANNED for s in self._sites(k)])
+            handles += self.experts.make_hooks([self.groups[s, EXPERTS] for s in self._sites(EXPERTS)])
             for dim in self.space.of(KERNEL):
                 for path in dim.places:
-                    handles += self._shrinking(path, dim.values)
+                    handles += self._kernel_hooks(path, dim.values)
             for unit in self._sites(LAYERS):
-                handles.append(model.get_submodule(unit).register_forward_hook(self._skipping(unit), with_kwargs=True))
+                handles.append(model.get_submodule(unit).register_forward_hook(self._skip_hook(unit), with_kwargs=True))
             yield self
         finally:
             for handle in handles:
                 handle.remove()
             self.masks.clear()
             self.scans.clear()
-            self.experts.clear()
-            self._leave_out(frozenset())
+            self.experts.unmask_all()
+            self._skip_branches(frozenset())
             self.kernels.clear()
             self.off.clear()
 
     def _sites(self, kind: str) -> list[str]:
         return [site for dim in self.space.of(kind) for site in dim.places]
 
-    def _masking(self, path: str) -> Any:
+    def _mask_hook(self, path: str) -> Any:
         def mask(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if path not in self.masks:
                 return None
@@ -208,7 +208,7 @@ class SubnetMasks:
 
         return mask
 
-    def _shrinking(self, path: str, values: Sequence[int]) -> list[Any]:
+    def _kernel_hooks(self, path: str, values: Sequence[int]) -> list[Any]:
         """A convolution runs with a smaller kernel in zeros while it is called, and has its own one afterwards."""
         module = self.program.model.get_submodule(path)
 
@@ -216,7 +216,7 @@ class SubnetMasks:
             if path in self.kernels:
                 original = module._parameters["weight"]
                 assert original is not None, f"{path} runs inside of itself"
-                small = cropped(original, path, values, self.kernels[path], self.crops)
+                small = crop_weight(original, path, values, self.kernels[path], self.crops)
                 module._parameters["weight"], vars(module)["whole"] = None, original
                 vars(module)["weight"] = surrounded(small, values[0])
 
@@ -228,7 +228,7 @@ class SubnetMasks:
         before = module.register_forward_pre_hook(exchange)
         return [before, module.register_forward_hook(restore, always_call=True)]
 
-    def _skipping(self, unit: str) -> Any:
+    def _skip_hook(self, unit: str) -> Any:
         def skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if unit not in self.off:
                 return output
@@ -247,11 +247,11 @@ def vanishes_with(skeleton: Skeleton, site: str, removed_units: Sequence[str], s
     return bool(unit_of(site, removed_units)) or within in sites
 
 
-def cut(
+def materialise_choice(
     program: "Program", space: Space, orders: Orders, choice: Mapping[str, int], crops: Mapping[str, Tensor]
 ) -> None:
     """Make a program the smaller one that a choice is: kernels, widths, branches, then layers from the last."""
-    crop(program, space, choice, crops)
+    crop_kernels(program, space, choice, crops)
     removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
     skeleton = skeleton_of(program)
@@ -269,7 +269,7 @@ def cut(
         ]
         fewer = [(group, len(items)) for group, items in cuts if group.kind == EXPERTS]
         is_even = len({count for _, count in fewer}) == 1
-        above = list(stated_above(program, [group for group, _ in fewer], all_experts)) if is_even else []
+        above = list(expert_counts_stated_above(program, [group for group, _ in fewer], all_experts)) if is_even else []
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, cuts)
             for name, count in above:
@@ -284,19 +284,19 @@ def cut(
             rewrite.drop_layer(unit)
 
 
-def smaller(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skeleton:
+def skeleton_of_choice(skeleton: Skeleton, space: Space, choice: Mapping[str, int]) -> Skeleton:
     """The skeleton of what `cut` leaves, by arithmetic."""
     removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
     for path, size in space.by_path(choice, KERNEL).items():
-        skeleton = shrink.with_kernel(skeleton, path, size)
+        skeleton = shrink.with_kernel_size(skeleton, path, size)
     full, branches = skeleton, {b.site: b for b in skeleton.branches}
     for kind in WIDTHS:
         for site, left in space.by_path(choice, kind).items():
             if not vanishes_with(full, site, removed_units, sites):
                 group = refreshed(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
                 count = left * group.count // steps(group)
-                skeleton = shrink.narrowed(skeleton, group, count) if count != group.count else skeleton
+                skeleton = shrink.with_narrowed_group(skeleton, group, count) if count != group.count else skeleton
     for site in sites:
         if branches[site].unit not in removed_units:
             skeleton = shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == site))

@@ -28,7 +28,7 @@ def refuse_same_rows(data: DataRef, validation: DataRef | None, ctx: Context) ->
         )
 
 
-def no_gain(start: float, later: Sequence[tuple[int, float]], verb: str = "healing") -> Diagnostic:
+def no_gain_diagnostic(start: float, later: Sequence[tuple[int, float]], verb: str = "healing") -> Diagnostic:
     """`start` nats before training, `later` (step, nats) on the same held-out rows."""
     best_step, best = min(later, key=lambda entry: entry[1])
     advice = "lower" if best > start + 1e-3 else "raise"  # 1e-3 nats: it hardly moved

@@ -60,7 +60,7 @@ class Shape:
     dropout: float
 
 
-def adaptable(program: Program, on: Selector | None, alternative: str = "") -> tuple[str, ...]:
+def adaptable_modules(program: Program, on: Selector | None, alternative: str = "") -> tuple[str, ...]:
     """Linear modules that may get an adapter: those selected, or all inside of the layers.
 
     alternative   what a recipe would write to train weights themselves, where it can
@@ -68,7 +68,7 @@ def adaptable(program: Program, on: Selector | None, alternative: str = "") -> t
     Left out are those whose weight is read past the module, which an adapter would not see.
     Raises Reject where a selected one is tied, and where none is left.
     """
-    skeleton, read = skeleton_of(program), _read_past(program)
+    skeleton, read = skeleton_of(program), _weights_read_directly(program)
     paths = [part.path for part in inner_parts(skeleton, on)]
     fused = _FUSED.get(skeleton.model_type)
     paths = [path for path in paths if path not in read and split(path)[1] != fused]
@@ -93,7 +93,7 @@ def adaptable(program: Program, on: Selector | None, alternative: str = "") -> t
     return tuple(paths)
 
 
-def _read_past(program: Program) -> set[str]:
+def _weights_read_directly(program: Program) -> set[str]:
     """Linear modules that are not called where their owner runs: the dt_proj of a Mamba."""
     model, called = program.model, set()
     hooks = [
@@ -125,7 +125,7 @@ class Adapters:
     def follow(self, ranks: Mapping[str, int]) -> None:
         """Let each adapter use the first so many of its ranks, as `ranks` says by path whenever it runs."""
         for path, layer in self.layers.items():
-            layer.forward = _forward(layer, partial(ranks.__getitem__, path))
+            layer.forward = _adapter_forward(layer, partial(ranks.__getitem__, path))
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -135,11 +135,13 @@ class Adapters:
             parameter[tuple(slice(n) for n in tensors[name].shape)] = tensors[name].to(parameter.device)
 
     @contextmanager
-    def rows(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
+    def per_row_adapters(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
         """Within it each row of a batch [rows, t, in] has an adapter of its own: `stacked` are such as `parameters`
         gives, one behind the other [rows, ...]. Those that are on the layers must be off."""
         hooks = [
-            layer.register_forward_hook(_by_row(layer, *(stacked[f"{path}.{side}"] for side in ("lora_A", "lora_B"))))
+            layer.register_forward_hook(
+                _per_row_hook(layer, *(stacked[f"{path}.{side}"] for side in ("lora_A", "lora_B")))
+            )
             for path, layer in self.layers.items()
         ]
         try:
@@ -174,19 +176,19 @@ def _keep_zeros(layer: Any) -> None:
     weight = weight_of(layer.get_base_layer())
     if is_sparse(weight):
         vars(layer)[_MASK] = weight != 0  # [out, in]
-        layer.forward = _forward(layer, None)
+        layer.forward = _adapter_forward(layer, None)
 
 
-def _put_on_grid(layer: Any, grid: Grid) -> None:
+def _share_grid(layer: Any, grid: Grid) -> None:
     """Let weight and adapter be rounded together, on scales that fit the weight and stay."""
     weight = weight_of(layer.get_base_layer())
-    vars(layer)[_SCALES] = grid.fit(weight.float())
+    vars(layer)[_SCALES] = grid.fit_scales(weight.float())
     if _MASK not in vars(layer):
         vars(layer)[_MASK] = torch.ones(1, 1, dtype=torch.bool, device=weight.device).expand(weight.shape)
-    layer.forward = _forward(layer, None)
+    layer.forward = _adapter_forward(layer, None)
 
 
-def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor]:
+def _adapter_forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor]:
     """Of a layer, its mask honoured where it has one; with the first `rank()` of its ranks, or all."""
     base, mask, scales = layer.get_base_layer(), vars(layer).get(_MASK), vars(layer).get(_SCALES)
 
@@ -208,7 +210,7 @@ def _forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor
     return forward
 
 
-def _by_row(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
+def _per_row_hook(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
     """A hook behind a layer: what adapters a [rows, rank, in] and b [rows, out, rank] add to its rows."""
     mask, scale = vars(layer).get(_MASK), layer.scaling[_NAME]
 
@@ -224,7 +226,7 @@ def _by_row(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def adapted(
+def with_adapters(
     model: nn.Module, paths: tuple[str, ...], shape: Shape, seed: int, *, zeros: str = "keep", grid: Grid | None = None
 ) -> Iterator[Adapters]:
     """Adapters that change nothing yet on the modules at `paths`; afterwards the same modules are back.
@@ -260,7 +262,7 @@ def adapted(
                 _keep_zeros(layer)
         if grid:
             for layer in layers.values():
-                _put_on_grid(layer, grid)
+                _share_grid(layer, grid)
         yield Adapters(layers)
     finally:
         _remove(model, paths, LoraLayer)

@@ -12,7 +12,7 @@ STATE, COPY = 16, 4
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
-def effort(
+def training_effort(
     skeleton: Skeleton,
     trained: int,
     batch: int,

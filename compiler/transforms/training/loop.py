@@ -22,7 +22,7 @@ from ...evaluation.reference import no_space
 from ...models.rows.batch_limit import parts_of
 from ...plugin.context import Context
 from .run_files import Saved
-from .schedule import RowOrder, factor, seed_of
+from .schedule import RowOrder, learning_rate_factor, seed_of
 from .trainable import Trained
 
 diverged = Fault(
@@ -120,11 +120,11 @@ class Run:
     def _train(self) -> None:
         self._check_disk_space()
         if self.judge and not self.course.held_out:
-            self._measure(0)
+            self._evaluate(0)
         for step in range(self.course.step + 1, self.regime.steps + 1):
-            loss = self._learn(step)
+            loss = self._train_step(step)
             if self.judge and (step % self.regime.every == 0 or step == self.regime.steps):
-                self._measure(step)
+                self._evaluate(step)
             self.course.finished = self.course.finished or step == self.regime.steps
             if step % self.regime.save == 0 or self.course.finished:
                 self._save()
@@ -138,7 +138,7 @@ class Run:
 
     # -- a step ----------------------------------------------------------------------------------------------
 
-    def _learn(self, step: int) -> float:
+    def _train_step(self, step: int) -> float:
         regime, masters, loss = self.regime, self.trained.masters.values(), 0.0
         if self.begin is not None:
             self.begin(step)
@@ -149,21 +149,21 @@ class Run:
             for some in parts_of(rows):
                 share = len(some) / len(rows) / regime.accumulate
                 loss += self.learn(some, share) * share
-            self._check(loss, "loss", step)
-        self.trained.collect()
+            self._check_finite(loss, "loss", step)
+        self.trained.collect_gradients()
         norm = torch.nn.utils.clip_grad_norm_(masters, regime.clip).item()
         if not math.isfinite(norm) and self.course.step > self.saved_step:
             self._save()  # the loss was a number, so the weights are sound
-        self._check(norm, "gradient", step)
+        self._check_finite(norm, "gradient", step)
         for group in self.optimizer.param_groups:
-            group["lr"] = regime.lr * factor(step, regime.steps, regime.warmup, regime.schedule)
+            group["lr"] = regime.lr * learning_rate_factor(step, regime.steps, regime.warmup, regime.schedule)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.spread()
-        self._remember(step, loss)
+        self._log_loss(step, loss)
         return loss
 
-    def _remember(self, step: int, loss: float) -> None:
+    def _log_loss(self, step: int, loss: float) -> None:
         course = self.course
         course.step = step
         course.pending.append(loss)
@@ -172,7 +172,7 @@ class Run:
             course.pending.clear()
             self.ctx.record(f"step {step}: loss", course.curve[-1][1], "nats/token")
 
-    def _check(self, value: float, label: str, step: int) -> None:
+    def _check_finite(self, value: float, label: str, step: int) -> None:
         if math.isfinite(value):
             return
         notes = [f"the loss was {loss:.3g} at step {number}" for number, loss in self.course.curve[-1:]]
@@ -192,18 +192,18 @@ class Run:
 
     # -- held-out data ---------------------------------------------------------------------------------------
 
-    def _measure(self, step: int) -> None:
+    def _evaluate(self, step: int) -> None:
         """Measure; keep the weights if they are the best so far; end a run that has long got no better."""
         assert self.judge is not None
         course, nats = self.course, self.judge()
-        self._check(nats, "held-out loss", step)
+        self._check_finite(nats, "held-out loss", step)
         better = not course.held_out or nats < course.lowest
         course.held_out.append((step, nats))
         self.ctx.record(f"step {step}: held-out loss", nats, "nats/token")
         if better:
             course.best = step
             if step:
-                self.saved.write(f"best-{step}", self.trained.tensors())
+                self.saved.write_tensors(f"best-{step}", self.trained.tensors())
         waited = sum(at > course.best for at, _ in course.held_out)
         course.finished = waited >= self.regime.patience
 
@@ -223,7 +223,7 @@ class Run:
             # What never had a gradient, such as an expert that no token was sent to, has no state yet.
             state = self.optimizer.state.get(master, {})
             tensors |= {f"{part}:{key}": value for part, value in state.items()}
-        self.saved.write(name, tensors)
+        self.saved.write_tensors(name, tensors)
         best = [f"best-{self.course.best}"] if self.judge and self.course.best else []
         self.saved.finish(asdict(self.course), [name, *best])
         self.saved_step = self.course.step
@@ -242,7 +242,7 @@ class Run:
             )
 
     def _resume(self) -> None:
-        stored = self.saved.read()
+        stored = self.saved.read_checkpoint()
         if stored is None:
             return
         self.course = TrainingState(

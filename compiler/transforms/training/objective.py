@@ -29,7 +29,7 @@ class Objective:
     temperature: float = 1.0
     learned: Tensor | None = None
 
-    def learn(self, chosen: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, chosen: Tensor, weight: float) -> float:
         """Mean loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
 
         The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...core.cache import canonical, sync, write_atomic
-from ...models.checkpoints.tensor_files import Piece, mapped, write_tensors
+from ...core.cache import canonical, fsync_path, write_atomic
+from ...models.checkpoints.tensor_files import Piece, mapped_tensors, write_tensors
 from ...models.checkpoints.weights import find_weights
 
 MANIFEST = "training.json"
@@ -29,28 +29,28 @@ class Saved:
     def __init__(self, folder: Path, identity: str):
         self.folder, self.identity = folder, identity
 
-    def read(self) -> dict[str, Any] | None:
+    def read_checkpoint(self) -> dict[str, Any] | None:
         """Data of the last `finish`, or None; folders that it doesn't name are removed."""
         try:
             body = json.loads((self.folder / MANIFEST).read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):
             body = {}
         known = body.get("identity") == self.identity and all((self.folder / name).is_dir() for name in body["folders"])
-        self._tidy(body["folders"] if known else [])
+        self._remove_unlisted(body["folders"] if known else [])
         return body["run"] if known else None
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Tensors of a folder, mapped from disk."""
-        return dict(mapped(find_weights(self.folder / name, name)))
+        return dict(mapped_tensors(find_weights(self.folder / name, name)))
 
-    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """A folder of tensors, there whole or not at all; it counts once `finish` names it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         final, draft = self.folder / name, self.folder / f".{name}.{os.getpid()}"
         draft.mkdir()
         write_tensors(draft, [Piece.of(key, tensor) for key, tensor in tensors.items()], shard_bytes=1 << 62)
         for path in (*draft.iterdir(), draft):
-            sync(path)
+            fsync_path(path)
         shutil.rmtree(final, ignore_errors=True)  # left by a run that was killed before it could name it
         os.replace(draft, final)
 
@@ -58,9 +58,9 @@ class Saved:
         """Let these folders count, and remove the others."""
         body = {"identity": self.identity, "folders": folders, "run": run}
         write_atomic(self.folder / MANIFEST, canonical(body).encode())
-        self._tidy(folders)
+        self._remove_unlisted(folders)
 
-    def _tidy(self, folders: list[str]) -> None:
+    def _remove_unlisted(self, folders: list[str]) -> None:
         for path in self.folder.glob("*"):
             if (
                 path.is_dir()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def factor(step: int, steps: int, warmup: int, schedule: str) -> float:
+def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     """Factor of the learning rate at a step, counted from 1: up over `warmup` steps, then down.
 
     "cosine" and "linear" would reach 0 one step after the last; "constant" stays.

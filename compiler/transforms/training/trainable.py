@@ -33,7 +33,7 @@ class Trained:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters.values())
 
-    def collect(self) -> None:
+    def collect_gradients(self) -> None:
         """Give the masters the gradients that a backward pass left at the parameters."""
         for name, p in self.parameters.items():
             master = self.masters[name]
@@ -60,7 +60,7 @@ class Trained:
 
 
 @contextmanager
-def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def training_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Training mode, with gradients for these parameters only; the model's modes and flags come back."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
@@ -79,7 +79,7 @@ def training(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterat
 
 
 @contextmanager
-def recomputing(layers: Iterable[nn.Module]) -> Iterator[None]:
+def activation_checkpointing(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Layers keep only what they were given, and run again in the backward pass.
 
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost" (arXiv 1604.06174).

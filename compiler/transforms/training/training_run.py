@@ -11,9 +11,9 @@ from ...core.events import Said
 from ...core.quantity import count_text
 from ...ir.program import Program
 from ...plugin.context import Context
-from .acceptance import no_gain
+from .acceptance import no_gain_diagnostic
 from .loop import Run, TrainingSettings, TrainingState
-from .trainable import Trained, recomputing, training
+from .trainable import Trained, activation_checkpointing, training_mode
 
 
 class TrainingParams(Protocol):
@@ -45,7 +45,7 @@ class TrainingParams(Protocol):
     def held_out(self) -> DataRef | None: ...
 
 
-def regime(params: TrainingParams, seed: int, weight_decay: float = 0.0) -> TrainingSettings:
+def training_settings(params: TrainingParams, seed: int, weight_decay: float = 0.0) -> TrainingSettings:
     return TrainingSettings(
         steps=params.steps,
         lr=params.lr,
@@ -62,7 +62,7 @@ def regime(params: TrainingParams, seed: int, weight_decay: float = 0.0) -> Trai
     )
 
 
-def train(
+def run_training(
     params: TrainingParams,
     program: Program,
     ctx: Context,
@@ -89,10 +89,13 @@ def train(
             Said(f"{verb}: {count_text(rows, 'row')} for a batch of {params.batch}, which has the same ones again")
         )
     layers = [unit.module(program.model) for unit in program.units.values()]
-    with training(program.model, weights), recomputing(layers if params.gradient_checkpointing else ()):
+    with (
+        training_mode(program.model, weights),
+        activation_checkpointing(layers if params.gradient_checkpointing else ()),
+    ):
         course = Run(
             Trained(weights, masks),
-            regime(params, ctx.seed, weight_decay),
+            training_settings(params, ctx.seed, weight_decay),
             rows,
             learn,
             judge if params.held_out else None,
@@ -100,5 +103,5 @@ def train(
             begin,
         ).run()
     if params.held_out and course.best == 0:
-        raise Reject(no_gain(course.held_out[0][1], course.held_out[1:], verb))
+        raise Reject(no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], verb))
     return course

@@ -16,7 +16,7 @@ from ...ir.program import Program
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.pretrained import pretrained
 from .adapter_checks import check_adapters
-from .adapters import Shape, adapted
+from .adapters import Shape, with_adapters
 
 if TYPE_CHECKING:
     from ...ir.step_results import StepResults
@@ -76,7 +76,10 @@ class Unmerged(Outcome):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        with adapted(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters, torch.no_grad():
+        with (
+            with_adapters(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters,
+            torch.no_grad(),
+        ):
             adapters.load(self.tensors)
             for layer in adapters.layers.values():
                 layer.eval()  # new modules would drop some of what they are given

@@ -3,8 +3,8 @@
 import ast
 from pathlib import Path
 
-from effc.compiler.analysis.planning.keys import LOADING, value_parts
-from effc.compiler.core.source_closure import closure, executed, fingerprint, imported
+from effc.compiler.analysis.planning.keys import LOADING, value_key_parts
+from effc.compiler.core.source_closure import direct_imports, executed_nodes, fingerprint, import_closure
 from effc.compiler.plugin import interfaces
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.values import MetricRef
@@ -18,7 +18,7 @@ VOCABULARY = Registry().vocabulary
 def sources(kind: str, name: str) -> set[str]:
     """The closure of a word as paths below the repository, such as `compiler/models/rows/forward.py`."""
     word = VOCABULARY.word(kind, name)
-    return {str(file.relative_to(ROOT)) for file in closure(Path(word.path))}
+    return {str(file.relative_to(ROOT)) for file in import_closure(Path(word.path))}
 
 
 def test_a_change_in_discovery_keeps_a_measured_perplexity_and_one_in_the_forward_over_rows_does_not():
@@ -32,7 +32,7 @@ def test_a_change_in_discovery_keeps_a_measured_perplexity_and_one_in_the_forwar
 
 
 def test_a_measured_value_depends_on_how_weights_are_loaded(tmp_path):
-    parts = value_parts(MetricRef("params"), "a model", context(tmp_path))
+    parts = value_key_parts(MetricRef("params"), "a model", context(tmp_path))
     assert LOADING.name == "checkpoint.py" and parts["loading"] == fingerprint(LOADING)
 
 
@@ -41,12 +41,12 @@ def test_a_pass_depends_on_discovery():
 
 
 def test_the_words_kinds_import_no_file_of_effc_but_for_types():
-    assert imported(Path(interfaces.__file__).resolve()) == ()
+    assert direct_imports(Path(interfaces.__file__).resolve()) == ()
 
 
 def test_a_pass_of_another_package_depends_on_what_it_takes_from_the_interface_of_plug_ins(tmp_path):
     (tmp_path / "halve.py").write_text("from effc.plugin import Pass, exchange\n")
-    files = {str(file.relative_to(ROOT)) for file in closure(tmp_path / "halve.py") if file.is_relative_to(ROOT)}
+    files = {str(file.relative_to(ROOT)) for file in import_closure(tmp_path / "halve.py") if file.is_relative_to(ROOT)}
     assert "compiler/transforms/search/masks.py" in files and "compiler/plugin/interfaces.py" in files
     assert not any(file.startswith("compiler/analysis/discovery/") for file in files)
 
@@ -60,7 +60,7 @@ def test_only_imports_that_run_are_followed(tmp_path):
         "if TYPE_CHECKING:\n    from .types_only import T\nelse:\n    from .other import T\n"
         "def run():\n    from .lazy import go\n    go()\n"
     )
-    assert [file.stem for file in closure(tmp_path / "pack" / "word.py")] == ["lazy", "other", "top", "word"]
+    assert [file.stem for file in import_closure(tmp_path / "pack" / "word.py")] == ["lazy", "other", "top", "word"]
 
 
 def test_a_change_in_a_file_that_runs_is_another_key_and_one_in_a_file_for_types_is_not(tmp_path):
@@ -84,4 +84,4 @@ def test_a_change_in_a_file_that_runs_is_another_key_and_one_in_a_file_for_types
 
 def test_every_node_but_those_for_types_is_seen():
     tree = ast.parse("if TYPE_CHECKING:\n    import a\nelif x:\n    import b\nelse:\n    import c\n")
-    assert [n.names[0].name for n in executed(tree) if isinstance(n, ast.Import)] == ["b", "c"]
+    assert [n.names[0].name for n in executed_nodes(tree) if isinstance(n, ast.Import)] == ["b", "c"]

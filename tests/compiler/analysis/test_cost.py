@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from effc.compiler.analysis.planning.free_space import refuse_short
+from effc.compiler.analysis.planning.free_space import refuse_insufficient_space
 from effc.compiler.core import speed_cache as kept
 from effc.compiler.core.cache import Cache, digest
-from effc.compiler.core.speeds import Speeds, measure
+from effc.compiler.core.speeds import Speeds, measure_speeds
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -48,7 +48,7 @@ def told(tmp_path):
         return made
 
     yield plan
-    kept.speeds.cache_clear()
+    kept.cached_speeds.cache_clear()
 
 
 STEPS = [
@@ -85,29 +85,29 @@ def test_speeds_are_kept_sealed_and_a_forged_file_is_refused(tmp_path):
     torch.set_num_threads(1)
     (tmp_path / "cache").mkdir()
     kept.keep(tmp_path / "cache", SLOW)
-    assert kept.speeds(tmp_path / "cache") == SLOW
+    assert kept.cached_speeds(tmp_path / "cache") == SLOW
     path = tmp_path / "cache" / "values" / f"{digest(kept.key_of(1))}.json"
     path.write_text(path.read_text().replace("1000000.0", "2000000.0", 1))
-    kept.speeds.cache_clear()
+    kept.cached_speeds.cache_clear()
     with pytest.raises(Reject) as refused:
-        kept.speeds(tmp_path / "cache")
+        kept.cached_speeds(tmp_path / "cache")
     assert refused.value.diagnostics[0].slug == "cache-damaged"
     Cache(tmp_path / "cache").keep(kept.key_of(1), {"hash": -1.0})
-    assert kept.speeds(tmp_path / "cache").hash > 0  # looked at instead
-    kept.speeds.cache_clear()
+    assert kept.cached_speeds(tmp_path / "cache").hash > 0  # looked at instead
+    kept.cached_speeds.cache_clear()
 
 
 def test_speeds_are_of_this_machine():
-    found = measure(each=0.0)
+    found = measure_speeds(each=0.0)
     assert 1e6 < found.hash < 1e12 and 1e6 < found.float32 < 1e15 and not found.measured
 
 
 def test_what_the_disk_has_no_room_for_is_said_before_the_start(told, tmp_path):
     plan = told(STEPS[0])
     (folder,) = {tmp_path}
-    refuse_short([plan], folder / "out", folder)
+    refuse_insufficient_space([plan], folder / "out", folder)
     with pytest.raises(Reject) as refused:
-        refuse_short([plan], folder / "out", folder, free={folder: 1000})
+        refuse_insufficient_space([plan], folder / "out", folder, free={folder: 1000})
     (fault,) = refused.value.diagnostics
     assert fault.slug == "too-large" and fault.exit == 6 and "1000 B are free" in fault.message
 

@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.drawing import dot, draw, graph_text, human
-from effc.compiler.analysis.planning.shrink import narrowed, params, without_branch
+from effc.compiler.analysis.planning.drawing import draw_skeleton, graph_text, human_count, unit_dot
+from effc.compiler.analysis.planning.shrink import params, with_narrowed_group, without_branch
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.skeleton import Part, Skeleton
 from hypothesis import given, settings
@@ -28,7 +28,7 @@ def first_unit(name: str):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_tree_as_a_person_would_draw_it(name, golden):
-    golden(draw(skeleton_of(program(name))) + "\n", f"tree-{name}.txt")
+    golden(draw_skeleton(skeleton_of(program(name))) + "\n", f"tree-{name}.txt")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -39,15 +39,15 @@ def test_a_program_as_a_person_would_write_it(name, golden):
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_equal_layers_are_drawn_once_and_all_parameters_are_there(name):
     skeleton = skeleton_of(program(name))
-    text = draw(skeleton)
-    assert "0..2" in text and f"{human(params(skeleton))} parameters" in text.splitlines()[0]
+    text = draw_skeleton(skeleton)
+    assert "0..2" in text and f"{human_count(params(skeleton))} parameters" in text.splitlines()[0]
     assert "96 channels" in text and "4 heads of 16" in text
 
 
 def test_layers_that_differ_are_drawn_apart():
     skeleton = skeleton_of(program("llama"))
     group = next(g for g in skeleton.groups if g.site == "model.layers.0.mlp")
-    text = draw(narrowed(skeleton, group, 80))
+    text = draw_skeleton(with_narrowed_group(skeleton, group, 80))
     assert "80 channels" in text and "layers.0 " not in text.replace("layers\n", "")
     assert "1..2" in text, "the two that are still alike stay together"
 
@@ -55,30 +55,30 @@ def test_layers_that_differ_are_drawn_apart():
 def test_a_branch_that_is_gone_is_not_drawn():
     skeleton = skeleton_of(program("gpt2"))
     gone = next(b for b in skeleton.branches if b.site == "transformer.h.1.attn")
-    assert draw(without_branch(skeleton, gone)).count("heads of 16") == 2
+    assert draw_skeleton(without_branch(skeleton, gone)).count("heads of 16") == 2
 
 
 @settings(deadline=None, max_examples=50)  # the first example captures a model
 @given(st.integers(20, 120))
 def test_no_line_is_wider_than_asked(width):
-    assert max(map(len, draw(skeleton_of(program("opt")), width=width).splitlines())) <= width
+    assert max(map(len, draw_skeleton(skeleton_of(program("opt")), width=width).splitlines())) <= width
 
 
 def test_what_cannot_be_narrowed_is_said_once():
     parts = tuple(Part(f"layers.{i}.x", "Odd", (("weight", (2, 2)),)) for i in range(3))
     refused = [[f"layers.{i}.x", "an Odd is taken as a whole"] for i in range(3)]
-    text = draw(Skeleton("odd", parts, (), facts={"refused": refused}))
+    text = draw_skeleton(Skeleton("odd", parts, (), facts={"refused": refused}))
     assert text.splitlines()[-1] == "layers.0.x and 2 more can't be narrowed: an Odd is taken as a whole"
 
 
 def test_a_model_without_modules_is_a_title():
-    assert draw(Skeleton("none", (), ())) == "none: 0 parameters"
+    assert draw_skeleton(Skeleton("none", (), ())) == "none: 0 parameters"
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_every_call_of_a_layer_is_written_and_every_arrow_has_two_ends(name):
     unit = first_unit(name)
-    text, arrows = graph_text(unit), dot(unit)
+    text, arrows = graph_text(unit), unit_dot(unit)
     for node in unit.graph.nodes:
         if node.op == "call_module":
             assert f"self.{node.target}(" in text
@@ -101,4 +101,4 @@ def test_every_call_of_a_layer_is_written_and_every_arrow_has_two_ends(name):
     ],
 )
 def test_counts_in_three_digits(count, said):
-    assert human(count) == said
+    assert human_count(count) == said

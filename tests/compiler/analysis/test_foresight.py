@@ -57,9 +57,9 @@ def swept(model, part, draws):
         with torch.no_grad():
             return float(sum(model(ids, use_cache=False)[0].sum() for ids in IDS.split(2)))
 
-    prefix.measure(run)
+    prefix.measure_from(run)
     candidates = [Dimmed(model, unit, part) for unit in program.units]
-    return candidates, {c.name: e for c, e in Gradients(prefix, 0, draws).estimates(candidates)}
+    return candidates, {c.name: e for c, e in Gradients(prefix, 0, draws).estimate_all(candidates)}
 
 
 def test_the_first_term_is_the_slope_of_the_loss():
@@ -185,7 +185,7 @@ def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
     score_estimates = foreseen({str(i): Estimate(0.5, 1.0) for i in range(len(offs))})
     now = Round([], lambda: 1.0, lambda _asked: [], 1.0)
     for i, off in enumerate(offs):
-        score_estimates.learn(Fixed(str(i)), 1.5 + 1.5 * off, now)
+        score_estimates.update(Fixed(str(i)), 1.5 + 1.5 * off, now)
     least = [score_estimates.growths(Fixed(str(i)), now)[1] for i in range(len(offs))]
     above = sum(1.5 + 1.5 * off >= bound for off, bound in zip(offs, least, strict=True))
     assert above >= TRUST * len(offs) and score_estimates.slack <= max(0.0, MARGIN - min(offs)) + 1e-9
@@ -193,7 +193,7 @@ def test_nine_of_ten_scores_lie_above_the_bound_that_they_make(offs):
 
 def test_a_score_that_is_no_number_teaches_nothing():
     score_estimates = foreseen({"a": Estimate(0.0, 1.0)})
-    score_estimates.learn(Fixed("a"), math.inf, Round([], lambda: 1.0, lambda _asked: [], 1.0))
+    score_estimates.update(Fixed("a"), math.inf, Round([], lambda: 1.0, lambda _asked: [], 1.0))
     assert score_estimates.slack == SLACK and not score_estimates.missed
 
 
@@ -201,26 +201,26 @@ def test_companions_cost_about_the_same_lie_in_other_layers_and_fit_into_the_bud
     racing = Racing("params", max_joint=3)
     growths = {"a": 1.0, "b": 1.2, "c": 1.3, "d": 1.4, "e": 9.0}
     best, now = choose(racing, growths)
-    assert [c.name for c, _ in racing.companions(now, best)] == ["b", "c"]
+    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b", "c"]
     _, now = choose(Racing("params", max_joint=3), growths, left=2.5)
-    assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
+    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b"]
     racing.judged(False)
-    assert racing.companions(now, best)[1:] == []
+    assert racing.joint_companions(now, best)[1:] == []
 
 
 def test_where_the_best_costs_nothing_companions_cost_what_half_of_the_budget_will_cost_anyway():
     racing = Racing("params", max_joint=9)
     growths = {"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.9, "e": 2.0}
     best, now = choose(racing, growths, left=6.0)
-    assert [c.name for c, _ in racing.companions(now, best)] == ["b", "c", "d"]
+    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b", "c", "d"]
     best, now = choose(racing, growths, left=2.0)
-    assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
+    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b"]
 
 
 def test_what_has_no_score_is_nobodys_companion():
     racing = Racing("params", max_joint=9)
     growths = {"a": 0.0, "b": 0.1, "c": math.inf}
     best, now = choose(racing, growths, left=9.0)
-    assert [c.name for c, _ in racing.companions(now, best)] == []
+    assert [c.name for c, _ in racing.joint_companions(now, best)] == []
     best, now = choose(racing, growths, left=2.0)
-    assert [c.name for c, _ in racing.companions(now, best)] == ["b"]
+    assert [c.name for c, _ in racing.joint_companions(now, best)] == ["b"]

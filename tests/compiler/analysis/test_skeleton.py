@@ -64,7 +64,7 @@ def test_narrowing_on_paper_is_what_discovery_finds_afterwards(name):
         if group:
             count = group.count // 2
             cut(program, group, count)
-            assert skeleton_of(program) == shrink.narrowed(skeleton(name), group, count)
+            assert skeleton_of(program) == shrink.with_narrowed_group(skeleton(name), group, count)
 
 
 def test_query_heads_and_kv_groups_narrow_in_either_order():
@@ -75,7 +75,7 @@ def test_query_heads_and_kv_groups_narrow_in_either_order():
             group = next(g for g in paper.groups if g.kind == kind)
             assert group in skeleton_of(program).groups
             cut(program, group, group.count // 2)
-            paper = shrink.narrowed(paper, group, group.count // 2)
+            paper = shrink.with_narrowed_group(paper, group, group.count // 2)
             assert skeleton_of(program) == paper
 
 
@@ -110,7 +110,7 @@ def test_narrowing_loses_exactly_the_members_shares(name, seed, data):
     before = skeleton(name)
     group = data.draw(st.sampled_from(before.groups))
     count = keeping(group, seed)
-    after = shrink.narrowed(before, group, count)
+    after = shrink.with_narrowed_group(before, group, count)
     lost = 0
     for member in group.members:
         shape = before.shapes()[member.tensor]
@@ -132,7 +132,7 @@ def test_narrowing_loses_exactly_the_members_shares(name, seed, data):
 def test_narrowing_costs_no_more(name, seed, data):
     before = skeleton(name)
     group = data.draw(st.sampled_from(before.groups))
-    after = shrink.narrowed(before, group, keeping(group, seed))
+    after = shrink.with_narrowed_group(before, group, keeping(group, seed))
     assert shrink.flops_per_token(after, 512) <= shrink.flops_per_token(before, 512)
 
 
@@ -172,29 +172,29 @@ def test_groups_that_share_a_fused_tensor_move_together():
     )
     first = Group("", "channels", 6, (Member("in.weight", 0, ((0, 1),)), Member("x.weight", 1, ((0, 1),))))
     second = Group("", "channels", 4, (Member("in.weight", 0, ((6, 1),)), Member("y.weight", 1, ((0, 1),))))
-    after = shrink.narrowed(Skeleton("x", parts, (), groups=(first, second)), first, 2)
+    after = shrink.with_narrowed_group(Skeleton("x", parts, (), groups=(first, second)), first, 2)
     assert after.groups[1].members[0].segments == ((2, 1),)
     assert after.shapes() == {"in.weight": (6, 4), "x.weight": (4, 2), "y.weight": (4, 4)}
 
 
 def test_the_shelf_gives_back_what_it_was_given(tmp_path):
-    key = skeleton_store.fingerprint({"hidden_size": 64}, "5.0")
-    assert skeleton_store.load(tmp_path, key) is None
-    skeleton_store.store(tmp_path, key, skeleton("llama"))
-    assert skeleton_store.load(tmp_path, key) == skeleton("llama")
+    key = skeleton_store.skeleton_key({"hidden_size": 64}, "5.0")
+    assert skeleton_store.load_skeleton(tmp_path, key) is None
+    skeleton_store.store_skeleton(tmp_path, key, skeleton("llama"))
+    assert skeleton_store.load_skeleton(tmp_path, key) == skeleton("llama")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', "\x00\xff"])
 def test_a_damaged_file_is_no_skeleton(tmp_path, text):
     (tmp_path / "k.json").write_bytes(text.encode("latin-1"))
-    assert skeleton_store.load(tmp_path, "k") is None
+    assert skeleton_store.load_skeleton(tmp_path, "k") is None
 
 
 def test_the_key_follows_config_and_library():
-    key = skeleton_store.fingerprint({"a": 1, "b": [2]}, "5.0")
-    assert key == skeleton_store.fingerprint({"b": [2], "a": 1}, "5.0")
-    assert key != skeleton_store.fingerprint({"a": 2, "b": [2]}, "5.0")
-    assert key != skeleton_store.fingerprint({"a": 1, "b": [2]}, "5.1")
+    key = skeleton_store.skeleton_key({"a": 1, "b": [2]}, "5.0")
+    assert key == skeleton_store.skeleton_key({"b": [2], "a": 1}, "5.0")
+    assert key != skeleton_store.skeleton_key({"a": 2, "b": [2]}, "5.0")
+    assert key != skeleton_store.skeleton_key({"a": 1, "b": [2]}, "5.1")
 
 
 def test_forecasts_need_no_torch():

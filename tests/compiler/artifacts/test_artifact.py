@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
-from effc.compiler.artifacts.diff import diff
+from effc.compiler.artifacts.diff_artifacts import diff_artifacts
 from effc.compiler.artifacts.manifest import (
     NAME,
     Check,
@@ -28,7 +28,7 @@ from effc.dsl.syntax.diagnostics import EXITS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.drafts import write
+from tests.drafts import write_artifact
 from tests.worlds import refused, slug, write_safetensors
 
 MEASURES = (Measure("perplexity(heldout)", "", 8.0, 8.8, 1.1), Measure("bytes", "B", 4096.0, 2048.0, 0.5))
@@ -61,11 +61,8 @@ def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if p.name.startswith(".")]
 
 
-# -- what is written -----------------------------------------------------------------------------------------
-
-
 def test_a_written_artifact_is_whole_and_says_what_it_holds(tmp_path):
-    written = write(tmp_path / "out" / "lean", build=build)
+    written = write_artifact(tmp_path / "out" / "lean", build=build)
     read = read_manifest(tmp_path / "out" / "lean")
     assert read == written and whole(tmp_path / "out" / "lean")
     assert set(read.files) == {f"model/part-{i}.bin" for i in range(3)} and read.bytes == 3000
@@ -75,16 +72,17 @@ def test_a_written_artifact_is_whole_and_says_what_it_holds(tmp_path):
 
 
 def test_the_hash_is_of_what_was_decided_not_of_what_was_measured(tmp_path):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     slower = (Measure("decode.p50", "ms", 2.0, float("nan")),)
-    write(tmp_path / "b", build=lambda folder: build(folder).with_measures(measures=slower, run={"created": "later"}))
-    write(tmp_path / "c", build=lambda folder: build(folder, seed=1))
+    later = {"created": "later"}
+    write_artifact(tmp_path / "b", build=lambda folder: build(folder).with_measures(measures=slower, run=later))
+    write_artifact(tmp_path / "c", build=lambda folder: build(folder, seed=1))
     assert artifact_hash(tmp_path / "a") == artifact_hash(tmp_path / "b") != artifact_hash(tmp_path / "c")
     assert read_manifest(tmp_path / "b").measures[0].compiled is None  # JSON has no nan
 
 
 def test_the_card_may_be_edited(tmp_path):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     (tmp_path / "a" / "README.md").write_text("mine")
     assert whole(tmp_path / "a")
 
@@ -122,9 +120,6 @@ def test_a_manifest_survives_json(recipe, edits, notes, files):
     assert Manifest.from_json(data, measured) == manifest
 
 
-# -- what is refused -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -135,7 +130,7 @@ def test_a_manifest_survives_json(recipe, edits, notes, files):
     ],
 )
 def test_another_file_than_was_written_is_refused(tmp_path, spoil, said):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     spoil(tmp_path / "a")
     (found,) = refused(lambda: verify_files(tmp_path / "a")).diagnostics
     assert found.slug == "artifact-edited" and said in found.message
@@ -160,7 +155,7 @@ def test_a_manifest_that_no_effc_of_this_version_wrote_is_refused(tmp_path, text
 
 @pytest.mark.parametrize("change", [{"measures": [1]}, {"machine": []}, {"checks": [{"what": 1}]}, {"run": "long"}])
 def test_a_fault_among_measures_is_told_of_their_file(tmp_path, change):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     body = json.loads((tmp_path / "a" / "measures.json").read_text())
     (tmp_path / "a" / "measures.json").write_text(json.dumps(body | change))
     (found,) = refused(lambda: read_manifest(tmp_path / "a")).diagnostics
@@ -169,7 +164,7 @@ def test_a_fault_among_measures_is_told_of_their_file(tmp_path, change):
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a\\..\\b", ""])
 def test_a_manifest_can_not_name_files_outside_its_folder(tmp_path, name):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     body = json.loads((tmp_path / "a" / NAME).read_text())
     body["files"] = {name: [1, "0" * 64]}
     (tmp_path / "a" / NAME).write_text(json.dumps(body))
@@ -181,43 +176,40 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path):
     assert slug(lambda: read_manifest(tmp_path / "nowhere")) == "no-artifact"
 
 
-# -- where it goes -------------------------------------------------------------------------------------------
-
-
 def test_what_is_there_stays_unless_force_is_given(tmp_path):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     before = artifact_hash(tmp_path / "a")
-    reject = refused(lambda: write(tmp_path / "a", build=lambda f: build(f, seed=9)))
+    reject = refused(lambda: write_artifact(tmp_path / "a", build=lambda f: build(f, seed=9)))
     assert reject.diagnostics[0].slug == "output-exists" and reject.exit == EXITS["usage"]
     assert artifact_hash(tmp_path / "a") == before
-    write(tmp_path / "a", build=lambda f: build(f, seed=9), force=True)
+    write_artifact(tmp_path / "a", build=lambda f: build(f, seed=9), force=True)
     assert artifact_hash(tmp_path / "a") != before and whole(tmp_path / "a") and leftovers(tmp_path) == []
 
 
 def test_force_replaces_artifacts_only(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    assert slug(lambda: write(tmp_path / "home", build=build, force=True)) == "output-exists"
+    assert slug(lambda: write_artifact(tmp_path / "home", build=build, force=True)) == "output-exists"
     (tmp_path / "link").symlink_to(tmp_path / "home")
-    assert slug(lambda: write(tmp_path / "link", build=build, force=True)) == "output-exists"
+    assert slug(lambda: write_artifact(tmp_path / "link", build=build, force=True)) == "output-exists"
     assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
 
 
 def test_an_empty_folder_is_filled_by_force(tmp_path):
     (tmp_path / "a").mkdir()
-    write(tmp_path / "a", build=build, force=True)
+    write_artifact(tmp_path / "a", build=build, force=True)
     assert whole(tmp_path / "a")
 
 
 def test_a_build_that_fails_leaves_the_old_artifact_and_nothing_else(tmp_path):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
 
     def breaks(folder: Path) -> Manifest:
         build(folder, seed=5)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        write(tmp_path / "a", build=breaks, force=True)
+        write_artifact(tmp_path / "a", build=breaks, force=True)
     assert whole(tmp_path / "a") and [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -229,34 +221,34 @@ def test_a_build_that_fails_leaves_no_folders_that_it_made(tmp_path):
 
     for place in ("out/deep/a", "there/deep/a"):
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / place, build=breaks)
+            write_artifact(tmp_path / place, build=breaks)
     assert [p.name for p in tmp_path.rglob("*")] == ["there"]
 
 
 def test_a_place_that_can_not_be_written_is_an_environment_matter(tmp_path):
     (tmp_path / "file").write_text("in the way")  # holds for root, too
-    reject = refused(lambda: write(tmp_path / "file" / "out" / "a", build=build))
+    reject = refused(lambda: write_artifact(tmp_path / "file" / "out" / "a", build=build))
     assert reject.diagnostics[0].slug == "output-unwritable" and reject.exit == EXITS["environment"]
 
 
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from tests.drafts import write
+from tests.drafts import write_artifact
 from effc.dsl.syntax.diagnostics import Reject
 from tests.compiler.artifacts.test_artifact import build
 if sys.argv[2] != "0":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    write(Path(sys.argv[1]), build=lambda folder: build(folder, size=300_000), force=True)
+    write_artifact(Path(sys.argv[1]), build=lambda folder: build(folder, size=300_000), force=True)
 except Reject as reject:
     print(reject.diagnostics[0].slug, reject.exit)
 """
 
 
 def test_a_full_disk_leaves_the_old_artifact(tmp_path):
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     before = artifact_hash(tmp_path / "a")
     done = run(FULL, tmp_path / "a", 200_000)
     assert done.stdout.split() == ["disk-full", str(EXITS["resources"])], done.stderr
@@ -286,15 +278,12 @@ def run(program: str, *args) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", program, *map(str, args)], cwd=root, capture_output=True, text=True)
 
 
-# -- killed --------------------------------------------------------------------------------------------------
-
-
 def killed_at(delay: float, path: Path, seed: int) -> None:
     """Write in a process that is killed after so many seconds."""
     process = os.fork()
     if process == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        write(path, build=lambda f: build(f, seed, count=12), force=True)
+        write_artifact(path, build=lambda f: build(f, seed, count=12), force=True)
         os._exit(0)
     time.sleep(delay)
     os.kill(process, signal.SIGKILL)
@@ -304,15 +293,15 @@ def killed_at(delay: float, path: Path, seed: int) -> None:
 @pytest.mark.parametrize("turns", [10, pytest.param(30, marks=pytest.mark.heavy)])
 def test_killed_at_any_moment_the_artifact_is_the_old_or_the_new_one(tmp_path, turns):
     started = time.monotonic()
-    write(tmp_path / "a", build=lambda f: build(f, 0, count=12))
+    write_artifact(tmp_path / "a", build=lambda f: build(f, 0, count=12))
     once = time.monotonic() - started
     known = {artifact_hash(tmp_path / "a")}
-    write(tmp_path / "other" / "a", build=lambda f: build(f, 100, count=12))
+    write_artifact(tmp_path / "other" / "a", build=lambda f: build(f, 100, count=12))
     known.add(artifact_hash(tmp_path / "other" / "a"))
     for turn in range(turns):
         killed_at(once * 1.3 * turn / turns, tmp_path / "a", seed=100)
         assert artifact_hash(tmp_path / "a") in known and whole(tmp_path / "a")
-    write(tmp_path / "a", build=build, force=True)
+    write_artifact(tmp_path / "a", build=build, force=True)
     assert leftovers(tmp_path) == []
 
 
@@ -326,21 +315,18 @@ def test_killed_at_any_moment_a_new_artifact_is_whole_or_absent(tmp_path):
                 assert whole(draft)
             else:
                 assert slug(lambda d=draft: verify_files(d)) == "no-artifact"
-    write(tmp_path / "last", build=build)
+    write_artifact(tmp_path / "last", build=build)
     assert leftovers(tmp_path) == []
 
 
 def test_a_draft_of_a_living_process_is_left_alone(tmp_path):
     def meanwhile(folder: Path) -> Manifest:
-        write(tmp_path / "b", build=build)
+        write_artifact(tmp_path / "b", build=build)
         assert folder.is_dir()
         return build(folder)
 
-    write(tmp_path / "a", build=meanwhile)
+    write_artifact(tmp_path / "a", build=meanwhile)
     assert whole(tmp_path / "a") and whole(tmp_path / "b")
-
-
-# -- compared ------------------------------------------------------------------------------------------------
 
 
 def test_diff_tells_shapes_measures_and_recipe(tmp_path):
@@ -356,13 +342,13 @@ def test_diff_tells_shapes_measures_and_recipe(tmp_path):
 
         return make
 
-    write(tmp_path / "a", build=shaped(10, "keep: 100%\n"))
-    write(tmp_path / "b", build=shaped(8, "keep: 80%\n"))
-    found = diff(tmp_path / "a", tmp_path / "b")
+    write_artifact(tmp_path / "a", build=shaped(10, "keep: 100%\n"))
+    write_artifact(tmp_path / "b", build=shaped(8, "keep: 80%\n"))
+    found = diff_artifacts(tmp_path / "a", tmp_path / "b")
     assert ("shape", "w", (10, 2), (8, 2)) in [(r.part, r.what, r.a, r.b) for r in found.rows]
     assert ("measure", "params", 20, 16) in [(r.part, r.what, r.a, r.b) for r in found.rows]
-    assert "-keep: 100%" in found.recipe and "10 x 2 -> 8 x 2" in found.draw()
-    assert diff(tmp_path / "a", tmp_path / "a").rows == ()
+    assert "-keep: 100%" in found.recipe and "10 x 2 -> 8 x 2" in found.to_text()
+    assert diff_artifacts(tmp_path / "a", tmp_path / "a").rows == ()
 
 
 def test_a_diff_counts_what_packed_weights_stand_for_and_else_says_that_it_does_not_know(tmp_path):
@@ -375,15 +361,21 @@ def test_a_diff_counts_what_packed_weights_stand_for_and_else_says_that_it_does_
 
         return make
 
-    write(tmp_path / "told", build=packed((Measure("params", "", 20, 16.0),)))
-    write(tmp_path / "untold", build=packed(()))
-    write(tmp_path / "native", build=lambda folder: Manifest("native", measures=(Measure("params", "", 20, 12.0),)))
+    write_artifact(tmp_path / "told", build=packed((Measure("params", "", 20, 16.0),)))
+    write_artifact(tmp_path / "untold", build=packed(()))
+    write_artifact(
+        tmp_path / "native", build=lambda folder: Manifest("native", measures=(Measure("params", "", 20, 12.0),))
+    )
 
     def params(a, b):
-        return [(r.a, r.b) for r in diff(tmp_path / a, tmp_path / b).rows if (r.part, r.what) == ("size", "params")]
+        return [
+            (r.a, r.b)
+            for r in diff_artifacts(tmp_path / a, tmp_path / b).rows
+            if (r.part, r.what) == ("size", "params")
+        ]
 
     assert params("told", "native") == [(16, 12)] and params("told", "untold") == [(16, "not known")]
-    shapes = [(r.a, r.b) for r in diff(tmp_path / "told", tmp_path / "native").rows if r.part == "shape"]
+    shapes = [(r.a, r.b) for r in diff_artifacts(tmp_path / "told", tmp_path / "native").rows if r.part == "shape"]
     assert shapes == [("1 tensors of `hf`", "held by `native` in a way of its own")]
 
 

@@ -11,10 +11,10 @@ import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts import openers, verify_child
-from effc.compiler.artifacts.compat import padding
+from effc.compiler.artifacts.compat import plan_padding
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.artifacts.verify import attention_of, compare
-from effc.compiler.artifacts.verify_child import inputs_for, probe
+from effc.compiler.artifacts.verify import attention_of, compare_outputs
+from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
@@ -164,9 +164,9 @@ def artifacts(request, tmp_path_factory):
             continue
         program = changed(name, change)
         folder = emit(program, root / f"{name}-{change}", origin_of(tiny.blank(name)))
-        inputs = inputs_for(program.model.config)
+        inputs = inputs_for_config(program.model.config)
         save_file(inputs, folder / "inputs.safetensors")
-        found[name, change] = folder, probe(program.model, inputs)
+        found[name, change] = folder, probe_model(program.model, inputs)
         jobs += [
             ("effc" if form == "compact" else "plain", folder / form, attention_of(program.model))
             for form in ("model", "compat", "compact")
@@ -194,7 +194,9 @@ def test_a_lost_branch_is_lost_in_every_form(artifacts, name):
 
 def assert_same(folder: Path, forms: set[str], expected: dict[str, torch.Tensor]) -> None:
     for form in forms:
-        for check in compare(BY_NAME[form], expected, load_file(folder / f"{form}.out.safetensors"), torch.float32):
+        for check in compare_outputs(
+            BY_NAME[form], expected, load_file(folder / f"{form}.out.safetensors"), torch.float32
+        ):
             assert check.holds, check
             assert form == "compat" or check.worst == 0.0, check
 
@@ -271,9 +273,12 @@ def test_compat_is_no_wider_than_its_widest_layer(tmp_path, name, width, heads):
     assert getattr(made.config, width) == 88
     if heads == 1:
         assert (made.config.num_key_value_heads, made.config.num_attention_heads) == (1, 2)
-    inputs = inputs_for(made.config)
+    inputs = inputs_for_config(made.config)
     assert all(
-        check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.float32)
+        check.holds
+        for check in compare_outputs(
+            COMPAT, probe_model(program.model, inputs), probe_model(made, inputs), torch.float32
+        )
     )
     assert program.model.num_parameters() < made.num_parameters() < tiny.model(name).num_parameters()
 
@@ -288,7 +293,7 @@ def test_a_width_outside_all_groups_can_not_be_filled_up():
     program = capture(tiny.model("llama"))
     with Rewriter(program) as rewrite:
         rewrite.narrow("lm_head.weight", 0, range(120))
-    assert "lm_head.weight is 120 x 64, which can't be filled up to 128 x 64" in padding(program).reasons
+    assert "lm_head.weight is 120 x 64, which can't be filled up to 128 x 64" in plan_padding(program).reasons
 
 
 # -- what a folder holds -------------------------------------------------------------------------------------
@@ -304,9 +309,12 @@ def test_large_weights_go_into_shards_and_tied_ones_once(tmp_path):
         stored = [name for f in files for name in safe_open(f, "pt").keys()]  # noqa: SIM118
         assert len(stored) == len(set(stored)) and "lm_head.weight" not in stored
     made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
-    inputs = inputs_for(made.config)
+    inputs = inputs_for_config(made.config)
     assert all(
-        check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.float32)
+        check.holds
+        for check in compare_outputs(
+            COMPAT, probe_model(program.model, inputs), probe_model(made, inputs), torch.float32
+        )
     )
 
 
@@ -319,9 +327,12 @@ def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
         assert {t.dtype for t in stored.values()} == {torch.bfloat16}
     made = AutoModelForCausalLM.from_pretrained(folder / "compat").eval()
     assert made.dtype == torch.bfloat16
-    inputs = inputs_for(made.config)
+    inputs = inputs_for_config(made.config)
     assert all(
-        check.holds for check in compare(COMPAT, probe(program.model, inputs), probe(made, inputs), torch.bfloat16)
+        check.holds
+        for check in compare_outputs(
+            COMPAT, probe_model(program.model, inputs), probe_model(made, inputs), torch.bfloat16
+        )
     )
 
 

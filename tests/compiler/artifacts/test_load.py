@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest, file_sha256
-from effc.compiler.artifacts.verify_child import inputs_for, probe
+from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
 from effc.compiler.core.events import Warned
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.hf import Hf
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from tests import tiny
 from tests.compiler.artifacts.test_hf_target import changed, drop
-from tests.drafts import write
+from tests.drafts import write_artifact
 from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused, slug
 
@@ -33,13 +33,13 @@ def artifact(folder, name="llama", change="uneven", lock=None, **config):
         Hf(path="a").emit(program, draft, ctx)
         return Manifest("hf", lock=lock or {})
 
-    write(folder / "a", build=build)
+    write_artifact(folder / "a", build=build)
     return program, folder / "a"
 
 
 def same(one, other) -> bool:
-    inputs = inputs_for(one.config)
-    left, right = probe(one.eval(), inputs), probe(other.eval(), inputs)
+    inputs = inputs_for_config(one.config)
+    left, right = probe_model(one.eval(), inputs), probe_model(other.eval(), inputs)
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
@@ -72,7 +72,7 @@ def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
         Hf(path="a").emit(program, draft, ctx)
         return Manifest("hf")
 
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     for form in ("compact", "compat"):
         made = load(tmp_path / "a" / form, kernels=False)  # sums in the same order
         assert list(made.config.time_step_limit) == [0.0, float("inf")] and same(made, program.model)
@@ -129,7 +129,7 @@ def anonymous() -> int:
 
 def trained(model, steps=3):
     """The losses of a few optimizer steps on fixed tokens."""
-    ids = inputs_for(model.config)["ids"]
+    ids = inputs_for_config(model.config)["ids"]
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
     losses = []
     for _ in range(steps):
@@ -285,7 +285,7 @@ def test_another_target_s_artifact_is_no_model(tmp_path):
         (folder / "model.engine").write_bytes(b"x")
         return Manifest("engine")
 
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     assert slug(lambda: load(tmp_path / "a")) == "other-kind"
 
 

@@ -114,9 +114,9 @@ def test_they_come_off_and_leave_the_base_as_it_was(ctx, tmp_path):
     model = ctx.origin.load().eval()
     plain, names = logits(model), set(model.state_dict())
     for _ in range(2):
-        reft.put_on(model, folder)
+        reft.attach_interventions(model, folder)
         assert not torch.equal(logits(model), plain)
-        reft.take_off(model)
+        reft.detach_interventions(model)
         assert torch.equal(logits(model), plain) and set(model.state_dict()) == names
 
 
@@ -215,7 +215,7 @@ def test_targets_that_can_not_hold_interventions_say_so_before_anything_runs(tmp
         f'effspec 1\nmodel base = zoo("tiny-llama")\npipeline p(base) {{\n'
         f"  edits = reft.insert(rank: 2)\n}}\nemit p {{ {call} }}\n"
     )
-    found = api.session(path, cache_dir=tmp_path).check().diagnostics
+    found = api.open_session(path, cache_dir=tmp_path).check().diagnostics
     assert {d.slug for d in found} == (set() if held else {"cannot-hold"}), render(found)
 
 
@@ -226,7 +226,7 @@ def test_training_comes_after_inserting(tmp_path):
         "pipeline p(base) {\n  fit = tune.reft(data: d)\n  edits = reft.insert(rank: 2)\n}\n"
         'emit p { hf("x") }\n'
     )
-    assert "wrong-order" in {d.slug for d in api.session(path, cache_dir=tmp_path).check().diagnostics}
+    assert "wrong-order" in {d.slug for d in api.open_session(path, cache_dir=tmp_path).check().diagnostics}
 
 
 @pytest.mark.heavy

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.manifest import Manifest, read_manifest
-from effc.compiler.artifacts.verify import compare, verify
+from effc.compiler.artifacts.verify_forms import compare_outputs, verify_forms
 from effc.compiler.plugin.target import Form
 from effc.compiler.targets.hf import FORMS, Hf
 from safetensors.torch import load_file, save_file
 
 from tests.compiler.artifacts.test_hf_target import COMPAT, MODEL, changed, emit
-from tests.drafts import write
+from tests.drafts import write_artifact
 from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused
 
@@ -26,9 +26,9 @@ def test_an_artifact_is_verified_before_it_is_in_place(tmp_path):
 
     def build(folder: Path) -> Manifest:
         Hf(path="a").emit(program, folder, ctx)
-        return Manifest("hf", checks=verify(folder, program.model, FORMS))
+        return Manifest("hf", checks=verify_forms(folder, program.model, FORMS))
 
-    write(tmp_path / "a", build=build)
+    write_artifact(tmp_path / "a", build=build)
     manifest = read_manifest(tmp_path / "a")
     said = {check.what.split(":")[0] for check in manifest.checks}
     assert said == {"compat, fresh process", "compact, fresh process"}
@@ -41,8 +41,8 @@ def test_a_target_says_which_of_its_folders_are_models(tmp_path):
     program = changed("llama", "nothing")
     folder = emit(program, tmp_path / "a")
     (folder / "model").rename(folder / "student")
-    assert verify(folder, program.model, FORMS) == ()
-    checks = verify(folder, program.model, (Form("student", "plain"),))
+    assert verify_forms(folder, program.model, FORMS) == ()
+    checks = verify_forms(folder, program.model, (Form("student", "plain"),))
     assert {check.what.partition(":")[0] for check in checks} == {"student, fresh process"}
     assert Hf(path="a").forms() == FORMS
 
@@ -52,7 +52,7 @@ def test_weights_that_are_not_the_model_s_are_found(tmp_path):
     folder = emit(program, tmp_path / "a")
     with torch.no_grad():
         program.model.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5
-    reject = refused(lambda: verify(folder, program.model, FORMS))
+    reject = refused(lambda: verify_forms(folder, program.model, FORMS))
     assert {d.slug for d in reject.diagnostics} == {"reload-differs"} and reject.exit == 1
 
 
@@ -62,7 +62,7 @@ def test_a_folder_that_does_not_load_is_told_by_its_last_line(tmp_path):
     weights = load_file(folder / "model" / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
-    reject = refused(lambda: verify(folder, program.model, FORMS))
+    reject = refused(lambda: verify_forms(folder, program.model, FORMS))
     (found,) = reject.diagnostics
     assert found.slug == "reload-died" and "model.norm.weight" in found.message
     assert "Traceback" not in found.message + found.note and "--debug" in found.help
@@ -97,15 +97,15 @@ def test_tokens_may_part_at_a_near_tie_only():
     expected, other = near_tie(), {k: v.clone() for k, v in near_tie().items()}
     other["greedy tokens"][0, 1:] = torch.tensor([0, 1])
     other["logits of prefill and 2 decode steps"][0, 2] = torch.tensor([-9.0, 9.0])
-    assert all(check.holds for check in compare(COMPAT, expected, other, torch.float32))
+    assert all(check.holds for check in compare_outputs(COMPAT, expected, other, torch.float32))
     other["greedy tokens"][0, 0] = 0
-    assert not all(check.holds for check in compare(COMPAT, expected, other, torch.float32))
+    assert not all(check.holds for check in compare_outputs(COMPAT, expected, other, torch.float32))
 
 
 def test_nan_is_a_difference():
     odd = {k: v.clone() for k, v in near_tie().items()}
     odd["logits of prefill and 2 decode steps"][0, 0, 0] = torch.nan
-    assert not all(check.holds for check in compare(MODEL, near_tie(), odd, torch.float32))
+    assert not all(check.holds for check in compare_outputs(MODEL, near_tie(), odd, torch.float32))
 
 
 def routed(off: slice, row: int) -> list[bool]:
@@ -116,7 +116,7 @@ def routed(off: slice, row: int) -> list[bool]:
     got[1, :4] = 0
     got[row, off] += torch.randn(got[row, off].shape, generator=torch.Generator().manual_seed(2)) / 2
     name = "logits of a left-padded batch"
-    checks = [compare(MODEL, {name: want}, {name: got}, torch.float32, 0.04, routes=it) for it in (True, False)]
+    checks = [compare_outputs(MODEL, {name: want}, {name: got}, torch.float32, 0.04, routes=it) for it in (True, False)]
     return [check.holds for (check,) in checks]
 
 
@@ -135,7 +135,7 @@ def test_where_a_token_of_a_mixture_met_another_expert_its_row_may_part():
     expected, got = {logits: want, "greedy tokens": want.argmax(-1)}, want.clone()
     got[1, 5:] = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     found = {logits: got, "greedy tokens": got.argmax(-1)}
-    assert all(check.holds for check in compare(MODEL, expected, found, torch.float32, 0.04, routes=True))
-    assert not all(check.holds for check in compare(MODEL, expected, found, torch.float32, 0.04))
+    assert all(check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04, routes=True))
+    assert not all(check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04))
     found = {logits: want, "greedy tokens": got.argmax(-1)}  # that its logits do not say
-    assert not all(check.holds for check in compare(MODEL, expected, found, torch.float32, 0.04, routes=True))
+    assert not all(check.holds for check in compare_outputs(MODEL, expected, found, torch.float32, 0.04, routes=True))

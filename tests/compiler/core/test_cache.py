@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool,
 def test_a_tensor_comes_back_bit_for_bit(tmp_path_factory, shape, dtype, seed):
     cache = Cache(tmp_path_factory.mktemp("cache"))
     tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
-    again = cache.fetch(cache.store(tensor))
+    again = cache.load_tensor(cache.store_tensor(tensor))
     assert again.dtype == dtype and torch.equal(again, tensor)
 
 
@@ -26,16 +26,16 @@ def test_a_tensor_from_the_cache_lies_where_torch_would_put_a_new_one(tmp_path):
     for shape in ((3,), (7, 11), (1,), (130, 64), ()):
         for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
             tensor = torch.ones(shape).to(dtype)
-            again = cache.fetch(cache.store(tensor))
+            again = cache.load_tensor(cache.store_tensor(tensor))
             assert torch.equal(again, tensor) and again.data_ptr() % 64 == torch.empty(64).data_ptr() % 64
 
 
 def test_equal_tensors_are_kept_once_and_others_are_not_taken_for_them(tmp_path):
     cache = Cache(tmp_path)
     zeros = torch.zeros(4)
-    assert cache.store(zeros) == cache.store(zeros.clone())
-    assert cache.store(zeros) != cache.store(zeros.view(2, 2))
-    assert cache.store(zeros) != cache.store(zeros.to(torch.int32))
+    assert cache.store_tensor(zeros) == cache.store_tensor(zeros.clone())
+    assert cache.store_tensor(zeros) != cache.store_tensor(zeros.view(2, 2))
+    assert cache.store_tensor(zeros) != cache.store_tensor(zeros.to(torch.int32))
     assert len(list((tmp_path / "blobs").glob("*/*"))) == 3
 
 
@@ -74,7 +74,7 @@ def test_why_names_the_first_part_that_differs(tmp_path):
 
 def test_damage_is_found_and_said(tmp_path):
     cache = Cache(tmp_path)
-    name = cache.store(torch.ones(64))
+    name = cache.store_tensor(torch.ones(64))
     blob = cache.blob(name)
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
@@ -82,15 +82,15 @@ def test_damage_is_found_and_said(tmp_path):
     assert [path for path, _ in cache.damaged()] == [blob]
     blob.write_bytes(b"cut")
     with pytest.raises(Reject, match="cache-damaged"):
-        cache.fetch(name)
+        cache.load_tensor(name)
 
 
 def test_collecting_drops_old_steps_and_the_tensors_that_no_step_names(tmp_path):
     cache = Cache(tmp_path)
     finished(cache, "k", seed=0)
-    assert cache.collect(keep_seconds=3600) == 0
+    assert cache.collect_garbage(keep_seconds=3600) == 0
     assert cache.has("k")
-    assert cache.collect(keep_seconds=-1) > 0
+    assert cache.collect_garbage(keep_seconds=-1) > 0
     assert not list((tmp_path / "blobs").glob("*/*"))
 
 
@@ -106,7 +106,7 @@ def test_a_draft_that_a_killed_run_left_goes_with_the_next_compile_and_one_being
         write_atomic(path, b"64 characters, some day")
     for path in (old, whole):
         os.utime(path, (0, 0))
-    assert cache.sweep() == len(b"64 characters, some day")
+    assert cache.remove_stale_drafts() == len(b"64 characters, some day")
     assert sorted(p.name for p in old.parent.iterdir()) == [".abce.4712", "abcd"]
 
 

@@ -32,7 +32,7 @@ def recipe(tmp_path):
 
 
 def context(recipe, device):
-    session = api.session(recipe, cache_dir=recipe.parent / "cache", threads=1, device=device)
+    session = api.open_session(recipe, cache_dir=recipe.parent / "cache", threads=1, device=device)
     made = session.recipes()[0]
     return session.context(made, made.pipelines["lean"])
 

@@ -14,13 +14,13 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_facto
     path = tmp_path_factory.mktemp("journal") / "scores.jsonl"
     first = Journal(path)
     for key, value in answers.items():
-        first.remember(key, lambda value=value: value)
+        first.get_or_compute(key, lambda value=value: value)
     whole = path.read_bytes()
     path.write_bytes(whole[: min(cut, len(whole))])
     computed = []
     second = Journal(path)
     for key, value in answers.items():
-        assert second.remember(key, lambda key=key, value=value: computed.append(key) or value) == value
+        assert second.get_or_compute(key, lambda key=key, value=value: computed.append(key) or value) == value
     assert len(computed) + second.replayed == len(answers)
     assert path.read_bytes() == whole
 
@@ -28,11 +28,11 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_facto
 def test_garbage_in_a_journal_is_dropped(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_bytes(b"\xff\xfe not a line\n")
-    assert Journal(path).remember("a", lambda: 1) == 1
+    assert Journal(path).get_or_compute("a", lambda: 1) == 1
     assert Journal(path).known == {"a": 1}
 
 
 def test_scores_that_are_no_numbers_are_remembered_too(tmp_path):
     path = tmp_path / "scores.jsonl"
-    assert math.isnan(Journal(path).remember("a", lambda: math.nan))
-    assert math.isnan(Journal(path).remember("a", lambda: 1.0))
+    assert math.isnan(Journal(path).get_or_compute("a", lambda: math.nan))
+    assert math.isnan(Journal(path).get_or_compute("a", lambda: 1.0))

@@ -39,7 +39,7 @@ def recipe(tmp_path):
 def compiled(recipe, cache, last=None, **more):
     """A compile whose time is over once the cut of this name is made; None: it has all that it wants."""
     events = []
-    session = api.session(recipe, cache_dir=recipe.parent / cache, threads=1, **more)
+    session = api.open_session(recipe, cache_dir=recipe.parent / cache, threads=1, **more)
 
     def tell(event):
         events.append(event)
@@ -72,13 +72,13 @@ def test_scores_of_a_search_that_was_stopped_are_not_asked_again(recipe):
     (plan,) = api.plan(recipe, cache_dir=recipe.parent / "own", threads=1)
     journal = Cache(recipe.parent / "own").work(plan.stages[0].key) / "scores.jsonl"
     before = journal.read_bytes().splitlines()
-    session = api.session(recipe, cache_dir=recipe.parent / "own", threads=1)
-    (plan,) = api.plans(session)
+    session = api.open_session(recipe, cache_dir=recipe.parent / "own", threads=1)
+    (plan,) = api.make_plans(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(recipe.parent / "own"))
     kept = []
     finish = build.cache.finish
     build.cache.finish = lambda *args: kept.extend(journal.read_bytes().splitlines()) or finish(*args)
-    build.step(plan.stages[0])
+    build.run_step(plan.stages[0])
     assert kept[: len(before)] == before and len(kept) > len(before) > 4
 
 
@@ -102,7 +102,7 @@ def test_a_search_over_a_family_stops_at_the_front_so_far(recipe):
         + '  few = search.random(measure: [perplexity(rows), params], evals: 8)\n}\nemit lean { front("few") }\n'
     )
     events = []
-    session = api.session(recipe, cache_dir=recipe.parent / "own", threads=1, max_time=3600.0)
+    session = api.open_session(recipe, cache_dir=recipe.parent / "own", threads=1, max_time=3600.0)
 
     def tell(event):
         events.append(event)
@@ -118,6 +118,6 @@ def test_a_search_over_a_family_stops_at_the_front_so_far(recipe):
 def test_only_what_may_be_left_is_broken_off():
     deadline = Deadline(0.0)
     deadline.check()
-    with pytest.raises(DeadlineExceeded), deadline.breaking():
+    with pytest.raises(DeadlineExceeded), deadline.interruptible():
         pytest.fail("there was no time for this")
     deadline.check()

@@ -25,20 +25,20 @@ from effc.compiler.core import quantity
     ],
 )
 def test_a_metric_prints_with_its_unit(value, unit, text):
-    assert quantity.measured(value, unit) == text
+    assert quantity.measurement_text(value, unit) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.25, "250 ms"), (5, "5.0 s"), (42.2, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
 def test_seconds_are_said_in_the_unit_that_fits(value, text):
-    assert quantity.seconds(value) == text
+    assert quantity.duration_text(value) == text
 
 
 def test_a_change_is_a_share_of_what_was():
-    assert quantity.change(100, 80) == "-20.0 %"
-    assert quantity.change(5, 5) == "same"
-    assert quantity.change(0, 5) == ""
+    assert quantity.relative_change_text(100, 80) == "-20.0 %"
+    assert quantity.relative_change_text(5, 5) == "same"
+    assert quantity.relative_change_text(0, 5) == ""
 
 
 def test_a_count_has_its_noun():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.form_losses import Account, account_rows, table
+from effc.compiler.artifacts.form_losses import Account, account_rows, divergence_table
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.driver.api import compile
 from effc.compiler.driver.judging.accounting import CACHE_BYTES, Accounting, RecordedLogits, _row_count
@@ -44,7 +44,7 @@ def test_rows_are_what_torch_computes_of_the_same_logits(accounting, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights").write_bytes(b"x" * 123)
     heard.program("", ours)(Form("out", "effc"), form(accounting.text).detach())
-    original, program, written = heard.accounts()
+    original, program, written = heard.divergence_rows()
     logs = [m(accounting.text).flatten(0, 1).log_softmax(-1).detach() for m in (Words(0), ours, form)]
 
     def kl(truth, other):
@@ -67,14 +67,14 @@ def test_random_tokens_have_no_perplexity(accounting, tmp_path):
     accounting.of = ""
     heard = RecordedLogits(accounting, tmp_path)
     heard.program("", Words(1))(Form("out", "effc"), Words(1)(accounting.text).detach())
-    assert {a.perplexity for a in heard.accounts()} == {None}
-    assert heard.accounts()[0].where == "21 random tokens"
+    assert {a.perplexity for a in heard.divergence_rows()} == {None}
+    assert heard.divergence_rows()[0].where == "21 random tokens"
 
 
 def test_an_artifact_without_forms_has_no_account(accounting, tmp_path):
     heard = RecordedLogits(accounting, tmp_path)
     heard.program("", Words(1))
-    assert heard.accounts() == () == RecordedLogits(Accounting(None), tmp_path).accounts()
+    assert heard.divergence_rows() == () == RecordedLogits(Accounting(None), tmp_path).divergence_rows()
 
 
 @pytest.mark.parametrize("words", [50, 50_000, 300_000])
@@ -86,7 +86,7 @@ def test_logits_of_the_tokens_stay_small_however_many_words_there_are(words):
 def test_what_several_artifacts_share_is_told_once():
     shared = [Account("original", 0.0, None, 1.0, 9.0, 8, 4), Account("in memory", 0.1, None, 0.9, 9.5, 6, 4)]
     form = Account("compact", 0.1, 0.0, 0.9, 9.5, 7, 4)
-    both = table({"a": (*shared, form), "b": (*shared, replace(form, what="native", drift=2e-5))})
+    both = divergence_table({"a": (*shared, form), "b": (*shared, replace(form, what="native", drift=2e-5))})
     assert [row.what for row in both] == ["original", "in memory", "a: compact", "b: native"]
     head, *rows = account_rows(both)
     assert all(len(row) == len(head) for row in rows)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from effc.compiler.driver.judging.gate import judge, measure_bounds, misses
+from effc.compiler.driver.judging.gate import judge_bound, measure_bounds, missed_bound_diagnostics
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.dsl.checker.recipe import Bound, Invocation, Pipeline
 from effc.dsl.checker.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio
@@ -22,38 +22,38 @@ def bound(op="<=", limit=1.15, baseline="base", **more):
 
 
 def test_a_factor_multiplies_the_baseline():
-    assert judge(bound(limit=1.15), 20.0, 23.0).passed
-    assert not judge(bound(limit=1.15), 20.0, 23.1).passed
+    assert judge_bound(bound(limit=1.15), 20.0, 23.0).passed
+    assert not judge_bound(bound(limit=1.15), 20.0, 23.1).passed
 
 
 def test_a_plain_limit_stands_for_itself():
-    assert judge(bound(limit=21.0, baseline=None), None, 21.0).passed
-    assert not judge(bound("<", 21.0, None), None, 21.0).passed
+    assert judge_bound(bound(limit=21.0, baseline=None), None, 21.0).passed
+    assert not judge_bound(bound("<", 21.0, None), None, 21.0).passed
 
 
 @given(value=finite, limit=finite)
 def test_an_operator_and_its_opposite_never_agree(value, limit):
     for op, opposite in (("<=", ">"), (">=", "<")):
-        one, other = (judge(bound(o, limit, None), None, value).passed for o in (op, opposite))
+        one, other = (judge_bound(bound(o, limit, None), None, value).passed for o in (op, opposite))
         assert one != other
 
 
 @given(op=st.sampled_from(["<=", "<", ">=", ">", "==", "in"]), value=st.sampled_from([math.nan, 1.0]))
 def test_not_a_number_keeps_no_bound(op, value):
     limit = Range(math.nan, 2.0) if op == "in" else math.nan
-    assert not judge(bound(op, limit, None), None, value).passed
-    assert not judge(bound(op, Range(0, 2) if op == "in" else 1.0, None), None, math.nan).passed
+    assert not judge_bound(bound(op, limit, None), None, value).passed
+    assert not judge_bound(bound(op, Range(0, 2) if op == "in" else 1.0, None), None, math.nan).passed
 
 
 @given(value=finite, a=finite, b=finite)
 def test_a_range_includes_both_ends(value, a, b):
     low, high = sorted((a, b))
-    assert judge(bound("in", Range(low, high), None), None, value).passed == (low <= value <= high)
+    assert judge_bound(bound("in", Range(low, high), None), None, value).passed == (low <= value <= high)
 
 
 def test_equality_allows_the_rounding_of_the_product():
-    assert judge(bound("==", 0.1), 3.0, 0.30000000000000004).passed
-    assert not judge(bound("==", 0.1), 3.0, 0.3001).passed
+    assert judge_bound(bound("==", 0.1), 3.0, 0.30000000000000004).passed
+    assert not judge_bound(bound("==", 0.1), 3.0, 0.3001).passed
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_equality_allows_the_rounding_of_the_product():
     ],
 )
 def test_limits_are_converted_to_the_unit_of_the_metric(limit, unit, low_enough, too_high):
-    assert judge(bound(limit=limit, baseline=None), None, low_enough, unit).passed
-    assert not judge(bound(limit=limit, baseline=None), None, too_high, unit).passed
+    assert judge_bound(bound(limit=limit, baseline=None), None, low_enough, unit).passed
+    assert not judge_bound(bound(limit=limit, baseline=None), None, too_high, unit).passed
 
 
 def test_a_miss_points_at_its_line_and_names_both_values():
     text = "expect lean {\n  perplexity(heldout) <= 1.15 * base\n}\n"
     start = text.index("perplexity")
     span = Span(Source("lean.effspec", text), start, text.index("\n}"))
-    (missed,) = misses([judge(bound(span=span), 19.04, 23.4)])
+    (missed,) = missed_bound_diagnostics([judge_bound(bound(span=span), 19.04, 23.4)])
     assert missed.message == "`perplexity(heldout)` is 23.4, above 21.9"
     assert missed.note == "`base` measures 19.04"
     assert (missed.exit, missed.slug, missed.span) == (4, "expectation-missed", span)
@@ -160,5 +160,5 @@ def test_a_bound_for_another_machine_is_skipped_and_said_so():
     pipeline = Pipeline("lean", "base", (), (bound(profile="far"),))
     (outcome,) = measure_bounds(pipeline, linear(0.5), ctx)
     assert outcome.state == "skipped" and not ctx.loads
-    (warning,) = misses([outcome])
+    (warning,) = missed_bound_diagnostics([outcome])
     assert warning.severity == "warning" and "sve9, which this machine lacks" in warning.note

@@ -1,7 +1,7 @@
 """Limits of `effc pick` as users write them."""
 
 import pytest
-from effc.compiler.driver.point_limits import Limit, limits, split_limits
+from effc.compiler.driver.point_limits import Limit, parse_limits, split_limits
 from effc.dsl.syntax.diagnostics import Reject
 
 CLOCK = "decode.p50(prompt: 93, steps: 32)"
@@ -16,7 +16,7 @@ def test_amounts_are_read_as_tables_print_them(text):
 @pytest.mark.parametrize("text", ["many", "nan", "-3", "3x", "", "1e999"])
 def test_what_is_no_amount_is_told_as_such(text):
     with pytest.raises(Reject, match="no-amount"):
-        limits([f"params={text}"])
+        parse_limits([f"params={text}"])
 
 
 def test_an_amount_is_of_the_kind_of_its_measure():

@@ -11,7 +11,7 @@ import torch
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.driver import api
-from effc.compiler.driver.pick import pick, refuse_elsewhere
+from effc.compiler.driver.pick import pick_point, refuse_other_machine
 from effc.compiler.driver.point_limits import Limit
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.levels import NAMES
@@ -116,7 +116,7 @@ def test_every_point_was_reopened_in_a_process_of_its_own(front):
 def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tmp_path):
     path = front.artifacts[0].path
     events = []
-    name, manifest = pick(path, tmp_path / "small", limits=(Limit("params", "1B"),), on_event=events.append)
+    name, manifest = pick_point(path, tmp_path / "small", limits=(Limit("params", "1B"),), on_event=events.append)
     assert {e.stage for e in events if type(e).__name__ in ("StageBegan", "StageEnded")} == {"pick"}
     best = min(read_manifest(path).members, key=lambda m: m["measures"][0][1])["name"]
     assert name == best and manifest.kind == "hf" and manifest.checks
@@ -139,7 +139,7 @@ def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tm
 )
 def test_a_pick_that_fits_no_point_is_refused_and_leaves_nothing(front, tmp_path, asked, slug):
     with pytest.raises(Reject) as caught:
-        pick(front.artifacts[0].path, tmp_path / "small", **asked)
+        pick_point(front.artifacts[0].path, tmp_path / "small", **asked)
     assert [d.fault.slug for d in caught.value.diagnostics] == [slug]
     assert not list(tmp_path.iterdir())
 
@@ -154,13 +154,13 @@ def test_a_point_is_picked_for_the_machine_that_its_measures_are_of(front):
         "other": {"isa": "sve2"},
     }
     told = replace(manifest, recipe={"resolved": {"profiles": profiles}}, machine={**manifest.machine, "isa": "avx2"})
-    refuse_elsewhere(told, "any")
+    refuse_other_machine(told, "any")
     for name, words in (("wide", "64 threads, and 1 were"), ("best", "has avx2"), ("other", "nothing says whether")):
         with pytest.raises(Reject, match="measured-elsewhere") as caught:
-            refuse_elsewhere(told, name)
+            refuse_other_machine(told, name)
         assert words in caught.value.diagnostics[0].message
     with pytest.raises(Reject, match="no-such-point") as caught:
-        refuse_elsewhere(told, "zen4")
+        refuse_other_machine(told, "zen4")
     assert "any, wide, best, other" in caught.value.diagnostics[0].help
 
 
@@ -171,7 +171,7 @@ def test_an_edited_point_is_not_picked(front, tmp_path):
     weights = next((tmp_path / "front/points/slim").rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(Reject) as caught:
-        pick(tmp_path / "front", tmp_path / "small", point="slim")
+        pick_point(tmp_path / "front", tmp_path / "small", point="slim")
     assert caught.value.diagnostics[0].fault.slug == "artifact-edited"
 
 
@@ -195,8 +195,8 @@ def test_a_front_is_tested_again_point_by_point(front):
     from effc.compiler.driver.judging.retest import test_artifact as again
 
     path = front.artifacts[0].path
-    session = api.session(path.parents[1] / "r.effspec", cache_dir=path.parents[1] / "cache", threads=1)
-    (tested,) = again(path, session, api.plans(session))
+    session = api.open_session(path.parents[1] / "r.effspec", cache_dir=path.parents[1] / "cache", threads=1)
+    (tested,) = again(path, session, api.make_plans(session))
     assert [o.state for o in tested.outcomes] == ["ok", "ok", "missed"]
 
 
@@ -328,7 +328,7 @@ def test_a_front_is_not_replaced_by_its_own_point(front):
     path = front.artifacts[0].path
     for into in (path, path / "points/new", path.parent):
         with pytest.raises(Reject) as caught:
-            pick(path, into, point="slim", force=True)
+            pick_point(path, into, point="slim", force=True)
         assert caught.value.diagnostics[0].fault.slug == "into-itself"
 
 
@@ -345,6 +345,6 @@ emit lean { hf("a", form: compact)  pt2("b") }
 """
     )
     compiled(tmp_path, text)
-    session = api.session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1)
-    tested = again(session, api.plans(session), tmp_path / "out")
+    session = api.open_session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1)
+    tested = again(session, api.make_plans(session), tmp_path / "out")
     assert [(t.path.name, [o.state for o in t.outcomes]) for t in tested] == [("b", ["ok"])]

@@ -87,10 +87,10 @@ def test_killed_anywhere_and_often_a_compile_goes_on_to_the_same_bytes(recipe, t
 
 
 def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeypatch):
-    session = api.session(recipe, cache_dir=recipe.parent / "cache", threads=1)
-    (plan,) = api.plans(session)
+    session = api.open_session(recipe, cache_dir=recipe.parent / "cache", threads=1)
+    (plan,) = api.make_plans(session)
     work = Cache(session.settings.cache_dir).work(plan.stages[0].key)
-    computed, remember = [], Journal.remember
+    computed, remember = [], Journal.get_or_compute
 
     def dying(self, key, compute):
         value = remember(self, key, compute)
@@ -103,12 +103,12 @@ def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeyp
 
     process = os.fork()
     if process == 0:
-        Journal.remember = dying
+        Journal.get_or_compute = dying
         compiled(recipe, "x", cache_dir=recipe.parent / "cache")
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(process, 0)[1])
     scored = {(work / "scores.jsonl", key) for key in Journal(work / "scores.jsonl").known}
-    monkeypatch.setattr(Journal, "remember", watched)
+    monkeypatch.setattr(Journal, "get_or_compute", watched)
     compiled(recipe, "x", cache_dir=recipe.parent / "cache")
     assert len(scored) == 3 and computed and not scored & set(computed)
     assert not work.exists()  # finished: its scratch is gone
@@ -142,7 +142,7 @@ def test_a_saved_plan_is_followed_and_its_drift_refused(recipe):
 
     options = {"cache_dir": recipe.parent / "cache", "threads": 1}
     saved = json.loads(json.dumps(saved_form(api.plan(recipe, **options))))
-    api.build(api.session(recipe, **options), recipe.parent / "out", saved=saved)
+    api.build(api.open_session(recipe, **options), recipe.parent / "out", saved=saved)
     recipe.write_text(RECIPE.replace("remove: 2", "remove: 1"))
     with pytest.raises(Reject, match=r"plan-drift.*`remove` of step slim"):
-        api.build(api.session(recipe, **options), recipe.parent / "out", saved=saved, force=True)
+        api.build(api.open_session(recipe, **options), recipe.parent / "out", saved=saved, force=True)

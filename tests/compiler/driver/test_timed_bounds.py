@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-from effc.compiler.driver.judging.comparison import pairs_of
-from effc.compiler.driver.judging.gate import Outcome, judge, misses
-from effc.compiler.driver.judging.timed_bounds import decides, interval, openness
+from effc.compiler.driver.judging.comparison import original_and_result_values
+from effc.compiler.driver.judging.gate import Outcome, judge_bound, missed_bound_diagnostics
+from effc.compiler.driver.judging.timed_bounds import confidence_interval, interval_decides, undecided_reason
 from effc.compiler.evaluation.confidence import CONFIDENCE, FEWEST, median_interval
 from effc.compiler.evaluation.timing import InterleavedTimes
 from effc.dsl.checker.recipe import Bound
@@ -37,22 +37,24 @@ def test_the_interval_holds_the_median_as_often_as_it_says(n):
 
 
 def test_rounds_that_all_lie_on_one_side_decide():
-    assert decides(HALF, turns([0.45] * 6), 10.0, "ms") and decides(HALF, turns([0.55] * 6), 10.0, "ms")
+    assert interval_decides(HALF, turns([0.45] * 6), 10.0, "ms") and interval_decides(
+        HALF, turns([0.55] * 6), 10.0, "ms"
+    )
 
 
 def test_too_few_rounds_decide_nothing_however_clear_they_look():
-    assert not decides(HALF, turns([0.1] * 5), 10.0, "ms")
+    assert not interval_decides(HALF, turns([0.1] * 5), 10.0, "ms")
 
 
 def test_rounds_on_both_sides_leave_a_bound_open_and_say_how_far_they_lie():
     seen = turns([0.3, 0.4, 0.45, 0.55, 0.6, 0.9])
-    assert not decides(HALF, seen, 10.0, "ms")
+    assert not interval_decides(HALF, seen, 10.0, "ms")
     said = "after 6 rounds it lies between 3.0 ms and 9.0 ms with 95% confidence; the limit is 5.0 ms"
-    assert openness(HALF, seen, 10.0, "ms") == said
+    assert undecided_reason(HALF, seen, 10.0, "ms") == said
 
 
 def test_one_slow_round_among_many_decides_nothing_else():
-    assert decides(HALF, turns([0.4] * 11 + [3.0]), 10.0, "ms")
+    assert interval_decides(HALF, turns([0.4] * 11 + [3.0]), 10.0, "ms")
 
 
 @pytest.mark.parametrize(
@@ -66,26 +68,30 @@ def test_one_slow_round_among_many_decides_nothing_else():
 )
 def test_a_range_is_decided_inside_or_beside_it(ratios, sure):
     bound = Bound(P50, "in", Range(0.3, 0.5), "base")
-    assert decides(bound, turns(ratios), 10.0, "ms") == sure
+    assert interval_decides(bound, turns(ratios), 10.0, "ms") == sure
 
 
 def test_a_bound_without_a_baseline_goes_by_the_times_themselves():
     bound = Bound(P50, "<=", Duration(0.005))
-    assert interval(bound, turns([0.4] * 6), 10.0) == (4.0, 4.0)
-    assert decides(bound, turns([0.4] * 6), 10.0, "ms")
+    assert confidence_interval(bound, turns([0.4] * 6), 10.0) == (4.0, 4.0)
+    assert interval_decides(bound, turns([0.4] * 6), 10.0, "ms")
 
 
 def test_an_open_bound_is_no_yes_unless_it_is_let_through():
     verdict = Outcome(HALF, 5.0, 10.0, "ms", passed=False, undecided="after 6 rounds nothing is sure")
-    (refused,), (allowed,) = misses([verdict]), misses([verdict], "pass")
+    (refused,), (allowed,) = missed_bound_diagnostics([verdict]), missed_bound_diagnostics([verdict], "pass")
     assert (refused.fault.slug, refused.exit) == ("bound-undecided", 4) and allowed.severity == "warning"
-    assert verdict.state == "undecided" and judge(HALF, 10.0, 5.0, "ms").state == "ok"
+    assert verdict.state == "undecided" and judge_bound(HALF, 10.0, 5.0, "ms").state == "ok"
 
 
 def test_a_table_says_what_the_original_takes_whichever_bound_is_written_last():
     """Of two bounds on one time only the first names the original."""
-    plain = judge(Bound(P50, "<=", Duration(0.001)), None, 5.0, "ms")
-    half = judge(HALF, 10.0, 5.0, "ms")
-    assert pairs_of([half, plain], {}) == pairs_of([plain, half], {}) == {P50: (10.0, 5.0)}
-    assert pairs_of([plain], {P50: (10.0, 5.0)}) == {P50: (10.0, 5.0)}
-    assert pairs_of([plain], {}) == {P50: (None, 5.0)}
+    plain = judge_bound(Bound(P50, "<=", Duration(0.001)), None, 5.0, "ms")
+    half = judge_bound(HALF, 10.0, 5.0, "ms")
+    assert (
+        original_and_result_values([half, plain], {})
+        == original_and_result_values([plain, half], {})
+        == {P50: (10.0, 5.0)}
+    )
+    assert original_and_result_values([plain], {P50: (10.0, 5.0)}) == {P50: (10.0, 5.0)}
+    assert original_and_result_values([plain], {}) == {P50: (None, 5.0)}

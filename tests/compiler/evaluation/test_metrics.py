@@ -89,11 +89,11 @@ def test_perplexity_of_pairs_is_of_answers_and_their_end_alone(tmp_path, model):
 def test_neither_batches_nor_chunks_change_a_loss(batch, chunk):
     model = tiny.model("llama")
     rows = torch.randint(128, (7, 9), generator=torch.Generator().manual_seed(0))
-    whole = evaluate.nll(model, rows)
+    whole = evaluate.total_nll(model, rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "BATCH_BYTES", batch * 9 * 128 * 4)
         patch.setattr(evaluate, "CHUNK_BYTES", chunk * 128 * 4)
-        parts = evaluate.nll(model, rows)
+        parts = evaluate.total_nll(model, rows)
     assert parts[1] == whole[1] == 7 * 8
     assert parts[0] == pytest.approx(whole[0], rel=1e-5)  # float32 rounding of other batch sizes
 
@@ -106,7 +106,7 @@ def test_a_uniform_model_is_as_surprised_as_it_has_words(ctx, model):
 
 def test_the_loss_is_float32_whatever_the_model_computes_in():
     values = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = evaluate.losses(values, torch.tensor([1, 2, 3]))
+    found = evaluate.token_losses(values, torch.tensor([1, 2, 3]))
     exact = torch.nn.functional.cross_entropy(values.double(), torch.tensor([1, 2, 3]), reduction="none")
     assert found.dtype == torch.float32
     assert torch.allclose(found.double(), exact, rtol=1e-6)
@@ -158,7 +158,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
     origin = Config(path="config.json").resolve(worlds.context(tmp_path))
     ctx = worlds.context(tmp_path, origin, {"noise": ("synthetic", {"count": 3, "length": 9})})
     reference.prepare(ctx, model, NOISE)
-    kept = reference.load(ctx, NOISE)
+    kept = reference.load_reference(ctx, NOISE)
     assert kept.head is not None, "hidden states, not log-probabilities"
     with torch.no_grad():
         exact = model(ctx.rows(NOISE)).logits.flatten(0, 1)
@@ -168,7 +168,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
 def test_a_tail_that_is_not_known_is_kept_as_log_probabilities(ctx, model):
     model.forward = _doubled(model.forward)
     reference.prepare(ctx, model, NOISE)
-    kept = reference.load(ctx, NOISE)
+    kept = reference.load_reference(ctx, NOISE)
     assert kept.head is None and kept.outputs.dtype == torch.float16
     # float16 keeps 11 bits of each log-probability; on SmolLM2 that is 3e-7 nats.
     assert measure(ctx, "divergence", model, data=NOISE) < 1e-5
@@ -202,7 +202,7 @@ def test_what_is_kept_and_was_edited_is_compared_with_nothing(ctx, model):
     data = bytearray(place.read_bytes())
     data[len(data) // 2] ^= 1
     place.write_bytes(data)
-    found = worlds.refused(lambda: reference.load(ctx, NOISE)).diagnostics[0]
+    found = worlds.refused(lambda: reference.load_reference(ctx, NOISE)).diagnostics[0]
     assert found.slug == "cache-damaged" and str(place) in found.message
 
 

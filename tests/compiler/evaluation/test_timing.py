@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # tests run side by side: threads that wait for each o
 @pytest.mark.parametrize("name", ["prefill.p50", "prefill.p95", "decode.p50", "decode.p95", "throughput"])
 def test_times_are_positive(tmp_path, name):
     args = {"prompt": 8, **({"repeats": 3} if "prefill" in name else {"steps": 3})}
-    assert Registry().load("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path)) > 0
+    assert Registry().load_class("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path)) > 0
 
 
 def test_decoding_uses_the_cache():
@@ -79,7 +79,7 @@ class Drifting(Metric):
 def test_models_take_turns_step_by_step_and_drift_cancels():
     a, b = torch.nn.Identity(), torch.nn.Identity()
     a.name, b.name = "a", "b"
-    turns = timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3)
+    turns = timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=3)
     assert SEEN[:8] == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert len(SEEN) == 3 * 2 * (timing.WARMUP + 4)
     assert turns.ratio == pytest.approx(2.0, rel=0.02)
@@ -89,8 +89,8 @@ def test_models_take_turns_step_by_step_and_drift_cancels():
 def test_what_takes_long_is_timed_in_fewer_rounds():
     a, b = torch.nn.Identity(), torch.nn.Identity()
     a.name, b.name = "a", "b"
-    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, max_seconds=0.0).rounds) == 1
-    assert len(timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, max_seconds=60.0).rounds) == 3
+    assert len(timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=3, max_seconds=0.0).rounds) == 1
+    assert len(timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=3, max_seconds=60.0).rounds) == 3
 
 
 def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monkeypatch):
@@ -99,7 +99,7 @@ def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monke
     monkeypatch.setattr("effc.compiler.core.memory.memory", lambda: 5 * 72 * 4)
     assert timing.fit([a, b])
     monkeypatch.setattr("effc.compiler.core.memory.memory", lambda: 2 * 72 * 4)
-    turns = timing.interleaved({"a": a, "b": b}, Drifting(), rounds=2)
+    turns = timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=2)
     half = timing.WARMUP + 4
     assert SEEN[begun:] == 2 * (half * ["a"] + half * ["b"]) and len(turns.rounds) == 2
 
@@ -107,12 +107,12 @@ def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monke
 def test_rounds_may_divide_the_timings_among_them():
     a, b = torch.nn.Identity(), torch.nn.Identity()
     a.name, b.name, begun = "a", "b", len(SEEN)
-    turns = timing.interleaved({"a": a, "b": b}, Drifting(), rounds=3, share=3)
+    turns = timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=3, share=3)
     assert len(SEEN) - begun == 3 * 2 * (timing.WARMUP + 2)
     assert turns.ratio == pytest.approx(2.0, rel=0.05) and len(turns.rounds) == 3
 
 
 def test_a_deeper_model_takes_longer():
     shallow, deep = tiny.model("llama", num_hidden_layers=1), tiny.model("llama", num_hidden_layers=12)
-    metric = Registry().load("metric", "prefill.p50")(prompt=16, repeats=5)
-    assert timing.interleaved({"shallow": shallow, "deep": deep}, metric, rounds=7).ratio > 1.5
+    metric = Registry().load_class("metric", "prefill.p50")(prompt=16, repeats=5)
+    assert timing.measure_interleaved({"shallow": shallow, "deep": deep}, metric, rounds=7).ratio > 1.5

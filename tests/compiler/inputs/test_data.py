@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.inputs.data.chat import Chat
-from effc.compiler.inputs.data.choices import Choices, index_of
+from effc.compiler.inputs.data.choices import Choices, answer_index
 from effc.compiler.inputs.data.hub import Hub
 from effc.compiler.inputs.data.synthetic import Synthetic
 from effc.compiler.inputs.data.text import Text
@@ -324,16 +324,16 @@ def test_a_missing_field_names_the_nearest(ctx):
 )
 def test_every_layout_of_choices_means_the_same(ctx, record, args):
     lines(ctx.folder / "q.jsonl", [record])
-    (item,) = Choices(path="q.jsonl", **args).items(ctx.tokenizer, ctx)
+    (item,) = Choices(path="q.jsonl", **args).tokenized_questions(ctx.tokenizer, ctx)
     assert item.answer == 1 and item.lengths == (2, 3)
     front, back = item.rows[1][: item.starts[1]], item.rows[1][item.starts[1] :]
     assert ctx.tokenizer.decode(front) == "<s>Question: Q\nAnswer:" and ctx.tokenizer.decode(back) == " yes"
 
 
 def test_true_and_false_are_answers():
-    assert index_of(True, ["false", "true"], []) == 1
-    assert index_of("C", ["x", "y"], []) is None and index_of(-1, ["x", "y"], []) is None
-    assert index_of("3", ["3", "2"], []) == 0, "a text wins over a number"
+    assert answer_index(True, ["false", "true"], []) == 1
+    assert answer_index("C", ["x", "y"], []) is None and answer_index(-1, ["x", "y"], []) is None
+    assert answer_index("3", ["3", "2"], []) == 0, "a text wins over a number"
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_true_and_false_are_answers():
 )
 def test_questions_that_are_none(ctx, record):
     lines(ctx.folder / "q.jsonl", [record])
-    assert worlds.slug(lambda: Choices(path="q.jsonl").items(ctx.tokenizer, ctx)) == "bad-record"
+    assert worlds.slug(lambda: Choices(path="q.jsonl").tokenized_questions(ctx.tokenizer, ctx)) == "bad-record"
 
 
 def test_choices_as_rows_hold_the_right_answers(ctx):

@@ -6,12 +6,12 @@ import gc
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.evaluation.equivalence import compare, observe
+from effc.compiler.evaluation.equivalence import max_logit_difference, record_logits
 from effc.compiler.ir.capture import patches
 from effc.compiler.ir.capture.capture import capture, flat
-from effc.compiler.ir.capture.first_calls import other_calls, record
-from effc.compiler.ir.capture.sample import sample, tokens
-from effc.compiler.ir.traced_integers import TracedInt, evaluate
+from effc.compiler.ir.capture.first_calls import other_calls, record_first_calls
+from effc.compiler.ir.capture.sample import sample_inputs, sample_tokens
+from effc.compiler.ir.traced_integers import TracedInt, evaluate_source
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
@@ -36,7 +36,7 @@ def pair(request):
 
 
 def test_bound_units_give_the_same_logits_on_all_shapes_padded_and_cached(pair):
-    assert compare(*pair) == 0.0
+    assert max_logit_difference(*pair) == 0.0
 
 
 @pytest.mark.parametrize("name", tiny.WIDER)
@@ -44,7 +44,7 @@ def test_experts_states_and_encoders_are_captured_exactly_too(name):
     model = tiny.model(name)
     reference = copy.deepcopy(model)
     program = capture(model)
-    assert compare(reference, bind(program)) == 0.0
+    assert max_logit_difference(reference, bind(program)) == 0.0
     assert program.units and flat(program)
 
 
@@ -52,7 +52,9 @@ def test_experts_states_and_encoders_are_captured_exactly_too(name):
 def test_bound_units_decode_with_what_they_are_given_and_run_without_it(name):
     model = tiny.model(name)
     models = model, bind(capture(copy.deepcopy(model)))
-    given = {k: v for k, v in tokens(100, 1, 6, 0).items() if k != "position_ids"}  # rwkv decodes single rows only
+    given = {
+        k: v for k, v in sample_tokens(100, 1, 6, 0).items() if k != "position_ids"
+    }  # rwkv decodes single rows only
     made = [m.generate(**given, max_new_tokens=6, min_new_tokens=6) for m in models]
     assert torch.equal(*made)
     assert torch.equal(*(m(**given, use_cache=False).logits for m in models))
@@ -64,7 +66,7 @@ def test_bound_units_decode_with_what_they_are_given_and_run_without_it(name):
     ids=["greedy", "beams", "static", "sampled"],
 )
 def test_bound_units_generate_the_same_tokens_from_a_left_padded_batch(pair, how):
-    given = {k: v for k, v in tokens(100, 2, 6, 2).items() if k != "position_ids"}
+    given = {k: v for k, v in sample_tokens(100, 2, 6, 2).items() if k != "position_ids"}
     made = []
     for model in pair:
         torch.manual_seed(0)
@@ -73,7 +75,7 @@ def test_bound_units_generate_the_same_tokens_from_a_left_padded_batch(pair, how
 
 
 def test_hidden_states_are_still_recorded(pair):
-    given = tokens(128, 2, 5, 1)
+    given = sample_tokens(128, 2, 5, 1)
     states = [model(**given, output_hidden_states=True).hidden_states for model in pair]
     assert len(states[0]) == len(states[1]) == 4
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
@@ -83,7 +85,7 @@ def test_hidden_states_are_still_recorded(pair):
 def test_training_with_checkpointing_gives_the_same_gradients(name):
     model = tiny.model(name)
     models = [model, bind(capture(copy.deepcopy(model)))]
-    given = tokens(128, 2, 5, 1)
+    given = sample_tokens(128, 2, 5, 1)
     for m in models:
         m.train()
         m.gradient_checkpointing_enable({"use_reentrant": False})
@@ -100,7 +102,7 @@ def test_checkpointing_recomputes_a_bound_layer_in_the_backward_pass():
     model.gradient_checkpointing_enable({"use_reentrant": False})
     runs = []
     model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: runs.append(1))
-    loss = model(**tokens(128, 2, 5, 1), labels=tokens(128, 2, 5, 1)["input_ids"]).loss
+    loss = model(**sample_tokens(128, 2, 5, 1), labels=sample_tokens(128, 2, 5, 1)["input_ids"]).loss
     assert len(runs) == 1
     loss.backward()
     assert len(runs) == 2
@@ -110,7 +112,7 @@ def test_checkpointing_recomputes_a_bound_layer_in_the_backward_pass():
 def test_the_flat_graph_gives_the_models_logits_on_another_padded_shape(name):
     model = tiny.model(name)
     whole = flat(capture(model))
-    given = tokens(128, 3, 11, 3)
+    given = sample_tokens(128, 3, 11, 3)
     values = {**given, "cache": DynamicCache(config=model.config)}
     with torch.no_grad():
         made = whole.function()(model, *(values[name] for name in whole.placeholders))
@@ -129,7 +131,7 @@ def test_a_layer_that_differs_in_one_attribute_has_its_own_graph():
     model.model.layers[1].self_attn.scaling *= 2
     program = capture(model)
     assert len({unit.key for unit in program.units.values()}) == 2
-    assert compare(model, bind(program)) == 0.0
+    assert max_logit_difference(model, bind(program)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_layers_that_decide_by_their_own_number_are_not_taken_for_equal(decide):
         layer.mlp.__class__ = Numbered
         layer.mlp.layer_idx = i
     reference = copy.deepcopy(model)
-    assert compare(reference, bind(capture(model))) == 0.0
+    assert max_logit_difference(reference, bind(capture(model))) == 0.0
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -166,7 +168,7 @@ def test_the_attention_backend_is_chosen_when_the_graph_runs(implementation):
     bound = bind(capture(copy.deepcopy(model)))
     for m in (model, bound):
         m.set_attn_implementation(implementation)
-    assert compare(model, bound) == 0.0
+    assert max_logit_difference(model, bound) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -196,13 +198,13 @@ def test_literals_know_the_attribute_that_they_came_from():
 
 def test_a_source_expression_evaluates_to_the_literal_it_explains():
     width = (TracedInt(12, "mlp.width") * 2 - 4) // TracedInt(5, "layers.0.parts")
-    assert (int(width), evaluate(width.source, {"mlp.width": 12, "layers.0.parts": 5}.get)) == (4, 4)
+    assert (int(width), evaluate_source(width.source, {"mlp.width": 12, "layers.0.parts": 5}.get)) == (4, 4)
 
 
 @pytest.mark.parametrize("text", ["", "(", "(a", "(a + b", "(a / b)", "a b", "(a // 0)", "a; b", "f('os')"])
 def test_a_text_that_is_no_source_expression_is_refused(text):
     with pytest.raises(ValueError):
-        evaluate(text, lambda path: 3)
+        evaluate_source(text, lambda path: 3)
 
 
 def test_notes_on_nodes_are_plain_data():
@@ -275,7 +277,7 @@ def test_a_module_that_cannot_be_traced_becomes_a_leaf_and_is_reported():
     program = capture(model)
     assert list(program.opaque) == ["model.layers.1.mlp"]
     assert "`numpy` gives a ndarray" in program.opaque["model.layers.1.mlp"]
-    assert compare(model, bind(program)) == 0.0
+    assert max_logit_difference(model, bind(program)) == 0.0
 
 
 def test_a_mixer_that_keeps_a_state_in_the_cache_is_a_leaf():
@@ -292,7 +294,10 @@ def test_layers_are_also_called_on_another_shape_and_in_a_decode_step(name):
     path = list(capture(model).units)[1]
     first, other, step, plain = (
         call.free
-        for call in [record(model, sample(model)).first.popitem()[1], *other_calls(model, sample(model), [path])[path]]
+        for call in [
+            record_first_calls(model, sample_inputs(model)).first.popitem()[1],
+            *other_calls(model, sample_inputs(model), [path])[path],
+        ]
     )
     assert list(first) == list(other) == list(step) and plain.keys() <= first.keys()
     shapes = [next(iter(free.values())).shape for free in (first, other, step)]
@@ -326,7 +331,7 @@ def test_a_module_whose_operations_depend_on_sizes_or_numbers_becomes_a_leaf(for
     reference = copy.deepcopy(model)
     program = capture(model)
     assert list(program.opaque) == ["model.layers.1.mlp"]
-    assert compare(reference, bind(program)) == 0.0
+    assert max_logit_difference(reference, bind(program)) == 0.0
 
 
 def test_a_model_of_seventy_billion_is_one_program_and_no_memory():
@@ -368,7 +373,7 @@ def test_a_layer_that_cannot_be_captured_is_refused_with_its_path_and_line():
 def test_an_argument_that_was_baked_is_not_ignored():
     model = bind(capture(tiny.model("llama")))
     with pytest.raises(Reject, match="compiled without `output_attentions`"):
-        model(**tokens(128, 2, 5, 1), output_attentions=True)
+        model(**sample_tokens(128, 2, 5, 1), output_attentions=True)
 
 
 def test_a_copy_of_a_bound_model_runs_its_own_weights():
@@ -376,11 +381,11 @@ def test_a_copy_of_a_bound_model_runs_its_own_weights():
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.model.layers[0].mlp.up_proj.weight.zero_()
-    assert compare(model, twin) > 0.0
+    assert max_logit_difference(model, twin) > 0.0
     for layer in twin.model.layers:
         assert layer.forward.__self__ is layer
 
 
 def test_observations_of_the_same_model_are_equal():
-    seen = [observe(tiny.model("llama")) for _ in range(2)]
+    seen = [record_logits(tiny.model("llama")) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

@@ -11,13 +11,13 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.artifacts.verify import verify
-from effc.compiler.cli.verbs.exit_codes import explained
+from effc.compiler.artifacts.verify_forms import verify_forms
+from effc.compiler.cli.verbs.exit_codes import diagnostics_of
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.edits import Edits, replay
-from effc.compiler.ir.graph_json import dump
-from effc.compiler.ir.layers.linear import KernelLinear, lowered, settle
+from effc.compiler.ir.edits import Edits, replay_edits
+from effc.compiler.ir.graph_json import graph_to_json
+from effc.compiler.ir.layers.linear import KernelLinear, lowered, settle_packed_weights
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.program import Program
 from effc.compiler.ir.step_results import StepResults
@@ -31,7 +31,7 @@ from effc.kernels.packed import KINDS, Header
 
 from tests import tiny
 from tests.architectures.modules import TwoTowers
-from tests.drafts import write
+from tests.drafts import write_artifact
 from tests.grids import wide
 from tests.kernels.test_packed import sealed
 from tests.recipes_in_memory import context_of, origin_of, recipe_of
@@ -66,10 +66,10 @@ def written(program: Program, tmp_path: Path, target, checked: bool = True) -> P
     def build(folder: Path) -> Manifest:
         target.emit(program, folder, ctx)
         if checked:
-            verify(folder, program.model, target.forms())
+            verify_forms(folder, program.model, target.forms())
         return Manifest(type(target).__name__.lower())
 
-    write(tmp_path / "out", build=build)
+    write_artifact(tmp_path / "out", build=build)
     return tmp_path / "out"
 
 
@@ -84,8 +84,8 @@ def test_a_lowered_model_says_nearly_the_same_and_is_captured_alike(name):
     assert len(dict(lowered(program.model))) == sum(p.kind in ("Linear", "Conv1D") for p in skeleton_of(before).parts)
     ours, theirs = logits(program.model), logits(before.model)
     assert (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()  # weights and inputs in bfloat16
-    assert {u: dump(unit.graph) for u, unit in program.units.items()} == {
-        u: dump(unit.graph) for u, unit in before.units.items()
+    assert {u: graph_to_json(unit.graph) for u, unit in program.units.items()} == {
+        u: graph_to_json(unit.graph) for u, unit in before.units.items()
     }
     roles = [(b.site, b.role, b.parts) for b in skeleton_of(program).branches]
     assert roles == [(b.site, b.role, b.parts) for b in skeleton_of(before).branches]
@@ -130,10 +130,10 @@ def test_edits_replay_on_a_blank_model_and_weights_fill_it():
     edits = Edits.from_json(json.loads(json.dumps(program.edits.to_json())))
     with torch.device("meta"):
         blank = tiny.blank("gpt2")
-    replay(blank, edits)
+    replay_edits(blank, edits)
     assert {p: m.spec() for p, m in lowered(blank)} == {p: m.spec() for p, m in lowered(program.model)}
     fresh = tiny.model("gpt2", seed=5)
-    replay(fresh, edits)
+    replay_edits(fresh, edits)
     load_weights(fresh, weights_of(program.model))
     assert torch.equal(logits(fresh), logits(program.model))
 
@@ -143,14 +143,16 @@ def test_a_stored_module_of_another_form_is_refused(change):
     program = made(only="up_proj")
     data = program.edits.to_json()
     data["swapped"]["model.layers.0.mlp.up_proj"]["spec"].update(change)
-    assert refused(lambda: replay(tiny.model("llama"), Edits.from_json(data))).diagnostics[0].slug == "refused-edits"
+    assert (
+        refused(lambda: replay_edits(tiny.model("llama"), Edits.from_json(data))).diagnostics[0].slug == "refused-edits"
+    )
 
 
 def test_a_kept_step_comes_back_with_its_packed_weights(tmp_path):
     from effc.compiler.core.cache import Cache
 
     program, cache, origin = made(), Cache(tmp_path), origin_of(tiny.model("llama"))
-    StepResults(cache, origin).save("k" * 64, Model(program), {}, {"program": [], "summary": ""})
+    StepResults(cache, origin).save_outcome("k" * 64, Model(program), {}, {"program": [], "summary": ""})
     again = StepResults(cache, origin).reach("k" * 64).program
     assert torch.equal(logits(again.model), logits(program.model))
 
@@ -220,7 +222,7 @@ def one(kernel: str = "sparse_linear") -> torch.nn.Module:
 def test_a_packed_weight_that_was_cut_is_refused_when_it_is_settled(kernel, cut):
     model = one(kernel)
     model[0].packed = model[0].packed[:-cut].clone()
-    found = refused(lambda: settle(model)).diagnostics[0]
+    found = refused(lambda: settle_packed_weights(model)).diagnostics[0]
     assert (found.slug, found.exit) == ("packed-damaged", 5) and "longer or shorter" in found.message
 
 
@@ -231,20 +233,20 @@ def test_masks_that_disagree_with_the_values_are_refused_even_behind_a_right_che
     at = Header.from_buffer_copy(bytes(packed[:128].numpy())).stream_at
     packed[at : at + 4] ^= 255
     model[0].packed = sealed(packed)
-    found = refused(lambda: settle(model)).diagnostics[0]
+    found = refused(lambda: settle_packed_weights(model)).diagnostics[0]
     assert found.slug == "packed-damaged" and "masks do not agree" in found.message and found.message.startswith("0:")
 
 
 def test_a_packed_weight_of_another_kernel_or_size_is_refused():
     model = one()
     model[0].packed = one("dense_linear")[0].packed
-    assert "packed for another kernel" in refused(lambda: settle(model)).diagnostics[0].message
+    assert "packed for another kernel" in refused(lambda: settle_packed_weights(model)).diagnostics[0].message
     model = one()
     model[0].in_features = 95
-    assert "it has 96 inputs" in refused(lambda: settle(model)).diagnostics[0].message
+    assert "it has 96 inputs" in refused(lambda: settle_packed_weights(model)).diagnostics[0].message
     model = one()
     model[0].out_features = 47
-    assert "sizes are not those of this layer" in refused(lambda: settle(model)).diagnostics[0].message
+    assert "sizes are not those of this layer" in refused(lambda: settle_packed_weights(model)).diagnostics[0].message
 
 
 def test_a_weight_changed_in_place_is_checked_again_before_it_runs():
@@ -256,7 +258,7 @@ def test_a_weight_changed_in_place_is_checked_again_before_it_runs():
 
 
 def test_what_a_kernel_refuses_is_a_sentence_of_the_command_line():
-    found = explained(KernelError("the packed weight can't be used: it is not a row of bytes"))[0]
+    found = diagnostics_of(KernelError("the packed weight can't be used: it is not a row of bytes"))[0]
     assert (found.slug, found.exit) == ("kernel-refused", 5) and "row of bytes" in found.message
 
 

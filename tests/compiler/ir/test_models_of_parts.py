@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify import attention_of, inputs_of, reopen
-from effc.compiler.artifacts.verify_child import probe
+from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, reopen
+from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.capture.meta_capture import captured
+from effc.compiler.ir.capture.meta_capture import capture_on_meta
 from effc.compiler.models.checkpoints.model_folder import open_folder
 from transformers import (
     DetrConfig,
@@ -58,8 +58,8 @@ def test_a_check_opens_parts_with_the_attention_that_they_have_in_memory(opened)
     model = opened.load()
     said = attention_of(model)
     assert json.loads(said) == {"": "sdpa", "backbone_config": "eager"}
-    given = inputs_of(model)
-    found, wanted = reopen(opened.folder, "plain", given, said), probe(model, given)
+    given = make_probe_inputs(model)
+    found, wanted = reopen(opened.folder, "plain", given, said), probe_model(model, given)
     assert wanted.keys() <= found.keys()
     assert all(torch.allclose(found[name], want, atol=1e-5) for name, want in wanted.items())
 
@@ -72,7 +72,7 @@ def test_models_of_one_attention_say_it_in_a_word():
 
 
 def test_a_layer_that_asks_for_numbers_only_while_it_trains_is_captured(opened):
-    units = set(captured(opened).units)
+    units = set(capture_on_meta(opened).units)
     assert {f"model.{side}.layers.{n}" for side in ("encoder", "decoder") for n in range(2)} <= units
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from effc.compiler.driver.judging.comparison import usual_speed
+from effc.compiler.driver.judging.comparison import default_speed_metric
 from effc.compiler.evaluation.timing import WARMUP, decode_step
 from effc.compiler.ir.slots import index_lists, per_layer_values
 from effc.compiler.models.checkpoints.origin import longest_row
@@ -47,7 +47,7 @@ def test_the_longest_row_is_the_longest_that_runs(kind, more):
 
 @pytest.mark.parametrize("positions", [8, 12, 40, 64, 162, 163, 4096, None])
 def test_what_every_table_times_fits_the_positions(positions):
-    asked = usual_speed(positions)
+    asked = default_speed_metric(positions)
     prompt, steps = asked.get("prompt", 128), asked.get("steps", 32)
     assert prompt >= 1 and steps >= 1
     assert positions is None or prompt + steps + WARMUP <= positions

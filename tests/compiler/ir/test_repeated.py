@@ -6,9 +6,9 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.selection import in_layers
-from effc.compiler.cli.verbs.inspect import _unit
+from effc.compiler.cli.verbs.inspect import _find_unit
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.training.adapters import adaptable
+from effc.compiler.transforms.training.adapters import adaptable_modules
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import AlbertConfig, AlbertForMaskedLM
@@ -54,7 +54,7 @@ def test_half_of_what_its_layer_holds_is_zero_and_nothing_outside_of_it(tmp_path
 
 
 def test_adapters_find_the_linear_modules_of_its_layer(albert):
-    found = adaptable(capture(copy.deepcopy(albert)), None)
+    found = adaptable_modules(capture(copy.deepcopy(albert)), None)
     assert found and all("albert_layers.0." in path for path in found)
 
 
@@ -62,7 +62,7 @@ def test_what_cuts_layers_is_refused_and_so_is_a_drawing_of_one(tmp_path, albert
     with pytest.raises(Reject, match="no-block"):
         run(tmp_path, albert, "prune.blocks", remove=Ratio(0.5, "blocks"))
     with pytest.raises(Reject, match="run several times in one forward"):
-        _unit(capture(copy.deepcopy(albert)), "0")
+        _find_unit(capture(copy.deepcopy(albert)), "0")
 
 
 def test_all_of_a_module_that_is_a_layer_itself_is_inside_of_it():

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.edits import Edits, replay
+from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -30,7 +30,7 @@ def honest():
 
 def refusal(edits, model=None) -> str:
     with pytest.raises(Reject) as refused:
-        replay(model or tiny.model("llama"), Edits.from_json(edits))
+        replay_edits(model or tiny.model("llama"), Edits.from_json(edits))
     assert refused.value.diagnostics[0].slug in ("refused-edits", "refused-graph")
     return refused.value.diagnostics[0].message
 
@@ -45,7 +45,7 @@ def with_node(honest, **entry):
 
 
 def test_honest_edits_are_replayed(honest):
-    replay(tiny.model("llama"), Edits.from_json(honest))
+    replay_edits(tiny.model("llama"), Edits.from_json(honest))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_is_read_is_a_tensor_or_a_number(honest, target):
 
 @pytest.mark.parametrize("target", ["self_attn.q_proj.weight", "self_attn.scaling", "self_attn.layer_idx"])
 def test_tensors_and_numbers_are_read(honest, target):
-    replay(tiny.model("llama"), Edits.from_json(with_node(honest, op="get_attr", target=target)))
+    replay_edits(tiny.model("llama"), Edits.from_json(with_node(honest, op="get_attr", target=target)))
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,13 @@ emit lean {{ hf("lean") }}
 def build(folder, step):
     (folder / "mid.json").write_text(json.dumps(CONFIG))
     (folder / "r.effspec").write_text(RECIPE.format(step=step))
-    session = api.session(folder / "r.effspec", cache_dir=folder / "cache", threads=1)
+    session = api.open_session(folder / "r.effspec", cache_dir=folder / "cache", threads=1)
     loads = []
     call = next(iter(session.recipes(resolve=True)[0].models.values()))
-    origin = session.origin(call)
+    origin = session.model_origin(call)
     counted = replace(origin, load=lambda: loads.append(1) or origin.load())
     session.origins = dict.fromkeys(session.origins, counted)
-    (plan,) = api.plans(session)
+    (plan,) = api.make_plans(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)), loads
 
 
@@ -65,7 +65,7 @@ def files_under(tensor: torch.Tensor) -> str:
 )
 def test_large_weights_of_a_step_are_mapped_and_are_those_that_a_later_run_reads(tmp_path, step):
     made, _ = build(tmp_path, step)
-    made.step(made.plan.stages[0])
+    made.run_step(made.plan.stages[0])
     program = made.outcome.program
     large = {n: p for n, p in program.model.named_parameters() if p.nbytes >= LARGE and "mlp" in n}
     assert large
@@ -73,14 +73,14 @@ def test_large_weights_of_a_step_are_mapped_and_are_those_that_a_later_run_reads
         assert str(tmp_path / "cache" / "blobs") in files_under(parameter), name
     values = {name: parameter.detach().clone() for name, parameter in program.model.named_parameters()}
     again, _ = build(tmp_path, step)
-    for name, parameter in again.reach(again.plan.stages[0].key).program.model.named_parameters():
+    for name, parameter in again.load_outcome(again.plan.stages[0].key).program.model.named_parameters():
         assert torch.equal(parameter, values[name]), name
 
 
 def test_rows_of_the_original_are_written_by_the_program_while_it_is_the_original(tmp_path):
     made, loads = build(tmp_path, "s = prune.multi(remove: 10% of params, group: 256, score: perplexity(rows))")
-    made.step(made.plan.stages[0])
+    made.run_step(made.plan.stages[0])
     alone, other = build(tmp_path, "s = sparsify.magnitude(sparsity: 50% of weights)")
-    alone.step(alone.plan.stages[0])
+    alone.run_step(alone.plan.stages[0])
     assert len(other) == 1, "once to work on"
     assert len(loads) == 2, "once to work on and once to hash it, but not to write rows"

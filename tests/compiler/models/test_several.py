@@ -9,17 +9,17 @@ import pytest
 import torch
 import transformers
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts.verify import inputs_of
-from effc.compiler.artifacts.verify_child import probe
+from effc.compiler.artifacts.verify import make_probe_inputs
+from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation import equivalence
-from effc.compiler.inputs.data.sounds import _samples
+from effc.compiler.inputs.data.sounds import _read_wav
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.capture.sample import sample
+from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.models.rows.forward import outputs
-from effc.compiler.models.rows.inputs import arguments, predictions
-from effc.compiler.models.rows.packed_inputs import packed, parts, writes
+from effc.compiler.models.rows.inputs import forward_arguments, predictions
+from effc.compiler.models.rows.packed_inputs import generates_from_ids, packed, packed_parts
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.search.layerwise import Layerwise, stages
 from effc.dsl.syntax.diagnostics import Reject
@@ -79,7 +79,7 @@ def test_rows_of_a_module_of_several_inputs_are_what_it_would_be_given_by_name()
     model = randomized(Denoiser)
     rows = packed(model.dummy_inputs, tuple(model.dummy_inputs))
     assert torch.equal(outputs(model, rows), model(**model.dummy_inputs))
-    given = arguments(model, rows)[1]
+    given = forward_arguments(model, rows)[1]
     assert given["timestep"].dtype == torch.int64 and given["timestep"].tolist() == [3, 7]
 
 
@@ -89,10 +89,10 @@ def test_two_towers_are_one_program_of_units_in_both(kind):
     program, reference = capture(model), towers(kind)
     assert {path.split(".")[0] for path in program.units} == {"text_model", "vision_model"}
     assert not program.opaque
-    said = equivalence.observe(reference)
+    said = equivalence.record_logits(reference)
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(said, equivalence.observe(program.model)) == 0.0
+    assert equivalence.distance(said, equivalence.record_logits(program.model)) == 0.0
     assert {g.site.split(".")[0] for g in skeleton_of(program).groups} == {"text_model", "vision_model"}
 
 
@@ -104,17 +104,17 @@ def test_a_row_for_two_towers_is_an_image_with_its_text(kind):
     rows = packed({"pixel_values": image, "ids": ids}, ("pixel_values", "ids"))
     both = model(pixel_values=image, input_ids=ids)
     assert torch.equal(outputs(model, rows), torch.cat([both.text_embeds, both.image_embeds], -1))
-    assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
+    assert set(probe_model(model, make_probe_inputs(model))) == {"outputs of a batch"}
 
 
 def test_waves_of_sound_are_what_wav2vec2_is_captured_with():
     config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
     model = randomized(lambda: transformers.Wav2Vec2Model(config))
-    assert sample(model)["input_values"].dim() == 2
+    assert sample_inputs(model)["input_values"].dim() == 2
     program = capture(model)
     assert {"encoder.layers.0", "encoder.layers.1"} < set(program.units)
     assert {g.kind for g in skeleton_of(program).groups} >= {"heads", "channels"}
-    assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
+    assert set(probe_model(model, make_probe_inputs(model))) == {"outputs of a batch"}
 
 
 def test_waves_have_the_axis_of_channels_that_a_first_convolution_is_given():
@@ -122,7 +122,7 @@ def test_waves_have_the_axis_of_channels_that_a_first_convolution_is_given():
     audio = {**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4}
     config = transformers.AutoConfig.for_model("omniasr_ctc", audio_config=audio, vocab_size=32)
     model = randomized(lambda: transformers.AutoModelForCTC.from_config(config, dtype=torch.float32))
-    assert sample(model)["input_values"].shape[:2] == (2, 1)
+    assert sample_inputs(model)["input_values"].shape[:2] == (2, 1)
     assert {g.kind for g in skeleton_of(capture(model)).groups} >= {"heads", "channels"}
 
 
@@ -131,20 +131,20 @@ def test_time_series_are_what_a_model_that_continues_them_is_captured_with(kind)
     sizes = {"context_length": 32, "patch_length": 8, "num_input_channels": 3, "d_model": 16, "ffn_dim": 32}
     config = transformers.AutoConfig.for_model(kind, **sizes, num_hidden_layers=2, num_attention_heads=4)
     model = randomized(lambda: transformers.AutoModel.from_config(config, dtype=torch.float32))
-    assert sample(model)["past_values"].shape == (2, 32, 3)
+    assert sample_inputs(model)["past_values"].shape == (2, 32, 3)
     assert "channels" in {g.kind for g in skeleton_of(capture(model)).groups}
-    assert set(probe(model, inputs_of(model))) == {"outputs of a batch"}
+    assert set(probe_model(model, make_probe_inputs(model))) == {"outputs of a batch"}
     with pytest.raises(Reject, match="takes `past_values`"):
-        arguments(model, torch.ones(1, 8, dtype=torch.int64))
+        forward_arguments(model, torch.ones(1, 8, dtype=torch.int64))
 
 
 def test_a_model_whose_own_generate_wants_sounds_writes_nothing_and_is_compared_by_its_logits():
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     config = transformers.Pop2PianoConfig(**sizes, num_decoder_layers=2)
     model = randomized(lambda: transformers.Pop2PianoForConditionalGeneration(config))
-    assert model.can_generate() and not writes(model)
-    assert {name.split()[0] for name in probe(model, inputs_of(model))} == {"logits"}
-    assert writes(
+    assert model.can_generate() and not generates_from_ids(model)
+    assert {name.split()[0] for name in probe_model(model, make_probe_inputs(model))} == {"logits"}
+    assert generates_from_ids(
         randomized(lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=32, n_head=4)))
     )
 
@@ -159,13 +159,13 @@ def test_norms_of_weights_are_captured_without_weights():
 def test_tokens_are_no_rows_of_a_model_that_takes_waves():
     config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
     with pytest.raises(Reject, match="takes `input_values`"):
-        arguments(transformers.Wav2Vec2ForCTC(config), torch.ones(1, 8, dtype=torch.int64))
+        forward_arguments(transformers.Wav2Vec2ForCTC(config), torch.ones(1, 8, dtype=torch.int64))
 
 
 def test_pictures_of_sound_are_what_a_spectrogram_transformer_is_captured_with():
     config = transformers.ASTConfig(**{**_IMAGE, "max_length": 64, "num_mel_bins": 32, "patch_size": 16})
     model = randomized(lambda: transformers.ASTModel(config))
-    assert sample(model)["input_values"].shape == (2, 64, 32)
+    assert sample_inputs(model)["input_values"].shape == (2, 64, 32)
     assert {g.kind for g in skeleton_of(capture(model)).groups} >= {"heads", "channels"}
 
 
@@ -173,14 +173,14 @@ def test_pictures_of_sound_are_what_a_spectrogram_transformer_is_captured_with()
 def test_a_tower_of_images_with_a_head_finds_the_form_of_its_images_in_its_config(kind):
     config = transformers.AutoConfig.for_model(kind, text_config=_TEXT, vision_config=_IMAGE)
     model = randomized(lambda: transformers.AutoModelForImageClassification.from_config(config, dtype=torch.float32))
-    assert sample(model)["pixel_values"].shape == (2, 3, 16, 16) and capture(model).units
-    assert inputs_of(model)["pixels"].shape == (2, 3, 16, 16)
+    assert sample_inputs(model)["pixel_values"].shape == (2, 3, 16, 16) and capture(model).units
+    assert make_probe_inputs(model)["pixels"].shape == (2, 3, 16, 16)
 
 
 def test_a_model_that_talks_of_images_is_probed_by_its_texts():
     config = transformers.VipLlavaConfig(text_config={**_TEXT, "model_type": "llama"}, vision_config=_IMAGE)
     model = randomized(lambda: transformers.VipLlavaForConditionalGeneration(config))
-    assert "ids" in inputs_of(model) and len(probe(model, inputs_of(model), 2)) == 6
+    assert "ids" in make_probe_inputs(model) and len(probe_model(model, make_probe_inputs(model), 2)) == 6
 
 
 # -- sounds --------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def compiled(folder, steps: str, bounds: str = "", data: str = 'sounds("clips.js
         f'expect small {{\n{bounds}\n}}\nemit small {{ hf("small") }}\n'
     )
     out = Path(tempfile.mkdtemp(dir=folder))
-    return api.build(api.session(path, settings=Settings(folder / "cache", threads=1)), out)
+    return api.build(api.open_session(path, settings=Settings(folder / "cache", threads=1)), out)
 
 
 def judged(result) -> float:
@@ -225,14 +225,14 @@ def test_what_a_model_says_of_sounds_is_scored_and_learned(folder):
 
 def test_a_target_is_what_is_said_of_a_sound(folder):
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder / "whisper")
-    opened = api.session(recipe_of(folder), settings=Settings(folder / "cache", threads=1))
+    opened = api.open_session(recipe_of(folder), settings=Settings(folder / "cache", threads=1))
     (recipe,) = opened.recipes()
     rows = opened.context(recipe, recipe.pipelines["small"]).rows_by_name("heard")
-    (part,) = parts(model)
+    (part,) = packed_parts(model)
     assert part.shape == (16, 100) and rows.shape == (6, 1600 + 10)
     wanted, counted = predictions(model, rows)
     assert wanted[3].tolist()[:7] == [0, *[2 + i for i in ids_of(folder, "tone 3")]] or counted[3].sum() == 7
-    given = arguments(model, rows)[1]
+    given = forward_arguments(model, rows)[1]
     assert given["input_features"].shape == (6, 16, 100) and given["decoder_input_ids"][:, 0].tolist() == [0] * 6
 
 
@@ -254,7 +254,7 @@ def ids_of(folder, text: str) -> list[int]:
 def test_samples_are_the_same_in_every_width_of_pcm(tmp_path, width, channels):
     wave = [math.sin(t / 7) * 0.9 for t in range(400)]
     file = worlds.tone(tmp_path / "x.wav", wave, 16_000, width, channels)
-    found = torch.from_numpy(_samples(file, 16_000))
+    found = torch.from_numpy(_read_wav(file, 16_000))
     assert torch.allclose(found, torch.tensor(wave), atol=2 / 2 ** (8 * min(width, 3) - 1))
 
 
@@ -263,7 +263,7 @@ def test_another_rate_and_what_is_no_recording_are_refused(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "none.wav").write_bytes(worlds.tone(tmp_path / "x.wav", [0.0] * 9, 16_000).read_bytes()[:20])
     for name in ("slow", "text", "none"):
-        assert worlds.slug(lambda name=name: _samples(tmp_path / f"{name}.wav", 16_000)) == "bad-sound"
+        assert worlds.slug(lambda name=name: _read_wav(tmp_path / f"{name}.wav", 16_000)) == "bad-sound"
 
 
 # -- tensors -------------------------------------------------------------------------------------------------
@@ -307,13 +307,13 @@ def test_towers_that_are_given_everything_by_name_are_thinned_and_refused_by_the
     )
     model = randomized(lambda: transformers.OwlViTModel(config))
     program = capture(model)
-    given = sample(model)
+    given = sample_inputs(model)
     rows = packed({"pixel_values": given["pixel_values"], "ids": given["input_ids"]}, ("pixel_values", "ids"))
-    assert arguments(model, rows)[0] == (), "a picture comes before the text, so nothing is given by place"
+    assert forward_arguments(model, rows)[0] == (), "a picture comes before the text, so nothing is given by place"
     layers, paths = Layerwise(program, rows), set()
     for stage in stages(program, [m for m in skeleton_of(program).parts if m.path.endswith("q_proj")]):
-        layers.observe(stage, lambda path, module, x: paths.add(path))
+        layers.observe_inputs(stage, lambda path, module, x: paths.add(path))
         layers.leave(stage)
     assert {path.split(".")[0] for path in paths} == {"text_model", "vision_model"}
     with pytest.raises(Reject, match="takes pictures as well"):
-        Reader(program, "bf16").read()
+        Reader(program, "bf16").build_plan()

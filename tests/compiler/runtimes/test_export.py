@@ -3,8 +3,8 @@
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts.exported import read
-from effc.compiler.artifacts.verify import verify
+from effc.compiler.artifacts.exported import load_program
+from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.evaluation.metrics.bytes import Bytes
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
@@ -49,16 +49,16 @@ def llama(tmp_path_factory):
 def test_a_program_of_a_language_model_holds_for_other_lengths_masks_and_positions(llama):
     folder, target = llama
     model = tiny.model("llama")
-    checks = verify(folder, model, target.forms())
+    checks = verify_forms(folder, model, target.forms())
     assert [c.what.partition(": ")[2] for c in checks] == ["logits of a batch", "logits of a left-padded batch"]
     ids = torch.arange(3, 33)[None]
-    assert torch.allclose(read(folder / "program")(ids), model(ids).logits, atol=ROUNDING)
+    assert torch.allclose(load_program(folder / "program")(ids), model(ids).logits, atol=ROUNDING)
 
 
 def test_a_tied_head_of_a_program_counts_once(tmp_path):
     model = tiny.model("llama", tie_word_embeddings=True)
     folder, _ = emitted(tmp_path, model)
-    opened = read(folder / "program")
+    opened = load_program(folder / "program")
     for metric in (Params(), Bytes()):
         assert metric.measure(opened, None) == metric.measure(model, None)
 
@@ -66,7 +66,7 @@ def test_a_tied_head_of_a_program_counts_once(tmp_path):
 def test_another_model_than_the_one_in_memory_is_found(llama):
     folder, target = llama
     with pytest.raises(Reject, match="logits of a left-padded batch differ by"):
-        verify(folder, tiny.model("llama", seed=1), target.forms())
+        verify_forms(folder, tiny.model("llama", seed=1), target.forms())
 
 
 def test_a_model_whose_program_would_hold_for_few_tokens_only_is_refused(tmp_path):

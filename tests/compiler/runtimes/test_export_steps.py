@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.exported import check, read
-from effc.compiler.artifacts.verify import verify
-from effc.compiler.artifacts.verify_child import generate
+from effc.compiler.artifacts.exported import check, load_program
+from effc.compiler.artifacts.verify import verify_forms
+from effc.compiler.artifacts.verify_child import generate_greedy
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.pt2 import Pt2
 from effc.dsl.syntax.diagnostics import Reject
@@ -60,7 +60,7 @@ def llama(tmp_path_factory):
 
 def greedy(model, steps=32):
     ids = torch.tensor([[5, 9, 17, 4]])
-    return generate(model, ids, torch.ones_like(ids), steps).sequences[0, 4:].tolist()
+    return generate_greedy(model, ids, torch.ones_like(ids), steps).sequences[0, 4:].tolist()
 
 
 def test_torch_alone_takes_the_same_tokens_from_a_program_that_continues_text(llama):
@@ -73,11 +73,11 @@ def test_torch_alone_takes_the_same_tokens_from_a_program_that_continues_text(ll
 
 
 def test_effc_opens_both_programs_as_one_model_that_generates_batches_of_any_padding(llama):
-    model, opened = tiny.model("llama"), read(llama[0] / "program")
+    model, opened = tiny.model("llama"), load_program(llama[0] / "program")
     ids = torch.randint(3, 128, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :4] = mask[2, :7] = 0
-    wanted, found = (generate(m, ids, mask, 20) for m in (model, opened))
+    wanted, found = (generate_greedy(m, ids, mask, 20) for m in (model, opened))
     assert torch.equal(wanted.sequences, found.sequences)
     long = torch.randint(3, 128, (1, 100), generator=torch.Generator().manual_seed(1))  # more than the cache holds
     assert torch.allclose(opened(input_ids=long).logits, model(input_ids=long).logits, atol=1e-4)
@@ -86,7 +86,7 @@ def test_effc_opens_both_programs_as_one_model_that_generates_batches_of_any_pad
 
 
 def test_every_mode_gives_what_transformers_generates(llama):
-    assert_generates_alike(tiny.model("llama"), read(llama[0] / "program"))
+    assert_generates_alike(tiny.model("llama"), load_program(llama[0] / "program"))
 
 
 OTHERS = ("gemma2", "gemma3_text", "opt", "phi3", "cohere", "mistral")
@@ -96,7 +96,7 @@ OTHERS = ("gemma2", "gemma3_text", "opt", "phi3", "cohere", "mistral")
 def test_a_fresh_process_holds_both_programs_to_the_model(tmp_path, name):
     model = tiny.model(name)
     folder, target = emitted(tmp_path, model, context=64)
-    checks = verify(folder, model, target.forms())
+    checks = verify_forms(folder, model, target.forms())
     assert any("31 decode steps" in check.what for check in checks) and all(check.holds for check in checks)
 
 

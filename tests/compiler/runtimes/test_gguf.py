@@ -154,7 +154,7 @@ def test_a_gguf_file_that_is_written_while_it_is_read_is_converted_to_nothing(gg
 def test_what_a_gguf_file_was_converted_to_is_looked_at_like_the_file(gguf_file, tmp_path):
     found = Gguf(path="m.gguf").resolve(worlds.context(tmp_path))
     found.load()
-    found.refuse_change()
+    found.refuse_changed_files()
     weights = found.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\x3f")
-    assert worlds.slug(found.refuse_change) == "model-changed"
+    assert worlds.slug(found.refuse_changed_files) == "model-changed"

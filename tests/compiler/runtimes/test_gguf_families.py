@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify_child import inputs_for, probe
+from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.target import LoadRequest
 from effc.compiler.runtimes.gguf.architectures import KINDS
 from effc.compiler.runtimes.gguf.families import FAMILIES
-from effc.compiler.runtimes.gguf.pretokenizers import DOUBT, cut_of, only_by_merges
-from effc.compiler.targets.gguf import Gguf, refuse
+from effc.compiler.runtimes.gguf.pretokenizers import DOUBT, ambiguous_merge_notes, pretokenizer_of
+from effc.compiler.targets.gguf import Gguf, refuse_config_early
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -87,8 +87,8 @@ def written(model, folder, kind="f32"):
 def test_a_file_alone_says_what_a_model_computes(tmp_path, case):
     model = model_of(case)
     opened = Gguf.open(written(model, tmp_path), LoadRequest())[0]
-    inputs = inputs_for(model.config)
-    wanted, found = probe(model, inputs, 12), probe(opened, inputs, 12)
+    inputs = inputs_for_config(model.config)
+    wanted, found = probe_model(model, inputs, 12), probe_model(opened, inputs, 12)
     for what, want in wanted.items():
         if want.is_floating_point():
             assert (want.log_softmax(-1) - found[what].log_softmax(-1)).abs().max() < 1e-4, what
@@ -143,7 +143,7 @@ def test_a_config_that_an_architecture_does_not_compute_is_refused_by_name(case,
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(Reject, match=words) as refused:
-        refuse(model)
+        refuse_config_early(model)
     assert f"llama.cpp's `{FAMILIES[name].kind}`" in refused.value.diagnostics[0].message
 
 
@@ -185,14 +185,14 @@ def split(pattern):
 )
 def test_only_a_way_of_cutting_that_is_llama_cpps_own_is_named_without_a_doubt(cutting, whole, name):
     body = {"model": {"ignore_merges": whole}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": cutting}}
-    assert cut_of(body) == ((name, []) if name else ("default", [DOUBT]))
+    assert pretokenizer_of(body) == ((name, []) if name else ("default", [DOUBT]))
 
 
 def test_tokens_that_are_joined_by_score_are_doubted_where_merges_say_more():
     texts = ["a", "b", "c", "ab", "bc", "abc"]
-    assert only_by_merges(texts, [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]) == []
-    assert only_by_merges(texts, [("a", "b"), ("b", "c"), ("ab", "c")]) == [DOUBT]  # a, bc make a token, too
-    assert only_by_merges(texts, [("ab", "c"), ("a", "b"), ("b", "c"), ("a", "bc")]) == [DOUBT]
+    assert ambiguous_merge_notes(texts, [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]) == []
+    assert ambiguous_merge_notes(texts, [("a", "b"), ("b", "c"), ("ab", "c")]) == [DOUBT]  # a, bc make a token, too
+    assert ambiguous_merge_notes(texts, [("ab", "c"), ("a", "b"), ("b", "c"), ("a", "bc")]) == [DOUBT]
 
 
 def trained(folder, kind):
@@ -231,12 +231,12 @@ def trained(folder, kind):
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "sentences"])
 def test_llama_cpp_makes_the_same_tokens_or_a_note_says_of_which_text_not(tmp_path, kind):
-    from effc.compiler.runtimes.gguf.writing import write
+    from effc.compiler.runtimes.gguf.writing import write_gguf
 
     pytest.importorskip("llama_cpp")
     tokenizer = trained(tmp_path, kind)
     config = AutoConfig.for_model("llama", **{**SIZES, "vocab_size": len(tokenizer)})
-    notes = write(AutoModelForCausalLM.from_config(config).eval(), tmp_path, "f16", tokenizer)
+    notes = write_gguf(AutoModelForCausalLM.from_config(config).eval(), tmp_path, "f16", tokenizer)
     if kind == "sentences":  # merges that were trained leave pairs out that llama.cpp joins
         assert all("llama.cpp makes other tokens" in note or "normalises" in note for note in notes)
     else:

@@ -7,14 +7,14 @@ from importlib.util import find_spec
 import pytest
 import torch
 from effc.compiler.artifacts.load import load
-from effc.compiler.artifacts.verify import verify
+from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation.metrics.bytes import Bytes
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.target import LoadRequest
-from effc.compiler.runtimes.gguf.reading import read
+from effc.compiler.runtimes.gguf.reading import read_gguf
 from effc.compiler.runtimes.gguf.refusal import cannot_write_gguf
 from effc.compiler.runtimes.onnx.refusal import cannot_write_onnx
 from effc.compiler.targets.gguf import Gguf
@@ -56,7 +56,9 @@ def slim(tmp_path_factory):
     worlds.tokenizer(folder / "llama", chat=CHAT)
     (folder / "pruning_config.json").write_text(json.dumps(CUT))
     (folder / "slim.effspec").write_text(RECIPE)
-    (result,) = api.build(api.session(folder / "slim.effspec", settings=Settings(folder / "cache", threads=1)), folder)
+    (result,) = api.build(
+        api.open_session(folder / "slim.effspec", settings=Settings(folder / "cache", threads=1)), folder
+    )
     (artifact,) = result.artifacts
     return artifact
 
@@ -69,7 +71,7 @@ def emitted(tmp_path, model, **options):
 
 
 def test_layers_that_differ_are_written_as_deci_with_their_own_widths(slim):
-    known = read(slim.path / "gguf" / "model.gguf").facts
+    known = read_gguf(slim.path / "gguf" / "model.gguf").facts
     assert known["general.architecture"] == "deci"
     assert known["deci.attention.head_count"] == [4, 0, 2]
     assert known["deci.attention.head_count_kv"] == [2, 0, 1]
@@ -92,11 +94,11 @@ def test_it_runs_inspects_and_verifies_from_the_command_line(slim, capsys):
 
 
 def test_other_readers_of_gguf_find_the_same_tensors(slim):
-    ours = read(slim.path / "gguf" / "model.gguf")
+    ours = read_gguf(slim.path / "gguf" / "model.gguf")
     theirs = {t.name: t for t in gguf.GGUFReader(slim.path / "gguf" / "model.gguf").tensors}
     assert set(theirs) == set(ours.entries)
     for name, tensor in theirs.items():
-        assert torch.equal(ours.tensor(name).flatten(), torch.from_numpy(tensor.data.copy()).flatten())
+        assert torch.equal(ours.read_tensor(name).flatten(), torch.from_numpy(tensor.data.copy()).flatten())
 
 
 def test_changed_files_are_refused_and_read_nothing_beyond_their_end(slim, tmp_path):
@@ -108,12 +110,12 @@ def test_changed_files_are_refused_and_read_nothing_beyond_their_end(slim, tmp_p
             data[draw.randrange(head + 2000)] = draw.randrange(256)
         path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
         try:
-            read(path)
+            read_gguf(path)
         except Reject as refused:
             assert refused.diagnostics[0].slug == "refused-gguf"
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (1 << 60).to_bytes(8, "little") * 2)
     with pytest.raises(Reject, match="more tensors or keys than a model has"):
-        read(path)
+        read_gguf(path)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def on_a_grid(model, group, symmetric):
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "_proj.weight" in name:
-                p.copy_(Grid(4, group, symmetric, True).fit(p.float()).round(p.float()))
+                p.copy_(Grid(4, group, symmetric, True).fit_scales(p.float()).round(p.float()))
     return model
 
 
@@ -165,16 +167,16 @@ def test_four_bits_keep_the_codes_that_a_quantiser_left(tmp_path, kind, symmetri
     model = on_a_grid(tiny.model("llama", vocab_size=worlds.VOCABULARY), 32, symmetric).to(dtype)
     worlds.tokenizer(tmp_path)
     folder, target = emitted(tmp_path, model, type=kind)
-    stored = read(folder / "gguf" / "model.gguf")
+    stored = read_gguf(folder / "gguf" / "model.gguf")
     for name, path in (("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
         weight = model.get_submodule(f"model.layers.0.{path}").weight.detach()
-        known, entry = stored.tensor(f"blk.0.{name}.weight"), stored.entries[f"blk.0.{name}.weight"]
+        known, entry = stored.read_tensor(f"blk.0.{name}.weight"), stored.entries[f"blk.0.{name}.weight"]
         assert entry.bytes * 8 == weight.numel() * bits
         step = exact_codes(weight, 32).scale.repeat_interleave(32, 1)
         # q4_1 states what code 0 stands for in 11 bits; a bfloat16 model holds code * scale in 8.
         exact = (exact_codes(weight, 32).code - exact_codes(weight, 32).zero.repeat_interleave(32, 1)) * step
         assert ((known - exact).abs() <= (step / 200 if kind == "q4_1" else 0)).all()
-    assert all(check.holds for check in verify(folder, model, target.forms()))
+    assert all(check.holds for check in verify_forms(folder, model, target.forms()))
 
 
 @pytest.mark.parametrize(
@@ -222,11 +224,11 @@ def test_codes_of_four_bits_that_no_step_gives_are_refused_in_plan(tmp_path, mod
     )
     granted = Settings(tmp_path / "cache", on_event=lambda event: told.append(getattr(event, "message", "")))
     if slug in ("", "told"):
-        api.plans(api.session(recipe, settings=granted))
+        api.make_plans(api.open_session(recipe, settings=granted))
         assert any("it is refused at the end" in said for said in told) == bool(slug)
         return
     with pytest.raises(Reject) as refused:
-        api.plans(api.session(recipe, settings=granted))
+        api.make_plans(api.open_session(recipe, settings=granted))
     (fault,) = (d for d in refused.value.diagnostics if d.severity == "error")
     assert fault.slug == slug and fault.exit == 3 and fault.span is not None
     assert f'gguf("g", type: {kind})' in fault.span.text
@@ -249,7 +251,7 @@ def test_rows_that_q8_0_does_not_divide_are_refused(tmp_path):
 def test_models_whose_layers_are_alike_keep_their_own_architecture(tmp_path, name, kind):
     model = tiny.model(name, **({"sliding_window": None} if name == "mistral" else {}))
     folder, target = emitted(tmp_path, model, type=kind)
-    assert all(check.holds for check in verify(folder, model, target.forms()))
+    assert all(check.holds for check in verify_forms(folder, model, target.forms()))
     made = load(folder / "gguf")
     assert made.facts["model_type"] == ("llama" if name == "mistral" else name)
 

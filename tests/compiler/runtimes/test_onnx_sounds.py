@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.apps.serving.chat import refuse_silent
+from effc.compiler.apps.serving.chat import refuse_without_generate
 from effc.compiler.artifacts.load import load
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -38,7 +38,9 @@ def compiled(tmp_path_factory):
     worlds.hearing(folder / "whisper")
     worlds.clips(folder)
     (folder / "r.effspec").write_text(RECIPE)
-    (result,) = api.build(api.session(folder / "r.effspec", settings=Settings(folder / "cache", threads=1)), folder)
+    (result,) = api.build(
+        api.open_session(folder / "r.effspec", settings=Settings(folder / "cache", threads=1)), folder
+    )
     return {artifact.path.name: artifact for artifact in result.artifacts}
 
 
@@ -108,7 +110,7 @@ def test_beams_of_sounds_are_those_of_transformers(compiled):
 @pytest.mark.parametrize("form", ["small", "runtime"])
 def test_who_talks_to_one_that_hears_is_told_so(compiled, form):
     with pytest.raises(Reject, match="hears sounds and reads no prompt"):
-        refuse_silent(load(compiled[form].path))
+        refuse_without_generate(load(compiled[form].path))
 
 
 def test_features_of_another_size_are_refused(compiled):

@@ -9,7 +9,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.runtimes.onnx.model import open_onnx
-from effc.compiler.runtimes.onnx.seq2seq_export import refuse
+from effc.compiler.runtimes.onnx.seq2seq_export import refuse_unsupported
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.runtimes.native.test_translators import BART, GREEDY, assert_near, made, sources
@@ -43,7 +43,9 @@ def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     made("t5", num_layers=1).save_pretrained(folder / "base")
     (folder / "r.effspec").write_text(RECIPE)
-    (result,) = api.build(api.session(folder / "r.effspec", settings=Settings(folder / "cache", threads=1)), folder)
+    (result,) = api.build(
+        api.open_session(folder / "r.effspec", settings=Settings(folder / "cache", threads=1)), folder
+    )
     return {artifact.path.name: artifact for artifact in result.artifacts}
 
 
@@ -98,7 +100,7 @@ def test_each_side_of_a_translator_may_have_words_of_its_own(tmp_path):
     made("marian, two vocabularies", encoder_layers=1).save_pretrained(tmp_path / "base")
     (tmp_path / "r.effspec").write_text(RECIPE)
     (result,) = api.build(
-        api.session(tmp_path / "r.effspec", settings=Settings(tmp_path / "cache", threads=1)), tmp_path
+        api.open_session(tmp_path / "r.effspec", settings=Settings(tmp_path / "cache", threads=1)), tmp_path
     )
     thin, own = (load(artifact.path) for artifact in result.artifacts)
     assert (thin.config.vocab_size, thin.config.decoder_vocab_size) == (128, 90)
@@ -131,9 +133,9 @@ def test_graphs_that_do_not_belong_together_are_refused(compiled, change, said, 
 
 def test_a_decoder_without_a_head_and_one_that_hears_otherwise_are_refused_by_name():
     with pytest.raises(Reject, match="has no head of logits"):
-        refuse(transformers.BartModel(transformers.BartConfig(**BART)))
+        refuse_unsupported(transformers.BartModel(transformers.BartConfig(**BART)))
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 64}
     sizes |= {"input_feat_per_channel": 8, "pad_token_id": 0}  # frames that a mask shows some of
     with pytest.raises(Reject, match="takes `input_features`"):
-        refuse(transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(**sizes)))
+        refuse_unsupported(transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(**sizes)))

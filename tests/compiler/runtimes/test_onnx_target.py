@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from effc.compiler.artifacts.load import load
-from effc.compiler.artifacts.verify import verify
+from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.artifacts.verify_child import first_output
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -57,7 +57,9 @@ def slim(tmp_path_factory):
     worlds.tokenizer(folder / "llama")
     (folder / "pruning_config.json").write_text(json.dumps(CUT))
     (folder / "slim.effspec").write_text(RECIPE)
-    (result,) = api.build(api.session(folder / "slim.effspec", settings=Settings(folder / "cache", threads=1)), folder)
+    (result,) = api.build(
+        api.open_session(folder / "slim.effspec", settings=Settings(folder / "cache", threads=1)), folder
+    )
     (artifact,) = result.artifacts
     return artifact
 
@@ -159,7 +161,7 @@ def test_what_the_graph_does_not_give_is_said_in_a_sentence(slim):
 
 def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
     """External weights that lie elsewhere, ops of other domains and changed bytes: refused, never opened."""
-    from effc.compiler.runtimes.onnx.checking import check
+    from effc.compiler.runtimes.onnx.checking import check_onnx
 
     def changed(change):
         shutil.rmtree(tmp_path / "onnx", ignore_errors=True)
@@ -183,12 +185,12 @@ def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
 
     for change, words in ((elsewhere, "another file"), (beyond, "outside of"), (foreign, "calls ops of evil")):
         with pytest.raises(Reject, match=words):
-            check(changed(change))
+            check_onnx(changed(change))
     file = changed(lambda model: None) / "model.onnx"
     name = onnx.load(file, load_external_data=False).graph.node[0].op_type.encode()
     file.write_bytes(file.read_bytes().replace(name, b"\xff" + name[1:]))
     with pytest.raises(Reject, match="not UTF-8"):
-        check(file.parent)
+        check_onnx(file.parent)
     honest = (slim.path / "onnx" / "model.onnx").read_bytes()
     draw = random.Random(0)
     for _ in range(60):
@@ -197,7 +199,7 @@ def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
             data[draw.randrange(len(data))] = draw.randrange(256)
         (tmp_path / "onnx" / "model.onnx").write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
         try:
-            check(tmp_path / "onnx")
+            check_onnx(tmp_path / "onnx")
         except Reject as refused:
             assert refused.diagnostics[0].slug in ("refused-onnx", "odd-file")
 
@@ -221,14 +223,14 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
 def test_decoders_of_many_kinds_compute_the_same_in_onnx_runtime(tmp_path, name):
     model = tiny.model(name)
     folder, target = emitted(tmp_path, model)
-    assert len(verify(folder, model, target.forms())) == 6
+    assert len(verify_forms(folder, model, target.forms())) == 6
 
 
 @pytest.mark.heavy
 def test_int8_is_written_and_its_loss_is_measured(tmp_path):
     model = tiny.model("llama")
     folder, target = emitted(tmp_path, model, dynamic="int8")
-    checks = verify(folder, model, target.forms())
+    checks = verify_forms(folder, model, target.forms())
     assert max(check.worst for check in checks if "logits" in check.what) > 1e-3
     whole, _ = emitted(tmp_path / "whole", model)
     size = [(f / "onnx" / "model.onnx.data").stat().st_size for f in (folder, whole)]
@@ -273,6 +275,6 @@ def test_encoders_vision_models_and_plain_modules_are_written_as_they_are(tmp_pa
         )
     ):
         folder, target = emitted(tmp_path / str(number), model.eval())
-        assert verify(folder, model, target.forms())
+        assert verify_forms(folder, model, target.forms())
         opened, _ = type(target).open(folder / "onnx", LoadRequest())
         assert Params().measure(opened, None) == sum(p.numel() for p in model.parameters())

@@ -5,10 +5,10 @@ from functools import cache
 import pytest
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning import shrink
-from effc.compiler.analysis.planning.selection import competing
+from effc.compiler.analysis.planning.selection import competing_groups
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.branches import Branches
-from effc.compiler.transforms.search.importance import l1
+from effc.compiler.transforms.search.importance import l1_importance
 from effc.compiler.transforms.search.savings import OF_MODEL, SavingsTable, steps
 from effc.compiler.transforms.search.uniform_widths import refreshed
 from effc.compiler.transforms.search.widths import Widths
@@ -36,7 +36,7 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
         if len(left.branches) > 1 and data.draw(st.booleans()):
             branch = data.draw(st.sampled_from(left.branches))
             for of in saved:
-                saved[of] += savings_table.branch(branch.site, of)
+                saved[of] += savings_table.branch_savings(branch.site, of)
             savings_table.dropped(branch.site)
             left = shrink.without_branch(left, branch)
             continue
@@ -46,9 +46,9 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
             continue
         count = data.draw(st.integers(1, max(1, steps(group) // 3)))
         for of in saved:
-            saved[of] += savings_table.next(group.site, group.kind, count, of)
+            saved[of] += savings_table.step_savings(group.site, group.kind, count, of)
         savings_table.narrowed(group.site, group.kind, count)
-        left = shrink.narrowed(left, group, group.count - count)
+        left = shrink.with_narrowed_group(left, group, group.count - count)
     for of, value in saved.items():
         assert value == pytest.approx(OF_MODEL[of](before) - OF_MODEL[of](left))
 
@@ -59,8 +59,8 @@ def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
     program = capture(table.model("mobilevitv2"))
     size = shrink.params(skeleton_of(program))
     savings_table = SavingsTable(skeleton_of(program))
-    groups = competing(skeleton_of(program), None)["channels"]
-    widths = Widths(program, groups, 8, savings_table, lambda group: l1(program, group))
+    groups = competing_groups(skeleton_of(program), None)["channels"]
+    widths = Widths(program, groups, 8, savings_table, lambda group: l1_importance(program, group))
     blocks = Branches(program, skeleton_of(program).branches, savings_table)
     saved = 0.0
     for _ in range(data.draw(st.integers(2, 8))):
@@ -77,4 +77,4 @@ def test_a_step_between_narrowed_neighbours_saves_less_than_at_first():
     savings_table = SavingsTable(before)
     (site, kind), kin = next((key, kin) for key, kin in savings_table.crossing.items() if len(kin) > 1)
     savings_table.narrowed(*kin[0], 4)
-    assert savings_table.next(site, kind, 1, "params") < savings_table.of_step(site, kind, "params")
+    assert savings_table.step_savings(site, kind, 1, "params") < savings_table.of_step(site, kind, "params")

@@ -6,9 +6,15 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.dry_run import weightless
+from effc.compiler.transforms.editing.dry_run import copy_on_meta
 from effc.compiler.transforms.search import importance, reconstruct
-from effc.compiler.transforms.search.reconstruct import Moments, Reconstruction, readers, repaired, silenced
+from effc.compiler.transforms.search.reconstruct import (
+    Moments,
+    Reconstruction,
+    reader_weights_without,
+    readers,
+    repair_weight,
+)
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +32,7 @@ def read(program, folder, ids=IDS):
     moments = Moments(folder)
     modules = [m.tensor.rpartition(".")[0] for g in skeleton_of(program).groups for m in readers(g)]
     with torch.no_grad():
-        moments.collect(program, modules, lambda: program.model(ids, use_cache=False), 1 << 30)
+        moments.collect_in_passes(program, modules, lambda: program.model(ids, use_cache=False), 1 << 30)
     return moments
 
 
@@ -44,13 +50,13 @@ class OneDevice(TorchDispatchMode):
 class Real(Moments):
     """Moments that are read as they are where everything else is only shapes."""
 
-    def of(self, module):
+    def moment_of(self, module):
         with _disable_current_modes():
-            return super().of(module)
+            return super().moment_of(module)
 
-    def norms(self, module):
+    def input_norms(self, module):
         with _disable_current_modes():
-            return super().norms(module)
+            return super().input_norms(module)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
@@ -59,17 +65,20 @@ def test_everything_is_computed_on_the_device_of_the_weights(tmp_path, name):
     groups = skeleton_of(program).groups
     read(program, tmp_path)
     moments = Real(tmp_path)
-    there = weightless(program)  # the meta device stands for one: it is not the CPU
+    there = copy_on_meta(program)  # the meta device stands for one: it is not the CPU
     assert skeleton_of(there).groups  # found before: finding reads indices off the CPU
     with FakeTensorMode(allow_non_fake_inputs=True), OneDevice():
         for group in groups:
             for ranking in (
-                importance.l1(there, group),
-                importance.wanda(there, group, moments),
-                importance.obs(there, group, moments),
+                importance.l1_importance(there, group),
+                importance.wanda_importance(there, group, moments),
+                importance.obs_importance(there, group, moments),
             ):
                 assert ranking.device.type == "cpu" and ranking.shape == (group.count,)
-            for weights in (silenced(there.model, group, [1]), Reconstruction(there, moments).without(group, {0}, [1])):
+            for weights in (
+                reader_weights_without(there.model, group, [1]),
+                Reconstruction(there, moments).weights_without(group, {0}, [1]),
+            ):
                 assert {w.device.type for w in weights.values()} == {"meta"}
 
 
@@ -92,14 +101,14 @@ def test_inputs_that_depend_on_each_other_are_solved_with_more_damping():
     moment = x.T @ x  # rank 3, and rounding makes it indefinite
     with pytest.raises(torch.linalg.LinAlgError):
         torch.linalg.cholesky(moment.double())
-    new = repaired(torch.ones(2, 40), moment, [], [0, 1], 0.0)
+    new = repair_weight(torch.ones(2, 40), moment, [], [0, 1], 0.0)
     assert new.isfinite().all() and not new[:, :2].any()
 
 
 def test_items_that_depend_on_each_other_are_ranked(tmp_path):
     program = capture(tiny.model("llama"))
     moments = read(program, tmp_path, IDS[:1, :3])  # 3 tokens, 96 channels
-    scores = importance.obs(program, skeleton_of(program).groups[0], moments, damping=0.0)
+    scores = importance.obs_importance(program, skeleton_of(program).groups[0], moments, damping=0.0)
     assert scores.isfinite().all()
 
 
@@ -112,12 +121,12 @@ def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkey
     found, inputs = [], program.model.get_parameter(reader.tensor).shape[1]
     for together in (inputs, inputs // 2, 1):
         monkeypatch.setattr(importance, "BATCH_ROWS", together)
-        found.append(importance.obs(program, group, moments, damping=1e-6))
+        found.append(importance.obs_importance(program, group, moments, damping=1e-6))
     assert all((more >= less * (1 - 1e-4)).all() for less, more in pairwise(found))
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
 
     weight, size = program.model.get_parameter(reader.tensor).detach().double(), inputs // group.count
-    moment, half = moments.of(reader.tensor.removesuffix(".weight")).double(), inputs // 2
+    moment, half = moments.moment_of(reader.tensor.removesuffix(".weight")).double(), inputs // 2
     for item in range(group.count):  # the others of its half take over, by least squares
         start = item * size // half * half
         gone = set(range(item * size, (item + 1) * size))
@@ -138,7 +147,7 @@ def test_wide_heads_are_ranked_by_any_number_of_threads(tmp_path, threads):
     moments = read(program, tmp_path)
     torch.set_num_threads(threads)
     try:
-        scores = importance.obs(program, group, moments)
+        scores = importance.obs_importance(program, group, moments)
     finally:
         torch.set_num_threads(before)
     assert scores.isfinite().all() and len(scores) == 4
@@ -149,9 +158,9 @@ class Counting(Moments):
 
     reads = 0
 
-    def of(self, module):
+    def moment_of(self, module):
         self.reads += 1
-        return super().of(module)
+        return super().moment_of(module)
 
 
 def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
@@ -160,16 +169,16 @@ def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
     moments = Counting(tmp_path)
     first, second = [g for g in skeleton_of(program).groups if g.kind == "channels"][:2]
     repair = Reconstruction(program, moments)
-    trials = [repair.without(g, set(), [1, 3]) for g in (first, second)]
+    trials = [repair.weights_without(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
-    cuts = [repair.without(g, set(), [1, 3]) for g in (first, second)]
+    cuts = [repair.weights_without(g, set(), [1, 3]) for g in (first, second)]
     assert moments.reads == 2
     assert all(torch.equal(a[t], b[t]) for a, b in zip(trials, cuts, strict=True) for t in a)
     for items, dead in (([1, 2], set()), ([1, 3], {0}), ([1, 3], set())):  # only the newest is kept
-        fresh = Reconstruction(program, Moments(tmp_path)).without(first, dead, items)
-        found, before = repair.without(first, dead, items), moments.reads
+        fresh = Reconstruction(program, Moments(tmp_path)).weights_without(first, dead, items)
+        found, before = repair.weights_without(first, dead, items), moments.reads
         assert all(torch.equal(found[t], fresh[t]) for t in fresh)
-        repair.without(second, set(), [1, 3])
+        repair.weights_without(second, set(), [1, 3])
         assert moments.reads == before
     assert moments.reads == 5
 
@@ -178,11 +187,11 @@ def test_what_was_solved_holds_for_weights_that_changed_meanwhile(tmp_path):
     program = capture(tiny.model("llama"))
     moments, group = read(program, tmp_path), skeleton_of(program).groups[0]
     repair = Reconstruction(program, moments)
-    repair.without(group, set(), [1])
+    repair.weights_without(group, set(), [1])
     with torch.no_grad():
         program.model.get_parameter(readers(group)[0].tensor).mul_(2)
-    fresh = Reconstruction(program, moments).without(group, set(), [1])
-    assert all(torch.equal(w, fresh[t]) for t, w in repair.without(group, set(), [1]).items())
+    fresh = Reconstruction(program, moments).weights_without(group, set(), [1])
+    assert all(torch.equal(w, fresh[t]) for t, w in repair.weights_without(group, set(), [1]).items())
 
 
 PROBLEMS = {
@@ -218,7 +227,7 @@ def damped_error(x, before, after, lost, damping):
 def test_lost_and_gone_columns_are_zero_and_the_dtype_stays(out, width, tokens, dtype, seed):
     x, weight, gone, lost = problem(out, width, tokens, dtype, seed)
     before = weight.clone()
-    new = repaired(weight, x.T @ x, gone, lost, 1e-3)
+    new = repair_weight(weight, x.T @ x, gone, lost, 1e-3)
     assert new.dtype == dtype and new.shape == weight.shape and new.isfinite().all()
     assert not new[:, [*gone, *lost]].any()
     assert torch.equal(weight, before)
@@ -231,7 +240,7 @@ def test_lost_and_gone_columns_are_zero_and_the_dtype_stays(out, width, tokens, 
 def test_no_other_weights_leave_a_smaller_error(out, width, tokens, dtype, seed, damping):
     x, weight, gone, lost = problem(out, width, tokens, dtype, seed)
     weight = weight.double()
-    new = repaired(weight, (x.double().T @ x.double()), gone, lost, damping)
+    new = repair_weight(weight, (x.double().T @ x.double()), gone, lost, damping)
     least = damped_error(x, weight, new, [*gone, *lost], damping)
     generator = torch.Generator().manual_seed(seed)
     for size in (1e-3, 1e-1, 1.0):
@@ -247,7 +256,7 @@ def test_with_little_damping_it_is_ordinary_least_squares(out, width, seed):
     x, weight, gone, lost = problem(out, width, 8 * width, torch.float32, seed)
     x, weight = x.double(), weight.double()
     kept = [i for i in range(width) if i not in {*gone, *lost}]
-    new = repaired(weight, x.T @ x, gone, lost, 1e-12)
+    new = repair_weight(weight, x.T @ x, gone, lost, 1e-12)
     if kept:
         expected = torch.linalg.lstsq(x[:, kept], x @ weight.T).solution.T
         assert torch.allclose(new[:, kept], expected, rtol=1e-7, atol=1e-7)  # 1e-7: the squared condition number
@@ -276,25 +285,25 @@ def test_what_a_convolution_reads_is_made_up_for_by_least_squares(tmp_path, kind
     (group,) = skeleton_of(program).groups
     moments, x = Moments(tmp_path), torch.randn(program.inputs["x"].repeat_interleave(8, 0).shape)
     with torch.no_grad():
-        moments.collect(program, ["last"], lambda: program.model(x), 1 << 30)
+        moments.collect_in_passes(program, ["last"], lambda: program.model(x), 1 << 30)
         before = program.model(x)
-        assert set(importance.ascending(importance.obs(program, group, moments))[:2]) == {1, 4}
-        for path, value in Reconstruction(program, moments).without(group, (), [4]).items():
+        assert set(importance.ascending(importance.obs_importance(program, group, moments))[:2]) == {1, 4}
+        for path, value in Reconstruction(program, moments).weights_without(group, (), [4]).items():
             program.model.get_parameter(path).data = value
         after = program.model(x)
     assert not program.model.last.weight[:, 4].any()
     assert (after - before).abs().max() < 0.02 * before.abs().max(), "twice channel 1 is what channel 4 was"
-    assert len(importance.wanda(program, group, moments)) == 6
+    assert len(importance.wanda_importance(program, group, moments)) == 6
 
 
 def test_moments_are_kept_up_to_the_diagonal_and_come_back_whole(tmp_path, monkeypatch):
     program = capture(tiny.model("llama"))
     module = "model.layers.0.mlp.down_proj"  # 96 inputs
     whole = read(program, tmp_path / "whole")
-    expected = whole.of(module)
+    expected = whole.moment_of(module)
     monkeypatch.setattr(reconstruct, "STRIPE", 20)
     parts = read(program, tmp_path / "parts")
-    assert torch.allclose(parts.of(module), expected, rtol=1e-6)
+    assert torch.allclose(parts.moment_of(module), expected, rtol=1e-6)
     files = {kept: next(kept.folder.glob(parts._file(module).name)).stat().st_size for kept in (whole, parts)}
     assert files[parts] < 0.7 * files[whole]
     assert 4 * 96 + reconstruct.bytes_on_disk(96) <= files[parts] < 4 * 96 + reconstruct.bytes_on_disk(96) + 1000

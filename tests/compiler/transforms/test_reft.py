@@ -7,11 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.layers.reft import FORMS, Reft, has_identity, interventions, orthonormal
-from effc.compiler.models.rows.prompt_positions import prompts, spans, without_interventions
+from effc.compiler.ir.layers.reft import FORMS, Reft, has_identity, interventions, orthonormalize
+from effc.compiler.models.rows.prompt_positions import edited_spans, prompts, without_interventions
 from effc.compiler.plugin.registry import Registry
-from effc.compiler.transforms.editing.interventions import insert, make, remove
-from effc.compiler.transforms.editing.position_spec import edges
+from effc.compiler.transforms.editing.interventions import (
+    insert_interventions,
+    make_interventions,
+    remove_interventions,
+)
+from effc.compiler.transforms.editing.position_spec import parse_positions
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,8 +32,10 @@ def intervened(model, form="loreft", positions="f2+l3", rank=4, tied=True, start
     program = capture(copy.deepcopy(model))
     paths = tuple(p for i, p in enumerate(program.units) if on is None or i in on)
     seeds = {path: i for i, path in enumerate(paths)}
-    made = make(program, paths, form, rank, edges(positions), tied, drop, start, seeds.__getitem__)
-    insert(program, made)
+    made = make_interventions(
+        program, paths, form, rank, parse_positions(positions), tied, drop, start, seeds.__getitem__
+    )
+    insert_interventions(program, made)
     return program
 
 
@@ -128,7 +134,7 @@ def test_interventions_that_are_off_leave_logits_to_the_bit():
 def test_interventions_come_out_again_and_leave_the_model_as_it_was():
     model, ids = tiny.model("llama"), ids_of(2, 9)
     program = louder(intervened(model))
-    remove(program)
+    remove_interventions(program)
     with torch.no_grad():
         assert torch.equal(program.model(ids).logits, model(ids).logits)
     assert set(program.model.state_dict()) == set(model.state_dict()) and not program.edits.swapped
@@ -151,9 +157,9 @@ def test_turning_rows_aims_and_biases_together_changes_nothing():
 @given(rank=st.integers(1, 6), seed=st.integers(0, 99), scale=st.sampled_from([1e-3, 1.0, 50.0]))
 def test_rows_are_made_orthonormal_and_orthonormal_rows_are_left(rank, seed, scale):
     rows = torch.randn(rank, 16, generator=torch.Generator().manual_seed(seed)) * scale
-    found = orthonormal(rows)
+    found = orthonormalize(rows)
     assert torch.allclose(found @ found.T, torch.eye(rank), atol=1e-5)
-    assert torch.allclose(orthonormal(found), found, atol=1e-6)
+    assert torch.allclose(orthonormalize(found), found, atol=1e-6)
     assert torch.linalg.matrix_rank(torch.cat([found, rows / scale])) == rank  # they span the same
 
 
@@ -173,7 +179,7 @@ def test_rows_are_made_orthonormal_and_orthonormal_rows_are_left(rank, seed, sca
     ],
 )
 def test_published_parameter_counts_come_out(width, layers, rank, tied, positions, published):
-    first, last = edges(positions)
+    first, last = parse_positions(positions)
     with torch.device("meta"):
         module = Reft("loreft", width, rank, first, last, tied, 0.0)
     assert layers * sum(p.numel() for p in module.parameters()) == published
@@ -183,7 +189,7 @@ def test_published_parameter_counts_come_out(width, layers, rank, tied, position
 
 
 def test_positions_are_read_as_written():
-    assert [edges(text) for text in ("f7+l7", "f3", "l1", "l2+f1", "f1 + l1")] == [
+    assert [parse_positions(text) for text in ("f7+l7", "f3", "l1", "l2+f1", "f1 + l1")] == [
         (7, 7),
         (3, 0),
         (0, 1),
@@ -195,13 +201,13 @@ def test_positions_are_read_as_written():
 @pytest.mark.parametrize("text", ["", "f0", "7", "f7+f3", "x3", "f7+", "f-1", "F7"])
 def test_other_positions_are_refused(text):
     with pytest.raises(Reject) as caught:
-        edges(text)
+        parse_positions(text)
     assert caught.value.diagnostics[0].slug == "bad-positions"
 
 
 @given(n=st.integers(0, 12), first=st.integers(0, 5), last=st.integers(0, 5))
 def test_edges_of_a_prompt_never_meet_and_are_as_long_as_it_allows(n, first, last):
-    p, s = (int(x) for x in spans(torch.tensor([n]), first, last))
+    p, s = (int(x) for x in edited_spans(torch.tensor([n]), first, last))
     assert p + s <= n and p <= first and s <= last
     assert p + s == n or (p, s) == (first, last) or n < first + last
     if first and last and n < first + last:
@@ -282,9 +288,9 @@ def test_coordinates_that_are_inactive_edit_nothing():
 
 def test_a_layer_has_interventions_once():
     program = intervened(tiny.model("llama"), on=(0,))
-    made = make(program, tuple(program.units), "loreft", 2, (1, 0), True, 0.0, "identity", lambda path: 0)
+    made = make_interventions(program, tuple(program.units), "loreft", 2, (1, 0), True, 0.0, "identity", lambda path: 0)
     with pytest.raises(Reject) as caught:
-        insert(program, made)
+        insert_interventions(program, made)
     assert caught.value.diagnostics[0].slug == "twice-intervened"
     assert len(list(interventions(program.model))) == 1
 
@@ -292,7 +298,7 @@ def test_a_layer_has_interventions_once():
 def test_a_rank_above_the_width_is_refused():
     program = capture(tiny.model("llama"))
     with pytest.raises(Reject) as caught:
-        make(program, tuple(program.units), "loreft", 65, (1, 0), True, 0.0, "identity", lambda path: 0)
+        make_interventions(program, tuple(program.units), "loreft", 65, (1, 0), True, 0.0, "identity", lambda path: 0)
     assert caught.value.diagnostics[0].slug == "rank-too-large"
 
 
@@ -333,7 +339,7 @@ def test_dropout_is_of_the_edited_state_and_of_training_alone():
 def test_the_checker_takes_the_positions_that_the_pass_takes(text):
     spelled = Registry().vocabulary.word("pass", "reft.insert").param("positions").spelled
     try:
-        edges(text)
+        parse_positions(text)
         fits = True
     except Reject:
         fits = False

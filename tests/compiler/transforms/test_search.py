@@ -37,12 +37,12 @@ def test_a_score_from_the_middle_equals_the_whole_forwards_bit_for_bit(name, roo
     program = capture(tiny.model(name))
     run = scorer(program.model)
     prefix = Prefix(program, room)
-    assert prefix.measure(run) == run()
+    assert prefix.measure_from(run) == run()
     assert prefix.chain
     for branch in reversed(skeleton_of(program).branches):
         with without_branch(program, branch):
             expected = run()
-        assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
+        assert prefix.measure_from(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
     assert prefix.bytes_stored <= room + IDS.numel() * 64 * 4  # and the outputs of the layer last asked for
 
 
@@ -50,11 +50,11 @@ def test_layers_before_the_changed_one_do_not_run():
     program = capture(tiny.model("llama", num_hidden_layers=4))
     run, ran = scorer(program.model), []
     prefix = Prefix(program, 1 << 30)
-    prefix.measure(run)
+    prefix.measure_from(run)
     for index, layer in enumerate(program.model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, i=index: ran.append(i))
     before = prefix.layers_run
-    prefix.measure(run, "model.layers.2")
+    prefix.measure_from(run, "model.layers.2")
     assert set(ran) == {2, 3}
     assert prefix.layers_run - before == 2
 
@@ -63,11 +63,11 @@ def test_what_layers_gave_before_a_cut_is_not_used_after_it():
     program = capture(tiny.model("llama"))
     run = scorer(program.model)
     prefix = Prefix(program, 1 << 30)
-    prefix.measure(run, "model.layers.2")
+    prefix.measure_from(run, "model.layers.2")
     with torch.no_grad():
         program.model.model.layers[1].mlp.down_proj.weight.mul_(0.5)
     prefix.changed_at(1)
-    assert prefix.measure(run, "model.layers.2") == run()
+    assert prefix.measure_from(run, "model.layers.2") == run()
 
 
 class Looking(torch.nn.Module):
@@ -92,9 +92,9 @@ def test_a_model_whose_layers_talk_past_the_stream_is_measured_whole():
     run = scorer(program.model)
     expected = run()
     prefix = Prefix(program, 1 << 30)
-    prefix.measure(run)
+    prefix.measure_from(run)
     assert prefix.chain is False
-    assert prefix.measure(run, "model.layers.2") == expected
+    assert prefix.measure_from(run, "model.layers.2") == expected
 
 
 class Remembering(torch.nn.Module):
@@ -118,7 +118,7 @@ def test_a_layer_that_fails_when_it_is_entered_is_measured_whole():
     program.model.model.register_forward_pre_hook(lambda *_: memory.clear())
     run = scorer(program.model)
     prefix = Prefix(program, 1 << 30)
-    assert prefix.measure(run, "model.layers.2") == run()
+    assert prefix.measure_from(run, "model.layers.2") == run()
     assert prefix.chain is False
 
 
@@ -131,11 +131,11 @@ def test_a_metric_whose_forwards_depend_on_what_the_model_says_is_measured_whole
             return program.model(torch.cat([IDS, said], 1), use_cache=False).logits.double().mean().item()
 
     prefix = Prefix(program, 1 << 30)
-    prefix.measure(run)
+    prefix.measure_from(run)
     for branch in skeleton_of(program).branches[::-1]:
         with without_branch(program, branch):
             expected = run()
-        assert prefix.measure(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
+        assert prefix.measure_from(run, branch.unit, lambda b=branch: without_branch(program, b)) == expected
 
 
 class Fixed:

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx, nn
 
-from ....ir.capture.first_calls import Call, split
-from ....ir.capture.sample import prepared
+from ....ir.capture.first_calls import Call, split_arguments
+from ....ir.capture.sample import meta_masks
 from ....ir.capture.signature import call_signature, module_signature
 from ....ir.capture.trace import trace
 from ....ir.layers.leaves import is_state_space
@@ -54,7 +54,7 @@ def _trace_mixers(program: "Program") -> dict[str, MixerGraph]:
     for path, call in calls.items():
         key = (signatures[path], call_signature(call.free))
         if key not in known:
-            known[key] = _traced(program, mixers[path], call)
+            known[key] = _trace_mixer(program, mixers[path], call)
         graphs[path] = MixerGraph(path, *known[key])
     return graphs
 
@@ -75,14 +75,14 @@ def _first_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, 
     def hook(path: str):
         def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             arguments = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
-            calls.setdefault(path, split(arguments))
+            calls.setdefault(path, split_arguments(arguments))
 
         return keep
 
     handles = [m.register_forward_pre_hook(hook(path), with_kwargs=True) for path, m in mixers.items()]
     try:
         if mixers:
-            with torch.no_grad(), without_dropout(program.model), prepared(program.model):
+            with torch.no_grad(), without_dropout(program.model), meta_masks(program.model):
                 program.model(**program.inputs)
     finally:
         for handle in handles:
@@ -90,11 +90,11 @@ def _first_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, 
     return calls
 
 
-def _traced(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.Graph | None, str]:
+def _trace_mixer(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.Graph | None, str]:
     free = {name: value for name, value in call.free.items() if name != CACHE}
     family = type(program.model).__module__
     try:
-        with without_dropout(program.model), prepared(program.model):
+        with without_dropout(program.model), meta_masks(program.model):
             return trace(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
     except Exception as error:  # a forward may raise anything
         return None, f"it can't be captured without its state: {error}"

@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from .....dsl.checker.skeleton import Group, Kind, Member
-from ....ir.traced_integers import evaluate
-from ..coupling import IrregularLayout, segments
-from ..dependent_integers import Baked, Name, Need, needs_of, read
+from ....ir.traced_integers import evaluate_source
+from ..coupling import IrregularLayout, member_segments
+from ..dependent_integers import Baked, Name, Need, literal_needs, read
 from ..labels import NO_LABEL, STREAM
 from .mixer_labels import Scan, ScanLabelling, Span, label_mixer
 
@@ -35,16 +35,16 @@ def parts_of_mixer(graph: fx.Graph, mixer: nn.Module) -> Parts:
     if len(labelling.scans) != 1:
         problems = labelling.unsupported or [f"it has {len(labelling.scans)} scans"]
         return Parts(rejected=tuple(problems), understood=False)
-    return _Mixer(labelling, mixer).parts(labelling.scans[0])
+    return _Mixer(labelling, mixer).scan_parts(labelling.scans[0])
 
 
 class _Mixer:
     def __init__(self, labelling: ScanLabelling, mixer: nn.Module):
         self.labelling, self.mixer = labelling, mixer
-        self.root = labelling.roots()
+        self.root = labelling.component_roots()
         self.blocked = {root: reason for labels, reason in labelling.blocked for root in self.root[labels].tolist()}
 
-    def parts(self, scan: Scan) -> Parts:
+    def scan_parts(self, scan: Scan) -> Parts:
         groups, refusals = [], []
         blocks = len(scan.states)
         if scan.heads:
@@ -56,12 +56,12 @@ class _Mixer:
         candidates.append(("ssm_state", self.root[scan.states].ravel(), blocks))
         for kind, items, evenly in candidates:
             try:
-                groups.append(self.group(kind, items, evenly))
+                groups.append(self.make_group(kind, items, evenly))
             except (IrregularLayout, Baked) as error:
                 refusals.append(f"{_NAMES[kind]}: {error}")
         return Parts(tuple(groups), tuple(refusals))
 
-    def group(self, kind: Kind, items: np.ndarray, blocks: int) -> Group:
+    def make_group(self, kind: Kind, items: np.ndarray, blocks: int) -> Group:
         count = len(items)
         if len(set(items.tolist())) < count:
             raise IrregularLayout("a norm or a mixing function runs over several of them")
@@ -73,7 +73,7 @@ class _Mixer:
         if count % blocks:
             raise IrregularLayout(f"{count} of them don't divide into {blocks} groups")
         writers, reading = list(self.members(items, False)), list(self.members(items, True))
-        attributes = self.attributes(kind, items, blocks)
+        attributes = self.dependent_attributes(kind, items, blocks)
         return Group(
             "", kind, count, (*writers, *reading), attributes, count // blocks if blocks > 1 else 0, len(reading)
         )
@@ -84,36 +84,38 @@ class _Mixer:
         for claim in self.labelling.claims:
             item = item_of[self.root[claim.labels]]
             if claim.reads is reads and (item >= 0).any():
-                yield Member(claim.tensor, claim.axis, segments(item, len(items), claim.tensor))
+                yield Member(claim.tensor, claim.axis, member_segments(item, len(items), claim.tensor))
 
     # -- integers that follow --------------------------------------------------------------------------------
 
-    def attributes(self, kind: Kind, items: np.ndarray, blocks: int) -> tuple[tuple[str, str, float], ...]:
+    def dependent_attributes(self, kind: Kind, items: np.ndarray, blocks: int) -> tuple[tuple[str, str, float], ...]:
         """(module, attribute, what one item less takes from it). Raises Baked."""
         if len(items) == blocks:
             return ()
         probed = items[:: len(items) // blocks]
         removed = np.zeros(self.labelling.count, bool)
         removed[probed] = True
-        needs = list(needs_of(self.labelling, torch.from_numpy(removed[self.root]), self.mixer))
-        values = _solved(needs, self.mixer)
+        needs = list(literal_needs(self.labelling, torch.from_numpy(removed[self.root]), self.mixer))
+        values = _solve_attributes(needs, self.mixer)
         attributes = [
             (module, name, (read(self.mixer, (module, name)) - value) / len(probed))
             for (module, name), value in values.items()
         ]
-        return (*attributes, *self.spans(kind, items), *self.untold(kind, items, needs))
+        return (*attributes, *self.norm_spans(kind, items), *self.unreferenced_attributes(kind, items, needs))
 
-    def untold(self, kind: Kind, items: np.ndarray, needs: Sequence[Need]) -> Iterator[tuple[str, str, float]]:
+    def unreferenced_attributes(
+        self, kind: Kind, items: np.ndarray, needs: Sequence[Need]
+    ) -> Iterator[tuple[str, str, float]]:
         """Attributes that say the number of channels and that no literal is read from: initialisers read them."""
         if kind == "ssm_channels":
-            named = {name for need in needs for _, name in need.names().values()}
+            named = {name for need in needs for _, name in need.source_names().values()}
             yield from (
                 ("", name, 1.0)
                 for name, value in vars(self.mixer).items()
                 if type(value) is int and value == len(items) and name not in named
             )
 
-    def spans(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:
+    def norm_spans(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:
         """Sizes over which norms behind the scan take their means, evenly over its groups."""
         if kind == "ssm_state":
             return
@@ -122,18 +124,18 @@ class _Mixer:
             yield span.module, span.attribute, width * span.size / span.channels
 
 
-def _solved(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
+def _solve_attributes(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
     """The attributes that must take other values: those that a literal is read from as they are, or where none is, one
     that gives every literal the value it needs. Raises Baked."""
     values: dict[Name, int] = {}
     for need in needs:
-        names = need.names()
+        names = need.source_names()
         if need.source in names and need.value != need.needed:
             name = names[need.source]
             if values.setdefault(name, need.needed) != need.needed:
                 raise Baked(f"`{name[1]}` would need two values")
     unmet = _unmet(needs, values, mixer)
-    for name in unmet.names().values() if unmet else ():
+    for name in unmet.source_names().values() if unmet else ():
         for value in range(1, read(mixer, name)):
             if name not in values and _unmet(needs, values | {name: value}, mixer) is None:
                 return values | {name: value}
@@ -145,7 +147,7 @@ def _solved(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
 def _unmet(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
     """A literal that would have another value than it needs."""
     for need in needs:
-        if evaluate(need.source, partial(_value, need.names(), values, mixer)) != need.needed:
+        if evaluate_source(need.source, partial(_value, need.source_names(), values, mixer)) != need.needed:
             return need
     return None
 

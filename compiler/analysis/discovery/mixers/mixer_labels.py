@@ -57,9 +57,9 @@ def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
         if node.op != "output":
             step = _ScanStep(out, mixer, node)
             try:
-                out.values[node] = step.value(stream)
+                out.values[node] = step.label_node(stream)
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
-                out.values[node] = step.unknown(f"`{node.name}`")
+                out.values[node] = step.block_unknown(f"`{node.name}`")
     return out
 
 
@@ -68,31 +68,31 @@ class _ScanStep(NodeRules):
 
     out: ScanLabelling
 
-    def attribute(self) -> Any:
+    def label_attribute(self) -> Any:
         member = self.root
         for name in self.node.target.split("."):
             member = getattr(member, name)
         if isinstance(member, nn.Parameter) and member.ndim > 1:
             labels = self.claim("", 0, self.out.fresh(len(member)))
             return labels.view(-1, *[1] * (member.ndim - 1)).expand(member.shape)
-        return super().attribute()
+        return super().label_attribute()
 
-    def function(self, name: str) -> Any:
+    def label_function(self, name: str) -> Any:
         role = self.node.meta.get("role")
         if role == "ssm_conv":
             return self.convolution()
         if role == "padding":
             return self.args[0]
         if role == "ssm_scan":
-            return self.scan()
-        if name == "matmul" and parameter_behind(self.node.args[0]) is not None:
-            return self.parameter_product()
-        return super().function(name)
+            return self.label_scan()
+        if name == "matmul" and source_parameter(self.node.args[0]) is not None:
+            return self.label_parameter_product()
+        return super().label_function(name)
 
-    def module(self, module: nn.Module) -> Any:
+    def label_module(self, module: nn.Module) -> Any:
         if self.node.meta.get("role") == "norm":
-            return self.norm_within(module)
-        return super().module(module)
+            return self.label_inner_norm(module)
+        return super().label_module(module)
 
     def convolution(self) -> Tensor:
         """x [b, c, t] and a filter per channel: channels stay apart."""
@@ -101,10 +101,10 @@ class _ScanStep(NodeRules):
             self.out.couple(x, weight.flatten(1).amax(1).view(1, -1, 1) if weight.ndim > 1 else weight.view(1, -1, 1))
         return x
 
-    def parameter_product(self) -> Tensor:
+    def label_parameter_product(self) -> Tensor:
         """A parameter [n, k] times [b, k, t]: reads k channels, gives n."""
         rows, x = self.args
-        parameter = parameter_behind(self.node.args[0])
+        parameter = source_parameter(self.node.args[0])
         assert parameter is not None, f"{self.node.name} multiplies by no parameter"
         self.claim_at(parameter, 1, x.amax((0, 2)), reads=True)
         return rows[:, :1].expand(x.shape[0], -1, x.shape[-1])
@@ -118,22 +118,22 @@ class _ScanStep(NodeRules):
 
     # -- scans -----------------------------------------------------------------------------------------------
 
-    def scan(self) -> Any:
+    def label_scan(self) -> Any:
         arguments, nodes = self.named(self.args, self.kwargs), self.named(self.node.args, self.node.kwargs)
         if not all(isinstance(arguments.get(name), Tensor) for name in _SCANNED):
             self.out.unsupported.append(f"`{self.node.target.__name__}` is a scan of another kind than dt, A, B, C")
-            return self.unknown(f"`{self.node.target.__name__}`")
+            return self.block_unknown(f"`{self.node.target.__name__}`")
         x = next(iter(arguments.values()))
         for bias in _BIASES:
             arguments["bias"] = arguments.pop(bias, None) if arguments.get(bias) is not None else arguments.get("bias")
-        return self.scan_of_heads(x, arguments) if x.ndim == 4 else self.scan_of_channels(x, arguments, nodes)
+        return self.label_head_scan(x, arguments) if x.ndim == 4 else self.label_channel_scan(x, arguments, nodes)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         target: Any = getattr(self.node.target, "__effc_original__", self.node.target)
         names = list(inspect.signature(inspect.unwrap(target)).parameters)
         return dict(zip(names, args, strict=False)) | kwargs
 
-    def scan_of_heads(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def label_head_scan(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """x [b, t, h, p], dt [b, t, h], A, D and the bias [h], B and C [b, t, groups, n]."""
         self.out.couple_along(x.permute(2, 0, 1, 3).flatten(1), 1)
         heads = x.amax((0, 1, 3))
@@ -147,7 +147,7 @@ class _ScanStep(NodeRules):
         self.out.scans.append(Scan(self.node, True, heads.numpy(), states.numpy()))
         return x
 
-    def scan_of_channels(self, x: Tensor, arguments: dict[str, Any], nodes: dict[str, Any]) -> Tensor:
+    def label_channel_scan(self, x: Tensor, arguments: dict[str, Any], nodes: dict[str, Any]) -> Tensor:
         """x and dt [b, d, t], A [d, n], D and the bias [d], B and C [b, n, t]."""
         channels = x.amax((0, 2))
         self.out.couple(arguments["dt"], x)
@@ -157,7 +157,7 @@ class _ScanStep(NodeRules):
         self.gate(x, arguments)
         states = arguments["B"].amax((0, 2))
         self.out.couple(arguments["C"].amax((0, 2)), states)
-        decay = parameter_behind(nodes["A"])
+        decay = source_parameter(nodes["A"])
         if decay is None:
             self.out.block(states, "the decay of its states is computed")
         else:
@@ -171,7 +171,7 @@ class _ScanStep(NodeRules):
 
     # -- norms -----------------------------------------------------------------------------------------------
 
-    def norm_within(self, module: nn.Module) -> Tensor:
+    def label_inner_norm(self, module: nn.Module) -> Tensor:
         """Its statistics run over the channels or states that are left: what goes changes the scale of the others."""
         x, *gates = tensors_in((self.args, self.kwargs))
         for other in gates:
@@ -190,7 +190,7 @@ class _ScanStep(NodeRules):
         return torch.where(x == NO_LABEL, gates[0], x) if gates else x
 
 
-def parameter_behind(node: Any) -> str | None:
+def source_parameter(node: Any) -> str | None:
     """The parameter that a value is made of by functions of one argument: `-exp(A_log.float())`."""
     while isinstance(node, fx.Node) and node.op in ("call_function", "call_method"):
         if len(node.all_input_nodes) != 1:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ....ir.graphs import referenced
-from ....ir.liveness import sweep
-from ..dead_rows import live_indices, rewritten, unread
+from ....ir.liveness import eliminate_dead_code
+from ..dead_rows import live_indices, unread_labels, with_narrowed_literals
 from ..labels import tensors_in
 from .graphs import MixerGraph, scans_in
-from .mixer_labels import label_mixer, parameter_behind
+from .mixer_labels import label_mixer, source_parameter
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class ScanFreeMixer:
     dead: tuple[str, ...]
 
 
-def scanless(mixer_graph: MixerGraph, mixer: nn.Module) -> ScanFreeMixer:
+def remove_scan(mixer_graph: MixerGraph, mixer: nn.Module) -> ScanFreeMixer:
     """Raises Baked where what the scan alone needs can't be told from the rest."""
     assert mixer_graph.graph is not None, mixer_graph.reason
     graph = copy.deepcopy(mixer_graph.graph)
     (scan,) = scans_in(graph)
-    scan.replace_all_uses_with(_identity(graph, scan))
-    sweep(graph)
+    scan.replace_all_uses_with(_scan_input(graph, scan))
+    eliminate_dead_code(graph)
     labelling = label_mixer(graph, mixer)
     *_, last = labelling.values.values()
-    dead_labels = unread(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
-    dead = tuple(_unused(mixer, mixer_graph.graph, graph))
+    dead_labels = unread_labels(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
+    dead = tuple(_scan_only_parts(mixer, mixer_graph.graph, graph))
     return ScanFreeMixer(
-        graph, rewritten(graph, labelling, dead_labels, mixer), live_indices(labelling, dead_labels), dead
+        graph, with_narrowed_literals(graph, labelling, dead_labels, mixer), live_indices(labelling, dead_labels), dead
     )
 
 
@@ -57,10 +57,10 @@ def skip_of(mixer_graph: MixerGraph) -> str | None:
     """The parameter, below the mixer, by which the scan hands its input on besides."""
     assert mixer_graph.graph is not None, mixer_graph.reason
     (scan,) = scans_in(mixer_graph.graph)
-    return parameter_behind(scan.kwargs.get("D"))
+    return source_parameter(scan.kwargs.get("D"))
 
 
-def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
+def _scan_input(graph: fx.Graph, scan: fx.Node) -> fx.Node:
     """Input of the scan, gated where the scan itself was to do that."""
     x, gate = scan.args[0], scan.kwargs.get("z")
     assert isinstance(x, fx.Node), f"{scan.name} scans no value"
@@ -74,7 +74,7 @@ def _identity(graph: fx.Graph, scan: fx.Node) -> fx.Node:
     return gated
 
 
-def _unused(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
+def _scan_only_parts(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
     """Modules and parameters that the scan alone used."""
     used_before, used_after = referenced(before), referenced(after)
     unused: list[str] = []

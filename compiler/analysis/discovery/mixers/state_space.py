@@ -7,7 +7,7 @@ from .....dsl.checker.skeleton import Group, Scan
 from ..dependent_integers import Baked
 from .graphs import MixerGraph, mixer_graphs, scans_in
 from .groups import Parts, parts_of_mixer
-from .scanless import ScanFreeMixer, scanless
+from .scanless import ScanFreeMixer, remove_scan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,7 @@ class StateSpace:
     mixers: frozenset[str] = frozenset()
 
 
-def state_space(program: "Program") -> StateSpace:
+def find_state_space(program: "Program") -> StateSpace:
     groups: list[Group] = []
     scans, refusals, looked = [], [], set()
     known: dict[int, tuple[Parts, ScanFreeMixer | str]] = {}
@@ -39,23 +39,23 @@ def state_space(program: "Program") -> StateSpace:
             parts = parts_of_mixer(mixer_graph.graph, mixer)
             known[id(mixer_graph.graph)] = (parts, _without(mixer_graph, mixer) if parts.understood else "")
         parts, less = known[id(mixer_graph.graph)]
-        groups += [_located(group, path) for group in parts.groups]
+        groups += [_prefix_group(group, path) for group in parts.groups]
         refusals += [(path, reason) for reason in parts.rejected]
         if isinstance(less, str):
             refusals += [(path, less)] if less else []
         else:
-            scans.append(Scan(path, unit, tuple(_cuts(path, mixer, less))))
+            scans.append(Scan(path, unit, tuple(_scan_cut(path, mixer, less))))
     return StateSpace(tuple(groups), tuple(scans), tuple(refusals), frozenset(looked))
 
 
 def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> ScanFreeMixer | str:
     try:
-        return scanless(mixer_graph, mixer)
+        return remove_scan(mixer_graph, mixer)
     except Baked as reason:
         return str(reason)
 
 
-def _cuts(path: str, mixer: "nn.Module", less: ScanFreeMixer):
+def _scan_cut(path: str, mixer: "nn.Module", less: ScanFreeMixer):
     shapes = {name: tuple(p.shape) for name, p in mixer.named_parameters(remove_duplicate=False)}
     for name, shape in shapes.items():
         if any(f"{name}.".startswith(f"{dead}.") for dead in less.dead):
@@ -66,7 +66,7 @@ def _cuts(path: str, mixer: "nn.Module", less: ScanFreeMixer):
             yield f"{path}.{name}", left
 
 
-def _located(group: Group, path: str) -> Group:
+def _prefix_group(group: Group, path: str) -> Group:
     def submodule_path(module: str) -> str:
         return f"{path}.{module}" if module else path
 

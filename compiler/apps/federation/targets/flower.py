@@ -270,12 +270,12 @@ class Flower(CheckpointTarget):
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
         from ..app import write_app
         from ..declaration import base_hash
-        from ..request import declare, shapes, sizes_of
+        from ..request import client_sizes, make_declaration, state_shapes
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
-        full, sizes = shapes(self, program, ctx), sizes_of(self, program, ctx)
+        full, sizes = state_shapes(self, program, ctx), client_sizes(self, program, ctx)
         folder = self._write_model(program, into, ctx)
-        declared = declare(self, full, sizes, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
+        declared = make_declaration(self, full, sizes, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
         write_app(declared, Path(self.path).name, into)
 
     def foresee(self, ctx: Context) -> None:
@@ -308,17 +308,17 @@ class Flower(CheckpointTarget):
     def summary(cls, folder: Path) -> "ArtifactSummary":
         from ..app import PACKAGE
         from ..declaration import NAME, read_declaration
-        from ..outcomes import rounds_of
+        from ..outcomes import read_rounds
         from ..summary import FederationSummary
 
         declared = read_declaration(folder.parent / PACKAGE / NAME)
-        return FederationSummary(declared, rounds_of(folder.parent, declared))
+        return FederationSummary(declared, read_rounds(folder.parent, declared))
 
     @classmethod
     def results(cls, path: Path, ctx: Context) -> "Iterator[tuple[str, nn.Module]] | None":
-        from ..outcomes import models
+        from ..outcomes import models_with_states
 
-        return models(path, ctx)
+        return models_with_states(path, ctx)
 
     # -- the model ---------------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class Flower(CheckpointTarget):
 
             (into / "edits").mkdir()
             dtype = str(program.model.dtype).removeprefix("torch.")
-            reft.write(program, into / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype})
+            reft.write_reft(program, into / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype})
             (into / "edits" / "model.safetensors").unlink()
         form: Literal["compact", "stock"] = "compact" if stock_config(program.model)[1] else "stock"
         Hf(path=self.path, form=form).emit(program, into, ctx)

@@ -162,7 +162,7 @@ class Rttc(CheckpointTarget):
 
     def foresee(self, ctx: Context) -> None:
         from ..sample import read_samples
-        from ..scorer import read_graded
+        from ..scorer import read_labelled_answers
 
         if self.policy in ("sequential", "router") and not self.dev:
             lacks = "has no thresholds" if self.policy == "sequential" else "has nothing to learn from"
@@ -183,10 +183,10 @@ class Rttc(CheckpointTarget):
             Native(path=self.path).foresee(ctx)
         for _ in read_samples(ctx.folder / self.knowledge):
             pass
-        self._questions(ctx)
+        self._dev_questions(ctx)
         if self.reward == "scorer":
-            read_graded(ctx.folder / self.graded)
-        for _, folder_name, fault in self._folders():
+            read_labelled_answers(ctx.folder / self.graded)
+        for _, folder_name, fault in self._companion_models():
             if not (ctx.folder / folder_name / "config.json").is_file():
                 raise Reject(fault(f"there is no model folder {ctx.folder / folder_name}"))
 
@@ -194,13 +194,13 @@ class Rttc(CheckpointTarget):
         from ....core.cache import write_atomic
         from ..app import KNOWLEDGE, App, embedder_of
         from ..app_folder import NAME
-        from ..calibration import nearness
+        from ..calibration import cosine_similarity_thresholds
 
         Hf(path=self.path).emit(program, into, ctx)
         model, tokenizer, cache = program.model, ctx.tokenizer, ctx.settings.cache_dir
         app = App(
             self._policy(),
-            self._regime(ctx),
+            self._adapter_settings(ctx),
             self._kind(),
             "own" if self.embed == "own" else "folder",
             {},
@@ -211,13 +211,13 @@ class Rttc(CheckpointTarget):
         )
         self._copy(into, ctx)
         embedder = embedder_of(app, into, model, tokenizer, cache)
-        base = self._build(into / KNOWLEDGE, embedder, ctx)
+        base = self._build_base(into / KNOWLEDGE, embedder, ctx)
         self._train_scorer(into, embedder, ctx)
-        app = replace(app, near=nearness(base.vectors, ctx.seed))
-        app = replace(app, engine=self._engine(app, program, into, base.samples[0].subject, ctx))
+        app = replace(app, near=cosine_similarity_thresholds(base.vectors, ctx.seed))
+        app = replace(app, engine=self._write_engine(app, program, into, base.samples[0].subject, ctx))
         if self.dev:
-            app = self._calibrated(app, into, model, tokenizer, ctx)
-        for note in [*self._commands(), *_left_out(base)]:
+            app = self._calibrate_app(app, into, model, tokenizer, ctx)
+        for note in [*self._usage_commands(), *_left_out(base)]:
             _note(into, note)
         write_atomic(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
@@ -245,10 +245,10 @@ class Rttc(CheckpointTarget):
     def forms(self) -> tuple[Form, ...]:
         return (*FORMS, *Native(path=self.path).forms())
 
-    def _engine(self, app: Any, program: Program, into: Path, probe_question: str, ctx: Context) -> str:
+    def _write_engine(self, app: Any, program: Program, into: Path, probe_question: str, ctx: Context) -> str:
         """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
         from ....runtimes.native.refusal import cannot_run_natively
-        from ..app import engine_of
+        from ..app import select_engine
 
         if self.generation == "torch":
             return "torch"
@@ -260,12 +260,12 @@ class Rttc(CheckpointTarget):
             shutil.rmtree(into / FOLDER)
             _note(into, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
             return "torch"
-        engine, reason = engine_of(into, program.model, ctx.tokenizer, app, probe_question)
+        engine, reason = select_engine(into, program.model, ctx.tokenizer, app, probe_question)
         if reason:
             _note(into, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
         return engine
 
-    def _commands(self) -> list[str]:
+    def _usage_commands(self) -> list[str]:
         """Commands that use the folder, for its model card."""
         commands = [
             '`effc run . --prompt "..." --explain` answers, and says which way, why, and what it took.',
@@ -287,7 +287,7 @@ class Rttc(CheckpointTarget):
 
         return Policy(self.policy, count=self.count, shown=min(self.shown, self.count))
 
-    def _regime(self, ctx: Context) -> Any:
+    def _adapter_settings(self, ctx: Context) -> Any:
         from ..adaptation import AdapterSettings
 
         return AdapterSettings(
@@ -302,7 +302,7 @@ class Rttc(CheckpointTarget):
             kind="reft" if self.adapt == "reft" else "lora",
         )
 
-    def _folders(self) -> list[tuple[str, str, Fault]]:
+    def _companion_models(self) -> list[tuple[str, str, Fault]]:
         """Models that travel with the folder: where to, where from, and what it is called where there is none."""
         from ..app import EMBEDDER, REWARD
         from ..embedder import no_embedder
@@ -312,15 +312,15 @@ class Rttc(CheckpointTarget):
         return embedder + ([(REWARD, self.reward, no_judge)] if self._kind() == "judge" else [])
 
     def _copy(self, into: Path, ctx: Context) -> None:
-        for name, folder_name, _ in self._folders():
+        for name, folder_name, _ in self._companion_models():
             shutil.copytree(ctx.folder / folder_name, into / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin"))
 
-    def _build(self, folder: Path, embedder: Any, ctx: Context) -> Any:
+    def _build_base(self, folder: Path, embedder: Any, ctx: Context) -> Any:
         from ....core.events import Ticked
-        from ..knowledge import build
+        from ..knowledge import build_base
 
-        guard = [sample.question for sample in self._questions(ctx)]
-        return build(
+        guard = [sample.question for sample in self._dev_questions(ctx)]
+        return build_base(
             [ctx.folder / self.knowledge],
             embedder,
             folder,
@@ -329,7 +329,7 @@ class Rttc(CheckpointTarget):
             on_progress=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
         )
 
-    def _questions(self, ctx: Context) -> Sequence[Any]:
+    def _dev_questions(self, ctx: Context) -> Sequence[Any]:
         from ..sample import read_samples
 
         samples = [s for s in read_samples(ctx.folder / self.dev) if s.question] if self.dev else []
@@ -340,40 +340,42 @@ class Rttc(CheckpointTarget):
     def _train_scorer(self, into: Path, embedder: Any, ctx: Context) -> None:
         from ....core.events import Ticked
         from ..app import REWARD
-        from ..scorer import read_graded, train
-        from ..tuned_scorer import tune
+        from ..scorer import read_labelled_answers, train_scorer
+        from ..tuned_scorer import train_tuned_scorer
 
         if self.reward == "scorer":
-            graded = read_graded(ctx.folder / self.graded)
+            graded = read_labelled_answers(ctx.folder / self.graded)
             if self.scorer == "head":
-                scorer: Any = train(graded, embedder, seed=ctx.seed, force=self.force)
+                scorer: Any = train_scorer(graded, embedder, seed=ctx.seed, force=self.force)
             else:
 
                 def report(at: int, of: int) -> None:
                     ctx.tick(Ticked("training the scorer", at, of))
 
-                scorer = tune(graded, embedder, self.scorer, on_progress=report, seed=ctx.seed, force=self.force)
+                scorer = train_tuned_scorer(
+                    graded, embedder, self.scorer, on_progress=report, seed=ctx.seed, force=self.force
+                )
             scorer.save(into / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 
-    def _calibrated(self, app: Any, into: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
+    def _calibrate_app(self, app: Any, into: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
         """With the thresholds, or the router, of the dev questions; what they showed goes into files of its own."""
-        from ..app import client_of
-        from ..calibration import settle, trials
+        from ..app import open_client
+        from ..calibration import calibrate_policy, run_trials
         from ..generation import Settings
         from ..reward import Verifier
 
-        questions = self._questions(ctx)
+        questions = self._dev_questions(ctx)
         best_policy = replace(app.policy, kind="best")  # a router is not there yet
         off = replace(
             app, policy=best_policy, near={"lists": 2.0, "states": 2.0}, bytes=dict.fromkeys(("lists", "states"), 0)
         )  # every question on its own
-        client = client_of(off, into, model, tokenizer, ctx.workdir)
+        client = open_client(off, into, model, tokenizer, ctx.workdir)
         verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
         try:
             tracked = ctx.each(questions, "calibrating", len(questions))
-            trials_run = trials(client, tracked, verifier, Settings(max_tokens=self.length, seed=ctx.seed))
-            calibration = settle(client, app.policy, questions, trials_run, self.price, ctx.seed, self.force)
+            trials_run = run_trials(client, tracked, verifier, Settings(max_tokens=self.length, seed=ctx.seed))
+            calibration = calibrate_policy(client, app.policy, questions, trials_run, self.price, ctx.seed, self.force)
         finally:
             if client.adaptable is not None:
                 client.adaptable.close()

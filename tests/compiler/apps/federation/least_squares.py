@@ -39,7 +39,7 @@ class Regression(Learner):
         scale = ALPHA / len(state["m.A"])
         return self.x @ (scale * state["m.B"] @ state["m.A"] + added.get("m", 0)).T - self.y, scale
 
-    def trained(self, state, names, added, seed, until):
+    def train(self, state, names, added, seed, until):
         state = {n: a.copy() for n, a in state.items()}
         for _ in range(5):
             off, scale = self._off(state, added)

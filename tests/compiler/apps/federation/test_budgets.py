@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler.analysis.planning.shrink import flops_per_token, params
-from effc.compiler.apps.federation.budgets import Load, memory
-from effc.compiler.apps.federation.coverage import sandwich
+from effc.compiler.apps.federation.budgets import Load, training_bytes
+from effc.compiler.apps.federation.coverage import sandwich_sizes
 from effc.compiler.apps.federation.sizes import STEPS, Coverage, Scale, Size, sizes_for, skeleton_at_size
 from effc.compiler.apps.federation.strategy import TrainedState
 from effc.compiler.ir.capture.capture import capture
@@ -30,7 +30,9 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
     assert 0 < least < whole
     found = []
     for share in np.linspace(least / whole, 1, 7):
-        size = scale.fit(int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind)
+        size = scale.largest_within(
+            int(np.ceil(share * whole)) if kind != "memory" else Bytes(int(np.ceil(share * whole))), kind
+        )
         step = max(n for n in range(1, STEPS + 1) if scale.size(n).params == size.params)
         assert scale.share_of(kind, step) <= np.ceil(share * whole)
         assert step == STEPS or scale.share_of(kind, step + 1) > share * whole
@@ -44,8 +46,8 @@ def test_what_a_size_takes_is_counted_on_what_is_left(scale):
     assert params(skeleton) == size.params
     assert scale.share_of("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
     # weights, gradients and two moments are 16 bytes a parameter, the states of a round 12
-    assert memory(skeleton, LOAD) > 28 * size.params
-    assert memory(skeleton, Load(4, 16)) > memory(skeleton, LOAD)
+    assert training_bytes(skeleton, LOAD) > 28 * size.params
+    assert training_bytes(skeleton, Load(4, 16)) > training_bytes(skeleton, LOAD)
 
 
 def test_an_update_that_takes_long_enough_is_of_the_whole_model():
@@ -74,19 +76,19 @@ def test_a_budget_that_nothing_fits_names_the_least(budget, counts, says, help_)
 
 
 def test_the_least_that_is_named_is_enough(scale):
-    from effc.compiler.apps.federation.budgets import amount, phrase
+    from effc.compiler.apps.federation.budgets import amount_phrase, budget_text
 
     whole, least = scale.share_of("memory", STEPS), scale.share_of("memory", 1)
-    said = amount("memory", least, whole)
-    assert said.endswith("KiB") and phrase("memory", least)
-    assert scale.fit(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
+    said = budget_text("memory", least, whole)
+    assert said.endswith("KiB") and amount_phrase("memory", least)
+    assert scale.largest_within(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
 
 
 @given(clients=st.integers(1, 9), sizes=st.integers(1, 4), seed=st.integers(0, 999), data=st.data())
 def test_nobody_draws_more_than_it_affords_and_both_ends_are_drawn(clients, sizes, seed, data):
     most = {k: data.draw(st.integers(0, sizes - 1)) for k in range(clients)}
-    drawn = sandwich(list(range(clients)), list(range(sizes)), seed, most)
-    assert drawn == sandwich(list(range(clients)), list(range(sizes)), seed, most)
+    drawn = sandwich_sizes(list(range(clients)), list(range(sizes)), seed, most)
+    assert drawn == sandwich_sizes(list(range(clients)), list(range(sizes)), seed, most)
     assert all(drawn[k] >= most[k] for k in range(clients))
     assert min(drawn.values()) == min(most.values())
     assert clients == 1 or max(drawn.values()) == sizes - 1
@@ -105,7 +107,7 @@ def test_sizes_are_drawn_anew_each_round_and_the_seed_says_which():
             sizes = [made.payload(k, number, None).config["size"] for k in range(3)]
             assert 0 in sizes and 1 in sizes and sizes[2] == 1
             sent = {k: TrainedState({"w": np.ones(made.required(k)["w"], np.float32)}, 1) for k in range(3)}
-            made.take(number, sent)
+            made.aggregate(number, sent)
             found.append(tuple(sizes))
         np.testing.assert_allclose(made.state["w"][:2], 1.0)  # which all train in every round
         return found

@@ -13,13 +13,13 @@ from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.language import Local, private_gradient
 from effc.compiler.apps.federation.results import write_results
 from effc.compiler.apps.federation.simulation import simulate
-from effc.compiler.apps.federation.sizes import cut, sizes_for
+from effc.compiler.apps.federation.sizes import apply_size, sizes_for
 from effc.compiler.artifacts import reft
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.rows.forward import nll
+from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.transforms.training.trainable import Trained
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import AutoModelForCausalLM
@@ -77,13 +77,13 @@ def test_a_clients_interventions_go_onto_the_base_again(edited, tmp_path):
     made = run(path, declared, tmp_path)
     write_results(made.strategy.results(), made.course, declared, tmp_path / "result", path)
     model = base()
-    reft.put_on(model, tmp_path / "result" / "client-1" / "reft")
-    with ClientHost(declared, path / declared.folder, path.parents[1], Settings(tmp_path / "cache")).seats([1]) as (
-        one,
-    ):
+    reft.attach_interventions(model, tmp_path / "result" / "client-1" / "reft")
+    with ClientHost(declared, path / declared.folder, path.parents[1], Settings(tmp_path / "cache")).participants(
+        [1]
+    ) as (one,):
         held = one.learner.held_out
         wanted = one.learner.loss(made.strategy.results()["client-1"], {})
-    nats, tokens = nll(model, held.ids, held.speech, held.prompts)
+    nats, tokens = total_nll(model, held.ids, held.speech, held.prompts)
     assert nats / tokens == pytest.approx(wanted, abs=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_a_sub_network_is_a_part_of_the_whole_and_runs():
     program = capture(base())
     size = sizes_for(program, [0.7])[0]
     whole = {n: p.detach().numpy().copy() for n, p in program.model.named_parameters()}
-    cut(program, size)
+    apply_size(program, size)
     part = part_of(whole, size.index())
     left = {n: p.detach().numpy() for n, p in program.model.named_parameters()}
     assert left.keys() == part.keys() and all(np.array_equal(left[n], part[n]) for n in left)

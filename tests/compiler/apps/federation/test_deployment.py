@@ -17,7 +17,15 @@ from effc.compiler.apps.federation import deployment
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.generated_code import check_code
 from effc.compiler.apps.federation.identities import check_certificates, make_identities
-from effc.compiler.apps.federation.processes import Process, answers, end, free_ports, is_port_in_use, last_line, start
+from effc.compiler.apps.federation.processes import (
+    Process,
+    answers,
+    end_processes,
+    free_ports,
+    is_port_in_use,
+    last_log_line,
+    start_process,
+)
 from effc.dsl.syntax.diagnostics import Reject
 
 pytest.importorskip("cryptography")
@@ -83,14 +91,14 @@ def test_certificates_that_are_missing_or_over_are_refused(keys, tmp_path):
 
 def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path):
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print('up', flush=True); time.sleep(60)"
-    made = start("one", [sys.executable, "-c", code], os.environ, tmp_path)
+    made = start_process("one", [sys.executable, "-c", code], os.environ, tmp_path)
     until = time.monotonic() + 20
-    while last_line(made.log) != "up" and time.monotonic() < until:
+    while last_log_line(made.log) != "up" and time.monotonic() < until:
         time.sleep(0.05)
     assert made.lives
     other = Process("other", made.pid, "123", made.log)  # its id was given to another process since
-    assert not other.lives and end([other]) == [] and made.lives
-    assert end([made]) == ["one"] and not made.lives
+    assert not other.lives and end_processes([other]) == [] and made.lives
+    assert end_processes([made]) == ["one"] and not made.lives
     with pytest.raises(ProcessLookupError):
         for _ in range(100):  # nothing of its session is left
             os.killpg(made.pid, 0)
@@ -99,7 +107,10 @@ def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path
 
 def test_what_a_process_said_last_is_told_without_its_colours(tmp_path):
     (tmp_path / "log").write_bytes(b"first\n\x1b[93mWARNING \x1b[0m:   trying again\n\n")
-    assert last_line(str(tmp_path / "log")) == "WARNING :   trying again" and last_line(str(tmp_path / "none")) == ""
+    assert (
+        last_log_line(str(tmp_path / "log")) == "WARNING :   trying again"
+        and last_log_line(str(tmp_path / "none")) == ""
+    )
 
 
 def test_a_port_in_use_is_told_and_free_ones_are_free():
@@ -205,7 +216,7 @@ def honest_app(folder):
 
 def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
     folder = tmp_path / "fed-deployment"
-    made = deployment.up(tmp_path / "fed", Declared, folder, tmp_path, (), tmp_path / "cache")
+    made = deployment.start_deployment(tmp_path / "fed", Declared, folder, tmp_path, (), tmp_path / "cache")
     try:
         assert [p.name for p in made.processes] == [
             "superlink",
@@ -214,9 +225,9 @@ def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
             "node1",
         ] and not made.stopped_processes
         assert made.run == "7" and deployment.read_deployment(folder) == made
-        assert deployment.status(made) == ("finished:failed", "no reply")
+        assert deployment.run_status(made) == ("finished:failed", "no reply")
         with pytest.raises(Reject) as refused:
-            deployment.up(tmp_path / "fed", Declared, folder, tmp_path, (), tmp_path / "cache")
+            deployment.start_deployment(tmp_path / "fed", Declared, folder, tmp_path, (), tmp_path / "cache")
         assert slug(refused) == "deployed-already"
         os.killpg(made.processes[2].pid, signal.SIGKILL)
         os.waitpid(made.processes[2].pid, 0)
@@ -226,7 +237,7 @@ def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
         os.waitpid(made.processes[1].pid, 0)
         assert [p.name for p in made.broken] == ["server"]
     finally:
-        names = deployment.down(made)
+        names = deployment.stop_deployment(made)
     assert names == ["node1", "superlink"] and len(made.stopped_processes) == 4
     assert not (folder / "keys").exists() and (folder / "superlink.log").exists()
     with pytest.raises(Reject) as refused:
@@ -236,12 +247,14 @@ def test_up_starts_all_status_tells_and_down_ends_all(flower, tmp_path):
 
 def test_every_process_is_told_what_flower_does_not_do_by_itself(flower, tmp_path):
     place = tmp_path / "fed-deployment"
-    made = deployment.up(tmp_path / "fed", Declared, place, tmp_path, (tmp_path, tmp_path), tmp_path / "cache")
+    made = deployment.start_deployment(
+        tmp_path / "fed", Declared, place, tmp_path, (tmp_path, tmp_path), tmp_path / "cache"
+    )
     try:
         said = {p.name: Path(f"/proc/{p.pid}/cmdline").read_bytes().decode().split("\0") for p in made.processes}
         env = Path(f"/proc/{made.processes[0].pid}/environ").read_bytes().decode().split("\0")
     finally:
-        deployment.down(made)
+        deployment.stop_deployment(made)
     link = said["superlink"]
     assert link[link.index("--host") + 1] == "127.0.0.1"  # whoever reaches it can run code
     assert {"--database", "--enable-supernode-auth", "--ssl-certfile", "--superexec-auth-secret-file"} <= set(link)
@@ -258,7 +271,7 @@ def test_every_process_is_told_what_flower_does_not_do_by_itself(flower, tmp_pat
 def test_what_does_not_come_up_is_ended_and_told_with_its_last_words(flower, tmp_path):
     (flower / "flower-superlink").write_text(f"#!{sys.executable}\nimport sys; sys.exit('no disk')\n")
     with pytest.raises(Reject) as refused:
-        deployment.up(tmp_path / "fed", Declared, tmp_path / "d", tmp_path, (), tmp_path / "cache")
+        deployment.start_deployment(tmp_path / "fed", Declared, tmp_path / "d", tmp_path, (), tmp_path / "cache")
     assert slug(refused) == "deployment-failed" and "no disk" in str(refused.value)
     assert not (tmp_path / "d" / "keys").exists() and not (tmp_path / "d" / deployment.NAME).exists()
 
@@ -271,7 +284,9 @@ def test_bad_places_are_refused_before_anything_starts(flower, tmp_path):
         ((), port, "port-taken"),
     ):
         with socket.create_server(("127.0.0.1", port)), pytest.raises(Reject) as refused:
-            deployment.up(tmp_path / "fed", Declared, tmp_path / "d", tmp_path, own, tmp_path / "cache", asked)
+            deployment.start_deployment(
+                tmp_path / "fed", Declared, tmp_path / "d", tmp_path, own, tmp_path / "cache", asked
+            )
         assert slug(refused) == wanted and not (tmp_path / "d").exists()
 
 

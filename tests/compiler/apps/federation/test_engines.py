@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from effc.compiler.apps.federation import deployment
-from effc.compiler.apps.federation.app import FLWR, page
-from effc.compiler.apps.federation.processes import answers, end, free_ports, start
+from effc.compiler.apps.federation.app import FLWR, app_readme
+from effc.compiler.apps.federation.processes import answers, end_processes, free_ports, start_process
 
 pytest.importorskip("flwr")
 pytest.importorskip("peft")
 
-from effc.compiler.apps.federation.flower import FlowerGrid, limit
+from effc.compiler.apps.federation.flower import FlowerGrid, time_limit
 
 from tests.compiler.apps.federation.test_flower_target import compiled, declared, run
 
@@ -98,7 +98,7 @@ def test_extras_install_beside_each_other():
     ],
 )
 def test_the_page_says_what_flower_needs_to_be_told(artifact, line):
-    assert line in page(declared(artifact), "fed")
+    assert line in app_readme(declared(artifact), "fed")
 
 
 def test_an_environment_of_a_deployment_asks_nobody_and_installs_nothing():
@@ -107,16 +107,16 @@ def test_an_environment_of_a_deployment_asks_nobody_and_installs_nothing():
 
 
 def test_a_client_that_hangs_is_stopped_and_one_that_answers_is_not():
-    with pytest.raises(TimeoutError, match=r"stopped after 0\.2 s"), limit(0.2):
+    with pytest.raises(TimeoutError, match=r"stopped after 0\.2 s"), time_limit(0.2):
         while True:
             time.sleep(0.01)
-    with limit(0.2):
+    with time_limit(0.2):
         pass
     time.sleep(0.3)  # nothing comes later
     found = []
 
     def elsewhere():
-        with limit(0.01):
+        with time_limit(0.01):
             time.sleep(0.05)
         found.append("answered")
 
@@ -170,7 +170,7 @@ def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(artifact, tmp_
     env |= {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port), "EFFC_CACHE_DIR": str(tmp_path / "cache")}
     env["PATH"] = f"{bin_}{os.pathsep}{env['PATH']}"
     link = [str(bin_ / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-    process = start("superlink", link, env, tmp_path)  # as `flwr run` would, which leaves it 15 s
+    process = start_process("superlink", link, env, tmp_path)  # as `flwr run` would, which leaves it 15 s
 
     def flwr(*words):
         made = subprocess.run(
@@ -194,7 +194,7 @@ def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(artifact, tmp_
             status = flwr("list", "--run-id", str(made["run-id"]), "--format", "json")["runs"][0]["status"]
         assert status == "finished:completed", (tmp_path / "superlink.log").read_text()[-3000:]
     finally:
-        end([process])
+        end_processes([process])
     whole = run(artifact, tmp_path / "simulated")
     write_results(whole.strategy.results(), whole.course, declared(artifact), tmp_path / "wanted")
     for client in range(3):

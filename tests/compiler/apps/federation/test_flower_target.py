@@ -11,7 +11,7 @@ import torch
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.checkpoint import Checkpoint
 from effc.compiler.apps.federation.client_host import ClientHost
-from effc.compiler.apps.federation.declaration import read_declaration, strategy_of
+from effc.compiler.apps.federation.declaration import make_strategy, read_declaration
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.personal import MANY
 from effc.compiler.apps.federation.results import write_results
@@ -126,8 +126,8 @@ def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifa
     said, place = declared(artifact), None
     checkpoint = Checkpoint(tmp_path / "two" / "cache" / "federations" / said.identity, said.identity)
     place = ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "two" / "cache"))
-    with place.seats([0, 1, 2]) as clients:  # a server that is gone after its first round
-        Federation(LocalGrid(clients), strategy_of(said), said.with_changes(rounds=1).terms(), checkpoint).run()
+    with place.participants([0, 1, 2]) as clients:  # a server that is gone after its first round
+        Federation(LocalGrid(clients), make_strategy(said), said.with_changes(rounds=1).round_terms(), checkpoint).run()
     again = run(artifact, tmp_path / "two")
     assert hashes(again) == hashes(whole)
     assert not (tmp_path / "two" / "cache" / "federations" / said.identity).exists()  # nothing is left to go on with
@@ -136,10 +136,10 @@ def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifa
 def test_training_leaves_the_model_as_it_was(artifact, tmp_path):
     said = declared(artifact, strategy="stack")
     place = ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache"))
-    with place.seats([0, 1, 2]) as clients:
+    with place.participants([0, 1, 2]) as clients:
         model = clients[0].learner.slots.model
         names = {n: p.detach().clone() for n, p in model.named_parameters() if "lora" not in n}
-        Federation(LocalGrid(clients), strategy_of(said), said.terms()).run()
+        Federation(LocalGrid(clients), make_strategy(said), said.round_terms()).run()
     held = dict(model.named_parameters())
     assert all(torch.equal(p, held[n.replace(".base_layer", "")]) for n, p in names.items())
 
@@ -166,7 +166,7 @@ def test_prompts_and_weights_are_trained_together_too(artifact, tmp_path, trains
 
 @pytest.mark.parametrize("strategy", ["fedavg", "stack", "abm"])
 def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
-    from effc.compiler.models.rows.forward import nll
+    from effc.compiler.models.rows.forward import total_nll
     from peft import PeftModel
 
     made = run(artifact, tmp_path, strategy=strategy)
@@ -174,12 +174,12 @@ def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
     name = "client-1" if strategy == "abm" else "global"
     model = PeftModel.from_pretrained(api.load(artifact), tmp_path / "result" / name)
     said = declared(artifact, strategy=strategy)
-    with ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache")).seats([1]) as (
+    with ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "cache")).participants([1]) as (
         client,
     ):
         held_out = client.learner.held_out
         wanted = client.learner.loss(made.strategy.results()[name], {})
-    nats, tokens = nll(model, held_out.ids)
+    nats, tokens = total_nll(model, held_out.ids)
     assert nats / tokens == pytest.approx(wanted, abs=1e-5)
     assert json.loads((tmp_path / "result" / "federation-result.json").read_text())["rounds"][1]["number"] == 2
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler.apps.federation.app import PACKAGE
-from effc.compiler.apps.federation.client_host import ClientHost, slots_on
+from effc.compiler.apps.federation.client_host import ClientHost, attach_slots
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.outcomes import read_state
 from effc.compiler.apps.federation.results import write_results
@@ -74,14 +74,14 @@ def heard(said, path, home, tmp_path, sent, monkeypatch):
     from effc.compiler.apps.federation.products import Stack
 
     kind = {"ffa": FrozenA, "stack": Stack, "fedavg": FedAvg}[said.strategy]
-    take = kind.take
+    take = kind.aggregate
 
     def take_and_tell(self, number, replies):
         sent.clear()
         sent.update(replies)
         take(self, number, replies)
 
-    monkeypatch.setattr(kind, "take", take_and_tell)
+    monkeypatch.setattr(kind, "aggregate", take_and_tell)
     return simulate(said, path / said.folder, home, Settings(tmp_path / "cache"))
 
 
@@ -98,7 +98,7 @@ def by_peft(home, folder):
 
 def by_us(said, path, state):
     model = BertForSequenceClassification.from_pretrained(path / said.folder).eval()
-    with slots_on(model, said) as slots, torch.no_grad():
+    with attach_slots(model, said) as slots, torch.no_grad():
         slots.put(state, {})
         return slots.model.eval()(IDS).logits
 
@@ -107,9 +107,9 @@ def test_a_stack_goes_on_from_the_heads_mean_and_merges_what_was_learned(app, tm
     home, path, told = app
     said = told.with_changes(strategy="stack")
     made = simulate(said, path / said.folder, home, Settings(tmp_path / "cache"))
-    with ClientHost(said, path / said.folder, home, Settings(tmp_path / "cache")).seats([0]) as (client,):
+    with ClientHost(said, path / said.folder, home, Settings(tmp_path / "cache")).participants([0]) as (client,):
         learner = client.learner
-        found = learner.judged(made.strategy.results()["global"], {})
+        found = learner.evaluate(made.strategy.results()["global"], {})
     first = made.course.rounds[0].updates[0]
     assert found[0] < first.before  # as peft would run it: one adapter of the sum of all ranks, and the head
 

@@ -2,7 +2,14 @@
 
 import numpy as np
 import pytest
-from effc.compiler.apps.federation.low_rank import padded_mean, resized, stacked, truncated, update, useful_rank
+from effc.compiler.apps.federation.low_rank import (
+    padded_mean,
+    resize_rank,
+    stack_factors,
+    truncate_to_rank,
+    update,
+    useful_rank,
+)
 from effc.compiler.apps.federation.state import mean, normal
 
 ALPHA = 16.0
@@ -28,13 +35,13 @@ WEIGHTS = {0: 1.0, 1: 2.0, 2: 5.0}
 
 @pytest.mark.parametrize("clients", [MIXED, EQUAL], ids=["ranks differ", "ranks equal"])
 def test_stacking_is_exact(clients):
-    np.testing.assert_allclose(product(stacked(clients, WEIGHTS, ALPHA)), exact(clients, WEIGHTS), atol=1e-9)
+    np.testing.assert_allclose(product(stack_factors(clients, WEIGHTS, ALPHA)), exact(clients, WEIGHTS), atol=1e-9)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8, 13])
 def test_truncation_misses_exactly_the_tail_of_the_singular_values(rank):
     want = exact(MIXED, WEIGHTS)
-    made = truncated(stacked(MIXED, WEIGHTS, ALPHA), rank, ALPHA)
+    made = truncate_to_rank(stack_factors(MIXED, WEIGHTS, ALPHA), rank, ALPHA)
     tail = np.linalg.svd(want)[1][rank:]
     assert np.linalg.norm(update(made, "q", ALPHA) - want) == pytest.approx(np.linalg.norm(tail), abs=1e-9)
 
@@ -54,23 +61,23 @@ def test_identical_clients_get_back_what_they_sent_by_every_method():
     clients = dict.fromkeys(range(3), adapter(4))
     want = update(adapter(4), "q", ALPHA)
     np.testing.assert_allclose(update(mean(clients, WEIGHTS), "q", ALPHA), want, atol=1e-9)
-    np.testing.assert_allclose(product(stacked(clients, WEIGHTS, ALPHA)), want, atol=1e-9)
+    np.testing.assert_allclose(product(stack_factors(clients, WEIGHTS, ALPHA)), want, atol=1e-9)
     np.testing.assert_allclose(
-        update(truncated(stacked(clients, WEIGHTS, ALPHA), 4, ALPHA), "q", ALPHA), want, atol=1e-9
+        update(truncate_to_rank(stack_factors(clients, WEIGHTS, ALPHA), 4, ALPHA), "q", ALPHA), want, atol=1e-9
     )
     np.testing.assert_allclose(update(padded_mean(clients, WEIGHTS, ALPHA), "q", ALPHA), want, atol=1e-9)
 
 
 def test_cutting_to_a_rank_and_filling_up_again_is_idempotent():
     for state in MIXED.values():
-        once = resized(resized(state, 3, ALPHA), 7, ALPHA)
-        twice = resized(resized(once, 3, ALPHA), 7, ALPHA)
+        once = resize_rank(resize_rank(state, 3, ALPHA), 7, ALPHA)
+        twice = resize_rank(resize_rank(once, 3, ALPHA), 7, ALPHA)
         np.testing.assert_allclose(product(once), product(twice), atol=1e-12)
 
 
 def test_a_larger_rank_leaves_the_update_as_it_was():
     state = adapter(0, 3)
-    np.testing.assert_allclose(update(resized(state, 8, ALPHA), "q", ALPHA), update(state, "q", ALPHA), atol=1e-12)
+    np.testing.assert_allclose(update(resize_rank(state, 8, ALPHA), "q", ALPHA), update(state, "q", ALPHA), atol=1e-12)
 
 
 def test_the_scale_is_in_a_padded_mean_once_also_where_ranks_differ():

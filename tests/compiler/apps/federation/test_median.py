@@ -5,7 +5,7 @@ import pytest
 from effc.compiler.apps.federation.all_but_me import leave_one_out_shares
 from effc.compiler.apps.federation.median import geometric_median, gram
 from effc.compiler.apps.federation.mixing import adaptive, mix
-from effc.compiler.apps.federation.state import mean, total
+from effc.compiler.apps.federation.state import mean, weighted_sum
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +27,7 @@ def others(points, weights=None, median=False):
     """What every client gets."""
     found = states(points)
     shares = leave_one_out_shares(weights or ones(points), gram(found) if median else None)
-    return {k: total(found, row)["x"] if row else found[k]["x"] for k, row in shares.items()}
+    return {k: weighted_sum(found, row)["x"] if row else found[k]["x"] for k, row in shares.items()}
 
 
 def test_the_median_of_a_triangle_is_its_fermat_point():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.declaration import read_declaration
-from effc.compiler.apps.federation.outcomes import models, read_state
+from effc.compiler.apps.federation.outcomes import models_with_states, read_state
 from effc.compiler.apps.federation.results import MARK, write_results
 from effc.compiler.apps.federation.simulation import simulate
 from effc.compiler.apps.federation.state import state_hash
-from effc.compiler.apps.federation.table import line
+from effc.compiler.apps.federation.table import round_line
 from effc.compiler.apps.federation.targets.flower import Flower
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.core.quantity import size
@@ -58,9 +58,9 @@ def ran(path: Path):
 
 
 def judged(path: Path):
-    file, given = retest.compiled_from(path, None)
-    session = api.session(file, settings=Settings(path.parents[1] / "cache"), set=given)
-    return retest.test_artifact(path, session, api.plans(session))[0]
+    file, given = retest.recipe_and_params(path, None)
+    session = api.open_session(file, settings=Settings(path.parents[1] / "cache"), set=given)
+    return retest.test_artifact(path, session, api.make_plans(session))[0]
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_every_state_is_judged_and_the_worst_of_them_decides(alone):
     text = (path.parents[1] / "r.effspec").read_text()
     limit = sorted(values.values())[1] / made.outcomes[1].original  # one state is worse
     (path.parents[1] / "s.effspec").write_text(text.replace("0.9 * base", f"{limit:.6f} * base"))
-    session = api.session(path.parents[1] / "s.effspec", settings=Settings(path.parents[1] / "cache"))
-    (missed,) = [o for o in retest.test_artifact(path, session, api.plans(session))[0].outcomes if not o.passed]
+    session = api.open_session(path.parents[1] / "s.effspec", settings=Settings(path.parents[1] / "cache"))
+    (missed,) = [o for o in retest.test_artifact(path, session, api.make_plans(session))[0].outcomes if not o.passed]
     assert missed.where == max(values, key=values.get).removeprefix("perplexity(words) of ")
 
 
@@ -111,12 +111,12 @@ def test_states_are_read_back_to_the_bit_and_those_of_another_federation_refused
 
 def test_inspect_draws_the_clients_their_bytes_and_how_it_went(alone):
     path, _, _, run, declared = alone
-    text = Flower.summary(path / declared.folder).draw()
+    text = Flower.summary(path / declared.folder).to_text()
     rows = [line.split() for line in text.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])]
     sent = size(run.course.rounds[-1].updates[0].bytes_up)
     assert [" ".join(row[1:3]) for row in rows[:3]] == [sent] * 3
     assert text.startswith("3 clients train LoRA adapters by alone, 2 rounds") and "ran 2 rounds" in text
-    assert line(run.course.rounds[-1]) in text
+    assert round_line(run.course.rounds[-1]) in text
     assert len(Flower.summary(path / declared.folder).to_json()["rounds"]) == 2
 
 
@@ -134,10 +134,10 @@ def test_whatever_is_trained_comes_back_as_a_model_that_does_what_its_client_saw
     run, declared = ran(path)
     (outcome,) = [o for o in judged(path).outcomes if o.bound.metric.name == "perplexity"]
     assert outcome.passed and np.log(outcome.value) == pytest.approx(run.course.rounds[-1].loss, abs=1.0)
-    file, _ = retest.compiled_from(path, None)
-    session = api.session(file, settings=Settings(path.parents[1] / "cache"))
-    (plan,) = api.plans(session)
-    names = [name for name, _ in models(path, session.context(plan.recipe, plan.pipeline))]
+    file, _ = retest.recipe_and_params(path, None)
+    session = api.open_session(file, settings=Settings(path.parents[1] / "cache"))
+    (plan,) = api.make_plans(session)
+    names = [name for name, _ in models_with_states(path, session.context(plan.recipe, plan.pipeline))]
     assert names == ["global"]
     for name, state in run.strategy.results().items():
         assert state_hash(read_state(path.with_name("fed-result") / name, declared)) == state_hash(state)

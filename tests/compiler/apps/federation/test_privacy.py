@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from effc.compiler.apps.federation.masks import Keys, fixed, from_fixed_point, mean_without
-from effc.compiler.apps.federation.noise import clipped, epsilon, noisy_mean
+from effc.compiler.apps.federation.noise import client_epsilon, clipped, noisy_mean
 from effc.compiler.apps.federation.state import mean, shapes, vector
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -73,23 +73,25 @@ def test_noise_has_the_stated_deviation():
 
 
 def test_epsilon_grows_with_rounds_and_falls_with_noise():
-    assert epsilon(10, 1.0, 1e-5) > epsilon(5, 1.0, 1e-5) > epsilon(5, 2.0, 1e-5)
-    assert epsilon(1, 0.0, 1e-5) == float("inf")
+    assert client_epsilon(10, 1.0, 1e-5) > client_epsilon(5, 1.0, 1e-5) > client_epsilon(5, 2.0, 1e-5)
+    assert client_epsilon(1, 0.0, 1e-5) == float("inf")
 
 
 def test_what_was_spent_is_told_in_a_sentence():
     from effc.compiler.apps.federation.history import ClientUpdate, Round
-    from effc.compiler.apps.federation.noise import privacy
+    from effc.compiler.apps.federation.noise import privacy_sentence
 
     class Declared:
         noise, delta, protects, batch, steps = 1.0, 1e-5, "clients", 4, 8
 
     rounds = [Round(1, {0: ClientUpdate(1.0, 1.0, 64, 1.0, 0, 0), 1: ClientUpdate(1.0, 1.0, 32, 1.0, 0, 0)}, {}, 1.0)]
-    assert privacy(rounds, Declared).startswith(f"epsilon {epsilon(1, 1.0, 1e-5):.2f} at delta 1e-05 for a client")
+    assert privacy_sentence(rounds, Declared).startswith(
+        f"epsilon {client_epsilon(1, 1.0, 1e-5):.2f} at delta 1e-05 for a client"
+    )
     Declared.protects = "rows"
-    assert "a row of a client with 32" in privacy(rounds, Declared)
+    assert "a row of a client with 32" in privacy_sentence(rounds, Declared)
     Declared.noise = 0.0
-    assert "infinite" in privacy(rounds, Declared)
+    assert "infinite" in privacy_sentence(rounds, Declared)
 
 
 def test_epsilon_agrees_with_googles_accountant():
@@ -98,14 +100,14 @@ def test_epsilon_agrees_with_googles_accountant():
     for rounds, multiplier in ((1, 1.0), (16, 1.0), (100, 4.0)):
         accountant = rdp.RdpAccountant()
         accountant.compose(event.GaussianDpEvent(multiplier), rounds)
-        assert epsilon(rounds, multiplier, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=0.02)
+        assert client_epsilon(rounds, multiplier, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=0.02)
 
 
 def test_the_epsilon_of_rows_is_that_of_the_sampled_gaussian():
-    from effc.compiler.apps.federation.noise import epsilon_of_rows
+    from effc.compiler.apps.federation.noise import row_epsilon
 
-    assert epsilon_of_rows(16, 1 / 16, 1.0, 1e-5) == pytest.approx(2.76, abs=0.05)  # dp-accounting's RDP, all orders
-    assert epsilon_of_rows(10, 1.0, 2.0, 1e-5) == pytest.approx(epsilon(10, 2.0, 1e-5), rel=0.01)  # nothing is sampled
-    assert (
-        epsilon_of_rows(10, 0.1, 2.0, 1e-5) < epsilon_of_rows(20, 0.1, 2.0, 1e-5) < epsilon_of_rows(20, 0.2, 2.0, 1e-5)
-    )
+    assert row_epsilon(16, 1 / 16, 1.0, 1e-5) == pytest.approx(2.76, abs=0.05)  # dp-accounting's RDP, all orders
+    assert row_epsilon(10, 1.0, 2.0, 1e-5) == pytest.approx(
+        client_epsilon(10, 2.0, 1e-5), rel=0.01
+    )  # nothing is sampled
+    assert row_epsilon(10, 0.1, 2.0, 1e-5) < row_epsilon(20, 0.1, 2.0, 1e-5) < row_epsilon(20, 0.2, 2.0, 1e-5)

@@ -6,8 +6,8 @@ from effc.compiler.apps.federation import leave_one_out, personal
 from effc.compiler.apps.federation.leave_one_out import LeaveOneOut
 from effc.compiler.apps.federation.median import geometric_median, pull_of_median
 from effc.compiler.apps.federation.personal import AllButMe
-from effc.compiler.apps.federation.rotations import combined, polar, projected
-from effc.compiler.apps.federation.state import normal, shapes, total, vector
+from effc.compiler.apps.federation.rotations import combine_states, polar, projected
+from effc.compiler.apps.federation.state import normal, shapes, vector, weighted_sum
 from effc.compiler.apps.federation.strategy import TrainedState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,11 +35,11 @@ def test_the_mean_of_the_others_is_their_sum_over_their_weights(count, seed):
     made = LeaveOneOut(states, weights, "project")
     for client in states:
         others = {k: w for k, w in weights.items() if k != client and w > 0}
-        found = made.of(client, states[client])
+        found = made.mean_for(client, states[client])
         if not others:
             assert found == {}
             continue
-        wanted = projected(total(states, normal(others)))
+        wanted = projected(weighted_sum(states, normal(others)))
         for name in wanted:
             np.testing.assert_allclose(found[name], wanted[name], atol=2e-5)
 
@@ -49,16 +49,16 @@ def test_an_outlier_that_leaves_itself_out_loses_no_digit_of_the_others(far):
     states, weights = clients(5)
     weights = dict.fromkeys(weights, 1.0)
     states[4] = {n: a if n == "e.R" else (a * far).astype(np.float32) for n, a in states[4].items()}
-    found = LeaveOneOut(states, weights, "project").of(4, states[4])
-    wanted = projected(total(states, dict.fromkeys(range(4), 0.25)))
+    found = LeaveOneOut(states, weights, "project").mean_for(4, states[4])
+    wanted = projected(weighted_sum(states, dict.fromkeys(range(4), 0.25)))
     for name in ("e.W", "e.b", "head"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_client_that_outweighs_all_others_gets_their_mean():
     states, _ = clients(4)
-    found = LeaveOneOut(states, {0: 1e18, 1: 1.0, 2: 1.0, 3: 2.0}, "project").of(0, states[0])
-    wanted = projected(total(states, {1: 0.25, 2: 0.25, 3: 0.5}))
+    found = LeaveOneOut(states, {0: 1e18, 1: 1.0, 2: 1.0, 3: 2.0}, "project").mean_for(0, states[0])
+    wanted = projected(weighted_sum(states, {1: 0.25, 2: 0.25, 3: 0.5}))
     np.testing.assert_allclose(found["head"], wanted["head"], rtol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_clients_that_learned_the_same_in_rotated_bases_get_it_back_in_their_own
     made = LeaveOneOut(turned, dict.fromkeys(turned, 1.0), "align")
     for k, own in turned.items():
         for name in own:
-            np.testing.assert_allclose(made.of(k, own)[name], own[name], atol=1e-5)
+            np.testing.assert_allclose(made.mean_for(k, own)[name], own[name], atol=1e-5)
 
 
 def test_the_common_frame_gives_nearly_what_aligning_with_each_receiver_does():
@@ -81,8 +81,8 @@ def test_the_common_frame_gives_nearly_what_aligning_with_each_receiver_does():
     near = {
         k: projected({n: (start[0][n] + 0.05 * a).astype(np.float32) for n, a in s.items()}) for k, s in states.items()
     }
-    found = LeaveOneOut(near, dict.fromkeys(near, 1.0), "align").of(2, near[2])
-    wanted = combined(near, {k: 0.2 for k in near if k != 2}, near[2], "align")
+    found = LeaveOneOut(near, dict.fromkeys(near, 1.0), "align").mean_for(2, near[2])
+    wanted = combine_states(near, {k: 0.2 for k in near if k != 2}, near[2], "align")
     assert np.abs(edit(found) - edit(wanted)).max() < 2e-3 < np.abs(edit(wanted)).max() / 100
 
 
@@ -95,7 +95,7 @@ def test_one_median_of_many_gives_each_nearly_the_median_of_its_others_and_no_ou
         monkeypatch.setattr(personal, "MANY", many)
         strategy = AllButMe(shapes(near[0]), "median", "project", 0.5)
         strategy.begin(near[9])
-        strategy.take(1, {k: TrainedState(s, 1.0) for k, s in near.items()})
+        strategy.aggregate(1, {k: TrainedState(s, 1.0) for k, s in near.items()})
         made[many] = {k: strategy.payload(k, 2, 1).arrays["others"]["head"] for k in near}
     for k in near:
         assert np.abs(made[64][k] - made[8][k]).max() < 0.01
@@ -106,7 +106,7 @@ def test_the_pull_of_a_median_is_that_of_the_median():
     states, weights = clients(30, 2)
     weights = {k: w + 1 for k, w in weights.items()}
     pull = pull_of_median(states, weights)
-    found = total(states, pull)
+    found = weighted_sum(states, pull)
     np.testing.assert_allclose(vector(found), vector(geometric_median(states, weights)), atol=1e-4)
     same = dict.fromkeys(range(3), states[0])
     assert pull_of_median(same, dict.fromkeys(same, 1.0)) == pytest.approx(dict.fromkeys(same, 1 / 3))
@@ -121,7 +121,7 @@ def test_a_round_looks_at_every_state_a_few_times_however_many_clients_there_are
         states, _ = clients(count)
         strategy = AllButMe(shapes(states[0]), "mean", "align", 0.5)
         strategy.begin(states[0])
-        strategy.take(1, {k: TrainedState(s, 3.0) for k, s in states.items()})
+        strategy.aggregate(1, {k: TrainedState(s, 3.0) for k, s in states.items()})
         for k in states:
             strategy.payload(k, 2, 1)
         assert len(looks) == 2 * count

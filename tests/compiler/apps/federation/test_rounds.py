@@ -15,7 +15,7 @@ from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.low_rank import update
 from effc.compiler.apps.federation.personal import AllButMe
 from effc.compiler.apps.federation.products import Pad, Stack, Truncate
-from effc.compiler.apps.federation.rounds import lines
+from effc.compiler.apps.federation.rounds import fault_lines
 from effc.compiler.apps.federation.state import state_hash
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -45,7 +45,7 @@ def test_every_method_learns(name):
     course = run.run()
     first, last = course.rounds[0], course.rounds[-1]
     assert np.mean([t.before for t in first.updates.values()]) > 2 * last.loss
-    assert not lines(course.rounds)
+    assert not fault_lines(course.rounds)
     assert set(run.strategy.results()) == ({f"client-{k}" for k in range(4)} if run.strategy.personal else {"global"})
 
 

@@ -9,7 +9,13 @@ from effc.compiler.apps.federation.client_host import ClientHost
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.rounds import Terms
-from effc.compiler.apps.federation.search import RetrievalClient, RetrievalFederation, RetrievalStrategy, merged, top
+from effc.compiler.apps.federation.search import (
+    RetrievalClient,
+    RetrievalFederation,
+    RetrievalStrategy,
+    merge_replies,
+    top_documents,
+)
 from effc.compiler.apps.federation.simulation import simulate
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -29,8 +35,8 @@ def unit(draw, count, width=8):
 def test_the_best_of_the_bests_are_those_of_one_index(counts, best, seed):
     draw = np.random.default_rng(seed)
     questions, shares = unit(draw, 3), [unit(draw, n) for n in counts]
-    owners, numbers = merged({k: top(questions, own, best) for k, own in enumerate(shares)}, best)
-    _, wanted = top(questions, np.concatenate(shares), best)
+    owners, numbers = merge_replies({k: top_documents(questions, own, best) for k, own in enumerate(shares)}, best)
+    _, wanted = top_documents(questions, np.concatenate(shares), best)
     starts = np.cumsum([0, *counts])
     np.testing.assert_array_equal(starts[owners] + numbers, wanted)
 
@@ -99,7 +105,7 @@ def test_the_shipped_index_finds_every_verse_wherever_it_is_and_as_one_index_doe
     run = simulate(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
     assert [r.updates[k].accuracy for k, r in enumerate(run.course.rounds)] == [1.0] * 4
     place = ClientHost(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
-    with place.seats([0, 1, 2, 3]) as seats:
+    with place.participants([0, 1, 2, 3]) as seats:
         assert sum(len(s.documents) for s in seats) == sum(len(s.questions) for s in seats) == 60
         elsewhere = [owner != s.client for s in seats for owner, _ in s.partners]
         assert 20 < sum(elsewhere) < 60

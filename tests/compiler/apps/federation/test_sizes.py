@@ -6,12 +6,12 @@ from statistics import mean
 
 import pytest
 import torch
-from effc.compiler.apps.federation.sizes import Size, cut, cuttable_groups, sizes_for
+from effc.compiler.apps.federation.sizes import Size, apply_size, cuttable_groups, sizes_for
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.surgery import tensor_at
-from effc.compiler.models.rows.forward import nll
-from effc.compiler.transforms.search.importance import ascending, l1
+from effc.compiler.models.rows.forward import total_nll
+from effc.compiler.transforms.search.importance import ascending, l1_importance
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from tests import tiny
@@ -69,8 +69,8 @@ def test_under_rotary_positions_no_group_permutes_q_and_k_inside_of_heads():
 def loss(model, ids, cuts) -> float:
     """Of a copy without these items."""
     program = capture(deepcopy(model))
-    cut(program, Size(0, cuts, {}))
-    nats, tokens = nll(program.model, ids)
+    apply_size(program, Size(0, cuts, {}))
+    nats, tokens = total_nll(program.model, ids)
     return nats / tokens
 
 
@@ -81,7 +81,7 @@ def test_heads_that_weigh_least_are_missed_less_than_some_by_chance_and_those_th
     ids = torch.tensor(AutoTokenizer.from_pretrained(path)(text)["input_ids"][:192]).view(4, 48)
     program = capture(model)
     heads = [g for g in cuttable_groups(program) if g.kind == "kv_heads"]
-    order = {f"{g.site} kv_heads": ascending(l1(program, g)) for g in heads}
+    order = {f"{g.site} kv_heads": ascending(l1_importance(program, g)) for g in heads}
     least, most = ({n: tuple(found[end]) for n, found in order.items()} for end in (slice(0, 1), slice(-1, None)))
     chance = [{n: (random.Random(f"{seed} {n}").randrange(4),) for n in order} for seed in range(4)]
     by_chance = mean(loss(model, ids, cuts) for cuts in chance)
@@ -93,4 +93,4 @@ def test_a_size_drops_the_items_that_weigh_least():
     (size,) = sizes_for(program, [0.7])
     for group in cuttable_groups(program):
         items = size.cuts[f"{group.site} {group.kind}"]
-        assert set(items) == set(ascending(l1(program, group))[: len(items)])
+        assert set(items) == set(ascending(l1_importance(program, group))[: len(items)])

@@ -10,7 +10,7 @@ from effc.compiler.apps.federation.averaging import FedAvg
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.history import ClientUpdate, History, Round
 from effc.compiler.apps.federation.simulation import simulate
-from effc.compiler.apps.federation.stream import forgotten, task_of
+from effc.compiler.apps.federation.stream import forgetting_by_task, task_of
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
@@ -42,10 +42,10 @@ def test_forgetting_is_how_much_worse_a_task_is_done_than_when_it_was_learned():
         Round(3, {0: turn(2.5, 1.0), 1: turn(math.nan, 4.0)}, {}, 0.0),
         Round(4, {0: turn(2.75, 0.5, 9.0), 1: turn(math.nan, 4.5, 9.0)}, {}, 0.0),
     ]
-    assert forgotten(rounds) == [0.75, 0.0]  # task 2: one client gained half, the other lost it
+    assert forgetting_by_task(rounds) == [0.75, 0.0]  # task 2: one client gained half, the other lost it
     again = [Round.from_json(r.to_json()) for r in rounds]
-    assert forgotten(again) == forgotten(rounds) and math.isnan(again[1].updates[1].by_task[0])
-    assert forgotten(rounds[:2]) == [] and History(rounds).bytes == 0
+    assert forgetting_by_task(again) == forgetting_by_task(rounds) and math.isnan(again[1].updates[1].by_task[0])
+    assert forgetting_by_task(rounds[:2]) == [] and History(rounds).bytes == 0
 
 
 class Anchored(Regression):
@@ -56,10 +56,10 @@ class Anchored(Regression):
     def begin(self, number, rounds):
         self.task = task_of(number, rounds, 2)
 
-    def trained(self, state, names, added, seed, until):
+    def train(self, state, names, added, seed, until):
         self.seen = [*getattr(self, "seen", []), {n: a.copy() for n, a in self.anchor.items()}]
         self.began = [*getattr(self, "began", []), state]
-        return super().trained(state, names, added, seed, until)
+        return super().train(state, names, added, seed, until)
 
 
 def test_the_anchor_is_what_a_task_began_with_until_the_next_one():
@@ -119,7 +119,7 @@ def test_the_shipped_stream_forgets_less_with_its_anchor_than_without(tmp_path):
     for anchor in (declared.anchor, 0.0):
         said = declared.with_changes(anchor=anchor)
         rounds = simulate(said, path / said.folder, RECIPES, Settings(tmp_path / "c")).course.rounds
-        worse.append(forgotten(rounds)[0])
+        worse.append(forgetting_by_task(rounds)[0])
         gains.append(np.mean([t.by_task[1] for t in rounds[-1].updates.values()]))
     assert worse[0] < worse[1]
     assert gains[0] < np.log(3)  # and still learns the second: three of two answers would be chance

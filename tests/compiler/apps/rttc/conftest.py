@@ -14,8 +14,8 @@ from effc.compiler.apps.rttc.app_folder import NAME
 from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.caching import StateCache
 from effc.compiler.apps.rttc.embedder import model_embedder
-from effc.compiler.apps.rttc.guided import GuidedModel, identity_of
-from effc.compiler.apps.rttc.knowledge import build
+from effc.compiler.apps.rttc.guided import GuidedModel, cache_identity
+from effc.compiler.apps.rttc.knowledge import build_base
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
 from effc.compiler.apps.rttc.retrieval import Local
@@ -57,7 +57,7 @@ class World:
     ) -> GuidedModel:
         """`near`: thresholds of the two caches; nothing hits at 2."""
         shape = adaptable.shape if adaptable else ""
-        identity = identity_of("base", self.embedder.identity, self.base.version, shape)
+        identity = cache_identity("base", self.embedder.identity, self.base.version, shape)
         caches = [
             StateCache(identity, at, 1 << 20, folder=folder and folder / name)
             for at, name in zip(near, ("lists", "states"), strict=True)
@@ -105,5 +105,5 @@ def world(tmp_path_factory) -> World:
     model = LlamaForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     embedder = model_embedder(model, tokenizer, "world")
-    base = build([write_samples(folder / "kb.jsonl")], embedder, folder / "kb")
+    base = build_base([write_samples(folder / "kb.jsonl")], embedder, folder / "kb")
     return World(folder, model, tokenizer, embedder, base)

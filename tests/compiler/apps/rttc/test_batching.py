@@ -8,7 +8,7 @@ import torch
 from effc.compiler.apps.rttc import batching
 from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.attachment import attachment_paths
-from effc.compiler.apps.rttc.batching import ROWS, Batcher, agree
+from effc.compiler.apps.rttc.batching import ROWS, Batcher, batching_matches_single
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
@@ -109,14 +109,14 @@ def test_logits_of_a_row_under_gathered_adapters_are_those_under_its_own_on_the_
     rows = torch.randint(60, (3, 7), generator=torch.Generator().manual_seed(1))
     states = [scattered(adaptable, 0, 0.1), None, scattered(adaptable, 1, 0.1)]
     with torch.no_grad():
-        with adaptable.rows(states):
+        with adaptable.per_row_states(states):
             found = model(rows).logits
         for row, state, logits in zip(rows, states, found, strict=True):
             adaptable.off() if state is None else adaptable.put(state)
             wanted = model(row[None]).logits[0]
             assert (logits - wanted).abs().max() < 1e-4 * wanted.abs().max()  # products of other shapes round otherwise
         adaptable.off()
-        assert agree(model, adaptable)
+        assert batching_matches_single(model, adaptable)
     adaptable.close()
 
 
@@ -137,7 +137,7 @@ def test_a_model_whose_rows_do_not_agree_answers_one_by_one(world, halved):
     """Below float32 rows round by their number; who reads padding as if it were words answers otherwise."""
     model = tiny.model("llama")
     model = model.to(torch.bfloat16) if halved else Deaf.adopt(model)
-    assert not agree(model, None)
+    assert not batching_matches_single(model, None)
     batcher = Batcher(model, Prompts(world.tokenizer, 64), None)
     asked = [([5, 9, 11 + n][n:], Settings(max_tokens=3), None) for n in range(3)]
     assert all(isinstance(said, tuple) for said in together(batcher, asked)) and batcher.largest == 1
@@ -190,7 +190,7 @@ def test_one_who_leaves_and_one_who_asks_too_much_end_alone(world):
 def test_what_breaks_a_batch_is_heard_by_all_of_it_and_the_next_are_answered(world, monkeypatch):
     batcher = Batcher(world.model, world.prompts, None)
     asked = [([5, 6], Settings(max_tokens=2), None)] * 3
-    assert agree(world.model, None)
+    assert batching_matches_single(world.model, None)
     with monkeypatch.context() as patch:
         patch.setattr(world.model, "generate", lambda **_: 1 / 0)
         batcher._agrees = True

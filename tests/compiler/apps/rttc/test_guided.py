@@ -49,7 +49,7 @@ def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
     adaptable.train(samples)
     width, layers = world.model.config.hidden_size, world.model.config.num_hidden_layers
     assert sum(t.numel() for t in adaptable.state().values()) == layers * (2 * 4 * width + 4)
-    ids = torch.tensor([adaptable._row(samples[0])[0]])
+    ids = torch.tensor([adaptable._tokenize_sample(samples[0])[0]])
     with torch.no_grad():
         edited = world.model(ids).logits
         adaptable.off()
@@ -59,7 +59,7 @@ def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
 
 def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):
     samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:3]]
-    rows = [adaptable._row(sample) for sample in samples]
+    rows = [adaptable._tokenize_sample(sample) for sample in samples]
     adaptable.put(adaptable._initial)
     own = adaptable._parameters
     for parameter in own.values():

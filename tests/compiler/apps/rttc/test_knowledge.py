@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.knowledge import build, check_embedder, open_base
-from effc.compiler.apps.rttc.sample import distinct, read_samples, sample_of
-from effc.compiler.apps.rttc.selection import diverse, nearest
+from effc.compiler.apps.rttc.knowledge import build_base, check_embedder, open_base
+from effc.compiler.apps.rttc.sample import distinct, parse_sample, read_samples
+from effc.compiler.apps.rttc.selection import nearest, select_diverse
 from effc.compiler.apps.rttc.targets.rttc import Rttc
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -39,7 +39,7 @@ def test_each_sample_of_a_diverse_selection_lowers_the_variance_at_the_query_mos
         inner = torch.linalg.solve(x @ x.T + noise * torch.eye(len(chosen), dtype=torch.float64), x @ query)
         return float(query @ query - (x @ query) @ inner)
 
-    chosen = diverse(query.float(), vectors.float(), min(4, rows), noise)
+    chosen = select_diverse(query.float(), vectors.float(), min(4, rows), noise)
     for at in range(len(chosen)):
         rest = [i for i in range(rows) if i not in chosen[:at]]
         best = min(variance([*chosen[:at], i]) for i in rest)
@@ -50,8 +50,8 @@ def test_each_sample_of_a_diverse_selection_lowers_the_variance_at_the_query_mos
 def test_a_diverse_selection_takes_no_copies_before_something_new():
     vectors = torch.nn.functional.normalize(torch.tensor([[1, 0.1, 0], [1, 0.1, 0.001], [1, -0.4, 0]]), dim=-1)
     query = torch.tensor([1.0, 0.0, 0.0])
-    assert (nearest(query, vectors, 2) == [0, 1] and set(diverse(query, vectors, 2)) == {0, 2}) or set(
-        diverse(query, vectors, 2)
+    assert (nearest(query, vectors, 2) == [0, 1] and set(select_diverse(query, vectors, 2)) == {0, 2}) or set(
+        select_diverse(query, vectors, 2)
     ) == {1, 2}
 
 
@@ -66,15 +66,15 @@ def test_a_question_of_the_base_finds_itself(world):
 def test_a_base_is_the_same_when_opened_and_its_version_follows_its_content(world, tmp_path):
     again = open_base(world.folder / "kb")
     assert torch.equal(again.vectors, world.base.vectors) and again.version == world.base.version
-    same = build([write_samples(tmp_path / "a.jsonl")], world.embedder, tmp_path / "a")
-    other = build([write_samples(tmp_path / "b.jsonl", QUESTIONS[1:])], world.embedder, tmp_path / "b")
+    same = build_base([write_samples(tmp_path / "a.jsonl")], world.embedder, tmp_path / "a")
+    other = build_base([write_samples(tmp_path / "b.jsonl", QUESTIONS[1:])], world.embedder, tmp_path / "b")
     assert same.version == world.base.version != other.version
 
 
 @pytest.mark.parametrize("name", ["kb.json", "samples.jsonl", "vectors.safetensors"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
 def test_a_base_that_is_not_whole_is_refused(world, tmp_path, name, harm):
-    base = build([write_samples(tmp_path / "kb.jsonl")], world.embedder, tmp_path / "kb")
+    base = build_base([write_samples(tmp_path / "kb.jsonl")], world.embedder, tmp_path / "kb")
     file, data = tmp_path / "kb" / name, (tmp_path / "kb" / name).read_bytes()
     if harm == "gone":
         file.unlink()
@@ -94,7 +94,7 @@ def test_a_base_that_is_not_whole_is_refused(world, tmp_path, name, harm):
 
 def test_samples_that_are_the_same_count_once_and_the_evaluations_own_are_left_out(world, tmp_path):
     file = write_samples(tmp_path / "kb.jsonl", [*QUESTIONS, *QUESTIONS[:5]])
-    base = build([file], world.embedder, tmp_path / "kb", guard=[QUESTIONS[2].upper(), f"{QUESTIONS[7]} "])
+    base = build_base([file], world.embedder, tmp_path / "kb", guard=[QUESTIONS[2].upper(), f"{QUESTIONS[7]} "])
     asked = {sample.question for sample in base.samples}
     assert len(asked) == len(base.samples) and not asked & {QUESTIONS[2], QUESTIONS[7]}
     assert base.dropped == len(QUESTIONS) - len(base.samples) >= 2
@@ -123,14 +123,14 @@ def test_a_build_that_was_killed_goes_on(world, tmp_path, monkeypatch, emitted):
 
     monkeypatch.setattr(knowledge, "_SHARD", 8)  # what a vector's last bits are depends on what is embedded beside it
     file = write_samples(tmp_path / "kb.jsonl")
-    whole = build([file], world.embedder, tmp_path / "whole")
+    whole = build_base([file], world.embedder, tmp_path / "whole")
     target, ctx = Rttc(path="app", knowledge="kb.jsonl", policy="rag"), worlds.context(tmp_path)
 
     def made(embedder, folder):
         (tmp_path / folder).mkdir(exist_ok=True)
         if emitted:
-            return target._build(tmp_path / folder / "kb", embedder, ctx)
-        return build([file], embedder, tmp_path / "kb")
+            return target._build_base(tmp_path / folder / "kb", embedder, ctx)
+        return build_base([file], embedder, tmp_path / "kb")
 
     with pytest.raises(Killed):
         made(Dying(2), "first")
@@ -173,4 +173,4 @@ def test_a_line_that_is_no_sample_is_named(tmp_path, line, words):
 def test_paragraphs_of_a_text_are_samples(tmp_path):
     (tmp_path / "a.txt").write_text("One.\n\nTwo,\nstill two.\n\n\n")
     assert [s.text for s in read_samples(tmp_path / "a.txt")] == ["One.", "Two,\nstill two."]
-    assert len(distinct([sample_of({"text": "A  b"}), sample_of({"text": "a B"})])) == 1
+    assert len(distinct([parse_sample({"text": "A  b"}), parse_sample({"text": "a B"})])) == 1

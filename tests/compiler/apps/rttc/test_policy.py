@@ -3,19 +3,19 @@
 import json
 
 import pytest
-from effc.compiler.apps.rttc.calibration import fit
+from effc.compiler.apps.rttc.calibration import fit_policy
 from effc.compiler.apps.rttc.policy import (
     BRANCHES,
     Decision,
     Policy,
     Trial,
-    calibrate,
-    choose,
+    calibrate_thresholds,
+    choose_answer,
     curve,
     measure,
     read_policy,
 )
-from effc.compiler.apps.rttc.scaling import scales_of
+from effc.compiler.apps.rttc.scaling import fit_scales
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +40,7 @@ def run(policy, table, missing=()):
         made.append(branch)
         return None if branch in missing else branch
 
-    text = choose(policy, answer, lambda branch: table[branch], decision)
+    text = choose_answer(policy, answer, lambda branch: table[branch], decision)
     return made, decision, text
 
 
@@ -74,7 +74,7 @@ def test_with_a_constant_reward_the_first_branch_answers(many, value):
 
 @given(many=st.lists(trials, min_size=2, max_size=12))
 def test_calibration_is_no_worse_than_any_point_of_its_curve_and_than_the_fixed_branches_it_contains(many):
-    policy, points = calibrate(many)
+    policy, points = calibrate_thresholds(many)
     found = measure(many, policy)
     assert found.accuracy == max(p.accuracy for p in points)
     assert found.accuracy >= measure(many, Policy("direct")).accuracy - 1e-12  # "always stop" is on the curve
@@ -90,14 +90,14 @@ def test_a_second_that_costs_enough_buys_no_dear_branch():
             {"direct": 0.1, "rag": 0.2, "ttt": 9.0},
         )
     ] * 4
-    assert measure(many, calibrate(many)[0]).shares["ttt"] == 1
-    assert measure(many, calibrate(many, price=1.0)[0]).shares["direct"] == 1
+    assert measure(many, calibrate_thresholds(many)[0]).shares["ttt"] == 1
+    assert measure(many, calibrate_thresholds(many, price=1.0)[0]).shares["direct"] == 1
 
 
 @given(many=st.lists(trials, min_size=2, max_size=12), value=rewards)
 def test_a_reward_that_says_nothing_leaves_the_branch_that_is_right_most_often_once_it_has_scales(many, value):
     flat = [Trial(dict.fromkeys(BRANCHES, value), t.right, t.seconds) for t in many]
-    found = measure(flat, Policy("best", scales=scales_of(flat))).accuracy
+    found = measure(flat, Policy("best", scales=fit_scales(flat))).accuracy
     assert found == pytest.approx(max(measure(flat, Policy(branch)).accuracy for branch in BRANCHES))
 
 
@@ -111,13 +111,13 @@ def test_a_branch_whose_answers_the_reward_belittles_is_taken_by_its_chance():
         )
         for i in range(48)
     ]
-    scales = scales_of(many)
+    scales = fit_scales(many)
     assert measure(many, Policy("best")).shares["ttt"] == 0
     assert measure(many, Policy("best", scales=scales)).accuracy > 0.6
-    raw, scaled = calibrate(many)[0], calibrate(many, scales=scales)[0]
+    raw, scaled = calibrate_thresholds(many)[0], calibrate_thresholds(many, scales=scales)[0]
     assert measure(many, scaled).accuracy > measure(many, raw).accuracy + 0.2 and scaled.scales == scales
     decision = Decision()
-    choose(scaled, lambda branch: branch, lambda branch: many[1].rewards[branch], decision)
+    choose_answer(scaled, lambda branch: branch, lambda branch: many[1].rewards[branch], decision)
     assert set(decision.chances) == set(decision.rewards) and all(0 <= c <= 1 for c in decision.chances.values())
 
 
@@ -133,8 +133,8 @@ def test_a_reward_that_tells_nothing_is_refused_and_why_is_said(right, words):
     answers = dict(zip(BRANCHES, right, strict=True))
     many = [Trial(dict.fromkeys(BRANCHES, 0.5), answers, dict.fromkeys(BRANCHES, 1.0))] * 4
     with pytest.raises(Reject, match=words):
-        fit(many, Policy(), 0.0, force=False)
-    assert fit(many, Policy(), 0.0, force=True)[1]
+        fit_policy(many, Policy(), 0.0, force=False)
+    assert fit_policy(many, Policy(), 0.0, force=True)[1]
 
 
 def test_a_policy_with_scales_is_the_same_from_its_file():

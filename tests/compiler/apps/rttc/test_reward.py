@@ -7,8 +7,8 @@ import torch
 from effc.compiler.apps.rttc import knowledge_server
 from effc.compiler.apps.rttc.embedder import folder_embedder
 from effc.compiler.apps.rttc.reward import Judge, Verifier, finite, last_number
-from effc.compiler.apps.rttc.scorer import LabelledAnswer, auc, open_scorer, train
-from effc.compiler.apps.rttc.tuned_scorer import open_tuned, tune
+from effc.compiler.apps.rttc.scorer import LabelledAnswer, auc, open_scorer, train_scorer
+from effc.compiler.apps.rttc.tuned_scorer import open_tuned_scorer, train_tuned_scorer
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +54,7 @@ def graded():
 
 
 def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(world, tmp_path):
-    scorer = train(graded(), world.embedder)
+    scorer = train_scorer(graded(), world.embedder)
     good, bad = scorer.score("Which colour has the moon?", ["It is surely the sea, the moon?", "7 7 7 no idea 7 7"])
     assert scorer.auc > 0.9 and good > bad
     scorer.save(tmp_path / "scorer")
@@ -64,8 +64,8 @@ def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(worl
 def test_a_scorer_that_can_not_tell_is_refused_unless_insisted_on(world):
     same = [LabelledAnswer(question, "sea", right) for question in QUESTIONS for right in (True, False)]
     with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
-        train(same, world.embedder)
-    assert train(same, world.embedder, force=True).auc == 0.5
+        train_scorer(same, world.embedder)
+    assert train_scorer(same, world.embedder, force=True).auc == 0.5
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +86,23 @@ def test_a_scorer_tuned_through_its_encoder_tells_is_the_same_after_saving_and_l
 ):
     embedder = encoder()
     before = embedder.embed(QUESTIONS[:3])
-    scorer = tune(graded(), embedder, kind, rank=4, epochs=2, lr=5e-3)
+    scorer = train_tuned_scorer(graded(), embedder, kind, rank=4, epochs=2, lr=5e-3)
     assert scorer.auc > 0.9 and torch.equal(embedder.embed(QUESTIONS[:3]), before)
     scorer.save(tmp_path)
-    again = open_tuned(tmp_path, encoder())
+    again = open_tuned_scorer(tmp_path, encoder())
     assert again.score("a", ["b", "c"]) == pytest.approx(scorer.score("a", ["b", "c"]), abs=1e-5)
     assert again.auc == scorer.auc and again.score("a", ["b"]) != again.score("a", ["sea"])
     weights = (tmp_path / "scorer.safetensors").read_bytes()
     (tmp_path / "scorer.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(Reject, match="holds no scorer"):
-        open_tuned(tmp_path, encoder())
+        open_tuned_scorer(tmp_path, encoder())
 
 
 def test_a_tuned_scorer_that_can_not_tell_is_refused_unless_insisted_on(encoder):
     same = [LabelledAnswer(question, "sea", right) for question in QUESTIONS for right in (True, False)]
     with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
-        tune(same, encoder(), "lora", epochs=1)
-    assert tune(same, encoder(), "lora", epochs=1, force=True).auc == 0.5
+        train_tuned_scorer(same, encoder(), "lora", epochs=1)
+    assert train_tuned_scorer(same, encoder(), "lora", epochs=1, force=True).auc == 0.5
 
 
 def test_a_judge_is_a_classifier_with_one_logit(tmp_path):
@@ -170,7 +170,7 @@ def test_a_server_whose_reward_gives_no_number_says_so(world):
         def score(self, question, answers):
             return finite([float("nan")], "broken")
 
-    app = knowledge_server.application(knowledge_server.KnowledgeService(world.base, "diverse", Broken()))
+    app = knowledge_server.make_application(knowledge_server.KnowledgeService(world.base, "diverse", Broken()))
     answer = TestClient(app).post("/v1/score", json={"question": "a", "answers": ["b"]})
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "the reward `broken` gave nan"
     assert answer.json()["error"]["code"] == "reward_no_number"

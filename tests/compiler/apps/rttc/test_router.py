@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.apps.rttc.calibration import dev_features, prices
-from effc.compiler.apps.rttc.drawing import front, svg, text
+from effc.compiler.apps.rttc.drawing import pareto_points, svg_chart, text_chart
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.policy import BRANCHES, Point, Policy, Trial
-from effc.compiler.apps.rttc.router import Router, features, measure_router, open_router, train
+from effc.compiler.apps.rttc.router import Router, features, measure_router, open_router, train_router
 from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.apps.rttc.signals import Signals, signals
 from effc.dsl.syntax.diagnostics import Reject
@@ -33,7 +33,7 @@ def world_of(rows, seed=0, noise=False):
 
 def test_a_router_sends_each_kind_of_question_where_it_is_answered():
     (found, of), (fresh, of_fresh) = world_of(160), world_of(100, seed=1)
-    router = train(found, of, 0.0)
+    router = train_router(found, of, 0.0)
     point = measure_router(router, fresh, of_fresh)
     assert router.auc > 0.8 and point.accuracy > 0.85
     assert point.shares["direct"] > 0.3 and point.shares["rag"] > 0.3 and point.shares["ttt"] == 0
@@ -42,7 +42,7 @@ def test_a_router_sends_each_kind_of_question_where_it_is_answered():
 
 def test_a_dear_second_makes_the_cheapest_branch_the_only_one_and_costs_never_rise_with_the_price():
     found, of = world_of(80)
-    router = train(found, of, 0.0)
+    router = train_router(found, of, 0.0)
     assert measure_router(replace(router, price=1.0), found, of).shares["direct"] == 1.0
     spent = [point.seconds for point in prices(router, found, of)]
     assert spent == sorted(spent, reverse=True) and spent[-1] == 1.0
@@ -57,12 +57,12 @@ def test_without_a_price_a_router_takes_no_longer_than_the_better_of_the_other_t
             replace(t, right={"direct": False, "rag": not h, "ttt": bool(h)}) for t, h in zip(trials, hard, strict=True)
         ]
 
-    mostly = train(of_kind(found, of, 0.8), of, None)
+    mostly = train_router(of_kind(found, of, 0.8), of, None)
     assert mostly.price == 0.0  # always `ttt` is the better, and nothing is dearer
     assert measure_router(mostly, of_kind(fresh, of_fresh, 0.8), of_fresh).accuracy > 0.8
-    free = train(of_kind(found, of, 0.2), of, 0.0)
+    free = train_router(of_kind(found, of, 0.2), of, 0.0)
     assert measure_router(free, fresh, of_fresh).seconds > 2.0
-    fair = train(of_kind(found, of, 0.2), of, None)
+    fair = train_router(of_kind(found, of, 0.2), of, None)
     assert fair.price > 0.0 and measure_router(fair, fresh, of_fresh).seconds <= 2.0
 
 
@@ -70,16 +70,16 @@ def test_a_router_that_knows_nothing_is_refused_unless_forced():
     found, of = world_of(60, seed=3, noise=True)
     found = [replace(t, right=dict.fromkeys(BRANCHES, t.right["direct"])) for t in found]
     with pytest.raises(Reject, match="the router's AUC is"):
-        train(found, of, 0.0)
-    assert train(found, of, 0.0, force=True).auc < 0.55
+        train_router(found, of, 0.0)
+    assert train_router(found, of, 0.0, force=True).auc < 0.55
 
 
 def test_a_router_looks_at_the_first_token_only_where_that_tells_more_of_questions_held_out_than_the_vector_does():
     found, of = world_of(120)
-    assert not train(found, of, 0.0).looks  # the vector says it all, and the signals are noise
+    assert not train_router(found, of, 0.0).looks  # the vector says it all, and the signals are noise
     told = torch.tensor([float(trial.right["direct"]) for trial in found])
     shown = torch.cat([torch.roll(of[:, :-2], 1, 0), 3 * told[:, None], of[:, -1:]], dim=1)  # vectors of others
-    router = train(found, shown, 0.0)
+    router = train_router(found, shown, 0.0)
     assert router.looks and router.auc > 0.9
 
 
@@ -100,13 +100,13 @@ def test_a_client_whose_router_does_not_look_runs_the_model_for_its_answer_alone
 def test_a_router_of_one_dev_question_is_refused_and_one_that_is_forced_has_numbers():
     found, of = world_of(1)
     with pytest.raises(Reject, match="the router's AUC is"):
-        train(found, of, 0.0)
-    assert torch.isfinite(train(found, of, 0.0, force=True).chances(of)).all()
+        train_router(found, of, 0.0)
+    assert torch.isfinite(train_router(found, of, 0.0, force=True).chances(of)).all()
 
 
 def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
     found, of = world_of(40)
-    router = train(found, of, 0.01)
+    router = train_router(found, of, 0.01)
     router.save(tmp_path)
     again = open_router(tmp_path, 16)
     assert torch.equal(again.chances(of), router.chances(of)) and again.price == 0.01 and again.auc == router.auc
@@ -119,7 +119,7 @@ def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
 
 
 def test_signals_are_those_of_the_first_token(world):
-    ids = world.prompts.ids([{"role": "user", "content": QUESTIONS[0]}])
+    ids = world.prompts.conversation_ids([{"role": "user", "content": QUESTIONS[0]}])
     with torch.no_grad():
         chances = world.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
     first, second = chances.topk(2).values
@@ -142,10 +142,10 @@ def test_a_client_goes_the_way_that_its_router_says(world):
 
 def test_the_picture_of_a_curve_names_what_was_chosen_and_joins_what_nothing_beats():
     points = [Point(0, 0, a, s, {}) for a, s in ((0.5, 1), (0.4, 2), (0.7, 2), (0.7, 3), (0.9, 9))]
-    assert [(p.accuracy, p.seconds) for p in front(points)] == [(0.5, 1), (0.7, 2), (0.9, 9)]
-    drawn = svg(points, {"a < b": points[2]})
+    assert [(p.accuracy, p.seconds) for p in pareto_points(points)] == [(0.5, 1), (0.7, 2), (0.9, 9)]
+    drawn = svg_chart(points, {"a < b": points[2]})
     root = ElementTree.fromstring(drawn)
     assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == 6 and "a &lt; b 0.70, 2.00 s" in drawn
-    told = text(points, {"chosen": points[2]})
+    told = text_chart(points, {"chosen": points[2]})
     assert "a  chosen: accuracy 0.700, 2.000 s a query" in told and told.count(".") > 4
-    assert svg([points[0]], {"x": points[0]}) and text([points[0]], {"x": points[0]})
+    assert svg_chart([points[0]], {"x": points[0]}) and text_chart([points[0]], {"x": points[0]})

@@ -7,14 +7,20 @@ import torch
 from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
 from effc.compiler.apps.rttc.attachment import attachment_paths
 from effc.compiler.apps.rttc.generation import Settings
-from effc.compiler.apps.rttc.native_generator import MAX_ERROR, adapted_plan, no_place, open_voice, relative_error
+from effc.compiler.apps.rttc.native_generator import (
+    MAX_ERROR,
+    no_place,
+    open_native_generator,
+    plan_with_adapters,
+    relative_error,
+)
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import last_logits, logits
-from effc.compiler.runtimes.native.emission import facts
-from effc.compiler.runtimes.native.plan_files import write
+from effc.compiler.runtimes.native.emission import artifact_facts
+from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -26,7 +32,7 @@ IDS = [5, 17, 33, 70, 9, 41, 22, 64]
 
 def written(model, folder: Path) -> Path:
     folder.mkdir()
-    write(Reader(capture(model), "bf16").read(), folder, facts(model, "bf16"))
+    write_plan(Reader(capture(model), "bf16").build_plan(), folder, artifact_facts(model, "bf16"))
     return folder
 
 
@@ -34,7 +40,7 @@ def voice_of(model, folder: Path, kind: str):
     written(model, folder)
     regime = AdapterSettings(kind=kind, rank=4, alpha=8.0)
     adaptable = Adaptable(model, None, attachment_paths(model, kind), regime, lambda text: IDS)
-    return open_voice(folder, adaptable, threads=1), adaptable
+    return open_native_generator(folder, adaptable, threads=1), adaptable
 
 
 @pytest.mark.parametrize("kind", ["lora", "reft"])
@@ -72,10 +78,10 @@ def test_what_was_computed_under_some_adapters_is_gone_on_with_under_those_alone
 
 
 def test_a_place_that_the_plan_does_not_have_is_refused_by_name(tmp_path):
-    plan = Reader(capture(tiny.model("llama")), "bf16").read().to_json()
+    plan = Reader(capture(tiny.model("llama")), "bf16").build_plan().to_json()
     for kind, words in (("lora", "no linear step"), ("reft", "other results than hidden states")):
         with pytest.raises(Reject) as refused:
-            adapted_plan(plan, kind, ["model.layers.7.mlp"], {"model.layers.7.mlp": 4})
+            plan_with_adapters(plan, kind, ["model.layers.7.mlp"], {"model.layers.7.mlp": 4})
         told = refused.value.diagnostics[0]
         assert told.fault == no_place and "`model.layers.7.mlp`" in told.message and words in told.message
 
@@ -88,13 +94,13 @@ def spoken(world: World, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["", "lora", "reft"])
 def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(world, spoken, kind):
     adaptable = world.adaptable(kind=kind or "lora", lr=2e-2 if kind == "reft" else 5e-3)
-    generator = open_voice(spoken, adaptable, threads=1)
+    generator = open_native_generator(spoken, adaptable, threads=1)
     try:
         if kind:
             adaptable.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
             generator.put(adaptable.state())
         for question in QUESTIONS[:3]:
-            asked = world.prompts.ids([{"role": "user", "content": question}])
+            asked = world.prompts.conversation_ids([{"role": "user", "content": question}])
             row = (generator.adapted if kind else generator.bare).generate(torch.tensor([asked]), max_new_tokens=12)
             with torch.no_grad():
                 values = world.model(row).logits[0, len(asked) - 1 : -1]
@@ -111,7 +117,7 @@ def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken,
     asked = [{"role": "user", "content": QUESTIONS[1]}]
     try:
         plain = client.answer_conversation(asked, Settings(max_tokens=1))
-        client.generator = open_voice(spoken, adaptable, threads=1)
+        client.generator = open_native_generator(spoken, adaptable, threads=1)
         found = client.answer_conversation(asked, Settings(max_tokens=1))
     finally:
         adaptable.close()
@@ -122,7 +128,7 @@ def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken,
 def test_a_cached_state_answers_natively_as_the_training_did(world, spoken):
     adaptable = world.adaptable(kind="reft", lr=2e-2)
     client = world.client(Config(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.999))
-    client.generator = open_voice(spoken, adaptable, threads=1)
+    client.generator = open_native_generator(spoken, adaptable, threads=1)
     try:
         first, _, again = (
             client.answer_conversation([{"role": "user", "content": QUESTIONS[n]}], Settings(max_tokens=8))
@@ -135,7 +141,7 @@ def test_a_cached_state_answers_natively_as_the_training_did(world, spoken):
 
 def test_states_take_turns_and_each_answers_as_it_did_however_many_came_between(world, spoken):
     adaptable = world.adaptable()
-    generator = open_voice(spoken, adaptable, threads=1)
+    generator = open_native_generator(spoken, adaptable, threads=1)
     first, row = adaptable.state(), torch.tensor([IDS])
     draw = torch.Generator().manual_seed(0)
     states = [{n: t + 0.1 * torch.randn(t.shape, generator=draw) for n, t in first.items()} for _ in range(7)]
@@ -152,7 +158,7 @@ def test_states_take_turns_and_each_answers_as_it_did_however_many_came_between(
 
 
 def test_the_engines_own_likelihood_is_that_of_pytorch(world, spoken):
-    generator = open_voice(spoken, None, threads=1)
+    generator = open_native_generator(spoken, None, threads=1)
     answers = ["It is red.", "It is of no colour", "zebra"]
     own = SelfLikelihood(generator.bare, world.prompts).score(QUESTIONS[0], answers)
     assert own == pytest.approx(SelfLikelihood(world.model, world.prompts).score(QUESTIONS[0], answers), abs=0.03)

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.core.settings import Settings
-from effc.compiler.driver.models import origin_of
+from effc.compiler.driver.models import resolve_origin
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.native import Native
 
-from tests.drafts import write
+from tests.drafts import write_artifact
 from tests.worlds import context
 
 EFFC = (sys.executable, "-c", "import sys; from effc.compiler.cli.main import main; sys.exit(main())")
@@ -107,14 +107,14 @@ def chatty(tmp_path_factory) -> Path:
 def artifact(chatty, tmp_path_factory) -> Path:
     """The same, for the native engine: as it is compiled, less the verification."""
     work = tmp_path_factory.mktemp("serving-artifact")
-    origin = origin_of(str(chatty), Settings(cache_dir=work / "cache"))
+    origin = resolve_origin(str(chatty), Settings(cache_dir=work / "cache"))
     program, ctx = capture(origin.load().eval()), context(work, origin)
 
     def build(folder: Path) -> Manifest:
         Native(path="served").emit(program, folder, ctx)
         return Manifest("native")
 
-    write(work / "served", build=build)
+    write_artifact(work / "served", build=build)
     return work / "served"
 
 

@@ -11,14 +11,14 @@ import httpx
 import pytest
 import torch
 from effc.compiler.apps.serving.answers import ErrorResponse
-from effc.compiler.apps.serving.api import Service, application
-from effc.compiler.apps.serving.body import _checked
+from effc.compiler.apps.serving.api import Service, make_application
+from effc.compiler.apps.serving.body import _validate
 from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatRequest
 from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
-from effc.compiler.apps.serving.runner import runner_of
+from effc.compiler.apps.serving.runner import make_runner
 from effc.compiler.apps.serving.scheduler import Scheduler
 from effc.compiler.core.settings import Settings
-from effc.compiler.driver.models import origin_of
+from effc.compiler.driver.models import resolve_origin
 
 from tests.compiler.apps.serving.conftest import serving
 
@@ -53,14 +53,14 @@ LOADS = {
 
 @pytest.fixture(scope="module")
 def model(chatty):
-    origin = origin_of(str(chatty), Settings(cache_dir=chatty / "cache"))
+    origin = resolve_origin(str(chatty), Settings(cache_dir=chatty / "cache"))
     return origin.load().eval(), origin.tokenizer()
 
 
 @pytest.fixture
 def app(model):
-    runner, words = runner_of(model[0], "m"), model[1]
-    return application(Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary))
+    runner, words = make_runner(model[0], "m"), model[1]
+    return make_application(Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary))
 
 
 async def small(client: httpx.AsyncClient) -> float:
@@ -104,26 +104,26 @@ def test_eight_large_requests_hold_up_no_small_one(app, name):
 def test_messages_and_parts_are_counted_before_one_is_read(messages, what):
     body = json.dumps({"model": "m", "messages": messages}).encode()
     with pytest.raises(ErrorResponse) as refused:
-        _checked(body, ChatRequest)
+        _validate(body, ChatRequest)
     assert refused.value.status == 400 and f" {what}, and" in str(refused.value.body)
 
 
 def test_brackets_in_a_text_are_no_lists():
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": '[{"\\' * 30_000}]}).encode()
-    assert len(_checked(body, ChatRequest).messages) == 1
+    assert len(_validate(body, ChatRequest).messages) == 1
 
 
 @pytest.mark.parametrize("body", [b"[" * MIB, b'"\\"' * MIB, b'{"a":' * 30_000, b'"' + b"[" * MIB])
 def test_bodies_that_are_no_json_are_refused_in_time(body):
     started = time.monotonic()
     with pytest.raises(ErrorResponse):
-        _checked(body, ChatRequest)
+        _validate(body, ChatRequest)
     assert time.monotonic() - started < 2
 
 
 def test_as_many_messages_as_may_be_are_read():
     body = json.dumps({"model": "m", "messages": [EMPTY] * MAX_MESSAGES}).encode()
-    assert len(_checked(body, ChatRequest).messages) == MAX_MESSAGES
+    assert len(_validate(body, ChatRequest).messages) == MAX_MESSAGES
 
 
 def test_large_requests_of_one_client_take_turns_and_small_ones_pass():

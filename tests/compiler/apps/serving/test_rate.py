@@ -23,7 +23,7 @@ class Clock:
 
 def granted(rate, client) -> bool:
     try:
-        rate.check(client)
+        rate.count_request(client)
     except ErrorResponse:
         return False
     return True
@@ -44,7 +44,7 @@ def test_one_who_waits_as_told_is_let_in_and_others_are_not_held_up():
     rate = Rate(12, clock)
     assert [granted(rate, "a") for _ in range(4)] == [True, True, True, False] and granted(rate, "b")
     with pytest.raises(ErrorResponse) as refused:
-        rate.check("a")
+        rate.count_request("a")
     clock.now += int(refused.value.headers["Retry-After"])
     assert refused.value.status == 429 and granted(rate, "a")
 
@@ -52,7 +52,7 @@ def test_one_who_waits_as_told_is_let_in_and_others_are_not_held_up():
 def test_clients_that_are_made_up_do_not_fill_the_memory():
     rate = Rate(1, Clock())
     for number in range(10_050):
-        rate.check(str(number))
+        rate.count_request(str(number))
     assert len(rate._buckets) == 10_000
 
 

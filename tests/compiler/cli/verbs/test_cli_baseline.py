@@ -219,7 +219,7 @@ def test_what_is_no_json_or_no_file_is_refused(effc, own):
 @pytest.mark.parametrize("text", ["{", "{}", '{"format": 2}'])
 def test_a_broken_baseline_is_told_before_anything_else_is_looked_at(effc, own, text, monkeypatch):
     shutil.rmtree(own / "out")  # so that nothing could be measured
-    monkeypatch.setattr("effc.compiler.analysis.planning.plan.plan", None)  # nor planned
+    monkeypatch.setattr("effc.compiler.analysis.planning.plan.plan_pipeline", None)  # nor planned
     (own / "r.baseline.json").write_text(text)
     run = effc("test", "r.effspec")
     assert run.code == 2 and "error[broken-baseline]" in run.err

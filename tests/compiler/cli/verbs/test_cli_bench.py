@@ -7,7 +7,7 @@ import torch
 from effc.compiler.transforms.lowering import racing
 from effc.compiler.transforms.lowering.contenders import DYNAMIC, EAGER, GROUPED, PREPACKED
 from effc.compiler.transforms.lowering.kernel_goals import Tiles, Vectors
-from effc.compiler.transforms.lowering.kernel_table import KernelRace, Table, summary
+from effc.compiler.transforms.lowering.kernel_table import KernelRace, Table, goals_summary
 from effc.compiler.transforms.lowering.racing import Contender, race
 from effc.kernels import levels
 from effc.kernels.ops import KERNELS
@@ -18,7 +18,7 @@ from tests.worlds import torch_packs_bfloat16
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch):
     """A machine with a tiny cache: copies that exceed a real one would take the test's time."""
-    monkeypatch.setattr(racing, "last_cache", lambda: 1 << 16)
+    monkeypatch.setattr(racing, "last_level_cache_bytes", lambda: 1 << 16)
 
 
 def goals_of_one_row() -> int:
@@ -36,7 +36,7 @@ def test_goals_of_every_processor_are_judged_on_any(goals, count):
     table = Table(goals=goals)
     line = made(EAGER, PREPACKED, DYNAMIC, GROUPED, *KERNELS)
     for sparsity in (0.5, 0.7, 0.8, 0.9):
-        goals.gemv(table, line, "1 x 1", sparsity)
+        goals.gemv_goals(table, line, "1 x 1", sparsity)
     for rows in (2, 4):
         goals.rows(table, line, rows)
     goals.prefill(table, line)
@@ -47,9 +47,9 @@ def test_goals_of_every_processor_are_judged_on_any(goals, count):
 
 
 def test_tiles_have_goals_of_their_own():
-    with levels.forced(levels.MODEL):
+    with levels.force_level(levels.MODEL):
         assert Table().goals is Tiles
-    with levels.forced("portable"):
+    with levels.force_level("portable"):
         assert Table().goals is Vectors
 
 
@@ -100,7 +100,7 @@ def test_what_it_does_not_know_is_a_usage_error(effc, args):
 
 
 def test_a_level_that_this_machine_lacks_is_a_sentence(process):
-    lacking = next((name for name in levels.NAMES if levels.lacking(name)), None)
+    lacking = next((name for name in levels.NAMES if levels.unavailable_reason(name)), None)
     if lacking is None:
         pytest.skip("this machine has every level")
     run = process("bench", "kernels", "--only", "gemv", "--shape", "48x64", EFFC_ISA=lacking)
@@ -127,7 +127,7 @@ def test_a_race_calls_all_in_turn_and_cycles_through_their_copies():
 
 def test_a_table_frees_the_copies_of_a_line(monkeypatch):
     table = Table(0.001, 1)
-    found = table.line("nothing", [Contender("a", [lambda: None], 1)], bound=64)
+    found = table.race_line("nothing", [Contender("a", [lambda: None], 1)], bound=64)
     assert all(not c.calls for c in found.contenders) and found.of_read("read") == pytest.approx(1)
 
 
@@ -138,11 +138,13 @@ def test_a_missed_target_says_what_memory_allows_and_whether_that_was_enough():
     table = Table()
     for wanted in (1.2, 2.5, 4.5):
         table.ratio(f"at least {wanted}", line, "torch", "ours", wanted)
-    met, reachable, beyond = summary(table.targets).splitlines()[1:4]
+    met, reachable, beyond = goals_summary(table.targets).splitlines()[1:4]
     assert "met " in met and "1.33 of 1.2" in met and "memory" not in met
     assert "MISSED" in reachable and reachable.endswith("memory allows 4.00")
     assert "MISSED" in beyond and beyond.endswith("memory allows 4.00, less than the target")
-    assert summary(table.targets).endswith("1 of 3 targets met; 1 of the 2 missed ask for more than memory allows here")
+    assert goals_summary(table.targets).endswith(
+        "1 of 3 targets met; 1 of the 2 missed ask for more than memory allows here"
+    )
     assert [t.to_json()["memory_allows"] for t in table.targets] == [4, 4, 4]
 
 
@@ -150,4 +152,4 @@ def test_without_a_race_against_reading_nothing_is_said_of_memory():
     line = KernelRace("a race", (Contender("torch", [], 1, [1.0]), Contender("ours", [], 1, [1.0])), 0.0)
     table = Table()
     table.ratio("twice", line, "torch", "ours", 2)
-    assert "memory" not in summary(table.targets) and table.targets[0].to_json()["memory_allows"] is None
+    assert "memory" not in goals_summary(table.targets) and table.targets[0].to_json()["memory_allows"] is None

@@ -26,8 +26,8 @@ def values(tmp_path_factory):
         if remove == 0:
             body = "\n".join(line for line in body.splitlines() if "slim =" not in line)
         (folder / "v.effspec").write_text(body + "\n")
-        session = api.session(folder / "v.effspec", cache_dir=folder / "cache", threads=1)
-        (plan,) = api.plans(session)
+        session = api.open_session(folder / "v.effspec", cache_dir=folder / "cache", threads=1)
+        (plan,) = api.make_plans(session)
         blame = api.bisect(session, plan, plan.pipeline.expects[0])
         assert blame.diagnostics == []
         found.append(blame.looks[-1].verdict.value)

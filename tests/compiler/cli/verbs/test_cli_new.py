@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from effc.compiler.cli.verbs.new import judge_of, source_of
+from effc.compiler.cli.verbs.new import choose_score, source_expression
 
 from tests import worlds
 
@@ -65,12 +65,12 @@ def test_code_is_run_only_where_that_is_allowed_and_goals_of_text_need_a_tokeniz
 def test_a_gguf_file_is_named_as_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny.Q4_0.gguf").write_bytes(b"GGUF")
-    assert source_of("tiny.Q4_0.gguf", Path()).text == 'gguf("./tiny.Q4_0.gguf")'
+    assert source_expression("tiny.Q4_0.gguf", Path()).text == 'gguf("./tiny.Q4_0.gguf")'
 
 
 def test_what_writes_is_judged_by_perplexity_and_what_encodes_by_similarity():
     reads = SimpleNamespace(tokenizer_identity="x", config={}, positions=512)
     bound = "perplexity(text.heldout) <= 1.50 * base in light"
-    assert judge_of(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).read(bound) == bound
-    encoder = judge_of(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": False}))
+    assert choose_score(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).read(bound) == bound
+    encoder = choose_score(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": False}))
     assert encoder.read(bound) == "similarity(text.heldout) >= 0.80 in light"

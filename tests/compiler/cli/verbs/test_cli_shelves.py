@@ -3,7 +3,7 @@
 import json
 
 from effc.compiler.plugin.library_effects import Effect, Effects
-from effc.compiler.plugin.recipe_library import shipped
+from effc.compiler.plugin.recipe_library import library_files
 
 
 def test_explain_has_a_page_for_words_and_for_diagnostics(effc):
@@ -22,21 +22,21 @@ def test_passes_lists_every_file_of_the_shelf(effc):
 
 def test_recipes_lists_the_library_with_its_sentences(effc):
     out = effc("recipes").out
-    assert shipped() and all(
-        name.removesuffix(".effspec") in out and recipe.sentence in out for name, recipe in shipped().items()
+    assert library_files() and all(
+        name.removesuffix(".effspec") in out and recipe.sentence in out for name, recipe in library_files().items()
     )
     assert "shears/half" in effc("recipes", "search", "Shears", "50%").out
     assert effc("recipes", "search", "no-such-word").code == 2
 
 
 def test_what_a_recipe_gave_is_told_with_its_machine_and_what_was_not_measured_says_so(effc):
-    effects, named = Effects.read(), {name.removesuffix(".effspec"): r for name, r in shipped().items()}
+    effects, named = Effects.read(), {name.removesuffix(".effspec"): r for name, r in library_files().items()}
     known = next(r for r in named.values() if effects.of(r))
     unknown = [r for r in named.values() if not r.is_module and not effects.of(r)]  # none once all were measured
     listed = effc("recipes")
     assert known.sentence + "\n  " + effects.of(known)[0].text() + "\n" in listed.out
     assert listed.out.count("\n  not measured\n") == len(unknown)
-    assert f"measured on {effects.where(effects.of(known)[0])}" in listed.err
+    assert f"measured on {effects.measured_on(effects.of(known)[0])}" in listed.err
     shown = effc("recipes", "show", known.name)
     assert shown.out == known.text and effects.of(known)[0].table() in shown.err
     assert all("not measured" in effc("recipes", "show", r.name).err for r in unknown[:1])
@@ -84,7 +84,7 @@ def test_a_recipe_is_copied_with_its_files_and_compiled_by_name(effc, tmp_path):
 
 
 def test_a_recipe_of_the_library_is_printed_and_explained(effc):
-    module = shipped()["std.text"]
+    module = library_files()["std.text"]
     assert effc("recipes", "std.text").out == module.path.read_text()
     assert json.loads(effc("recipes", "std.text", "--format", "json").out)["text"] == module.path.read_text()
     assert "  prune.lean(keep, remove, align, score)\n" in effc("explain", "std.prune").out

@@ -13,8 +13,8 @@ import effc as package
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.artifacts.sbom import bill
-from effc.compiler.artifacts.signature import new_key, sign, statement
+from effc.compiler.artifacts.sbom import sbom_json
+from effc.compiler.artifacts.signature import sign_artifact, statement, write_key_pair
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.apps.serving.conftest import artifact, chatty  # noqa: F401
@@ -27,14 +27,14 @@ from tests.hostile.mutations import consistent
 def keys(tmp_path_factory):
     """A secret key's file, and the two public keys, the second a stranger's."""
     folder = tmp_path_factory.mktemp("keys")
-    return folder / "mine", new_key(folder / "mine"), new_key(folder / "other")
+    return folder / "mine", write_key_pair(folder / "mine"), write_key_pair(folder / "other")
 
 
 @pytest.fixture
 def signed(artifact, keys, tmp_path):  # noqa: F811
     folder = tmp_path / "signed"
     shutil.copytree(artifact, folder)
-    sign(folder, keys[0], "nightly")
+    sign_artifact(folder, keys[0], "nightly")
     return folder
 
 
@@ -73,7 +73,7 @@ def test_a_key_is_made_and_signs_and_is_checked_on_the_command_line(effc, artifa
 def test_signing_again_replaces_the_own_signature_and_keeps_those_of_others(signed, keys):
     other = keys[0].with_name("other")
     for _ in range(2):
-        sign(signed, other)
+        sign_artifact(signed, other)
     found = json.loads((signed / "signatures.json").read_bytes())["signatures"]
     assert [s["key"] for s in found] == [keys[1], keys[2]] and found[0]["note"] == "nightly"
 
@@ -158,15 +158,15 @@ def test_an_edited_artifact_is_not_signed(artifact, keys, tmp_path):  # noqa: F8
     shutil.copytree(artifact, folder)
     (folder / "native" / "plan.json").write_bytes((folder / "native" / "plan.json").read_bytes() + b" ")
     with pytest.raises(Reject, match=r"plan\.json has"):
-        sign(folder, keys[0])
+        sign_artifact(folder, keys[0])
     assert not (folder / "signatures.json").exists()
 
 
 def test_the_bill_of_materials_is_the_same_whatever_the_process_had_imported():
-    code = "import sys; from effc.compiler.artifacts.sbom import bill; from effc.compiler.artifacts.manifest import Manifest"
-    code += "; sys.stdout.buffer.write(bill(Manifest('hf')))"
+    code = "import sys; from effc.compiler.artifacts.sbom import sbom_json; from effc.compiler.artifacts.manifest import Manifest"
+    code += "; sys.stdout.buffer.write(sbom_json(Manifest('hf')))"
     fresh = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-    here = json.loads(bill(Manifest("hf")))
+    here = json.loads(sbom_json(Manifest("hf")))
     assert fresh["components"] == here["components"] and fresh["serialNumber"] == here["serialNumber"]
     names = {c["name"] for c in here["components"]}
     assert {"effc", "torch", "huggingface-hub"} <= names and not names & {"pytest", "hypothesis"}

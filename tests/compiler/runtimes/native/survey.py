@@ -102,7 +102,7 @@ def verdict(model: torch.nn.Module) -> tuple[str, str]:
     except Exception as error:
         return "not run", f"torch: {type(error).__name__}: {error}"
     try:
-        plan = Reader(capture(model), "bf16").read()
+        plan = Reader(capture(model), "bf16").build_plan()
         engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
         found = engine.run(ids[0].tolist(), [0] * LENGTH, [True] * LENGTH)
     except Reject as reject:

@@ -6,9 +6,9 @@ import torch
 import transformers
 from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.emission import facts
+from effc.compiler.runtimes.native.emission import artifact_facts
 from effc.compiler.runtimes.native.opening import open_native
-from effc.compiler.runtimes.native.plan_files import write
+from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -57,8 +57,8 @@ def pair(request, tmp_path):
 
 
 def opened(model, folder, weights="bf16"):
-    plan = Reader(capture(model), weights).read()
-    write(plan, folder, facts(model, weights, plan.output))
+    plan = Reader(capture(model), weights).build_plan()
+    write_plan(plan, folder, artifact_facts(model, weights, plan.output))
     return open_native(folder, threads=1, sequences=2)
 
 
@@ -147,7 +147,7 @@ def test_a_text_that_is_too_long_for_the_model_is_refused(tmp_path):
 def test_a_number_a_token_is_no_row_of_states():
     kind = transformers.BertForQuestionAnswering
     with pytest.raises(Reject, match="not one row of numbers"):
-        Reader(capture(kind(kind.config_class(**SIZES)).eval()), "bf16").read()
+        Reader(capture(kind(kind.config_class(**SIZES)).eval()), "bf16").build_plan()
 
 
 def test_what_the_engine_does_not_keep_is_said_in_a_sentence(tmp_path):
@@ -164,7 +164,7 @@ def test_what_the_engine_does_not_keep_is_said_in_a_sentence(tmp_path):
 def test_a_table_of_distances_added_to_scores_that_are_written_out_is_refused_by_name():
     model = transformers.MPNetModel(transformers.MPNetConfig(**SIZES)).eval()
     with pytest.raises(Reject, match="attention that the engine does not have"):
-        Reader(capture(model), "bf16").read()
+        Reader(capture(model), "bf16").build_plan()
 
 
 @pytest.mark.parametrize("kind", ["RobertaForTokenClassification", "RobertaForCausalLM"])

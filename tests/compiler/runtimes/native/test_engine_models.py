@@ -21,7 +21,7 @@ STEPS = 64
 
 
 def native_of(model, weights="bf16", sequences=3, threads=1):
-    plan = Reader(capture(model), weights).read()
+    plan = Reader(capture(model), weights).build_plan()
     tensors = {name: entry.make() for name, entry in plan.used().items()}
     body = plan.to_json()
     return DecoderModel(Engine(body, tensors, threads=threads, sequences=sequences), body, tensors, {}, sequences)

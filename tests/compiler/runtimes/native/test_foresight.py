@@ -11,12 +11,12 @@ from effc.compiler.analysis.discovery.discover import discover
 from effc.compiler.analysis.planning import shrink
 from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.checkpoints.fake_weights import stand_in
+from effc.compiler.models.checkpoints.fake_weights import with_fake_weights
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.registry import Registry
-from effc.compiler.runtimes.native.engine_support import foreseen
+from effc.compiler.runtimes.native.engine_support import unsupported_reason
 from effc.compiler.runtimes.native.linears import Numbers
-from effc.compiler.runtimes.native.plan_files import WEIGHTS, write
+from effc.compiler.runtimes.native.plan_files import WEIGHTS, write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.syntax.diagnostics import Reject
@@ -53,11 +53,11 @@ def origin_of(name):
 @pytest.mark.parametrize("name", wide(ALL, ALL[::6]))
 def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
     try:
-        Reader(capture(mixers.model(name)), "bf16").read()
+        Reader(capture(mixers.model(name)), "bf16").build_plan()
         wanted = None
     except Reject as refused:
         wanted = str(refused)
-    found = foreseen(origin_of(name), "bf16")
+    found = unsupported_reason(origin_of(name), "bf16")
     assert (found and str(found)) == wanted
     assert (wanted is not None) == (name in REFUSED)
 
@@ -66,15 +66,15 @@ def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
 def test_what_is_recognised_by_trying_is_so_with_numbers_that_stand_in(name):
     config = made(name).config
     build = partial(transformers.AutoModelForCausalLM.from_config, config, dtype=torch.float32)
-    assert foreseen(Origin(name, {}, None, name, build, build, lambda: None), "bf16") is None
+    assert unsupported_reason(Origin(name, {}, None, name, build, build, lambda: None), "bf16") is None
 
 
 def test_numbers_that_stand_in_for_weights_take_no_room():
-    model = stand_in(origin_of("llama"))
+    model = with_fake_weights(origin_of("llama"))
     assert not any(p.is_meta for p in model.parameters())
     assert model.lm_head.weight.isfinite().all()
     wide = partial(tiny.blank, "llama", vocab_size=1 << 20, tie_word_embeddings=True)
-    model = stand_in(Origin("wide", {}, None, "wide", wide, wide, lambda: None))
+    model = with_fake_weights(Origin("wide", {}, None, "wide", wide, wide, lambda: None))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.untyped_storage().nbytes() == 4 * 64
 
@@ -126,7 +126,7 @@ def test_a_model_that_hears_is_refused_by_what_its_encoder_would_need(tmp_path):
     worlds.hearing(tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     make = partial(transformers.WhisperForConditionalGeneration, config)
-    refused = foreseen(Origin("whisper", {}, None, "whisper", make, make, lambda: None), "bf16")
+    refused = unsupported_reason(Origin("whisper", {}, None, "whisper", make, make, lambda: None), "bf16")
     assert "has no convolution that sees what follows" in refused.diagnostics[0].message
 
 
@@ -135,7 +135,7 @@ def test_a_model_of_images_is_refused_by_what_it_takes():
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
     )
     build = partial(transformers.ViTForImageClassification, config)
-    refused = foreseen(Origin("vit", {}, None, "vit", build, build, lambda: None), "bf16")
+    refused = unsupported_reason(Origin("vit", {}, None, "vit", build, build, lambda: None), "bf16")
     assert "it takes pixel_values, and the engine reads token ids" in refused.diagnostics[0].message
 
 
@@ -147,8 +147,8 @@ def test_the_size_of_its_file_is_foreseen_with_tables_that_are_and_are_not_share
     program = capture(model)
     target = Registry().make("target", Invocation("native", {"path": "a", "weights": weights}))
     now = discover(program)
-    told, _ = target.files(shrink.weights(now, now))
+    told, _ = target.files(shrink.weight_counts(now, now))
     numbers = Numbers.of_words(weights, "int8", 64, "auto")
-    write(Reader(program, numbers).read(), tmp_path, {"class": "X", "model_type": "llama", "params": 1})
+    write_plan(Reader(program, numbers).build_plan(), tmp_path, {"class": "X", "model_type": "llama", "params": 1})
     near = 0.15 if weights == "int4" and not tied else 0.08  # a head of its own is int8 there, which is not reckoned
     assert told == pytest.approx((tmp_path / WEIGHTS).stat().st_size, rel=near)

@@ -14,7 +14,7 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def plan_of(model):
-    return Reader(capture(model), "bf16").read()
+    return Reader(capture(model), "bf16").build_plan()
 
 
 def as_published(name, dtype):

@@ -7,7 +7,7 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.native.linears import Numbers
 from effc.compiler.runtimes.native.opening import open_native
-from effc.compiler.runtimes.native.plan_files import read, write
+from effc.compiler.runtimes.native.plan_files import read_plan, write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels import packed
@@ -28,13 +28,13 @@ def on_grid(model: nn.Module, group: int) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith("_proj"):
             weight = module.weight.data
-            weight.copy_(Grid(4, group, False, True).fit(weight).round(weight))
+            weight.copy_(Grid(4, group, False, True).fit_scales(weight).round(weight))
     return model
 
 
 def native(folder, model: nn.Module, numbers: Numbers):
     folder.mkdir()
-    write(Reader(capture(model), numbers).read(), folder, {"class": "X", "model_type": "llama", "params": 1})
+    write_plan(Reader(capture(model), numbers).build_plan(), folder, {"class": "X", "model_type": "llama", "params": 1})
     return open_native(folder, threads=1)
 
 
@@ -68,7 +68,7 @@ def test_the_head_is_int8_unless_it_is_asked_for_otherwise_and_an_embedding_read
     sizes = {}
     for head, kernel in {"": "dense_linear_int8", "int4": "dense_linear_int4", "bf16": "dense_linear"}.items():
         model = native(tmp_path / (head or "auto"), llama, Numbers("int4", 32, head))
-        step = read(tmp_path / (head or "auto")).plan["steps"]
+        step = read_plan(tmp_path / (head or "auto")).plan["steps"]
         table = next(s["table"] for s in step if s["op"] == "embedding")
         assert packed.kernel_of(model.weights.get_buffer(table.replace(".", "/"))) == kernel
         assert table == next(s["weight"] for s in reversed(step) if s["op"] == "linear")

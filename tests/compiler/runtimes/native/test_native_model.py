@@ -31,7 +31,7 @@ def original():
 
 @pytest.fixture(scope="module")
 def native(original):
-    plan = Reader(capture(original), "bf16").read()
+    plan = Reader(capture(original), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.used().items()}
     body = plan.to_json()
     return DecoderModel(Naive(body, weights), body, weights, {}, sequences=3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.artifacts.verify import verify
+from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.native import SHARES, Native
 from effc.dsl.syntax.diagnostics import Reject
@@ -40,7 +40,7 @@ def emitted(tmp_path, model, **options):
 def test_a_fresh_process_computes_what_the_model_does(tmp_path, name, dtype, options):
     model = tiny.model(name).to(dtype)
     folder, target = emitted(tmp_path, copy.deepcopy(model), **options)
-    checks = verify(folder, model, target.forms())
+    checks = verify_forms(folder, model, target.forms())
     assert len(checks) == 6 and all(check.holds and check.reason for check in checks)
 
 
@@ -48,16 +48,16 @@ def test_a_model_whose_numbers_bfloat16_does_not_keep_is_held_to_what_torch_make
     monkeypatch.setitem(SHARES, "bf16", 1e-4)  # as if all numbers were harder to keep
     model = tiny.model("llama")
     folder, target = emitted(tmp_path, copy.deepcopy(model))
-    checks = verify(folder, model, target.forms())
+    checks = verify_forms(folder, model, target.forms())
     assert all("torch's own bfloat16 is off by" in check.reason for check in checks if "logits" in check.what)
     with pytest.raises(Reject, match="logits of a batch differ by"):
-        verify(folder, tiny.model("llama", seed=1), target.forms())
+        verify_forms(folder, tiny.model("llama", seed=1), target.forms())
 
 
 def test_weights_of_another_model_are_found_by_the_fresh_process(tmp_path):
     folder, target = emitted(tmp_path, tiny.model("llama"))
     with pytest.raises(Reject, match="logits of a batch differ by"):
-        verify(folder, tiny.model("llama", seed=1), target.forms())
+        verify_forms(folder, tiny.model("llama", seed=1), target.forms())
 
 
 def test_equal_programs_give_equal_files(tmp_path):
@@ -135,9 +135,9 @@ def test_a_mixture_is_written_though_rounding_sends_some_tokens_to_other_experts
         folder, target = emitted(tmp_path / str(seed), copy.deepcopy(model))
         (form,) = target.forms()
         assert form.routes(folder / form.folder)
-        assert all(check.holds for check in verify(folder, model, target.forms()))
+        assert all(check.holds for check in verify_forms(folder, model, target.forms()))
         try:
-            verify(folder, model, [replace(form, routes=lambda folder: False)])  # as another model is compared
+            verify_forms(folder, model, [replace(form, routes=lambda folder: False)])  # as another model is compared
         except Reject as refused:
             assert "differ by" in refused.diagnostics[0].message
             return
@@ -147,7 +147,7 @@ def test_a_mixture_is_written_though_rounding_sends_some_tokens_to_other_experts
 def test_a_model_that_never_read_its_mask_takes_padding_for_text(tmp_path):
     model = tiny.model("rwkv")
     folder, target = emitted(tmp_path, copy.deepcopy(model))
-    assert all(check.holds for check in verify(folder, model, target.forms()))
+    assert all(check.holds for check in verify_forms(folder, model, target.forms()))
     native, ids = load(folder / "native"), torch.randint(3, 128, (2, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
@@ -172,4 +172,4 @@ def test_a_mixture_with_a_layer_doubled_or_two_experts_swapped_is_found(tmp_path
         spoil(wrong)
     folder, target = emitted(tmp_path, wrong)
     with pytest.raises(Reject, match="logits of a batch differ by"):
-        verify(folder, model, target.forms())
+        verify_forms(folder, model, target.forms())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.rows.forward import continuations, last_logits, logits
+from effc.compiler.models.rows.forward import continuation_logprobs, last_logits, logits
 from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.runtimes.sequence_pool import LEAST, SequencePool, tokens_in
@@ -97,7 +97,7 @@ def test_what_a_token_takes_is_reckoned_from_the_plan():
 @pytest.fixture(scope="module", params=["llama", "gemma2", "bamba"])  # plain, with windows, with states
 def pair(request):
     """The same model, one that remembers."""
-    plan = Reader(capture(made(request.param)), "bf16").read()
+    plan = Reader(capture(made(request.param)), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.used().items()}
 
     def opened(remembers):
@@ -136,10 +136,10 @@ def test_an_answer_that_is_judged_behind_its_question_is_all_that_is_computed(pa
     counted, run = [], mindful.engine.run
     mindful.engine.run = lambda ids, *more: counted.append(len(ids)) or run(ids, *more)
     try:
-        found = [continuations(mindful, [one])[0] for one in asked]
+        found = [continuation_logprobs(mindful, [one])[0] for one in asked]
     finally:
         del mindful.engine.run
-    assert found == [continuations(plain, [one])[0] for one in asked]
+    assert found == [continuation_logprobs(plain, [one])[0] for one in asked]
     if mindful.engine.backward:
         assert counted == [4, 2]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.ir.layers.linear import KernelLinear, params
+from effc.compiler.ir.layers.linear import KernelLinear, count_params
 from effc.compiler.runtimes.native.linears import Numbers
-from effc.compiler.runtimes.native.plan_files import write
+from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.editing.scan_removal import drop_scan
@@ -14,7 +14,7 @@ from effc.dsl.checker.values import Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.native import KernelError
 from effc.kernels.packed import kernel_of
-from effc.kernels.packed_linear import unpacked
+from effc.kernels.packed_linear import unpack_weight
 
 from tests import mixers, tiny
 from tests.compiler.runtimes.native.test_plans import ATOL, halved, made, naive, rows_of
@@ -154,7 +154,7 @@ def test_lowered_layers_keep_their_packed_weights():
             for name, kernel in kernels.items():
                 if name in dict(part.named_children()):
                     setattr(part, name, KernelLinear.of(getattr(part, name), kernel))
-    plan = Reader(capture(model), "bf16").read()
+    plan = Reader(capture(model), "bf16").build_plan()
     made = {name: entry.make() for name, entry in plan.used().items()}
     own = dict(model.named_modules())
     for name, tensor in made.items():
@@ -166,37 +166,37 @@ def test_lowered_layers_keep_their_packed_weights():
 
 def test_a_tied_head_that_was_lowered_is_counted_once_and_holds_the_embedding_too():
     model, same = (halved(tiny.model("llama", tie_word_embeddings=True)) for _ in range(2))
-    whole = params(model)
+    whole = count_params(model)
     model.lm_head = KernelLinear.of(model.lm_head, "dense_linear")
-    assert params(model) == whole
-    plan = Reader(capture(model), "bf16").read()
+    assert count_params(model) == whole
+    plan = Reader(capture(model), "bf16").build_plan()
     (embedding,) = [s for s in plan.steps if s["op"] == "embedding"]
     assert embedding["table"] == "lm_head.weight"
     assert_same(same, naive(capture(model)))
     model.lm_head = KernelLinear.of(halved(tiny.model("llama", seed=1)).lm_head, "dense_linear")  # other numbers
-    (embedding,) = [s for s in Reader(capture(model), "bf16").read().steps if s["op"] == "embedding"]
+    (embedding,) = [s for s in Reader(capture(model), "bf16").build_plan().steps if s["op"] == "embedding"]
     assert embedding["table"] != "lm_head.weight"
 
 
 def test_int8_changes_weights_and_no_step():
     program = capture(halved(tiny.model("gemma2", tie_word_embeddings=False)))
-    plans = [Reader(program, weights).read().to_json() for weights in ("bf16", "int8")]
+    plans = [Reader(program, weights).build_plan().to_json() for weights in ("bf16", "int8")]
     assert plans[0] == plans[1]
 
 
 def test_int8_is_asked_for_by_the_target_and_packs_what_is_not_lowered():
     model = tiny.model("gpt2")
-    plan = Reader(capture(model), "int8").read()
+    plan = Reader(capture(model), "int8").build_plan()
     packed = plan.entries["transformer.h.0.attn.c_attn.weight"].make()
     weight = model.transformer.h[0].attn.c_attn.weight.T
     step = weight.abs().amax(1, keepdim=True) / 127
-    assert ((unpacked(packed) - weight) / step).abs().max() <= 0.5001  # rounding to the nearest code
+    assert ((unpack_weight(packed) - weight) / step).abs().max() <= 0.5001  # rounding to the nearest code
 
 
 def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_that_they_held():
     program, stored = capture(tiny.model("gpt2")), {}
     for inputs in ("int8", "int16"):
-        plan = Reader(program, Numbers.of_words("int8", inputs, 64, "auto")).read()
+        plan = Reader(program, Numbers.of_words("int8", inputs, 64, "auto")).build_plan()
         stored[inputs] = {n: e.make() for n, e in plan.entries.items() if e.kind == "packed"}
     assert stored["int8"].keys() == stored["int16"].keys() and len(stored["int8"]) > 1
     for name, packed in stored["int16"].items():
@@ -212,7 +212,7 @@ def test_a_head_of_its_own_numbers_is_left_to_them_beside_inputs_of_16_bits():
 
 def test_an_activation_that_no_step_computes_is_refused():
     with pytest.raises(Reject, match=r"model\.layers\.0\.mlp\.act_fn .*elementwise function"):
-        Reader(capture(tiny.model("llama", hidden_act="mish")), "bf16").read()
+        Reader(capture(tiny.model("llama", hidden_act="mish")), "bf16").build_plan()
 
 
 def test_a_function_written_out_in_the_model_is_one_step():
@@ -240,5 +240,5 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path, number):
     model = tiny.model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = number
     with pytest.raises(KernelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: .*NaN or infinite"):
-        write(Reader(capture(model), "bf16").read(), tmp_path, {})
+        write_plan(Reader(capture(model), "bf16").build_plan(), tmp_path, {})
     assert not (tmp_path / "plan.json").exists()

@@ -43,7 +43,7 @@ def halved(model):
 
 
 def naive(program, **options):
-    plan = Reader(program, "bf16").read()
+    plan = Reader(program, "bf16").build_plan()
     return Naive(plan.to_json(), {name: entry.make() for name, entry in plan.used().items()}, **options)
 
 
@@ -77,6 +77,6 @@ REFUSED = {"doge": "DogeCDMoE"}
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_engine_has_no_step_for_is_refused_by_node_module_and_line(name):
     with pytest.raises(Reject) as refused:
-        Reader(capture(tiny.model(name)), "bf16").read()
+        Reader(capture(tiny.model(name)), "bf16").build_plan()
     said = refused.value.diagnostics[0].message
     assert said.startswith("node `") and REFUSED[name] in said and f"modeling_{name}.py:" in said

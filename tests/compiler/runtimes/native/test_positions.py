@@ -4,9 +4,9 @@ import pytest
 import torch
 from effc.compiler.artifacts.verify_child import first_position
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.emission import facts
+from effc.compiler.runtimes.native.emission import artifact_facts
 from effc.compiler.runtimes.native.opening import open_native
-from effc.compiler.runtimes.native.plan_files import write
+from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -102,7 +102,7 @@ def made(name, **changes):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_counts_positions_as_the_model_does(name):
     model = made(name)
-    plan = Reader(capture(model), "bf16").read()
+    plan = Reader(capture(model), "bf16").build_plan()
     engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
     ids = torch.randint(3, 128, (1, 14), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -117,8 +117,8 @@ def test_a_row_that_holds_the_token_that_is_not_counted_is_refused_where_it_is_c
     more = {"default_language": "en_XX", "languages": ["en_XX"]} if kind == "xmod" else {}
     config = AutoConfig.for_model(kind, **_BERT, **more)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    plan = Reader(capture(model), "bf16").read()
-    write(plan, tmp_path, facts(model, "bf16", plan.output))
+    plan = Reader(capture(model), "bf16").build_plan()
+    write_plan(plan, tmp_path, artifact_facts(model, "bf16", plan.output))
     native = open_native(tmp_path, threads=1, sequences=2)
     ids = torch.randint(5, 128, (2, 12), generator=torch.Generator().manual_seed(1))
     ids[0, 4] = ids[1, 7] = config.pad_token_id

@@ -15,8 +15,8 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.linear import KernelLinear
 from effc.compiler.runtimes.native import plan_files
-from effc.compiler.runtimes.native.opening import check, open_native
-from effc.compiler.runtimes.native.plan_files import PLAN, WEIGHTS, read, write
+from effc.compiler.runtimes.native.opening import check_weights, open_native
+from effc.compiler.runtimes.native.plan_files import PLAN, WEIGHTS, read_plan, write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels import levels
@@ -46,7 +46,7 @@ def whole(tmp_path_factory):
         linear.weight.data *= torch.rand(linear.weight.shape, generator=torch.Generator().manual_seed(1)) > 0.5
         setattr(part, name, KernelLinear.of(linear, kernel))
     folder = tmp_path_factory.mktemp("native")
-    write(Reader(capture(model), "bf16").read(), folder, {"class": "X", "model_type": "llama", "params": 1})
+    write_plan(Reader(capture(model), "bf16").build_plan(), folder, {"class": "X", "model_type": "llama", "params": 1})
     return (folder / PLAN).read_bytes(), (folder / WEIGHTS).read_bytes()
 
 
@@ -136,16 +136,18 @@ def test_every_piece_of_a_large_weight_has_a_hash(monkeypatch):
     weight = torch.arange(40.0)  # 160 bytes: pieces of 64, 64 and 32
     parts = plan_files.pieces(memoryview(weight.numpy()).cast("B"))
     entry = {"sha256": [hashlib.sha256(part).hexdigest() for part in parts]}
-    check({"w": weight}, {"w": entry}, 2)
-    check({"w": weight}, {"w": {"sha256": hashlib.sha256(weight.numpy()).hexdigest()}}, 2)  # as it was written once
+    check_weights({"w": weight}, {"w": entry}, 2)
+    check_weights(
+        {"w": weight}, {"w": {"sha256": hashlib.sha256(weight.numpy()).hexdigest()}}, 2
+    )  # as it was written once
     for at in (0, 16, 39):
         other = weight.clone()
         other[at] += 1
         with pytest.raises(KernelError, match=r"`w`: .* checksum"):
-            check({"w": other}, {"w": entry}, 2)
+            check_weights({"w": other}, {"w": entry}, 2)
     for said in (entry["sha256"][:2], [], None, 7, entry["sha256"][::-1]):
         with pytest.raises(KernelError):
-            check({"w": weight}, {"w": {"sha256": said}}, 1)
+            check_weights({"w": weight}, {"w": {"sha256": said}}, 1)
 
 
 @FUZZ
@@ -281,7 +283,7 @@ def test_two_threads_share_a_model_one_after_the_other(whole, tmp_path):
 
 
 def test_what_is_read_lies_where_the_table_says(whole, tmp_path):
-    stored = read(put(tmp_path, *whole))
+    stored = read_plan(put(tmp_path, *whole))
     for entry in stored.entries.values():
         assert entry["at"] % 64 == 0 and entry["at"] + entry["bytes"] <= len(whole[1])
 

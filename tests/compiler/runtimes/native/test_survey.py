@@ -51,7 +51,7 @@ def test_a_plan_computes_what_torch_does(name):
 
 
 def test_a_head_counts_where_a_model_has_no_base_of_its_own():
-    assert Reader(capture(made("llama4_text")), "bf16").read().output.speaks
+    assert Reader(capture(made("llama4_text")), "bf16").build_plan().output.speaks
 
 
 def assert_decodes(native, ids, wanted):
@@ -86,7 +86,7 @@ def test_a_context_ends_where_a_module_no_longer_chooses_all_keys():
     for module in model.modules():
         if hasattr(module, "index_topk"):
             module.index_topk = 9
-    plan = Reader(capture(model), "bf16").read()
+    plan = Reader(capture(model), "bf16").build_plan()
     ids = torch.randint(3, 128, (1, 9), generator=torch.Generator().manual_seed(2))
     engine = Naive(plan.to_json(), {key: entry.make() for key, entry in plan.used().items()})
     found = engine.run(ids[0].tolist(), [0] * 9, [True] * 9)
@@ -107,14 +107,14 @@ def test_a_context_ends_where_a_layer_drops_the_keys_that_gain_least():
     for module in model.modules():
         if hasattr(module, "keep_window_size"):
             module.keep_window_size = 30
-    assert Reader(capture(model), "bf16").read().context == 30
+    assert Reader(capture(model), "bf16").build_plan().context == 30
 
 
 def test_copies_of_heads_are_kept_once():
     model = made("jetmoe")
     heads = model.config.num_key_value_heads
     assert model.config.num_experts_per_tok > 1  # each expert's queries meet the same keys
-    assert {slot["kv_heads"] for slot in Reader(capture(model), "bf16").read().slots} == {heads}
+    assert {slot["kv_heads"] for slot in Reader(capture(model), "bf16").build_plan().slots} == {heads}
 
 
 def test_a_past_that_fades_otherwise_than_the_rates_say_is_refused():

@@ -7,15 +7,15 @@ import effc
 import pytest
 import torch
 import transformers
-from effc.compiler.apps.serving.runner import runner_of
+from effc.compiler.apps.serving.runner import make_runner
 from effc.compiler.artifacts.load import load
 from effc.compiler.cli.main import main
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.rows.forward import nll
+from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.plan_files import PLAN
 from effc.compiler.runtimes.native.reader import Reader
-from effc.compiler.runtimes.native.summary import summary
+from effc.compiler.runtimes.native.summary import summarise_native
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -226,7 +226,7 @@ def test_a_fresh_process_says_what_the_program_says_and_the_command_line_says_it
     assert {"logits of a right-padded batch", "greedy tokens", "greedy tokens, right-padded"} <= checks
     model = load(result.artifacts[0].path)
     rows = torch.randint(4, 128, (2, 16))
-    nats, count = nll(model, rows)
+    nats, count = total_nll(model, rows)
     assert count == 16 and nats > 0
     assert (
         main(
@@ -237,13 +237,13 @@ def test_a_fresh_process_says_what_the_program_says_and_the_command_line_says_it
     answer = json.loads(capsys.readouterr().out)
     assert answer["new_tokens"] == 5 and answer["prompt_tokens"] == 17
     with pytest.raises(Reject, match="reads a source and answers with a target"):
-        runner_of(model, "thin")
-    shown = summary(result.artifacts[0].path / "native")
-    assert shown.steps["recall"] == 2 and shown.source["remember"] == 2 and "a source: " in shown.draw()
+        make_runner(model, "thin")
+    shown = summarise_native(result.artifacts[0].path / "native")
+    assert shown.steps["recall"] == 2 and shown.source["remember"] == 2 and "a source: " in shown.to_text()
 
 
 def test_an_embedding_of_both_sides_and_the_head_are_stored_once():
-    plan = Reader(capture(made("t5")), "bf16").read()
+    plan = Reader(capture(made("t5")), "bf16").build_plan()
     tables = {s["table"] for s in (*plan.steps, *plan.encoder.steps) if s["op"] == "embedding"}
     assert tables == {"lm_head.weight"} and sum(128 in entry.shape for entry in plan.used().values()) == 1
 
@@ -253,7 +253,7 @@ def test_a_decoder_without_a_head_is_refused(kind):
     sizes = T5 if kind == "T5Model" else BART
     model = getattr(transformers, kind)(getattr(transformers, kind).config_class(**sizes)).eval()
     with pytest.raises(Reject, match="a decoder with a head of logits"):
-        Reader(capture(model), "bf16").read()
+        Reader(capture(model), "bf16").build_plan()
 
 
 # -- stored plans --------------------------------------------------------------------------------------------
