@@ -155,7 +155,7 @@ def target_class(kind: str) -> "type[Target]":
                 help="use the effc that wrote it or a newer one, and install the package that has its target",
             )
         )
-    return _shelf().load("target", kind)
+    return _shelf().load_class("target", kind)
 
 
 def target_of_artifact(path: Path) -> "type[Target] | None":

@@ -80,14 +80,14 @@ class Emission:
         path = self.out / target.call.args["path"]
         absolute = Path(os.path.abspath(path))
         with drafted(path, self.force or is_unfinished(absolute, target.call)) as draft:
-            forms = self.write_artifact(outcome, target, draft.folder)
+            forms = self.write(outcome, target, draft.folder)
             recorded = RecordedLogits(self.accounting, draft.folder)
             checks = self.reopen(outcome, draft.folder, forms, recorded)
             with announce("measuring"):
-                compared, verdicts = self.judge(outcome, target, draft.folder, forms)
-            self.ctx.origin.refuse_change()
-            measured = self.measured(outcome, target, compared)
-            manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.accounts()))
+                compared, verdicts = self.judge_bounds(outcome, target, draft.folder, forms)
+            self.ctx.origin.refuse_changed_files()
+            measured = self.measured_manifest(outcome, target, compared)
+            manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.divergence_rows()))
         mark(absolute, target.call)
         return Artifact(path, manifest, tuple(missed_bound_diagnostics(verdicts, self.ctx.settings.undecided)))
 

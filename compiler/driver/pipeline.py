@@ -74,9 +74,9 @@ class Build:
     stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     def __post_init__(self) -> None:
-        self.results = StepResults(self.cache, self.ctx.origin, self.keep_references)
+        self.results = StepResults(self.cache, self.ctx.origin, self.store_references)
         for stage in self.plan.stages:  # a pass imports the kind of result that it gives, which the cache is read by
-            self.ctx.registry.load("pass", stage.call.word)
+            self.ctx.registry.load_class("pass", stage.call.word)
 
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
@@ -136,7 +136,7 @@ class Build:
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
             with announce("keeping the result"):
-                self.results.save_outcome(stage.key, result, stage.parts, facts)
+                self.results.save(stage.key, result, stage.parts, facts)
         self.costs[stage.name] = {
             "planned": round(stage.seconds, 2),
             "seconds": round(done.seconds, 2),
@@ -211,7 +211,7 @@ class Build:
         return self.load_outcome(self.plan.key_of(name))
 
     def load_outcome(self, key: str) -> Outcome:
-        return self.results.load_outcome(key)
+        return self.results.reach(key)
 
     def store_references(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
@@ -243,14 +243,14 @@ class Build:
             workdir=scratch,
             results=self.results,
             step_keys={s.name: s.key for s in self.plan.stages},
-            original_model=self.original_model(stage),
+            original=self.original_model(stage),
             remote_scorer=StepScorer(self.team, step_message(stage.name, stage.key, scratch, self.team))
             if self.team
             else None,
         )
 
     def original_model(self, stage: Stage) -> ProgramVersion | None:
-        """The program of a step that works on the original_model."""
+        """The program of a step that works on the original."""
         program = self.results.outcome.program if self.results.outcome else None
         return ProgramVersion(program, program.version) if program and stage.source == self.plan.identity else None
 

@@ -51,7 +51,7 @@ class StepResults:
         Raises Reject (model-changed) where it was computed from other files than were hashed.
         """
         body = outcome.store(self.cache, self.origin)
-        self.origin.refuse_change()
+        self.origin.refuse_changed_files()
         self.cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
         self.outcome, self.key = outcome, key
 
@@ -80,7 +80,7 @@ class StepResults:
 
     def _restored(self, key: str) -> Outcome:
         with announce("loading the result of the step before"):
-            body = self.cache.step(key)
+            body = self.cache.read_step(key)
             assert body is not None, f"step {key} is not in the cache"
             try:
                 return kind_of_entry(body).restore(body, self)

@@ -10,11 +10,11 @@ from ..core.events import follow
 from ..models.checkpoints.origin import Origin
 from . import graph_json
 from .capture.capture import recapture
-from .capture.sample import sample
-from .edits import Edits, replay
+from .capture.sample import sample_inputs
+from .edits import Edits, replay_edits
 from .program import Program
 from .unit import Unit, code_key
-from .weights import assign, distinct
+from .weights import assign_tensors, distinct_tensors
 
 
 def store_program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
@@ -24,12 +24,12 @@ def store_program(program: Program, cache: Cache, origin: Origin) -> dict[str, A
     """
     known = original_tensors(origin, cache)
     tensors, borrowed = {}, {}
-    for name, tensor in follow(distinct(program.model), "tensors", len(program.model.state_dict())):
+    for name, tensor in follow(distinct_tensors(program.model), "tensors", len(program.model.state_dict())):
         content_hash = tensor_hash(tensor)
         if content_hash in known:
             borrowed[name] = known[content_hash]
         else:
-            tensors[name] = cache.store(tensor)
+            tensors[name] = cache.store_tensor(tensor)
     _map_parameters(program, cache, tensors)
     return {"tensors": tensors, "borrowed": borrowed, "edits": program.edits.to_json()}
 
@@ -37,7 +37,7 @@ def store_program(program: Program, cache: Cache, origin: Origin) -> dict[str, A
 def _map_parameters(program: Program, cache: Cache, tensors: Mapping[str, str]) -> None:
     """Let large parameters lie in the files that were just written: the steps behind, the writing of artifacts and
     the processes that reopen them find the memory free. Packed weights stay, where kernels read them fastest."""
-    for name, tensor in distinct(program.model):
+    for name, tensor in distinct_tensors(program.model):
         if (
             name in tensors
             and isinstance(tensor, nn.Parameter)
@@ -52,7 +52,7 @@ def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Pr
     model = origin.load()
     original = dict(model.state_dict(keep_vars=True))
     edits = Edits.from_json(body["edits"])
-    replay(model, edits)
+    replay_edits(model, edits)
     values: dict[str, Tensor] = {}
     sources: set[str] = set()
     for name, source in body["borrowed"].items():
@@ -61,11 +61,11 @@ def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Pr
         sources.add(source)
     device = next(model.parameters()).device
     current = model.state_dict(keep_vars=True)
-    values |= {name: cache.fetch(blob) for name, blob in body["tensors"].items()}
+    values |= {name: cache.load_tensor(blob) for name, blob in body["tensors"].items()}
     for name, value in values.items():
         assert value.shape == current[name].shape, f"{name} is of another shape"
-    assign(model, {name: value.to(device) for name, value in values.items()})
-    program = Program(model, sample(model), edits=edits, notes=list(body["notes"].get("program", ())))
+    assign_tensors(model, {name: value.to(device) for name, value in values.items()})
+    program = Program(model, sample_inputs(model), edits=edits, notes=list(body["notes"].get("program", ())))
     program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}
     recapture(program)
     return program
@@ -73,7 +73,7 @@ def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Pr
 
 def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
     """A unit whose graph was edited, from what `Edits.graphs` says of it."""
-    graph = graph_json.load(entry["graph"])
+    graph = graph_json.graph_from_json(entry["graph"])
     return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), code_key(graph), edited=True)
 
 
@@ -85,8 +85,8 @@ def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
         model = origin.load()
         known = {
             tensor_hash(t): name
-            for name, t in follow(distinct(model), "tensors of the original", len(model.state_dict()))
+            for name, t in follow(distinct_tensors(model), "tensors of the original", len(model.state_dict()))
         }
-        origin.refuse_change()
+        origin.refuse_changed_files()
         cache.keep(parts, known)
     return known

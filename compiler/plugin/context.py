@@ -155,7 +155,7 @@ class Context:
     def tick(self, event: Event) -> None:
         """Tell how far it is where `each` doesn't fit; raises as `each` does."""
         self.emit_event(event)
-        self.run.sample()
+        self.run.check()
 
     def map_from_cache(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Copy of a tensor mapped from the cache if it is large, so that results of passes take no memory.

@@ -12,7 +12,7 @@ from .cache import SequenceCache
 from .decoder import SourceDecoder
 from .generation import Generation, bad_sampling
 from .model import DecoderModel, Output, check_known, context_full, refuse_states
-from .position_offsets import refuse_uncounted
+from .position_offsets import refuse_visible_padding
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
 
@@ -41,7 +41,7 @@ class Seq2SeqModel(DecoderModel):
     def sources_of(self, sources: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Each source of a batch alone."""
         if not sources.is_floating_point():  # of tokens, not of sounds
-            refuse_uncounted(sources, mask, self.uncounted)
+            refuse_visible_padding(sources, mask, self.uncounted)
         return rows_of(sources, mask)
 
     def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:
@@ -94,7 +94,7 @@ class Seq2SeqModel(DecoderModel):
         if ids is None or (input_ids is None and encoder_outputs is None and (cache is None or not cache.numbers)):
             raise Reject(no_target("a source and `decoder_input_ids` are what it computes logits of"))
         mask = torch.ones_like(ids) if decoder_attention_mask is None else decoder_attention_mask[:, -ids.shape[1] :]
-        refuse_uncounted(ids, mask, self.uncounted)
+        refuse_visible_padding(ids, mask, self.uncounted)
         if encoder_outputs is None:
             encoder_outputs = Output(sources=input_ids, attention_mask=attention_mask)
         if use_cache or cache is not None:

@@ -60,7 +60,9 @@ class Gguf(Target):
     extra: ClassVar[str] = "gguf"
     requires: ClassVar[tuple[str, ...]] = ("gguf",)
     on_cpu = True
-    loads = {"gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'}
+    loads = {
+        "gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'
+    }
     marks = {"gguf": "model.gguf"}
     does = {"gguf": "counts and places are held against the file, then effc's engine computes with its tensors"}
     cannot_hold = {
@@ -116,21 +118,21 @@ class Gguf(Target):
     @classmethod
     def check_folder(cls, folder: Path) -> None:
         from ..runtimes.gguf.engine import FILE
-        from ..runtimes.gguf.facts import facts_of
-        from ..runtimes.gguf.reading import read
+        from ..runtimes.gguf.facts import read_facts
+        from ..runtimes.gguf.reading import read_gguf
 
-        facts_of(read(folder / FILE))
+        read_facts(read_gguf(folder / FILE))
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
         from ..runtimes.gguf.engine import FILE
-        from ..runtimes.gguf.reading import read
+        from ..runtimes.gguf.reading import read_gguf
 
         if file.name != FILE:
             yield from super().tensors(file)
         else:
-            stored = read(file)
-            yield from ((entry, stored.tensor(entry)) for entry in stored.entries)
+            stored = read_gguf(file)
+            yield from ((entry, stored.read_tensor(entry)) for entry in stored.entries)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:

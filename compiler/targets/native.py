@@ -146,20 +146,20 @@ class Native(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..runtimes.native.opening import verify
+        from ..runtimes.native.opening import verify_checksums
 
-        verify(folder)
+        verify_checksums(folder)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        from ...kernels.packed_linear import unpacked
-        from ..runtimes.native.plan_files import WEIGHTS, read, tensors
+        from ...kernels.packed_linear import unpack_weight
+        from ..runtimes.native.plan_files import WEIGHTS, load_weights, read_plan
 
         if file.name != WEIGHTS:
             yield from super().tensors(file)
         else:
-            for name, x in tensors(file.parent, read(file.parent), mapped=True).items():
-                yield name, unpacked(x) if str(x.dtype) == "torch.uint8" else x
+            for name, x in load_weights(file.parent, read_plan(file.parent), mapped=True).items():
+                yield name, unpack_weight(x) if str(x.dtype) == "torch.uint8" else x
 
     @classmethod
     def summary(cls, folder: Path) -> Any:

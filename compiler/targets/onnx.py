@@ -65,7 +65,8 @@ class Onnx(Target):
     }
 
     dynamic: Literal["none", "int8"] = param(
-        "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.", default="none"
+        "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.",
+        default="none",
     )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:
@@ -92,19 +93,19 @@ class Onnx(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..runtimes.onnx.checking import check, graphs_in, weights
+        from ..runtimes.onnx.checking import check_onnx, graphs_in, initializers
 
         check_modules(("onnx",), cls.extra, "an artifact of the target `onnx`")
         for name in graphs_in(folder):
-            weights(folder, check(folder, name), name)
+            initializers(folder, check_onnx(folder, name), name)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        from ..runtimes.onnx.checking import check, weights
+        from ..runtimes.onnx.checking import check_onnx, initializers
 
         if file.suffix != ".onnx":
             return super().tensors(file)
-        return iter(weights(file.parent, check(file.parent, file.stem), file.stem).items())
+        return iter(initializers(file.parent, check_onnx(file.parent, file.stem), file.stem).items())
 
     @classmethod
     def summary(cls, folder: Path) -> Any:

@@ -78,7 +78,7 @@ class Reft(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        reft.read(folder)
+        reft.read_reft(folder)
         base = folder.parent / reft.BASE / "compact"
         if base.is_dir():
             check_compact(base)

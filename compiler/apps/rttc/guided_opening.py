@@ -23,12 +23,12 @@ def open_guided_model(location: str, settings: "Settings", knowledge: str | None
     """The client of a folder; its model, base and rewards are compared with the manifest first."""
     from ...artifacts.manifest import read_manifest, verify_files
     from ...driver.models import open_model
-    from .app import client_of, read_app
+    from .app import open_client, read_app
 
     folder, app = Path(location), read_app(Path(location))
     opened = open_model(location, settings, speaks=True)
     verify_files(folder, read_manifest(folder))
-    return client_of(app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote(knowledge))
+    return open_client(app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote(knowledge))
 
 
 def remote(url: str | None) -> "Remote | None":

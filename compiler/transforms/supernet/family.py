@@ -86,12 +86,12 @@ class Family(Outcome):
         return {
             "family": self.to_json(),
             "needs": [self.base] if self.base else [],
-            "tensors": {name: cache.store(tensor) for name, tensor in self.stored.items()},
+            "tensors": {name: cache.store_tensor(tensor) for name, tensor in self.stored.items()},
         }
 
     @classmethod
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Family":
-        tensors = {name: results.cache.fetch(blob) for name, blob in body["tensors"].items()}
+        tensors = {name: results.cache.load_tensor(blob) for name, blob in body["tensors"].items()}
         family = cls.from_json(body["family"], results.base_program(body["family"]["base"]), tensors)
         check_family(family)
         family.program.notes = list(body["notes"].get("program", ()))
@@ -102,7 +102,7 @@ class Family(Outcome):
 
     def program_at(self, point: Point) -> Program:
         assert point.choice is not None, f"{point.name} is no choice"
-        return self.cut(point.choice)
+        return self.cut_to_choice(point.choice)
 
     def extract_adapters(self, choice: Mapping[str, int]) -> dict[str, Tensor]:
         """The adapters of a choice alone."""

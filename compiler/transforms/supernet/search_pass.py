@@ -69,7 +69,7 @@ class Method(Pass):
         assert isinstance(outcome, Family), f"searched in {outcome.kind}"
         check_search(self, outcome, ctx)
         objectives = [Objective.of(ref, ctx) for ref in self.measure]
-        clock = next((o.ref for o in objectives if o.measure_latency_table and not ctx.task_source), None)
+        clock = next((o.ref for o in objectives if o.timed and not ctx.task_source), None)
         table = measure_latency_table(outcome, clock, ctx, Journal(ctx.workdir / "times.jsonl")) if clock else None
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():

@@ -59,12 +59,12 @@ class Unmerged(Outcome):
         return {
             "adapters": {"base": self.base or "", "shape": asdict(self.shape)},
             "needs": [self.base] if self.base else [],
-            "tensors": {name: cache.store(tensor) for name, tensor in self.tensors.items()},
+            "tensors": {name: cache.store_tensor(tensor) for name, tensor in self.tensors.items()},
         }
 
     @classmethod
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Unmerged":
-        tensors = {name: results.cache.fetch(blob) for name, blob in body["tensors"].items()}
+        tensors = {name: results.cache.load_tensor(blob) for name, blob in body["tensors"].items()}
         base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
         restored = cls(results.base_program(base), base, shape, tensors)
         check_adapters(restored.program, shape, tensors)
