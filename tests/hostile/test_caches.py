@@ -165,6 +165,15 @@ def test_files_of_another_form_are_said_to_be_damaged(cache, folder, text):
         )
 
 
+def test_a_step_without_a_seal_whose_key_is_of_a_number_beyond_floats_is_said_to_be_damaged(cache):
+    path = only(cache, "steps")
+    body = json.loads(path.read_text())
+    body.pop("seal")
+    path.write_text(json.dumps(body | {"parts": {"seed": 0.5}}).replace("0.5", "1e999"))
+    assert not cache.entries()
+    assert path in [found for found, _ in cache.damaged()]
+
+
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", 3, "a" * 63])
 def test_a_tensor_is_named_by_a_hash(cache, name):
     path = only(cache, "steps")
