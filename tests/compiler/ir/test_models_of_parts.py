@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify import attention_of, inputs_of, reopen
+from effc.compiler.artifacts.verify import attention_of, inputs_of, opener_of, reopen
 from effc.compiler.artifacts.verify_child import probe
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.meta_capture import captured
 from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.plugin.target import Form
 from transformers import (
     DetrConfig,
     DetrForObjectDetection,
@@ -59,7 +60,7 @@ def test_a_check_opens_parts_with_the_attention_that_they_have_in_memory(opened)
     said = attention_of(model)
     assert json.loads(said) == {"": "sdpa", "backbone_config": "eager"}
     given = inputs_of(model)
-    found, wanted = reopen(opened.folder, "plain", given, said), probe(model, given)
+    found, wanted = reopen(opened.folder, opener_of(Form("model", "plain")), given, said), probe(model, given)
     assert wanted.keys() <= found.keys()
     assert all(torch.allclose(found[name], want, atol=1e-5) for name, want in wanted.items())
 
