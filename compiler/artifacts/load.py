@@ -163,8 +163,8 @@ def target_of_artifact(path: Path) -> "type[Target] | None":
     return target_class(read_manifest(path).kind) if (path / NAME).is_file() else None
 
 
-def deed_of(kind: str, folder: str) -> str:
-    """Sentence about what becomes of a folder of an artifact; "" where no target says."""
+def handling_of(kind: str, folder: str) -> str:
+    """Sentence about what effc does with a folder of an artifact; "" where no target says."""
     writer = kind_of(folder)
     return next((text for k in (kind, writer) if k and (text := facts(k).get("does", {}).get(folder))), "")
 

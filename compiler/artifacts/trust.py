@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Reject
 from ..core.safe_read import read_json
-from .load import deed_of
+from .load import handling_of
 from .manifest import Manifest, artifact_files, read_manifest, verify_files
 from .signature import is_valid, read_signatures
 
@@ -38,7 +38,7 @@ def trust_checks(path: Path, read: Callable[[Path, Manifest], list[str]]) -> lis
         *_file_checks(path),
         *_config_checks(path),
         *_recipe(manifest),
-        *_deeds(manifest),
+        *_folders(manifest),
     ]
 
 
@@ -128,8 +128,8 @@ def _recipe(manifest: Manifest) -> Iterator[Check]:
         yield Check("recipe", f"model {modules[0]} is a Python file: `effc test` and `compile` would run it", "note")
 
 
-def _deeds(manifest: Manifest) -> Iterator[Check]:
+def _folders(manifest: Manifest) -> Iterator[Check]:
     folders = dict.fromkeys(name.partition("/")[0] for name in manifest.files if "/" in name)
     for folder in folders:
-        deed = deed_of(manifest.kind, folder)
-        yield Check(folder, deed or "is nothing that effc loads", "ok" if deed else "note")
+        handling = handling_of(manifest.kind, folder)
+        yield Check(folder, handling or "is nothing that effc loads", "ok" if handling else "note")

@@ -211,7 +211,9 @@ def _attention_implementation(config: Any) -> str | dict[str, Any]:
 
 def opener_of(form: Form) -> Path:
     """Python file that opens a form: one of effc's, or the target's own."""
-    return Path(form.opens) if form.opens.endswith(".py") else _OPENERS / f"{form.opens}.py"
+    file = Path(form.opens) if form.opens.endswith(".py") else _OPENERS / f"{form.opens}.py"
+    assert file.is_file(), f"{form.folder} is opened by {form.opens}, and there is no {file}"
+    return file
 
 
 def reopen(

@@ -10,9 +10,10 @@ imported, so that a folder for plain transformers is opened without it.
 import inspect
 import json
 import os
-import runpy
 import sys
 import traceback
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from select import select
 from typing import Any
 
@@ -173,6 +174,15 @@ def inputs_for_config(config, seed: int = 0, images: bool = False, behind: bool 
     return {"ids": ids, "mask": mask.flip(1) if behind else mask}
 
 
+def load_function(opener: str) -> Callable[[str, Any], nn.Module]:
+    """Function `load` of a Python file, which is no module of a package that could be imported here."""
+    spec = spec_from_file_location("opener", opener)
+    assert spec is not None and spec.loader is not None, f"{opener} is no Python file"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load
+
+
 def main(
     opener: str, folder: str, inputs_file: str, outputs: str, attention: str, threads: str, steps: str = str(STEPS)
 ):
@@ -180,7 +190,7 @@ def main(
 
     torch.set_num_threads(int(threads))
     attends = json.loads(attention) if attention.startswith("{") else attention  # of each part, where they differ
-    inputs, model = load_file(inputs_file), runpy.run_path(opener)["load"](folder, attends)
+    inputs, model = load_file(inputs_file), load_function(opener)(folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
     outputs_named = probe_model(model, inputs, int(steps))

@@ -126,8 +126,9 @@ class Pass(Plugin):
     divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
                    ("2:4") does; within: the one that is no larger than hidden states are wide, or whose numbers are
                    no larger than every module
-    changes        "weights": it gives weights of modules other numbers or shapes; "branches": it takes whole branches,
-                   scans or layers out, so that what is left of a layer gets a graph of its own
+    changes        "weights": it gives weights of modules other numbers or shapes; "values": its aim is to give those
+                   that stay other values, as training and solving do, which leave a grid; "branches": it takes whole
+                   branches, scans or layers out, so that what is left of a layer gets a graph of its own
     after          {pass: reason}: if both occur in a line, this one must come later; {"changes: weights": reason} for
                    every pass that changes them
     makes          {conditions: what}: what some targets can't hold, e.g. {"spread: greedy": "uneven widths"};

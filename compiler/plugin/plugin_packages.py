@@ -10,6 +10,7 @@ anything: code of a package runs where a recipe is compiled that names a plug-in
 opened.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,8 +54,14 @@ def packages() -> tuple[PluginPackage, ...]:
 
     The working directory is no place to install packages: whoever writes there must not bring code.
     """
-    here = Path.cwd()
-    return _packages(tuple(path for path in sys.path if path and Path(path).resolve() != here))
+    return _packages(tuple(path for path in sys.path if path and not _is_working_directory(path)))
+
+
+def _is_working_directory(path: str) -> bool:
+    try:
+        return os.path.samefile(path, os.curdir)
+    except OSError:  # there is no such folder
+        return False
 
 
 @cache

@@ -42,7 +42,7 @@ class Scale(GridPass):
     """
 
     keeps = Close(atol=1e-3)
-    changes = ("weights",)
+    changes = ("weights", "values")
 
     data: DataRef = param("Rows whose inputs of the modules count.")
     inputs: Literal["exact", "int8"] = param(

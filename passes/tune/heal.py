@@ -71,7 +71,7 @@ class Heal(Learner):
     keeps = Lossy()
     acts_on = "linear"
     everywhere = True
-    changes = ("weights",)
+    changes = ("weights", "values")
     determinism = "seeded"
     disjoint = {"held_out": "data"}
     conflicts = {

@@ -105,6 +105,16 @@ def test_every_pass_that_changes_a_weight_comes_before_it():
     }
 
 
+def test_no_pass_lists_those_that_change_the_same_by_hand():
+    passes = Registry().vocabulary.words("pass")
+    changes = {name: set(passes[name].facts["changes"]) for name in passes}
+    classes = set().union(*changes.values())
+    assert classes == {"weights", "values", "branches"}
+    for name in passes:
+        rules = {rule.removeprefix("changes: ") for rule in passes[name].facts["after"]}
+        assert len(rules & passes.keys()) <= 1 and rules <= classes | passes.keys()
+
+
 @pytest.mark.parametrize("format", sorted(choice.FORMATS))
 def test_a_format_by_name_takes_all_and_the_model_says_nearly_the_same(tmp_path, format):
     model = sparse()

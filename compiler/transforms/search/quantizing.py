@@ -55,12 +55,7 @@ class Quantizer(GridPass):
     keeps = Lossy()
     changes = ("weights",)
     makes = {"bits: 4 & zero: free": "codes whose 0 lies anywhere"}
-    after = {
-        "tune.heal": "training would leave the grid",
-        "quantize.scale": "scaled weights would leave the grid",
-        "sparsify.sparsegpt": "its weights would leave the grid",
-        "sparsify.admm": "its weights would leave the grid",
-    }
+    after = {"changes: values": "other values would leave the grid"}
 
 
 def nonzero_mask(weight: Tensor) -> Tensor | None:

@@ -34,7 +34,7 @@ class ReconstructingSparsifier(Pass):
 
     keeps = Lossy()
     acts_on = "linear"
-    changes = ("weights",)
+    changes = ("weights", "values")
     divides = "pattern"
     determinism = "deterministic"
 

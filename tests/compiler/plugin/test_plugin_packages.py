@@ -43,6 +43,8 @@ HALVE = '''
 VAULT = '''
     """A folder that transformers opens."""
 
+    from pathlib import Path
+
     from effc.plugin import Context, Fault, Form, LoadRequest, Program, Reject, RunRequest, Target
 
     vault_damaged = Fault("vault-damaged", "A vault has no seal.", exit="environment")
@@ -72,7 +74,7 @@ VAULT = '''
             (into / "vault" / "seal.txt").write_text("sealed")
 
         def forms(self):
-            return (Form("vault", "effc"),)
+            return (Form("vault", "effc"), Form("vault", str(Path(__file__).with_name("_open.py"))))
 
         @classmethod
         def open(cls, folder, load_request: LoadRequest):
@@ -94,6 +96,16 @@ VAULT = '''
         def summary(cls, folder):
             return Contents()
     '''
+OPEN = """
+    import sys
+
+    from transformers import AutoModelForCausalLM
+
+
+    def load(folder, attention):
+        assert not any(name.split(".")[0] in ("effc", "effc_acme") for name in sys.modules)
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
+    """
 RECIPE = """effspec 1
 model base = zoo("tiny-llama")
 pipeline small(base) {
@@ -120,6 +132,7 @@ def installed(site: Path, name: str, files: dict[str, str], entry: str = "") -> 
 def acme(tmp_path):
     """A package whose code can be imported, with a pass and a target."""
     files = {"__init__.py": "", "passes/acme/halve.py": HALVE, "targets/acme/vault.py": VAULT}
+    files["targets/acme/_open.py"] = OPEN
     (tmp_path / "r.effspec").write_text(RECIPE)
     return str(installed(tmp_path / "site", "effc_acme", files))
 
@@ -149,6 +162,8 @@ def test_a_target_of_a_package_writes_verifies_runs_and_shows_its_artifacts_by_i
     assert done.code == 0, done.err
     artifact = tmp_path / "out" / "vault"
     assert json.loads((artifact / "manifest.json").read_text())["kind"] == "acme.vault"
+    checks = json.loads((artifact / "measures.json").read_text())["checks"]
+    assert len({c["what"] for c in checks}) * 2 == len(checks), "two forms: by its `open`, and without effc"
     assert "forms vault" in process("verify", artifact, PYTHONPATH=acme).out
     assert process("run", artifact, "--prompt", "me", PYTHONPATH=acme).out == "the vault heard me\n"
     assert "a vault of one model" in process("inspect", artifact, PYTHONPATH=acme).out
