@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from effc.compiler.apps.serving.chat import ChatSession
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
@@ -247,6 +248,16 @@ def test_a_folders_generation_config_is_refused_or_generates(original):
     options = {"num_beams": 2, "eos_token_id": [2], "pad_token_id": 0, "max_new_tokens": 4}
     expected = original.generate(ids, **options)
     assert torch.equal(model.generate(ids, max_new_tokens=4, pad_token_id=0), expected)
+
+
+def test_who_talks_to_a_model_whose_config_asks_for_beams_hears_it_token_by_token(roomy, tmp_path):
+    pieces, words = [], worlds.tokenizer(tmp_path, start=False)
+    roomy.generation_config.num_beams = 2
+    try:
+        reply = ChatSession(roomy, words, 5).answer("Beams", pieces.append)
+    finally:
+        roomy.generation_config.num_beams = None
+    assert reply.new_tokens == 5 and "".join(pieces) == reply.text
 
 
 def test_too_many_open_sequences_and_unknown_tokens_are_refused(native):
