@@ -156,6 +156,13 @@ def test_drafts_of_the_prompt_and_of_an_assistant_are_verified_as_in_transformer
     assert roomy.spare == 6
 
 
+@pytest.mark.parametrize("mode", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
+def test_beams_and_drafts_beyond_the_context_are_refused_and_hold_no_sequence(roomy, mode):
+    with pytest.raises(Reject, match="longer than the model's context of 24") as refusal:
+        roomy.generate(torch.full((1, 20), 5), max_new_tokens=50, eos_token_id=None, **mode)
+    assert roomy.spare == 6 and refusal.value.exit == 2
+
+
 def test_generation_goes_on_from_a_cache(roomy, batch):
     ids, mask = batch
     options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None}
