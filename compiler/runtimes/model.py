@@ -266,12 +266,14 @@ class DecoderModel(GenerationMixin, nn.Module):
 
         A row ends at the model's context, too. Interrupted, it leaves the engine ready for the next call.
         """
+        cache, earlier = SequenceCache(self), kwargs.get("cache")
         try:
-            return super().generate(*args, **kwargs)
-        except KernelError:
+            return super().generate(*args, **{**kwargs, "cache": cache if earlier is None else earlier})
+        except BaseException as error:
+            cache.close()  # who keeps the error keeps no sequence
+            if isinstance(error, ValueError) and not isinstance(error, KernelError):  # transformers refuses settings
+                raise Reject(bad_sampling(first_line(error).split(". ")[0])) from error
             raise
-        except ValueError as error:  # transformers' way to refuse settings
-            raise Reject(bad_sampling(first_line(error).split(". ")[0])) from error
 
     def _sample(
         self,
@@ -311,11 +313,11 @@ class DecoderModel(GenerationMixin, nn.Module):
         self, generation_config: GenerationConfig, model_kwargs: Any, *_: Any
     ) -> None:
         """Sequences of the engine in place of keys and values."""
-        if not isinstance(cache := model_kwargs.get("cache"), SequenceCache | None):
+        if not isinstance(cache := model_kwargs["cache"], SequenceCache):
             help = "hand on the `cache` of an output of this model"
             raise Reject(bad_sampling(f"the engine has nothing of the tokens in a {type(cache).__name__}", help=help))
-        if generation_config.use_cache is not False and cache is None:
-            model_kwargs["cache"] = SequenceCache(self)
+        if generation_config.use_cache is False:
+            del model_kwargs["cache"]
 
     def _get_logits_processor(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
         for name in ("forced_bos_token_id", "forced_eos_token_id"):

@@ -12,6 +12,7 @@ from ...artifacts.openers.export import Exported
 from ...models.rows.chat_template import render_conversation
 from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
+from .text import TextDecoder
 
 prompt_too_long = Fault("prompt-too-long", "A prompt has more tokens than the model has positions.", exit="usage")
 not_generative = Fault("not-generative", "A model that can't generate text was asked to.", exit="usage")
@@ -96,7 +97,7 @@ class ChatSession:
                 self.model.generate(**inputs, **self._sampling(), streamer=stream)
         except KeyboardInterrupt:
             stop = "stopped"
-        stream.flush()
+        stream.end()
         if self.chats:
             self.history = [*messages, {"role": "assistant", "content": stream.text}]
         stop = stop or ("length" if len(stream.tokens) >= self.max_new_tokens else "end")
@@ -146,33 +147,24 @@ class ChatSession:
 
 
 class _Stream:
-    """Streamer for `generate`: turns tokens into text as soon as the characters are whole."""
+    """Streamer for `generate`: text as soon as its characters are complete."""
 
-    def __init__(self, tokenizer, hear: Callable[[str], None]):
-        self.tokenizer, self.hear = tokenizer, hear
+    def __init__(self, tokenizer: Any, hear: Callable[[str], None]):
+        self._decoder, self._notify = TextDecoder(tokenizer), hear
         self.tokens: list[int] = []
         self.text = ""
-        self.prompt_done = False
+        self._is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.prompt_done:
-            self.prompt_done = True
-            return
-        self.tokens += value.reshape(-1).tolist()
-        self._emit(self._decoded(), last=False)
+        for token in () if self._is_prompt else value.reshape(-1).tolist():
+            self.tokens.append(token)
+            self._emit(self._decoder.push(token))
+        self._is_prompt = False
 
     def end(self) -> None:
-        self.flush()
+        self._emit(self._decoder.end())
 
-    def flush(self) -> None:
-        self._emit(self._decoded(), last=True)
-
-    def _decoded(self) -> str:
-        return self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-
-    def _emit(self, decoded: str, last: bool) -> None:
-        if not last and decoded.endswith("\ufffd"):  # a character of several tokens is not complete
-            return
-        if len(decoded) > len(self.text):
-            self.hear(decoded[len(self.text) :])
-            self.text = decoded
+    def _emit(self, text: str) -> None:
+        if text:
+            self._notify(text)
+            self.text += text

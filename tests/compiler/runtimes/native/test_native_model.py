@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from effc.compiler.apps.serving.chat import ChatSession
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
@@ -155,6 +156,13 @@ def test_drafts_of_the_prompt_and_of_an_assistant_are_verified_as_in_transformer
     assert roomy.spare == 6
 
 
+@pytest.mark.parametrize("mode", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
+def test_beams_and_drafts_beyond_the_context_are_refused_and_hold_no_sequence(roomy, mode):
+    with pytest.raises(Reject, match="longer than the model's context of 24") as refusal:
+        roomy.generate(torch.full((1, 20), 5), max_new_tokens=50, eos_token_id=None, **mode)
+    assert roomy.spare == 6 and refusal.value.exit == 2
+
+
 def test_generation_goes_on_from_a_cache(roomy, batch):
     ids, mask = batch
     options = {"attention_mask": mask, "max_new_tokens": 6, "eos_token_id": None}
@@ -247,6 +255,16 @@ def test_a_folders_generation_config_is_refused_or_generates(original):
     options = {"num_beams": 2, "eos_token_id": [2], "pad_token_id": 0, "max_new_tokens": 4}
     expected = original.generate(ids, **options)
     assert torch.equal(model.generate(ids, max_new_tokens=4, pad_token_id=0), expected)
+
+
+def test_who_talks_to_a_model_whose_config_asks_for_beams_hears_it_token_by_token(roomy, tmp_path):
+    pieces, words = [], worlds.tokenizer(tmp_path, start=False)
+    roomy.generation_config.num_beams = 2
+    try:
+        reply = ChatSession(roomy, words, 5).answer("Beams", pieces.append)
+    finally:
+        roomy.generation_config.num_beams = None
+    assert reply.new_tokens == 5 and "".join(pieces) == reply.text
 
 
 def test_too_many_open_sequences_and_unknown_tokens_are_refused(native):
