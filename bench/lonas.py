@@ -178,7 +178,7 @@ def routes(folder: Path, steps: int, seed: int):
     build.results.release()
     sizes = {}
     for name, choice in choices_of(build.load_outcome(key).space).items():
-        program = build.load_outcome(key).cut(choice)
+        program = build.load_outcome(key).cut_to_choice(choice)
         build.results.release()
         sizes[name] = macs(skeleton_of(program))
         yield f"LoNAS, {name}", program, build.ctx

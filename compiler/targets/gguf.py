@@ -60,9 +60,7 @@ class Gguf(Target):
     extra: ClassVar[str] = "gguf"
     requires: ClassVar[tuple[str, ...]] = ("gguf",)
     on_cpu = True
-    loads = {
-        "gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'
-    }
+    loads = {"gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'}
     marks = {"gguf": "model.gguf"}
     does = {"gguf": "counts and places are held against the file, then effc's engine computes with its tensors"}
     cannot_hold = {

@@ -65,8 +65,7 @@ class Onnx(Target):
     }
 
     dynamic: Literal["none", "int8"] = param(
-        "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.",
-        default="none",
+        "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.", default="none"
     )
 
     def emit(self, program: Program, into: Path, ctx: Context) -> None:

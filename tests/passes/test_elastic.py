@@ -182,10 +182,10 @@ def test_scans_are_trained_as_choices_of_which_plain_transformers_reads_one(tmp_
     family = through(tmp_path, model, ("supernet.elastic", net))
     choice = family.space.choice("smallest")
     with torch.no_grad():
-        with family.running() as take:
+        with family.running_choices() as take:
             take(choice)
             masked = family.program.model(ids).logits
-        cut = family.cut(choice)
+        cut = family.cut_to_choice(choice)
         assert torch.allclose(cut.model(ids).logits, masked, atol=5e-4, rtol=1e-3)
     config, why = stock_config(cut.model)
     assert not why and config.mamba_d_state == 8
@@ -206,7 +206,7 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
     with net.applied(choice):
         small = loss(net.program.model)
     assert len(net.losses) == 60 and all(value > 0 for _, value in net.losses)
-    assert small < 0.9 * loss(bare.cut(bare.space.choice("smallest")).model)
+    assert small < 0.9 * loss(bare.cut_to_choice(bare.space.choice("smallest")).model)
     assert abs(loss(again.cut_to_choice(choice).model) - small) < 1e-3 * small
 
 

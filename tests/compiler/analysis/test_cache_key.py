@@ -45,7 +45,7 @@ def test_the_words_kinds_import_no_file_of_effc_but_for_types():
 
 
 def test_a_pass_of_another_package_depends_on_what_it_takes_from_the_interface_of_plug_ins(tmp_path):
-    (tmp_path / "halve.py").write_text("from effc.plugin import Pass, exchange\n")
+    (tmp_path / "halve.py").write_text("from effc.plugin import Pass, replace_weight\n")
     files = {str(file.relative_to(ROOT)) for file in import_closure(tmp_path / "halve.py") if file.is_relative_to(ROOT)}
     assert "compiler/transforms/search/masks.py" in files and "compiler/plugin/interfaces.py" in files
     assert not any(file.startswith("compiler/analysis/discovery/") for file in files)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
-from effc.compiler.artifacts.diff_artifacts import diff_artifacts
+from effc.compiler.artifacts.diff import diff_artifacts
 from effc.compiler.artifacts.manifest import (
     NAME,
     Check,

@@ -6,17 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
 from effc.compiler.artifacts.fork_server import ForkServer, run_verify_child
-from effc.compiler.artifacts.verify import make_probe_inputs, parts
-||||||| e1feaf28
-from effc.compiler.artifacts.fork_server import ForkServer, run
-from effc.compiler.artifacts.verify import inputs_of, parts
-=======
-from effc.compiler.artifacts.fork_server import ForkServer, run
-from effc.compiler.artifacts.verify import inputs_of, opener_of, parts
+from effc.compiler.artifacts.verify import make_probe_inputs, opener_of, parts
 from effc.compiler.plugin.target import Form
->>>>>>> h-targets
 from safetensors.torch import save_file
 
 from tests.compiler.artifacts.test_hf_target import changed, emit
@@ -77,16 +69,8 @@ def test_what_a_fresh_process_does_is_told_in_parts(tmp_path):
     outputs = tmp_path / "outputs"
     assert parts(False, outputs) == ("starting", "part 1 of 3")
     assert parts(True, outputs) == ("opening the folder", "part 2 of 3")
-<<<<<<< HEAD
     save_file(make_probe_inputs(program.model), tmp_path / "inputs")
-    done = run_verify_child(["plain", str(folder), str(tmp_path / "inputs"), str(outputs), "", "1"], ENV, 290)
-||||||| e1feaf28
-    save_file(inputs_of(program.model), tmp_path / "inputs")
-    done = run(["plain", str(folder), str(tmp_path / "inputs"), str(outputs), "", "1"], ENV, 290)
-=======
-    save_file(inputs_of(program.model), tmp_path / "inputs")
-    done = run([PLAIN, str(folder), str(tmp_path / "inputs"), str(outputs), "", "1"], ENV, 290)
->>>>>>> h-targets
+    done = run_verify_child([PLAIN, str(folder), str(tmp_path / "inputs"), str(outputs), "", "1"], ENV, 290)
     assert (done.returncode, outputs.is_file()) == (0, True), done.stderr
     assert parts(True, outputs) == ("computing logits and tokens", "part 3 of 3")
 

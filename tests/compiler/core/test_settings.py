@@ -32,7 +32,7 @@ def test_threads_are_decided_once_and_torch_has_as_many(tmp_path, granted, worke
 
 def test_contexts_of_a_session_have_the_threads_that_were_decided_and_share_the_state_of_the_run(tmp_path):
     recipe = write(tmp_path, ADAPTERS)
-    opened = api.session(recipe, cache_dir=tmp_path / "cache", workers=2)
-    (plan,) = api.plans(opened)
+    opened = api.open_session(recipe, cache_dir=tmp_path / "cache", workers=2)
+    (plan,) = api.make_plans(opened)
     one, other = (opened.context(plan.recipe, plan.pipeline) for _ in range(2))
     assert one.settings.threads == 1 and one.run is other.run is opened.run

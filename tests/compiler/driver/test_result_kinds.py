@@ -7,11 +7,11 @@ from pathlib import Path
 import effc
 import pytest
 import torch
-from effc.compiler.artifacts.load import members
+from effc.compiler.artifacts.load import front_members
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import StageEnded
 from effc.compiler.driver import api
-from effc.compiler.driver.pick import pick
+from effc.compiler.driver.pick import pick_point
 from effc.compiler.ir.outcome import kind_of_entry
 from effc.compiler.ir.step_results import StepResults
 from effc.compiler.models.checkpoints.model_folder import open_folder
@@ -54,7 +54,7 @@ class Scaled(Outcome):
     def measures(self):
         return {f"by_{factor}": {"factor": (factor, "", "lower")} for factor in self.factors}
 
-    def members(self):
+    def front_members(self):
         for factor in self.factors:
             with torch.no_grad():
                 for weight in self.program.model.parameters():
@@ -93,7 +93,7 @@ class Scale(Pass):
 TARGET = '''
 """A folder for each model."""
 
-from effc.compiler.plugin.interfaces import Form, Target
+from effc.compiler.plugin.target import Form, Target
 from effc.compiler.targets import hf
 
 
@@ -106,7 +106,7 @@ class Folders(Target):
     result_kinds = ("scaled",)
 
     def write(self, outcome, into, ctx):
-        for name, program in outcome.members():
+        for name, program in outcome.front_members():
             (into / "points" / name).mkdir(parents=True)
             hf.write_smallest(program, into / "points" / name, ctx, 5_000_000_000)
 
@@ -178,7 +178,7 @@ def plugged(folder: Path, monkeypatch) -> Registry:
 
 
 def built(recipe: Path, registry: Registry, events: list) -> "api.Result":
-    opened = api.session(recipe, cache_dir=recipe.parent / "cache", threads=1, on_event=events.append)
+    opened = api.open_session(recipe, cache_dir=recipe.parent / "cache", threads=1, on_event=events.append)
     opened.registry = registry
     (result,) = api.build(opened, recipe.parent / "out", force=True)
     return result
@@ -194,12 +194,12 @@ def test_a_new_kind_of_result_is_one_class_and_a_target(tmp_path, monkeypatch):
     assert [m.metric for m in artifact.manifest.measures if m.metric.startswith("params")] == [
         f"params of {name}" for name in names
     ]
-    loaded = [effc.load(folder).state_dict() for _, folder in members(artifact.path, artifact.manifest)]
+    loaded = [effc.load(folder).state_dict() for _, folder in front_members(artifact.path, artifact.manifest)]
     assert all(torch.equal(2 * loaded[0][name], weight) for name, weight in loaded[1].items())
     again = built(recipe, registry, second).artifacts[0]
     assert [e.stage for e in second if isinstance(e, StageEnded) and e.cached] == ["thin", "all"]
     assert again.manifest.files == artifact.manifest.files
-    pick(artifact.path, tmp_path / "picked", point="by_4")
+    pick_point(artifact.path, tmp_path / "picked", point="by_4")
     assert torch.equal(effc.load(tmp_path / "picked").state_dict()["lm_head.weight"], loaded[1]["lm_head.weight"])
 
 

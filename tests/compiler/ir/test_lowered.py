@@ -11,7 +11,7 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.artifacts.verify_forms import verify_forms
+from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.cli.verbs.exit_codes import diagnostics_of
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture

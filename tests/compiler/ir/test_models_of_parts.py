@@ -4,16 +4,8 @@ import json
 
 import pytest
 import torch
-<<<<<<< HEAD
-from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, reopen
+from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, opener_of, reopen
 from effc.compiler.artifacts.verify_child import probe_model
-||||||| e1feaf28
-from effc.compiler.artifacts.verify import attention_of, inputs_of, reopen
-from effc.compiler.artifacts.verify_child import probe
-=======
-from effc.compiler.artifacts.verify import attention_of, inputs_of, opener_of, reopen
-from effc.compiler.artifacts.verify_child import probe
->>>>>>> h-targets
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.meta_capture import capture_on_meta
 from effc.compiler.models.checkpoints.model_folder import open_folder
@@ -67,16 +59,8 @@ def test_a_check_opens_parts_with_the_attention_that_they_have_in_memory(opened)
     model = opened.load()
     said = attention_of(model)
     assert json.loads(said) == {"": "sdpa", "backbone_config": "eager"}
-<<<<<<< HEAD
     given = make_probe_inputs(model)
-    found, wanted = reopen(opened.folder, "plain", given, said), probe_model(model, given)
-||||||| e1feaf28
-    given = inputs_of(model)
-    found, wanted = reopen(opened.folder, "plain", given, said), probe(model, given)
-=======
-    given = inputs_of(model)
-    found, wanted = reopen(opened.folder, opener_of(Form("model", "plain")), given, said), probe(model, given)
->>>>>>> h-targets
+    found, wanted = reopen(opened.folder, opener_of(Form("model", "plain")), given, said), probe_model(model, given)
     assert wanted.keys() <= found.keys()
     assert all(torch.allclose(found[name], want, atol=1e-5) for name, want in wanted.items())
 

@@ -17,7 +17,7 @@ from tests.compiler.cli.verbs.conftest import own_cache, process  # noqa: F401
 HALVE = '''
     """Halve weights of linear modules."""
 
-    from effc.plugin import Context, Lossy, Pass, Program, Ratio, Selector, chosen_parts, exchange, param, skeleton_of
+    from effc.plugin import Context, Lossy, Pass, Program, Ratio, Selector, chosen_parts, replace_weight, param, skeleton_of
     from effc.plugin import finite_weight
 
 
@@ -37,7 +37,7 @@ HALVE = '''
 
         def run(self, program: Program, ctx: Context) -> None:
             for part in chosen_parts(skeleton_of(program), self.on):
-                exchange(program, part.path, finite_weight(program, part.path) * self.by.value, ctx)
+                replace_weight(program, part.path, finite_weight(program, part.path) * self.by.value, ctx)
             program.changed()
     '''
 VAULT = '''
@@ -192,8 +192,8 @@ def test_a_package_in_the_working_directory_is_not_installed(process, tmp_path):
 
 def test_doctor_and_the_bill_of_materials_name_packages_with_plug_ins(process, acme, tmp_path):  # noqa: F811
     assert "effc_acme, of effc_acme 1.0" in process("doctor", PYTHONPATH=acme).out
-    code = "from effc.compiler.artifacts.sbom import bill; from effc.compiler.artifacts.manifest import Manifest\n"
-    code += "print(bill(Manifest('hf')).decode())"
+    code = "from effc.compiler.artifacts.sbom import sbom_json; from effc.compiler.artifacts.manifest import Manifest\n"
+    code += "print(sbom_json(Manifest('hf')).decode())"
     environment = {**os.environ, "PYTHONPATH": acme}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     components = json.loads(done.stdout)["components"]

@@ -118,7 +118,7 @@ def test_draws_repeat_under_a_seed_and_follow_torch_without_one(native, batch):
 @pytest.fixture(scope="module")
 def roomy(original):
     """As `native`, with a sequence for each beam."""
-    plan = Reader(capture(original), "bf16").read()
+    plan = Reader(capture(original), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.used().items()}
     return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, sequences=6)
 
@@ -171,7 +171,7 @@ def test_generation_goes_on_from_a_cache(roomy, batch):
 
 
 def test_states_that_cannot_be_cut_back_are_computed_again_for_beams_and_take_no_drafts(original, batch):
-    plan = Reader(capture(original), "bf16").read()
+    plan = Reader(capture(original), "bf16").build_plan()
     weights = {name: entry.make() for name, entry in plan.used().items()}
     engine = Naive(plan.to_json(), weights)
     engine.backward = False
@@ -244,7 +244,7 @@ def test_settings_that_mean_nothing_are_refused(native, settings):
 
 def test_a_folders_generation_config_is_refused_or_generates(original):
     def opened(values):
-        plan = Reader(capture(original), "bf16").read()
+        plan = Reader(capture(original), "bf16").build_plan()
         weights = {name: entry.make() for name, entry in plan.used().items()}
         return DecoderModel(Naive(plan.to_json(), weights), plan.to_json(), weights, {}, 2, values)
 
