@@ -66,7 +66,7 @@ class MemoryWatch:
             self.peak = max(self.peak, anonymous_bytes())
             self._stop.wait(self.interval)
 
-    def sample(self) -> None:
+    def check(self) -> None:
         if self.limit is not None and self.peak > self.limit:
             raise Reject(
                 memory_bound(

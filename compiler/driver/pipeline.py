@@ -283,7 +283,7 @@ class Build:
             self.ctx.run.watch = watch
             with listening_with(self.ctx.tick):
                 yield done
-        watch.sample()
+        watch.check()
         done.seconds, done.peak = time.monotonic() - started, watch.peak
         self.ctx.emit_event(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
 

@@ -64,13 +64,13 @@ def naive_gptq(weight, gram, grid, order, keep, damping=0.01):
     """One column after another, by the inverse over the columns that are not settled yet."""
     w, h = weight.double().clone(), gram.double().clone()
     h += damping * h.diagonal().mean() * torch.eye(len(h))
-    scales = grid.fit(weight, gram.diagonal())
+    scales = grid.fit_scales(weight, gram.diagonal())
     left = sorted(range(len(h)), key=lambda j: -float(gram[j, j])) if order == "activation" else list(range(len(h)))
     while left:
         inverse, j = torch.linalg.inv(h[left][:, left]), left[0]
         group = j // grid.width(len(h))
         if order == "given" and j % grid.width(len(h)) == 0:
-            late = grid.fit(w[:, j : j + grid.width(len(h))].float(), gram.diagonal()[j : j + grid.width(len(h))])
+            late = grid.fit_scales(w[:, j : j + grid.width(len(h))].float(), gram.diagonal()[j : j + grid.width(len(h))])
         new = late.round_column(w[:, j].float(), 0) if order == "given" else scales.round_column(w[:, j].float(), group)
         new = new if keep is None else torch.where(keep[:, j], new, 0.0)
         error = (w[:, j] - new) / inverse[0, 0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.trial import without_branch
+from effc.compiler.transforms.editing.trial import branch_skipped
 from effc.compiler.transforms.search.budget import Budget
 from effc.compiler.transforms.search.choice import Exact
 from effc.compiler.transforms.search.loop import Search
@@ -109,7 +109,7 @@ def test_what_layers_hand_on_in_a_dict_is_still_there_while_a_branch_is_on_trial
     model = table.model("gemma3n")
     program = capture(model)
     for branch in skeleton_of(program).branches:
-        with without_branch(program, branch), torch.no_grad():
+        with branch_skipped(program, branch), torch.no_grad():
             assert model(input_ids=IDS).logits.isfinite().all()
 
 

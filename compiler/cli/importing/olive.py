@@ -19,7 +19,7 @@ def is_one(body: Any) -> bool:
     return isinstance(body, dict) and isinstance(body.get("passes"), dict)
 
 
-def import_config(body: Mapping[str, Any]) -> Imported:
+def import_recipe(body: Mapping[str, Any]) -> Imported:
     out = Imported(TOOL, _model(body))
     for label, config in body["passes"].items():
         for one in config if isinstance(config, list) else [config]:

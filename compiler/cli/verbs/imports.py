@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
             raise Reject(nothing_to_import(message, help="it has no modifiers and no `passes`"))
         if output and output.exists():
             raise Reject(import_there(f"{output} exists", help="name another file with -o"))
-        imported = tool.imported(body)
+        imported = tool.import_recipe(body)
         text, left = recipe_text(imported, _source_expression(imported.model or model), Path(source.name).name, shared)
         if output:
             write_atomic(output, text.encode())

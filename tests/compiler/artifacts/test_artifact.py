@@ -382,7 +382,7 @@ def test_a_diff_counts_what_packed_weights_stand_for_and_else_says_that_it_does_
 def test_manifests_fingerprints_and_diffs_need_no_torch():
     done = run(
         "import sys\nfrom effc.compiler.core import fingerprint\nfrom effc.compiler.artifacts import artifact, card, diff, manifest\n"
-        "facts = fingerprint.machine()\nassert facts['cpu'] and facts['cpus'] >= 1, facts\n"
+        "facts = fingerprint.machine_facts()\nassert facts['cpu'] and facts['cpus'] >= 1, facts\n"
         "print('torch' in sys.modules)"
     )
     assert done.stdout.strip() == "False", done.stderr

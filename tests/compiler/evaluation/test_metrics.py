@@ -35,7 +35,7 @@ def model(ctx):
 
 
 def measure(ctx, name: str, model, **args) -> float:
-    return ctx.registry.load("metric", name)(**args).measure(model, ctx)
+    return ctx.registry.load_class("metric", name)(**args).measure(model, ctx)
 
 
 def disturbed(ctx, by: float = 0.3):
@@ -268,7 +268,7 @@ def quiz(ctx):
 @pytest.mark.parametrize("normalised", [False, True])
 def test_choice_equals_a_loop_over_options(quiz, model, normalised):
     right = 0
-    items = quiz.data(DataRef("quiz")).items(quiz.tokenizer, quiz)
+    items = quiz.data(DataRef("quiz")).tokenized_questions(quiz.tokenizer, quiz)
     for item in items:
         scores = []
         for row, begin, length in zip(item.rows, item.starts, item.lengths, strict=True):

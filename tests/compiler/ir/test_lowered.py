@@ -152,7 +152,7 @@ def test_a_kept_step_comes_back_with_its_packed_weights(tmp_path):
     from effc.compiler.core.cache import Cache
 
     program, cache, origin = made(), Cache(tmp_path), origin_of(tiny.model("llama"))
-    StepResults(cache, origin).save_outcome("k" * 64, Model(program), {}, {"program": [], "summary": ""})
+    StepResults(cache, origin).save("k" * 64, Model(program), {}, {"program": [], "summary": ""})
     again = StepResults(cache, origin).reach("k" * 64).program
     assert torch.equal(logits(again.model), logits(program.model))
 

@@ -101,7 +101,7 @@ def test_a_plan_refuses_what_the_engine_has_no_step_for_where_the_target_stands(
     assert found.span.text == 'native("cpu")'
     assert "mlp.act_fn (MishActivation" in found.message  # not the multiplication that wants its result
     monkeypatch.setattr(
-        "effc.compiler.runtimes.native.engine_support.foreseen", lambda *_: pytest.fail("looked at again")
+        "effc.compiler.runtimes.native.engine_support.unsupported_reason", lambda *_: pytest.fail("looked at again")
     )
     with pytest.raises(Reject, match=re.escape(found.message)):
         api.plan(path, cache_dir=path.parent / "cache")
