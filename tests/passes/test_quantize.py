@@ -70,7 +70,9 @@ def naive_gptq(weight, gram, grid, order, keep, damping=0.01):
         inverse, j = torch.linalg.inv(h[left][:, left]), left[0]
         group = j // grid.width(len(h))
         if order == "given" and j % grid.width(len(h)) == 0:
-            late = grid.fit_scales(w[:, j : j + grid.width(len(h))].float(), gram.diagonal()[j : j + grid.width(len(h))])
+            late = grid.fit_scales(
+                w[:, j : j + grid.width(len(h))].float(), gram.diagonal()[j : j + grid.width(len(h))]
+            )
         new = late.round_column(w[:, j].float(), 0) if order == "given" else scales.round_column(w[:, j].float(), group)
         new = new if keep is None else torch.where(keep[:, j], new, 0.0)
         error = (w[:, j] - new) / inverse[0, 0]

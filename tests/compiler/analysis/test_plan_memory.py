@@ -40,16 +40,16 @@ COMPARED = (
 STEPS = """
 import sys
 from pathlib import Path
-from effc.compiler import api
+from effc.compiler.driver import api
 from effc.compiler.core.cache import Cache
 from effc.compiler.driver.pipeline import Build
 
 seen = []
-session = api.session("r.effspec", cache_dir=Path("cache"), threads=1, on_event=seen.append)
-(plan,) = api.plans(session)
+session = api.open_session("r.effspec", cache_dir=Path("cache"), threads=1, on_event=seen.append)
+(plan,) = api.make_plans(session)
 build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 for stage in plan.stages:
-    build.step(stage)
+    build.run_step(stage)
 peaks = [e.peak_bytes for e in seen if type(e).__name__ == "StageEnded"]
 print(*(f"{stage.peak_bytes} {peak}" for stage, peak in zip(plan.stages, peaks, strict=True)), sep="\\n")
 """

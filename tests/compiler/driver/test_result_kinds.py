@@ -54,7 +54,7 @@ class Scaled(Outcome):
     def measures(self):
         return {f"by_{factor}": {"factor": (factor, "", "lower")} for factor in self.factors}
 
-    def front_members(self):
+    def members(self):
         for factor in self.factors:
             with torch.no_grad():
                 for weight in self.program.model.parameters():
@@ -106,9 +106,9 @@ class Folders(Target):
     result_kinds = ("scaled",)
 
     def write(self, outcome, into, ctx):
-        for name, program in outcome.front_members():
+        for name, program in outcome.members():
             (into / "points" / name).mkdir(parents=True)
-            hf.write_smallest(program, into / "points" / name, ctx, 5_000_000_000)
+            hf.write_stock_or_compact(program, into / "points" / name, ctx, 5_000_000_000)
 
     def forms_of(self, outcome):
         return tuple(Form(f"points/by_{factor}/model", "plain", member=f"by_{factor}") for factor in outcome.factors)

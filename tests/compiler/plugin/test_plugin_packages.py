@@ -51,7 +51,7 @@ VAULT = '''
 
 
     class Contents:
-        def draw(self):
+        def to_text(self):
             return "a vault of one model"
 
         def to_json(self):

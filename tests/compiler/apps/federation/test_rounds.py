@@ -70,8 +70,8 @@ from effc.compiler.apps.federation.checkpoint import Checkpoint
 from tests.compiler.apps.federation.least_squares import Regression, federation
 from tests.compiler.apps.federation.test_rounds import STRATEGIES
 
-learn = Regression.trained
-Regression.trained = lambda self, *given: time.sleep(0.3) or learn(self, *given)
+learn = Regression.train
+Regression.train = lambda self, *given: time.sleep(0.3) or learn(self, *given)
 tell = lambda r: print(r.number, flush=True)
 run = federation(STRATEGIES[{name!r}](), rounds=5, checkpoint=Checkpoint(Path({folder!r}), "run"))
 run.on_round = tell
