@@ -47,12 +47,12 @@ def stride(group: Group, step: int) -> int:
 class SavingsTable:
     """Savings of a search's candidates, and what has been cut inside of which branch.
 
-    branch(site, of)            what a branch that may have been narrowed still has
-    layer(unit, of)             what a whole layer has
-    of_step(site, kind, of)     what one step of a group has
-    next(site, kind, n, of)     what its next steps have, after what is gone: of chained convolutions a step has less
-                                where a neighbour was narrowed, since both are sides of one tensor
-    dropped(site)               note that a branch is gone: a group that spans more than it has less
+    branch_savings(site, of)        what a branch that may have been narrowed still has
+    layer(unit, of)                 what a whole layer has
+    of_step(site, kind, of)         what one step of a group has
+    step_savings(site, kind, n, of) what its next n steps have, after what is gone: of chained convolutions a step has
+                                    less where a neighbour was narrowed, since both are sides of one tensor
+    dropped(site)                   note that a branch is gone: a group that spans more than it has less
 
     norms   whether a branch's own norms count with it. MultiPruner's code counts them as kept until the end,
             so a search that repeats its decisions leaves them out.
