@@ -9,7 +9,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -245,8 +245,10 @@ class Engine:
                 self._free.notify_all()
 
     def __del__(self) -> None:
-        with suppress(TypeError, AttributeError):  # when the interpreter ends, `native` is gone
+        try:  # noqa: SIM105 (when the interpreter ends, `suppress` is gone, and so is `native`)
             self.close()
+        except (TypeError, AttributeError):
+            pass
 
 
 def _refuse_other_sources() -> None:

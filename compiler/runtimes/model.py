@@ -307,6 +307,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         if seed is not None:
             help = "call `torch.manual_seed` instead"
             raise Reject(bad_sampling("`seed` is of draws with one beam and no assistant", help=help))
+        kwargs.pop("tokenizer", None)  # of stop strings; transformers hands it on to `forward`
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # what it returns is not read

@@ -116,7 +116,7 @@ def test_a_choice_computes_masked_what_it_does_cut_out(families, name, depth, se
     model, choice = family.program.model, family.space.draw(seed)
     with torch.no_grad():
         start = model(ids).logits
-        with family.running() as take:
+        with family.running_choices() as take:
             take(family.space.choice("largest"))
             assert torch.equal(model(ids).logits, start)
             take(choice)

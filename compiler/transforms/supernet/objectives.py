@@ -65,7 +65,7 @@ class SubnetObjective:
             lesson = self.objective
             if teacher is not None and choice != largest:
                 lesson = replace(lesson, original=teacher, share=self.share)
-            loss = lesson.learn(chosen, weight / len(choices))
+            loss = lesson.accumulate_gradients(chosen, weight / len(choices))
             self.journal.get_or_compute(f"{self.sampler.step}:{number}:{int(chosen[0])}", partial(float, loss))
             total += loss / len(choices)
         return total
