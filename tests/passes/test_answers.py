@@ -53,4 +53,4 @@ def test_widths_are_learned_from_the_answers_alone(tmp_path):
     with torch.no_grad():
         values = model(input_ids=ids).logits[:, :-1][said[:, 1:]]
     expected = torch.nn.functional.cross_entropy(values, ids[:, 1:][said[:, 1:]]).item()
-    assert lesson.learn(torch.arange(len(ids)), 1.0) == pytest.approx(expected, rel=1e-4)
+    assert lesson.accumulate_gradients(torch.arange(len(ids)), 1.0) == pytest.approx(expected, rel=1e-4)

@@ -83,7 +83,7 @@ def test_the_child_of_plain_forms_stands_alone():
         capture_output=True,
         text=True,
     )
-    assert callable(names["probe"]) and done.stdout.strip() == "[]", done.stderr
+    assert callable(names["probe_model"]) and done.stdout.strip() == "[]", done.stderr
 
 
 @cache
