@@ -18,7 +18,7 @@ if __name__ == "__main__":
     for opener, folder, given, outputs in sorted(jobs, key=lambda job: ORDER.index(os.path.basename(job[0]))):
         try:
             model = runpy.run_path(opener)["load"](folder, "")
-            save_file(names["probe"](model, load_file(given), 3), outputs)
+            save_file(names["probe_model"](model, load_file(given), 3), outputs)
         except Exception as error:  # whatever a model raises; the others are to be seen nevertheless
             with open(f"{outputs}.error", "w", encoding="utf-8") as file:
                 file.write(f"{type(error).__name__}: {error}")

@@ -126,7 +126,7 @@ from safetensors.torch import load_file, save_file
 child = runpy.run_path(sys.argv[1])
 for opener, folder, attention in json.loads(sys.argv[2]):
     model = runpy.run_path(opener)["load"](folder, attention).eval()
-    save_file(child["probe"](model, load_file(folder + "/../inputs.safetensors")), folder + ".out.safetensors")
+    save_file(child["probe_model"](model, load_file(folder + "/../inputs.safetensors")), folder + ".out.safetensors")
 """
 
 

@@ -66,7 +66,7 @@ def files_under(tensor: torch.Tensor) -> str:
 def test_large_weights_of_a_step_are_mapped_and_are_those_that_a_later_run_reads(tmp_path, step):
     made, _ = build(tmp_path, step)
     made.run_step(made.plan.stages[0])
-    program = made.outcome.program
+    program = made.results.outcome.program
     large = {n: p for n, p in program.model.named_parameters() if p.nbytes >= LARGE and "mlp" in n}
     assert large
     for name, parameter in large.items():
