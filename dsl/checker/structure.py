@@ -20,7 +20,9 @@ from .value_text import quoted
 from .values import Ratio, Selector
 
 no_match = Fault("no-match", "A selector, or one alternative of it, matches nothing that the pass works on.")
-nothing_to_select = Fault("nothing-to-select", "A pass works on something that the model doesn't have.")
+nothing_to_select = Fault(
+    "nothing-to-select", "A pass works on something that the model doesn't have, or has and can't lose."
+)
 
 _KIND_PHRASES = {
     "ssm_heads": "heads of its scan",
