@@ -30,14 +30,14 @@ class OptionError(ValueError):
         self.fact, self.remedy = fact, remedy
 
 
-def checked_options(options: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """Options as their rules read them. Raises Reject (bad-option) with all that can't be."""
+def checked_options(options: Mapping[str, Any], rules: Mapping[str, Rule], fault: Fault = bad_option) -> dict[str, Any]:
+    """Options as their rules read them. Raises Reject with all that can't be."""
     values, problems = {}, list[Diagnostic]()
     for name, value in options.items():
         try:
             values[name] = rules[name](value)
         except OptionError as error:
-            problems.append(bad_option(f"`{name}={str(value)[:40]}` {error.fact}", help=error.remedy))
+            problems.append(fault(f"`{name}={str(value)[:40]}` {error.fact}", help=error.remedy))
     if problems:
         raise Reject(*problems)
     return values
@@ -173,6 +173,16 @@ def device_name(value: Any) -> str:
         return str(torch.device(value))
     except (RuntimeError, TypeError) as error:
         raise OptionError("is no device that torch knows", "devices are auto, cpu, cuda, cuda:1, mps") from error
+
+
+def float_dtype(value: Any) -> Any:
+    """A dtype of torch for weights, also of its name."""
+    import torch
+
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise OptionError("is no dtype of weights", "give torch.float32, torch.bfloat16 or torch.float16")
+    return dtype
 
 
 def _index(value: Any) -> int | None:
