@@ -59,9 +59,9 @@ def load(
 ) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
-    Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
-    computes and generates by the native engine (`compiler.runtimes.model.DecoderModel`); of `reft`, the base with its
-    interventions.
+    Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, `onnx`, `gguf`
+    and `pt2` with a `context`, one that computes and generates by an engine (`compiler.runtimes.model.DecoderModel`);
+    of `reft`, the base with its interventions.
 
     path        an artifact (its compact form comes first), one of its forms, or what a loaded model saved
     device      moved there after loading, "auto" to an accelerator; weights are mapped from disk on the CPU
