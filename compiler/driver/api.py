@@ -114,7 +114,10 @@ class Session:
         for recipe in checked.recipes:
             absent = missing_file_warnings(recipe, self.registry.vocabulary, self.path.parent)
             faults += [d for d in absent if not any(_same_or_enclosing_span(other, d) for other in faults)]
-        ordered = sorted_diagnostics((*parsed.diagnostics, *checked.diagnostics, *faults))
+        # of a value that can't be read, the checker knows a stand-in alone
+        unread = {d.span for d in parsed.diagnostics if d.span}
+        known = [d for d in checked.diagnostics if d.span not in unread]
+        ordered = sorted_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 

@@ -1,6 +1,7 @@
 """Sentences of the command line name what there is, once, and a remedy that helps."""
 
 
+import pytest
 
 RECIPE = (
     'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) {{ s = prune.blocks(remove: {}) }}\nemit p {{ hf("x") }}\n'
@@ -12,3 +13,10 @@ def test_a_link_that_leads_nowhere_is_no_suggestion_for_itself(effc, tmp_path):
     assert "did you mean" not in effc("check", "small.effspec").err
     (tmp_path / "smaller.effspec").write_text(RECIPE.format(1))
     assert "did you mean `smaller.effspec`?" in effc("check", "small.effspec").err
+
+
+@pytest.mark.parametrize("unit", ["", "%"])
+def test_a_number_that_is_too_long_is_one_mistake(effc, tmp_path, unit):
+    (tmp_path / "r.effspec").write_text(RECIPE.format("9" * 6000 + unit))
+    errors = [line for line in effc("check", "r.effspec").err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and errors[0].startswith("error[long-number]")
