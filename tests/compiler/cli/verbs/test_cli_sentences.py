@@ -1,5 +1,6 @@
 """Sentences of the command line name what there is, once, and a remedy that helps."""
 
+import json
 
 import pytest
 
@@ -20,3 +21,14 @@ def test_a_number_that_is_too_long_is_one_mistake(effc, tmp_path, unit):
     (tmp_path / "r.effspec").write_text(RECIPE.format("9" * 6000 + unit))
     errors = [line for line in effc("check", "r.effspec").err.splitlines() if line.startswith("error")]
     assert len(errors) == 1 and errors[0].startswith("error[long-number]")
+
+
+def test_steps_that_can_not_be_read_are_counted_where_steps_are_listed(effc, tmp_path):
+    (tmp_path / "cache" / "steps").mkdir(parents=True)
+    (tmp_path / "cache").chmod(0o700)
+    for number in range(2):
+        (tmp_path / "cache" / "steps" / f"{number:064x}.json").write_text("{")
+    run = effc("cache", "ls", "--cache-dir", "cache")
+    assert "2 steps of cache are damaged" in run.err and "`effc cache verify`" in run.err
+    assert "holds no finished step" not in run.err
+    assert json.loads(effc("cache", "ls", "--cache-dir", "cache", "--format", "json").out)["unreadable"] == 2
