@@ -1,6 +1,8 @@
 """Sentences of the command line name what there is, once, and a remedy that helps."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -32,3 +34,9 @@ def test_steps_that_can_not_be_read_are_counted_where_steps_are_listed(effc, tmp
     assert "2 steps of cache are damaged" in run.err and "`effc cache verify`" in run.err
     assert "holds no finished step" not in run.err
     assert json.loads(effc("cache", "ls", "--cache-dir", "cache", "--format", "json").out)["unreadable"] == 2
+
+
+def test_the_package_lists_its_functions_without_importing_them():
+    code = "import sys, effc; print({'check', 'plan', 'compile', 'load'} <= {*dir(effc)}, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
