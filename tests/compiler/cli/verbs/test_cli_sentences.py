@@ -36,6 +36,18 @@ def test_steps_that_can_not_be_read_are_counted_where_steps_are_listed(effc, tmp
     assert json.loads(effc("cache", "ls", "--cache-dir", "cache", "--format", "json").out)["unreadable"] == 2
 
 
+def test_every_verb_that_checks_signatures_calls_the_flag_alike(effc, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    for verb in ("verify", "sign", "inspect"):
+        run = effc(verb, "nothing", "--require-signature", "ed25519:x")
+        assert run.code != 0 and "error[unsigned" in run.err
+    for verb in ("verify", "sign"):
+        assert (
+            effc(verb, "nothing", "--verify-key", "ed25519:x").err
+            == effc(verb, "nothing", "--require-signature", "ed25519:x").err
+        )
+
+
 def test_the_package_lists_its_functions_without_importing_them():
     code = "import sys, effc; print({'check', 'plan', 'compile', 'load'} <= {*dir(effc)}, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
