@@ -233,7 +233,7 @@ def compile(
 
 
 def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel":
-    """A compiled model, as an ordinary transformers model that generates, trains and saves."""
+    """A compiled model: of the target `hf`, one of transformers that generates, trains and saves; else by an engine."""
     from ..artifacts.load import load
 
     return load(path, **renamed(options))
@@ -262,7 +262,7 @@ def make_plans(session: Session) -> "list[Plan]":
                 skeleton = resolve_skeleton(ctx.origin, session.settings)
             with with_location(recipe.models[pipeline.model].span):
                 refuse_other_tensors(ctx.origin, skeleton)
-            with announce("reckoning time and memory"):
+            with announce("estimating time and memory"):
                 result.append(plan_pipeline(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
         lock.refuse_lock_drift(session.path, _facts(session, result), session.settings)
