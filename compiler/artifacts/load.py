@@ -108,8 +108,6 @@ def _load(
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
         verify_files(*manifest, hashes=hashes, unread=_unread_folders(*manifest, folder))
-    if device is not None and not target.on_cpu:
-        check_device(device)
     model, recorded = target.open(folder, LoadRequest(device=device, base=base, **engine_options))
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in version_notes(versions):
@@ -117,6 +115,7 @@ def _load(
     if device is None:
         return model
     refuse_device(model, device)
+    check_device(device)
     return model.to(device)
 
 

@@ -326,7 +326,7 @@ def test_an_option_of_load_that_means_nothing_is_refused_before_a_file_is_read(t
     assert f"`{name}=" in diagnostic.message and diagnostic.help
 
 
-def test_a_device_that_is_not_here_is_refused_before_weights_are_read(tmp_path):
+def test_a_device_that_is_not_here_is_refused_as_such(tmp_path):
     _, path = artifact(tmp_path)
     assert slug(lambda: load(path, device="hpu")) == "device-missing"
 
