@@ -176,10 +176,10 @@ class DecoderModel(GenerationMixin, nn.Module):
             for number, ids in zip(numbers, token_ids or [()] * len(numbers), strict=True):
                 self._pool.release(number, ids, self.owner)
 
-    def forget(self, number: int, length: int = 0) -> None:
+    def forget(self, sequence: int, length: int = 0) -> None:
         """Cut an open sequence back to its first tokens."""
         with self._exclusive():
-            self.engine.forget(number, length)
+            self.engine.forget(sequence, length)
 
     @contextmanager
     def sequences_of(self, count: int) -> Iterator[list[int]]:

@@ -38,14 +38,14 @@ class PaddedRows(Rows):
         self.session = session
         self._history: dict[int, list[np.ndarray]] = {}
 
-    def length(self, number: int) -> int:
-        return self._history[number][0].shape[1] if number in self._history else 0
+    def length(self, sequence: int) -> int:
+        return self._history[sequence][0].shape[1] if sequence in self._history else 0
 
-    def forget(self, number: int, length: int = 0) -> None:
+    def forget(self, sequence: int, length: int = 0) -> None:
         if not length:
-            self._history.pop(number, None)
-        elif number in self._history:
-            self._history[number] = [part[:, :length] for part in self._history[number]]
+            self._history.pop(sequence, None)
+        elif sequence in self._history:
+            self._history[sequence] = [part[:, :length] for part in self._history[sequence]]
 
     def extend(self, group: list[int], ids: Tensor) -> Tensor:
         """Sequences of any lengths in one call, the shorter ones padded at the left."""
@@ -60,12 +60,12 @@ class PaddedRows(Rows):
             self._history[number] = [part[row, :, longest - length :] for part in present]
         return torch.from_numpy(logits)
 
-    def _pad_past(self, group: list[int], part: int, longest: int) -> np.ndarray:
-        _, heads, _, d = self.session.shapes[self.session.past[part]]
+    def _pad_past(self, group: list[int], index: int, longest: int) -> np.ndarray:
+        _, heads, _, d = self.session.shapes[self.session.past[index]]
         filled = np.zeros((len(group), heads, longest, d), np.float32)
         for row, number in enumerate(group):
             if number in self._history:
-                past = self._history[number][part]
+                past = self._history[number][index]
                 filled[row, :, longest - past.shape[1] :] = past
         return filled
 

@@ -92,7 +92,7 @@ def _measure_speeds(shared: Shared) -> int:
     if shared.threads:
         torch.set_num_threads(shared.threads)
     shared.cache_folder.mkdir(parents=True, exist_ok=True)
-    speeds = measure_speeds(shared.cache_folder, each=0.5)
+    speeds = measure_speeds(shared.cache_folder, seconds_each=0.5)
     keep(shared.cache_folder, speeds)
     threads, screen = torch.get_num_threads(), shared.screen
     if shared.format == "json":

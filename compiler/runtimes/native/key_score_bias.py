@@ -113,7 +113,7 @@ class KeyScoreBiasRules:
         return torch.equal(*short) and not torch.equal(*long)
 
     @torch.no_grad()
-    def _output_with_number(self, module: nn.Module, name: str, number: int, length: int) -> Tensor:
+    def _output_with_number(self, module: nn.Module, name: str, value: int, length: int) -> Tensor:
         """Output of a module for a text, with one of its numbers changed."""
         outputs: list[Tensor] = []
 
@@ -121,7 +121,7 @@ class KeyScoreBiasRules:
             outputs.append(output[0] if isinstance(output, tuple) else output)
             raise _Enough
 
-        setattr(module, name, number)
+        setattr(module, name, value)
         ids = torch.arange(length)[None] % self.reader.plan.vocabulary
         hook = module.register_forward_hook(stop)
         try:

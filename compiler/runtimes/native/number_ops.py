@@ -74,10 +74,10 @@ class FunctionRules:
         reason = f"`{name}` of numbers that differ from token to token is not among the engine's steps"
         raise self.reader.rejection(node, reason)
 
-    def _replaced(self, node: fx.Node, x: Rows, subscript: Any, by: Rows) -> None:
+    def _replaced(self, node: fx.Node, x: Rows, subscript: Any, replacement: Rows) -> None:
         """A part of a value is another from here on."""
         index = self.reader.without_pending(x).index.clone()
-        index[subscript] = self.reader.materialised(by).index
+        index[subscript] = self.reader.materialised(replacement).index
         self._record_in_place(node, Rows(index))
 
     def _record_in_place(self, node: fx.Node, value: Rows) -> None:

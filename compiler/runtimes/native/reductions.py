@@ -64,8 +64,8 @@ def inverse_root(reader: "Reader", node: fx.Node, x: Rows, eps: float) -> Rows:
     return Rows(mean_square.index, ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (shifted,)),)))
 
 
-def total(reader: "Reader", node: fx.Node, parts: list[Rows]) -> Rows:
-    first, *tail = parts
+def total(reader: "Reader", node: fx.Node, terms: list[Rows]) -> Rows:
+    first, *tail = terms
     for part in tail:
         first = reader.computing.elementwise_of_two(node, "add", first, part)
     return first

@@ -78,10 +78,10 @@ def involuntary_switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def set_real_time_priority(on: bool) -> bool:
+def set_real_time_priority(enabled: bool) -> bool:
     """Raise or lower all threads of this process; False where the system does not allow it."""
     try:
-        policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if on else (os.SCHED_OTHER, os.sched_param(0))
+        policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if enabled else (os.SCHED_OTHER, os.sched_param(0))
         for thread in os.listdir("/proc/self/task"):
             with suppress(ProcessLookupError):  # it ended meanwhile
                 os.sched_setscheduler(int(thread), policy, parameter)

@@ -111,7 +111,7 @@ def test_speeds_are_kept_sealed_and_a_forged_file_is_refused(tmp_path):
 
 
 def test_speeds_are_of_this_machine():
-    found = measure_speeds(each=0.0)
+    found = measure_speeds(seconds_each=0.0)
     assert 1e6 < found.hash < 1e12 and 1e6 < found.float32 < 1e15 and not found.measured
 
 
