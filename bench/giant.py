@@ -106,7 +106,7 @@ def recipe(model: Path, name: str, rows: int, length: int) -> str:
 
 
 def compile_recipe(model: Path, name: str, work: Path, threads: int, measured: str, rows: int, length: int) -> None:
-    """Compile one recipe in this process, whose plan reckons with speeds as JSON; then print its stages as JSON."""
+    """Compile one recipe in this process, whose plan estimates from speeds in JSON; then print its stages as JSON."""
     from effc.compiler.core.events import StageEnded
     from effc.compiler.core.speed_cache import keep
     from effc.compiler.core.speeds import Speeds

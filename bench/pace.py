@@ -1,4 +1,4 @@
-"""What `compiler/transforms/lowering/speed.py` reckons with: the pace of a thread at this machine's level.
+"""What `compiler/transforms/lowering/speed.py` estimates from: the pace of a thread at this machine's level.
 
     python bench/pace.py
 

@@ -153,6 +153,8 @@ def _longer(x: Tensor, axis: int, length: int) -> Tensor:
 class Continued(PaddedModel):
     """A program of whole prompts, and one that continues text, as one model."""
 
+    engine_name = "the exported program"
+
     def __init__(
         self,
         prefill: Exported,

@@ -282,6 +282,10 @@ class Cache:
             entries.append(Entry(path.stem, body["parts"], body, size, path.stat().st_mtime))
         return sorted(entries, key=lambda e: -e.used)
 
+    def count_unreadable(self) -> int:
+        """Number of records of steps that `entries` leaves out."""
+        return sum(1 for _ in (self.folder / "steps").glob("*.json")) - len(self.entries())
+
     def miss_reason(self, key_fields: Mapping[str, Any]) -> str:
         """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
         kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == key_fields["step"]["word"]]

@@ -136,7 +136,7 @@ class Pass(Plugin):
     determinism    "deterministic", "seeded" or "nondeterministic"
     foreseeable    shapes after it follow from the skeleton; False where weights or a choice decide, so that `forecast`
                    is only the most that is left
-    elsewhere      a profile that it names may be of another machine: it decides by reckoning then
+    elsewhere      a profile that it names may be of another machine: it decides by estimates then
     accepts        kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
                    steps that it names
     results        {condition: kind} of its result, the last condition that holds counts

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .decoder import Rows
-from .model import DecoderModel, Output, refuse_states
+from .inputs import check_ids, check_mask
+from .model import DecoderModel, Output, check_known
 
 SEQUENCES = 64  # open at once: each takes what its keys and values take
 
@@ -73,6 +74,7 @@ class PaddedModel(DecoderModel):
     """A decoder by such a graph: a batch without a cache goes through the graph as it is given, padding too."""
 
     engine: PaddedRows
+    engine_name = "ONNX Runtime"
 
     def forward(
         self,
@@ -85,12 +87,16 @@ class PaddedModel(DecoderModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool = True,
+        labels: Tensor | None = None,
     ) -> Output:
-        refuse_states(
-            "its graph does not give", output_hidden_states=output_hidden_states, output_attentions=output_attentions
-        )
-        if cache is not None or use_cache:
-            return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
+        self.refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        if cache is not None or use_cache or labels is not None:
+            return super().forward(
+                input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep, labels=labels
+            )
+        check_ids(input_ids)
+        check_mask(attention_mask, input_ids)
+        check_known(input_ids, self.plan["vocabulary"])
         logits = self.batch_logits(input_ids, attention_mask, position_ids)
         return Output(logits=logits[:, -logits_to_keep:])
 

@@ -274,19 +274,27 @@ def _illegal_heads_diagnostic(
     noun = "KV heads" if group.kind == "kv_heads" else "query heads" if group.per_block else "heads"
     argument = f"`{name}: {value_text(value)}`"
     served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
-    many = len(counts) > 1
-    best = min((c for c in counts if c < group.count), key=lambda c: abs(c - target), default=counts[0])
+    many, smaller = len(counts) > 1, [c for c in counts if c < group.count]
+    bases = stage.word.param(name).of
+    alternative = "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads(target, group, step, name)
+    if not smaller:
+        heads = f"{group.count} {noun if group.count > 1 else noun[:-1]}"
+        remedy = f'leave it out by `on: "*" - "{group.site}"`, or remove whole blocks'
+        return illegal_head_count(
+            f"{argument} means {_count(target)} of {heads} of `{group.site}`, {served}which can lose none",
+            stage.call.where(name),
+            help=f"write {alternative}" if alternative else remedy,
+        )
+    best = min(smaller, key=lambda c: abs(c - target))
     suggested = best if name == "keep" else group.count - best
     replacement = (
         value_text(Ratio(round(suggested / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(suggested)
     )
-    bases = stage.word.param(name).of
-    alternative = "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads(target, group, step, name)
     return illegal_head_count(
         f"{argument} means {_count(target)} of {group.count} {noun}; {served}the legal "
         f"count{'s are' if many else ' is'} {' and '.join(choices)}",
         stage.call.where(name),
-        help=f"write `{replacement}`{alternative}",
+        help=f"write `{replacement}`" + (f", or {alternative}" if alternative else ""),
         offer=Fix(span, replacement) if (span := stage.call.spans.get(name)) else None,
     )
 
@@ -297,4 +305,4 @@ def _kv_aligned_heads(target: float, group: Group, step: int, name: str) -> str:
     if not 0 < remaining < step:
         return ""
     share = remaining / step if name == "keep" else 1 - remaining / step
-    return f", or `{percent(share)} of kv_heads` for {remaining * group.per_block} query heads"
+    return f"`{percent(share)} of kv_heads` for {remaining * group.per_block} query heads"

@@ -82,7 +82,7 @@ def _print_trust(path: Path, shared: Shared) -> int:
 
 
 def _measure_speeds(shared: Shared) -> int:
-    """Measure what plans reckon with, keep it, and say it."""
+    """Measure what plans estimate from, keep it, and say it."""
     import torch
 
     from ...core.quantity import count, count_text, duration_text, size
@@ -109,7 +109,7 @@ def _measure_speeds(shared: Shared) -> int:
         "start": f"{duration_text(speeds.start)} until a fresh process has its libraries",
     }
     screen.answer(screen.table([("", count_text(threads, "thread")), *lines.items()]))
-    screen.note(f"kept in {shared.cache_folder}: `effc plan` reckons with it. On a busy machine measure again later")
+    screen.note(f"kept in {shared.cache_folder}: `effc plan` estimates from it. On a busy machine measure again later")
     return 0
 
 

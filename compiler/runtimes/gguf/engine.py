@@ -159,6 +159,7 @@ def open_gguf(folder: Path) -> DecoderModel:
     }
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
     model = DecoderModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation(folder))
+    model.engine_name = "the engine of GGUF files"
     model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

@@ -110,6 +110,7 @@ def open_seq2seq(
     engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
     plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}
     model = kind(engine, plan, tensors, facts, SEQUENCES, read_generation(folder))
+    model.engine_name = "ONNX Runtime"
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 

@@ -92,7 +92,16 @@ def set_real_time_priority(enabled: bool) -> bool:
 
 def copies(make: Callable[[], Any], bytes: int) -> list[Any]:
     """Enough of what `make` gives that calls which go round read none of it from a cache."""
-    return [make() for _ in range(max(1, min(256, -(-cold_bytes() // max(bytes, 1)))))]
+    return [make() for _ in range(_number_of_copies(bytes))]
+
+
+def bytes_of_copies(bytes: int) -> int:
+    """Bytes of all copies of a contender whose weights take `bytes`."""
+    return bytes * _number_of_copies(bytes)
+
+
+def _number_of_copies(bytes: int) -> int:
+    return max(1, min(256, -(-cold_bytes() // max(bytes, 1))))
 
 
 def cold_bytes() -> int:

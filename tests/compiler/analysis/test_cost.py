@@ -10,6 +10,7 @@ from effc.compiler.core import speed_cache as kept
 from effc.compiler.core.cache import Cache, digest
 from effc.compiler.core.speeds import Speeds, measure_speeds
 from effc.compiler.driver import api
+from effc.compiler.transforms.lowering import racing
 from effc.dsl.syntax.diagnostics import Reject
 
 CONFIG = {
@@ -68,6 +69,18 @@ def test_no_step_is_free_and_twice_the_layers_take_about_twice_as_long(told, ste
     grown = four.before.params / two.before.params
     assert two.seconds > two.before.bytes / 1e6, "at least its weights are hashed"
     assert grown / 1.6 < four.seconds / two.seconds < 4 * grown  # what is scored grows with the square
+
+
+def test_a_race_of_small_weights_is_estimated_by_the_copies_that_are_made(told):
+    raced, plain = told("lower.sparse_cpu(data: rows)").stages[0], told(STEPS[1]).stages[0]
+    largest = CONFIG["hidden_size"] * CONFIG["vocab_size"]
+    assert raced.peak_bytes < plain.peak_bytes + 16 * 256 * 4 * largest  # contenders, copies, bytes of a number
+
+
+@pytest.mark.parametrize("bytes", [1000, 1 << 16])
+def test_the_bytes_of_copies_are_those_of_what_is_made(bytes):
+    made = racing.copies(lambda: torch.empty(bytes, dtype=torch.uint8), bytes)
+    assert sum(copy.nbytes for copy in made) == racing.bytes_of_copies(bytes)
 
 
 @pytest.mark.parametrize("target", ['hf("out")', 'native("out")', 'native("out", weights: int8)'])
