@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, permutations, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,10 +18,9 @@ from ...ir.layers import leaves
 from . import linears, reductions, routers
 from .layout import IrregularColumns
 from .plan import Entry
+from .plan_builder import PlanBuilder
+from .rule import Call
 from .values import ElementwiseExpr, ExpertChoice, Rows
-
-if TYPE_CHECKING:
-    from .reader import Reader
 
 Layer = tuple[tuple[Tensor, ...], Tensor | None]  # weights, one after another, and a bias
 _ATOL = 1e-4  # of outputs of size one, in float32
@@ -50,160 +49,153 @@ class Experts:
         return ((torch.einsum("tki,tkoi->tko", inner, self.down[numbers]) + down_bias) * weights[..., None]).sum(1)
 
 
-class MixtureRules:
-    """The part of a `Reader` that knows routers and experts."""
+def lower_router(builder: PlanBuilder, call: Call) -> Any:
+    """Result of a router, as far as experts read it."""
+    node, module, x, args = call.node, call.module, call.first, call.args[1:]
+    if module is None or call.kwargs:
+        return NotImplemented
+    tensors = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
+    shape, all_tensors = tuple(x.index.shape), len(tensors) == len([a for a in args if a is not None])
+    recognised = routers.recognise_router(module, shape, tensors) if all_tensors else None
+    if recognised is None:
+        return NotImplemented
+    choice, order = lower_choice(builder, node, module, x, tensors, recognised[0]), recognised[1]
+    parts = {order[0]: "weights", order[1]: "numbers"}
+    return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(order) + 1))
 
-    def __init__(self, reader: "Reader"):
-        self.reader = reader
 
-    def lower_router(self, node: fx.Node, module: nn.Module, x: Rows, args: Any) -> Any:
-        """Result of a router, as far as experts read it."""
-        tensors = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
-        shape, all_tensors = tuple(x.index.shape), len(tensors) == len([a for a in args if a is not None])
-        recognised = routers.recognise_router(module, shape, tensors) if all_tensors else None
-        scored = (
-            routers.recognise_dense_router(module, shape)
-            if recognised is None and not tensors and all_tensors
-            else None
-        )
-        if scored is not None:
-            choice = self.lower_choice(node, module, x, tensors, scored[0])
-            scores = self.reader.offering.scores(choice)
-            return tuple(scores if i == scored[1] else choice for i in range(scored[1] + 2))
-        if recognised is None and not tensors and all_tensors:
-            return self.reader.deciding.begin(node, module, x)
-        if recognised is None:
-            reason = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
-            raise self.reader.rejection(node, reason)
-        choice, order = self.lower_choice(node, module, x, tensors, recognised[0]), recognised[1]
-        parts = {order[0]: "weights", order[1]: "numbers"}
-        return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(order) + 1))
+def parts(
+    builder: PlanBuilder, node: fx.Node, module: nn.Module, x: Rows, rule: routers.Routing, names: list[str]
+) -> list[ExpertChoice]:
+    """A choice by a rule, once for each of what is named of it."""
+    choice = lower_choice(builder, node, module, x, {}, rule)
+    return [replace(choice, part=name) for name in names]
 
-    def parts(
-        self, node: fx.Node, module: nn.Module, x: Rows, rule: routers.Routing, names: list[str]
-    ) -> list[ExpertChoice]:
-        """A choice by a rule, once for each of what is named of it."""
-        choice = self.lower_choice(node, module, x, {}, rule)
-        return [replace(choice, part=name) for name in names]
 
-    def lower_choice(
-        self, node: fx.Node, module: nn.Module, x: Rows, extra_tensors: dict[str, Tensor], rule: routers.Routing
-    ) -> ExpertChoice:
-        plan, tensors = (
-            self.reader.plan,
-            dict((*module.named_parameters(), *module.named_buffers(), *extra_tensors.items())),
-        )
-        vectors = {
-            name: None
-            if key is None
-            else plan.vector_entry(f"{node.target}.{key}", tensors[key] if name == "weight" else tensors[key].flatten())
-            for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
-        }
-        experts = len(tensors[rule.weight])
-        scores = plan.append_step("scores", experts, x=self._rows(x), weight=vectors["weight"], bias=vectors["bias"])
-        register = plan.append_step(
-            "route",
-            2 * rule.count,
-            x=scores,
-            kind=rule.kind,
-            bias=vectors["shift"],
-            count=rule.count,
-            groups=rule.groups,
-            kept=rule.n_groups_chosen,
-            judges=rule.judges,
-            normal=rule.normal,
-            eps=rule.eps,
-            scale=rule.scale,
-        )
-        return ExpertChoice(register, rule.count, experts, "")
+def lower_choice(
+    builder: PlanBuilder,
+    node: fx.Node,
+    module: nn.Module,
+    x: Rows,
+    extra_tensors: dict[str, Tensor],
+    rule: routers.Routing,
+) -> ExpertChoice:
+    plan, tensors = (builder.plan, dict((*module.named_parameters(), *module.named_buffers(), *extra_tensors.items())))
+    vectors = {
+        name: None
+        if key is None
+        else plan.vector_entry(f"{node.target}.{key}", tensors[key] if name == "weight" else tensors[key].flatten())
+        for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
+    }
+    experts = len(tensors[rule.weight])
+    scores = plan.append_step("scores", experts, x=_rows(builder, x), weight=vectors["weight"], bias=vectors["bias"])
+    register = plan.append_step(
+        "route",
+        2 * rule.count,
+        x=scores,
+        kind=rule.kind,
+        bias=vectors["shift"],
+        count=rule.count,
+        groups=rule.groups,
+        kept=rule.n_groups_chosen,
+        judges=rule.judges,
+        normal=rule.normal,
+        eps=rule.eps,
+        scale=rule.scale,
+    )
+    return ExpertChoice(register, rule.count, experts, "")
 
-    def lower_experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
-        args, kwargs = self.reader.deciding.resolve_choices(node, args, kwargs)
-        operands = [*args, *kwargs.values()]
-        rows = [value for value in operands if isinstance(value, Rows)]
-        parts = {value.part: value for value in operands if isinstance(value, ExpertChoice)}
-        if len(rows) != 1 or len(operands) != 3 or parts.keys() != {"weights", "numbers"}:
-            raise self.reader.rejection(
-                node, "experts of another form than rows, the numbers of experts and their weights"
-            )
-        choice, x = parts["numbers"], rows[0]
-        order = ["x" if isinstance(value, Rows) else value.part for value in operands]
-        form = recognise_experts(module, x.index.shape[-1], choice.experts, order, list(kwargs))
-        if form is None or choice.register != parts["weights"].register:
-            reason = f"a {type(module).__name__} computes something else than two layers for each expert"
-            raise self.reader.rejection(node, reason)
-        output = Rows(
-            self.reader.plan.layout.rows(self.expert_outputs_register(node, form, choice, x, summed=True)).view(
-                x.index.shape
-            )
-        )
-        return self._add_identity_experts(node, choice, len(form.down), x, output) if form.idle else output
 
-    def _add_identity_experts(self, node: fx.Node, choice: ExpertChoice, real: int, x: Rows, output: Rows) -> Rows:
-        """Outputs of experts on x, plus x times the weights of identity experts."""
-        reader, parts = self.reader, self.reader.plan.layout.rows(choice.register)
-        weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
-        above = reader.materialised(Rows(numbers, ElementwiseExpr(operator.sub, (None, float(real - 1)))))
-        idle = reader.materialised(
-            Rows(above.index, ElementwiseExpr(torch.clamp, (None, 0.0, 1.0)))
-        )  # one of those, else zero
-        shares = reader.materialised(reader.computing.product(node, idle, Rows(weights)))
-        share = reductions.total(reader, node, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
-        spread = reader.materialised(share).index.view(*x.index.shape[:-1], 1)
-        return reader.computing.elementwise_of_two(node, "add", output, reader.computing.product(node, x, Rows(spread)))
+def lower_experts(builder: PlanBuilder, call: Call) -> Rows:
+    node, module, operands = call.node, call.module, [*call.args, *call.kwargs.values()]
+    assert module is not None, f"{node.name} calls no module"
+    rows = [value for value in operands if isinstance(value, Rows)]
+    parts = {value.part: value for value in operands if isinstance(value, ExpertChoice)}
+    if len(rows) != 1 or len(operands) != 3 or parts.keys() != {"weights", "numbers"}:
+        raise builder.rejection(node, "experts of another form than rows, the numbers of experts and their weights")
+    choice, x = parts["numbers"], rows[0]
+    order = ["x" if isinstance(value, Rows) else value.part for value in operands]
+    form = recognise_experts(module, x.index.shape[-1], choice.experts, order, list(call.kwargs))
+    if form is None or choice.register != parts["weights"].register:
+        reason = f"a {type(module).__name__} computes something else than two layers for each expert"
+        raise builder.rejection(node, reason)
+    output = Rows(
+        builder.rows(expert_outputs_register(builder, node, form, choice, x, summed=True)).view(x.index.shape)
+    )
+    return _add_identity_experts(builder, node, choice, len(form.down), x, output) if form.idle else output
 
-    def expert_outputs_register(
-        self, node: fx.Node, form: Experts, choice: ExpertChoice, x: Rows, *, summed: bool
-    ) -> int:
-        """The register of what the chosen experts make of x, or of an x for each of them."""
-        plan, name = self.reader.plan, str(node.target)
-        up = self.expert_layer_register(name + ".up", choice, self._rows(x), (form.up, form.up_bias), summed=False)
-        tokens = plan.layout.tokens
-        inner = self._lower_middle(node, form.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
-        return self.expert_layer_register(
-            name + ".down", choice, self._rows(inner), ((form.down,), form.down_bias), summed=summed
-        )
 
-    def _rows(self, value: Rows) -> int:
-        """The register of a value that has its tokens in order."""
-        register, lane = self.reader.register(value)
-        if not torch.equal(lane.order, torch.arange(len(lane.order))):
-            raise IrregularColumns
-        return register
+def _add_identity_experts(
+    builder: PlanBuilder, node: fx.Node, choice: ExpertChoice, real: int, x: Rows, output: Rows
+) -> Rows:
+    """Outputs of experts on x, plus x times the weights of identity experts."""
+    parts = builder.rows(choice.register)
+    weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
+    above = builder.materialised(Rows(numbers, ElementwiseExpr(operator.sub, (None, float(real - 1)))))
+    idle = builder.materialised(
+        Rows(above.index, ElementwiseExpr(torch.clamp, (None, 0.0, 1.0)))
+    )  # one of those, else zero
+    shares = builder.materialised(builder.product(idle, Rows(weights)))
+    share = reductions.total(builder, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
+    spread = builder.materialised(share).index.view(*x.index.shape[:-1], 1)
+    return builder.elementwise_of_two("add", output, builder.product(x, Rows(spread)))
 
-    def expert_layer_register(self, name: str, choice: ExpertChoice, x: int, layer: Layer, *, summed: bool) -> int:
-        plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
-        names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
-        for expert in range(choice.experts):
-            expert_weights = tuple(w[expert] for w in weights if expert < len(w))
-            linear = linears.Stacked(expert_weights or zero_weights)
-            entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
-            names.append(plan.add_entry(f"{name}.{expert}.weight", entry, linear.key))
-        width = linear.shape[0] * (1 if summed else choice.count)
-        biases = None if bias is None else plan.vector_entry(f"{name}.biases", bias)
-        return plan.append_step(
-            "experts", width, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed
-        )
 
-    def _lower_middle(self, node: fx.Node, middle: fx.GraphModule, path: str, up: Rows) -> Rows:
-        """Lower the operations between the layers of an expert, step by step."""
-        values: dict[fx.Node, Any] = {}
-        for inner in middle.graph.nodes:
-            if inner.op == "placeholder":
-                values[inner] = up
-                continue
-            args, kwargs = fx.map_arg((inner.args, inner.kwargs), values.__getitem__)
-            if inner.op == "output":
-                return args[0]
-            if inner.op == "get_attr":
-                values[inner] = getattr(middle, inner.target)
-            elif inner.op == "call_module":
-                x = args[0]
-                values[inner] = Rows(x.index, ElementwiseExpr(middle.get_submodule(inner.target), (x.pending,)))
-            else:
-                inner.meta = node.meta | inner.meta
-                values[inner] = self.reader.computing.lower_function(inner, args, kwargs)
-        raise AssertionError(f"the middle of {path} has no output")
+def expert_outputs_register(
+    builder: PlanBuilder, node: fx.Node, form: Experts, choice: ExpertChoice, x: Rows, *, summed: bool
+) -> int:
+    """The register of what the chosen experts make of x, or of an x for each of them."""
+    plan, name = builder.plan, str(node.target)
+    up = expert_layer_register(builder, name + ".up", choice, _rows(builder, x), (form.up, form.up_bias), summed=False)
+    tokens = plan.layout.tokens
+    inner = _lower_middle(builder, node, form.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
+    return expert_layer_register(
+        builder, name + ".down", choice, _rows(builder, inner), ((form.down,), form.down_bias), summed=summed
+    )
+
+
+def _rows(builder: PlanBuilder, value: Rows) -> int:
+    """The register of a value that has its tokens in order."""
+    register, lane = builder.register(value)
+    if not torch.equal(lane.order, torch.arange(len(lane.order))):
+        raise IrregularColumns
+    return register
+
+
+def expert_layer_register(
+    builder: PlanBuilder, name: str, choice: ExpertChoice, x: int, layer: Layer, *, summed: bool
+) -> int:
+    plan, numbers, (weights, bias) = builder.plan, builder.numbers, layer
+    names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
+    for expert in range(choice.experts):
+        expert_weights = tuple(w[expert] for w in weights if expert < len(w))
+        linear = linears.Stacked(expert_weights or zero_weights)
+        entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
+        names.append(plan.add_entry(f"{name}.{expert}.weight", entry, linear.key))
+    width = linear.shape[0] * (1 if summed else choice.count)
+    biases = None if bias is None else plan.vector_entry(f"{name}.biases", bias)
+    return plan.append_step("experts", width, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed)
+
+
+def _lower_middle(builder: PlanBuilder, node: fx.Node, middle: fx.GraphModule, path: str, up: Rows) -> Rows:
+    """Lower the operations between the layers of an expert, step by step."""
+    values: dict[fx.Node, Any] = {}
+    for inner in middle.graph.nodes:
+        if inner.op == "placeholder":
+            values[inner] = up
+            continue
+        args, kwargs = fx.map_arg((inner.args, inner.kwargs), values.__getitem__)
+        if inner.op == "output":
+            return args[0]
+        if inner.op == "get_attr":
+            values[inner] = getattr(middle, inner.target)
+        elif inner.op == "call_module":
+            x = args[0]
+            values[inner] = Rows(x.index, ElementwiseExpr(middle.get_submodule(inner.target), (x.pending,)))
+        else:
+            inner.meta = node.meta | inner.meta
+            values[inner] = builder.lower(Call(inner, args, kwargs))
+    raise AssertionError(f"the middle of {path} has no output")
 
 
 @torch.no_grad()

@@ -6,145 +6,143 @@ between two of them, attention among it.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from . import calls, routers
+from . import calls, graph_values, mixtures, routers
+from .plan_builder import PlanBuilder
+from .rule import Call
 from .values import Layer, Rows, SortedDispatchIndex, SortedRows
-
-if TYPE_CHECKING:
-    from .reader import Reader
 
 _REASON = "tokens in line before experts are met otherwise than by layers of these and functions of each"
 _SPLITS = frozenset({"chunk", "split", "tensor_split"})
 _FULL_SLICE = slice(None)
 
 
-class SortedDispatchRules:
-    """The part of a `Reader` that follows such lines."""
+def lower_sorting_router(builder: PlanBuilder, call: Call) -> Any:
+    """Result of a router of rows [n, width] that sorts them."""
+    node, module, x = call.node, call.module, call.first if len(call.args) == 1 and not call.kwargs else None
+    if module is None or not isinstance(x, Rows) or x.index.dim() != 2:
+        return NotImplemented
+    recognised = recognise_sorting_router(module, x.index.shape[1])
+    if recognised is None:
+        return NotImplemented
+    choice = mixtures.lower_choice(builder, node, module, x, {}, recognised[0])
+    return tuple(SortedDispatchIndex(choice, part) for part in recognised[1])
 
-    def __init__(self, reader: "Reader"):
-        self.reader = reader
 
-    def lower_router(
-        self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any
-    ) -> tuple[SortedDispatchIndex, ...] | None:
-        """Result of a router of rows [n, width] that sorts them; else None."""
-        x = args[0] if len(args) == 1 and not kwargs else None
-        if not isinstance(x, Rows) or x.index.dim() != 2:
-            return None
-        recognised = recognise_sorting_router(module, x.index.shape[1])
-        if recognised is None:
-            return None
-        choice = self.reader.mixtures.lower_choice(node, module, x, {}, recognised[0])
-        return tuple(SortedDispatchIndex(choice, part) for part in recognised[1])
+def lower_sorted_dispatch(builder: PlanBuilder, call: Call) -> Any:
+    node, role, args, kwargs, name, first = call.node, call.role, call.args, call.kwargs, call.name, call.first
+    if isinstance(first, tuple | list) and name == "getitem":
+        return first[args[1]]
+    if name in calls.SIZE_CALLS:
+        shape = node.args[0].meta["shape"]
+        return graph_values.lower_size_of(builder, call, torch.zeros(()).expand(shape))
+    if name == "getitem" and isinstance(first, Rows) and isinstance(args[1], SortedDispatchIndex):
+        return _repeat_tokens(builder, node, first, args[1])
+    if name == "getitem" and isinstance(first, SortedDispatchIndex) and args[1] == (_FULL_SLICE, None):
+        return first
+    if call.module and role == "experts" and len(args) == 2 and isinstance(first, SortedRows) and not kwargs:
+        return _lower_expert_layer(builder, node, call.module, first, args[1])
+    if name in ("mul", "multiply") and any(isinstance(x, SortedDispatchIndex) for x in args):
+        return _weighed(builder, node, *args)
+    if name == "index_add":
+        return _lower_scatter(builder, node, *args)
+    return _lower_rowwise(builder, call)
 
-    def lower(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
-        name, first = calls.operation(node), args[0]
-        if isinstance(first, tuple | list) and name == "getitem":
-            return first[args[1]]
-        if name in calls.SIZE_CALLS:
-            shape = node.args[0].meta["shape"]
-            return self.reader.size_of(node, torch.zeros(()).expand(shape), args[1:])
-        if name == "getitem" and isinstance(first, Rows) and isinstance(args[1], SortedDispatchIndex):
-            return self._repeat_tokens(node, first, args[1])
-        if name == "getitem" and isinstance(first, SortedDispatchIndex) and args[1] == (_FULL_SLICE, None):
-            return first
-        if role == "experts" and len(args) == 2 and isinstance(first, SortedRows) and not kwargs:
-            return self._lower_expert_layer(node, self.reader.model.get_submodule(str(node.target)), first, args[1])
-        if name in ("mul", "multiply") and any(isinstance(x, SortedDispatchIndex) for x in args):
-            return self._weighed(node, *args)
-        if name == "index_add":
-            return self._lower_scatter(node, *args)
-        return self._lower_rowwise(node, role, args, kwargs)
 
-    def _repeat_tokens(self, node: fx.Node, x: Rows, line: SortedDispatchIndex) -> SortedRows:
-        """Tokens [n, width], each once for every expert that it is given to; or what they already have for each."""
-        tokens, choice = self.reader.plan.layout.tokens, line.choice
-        row_counts = {"tokens": tokens, "places": tokens * choice.count}
-        if x.index.dim() != 2 or row_counts.get(line.part) != len(x.index):
-            raise self.reader.rejection(node, _REASON)
-        index = x.index.repeat_interleave(choice.count, 0) if line.part == "tokens" else x.index
-        return SortedRows(choice, Rows(index, x.pending))
+def _repeat_tokens(builder: PlanBuilder, node: fx.Node, x: Rows, line: SortedDispatchIndex) -> SortedRows:
+    """Tokens [n, width], each once for every expert that it is given to; or what they already have for each."""
+    tokens, choice = builder.plan.layout.tokens, line.choice
+    row_counts = {"tokens": tokens, "places": tokens * choice.count}
+    if x.index.dim() != 2 or row_counts.get(line.part) != len(x.index):
+        raise builder.rejection(node, _REASON)
+    index = x.index.repeat_interleave(choice.count, 0) if line.part == "tokens" else x.index
+    return SortedRows(choice, Rows(index, x.pending))
 
-    def _lower_expert_layer(self, node: fx.Node, module: nn.Module, queued: SortedRows, sizes: Any) -> SortedRows:
-        stacked = (
-            recognise_expert_layer(module, queued.choice.experts)
-            if isinstance(sizes, SortedDispatchIndex) and sizes.part == "sizes"
-            else None
-        )
-        if stacked is None or sizes.choice != queued.choice:
-            reason = f"a {type(module).__name__} computes something else than one layer for each expert"
-            raise self.reader.rejection(node, reason)
-        rows, count = self.reader.materialised(self._as_token_rows(node, queued)).index, queued.choice.count
-        by_token = rows.view(-1, count, rows.shape[1])
-        same_rows = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
-        x = Rows(by_token[:, 0] if same_rows else by_token.flatten(1))
-        return SortedRows(queued.choice, None, Layer(str(node.target), stacked, x))
 
-    def _weighed(self, node: fx.Node, a: Any, b: Any) -> SortedRows:
-        queued, line = (a, b) if isinstance(a, SortedRows) else (b, a)
-        fits = isinstance(queued, SortedRows) and isinstance(line, SortedDispatchIndex) and line.part == "weights"
-        if not fits or queued.choice != line.choice or queued.layer is None or queued.weighed:
-            raise self.reader.rejection(node, _REASON)
-        return replace(queued, weighed=True)
+def _lower_expert_layer(
+    builder: PlanBuilder, node: fx.Node, module: nn.Module, queued: SortedRows, sizes: Any
+) -> SortedRows:
+    stacked = (
+        recognise_expert_layer(module, queued.choice.experts)
+        if isinstance(sizes, SortedDispatchIndex) and sizes.part == "sizes"
+        else None
+    )
+    if stacked is None or sizes.choice != queued.choice:
+        reason = f"a {type(module).__name__} computes something else than one layer for each expert"
+        raise builder.rejection(node, reason)
+    rows, count = builder.materialised(_as_token_rows(builder, node, queued)).index, queued.choice.count
+    by_token = rows.view(-1, count, rows.shape[1])
+    same_rows = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
+    x = Rows(by_token[:, 0] if same_rows else by_token.flatten(1))
+    return SortedRows(queued.choice, None, Layer(str(node.target), stacked, x))
 
-    def _lower_scatter(self, node: fx.Node, onto: Any, axis: Any, line: Any, queued: Any) -> Rows:
-        """Rows of a line at their tokens, summed, or at their places."""
-        plain = (
-            isinstance(onto, Tensor)
-            and axis == 0
-            and isinstance(line, SortedDispatchIndex)
-            and isinstance(queued, SortedRows)
-        )
-        if not plain or line.choice != queued.choice or bool(onto.any()):
-            raise self.reader.rejection(node, _REASON)
-        if line.part == "places" and not queued.weighed:
-            output = self._as_token_rows(node, queued)
-        elif line.part == "tokens" and queued.weighed:
-            output = Rows(self.reader.plan.layout.rows(self._step(queued, summed=True)))
-        else:
-            raise self.reader.rejection(node, _REASON)
-        assert output.index.shape == onto.shape, f"{tuple(output.index.shape)} rows on {tuple(onto.shape)}"
-        return output
 
-    def _lower_rowwise(self, node: fx.Node, role: str | None, args: Any, kwargs: Any) -> Any:
-        """Result of a row-wise function on sorted rows."""
-        queued = [x for x in args if isinstance(x, SortedRows)]
-        name = calls.operation(node)
-        known = name in calls.UNARY or name in calls.BINARY or name in calls.SAME or role == "activation"
-        if name in _SPLITS:
-            known = (kwargs.get("dim", args[2] if len(args) > 2 else 0)) in (-1, 1)
-        plain = not any(isinstance(x, SortedDispatchIndex | Rows) for x in (*args, *kwargs.values()))
-        if not known or not plain or not queued or any(x.choice != queued[0].choice for x in queued):
-            raise self.reader.rejection(node, _REASON)
-        operands = [self._as_token_rows(node, x) if isinstance(x, SortedRows) else x for x in args]
-        if node.op == "call_module":
-            value: Any = self.reader.lower_activation(node, operands[0])
-        else:
-            value = self.reader.computing.lower_function(node, operands, kwargs)
-        if isinstance(value, tuple):
-            return tuple(SortedRows(queued[0].choice, part) for part in value)
-        return SortedRows(queued[0].choice, value)
+def _weighed(builder: PlanBuilder, node: fx.Node, a: Any, b: Any) -> SortedRows:
+    queued, line = (a, b) if isinstance(a, SortedRows) else (b, a)
+    fits = isinstance(queued, SortedRows) and isinstance(line, SortedDispatchIndex) and line.part == "weights"
+    if not fits or queued.choice != line.choice or queued.layer is None or queued.weighed:
+        raise builder.rejection(node, _REASON)
+    return replace(queued, weighed=True)
 
-    def _as_token_rows(self, node: fx.Node, queued: SortedRows) -> Rows:
-        """[tokens * count, width]."""
-        if queued.weighed:
-            raise self.reader.rejection(node, _REASON)
-        if queued.rows is not None:
-            return queued.rows
-        index = self.reader.plan.layout.rows(self._step(queued, summed=False))
-        return Rows(index.view(len(index) * queued.choice.count, -1))
 
-    def _step(self, queued: SortedRows, *, summed: bool) -> int:
-        layer_ = queued.layer
-        assert layer_ is not None, "a line without rows is that of a layer"
-        return self.reader.mixtures.expert_layer_register(
-            layer_.name, queued.choice, self.reader.register(layer_.x)[0], layer_.weights, summed=summed
-        )
+def _lower_scatter(builder: PlanBuilder, node: fx.Node, onto: Any, axis: Any, line: Any, queued: Any) -> Rows:
+    """Rows of a line at their tokens, summed, or at their places."""
+    plain = (
+        isinstance(onto, Tensor)
+        and axis == 0
+        and isinstance(line, SortedDispatchIndex)
+        and isinstance(queued, SortedRows)
+    )
+    if not plain or line.choice != queued.choice or bool(onto.any()):
+        raise builder.rejection(node, _REASON)
+    if line.part == "places" and not queued.weighed:
+        output = _as_token_rows(builder, node, queued)
+    elif line.part == "tokens" and queued.weighed:
+        output = Rows(builder.rows(_step(builder, queued, summed=True)))
+    else:
+        raise builder.rejection(node, _REASON)
+    assert output.index.shape == onto.shape, f"{tuple(output.index.shape)} rows on {tuple(onto.shape)}"
+    return output
+
+
+def _lower_rowwise(builder: PlanBuilder, call: Call) -> Any:
+    """Result of a row-wise function on sorted rows."""
+    node, role, args, kwargs = call.node, call.role, call.args, call.kwargs
+    queued = [x for x in args if isinstance(x, SortedRows)]
+    name = calls.operation(node)
+    known = name in calls.UNARY or name in calls.BINARY or name in calls.SAME or role == "activation"
+    if name in _SPLITS:
+        known = (kwargs.get("dim", args[2] if len(args) > 2 else 0)) in (-1, 1)
+    plain = not any(isinstance(x, SortedDispatchIndex | Rows) for x in (*args, *kwargs.values()))
+    if not known or not plain or not queued or any(x.choice != queued[0].choice for x in queued):
+        raise builder.rejection(node, _REASON)
+    value = builder.lower(call.mapped(lambda x: _as_token_rows(builder, node, x) if isinstance(x, SortedRows) else x))
+    if isinstance(value, tuple):
+        return tuple(SortedRows(queued[0].choice, part) for part in value)
+    return SortedRows(queued[0].choice, value)
+
+
+def _as_token_rows(builder: PlanBuilder, node: fx.Node, queued: SortedRows) -> Rows:
+    """[tokens * count, width]."""
+    if queued.weighed:
+        raise builder.rejection(node, _REASON)
+    if queued.rows is not None:
+        return queued.rows
+    index = builder.rows(_step(builder, queued, summed=False))
+    return Rows(index.view(len(index) * queued.choice.count, -1))
+
+
+def _step(builder: PlanBuilder, queued: SortedRows, *, summed: bool) -> int:
+    layer_ = queued.layer
+    assert layer_ is not None, "a line without rows is that of a layer"
+    return mixtures.expert_layer_register(
+        builder, layer_.name, queued.choice, builder.register(layer_.x)[0], layer_.weights, summed=summed
+    )
 
 
 @torch.no_grad()
