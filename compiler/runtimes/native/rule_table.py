@@ -9,12 +9,10 @@ from . import (
     attention_lowering,
     calls,
     convolutions,
-    dense_dispatch,
     eager_attention,
     elementwise,
     graph_values,
     indexers,
-    inline_routers,
     key_score_bias,
     layer_rules,
     linear_attention,
@@ -26,12 +24,11 @@ from . import (
     rotary_lowering,
     rwkv,
     scanning,
-    sorted_dispatch,
     tables,
     wrapped_rows,
 )
 from .rule import Rule, anything, function, module, operand, role
-from .values import CachedRows, DenseDispatch, ExpertChoice, FirstTokenRows, Rows, SortedDispatchIndex, SortedRows
+from .values import CachedRows, FirstTokenRows, Routed, Rows
 
 VALUES = (  # no numbers of a target's tokens
     Rule(wrapped_rows.is_of_source, wrapped_rows.lower_source_value),
@@ -50,11 +47,9 @@ ATTENTION = (
     Rule(role("attention"), attention_lowering.lower_attention),
     Rule(operand(FirstTokenRows), wrapped_rows.lower_of_first_token),
 )
-DISPATCH = (  # values between a router and the sum of experts
-    Rule(inline_routers.follows_router, inline_routers.lower_router_logits),
+REGIONS = (  # values between a router and a sum of experts, or between scores and what they weigh
+    Rule(operand(Routed), mixtures.lower_routed),
     Rule(key_score_bias.is_key_score_bias, key_score_bias.lower_key_score_bias),
-    Rule(operand(SortedDispatchIndex, SortedRows), sorted_dispatch.lower_sorted_dispatch),
-    Rule(operand(DenseDispatch), dense_dispatch.lower_dense_dispatch),
     Rule(eager_attention.mixes_tokens, eager_attention.lower_scores),
     Rule(operand(CachedRows), wrapped_rows.lower_cached),
 )
@@ -62,19 +57,17 @@ MODULES = (
     Rule(role("dropout", "identity", "slice_logits", "padding"), number_ops.lower_identity),  # no sequence is padded
     Rule(role("ssm_conv"), convolutions.lower_convolution),
     Rule(scanning.is_delta_rule, scanning.lower_delta_rule),
-    Rule(role("ssm_scan"), scanning.lower_scan),
+    Rule(function("mamba2_chunk_scan"), scanning.lower_ssd),
+    Rule(function("mamba_selective_scan"), scanning.lower_selective),
+    Rule(role("ssm_scan"), scanning.reject_scan),
     Rule(role("embedding"), tables.lower_embedding),
     Rule(role("router", first=Rows), mixtures.lower_router),
-    Rule(role("router", first=Rows), dense_dispatch.lower_dense_router),
-    Rule(role("router", first=Rows), inline_routers.lower_inline_router),
-    Rule(inline_routers.has_inline_choice, inline_routers.lower_experts_of_inline_choice),
-    Rule(role("experts"), mixtures.lower_experts),
     Rule(module(nn.Conv1d), convolutions.lower_depthwise_convolution),
     Rule(module(nn.ZeroPad2d), convolutions.lower_padding),
     Rule(module(), recurrences.lower_recurrence),
     Rule(module(), rwkv.lower_rwkv),
     Rule(module(), linear_attention.lower_linear_attention),
-    Rule(module(), sorted_dispatch.lower_sorting_router),
+    Rule(module(), mixtures.lower_sorting_router),
     Rule(module(), indexers.lower_position_choice),
     Rule(role("norm", first=Rows), scanning.lower_gated_norm),
     Rule(layer_rules.layer("linear"), layer_rules.lower_linear),
@@ -84,7 +77,7 @@ MODULES = (
 )
 FUNCTIONS = (
     Rule(function(*calls.SIZE_CALLS, first=Rows), number_ops.lower_size),
-    Rule(function(*calls.SAME, first=(Rows, ExpertChoice)), number_ops.lower_identity),
+    Rule(function(*calls.SAME, first=Rows), number_ops.lower_identity),
     Rule(function("getitem", first=(tuple, list)), number_ops.lower_item),
     Rule(function("new_empty", "new_zeros", "zeros_like", first=Rows), number_ops.lower_zeros),
     Rule(function("copy_", first=Rows), number_ops.lower_copy),
@@ -103,6 +96,7 @@ FUNCTIONS = (
     Rule(eager_attention.is_score_product, eager_attention.lower_score_product),
     Rule(function("matmul", "bmm"), scanning.lower_constant_product),
     Rule(function("matmul", "bmm"), reductions.lower_matrix_product),
+    Rule(function("softmax", "topk", first=Rows), mixtures.lower_function_of_logits),
     Rule(anything, number_ops.reject_function),
 )
-RULES = (*VALUES, *ATTENTION, *DISPATCH, *MODULES, *FUNCTIONS)
+RULES = (*VALUES, *ATTENTION, *REGIONS, *MODULES, *FUNCTIONS)

@@ -12,88 +12,44 @@ from .rule import Call
 from .values import ElementwiseExpr, Rows
 
 
-def lower_scan(builder: PlanBuilder, call: Call) -> Any:
-    known = {"mamba2_chunk_scan": _lower_ssd, "mamba_selective_scan": _lower_selective}
-    if call.node.op != "call_function" or call.name not in known:
-        name = call.node.target if call.module is not None else call.name
-        raise builder.rejection(call.node, f"`{name}` keeps a state that is none of the engine's")
-    return known[call.name](builder, call.node, *call.args, **call.kwargs)
+def reject_scan(builder: PlanBuilder, call: Call) -> Any:
+    name = call.node.target if call.module is not None else call.name
+    raise builder.rejection(call.node, f"`{name}` keeps a state that is none of the engine's")
 
 
-def is_delta_rule(builder: PlanBuilder, call: Call) -> bool:
-    return call.role == "ssm_scan" and call.node.op == "call_function" and {"g", "beta"} <= call.kwargs.keys()
-
-
-def lower_delta_rule(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
-    return _lower_delta_rule(builder, call.node, *call.args, **call.kwargs)
-
-
-# -- scans -----------------------------------------------------------------------------------------------
-
-
-def _lower_ssd(
-    builder: PlanBuilder,
-    node: fx.Node,
-    x: Any,
-    dt: Any,
-    A: Any,
-    B: Any,
-    C: Any,
-    *,
-    D: Any = None,
-    z: Any = None,
-    dt_bias: Any = None,
-    dt_softplus: bool = False,
-    initial_states: Any = None,
-    dt_limit: tuple[float, float] = (0.0, float("inf")),
-    return_final_states: bool = False,
-    **_: Any,
-) -> Rows:
+def lower_ssd(builder: PlanBuilder, call: Call) -> Rows:
+    """A scan of one decay for each head: x [b, t, heads, d], B and C [b, t, groups, states]."""
+    (x, dt, A, B, C), options, node, plan = call.args, call.kwargs, call.node, builder.plan
     rows = all(isinstance(part, Rows) for part in (x, dt, B, C)) and x.index.dim() == B.index.dim() == 4
-    if not rows or z is not None or initial_states is not None or return_final_states or A.dim() != 1:
+    bare = all(options.get(name) is None for name in ("z", "initial_states")) and not options.get("return_final_states")
+    if not rows or not bare or A.dim() != 1:
         raise builder.rejection(node, "a scan of another form than one decay for each head")
-    heads, head_dim = x.index.shape[2:]
-    groups, states = B.index.shape[2:]
-    least, upper = map(float, dt_limit)
-    plan, (register, lane) = builder.plan, builder.register(x)
+    (heads, head_dim), (groups, states) = x.index.shape[2:], B.index.shape[2:]
+    least, upper = map(float, options.get("dt_limit", (0.0, float("inf"))))
+    sizes = {"heads": heads, "head_dim": head_dim, "groups": groups, "states": states}
+    register, lane = builder.register(x)
     return builder.elementwise(
         "ssd",
         x.index.shape,
         lane,
         x=register,
         **_registers(builder, dt=dt, b=B, c=C),
-        heads=heads,
-        head_dim=head_dim,
-        groups=groups,
-        states=states,
+        **sizes,
         rates=plan.vector_entry(f"{node.name}.rates", A),
-        **_vectors(builder, node, skip=D, bias=dt_bias),
-        softplus=bool(dt_softplus),
+        **_vectors(builder, node, skip=options.get("D"), bias=options.get("dt_bias")),
+        softplus=bool(options.get("dt_softplus")),
         least=max(least, 0.0),
         most=upper if upper < float("inf") else None,
     )
 
 
-def _lower_selective(
-    builder: PlanBuilder,
-    node: fx.Node,
-    x: Any,
-    dt: Any,
-    A: Any,
-    B: Any,
-    C: Any,
-    *,
-    D: Any = None,
-    z: Any = None,
-    delta_bias: Any = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-    **_: Any,
-) -> Rows:
-    rows = all(isinstance(part, Rows) and part.index.dim() == 3 for part in (x, dt, B, C))
-    if not rows or not (z is None or isinstance(z, Rows)) or return_last_state or A.dim() != 2:
+def lower_selective(builder: PlanBuilder, call: Call) -> Rows:
+    """A scan of a decay for each channel and state: x [b, t, channels], B and C [b, t, states]."""
+    (x, dt, A, B, C), options, node = call.args, call.kwargs, call.node
+    rows, z = all(isinstance(part, Rows) and part.index.dim() == 3 for part in (x, dt, B, C)), options.get("z")
+    if not rows or not isinstance(z, Rows | None) or options.get("return_last_state") or A.dim() != 2:
         raise builder.rejection(node, "a scan of another form than a decay for each channel and state")
-    plan, (register, lane) = builder.plan, builder.register(x)
+    register, lane = builder.register(x)
     gate = {"gate": None} if z is None else _registers(builder, gate=z)
     return builder.elementwise(
         "selective",
@@ -103,13 +59,18 @@ def _lower_selective(
         **_registers(builder, dt=dt, b=B, c=C),
         **gate,
         states=A.shape[1],
-        rates=plan.vector_entry(f"{node.name}.rates", A),
-        **_vectors(builder, node, skip=D, bias=delta_bias),
-        softplus=bool(delta_softplus),
+        rates=builder.plan.vector_entry(f"{node.name}.rates", A),
+        **_vectors(builder, node, skip=options.get("D"), bias=options.get("delta_bias")),
+        softplus=bool(options.get("delta_softplus")),
     )
 
 
-def _lower_delta_rule(builder: PlanBuilder, node: fx.Node, *args: Any, **kwargs: Any) -> tuple[Rows, None]:
+def is_delta_rule(builder: PlanBuilder, call: Call) -> bool:
+    return call.role == "ssm_scan" and call.node.op == "call_function" and {"g", "beta"} <= call.kwargs.keys()
+
+
+def lower_delta_rule(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
+    node, args, kwargs = call.node, call.args, dict(call.kwargs)
     operands = dict(zip("qkv", args, strict=False)) | {name: kwargs.pop(name) for name in ("g", "beta")}
     plain = len(operands) == 5 and len(args) == 3 and all(isinstance(x, Rows) for x in operands.values())
     options = {name: value for name, value in kwargs.items() if value is not None}
