@@ -82,12 +82,12 @@ def _parameter_uses(name: str, vocabulary: Vocabulary) -> list[str]:
     return [*lines, "", f"`effc explain {lines[0].split('`')[-2]}` prints a whole page"] if lines else []
 
 
-def word_page(word: Word) -> str:
+def word_page(plugin: Word) -> str:
     """Docstring, parameters and what the header promises."""
-    blocks = [f"{word.name}, {TITLES[word.kind]}", word.doc.strip()]
-    if word.params:
-        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in word.params))
-    if facts := list(_fact_sentences(word)):
+    blocks = [f"{plugin.name}, {TITLES[plugin.kind]}", plugin.doc.strip()]
+    if plugin.params:
+        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in plugin.params))
+    if facts := list(_fact_sentences(plugin)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
@@ -143,10 +143,10 @@ def _limit(type_: str, limit: float) -> str:
     return value_text(kinds[type_](limit) if type_ in kinds else limit)
 
 
-def _fact_sentences(word: Word) -> Iterator[str]:
+def _fact_sentences(plugin: Word) -> Iterator[str]:
     """The header's promises as sentences."""
-    facts = word.facts
-    if word.kind == "pass":
+    facts = plugin.facts
+    if plugin.kind == "pass":
         keeps = facts["keeps"]
         yield (
             f"Keeps the outputs within {value_text(keeps.atol)}."
@@ -164,7 +164,7 @@ def _fact_sentences(word: Word) -> Iterator[str]:
             yield f"Comes after {name.replace('changes: ', 'every pass that changes ')}: {reason}."
         for condition, effect in facts["makes"].items():
             yield f"Makes {effect}{f' with `{condition}`' if condition else ''}."
-    if word.kind == "target":
+    if plugin.kind == "target":
         for condition, reasons in facts["cannot_hold"].items():
             for effect, reason in reasons.items():
                 yield f"Can't hold {effect}{f' with `{condition}`' if condition else ''}: {reason}."
@@ -172,7 +172,7 @@ def _fact_sentences(word: Word) -> Iterator[str]:
         yield f"Refused: {reason} ({help_})."
     for name, condition in facts.get("only", {}).items():
         yield f"`{name}` belongs to {phrase(condition)}."
-    if word.kind == "metric":
+    if plugin.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):
         yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'

@@ -136,7 +136,7 @@ class Pass(Plugin):
     determinism    "deterministic", "seeded" or "nondeterministic"
     foreseeable    shapes after it follow from the skeleton; False where weights or a choice decide, so that `forecast`
                    is only the most that is left
-    elsewhere      a profile that it names may be of another machine: it decides by reckoning then
+    elsewhere      a profile that it names may be of another machine: it decides by estimates then
     accepts        kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
                    steps that it names
     results        {condition: kind} of its result, the last condition that holds counts
@@ -216,7 +216,7 @@ class Metric(Plugin):
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
 
-    def dearer(self, value: float, nats: float) -> float | None:
+    def dearer(self, value: float, log_increase: float) -> float | None:
         """The value when every token that is predicted of its rows costs so many nats more; None where that does not
         follow."""
         return None

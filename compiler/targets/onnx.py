@@ -68,13 +68,13 @@ class Onnx(Target):
         "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.", default="none"
     )
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         check_modules(self.requires, self.extra, "the target `onnx`")
         from transformers import PreTrainedModel
 
         from ..runtimes.onnx.export import export_onnx
 
-        folder = into / FOLDER
+        folder = destination / FOLDER
         folder.mkdir()
         export_onnx(program, folder, self.dynamic)
         if isinstance(program.model, PreTrainedModel):

@@ -25,7 +25,7 @@ _ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states
 MODEL_QUANTITIES = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
 
 
-def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectable", line: PipelineBuild) -> None:
+def check_amounts(stage: Stage, kind: str, all_: "Selectable", selected: "Selectable", line: PipelineBuild) -> None:
     """Report an amount of a step that is impossible or changes nothing."""
     amount = _amount_of(stage)
     if amount is None:
@@ -54,23 +54,25 @@ def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectab
     elif (isinstance(value, Ratio) and value.of in MODEL_QUANTITIES) or _may_have_changed(stage, kind, line):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
-        _check_layers(stage, name, value, all_, chosen, line)
+        _check_layers(stage, name, value, all_, selected, line)
     elif kind == "channels":
-        _check_widths(stage, name, value, chosen, line)
+        _check_widths(stage, name, value, selected, line)
     elif kind in _ITEMS:
-        _check_items(stage, kind, name, value, chosen, line)
+        _check_items(stage, kind, name, value, selected, line)
     elif kind in ("heads", "kv_heads") and not _pooled(stage):
-        _check_heads(stage, name, value, chosen, line)
+        _check_heads(stage, name, value, selected, line)
 
 
-def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
+def _check_items(stage: Stage, kind: str, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
     noun, span = _ITEMS[kind], stage.call.where(name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
     if _pooled(stage):
-        sizes = [(sum(g.per_block or g.count for g in chosen.groups), step * len(chosen.groups), "all mixers together")]
+        sizes = [
+            (sum(g.per_block or g.count for g in selected.groups), step * len(selected.groups), "all mixers together")
+        ]
     else:
-        sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in chosen.groups]
+        sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in selected.groups]
     for size, least, where in sizes:
         target = _remaining(name, value, size)
         if target < min(least, size) * (1 - 1e-9):
@@ -133,7 +135,7 @@ def _remaining(name: str, value: Any, count: int) -> float:
 
 
 def _check_layers(
-    stage: Stage, name: str, value: Any, all_: "Selectable", chosen: "Selectable", line: PipelineBuild
+    stage: Stage, name: str, value: Any, all_: "Selectable", selected: "Selectable", line: PipelineBuild
 ) -> None:
     total, noun, span = len(all_.paths), all_.noun, stage.call.where(name)
     target = _remaining(name, value, total)
@@ -151,23 +153,23 @@ def _check_layers(
     elif removed <= 0:
         means = f" means {number(round(total - target, 2))} of {total} {noun}, which" if name == "remove" else ""
         line.report(stage, no_effect(f"{argument}{means} changes nothing", span, help="drop the step, or remove more"))
-    elif removed > len(chosen.paths):
+    elif removed > len(selected.paths):
         line.report(
             stage,
             leaves_none(
-                f"{argument} removes {removed}, `on` selects {len(chosen.paths)} {noun}",
+                f"{argument} removes {removed}, `on` selects {len(selected.paths)} {noun}",
                 span,
-                related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
+                related=((stage.call.where("on"), f"{len(selected.paths)} of {total}"),),
                 help="remove fewer, or select more",
             ),
         )
 
 
-def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
+def _check_widths(stage: Stage, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
     align = stage.call.args.get("align")
     align = align if type(align) is int else 1
     span = stage.call.where(name)
-    for group in chosen.groups:
+    for group in selected.groups:
         if align > group.count:
             line.report(
                 stage,
@@ -178,10 +180,10 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", lin
                 ),
             )
             return
-    if not chosen.groups:  # `allow empty`
+    if not selected.groups:  # `allow empty`
         return
     report = _pooled_widths if _pooled(stage) else _even_widths
-    if fault := report(name, value, align, chosen.groups, span):
+    if fault := report(name, value, align, selected.groups, span):
         line.report(stage, fault)
 
 
@@ -240,9 +242,9 @@ def _aligned(target: float, align: int, count: int) -> int:
     return min(max(int(target / align + 0.5 + 1e-9), 1) * align, count)
 
 
-def _check_heads(stage: Stage, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
+def _check_heads(stage: Stage, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
     """Under grouped-query attention each KV head must serve the same number of query heads."""
-    for group in chosen.groups:
+    for group in selected.groups:
         step = group.count // group.per_block if group.per_block else 1
         target = _remaining(name, value, group.count)
         legal = int(target / step + 0.5) * step
@@ -272,19 +274,27 @@ def _illegal_heads_diagnostic(
     noun = "KV heads" if group.kind == "kv_heads" else "query heads" if group.per_block else "heads"
     argument = f"`{name}: {value_text(value)}`"
     served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
-    many = len(counts) > 1
-    best = min((c for c in counts if c < group.count), key=lambda c: abs(c - target), default=counts[0])
+    many, smaller = len(counts) > 1, [c for c in counts if c < group.count]
+    bases = stage.word.param(name).of
+    alternative = "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads(target, group, step, name)
+    if not smaller:
+        heads = f"{group.count} {noun if group.count > 1 else noun[:-1]}"
+        remedy = f'leave it out by `on: "*" - "{group.site}"`, or remove whole blocks'
+        return illegal_head_count(
+            f"{argument} means {_count(target)} of {heads} of `{group.site}`, {served}which can lose none",
+            stage.call.where(name),
+            help=f"write {alternative}" if alternative else remedy,
+        )
+    best = min(smaller, key=lambda c: abs(c - target))
     suggested = best if name == "keep" else group.count - best
     replacement = (
         value_text(Ratio(round(suggested / group.count, 3), value.of)) if isinstance(value, Ratio) else plain(suggested)
     )
-    bases = stage.word.param(name).of
-    alternative = "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads(target, group, step, name)
     return illegal_head_count(
         f"{argument} means {_count(target)} of {group.count} {noun}; {served}the legal "
         f"count{'s are' if many else ' is'} {' and '.join(choices)}",
         stage.call.where(name),
-        help=f"write `{replacement}`{alternative}",
+        help=f"write `{replacement}`" + (f", or {alternative}" if alternative else ""),
         offer=Fix(span, replacement) if (span := stage.call.spans.get(name)) else None,
     )
 
@@ -295,4 +305,4 @@ def _kv_aligned_heads(target: float, group: Group, step: int, name: str) -> str:
     if not 0 < remaining < step:
         return ""
     share = remaining / step if name == "keep" else 1 - remaining / step
-    return f", or `{percent(share)} of kv_heads` for {remaining * group.per_block} query heads"
+    return f"`{percent(share)} of kv_heads` for {remaining * group.per_block} query heads"

@@ -44,10 +44,10 @@ def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
             scope.report(lacking)
 
 
-def invalid_combination(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
+def invalid_combination(plugin: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
     """The first choice that is unfit, at the parameter named first that the recipe gives; and data used twice."""
-    args, faults = {p.name: p.default for p in word.params} | dict(call.args), []
-    for conditions, (reason, help_) in word.facts.get("conflicts", {}).items():
+    args, faults = {p.name: p.default for p in plugin.params} | dict(call.args), []
+    for conditions, (reason, help_) in plugin.facts.get("conflicts", {}).items():
         if meets(conditions, args):
             argument = next((name for name in condition_names(conditions) if name in call.spans), "")
             faults.append(
@@ -55,10 +55,10 @@ def invalid_combination(word: Word, call: Invocation, scope: Scope) -> list[Diag
             )
             break
     else:
-        faults += _unread_parameters(word, call, args)
+        faults += _unread_parameters(plugin, call, args)
     data = scope.variant.data
-    faults += _rows_without_prompts(word, call, args, scope)
-    for judge, taught in word.facts.get("disjoint", {}).items():
+    faults += _rows_without_prompts(plugin, call, args, scope)
+    for judge, taught in plugin.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
         for ref in references_in(args[judge], DataRef):
             twin = next((name for name, rows in learned.items() if rows == data.get(ref.name, ref)), None)
@@ -82,9 +82,9 @@ def _defaults(conditions: str, call: Invocation, args: Mapping[str, Any]) -> str
     return ", ".join(f"`{name}` is {plain(args[name])} where it is left out" for name in silent)
 
 
-def _unread_parameters(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _unread_parameters(plugin: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
     """Parameters that are given and that other arguments leave without a meaning."""
-    for name, condition in word.facts.get("only", {}).items():
+    for name, condition in plugin.facts.get("only", {}).items():
         if name in call.spans and not meets(condition, args):
             silent = [n for n in condition_names(condition) if n not in call.spans and args[n] is not None]
             yield unfit_choices(
@@ -95,10 +95,12 @@ def _unread_parameters(word: Word, call: Invocation, args: Mapping[str, Any]) ->
             )
 
 
-def _rows_without_prompts(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:
+def _rows_without_prompts(
+    plugin: Word, call: Invocation, args: Mapping[str, Any], scope: Scope
+) -> Iterator[Diagnostic]:
     """Rows that are to say where prompts end, and are of a kind that doesn't."""
     kinds = scope.session.vocabulary.words("data")
-    for name in word.facts.get("answers", ()):
+    for name in plugin.facts.get("answers", ()):
         for ref in references_in(args[name], DataRef):
             declared = scope.variant.data.get(ref.name)
             if declared is not None and not kinds[declared.word].facts.get("prompted"):
@@ -111,16 +113,16 @@ def _rows_without_prompts(word: Word, call: Invocation, args: Mapping[str, Any],
                 )
 
 
-def _missing_pass(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Diagnostic | None:
+def _missing_pass(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> Diagnostic | None:
     """A fault where a pass must have run before this word and has not; None where all have, or nobody can tell."""
-    if scope.session.broken or any(s.word is None for s in before):
+    if scope.session.broken or any(s.word is None for s in earlier_stages):
         return None
-    done = {s.word.name for s in before if s.word}
-    args = {p.name: p.default for p in word.params} | dict(call.args)
-    for key, reason in word.facts.get("needs", {}).items():
+    done = {s.word.name for s in earlier_stages if s.word}
+    args = {p.name: p.default for p in plugin.params} | dict(call.args)
+    for key, reason in plugin.facts.get("needs", {}).items():
         name, _, conditions = key.partition(" & ")
         if name not in done and (not conditions or meets(conditions, args)):
             argument = next((n for n in condition_names(conditions) if n in call.spans), "") if conditions else ""
-            message = f"`{word.name}` needs `{name}` before it"
+            message = f"`{plugin.name}` needs `{name}` before it"
             return missing_step(message, call.where(argument), note=reason, help=f"add a step `{name}(...)`")
     return None

@@ -153,10 +153,10 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Pipeli
     return out
 
 
-def _report_unsupported_result(word: Word, emit: Emit, line: PipelineBuild) -> None:
+def _report_unsupported_result(plugin: Word, emit: Emit, line: PipelineBuild) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
     reasons_by_effect: dict[str, str] = {}
-    for condition, reasons in word.facts.get("cannot_hold", {}).items():
+    for condition, reasons in plugin.facts.get("cannot_hold", {}).items():
         if is_met(condition, emit.call.args):
             reasons_by_effect |= reasons
     for stage in line.stages_up_to(emit.source):
@@ -165,7 +165,7 @@ def _report_unsupported_result(word: Word, emit: Emit, line: PipelineBuild) -> N
             if effect in reasons_by_effect and meets(condition, stage.call.args):
                 line.scope.report(
                     cannot_hold(
-                        f"`{word.name}` can't hold the {effect} that `{stage.name}` makes",
+                        f"`{plugin.name}` can't hold the {effect} that `{stage.name}` makes",
                         emit.call.span,
                         note=reasons_by_effect[effect],
                         related=((stage.span, effect),),

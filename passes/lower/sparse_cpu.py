@@ -22,7 +22,7 @@ from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.lowering import choice, prediction_error
 from ...compiler.transforms.lowering.choice import Choice, Site
-from ...compiler.transforms.lowering.racing import cold_bytes
+from ...compiler.transforms.lowering.racing import bytes_of_copies
 from ...compiler.transforms.lowering.speed import (
     ROUNDED,
     SECONDS,
@@ -50,7 +50,7 @@ class SparseCpu(Pass):
     differently.
 
     For another machine, give `timings` measured there, or name its `isa` or profile: then times are
-    reckoned from bytes and instructions, which tells kernels apart, not their milliseconds.
+    estimated from bytes and instructions, which tells kernels apart, not their milliseconds.
 
     What it costs in accuracy is measured on `data`, the model before against the model after. Where predictions
     move by more than `divergence`, the modules that are furthest off take the fastest kernel of a finer grid,
@@ -242,7 +242,7 @@ class SparseCpu(Pass):
     def _source(self, ctx: Context) -> str:
         if self.format != "auto":
             return "none"
-        return f"from {self.timings}" if self.timings else "raced here" if self._has_timings(ctx) else "reckoned"
+        return f"from {self.timings}" if self.timings else "raced here" if self._has_timings(ctx) else "estimated"
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, of packed weights."""
@@ -264,7 +264,7 @@ class SparseCpu(Pass):
         shapes = [shape for part in chosen for name, shape in part.tensors if name == "weight"]
         races = self.format == "auto" and self.timings is None
         contenders = len(choice.FORMATS) + 3 if races else 0  # and torch's
-        race_bytes = contenders * max((2 * prod(s) + cold_bytes() for s in shapes), default=0)
+        race_bytes = contenders * max((bytes_of_copies(4 * prod(s)) for s in shapes), default=0)
         rows = Generated.fitting(ctx.origin)
         read = rows.count * rows.length if self.data is None else ctx.rows(self.data).numel()
         tokens = (4 if self.data is not None else 6) * read

@@ -33,16 +33,27 @@ def _register_listing(group: typer.Typer) -> None:
     @make_verb(group, shows=("cache",))
     def ls(shared: Shared) -> None:
         """List finished steps, last used first."""
-        entries = _cache(shared).entries()
+        cache = _cache(shared)
+        entries, n_unreadable = cache.entries(), cache.count_unreadable()
         if shared.format == "json":
             rows = [
                 {"key": e.key, "step": _step_text(e), "bytes": e.bytes, "used": e.used, "parts": dict(e.parts)}
                 for e in entries
             ]
-            return shared.screen.answer_json("cache ls", folder=str(shared.cache_folder), steps=rows)
-        if not entries:
-            return shared.screen.note(f"{shared.cache_folder} holds no finished step")
+            return shared.screen.answer_json(
+                "cache ls", folder=str(shared.cache_folder), steps=rows, unreadable=n_unreadable
+            )
         from ...core.quantity import count_text, duration_text, size
+
+        if n_unreadable:
+            verb = "is" if n_unreadable == 1 else "are"
+            shared.screen.note(
+                f"{count_text(n_unreadable, 'step')} of {shared.cache_folder} {verb} damaged or of an old version: "
+                "`effc cache verify` names them"
+            )
+        if not entries:
+            nothing = "no other finished step" if n_unreadable else "no finished step"
+            return shared.screen.note(f"{shared.cache_folder} holds {nothing}")
 
         rows = [("key", "step", "size", "used")]
         current_time = time.time()

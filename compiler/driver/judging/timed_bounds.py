@@ -38,7 +38,7 @@ def undecided_reason(bound: Bound, timings: InterleavedTimes, original: float, u
     bounds = confidence_interval(bound, timings, original)
     rounds = f"after {len(timings.rounds)} rounds"
     if bounds is None:
-        return f"{rounds} nothing is sure"
+        return f"{rounds} there are too few to decide"
     limit = judge_bound(bound, original if bound.baseline else None, bounds[0], unit).limit
     return (
         f"{rounds} it lies between {measurement_text(bounds[0], unit)} and {measurement_text(bounds[1], unit)} "

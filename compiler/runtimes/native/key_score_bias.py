@@ -112,7 +112,7 @@ def _limits_keys(builder: PlanBuilder, module: nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def _output_with_number(builder: PlanBuilder, module: nn.Module, name: str, number: int, length: int) -> Tensor:
+def _output_with_number(builder: PlanBuilder, module: nn.Module, name: str, value: int, length: int) -> Tensor:
     """Output of a module for a text, with one of its numbers changed."""
     outputs: list[Tensor] = []
 
@@ -120,7 +120,7 @@ def _output_with_number(builder: PlanBuilder, module: nn.Module, name: str, numb
         outputs.append(output[0] if isinstance(output, tuple) else output)
         raise _Enough
 
-    setattr(module, name, number)
+    setattr(module, name, value)
     ids = torch.arange(length)[None] % builder.plan.vocabulary
     hook = module.register_forward_hook(stop)
     try:

@@ -63,8 +63,8 @@ def inverse_root(builder: PlanBuilder, node: fx.Node, x: Rows, eps: float) -> Ro
     return Rows(mean_square.index, ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (shifted,)),)))
 
 
-def total(builder: PlanBuilder, parts: list[Rows]) -> Rows:
-    first, *tail = parts
+def total(builder: PlanBuilder, terms: list[Rows]) -> Rows:
+    first, *tail = terms
     for part in tail:
         first = builder.elementwise_of_two("add", first, part)
     return first

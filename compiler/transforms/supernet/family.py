@@ -243,8 +243,8 @@ class Family(Outcome):
         )
 
 
-def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) -> None:
-    """Reject (unfit-ranks) ranks that don't fall, fewer than `least`, and what is larger than a module."""
+def check_ranks(ranks: Sequence[int], selected: Sequence[Part], minimum: int = 2) -> None:
+    """Reject (unfit-ranks) ranks that don't fall, fewer than `minimum`, and what is larger than a module."""
     faults = []
     if list(ranks) != sorted(set(ranks), reverse=True) or not ranks or ranks[-1] < 1:
         fallen = sorted({rank for rank in ranks if rank > 0}, reverse=True)
@@ -257,7 +257,7 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) ->
                 argument="ranks",
             )
         )
-    elif len(ranks) < least:
+    elif len(ranks) < minimum:
         faults.append(
             unfit_ranks(
                 f"`ranks` has {ranks[0]} alone, and there is nothing to choose",
@@ -265,7 +265,7 @@ def check_ranks(ranks: Sequence[int], chosen: Sequence[Part], least: int = 2) ->
                 argument="ranks",
             )
         )
-    if ranks and (fault := rank_mismatch(chosen, ranks)):
+    if ranks and (fault := rank_mismatch(selected, ranks)):
         faults.append(fault)
     if faults:
         raise Reject(*faults)
