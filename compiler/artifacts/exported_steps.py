@@ -60,11 +60,11 @@ class Steps(nn.Module):
         super().__init__()
         self.model, self.slots = model, slots
 
-    def forward(self, inputs: dict[str, Tensor], before: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, given: dict[str, Tensor], before: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         pairs = dict(zip(self.slots, zip(past[::2], past[1::2], strict=True), strict=True))
         any_pair = (past[0], past[1])  # of a layer without attention: nothing asks for it but the mask's length
         layers_cache = [CacheSlot(*pairs.get(n, any_pair), before) for n in range(max(self.slots) + 1)]
-        logits = self.model(**inputs, cache=Cache(layers=[*layers_cache]), use_cache=True).logits
+        logits = self.model(**given, cache=Cache(layers=[*layers_cache]), use_cache=True).logits
         return logits.float(), [part for n in self.slots for part in (layers_cache[n].keys, layers_cache[n].values)]
 
 

@@ -19,9 +19,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.model, self.slots = model, slots
 
-    def forward(self, inputs: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, given: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         cache = filled_cache(past, self.slots)
-        logits = self.model(**inputs, cache=cache, use_cache=True).logits
+        logits = self.model(**given, cache=cache, use_cache=True).logits
         return logits.float(), [part for n in self.slots for part in (cache.layers[n].keys, cache.layers[n].values)]
 
 
