@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
-from .conditions import is_met
 from .pipelines import PipelineBuild, Stage
 from .skeleton import Group
 from .value_text import number, percent, plain, value_text
@@ -122,8 +121,7 @@ def _may_have_changed(stage: Stage, kind: str, line: PipelineBuild) -> bool:
 
 def _pooled(stage: Stage) -> bool:
     """Whether layers compete, so that only their sum is told: the pass says that it makes uneven sizes."""
-    makes = stage.word.facts.get("makes", {})
-    return any(effect.startswith("uneven") and is_met(when, stage.call.args) for when, effect in makes.items())
+    return any(effect.startswith("uneven") for effect in stage.rules.effects())
 
 
 def _remaining(name: str, value: Any, count: int) -> float:

@@ -1,12 +1,13 @@
-"""Requirements of a word's header on its combined arguments, and on the steps before it."""
+"""Rules of a word for its arguments together, for the steps before it, and for the rows that it names."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..syntax.diagnostics import Diagnostic, Fault
-from .conditions import compared_in, condition_names, meets, phrase
+from ..syntax.source import Span
 from .pipelines import PipelineBuild, Stage
 from .recipe import Emit, Invocation
+from .rules import MissingStep, Unfit, Unread
 from .scope import Scope
 from .value_text import plain
 from .values import DataRef, references_in
@@ -32,32 +33,18 @@ def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
         if stage.word is None:
             continue
         if stage.sound and stage.call:
-            for fault in invalid_combination(stage.word, stage.call, scope):
+            for fault in invalid_combination(stage.word, stage.call, line.stages_up_to(stage.name)[:-1], scope):
                 line.report(stage, fault)
-        if stage.call and (lacking := _missing_pass(stage.word, stage.call, line.stages_up_to(stage.name)[:-1], scope)):
-            line.report(stage, lacking)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
-        for fault in invalid_combination(word, emit.call, scope):
+        for fault in invalid_combination(word, emit.call, line.stages_up_to(emit.source), scope):
             scope.report(fault)
-        if lacking := _missing_pass(word, emit.call, line.stages_up_to(emit.source), scope):
-            scope.report(lacking)
 
 
-def invalid_combination(word: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
-    """The first choice that is unfit, at the parameter named first that the recipe gives; and data used twice."""
-    args, faults = {p.name: p.default for p in word.params} | dict(call.args), []
-    for conditions, (reason, help_) in word.facts.get("conflicts", {}).items():
-        if meets(conditions, args):
-            argument = next((name for name in condition_names(conditions) if name in call.spans), "")
-            faults.append(
-                unfit_choices(reason, call.where(argument), help=help_, note=_defaults(conditions, call, args))
-            )
-            break
-    else:
-        faults += _unread_parameters(word, call, args)
-    data = scope.variant.data
-    faults += _rows_without_prompts(word, call, args, scope)
+def invalid_combination(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> list[Diagnostic]:
+    """Faults of arguments that don't go together, of a step that is missing before, and of data used twice."""
+    args, data = {p.name: p.default for p in word.params} | dict(call.args), scope.variant.data
+    faults = [*_problems(word, call, before, scope), *_rows_without_prompts(word, call, args, scope)]
     for judge, taught in word.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
         for ref in references_in(args[judge], DataRef):
@@ -76,23 +63,40 @@ def invalid_combination(word: Word, call: Invocation, scope: Scope) -> list[Diag
     return faults
 
 
-def _defaults(conditions: str, call: Invocation, args: Mapping[str, Any]) -> str:
-    """Numbers that conditions compare and nobody wrote: `clients` is 4 where it is left out."""
-    silent = [name for name in dict.fromkeys(compared_in(conditions)) if name not in call.spans]
-    return ", ".join(f"`{name}` is {plain(args[name])} where it is left out" for name in silent)
+def _problems(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Iterator[Diagnostic]:
+    """Problems by the word's own rules: the first of arguments that are unfit, else each that is unread; a step."""
+    problems = list(word.rules(call.args).problems())
+    unfit = next((problem for problem in problems if isinstance(problem, Unfit)), None)
+    if unfit:
+        note = _defaults(unfit.params, call)
+        yield unfit_choices(unfit.message, _first_span(unfit.params, call), help=unfit.help, note=note)
+    for problem in problems:
+        if isinstance(problem, Unread) and not unfit:
+            for name in problem.params:
+                if name in call.spans:
+                    message = f"nothing reads `{name}` here: it belongs to {problem.home}"
+                    note = _defaults(problem.deciding, call)
+                    yield unfit_choices(message, call.where(name), note=note, help=f"leave `{name}` out")
+        elif isinstance(problem, MissingStep) and _is_missing(problem.step, before, scope):
+            message = f"`{word.name}` needs `{problem.step}` before it"
+            span, help_text = _first_span(problem.params, call), f"add a step `{problem.step}(...)`"
+            yield missing_step(message, span, note=problem.reason, help=help_text)
 
 
-def _unread_parameters(word: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    """Parameters that are given and that other arguments leave without a meaning."""
-    for name, condition in word.facts.get("only", {}).items():
-        if name in call.spans and not meets(condition, args):
-            silent = [n for n in condition_names(condition) if n not in call.spans and args[n] is not None]
-            yield unfit_choices(
-                f"nothing reads `{name}` here: it belongs to {phrase(condition)}",
-                call.where(name),
-                note=", ".join(f"`{n}` is {plain(args[n])} where it is left out" for n in silent),
-                help=f"leave `{name}` out",
-            )
+def _first_span(names: Sequence[str], call: Invocation) -> Span | None:
+    """Place of the first of these arguments that the recipe gives; of the call where it gives none."""
+    return call.where(next((name for name in names if name in call.spans), ""))
+
+
+def _defaults(names: Sequence[str], call: Invocation) -> str:
+    """Values that count and that nobody wrote: `clients` is 4 where it is left out."""
+    silent = {name: call.args[name] for name in names if name not in call.spans}
+    return ", ".join(f"`{name}` is {plain(value)} where it is left out" for name, value in silent.items() if value)
+
+
+def _is_missing(step: str, before: list[Stage], scope: Scope) -> bool:
+    """Whether no step is of a pass; False where nobody can tell."""
+    return not scope.session.broken and all(s.word and s.word.name != step for s in before)
 
 
 def _rows_without_prompts(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:
@@ -109,18 +113,3 @@ def _rows_without_prompts(word: Word, call: Invocation, args: Mapping[str, Any],
                     note=f"rows of `{declared.word}` are whole texts",
                     help=f"give rows of {prompted}",
                 )
-
-
-def _missing_pass(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Diagnostic | None:
-    """A fault where a pass must have run before this word and has not; None where all have, or nobody can tell."""
-    if scope.session.broken or any(s.word is None for s in before):
-        return None
-    done = {s.word.name for s in before if s.word}
-    args = {p.name: p.default for p in word.params} | dict(call.args)
-    for key, reason in word.facts.get("needs", {}).items():
-        name, _, conditions = key.partition(" & ")
-        if name not in done and (not conditions or meets(conditions, args)):
-            argument = next((n for n in condition_names(conditions) if n in call.spans), "") if conditions else ""
-            message = f"`{word.name}` needs `{name}` before it"
-            return missing_step(message, call.where(argument), note=reason, help=f"add a step `{name}(...)`")
-    return None

@@ -1,5 +1,6 @@
 """Make widths and depth of a model elastic, and train it so that every choice of them is a model."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import ClassVar, Literal
 
@@ -42,6 +43,7 @@ from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
 from ...compiler.transforms.training.training_run import run_training
+from ...dsl.checker.rules import Problem, Unfit
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
@@ -85,13 +87,7 @@ class Elastic(Learner):
     changes = ("weights",)
     determinism = "seeded"
     disjoint = {"held_out": "data"}
-    results = {"": "family"}
-    conflicts = {
-        "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
-        " & depth: none & count ranks < 2": ("nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`"),
-        "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
-        " & depth: none & train: weights": ("nothing is elastic", "ask for `channels`, `heads`, or `depth`"),
-    }
+    results = ("family",)
     extra: ClassVar[str] = "tune"
 
     data: DataRef = param("Rows to learn from.")
@@ -148,6 +144,15 @@ class Elastic(Learner):
     opening: Ratio = param("Share of the steps over which smaller values come in.", default=Ratio(0.0), ge=0, le=1)
     steps: int = param("Updates of what is trained, at most.", default=200, ge=0, unit="steps")
     held_out: DataRef | None = param("Rows to judge the middle choice by; never learned from.", default=None)
+
+    def problems(self) -> Iterator[Problem]:
+        widths = (self.channels, self.heads, self.scan_heads, self.scan_channels, self.states, self.experts)
+        if any((*widths, self.kernels)) or self.depth != "none":
+            return
+        if self.train == "weights":
+            yield Unfit(("train",), "nothing is elastic", "ask for `channels`, `heads`, or `depth`")
+        elif len(self.ranks) < 2:
+            yield Unfit(("ranks",), "nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`")
 
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"

@@ -38,7 +38,7 @@ class Method(Pass):
     changes = ("weights", "branches")
     accepts = ("family",)
     disjoint = {"report": "measure"}
-    results = {"": "front"}
+    results = ("front",)
 
     measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
     report: list[MetricRef] = param(
