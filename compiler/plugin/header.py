@@ -10,7 +10,6 @@ stand in a class between them and their kind, which they import relatively.
 import ast
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields
-from functools import wraps
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -28,31 +27,18 @@ BASES: dict[str, type[interfaces.Plugin]] = {
     "data": interfaces.Data,
     "model": interfaces.Source,
 }
-TYPES = {
-    "int": "int",
-    "float": "float",
-    "str": "string",
-    "bool": "bool",
-    "Ratio": "ratio",
-    "Bytes": "bytes",
-    "Duration": "duration",
-    "Selector": "selector",
-    "Range": "range",
-    "Shares": "shares",
-    "DataRef": "data",
-    "MetricRef": "metric",
-    "ModelRef": "model",
-    "ProfileRef": "profile",
-    "StepRef": "step",
-}
+_VALUES = [value for value in vars(values).values() if isinstance(value, type) and value.__module__ == values.__name__]
+# classes that annotate parameters, and the names of their types in pages
+TYPES = {c.__name__: c.__name__.removesuffix("Ref").lower() for c in (int, float, bool, *_VALUES)} | {"str": "string"}
 RULES = {name for name, value in vars(rules.Rules).items() if isinstance(value, FunctionType)}
 PROBLEMS = (rules.Unfit, rules.Unread, rules.MissingStep)
 # what headers may name
-NAMES: dict[str, Any] = {name: getattr(values, name) for name in TYPES if hasattr(values, name)}
-NAMES |= {c.__name__: c for c in (*PROBLEMS, interfaces.Close, interfaces.Lossy, interfaces.param)}
+NAMES: dict[str, Any] = {
+    c.__name__: c for c in (*_VALUES, *PROBLEMS, interfaces.Close, interfaces.Lossy, interfaces.param)
+}
 _LITERAL = (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.UnaryOp, ast.USub, ast.Call, ast.keyword, ast.Load)
 # class-level values of version 0.1, and the method that says the same
-_REPLACED = {"conflicts": "problems", "only": "problems", "needs": "problems"}
+_REPLACED = dict.fromkeys(("conflicts", "only", "needs"), "problems")
 
 Chain = list[tuple[ast.ClassDef, Path]]
 Types = tuple[tuple[str, ...], tuple[str, ...], bool]  # of a parameter, its choices, and whether it may be None
@@ -180,24 +166,22 @@ def _problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem]:
 
 def _of_package(cls: type[interfaces.Plugin], word: str, path: Path) -> Callable[..., rules.Rules]:
     """A header's class whose rules raise Reject (bad-plugin) where they fail: whatever the code of a package raises."""
+
+    def rejecting(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(self: Any) -> Any:
+            try:
+                answer = rule(self)
+                return list(answer) if isinstance(answer, Iterator) else answer
+            except Exception as error:
+                message = f"`{rule.__name__}` of the {word} fails: {type(error).__name__}: {error}"
+                help_text = f"{path.name} has it; install another version of its package"
+                raise Reject(bad_plugin(message, help=help_text)) from error
+
+        return run
+
     for name in RULES:
-        setattr(cls, name, _rejecting(getattr(cls, name), word, path))
+        setattr(cls, name, rejecting(getattr(cls, name)))
     return cls
-
-
-def _rejecting(rule: Callable[[Any], Any], word: str, path: Path) -> Callable[[Any], Any]:
-    @wraps(rule)
-    def run(self: Any) -> Any:
-        try:
-            answer = rule(self)
-            return list(answer) if isinstance(answer, Iterator) else answer
-        except Exception as error:
-            message = f"`{rule.__name__}` of the {word} fails: {type(error).__name__}: {error}"
-            raise Reject(
-                bad_plugin(message, help=f"{path.name} has it; install another version of its package")
-            ) from error
-
-    return run
 
 
 def _parse_annotation(node: ast.expr, path: Path) -> Types:

@@ -8,7 +8,7 @@ readings equal.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 from ...dsl.checker.rules import Rules
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     from .clock import Clock
     from .context import Context
 
-_MISSING = object()
-
 
 def param(
     doc: str,
     *,
-    default: Any = _MISSING,
+    default: Any = MISSING,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -48,11 +46,7 @@ def param(
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
-    facts = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
-    facts |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
-    facts |= {"odd": odd, "whole": whole, "spelled": spelled, "lines": lines}
-    if default is _MISSING:
-        return field(kw_only=True, metadata=facts)
+    facts = {name: value for name, value in locals().items() if name != "default"}
     return field(kw_only=True, default=default, metadata=facts)
 
 

@@ -108,7 +108,7 @@ class Native(Target):
             yield Unfit(
                 ("group", "weights", "head"),
                 "groups share scales of int4 alone",
-                "take `weights: int4` or `head: int4`, or leave `group` out",
+                "take `weights: int4`, or leave `group` out",
             )
 
     def cannot_hold(self) -> Mapping[str, str]:

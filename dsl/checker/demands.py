@@ -1,7 +1,6 @@
 """Rules of a word for its arguments together, for the steps before it, and for the rows that it names."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
@@ -30,9 +29,7 @@ def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
     """Report steps and targets whose arguments don't go together, or that lack a step before them."""
     scope = line.scope
     for stage in line.stages:
-        if stage.word is None:
-            continue
-        if stage.sound and stage.call:
+        if stage.word and stage.call and stage.sound:
             for fault in invalid_combination(stage.word, stage.call, line.stages_up_to(stage.name)[:-1], scope):
                 line.report(stage, fault)
     for emit in emits:
@@ -43,8 +40,8 @@ def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
 
 def invalid_combination(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> list[Diagnostic]:
     """Faults of arguments that don't go together, of a step that is missing before, and of data used twice."""
-    args, data = {p.name: p.default for p in word.params} | dict(call.args), scope.variant.data
-    faults = [*_problems(word, call, before, scope), *_rows_without_prompts(word, call, args, scope)]
+    args, data = call.args, scope.variant.data
+    faults = [*_problems(word, call, before, scope), *_rows_without_prompts(word, call, scope)]
     for judge, taught in word.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
         for ref in references_in(args[judge], DataRef):
@@ -99,11 +96,11 @@ def _is_missing(step: str, before: list[Stage], scope: Scope) -> bool:
     return not scope.session.broken and all(s.word and s.word.name != step for s in before)
 
 
-def _rows_without_prompts(word: Word, call: Invocation, args: Mapping[str, Any], scope: Scope) -> Iterator[Diagnostic]:
+def _rows_without_prompts(word: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
     """Rows that are to say where prompts end, and are of a kind that doesn't."""
     kinds = scope.session.vocabulary.words("data")
     for name in word.facts.get("answers", ()):
-        for ref in references_in(args[name], DataRef):
+        for ref in references_in(call.args[name], DataRef):
             declared = scope.variant.data.get(ref.name)
             if declared is not None and not kinds[declared.word].facts.get("prompted"):
                 prompted = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))

@@ -176,7 +176,7 @@ class Elastic(Learner):
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
             inside = tuple(f"{unit}." for unit in skeleton.units)
-            check_ranks(self.ranks, [p for p in parts(skeleton, None) if p.path.startswith(inside)], least=1)
+            check_ranks(self.ranks, [p for p in parts(skeleton, None) if p.path.startswith(inside)])
         widths = [
             d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
         ]

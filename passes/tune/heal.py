@@ -99,9 +99,7 @@ class Heal(Learner):
     def problems(self) -> Iterator[Problem]:
         if self.method == "full" and not self.merge:
             yield Unfit(
-                ("method", "merge"),
-                "training all weights leaves no adapters apart from them",
-                "write `method: lora`, or leave `merge: false` out",
+                ("method", "merge"), "`method: full` leaves no adapters apart from the model", "write `method: lora`"
             )
 
     def result_kind(self) -> str:

@@ -93,9 +93,7 @@ class FederationTarget(CheckpointTarget):
         yield from self._strategy_problems()
         yield from self._unread_problems()
         if self.trains == "reft":
-            yield MissingStep(
-                "reft.insert", "`trains: reft` federates the interventions that a step inserts", ("trains",)
-            )
+            yield MissingStep("reft.insert", "`trains: reft` federates what that step inserts", ("trains",))
 
     def _size_problems(self) -> Iterator[Problem]:
         """Adapters of several ranks, and sub-networks of several sizes."""

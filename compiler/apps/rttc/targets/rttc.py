@@ -127,32 +127,28 @@ class Rttc(CheckpointTarget):
         if self.policy in ("sequential", "router") and not self.dev:
             yield Unfit(
                 ("policy", "dev"),
-                "`policy: sequential` and `router` have nothing to learn from without `dev`",
-                'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
+                "`sequential` and `router` learn from `dev`, and there is none",
+                'give `dev: "dev.jsonl"`',
             )
         if self.policy == "ttt" and self.adapt == "none":
             yield Unfit(
-                ("policy", "adapt"),
-                "`policy: ttt` always trains, and `adapt: none` leaves nothing to train",
-                "take `adapt: lora`, or `policy: rag`",
+                ("policy", "adapt"), "`adapt: none` leaves nothing to train for `policy: ttt`", "take `adapt: lora`"
             )
         if self.check == "choice" and len(self.options) < 2:
             yield Unfit(
-                ("check", "options"),
-                "`check: choice` has fewer than two words to choose from",
-                'name them: `options: ["yes", "no"]`',
+                ("check", "options"), "`check: choice` has fewer than two words", 'name them: `options: ["yes", "no"]`'
             )
         if self.scorer in ("lora", "reft") and self.embed == "own":
             yield Unfit(
                 ("scorer", "embed"),
-                "`scorer: lora` and `reft` train a sentence encoder, and there is none",
-                'name one: `embed: "./minilm"`, or take `scorer: head`',
+                "`lora` and `reft` train a sentence encoder, and there is none",
+                'name one: `embed: "./minilm"`',
             )
         if self.reward == "scorer" and not self.graded:
             yield Unfit(
                 ("reward", "graded"),
-                '`reward: "scorer"` has nothing to learn from without `graded`',
-                'give `graded: "graded.jsonl"`, or `reward: "self"`',
+                "the scorer has nothing to learn from without `graded`",
+                'give `graded: "graded.jsonl"`',
             )
 
     def cannot_hold(self) -> Mapping[str, str]:
