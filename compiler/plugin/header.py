@@ -20,7 +20,7 @@ from ...dsl.syntax.diagnostics import Reject
 from . import interfaces, target
 from .plugin_packages import bad_plugin
 
-BASES: dict[str, type[interfaces.Plugin]] = {
+BASES: dict[str, type] = {
     "pass": interfaces.Pass,
     "target": target.Target,
     "metric": interfaces.Metric,
@@ -33,9 +33,8 @@ TYPES = {c.__name__: c.__name__.removesuffix("Ref").lower() for c in (int, float
 RULES = {name for name, value in vars(rules.Rules).items() if isinstance(value, FunctionType)}
 PROBLEMS = (rules.Unfit, rules.Unread, rules.MissingStep)
 # what headers may name
-NAMES: dict[str, Any] = {
-    c.__name__: c for c in (*_VALUES, *PROBLEMS, interfaces.Close, interfaces.Lossy, interfaces.param)
-}
+NAMES: dict[str, Any] = {c.__name__: c for c in (*_VALUES, *PROBLEMS, interfaces.Close, interfaces.Lossy)}
+NAMES["param"] = interfaces.param
 _LITERAL = (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.UnaryOp, ast.USub, ast.Call, ast.keyword, ast.Load)
 # class-level values of version 0.1, and the method that says the same
 _REPLACED = dict.fromkeys(("conflicts", "only", "needs"), "problems")
@@ -57,7 +56,8 @@ def read_header(kind: str, name: str, path: Path, package: str = "effc") -> Word
     node, _ = chain[-1]
     doc = ast.get_docstring(node)
     assert doc, f"{path}:{node.lineno}: the class {node.name} has no docstring"
-    cls, types = base, {f.name: ((TYPES[f.type.__name__],), (), False) for f in fields(base)}
+    cls: type = base
+    types: dict[str, Types] = {f.name: ((TYPES[f.type.__name__],), (), False) for f in fields(base)}
     depth = dict.fromkeys(types, len(chain))
     for level, (node, file) in enumerate(chain):
         cls, declared = _define(node, file, cls)
@@ -146,7 +146,7 @@ def _param(field: Field, types: Types, path: Path) -> Param:
     return declared
 
 
-def _facts(cls: type[interfaces.Plugin]) -> dict[str, Any]:
+def _facts(cls: type) -> dict[str, Any]:
     """Class-level values of a word that are no parameters, with those of its kind."""
     params, methods = {f.name for f in fields(cls)}, (FunctionType, classmethod, staticmethod, property)
     plugins = [c for c in reversed(cls.__mro__) if issubclass(c, interfaces.Plugin)]
@@ -164,7 +164,7 @@ def _problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem]:
             yield names[call.func.id](*map(ast.literal_eval, call.args))
 
 
-def _of_package(cls: type[interfaces.Plugin], word: str, path: Path) -> Callable[..., rules.Rules]:
+def _of_package(cls: type, word: str, path: Path) -> Callable[..., rules.Rules]:
     """A header's class whose rules raise Reject (bad-plugin) where they fail: whatever the code of a package raises."""
 
     def rejecting(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -198,7 +198,7 @@ def _parse_annotation(node: ast.expr, path: Path) -> Types:
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if node.value.id == "Literal":
-            return ("choice",), tuple(e.value for e in inner), False
+            return ("choice",), tuple(map(ast.literal_eval, inner)), False
         if node.value.id in ("list", "tuple"):
             types, choices, _ = _parse_annotation(inner[0], path)
             return tuple(f"list[{t}]" for t in types), choices, False

@@ -155,6 +155,7 @@ class Pass(Plugin):
 
         One that names steps is handed an empty front, and asks `ctx.result` for what it named.
         """
+        assert outcome.program is not None, f"{type(self).__name__} works on one program"
         self.run(outcome.program, ctx)
         return outcome
 

@@ -155,7 +155,7 @@ def _check_layers(
             leaves_none(
                 f"{argument} removes {removed}, `on` selects {len(chosen.paths)} {noun}",
                 span,
-                related=((stage.call.where("on"), f"{len(chosen.paths)} of {total}"),),
+                related=((on, f"{len(chosen.paths)} of {total}"),) if (on := stage.call.where("on")) else (),
                 help="remove fewer, or select more",
             ),
         )
@@ -183,7 +183,7 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", lin
         line.report(stage, fault)
 
 
-def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span) -> Diagnostic | None:
+def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span | None) -> Diagnostic | None:
     """Every layer keeps the same share."""
     for group in groups:
         target = _remaining(name, value, group.count)
@@ -203,7 +203,9 @@ def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], s
     return None
 
 
-def _pooled_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span) -> Diagnostic | None:
+def _pooled_widths(
+    name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span | None
+) -> Diagnostic | None:
     """Layers compete, so only their sum is told; each keeps at least one step."""
     total = sum(g.count for g in groups)
     target, least = _remaining(name, value, total), align * len(groups)

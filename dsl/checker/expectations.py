@@ -171,7 +171,7 @@ def _report_unsupported_result(word: Word, emit: Emit, line: PipelineBuild) -> N
 
 def report_paths(emits: list[Emit], scope: Scope) -> None:
     """Every artifact lies inside the output folder, and none inside another."""
-    spans: dict[tuple[str, ...], Span] = {}
+    spans: dict[tuple[str, ...], Span | None] = {}
     for emit in emits:
         path, span = emit.call.args.get("path", ""), emit.call.where("path")
         if fault := _path_problem(path):
@@ -186,7 +186,7 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
                     path_clash(
                         f"{path} {message}",
                         span,
-                        related=((other_span, "the first"),),
+                        related=((other_span, "the first"),) if other_span else (),
                         help="give each artifact a path of its own",
                     )
                 )
