@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...dsl.checker.rules import MissingStep, Rules, Unfit, Unread
+from ...dsl.checker.rules import Conflict, MissingStep, Rules, Unread
 from ...dsl.checker.type_phrases import expected_phrase, sample_value
 from ...dsl.checker.value_text import plain, value_text
 from ...dsl.checker.values import Bytes, Duration, MetricRef, Ratio
@@ -168,7 +168,7 @@ def _fact_sentences(word: Word) -> Iterator[str]:
         yield f"Can't hold {effect}{condition}: {reason}."
     for problem in word.problems:
         match problem:
-            case Unfit(_, message, help):
+            case Conflict(_, message, help):
                 yield f"Refused: {message} ({help})."
             case Unread(names, home):
                 yield from (f"`{name}` belongs to {home}." for name in names)

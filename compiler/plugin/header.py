@@ -31,7 +31,7 @@ _VALUES = [value for value in vars(values).values() if isinstance(value, type) a
 # classes that annotate parameters, and the names of their types in pages
 TYPES = {c.__name__: c.__name__.removesuffix("Ref").lower() for c in (int, float, bool, *_VALUES)} | {"str": "string"}
 RULES = {name for name, value in vars(rules.Rules).items() if isinstance(value, FunctionType)}
-PROBLEMS = (rules.Unfit, rules.Unread, rules.MissingStep)
+PROBLEMS = (rules.Conflict, rules.Unread, rules.MissingStep)
 # what headers may name
 NAMES: dict[str, Any] = {c.__name__: c for c in (*_VALUES, *PROBLEMS, interfaces.Close, interfaces.Lossy)}
 NAMES["param"] = interfaces.param

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...dsl.checker.rules import Problem, Unfit
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.syntax.diagnostics import Reject
 from ..artifacts.load import other_kind
 from ..ir.layers.number_formats import BY_KERNEL, DENSE
@@ -99,13 +99,13 @@ class Native(Target):
 
     def problems(self) -> Iterator[Problem]:
         if self.inputs == "int16" and self.weights != "int8":
-            yield Unfit(
+            yield Conflict(
                 ("inputs", "weights"),
                 "inputs of 16 bits meet int8 weights alone",
                 "take `weights: int8`, or leave `inputs` out",
             )
         if self.group != 64 and "int4" not in (self.weights, self.head):
-            yield Unfit(
+            yield Conflict(
                 ("group", "weights", "head"),
                 "groups share scales of int4 alone",
                 "take `weights: int4`, or leave `group` out",

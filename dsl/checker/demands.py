@@ -6,7 +6,7 @@ from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
 from .pipelines import PipelineBuild, Stage
 from .recipe import Emit, Invocation
-from .rules import MissingStep, Unfit, Unread
+from .rules import Conflict, MissingStep, Unread
 from .scope import Scope
 from .value_text import plain
 from .values import DataRef, references_in
@@ -61,14 +61,14 @@ def invalid_combination(word: Word, call: Invocation, before: list[Stage], scope
 
 
 def _problems(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Iterator[Diagnostic]:
-    """Problems by the word's own rules: the first of arguments that are unfit, else each that is unread; a step."""
+    """Problems by the word's own rules: the first conflict, else each unread parameter; a missing step."""
     problems = list(word.rules(call.args).problems())
-    unfit = next((problem for problem in problems if isinstance(problem, Unfit)), None)
-    if unfit:
-        note = _defaults(unfit.params, call)
-        yield unfit_choices(unfit.message, _first_span(unfit.params, call), help=unfit.help, note=note)
+    conflict = next((problem for problem in problems if isinstance(problem, Conflict)), None)
+    if conflict:
+        note = _defaults(conflict.params, call)
+        yield unfit_choices(conflict.message, _first_span(conflict.params, call), help=conflict.help, note=note)
     for problem in problems:
-        if isinstance(problem, Unread) and not unfit:
+        if isinstance(problem, Unread) and not conflict:
             for name in problem.params:
                 if name in call.spans:
                     message = f"nothing reads `{name}` here: it belongs to {problem.home}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Unfit:
+class Conflict:
     """Arguments that can't go together.
 
     params         parameters that it is about; reported at the first that the recipe gives
@@ -47,7 +47,7 @@ class MissingStep:
     params: tuple[str, ...] = ()
 
 
-Problem = Unfit | Unread | MissingStep
+Problem = Conflict | Unread | MissingStep
 
 
 class Rules:

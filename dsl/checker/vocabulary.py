@@ -9,28 +9,6 @@ from typing import Any
 
 from .rules import Problem, Rules
 
-KINDS = ("pass", "target", "metric", "data", "model")
-
-# Types a parameter may have, as they are written in manuals. A parameter lists one or more.
-TYPES = (
-    "int",
-    "float",
-    "ratio",
-    "bytes",
-    "duration",
-    "string",
-    "bool",
-    "choice",
-    "selector",
-    "range",
-    "shares",
-    "data",
-    "metric",
-    "model",
-    "profile",
-    "step",
-)  # and "list[T]" of any of them
-
 
 class Required:
     """The default of a parameter that must be given."""
@@ -46,7 +24,8 @@ REQUIRED = Required()
 class Param:
     """One parameter of a word.
 
-    types    as above; the first is the one that help mentions
+    types    "int", "ratio", "choice"... as compiler/plugin/header.py names them, or "list[T]" of one; the first is the
+             one that help mentions
     of       legal bases of a ratio ("channels", "params", ...), a ratio without `of` takes the only one; or the
              names that shares are divided among
     unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages

@@ -43,7 +43,7 @@ from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
 from ...compiler.transforms.training.training_run import run_training
-from ...dsl.checker.rules import Problem, Unfit
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
@@ -150,9 +150,9 @@ class Elastic(Learner):
         if any((*widths, self.kernels)) or self.depth != "none":
             return
         if self.train == "weights":
-            yield Unfit(("train",), "nothing is elastic", "ask for `channels`, `heads`, or `depth`")
+            yield Conflict(("train",), "nothing is elastic", "ask for `channels`, `heads`, or `depth`")
         elif len(self.ranks) < 2:
-            yield Unfit(("ranks",), "nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`")
+            yield Conflict(("ranks",), "nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`")
 
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"

@@ -28,7 +28,7 @@ from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
 from ...compiler.transforms.training.training_run import run_training
 from ...compiler.transforms.training.unmerged import Unmerged
-from ...dsl.checker.rules import Problem, Unfit
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 from ...dsl.syntax.diagnostics import Reject
@@ -98,7 +98,7 @@ class Heal(Learner):
 
     def problems(self) -> Iterator[Problem]:
         if self.method == "full" and not self.merge:
-            yield Unfit(
+            yield Conflict(
                 ("method", "merge"), "`method: full` leaves no adapters apart from the model", "write `method: lora`"
             )
 

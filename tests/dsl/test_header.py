@@ -11,7 +11,7 @@ from textwrap import dedent
 import pytest
 from effc.compiler.plugin.header import RULES, read_header
 from effc.compiler.plugin.registry import SHELVES, Registry
-from effc.dsl.checker.rules import MissingStep, Unfit
+from effc.dsl.checker.rules import Conflict, MissingStep
 from effc.dsl.checker.values import DataRef, MetricRef, Ratio
 from effc.dsl.checker.vocabulary import REQUIRED
 
@@ -149,7 +149,7 @@ def test_a_rule_runs_without_the_rest_of_its_file(tmp_path):
                 yield from self._count_problems()
             def _count_problems(self):
                 if self.apart and self.count < 3:
-                    yield Unfit(("apart", "count"), "two are not apart", "give three")
+                    yield Conflict(("apart", "count"), "two are not apart", "give three")
             def effects(self):
                 yield from super().effects()
                 if self.count > 2:
@@ -160,7 +160,9 @@ def test_a_rule_runs_without_the_rest_of_its_file(tmp_path):
         ),
     )
     apart, many = word.rules({"apart": True}), word.rules({"count": 3})
-    assert list(apart.problems()) == [*word.problems] == [Unfit(("apart", "count"), "two are not apart", "give three")]
+    assert (
+        list(apart.problems()) == [*word.problems] == [Conflict(("apart", "count"), "two are not apart", "give three")]
+    )
     assert list(many.problems()) == [] and list(many.effects()) == ["uneven widths"] and list(apart.effects()) == []
     assert (many.result_kind(), apart.result_kind()) == ("model", "adapters")
 
@@ -202,7 +204,10 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
         ('class A(Pass):\n    """D."""\n    keeps = make()', "not literal"),
         ('class A(Pass):\n    """D."""\n    keeps = Lossy().__class__', "not literal"),
         ('class A(Pass):\n    """D."""\n    conflicts = {"a & b": ("why", "what")}', "is a method now: `problems`"),
-        ('class A(Pass):\n    """D."""\n    def problems(self):\n        yield Unfit((x,), "A.", "B.")', "not literal"),
+        (
+            'class A(Pass):\n    """D."""\n    def problems(self):\n        yield Conflict((x,), "A.", "B.")',
+            "not literal",
+        ),
         ("class A(Pass):\n    pass", "no docstring"),
         ("x = 1", "0 classes derive from Pass"),
         ('class A(Pass):\n    """D."""\n    x: Tensor = param("X.")', "no type that a recipe can write"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from ....dsl.checker.rules import MissingStep, Problem, Unfit, Unread
+from ....dsl.checker.rules import Conflict, MissingStep, Problem, Unread
 from ....dsl.checker.values import Bytes, DataRef, Duration, Ratio, Selector
 from ...artifacts.checkpoint_folders import CheckpointTarget
 from ...plugin.interfaces import param
@@ -98,78 +98,74 @@ class FederationTarget(CheckpointTarget):
     def _size_problems(self) -> Iterator[Problem]:
         """Adapters of several ranks, and sub-networks of several sizes."""
         if self.strategy in ("ffa", "stack", "svd", "hetlora") and self.trains != "lora":
-            yield Unfit(
+            yield Conflict(
                 ("strategy", "trains"), "`ffa`, `stack`, `svd` and `hetlora` put adapters together", "`trains: lora`"
             )
         if self.ranks and self.strategy not in ("stack", "svd", "hetlora"):
-            yield Unfit(
+            yield Conflict(
                 ("ranks", "strategy"), "this strategy needs adapters of one rank", "`strategy: stack`, `svd`, `hetlora`"
             )
         if self.strategy == "coverage" and not self.budgets:
-            yield Unfit(
+            yield Conflict(
                 ("strategy",), "no client has a budget", "give each a share of the parameters: `budgets: [100%, 50%]`"
             )
         if self.ranks and len(self.ranks) != self.clients:
-            yield Unfit(("ranks", "clients"), "`ranks` are not as many as clients", "give one for each client")
+            yield Conflict(("ranks", "clients"), "`ranks` are not as many as clients", "give one for each client")
         if self.budgets and len(self.budgets) != self.clients:
-            yield Unfit(("budgets", "clients"), "`budgets` are not as many as clients", "give one for each client")
+            yield Conflict(("budgets", "clients"), "`budgets` are not as many as clients", "give one for each client")
         if self.budgets and all(isinstance(budget, Ratio) and budget.value < 1 for budget in self.budgets):
-            yield Unfit(
+            yield Conflict(
                 ("budgets",), "no client has a budget of 100%, from which the others start", "give one of them `100%`"
             )
         if self.budgets and self.strategy != "coverage":
-            yield Unfit(
+            yield Conflict(
                 ("budgets", "strategy"), "only `coverage` takes sub-networks of several sizes", "`strategy: coverage`"
             )
         if self.strategy == "coverage" and self.trains != "full":
-            yield Unfit(
-                ("strategy", "trains"), "`strategy: coverage` trains the weights of sub-networks", "`trains: full`"
-            )
+            yield Conflict(("strategy", "trains"), "`coverage` trains weights of sub-networks", "`trains: full`")
 
     def _data_problems(self) -> Iterator[Problem]:
         """Tasks one after another, data sets of clients, and the modules that learn."""
         sets = len(self.data) if isinstance(self.data, tuple) else 1
         if self.anchor and not self.stream:
-            yield Unfit(
+            yield Conflict(
                 ("anchor",), "`anchor` holds fast to earlier tasks, and there is no stream of them", "`stream: true`"
             )
         if self.stream and self.split == "distinct":
-            yield Unfit(
+            yield Conflict(
                 ("stream", "split"), "`distinct` gives a client one data set, `stream` all in turn", "another `split`"
             )
         if self.stream and sets < 2:
-            yield Unfit(("stream", "data"), "a stream of one data set has one task", "give two data sets or more")
+            yield Conflict(("stream", "data"), "a stream of one data set has one task", "give two data sets or more")
         if self.stream and self.rounds < sets:
-            yield Unfit(("stream", "rounds", "data"), "a stream needs a round for each data set", "give more `rounds`")
+            yield Conflict(("stream", "rounds", "data"), "a stream needs a round for each set", "give more `rounds`")
         if self.split == "distinct" and sets != self.clients:
-            yield Unfit(
+            yield Conflict(
                 ("split", "data", "clients"), "the data sets are not as many as clients", "give one for each client"
             )
         if self.on and self.trains != "lora":
-            yield Unfit(("on", "trains"), "`on` selects modules for adapters, and none are trained", "leave `on` out")
+            yield Conflict(("on", "trains"), "`on` selects for adapters, and none are trained", "leave `on` out")
 
     def _clip_problems(self) -> Iterator[Problem]:
         """Bounds on what a client or a row changes, and the noise that hides it."""
         if self.protects == "rows" and not self.clip:
-            yield Unfit(
-                ("protects",), "`protects: rows` bounds a row's change by `clip`, which is 0", "give `clip: 1.0`"
-            )
+            yield Conflict(("protects",), "`protects: rows` bounds rows by `clip`, which is 0", "give `clip: 1.0`")
         if self.noise and not self.clip:
-            yield Unfit(("noise",), "`noise` is measured in units of `clip`, which is 0", "give `clip: 1.0`")
+            yield Conflict(("noise",), "`noise` is measured in units of `clip`, which is 0", "give `clip: 1.0`")
         if not self.clip or self.protects != "clients":
             return
         if self.strategy not in ("fedavg", "ffa"):
-            yield Unfit(
+            yield Conflict(
                 ("clip", "protects", "strategy"),
                 "`clip` bounds changes of one common state, which this strategy has not",
                 "`strategy: fedavg` or `ffa`, or `protects: rows`",
             )
         if self.secure:
-            yield Unfit(
+            yield Conflict(
                 ("clip", "protects", "secure"), "with `secure` the server sees no state to clip", "`protects: rows`"
             )
         if self.share.value != 1:
-            yield Unfit(
+            yield Conflict(
                 ("clip", "protects", "share"), "the epsilon counts every client in every round", "leave `share` out"
             )
 
@@ -178,40 +174,38 @@ class FederationTarget(CheckpointTarget):
         if not self.secure:
             return
         if self.strategy not in ("fedavg", "abm"):
-            yield Unfit(
-                ("secure", "strategy"), "`secure` gives a sum, this strategy needs the states", "`fedavg` or `abm`"
-            )
+            yield Conflict(("secure", "strategy"), "this strategy needs the states, not a sum", "`fedavg` or `abm`")
         if self.clients < 3:
-            yield Unfit(
+            yield Conflict(
                 ("secure", "clients"), "a sum of fewer than three states tells whose they are", "`clients: 3` or more"
             )
         if self.center == "median":
-            yield Unfit(("secure", "center"), "a median needs the states, `secure` gives a sum", "`center: mean`")
+            yield Conflict(("secure", "center"), "a median needs the states, `secure` gives a sum", "`center: mean`")
         if self.strategy == "abm" and self.way != "project":
-            yield Unfit(
+            yield Conflict(
                 ("secure", "strategy", "way"), "rotations are aligned by state, `secure` gives a sum", "`way: project`"
             )
 
     def _strategy_problems(self) -> Iterator[Problem]:
         """An index, All-But-Me, and a share of the clients."""
         if self.strategy == "search" and self.trains != "index":
-            yield Unfit(("strategy", "trains"), "`strategy: search` trains nothing", "`trains: index`")
+            yield Conflict(("strategy", "trains"), "`strategy: search` trains nothing", "`trains: index`")
         if self.trains == "index" and self.strategy != "search":
-            yield Unfit(("trains", "strategy"), "an index is searched, and not trained", "`strategy: search`")
+            yield Conflict(("trains", "strategy"), "an index is searched, and not trained", "`strategy: search`")
         if self.share.value * self.clients < 0.5:
-            yield Unfit(("share", "clients"), "such a share of the clients is nobody", "give a larger `share`")
+            yield Conflict(("share", "clients"), "such a share of the clients is nobody", "give a larger `share`")
         if self.strategy != "abm":
             return
         if self.clients < 2:
-            yield Unfit(("strategy", "clients"), "one client has no others", "`clients: 2` or more, or `alone`")
+            yield Conflict(("strategy", "clients"), "one client has no others", "`clients: 2` or more, or `alone`")
         if self.center == "median" and self.clients < 3:
-            yield Unfit(
-                ("center", "clients"), "the median of what one other client sent is what it sent", "`center: mean`"
+            yield Conflict(
+                ("center", "clients"), "a median of what one other client sent is just that", "`center: mean`"
             )
         if self.mixing == "adaptive" and self.hold.value == 0:
-            yield Unfit(("mixing", "hold"), "`adaptive` is judged by rows that a client holds back", "`hold: 10%`")
+            yield Conflict(("mixing", "hold"), "`adaptive` is judged by rows that a client holds back", "`hold: 10%`")
         if self.way == "function" and self.trains == "reft" and self.clients > 64:
-            yield Unfit(
+            yield Conflict(
                 ("way", "clients"), "for more than 64 clients `way: function` grows with their square", "`way: align`"
             )
 

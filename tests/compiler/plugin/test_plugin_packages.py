@@ -141,7 +141,7 @@ RULED = HALVE.replace(
     "        def run(",
     """        def problems(self):
             if self.by.value == 1:
-                yield Unfit(("by",), "a factor of 100% changes nothing", "leave the step out")
+                yield Conflict(("by",), "a factor of 100% changes nothing", "leave the step out")
             yield from self.other_problems()
 
         def run(""",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .....dsl.checker.rules import Problem, Unfit
+from .....dsl.checker.rules import Conflict, Problem
 from .....dsl.checker.values import Bytes
 from .....dsl.syntax.diagnostics import Fault, Reject
 from ....artifacts.artifact import NOTES
@@ -125,27 +125,27 @@ class Rttc(CheckpointTarget):
 
     def problems(self) -> Iterator[Problem]:
         if self.policy in ("sequential", "router") and not self.dev:
-            yield Unfit(
+            yield Conflict(
                 ("policy", "dev"),
                 "`sequential` and `router` learn from `dev`, and there is none",
                 'give `dev: "dev.jsonl"`',
             )
         if self.policy == "ttt" and self.adapt == "none":
-            yield Unfit(
+            yield Conflict(
                 ("policy", "adapt"), "`adapt: none` leaves nothing to train for `policy: ttt`", "take `adapt: lora`"
             )
         if self.check == "choice" and len(self.options) < 2:
-            yield Unfit(
+            yield Conflict(
                 ("check", "options"), "`check: choice` has fewer than two words", 'name them: `options: ["yes", "no"]`'
             )
         if self.scorer in ("lora", "reft") and self.embed == "own":
-            yield Unfit(
+            yield Conflict(
                 ("scorer", "embed"),
                 "`lora` and `reft` train a sentence encoder, and there is none",
                 'name one: `embed: "./minilm"`',
             )
         if self.reward == "scorer" and not self.graded:
-            yield Unfit(
+            yield Conflict(
                 ("reward", "graded"),
                 "the scorer has nothing to learn from without `graded`",
                 'give `graded: "graded.jsonl"`',

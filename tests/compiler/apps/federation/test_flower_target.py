@@ -25,7 +25,7 @@ from effc.compiler.cli.main import main
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.plugin.registry import Registry
-from effc.dsl.checker.rules import Unfit, Unread
+from effc.dsl.checker.rules import Conflict, Unread
 from effc.dsl.checker.values import DataRef
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -301,12 +301,12 @@ def test_a_number_that_nobody_wrote_is_told_with_what_it_is_at_odds_with(tmp_pat
 def test_the_limits_in_the_header_are_those_of_the_server():
     secure, function = {"secure": True}, {"strategy": "abm", "way": "function", "trains": "reft"}
     for arguments, legal, illegal in ((secure, LEAST, LEAST - 1), (function, MANY, MANY + 1)):
-        unfit = [
+        conflicts = [
             [p for p in Flower(path="fed", data=DataRef("words"), clients=clients, **arguments).problems()
-             if isinstance(p, Unfit)]
+             if isinstance(p, Conflict)]
             for clients in (legal, illegal)
         ]  # fmt: skip
-        assert [len(problems) for problems in unfit] == [0, 1]
+        assert [len(problems) for problems in conflicts] == [0, 1]
 
 
 def test_each_parameter_that_may_be_unread_is_tried():
