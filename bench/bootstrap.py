@@ -45,7 +45,7 @@ METHODS = ("random", "hill", "predict", "nsga2")
 AT = (8, 16, 24)
 
 
-def parts(source: Path, folder: Path) -> None:
+def split_cola(source: Path, folder: Path) -> None:
     with gzip.open(source, "rt") as file:
         table = torch.tensor([[float(x) for x in line.split(",")] for line in file])
     images = table[:, :-1].view(-1, 1, 8, 8).div(8).sub(1)
@@ -97,7 +97,7 @@ def sizes(family: Family) -> list[dict[str, int]]:
     return [{d.name: d.values[min(i, len(d.values) - 1)] for d in family.space.dims} for i in range(len(SHARES))]
 
 
-def learned(model: nn.Module, data: dict[str, torch.Tensor], steps: int, seed: int) -> None:
+def train(model: nn.Module, data: dict[str, torch.Tensor], steps: int, seed: int) -> None:
     """As the pass learns: AdamW, a cosine after a rise over a twentieth, gradients of norm 1 at most."""
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=LR, weight_decay=0.0)
@@ -117,15 +117,15 @@ def learned(model: nn.Module, data: dict[str, torch.Tensor], steps: int, seed: i
     recalibrate_batch_norms(model, data["images"][:256])
 
 
-def accuracy(model: nn.Module, ctx, part: str) -> float:
-    return ctx.metric(MetricRef("accuracy", (("data", DataRef(part)),))).measure(model, ctx)
+def accuracy(model: nn.Module, ctx, split: str) -> float:
+    return ctx.metric(MetricRef("accuracy", (("data", DataRef(split)),))).measure(model, ctx)
 
 
 def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def volume(points: list[tuple[float, float]]) -> float:
+def hypervolume(points: list[tuple[float, float]]) -> float:
     """The area that points beat below (1, 1)."""
     total, low = 0.0, 1.0
     for missed, params in sorted(points):
@@ -135,7 +135,7 @@ def volume(points: list[tuple[float, float]]) -> float:
     return total
 
 
-def searched(family: Family, folder: Path, method: str, seed: int, evals: int) -> list[tuple[float, float]]:
+def search_points(family: Family, folder: Path, method: str, seed: int, evals: int) -> list[tuple[float, float]]:
     """(accuracy missed, share of the parameters) of what a method evaluated, in that order."""
     measure = [MetricRef("accuracy", (("data", DataRef("valid")),)), MetricRef("params")]
     args = {"measure": measure, "evals": evals, **({"population": 8} if method == "nsga2" else {})}
@@ -162,8 +162,8 @@ def main() -> None:
         for seed in range(asked.seeds):
             folder = Path(place) / str(seed)
             folder.mkdir()
-            parts(asked.digits, folder)
-            for name, value in compared(folder, seed, asked, areas):
+            split_cola(asked.digits, folder)
+            for name, value in compare_methods(folder, seed, asked, areas):
                 found.setdefault(name, []).append(value)
                 print(f"seed {seed}: {name}: {value:.4f}, {time.monotonic() - began:.0f} s", flush=True)
     print("\n| | accuracy on 597 images, mean and range |\n|---|---|")
@@ -179,7 +179,7 @@ def main() -> None:
         )
 
 
-def compared(folder: Path, seed: int, asked, areas):
+def compare_methods(folder: Path, seed: int, asked, areas):
     """(name, accuracy) of everything; hypervolumes go into `areas`."""
     model = fresh(seed)
     for place in ("0", *(f"{seed}-{n}" for n in (0, asked.budget // 3)), *(f"search-{m}-{seed}" for m in METHODS)):
@@ -196,14 +196,14 @@ def compared(folder: Path, seed: int, asked, areas):
         alone = Family(capture(copy.deepcopy(model)), "", plain.space, orders=plain.orders).cut_to_choice(choice).model
         if share == 1:
             whole = copy.deepcopy(alone)
-            learned(whole, data, asked.budget, seed)
+            train(whole, data, asked.budget, seed)
             yield "alone, 100%, the whole budget", accuracy(whole, ctx, "test")
-        learned(alone, data, asked.budget // len(SHARES), seed)
+        train(alone, data, asked.budget // len(SHARES), seed)
         yield f"alone, {share:.0%} ({count(alone):,} parameters)", accuracy(alone, ctx, "test")
     for method in METHODS:
-        points = searched(net, folder, method, seed, asked.evals)
+        points = search_points(net, folder, method, seed, asked.evals)
         for n in AT:
-            areas.setdefault((method, n), []).append(volume(points[:n]))
+            areas.setdefault((method, n), []).append(hypervolume(points[:n]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from effc.kernels import packed
 GOAL = 2.0  # GB/s
 
 
-def best(call, count: int, clock=time.process_time) -> float:
+def best_gb_per_second(call, count: int, clock=time.process_time) -> float:
     """GB/s of the fastest of five calls over `count` bytes."""
     took = []
     for _ in range(5):
@@ -46,7 +46,7 @@ def main() -> None:
         held = packed.pack(kernel, weight, 1)
         rows[f"packed {kernel}"] = (lambda held=held: packed.check(packed.kernel_of(held), held.view(-1)), held.numel())
     for name, (call, of) in rows.items():
-        speed = best(call, of, clock)
+        speed = best_gb_per_second(call, of, clock)
         print(f"{name:<24} {speed:6.2f} GB/s{'' if name == 'read' or speed >= GOAL else f'   below {GOAL:g}'}")
 
 

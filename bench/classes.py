@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench.reviews import Arm, compiled, drawn, edits, lora, sst2, write_classifier, write_rows
+from bench.reviews import Arm, compile_federation, edits, lora, sample_rows, sst2, write_classifier, write_rows
 
 ONE = "clients: 1, rounds: 1, hold: 0%"
 ARMS = {
@@ -50,30 +50,30 @@ def main() -> None:
 
         write_classifier(args.model, folder / "classifier", args.data, args.layers)
         tokenizer = load_tokenizer(folder / "classifier", "the model", False)
-        train = drawn(sst2(args.data, "train"), 4000 + KEPT, 0, tokenizer)
+        train = sample_rows(sst2(args.data, "train"), 4000 + KEPT, 0, tokenizer)
         write_rows(train[KEPT:], folder / "train.jsonl")
         write_rows(train[:KEPT], folder / "kept.jsonl")
-        write_rows(drawn(sst2(args.data, "test"), args.rows, 0, tokenizer), folder / "test.jsonl")
+        write_rows(sample_rows(sst2(args.data, "test"), args.rows, 0, tokenizer), folder / "test.jsonl")
         seeds = [int(seed) for seed in args.seeds.split(",")]
         print(f"SST-2 on {args.layers} layers of MiniLM, {args.seconds:g} s of processor time to train, seeds {seeds}")
         print("| method | trained parameters | accuracy | lr | steps of 8 | s a step |\n|---|---|---|---|---|---|")
         for number, name in enumerate(ARMS):
-            print(_line(folder, name, f"arm-{number}", args.seconds, seeds), flush=True)
+            print(_table_row(folder, name, f"arm-{number}", args.seconds, seeds), flush=True)
 
 
-def _line(folder: Path, name: str, place: str, seconds: float, seeds: list[int]) -> str:
+def _table_row(folder: Path, name: str, place: str, seconds: float, seeds: list[int]) -> str:
     """Train an arm with every seed, at the better of its rates."""
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.language import Language
     from effc.compiler.apps.federation.rows import rows_of
     from effc.compiler.core.settings import Settings
 
-    path, declared = compiled(folder, ARMS[name], ["train"], place, "", 0)
+    path, declared = compile_federation(folder, ARMS[name], ["train"], place, "", 0)
     seat = ClientHost(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
     with seat.participants([0]) as (participant,):
         learner = participant.learner
         assert isinstance(learner, Language)
-        judges = {part: _rows(seat, folder, part, rows_of) for part in ("kept", "test")}
+        judges = {part: _read_split(seat, folder, part, rows_of) for part in ("kept", "test")}
         start = learner.initial_state(0)
         names = frozenset(n for n in start if not name.startswith("head") or n.startswith("classifier."))
         count = sum(start[n].size for n in names)
@@ -96,12 +96,12 @@ def _line(folder: Path, name: str, place: str, seconds: float, seeds: list[int])
     return f"| {name} | {count:,} | {spread} | {rate:g} | {steps} | {each:.2f} |"
 
 
-def _rows(seat, folder: Path, part: str, rows_of):
+def _read_split(seat, folder: Path, split: str, rows_of):
     """Rows of another file, read as the declared ones are."""
     from effc.compiler.apps.federation.client_host import ClientHost
 
     (data,) = seat.declared.data
-    body = json.loads(json.dumps(data.args).replace("train.jsonl", f"{part}.jsonl"))
+    body = json.loads(json.dumps(data.args).replace("train.jsonl", f"{split}.jsonl"))
     other = seat.declared.with_changes(data=(replace(data, args=body),))
     (rows,) = ClientHost(other, seat.model, folder, seat.settings)._load_rows()
     return rows

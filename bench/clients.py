@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from effc.compiler.apps.federation.declaration import Declaration
 
-from bench.reviews import TASKS, Arm, compiled, drawn, edits, lora, write_classifier, write_rows
-from bench.wire import wire
+from bench.reviews import TASKS, Arm, compile_federation, edits, lora, sample_rows, write_classifier, write_rows
+from bench.wire import protobuf_bytes
 
 TESTS = 200
 REFT = Arm(edits(1), "trains: reft, strategy: abm, lr: 1e-2", ())
@@ -50,20 +50,22 @@ ARMS = {  # what is compiled, and what an arm changes in its declaration
 OUTLIER = ("FedReFT, mean, align", "FedReFT, median, align", "LoReFT, alone")
 
 
-def layout(name: str, clients: int, data: Path, folder: Path, seed: int, tokenizer) -> tuple[list[str], str, list[str]]:
+def write_client_rows(
+    name: str, clients: int, data: Path, folder: Path, seed: int, tokenizer
+) -> tuple[list[str], str, list[str]]:
     """Write rows; names of the data sets, what `flower` is told of them, and the test file of every client."""
     if name == "distinct":
         names, tests, each = [], [], clients // len(TASKS)
         for task, read in TASKS.items():
-            rows = drawn(read(data, "train"), 400, seed, tokenizer)
-            write_rows(drawn(read(data, "test"), TESTS, 0, tokenizer), folder / f"{task}-test.jsonl")
+            rows = sample_rows(read(data, "train"), 400, seed, tokenizer)
+            write_rows(sample_rows(read(data, "test"), TESTS, 0, tokenizer), folder / f"{task}-test.jsonl")
             for k in range(each):
                 names.append(f"{task}{k}")
                 tests.append(f"{task}-test")
                 write_rows(rows[k::each], folder / f"{task}{k}.jsonl")
         return names, f"clients: {clients}, split: distinct", tests
-    rows = drawn(TASKS["sst2"](data, "train"), 1600, seed, tokenizer)
-    write_rows(drawn(TASKS["sst2"](data, "test"), TESTS, 0, tokenizer), folder / "test.jsonl")
+    rows = sample_rows(TASKS["sst2"](data, "train"), 1600, seed, tokenizer)
+    write_rows(sample_rows(TASKS["sst2"](data, "test"), TESTS, 0, tokenizer), folder / "test.jsonl")
     if name == "mixed":
         for label in "01":
             write_rows([row for row in rows if row["label"] == label], folder / f"class{label}.jsonl")
@@ -87,14 +89,14 @@ class Scale:
     def push_messages(self, messages):
         messages = list(messages)
         for m in messages:
-            self.down[m.number] = self.down.get(m.number, 0) + wire(m.arrays, m.config)
+            self.down[m.number] = self.down.get(m.number, 0) + protobuf_bytes(m.arrays, m.config)
         self.number = max((m.number for m in messages), default=0)
         return self.grid.push_messages(messages)
 
     def pull_messages(self, ids):
         replies = self.grid.pull_messages(ids)
         for r in replies:
-            self.up[self.number] = self.up.get(self.number, 0) + wire(r.arrays, r.config)
+            self.up[self.number] = self.up.get(self.number, 0) + protobuf_bytes(r.arrays, r.config)
         return replies
 
 
@@ -112,7 +114,7 @@ class Run:
         return self.looks[max(self.looks)]
 
 
-def course(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: int, looks: set[int]) -> Run:
+def run_federation(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: int, looks: set[int]) -> Run:
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.declaration import make_strategy
     from effc.compiler.apps.federation.grid import LocalGrid
@@ -131,7 +133,7 @@ def course(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: i
             nonlocal aside
             if round_.number in looks | {declared.rounds}:
                 began, learns = time.process_time(), seats[0].learner.held_out
-                found[round_.number] = judged(place, seats[0].learner, run.strategy.results(), tests)
+                found[round_.number] = test_accuracies(place, seats[0].learner, run.strategy.results(), tests)
                 seats[0].learner.held_out = learns
                 aside += time.process_time() - began
 
@@ -143,19 +145,19 @@ def course(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: i
     return Run(found, scale.up[last], scale.down[last], spent)
 
 
-def judged(place, learner, states, tests: list[str]) -> list[float]:
+def test_accuracies(place, learner, states, tests: list[str]) -> list[float]:
     """Accuracy of every client on its test file; of a state that all have, once for each file."""
     first, found, seen = place.declared.data[0].name, [], {}
     for client, test in enumerate(tests):
         name = "global" if "global" in states else f"client-{client}"
         if (name, test) not in seen:
-            learner.held_out = test_rows(place, place.data, first, test)
+            learner.held_out = read_test_rows(place, place.data, first, test)
             seen[name, test] = learner.judged(states[name], {})[1]
         found.append(seen[name, test])
     return found
 
 
-def test_rows(place, folder: Path, name: str, test: str):
+def read_test_rows(place, folder: Path, name: str, test: str):
     """Rows of another file, read as the declared ones are."""
     from effc.compiler.apps.federation.client_host import ClientHost
 
@@ -194,7 +196,7 @@ def main() -> None:
         places = {seed: folder / f"seed-{seed}" if n else folder for n, seed in enumerate(seeds)}
         for seed, place in places.items():
             place.mkdir(exist_ok=True)
-            names, told, tests = layout(args.layout, args.clients, args.data, place, seed, tokenizer)
+            names, told, tests = write_client_rows(args.layout, args.clients, args.data, place, seed, tokenizer)
         settings = f"{told}, rounds: {args.rounds}, steps: {args.steps}, hold: 4%"
         print(f"{told}; {args.layers} layers, {args.rounds} rounds of {args.steps} steps of 8, seeds {seeds}")
         print("| arm | accuracy | worst client | by client | KiB up | KiB down | CPU s a round |")
@@ -203,17 +205,17 @@ def main() -> None:
         for arm in arms:
             told, changes = ARMS[arm]
             if told not in apps:
-                apps[told] = compiled(folder, told, names, f"app-{len(apps)}", settings, seeds[0])
+                apps[told] = compile_federation(folder, told, names, f"app-{len(apps)}", settings, seeds[0])
             path, declared = apps[told]
             app = path, declared.with_changes(**changes)
-            runs = [course(app, place, tests, seed, looks) for seed, place in places.items()]
-            print(_line(arm, runs), flush=True)
+            runs = [run_federation(app, place, tests, seed, looks) for seed, place in places.items()]
+            print(_table_row(arm, runs), flush=True)
             all_runs[arm] = [asdict(run) for run in runs]
             if args.json:
                 args.json.write_text(json.dumps({"layout": args.layout, "clients": args.clients, "arms": all_runs}))
 
 
-def _line(arm: str, runs: list[Run]) -> str:
+def _table_row(arm: str, runs: list[Run]) -> str:
     means, worst = [statistics.mean(r.last) for r in runs], [min(r.last) for r in runs]
     each = " ".join(f"{statistics.mean(values):.2f}" for values in zip(*(r.last for r in runs), strict=True))
     up, down, spent = (statistics.mean(getattr(r, part) for r in runs) for part in ("up", "down", "seconds"))

@@ -19,7 +19,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 Point = tuple[float, float, float, float]  # MiB, mean, worst and best accuracy
 
 
-def points(runs: list[dict]) -> list[Point]:
+def points_by_round(runs: list[dict]) -> list[Point]:
     """Of one method, by round."""
     made = []
     for look in sorted(runs[0]["looks"], key=int):
@@ -29,17 +29,17 @@ def points(runs: list[dict]) -> list[Point]:
     return made
 
 
-def draw(arms: dict[str, list[Point]]) -> str:
+def draw_svg(methods: dict[str, list[Point]]) -> str:
     """The picture as SVG."""
-    every = [p for line in arms.values() for p in line]
+    every = [p for line in methods.values() for p in line]
     low, high = (math.log10(end(p[0] for p in every)) for end in (min, max))
     bottom, top = min(p[2] for p in every) - 0.02, max(p[3] for p in every) + 0.02
 
     def x(size: float) -> float:
         return LEFT + WIDE * (math.log10(size) - low) / max(high - low, 1e-9)
 
-    def y(share: float) -> float:
-        return TOP + HIGH * (top - share) / (top - bottom)
+    def y(removed_share: float) -> float:
+        return TOP + HIGH * (top - removed_share) / (top - bottom)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDE + SIDE}" height="{TOP + HIGH + 50}" '
@@ -54,7 +54,7 @@ def draw(arms: dict[str, list[Point]]) -> str:
         )
     for size in sorted({min(p[0] for p in every), max(p[0] for p in every)}):
         parts.append(f'<text x="{x(size):.1f}" y="{TOP + HIGH + 20}" text-anchor="middle">{size:.2f} MiB</text>')
-    for number, (name, line) in enumerate(arms.items()):
+    for number, (name, line) in enumerate(methods.items()):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{x(p[0]):.1f},{y(p[1]):.1f}" for p in line)
         bars = "".join(f"M{x(p[0]):.1f} {y(p[2]):.1f}V{y(p[3]):.1f}" for p in line)
@@ -72,7 +72,7 @@ def main() -> None:
     given = asked.parse_args()
     arms = json.loads(given.file.read_text())["arms"]
     names = [name for name in given.arms.split(";") if name in arms] or list(arms)
-    sys.stdout.write(draw({name: points(arms[name]) for name in names}) + "\n")
+    sys.stdout.write(draw_svg({name: points_by_round(arms[name]) for name in names}) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ from decoders import (
     LLAMA,
     ONNX,
     SHORT,
-    contestant,
+    available_contestants,
+    open_contestant,
     perplexity,
-    prepare,
-    present,
     tokenizer,
+    write_contestants,
 )
 from effc.compiler.transforms.lowering.contenders import memory_read_contender
 from effc.compiler.transforms.lowering.racing import involuntary_switches, set_real_time_priority
@@ -73,7 +73,7 @@ def serve(folder: Path, name: str, threads: int) -> None:
         import llama_cpp  # noqa: F401
     before, raised = peak(), set_real_time_priority(True)
     started = time.perf_counter()
-    made = Reading(threads) if name == READ else contestant(folder, name, threads)
+    made = Reading(threads) if name == READ else open_contestant(folder, name, threads)
     loaded = time.perf_counter() - started
     made.prompt(rows[0][: PROMPTS[0]])
     first = time.perf_counter() - started - loaded
@@ -88,13 +88,13 @@ def serve(folder: Path, name: str, threads: int) -> None:
             cut = [row[: PROMPTS[0]] for row in rows]
             say(perplexity=perplexity(made, cut))
         elif asked["do"] == "prompt":
-            say(seconds=timed(lambda n=asked["count"]: made.prompt(rows[0][:n]), 1))
+            say(seconds=time_calls(lambda n=asked["count"]: made.prompt(rows[0][:n]), 1))
         else:
             made.prompt(rows[0][:SHORT])
-            say(seconds=timed(made.step, asked["count"]))
+            say(seconds=time_calls(made.step, asked["count"]))
 
 
-def timed(call, count: int) -> list[list]:
+def time_calls(call, count: int) -> list[list]:
     """Seconds of each call, and whether no thread was pre-empted in it."""
     raised = set_real_time_priority(True)
     found = []
@@ -136,15 +136,15 @@ class Racer:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return cls(name, process, answer(name, process))
 
-    def ask(self, do: str, count: int = 1) -> dict:
-        self.process.stdin.write(json.dumps({"do": do, "count": count}) + "\n")
+    def ask(self, action: str, count: int = 1) -> dict:
+        self.process.stdin.write(json.dumps({"do": action, "count": count}) + "\n")
         self.process.stdin.flush()
         return answer(self.name, self.process)
 
-    def burst(self, do: str, count: int) -> float:
-        key = do if do == "step" else f"{do} {count}"
+    def burst(self, action: str, count: int) -> float:
+        key = action if action == "step" else f"{action} {count}"
         spent = 0.0
-        for seconds, undisturbed in self.ask(do, count)["seconds"]:
+        for seconds, undisturbed in self.ask(action, count)["seconds"]:
             (self.kept if undisturbed else self.thrown).setdefault(key, []).append(seconds)
             spent += seconds
         return spent
@@ -169,18 +169,18 @@ def answer(name: str, process: subprocess.Popen) -> dict:
     raise SystemExit(f"{name} ended with {process.wait()}")
 
 
-def race(racers: list[Racer], do: str, count: int, seconds: float) -> None:
+def race_in_turns(contenders: list[Racer], action: str, count: int, seconds: float) -> None:
     """Bursts in turn, forwards and backwards, until the median racer had `seconds`."""
-    spent = {racer.name: 0.0 for racer in racers}
+    spent = {racer.name: 0.0 for racer in contenders}
     turn = 0
     while turn < 4 or statistics.median(spent.values()) < seconds:
-        for racer in racers if turn % 2 else racers[::-1]:
+        for racer in contenders if turn % 2 else contenders[::-1]:
             time.sleep(REST)
-            spent[racer.name] += racer.burst(do, count)
+            spent[racer.name] += racer.burst(action, count)
         turn += 1
 
 
-def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
     print(f"\n{title}")
     wide = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
@@ -190,15 +190,15 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
         print("  ".join([first, *others]))
 
 
-def report(folder: Path, asked: argparse.Namespace) -> None:
-    names = present(asked.only.split(","))
-    prepare(folder, names)
+def run_benchmark(folder: Path, asked: argparse.Namespace) -> None:
+    names = available_contestants(asked.only.split(","))
+    write_contestants(folder, names)
     loads = {name: [load(folder, name, asked.threads) for _ in range(2)] for name in names}
     racers = [Racer.start(folder, name, asked.threads) for name in [READ, *names]]
-    race(racers, "step", STEPS, asked.seconds)
+    race_in_turns(racers, "step", STEPS, asked.seconds)
     reading, *racers = racers
     for tokens in PROMPTS:
-        race(racers, "prompt", tokens, asked.seconds)
+        race_in_turns(racers, "prompt", tokens, asked.seconds)
     rate = READ_BYTES / reading.seconds("step")
     print(f"{asked.threads} threads, read bandwidth {rate / 1e9:.1f} GB/s; medians of samples without pre-emption")
     fills = [f"prompt {tokens}" for tokens in PROMPTS]
@@ -210,11 +210,11 @@ def report(folder: Path, asked: argparse.Namespace) -> None:
         bound = r.facts["bytes"] / rate / step
         lines.append([r.name, f"{1 / step:.1f}", f"{1e3 * step:.2f}", f"{bound:.2f}", *speeds, counts])
     head = ["", "tokens/s", "ms", "of bound", *(f"prefill {tokens} t/s" for tokens in PROMPTS), "samples"]
-    table("SmolLM2-135M-Instruct", head, lines)
-    goals(racers)
+    print_table("SmolLM2-135M-Instruct", head, lines)
+    print_goals(racers)
     if not asked.no_quality:
         quality = [[r.name, f"{r.ask('perplexity')['perplexity']:.3f}"] for r in racers]
-        table("perplexity, 4 rows of 256 tokens of the zoo's held-out text", ["", "perplexity"], quality)
+        print_table("perplexity, 4 rows of 256 tokens of the zoo's held-out text", ["", "perplexity"], quality)
     for racer in [reading, *racers]:
         loads.setdefault(racer.name, []).append(racer.facts)
         racer.close()
@@ -223,7 +223,7 @@ def report(folder: Path, asked: argparse.Namespace) -> None:
         low = {key: statistics.median(facts[key] for facts in loads[name]) for key in loads[name][0]}
         lines.append([name, f"{low['load_s']:.2f}", f"{1e3 * low['first_s']:.0f}", f"{low['peak_bytes'] / 2**20:.0f}"])
     head = ["", "load s", "first token ms", "peak MiB"]
-    table("each in its process, median of 3, above what the process had before", head, lines)
+    print_table("each in its process, median of 3, above what the process had before", head, lines)
 
 
 def load(folder: Path, name: str, threads: int) -> dict:
@@ -232,18 +232,18 @@ def load(folder: Path, name: str, threads: int) -> dict:
     return racer.facts
 
 
-def goals(racers: list[Racer]) -> None:
-    by = {r.name: r for r in racers}
+def print_goals(contenders: list[Racer]) -> None:
+    by = {r.name: r for r in contenders}
     pairs = [("own 50% sparse int8", "llama.cpp q8_0", 1.5), ("own bf16", "llama.cpp bf16", 1.3)]
     pairs += [(ours, f"ik_{theirs}", goal) for ours, theirs, goal in pairs]
     for ours, theirs, goal in pairs:
         if ours in by and theirs in by:
             ratio = by[theirs].seconds("step") / by[ours].seconds("step")
             print(f"{ours} against {theirs}: {ratio:.2f}x (goal {goal}x)")
-    mine = [r for r in racers if r.name in LEAF_FUNCTIONS]
+    mine = [r for r in contenders if r.name in LEAF_FUNCTIONS]
     for tokens in PROMPTS if mine else ():
         for family, names in (("llama.cpp", LLAMA), ("ik_llama.cpp", IK)):
-            theirs = [r for r in racers if r.name in names]
+            theirs = [r for r in contenders if r.name in names]
             if theirs:
                 best, other = (min(r.seconds(f"prompt {tokens}") for r in side) for side in (mine, theirs))
                 print(f"a prompt of {tokens} against the best of {family}: {other / best:.2f}x (goal 1.2x)")
@@ -274,7 +274,7 @@ def main() -> None:
             ids = tokenizer()((ROOT / "recipes/zoo/tiny-llama/heldout.txt").read_text()[:30000])["input_ids"]
             rows = [ids[i : i + PROMPTS[-1]] for i in range(0, 4 * PROMPTS[-1], PROMPTS[-1])]
             (folder / "rows.json").write_text(json.dumps(rows))
-        report(folder, asked)
+        run_benchmark(folder, asked)
 
 
 if __name__ == "__main__":

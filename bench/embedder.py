@@ -56,7 +56,7 @@ def main(model: str, test: str, train: str, *shares: str) -> None:
 
         original = AutoModel.from_pretrained(base).eval()
         known = vectors(original, rows, base)
-        say("original", original, known, known)
+        print_accuracy("original", original, known, known)
         for share in shares or ("10", "20"):
             began = time.perf_counter()
             recipe = folder / f"small-{share}.effspec"
@@ -65,7 +65,7 @@ def main(model: str, test: str, train: str, *shares: str) -> None:
             api.build(session, folder / f"out-{share}")
             for name in ("pruned", "healed"):
                 made = load(folder / f"out-{share}" / name)
-                say(f"{name} by {share}%", made, vectors(made, rows, base), known)
+                print_accuracy(f"{name} by {share}%", made, vectors(made, rows, base), known)
             print(f"{share}%: {time.perf_counter() - began:.0f} s", flush=True)
 
 
@@ -83,7 +83,7 @@ def vectors(model: nn.Module, rows: Tensor, base: Path) -> Tensor:
     return normalize(torch.cat(made), dim=-1)
 
 
-def say(name: str, model: nn.Module, ours: Tensor, known: Tensor) -> None:
+def print_accuracy(name: str, model: nn.Module, ours: Tensor, known: Tensor) -> None:
     places = ranks(ours[:PAIRS] @ ours[PAIRS:].T)
     print(
         f"{name:16} {sum(p.numel() for p in model.parameters()) / 1e6:6.2f} M params  "

@@ -17,7 +17,7 @@ from pathlib import Path
 LENGTHS, BATCHES, ROUNDS = (16, 128), (1, 32), 7
 
 
-def native(model, weights: str, threads: int):
+def open_native_encoder(model, weights: str, threads: int):
     from effc.compiler.ir.capture.capture import capture
     from effc.compiler.runtimes.native.emission import artifact_facts
     from effc.compiler.runtimes.native.opening import open_native
@@ -52,8 +52,8 @@ def main() -> None:
     calls = {
         "torch float32": lambda ids: model(input_ids=ids),
         "torch bfloat16": lambda ids: half(input_ids=ids),
-        "native bf16": native(model, "bf16", asked.threads),
-        "native int8": native(model, "int8", asked.threads),
+        "native bf16": open_native_encoder(model, "bf16", asked.threads),
+        "native int8": open_native_encoder(model, "int8", asked.threads),
     }
     told = machine_facts()
     print(

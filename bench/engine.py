@@ -115,7 +115,7 @@ class Shape:
         return sum(w.numel() * w.element_size() for w in self.weights.values())
 
 
-def decoder(engine: Engine, context: int, rows: int = 1):
+def decode_step(engine: Engine, context: int, rows: int = 1):
     """A call that decodes one token of each sequence at nearly the same length every time."""
     for row in range(rows):
         engine.forget(row)
@@ -138,7 +138,7 @@ def prefill(engine: Engine, tokens: int):
     return call
 
 
-def llama(folder: Path, threads: int, context: int) -> dict[str, tuple]:
+def llama_cpp_calls(folder: Path, threads: int, context: int) -> dict[str, tuple]:
     """Name: (one token, a prompt of 256) of every GGUF file, through llama.cpp's own C API."""
     try:
         import llama_cpp
@@ -171,7 +171,7 @@ def llama(folder: Path, threads: int, context: int) -> dict[str, tuple]:
     return found
 
 
-def burst(contender: Contender, seconds: float = 0.05) -> None:
+def run_burst(contender: Contender, seconds: float = 0.05) -> None:
     """Calls one after another; the first two find threads asleep and count as none."""
     call = contender.calls[0]
     set_real_time_priority(True)
@@ -187,12 +187,12 @@ def burst(contender: Contender, seconds: float = 0.05) -> None:
     time.sleep(seconds)
 
 
-def table(title: str, contenders: list[Contender], tokens: int, seconds: float) -> None:
+def print_table(title: str, contenders: list[Contender], tokens: int, seconds: float) -> None:
     """One line of each contender; `seconds` are what each is called for."""
     bursts = max(3, round(seconds / 0.05))
     for turn in range(bursts):
         for c in contenders if turn % 2 else contenders[::-1]:
-            burst(c, 0.05 if tokens < 100 else 0.5)
+            run_burst(c, 0.05 if tokens < 100 else 0.5)
     print(f"\n{title}")
     for c in contenders:
         c.times = c.times or [float("nan")]
@@ -205,7 +205,7 @@ def table(title: str, contenders: list[Contender], tokens: int, seconds: float) 
         )
 
 
-def profile(name: str, engine: Engine, call, calls: int = 40) -> None:
+def print_profile(name: str, engine: Engine, call, calls: int = 40) -> None:
     """Milliseconds per token of all threads together, over calls that no other process disturbed."""
     sums: dict[str, float] = {}
     kept = 0
@@ -248,19 +248,21 @@ def main() -> None:
         begun = time.perf_counter()
         engines[name] = Engine(shapes[name].plan, shapes[name].weights, chosen.threads, 8)
         print(f"  {name:<10} {shapes[name].bytes / 1e6:6.1f} MB, loaded in {time.perf_counter() - begun:.2f} s")
-    others = llama(chosen.llama, chosen.threads, chosen.context) if chosen.llama else {}
+    others = llama_cpp_calls(chosen.llama, chosen.threads, chosen.context) if chosen.llama else {}
     for rows in (1, 4, 8):
-        own = [Contender(n, [decoder(engines[n], chosen.context, rows)], shapes[n].bytes) for n in names]
+        own = [Contender(n, [decode_step(engines[n], chosen.context, rows)], shapes[n].bytes) for n in names]
         reads = [memory_read_contender(shapes[n].bytes, chosen.threads) for n in names] if rows == 1 else []
         for n, read in zip(names, reads, strict=False):
             read.name = f"read {n}"
         theirs = [Contender(n, [calls[0]]) for n, calls in others.items()] if rows == 1 else []
-        table(f"decode, {rows} sequences" if rows > 1 else "decode", [*own, *reads, *theirs], rows, chosen.seconds)
+        print_table(
+            f"decode, {rows} sequences" if rows > 1 else "decode", [*own, *reads, *theirs], rows, chosen.seconds
+        )
     own = [Contender(n, [prefill(engines[n], 256)]) for n in names]
-    table("prefill 256", [*own, *(Contender(n, [c[1]]) for n, c in others.items())], 256, 2 * chosen.seconds)
+    print_table("prefill 256", [*own, *(Contender(n, [c[1]]) for n, c in others.items())], 256, 2 * chosen.seconds)
     print("\nwhere the time goes")
     for name in names:
-        profile(name, engines[name], decoder(engines[name], chosen.context))
+        print_profile(name, engines[name], decode_step(engines[name], chosen.context))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ ARMS = {
 WAYS = (("mean", "project"), ("mean", "align"), ("median", "align"))
 
 
-def course(folder: Path, arm: str, seed: int, rounds: int, local: int):
+def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int):
     """The rounds of one arm."""
     from effc.compiler.apps.federation.app import PACKAGE
     from effc.compiler.apps.federation.declaration import read_declaration
@@ -65,7 +65,7 @@ def course(folder: Path, arm: str, seed: int, rounds: int, local: int):
     return simulate(declared, path / declared.folder, folder, Settings(folder / "cache", seed=seed)).course
 
 
-def compare(seeds: list[int], rounds: int, local: int, arms: list[str]) -> None:
+def compare_methods(seeds: list[int], rounds: int, local: int, methods: list[str]) -> None:
     print(f"4 clients, {rounds} rounds of {local} steps of 8 rows, seeds {seeds}")
     print(
         "| arm | loss | worst client | KiB up a round | KiB down a round | seconds a round |\n|---|---|---|---|---|---|"
@@ -75,8 +75,8 @@ def compare(seeds: list[int], rounds: int, local: int, arms: list[str]) -> None:
         rows = [json.loads(line) for line in (ZOO / "speech-train.jsonl").read_text().splitlines()]
         for name in ("deed", "speech"):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["answer"] == name))
-        for arm in arms:
-            found = [course(folder, arm, seed, rounds, local) for seed in seeds]
+        for arm in methods:
+            found = [run_rounds(folder, arm, seed, rounds, local) for seed in seeds]
             last = [c.rounds[-1] for c in found]
             values = (_spread([r.loss for r in last]), _spread([r.worst for r in last]))
             sizes = [
@@ -91,7 +91,7 @@ def _spread(values: list[float]) -> str:
     return f"{mean:.3f}" + (f" ({min(values):.3f} .. {max(values):.3f})" if len(values) > 1 else "")
 
 
-def scale(counts: list[int]) -> None:
+def time_server_rounds(counts: list[int]) -> None:
     """A round of the server: putting together what clients sent, and the next payload of each."""
     from effc.compiler.apps.federation.averaging import FedAvg
     from effc.compiler.apps.federation.personal import AllButMe
@@ -103,7 +103,7 @@ def scale(counts: list[int]) -> None:
         "| clients | FedAvg | mean, project | mean, align | median, align | peak memory, MiB |\n|---|---|---|---|---|---|"
     )
     for count in counts:
-        sent = _states(full, count)
+        sent = _random_states(full, count)
         times = []
         for strategy in (FedAvg(full), *(AllButMe(full, *how, 0.5) for how in WAYS)):
             strategy.begin(sent[0].state)
@@ -116,7 +116,7 @@ def scale(counts: list[int]) -> None:
         print(f"| {count:,} | {' | '.join(times)} | {peak:.0f} |", flush=True)
 
 
-def _states(full, count: int):
+def _random_states(full, count: int):
     """Interventions with orthonormal R, near a common start as those of clients are."""
     from effc.compiler.apps.federation.rotations import projected
     from effc.compiler.apps.federation.strategy import TrainedState
@@ -138,9 +138,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.scale:
-        return scale([int(n) for n in args.counts.split(",")])
+        return time_server_rounds([int(n) for n in args.counts.split(",")])
     arms = [arm for arm in ARMS if args.arms in arm]
-    return compare([int(s) for s in args.seeds.split(",")], args.rounds, args.local, arms)
+    return compare_methods([int(s) for s in args.seeds.split(",")], args.rounds, args.local, arms)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 SHAPES = [(1536, 576), (576, 1536), (2048, 2048)]
 
 
-def ratio(shape: tuple[int, int], rows: int, group: int, calls: int) -> tuple[float, float]:
+def int4_and_int8_microseconds(shape: tuple[int, int], rows: int, group: int, calls: int) -> tuple[float, float]:
     """Microseconds of int4 and of int8."""
     from effc.kernels.ops import KERNELS
 
@@ -46,7 +46,7 @@ def main() -> None:
     for shape in SHAPES:
         for rows in asked.rows:
             for group in asked.groups:
-                own, other = ratio(shape, rows, group, asked.calls)
+                own, other = int4_and_int8_microseconds(shape, rows, group, asked.calls)
                 cells = (f"{shape[0]} x {shape[1]}", rows, group, f"{own:.0f}", f"{other:.0f}", f"{other / own:.2f}")
                 print(line.format(*cells), flush=True)
 

@@ -64,7 +64,7 @@ def place_of(folder: Path, name: str) -> Path:
     return folder / "frontier" / name.replace(" ", "-").replace(",", "").replace("%", "")
 
 
-def write_own(folder: Path, name: str, steps: int) -> None:
+def write_native(folder: Path, name: str, steps: int) -> None:
     from effc.compiler.ir.layers.linear import KernelLinear
     from effc.compiler.runtimes.native import plan_files
     from effc.compiler.runtimes.native.emission import artifact_facts
@@ -86,7 +86,7 @@ def write_own(folder: Path, name: str, steps: int) -> None:
     plan_files.write_plan(Reader(program, Numbers(weights, 32)).build_plan(), place, artifact_facts(model, weights))
 
 
-def write_llama(folder: Path, name: str) -> None:
+def quantise_by_llama_cpp(folder: Path, name: str) -> None:
     """A file of one of llama.cpp's forms, by its own quantiser from float16."""
     import llama_cpp as api
     from decoders import silent_llama
@@ -181,7 +181,7 @@ def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str,
     return seconds
 
 
-def summary(lines: list[dict], file: Path) -> None:
+def write_svg(lines: list[dict], file: Path) -> None:
     """Speed against perplexity of `docs` and `kjv` together, as text that a browser draws."""
     wide, high, left, low = 760, 440, 60, 40
     xs, ys = [math.log(r["both"]) for r in lines], [r["speed"] for r in lines]
@@ -237,16 +237,18 @@ def main() -> None:
     names = asked.only or [*LEAF_FUNCTIONS, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
     if not find_spec("llama_cpp"):
         print("llama.cpp: absent, `llama_cpp` does not import", flush=True)
-    smol.rescaled(folder)
+    smol.write_rescaled(folder)
     if not (folder / "rows.json").exists():
         rows_of(folder)
     for name in names:
         if not place_of(folder, name).exists():
-            write_own(folder, name, asked.steps) if name in LEAF_FUNCTIONS else write_llama(folder, IK.get(name, name))
-    report(folder, names, asked)
+            write_native(folder, name, asked.steps) if name in LEAF_FUNCTIONS else quantise_by_llama_cpp(
+                folder, IK.get(name, name)
+            )
+    run_benchmark(folder, names, asked)
 
 
-def scores(folder: Path, name: str, threads: int) -> list[float]:
+def perplexities(folder: Path, name: str, threads: int) -> list[float]:
     """Perplexity of the held-out texts; kept beside what it is of."""
     kept = place_of(folder, name) / f"{'ik_' if name in IK else ''}perplexity.json"
     if not kept.exists():
@@ -257,8 +259,8 @@ def scores(folder: Path, name: str, threads: int) -> list[float]:
     return json.loads(kept.read_text())
 
 
-def report(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
-    known = {name: scores(folder, name, asked.threads) for name in names}
+def run_benchmark(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
+    known = {name: perplexities(folder, name, asked.threads) for name in names}
     seconds = {} if asked.no_speed else race(folder, names, asked.threads, asked.rounds)
     line = "{:<32}{:>8}{:>9}{:>9}{:>12}{:>20}{:>12}"
     print(line.format("", "MB", *smol.HELD_OUT, "tokens/s", "lowest..highest", "of bf16"), flush=True)
@@ -279,7 +281,7 @@ def report(folder: Path, names: list[str], asked: argparse.Namespace) -> None:
         said = "none" if best is None else f"{best['name']}, {best['speed'] / theirs['speed']:.2f}x"
         print(f"no worse than {theirs['name']}: {said} (goal 1.3x)", flush=True)
     if asked.svg and lines:
-        summary(lines, asked.svg)
+        write_svg(lines, asked.svg)
 
 
 if __name__ == "__main__":

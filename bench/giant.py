@@ -45,14 +45,14 @@ RECIPES = {  # name: steps, emit
 TARGETS = {"hf": 'hf("out")', "native": 'native("out")', "native int8": 'native("out", weights: int8)'}
 
 
-def make(size: str, folder: Path, shard_bytes: int = 2 << 30, seed: int = 0) -> None:
+def write_random_checkpoint(size: str, folder: Path, shard_bytes: int = 2 << 30, seed: int = 0) -> None:
     """A checkpoint folder of these shapes, weights drawn as Llamas begin: normal, 0.02; norms are one."""
     from effc.compiler.models.checkpoints.tensor_files import Piece, write_tensors
 
     hidden, layers, heads, kv, mlp, vocabulary, tied = SHAPES[size]
     generator, width = torch.Generator().manual_seed(seed), hidden // heads
 
-    def piece(name: str, *shape: int) -> Piece:
+    def random_tensor(name: str, *shape: int) -> Piece:
         def drawn() -> torch.Tensor:
             if len(shape) == 1:
                 return torch.ones(shape, dtype=torch.bfloat16)
@@ -60,22 +60,25 @@ def make(size: str, folder: Path, shard_bytes: int = 2 << 30, seed: int = 0) -> 
 
         return Piece(name, torch.bfloat16, shape, drawn)
 
-    pieces = [piece("model.embed_tokens.weight", vocabulary, hidden), piece("model.norm.weight", hidden)]
+    pieces = [
+        random_tensor("model.embed_tokens.weight", vocabulary, hidden),
+        random_tensor("model.norm.weight", hidden),
+    ]
     for layer in range(layers):
         at = f"model.layers.{layer}"
         pieces += [
-            piece(f"{at}.self_attn.q_proj.weight", heads * width, hidden),
-            piece(f"{at}.self_attn.k_proj.weight", kv * width, hidden),
-            piece(f"{at}.self_attn.v_proj.weight", kv * width, hidden),
-            piece(f"{at}.self_attn.o_proj.weight", hidden, heads * width),
-            piece(f"{at}.mlp.gate_proj.weight", mlp, hidden),
-            piece(f"{at}.mlp.up_proj.weight", mlp, hidden),
-            piece(f"{at}.mlp.down_proj.weight", hidden, mlp),
-            piece(f"{at}.input_layernorm.weight", hidden),
-            piece(f"{at}.post_attention_layernorm.weight", hidden),
+            random_tensor(f"{at}.self_attn.q_proj.weight", heads * width, hidden),
+            random_tensor(f"{at}.self_attn.k_proj.weight", kv * width, hidden),
+            random_tensor(f"{at}.self_attn.v_proj.weight", kv * width, hidden),
+            random_tensor(f"{at}.self_attn.o_proj.weight", hidden, heads * width),
+            random_tensor(f"{at}.mlp.gate_proj.weight", mlp, hidden),
+            random_tensor(f"{at}.mlp.up_proj.weight", mlp, hidden),
+            random_tensor(f"{at}.mlp.down_proj.weight", hidden, mlp),
+            random_tensor(f"{at}.input_layernorm.weight", hidden),
+            random_tensor(f"{at}.post_attention_layernorm.weight", hidden),
         ]
     if not tied:
-        pieces.append(piece("lm_head.weight", vocabulary, hidden))
+        pieces.append(random_tensor("lm_head.weight", vocabulary, hidden))
     folder.mkdir(parents=True)
     write_tensors(folder, pieces, shard_bytes)
     config = {
@@ -102,8 +105,8 @@ def recipe(model: Path, name: str, rows: int, length: int) -> str:
     )
 
 
-def compiled(model: Path, name: str, work: Path, threads: int, measured: str, rows: int, length: int) -> None:
-    """Compile one recipe in this process, whose plan reckons with speeds as JSON; then print its stages as JSON."""
+def compile_recipe(model: Path, name: str, work: Path, threads: int, measured: str, rows: int, length: int) -> None:
+    """Compile one recipe in this process, whose plan estimates from speeds in JSON; then print its stages as JSON."""
     from effc.compiler.core.events import StageEnded
     from effc.compiler.core.speed_cache import keep
     from effc.compiler.core.speeds import Speeds
@@ -136,7 +139,7 @@ def compiled(model: Path, name: str, work: Path, threads: int, measured: str, ro
     api.compile(path, work / "out", **options)
     for row in stages:
         row["planned"], row["planned_peak"] = foreseen.get(row["stage"], (None, None))
-    print(json.dumps({"name": name, "rows": stages, "hwm": high_water()}))
+    print(json.dumps({"name": name, "rows": stages, "hwm": peak_resident_bytes()}))
 
 
 def processor_seconds() -> float:
@@ -145,7 +148,7 @@ def processor_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def high_water() -> int:
+def peak_resident_bytes() -> int:
     """VmHWM of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -154,12 +157,12 @@ def high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def run(model: Path, only: list[str], threads: int, work: Path | None, data: list[str]) -> None:
+def run(model: Path, names: list[str], threads: int, work: Path | None, data: list[str]) -> None:
     from effc.compiler.core.fingerprint import machine_facts
     from effc.compiler.core.speeds import measure_speeds
 
     torch.set_num_threads(threads)
-    measured = json.dumps(asdict(measure_speeds(model.parent / "disk", each=0.5)))
+    measured = json.dumps(asdict(measure_speeds(model.parent / "disk", seconds_each=0.5)))
     weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(
         f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, seed 0, weights {weights / 2**30:.2f} GiB",
@@ -169,7 +172,7 @@ def run(model: Path, only: list[str], threads: int, work: Path | None, data: lis
         f"{'recipe':<11} {'stage':<14} {'seconds':>8} {'of CPU':>8} {'planned':>8} {'peak GiB':>9} {'planned':>8} {'VmHWM GiB':>10}",
         flush=True,
     )
-    for name in only:
+    for name in names:
         folder = Path(tempfile.mkdtemp(dir=work))
         try:
             command = [sys.executable, "-m", "bench.giant", "one", str(model), name, str(folder), str(threads)]
@@ -177,12 +180,12 @@ def run(model: Path, only: list[str], threads: int, work: Path | None, data: lis
             if done.returncode:
                 print(f"{name:<11} ended with {done.returncode}", flush=True)
                 continue
-            show(json.loads(done.stdout.splitlines()[-1]))
+            print_result(json.loads(done.stdout.splitlines()[-1]))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def show(found: dict) -> None:
+def print_result(found: dict) -> None:
     for row in found["rows"]:
         seconds = "" if row["planned"] is None else f"{row['planned']:.1f}"
         peak = "" if row["planned_peak"] is None else f"{row['planned_peak'] / 2**30:.2f}"
@@ -216,11 +219,11 @@ def main() -> None:
     one.add_argument("length", type=int, nargs="?", default=256)
     options = parser.parse_args()
     if options.verb == "make":
-        make(options.size, options.folder)
+        write_random_checkpoint(options.size, options.folder)
     elif options.verb == "run":
         run(options.folder.resolve(), options.only, options.threads, options.work, [options.rows, options.length])
     else:
-        compiled(
+        compile_recipe(
             options.folder, options.name, options.work, options.threads, options.measured, options.rows, options.length
         )
 

@@ -42,7 +42,7 @@ emit lean {{ hf("lean", form: compact) }}
 """
 
 
-def perplexity(program, ctx) -> float:
+def heldout_perplexity(program, ctx) -> float:
     """On all of heldout.txt."""
     from effc.compiler.models.rows.forward import total_nll
     from effc.dsl.checker.values import DataRef
@@ -51,19 +51,19 @@ def perplexity(program, ctx) -> float:
     return math.exp(nats / tokens)
 
 
-def healed(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[float, float]:
+def perplexity_after_healing(folder: Path, cut: str, heal: str, steps: int, seed: int) -> tuple[float, float]:
     """Held-out perplexity after healing, and what that took in seconds."""
-    build = begun(folder, cut, heal, steps, seed)
+    build = build_of(folder, cut, heal, steps, seed)
     first, last = build.plan.stages
     build.run_step(first)
     build.load_outcome(first.key)
     started = time.perf_counter()
     build.run_step(last)
     seconds = time.perf_counter() - started
-    return perplexity(build.load_outcome(last.key).program, build.ctx), seconds
+    return heldout_perplexity(build.load_outcome(last.key).program, build.ctx), seconds
 
 
-def begun(folder: Path, cut: str, heal: str, steps: int, seed: int):
+def build_of(folder: Path, cut: str, heal: str, steps: int, seed: int):
     """The build of a recipe; one cache for all, so that the same pruning is done once a seed."""
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
@@ -89,12 +89,14 @@ def main() -> None:
     print(line.format("pruned", "healed by", "original", "pruned", "healed, three seeds", "regained", "s"))
     with tempfile.TemporaryDirectory() as folder:
         for cut in CUTS:
-            build = begun(Path(folder), cut, "lora", steps, SEEDS[0])
-            original = perplexity(build.load_outcome(build.plan.identity).program, build.ctx)
+            build = build_of(Path(folder), cut, "lora", steps, SEEDS[0])
+            original = heldout_perplexity(build.load_outcome(build.plan.identity).program, build.ctx)
             build.run_step(build.plan.stages[0])
-            pruned = perplexity(build.load_outcome(build.plan.stages[0].key).program, build.ctx)
+            pruned = heldout_perplexity(build.load_outcome(build.plan.stages[0].key).program, build.ctx)
             for heal in HEALS:
-                after, seconds = zip(*(healed(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True)
+                after, seconds = zip(
+                    *(perplexity_after_healing(Path(folder), cut, heal, steps, s) for s in SEEDS), strict=True
+                )
                 left = math.log(statistics.geometric_mean(after) / original)
                 regained = 1 - left / math.log(pruned / original)
                 print(

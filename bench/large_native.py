@@ -21,7 +21,7 @@ STEPS, READ_BYTES = 4, 512 << 20
 MODES = {"by default": None, "mapped": True, "copied": False}
 
 
-def opened(folder: Path, threads: int, mode: str):
+def open_model(folder: Path, threads: int, mode: str):
     """A model that decodes (`decoders.Own`'s way), and the seconds that it took to open."""
     import torch
     from effc.compiler.runtimes.native.opening import open_native
@@ -32,12 +32,12 @@ def opened(folder: Path, threads: int, mode: str):
     return model, time.perf_counter() - started
 
 
-def decoding(folder: Path, threads: int, rounds: int, mode: str) -> dict:
+def measure_decoding(folder: Path, threads: int, rounds: int, mode: str) -> dict:
     """Seconds a token and GB/s of reading, round by round."""
     from decoders import bytes_read
     from effc.compiler.transforms.lowering.contenders import memory_read_contender
 
-    model, seconds = opened(folder, threads, mode)
+    model, seconds = open_model(folder, threads, mode)
     reading, read = memory_read_contender(READ_BYTES, threads), bytes_read(folder)
     token = int(model.engine.run(list(range(16)), [0] * 16, [15]).argmax())
     found = {"open": seconds, "bytes": read, "token": [], "speed": []}
@@ -66,9 +66,9 @@ def main() -> None:
     asked = parser.parse_args()
     folder = asked.artifact / "native" if (asked.artifact / "native").is_dir() else asked.artifact
     if asked.child and asked.decode:
-        return print(json.dumps(decoding(folder, asked.threads, asked.rounds, asked.child)))
+        return print(json.dumps(measure_decoding(folder, asked.threads, asked.rounds, asked.child)))
     if asked.child:
-        _, seconds = opened(folder, asked.threads, asked.child)
+        _, seconds = open_model(folder, asked.threads, asked.child)
         return print(json.dumps(seconds))
     size = (folder / "weights.bin").stat().st_size
     print(

@@ -53,13 +53,13 @@ PRUNED = """prune.multi(remove: {share:.2f}% of flops, group: 128, score: accura
     estimate: taylor, together: 8)"""
 
 
-def jsonl(source: Path, into: Path) -> None:
+def jsonl(source: Path, destination: Path) -> None:
     lines = source.read_text(encoding="utf-8").splitlines()[1:]
     records = [dict(zip(("text", "label"), line.split("\t"), strict=True)) for line in lines if line]
-    into.write_text("\n".join(json.dumps(r) for r in records), encoding="utf-8")
+    destination.write_text("\n".join(json.dumps(r) for r in records), encoding="utf-8")
 
 
-def built(folder: Path, step: str, seed: int) -> tuple[Build, str]:
+def run_step(folder: Path, step: str, seed: int) -> tuple[Build, str]:
     """The build of one step, and its key once it has run."""
     path = folder / "lonas.effspec"
     path.write_text(RECIPE.format(step=step))
@@ -71,7 +71,7 @@ def built(folder: Path, step: str, seed: int) -> tuple[Build, str]:
     return build, plan.stages[-1].key
 
 
-def learned(model: nn.Module, weights: list[Tensor], ctx, steps: int, lr: float, seed: int) -> None:
+def train_weights(model: nn.Module, weights: list[Tensor], ctx, steps: int, lr: float, seed: int) -> None:
     """AdamW over random rows, the learning rate falling as a cosine after a rise over a twentieth."""
     train = DataRef("train")
     rows, lengths, labels = ctx.rows(train), ctx.prompts(train), ctx.labels(train)
@@ -94,7 +94,7 @@ def healed(program: Program, ctx, steps: int, seed: int) -> None:
     """LoRA as the others have it, merged."""
     paths = adaptable_modules(program, None)
     with with_adapters(program.model, paths, Shape(RANK, 2.0 * RANK, 0.0), seed) as adapters:
-        learned(program.model, list(adapters.parameters().values()), ctx, steps, 1e-3, seed)
+        train_weights(program.model, list(adapters.parameters().values()), ctx, steps, 1e-3, seed)
         adapters.merge()
 
 
@@ -114,7 +114,7 @@ def macs(skeleton) -> float:
     return shrink.flops_per_token(skeleton, LENGTH) / 2
 
 
-def base_of(source: Path, folder: Path, steps: int) -> None:
+def write_trained_base(source: Path, folder: Path, steps: int) -> None:
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)
     model.save_pretrained(folder / "base")
@@ -123,7 +123,7 @@ def base_of(source: Path, folder: Path, steps: int) -> None:
     path.write_text(RECIPE.format(step=PRUNED.format(share=10)))
     session = api.open_session(path, cache_dir=folder / "cache", threads=1)
     (plan,) = api.make_plans(session)
-    learned(model.train(), list(model.parameters()), session.context(plan.recipe, plan.pipeline), steps, 2e-4, 0)
+    train_weights(model.train(), list(model.parameters()), session.context(plan.recipe, plan.pipeline), steps, 2e-4, 0)
     model.eval().save_pretrained(folder / "base")
 
 
@@ -148,11 +148,11 @@ def main() -> None:
         for name in ("train", "test"):
             jsonl(asked.sst2 / f"{name}.tsv", folder / f"{name}.jsonl")
         began = time.monotonic()
-        base_of(asked.model, folder, asked.tuned)
+        write_trained_base(asked.model, folder, asked.tuned)
         print(f"{asked.tuned} steps of all weights took {time.monotonic() - began:.0f} s", flush=True)
         found: dict[str, list[tuple[float, float, float]]] = {}
         for seed in range(asked.seeds):
-            for name, program, ctx in routes(folder, asked.steps, seed):
+            for name, program, ctx in compared_programs(folder, asked.steps, seed):
                 size, right, slow = macs(skeleton_of(program)), accuracy(program, ctx), latency(program, ctx)
                 found.setdefault(name, []).append((size, right, slow))
                 print(
@@ -167,9 +167,9 @@ def main() -> None:
         print(f"| {name} | {statistics.mean(sizes) / 1e6:.2f} | {statistics.mean(slows):.2f} | {spread} |")
 
 
-def routes(folder: Path, steps: int, seed: int):
+def compared_programs(folder: Path, steps: int, seed: int):
     """(name, program, context to measure it in) of everything that is compared."""
-    build, key = built(folder, ELASTIC.format(steps=steps), seed)
+    build, key = run_step(folder, ELASTIC.format(steps=steps), seed)
     whole = build.load_outcome(build.plan.identity).program
     top = macs(skeleton_of(whole))
     yield "start", whole, build.ctx
@@ -184,7 +184,7 @@ def routes(folder: Path, steps: int, seed: int):
         yield f"LoNAS, {name}", program, build.ctx
     for name, size in sizes.items():
         if size < top:
-            pruned, cut = built(folder, PRUNED.format(share=100 * (1 - size / top)), seed)
+            pruned, cut = run_step(folder, PRUNED.format(share=100 * (1 - size / top)), seed)
             program = pruned.load_outcome(cut).program
             yield f"pruned as {name}", program, pruned.ctx
             healed(program, pruned.ctx, steps, seed)

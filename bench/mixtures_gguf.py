@@ -25,7 +25,7 @@ _NAMES = {
 }
 
 
-def tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def gguf_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """By GGUF's names; experts of a layer are one tensor [experts, out, in] for each of their three layers."""
     found = {}
     for name, tensor in model.state_dict().items():
@@ -44,9 +44,9 @@ def tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return found
 
 
-def write(model: PreTrainedModel, file: Path, kind: str) -> int:
+def write_gguf(model: PreTrainedModel, file: Path, kind: str) -> int:
     """Write the file; the bytes of weights that a token needs: of experts those it asks, of the embedding one row."""
-    config, held = model.config, tensors(model)
+    config, held = model.config, gguf_tensors(model)
     writer = gguf.GGUFWriter(file, ARCHITECTURE)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

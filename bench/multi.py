@@ -108,7 +108,7 @@ def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: P
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
 
 
-def finished(build: Build) -> tuple[torch.nn.Module, float]:
+def run_build(build: Build) -> tuple[torch.nn.Module, float]:
     """The model after the last step, and seconds of the steps that ran."""
     started = time.perf_counter()
     for stage in build.plan.stages:
@@ -124,7 +124,7 @@ def finished(build: Build) -> tuple[torch.nn.Module, float]:
     return build.load_outcome(key).program.model, COSTS["seconds"]
 
 
-def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
+def drop_similar_layers(build: Build, removed_share: float) -> torch.nn.Module:
     """ShortGPT (Men et al. 2024, arXiv 2403.03853): layers go in the order of 1 - cosine(input, output)."""
     program = capture(build.ctx.origin.load())
     build.store_references(program)
@@ -147,7 +147,7 @@ def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
         handle.remove()
     total, order = params(skeleton_of(program)), sorted(sums, key=sums.get)
     gone = []
-    while params(skeleton_of(program)) > (1 - share) * total:
+    while params(skeleton_of(program)) > (1 - removed_share) * total:
         path = order.pop(0)
         gone.append(path)
         number = int(path.rpartition(".")[2]) - sum(
@@ -158,7 +158,7 @@ def layers_by_similarity(build: Build, share: float) -> torch.nn.Module:
     return program.model
 
 
-def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Module:
+def prune_at_random(build: Build, removed_share: float, seed: int, group: int) -> torch.nn.Module:
     """Cuts of the default search's pools in an order that a seed decides."""
     from effc.compiler.transforms.search.branches import Branches
     from effc.compiler.transforms.search.importance import l1_importance
@@ -175,7 +175,7 @@ def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Modu
         Widths(program, by_kind["channels"], group, savings_table, lambda g: l1_importance(program, g)),
         Widths(program, by_kind["kv_heads"], 1, savings_table, lambda g: l1_importance(program, g)),
     ]
-    while saved < share * params(skeleton):
+    while saved < removed_share * params(skeleton):
         options = [c for pool in pools for c in pool.candidates()]
         chosen = options[int(torch.randint(len(options), (1,), generator=random))]
         saved += chosen.saves("params")
@@ -185,7 +185,7 @@ def randomly(build: Build, share: float, seed: int, group: int) -> torch.nn.Modu
     return program.model
 
 
-def measured(build: Build, model: torch.nn.Module, original: torch.nn.Module) -> dict[str, float]:
+def measure(build: Build, model: torch.nn.Module, original: torch.nn.Module) -> dict[str, float]:
     ctx, found = build.ctx, {}
     for bound in build.plan.pipeline.expects:
         name = bound.metric.name + "(" + dict(bound.metric.args)["data"].name + ")"
@@ -199,25 +199,30 @@ def measured(build: Build, model: torch.nn.Module, original: torch.nn.Module) ->
     return found
 
 
-def row(method: str, share: float, seed: int, options: argparse.Namespace, folder: Path, more: str) -> dict:
+def method_row(
+    method: str, removed_share: float, seed: int, options: argparse.Namespace, folder: Path, more: str
+) -> dict:
     heal = HEAL.format(heal=options.heal) if options.heal else ""
     steps = STEPS.get(method, STEPS["uniform"]).format(
-        share=f"{100 * share:g}", left=f"{100 * (1 - share):g}", group=options.group, split=options.split.split(":")
+        share=f"{100 * removed_share:g}",
+        left=f"{100 * (1 - removed_share):g}",
+        group=options.group,
+        split=options.split.split(":"),
     )
     build = build_of(folder, steps + heal, seed, options.rows, more, options.cache, bool(options.data))
     COSTS.clear()
     started = time.perf_counter()
     if method == "layers":
-        model, seconds = layers_by_similarity(build, share), time.perf_counter() - started
+        model, seconds = drop_similar_layers(build, removed_share), time.perf_counter() - started
     elif method == "random":
-        model, seconds = randomly(build, share, seed, options.group), time.perf_counter() - started
+        model, seconds = prune_at_random(build, removed_share, seed, options.group), time.perf_counter() - started
     else:
-        model, seconds = finished(build)
+        model, seconds = run_build(build)
     original = build.ctx.origin.load().eval()
-    values = measured(build, model.eval(), original)
+    values = measure(build, model.eval(), original)
     return {
         "method": method,
-        "share": share,
+        "share": removed_share,
         "seed": seed,
         "rows": options.rows,
         "split": options.split,
@@ -231,7 +236,7 @@ def row(method: str, share: float, seed: int, options: argparse.Namespace, folde
     }
 
 
-def table(rows: list[dict]) -> None:
+def print_means(rows: list[dict]) -> None:
     """Means over seeds, with their standard deviation where there are several."""
     keys = [k for k in rows[0] if k not in ("method", "share", "seed", "rows", "split", "group", "heal")]
     head = ["", "share", *keys]
@@ -279,12 +284,12 @@ def main() -> None:
         for share in options.share:
             for method in options.methods:
                 for seed in options.seeds:
-                    rows.append(row(method, share, seed, options, Path(name), more))
+                    rows.append(method_row(method, share, seed, options, Path(name), more))
                     print(json.dumps(rows[-1]), flush=True)
                     if options.json:
                         with open(options.json, "a") as file:
                             file.write(json.dumps(rows[-1]) + "\n")
-    table(rows)
+    print_means(rows)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,12 @@ emit lean {{ hf("lean") }}
 """
 
 
-def measured(share: float, more: str, rows: int, seed: int) -> tuple[float, float, float]:
+def perplexity_and_forwards(removed_share: float, more: str, rows: int, seed: int) -> tuple[float, float, float]:
     """Held-out perplexity, layer forwards, and those of a naive search."""
     costs: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         recipe, cache = Path(name) / "zoo.effspec", Path(name) / "cache"
-        recipe.write_text(RECIPE.format(zoo=ZOO, rows=rows, seed=seed, share=share, more=more))
+        recipe.write_text(RECIPE.format(zoo=ZOO, rows=rows, seed=seed, share=removed_share, more=more))
         opened = open_session(recipe, cache_dir=cache, threads=1)
         opened.settings = replace(
             opened.settings, on_event=lambda e: isinstance(e, Recorded) and costs.update({e.name: e.value})
@@ -62,7 +62,7 @@ def main() -> None:
     methods = {"racing": ""} | {f"exact {split}": EXACT.format(*split.split(":")) for split in options.split}
     for share, rows in product(options.share, options.rows):
         for method, more in methods.items():
-            found = [measured(share, more, rows, seed) for seed in SEEDS]
+            found = [perplexity_and_forwards(share, more, rows, seed) for seed in SEEDS]
             cells = ["  ".join(f"{row[i]:{form}}" for row in found) for i, form in enumerate((".2f", ".0f", ".0f"))]
             print(f"{share:4g}%  {rows:4}  {method:14}  {cells[0]}  {cells[1]}  {cells[2]}", flush=True)
 

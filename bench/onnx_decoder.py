@@ -28,7 +28,7 @@ class Stepped(nn.Module):
         return logits, [part for layer in cache.layers for part in (layer.keys, layer.values)]
 
 
-def export(model: nn.Module, folder: Path) -> None:
+def export_decoder(model: nn.Module, folder: Path) -> None:
     """Write the two variants, unless they are there."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

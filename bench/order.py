@@ -34,7 +34,7 @@ pipeline lean(base) {{ slim = prune.multi(remove: 5% of params, score: perplexit
 INPUTS = (1536, 768, 384, 192, 1)
 
 
-def opened(folder: Path):
+def open_program(folder: Path):
     """A program of SmolLM2 and the rows that it reads."""
     (folder / "order.effspec").write_text(RECIPE.format(source=write_texts(folder, "smollm2", "float32")))
     now = open_session(folder / "order.effspec", cache_dir=folder / "cache", threads=1, seed=0)
@@ -44,12 +44,12 @@ def opened(folder: Path):
     return capture(ctx.origin.load().eval()), ctx.rows(dict(metric.args)["data"])
 
 
-def left(weight: torch.Tensor, moment: torch.Tensor, lost: list[int]) -> float:
+def left(weight: torch.Tensor, gram: torch.Tensor, lost: list[int]) -> float:
     """The error of a reader's outputs without some inputs, of their squares."""
     lost.sort()
-    change = repair_weight(weight, moment, [], lost, DAMPING).double() - weight.double()
-    moment, weight = moment.double(), weight.double()
-    return float(((change @ moment) * change).sum() / ((weight @ moment) * weight).sum())
+    change = repair_weight(weight, gram, [], lost, DAMPING).double() - weight.double()
+    gram, weight = gram.double(), weight.double()
+    return float(((change @ gram) * change).sum() / ((weight @ gram) * weight).sum())
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, 1 thread")
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        program, rows = opened(Path(name))
+        program, rows = open_program(Path(name))
         groups = [g for g in skeleton_of(program).groups if g.kind == "channels"][:: asked.every]
         members = [member for group in groups for member in readers(group)]
         moments, seconds, errors = Moments(Path(name) / "moments"), {}, {}

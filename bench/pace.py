@@ -1,4 +1,4 @@
-"""What `compiler/transforms/lowering/speed.py` reckons with: the pace of a thread at this machine's level.
+"""What `compiler/transforms/lowering/speed.py` estimates from: the pace of a thread at this machine's level.
 
     python bench/pace.py
 
@@ -20,7 +20,7 @@ LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8", "int16", 
 N, K, ROWS = 256, 2048, (1, 8, 16, 32, 64, 512)
 
 
-def fastest(call, times: int = 300) -> float:
+def fastest_call(call, times: int = 300) -> float:
     found = []
     for _ in range(times):
         start = time.perf_counter()
@@ -32,7 +32,7 @@ def fastest(call, times: int = 300) -> float:
 def seconds(kernel: str, n: int, k: int, rows: int, zeros: float) -> float:
     packed = KERNELS[kernel].pack(random_weight(n, k, zeros, block=kernel.startswith("block")))
     x = torch.randn(rows, k).bfloat16()
-    return fastest(lambda: KERNELS[kernel].call(x, packed, None, n))
+    return fastest_call(lambda: KERNELS[kernel].call(x, packed, None, n))
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         weight = torch.randn(4096, 4096).to(dtype)
         held, x = copies(weight.clone, weight.nbytes), torch.randn(1, 4096).to(dtype)
-        took = statistics.median(fastest(lambda w=w, x=x: linear(x, w), 1) for w in held * 2)
+        took = statistics.median(fastest_call(lambda w=w, x=x: linear(x, w), 1) for w in held * 2)
         print(f"torch {str(dtype).removeprefix('torch.'):<16}{weight.nbytes / took / 1e9:.1f} GB/s")
 
 

@@ -43,7 +43,7 @@ def main() -> None:
             words = "\n  ".join([*steps, HEAL.format(asked.steps)])
             more = {"model": model, "samples": asked.samples, "seed": 7 + seed, "chance": seed}
             build = smol.build_of(folder, f"pruned{os.getpid()}", words, **more)
-            program, before, after = smol.before_and_after(build, True)
+            program, before, after = smol.perplexities_around_healing(build, True)
             row = [params(skeleton_of(program)) / 1e6, *before, *after]
             found.setdefault(share, []).append(row)
             print(share, seed, *(f"{value:.2f}" for value in row), f"{time.monotonic() - began:.0f} s", flush=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from bench.reviews import Arm, compiled, drawn, sst2, write_classifier, write_rows
+from bench.reviews import Arm, compile_federation, sample_rows, sst2, write_classifier, write_rows
 
 TESTS, KEPT = 300, 2000  # test rows; ids below are special tokens and single letters, and stay
 DEALS = {"dirichlet": "split: dirichlet, beta: 0.5", "even": "split: even"}
@@ -45,7 +45,7 @@ class Look:
     slowest: float
 
 
-def keep_words(folder: Path, texts: list[str]) -> int:
+def trim_vocabulary(folder: Path, texts: list[str]) -> int:
     """Leave of a classifier's vocabulary what these texts have; how many pieces that is."""
     from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -79,7 +79,7 @@ class Clock:
         return answer
 
 
-def course(app, data: Path, seed: int) -> list[Look]:
+def run_federation(app, data: Path, seed: int) -> list[Look]:
     """What every round came to."""
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.declaration import make_strategy
@@ -87,7 +87,7 @@ def course(app, data: Path, seed: int) -> list[Look]:
     from effc.compiler.apps.federation.rounds import Federation
     from effc.compiler.core.settings import Settings
 
-    from bench.clients import test_rows
+    from bench.clients import read_test_rows
 
     path, declared = app[0], app[1].with_changes(seed=seed)
     place = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
@@ -95,7 +95,7 @@ def course(app, data: Path, seed: int) -> list[Look]:
     spent: list[float] = []
     with place.participants(list(range(declared.clients))) as seats:
         judge = seats[0].learner  # of the whole model
-        learns, judge_rows = judge.held_out, test_rows(place, data, declared.data[0].name, "test")
+        learns, judge_rows = judge.held_out, read_test_rows(place, data, declared.data[0].name, "test")
         run = Federation(LocalGrid([Clock(s, spent) for s in seats]), make_strategy(declared), declared.terms())
 
         def look(round_) -> None:
@@ -128,7 +128,7 @@ def main() -> None:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        places = rows(args, folder, seeds)
+        places = write_seed_rows(args, folder, seeds)
         print(f"{args.rounds} rounds of {args.steps} steps of 8, rate {args.rate}, target {args.target}, seeds {seeds}")
         print("| arm | MiB a round | CPU s a round | of the slowest | accuracy by round |", end="")
         print(" rounds to the target | MiB | CPU s |\n|---|---|---|---|---|---|---|---|", flush=True)
@@ -136,30 +136,33 @@ def main() -> None:
             told = (
                 f"clients: 4, hold: 0%, {DEALS[args.deal]}, rounds: {args.rounds}, steps: {args.steps}, lr: {args.rate}"
             )
-            app = compiled(folder, ARMS[name], ["class0", "class1"], f"app-{number}", told, seeds[0])
-            print(_line(name, [course(app, place, seed) for seed, place in places.items()], args.target), flush=True)
+            app = compile_federation(folder, ARMS[name], ["class0", "class1"], f"app-{number}", told, seeds[0])
+            print(
+                _table_row(name, [run_federation(app, place, seed) for seed, place in places.items()], args.target),
+                flush=True,
+            )
 
 
-def rows(args, folder: Path, seeds: list[int]) -> dict[int, Path]:
+def write_seed_rows(args, folder: Path, seeds: list[int]) -> dict[int, Path]:
     """The folder of every seed's sentences; the classifier lies in `folder`, whose own are the first seed's."""
     from effc.compiler.models.checkpoints.model_folder import load_tokenizer
 
     write_classifier(args.model, folder / "classifier", args.data, args.layers, mean=args.layers < 6)
     tokenizer = load_tokenizer(folder / "classifier", "the model", False)
-    test = drawn(sst2(args.data, "test"), TESTS, 0, tokenizer)
-    parts = {seed: drawn(sst2(args.data, "train"), 1600, seed, tokenizer) for seed in seeds}
+    test = sample_rows(sst2(args.data, "test"), TESTS, 0, tokenizer)
+    parts = {seed: sample_rows(sst2(args.data, "train"), 1600, seed, tokenizer) for seed in seeds}
     places = {seed: folder / f"seed-{seed}" if n else folder for n, seed in enumerate(seeds)}
     for seed, place in places.items():
         place.mkdir(exist_ok=True)
         write_rows(test, place / "test.jsonl")
         for label in "01":
             write_rows([row for row in parts[seed] if row["label"] == label], place / f"class{label}.jsonl")
-    kept = keep_words(folder / "classifier", [row["text"] for part in (test, *parts.values()) for row in part])
+    kept = trim_vocabulary(folder / "classifier", [row["text"] for part in (test, *parts.values()) for row in part])
     print(f"MiniLM with {kept:,} pieces of its vocabulary")
     return places
 
 
-def _line(name: str, runs: list[list[Look]], target: float) -> str:
+def _table_row(name: str, runs: list[list[Look]], target: float) -> str:
     looks = [look for run in runs for look in run]
     each = [f"{statistics.mean(look.bytes for look in looks) / 2**20:.1f}"]
     each += [f"{statistics.mean(getattr(look, part) for look in looks):.1f}" for part in ("seconds", "slowest")]

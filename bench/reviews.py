@@ -41,7 +41,7 @@ def lora(rank: int) -> str:
     return LORA.format(rank=rank, alpha=2 * rank).replace("{{", "{").replace("}}", "}")
 
 
-def write_classifier(base: Path, into: Path, data: Path, layers: int = 3, mean: bool = True) -> Path:
+def write_classifier(base: Path, destination: Path, data: Path, layers: int = 3, mean: bool = True) -> Path:
     """A model of two classes, with its tokenizer: so many layers of MiniLM, and one that takes the mean of its tokens.
 
     MiniLM was taught to be read by the mean of all tokens, and its first token says next to nothing before the last
@@ -56,15 +56,15 @@ def write_classifier(base: Path, into: Path, data: Path, layers: int = 3, mean: 
     with torch.no_grad():
         if mean:
             _take_mean(model.bert.encoder.layer[layers])
-        texts = [row["text"] for row in drawn(sst2(data, "dev"), 200, 0, tokenizer)]
+        texts = [row["text"] for row in sample_rows(sst2(data, "dev"), 200, 0, tokenizer)]
         batch = tokenizer(texts, padding=True, return_tensors="pt")
         states = model.bert(**batch).last_hidden_state[:, 0]  # [200, d]
         pooler, scale = model.bert.pooler.dense, 1 / states.std(0).clamp(min=1e-3)
         pooler.weight.copy_(torch.diag(scale))
         pooler.bias.copy_(-scale * states.mean(0))
-    model.save_pretrained(into)
-    tokenizer.save_pretrained(into)
-    return into
+    model.save_pretrained(destination)
+    tokenizer.save_pretrained(destination)
+    return destination
 
 
 def _take_mean(layer) -> None:
@@ -80,29 +80,29 @@ def _take_mean(layer) -> None:
         norm.bias.zero_()
 
 
-def sst2(data: Path, part: str) -> list[dict[str, str]]:
+def sst2(data: Path, split: str) -> list[dict[str, str]]:
     """Sentences of film reviews; is the reviewer content?"""
-    with (data / "sst2" / f"{part}.tsv").open(encoding="utf-8") as file:
+    with (data / "sst2" / f"{split}.tsv").open(encoding="utf-8") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [{"text": row["sentence"].strip(), "label": row["label"]} for row in rows]
 
 
-def boolq(data: Path, part: str) -> list[dict[str, str]]:
+def boolq(data: Path, split: str) -> list[dict[str, str]]:
     """Questions and the first words of a passage; is it so?"""
-    found = json.loads((data / "commonsense/boolq" / f"{part}.json").read_text())
+    found = json.loads((data / "commonsense/boolq" / f"{split}.json").read_text())
     return [{"text": _words(item["instruction"], WORDS), "label": str(int(item["answer"] == "true"))} for item in found]
 
 
-def science(data: Path, part: str) -> list[dict[str, str]]:
+def science_rows(data: Path, split: str) -> list[dict[str, str]]:
     """Questions of two collections; is it from OpenBookQA and not from ARC-Easy?"""
     made = []
     for label, name in enumerate(("ARC-Easy", "openbookqa")):
-        found = json.loads((data / "commonsense" / name / f"{part}.json").read_text())
+        found = json.loads((data / "commonsense" / name / f"{split}.json").read_text())
         made += [{"text": _words(item["instruction"], WORDS), "label": str(label)} for item in found]
     return made
 
 
-def sums(data: Path, part: str) -> list[dict[str, str]]:
+def arithmetic_rows(data: Path, split: str) -> list[dict[str, str]]:
     """Solutions of sums; does it go on with whole sentences, as a person wrote it, or is it a model's?"""
     lines = (data / "gsm8k" / "example_model_solutions.jsonl").read_text().splitlines()
     made = []
@@ -111,10 +111,10 @@ def sums(data: Path, part: str) -> list[dict[str, str]]:
         texts = {"1": item["ground_truth"], "0": item["6b_finetuning"]["solution"]}
         made += [{"text": _words(text, WORDS), "label": label} for label, text in texts.items()]
     half = len(made) // 2 - len(made) // 2 % 2  # both texts of a question lie in one half
-    return made[:half] if part == "train" else made[half:]
+    return made[:half] if split == "train" else made[half:]
 
 
-TASKS = {"sst2": sst2, "boolq": boolq, "science": science, "sums": sums}
+TASKS = {"sst2": sst2, "boolq": boolq, "science": science_rows, "sums": arithmetic_rows}
 
 
 def _words(text: str, most: int) -> str:
@@ -125,7 +125,7 @@ def _words(text: str, most: int) -> str:
     return " ".join(text.split()[:most])
 
 
-def drawn(rows: list[dict[str, str]], count: int, seed: int, tokenizer) -> list[dict[str, str]]:
+def sample_rows(rows: list[dict[str, str]], count: int, seed: int, tokenizer) -> list[dict[str, str]]:
     """So many rows of two classes that fit, as many of either where there are."""
     order = random.Random(seed).sample(rows, min(len(rows), 6 * count))
     fit = [row for row in order if len(tokenizer(row["text"])["input_ids"]) <= LENGTH]
@@ -139,7 +139,7 @@ def write_rows(rows: list[dict[str, str]], file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def compiled(folder: Path, arm: Arm, names: list[str], name: str, settings: str, seed: int):
+def compile_federation(folder: Path, arm: Arm, names: list[str], name: str, settings: str, seed: int):
     """The artifact of a federation over data files `NAME.jsonl` of the folder, and its declaration."""
     from effc.compiler.apps.federation.app import PACKAGE
     from effc.compiler.apps.federation.declaration import read_declaration

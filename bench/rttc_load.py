@@ -41,7 +41,7 @@ emit same {
 """
 
 
-def compiled(folder: Path) -> Path:
+def compile_client(folder: Path) -> Path:
     """The client of `RECIPE` below a folder, with thresholds that send questions every way."""
     app = folder / "app"
     if (app / "manifest.json").is_file():
@@ -63,7 +63,7 @@ def compiled(folder: Path) -> Path:
     return copied(made, app, policy=replace(policy, direct=direct, rag=rag))
 
 
-def stream(count: int) -> list[tuple[str, str]]:
+def question_stream(count: int) -> list[tuple[str, str]]:
     """(kind, question): 40 verses, then again or in other words, in an order that is the same each time."""
     verses = [json.loads(line)["prompt"] for line in (ZOO / "speech-dev.jsonl").read_text().splitlines()][:40]
     draw, found, seen = random.Random(0), [], set()
@@ -82,31 +82,31 @@ def resident(pid: int) -> float:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def ask(client: Any, number: int, question: str) -> tuple[int, Any]:
+def send_question(client: Any, index: int, question: str) -> tuple[int, Any]:
     """The status, and the decision: by a chat, a streamed chat or a completion, in turns."""
     body = {"model": client.name, "max_tokens": 4, "temperature": 0}
     chat = {**body, "messages": [{"role": "user", "content": question}]}
-    if number % 3 == 2:
+    if index % 3 == 2:
         answer = httpx.post(f"{client.url}/v1/completions", json={**body, "prompt": question}, timeout=300)
     else:
-        chat["stream"] = number % 3 == 1
+        chat["stream"] = index % 3 == 1
         answer = httpx.post(f"{client.url}/v1/chat/completions", json=chat, timeout=300)
-    if answer.status_code != 200 or number % 3 != 1:
+    if answer.status_code != 200 or index % 3 != 1:
         return answer.status_code, answer.json().get("effc")
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
     return answer.status_code, next(json.loads(event)["effc"] for event in events if '"effc"' in event)
 
 
-def load(folder: Path, count: int = 200) -> None:
-    app, more = compiled(folder), ("--cache-dir", tempfile.mkdtemp())
+def run_load(folder: Path, count: int = 200) -> None:
+    app, more = compile_client(folder), ("--cache-dir", tempfile.mkdtemp())
     with serving(app, "--role", "server", *more) as library, serving(app, "--knowledge", library.url, *more) as client:
         held, seconds, sent, told = [], [], [], []
         codes: Counter[int] = Counter()
         hits: Counter[tuple[str, str]] = Counter()
-        asked = stream(count)
+        asked = question_stream(count)
         for number, (kind, question) in enumerate(asked):
             started = time.perf_counter()
-            code, decision = ask(client, number, question)
+            code, decision = send_question(client, number, question)
             seconds.append(time.perf_counter() - started)
             codes[code] += 1
             told.append(decision["branch"])
@@ -123,9 +123,9 @@ def load(folder: Path, count: int = 200) -> None:
         print("MiB of client and server after each quarter: " + ", ".join(f"{a:.0f} + {b:.0f}" for a, b in held))
         held = []
         for _ in range(10):  # the first times threads get their memory
-            many = [question for _, question in stream(min(64, count))]
+            many = [question for _, question in question_stream(min(64, count))]
             with ThreadPoolExecutor(16) as pool:
-                found = list(pool.map(lambda pair: ask(client, *pair), enumerate(many)))
+                found = list(pool.map(lambda pair: send_question(client, *pair), enumerate(many)))
             branches = dict(Counter(decision["branch"] for _, decision in found))
             codes = Counter(code for code, _ in found)
             held.append(resident(client.process.pid))
@@ -135,4 +135,4 @@ def load(folder: Path, count: int = 200) -> None:
 
 
 if __name__ == "__main__":
-    load(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
+    run_load(Path(sys.argv[1]), *map(int, sys.argv[2:3]))

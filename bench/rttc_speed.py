@@ -25,7 +25,7 @@ from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
 from effc.compiler.apps.rttc.selection import SELECTIONS
 
-from bench.decoders import original, tokenizer
+from bench.decoders import load_original, tokenizer
 from bench.retrieval import vectors
 from bench.rttc import client_of, encoder
 from bench.rttc_tasks import task_of
@@ -48,7 +48,7 @@ def timed(action: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - started, time.thread_time() - own
 
 
-def latency() -> None:
+def print_latency() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     task, base = task_of("speech", None, 0, 20, 60), vectors(100_000)
@@ -60,7 +60,7 @@ def latency() -> None:
             print(f"embed a question and find 8 of 100,000, {name}: {both(found[5:])}")
 
 
-def hit(folder: Path) -> None:
+def time_cached_answer(folder: Path) -> None:
     """Where the seconds of a cached answer go, beside those of a direct one: SmolLM2, CPU seconds, taking turns.
 
     The adapters are in their first state, which changes no word: both answers are equally long. A state is packed for
@@ -99,9 +99,9 @@ def hit(folder: Path) -> None:
         )
 
 
-def batch(rows: int = 8, length: int = 16) -> None:
+def time_batches(rows: int = 8, length: int = 16) -> None:
     torch.set_num_threads(1)
-    words, model = tokenizer(), original().eval()
+    words, model = tokenizer(), load_original().eval()
     prompts = Prompts(words, model.config.max_position_embeddings)
     asked = [prompts.question(one.sample.question) for one in task_of("codes", None, 16, rows, 0).dev]
     for kind, rank in (("lora", 8), ("reft", 4)):
@@ -141,5 +141,5 @@ def _find(embedder: Any, search: Any, base: torch.Tensor, question: str) -> list
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
     folder = Path(rest[0]) if rest else Path(tempfile.mkdtemp())
-    runs = {"latency": latency, "batch": batch, "hit": partial(hit, folder)}
+    runs = {"latency": print_latency, "batch": time_batches, "hit": partial(time_cached_answer, folder)}
     runs[verb]()

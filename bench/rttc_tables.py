@@ -50,7 +50,7 @@ def always(rows: Sequence[Row], branch: str) -> Result:
     return Result([row["right"][branch] for row in rows], cost, [branch] * len(rows))
 
 
-def at_random(rows: Sequence[Row]) -> Result:
+def random_branch_result(rows: Sequence[Row]) -> Result:
     """Equal shares, as expected of each question."""
     each = [always(rows, branch) for branch in BRANCHES]
     right, cost = (
@@ -66,7 +66,7 @@ def oracle(rows: Sequence[Row]) -> Result:
     return Result([row["right"][b] for row, b in zip(rows, taken, strict=True)], cost, taken)
 
 
-def trials(rows: Sequence[Row], reward: str) -> list[Trial]:
+def trials_of(rows: Sequence[Row], reward: str) -> list[Trial]:
     """As a sequential policy spends: it embeds first, and scores every answer."""
     own = {"direct": ("embed", *PARTS["direct"]), "rag": ("retrieve", "rag"), "ttt": ("train", "ttt")}
     return [
@@ -75,16 +75,16 @@ def trials(rows: Sequence[Row], reward: str) -> list[Trial]:
     ]
 
 
-def stepwise(
-    dev: Sequence[Row], test: Sequence[Row], reward: str, price: float, kind: str, scaled: bool = True
+def threshold_policy_result(
+    dev: Sequence[Row], test: Sequence[Row], reward: str, price_per_second: float, kind: str, scaled: bool = True
 ) -> Result:
     """By thresholds of dev questions; `scaled` may compare chances in place of rewards, as a compile does."""
-    known = trials(dev, reward)
+    known = trials_of(dev, reward)
     scales = fit_scales(known) if scaled else {}
-    chosen = calibrate_thresholds(known, price, scales=scales)[0]
+    chosen = calibrate_thresholds(known, price_per_second, scales=scales)[0]
     kept = chosen.scales if kind != "best" else scales if scaled and better_scaled(known, scales) else {}
     chosen = replace(chosen, kind=kind, scales=kept)
-    found = [trial_outcome(trial, chosen) for trial in trials(test, reward)]
+    found = [trial_outcome(trial, chosen) for trial in trials_of(test, reward)]
     right = [row["right"][branch] for row, (branch, _) in zip(test, found, strict=True)]
     return Result(right, [seconds for _, seconds in found], [branch for branch, _ in found])
 
@@ -94,17 +94,17 @@ def of(rows: Sequence[Row]) -> torch.Tensor:
     return torch.stack([features(torch.tensor(row["vector"]), Signals(**row["signals"])) for row in rows])
 
 
-def routed(dev: Sequence[Row], test: Sequence[Row], price: float | None) -> tuple[Result, Router]:
+def router_result(dev: Sequence[Row], test: Sequence[Row], price_per_second: float | None) -> tuple[Result, Router]:
     fixed = {branch: always(dev, branch) for branch in BRANCHES}
     plain = [Trial(row["self"], row["right"], {b: fixed[b].cost[i] for b in BRANCHES}) for i, row in enumerate(dev)]
-    router = router_of(plain, of(dev), price, force=True)
+    router = router_of(plain, of(dev), price_per_second, force=True)
     taken = [router.branch(row) for row in of(test)]
     paid = ("embed", "signals") if router.looks else ("embed",)
     cost = [sum(row["cost"][part] for part in {*paid, *PARTS[branch]}) for row, branch in zip(test, taken, strict=True)]
     return Result([row["right"][b] for row, b in zip(test, taken, strict=True)], cost, list(taken)), router
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """The mean, and the 95 % interval of a bootstrap over questions."""
     values = torch.tensor(differences, dtype=torch.float64)
     draw = torch.Generator().manual_seed(SEED)
@@ -117,7 +117,7 @@ def gaps(mine: Result, theirs: Result) -> tuple[tuple[float, float, float], tupl
     """Of accuracy and of cost."""
     pairs = ((mine.right, theirs.right), (mine.cost, theirs.cost))
     right, cost = ([float(a) - float(b) for a, b in zip(*pair, strict=True)] for pair in pairs)
-    return interval(right), interval(cost)
+    return bootstrap_interval(right), bootstrap_interval(cost)
 
 
 def late(seconds: Sequence[float]) -> float:
@@ -146,25 +146,28 @@ def by_task(rows: Sequence[Row], rewards: Sequence[str]) -> Iterator[str]:
         yield f"| of which {part} | {statistics.fmean(cost):.3f} | {late(cost):.3f} |"
 
 
-def policies(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> Iterator[tuple[str, Result]]:
+def policy_results(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> Iterator[tuple[str, Result]]:
     yield from ((f"always {branch}", always(test, branch)) for branch in BRANCHES)
-    yield "random, equal shares", at_random(test)
+    yield "random, equal shares", random_branch_result(test)
     for reward in rewards:
-        area = f"`{reward}` (AUC on dev {auc_by_branch(trials(dev, reward))['all']:.2f})"
+        area = f"`{reward}` (AUC on dev {auc_by_branch(trials_of(dev, reward))['all']:.2f})"
         for name, scaled in (("rewards", False), ("chances", True)):
-            yield f"best of all by {name}, {area}", stepwise(dev, test, reward, 0.0, "best", scaled)
+            yield f"best of all by {name}, {area}", threshold_policy_result(dev, test, reward, 0.0, "best", scaled)
         for price in PRICES[:2]:
-            yield f"sequential, {area}, {price:g} a second", stepwise(dev, test, reward, price, "sequential")
+            yield (
+                f"sequential, {area}, {price:g} a second",
+                threshold_policy_result(dev, test, reward, price, "sequential"),
+            )
     for price in (None, *PRICES):
-        result, router = routed(dev, test, price)
+        result, router = router_result(dev, test, price)
         said = f"{router.price:.2g} (the default)" if price is None else f"{price:g}"
         seen = "vector and signals" if router.looks else "vector alone"
         yield f"router, {seen} (AUC {router.auc:.2f}, held out), {said} a second", result
     yield "oracle", oracle(test)
 
 
-def table(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> Iterator[str]:
-    results = dict(policies(dev, test, rewards))
+def table_rows(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> Iterator[str]:
+    results = dict(policy_results(dev, test, rewards))
     worth = {name: (statistics.fmean(r.right), -statistics.fmean(r.cost)) for name, r in results.items()}
     better = max(("always rag", "always ttt"), key=worth.__getitem__)
     yield f"\n{len(dev)} dev and {len(test)} test questions; the better of both is {better}\n"
@@ -179,7 +182,7 @@ def table(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> It
         yield row + (" holds |" if holds and name not in ("oracle", better) else " |")
 
 
-def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows, with a trained scorer's rewards where there are some; and the names of the rewards."""
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     if not (folder / "scorer.jsonl").exists():
@@ -191,9 +194,9 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, ["self", "scorer"]
 
 
-def summary(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> str:
+def chart(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> str:
     """Accuracy against seconds of all policies, some by name."""
-    results = dict(policies(dev, test, rewards))
+    results = dict(policy_results(dev, test, rewards))
     points = {
         name: Point(0.0, 0.0, statistics.fmean(result.right), statistics.fmean(result.cost), {})
         for name, result in results.items()
@@ -205,15 +208,15 @@ def summary(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> 
 
 
 def main(folder: Path, drawn: Path | None = None) -> None:
-    rows, rewards = read(folder)
+    rows, rewards = read_rows(folder)
     dev, test = ([row for row in rows if row["part"] == part] for part in ("dev", "test"))
     if drawn is not None:
-        drawn.write_text(summary(dev, test, rewards), encoding="utf-8")
-    print("\n".join([*by_task(rows, rewards), *table(dev, test, rewards)]))
+        drawn.write_text(chart(dev, test, rewards), encoding="utf-8")
+    print("\n".join([*by_task(rows, rewards), *table_rows(dev, test, rewards)]))
     for name in dict.fromkeys(row["task"] for row in rows):
         parts = [[row for row in part if row["task"] == name] for part in (dev, test)]
         if min(map(len, parts)) >= LEAST:
-            print(f"\n{name} alone", *table(*parts, rewards), sep="\n")
+            print(f"\n{name} alone", *table_rows(*parts, rewards), sep="\n")
 
 
 if __name__ == "__main__":

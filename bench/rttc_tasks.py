@@ -70,7 +70,7 @@ class Task:
 
 def task_of(name: str, data: Path | None, base: int, dev: int, test: int) -> Task:
     """With so many questions of each kind; the same each time. The base and the dev questions are of the training part."""
-    own = {"codes": _codes, "capitals": _capitals, "speech": _speech}
+    own = {"codes": _code_questions, "capitals": _capitals, "speech": _speech_questions}
     if name in own:
         return Task(name, *own[name](base, dev, test))
     if name in READERS:
@@ -79,29 +79,29 @@ def task_of(name: str, data: Path | None, base: int, dev: int, test: int) -> Tas
         for rows in (learned, held):
             random.Random(0).shuffle(rows)
         return Task(name, learned[:base], learned[base : base + dev], held[:test])
-    every = _generated(name, base + dev + test)
+    every = _generated_questions(name, base + dev + test)
     return Task(name, every[:base], every[base : base + dev], every[base + dev :])
 
 
 # -- of files ------------------------------------------------------------------------------------------------
 
 
-def _sst2(data: Path, part: str) -> list[Asked]:
-    with (data / "sst2" / f"{part}.tsv").open(encoding="utf-8") as lines:
+def _sst2(data: Path, split: str) -> list[Asked]:
+    with (data / "sst2" / f"{split}.tsv").open(encoding="utf-8") as lines:
         rows = [r for r in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if len(r["sentence"]) > 30]
     ask = "Is this review positive or negative? "
     return [_choice(ask + row["sentence"].strip(), SENTIMENTS[int(row["label"])], SENTIMENTS) for row in rows]
 
 
-def _arc(data: Path, part: str) -> list[Asked]:
-    return _multiple(data / "commonsense" / "ARC-Easy" / f"{part}.json")
+def _arc(data: Path, split: str) -> list[Asked]:
+    return _multiple_choice(data / "commonsense" / "ARC-Easy" / f"{split}.json")
 
 
-def _openbookqa(data: Path, part: str) -> list[Asked]:
-    return _multiple(data / "commonsense" / "openbookqa" / f"{part}.json")
+def _openbookqa(data: Path, split: str) -> list[Asked]:
+    return _multiple_choice(data / "commonsense" / "openbookqa" / f"{split}.json")
 
 
-def _multiple(file: Path) -> list[Asked]:
+def _multiple_choice(file: Path) -> list[Asked]:
     """Questions with their options as words, which a small model says sooner than their numbers."""
     found = []
     for row in json.loads(file.read_text(encoding="utf-8")):
@@ -119,8 +119,8 @@ def _multiple(file: Path) -> list[Asked]:
     return found
 
 
-def _gsm8k(data: Path, part: str) -> list[Asked]:
-    rows = [json.loads(line) for line in (data / "gsm8k" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+def _gsm8k(data: Path, split: str) -> list[Asked]:
+    rows = [json.loads(line) for line in (data / "gsm8k" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
     found = []
     for row in rows:
         worked = re.sub(r"<<.*?>>", "", row["answer"]).replace("#### ", "The answer is ")
@@ -138,7 +138,7 @@ def _choice(question: str, answer: str, options: tuple[str, ...]) -> Asked:
     return Asked(Sample(question, answer), "choice", answer, options, tuple(o for o in options if o != answer))
 
 
-def _codes(base: int, dev: int, test: int) -> tuple[list[Asked], list[Asked], list[Asked]]:
+def _code_questions(base: int, dev: int, test: int) -> tuple[list[Asked], list[Asked], list[Asked]]:
     """Of the base's people, asked for in other words."""
     draw = random.Random(SEED)
     people = draw.sample([f"{a} {b}" for a in FIRST.split() for b in LAST.split()], min(base, 300))
@@ -159,7 +159,7 @@ def _capitals(base: int, dev: int, test: int) -> tuple[list[Asked], list[Asked],
     return [], found[:dev], found[dev : dev + test]
 
 
-def _speech(base: int, dev: int, test: int) -> tuple[list[Asked], list[Asked], list[Asked]]:
+def _speech_questions(base: int, dev: int, test: int) -> tuple[list[Asked], list[Asked], list[Asked]]:
     """Does a verse tell speech or a deed?"""
     parts = []
     for part in ("train", "dev"):
@@ -169,7 +169,7 @@ def _speech(base: int, dev: int, test: int) -> tuple[list[Asked], list[Asked], l
     return learned[: len(learned) - dev][:base], learned[len(learned) - dev :], held[:test]
 
 
-def _generated(name: str, count: int) -> list[Asked]:
+def _generated_questions(name: str, count: int) -> list[Asked]:
     import reasoning_gym
 
     made = reasoning_gym.create_dataset(name, size=2 * count, seed=SEED)
@@ -185,8 +185,8 @@ def _generated(name: str, count: int) -> list[Asked]:
     return [Asked(Sample(q, a), "pattern", whole.format(re.escape(a))) for q, a in list(every.items())[:count]]
 
 
-def wrong_answers(asked: Asked, others: Sequence[Asked], draw: random.Random) -> str | None:
+def wrong_answers(asked: Asked, others: Sequence[Asked], rng: random.Random) -> str | None:
     """An answer of the same form that is wrong; None where none is found."""
-    told = list(asked.wrong) or [other.sample.answer for other in draw.sample(list(others), min(8, len(others)))]
-    draw.shuffle(told)
+    told = list(asked.wrong) or [other.sample.answer for other in rng.sample(list(others), min(8, len(others)))]
+    rng.shuffle(told)
     return next((text for text in told if not asked.right(text)), None)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from heal import begun
+from heal import build_of
 from torch import Tensor, nn
 
 RANKS, ALPHA, BATCH = [32, 16, 8], 64.0, 8
 RULES = {"alpha / largest rank": lambda rank: ALPHA / RANKS[0], "alpha / rank": lambda rank: ALPHA / rank}
 
 
-def learned(program, adapters, drawn, rows: Tensor, rule, steps: int, lr: float, seed: int) -> None:
+def train(program, adapters, drawn, rows: Tensor, rule, steps: int, lr: float, seed: int) -> None:
     """AdamW with a rise over a twentieth and a cosine down."""
     from effc.compiler.transforms.training.objective import Objective
 
@@ -58,7 +58,7 @@ def perplexities(build, program, rule, steps: int, lr: float, seed: int) -> list
     drawn = ChoiceSampler(Space.of_ranks(paths, "layer", skeleton_of(program), RANKS), seed)
     with with_adapters(program.model, paths, Shape(RANKS[0], ALPHA, 0.0), seed) as adapters:
         adapters.follow(drawn.ranks)
-        learned(program, adapters, drawn, build.ctx.rows(DataRef("calib")), rule, steps, lr, seed)
+        train(program, adapters, drawn, build.ctx.rows(DataRef("calib")), rule, steps, lr, seed)
         for name in ("largest", "middle", "smallest"):
             drawn.take(drawn.space.choice(name))
             scale(adapters, drawn.ranks, rule)
@@ -79,7 +79,7 @@ def main() -> None:
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()))
     print(f"\n| | learning rate | {' | '.join(f'rank {r}' for r in RANKS)} |\n|---|---|{'---|' * len(RANKS)}")
     with tempfile.TemporaryDirectory() as folder:
-        build = begun(Path(folder), "60% of MLP channels", "lora", 1, 0)
+        build = build_of(Path(folder), "60% of MLP channels", "lora", 1, 0)
         build.run_step(build.plan.stages[0])
         program = build.load_outcome(build.plan.stages[0].key).program
         for name, rule in RULES.items():

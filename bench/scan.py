@@ -32,7 +32,7 @@ LENGTHS = (512, 2048)
 LONG = (2048, 4096, 8192, 16384, 32768)
 
 
-def models(dtype: torch.dtype) -> dict[str, nn.Module]:
+def mamba_models(dtype: torch.dtype) -> dict[str, nn.Module]:
     """Bodies of the two families, at the sizes of mamba-130m and mamba2-130m with 6 of their layers."""
     torch.manual_seed(SEED)
     shared = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "vocab_size": 256}
@@ -41,7 +41,7 @@ def models(dtype: torch.dtype) -> dict[str, nn.Module]:
     return {"mamba": one.to(dtype).eval(), "mamba2": two.to(dtype).eval()}
 
 
-def projections(model: nn.Module, length: int) -> Callable[[], None]:
+def linear_calls(model: nn.Module, length: int) -> Callable[[], None]:
     """All linear modules of a model, on numbers of that length and nothing else."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     dtype = linear[0].weight.dtype
@@ -54,7 +54,7 @@ def projections(model: nn.Module, length: int) -> Callable[[], None]:
     return run
 
 
-def race(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def race_in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each call, taken in turn."""
     clock = CLOCKS[chosen_clock[-1]]
     took: dict[str, list[float]] = {name: [] for name in calls}
@@ -74,18 +74,18 @@ def line(title: str, found: dict[str, float], against: str) -> None:
     print(f"{title:<28}{', '.join(parts)}   {', '.join(ratios)}", flush=True)
 
 
-def prefill(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
+def time_prefill(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
     print("\nprefill: goal effc / projections <= 1.4")
     for name, (plain, quick) in pairs.items():
         for length in LENGTHS:
             ids = torch.randint(0, 255, (1, length))
-            calls = {"projections": projections(plain, length), "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
+            calls = {"projections": linear_calls(plain, length), "effc": lambda m=quick, x=ids: m(x, use_cache=False)}
             if length == LENGTHS[0]:
                 calls["transformers"] = lambda m=plain, x=ids: m(x, use_cache=False)
-            line(f"{name}, {length} tokens", race(calls, rounds), "projections")
+            line(f"{name}, {length} tokens", race_in_turns(calls, rounds), "projections")
 
 
-def decode(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
+def time_decoding(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
     print("\ndecode step: goal transformers / effc >= 2")
     ids = torch.randint(0, 255, (1, 17))
     for name, (plain, quick) in pairs.items():
@@ -93,12 +93,12 @@ def decode(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
         calls = {
             "effc": lambda m=quick, c=caches: m(ids[:, 16:], cache=c[m], use_cache=True),
             "transformers": lambda m=plain, c=caches: m(ids[:, 16:], cache=c[m], use_cache=True),
-            "projections": projections(plain, 1),
+            "projections": linear_calls(plain, 1),
         }
-        line(f"{name}, 1 token", race(calls, 10 * rounds), "effc")
+        line(f"{name}, 1 token", race_in_turns(calls, 10 * rounds), "effc")
 
 
-def length(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
+def time_scans(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
     """A mixer, and its convolution and scan over a whole sequence at once, without projections.
 
     The latter write two results as large as the sequence. Where malloc gets such a one anew from the system, at every
@@ -115,7 +115,7 @@ def length(pairs: dict[str, tuple[nn.Module, nn.Module]], rounds: int) -> None:
                 "mixer": lambda m=mixer, x=hidden: m(x),
                 "scan": _scan(name, torch.randn(1, count, 2 * WIDTH).to(dtype)),
             }
-            (whole, own), faults = race(calls, max(1, rounds // 2)).values(), _faults(calls["scan"])
+            (whole, own), faults = race_in_turns(calls, max(1, rounds // 2)).values(), _faults(calls["scan"])
             print(
                 f"{name}, {count:>6} tokens   mixer {whole / count * 1e6:7.2f} us/token, {max(0.0, more):.0f} MB   "
                 f"convolution and scan {own / count * 1e6:6.2f} us/token, {faults} page faults",
@@ -165,7 +165,7 @@ def _scan(name: str, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return run_heads
 
 
-PARTS = {"prefill": prefill, "decode": decode, "length": length}
+PARTS = {"prefill": time_prefill, "decode": time_decoding, "length": time_scans}
 
 
 def main() -> None:
@@ -191,7 +191,7 @@ def main() -> None:
         f"width {WIDTH}, {LAYERS} layers, seed {SEED}; load {os.getloadavg()[0]:.1f}"
     )
     with torch.inference_mode():
-        plain = models(getattr(torch, chosen.dtype))
+        plain = mamba_models(getattr(torch, chosen.dtype))
         pairs = {name: (model, copy.deepcopy(model)) for name, model in plain.items()}
         for name, (model, quick) in pairs.items():
             assert use_kernels(quick), "the kernels are not compiled"

@@ -56,7 +56,7 @@ def family_of(folder: Path, work: Path, steps: int) -> tuple[Family, object]:
     return net, ctx
 
 
-def volume(values: list[tuple[float, float]]) -> float:
+def hypervolume(values: list[tuple[float, float]]) -> float:
     """The area that points beat below the reference."""
     front = sorted(v for v in values if v[0] < REFERENCE[0] and v[1] < REFERENCE[1])
     total, low = 0.0, REFERENCE[1]
@@ -81,14 +81,14 @@ def main() -> None:
         runs, began, evaluated = {}, time.monotonic(), set()
         for method in METHODS:
             for seed in range(asked.seeds):
-                runs[method, seed] = search(net, ctx, objectives, method, seed, asked.evals)
+                runs[method, seed] = run_search(net, ctx, objectives, method, seed, asked.evals)
                 evaluated |= set(runs[method, seed])
         whole = Explorer(net, ctx, objectives, 1)
         with whole.open():
             top = whole.evaluate(net.space.genome(net.space.choice("largest")))
     scaled = {run: [(v[0] / top[0], v[1] / top[1]) for v in values.values()] for run, values in runs.items()}
     known = {(run, i): v for run, values in scaled.items() for i, v in enumerate(values)}
-    best = volume([known[name] for name in non_dominated(known)])
+    best = hypervolume([known[name] for name in non_dominated(known)])
     print(f"{net.space.size:,} choices of {len(net.space.dims)} dimensions; {len(evaluated)} evaluated in ", end="")
     print(f"{time.monotonic() - began:.0f} s; share of the area below all fronts together, mean and range of seeds\n")
     print("| | " + " | ".join(f"{n} evaluations" for n in AT if n <= asked.evals) + " |")
@@ -96,12 +96,12 @@ def main() -> None:
     for method in METHODS:
         cells = []
         for n in (n for n in AT if n <= asked.evals):
-            found = [volume(scaled[method, seed][:n]) / best for seed in range(asked.seeds)]
+            found = [hypervolume(scaled[method, seed][:n]) / best for seed in range(asked.seeds)]
             cells.append(f"{statistics.mean(found):.2f} ({min(found):.2f}–{max(found):.2f})")
         print(f"| `search.{method}` | {' | '.join(cells)} |")
 
 
-def search(net: Family, ctx, objectives, method: str, seed: int, evals: int) -> dict:
+def run_search(net: Family, ctx, objectives, method: str, seed: int, evals: int) -> dict:
     """What a method evaluated, in that order; searches share the journal, which changes nothing but the time."""
     import random
 

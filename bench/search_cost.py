@@ -78,7 +78,9 @@ def write_texts(folder: Path, model: str, dtype: str) -> str:
     return f'gguf("{gguf}", dtype: {dtype})'
 
 
-def row(method: str, model: str, share: float, seed: int, tokens: int, cache: Path, dtype: str) -> dict[str, float]:
+def method_row(
+    method: str, model: str, removed_share: float, seed: int, tokens: int, cache: Path, dtype: str
+) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder, said = Path(name), {}
         (folder / "cost.effspec").write_text(
@@ -88,7 +90,7 @@ def row(method: str, model: str, share: float, seed: int, tokens: int, cache: Pa
                 length=LENGTH[model],
                 group=GROUP[model],
                 seed=seed,
-                share=f"{100 * share:g}",
+                share=f"{100 * removed_share:g}",
                 more=METHODS[method] + ("," if METHODS[method] else ""),
             )
         )
@@ -102,10 +104,10 @@ def row(method: str, model: str, share: float, seed: int, tokens: int, cache: Pa
         build.run_step(plan.stages[0])
         seconds = time.perf_counter() - started
         program = build.load_outcome(plan.stages[0].key).program
-        return _facts(program, build, said, seconds, tokens)
+        return _result_row(program, build, said, seconds, tokens)
 
 
-def _facts(program, build: Build, said: dict, seconds: float, tokens: int) -> dict[str, float]:
+def _result_row(program, build: Build, said: dict, seconds: float, tokens: int) -> dict[str, float]:
     rounds = [note["scores"] for note in program.notes if "scores" in note]
     original = skeleton_of(capture(build.ctx.origin.load()))
     layers, flops = len(original.units), _multiplied(original)
@@ -124,7 +126,7 @@ def _facts(program, build: Build, said: dict, seconds: float, tokens: int) -> di
         "of whole": run / whole,
         "from start": (run - own) / (scored * layers) if scored else float("nan"),
         "seconds": seconds,
-        "peak": run * tokens * flops / layers / seconds / speed(next(program.model.parameters()).dtype),
+        "peak": run * tokens * flops / layers / seconds / matmul_flops(next(program.model.parameters()).dtype),
         "like": values[0],
         "unlike": values[1],
         "params": params(skeleton_of(program)) / params(original),
@@ -138,7 +140,7 @@ def _multiplied(skeleton) -> float:
     return sum(2 * shape[0] * shape[1] for name, shape in shapes if name.startswith(inside) and len(shape) == 2)
 
 
-def speed(dtype: torch.dtype, threads: int | None = None) -> float:
+def matmul_flops(dtype: torch.dtype, threads: int | None = None) -> float:
     """Operations per second of a large matrix product, the best of five."""
     x, w = torch.randn(512, 2048).to(dtype), torch.randn(8192, 2048).to(dtype)
     least = float("inf")
@@ -149,7 +151,7 @@ def speed(dtype: torch.dtype, threads: int | None = None) -> float:
     return 2 * 512 * 2048 * 8192 / least
 
 
-def table(rows: list[dict]) -> None:
+def print_means(rows: list[dict]) -> None:
     """Means over seeds, with their standard deviation where there are several."""
     keys = [k for k in rows[0] if k not in ("model", "method", "share", "seed")]
     lines = [["", "", "share", *keys]]
@@ -188,13 +190,13 @@ def main() -> None:
         for share in options.share:
             for seed in options.seeds:
                 for method in options.methods:
-                    facts = row(method, model, share, seed, options.tokens, cache, options.dtype)
+                    facts = method_row(method, model, share, seed, options.tokens, cache, options.dtype)
                     rows.append({"model": model, "method": method, "share": share, "seed": seed, **facts})
                     print(json.dumps(rows[-1]), flush=True)
                     if options.json:
                         with open(options.json, "a") as file:
                             file.write(json.dumps(rows[-1]) + "\n")
-    table(rows)
+    print_means(rows)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ WIDTHS = {
 LAYERS = {"1B": 16, "8B": 32, "70B": 80}  # of Llamas
 
 
-def searched(widths: str, layers: int, tokens: int, search: str, share: float) -> dict[str, float]:
+def search_forwards(widths: str, layers: int, tokens: int, search: str, removed_share: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         from transformers import LlamaConfig
@@ -56,7 +56,7 @@ def searched(widths: str, layers: int, tokens: int, search: str, share: float) -
             RECIPE.format(
                 rows=tokens // 128,
                 group=WIDTHS[widths]["intermediate_size"] // 6 // 64 * 64,
-                share=f"{100 * share:g}",
+                share=f"{100 * removed_share:g}",
                 search=search,
                 more=SPLIT if search == "exact" else "",
             )
@@ -78,10 +78,10 @@ def searched(widths: str, layers: int, tokens: int, search: str, share: float) -
         }
 
 
-def extrapolated(share: float = 0.2, each: float = 0.004, tokens: int = 2048, own: int = 8192) -> None:
+def print_extrapolation(removed_share: float = 0.2, each: float = 0.004, tokens: int = 2048, own: int = 8192) -> None:
     """Layer forwards by formula."""
-    cuts = round(share / each)
-    print(f"\nextrapolated: {share:.0%} of parameters in {cuts} cuts of {each:.1%}, {tokens} tokens scored:")
+    cuts = round(removed_share / each)
+    print(f"\nextrapolated: {removed_share:.0%} of parameters in {cuts} cuts of {each:.1%}, {tokens} tokens scored:")
     print("  whole   cuts x 3L candidates x L layers")
     print("  exact   cuts x 3L candidates x (L + 1) / 2 layers")
     print(f"  racing  2 x {own} / {tokens} x L to write and to read its own rows,")
@@ -113,14 +113,14 @@ def main() -> None:
     for search in options.searches:
         for layers in options.layers:
             for tokens in options.tokens:
-                r = searched(options.widths, layers, tokens, search, options.share)
+                r = search_forwards(options.widths, layers, tokens, search, options.share)
                 print(
                     f"{search:8} {layers:>6} {tokens:>6} {r['cuts']:>5} {r['run']:>14,.0f} "
                     f"{r['run'] / r['whole']:>8.1%} {r['run'] / r['cuts']:>8,.1f} {r['kept'] / 2**20:>8.1f} "
                     f"{r['seconds']:>8.1f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:>8.2f}",
                     flush=True,
                 )
-    extrapolated()
+    print_extrapolation()
 
 
 if __name__ == "__main__":

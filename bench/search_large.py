@@ -34,7 +34,7 @@ emit lean {{ hf("lean") }}
 """
 
 
-def make(folder: Path, size: str) -> None:
+def write_random_checkpoint(folder: Path, size: str) -> None:
     """A checkpoint of random weights, a layer at a time."""
     import torch
     from safetensors.torch import save_file
@@ -77,7 +77,7 @@ def make(folder: Path, size: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
-def searched(folder: Path, size: str, options: argparse.Namespace) -> dict[str, float]:
+def run_search(folder: Path, size: str, options: argparse.Namespace) -> dict[str, float]:
     """One search in this process."""
     import torch
     from effc.compiler.core.cache import Cache
@@ -144,12 +144,12 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
-        return print(json.dumps(searched(options.folder / options.sizes[0], options.sizes[0], options)))
+        return print(json.dumps(run_search(options.folder / options.sizes[0], options.sizes[0], options)))
     from effc.compiler.core.fingerprint import machine_facts
 
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"{options.tokens} tokens scored", sep=", ")
     for size in options.sizes:
-        make(options.folder / size, size)
+        write_random_checkpoint(options.folder / size, size)
         again = [sys.executable, __file__, *sys.argv[1:], "--inside"]
         again = [a for a in again if a not in options.sizes] + [size]
         done = subprocess.run(again, stdout=subprocess.PIPE, text=True, check=True)

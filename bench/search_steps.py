@@ -25,7 +25,7 @@ from effc.compiler.transforms.search.gradients import DRAWS, Gradients
 from effc.compiler.transforms.search.importance import obs_importance
 from effc.compiler.transforms.search.prefix import Prefix
 from effc.compiler.transforms.search.reconstruct import Moments, Reconstruction, module_of, readers
-from search_large import GROUP, SIZES, make
+from search_large import GROUP, SIZES, write_random_checkpoint
 from transformers import AutoModelForCausalLM
 
 OWN_ROWS, OWN_LENGTH = 32, 256
@@ -40,7 +40,7 @@ def timed(what: str, run) -> float:
     return seconds
 
 
-def measured(size: str, folder: Path, tokens: int) -> dict[str, float]:
+def measure_steps(size: str, folder: Path, tokens: int) -> dict[str, float]:
     model = AutoModelForCausalLM.from_pretrained(folder / size, dtype=torch.bfloat16).eval()
     program, vocabulary = capture(model), SIZES[size][-1]
     ids = torch.randint(vocabulary, (tokens // 256, 256), generator=torch.Generator().manual_seed(0))
@@ -70,11 +70,11 @@ def measured(size: str, folder: Path, tokens: int) -> dict[str, float]:
         found["rank"] = timed("channels of one MLP, ranked", lambda: obs_importance(program, group, moments))
         repair, items = Reconstruction(program, moments), list(range(GROUP[size]))
         found["fit"] = timed("one cut of channels, refitted", lambda: repair.weights_without(group, (), items))
-    found["layer"], found["behind"] = swept(program, ids)
+    found["layer"], found["behind"] = time_sweeps(program, ids)
     return found
 
 
-def swept(program, ids: torch.Tensor) -> tuple[float, float]:
+def time_sweeps(program, ids: torch.Tensor) -> tuple[float, float]:
     """The sweep of one layer, and of what is behind the last one."""
     prefix = Prefix(program, 4 << 30)
 
@@ -95,7 +95,7 @@ def swept(program, ids: torch.Tensor) -> tuple[float, float]:
     return layer, behind
 
 
-def scaled(found: dict[str, float], size: str) -> dict[str, float]:
+def scale_to_8b(found: dict[str, float], size: str) -> dict[str, float]:
     """The steps of an 8B Llama by operations: products of layers, second moments, factors of their width cubed."""
     hidden, _, heads, kv, mlp, _ = SIZES[size]
     wide, _, more_heads, more_kv, more_mlp, _ = EIGHT
@@ -110,7 +110,7 @@ def scaled(found: dict[str, float], size: str) -> dict[str, float]:
     return {name: seconds * by.get(name, whole) for name, seconds in found.items()}
 
 
-def total(found: dict[str, float], layers: int, tokens: int, cuts: int, together: int) -> dict[str, float]:
+def total_seconds(found: dict[str, float], layers: int, tokens: int, cuts: int, together: int) -> dict[str, float]:
     """Processor seconds of a whole search with `estimate: taylor`, by what they are spent on."""
     own, half = OWN_ROWS * OWN_LENGTH / tokens, (layers + 1) / (2 * layers)
     first = 4 * layers / 6
@@ -136,16 +136,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), f"{options.threads} threads", sep=", ")
-    make(options.folder / options.size, options.size)
-    found = measured(options.size, options.folder, options.tokens)
+    write_random_checkpoint(options.folder / options.size, options.size)
+    found = measure_steps(options.size, options.folder, options.tokens)
     print("\nwrite x 256; moments: 8192 tokens; ranking: every MLP; sweep: head, every layer, 4L candidates in their")
     print("layers; first round: a sixth of 4L candidates from the middle; later: 3 scores a round; a refit a cut:")
     cases = (
         (options.size, found, SIZES[options.size][1]),
-        ("8B, by operations", scaled(found, options.size), EIGHT[1]),
+        ("8B, by operations", scale_to_8b(found, options.size), EIGHT[1]),
     )
     for name, steps, layers in cases:
-        parts = total(steps, layers, options.tokens, options.cuts, options.together)
+        parts = total_seconds(steps, layers, options.tokens, options.cuts, options.together)
         print(f"  {name:18} {sum(parts.values()) / 60:7.1f} processor minutes: ", end="")
         print(", ".join(f"{what} {seconds / 60:.1f}" for what, seconds in parts.items()))
 

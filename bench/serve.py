@@ -30,7 +30,7 @@ TEXT = " ".join(" ".join(pydoc_data.topics.topics.values()).split()).split(" ")
 
 
 @contextmanager
-def served(model: str, threads: int):
+def start_server(model: str, threads: int):
     command = [*EFFC, "serve", model, "--port", "0", "--threads", str(threads), "--name", "model"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -40,7 +40,7 @@ def served(model: str, threads: int):
         process.wait()
 
 
-async def ask(client: httpx.AsyncClient, prompt: str, new: int) -> list[float]:
+async def stream_answer(client: httpx.AsyncClient, prompt: str, new: int) -> list[float]:
     """Times at which text came, the first one that of the request; the last entry is the number of tokens."""
     body = {
         "model": "model",
@@ -65,29 +65,31 @@ def prompts(count: int, words: int, start: int = 0) -> list[str]:
     return [" ".join(TEXT[(start + i) * 997 % 20_000 :][:words]) for i in range(count)]
 
 
-async def at_once(url: str, count: int, words: int, new: int, start: int) -> dict[str, float]:
+async def measure_concurrent(url: str, count: int, words: int, new: int, start: int) -> dict[str, float]:
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         began = time.perf_counter()
-        found = await asyncio.gather(*(ask(client, prompt, new) for prompt in prompts(count, words, start)))
+        found = await asyncio.gather(*(stream_answer(client, prompt, new) for prompt in prompts(count, words, start)))
     tokens, seconds = sum(times[-1] for times in found), max(times[-2] for times in found) - began
     firsts = [times[1] - times[0] for times in found]
     return {"tokens_per_second": tokens / seconds, "first": median(firsts), "last_first": max(firsts)}
 
 
-async def stalls(url: str, words: int, long: int, new: int) -> tuple[float, float]:
+async def longest_stalls(url: str, words: int, long: int, new: int) -> tuple[float, float]:
     """The longest wait between pieces of four answers, with and without a long prompt coming in."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         waits = []
         for more in ([], prompts(1, long, 91)):
-            running = [asyncio.create_task(ask(client, prompt, new)) for prompt in prompts(4, words, 50 + len(more))]
+            running = [
+                asyncio.create_task(stream_answer(client, prompt, new)) for prompt in prompts(4, words, 50 + len(more))
+            ]
             await asyncio.sleep(0.5)
-            await asyncio.gather(*(ask(client, prompt, 1) for prompt in more))
+            await asyncio.gather(*(stream_answer(client, prompt, 1) for prompt in more))
             found = await asyncio.gather(*running)
             waits.append(max(b - a for times in found for a, b in pairwise(times[1:-1])))
     return waits[1], waits[0]
 
 
-def engine(model: str, threads: int, counts: list[int], words: int, new: int) -> dict[int, float]:
+def engine_throughput(model: str, threads: int, counts: list[int], words: int, new: int) -> dict[int, float]:
     """Tokens per second of the engine alone; nothing where the model has none."""
     import effc
     from effc.compiler.driver.models import _tokenizer, is_artifact
@@ -121,14 +123,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    alone = engine(given.model, given.threads, given.at_once, given.words, given.new)
+    alone = engine_throughput(given.model, given.threads, given.at_once, given.words, given.new)
     rows: dict[int, list[dict[str, float]]] = {count: [] for count in given.at_once}
-    with served(given.model, given.threads) as url:
-        asyncio.run(at_once(url, 1, given.words, 4, 99))  # warm
+    with start_server(given.model, given.threads) as url:
+        asyncio.run(measure_concurrent(url, 1, given.words, 4, 99))  # warm
         for turn in range(given.rounds):
             for count in given.at_once:
-                rows[count].append(asyncio.run(at_once(url, count, given.words, given.new, 16 * turn)))
-        long, plain = asyncio.run(stalls(url, given.words, given.long, 4 * given.new))
+                rows[count].append(asyncio.run(measure_concurrent(url, count, given.words, given.new, 16 * turn)))
+        long, plain = asyncio.run(longest_stalls(url, given.words, given.long, 4 * given.new))
     print(
         f"{given.model}, {given.threads} threads, {given.words} words in, {given.new} tokens out, medians "
         f"of {given.rounds} rounds\n"

@@ -61,15 +61,15 @@ SOLVED = """data {name} = pairs("{file}.jsonl", prompt: "prompt", join: " ", ans
 """
 
 
-def records(folder: Path, task: str, part: str) -> list[dict]:
+def read_records(folder: Path, task: str, split: str) -> list[dict]:
     """Questions with options and the right one; of GSM8K with worked solutions."""
     if task == "sst2":
-        lines = (folder / f"{part}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        lines = (folder / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]
         return [review(*line.split("\t")) for line in lines if line]
     if task == "gsm8k":
-        return [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
     found = []
-    for one in json.loads((folder / task / f"{part}.json").read_text(encoding="utf-8")):
+    for one in json.loads((folder / task / f"{split}.json").read_text(encoding="utf-8")):
         options = re.search(r"Answer format: (\S+)", one["instruction"])
         assert options, f"{one['instruction'][:60]} has no options"
         found.append({"question": one["instruction"], "options": options[1].split("/"), "answer": one["answer"]})
@@ -81,16 +81,16 @@ def review(sentence: str, label: str) -> dict:
     return {"question": f"Review: {sentence.strip()}\nSentiment:", "options": options, "answer": options[int(label)]}
 
 
-def split(source: Path, folder: Path, task: str) -> None:
+def write_splits(source: Path, folder: Path, task: str) -> None:
     """Every tenth of what was meant for training is what a search may look at."""
-    learned = records(source, task, "train")
+    learned = read_records(source, task, "train")
     parts = {"train": [r for i, r in enumerate(learned) if i % 10], "dev": learned[::10]}
-    for name, some in {**parts, "test": records(source, task, "test")}.items():
+    for name, some in {**parts, "test": read_records(source, task, "test")}.items():
         some = [{**r, "prompt": f"Question: {r['question']}\nAnswer:"} for r in some]  # as `choices` lays them out
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
 
 
-def built(folder: Path, name: str, asked, seed: int):
+def run_route(folder: Path, name: str, asked, seed: int):
     """The program at the end of a route, and the context to measure it in."""
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
@@ -119,7 +119,7 @@ def measure_of(task: str, rows: str) -> str:
     return f"{'perplexity' if task == 'gsm8k' else 'choice'}({rows})"
 
 
-def said(program, ctx, task: str) -> dict[str, float]:
+def task_accuracy(program, ctx, task: str) -> dict[str, float]:
     from effc.dsl.checker.values import DataRef, MetricRef
 
     word = MetricRef("perplexity" if task == "gsm8k" else "choice", (("data", DataRef("test")),))
@@ -149,13 +149,13 @@ def main() -> None:
     asked.model = asked.model or f'gguf("{smol.gguf_path()}")'
     folder, began = asked.folder.resolve(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    split(asked.data, folder, asked.task)
+    write_splits(asked.data, folder, asked.task)
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
     found: dict[str, list[dict[str, float]]] = {}
     for seed in asked.seeds:
         for name in asked.only:
-            found.setdefault(name, []).append(said(*built(folder, name, asked, seed), asked.task))
+            found.setdefault(name, []).append(task_accuracy(*run_route(folder, name, asked, seed), asked.task))
             print(f"seed {seed}: {name}: {found[name][-1]}, {time.monotonic() - began:.0f} s", flush=True)
     print(f"\n| | {measure_of(asked.task, asked.task)}, mean and range | zeros | trained |\n|---|---|---|---|")
     for name, each in found.items():

@@ -86,7 +86,7 @@ def perplexity(model, ctx) -> float:
     return math.exp(nats / tokens)
 
 
-def in_turns(metric, models) -> list[float]:
+def time_in_turns(metric, models) -> list[float]:
     """What a timed metric says of several models whose steps take turns, the order changing every round."""
     from effc.compiler.evaluation.timing import WARMUP, quiet_clock
 
@@ -99,16 +99,16 @@ def in_turns(metric, models) -> list[float]:
     return [clock.value(seconds[WARMUP:]) for clock, seconds in zip(clocks, taken, strict=True)]
 
 
-def share_of_time(metric, original, result, times: int = 5) -> float:
+def time_ratio(metric, original, result, times: int = 5) -> float:
     """The median of some races, each of medians: where memory comes to lie, and who else runs, sways a single one."""
     ratios = []
     for _ in range(times):
-        before, after = in_turns(metric, (original, result))
+        before, after = time_in_turns(metric, (original, result))
         ratios.append(after / before)
     return statistics.median(ratios)
 
 
-def measured(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
+def measure_point(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
     from effc.compiler.core.events import Recorded
     from effc.compiler.ir.layers.fast_mixers import use_kernels
     from effc.dsl.checker.values import MetricRef
@@ -124,7 +124,7 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     use_kernels(program.model)
     size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
     prefill, decode = (
-        share_of_time(build.ctx.metric(ref), original, program.model)
+        time_ratio(build.ctx.metric(ref), original, program.model)
         for ref in (MetricRef("prefill.p50", (("prompt", 256),)), MetricRef("decode.p50"))
     )
     shed = perplexity(program.model, build.ctx)
@@ -146,7 +146,7 @@ def measured(folder: Path, model: str, kind: str, step: str, heal: int, original
     )
 
 
-def plotted(points: list[Point], base: float, width: int = 60, height: int = 14) -> str:
+def text_plot(points: list[Point], base: float, width: int = 60, height: int = 14) -> str:
     """Perplexity over prefill time, a letter per kind; the original is `*` at 100%."""
     marks = dict(zip(STEPS, "SBHTA", strict=True))
     low = min(0.95, *(p.prefill for p in points)) if points else 0.5
@@ -173,18 +173,18 @@ def plotted(points: list[Point], base: float, width: int = 60, height: int = 14)
     )
 
 
-def at_equal(points: list[Point], base: float, axis: str, shares: tuple[float, ...]) -> str:
+def perplexities_at_shares(points: list[Point], base: float, axis: str, shares: tuple[float, ...]) -> str:
     """Perplexity after shedding and after healing, of each kind where it reaches a share of the original's `axis`."""
     rows = [f"  perplexity at equal {axis:<12}" + "".join(f"{share:>18.0%}" for share in shares)]
     for kind in STEPS:
         own = [p for p in points if p.kind == kind]
         if own:
-            told = [_read(own, base, axis, share) for share in shares]
+            told = [_interpolated(own, base, axis, share) for share in shares]
             rows.append(f"  {kind:<32}" + "".join(f"{cell:>18}" for cell in told))
     return "\n".join(rows)
 
 
-def _read(points: list[Point], base: float, axis: str, share: float) -> str:
+def _interpolated(points: list[Point], base: float, axis: str, removed_share: float) -> str:
     known = sorted(
         [
             (1.0, math.log(base), math.log(base)),
@@ -192,8 +192,8 @@ def _read(points: list[Point], base: float, axis: str, share: float) -> str:
         ]
     )
     for low, high in itertools.pairwise(known):
-        if low[0] <= share <= high[0] and low[0] < high[0]:
-            part = (share - low[0]) / (high[0] - low[0])
+        if low[0] <= removed_share <= high[0] and low[0] < high[0]:
+            part = (removed_share - low[0]) / (high[0] - low[0])
             shed, healed = (math.exp(a + part * (b - a)) for a, b in zip(low[1:], high[1:], strict=True))
             return f"{shed:.1f}" if math.isnan(healed) else f"{shed:.1f} -> {healed:.1f}"
     return "-"
@@ -223,7 +223,7 @@ def main() -> None:
             )
             for kind in args.kinds:
                 for step in STEPS[kind]:
-                    p = measured(Path(folder), model, kind, step, args.heal, original)
+                    p = measure_point(Path(folder), model, kind, step, args.heal, original)
                     points.append(p)
                     print(
                         line.format(
@@ -239,9 +239,9 @@ def main() -> None:
                         ),
                         flush=True,
                     )
-            print(plotted(points, base))
+            print(text_plot(points, base))
             for axis, shares in SHARES.items():
-                print(at_equal(points, base, axis, shares))
+                print(perplexities_at_shares(points, base, axis, shares))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def perplexities(program, ctx) -> list[float]:
     return [math.exp(nats / tokens) for nats, tokens in sums]
 
 
-def before_and_after(build, healed: bool) -> tuple[object, list[float], list[float]]:
+def perplexities_around_healing(build, healed: bool) -> tuple[object, list[float], list[float]]:
     """The program before the last step where that heals, its perplexities, and those after that step."""
     stages = build.plan.stages[:-1] if healed else build.plan.stages
     for stage in stages:
@@ -110,7 +110,7 @@ def before_and_after(build, healed: bool) -> tuple[object, list[float], list[flo
     return program, before, perplexities(finished(build), build.ctx) if healed else []
 
 
-def rescaled(folder: Path) -> Path:
+def write_rescaled(folder: Path) -> Path:
     """The folder of the model that is no 4-bit original, made where it is not there yet."""
     place = folder / "base"
     if not place.is_dir():
@@ -151,7 +151,7 @@ def rescale(model, generator: torch.Generator) -> None:
 
 def base(folder: Path, dtype: str = "float32") -> str:
     """The words of a recipe for that model."""
-    return f'hf("{rescaled(folder)}", dtype: {dtype})'
+    return f'hf("{write_rescaled(folder)}", dtype: {dtype})'
 
 
 if __name__ == "__main__":

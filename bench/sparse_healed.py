@@ -59,7 +59,7 @@ def main() -> None:
         made = [] if name == "dense" else [f"sps = {METHODS[name].format(SHARES[share])}"]
         more = {"model": model, "samples": asked.samples}
         build = smol.build_of(folder, f"sparse{os.getpid()}", "\n  ".join([*made, *heal]), **more)
-        program, before, after = smol.before_and_after(build, bool(heal))
+        program, before, after = smol.perplexities_around_healing(build, bool(heal))
         zeros = next((note["sparsity"] for note in program.notes if "sparsity" in note), 0.0)
         found = before + after
         print(

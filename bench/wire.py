@@ -24,7 +24,7 @@ METHODS = {
 REPLY = dict.fromkeys(("examples", "loss", "before", "mix", "accuracy", "seconds"), 0.5) | {"number": 1}
 
 
-def wire(arrays, config) -> int:
+def protobuf_bytes(arrays, config) -> int:
     """Bytes of the content of a message as a protocol buffer."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
     from flwr.common.serde import recorddict_to_proto
@@ -35,7 +35,7 @@ def wire(arrays, config) -> int:
     return recorddict_to_proto(content).ByteSize()
 
 
-def shapes(model: str, method: str) -> dict[str, tuple[int, ...]]:
+def state_shapes(model: str, method: str) -> dict[str, tuple[int, ...]]:
     """Of a whole state."""
     layers, width, values, made = MODELS[model]
     parts, rank = METHODS[method]
@@ -56,9 +56,9 @@ def main() -> None:
     print("| model | what is sent | numbers | KiB as arrays | KiB on the wire |\n|---|---|---|---|---|")
     for model in MODELS:
         for method in METHODS:
-            full = shapes(model, method)
+            full = state_shapes(model, method)
             count = sum(map(prod, full.values()))
-            bytes_ = wire({"own": {n: np.zeros(s, np.float32) for n, s in full.items()}}, REPLY)
+            bytes_ = protobuf_bytes({"own": {n: np.zeros(s, np.float32) for n, s in full.items()}}, REPLY)
             print(f"| {model} | {method} | {count:,} | {4 * count / 1024:.1f} | {bytes_ / 1024:.1f} |")
 
 

@@ -35,7 +35,7 @@ pipeline lean(base) {{
 """
 
 
-def ping(hands: WorkerTransport, times: int) -> tuple[float, list[float]]:
+def time_messages(hands: WorkerTransport, times: int) -> tuple[float, list[float]]:
     """Seconds until a worker is there, and milliseconds of every message after that."""
     began, found = time.monotonic(), []
     hands.start_worker(0)
@@ -52,7 +52,7 @@ def ping(hands: WorkerTransport, times: int) -> tuple[float, list[float]]:
     return ready, found
 
 
-def searched(folder: Path, workers: str) -> tuple[float, float, int]:
+def time_search(folder: Path, workers: str) -> tuple[float, float, int]:
     """Seconds of the step, of them until workers were called, and scores."""
     called: list[float] = []
 
@@ -75,7 +75,7 @@ def searched(folder: Path, workers: str) -> tuple[float, float, int]:
     return took, (called[0] - began if called else 0.0), scores
 
 
-def drawn(folder: Path, hidden: int) -> tuple[str, str]:
+def write_random_model(folder: Path, hidden: int) -> tuple[str, str]:
     """A Llama of random weights and its rows, as a recipe has them."""
     from transformers import LlamaConfig
 
@@ -116,20 +116,20 @@ def main() -> None:
             kinds["Ray"] = make_transport(Settings(folder, workers="ray"))
             assert kinds["Ray"].size, "a cluster of nobody"
         for name, hands in kinds.items():
-            ready, took = ping(hands, 200)
+            ready, took = time_messages(hands, 200)
             print(
                 f"{name}: there after {ready:.1f} s; a message {statistics.median(took):.2f} ms, "
                 f"95 % below {sorted(took)[int(0.95 * len(took))]:.2f}",
                 flush=True,
             )
-        source, rows = smollm2(folder) if asked.smollm2 else drawn(folder, asked.hidden)
+        source, rows = smollm2(folder) if asked.smollm2 else write_random_model(folder, asked.hidden)
         (folder / "few.effspec").write_text(RECIPE.format(source=source, rows=rows))
         several, ratios = {f"{n} workers": str(n) for n in asked.workers} | ({"Ray": "ray"} if asked.ray else {}), {}
         for number in range(asked.rounds):
-            alone, _, scores = searched(folder, "")
+            alone, _, scores = time_search(folder, "")
             print(f"round {number + 1}: {scores} scores, alone {alone:.1f} s", end="")
             for name, workers in several.items():
-                took, before, _ = searched(folder, workers)
+                took, before, _ = time_search(folder, workers)
                 ratios.setdefault(name, []).append(alone / took)
                 print(
                     f"; {name} {took:.1f} s (called after {before:.1f}), {alone / took:.2f} times as fast",

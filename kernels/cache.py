@@ -106,14 +106,14 @@ class Cache:
         )
         self.blocks += count
 
-    def _prune(self, tokens: Tensor, share: float, count: int) -> Tensor:
-        """Zeros for all but the largest `share` of every head's numbers in every block past the sinks."""
-        if share >= 1:
+    def _prune(self, tokens: Tensor, sparsity: float, count: int) -> Tensor:
+        """Zeros for all but the largest `sparsity` of every head's numbers in every block past the sinks."""
+        if sparsity >= 1:
             return tokens.contiguous()
         blocks = tokens.reshape(len(tokens), count, -1).clone()
         spared = max(0, -(-self.sinks // TOKENS) - self.blocks)
         size = blocks.shape[2]
-        dropped = size - max(1, round(share * size))
+        dropped = size - max(1, round(sparsity * size))
         if dropped and spared < count:
             magnitude = blocks[:, spared:].abs().float()
             bound = magnitude.kthvalue(dropped, dim=2, keepdim=True).values

@@ -27,42 +27,42 @@ class CausalConv(Kernel):
         ctx.rest = bounds, silu
 
     @staticmethod
-    def fake(x, weight, bias, before, bounds, silu):
+    def fake(x, weight, bias, initial_state, bounds, silu):
         return x.new_empty(x.shape[0], x.shape[2], x.shape[1]).mT
 
     @staticmethod
-    def reference(x, weight, bias, before, bounds, silu):
+    def reference(x, weight, bias, initial_state, bounds, silu):
         b, c, t = x.shape
         k, wide = weight.shape[1], x.dtype if x.dtype is torch.float64 else torch.float32
         mask = inside(bounds, b, t).to(x.device)
         inputs = functional.pad((x * mask[:, None]).to(wide), (k - 1, 0))
-        if before is not None and k > 1:
+        if initial_state is not None and k > 1:
             first = torch.zeros(b, dtype=torch.int64) if bounds is None else bounds[:, 0]
             positions = (first[:, None] + torch.arange(k - 1))[:, None].expand(-1, c, -1)
-            inputs = inputs.scatter_add(2, positions, before.to(wide))
+            inputs = inputs.scatter_add(2, positions, initial_state.to(wide))
         bias = None if bias is None else bias.to(wide)
         y = functional.conv1d(inputs, weight.to(wide)[:, None], bias, groups=c)
         return ((functional.silu(y) if silu else y) * mask[:, None]).to(x.dtype)
 
     @staticmethod
-    def native(x, weight, bias, before, bounds, silu):
+    def native(x, weight, bias, initial_state, bounds, silu):
         b, c, t = x.shape
         k = weight.shape[-1]
         fit("a weight", weight, c, k)
         fit("a bias", bias, c)
-        fit("what came before", before, b, c, k - 1)
+        fit("what came before", initial_state, b, c, k - 1)
         bounds = live_ranges(bounds, b, t)
         (x_rows,) = one_type(x)
         x_rows = rows(x_rows.mT)  # [b, t, c]
         y = torch.empty(b, t, c, dtype=x_rows.dtype)
         filters, bias = plain(weight.mT), plain(bias)  # [k, c]
-        before = None if before is None or k == 1 else before.mT.to(x_rows.dtype).contiguous()
+        initial_state = None if initial_state is None or k == 1 else initial_state.mT.to(x_rows.dtype).contiguous()
         run(
             "causal_conv",
             *layout_of(x_rows),
             filters.data_ptr(),
             at(bias),
-            at(before),
+            at(initial_state),
             y.data_ptr(),
             at(bounds),
             b,

@@ -364,5 +364,5 @@ class _Reader:
     _remember, _recall = engine_sources.remember, engine_sources.recall
 
 
-def _int(value, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+def _int(value, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**31

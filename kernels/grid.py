@@ -126,10 +126,10 @@ class Scales:
         return scale * (self._code(w, scale, zero) - zero)
 
 
-def joined(parts: Sequence[Scales]) -> Scales:
+def joined(pieces: Sequence[Scales]) -> Scales:
     """Scales of neighbouring groups, as one."""
-    scale, zero = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("scale", "zero"))
-    return Scales(parts[0].max_code, scale, zero)
+    scale, zero = (torch.cat([getattr(part, name) for part in pieces], 1) for name in ("scale", "zero"))
+    return Scales(pieces[0].max_code, scale, zero)
 
 
 def no_less(value: Tensor) -> Tensor:

@@ -63,17 +63,17 @@ class SsdScan(Kernel):
     keep, backward = staticmethod(keep), staticmethod(backward)
 
     @staticmethod
-    def fake(x, dt, a, b, c, d, bias, softplus, least, upper, state, bounds):
+    def fake(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, bounds):
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         return as_x(x), x.new_empty(shape, dtype=torch.float32)
 
     @staticmethod
-    def reference(x, dt, a, b, c, d, bias, softplus, least, upper, state, bounds):
+    def reference(x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, bounds):
         wide = torch.float64 if x.dtype is torch.float64 else torch.float32
         wide_x, dt, a, b, c = (t.to(wide) for t in (x, dt, a, b, c))
         b, c = (t.repeat_interleave(x.shape[2] // t.shape[2], 2) for t in (b, c))
         dt = dt if bias is None else dt + bias.to(wide)
-        dt = (functional.softplus(dt) if softplus else dt).clamp(least, upper)
+        dt = (functional.softplus(dt) if softplus else dt).clamp(min_dt, upper)
         mask = inside(bounds, *x.shape[:2])
         shape = x.shape[0], *x.shape[2:], b.shape[3]
         h = torch.zeros(shape, dtype=wide) if state is None else state.to(wide)
@@ -88,7 +88,7 @@ class SsdScan(Kernel):
         return torch.where(mask[:, :, None, None], y, 0.0).to(x.dtype), h
 
     @classmethod
-    def native(cls, x, dt, a, b, c, d, bias, softplus, least, upper, state, bounds):
+    def native(cls, x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, bounds):
         batches, length, heads, p = x.shape
         groups, n = b.shape[2:]
         _fit(x, dt, a, b, c, d, bias, state)
@@ -117,7 +117,7 @@ class SsdScan(Kernel):
             p,
             groups,
             n,
-            least,
+            min_dt,
             upper,
             x_rows.dtype is torch.float32,
             softplus,

@@ -8,7 +8,9 @@ of every key, so a test that plans here what a process compiled there must find 
 """
 
 import os
+import random
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -25,14 +27,39 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="rewrite goldens with what the code says now")
+    parser.addoption("--lot", metavar="SEED", help="run files in an order drawn with this seed")
+    parser.addoption("--minutes", type=float, help="begin no test after so many minutes, and skip what is left")
 
 
 LEFT_OUT = pytest.StashKey[Counter]()  # (marker, file) -> how many tests of it did not run
 SAID_BY = {"heavy": "make test-heavy", "slow": "make test-slow"}
 
 
+START = pytest.StashKey[float]()  # seconds of the monotonic clock at which the first test begins
+
+
 def pytest_configure(config):
     config.stash[LEFT_OUT] = Counter()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Files in an order drawn by lot; each worker draws the same one, and the tests of a file stay together."""
+    seed = config.getoption("--lot")
+    if seed is not None:
+        files = sorted({item.nodeid.partition("::")[0] for item in items})
+        random.Random(seed).shuffle(files)
+        rank = {file: index for index, file in enumerate(files)}
+        items.sort(key=lambda item: rank[item.nodeid.partition("::")[0]])
+
+
+def pytest_collection_finish(session):
+    session.config.stash[START] = time.monotonic()
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() > item.config.stash[START] + 60 * minutes:
+        pytest.skip(f"begins after the {minutes:g} minutes of this run")
 
 
 def pytest_deselected(items):

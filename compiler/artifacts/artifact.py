@@ -52,21 +52,21 @@ class Draft:
 
 
 @contextmanager
-def drafted(into: Path, force: bool = False) -> Iterator[Draft]:
-    """Empty draft of the artifact `into`; nothing of it is left behind where it is not published.
+def drafted(destination: Path, force: bool = False) -> Iterator[Draft]:
+    """Empty draft of the artifact `destination`; nothing of it is left behind where it is not published.
 
     With `force` an existing artifact is exchanged; a reader sees the old one or the new one.
     """
-    into = Path(os.path.abspath(into))
-    with filesystem_errors_as_diagnostics(into):
-        check_output_path(into, force)
-        created = [folder for folder in into.parents if not folder.exists()]  # the innermost first
-        into.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_drafts(into.parent)
-        folder = into.parent / f".{into.name}.effc-{os.getpid()}-{_process_start_time(os.getpid())}"
+    destination = Path(os.path.abspath(destination))
+    with filesystem_errors_as_diagnostics(destination):
+        check_output_path(destination, force)
+        created = [folder for folder in destination.parents if not folder.exists()]  # the innermost first
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_drafts(destination.parent)
+        folder = destination.parent / f".{destination.name}.effc-{os.getpid()}-{_process_start_time(os.getpid())}"
         folder.mkdir()
         try:
-            yield Draft(folder, into, force)
+            yield Draft(folder, destination, force)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             remove_empty_folders(created)
@@ -90,38 +90,40 @@ def remove_empty_folders(folders: list[Path]) -> None:
             return
 
 
-def check_output_path(into: Path, force: bool, file: bool = False) -> None:
+def check_output_path(destination: Path, force: bool, file: bool = False) -> None:
     """Refuse a place that is taken, or where nothing can be written: before any work. `file`: for one, not a folder."""
-    existing = next(p for p in into.absolute().parents if os.path.lexists(p))
+    existing = next(p for p in destination.absolute().parents if os.path.lexists(p))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "this user can't write there" if existing.is_dir() else "it is a file, not a folder"
         raise Reject(
             output_unwritable(
-                f"{_as_spelled(existing, into)}: {reason}", help="name an output folder that you can write to"
+                f"{_as_spelled(existing, destination)}: {reason}", help="name an output folder that you can write to"
             )
         )
-    if not os.path.lexists(into):
+    if not os.path.lexists(destination):
         return
     if not force:
-        raise Reject(_output_exists(into))
-    if file and into.is_file() and not into.is_symlink():
+        raise Reject(_output_exists(destination))
+    if file and destination.is_file() and not destination.is_symlink():
         return
-    if not (into / NAME).is_file() and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
+    if not (destination / NAME).is_file() and (
+        destination.is_symlink() or not destination.is_dir() or any(destination.iterdir())
+    ):
         raise Reject(
             output_exists(
-                f"{into} exists and is no artifact, so --force does not replace it",
+                f"{destination} exists and is no artifact, so --force does not replace it",
                 help="remove it yourself, or name another folder",
             )
         )
 
 
-def _as_spelled(folder: Path, into: Path) -> Path:
+def _as_spelled(folder: Path, destination: Path) -> Path:
     """A folder above an artifact as the artifact's path spells it, where it does."""
-    return next((p for p in into.parents if p.absolute() == folder), folder)
+    return next((p for p in destination.parents if p.absolute() == folder), folder)
 
 
-def _output_exists(into: Path) -> Diagnostic:
-    return output_exists(f"{into} exists", help="name another folder, or pass --force to replace it")
+def _output_exists(destination: Path) -> Diagnostic:
+    return output_exists(f"{destination} exists", help="name another folder, or pass --force to replace it")
 
 
 def _write_manifest(draft: Path, manifest: Manifest) -> Manifest:
@@ -142,32 +144,32 @@ def _write_manifest(draft: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _move_into_place(draft: Path, into: Path, force: bool) -> None:
+def _move_into_place(draft: Path, destination: Path, force: bool) -> None:
     """Rename into place; an old one goes aside first, and comes back if the second rename can't be done."""
     old = draft.with_name(draft.name + ".old")
-    if os.path.lexists(into):
+    if os.path.lexists(destination):
         if not force:  # came to be while we built
-            raise Reject(_output_exists(into))
-        _swap_folders(draft, into, old)
+            raise Reject(_output_exists(destination))
+        _swap_folders(draft, destination, old)
     else:
-        os.rename(draft, into)
-    fsync_path(into.parent)
+        os.rename(draft, destination)
+    fsync_path(destination.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _swap_folders(draft: Path, into: Path, old: Path) -> None:
+def _swap_folders(draft: Path, destination: Path, old: Path) -> None:
     """Swap in one step where the kernel can (Linux: renameat2), else in two."""
     import ctypes
 
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if swap and swap(-100, os.fsencode(draft), -100, os.fsencode(into), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
+    if swap and swap(-100, os.fsencode(draft), -100, os.fsencode(destination), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
         os.rename(draft, old)
         return
-    os.rename(into, old)
+    os.rename(destination, old)
     try:
-        os.rename(draft, into)
+        os.rename(draft, destination)
     except OSError:
-        os.rename(old, into)
+        os.rename(old, destination)
         raise
 
 
@@ -201,23 +203,24 @@ def _process_start_time(process: int) -> str:
 
 
 @contextmanager
-def filesystem_errors_as_diagnostics(into: Path) -> Iterator[None]:
+def filesystem_errors_as_diagnostics(destination: Path) -> Iterator[None]:
     """Turn errors of the file system into diagnostics."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            free = shutil.disk_usage(next(p for p in into.parents if p.exists())).free
+            free = shutil.disk_usage(next(p for p in destination.parents if p.exists())).free
             raise Reject(
                 disk_full(
-                    f"{into} could not be written whole: {error.strerror}, {free} bytes are free there",
+                    f"{destination} could not be written whole: {error.strerror}, {free} bytes are free there",
                     help="make room, or name a folder on another disk; nothing was left behind",
                 )
             ) from error
         if error.errno in _CLOSED:
             raise Reject(
                 output_unwritable(
-                    f"{error.filename or into}: {error.strerror}", help="name an output folder that you can write to"
+                    f"{error.filename or destination}: {error.strerror}",
+                    help="name an output folder that you can write to",
                 )
             ) from error
         raise

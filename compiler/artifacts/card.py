@@ -151,13 +151,9 @@ def _checks_section(checks: tuple[Check, ...]) -> str:
     for check in checks:
         forms.setdefault(check.what.partition(",")[0], []).append(check)
     rows = [
-        [
-            f"`{form}`",
-            str(len(form_checks)),
-            f"{max(c.worst for c in form_checks):.2g}",
-            f"{min(c.tolerance for c in form_checks):.2g}",
-        ]
+        [f"`{form}`", str(len(form_checks)), f"{closest.worst:.2g}", f"{closest.tolerance:.2g}"]
         for form, form_checks in forms.items()
+        for closest in [max(form_checks, key=lambda c: c.worst / c.tolerance if c.tolerance else c.worst)]
     ]
     compared = dict.fromkeys(check.what.partition(": ")[2] or check.what for check in checks)
     sentence = f"Reopened in a fresh process and compared with the model in memory: {'; '.join(compared)}."
@@ -167,7 +163,7 @@ def _checks_section(checks: tuple[Check, ...]) -> str:
             "",
             textwrap.fill(sentence, 100),
             "",
-            _table(["form", "outputs", "worst difference", "allowed"], rows),
+            _table(["form", "outputs", "closest to its limit", "allowed"], rows),
         ]
     )
 
@@ -188,8 +184,8 @@ def _ticks(text: str) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+    def line(columns: list[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in columns) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 

@@ -71,13 +71,13 @@ def diff_artifacts(a: Path, b: Path) -> Difference:
     return Difference(str(a), str(b), tuple(rows), tuple(changed))
 
 
-def _size_rows(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
+def _size_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Row]:
     yield from _facts(
         "size",
-        {"kind": one.kind, "forms": _forms(one), "bytes": one.bytes},
-        {"kind": two.kind, "forms": _forms(two), "bytes": two.bytes},
+        {"kind": left.kind, "forms": _forms(left), "bytes": left.bytes},
+        {"kind": right.kind, "forms": _forms(right), "bytes": right.bytes},
     )
-    yield from _facts("size", {"params": _param_count(a, one)}, {"params": _param_count(b, two)})
+    yield from _facts("size", {"params": _param_count(a, left)}, {"params": _param_count(b, right)})
 
 
 def _param_count(path: Path, manifest: Manifest) -> Any:
@@ -111,37 +111,37 @@ def stored_tensors(path: Path, manifest: Manifest) -> dict[str, Slot]:
     return {name: slot for header in headers for name, slot in header.slots.items()}
 
 
-def _shape_rows(a: Path, b: Path, one: Manifest, two: Manifest) -> Iterator[Row]:
-    first, second = shapes_of(a, one), shapes_of(b, two)
+def _shape_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Row]:
+    first, second = shapes_of(a, left), shapes_of(b, right)
     if first.keys() & second.keys() or not (first or second):
         yield from _facts("shape", first, second)
         return
     # Nothing of the same name: packed weights, programs and files of other formats name or hold theirs otherwise.
     pair = [
         f"{len(s)} tensors of `{m.kind}`" if s else f"held by `{m.kind}` in a way of its own"
-        for s, m in ((first, one), (second, two))
+        for s, m in ((first, left), (second, right))
     ]
     yield Row("shape", "tensors, not compared", *pair)
 
 
-def _measures(one: Manifest, two: Manifest) -> Iterator[Row]:
-    units = {m.metric: m.unit for m in (*one.measures, *two.measures)}
-    first, second = ({m.metric: m.compiled for m in manifest.measures} for manifest in (one, two))
+def _measures(left: Manifest, right: Manifest) -> Iterator[Row]:
+    units = {m.metric: m.unit for m in (*left.measures, *right.measures)}
+    first, second = ({m.metric: m.compiled for m in manifest.measures} for manifest in (left, right))
     yield from (replace(row, unit=units[row.what]) for row in _facts("measure", first, second))
 
 
-def _steps(one: Manifest, two: Manifest) -> Iterator[Row]:
+def _steps(left: Manifest, right: Manifest) -> Iterator[Row]:
     pair = [
         {str(s.get("name", i)): str(s.get("summary") or s.get("word", "")) for i, s in enumerate(m.steps)}
-        for m in (one, two)
+        for m in (left, right)
     ]
     yield from _facts("step", *pair)
 
 
-def _facts(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
+def _facts(section: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Row]:
     for name in dict.fromkeys((*a, *b)):
         if a.get(name) != b.get(name):
-            yield Row(part, name, a.get(name), b.get(name))
+            yield Row(section, name, a.get(name), b.get(name))
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -154,10 +154,10 @@ def load_program(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def _vocabulary_size(folder: Path, plain: Exported) -> int:
+def _vocabulary_size(folder: Path, prefill: Exported) -> int:
     """Vocabulary size of a program, by the shape of its logits."""
     with torch.no_grad():
-        logits = plain(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+        logits = prefill(input_ids=torch.zeros(1, 2, dtype=torch.int64))
     if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
         raise Reject(rejected_program(f"{folder / FILE} gives no logits", help="compile it again with this effc"))
     return logits.shape[-1]

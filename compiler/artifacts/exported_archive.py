@@ -130,13 +130,13 @@ def _zip_entries(path: Path, file: Any) -> dict[str, Entry]:
     return entries
 
 
-def _data_offset(file: Any, at: int, size: int) -> int:
+def _data_offset(file: Any, offset: int, size: int) -> int:
     """Offset of a file's bytes: after its local header, which alone states its length."""
-    _need(0 <= at <= size - _LOCAL.size, "a file beyond the archive's end")
-    file.seek(at)
+    _need(0 <= offset <= size - _LOCAL.size, "a file beyond the archive's end")
+    file.seek(offset)
     head = _LOCAL.unpack(file.read(_LOCAL.size))
     _need(head[0] == b"PK\x03\x04", "a file without a header")
-    return at + _LOCAL.size + head[-2] + head[-1]
+    return offset + _LOCAL.size + head[-2] + head[-1]
 
 
 def _input_names(text: bytes) -> tuple[str, ...]:
@@ -150,17 +150,17 @@ def _input_names(text: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_tensors(text: bytes, folder: str, entries: dict[str, Entry], mapped: mmap.mmap) -> dict[str, torch.Tensor]:
+def _read_tensors(text: bytes, folder: str, entries: dict[str, Entry], buffer: mmap.mmap) -> dict[str, torch.Tensor]:
     try:
         table = parse_json(text)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unlisted("a table of tensors of another form") from error
     rows: dict[Any, torch.Tensor] = {}
-    return {name: _map_tensor(name, meta, folder, entries, mapped, rows) for name, meta in table}
+    return {name: _map_tensor(name, meta, folder, entries, buffer, rows) for name, meta in table}
 
 
 def _map_tensor(
-    name: str, meta: Any, folder: str, entries: dict[str, Entry], mapped: mmap.mmap, rows: dict[Any, torch.Tensor]
+    name: str, meta: Any, folder: str, entries: dict[str, Entry], buffer: mmap.mmap, rows: dict[Any, torch.Tensor]
 ) -> torch.Tensor:
     """A tensor over its file's bytes; those that share a file share memory, and those that are tied are one.
 
@@ -192,7 +192,7 @@ def _map_tensor(
         return torch.empty(sizes, dtype=dtype)
     row = rows.get(member)
     if row is None:
-        row = rows[member] = torch.frombuffer(mapped, dtype=torch.uint8, count=entry.size, offset=entry.at)
+        row = rows[member] = torch.frombuffer(buffer, dtype=torch.uint8, count=entry.size, offset=entry.at)
     if entry.at % width:
         row = rows[member] = row.clone()  # torch reads numbers from where they are aligned
     trained = bool(layout.get("requires_grad")) and dtype.is_floating_point

@@ -32,9 +32,9 @@ class CacheSlot(StaticLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, keys: Tensor, values: Tensor, before: Tensor):
+    def __init__(self, keys: Tensor, values: Tensor, past: Tensor):
         super().__init__(keys.shape[2])
-        self.keys, self.values, self.before, self.is_initialized = keys, values, before, True
+        self.keys, self.values, self.before, self.is_initialized = keys, values, past, True
 
     def get_seq_length(self) -> Any:
         return self.before
@@ -153,9 +153,11 @@ def _longer(x: Tensor, axis: int, length: int) -> Tensor:
 class Continued(PaddedModel):
     """A program of whole prompts, and one that continues text, as one model."""
 
+    engine_name = "the exported program"
+
     def __init__(
         self,
-        plain: Exported,
+        prefill: Exported,
         program: nn.Module,
         facts: Facts,
         model_facts: dict[str, Any],
@@ -163,7 +165,7 @@ class Continued(PaddedModel):
     ):
         plan = {"vocabulary": model_facts["vocabulary"], "context": facts.context}
         super().__init__(PaddedRows(Stepper(program, facts), plan), plan, {}, model_facts, SEQUENCES, generation)
-        self.plain = plain
+        self.plain = prefill
 
     def batch_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}

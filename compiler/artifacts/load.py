@@ -5,7 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from ...dsl.checker.profiles import MAX_THREADS
 from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core import options
+from ..core.device import check_device
 from ..core.events import Listener, Warned, silent
 from ..core.warned import other_versions
 from ..plugin.registry import Registry
@@ -27,7 +30,7 @@ class LoadOptions(TypedDict, total=False):
     """Options of `load`, as its page documents them."""
 
     device: Any
-    dtype: "torch.dtype | None"
+    dtype: "torch.dtype | str | None"
     check: Literal["sha256", "size", "auto"]
     threads: int | None
     sequences: int | None
@@ -35,7 +38,7 @@ class LoadOptions(TypedDict, total=False):
     kernels: bool
     mapped: bool | None
     base: Any
-    signed_by: Sequence[str]
+    signed_by: Sequence[str] | None
     on_event: Listener
 
 
@@ -43,7 +46,7 @@ def load(
     path: str | Path,
     *,
     device: Any = None,
-    dtype: "torch.dtype | None" = None,
+    dtype: "torch.dtype | str | None" = None,
     check: Literal["sha256", "size", "auto"] = "auto",
     threads: int | None = None,
     sequences: int | None = None,
@@ -51,18 +54,18 @@ def load(
     kernels: bool = True,
     mapped: bool | None = None,
     base: Any = None,
-    signed_by: Sequence[str] = (),
+    signed_by: Sequence[str] | None = None,
     on_event: Listener = silent,
 ) -> "PreTrainedModel":
     """An ordinary `PreTrainedModel` in evaluation mode: it generates, trains and saves itself again.
 
-    Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, one that
-    computes and generates by the native engine (`compiler.runtimes.model.DecoderModel`); of `reft`, the base with its
-    interventions.
+    Of the target `pt2`, a module that computes what the model's forward did and no more; of `native`, `onnx`, `gguf`
+    and `pt2` with a `context`, one that computes and generates by an engine (`compiler.runtimes.model.DecoderModel`);
+    of `reft`, the base with its interventions.
 
     path        an artifact (its compact form comes first), one of its forms, or what a loaded model saved
-    device      moved there after loading; weights are mapped from disk on the CPU
-    dtype       of floating weights; as stored by default
+    device      moved there after loading, "auto" to an accelerator; weights are mapped from disk on the CPU
+    dtype       of floating weights, or its name; as stored by default
     check       what of the files is compared with the manifest; "size" skips reading them all, which "auto" does for
                 `native` alone
     threads     that run the native engine; as many as torch has by default
@@ -76,28 +79,62 @@ def load(
                 the artifact names
     signed_by   public keys (`ed25519:...`, or files with one), one of which must have signed the artifact; every
                 hash is then compared
-    on_event        hears a sentence where versions differ from those that wrote it
+    on_event    hears a sentence where versions differ from those that wrote it
+
+    Raises Reject: `bad-option` where one of these means nothing.
     """
+    values = {"path": path, "device": device, "dtype": dtype, "check": check, "threads": threads}
+    values |= {"sequences": sequences, "steady": steady, "kernels": kernels, "mapped": mapped, "on_event": on_event}
+    return _load(base=base, **options.checked_options({**values, "signed_by": signed_by}, _rules()))
+
+
+def _load(
+    path: Path,
+    check: str,
+    device: str | None,
+    signed_by: Sequence[str] | None,
+    on_event: Listener,
+    base: Any,
+    **engine_options: Any,
+) -> "PreTrainedModel":
     from ..ir.layers.linear import refuse_device
 
     if signed_by:
-        verify_signer(Path(path), signed_by)
-    folder, manifest = locate_checkpoint(Path(path))
+        verify_signer(path, signed_by)
+    folder, manifest = locate_checkpoint(path)
     target = target_of(folder, manifest[1] if manifest else None)
     if base is not None and not target.upon:
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
         verify_files(*manifest, hashes=hashes, unread=_unread_folders(*manifest, folder))
-    load_request = LoadRequest(dtype, device, base, threads, sequences, steady, kernels, mapped)
-    model, recorded = target.open(folder, load_request)
+    model, recorded = target.open(folder, LoadRequest(device=device, base=base, **engine_options))
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
     for sentence in version_notes(versions):
         on_event(Warned(other_versions(sentence)))
     if device is None:
         return model
     refuse_device(model, device)
+    check_device(device)
     return model.to(device)
+
+
+def _rules() -> dict[str, options.Rule]:
+    from ...kernels.engine import MAX_SEQUENCES
+
+    return {
+        "path": options.path,
+        "device": options.optional(options.device_name),
+        "dtype": options.optional(options.float_dtype),
+        "check": options.choice("sha256", "size", "auto"),
+        "threads": options.optional(options.integer(1, MAX_THREADS)),
+        "sequences": options.optional(options.integer(1, MAX_SEQUENCES)),
+        "steady": options.boolean,
+        "kernels": options.boolean,
+        "mapped": options.optional(options.boolean),
+        "on_event": options.listener,
+        "signed_by": options.optional(options.texts),
+    }
 
 
 def verify_signer(path: Path, keys: Sequence[str]) -> str:

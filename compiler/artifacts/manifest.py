@@ -279,19 +279,19 @@ def _read_manifest_json(file: Path) -> Any:
 
 
 def verify_files(
-    path: Path, manifest: Manifest | None = None, *, hashes: bool = True, under: str = "", unread: Sequence[str] = ()
+    path: Path, manifest: Manifest | None = None, *, hashes: bool = True, prefix: str = "", unread: Sequence[str] = ()
 ) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
     hashes   False compares sizes only
-    under    checks one folder of the artifact only, "compact", or one file
+    prefix    checks one folder of the artifact only, "compact", or one file
     unread    folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
-    inside, outside = f"{under}/" if under else "", tuple(f"{folder}/" for folder in unread)
+    inside, outside = f"{prefix}/" if prefix else "", tuple(f"{folder}/" for folder in unread)
 
     def counts(name: str) -> bool:
-        return (name == under or name.startswith(inside)) and not name.startswith(outside)
+        return (name == prefix or name.startswith(inside)) and not name.startswith(outside)
 
     recorded = {n: fact for n, fact in manifest.files.items() if counts(n)}
     present = {n: f for n, f in artifact_files(path).items() if counts(n)}
@@ -299,7 +299,7 @@ def verify_files(
     faults += [_edited(path, n, "is not in the manifest") for n in sorted(present.keys() - recorded.keys())]
     for name in sorted(recorded.keys() & present.keys()):
         size, sha = recorded[name]
-        check_regular(present[name], within=path)
+        check_regular(present[name], root=path)
         if (actual_size := present[name].stat().st_size) != size:
             faults.append(_edited(path, name, f"has {actual_size} bytes, the manifest records {size}"))
         elif hashes and file_sha256(present[name]) != sha:

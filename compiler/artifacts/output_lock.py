@@ -3,7 +3,9 @@
 The hold is a lock of the system on a hidden file beside the place, so that it ends with its process, however that ends.
 """
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -102,7 +104,8 @@ def _try_lock(file: Path) -> int | None:
     except ImportError:  # a system without such locks: the end of a compile still refuses a place that is taken
         return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        _require_single_name(file, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,6 +116,14 @@ def _try_lock(file: Path) -> int | None:
             os.write(handle, f"{os.getpid()}\n".encode())
             return handle
         os.close(handle)  # who held it before took the name away
+
+
+def _require_single_name(file: Path, handle: int) -> None:
+    """Raises OSError (EEXIST) where the file is another user's file by a second name, or no regular file."""
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise OSError(errno.EEXIST, "is no lock file of effc: remove it", str(file))
 
 
 def _exists(file: Path, handle: int) -> bool:

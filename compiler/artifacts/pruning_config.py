@@ -78,12 +78,12 @@ def removable_layers(skeleton: Skeleton) -> list[Layer]:
     return layers
 
 
-def _one_per_layer(items: Sequence[tuple[str, Any]], number: int, names: Mapping[str, str]) -> dict[str, Any]:
+def _one_per_layer(items: Sequence[tuple[str, Any]], layer_index: int, names: Mapping[str, str]) -> dict[str, Any]:
     twice = next((kind for kind, times in Counter(kind for kind, _ in items).items() if times > 1), None)
     if twice:
         raise Reject(
             no_published_form(
-                f"layer {number} has two {names[twice]}, the form knows one",
+                f"layer {layer_index} has two {names[twice]}, the form knows one",
                 help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models",
             )
         )

@@ -118,9 +118,9 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def _uneven_tensors(model: nn.Module, before: nn.Module) -> Iterator[str]:
+def _uneven_tensors(model: nn.Module, original: nn.Module) -> Iterator[str]:
     """Tensors that are of one shape in all layers by the config, and of several in the model."""
-    tensors, tensors_before = model.state_dict(keep_vars=True), before.state_dict(keep_vars=True)
+    tensors, tensors_before = model.state_dict(keep_vars=True), original.state_dict(keep_vars=True)
     first: dict[tuple[str, Any], tuple[str, Any]] = {}
     for name, tensor in tensors.items():
         if name in tensors_before:

@@ -337,12 +337,12 @@ def _spreads(logits: torch.Tensor) -> torch.Tensor:
     return (logits - logits.mean(-1, keepdim=True)).double().square().mean(-1).sqrt()
 
 
-def _majority_error(off: torch.Tensor, reference: torch.Tensor, parting_steps: torch.Tensor | None) -> float:
+def _majority_error(errors: torch.Tensor, reference: torch.Tensor, parting_steps: torch.Tensor | None) -> float:
     """Largest error of the `MAJORITY` of tokens, of those that neither are padding nor follow a parting."""
     compared = (reference != 0).any(-1)
     if parting_steps is not None:
         compared &= torch.arange(reference.shape[1]) < parting_steps[:, None]
-    return float(_spreads(off)[compared].quantile(MAJORITY, interpolation="higher"))
+    return float(_spreads(errors)[compared].quantile(MAJORITY, interpolation="higher"))
 
 
 def _widest(expected: Mapping[str, torch.Tensor]) -> float:

@@ -82,12 +82,12 @@ def _parameter_uses(name: str, vocabulary: Vocabulary) -> list[str]:
     return [*lines, "", f"`effc explain {lines[0].split('`')[-2]}` prints a whole page"] if lines else []
 
 
-def word_page(word: Word) -> str:
+def word_page(plugin: Word) -> str:
     """Docstring, parameters and what the header promises."""
-    blocks = [f"{word.name}, {TITLES[word.kind]}", word.doc.strip()]
-    if word.params:
-        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in word.params))
-    if facts := list(_fact_sentences(word)):
+    blocks = [f"{plugin.name}, {TITLES[plugin.kind]}", plugin.doc.strip()]
+    if plugin.params:
+        blocks.append("Parameters\n" + "\n".join(parameter(p) for p in plugin.params))
+    if facts := list(_fact_sentences(plugin)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
@@ -143,10 +143,10 @@ def _limit(type_: str, limit: float) -> str:
     return value_text(kinds[type_](limit) if type_ in kinds else limit)
 
 
-def _fact_sentences(word: Word) -> Iterator[str]:
+def _fact_sentences(plugin: Word) -> Iterator[str]:
     """The header's promises as sentences."""
-    facts = word.facts
-    if word.kind == "pass":
+    facts = plugin.facts
+    if plugin.kind == "pass":
         keeps = facts["keeps"]
         yield (
             f"Keeps the outputs within {value_text(keeps.atol)}."
@@ -162,11 +162,11 @@ def _fact_sentences(word: Word) -> Iterator[str]:
             yield f"Changes {' and '.join(facts['changes'])}."
         for name, reason in facts["after"].items():
             yield f"Comes after {name.replace('changes: ', 'every pass that changes ')}: {reason}."
-    for effect, condition in _answers(word, lambda rules: rules.effects()):
+    for effect, condition in _answers(plugin, lambda rules: rules.effects()):
         yield f"Makes {effect}{condition}."
-    for (effect, reason), condition in _answers(word, lambda rules: rules.cannot_hold().items()):
+    for (effect, reason), condition in _answers(plugin, lambda rules: rules.cannot_hold().items()):
         yield f"Can't hold {effect}{condition}: {reason}."
-    for problem in word.problems:
+    for problem in plugin.problems:
         match problem:
             case Conflict(_, message, help):
                 yield f"Refused: {message} ({help})."
@@ -174,22 +174,22 @@ def _fact_sentences(word: Word) -> Iterator[str]:
                 yield from (f"`{name}` belongs to {home}." for name in names)
             case MissingStep(step, reason):
                 yield f"Needs a step `{step}` before it: {reason}."
-    if word.kind == "metric":
+    if plugin.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):
         yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'
 
 
-def _answers(word: Word, ask: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
+def _answers(plugin: Word, ask: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
     """Answers of a word's rules, each with the argument that it depends on: " with `form: stock`", "" for all."""
     arguments: dict[str, dict[str, Any]] = {}
-    for param in word.params:
+    for param in plugin.params:
         values = {"false": False, "true": True} if param.types == ("bool",) else {c: c for c in param.choices}
         arguments |= {f" with `{param.name}: {text}`": {param.name: value} for text, value in values.items()}
         if param.default is None and not values:
             arguments[f" with `{param.name}`"] = {param.name: MetricRef("params")}
-    by_argument = {condition: list(ask(word.rules(args))) for condition, args in arguments.items()}
-    by_default = list(ask(word.rules({})))
+    by_argument = {condition: list(ask(plugin.rules(args))) for condition, args in arguments.items()}
+    by_default = list(ask(plugin.rules({})))
     for answer in by_default:
         lacking = [condition for condition, answers in by_argument.items() if answer not in answers]
         yield answer, f" by default, not{' or'.join(lacking)}" if lacking else ""

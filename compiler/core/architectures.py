@@ -65,7 +65,7 @@ def matrix_markdown(table: Matrix) -> str:
     return "\n".join([*lines, "", table.summary + "."])
 
 
-def _worst(cells: Iterable[str]) -> str:
+def _worst(results: Iterable[str]) -> str:
     """Of situations that a model may not know, as padding."""
-    states = set(cells)
+    states = set(results)
     return next((state for state in ("refused", "ok") if state in states), "-")

@@ -50,10 +50,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def _is_digest(key: str, parts: Any) -> bool:
+def _is_digest(key: str, key_fields: Any) -> bool:
     """Whether `key` is the digest of a record's parts; nothing is of numbers beyond floats."""
     try:
-        return digest(parts) == key
+        return digest(key_fields) == key
     except (ValueError, RecursionError):
         return False
 
@@ -192,9 +192,9 @@ class Cache:
                 )
             )
 
-    def finish(self, key: str, parts: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+    def finish(self, key: str, key_fields: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Record a step whose tensors are stored; its scratch is no longer needed."""
-        record = {"key": key, "parts": parts, **body}
+        record = {"key": key, "parts": key_fields, **body}
         write_atomic(self.folder / "steps" / f"{key}.json", sealed(record))
         shutil.rmtree(self.work(key), ignore_errors=True)
 
@@ -218,7 +218,7 @@ class Cache:
 
         path = self.blob(name)
         try:
-            check_regular(path, within=self.folder)
+            check_regular(path, root=self.folder)
             with safe_open(path, "pt") as file:
                 tensor = file.get_tensor("t")
         except (SafetensorError, OSError, KeyError) as error:
@@ -244,9 +244,9 @@ class Cache:
             return file.get_tensor("t")
 
     # -- small values -----------------------------------------------------------------------------------------
-    def value(self, parts: Mapping[str, Any]) -> Any:
+    def value(self, key_fields: Mapping[str, Any]) -> Any:
         """A small value by the parts of its key, or None; Reject (cache-damaged) where either was changed."""
-        body = self._read_value(self.folder / "values" / f"{digest(parts)}.json")
+        body = self._read_value(self.folder / "values" / f"{digest(key_fields)}.json")
         return None if body is None else body["value"]
 
     def _read_value(self, path: Path) -> dict | None:
@@ -262,8 +262,10 @@ class Cache:
             )
         return body
 
-    def keep(self, parts: Mapping[str, Any], value: Any) -> None:
-        write_if_permitted(self.folder / "values" / f"{digest(parts)}.json", sealed({"parts": parts, "value": value}))
+    def keep(self, key_fields: Mapping[str, Any], value: Any) -> None:
+        write_if_permitted(
+            self.folder / "values" / f"{digest(key_fields)}.json", sealed({"parts": key_fields, "value": value})
+        )
 
     # -- care -------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
@@ -281,16 +283,16 @@ class Cache:
             entries.append(Entry(path.stem, body["parts"], body, size, path.stat().st_mtime))
         return sorted(entries, key=lambda e: -e.used)
 
-    def miss_reason(self, parts: Mapping[str, Any]) -> str:
+    def miss_reason(self, key_fields: Mapping[str, Any]) -> str:
         """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
-        kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == parts["step"]["word"]]
+        kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == key_fields["step"]["word"]]
         if not kin:
-            return f"no result of {parts['step']['word']} is kept"
-        kin = [e for e in kin if any(e.parts.get(k) == parts[k] for k in ("input", "step"))]
+            return f"no result of {key_fields['step']['word']} is kept"
+        kin = [e for e in kin if any(e.parts.get(k) == key_fields[k] for k in ("input", "step"))]
         if not kin:
-            return f"no result of {parts['step']['word']} is kept for this model"
-        nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in parts.items()))
-        for name, value in parts.items():
+            return f"no result of {key_fields['step']['word']} is kept for this model"
+        nearest = max(kin, key=lambda e: sum(e.parts.get(k) == v for k, v in key_fields.items()))
+        for name, value in key_fields.items():
             if nearest.parts.get(name) != value:
                 return first_difference_text(name, nearest.parts.get(name), value)
         return "kept, but some of its tensors are gone"

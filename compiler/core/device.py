@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from .memory import memory_budget
+from .options import OptionError, device_name
 from .quantity import size
 from .settings import Settings
 
@@ -24,16 +25,6 @@ device_full = Fault(
 )
 
 
-def resolve_device(name: str) -> str:
-    """A device by name; of `auto`, the accelerator that torch finds here, or else the CPU."""
-    if name != "auto":
-        return name
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type
-
-
 def check_device(name: str) -> None:
     """Reject a device that torch does not know or can't use here.
 
@@ -43,16 +34,16 @@ def check_device(name: str) -> None:
         return
     import torch
 
-    try:  # torch says it by class as it likes: no such word, built without it, no code for it
+    try:
+        name = device_name(name)
+    except OptionError as error:
+        raise Reject(unknown_device(f"torch knows no device `{name}`", help=error.remedy)) from error
+    try:  # torch says it by class as it likes: built without it, no code or module for it
         torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        if "device string" in first.lower() or "device type" in first:
-            raise Reject(
-                unknown_device(f"torch knows no device `{name}`", help="devices are auto, cpu, cuda, cuda:1, mps")
-            ) from error
         raise Reject(
-            device_missing(f"there is no device `{name}` here: {first}", help="leave --device out to use the CPU")
+            device_missing(f"there is no device `{name}` here: {first}", help="leave the device out to use the CPU")
         ) from error
 
 

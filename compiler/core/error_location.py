@@ -9,14 +9,14 @@ from ...dsl.syntax.source import Span
 
 
 @contextmanager
-def with_location(at: Span | Invocation | None) -> Iterator[None]:
+def with_location(location: Span | Invocation | None) -> Iterator[None]:
     """A diagnostic that has no place gets this one; of a call, that of the argument which it blames."""
     try:
         yield
     except Reject as rejection:
-        if isinstance(at, Invocation):
-            raise Reject(*(d.at(blamed(at, d)) for d in rejection.diagnostics)) from rejection
-        raise Reject(*(d.at(at) for d in rejection.diagnostics)) from rejection
+        if isinstance(location, Invocation):
+            raise Reject(*(d.at(blamed(location, d)) for d in rejection.diagnostics)) from rejection
+        raise Reject(*(d.at(location) for d in rejection.diagnostics)) from rejection
 
 
 def blamed(call: Invocation, diagnostic: Diagnostic) -> Span | None:

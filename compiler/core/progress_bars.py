@@ -127,11 +127,15 @@ def doing(tick: Ticked | None) -> str:
     return f"{progress}, {tick.note}" if tick.note else progress
 
 
-def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, left: float | None = None) -> str:
+def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, seconds_left: float | None = None) -> str:
     """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
     position = f"{stage.index}/{stage.total}" if stage.total else ""
     remaining = (
-        "" if left is None else ", less than a second left" if left < 1 else f", about {duration_text(left)} left"
+        ""
+        if seconds_left is None
+        else ", less than a second left"
+        if seconds_left < 1
+        else f", about {duration_text(seconds_left)} left"
     )
     return f"{position:>5}  {stage.stage:<12}  … {doing(tick)}  ({duration_text(elapsed)}{remaining})"
 

@@ -31,12 +31,12 @@ _DIGITS = 300  # of a whole number
 _HELP = "name an ordinary file; if it came with a folder, fetch that again from somebody whom you trust"
 
 
-def read_regular(path: Path, max_bytes: int, within: Path | None = None) -> bytes:
+def read_regular(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
     """The bytes of a regular file of at most `max_bytes` bytes. Raises OSError as `open` does, and Reject (odd-file).
 
-    within   a folder that links may not lead out of
+    root   a folder that links may not lead out of
     """
-    check_regular(path, max_bytes, within)
+    check_regular(path, max_bytes, root)
     with open_regular(path) as file:
         data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     if len(data) > max_bytes:
@@ -74,9 +74,9 @@ def refuse_links(folder: Path) -> None:
             )
 
 
-def read_json(path: Path, max_bytes: int, within: Path | None = None) -> Any:
+def read_json(path: Path, max_bytes: int, root: Path | None = None) -> Any:
     """The JSON of a regular file, as `read_regular` and `parse_json` read it."""
-    return parse_json(read_regular(path, max_bytes, within))
+    return parse_json(read_regular(path, max_bytes, root))
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -99,10 +99,10 @@ def parse_json(data: bytes | str) -> Any:
     raise ValueError("it is nested too deep")
 
 
-def read_toml(path: Path, max_bytes: int, within: Path | None = None) -> dict[str, Any]:
+def read_toml(path: Path, max_bytes: int, root: Path | None = None) -> dict[str, Any]:
     """The TOML of a regular file. Raises ValueError for what is none, and for keys of hundreds of parts, too: tomllib
     takes the square of their number of steps."""
-    text = read_regular(path, max_bytes, within).decode()
+    text = read_regular(path, max_bytes, root).decode()
     if any(line.count(".") > _PARTS for line in text.split("\n")):
         raise ValueError("a key has too many parts")
     try:
@@ -129,15 +129,15 @@ def _items(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def check_regular(path: Path, max_bytes: int | None = None, within: Path | None = None) -> None:
+def check_regular(path: Path, max_bytes: int | None = None, root: Path | None = None) -> None:
     """Raises Reject (odd-file) unless a file is one that `read_regular` would read, OSError where there is none."""
     fact = path.stat()
     if stat.S_ISDIR(fact.st_mode):
         raise IsADirectoryError(21, "Is a directory", str(path))
     if not stat.S_ISREG(fact.st_mode):
         raise Reject(irregular_file(f"{path} is no ordinary file", help=_HELP))
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
-        raise Reject(irregular_file(f"{path} is a link that leads out of {within}", help=_HELP))
+    if root is not None and not path.resolve().is_relative_to(root.resolve()):
+        raise Reject(irregular_file(f"{path} is a link that leads out of {root}", help=_HELP))
     if fact.st_size > _SPARSE and getattr(fact, "st_blocks", fact.st_size) * 512 < fact.st_size >> 6:
         raise Reject(
             irregular_file(f"{path} has {fact.st_size} bytes, of which its disk holds next to none", help=_HELP)

@@ -1,14 +1,23 @@
 """Settings of a run, as the command line or the Python API grants them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ...dsl.checker.profiles import MAX_THREADS
+from . import options
 from .events import Listener, silent
+
+MAX_SEED = 2**32 - 1
+UNDECIDED = ("fail", "pass")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the command line; equal for every recipe of a run."""
+    """Settings of the command line; equal for every recipe of a run.
+
+    Values are read by the rules below, so that sizes and times may be texts. Raises Reject (bad-option) with all that
+    mean nothing.
+    """
 
     cache_dir: Path
     seed: int = 0
@@ -22,3 +31,24 @@ class Settings:
     on_event: Listener = silent
     workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
     max_time: float | None = None  # seconds that searches may take
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in options.checked_options(values, RULES).items():
+            object.__setattr__(self, name, value)
+
+
+RULES: dict[str, options.Rule] = {
+    "cache_dir": options.path,
+    "seed": options.integer(0, MAX_SEED),
+    "device": options.device_name,
+    "offline": options.boolean,
+    "trust_remote_code": options.boolean,
+    "max_memory": options.optional(options.byte_count),
+    "threads": options.optional(options.integer(1, MAX_THREADS)),
+    "undecided": options.choice(*UNDECIDED),
+    "locked": options.boolean,
+    "on_event": options.listener,
+    "workers": options.workers,
+    "max_time": options.optional(options.seconds),
+}

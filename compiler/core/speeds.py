@@ -58,17 +58,17 @@ class Speeds:
         return sum(amount if name == "seconds" else amount / getattr(self, name) for name, amount in work.items())
 
 
-def measure_speeds(folder: Path | None = None, each: float = 0.02) -> Speeds:
+def measure_speeds(folder: Path | None = None, seconds_each: float = 0.02) -> Speeds:
     """Measure for about so many seconds each; disk and a fresh process too where a folder to write to is given."""
     import torch
 
     threads = torch.get_num_threads()
     measured: dict[str, Any] = {}
     for name, (amount, call) in _speed_probes().items():
-        measured[name] = amount / (_fastest_call(call, each) / (threads if name in _PARALLEL else 1))
+        measured[name] = amount / (_fastest_call(call, seconds_each) / (threads if name in _PARALLEL else 1))
     if folder is None:
         return Speeds(**measured)
-    disk = BYTES / _fastest_call(lambda: _saved_at(folder), each, time.perf_counter)
+    disk = BYTES / _fastest_call(lambda: _saved_at(folder), seconds_each, time.perf_counter)
     return Speeds(**measured, disk=disk, start=_fastest_call(_started, 0.0, _of_children), measured=True)
 
 

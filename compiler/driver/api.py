@@ -1,11 +1,10 @@
 """The public door: check, plan, compile, load. Imports torch only where weights or graphs are needed."""
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
@@ -14,9 +13,11 @@ from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
 from ..core.cache import default_cache
-from ..core.device import resolve_device, with_threads
+from ..core.device import check_device, with_threads
 from ..core.error_location import with_location
-from ..core.events import Listener, Warned, announce
+from ..core.events import Warned, announce
+from ..core.options import boolean, checked_options
+from ..core.options import path as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
 from ..core.warned import model_remark
@@ -25,6 +26,7 @@ from ..plugin.context import Context
 from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import resolve_skeleton
+from .session_options import Options, renamed, session_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,7 +114,10 @@ class Session:
         for recipe in checked.recipes:
             absent = missing_file_warnings(recipe, self.registry.vocabulary, self.path.parent)
             faults += [d for d in absent if not any(_same_or_enclosing_span(other, d) for other in faults)]
-        ordered = sorted_diagnostics((*parsed.diagnostics, *checked.diagnostics, *faults))
+        # of a value that can't be read, the checker knows a stand-in alone
+        unread = {d.span for d in parsed.diagnostics if d.span}
+        known = [d for d in checked.diagnostics if d.span not in unread]
+        ordered = sorted_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
@@ -206,44 +211,6 @@ def _params_source(path: Path) -> Source:
         raise Reject(*(replace(d, fault=bad_override) for d in rejection.diagnostics)) from rejection
 
 
-class Options(TypedDict, total=False):
-    """Options of `check`, `plan` and `compile`; each is the command line's flag of that name.
-
-    settings            all of the following at once, in their place
-    cache_dir           where finished steps are kept
-    set                 other values of params: {name: value}, or "name=value" texts
-    params              a JSON file of such values
-    seed                of all that is random
-    device              where passes and metrics compute: "cpu", "cuda", ..., or "auto"
-    offline             never use the network
-    trust_remote_code   run Python that a model brings along
-    max_memory          bytes
-    max_time            seconds that the searches of a compile may take, which then stop at the best so far
-    threads             of torch
-    undecided           "fail" or "pass": what a timed bound that can't be decided comes to
-    locked              refuse what is not as `effspec.lock` has it
-    workers             how many processes score candidates and choices, or "ray", or "ray:ADDRESS"; each has one thread
-                        unless `threads` says otherwise, and so has this process
-    on_event            hears what happens, event by event
-    """
-
-    settings: Settings | None
-    cache_dir: str | Path | None
-    set: Mapping[str, Any] | Sequence[str]
-    params: str | Path | None
-    seed: int
-    device: str
-    offline: bool
-    trust_remote_code: bool
-    max_memory: int | None
-    max_time: float | None
-    threads: int | None
-    undecided: str
-    locked: bool
-    workers: int | str
-    on_event: Listener
-
-
 def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
     """All mistakes of a recipe file that can be known without weights."""
     return open_session(path, **options).check()
@@ -261,36 +228,21 @@ def compile(
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
     """
-    return build(open_session(path, **options), Path(out), force=force)
+    values = checked_options({"out": out, "force": force}, {"out": path_option, "force": boolean})
+    return build(open_session(path, **options), values["out"], force=values["force"])
 
 
 def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel":
-    """A compiled model, as an ordinary transformers model that generates, trains and saves."""
+    """A compiled model: of the target `hf`, one of transformers that generates, trains and saves; else by an engine."""
     from ..artifacts.load import load
 
-    return load(Path(path), **_renamed(options))
+    return load(path, **renamed(options))
 
 
 def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
-    """One recipe file with what is said of it."""
-    options = _renamed(options)
-    granted: dict[str, Any] = {name: value for name, value in options.items() if name in _GRANTED and value is not None}
-    if unknown := options.keys() - Options.__annotations__.keys():
-        raise TypeError(f"effc knows no option `{min(unknown)}`: {', '.join(sorted(Options.__annotations__))}")
-    kinds = (("workers", str), ("cache_dir", Path), ("device", resolve_device))
-    granted |= {name: kind(granted[name]) for name, kind in kinds if name in granted}
-    params = options.get("params")
-    settings = options.get("settings") or Settings(**{"cache_dir": default_cache(), **granted})
-    return Session(Path(path), settings, options.get("set", ()), None if params is None else Path(params))
-
-
-def _renamed(options: Any) -> Any:
-    if "tell" in options:
-        warnings.warn("`tell` is `on_event` now; the old name goes with 0.3", DeprecationWarning, stacklevel=4)
-    return {"on_event" if name == "tell" else name: value for name, value in options.items()}
-
-
-_GRANTED = frozenset(f.name for f in fields(Settings))
+    """One recipe file with what is said of it. Raises Reject (bad-option) for values that mean nothing."""
+    file = checked_options({"path": path}, {"path": path_option})["path"]
+    return Session(file, *session_options(renamed(options)))
 
 
 def make_plans(session: Session) -> "list[Plan]":
@@ -301,6 +253,7 @@ def make_plans(session: Session) -> "list[Plan]":
     recipes, result = session.recipes(resolve=True), []
     if session.settings.locked:
         session.settings = lock.with_locked_threads(session.path, session.settings)
+    check_device(session.settings.device)
     session.settings = with_threads(session.settings)
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
@@ -309,7 +262,7 @@ def make_plans(session: Session) -> "list[Plan]":
                 skeleton = resolve_skeleton(ctx.origin, session.settings)
             with with_location(recipe.models[pipeline.model].span):
                 refuse_other_tensors(ctx.origin, skeleton)
-            with announce("reckoning time and memory"):
+            with announce("estimating time and memory"):
                 result.append(plan_pipeline(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
         lock.refuse_lock_drift(session.path, _facts(session, result), session.settings)
@@ -387,4 +340,15 @@ def build(
     return results
 
 
-__all__ = ["Session", "build", "check", "compile", "default_cache", "load", "make_plans", "open_session", "plan"]
+__all__ = [
+    "Options",
+    "Session",
+    "build",
+    "check",
+    "compile",
+    "default_cache",
+    "load",
+    "make_plans",
+    "open_session",
+    "plan",
+]

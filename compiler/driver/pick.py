@@ -56,34 +56,39 @@ SHARD = 5_000_000_000  # bytes of a weights file, at most
 
 def pick_point(
     path: Path,
-    into: Path,
+    destination: Path,
     *,
     point: str = "",
     limits: tuple[Limit, ...] = (),
-    on: str = "",
+    machine: str = "",
     force: bool = False,
     on_event: Listener = silent,
 ) -> tuple[str, Manifest]:
-    """Copy one point of a front to `into`, and compare what a fresh process computes from the copy.
+    """Copy one point of a front to `destination`, and compare what a fresh process computes from the copy.
 
     point    its name, or its number in the order of the recipe, from 1
     limits   or what it must keep: the best at the first measure that does is taken
-    on       a profile of the front's recipe that its machine has to be; "" where that doesn't matter
+    machine       a profile of the front's recipe that its machine has to be; "" where that doesn't matter
     return   the point's name, and the manifest of the new artifact
     """
     front = read_front(path)
-    if on:
-        refuse_other_machine(front, on)
-    if path.resolve() in (into.resolve(), *into.resolve().parents) or into.resolve() in path.resolve().parents:
-        raise Reject(into_itself(f"{into} and the front {path} lie inside one another", help="name another folder"))
-    check_output_path(into, force)
+    if machine:
+        refuse_other_machine(front, machine)
+    if (
+        path.resolve() in (destination.resolve(), *destination.resolve().parents)
+        or destination.resolve() in path.resolve().parents
+    ):
+        raise Reject(
+            into_itself(f"{destination} and the front {path} lie inside one another", help="name another folder")
+        )
+    check_output_path(destination, force)
     name = _chosen(front, point, limits)
     start = time.monotonic()
     on_event(StageBegan("pick", name))
     with listening_with(on_event):
         with announce("reading and checking files"):
-            verify_files(path, front, under=f"{POINTS}/{name}" if _has_files(front, name) else "")
-        with drafted(into, force) as draft:
+            verify_files(path, front, prefix=f"{POINTS}/{name}" if _has_files(front, name) else "")
+        with drafted(destination, force) as draft:
             written = _copy_point if _has_files(front, name) else _cut_point
             model = written(path, front, name, draft.folder)
             with model_errors_as_diagnostics(str(draft.folder)):
@@ -113,30 +118,30 @@ def point_folder(path: Path, selection: str, *, speaks: bool = False) -> Path:
     return Path(scratch, name)
 
 
-def refuse_other_machine(front: Manifest, on: str) -> None:
+def refuse_other_machine(front: Manifest, machine: str) -> None:
     """Reject a front whose measures are not of the machine that a profile of its recipe describes."""
     profiles = front.recipe.get("resolved", {}).get("profiles", {})
-    if on not in profiles:
+    if machine not in profiles:
         raise Reject(
             no_such_point(
-                f"the recipe of the front has no profile `{on}`",
+                f"the recipe of the front has no profile `{machine}`",
                 help=f"it has {', '.join(profiles)}" if profiles else "leave `--on` out, or declare it in the recipe",
             )
         )
-    profile, measured_on = profiles[on], front.machine
+    profile, measured_on = profiles[machine], front.machine
     isa, threads, had = profile.get("isa", NAMES[0]), profile.get("threads"), measured_on.get("isa")
     reason = ""
     if isa not in NAMES or had not in NAMES:
         is_supported = measured_on.get("cpu") == machine_facts().get("cpu") and isa in processor_flags()
         reason = "" if is_supported else f"nothing says whether {measured_on.get('cpu', 'the machine')} has {isa}"
     elif NAMES.index(isa) > NAMES.index(had):
-        reason = f"{on} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
+        reason = f"{machine} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
     elif threads and threads != measured_on.get("threads"):
-        reason = f"{on} asks for {threads} threads, and {measured_on.get('threads')} were used"
+        reason = f"{machine} asks for {threads} threads, and {measured_on.get('threads')} were used"
     if reason:
         raise Reject(
             measured_elsewhere(
-                f"what the front measured is of another machine than {on}: {reason}",
+                f"what the front measured is of another machine than {machine}: {reason}",
                 help="compile the recipe on such a machine, with `--threads` as the profile says, or leave `--on` out",
             )
         )

@@ -1,12 +1,12 @@
 """Workers that `--workers` names."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.environment import check_modules
+from ..core.options import OptionError, worker_source
 from ..core.settings import Settings
 from .worker_team import Team, facts
 from .worker_transport import Processes, WorkerTransport
@@ -20,37 +20,21 @@ unknown_workers = Fault(
     "A number starts so many processes on this machine, `ray` a cluster of Ray's here, `ray:HOST:PORT` joins one.",
     exit="usage",
 )
-MAX_WORKERS = 1024
-PORTS = range(1, 1 << 16)
 
 
 def parse_workers_option(option: str) -> int | str:
-    """Number of processes, or the address of a cluster, "" for a local one; parses the text alone.
+    """Workers as `worker_source` reads them.
 
     Raises Reject (unknown-workers) for other words, and (package-missing) for a cluster without Ray.
     """
-    if re.fullmatch(r"[0-9]{1,4}", option) and 1 <= int(option) <= MAX_WORKERS:
-        return int(option)
-    kind, colon, address = option.partition(":")
-    if kind != "ray" or (colon and not address):
-        raise Reject(
-            unknown_workers(
-                f"`--workers {option}` is neither a number from 1 to {MAX_WORKERS} nor a cluster"
-                if option
-                else "`--workers` is given nothing",
-                help="write `--workers 2`, `--workers ray` or `--workers ray:HOST:PORT`",
-            )
-        )
-    host, _, port = address.rpartition(":")
-    if address and not (host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) in PORTS):
-        raise Reject(
-            unknown_workers(
-                f"`--workers {option}` names no host and port",
-                help="write the address that `ray start --head` prints, such as ray:10.0.0.5:6379",
-            )
-        )
-    check_modules(("ray",), "ray", f"`--workers {option}`")
-    return address
+    try:
+        workers = worker_source(option)
+    except OptionError as error:
+        problem = f"`--workers {option}` {error.fact}" if option else "`--workers` is given nothing"
+        raise Reject(unknown_workers(problem, help=error.remedy)) from error
+    if isinstance(workers, str):
+        check_modules(("ray",), "ray", f"`--workers {option}`")
+    return workers
 
 
 def make_transport(settings: Settings) -> WorkerTransport:

@@ -60,9 +60,9 @@ class Reference:
     head: tuple[Tensor, Tensor | None, str] | None = None
 
     @torch.no_grad()
-    def logits(self, rows: slice, part: slice) -> Tensor:
+    def logits(self, rows: slice, positions: slice) -> Tensor:
         """[c, vocab] float32 of some positions of some rows: equal to the original's up to a constant per row."""
-        values = self.outputs[rows].flatten(0, 1)[part]  # [c, d] or [c, vocab]
+        values = self.outputs[rows].flatten(0, 1)[positions]  # [c, d] or [c, vocab]
         if self.head is None:
             return values.float()
         weight, bias, tail = self.head

@@ -167,14 +167,14 @@ def feature_distance(model: nn.Module, rows: Tensor, original: dict[str, Tensor]
 
 
 def accumulate_feature_gradient(
-    model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str, chosen: Tensor, weight: float
+    model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str, mask: Tensor, weight: float
 ) -> float:
     """The loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
 
     Without dropout: its noise in hidden states is many times what pruning left of an error there.
     """
     with without_dropout(model):
-        states_new = encode_rows(model, rows[chosen], pooling)
-        loss = feature_loss(states_new, original["t"][chosen], original["v"][chosen])
+        states_new = encode_rows(model, rows[mask], pooling)
+        loss = feature_loss(states_new, original["t"][mask], original["v"][mask])
         (loss * weight).backward()
     return loss.item()

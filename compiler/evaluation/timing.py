@@ -158,7 +158,7 @@ def measure_interleaved(
     rounds: int = 5,
     enough: Callable[[InterleavedTimes], bool] = lambda timings: True,
     seconds: float = 0.0,
-    share: int = 1,
+    calls_per_round: int = 1,
     max_seconds: float = math.inf,
 ) -> InterleavedTimes:
     """Measure a timed metric on models that take turns step by step; whoever begins alternates.
@@ -168,7 +168,7 @@ def measure_interleaved(
 
     models  name -> model, the one to compare with first
     enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
-    share   how many rounds divide the metric's number of timings among them
+    calls_per_round   how many rounds divide the metric's number of timings among them
     max_seconds    seconds after which no further one of `rounds` begins
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
@@ -179,18 +179,20 @@ def measure_interleaved(
     for number in range(1, rounds + 1):
         if rounds_run and time.monotonic() - start_time > max_seconds:
             break
-        rounds_run.append(_measure_round(models, metric, f"round {number} of {rounds}", share))
+        rounds_run.append(_measure_round(models, metric, f"round {number} of {rounds}", calls_per_round))
     while time.monotonic() < until and not enough(_interleaved(rounds_run)):
-        rounds_run.append(_measure_round(models, metric, f"round {len(rounds_run) + 1}, until it decides", share))
+        rounds_run.append(
+            _measure_round(models, metric, f"round {len(rounds_run) + 1}, until it decides", calls_per_round)
+        )
     return _interleaved(rounds_run)
 
 
-def _measure_round(models: Mapping[str, nn.Module], metric: Any, label: str, share: int) -> dict[str, float]:
+def _measure_round(models: Mapping[str, nn.Module], metric: Any, label: str, calls_per_round: int) -> dict[str, float]:
     names = list(models)
     clocks = {name: metric.clock(model) for name, model in models.items()}
     seconds_by_name: dict[str, list[float]] = {name: [] for name in names}
     with quiet_clock(*models.values()):
-        steps = WARMUP + -(-max(clock.count for clock in clocks.values()) // share)
+        steps = WARMUP + -(-max(clock.count for clock in clocks.values()) // calls_per_round)
         if fit(models.values()):
             order = [name for step_index in range(steps) for name in (names if step_index % 2 == 0 else names[::-1])]
         else:

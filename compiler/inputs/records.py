@@ -56,11 +56,11 @@ def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:
             )
 
 
-def text_of(record: Record, name: str, number: int, path: str | Path) -> str:
+def text_of(record: Record, name: str, line_number: int, path: str | Path) -> str:
     """The text of a field; numbers count as text."""
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise Reject(bad_record(f"`{name}` of record {number} of {path} is not text"))
+        raise Reject(bad_record(f"`{name}` of record {line_number} of {path} is not text"))
     return str(value)
 
 

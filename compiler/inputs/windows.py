@@ -62,7 +62,7 @@ def _nearest_file(path: Path) -> str:
 
     if not os.path.isdir(path.parent):
         return "paths are relative to the recipe"
-    closest = nearest(path.name, [f.name for f in path.parent.iterdir()])
+    closest = nearest(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
     return f"did you mean `{closest}`?" if closest else "paths are relative to the recipe"
 
 

@@ -133,7 +133,7 @@ def _replay_checked(model: nn.Module, edits: Edits) -> None:
         assert not within, f"graphs within that of {path}"
         _bind_graph(model, path, entry)
     if any(surgery.split(path)[1] == fast_mixers.MARK for path in edits.attributes):
-        fast_mixers.use_kernels(model, marked=True)
+        fast_mixers.use_kernels(model, enabled=True)
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:

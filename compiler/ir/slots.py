@@ -23,9 +23,9 @@ class Slots:
 
 
 def assign_slots(
-    kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...] = (), masked: tuple[bool, ...] = ()
+    kinds: tuple[str, ...], is_live: tuple[bool, ...], attend: tuple[bool, ...] = (), masked: tuple[bool, ...] = ()
 ) -> Slots:
-    """Slots for the layers that use the cache (`live`), given what kind of cache each layer has.
+    """Slots for the layers that use the cache (`is_live`), given what kind of cache each layer has.
 
     `attend` says which of them keep keys and values: a slot that has both may have lost its attention alone. `masked`
     says which read keys, those of a layer before them perhaps: they keep their kind as live ones do.
@@ -35,20 +35,22 @@ def assign_slots(
     position takes the kind of slot 0, so that no kind's first slot is an empty one.
     """
     if not (_STATES | _BOTH).isdisjoint(kinds):
-        return Slots(_assign_within_kinds(kinds, live, attend or live), kinds)
+        return Slots(_assign_within_kinds(kinds, is_live, attend or is_live), kinds)
     slots = list(range(len(kinds)))
-    if not any(live) or all(live):
+    if not any(is_live) or all(is_live):
         return Slots(tuple(slots), kinds)
-    if not live[0]:
-        alive = [i for i, used in enumerate(live) if used]
+    if not is_live[0]:
+        alive = [i for i, used in enumerate(is_live) if used]
         mover = next((i for i in alive if kinds[i] == _PREFERRED), alive[0])
         slots[0], slots[mover] = mover, 0
         kinds = (kinds[mover], *kinds[1:])
-    bound = [used or (bool(masked) and masked[i]) for i, used in enumerate(live)]
+    bound = [used or (bool(masked) and masked[i]) for i, used in enumerate(is_live)]
     return Slots(tuple(slots), tuple(kind if bound[i] or i == 0 else kinds[0] for i, kind in enumerate(kinds)))
 
 
-def _assign_within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend: tuple[bool, ...]) -> tuple[int, ...]:
+def _assign_within_kinds(
+    kinds: tuple[str, ...], is_live: tuple[bool, ...], attend: tuple[bool, ...]
+) -> tuple[int, ...]:
     """Slots of a model with states: a slot is made for one kind of cache, so layers change places within theirs.
 
     The cache asks its first attention slot how long it is, and its last state slot whether it has begun.
@@ -56,7 +58,7 @@ def _assign_within_kinds(kinds: tuple[str, ...], live: tuple[bool, ...], attend:
     slots = list(range(len(kinds)))
     for kind in dict.fromkeys(kinds):
         layers = [i for i, k in enumerate(kinds) if k == kind]
-        alive = [i for i in layers if (attend[i] if kind in _BOTH else live[i])]
+        alive = [i for i in layers if (attend[i] if kind in _BOTH else is_live[i])]
         probe = -1 if kind in _STATES else 0
         if alive and layers[probe] not in alive:
             slots[layers[probe]], slots[alive[probe]] = alive[probe], layers[probe]

@@ -45,14 +45,14 @@ class StepResults:
         """Forget the result in memory: it is used up, or about to be changed."""
         self.outcome, self.key = None, ""
 
-    def save(self, key: str, outcome: Outcome, parts: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def save(self, key: str, outcome: Outcome, key_fields: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Store a finished step, whose result is then the one in memory.
 
         Raises Reject (model-changed) where it was computed from other files than were hashed.
         """
         body = outcome.store(self.cache, self.origin)
         self.origin.refuse_changed_files()
-        self.cache.finish(key, parts, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
+        self.cache.finish(key, key_fields, {"tensors": {}, "borrowed": {}, "edits": {}, **body, "notes": dict(notes)})
         self.outcome, self.key = outcome, key
 
     def program_of(self, key: str) -> Program:

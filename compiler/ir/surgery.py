@@ -106,10 +106,10 @@ def _fit_convolution(module: _ConvNd, shape: tuple[int, ...]) -> None:
     module.kernel_size = shape[2:]
 
 
-def _groups_left(groups: int, channels: int, left: int) -> int:
-    """Number of groups that `left` channels form, if whole groups were removed; else as before."""
+def _groups_left(groups: int, channels: int, remaining: int) -> int:
+    """Number of groups that `remaining` channels form, if whole groups were removed; else as before."""
     each = channels // groups
-    return left // each if left % each == 0 else groups
+    return remaining // each if remaining % each == 0 else groups
 
 
 def narrow_tensor(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str]:

@@ -102,7 +102,7 @@ def bound_forward(
     function: Callable[..., Any],
     names: tuple[str, ...],
     placeholders: tuple[str, ...],
-    statics: Mapping[str, Any],
+    constants: Mapping[str, Any],
     path: str,
 ) -> Callable[..., Any]:
     """A `forward` that hands its arguments to `function`.
@@ -115,7 +115,7 @@ def bound_forward(
         arguments = dict(zip(names[: len(args)], args[: len(names)], strict=True)) | kwargs
         values = [arguments.pop(name, None) for name in placeholders]
         for name, value in arguments.items():
-            if not _is_baked(name, value, statics):
+            if not _is_baked(name, value, constants):
                 raise Reject(
                     unsupported_argument(
                         f"{path} was compiled without `{name}`, so it can't follow it",
@@ -141,8 +141,8 @@ def bound_forward(
     return forward
 
 
-def _is_baked(name: str, value: Any, statics: Mapping[str, Any]) -> bool:
-    baked, value = _as_tuple(statics.get(name)), _as_tuple(value)
+def _is_baked(name: str, value: Any, constants: Mapping[str, Any]) -> bool:
+    baked, value = _as_tuple(constants.get(name)), _as_tuple(value)
     return name in _FREE or value is None or value is False or (type(value) is type(baked) and value == baked)
 
 

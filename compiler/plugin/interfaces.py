@@ -211,7 +211,7 @@ class Metric(Plugin):
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""
         raise AssertionError(f"{type(self).__name__} reads no clock")
 
-    def dearer(self, value: float, nats: float) -> float | None:
+    def dearer(self, value: float, log_increase: float) -> float | None:
         """The value when every token that is predicted of its rows costs so many nats more; None where that does not
         follow."""
         return None

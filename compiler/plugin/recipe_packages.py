@@ -132,11 +132,11 @@ def package_files(folder: Path, deep: int = 0) -> Iterator[Path]:
             yield path
 
 
-def copy_package(package: Package, into: Path) -> None:
+def copy_package(package: Package, destination: Path) -> None:
     """Copy a package's files; whole or not at all. One that is there already with this tree stays."""
-    if into.is_dir() and tree_hash(into) == package.tree:
+    if destination.is_dir() and tree_hash(destination) == package.tree:
         return
-    draft = into.with_name(f".{into.name}.{os.getpid()}")
+    draft = destination.with_name(f".{destination.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         for file in package_files(package.folder):
@@ -145,8 +145,8 @@ def copy_package(package: Package, into: Path) -> None:
             target.write_bytes(read_regular(file, MAX_BYTES, package.folder))
         if tree_hash(draft) != package.tree:
             raise Reject(package_edited(f"{package.folder} changed while it was copied", help="add it again"))
-        shutil.rmtree(into, ignore_errors=True)
-        os.replace(draft, into)
+        shutil.rmtree(destination, ignore_errors=True)
+        os.replace(draft, destination)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -155,23 +155,23 @@ class Target(Plugin):
         """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`."""
         return weights.bytes, {}
 
-    def write(self, outcome: "Outcome", into: Path, ctx: "Context") -> None:
+    def write(self, outcome: "Outcome", destination: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""
         for _, program in outcome.members():
-            self.emit(program, into, ctx)
+            self.emit(program, destination, ctx)
 
-    def emit(self, program: "Program", into: Path, ctx: "Context") -> None:
+    def emit(self, program: "Program", destination: Path, ctx: "Context") -> None:
         """Write a model's files into an empty folder."""
         raise AssertionError(f"{type(self).__name__} holds no model")
 
-    def write_about(self, sheets: Sequence[Any], file: Path) -> None:
-        """Write the file of a target that is `about` artifacts; `sheets` has a `pages.sheet.Sheet` for each of them."""
+    def write_about(self, reports: Sequence[Any], file: Path) -> None:
+        """Write the file of a target that is `about` artifacts; `reports` has a `pages.sheet.Sheet` for each of them."""
         raise AssertionError(f"{type(self).__name__} tells nothing of others")
 
     def foresee(self, ctx: "Context") -> None:
         """Raise Reject where it could not write the recipe's model, whatever its weights: asked before passes run."""
 
-    def lacks(self, before: "Sequence[Pass]") -> "Diagnostic | None":
+    def lacks(self, earlier_passes: "Sequence[Pass]") -> "Diagnostic | None":
         """Diagnostic for a requirement that no earlier pass meets, unless the weights already do."""
         return None
 

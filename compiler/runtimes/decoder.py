@@ -69,11 +69,11 @@ class Rows(ABC):
         self.sequences, self.context, self.vocabulary = sequences, context, vocabulary
 
     @abstractmethod
-    def length(self, number: int) -> int:
+    def length(self, sequence: int) -> int:
         """Tokens that a sequence has."""
 
     @abstractmethod
-    def forget(self, number: int, length: int = 0) -> None:
+    def forget(self, sequence: int, length: int = 0) -> None:
         """Cut a sequence back to its first tokens."""
 
     @abstractmethod

@@ -19,6 +19,7 @@ from ..models.checkpoints.generation_config import NAME, bad_generation
 from .cache import SequenceCache
 from .decoder import Decoder
 from .generation import Generation, bad_sampling
+from .inputs import check_ids, check_mask, checked_settings, token_loss
 from .position_offsets import refuse_visible_padding
 from .sequence_pool import SequencePool
 
@@ -39,33 +40,28 @@ READS_PADDING = "reads_padding"  # among the facts: the model was given masks an
 
 no_states = Fault(
     "no-states",
-    "A native model, or one by a graph as ONNX's, is asked for what it does not keep.\n\n"
+    "A model of `native`, `onnx`, `gguf` or `pt2` is asked for what its engine does not keep.\n\n"
     "It gives what comes out of its last step: no hidden states of layers, no attentions. The artifact's other forms, "
     "such as `hf`, give them.",
+    exit="usage",
+)
+not_saved = Fault(
+    "not-saved",
+    "A model over an engine was told to save itself.\n\n"
+    "Its weights lie in files as the engine reads them, beside what says how they are computed. A copy of the "
+    "artifact's folder is the model again; a model that the target `hf` wrote saves itself.",
     exit="usage",
 )
 
 
 class Output(dict):
-    """`logits` [b, t, vocabulary] float32 and, where asked for, `cache`; keys are attributes too."""
+    """`logits` [b, t, vocabulary] float32 and, where asked for, `cache` and `loss`; keys are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
         keys_text = " and ".join(f"`{key}`" for key in self)
-        raise AttributeError(
-            f"the native engine gives {keys_text}, and no `{name}`: the target `hf` writes a model that may"
-        )
-
-
-def refuse_states(reason: str = "the native engine does not keep", /, **flags: bool | None) -> None:
-    """Raises Reject where a call wants hidden states of layers, or attentions."""
-    for name in (name for name, flag in flags.items() if flag):
-        raise Reject(
-            no_states(
-                f"`{name}` asks for what {reason}", help="leave it out, or emit the model with `hf` too and load that"
-            )
-        )
+        raise AttributeError(f"the engine gives {keys_text}, and no `{name}`: the target `hf` writes a model that may")
 
 
 def check_known(ids: Tensor, vocabulary: int) -> None:
@@ -90,6 +86,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     remembers   tokens of earlier prompts that free sequences hold, for prompts that begin alike
     stored_bytes  bytes of the weights in their file; None where they are those of its buffers
     owner       of what sequences hold: another name where weights change
+    engine_name   in sentences
 
     Source: Optimum's `ORTModelForCausalLM`, a `GenerationMixin` over a session that is no module of torch.
     """
@@ -99,6 +96,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     _is_stateful = False
     stored_bytes: int | None = None
     owner = ""
+    engine_name = "the native engine"
 
     def __init__(
         self,
@@ -128,6 +126,23 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     def can_generate(self) -> bool:
         return True
+
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        """Raises Reject (not-saved)."""
+        folder = self.name_or_path or "the artifact"
+        problem = f"{self.engine_name} reads its files as they are, and writes none"
+        raise Reject(not_saved(problem, help=f"copy {folder} as a folder: `effc.load` opens the copy"))
+
+    def refuse_states(self, **flags: bool | None) -> None:
+        """Raises Reject (no-states) where a call wants hidden states of layers, or attentions."""
+        for name in (name for name, flag in flags.items() if flag):
+            problem = f"`{name}` asks for what {self.engine_name} does not keep"
+            raise Reject(no_states(problem, help="leave it out, or emit the model with `hf` too and load that"))
+
+    def check_inputs(self, inputs: Any, mask: Any) -> None:
+        """Raises Reject (unfit-inputs) for inputs of `generate` that the model does not take."""
+        check_ids(inputs)
+        check_mask(mask, inputs)
 
     # -- sequences -------------------------------------------------------------------------------------------
 
@@ -161,10 +176,10 @@ class DecoderModel(GenerationMixin, nn.Module):
             for number, ids in zip(numbers, token_ids or [()] * len(numbers), strict=True):
                 self._pool.release(number, ids, self.owner)
 
-    def forget(self, number: int, length: int = 0) -> None:
+    def forget(self, sequence: int, length: int = 0) -> None:
         """Cut an open sequence back to its first tokens."""
         with self._exclusive():
-            self.engine.forget(number, length)
+            self.engine.forget(sequence, length)
 
     @contextmanager
     def sequences_of(self, count: int) -> Iterator[list[int]]:
@@ -219,9 +234,19 @@ class DecoderModel(GenerationMixin, nn.Module):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool = True,
+        labels: Tensor | None = None,
     ) -> Output:
-        """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens."""
-        refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        """Logits [b, t, vocabulary]; of masked tokens zeros. Positions are those of a sequence's own tokens.
+
+        labels   [b, t], as `input_ids`: `loss` is then the mean cross-entropy of each token after those before it
+        """
+        self.refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        check_ids(input_ids)
+        check_mask(attention_mask, input_ids, 0 if cache is None else cache.get_seq_length())
+        if labels is not None:
+            shown = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
+            output = self.forward(input_ids, attention_mask, position_ids, cache, use_cache)
+            return Output({"loss": token_loss(output.logits, labels, shown), **output})
         mask = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
         if position_ids is None and cache is None:  # what goes on from a cache is counted as `generate` does
             refuse_visible_padding(input_ids, mask, self.uncounted)
@@ -266,6 +291,11 @@ class DecoderModel(GenerationMixin, nn.Module):
 
         A row ends at the model's context, too. Interrupted, it leaves the engine ready for the next call.
         """
+        candidates = (*args[:1], kwargs.get("inputs"), kwargs.get(self.main_input_name))
+        inputs = next((x for x in candidates if x is not None), None)
+        if inputs is not None:
+            self.check_inputs(inputs, kwargs.get("attention_mask"))
+        kwargs = checked_settings(args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
         cache, earlier = SequenceCache(self), kwargs.get("cache")
         try:
             return super().generate(*args, **{**kwargs, "cache": cache if earlier is None else earlier})
@@ -290,7 +320,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         if (cache is not None and cache.numbers) or generation_config.is_assistant:
             steps = (input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer)
             return super()._sample(*steps, **kwargs)  # type: ignore[misc, arg-type]  # it names PreTrainedModel
-        refuse_states(**{n: getattr(generation_config, n) for n in ("output_hidden_states", "output_attentions")})
+        self.refuse_states(**{n: getattr(generation_config, n) for n in ("output_hidden_states", "output_attentions")})
         run = Generation(self, logits_processor, stopping_criteria, generation_config, streamer, kwargs.get("seed"))
         sequences = self._grow(run, input_ids, kwargs)
         if not generation_config.return_dict_in_generate:

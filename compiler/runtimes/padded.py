@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .decoder import Rows
-from .model import DecoderModel, Output, refuse_states
+from .inputs import check_ids, check_mask
+from .model import DecoderModel, Output, check_known
 
 SEQUENCES = 64  # open at once: each takes what its keys and values take
 
@@ -37,14 +38,14 @@ class PaddedRows(Rows):
         self.session = session
         self._history: dict[int, list[np.ndarray]] = {}
 
-    def length(self, number: int) -> int:
-        return self._history[number][0].shape[1] if number in self._history else 0
+    def length(self, sequence: int) -> int:
+        return self._history[sequence][0].shape[1] if sequence in self._history else 0
 
-    def forget(self, number: int, length: int = 0) -> None:
+    def forget(self, sequence: int, length: int = 0) -> None:
         if not length:
-            self._history.pop(number, None)
-        elif number in self._history:
-            self._history[number] = [part[:, :length] for part in self._history[number]]
+            self._history.pop(sequence, None)
+        elif sequence in self._history:
+            self._history[sequence] = [part[:, :length] for part in self._history[sequence]]
 
     def extend(self, group: list[int], ids: Tensor) -> Tensor:
         """Sequences of any lengths in one call, the shorter ones padded at the left."""
@@ -59,12 +60,12 @@ class PaddedRows(Rows):
             self._history[number] = [part[row, :, longest - length :] for part in present]
         return torch.from_numpy(logits)
 
-    def _pad_past(self, group: list[int], part: int, longest: int) -> np.ndarray:
-        _, heads, _, d = self.session.shapes[self.session.past[part]]
+    def _pad_past(self, group: list[int], index: int, longest: int) -> np.ndarray:
+        _, heads, _, d = self.session.shapes[self.session.past[index]]
         filled = np.zeros((len(group), heads, longest, d), np.float32)
         for row, number in enumerate(group):
             if number in self._history:
-                past = self._history[number][part]
+                past = self._history[number][index]
                 filled[row, :, longest - past.shape[1] :] = past
         return filled
 
@@ -73,6 +74,7 @@ class PaddedModel(DecoderModel):
     """A decoder by such a graph: a batch without a cache goes through the graph as it is given, padding too."""
 
     engine: PaddedRows
+    engine_name = "ONNX Runtime"
 
     def forward(
         self,
@@ -85,12 +87,16 @@ class PaddedModel(DecoderModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool = True,
+        labels: Tensor | None = None,
     ) -> Output:
-        refuse_states(
-            "its graph does not give", output_hidden_states=output_hidden_states, output_attentions=output_attentions
-        )
-        if cache is not None or use_cache:
-            return super().forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep)
+        self.refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        if cache is not None or use_cache or labels is not None:
+            return super().forward(
+                input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep, labels=labels
+            )
+        check_ids(input_ids)
+        check_mask(attention_mask, input_ids)
+        check_known(input_ids, self.plan["vocabulary"])
         logits = self.batch_logits(input_ids, attention_mask, position_ids)
         return Output(logits=logits[:, -logits_to_keep:])
 

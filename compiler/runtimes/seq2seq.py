@@ -11,7 +11,8 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from .cache import SequenceCache
 from .decoder import SourceDecoder
 from .generation import Generation, bad_sampling
-from .model import DecoderModel, Output, check_known, context_full, refuse_states
+from .inputs import IGNORED, check_ids, check_mask, class_loss
+from .model import DecoderModel, Output, check_known, context_full
 from .position_offsets import refuse_visible_padding
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
@@ -84,15 +85,28 @@ class Seq2SeqModel(DecoderModel):
         return_dict: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        labels: Tensor | None = None,
     ) -> Output:
         """Of masked tokens zeros. With a `cache` of an earlier call the sources are those of that call.
 
         encoder_outputs   sources that `generate` hands on from step to step, or what an earlier call gave
+        labels            [b, t] targets, -100 where none counts: `loss` is then theirs, and without
+                          `decoder_input_ids` the decoder reads them behind its first token
         """
-        refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        self.refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        if labels is not None:
+            sources = {"encoder_outputs": encoder_outputs, "cache": cache, "use_cache": use_cache}
+            targets = self._behind_start(labels) if decoder_input_ids is None else decoder_input_ids
+            output = Seq2SeqModel.forward(self, input_ids, attention_mask, targets, decoder_attention_mask, **sources)
+            return Output({"loss": class_loss(output.logits, labels, torch.ones_like(targets)), **output})
+        if input_ids is not None:
+            self.check_inputs(input_ids, attention_mask)
         ids = decoder_input_ids
         if ids is None or (input_ids is None and encoder_outputs is None and (cache is None or not cache.numbers)):
             raise Reject(no_target("a source and `decoder_input_ids` are what it computes logits of"))
+        check_ids(ids, "decoder_input_ids")
+        before = 0 if cache is None else cache.get_seq_length()
+        check_mask(decoder_attention_mask, ids, before, "decoder_attention_mask")
         mask = torch.ones_like(ids) if decoder_attention_mask is None else decoder_attention_mask[:, -ids.shape[1] :]
         refuse_visible_padding(ids, mask, self.uncounted)
         if encoder_outputs is None:
@@ -111,6 +125,13 @@ class Seq2SeqModel(DecoderModel):
                 self._read(numbers, {n: None if x is None else x[part] for n, x in encoder_outputs.items()})
                 logits[part] = self._logits(numbers, ids[part], mask[part], ids.shape[1])
         return Output(logits=logits)
+
+    def _behind_start(self, labels: Tensor) -> Tensor:
+        """Ids [b, t] that a decoder reads to say labels: its first token, then all labels but the last."""
+        check_ids(labels, "labels")
+        pad = self.config.pad_token_id or 0
+        start = labels.new_full((len(labels), 1), self.facts["start"])
+        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, pad)], 1)
 
     def _grow(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         mask = kwargs.get("decoder_attention_mask")

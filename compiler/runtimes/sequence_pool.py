@@ -65,13 +65,13 @@ class SequencePool:
             self._engine.forget(number, shared)
         return number, shared
 
-    def release(self, number: int, ids: Sequence[int] = (), owner: str = "") -> None:
+    def release(self, sequence: int, ids: Sequence[int] = (), owner: str = "") -> None:
         """Free a place that holds these tokens; without any it is emptied."""
         if not LEAST < len(ids) <= self._tokens:
-            self._engine.forget(number, 0)
-            self._empty.append(number)
+            self._engine.forget(sequence, 0)
+            self._empty.append(sequence)
             return
-        self._sequences[number] = _Sequence(owner, list(ids))
+        self._sequences[sequence] = _Sequence(owner, list(ids))
         while sum(len(entry.ids) for entry in self._sequences.values()) > self._tokens:
             self._drop()
 

@@ -42,7 +42,7 @@ class Family(Target):
 
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
 
-    def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
+    def write(self, outcome: Outcome, destination: Path, ctx: Context) -> None:
         assert isinstance(outcome, Front), f"{outcome.kind} has no points"
         choices = {point.name: point.choice for point in outcome.points}
         if outcome.results is None or not all(choices.values()) or len({p.key for p in outcome.points}) > 1:
@@ -62,19 +62,21 @@ class Family(Target):
                 )
             )
         family.program.to_cpu()
-        (into / "shared").mkdir()
-        hf.write_stock(family.program, config, into / "shared", ctx, self.shard.value)
-        shared_weights.write_family(family, {name: choice for name, choice in choices.items() if choice}, into)
-        verify_forms(into, family.program.model, [Form(shared_weights.WEIGHTS, "plain")], seed=ctx.seed)
-        self._verify_saved_members(outcome, into, ctx)
+        (destination / "shared").mkdir()
+        hf.write_stock(family.program, config, destination / "shared", ctx, self.shard.value)
+        shared_weights.write_family(family, {name: choice for name, choice in choices.items() if choice}, destination)
+        verify_forms(destination, family.program.model, [Form(shared_weights.WEIGHTS, "plain")], seed=ctx.seed)
+        self._verify_saved_members(outcome, destination, ctx)
 
-    def _verify_saved_members(self, outcome: Front, into: Path, ctx: Context) -> None:
+    def _verify_saved_members(self, outcome: Front, destination: Path, ctx: Context) -> None:
         """Every point as it is cut out of the files, with the same out of memory."""
         dtype = ctx.origin.dtype
         for name, program in outcome.members():
-            origin = open_folder(into / shared_weights.WEIGHTS, str(into / shared_weights.WEIGHTS), dtype, ctx.settings)
+            origin = open_folder(
+                destination / shared_weights.WEIGHTS, str(destination / shared_weights.WEIGHTS), dtype, ctx.settings
+            )
             stored, expected = (
-                shared_weights.load_point(into, name, origin).model.state_dict(),
+                shared_weights.load_point(destination, name, origin).model.state_dict(),
                 program.model.state_dict(),
             )
             assert stored.keys() == expected.keys(), f"point {name} has other tensors"

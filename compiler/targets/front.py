@@ -29,9 +29,9 @@ class Front(Target):
 
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
 
-    def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
+    def write(self, outcome: Outcome, destination: Path, ctx: Context) -> None:
         for name, program in outcome.members():
-            folder = into / POINTS / name
+            folder = destination / POINTS / name
             folder.mkdir(parents=True)
             program.to_cpu()
             hf.write_stock_or_compact(program, folder, ctx, self.shard.value)

@@ -82,17 +82,17 @@ class Gguf(Target):
             )
         return refused
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         from ..runtimes.gguf.writing import write_gguf
 
         check_modules(self.requires, self.extra, "the target `gguf`")
         refuse_config_early(program.model)
-        folder = into / FOLDER
+        folder = destination / FOLDER
         folder.mkdir()
         notes = write_gguf(program.model, folder, self.type, ctx.origin.tokenizer())
         copy_sidecar_files(program.model, ctx.origin, folder)
         if notes:
-            (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+            (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def foresee(self, ctx: Context) -> None:
         from ..models.checkpoints.meta_init import without_storage
@@ -101,10 +101,10 @@ class Gguf(Target):
         with without_storage():
             refuse_config_early(ctx.origin.build())
 
-    def lacks(self, before: Sequence[Pass]) -> Diagnostic | None:
+    def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
         from ..runtimes.gguf.four_bits import KINDS, makes_codes, no_codes
 
-        return None if self.type not in KINDS or any(map(makes_codes, before)) else no_codes(self.type)
+        return None if self.type not in KINDS or any(map(makes_codes, earlier_passes)) else no_codes(self.type)
 
     def forms(self) -> tuple[Form, ...]:
         rounds = partial(share_of, self.type)

@@ -71,18 +71,18 @@ class Hf(CheckpointTarget):
         }
         return {"stock": shapes | modules, "compat": modules}.get(self.form, {})
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
         config, reasons = stock_config(program.model) if self.form != "compact" else (None, [])
         for form in self._choose_forms(program.model, reasons, notes):
             if form == "compat":
-                self._emit_compat(program, config, into, ctx, notes)
+                self._emit_compat(program, config, destination, ctx, notes)
             elif form == "stock":
-                write_stock(program, config, into, ctx, self.shard.value)
+                write_stock(program, config, destination, ctx, self.shard.value)
             else:
-                write_compact(program, into, ctx, self.shard.value)
+                write_compact(program, destination, ctx, self.shard.value)
         if notes:
-            (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+            (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Estimated files; where no config has the shapes, a folder of the original's shapes is written as well."""
@@ -107,10 +107,12 @@ class Hf(CheckpointTarget):
             notes.append(f"There is no stock checkpoint: {_first(reasons)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
-    def _emit_compat(self, program: Program, stock_base: Any, into: Path, ctx: Context, notes: list[str]) -> None:
+    def _emit_compat(
+        self, program: Program, stock_base: Any, destination: Path, ctx: Context, notes: list[str]
+    ) -> None:
         filled = plan_padding(program, stock_base)
         if not filled.reasons:
-            write_compat(program, filled, into, ctx, self.shard.value)
+            write_compat(program, filled, destination, ctx, self.shard.value)
         elif self.form == "auto":
             notes.append(f"There is no compat checkpoint: {_first(filled.reasons)}.")
         else:
@@ -122,26 +124,28 @@ class Hf(CheckpointTarget):
             )
 
 
-def write_stock(program: Program, config: Any, into: Path, ctx: Context, shard_bytes: int, name: str = "model") -> None:
+def write_stock(
+    program: Program, config: Any, destination: Path, ctx: Context, shard_bytes: int, name: str = "model"
+) -> None:
     """`config` is what `stock_config` found."""
-    folder, model = into / name, program.model
+    folder, model = destination / name, program.model
     folder.mkdir()
     write_tensors(folder, [Piece.of(*item) for item in distinct_tensors(model)], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config(config, model, folder)
 
 
-def write_stock_or_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
+def write_stock_or_compact(program: Program, destination: Path, ctx: Context, shard_bytes: int) -> None:
     """A stock checkpoint where a config has the shapes, else a compact one."""
     config, reasons = stock_config(program.model)
     if reasons:
-        write_compact(program, into, ctx, shard_bytes)
+        write_compact(program, destination, ctx, shard_bytes)
     else:
-        write_stock(program, config, into, ctx, shard_bytes)
+        write_stock(program, config, destination, ctx, shard_bytes)
 
 
-def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) -> None:
-    folder, model = into / "compact", program.model
+def write_compact(program: Program, destination: Path, ctx: Context, shard_bytes: int) -> None:
+    folder, model = destination / "compact", program.model
     folder.mkdir()
     tensors = [*distinct_tensors(model), *cut_tables(model, program.edits.shapes).items()]
     write_tensors(folder, [Piece.of(*item) for item in tensors], shard_bytes)
@@ -154,8 +158,8 @@ def write_compact(program: Program, into: Path, ctx: Context, shard_bytes: int) 
     )
 
 
-def write_compat(program: Program, filled: Padding, into: Path, ctx: Context, shard_bytes: int) -> None:
-    folder = into / "compat"
+def write_compat(program: Program, filled: Padding, destination: Path, ctx: Context, shard_bytes: int) -> None:
+    folder = destination / "compat"
     folder.mkdir()
     write_tensors(folder, filled.tensor_pieces(program), shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)

@@ -114,11 +114,11 @@ class Native(Target):
     def cannot_hold(self) -> Mapping[str, str]:
         return {"interventions": "the engine has no step that edits hidden states of the prompt"}
 
-    def emit(self, program: "Program", into: Path, ctx: Context) -> None:
+    def emit(self, program: "Program", destination: Path, ctx: Context) -> None:
         from ..runtimes.native.emission import emit_native
         from ..runtimes.native.linears import Numbers
 
-        folder = into / FOLDER
+        folder = destination / FOLDER
         folder.mkdir()
         emit_native(program, folder, ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 

@@ -67,13 +67,13 @@ class Onnx(Target):
             "interventions": "a graph is the same for every row, and what is edited follows from where its prompt lies",
         }
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         check_modules(self.requires, self.extra, "the target `onnx`")
         from transformers import PreTrainedModel
 
         from ..runtimes.onnx.export import export_onnx
 
-        folder = into / FOLDER
+        folder = destination / FOLDER
         folder.mkdir()
         export_onnx(program, folder, self.dynamic)
         if isinstance(program.model, PreTrainedModel):

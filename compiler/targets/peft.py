@@ -50,7 +50,7 @@ class Peft(Target):
 
     shard: Bytes = param("Largest size of one weights file of the base.", default=Bytes(5_000_000_000))
 
-    def write(self, outcome: Outcome, into: Path, ctx: Context) -> None:
+    def write(self, outcome: Outcome, destination: Path, ctx: Context) -> None:
         check_modules(self.requires, self.extra, "the target `peft`")
         assert isinstance(outcome, Unmerged), f"adapters, and not: {outcome.kind}"
         program = outcome.program
@@ -63,9 +63,9 @@ class Peft(Target):
                     help="leave `merge: false` out, and emit `hf`",
                 )
             )
-        hf.write_stock(program, config, into, ctx, self.shard.value, BASE)
-        outcome.save(into / ADAPTER, BASE)
-        copy_sidecar_files(program.model, ctx.origin, into / ADAPTER)
+        hf.write_stock(program, config, destination, ctx, self.shard.value, BASE)
+        outcome.save(destination / ADAPTER, BASE)
+        copy_sidecar_files(program.model, ctx.origin, destination / ADAPTER)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(ADAPTER, "peft"),)

@@ -30,10 +30,10 @@ class PruningConfig(Target):
     def cannot_hold(self) -> Mapping[str, str]:
         return {"interventions": "it says what was cut, and interventions were put in"}
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         with torch.device("meta"):
             model = ctx.origin.build()
         before = skeleton_of(capture(model))
         removed = [note["cut"] for note in program.notes if "cut" in note]
         config = pruning_config_of(before, skeleton_of(program), removed, program.edits.layers)
-        (into / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (destination / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

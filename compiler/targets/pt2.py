@@ -63,7 +63,7 @@ class Pt2(Target):
         reason = "a program is the same for every row, and what is edited follows from where the row's prompt lies"
         return {"interventions": reason}
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         import torch
 
         from ..artifacts.exported import write_program
@@ -71,7 +71,7 @@ class Pt2(Target):
         from ..ir.layers.linear import count_params
         from ..models.rows.forward import without_dropout
 
-        folder = into / FOLDER
+        folder = destination / FOLDER
         folder.mkdir()
         reject_encoder_decoder(program.model, cannot_export)
         inputs = tensors_of(program)
@@ -99,7 +99,7 @@ class Pt2(Target):
         )
         notes += self._write_continuation(program.model, folder, ctx)
         if notes:
-            (into / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+            (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
     def _write_continuation(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
         """The program that continues text, where one is asked for; sentences of it."""

@@ -59,7 +59,7 @@ class Reft(Target):
     def problems(self) -> Iterator[Problem]:
         yield MissingStep("reft.insert", "it writes the interventions that a step inserts")
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         if not any(True for _ in interventions(program.model)):
             raise Reject(
                 nothing_to_write(
@@ -67,15 +67,15 @@ class Reft(Target):
                     help="put `reft.insert()` and `tune.reft()` before it, or emit `hf`",
                 )
             )
-        folder = into / reft.FOLDER
+        folder = destination / reft.FOLDER
         folder.mkdir()
         base = "" if self.base == "inside" else base_location(program, ctx)
         dtype = str(program.model.dtype).removeprefix("torch.")
         reft.write_reft(program, folder, {"place": base, "config": ctx.origin.config, "dtype": dtype})
         if not base:
-            _write_base(program, into / reft.BASE, ctx)
+            _write_base(program, destination / reft.BASE, ctx)
         note = f"They belong to {base or 'the model in `base/`'}, whose tensors `reft/{reft.FILE}` knows by a hash."
-        (into / NOTES).write_text(json.dumps([note]), encoding="utf-8")
+        (destination / NOTES).write_text(json.dumps([note]), encoding="utf-8")
 
     def forms(self) -> tuple[Form, ...]:
         return (Form(reft.FOLDER, "effc"),)

@@ -35,5 +35,5 @@ class Report(Target):
     def foresee(self, ctx: Context) -> None:
         check_packages()
 
-    def write_about(self, sheets: "Sequence[ReportData]", file: Path) -> None:
-        write_atomic(file, render_page(sheets).encode())
+    def write_about(self, reports: "Sequence[ReportData]", file: Path) -> None:
+        write_atomic(file, render_page(reports).encode())

@@ -24,7 +24,7 @@ _ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states
 MODEL_QUANTITIES = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
 
 
-def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectable", line: PipelineBuild) -> None:
+def check_amounts(stage: Stage, kind: str, all_: "Selectable", selected: "Selectable", line: PipelineBuild) -> None:
     """Report an amount of a step that is impossible or changes nothing."""
     amount = _amount_of(stage)
     if amount is None:
@@ -53,23 +53,25 @@ def check_amounts(stage: Stage, kind: str, all_: "Selectable", chosen: "Selectab
     elif (isinstance(value, Ratio) and value.of in MODEL_QUANTITIES) or _may_have_changed(stage, kind, line):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
-        _check_layers(stage, name, value, all_, chosen, line)
+        _check_layers(stage, name, value, all_, selected, line)
     elif kind == "channels":
-        _check_widths(stage, name, value, chosen, line)
+        _check_widths(stage, name, value, selected, line)
     elif kind in _ITEMS:
-        _check_items(stage, kind, name, value, chosen, line)
+        _check_items(stage, kind, name, value, selected, line)
     elif kind in ("heads", "kv_heads") and not _pooled(stage):
-        _check_heads(stage, name, value, chosen, line)
+        _check_heads(stage, name, value, selected, line)
 
 
-def _check_items(stage: Stage, kind: str, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
+def _check_items(stage: Stage, kind: str, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
     noun, span = _ITEMS[kind], stage.call.where(name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
     if _pooled(stage):
-        sizes = [(sum(g.per_block or g.count for g in chosen.groups), step * len(chosen.groups), "all mixers together")]
+        sizes = [
+            (sum(g.per_block or g.count for g in selected.groups), step * len(selected.groups), "all mixers together")
+        ]
     else:
-        sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in chosen.groups]
+        sizes = [(g.per_block or g.count, step, f"`{g.site}`") for g in selected.groups]
     for size, least, where in sizes:
         target = _remaining(name, value, size)
         if target < min(least, size) * (1 - 1e-9):
@@ -131,7 +133,7 @@ def _remaining(name: str, value: Any, count: int) -> float:
 
 
 def _check_layers(
-    stage: Stage, name: str, value: Any, all_: "Selectable", chosen: "Selectable", line: PipelineBuild
+    stage: Stage, name: str, value: Any, all_: "Selectable", selected: "Selectable", line: PipelineBuild
 ) -> None:
     total, noun, span = len(all_.paths), all_.noun, stage.call.where(name)
     target = _remaining(name, value, total)
@@ -149,23 +151,23 @@ def _check_layers(
     elif removed <= 0:
         means = f" means {number(round(total - target, 2))} of {total} {noun}, which" if name == "remove" else ""
         line.report(stage, no_effect(f"{argument}{means} changes nothing", span, help="drop the step, or remove more"))
-    elif removed > len(chosen.paths):
+    elif removed > len(selected.paths):
         line.report(
             stage,
             leaves_none(
-                f"{argument} removes {removed}, `on` selects {len(chosen.paths)} {noun}",
+                f"{argument} removes {removed}, `on` selects {len(selected.paths)} {noun}",
                 span,
-                related=((on, f"{len(chosen.paths)} of {total}"),) if (on := stage.call.where("on")) else (),
+                related=((on, f"{len(selected.paths)} of {total}"),) if (on := stage.call.where("on")) else (),
                 help="remove fewer, or select more",
             ),
         )
 
 
-def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
+def _check_widths(stage: Stage, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
     align = stage.call.args.get("align")
     align = align if type(align) is int else 1
     span = stage.call.where(name)
-    for group in chosen.groups:
+    for group in selected.groups:
         if align > group.count:
             line.report(
                 stage,
@@ -176,10 +178,10 @@ def _check_widths(stage: Stage, name: str, value: Any, chosen: "Selectable", lin
                 ),
             )
             return
-    if not chosen.groups:  # `allow empty`
+    if not selected.groups:  # `allow empty`
         return
     report = _pooled_widths if _pooled(stage) else _even_widths
-    if fault := report(name, value, align, chosen.groups, span):
+    if fault := report(name, value, align, selected.groups, span):
         line.report(stage, fault)
 
 
@@ -240,9 +242,9 @@ def _aligned(target: float, align: int, count: int) -> int:
     return min(max(int(target / align + 0.5 + 1e-9), 1) * align, count)
 
 
-def _check_heads(stage: Stage, name: str, value: Any, chosen: "Selectable", line: PipelineBuild) -> None:
+def _check_heads(stage: Stage, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
     """Under grouped-query attention each KV head must serve the same number of query heads."""
-    for group in chosen.groups:
+    for group in selected.groups:
         step = group.count // group.per_block if group.per_block else 1
         target = _remaining(name, value, group.count)
         legal = int(target / step + 0.5) * step

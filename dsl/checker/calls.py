@@ -120,13 +120,13 @@ def names_in(expr: ast.Expr) -> list[ast.Name]:
 
 
 def bind_arguments(
-    word: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, call_span: Span
+    plugin: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, call_span: Span
 ) -> tuple[Invocation, bool]:
     """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
-    arguments, sound = _match_arguments(word, args, scope)
+    arguments, sound = _match_arguments(plugin, args, scope)
     values: dict[str, Any] = {}
     spans: dict[str, Span] = {}
-    for param in word.params:
+    for param in plugin.params:
         arg = arguments.get(param.name)
         if arg is not None:
             value = typed_value(arg.value, param, scope)
@@ -141,19 +141,19 @@ def bind_arguments(
             sample = f"{param.name}: ..." if not param.positional else param.name
             scope.report(
                 missing_parameter(
-                    f"`{word.name}` needs `{param.name}`",
+                    f"`{plugin.name}` needs `{param.name}`",
                     name,
                     help=f"`{sample}`: {param.doc[0].lower()}{param.doc[1:].rstrip('.')}",
                 )
             )
             sound = False
-    return Invocation(word.name, values, call_span, spans), sound
+    return Invocation(plugin.name, values, call_span, spans), sound
 
 
-def _match_arguments(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
+def _match_arguments(plugin: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
     """Arguments by parameter, and whether each of them has a place of its own."""
     out: dict[str, ast.Arg] = {}
-    slots = [p.name for p in word.params if p.positional]
+    slots = [p.name for p in plugin.params if p.positional]
     position, sound = 0, True
     for arg in args:
         if arg.name == "from":
@@ -161,12 +161,12 @@ def _match_arguments(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tup
         name = arg.name
         if not name:
             if position == len(slots):
-                sound = _report_too_many(word, arg, len(slots), out, scope)
+                sound = _report_too_many(plugin, arg, len(slots), out, scope)
                 continue
             name = slots[position]
             position += 1
-        if word.param(name) is None:
-            sound = _report_unknown(word, arg, scope)
+        if plugin.param(name) is None:
+            sound = _report_unknown(plugin, arg, scope)
         elif name in out:
             sound = False
             scope.report(
@@ -182,27 +182,27 @@ def _match_arguments(word: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tup
     return out, sound
 
 
-def _report_too_many(word: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
-    free = [p.name for p in word.params if p.name not in out and not p.positional]
+def _report_too_many(plugin: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
+    free = [p.name for p in plugin.params if p.name not in out and not p.positional]
     count = f"{limit} argument{'' if limit == 1 else 's'}" if limit else "no arguments"
     help = (
         f"name it: `{free[0]}: {arg.value.span.text}`"
         if len(free) == 1
-        else (f"name it; `{word.name}` has {', '.join(f'`{n}`' for n in free)}" if free else "drop it")
+        else (f"name it; `{plugin.name}` has {', '.join(f'`{n}`' for n in free)}" if free else "drop it")
     )
-    scope.report(too_many_arguments(f"`{word.name}` takes {count} without a name", arg.span, help=help))
+    scope.report(too_many_arguments(f"`{plugin.name}` takes {count} without a name", arg.span, help=help))
     for name in names_in(arg.value):
         scope.find(name.path)
     return False
 
 
-def _report_unknown(word: Word, arg: ast.Arg, scope: Scope) -> bool:
-    names = [p.name for p in word.params]
+def _report_unknown(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
+    names = [p.name for p in plugin.params]
     closest = nearest(arg.name, names)
     span = arg.name_span or arg.span
     scope.report(
         unknown_parameter(
-            f"`{word.name}` has no parameter `{arg.name}`",
+            f"`{plugin.name}` has no parameter `{arg.name}`",
             span,
             help=suggestion(arg.name, names, "it has") or "it takes no parameters",
             fix=Fix(span, closest) if closest else None,

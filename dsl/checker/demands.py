@@ -38,11 +38,11 @@ def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
             scope.report(fault)
 
 
-def invalid_combination(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> list[Diagnostic]:
+def invalid_combination(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> list[Diagnostic]:
     """Faults of arguments that don't go together, of a step that is missing before, and of data used twice."""
     args, data = call.args, scope.variant.data
-    faults = [*_problems(word, call, before, scope), *_rows_without_prompts(word, call, scope)]
-    for judge, taught in word.facts.get("disjoint", {}).items():
+    faults = [*_problems(plugin, call, earlier_stages, scope), *_rows_without_prompts(plugin, call, scope)]
+    for judge, taught in plugin.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
         for ref in references_in(args[judge], DataRef):
             twin = next((name for name, rows in learned.items() if rows == data.get(ref.name, ref)), None)
@@ -60,9 +60,9 @@ def invalid_combination(word: Word, call: Invocation, before: list[Stage], scope
     return faults
 
 
-def _problems(word: Word, call: Invocation, before: list[Stage], scope: Scope) -> Iterator[Diagnostic]:
+def _problems(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> Iterator[Diagnostic]:
     """Problems by the word's own rules: the first conflict, else each unread parameter; a missing step."""
-    problems = list(word.rules(call.args).problems())
+    problems = list(plugin.rules(call.args).problems())
     conflict = next((problem for problem in problems if isinstance(problem, Conflict)), None)
     if conflict:
         note = _defaults(conflict.params, call)
@@ -74,8 +74,8 @@ def _problems(word: Word, call: Invocation, before: list[Stage], scope: Scope) -
                     message = f"nothing reads `{name}` here: it belongs to {problem.home}"
                     note = _defaults(problem.deciding, call)
                     yield unfit_choices(message, call.where(name), note=note, help=f"leave `{name}` out")
-        elif isinstance(problem, MissingStep) and _is_missing(problem.step, before, scope):
-            message = f"`{word.name}` needs `{problem.step}` before it"
+        elif isinstance(problem, MissingStep) and _is_missing(problem.step, earlier_stages, scope):
+            message = f"`{plugin.name}` needs `{problem.step}` before it"
             span, help_text = _first_span(problem.params, call), f"add a step `{problem.step}(...)`"
             yield missing_step(message, span, note=problem.reason, help=help_text)
 
@@ -91,15 +91,15 @@ def _defaults(names: Sequence[str], call: Invocation) -> str:
     return ", ".join(f"`{name}` is {plain(value)} where it is left out" for name, value in silent.items() if value)
 
 
-def _is_missing(step: str, before: list[Stage], scope: Scope) -> bool:
+def _is_missing(step: str, earlier_stages: list[Stage], scope: Scope) -> bool:
     """Whether no step is of a pass; False where nobody can tell."""
-    return not scope.session.broken and all(s.word and s.word.name != step for s in before)
+    return not scope.session.broken and all(s.word and s.word.name != step for s in earlier_stages)
 
 
-def _rows_without_prompts(word: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
+def _rows_without_prompts(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
     """Rows that are to say where prompts end, and are of a kind that doesn't."""
     kinds = scope.session.vocabulary.words("data")
-    for name in word.facts.get("answers", ()):
+    for name in plugin.facts.get("answers", ()):
         for ref in references_in(call.args[name], DataRef):
             declared = scope.variant.data.get(ref.name)
             if declared is not None and not kinds[declared.word].facts.get("prompted"):

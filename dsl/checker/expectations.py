@@ -152,15 +152,15 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Pipeli
     return out
 
 
-def _report_unsupported_result(word: Word, emit: Emit, line: PipelineBuild) -> None:
+def _report_unsupported_result(plugin: Word, emit: Emit, line: PipelineBuild) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
-    reasons = word.rules(emit.call.args).cannot_hold()
+    reasons = plugin.rules(emit.call.args).cannot_hold()
     for stage in line.stages_up_to(emit.source):
         for effect in stage.rules.effects():
             if effect in reasons:
                 line.scope.report(
                     cannot_hold(
-                        f"`{word.name}` can't hold the {effect} that `{stage.name}` makes",
+                        f"`{plugin.name}` can't hold the {effect} that `{stage.name}` makes",
                         emit.call.span,
                         note=reasons[effect],
                         related=((stage.span, effect),),

@@ -25,7 +25,7 @@ unfit_ranks = Fault("unfit-ranks", "A rank of elastic adapters is larger than a 
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
-def check_inputs(stage: Stage, chosen: "Selectable", skeleton: Skeleton, line: PipelineBuild) -> None:
+def check_inputs(stage: Stage, selected: "Selectable", skeleton: Skeleton, line: PipelineBuild) -> None:
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
     if any(
@@ -33,7 +33,7 @@ def check_inputs(stage: Stage, chosen: "Selectable", skeleton: Skeleton, line: P
     ):
         return
     group, rank = args.get(facts.get("divides", "")), args.get(facts.get("within", ""))
-    paths, everywhere = set(chosen.paths), args.get("on") is not None
+    paths, everywhere = set(selected.paths), args.get("on") is not None
     parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _inside(p, skeleton))]
     if type(group) is int and group > 0 and (fault := group_mismatch(parts, group)):
         line.report(stage, fault.at(stage.call.where(facts["divides"])))

@@ -212,9 +212,9 @@ def _report_order(line: PipelineBuild) -> None:
                     )
 
 
-def _reason_to_follow(word: Word, rules: Mapping[str, str]) -> str | None:
+def _reason_to_follow(plugin: Word, rules: Mapping[str, str]) -> str | None:
     """Reason of the first rule that names a pass, or what it changes; None where there is none."""
-    names = (word.name, *(f"changes: {part}" for part in word.facts.get("changes", ())))
+    names = (plugin.name, *(f"changes: {part}" for part in plugin.facts.get("changes", ())))
     return next((rules[name] for name in names if name in rules), None)
 
 

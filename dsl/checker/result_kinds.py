@@ -60,13 +60,13 @@ def report_kinds(line: PipelineBuild) -> None:
                 )
 
 
-def report_result_kind(word: Word, emit: Emit, line: PipelineBuild) -> None:
+def report_result_kind(plugin: Word, emit: Emit, line: PipelineBuild) -> None:
     """Report a target that can't hold the kind of result that it is to write."""
-    holdable, kind = word.facts.get("result_kinds", (MODEL,)), kind_of(line, emit.source)
+    holdable, kind = plugin.facts.get("result_kinds", (MODEL,)), kind_of(line, emit.source)
     if kind not in holdable:
         line.scope.report(
             other_kind_of_result(
-                f"`{word.name}` holds {_either(holdable)}, and `{emit.source}` gives {label(kind)}",
+                f"`{plugin.name}` holds {_either(holdable)}, and `{emit.source}` gives {label(kind)}",
                 emit.call.span,
                 related=_where(line, emit.source),
                 help=_selection_remedy(line, kind, holdable)
@@ -122,8 +122,8 @@ def _selection_remedy(line: PipelineBuild, kind: str, accepted: tuple[str, ...])
     return ", or ".join(picked + emitted)
 
 
-def _results_in_model(word: Word) -> bool:
-    return MODEL in word.facts.get("results", (MODEL,))
+def _results_in_model(plugin: Word) -> bool:
+    return MODEL in plugin.facts.get("results", (MODEL,))
 
 
 def _either(kinds: tuple[str, ...]) -> str:
@@ -134,10 +134,10 @@ def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
     return tuple((s.span, f"gives {label(s.rules.result_kind())}") for s in line.stages if s.name == name)
 
 
-def _suitable_result_remedy(line: PipelineBuild, accepted: tuple[str, ...], until: str, named: bool) -> str:
-    """The last result before the step `until` that would do."""
+def _suitable_result_remedy(line: PipelineBuild, accepted: tuple[str, ...], end: str, named: bool) -> str:
+    """The last result before the step `end` that would do."""
     names = [s.name for s in line.stages]
-    earlier = line.stages[: names.index(until)] if until else line.stages
+    earlier = line.stages[: names.index(end)] if end else line.stages
     fit = [s.name for s in earlier if s.rules.result_kind() in accepted]
     if named:
         return f"name steps that give {_either(accepted)}" + (f": {', '.join(fit)}" if fit else "")

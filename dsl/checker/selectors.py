@@ -72,11 +72,11 @@ def parse_glob(glob: str) -> tuple[str | Choice, ...]:
     return tuple(parts)
 
 
-def _strange(glob: str, at: int) -> str:
+def _strange(glob: str, offset: int) -> str:
     """Why no part of a glob begins at a character of it."""
-    if glob[at] == "{":
-        return "braces lie within braces" if "}" in glob[at:] else "`{` is not closed"
-    return "`}` closes nothing" if glob[at] == "}" else f"`{glob[at]}` has no meaning in a selector"
+    if glob[offset] == "{":
+        return "braces lie within braces" if "}" in glob[offset:] else "`{` is not closed"
+    return "`}` closes nothing" if glob[offset] == "}" else f"`{glob[offset]}` has no meaning in a selector"
 
 
 def combinations(parts: Iterable[str | Choice]) -> int:

@@ -66,10 +66,10 @@ class Selectable:
     def noun(self) -> str:
         return NOUNS[self.kind]
 
-    def selected(self, on: Selector | None) -> "Selectable":
-        if on is None:
+    def selected(self, selector: Selector | None) -> "Selectable":
+        if selector is None:
             return self
-        chosen = resolve_selector(on, self.paths)
+        chosen = resolve_selector(selector, self.paths)
         return Selectable(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
 
 
@@ -197,67 +197,73 @@ def because(skeleton: Skeleton, path: str, reason: str) -> str:
     return f"{reason}: {opaque}" if opaque else reason
 
 
-def _no_match_diagnostic(stage: Stage, part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton):
+def _no_match_diagnostic(stage: Stage, unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton):
     """Says which part of a selector is dead, among how many, and what was probably meant."""
     span = stage.call.where("on")
-    dead_span = _selector_span(span, part)
-    if part.subtracts:
+    dead_span = _selector_span(span, unmatched)
+    if unmatched.subtracts:
         return no_match(
-            f"`{part.glob}` matches nothing that is selected before it",
+            f"`{unmatched.glob}` matches nothing that is selected before it",
             dead_span,
             help='drop it, or let `**` cross the dots: "layers.0.**"',
         )
-    of = "" if part.text == part.glob else f" in `{part.glob}`"
-    closest = _closest_pattern(part, candidates.paths)
+    of = "" if unmatched.text == unmatched.glob else f" in `{unmatched.glob}`"
+    closest = _closest_pattern(unmatched, candidates.paths)
     sample = f"there is `{candidates.paths[0]}`" + (
         f" and {len(candidates.paths) - 1} more" if len(candidates.paths) > 1 else ""
     )
     return no_match(
-        f"`{part.text}`{of} matches none of {len(candidates.paths)} {candidates.noun}",
+        f"`{unmatched.text}`{of} matches none of {len(candidates.paths)} {candidates.noun}",
         dead_span,
         help=f"did you mean `{closest}`?" if closest else f"{sample}; write `allow empty` if none may match",
-        note=_other_kind_note(part, candidates, skeleton),
+        note=_other_kind_note(unmatched, candidates, skeleton),
         fix=Fix(dead_span, closest) if closest and dead_span and dead_span != span else None,
     )
 
 
-def _selector_span(span: Span | None, part: UnmatchedPart) -> Span | None:
+def _selector_span(span: Span | None, unmatched: UnmatchedPart) -> Span | None:
     """The part inside the quotes of the selector's text; the whole argument where it came by a name."""
     if span is None:
         return None
-    glob = span.text.find(quoted(part.glob))
+    glob = span.text.find(quoted(unmatched.glob))
     if glob < 0:
         return span
     start = span.start + glob + 1
-    return inside(Span(span.source, start, start + len(part.glob)), part.glob, part.start, part.start + len(part.text))
+    return inside(
+        Span(span.source, start, start + len(unmatched.glob)),
+        unmatched.glob,
+        unmatched.start,
+        unmatched.start + len(unmatched.text),
+    )
 
 
-def _closest_pattern(part: UnmatchedPart, paths: Sequence[str]) -> str:
+def _closest_pattern(unmatched: UnmatchedPart, paths: Sequence[str]) -> str:
     """The glob or alternative that was probably meant: each name compared with those that the paths have."""
     known = {c for p in paths for c in p.split(".") if not c.isdigit()}
-    if part.text != part.glob:
-        before, after = part.glob[: part.start], part.glob[part.start + len(part.text) :]
+    if unmatched.text != unmatched.glob:
+        before, after = unmatched.glob[: unmatched.start], unmatched.glob[unmatched.start + len(unmatched.text) :]
         head = before.rpartition("{")[0].rsplit(".", 1)[-1]
         tail = after.partition("}")[2].split(".", 1)[0]
         if set(head + tail) & set("*{}"):
             return ""
-        closest = nearest(head + part.text + tail, known)
+        closest = nearest(head + unmatched.text + tail, known)
         inner = (
             closest[len(head) : len(closest) - len(tail)] if closest.startswith(head) and closest.endswith(tail) else ""
         )
         return "" if inner in before.rpartition("{")[2].split(",") or inner in after.partition("}")[0] else inner
-    if any(matches(f"{part.glob}.**", p) for p in paths):
-        return f"{part.glob}.**"
+    if any(matches(f"{unmatched.glob}.**", p) for p in paths):
+        return f"{unmatched.glob}.**"
     words = [
-        c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c for c in part.glob.split(".")
+        c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c
+        for c in unmatched.glob.split(".")
     ]
     guess = ".".join(words)
-    return guess if guess != part.glob and any(matches(guess, p) for p in paths) else ""
+    return guess if guess != unmatched.glob and any(matches(guess, p) for p in paths) else ""
 
 
-def _other_kind_note(part: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
+def _other_kind_note(unmatched: UnmatchedPart, candidates: Selectable, skeleton: Skeleton) -> str:
     """Note where the glob matches a module of another kind, or one whose channels form no group."""
-    glob = part.glob
+    glob = unmatched.glob
     for path, reason in skeleton.facts.get("refused") or []:
         if matches(glob, path):
             return f"`{path}`: {reason}"
@@ -265,7 +271,7 @@ def _other_kind_note(part: UnmatchedPart, candidates: Selectable, skeleton: Skel
     for owned in skeleton.parts:
         names = owned.path.split(".")
         modules |= {".".join(names[:i]): None for i in range(1, len(names) + 1)}
-    if part.text != glob:
+    if unmatched.text != glob:
         return ""
     module = next((m for m in modules if matches(glob, m)), "")
     return f"`{module}` is a module, but `{candidates.paths[0]}` is what can be selected here" if module else ""

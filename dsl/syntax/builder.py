@@ -63,9 +63,9 @@ class Value:
         return expression(self.node)
 
 
-def call(word: str, *args, **named) -> Value:
+def call(plugin_name: str, *args, **named) -> Value:
     """`call("text", "calib.txt", length=512)` is `text("calib.txt", length: 512)`."""
-    return Value(_call(word, args, named))
+    return Value(_call(plugin_name, args, named))
 
 
 def name(path: str) -> Value:
@@ -78,14 +78,14 @@ def select(pattern: str) -> Value:
     return Value(ast.Text(pattern, span=_NOWHERE))
 
 
-def quantity(number: int | float, unit: str) -> Value:
+def quantity(value: int | float, unit: str) -> Value:
     """`quantity(24, "GiB")` is `24GiB`."""
-    return Value(ast.Number(repr(number), unit, span=_NOWHERE))
+    return Value(ast.Number(repr(value), unit, span=_NOWHERE))
 
 
-def percent(number: int | float) -> Value:
+def percent(value: int | float) -> Value:
     """`percent(85)` is `85%`."""
-    return quantity(number, "%")
+    return quantity(value, "%")
 
 
 def recipe(doc: str = "") -> "Recipe":
@@ -105,32 +105,34 @@ class Recipe:
         node = ast.Text(target, span=_NOWHERE) if is_path else _name(target)
         self.statements.append(ast.Use(node, _name(alias) if alias else None, span=_NOWHERE))
 
-    def param(self, word: str, type: str, default, within=None, doc: str = "") -> Value:
+    def param(self, plugin_name: str, type: str, default, within=None, doc: str = "") -> Value:
         """`within` is a range, `percent(60).to(percent(100))`, or a list of the values allowed."""
         bounds = None if within is None else _to_node(within)
         sentence = ast.Text(doc, span=_NOWHERE) if doc else None
-        self.statements.append(ast.Param(_name(word), _name(type), _to_node(default), bounds, sentence, span=_NOWHERE))
-        return name(word)
+        self.statements.append(
+            ast.Param(_name(plugin_name), _name(type), _to_node(default), bounds, sentence, span=_NOWHERE)
+        )
+        return name(plugin_name)
 
-    def model(self, word: str, source: Value) -> Value:
-        return self._declare("model", word, source)
+    def model(self, plugin_name: str, source: Value) -> Value:
+        return self._declare("model", plugin_name, source)
 
-    def data(self, word: str, source: Value) -> Value:
-        return self._declare("data", word, source)
+    def data(self, plugin_name: str, source: Value) -> Value:
+        return self._declare("data", plugin_name, source)
 
-    def _declare(self, kind: str, word: str, source: Value) -> Value:
-        self.statements.append(ast.Declare(kind, _name(word), _to_node(source), span=_NOWHERE))
-        return name(word)
+    def _declare(self, kind: str, plugin_name: str, source: Value) -> Value:
+        self.statements.append(ast.Declare(kind, _name(plugin_name), _to_node(source), span=_NOWHERE))
+        return name(plugin_name)
 
-    def profile(self, word: str, **entries) -> Value:
-        self.statements.append(ast.Profile(_name(word), _entries(entries), span=_NOWHERE))
-        return name(word)
+    def profile(self, plugin_name: str, **entries) -> Value:
+        self.statements.append(ast.Profile(_name(plugin_name), _entries(entries), span=_NOWHERE))
+        return name(plugin_name)
 
     def matrix(self, **entries) -> None:
         self.statements.append(ast.Matrix(_entries(entries), span=_NOWHERE))
 
-    def pipeline(self, word: str, model: Value, doc: str = "") -> "Pipeline":
-        pipeline = Pipeline(word, model, doc)
+    def pipeline(self, plugin_name: str, model: Value, doc: str = "") -> "Pipeline":
+        pipeline = Pipeline(plugin_name, model, doc)
         self.statements.append(pipeline)
         return pipeline
 
@@ -159,10 +161,10 @@ class Pipeline:
     bounds: list[ast.Bound] = field(default_factory=list)
     targets: list[ast.Call] = field(default_factory=list)
 
-    def step(self, word: str, does: str, *args, **named) -> Value:
+    def step(self, plugin_name: str, does: str, *args, **named) -> Value:
         """`step("slim", "prune.blocks", remove=4)` is `slim = prune.blocks(remove: 4)`."""
-        self.steps.append(ast.Step(_name(word), _call(does, args, named), span=_NOWHERE))
-        return name(word)
+        self.steps.append(ast.Step(_name(plugin_name), _call(does, args, named), span=_NOWHERE))
+        return name(plugin_name)
 
     def expect(self, *bounds: str) -> None:
         """Bounds as a recipe writes them: `expect("params <= 0.8 * base on zen4")`."""
@@ -196,10 +198,10 @@ def _entries(entries: dict) -> tuple[ast.Entry, ...]:
     return tuple(ast.Entry(_name(word), _to_node(value), span=_NOWHERE) for word, value in entries.items())
 
 
-def _call(word: str, args: tuple, named: dict) -> ast.Call:
+def _call(plugin_name: str, args: tuple, named: dict) -> ast.Call:
     arguments = [ast.Arg("", _to_node(value), span=_NOWHERE) for value in args]
     arguments += [ast.Arg(key.removesuffix("_"), _to_node(value), span=_NOWHERE) for key, value in named.items()]
-    return ast.Call(_name(word), tuple(arguments), span=_NOWHERE)
+    return ast.Call(_name(plugin_name), tuple(arguments), span=_NOWHERE)
 
 
 def _to_node(value) -> ast.Expr:

@@ -51,28 +51,31 @@ SHARES = "{blocks: 3, channels: 1}"
 STARTS = VALUE | {"NAME", "DOTTED"}
 
 
-def unexpected_token(site: ErrorSite) -> SyntaxMistake:
-    token, expected = site.token, _expected_phrase(site)
-    span = site.span(token)
+def unexpected_token(error_site: ErrorSite) -> SyntaxMistake:
+    token, expected = error_site.token, _expected_phrase(error_site)
+    span = error_site.span(token)
     if token.type == "$END":
         message = f"the file ends where {expected} is expected"
-    elif site.at > site.start and site.first_on_line(site.at):
-        message, span = f"{expected} is expected after `{token_label(site.previous)}`", site.span(site.previous)
+    elif error_site.at > error_site.start and error_site.first_on_line(error_site.at):
+        message, span = (
+            f"{expected} is expected after `{token_label(error_site.previous)}`",
+            error_site.span(error_site.previous),
+        )
     else:
         message = f"`{token_label(token)}` stands where {expected} is expected"
-    form = FORMS.get(site.owner, "") if site.block is None else ITEMS[site.owner][1]
-    form = SHARES if site.inner == "LBRACE" else form
+    form = FORMS.get(error_site.owner, "") if error_site.block is None else ITEMS[error_site.owner][1]
+    form = SHARES if error_site.inner == "LBRACE" else form
     return SyntaxMistake(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
-def _expected_phrase(site: ErrorSite) -> str:
-    terminals, names = set(site.expected), []
-    if terminals == {"NAME", "DOTTED"} and site.previous.type == "EQUAL":
+def _expected_phrase(error_site: ErrorSite) -> str:
+    terminals, names = set(error_site.expected), []
+    if terminals == {"NAME", "DOTTED"} and error_site.previous.type == "EQUAL":
         return "a call"
-    if len(site.expected & {head.upper() for head in HEADS}) > 1:
+    if len(error_site.expected & {head.upper() for head in HEADS}) > 1:
         return "a statement"
-    if site.block is not None and not site.inner and {"RBRACE", "NAME"} <= terminals:
-        names.append(ITEMS[site.owner][0])
+    if error_site.block is not None and not error_site.inner and {"RBRACE", "NAME"} <= terminals:
+        names.append(ITEMS[error_site.owner][0])
         terminals -= {"NAME"}
     elif len(terminals & VALUE) > 2:
         names.append("a value")

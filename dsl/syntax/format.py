@@ -51,7 +51,7 @@ class _Writer:
         self.write_lines("", f"effspec {file.edition}", self._after_edition(first))
         if file.doc:
             self.write_comments_before(file.doc.span.start, "")
-            self.write_lines("", quoted(file.doc.value, long=True), file.doc.span.end)
+            self.write_lines("", quoted(file.doc.value, multiline=True), file.doc.span.end)
         previous = None
         for statement in file.statements:
             self.write_separator(statement, previous is None or _separated(previous, statement), "")
@@ -203,7 +203,7 @@ class _Writer:
         opened = len(self.lines)
         if doc:
             self.write_comments_before(doc.span.start, INDENT)
-            self.write_lines(INDENT, quoted(doc.value, long=True), doc.span.end)
+            self.write_lines(INDENT, quoted(doc.value, multiline=True), doc.span.end)
         for item in items:
             self.write_separator(item, False, INDENT)
             self.write_item(item)

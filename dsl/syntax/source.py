@@ -22,11 +22,11 @@ class Source:
         """Offset of the first character of every line."""
         return [0] + [i + 1 for i, c in enumerate(self.text) if c == "\n"]
 
-    def line(self, number: int) -> str:
+    def line(self, line_number: int) -> str:
         """The text of a line, counted from 1, without its end."""
         starts = self.starts
-        end = starts[number] - 1 if number < len(starts) else len(self.text)
-        return self.text[starts[number - 1] : end].rstrip("\r")
+        end = starts[line_number] - 1 if line_number < len(starts) else len(self.text)
+        return self.text[starts[line_number - 1] : end].rstrip("\r")
 
     def position(self, offset: int) -> tuple[int, int]:
         """Line and column of an offset, both counted from 1, columns in characters."""

@@ -98,7 +98,7 @@ def _path_remedy(file: Path) -> str:
     from difflib import get_close_matches
 
     try:
-        names = [p.name for p in file.parent.glob("*.effspec")][:500]
+        names = [p.name for p in file.parent.glob("*.effspec") if p.is_file()][:500]
     except OSError:
         names = []
     close = get_close_matches(file.name, names, n=1) or get_close_matches(file.name + ".effspec", names, n=1)

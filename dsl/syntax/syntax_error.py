@@ -35,16 +35,16 @@ class SyntaxMistake:
 
 
 def replace_token_mistake(
-    site: ErrorSite, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
+    error_site: ErrorSite, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
 ) -> SyntaxMistake:
-    span, around = site.span(site.token), site.source.text
+    span, around = error_site.span(error_site.token), error_site.source.text
     before = " " if kind == "EQUAL" and not around[span.start - 1].isspace() else ""
     after = " " if kind in ("EQUAL", "COLON") and not around[span.end : span.end + 1].isspace() else ""
     fix = Fix(span, before + text + after) if sure else None
     return SyntaxMistake(fault(message, span, help=help, fix=fix), True, (kind, text), True)
 
 
-def dropped(site: ErrorSite, span: Span, fault: Fault, message: str, help: str) -> SyntaxMistake:
+def dropped(error_site: ErrorSite, span: Span, fault: Fault, message: str, help: str) -> SyntaxMistake:
     return SyntaxMistake(fault(message, span, help=help, fix=Fix(span, "")), True, None, True)
 
 
@@ -52,18 +52,19 @@ def is_unit(text: str) -> bool:
     return bool(_unit.fullmatch(text))
 
 
-def spaced_unit_mistake(site: ErrorSite) -> SyntaxMistake | None:
+def spaced_unit_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`24 GiB`, where a unit stands apart from its number."""
-    number, unit = site.previous, site.token
+    number, unit = error_site.previous, error_site.token
     is_spaced = number.type == "NUMBER" and number[-1].isdigit() and number.line == unit.line
-    if not is_spaced or not is_unit(unit) or site.following.type in ("COLON", "EQUAL"):
+    if not is_spaced or not is_unit(unit) or error_site.following.type in ("COLON", "EQUAL"):
         return None
-    return join_unit_mistake(site, number, unit, repairs=True)
+    return join_unit_mistake(error_site, number, unit, repairs=True)
 
 
-def join_unit_mistake(site: ErrorSite, number, unit, repairs: bool) -> SyntaxMistake:
+def join_unit_mistake(error_site: ErrorSite, number, unit, repairs: bool) -> SyntaxMistake:
     gap, both = (
-        Span(site.source, *offsets) for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
+        Span(error_site.source, *offsets)
+        for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
     )
     fault = wrong_sign(
         "a unit follows its number without a space", both, help=f"write `{number}{unit}`", fix=Fix(gap, "")

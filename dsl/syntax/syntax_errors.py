@@ -31,30 +31,32 @@ from .unknown_tokens import bare_text, open_string, quoted, unknown_token
 WORDS = {"True": "true", "False": "false"}
 
 
-def diagnose(site: ErrorSite) -> SyntaxMistake:
+def diagnose(error_site: ErrorSite) -> SyntaxMistake:
     for types, expected, rule in TABLE:
-        if (types is None or site.token.type in types) and expected <= site.expected:
-            mistake = rule(site)
+        if (types is None or error_site.token.type in types) and expected <= error_site.expected:
+            mistake = rule(error_site)
             if mistake is not None:
                 return mistake
-    return unexpected_token(site)
+    return unexpected_token(error_site)
 
 
 # Brackets
 
 
-def _unclosed(site: ErrorSite) -> SyntaxMistake | None:
-    token, open = site.token, site.open_brackets
+def _unclosed(error_site: ErrorSite) -> SyntaxMistake | None:
+    token, open = error_site.token, error_site.open_brackets
     if not open:
         return None
-    opener = site.tokens[open[-1]]
+    opener = error_site.tokens[open[-1]]
     at_end = (
-        token.type == "$END" or site.is_head(site.at) or (site.inner and site.at > site.start and site.is_step(site.at))
+        token.type == "$END"
+        or error_site.is_head(error_site.at)
+        or (error_site.inner and error_site.at > error_site.start and error_site.is_step(error_site.at))
     )
     crossed = (
         token.type in CLOSERS
         and opener.type != CLOSERS[token.type]
-        and any(site.tokens[i].type == CLOSERS[token.type] for i in open)
+        and any(error_site.tokens[i].type == CLOSERS[token.type] for i in open)
     )
     if not (at_end or crossed):
         return None
@@ -63,32 +65,36 @@ def _unclosed(site: ErrorSite) -> SyntaxMistake | None:
     return SyntaxMistake(
         not_closed(
             f"`{opener}` is not closed",
-            site.span(token),
+            error_site.span(token),
             label=where,
-            related=((site.span(opener), "opened here"),),
+            related=((error_site.span(opener), "opened here"),),
             help=f"add `{closer}`",
         )
     )
 
 
-def _unopened(site: ErrorSite) -> SyntaxMistake | None:
-    if any(site.tokens[i].type == CLOSERS[site.token.type] for i in site.open_brackets):
+def _unopened(error_site: ErrorSite) -> SyntaxMistake | None:
+    if any(error_site.tokens[i].type == CLOSERS[error_site.token.type] for i in error_site.open_brackets):
         return None
     return SyntaxMistake(
-        not_opened(f"`{site.token}` closes nothing", site.span(site.token), help="remove it, or open it earlier")
+        not_opened(
+            f"`{error_site.token}` closes nothing",
+            error_site.span(error_site.token),
+            help="remove it, or open it earlier",
+        )
     )
 
 
-def _too_deep(site: ErrorSite) -> SyntaxMistake | None:
+def _too_deep(error_site: ErrorSite) -> SyntaxMistake | None:
     return (
         SyntaxMistake(
             too_deep(
                 f"parentheses and brackets are nested more than {DEPTH} deep",
-                site.span(site.token),
+                error_site.span(error_site.token),
                 help="split the list, or name parts of it",
             )
         )
-        if site.deep
+        if error_site.deep
         else None
     )
 
@@ -96,57 +102,59 @@ def _too_deep(site: ErrorSite) -> SyntaxMistake | None:
 # Signs and commas
 
 
-def _equal_for_colon(site: ErrorSite) -> SyntaxMistake:
-    name = site.previous
-    if site.owner == "param":
+def _equal_for_colon(error_site: ErrorSite) -> SyntaxMistake:
+    name = error_site.previous
+    if error_site.owner == "param":
         return SyntaxMistake(
-            syntax(f"`{name}` has no type", site.span(name), help=f"write its type: `param {name}: ratio = ...`")
+            syntax(f"`{name}` has no type", error_site.span(name), help=f"write its type: `param {name}: ratio = ...`")
         )
     return replace_token_mistake(
-        site,
+        error_site,
         "COLON",
         ":",
-        f"`{site.token}` stands where `:` is meant",
+        f"`{error_site.token}` stands where `:` is meant",
         f"arguments and entries are written `{name}: value`",
     )
 
 
-def _colon_for_equal(site: ErrorSite) -> SyntaxMistake:
+def _colon_for_equal(error_site: ErrorSite) -> SyntaxMistake:
     return replace_token_mistake(
-        site,
+        error_site,
         "EQUAL",
         "=",
-        f"`{site.token}` stands where `=` is meant",
+        f"`{error_site.token}` stands where `=` is meant",
         "declarations and steps are written `name = word(...)`",
     )
 
 
-def _equal_for_compare(site: ErrorSite) -> SyntaxMistake:
-    return replace_token_mistake(site, "COMPARE", "==", "`=` compares nothing", "write `<=`, `>=` or `==`", sure=False)
+def _equal_for_compare(error_site: ErrorSite) -> SyntaxMistake:
+    return replace_token_mistake(
+        error_site, "COMPARE", "==", "`=` compares nothing", "write `<=`, `>=` or `==`", sure=False
+    )
 
 
-def _missing_comma(site: ErrorSite) -> SyntaxMistake | None:
-    if not site.inner:
+def _missing_comma(error_site: ErrorSite) -> SyntaxMistake | None:
+    if not error_site.inner:
         return None
-    unit = spaced_unit_mistake(site)
+    unit = spaced_unit_mistake(error_site)
     if unit:
         return unit
-    if site.token in ("off", "fo", "to", "out") and site.following.type == "NAME":
+    if error_site.token in ("off", "fo", "to", "out") and error_site.following.type == "NAME":
         return SyntaxMistake(
             syntax(
-                f"`{site.token}` stands where `of` is expected",
-                site.span(site.token),
+                f"`{error_site.token}` stands where `of` is expected",
+                error_site.span(error_site.token),
                 help="a share is written `85% of channels`",
             )
         )
-    end = site.previous.end_pos
-    gap = Span(site.source, end, end)
-    if site.previous.type == "NAME" and "COLON" in site.expected and site.following.type != "COLON":
+    end = error_site.previous.end_pos
+    gap = Span(error_site.source, end, end)
+    if error_site.previous.type == "NAME" and "COLON" in error_site.expected and error_site.following.type != "COLON":
         return SyntaxMistake(
             wrong_sign(
-                f"a `:` is missing after `{site.previous}`",
-                site.span(site.token),
-                help=f"arguments and entries are written `{site.previous}: value`",
+                f"a `:` is missing after `{error_site.previous}`",
+                error_site.span(error_site.token),
+                help=f"arguments and entries are written `{error_site.previous}: value`",
                 fix=Fix(gap, ":"),
             ),
             True,
@@ -154,8 +162,8 @@ def _missing_comma(site: ErrorSite) -> SyntaxMistake | None:
         )
     return SyntaxMistake(
         missing_comma(
-            f"a comma is missing before `{token_label(site.token)}`",
-            site.span(site.token),
+            f"a comma is missing before `{token_label(error_site.token)}`",
+            error_site.span(error_site.token),
             help="arguments, items and shares are separated by `,`",
             fix=Fix(gap, ","),
         ),
@@ -164,23 +172,23 @@ def _missing_comma(site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _late_unit(site: ErrorSite) -> SyntaxMistake | None:
+def _late_unit(error_site: ErrorSite) -> SyntaxMistake | None:
     """In a block, `24 GiB` looks like an entry named GiB until the next token."""
-    if site.at != site.start + 1 or site.start < 2:
+    if error_site.at != error_site.start + 1 or error_site.start < 2:
         return None
-    number, unit = site.tokens[site.start - 1], site.tokens[site.start]
+    number, unit = error_site.tokens[error_site.start - 1], error_site.tokens[error_site.start]
     if number.type != "NUMBER" or number.line != unit.line or not is_unit(unit):
         return None
-    return join_unit_mistake(site, number, unit, repairs=False)
+    return join_unit_mistake(error_site, number, unit, repairs=False)
 
 
-def _needless_comma(site: ErrorSite) -> SyntaxMistake | None:
-    if site.inner:
+def _needless_comma(error_site: ErrorSite) -> SyntaxMistake | None:
+    if error_site.inner:
         return None
-    item = ITEMS.get(site.owner, ("", ""))[0].split(" ")[-1] or "statement"
+    item = ITEMS.get(error_site.owner, ("", ""))[0].split(" ")[-1] or "statement"
     return dropped(
-        site,
-        site.span(site.token),
+        error_site,
+        error_site.span(error_site.token),
         wrong_sign,
         f"no comma stands between {_plural(item)}",
         "spaces or new lines are enough",
@@ -194,11 +202,11 @@ def _plural(item: str) -> str:
 # Words
 
 
-def _python_word(site: ErrorSite) -> SyntaxMistake | None:
-    token = site.token
+def _python_word(error_site: ErrorSite) -> SyntaxMistake | None:
+    token = error_site.token
     if token in WORDS:
         return replace_token_mistake(
-            site,
+            error_site,
             WORDS[token].upper(),
             WORDS[token],
             f"`{token}` is written `{WORDS[token]}`",
@@ -206,81 +214,89 @@ def _python_word(site: ErrorSite) -> SyntaxMistake | None:
             foreign_spelling,
         )
     if token == "None":
-        return SyntaxMistake(foreign_spelling("there is no `None`", site.span(token), help="leave the argument out"))
+        return SyntaxMistake(
+            foreign_spelling("there is no `None`", error_site.span(token), help="leave the argument out")
+        )
     return None
 
 
-def _ratio_of_zeros(site: ErrorSite) -> SyntaxMistake | None:
+def _ratio_of_zeros(error_site: ErrorSite) -> SyntaxMistake | None:
     """`pattern: 2:4`, which is a text."""
-    before, after = site.previous, site.following
-    if before.type != "NUMBER" or after.type != "NUMBER" or before.end_pos != site.token.start_pos:
+    before, after = error_site.previous, error_site.following
+    if before.type != "NUMBER" or after.type != "NUMBER" or before.end_pos != error_site.token.start_pos:
         return None
-    both = Span(site.source, before.start_pos, after.end_pos)
+    both = Span(error_site.source, before.start_pos, after.end_pos)
     quoted = f'"{both.text}"'
     return SyntaxMistake(
         wrong_sign(f"`{both.text}` is written in quotes", both, help=f"write `{quoted}`", fix=Fix(both, quoted))
     )
 
 
-def _pattern(site: ErrorSite) -> SyntaxMistake:
+def _pattern(error_site: ErrorSite) -> SyntaxMistake:
     return SyntaxMistake(
-        syntax("a pattern stands outside quotes", site.span(site.token), help='write it in quotes: `"*.mlp"`')
+        syntax(
+            "a pattern stands outside quotes", error_site.span(error_site.token), help='write it in quotes: `"*.mlp"`'
+        )
     )
 
 
-def _quoted_name(site: ErrorSite) -> SyntaxMistake | None:
+def _quoted_name(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{"blocks": 44}`, as in JSON."""
-    text = site.token[1:-1]
-    if site.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
+    text = error_site.token[1:-1]
+    if error_site.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
         return None
     return replace_token_mistake(
-        site, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling
+        error_site, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling
     )
 
 
-def _unquoted_braces(site: ErrorSite) -> SyntaxMistake | None:
+def _unquoted_braces(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{q,k}_proj`, whose braces look like shares."""
-    if site.inner != "LBRACE" or site.tokens[site.at - 2].type not in ("LBRACE", "COMMA"):
+    if error_site.inner != "LBRACE" or error_site.tokens[error_site.at - 2].type not in ("LBRACE", "COMMA"):
         return None
     return SyntaxMistake(
         syntax(
-            f"`{token_label(site.previous)}` has no share",
-            site.span(site.previous),
+            f"`{token_label(error_site.previous)}` has no share",
+            error_site.span(error_site.previous),
             help=f"shares are written `{SHARES}`, lists `[a, b]`, patterns in quotes",
         )
     )
 
 
-def _yaml_list(site: ErrorSite) -> SyntaxMistake:
+def _yaml_list(error_site: ErrorSite) -> SyntaxMistake:
     return SyntaxMistake(
-        foreign_spelling("`-` starts no list", site.span(site.token), help="lists are written `[a, b]`")
+        foreign_spelling("`-` starts no list", error_site.span(error_site.token), help="lists are written `[a, b]`")
     )
 
 
-def _misplaced_factor(site: ErrorSite) -> SyntaxMistake | None:
-    if site.previous.type != "STAR":
+def _misplaced_factor(error_site: ErrorSite) -> SyntaxMistake | None:
+    if error_site.previous.type != "STAR":
         return None
-    base = site.tokens[site.at - 2]
+    base = error_site.tokens[error_site.at - 2]
     return SyntaxMistake(
-        syntax("the factor stands before the baseline", site.span(site.token), help=f"write `{site.token} * {base}`")
+        syntax(
+            "the factor stands before the baseline",
+            error_site.span(error_site.token),
+            help=f"write `{error_site.token} * {base}`",
+        )
     )
 
 
-def _unknown_statement(site: ErrorSite) -> SyntaxMistake | None:
+def _unknown_statement(error_site: ErrorSite) -> SyntaxMistake | None:
     """A word between statements that starts none."""
     from difflib import get_close_matches
 
-    token, span = site.token, site.span(site.token)
-    if site.owner:
+    token, span = error_site.token, error_site.span(error_site.token)
+    if error_site.owner:
         return None
     close = get_close_matches(token.lower(), HEADS, n=1, cutoff=0.7)
     if token in ("import", "from", "include"):
         close = ["use"]
-    if close and site.following.type != "EQUAL":
+    if close and error_site.following.type != "EQUAL":
         help = f"did you mean `{close[0]}`?"
-    elif site.previous.type == "RPAR" and site.following.type == "COLON":
+    elif error_site.previous.type == "RPAR" and error_site.following.type == "COLON":
         help = "arguments stand inside the parentheses"
-    elif site.following.type == "EQUAL":
+    elif error_site.following.type == "EQUAL":
         help = "steps stand inside `pipeline NAME(MODEL) { ... }`; models are declared with `model`"
     else:
         help = "a statement starts with " + ", ".join(f"`{h}`" for h in HEADS[:-1]) + f" or `{HEADS[-1]}`"

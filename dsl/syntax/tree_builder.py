@@ -37,105 +37,105 @@ class TreeBuilder(Transformer):
     def span(self, meta) -> Span:
         return Span(self.source, meta.start_pos, meta.end_pos)
 
-    def start(self, meta, parts):
-        number, doc, *statements = parts
+    def start(self, meta, children):
+        number, doc, *statements = children
         return ast.File(self.source, int(number.value), doc, tuple(statements), self.comments)
 
     # Declarations
 
-    def use(self, meta, parts):
-        return ast.Use(parts[0], parts[1] and self.fresh(parts[1]), span=self.span(meta))
+    def use(self, meta, children):
+        return ast.Use(children[0], children[1] and self.fresh(children[1]), span=self.span(meta))
 
-    def param(self, meta, parts):
-        name, kind, default, bounds, doc = parts
+    def param(self, meta, children):
+        name, kind, default, bounds, doc = children
         return ast.Param(self.fresh(name), kind, default, bounds, doc, span=self.span(meta))
 
-    def model(self, meta, parts):
-        return ast.Declare("model", self.fresh(parts[0]), parts[1], span=self.span(meta))
+    def model(self, meta, children):
+        return ast.Declare("model", self.fresh(children[0]), children[1], span=self.span(meta))
 
-    def data(self, meta, parts):
-        return ast.Declare("data", self.fresh(parts[0]), parts[1], span=self.span(meta))
+    def data(self, meta, children):
+        return ast.Declare("data", self.fresh(children[0]), children[1], span=self.span(meta))
 
-    def profile(self, meta, parts):
-        return ast.Profile(self.fresh(parts[0]), tuple(parts[1:]), span=self.span(meta))
+    def profile(self, meta, children):
+        return ast.Profile(self.fresh(children[0]), tuple(children[1:]), span=self.span(meta))
 
-    def matrix(self, meta, parts):
-        return ast.Matrix(tuple(parts), span=self.span(meta))
+    def matrix(self, meta, children):
+        return ast.Matrix(tuple(children), span=self.span(meta))
 
-    def entry(self, meta, parts):
-        name, value = parts
+    def entry(self, meta, children):
+        name, value = children
         return ast.Entry(name, value, span=self.span(meta))
 
     # Pipelines, gates and artifacts
 
-    def pipeline(self, meta, parts):
-        name, model, doc, *steps = parts
+    def pipeline(self, meta, children):
+        name, model, doc, *steps = children
         return ast.Pipeline(self.fresh(name), model, doc, tuple(steps), span=self.span(meta))
 
-    def step(self, meta, parts):
-        return ast.Step(self.fresh(parts[0]), parts[1], span=self.span(meta))
+    def step(self, meta, children):
+        return ast.Step(self.fresh(children[0]), children[1], span=self.span(meta))
 
-    def expect(self, meta, parts):
-        return ast.Expect(parts[0], tuple(parts[1:]), span=self.span(meta))
+    def expect(self, meta, children):
+        return ast.Expect(children[0], tuple(children[1:]), span=self.span(meta))
 
-    def bound(self, meta, parts):
-        metric, op, limit, part, profile = parts
+    def bound(self, meta, children):
+        metric, op, limit, part, profile = children
         return ast.Bound(metric, op, limit, part, profile, span=self.span(meta))
 
-    def op(self, meta, parts):
-        return str(parts[0])
+    def op(self, meta, children):
+        return str(children[0])
 
-    def limit(self, meta, parts):
-        amount, baseline = parts
+    def limit(self, meta, children):
+        amount, baseline = children
         return ast.Limit(amount, baseline, span=self.span(meta))
 
-    def emit(self, meta, parts):
-        return ast.Emit(parts[0], tuple(parts[1:]), span=self.span(meta))
+    def emit(self, meta, children):
+        return ast.Emit(children[0], tuple(children[1:]), span=self.span(meta))
 
     # Values
 
-    def allow_empty(self, meta, parts):
-        return ast.AllowEmpty(parts[0], span=self.span(meta))
+    def allow_empty(self, meta, children):
+        return ast.AllowEmpty(children[0], span=self.span(meta))
 
-    def joined(self, meta, parts):
-        left = parts[0]
-        if len(parts) > 2 * PARTS:
+    def joined(self, meta, children):
+        left = children[0]
+        if len(children) > 2 * PARTS:
             self.diagnostics.append(
                 long_selector(
-                    f"{len(parts) // 2 + 1} parts are joined here; an expression has at most {PARTS}",
+                    f"{len(children) // 2 + 1} parts are joined here; an expression has at most {PARTS}",
                     self.span(meta),
                     help="use `*` and `{a,b}` in the patterns, or several steps",
                 )
             )
             return left
-        for op, right in zip(parts[1::2], parts[2::2], strict=True):
+        for op, right in zip(children[1::2], children[2::2], strict=True):
             left = ast.Combine(str(op), left, right, span=Span(self.source, meta.start_pos, right.span.end))
         return left
 
-    def of(self, meta, parts):
-        amount, base = parts
+    def of(self, meta, children):
+        amount, base = children
         return ast.Of(amount, base, span=self.span(meta))
 
-    def interval(self, meta, parts):
-        low, high = parts
+    def interval(self, meta, children):
+        low, high = children
         return ast.Interval(low, high, span=self.span(meta))
 
-    def call(self, meta, parts):
-        return ast.Call(parts[0], tuple(p for p in parts[1:] if p is not None), span=self.span(meta))
+    def call(self, meta, children):
+        return ast.Call(children[0], tuple(p for p in children[1:] if p is not None), span=self.span(meta))
 
-    def arg(self, meta, parts):
-        name, value = parts
+    def arg(self, meta, children):
+        name, value = children
         return ast.Arg(name.path if name else "", value, span=self.span(meta), name_span=name and name.span)
 
-    def items(self, meta, parts):
-        return ast.Items(tuple(p for p in parts if p is not None), span=self.span(meta))
+    def items(self, meta, children):
+        return ast.Items(tuple(p for p in children if p is not None), span=self.span(meta))
 
-    def pairs(self, meta, parts):
-        return ast.Pairs(tuple(p for p in parts if p is not None), span=self.span(meta))
+    def pairs(self, meta, children):
+        return ast.Pairs(tuple(p for p in children if p is not None), span=self.span(meta))
 
-    def number(self, meta, parts):
+    def number(self, meta, children):
         span = self.span(meta)
-        digits, unit = _number.fullmatch(parts[0]).groups()
+        digits, unit = _number.fullmatch(children[0]).groups()
         if len(digits) > DIGITS:
             self.diagnostics.append(
                 long_number(f"this number has {len(digits)} characters; the most is {DIGITS}", span)
@@ -143,11 +143,11 @@ class TreeBuilder(Transformer):
             digits = "0"
         return ast.Number(digits, unit, span=span)
 
-    def bool(self, meta, parts):
-        return ast.Bool(parts[0] == "true", span=self.span(meta))
+    def bool(self, meta, children):
+        return ast.Bool(children[0] == "true", span=self.span(meta))
 
-    def name(self, meta, parts):
-        return ast.Name(str(parts[0]), span=self.span(meta))
+    def name(self, meta, children):
+        return ast.Name(str(children[0]), span=self.span(meta))
 
     word = name
 
@@ -163,8 +163,8 @@ class TreeBuilder(Transformer):
             )
         return name
 
-    def text(self, meta, parts):
-        token, span = str(parts[0]), self.span(meta)
+    def text(self, meta, children):
+        token, span = str(children[0]), self.span(meta)
         quotes = 3 if token.startswith('"""') else 1
         unknown = []
 

@@ -18,9 +18,9 @@ from .syntax_error import (
 )
 
 
-def open_string(site: ErrorSite) -> SyntaxMistake:
-    span = site.span(site.token)
-    long = site.token.type == "OPEN_LONG_STRING"
+def open_string(error_site: ErrorSite) -> SyntaxMistake:
+    span = error_site.span(error_site.token)
+    long = error_site.token.type == "OPEN_LONG_STRING"
     quote = '"""' if long else '"'
     return SyntaxMistake(
         unterminated_string(
@@ -34,43 +34,47 @@ def open_string(site: ErrorSite) -> SyntaxMistake:
 _bare = re.compile(r"[\w./~*?-]+")  # what paths and patterns are made of
 
 
-def bare_text(site: ErrorSite) -> SyntaxMistake | None:
+def bare_text(error_site: ErrorSite) -> SyntaxMistake | None:
     """A path or a pattern among arguments, without its quotes: `hf(./m)`, `text(a/b.txt)`, `native(nat-2)`."""
-    if site.inner != "LPAR":
+    if error_site.inner != "LPAR":
         return None
-    at = site.token.start_pos
-    match = next((m for m in _bare.finditer(site.source.text) if m.start() <= at < m.end()), None)
+    at = error_site.token.start_pos
+    match = next((m for m in _bare.finditer(error_site.source.text) if m.start() <= at < m.end()), None)
     if match is None or not re.search(r"[^\W\d]", match[0]) or match[0].startswith(("//", "/*")):
         return None
-    glued = site.token.type == "NUMBER" and site.previous.type in ("NAME", "DOTTED")
+    glued = error_site.token.type == "NUMBER" and error_site.previous.type in ("NAME", "DOTTED")
     if not (re.search("[/~*?]", match[0]) or (glued and match.start() < at)):
         return None
-    return SyntaxMistake(quotes_for(match[0], Span(site.source, match.start(), match.end())))
+    return SyntaxMistake(quotes_for(match[0], Span(error_site.source, match.start(), match.end())))
 
 
-def quoted(site: ErrorSite) -> SyntaxMistake:
-    text = '"' + site.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
+def quoted(error_site: ErrorSite) -> SyntaxMistake:
+    text = '"' + error_site.token[1:-1].replace("\\'", "'").replace('"', '\\"') + '"'
     return replace_token_mistake(
-        site, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling
+        error_site, "STRING", text, "strings stand in double quotes", f"write `{text}`", foreign_spelling
     )
 
 
-def unknown_token(site: ErrorSite) -> SyntaxMistake | None:
-    token, span = site.token, site.span(site.token)
-    if token == ";" and site.inner and "COMMA" in site.expected:
+def unknown_token(error_site: ErrorSite) -> SyntaxMistake | None:
+    token, span = error_site.token, error_site.span(error_site.token)
+    if token == ";" and error_site.inner and "COMMA" in error_site.expected:
         help = "arguments, items and shares are separated by `,`"
-        return replace_token_mistake(site, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
-    if token == ";" and site.expected & {"RBRACE", "$END"}:
+        return replace_token_mistake(error_site, "COMMA", ",", "`;` stands where `,` is meant", help, foreign_spelling)
+    if token == ";" and error_site.expected & {"RBRACE", "$END"}:
         return dropped(
-            site, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
+            error_site, span, foreign_spelling, "`;` has no meaning here", "statements and steps need no separator"
         )
-    if token == "%" and site.previous.type == "NUMBER" and site.previous.end_line == token.line:
-        return spaced_unit_mistake(site)
-    if token == "." and site.previous.type in ("NAME", "DOTTED") and site.previous.end_pos == token.start_pos:
+    if token == "%" and error_site.previous.type == "NUMBER" and error_site.previous.end_line == token.line:
+        return spaced_unit_mistake(error_site)
+    if (
+        token == "."
+        and error_site.previous.type in ("NAME", "DOTTED")
+        and error_site.previous.end_pos == token.start_pos
+    ):
         return SyntaxMistake(
             syntax(
-                f"`{site.previous}.` ends in a dot",
-                site.span(site.previous).to(span),
+                f"`{error_site.previous}.` ends in a dot",
+                error_site.span(error_site.previous).to(span),
                 help="a dotted name goes on after the dot: `prune.blocks`",
             )
         )

@@ -50,9 +50,9 @@ def _argument(arg: ast.Arg) -> str:
     return (f"{arg.name}: " if arg.name else "") + expression(arg.value)
 
 
-def quoted(value: str, long: bool = False) -> str:
-    """A string in quotes. `long`: in three quotes, its lines as they are."""
-    if not long:
+def quoted(value: str, multiline: bool = False) -> str:
+    """A string in quotes. `multiline`: in three quotes, its lines as they are."""
+    if not multiline:
         return '"' + "".join(_ESCAPES.get(c) or _plain(c) for c in value) + '"'
     body, quotes = [], 0
     for i, c in enumerate(value):

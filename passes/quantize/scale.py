@@ -67,12 +67,12 @@ class Scale(GridPass):
         program.note(scaled=changed, folds=sum(map(len, folds_by_unit.values())), tokens=rows.numel())
 
     def _scale_stage(
-        self, program: Program, walk: Layerwise, stage: Stage, unit_folds: list[Fold]
+        self, program: Program, layerwise: Layerwise, stage: Stage, unit_folds: list[Fold]
     ) -> dict[str, Tensor]:
         model, sums, tensors = program.model, Sums(), {}
         for path in stage.modules:
             finite_weight(program, path)
-        walk.observe_inputs(stage, sums.accumulate)
+        layerwise.observe_inputs(stage, sums.accumulate)
         scaling = Scaling.of(model, self.grid, sums, stage.modules, self.inputs == "int8")
         for fold in unit_folds:
             by = scaling.best_factor(fold)

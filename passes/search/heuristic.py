@@ -28,7 +28,7 @@ class Heuristic(Method):
 
     evals: int = param("Choices that are evaluated, at most.", default=8, ge=1, unit="choices")
 
-    def explore(self, explorer: Explorer, chance: random.Random) -> None:
+    def explore(self, explorer: Explorer, rng: random.Random) -> None:
         space, losses = explorer.space, explorer.family.losses
         loss_history: dict[Genome, list[float]] = {}
         for choice, loss in losses:

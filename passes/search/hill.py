@@ -22,14 +22,14 @@ class Hill(Method):
     Example: sizes = search.hill(measure: [perplexity(calib), params], evals: 12)
     """
 
-    def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        evaluate_proposals(explorer, chance, lambda: self._propose(explorer, chance))
+    def explore(self, explorer: Explorer, rng: random.Random) -> None:
+        evaluate_proposals(explorer, rng, lambda: self._propose(explorer, rng))
 
-    def _propose(self, explorer: Explorer, chance: random.Random) -> Genome:
+    def _propose(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
-        chance.shuffle(front)
+        rng.shuffle(front)
         for genome in front:
             fresh = [g for g in neighbours(genome, sizes(explorer)) if g not in explorer.known and explorer.allows(g)]
             if fresh:
-                return chance.choice(fresh)
-        return sample_new(explorer, chance)
+                return rng.choice(fresh)
+        return sample_new(explorer, rng)

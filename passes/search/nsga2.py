@@ -38,5 +38,5 @@ class Nsga2(Method):
         check_modules(self.requires, self.extra, "`search.nsga2`")
         return skeleton
 
-    def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        evolve(explorer, chance, self.population)
+    def explore(self, explorer: Explorer, rng: random.Random) -> None:
+        evolve(explorer, rng, self.population)

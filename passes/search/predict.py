@@ -32,24 +32,24 @@ class Predict(Method):
     evals: int = param("Choices that are evaluated, at most.", default=60, ge=1, unit="choices")
     pool: int = param("Choices that are foretold for each that is evaluated.", default=200, ge=1, unit="choices")
 
-    def explore(self, explorer: Explorer, chance: random.Random) -> None:
+    def explore(self, explorer: Explorer, rng: random.Random) -> None:
         def propose() -> Genome:
             early = len(explorer.known) < max(self.evals // 3, 3)
-            return sample_new(explorer, chance) if early else self._propose(explorer, chance)
+            return sample_new(explorer, rng) if early else self._propose(explorer, rng)
 
-        evaluate_proposals(explorer, chance, propose)
+        evaluate_proposals(explorer, rng, propose)
 
-    def _propose(self, explorer: Explorer, chance: random.Random) -> Genome:
+    def _propose(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
         pool = {g for one in front for g in neighbours(one, sizes(explorer))}
-        pool |= {tuple(chance.randrange(size) for size in sizes(explorer)) for _ in range(self.pool)}
+        pool |= {tuple(rng.randrange(size) for size in sizes(explorer)) for _ in range(self.pool)}
         fresh = sorted(g for g in pool if g not in explorer.known and explorer.allows(g))
         if not fresh:
-            return sample_new(explorer, chance)
+            return sample_new(explorer, rng)
         predicted = predict_values(explorer, fresh)
         among = {genome: explorer.known[genome] for genome in front} | predicted
         better = [genome for genome in non_dominated(among) if genome in predicted]
-        return chance.choice(better or fresh)
+        return rng.choice(better or fresh)
 
 
 def predict_values(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:

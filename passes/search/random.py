@@ -21,5 +21,5 @@ class Random(Method):
     Example: sizes = search.random(measure: [perplexity(calib), params], evals: 12)
     """
 
-    def explore(self, explorer: Explorer, chance: random.Random) -> None:
-        evaluate_proposals(explorer, chance, lambda: sample_new(explorer, chance))
+    def explore(self, explorer: Explorer, rng: random.Random) -> None:
+        evaluate_proposals(explorer, rng, lambda: sample_new(explorer, rng))

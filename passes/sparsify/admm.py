@@ -28,5 +28,5 @@ class Admm(ReconstructingSparsifier):
     sparsity: Ratio = param("Share of every output's weights that become zero.", of=("weights",), gt=0, lt=1)
     damping: float = param("What is added to the inputs' squares, as a share of each.", default=0.01, gt=0)
 
-    def solve(self, weight: Tensor, gram: Tensor, share: float) -> Tensor:
-        return admm(weight, gram, share, pattern=self.pattern, damping=self.damping)
+    def solve(self, weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
+        return admm(weight, gram, sparsity, pattern=self.pattern, damping=self.damping)

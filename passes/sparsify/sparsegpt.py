@@ -26,5 +26,5 @@ class SparseGpt(ReconstructingSparsifier):
 
     damping: float = param("What is added to the inputs' squares, as a share of their mean.", default=0.01, gt=0)
 
-    def solve(self, weight: Tensor, gram: Tensor, share: float) -> Tensor:
-        return sparsegpt(weight, gram, share, pattern=self.pattern, damping=self.damping)
+    def solve(self, weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
+        return sparsegpt(weight, gram, sparsity, pattern=self.pattern, damping=self.damping)

@@ -97,7 +97,7 @@ class Wanda(Pass):
         return Effort(tokens, n_separate=buffer_bytes, work=looking(chosen, self.pattern, "row"))
 
 
-def _norms(walk: Layerwise, stage: Stage) -> dict[str, list[float]]:
+def _norms(layerwise: Layerwise, stage: Stage) -> dict[str, list[float]]:
     norms = Norms()
-    walk.observe_inputs(stage, norms.listen)
+    layerwise.observe_inputs(stage, norms.listen)
     return {path: norms.of(path) for path in stage.modules}

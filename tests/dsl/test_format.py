@@ -159,7 +159,7 @@ def test_long_calls_have_an_argument_per_line():
     ],
 )
 def test_strings_are_escaped_no_more_than_needed(value, short, long):
-    assert (quoted(value), quoted(value, long=True)) == (short, long)
+    assert (quoted(value), quoted(value, multiline=True)) == (short, long)
     for written in (short, long):
         assert parse(Source("a", f"effspec 1 {written}")).file.doc.value == value
 

@@ -206,13 +206,13 @@ def test_a_file_without_the_timings_is_refused(tmp_path, text, said):
     assert found.slug == "bad-timings" and said in found.message
 
 
-def test_for_a_machine_that_this_is_not_times_are_reckoned(tmp_path, monkeypatch):
+def test_for_a_machine_that_this_is_not_times_are_estimated(tmp_path, monkeypatch):
     threads = cpus() + 14  # whatever it is, it has no more of them
     profiles = {"xeon": {"isa": "amx_bf16", "threads": threads}}
     monkeypatch.setattr(speed, "CALL", 0.0)  # tiny layers are all calls
     monkeypatch.setattr("effc.passes.lower.sparse_cpu.race_kernels", lambda *_: pytest.fail("raced here"))
     program, note = run(tmp_path, sparse(), on=on("*.up_proj"), machine=ProfileRef("xeon"), profiles=profiles)
-    assert note["times"] == "reckoned"
+    assert note["times"] == "estimated"
     assert (note["isa"], note["threads"]) == ("amx", threads) and list(lowered(program.model))
 
 

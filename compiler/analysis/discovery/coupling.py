@@ -126,7 +126,7 @@ class _Search:
         for i in np.argsort(first):
             yield roots[kind.reshape(-1) == i]
 
-    def add_group(self, kind: Kind, items: list[frozenset[int]], per_block: int, site: str) -> None:
+    def add_group(self, kind: Kind, items: list[frozenset[int]], per_block: int, path: str) -> None:
         """Keep a group, unless it is kept: attentions that share a table of biases have all their heads in common."""
         if any(
             (group.kind, group.per_block) == (kind, per_block) and known == items
@@ -136,7 +136,7 @@ class _Search:
         try:
             members = tuple(self.members_of_items(items))
         except IrregularLayout as error:
-            self.refuse(site, str(error))
+            self.refuse(path, str(error))
             return
         enclosing = common_module([module_of(m.tensor) for m in members])
         self.result.groups.append(
@@ -152,9 +152,9 @@ class _Search:
         )
         self.result.items.append(items)
 
-    def refuse(self, site: str, reason: str) -> None:
-        if (site, reason) not in self.result.rejected:
-            self.result.rejected.append((site, reason))
+    def refuse(self, path: str, reason: str) -> None:
+        if (path, reason) not in self.result.rejected:
+            self.result.rejected.append((path, reason))
 
     def members_of_items(self, items: list[frozenset[int]]) -> Iterator[Member]:
         """Writers first, in the order of the forward, then readers."""

@@ -48,7 +48,7 @@ def label_convolution(step: "NodeRules", x: Tensor, rows: Tensor, weight: str, g
     """Labels of a convolution's output: x with the weight at that path, whose rows have those labels."""
     channels = channels_of(step, x)
     if groups == 1:
-        step.out.claim_axis(weight, 1, channels, reads=True)
+        step.out.claim_axis(weight, 1, channels, is_read=True)
     else:
         # A group goes as a whole: the width of one is a number that all of them share.
         inputs, outputs = channels.view(groups, -1), rows.view(groups, -1)

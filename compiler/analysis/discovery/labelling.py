@@ -194,13 +194,13 @@ class Labelling:
         self.count += size
         return torch.arange(self.count - size, self.count, dtype=torch.int64)
 
-    def claim_axis(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
+    def claim_axis(self, tensor: str, axis: int, labels: Tensor, is_read: bool = False) -> Tensor:
         """Note a claim; one tensor used twice has the same rows both times."""
         for known in self.claims:
             if (known.tensor, known.axis) == (tensor, axis):
                 self.couple(torch.from_numpy(known.labels), labels)
                 return labels
-        self.claims.append(AxisLabels(tensor, axis, labels.numpy(), reads))
+        self.claims.append(AxisLabels(tensor, axis, labels.numpy(), is_read))
         return labels
 
     def couple(self, left: Tensor, right: Tensor) -> None:

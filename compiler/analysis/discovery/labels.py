@@ -238,15 +238,15 @@ class NodeRules:
             self.out.rejected.append((self.path, f"a {kind} is taken as a whole{reason}"))
         return self.block_unknown(f"{kind} {self.path}")
 
-    def claim(self, name: str, axis: int, labels: Tensor, reads: bool = False) -> Tensor:
+    def claim(self, name: str, axis: int, labels: Tensor, is_read: bool = False) -> Tensor:
         """Note a claim of a parameter of the module that is called, or of the one that is read."""
-        return self.out.claim_axis(f"{self.path}.{name}" if name else self.path, axis, labels, reads)
+        return self.out.claim_axis(f"{self.path}.{name}" if name else self.path, axis, labels, is_read)
 
     def label_matmul(self, x: Tensor, module: nn.Linear | Conv1D, out_axis: int) -> Tensor:
         """A matrix product: reads its input's labels at its columns and gives its rows new ones."""
         flat = x.reshape(-1, x.shape[-1])
         self.out.couple_along(flat, 0)
-        self.claim("weight", 1 - out_axis, flat.amax(0), reads=True)
+        self.claim("weight", 1 - out_axis, flat.amax(0), is_read=True)
         rows = self.claim("weight", out_axis, self.out.fresh(module.weight.shape[out_axis]))
         if module.bias is not None:
             self.claim("bias", 0, rows)

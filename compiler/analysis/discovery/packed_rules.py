@@ -117,7 +117,7 @@ def label_contraction(step: "NodeRules", x: Tensor, w: Weight) -> Tensor:
         if inner and outer:
             raise ValueError("one axis of a parameter lies along two")
         if inner:
-            claim(step, w, axis, reads=True)
+            claim(step, w, axis, is_read=True)
             step.out.couple(rows, labels.amax(-1).unsqueeze(-2))
         elif outer:
             claim(step, w, axis)
@@ -160,8 +160,8 @@ def varies(labels: Tensor, axis: int) -> bool:
     return labels.shape[axis] > 1 and bool((labels != labels.narrow(axis, 0, 1)).any())
 
 
-def claim(step: "NodeRules", w: Weight, axis: int, reads: bool = False) -> None:
-    step.out.claim_axis(w.tensor, axis, w.rows[axis], reads)
+def claim(step: "NodeRules", w: Weight, axis: int, is_read: bool = False) -> None:
+    step.out.claim_axis(w.tensor, axis, w.rows[axis], is_read)
 
 
 def block_unknown(step: "NodeRules", parameters: list[Weight], name: str) -> Any:

@@ -132,10 +132,10 @@ def _is_add(node: fx.Node, above: Mapping, values: Mapping) -> bool:
     return isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
 
 
-def _dominates(tap: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
-    while node is not None and node is not tap:
+def _dominates(split_node: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
+    while node is not None and node is not split_node:
         node = above[node]
-    return node is tap
+    return node is split_node
 
 
 def skip_identity(node: fx.Node) -> fx.Node:
@@ -159,7 +159,7 @@ def skip_scaling(node: fx.Node) -> fx.Node:
     return node
 
 
-def _split_parallel(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping, values: Mapping) -> list:
+def _split_parallel(join: fx.Node, value: fx.Node, split_node: fx.Node, above: Mapping, values: Mapping) -> list:
     """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
     inner = skip_identity(value)
     if (
@@ -167,15 +167,15 @@ def _split_parallel(join: fx.Node, value: fx.Node, tap: fx.Node, above: Mapping,
         and inner.meta.get("scope") == join.meta.get("scope")
         and find_tap(inner, above, values) is None
     ):
-        return [part for x in _operands(inner) for part in _split_parallel(inner, x, tap, above, values)]
+        return [part for x in _operands(inner) for part in _split_parallel(inner, x, split_node, above, values)]
     inner_add = _output_projection_input(inner, above)
     if inner_add is not None and _is_add(inner_add, above, values) and find_tap(inner_add, above, values) is None:
-        operand_nodes = [_nodes_between(tap, x, above) for x in _operands(inner_add)]
+        operand_nodes = [_nodes_between(split_node, x, above) for x in _operands(inner_add)]
         if {"attention", "ssm"} == {
             _branch_role(side - operand_nodes[1 - i], True) for i, side in enumerate(operand_nodes)
         }:
             return [(inner_add, x, side) for x, side in zip(_operands(inner_add), operand_nodes, strict=True)]
-    return [(join, value, _nodes_between(tap, value, above))]
+    return [(join, value, _nodes_between(split_node, value, above))]
 
 
 def _output_projection_input(node: fx.Node, above: Mapping) -> fx.Node | None:
@@ -195,12 +195,12 @@ def _without_shared_norm(nodes: frozenset[fx.Node], value: fx.Node, terms: Seque
     return nodes.difference(*beside)
 
 
-def _nodes_between(tap: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
+def _nodes_between(split_node: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
     visited: set[fx.Node] = set()
     queue = [value]
     while queue:
         node = queue.pop()
-        if node is not tap and node in above and node not in visited:
+        if node is not split_node and node in above and node not in visited:
             visited.add(node)
             queue += _inputs_of(node)
     return frozenset(visited)

@@ -103,8 +103,8 @@ def value_key_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, A
     }
 
 
-def key(parts: Mapping[str, Any]) -> str:
-    return digest(parts)
+def key(key_fields: Mapping[str, Any]) -> str:
+    return digest(key_fields)
 
 
 def data_named(recipe: Recipe, value: Any) -> list[str]:

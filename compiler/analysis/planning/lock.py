@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from ....dsl.checker.profiles import MAX_THREADS
 from ....dsl.checker.recipe import Invocation
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, from_json
@@ -138,7 +139,7 @@ def read_lock(recipe: Path) -> dict[str, str]:
 def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
     """Settings with the threads that the lock names, where the command line names none."""
     text = read_lock(recipe).get(THREADS, "")
-    if settings.threads is None and text.isdecimal() and 0 < int(text) < 10_000:
+    if settings.threads is None and text.isdecimal() and 0 < int(text) <= MAX_THREADS:
         return replace(settings, threads=int(text))
     return settings
 

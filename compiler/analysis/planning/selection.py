@@ -18,25 +18,25 @@ nothing_to_narrow = Fault(
 )
 
 
-def branches(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+def branches(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
     """Residual branches, unit by unit, in the order in which they run."""
-    return _chosen(skeleton.branches, [b.site for b in skeleton.branches], on)
+    return _chosen(skeleton.branches, [b.site for b in skeleton.branches], selector)
 
 
-def removable(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+def removable(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
     """Branches that can be removed as a whole."""
-    return tuple(branch for branch in branches(skeleton, on) if branch.site not in skeleton.stays)
+    return tuple(branch for branch in branches(skeleton, selector) if branch.site not in skeleton.stays)
 
 
-def mixers(skeleton: Skeleton, on: Selector | None) -> tuple[Branch, ...]:
+def mixers(skeleton: Skeleton, selector: Selector | None) -> tuple[Branch, ...]:
     """Residual branches that scan a state along the sequence."""
     candidates = [b for b in skeleton.branches if b.role == "ssm"]
-    return _chosen(candidates, [b.site for b in candidates], on)
+    return _chosen(candidates, [b.site for b in candidates], selector)
 
 
-def scans(skeleton: Skeleton, on: Selector | None) -> tuple[Scan, ...]:
+def scans(skeleton: Skeleton, selector: Selector | None) -> tuple[Scan, ...]:
     """Scans that are left, by the path of their mixer."""
-    return _chosen(skeleton.scans, [s.site for s in skeleton.scans], on)
+    return _chosen(skeleton.scans, [s.site for s in skeleton.scans], selector)
 
 
 def in_layers(skeleton: Skeleton, path: str) -> bool:
@@ -46,15 +46,15 @@ def in_layers(skeleton: Skeleton, path: str) -> bool:
     return any(name.isdigit() for name in path.split("."))
 
 
-def layers(skeleton: Skeleton, on: Selector | None) -> tuple[str, ...]:
+def layers(skeleton: Skeleton, selector: Selector | None) -> tuple[str, ...]:
     """Units: the repeated layers of the model."""
-    return _chosen(skeleton.units, list(skeleton.units), on)
+    return _chosen(skeleton.units, list(skeleton.units), selector)
 
 
-def groups(skeleton: Skeleton, kind: str, on: Selector | None) -> tuple[Group, ...]:
+def groups(skeleton: Skeleton, kind: str, selector: Selector | None) -> tuple[Group, ...]:
     """Channel or head groups of a kind."""
     candidates = [g for g in skeleton.groups if g.kind == kind]
-    return _chosen(candidates, [g.site for g in candidates], on)
+    return _chosen(candidates, [g.site for g in candidates], selector)
 
 
 def require_groups(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -> tuple[Group, ...]:
@@ -74,13 +74,13 @@ def require_groups(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -
     return tuple(candidates)
 
 
-def competing_groups(skeleton: Skeleton, on: Selector | None) -> dict[str, tuple[Group, ...]]:
+def competing_groups(skeleton: Skeleton, selector: Selector | None) -> dict[str, tuple[Group, ...]]:
     """Groups that a search over all kinds may narrow, by kind: those inside of branches that may be cut, and of
     attention KV heads where there are, else heads. Where all may be cut, those that lie in no branch may be, too: a net
     without residual branches has no others."""
-    allowed = branches(skeleton, on)
+    allowed = branches(skeleton, selector)
     inside = [g for g in skeleton.groups if any(is_inside(g, b) for b in allowed)]
-    if on is None:
+    if selector is None:
         inside += [g for g in skeleton.groups if not any(is_inside(g, b) for b in skeleton.branches)]
     shared = {g.site for g in skeleton.groups if g.kind == "kv_heads"}
     by_kind: dict[str, list[Group]] = {}
@@ -95,19 +95,21 @@ def is_inside(group: Group, branch: Branch) -> bool:
     return all(m.tensor.rpartition(".")[0] in branch.parts for m in group.members)
 
 
-def parts(skeleton: Skeleton, on: Selector | None, kinds: Sequence[str] = ("Linear", "Conv1D")) -> tuple[Part, ...]:
+def parts(
+    skeleton: Skeleton, selector: Selector | None, kinds: Sequence[str] = ("Linear", "Conv1D")
+) -> tuple[Part, ...]:
     """Modules of the given kinds."""
     candidates = [p for p in skeleton.parts if p.kind in kinds]
-    return _chosen(candidates, [p.path for p in candidates], on)
+    return _chosen(candidates, [p.path for p in candidates], selector)
 
 
-def inner_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
-    """Linear modules that `on` selects; without it those inside the layers, no output head."""
-    return tuple(p for p in parts(skeleton, on) if on is not None or in_layers(skeleton, p.path))
+def inner_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, ...]:
+    """Linear modules that `selector` selects; without it those inside the layers, no output head."""
+    return tuple(p for p in parts(skeleton, selector) if selector is not None or in_layers(skeleton, p.path))
 
 
-def _chosen(items: Sequence[Any], paths: list[str], on: Selector | None) -> tuple[Any, ...]:
-    if on is None:
+def _chosen(items: Sequence[Any], paths: list[str], selector: Selector | None) -> tuple[Any, ...]:
+    if selector is None:
         return tuple(items)
-    selected = set(resolve_selector(on, paths))
+    selected = set(resolve_selector(selector, paths))
     return tuple(item for item, path in zip(items, paths, strict=True) if path in selected)

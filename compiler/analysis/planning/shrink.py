@@ -42,9 +42,9 @@ def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True) -
     )
 
 
-def sparse(skeleton: Skeleton, share: float) -> Skeleton:
+def sparse(skeleton: Skeleton, sparsity: float) -> Skeleton:
     """The skeleton of a model in whose linear modules a share of zeros was made."""
-    return replace(skeleton, facts={**skeleton.facts, "zeros": share})
+    return replace(skeleton, facts={**skeleton.facts, "zeros": sparsity})
 
 
 def lowered(skeleton: Skeleton, numbers: int, packed: int) -> Skeleton:
@@ -73,9 +73,9 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     )
 
 
-def _scan_state_size(skeleton: Skeleton, site: str) -> int:
+def _scan_state_size(skeleton: Skeleton, path: str) -> int:
     """Numbers that a scan keeps per row: its channels times the states of each."""
-    inside = {g.kind: g for g in skeleton.groups if g.site == site and g.kind in _SCANNED}
+    inside = {g.kind: g for g in skeleton.groups if g.site == path and g.kind in _SCANNED}
     state, items = inside.get("ssm_state"), inside.get("ssm_heads", inside.get("ssm_channels"))
     if state is None or items is None:
         return 0
@@ -243,15 +243,15 @@ class _Cut:
     group: Group
     count: int
 
-    def removed_before(self, tensor: str, axis: int, at: float) -> int:
-        """Indices that vanish along an axis before position `at`."""
+    def removed_before(self, tensor: str, axis: int, position: float) -> int:
+        """Indices that vanish along an axis before position `position`."""
         removed = self.group.count - self.count
         return sum(
             removed * size
             for m in self.group.members
             if (m.tensor, m.axis) == (tensor, axis)
             for start, size in m.segments
-            if start < at
+            if start < position
         )
 
     def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:

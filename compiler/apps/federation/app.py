@@ -82,51 +82,53 @@ https://www.apache.org/licenses/LICENSE-2.0. The model that it federates has a l
 """
 
 
-def write_app(declared: Declaration, name: str, into: Path) -> None:
-    """The app of a federation, beside the model's folder in `into`."""
-    package = into / PACKAGE
+def write_app(declaration: Declaration, name: str, destination: Path) -> None:
+    """The app of a federation, beside the model's folder in `destination`."""
+    package = destination / PACKAGE
     package.mkdir()
     (package / "__init__.py").write_text(f'"""The Flower App of the federation {name}."""\n')
     (package / "server_app.py").write_text(_SERVER)
     (package / "client_app.py").write_text(_CLIENT)
-    (package / NAME).write_text(json.dumps(declared.to_json(), indent=1) + "\n")
-    description = f"{training_sentence(declared)}, compiled by effc"
-    (into / "pyproject.toml").write_text(
+    (package / NAME).write_text(json.dumps(declaration.to_json(), indent=1) + "\n")
+    description = f"{training_sentence(declaration)}, compiled by effc"
+    (destination / "pyproject.toml").write_text(
         _PROJECT.format(
             package=PACKAGE,
             about=description,
-            rounds=declared.rounds,
-            clients=declared.clients,
-            deadline=float(declared.deadline),
-            edits='"edits/reft.json", ' if declared.trains == "reft" else "",
+            rounds=declaration.rounds,
+            clients=declaration.clients,
+            deadline=float(declaration.deadline),
+            edits='"edits/reft.json", ' if declaration.trains == "reft" else "",
         )
     )
-    (into / "LICENSE").write_text(_LICENSE)
-    (into / "README.md").write_text(app_readme(declared, name))
+    (destination / "LICENSE").write_text(_LICENSE)
+    (destination / "README.md").write_text(app_readme(declaration, name))
 
 
-def training_sentence(declared: Declaration) -> str:
+def training_sentence(declaration: Declaration) -> str:
     """Summary of the training in one line: `12 clients train LoRA adapters by fedavg`."""
     subject = {
         "lora": "LoRA adapters",
         "reft": "interventions",
         "prompt": "a soft prompt",
-        "full": "sub-networks" if declared.sizes else "all weights",
+        "full": "sub-networks" if declaration.sizes else "all weights",
         "index": "",
-    }[declared.trains]
-    if declared.trains == "index":
-        return f"{declared.clients} clients search what all of them have, the best {declared.top} for each question"
-    return f"{declared.clients} clients train {subject} by {declared.strategy}"
+    }[declaration.trains]
+    if declaration.trains == "index":
+        return (
+            f"{declaration.clients} clients search what all of them have, the best {declaration.top} for each question"
+        )
+    return f"{declaration.clients} clients train {subject} by {declaration.strategy}"
 
 
-def distribution_phrase(declared: Declaration) -> str:
+def distribution_phrase(declaration: Declaration) -> str:
     """Phrase for the distribution of rows among clients, after `rows are`."""
     return {
         "even": "dealt out evenly",
         "blocks": "cut into blocks",
         "distinct": "one data set for each client",
-        "dirichlet": f"drawn from a Dirichlet distribution with beta {declared.beta:g}",
-    }[declared.split]
+        "dirichlet": f"drawn from a Dirichlet distribution with beta {declaration.beta:g}",
+    }[declaration.split]
 
 
 _PAGE = """# {name}
@@ -201,27 +203,28 @@ hangs inside of a library's call can't be: restart its node.
 """
 
 
-def app_readme(declared: Declaration, name: str) -> str:
+def app_readme(declaration: Declaration, name: str) -> str:
     """The README of the app."""
     from ...core.quantity import size
     from .state import numbers
 
-    sent = 4 * numbers(declared.full) // (2 if declared.strategy == "ffa" else 1)
-    halves = " (adapters of the largest rank)" if declared.ranks else ""
-    names = ", ".join(f"`{d.name}`" for d in declared.data)
+    sent = 4 * numbers(declaration.full) // (2 if declaration.strategy == "ffa" else 1)
+    halves = " (adapters of the largest rank)" if declaration.ranks else ""
+    names = ", ".join(f"`{d.name}`" for d in declaration.data)
     rows = (
-        f"The rows of {names} are {distribution_phrase(declared)}; a client keeps {100 * declared.hold:g}% of its rows "
+        f"The rows of {names} are {distribution_phrase(declaration)}; "
+        f"a client keeps {100 * declaration.hold:g}% of its rows "
         "back and judges itself by them."
     )
     return _PAGE.format(
         name=name,
-        sentence=training_sentence(declared),
-        rounds=declared.rounds,
+        sentence=training_sentence(declaration),
+        rounds=declaration.rounds,
         package=PACKAGE,
-        folder=declared.folder,
-        base=declared.base,
-        up="vectors, scores and numbers, no text," if declared.trains == "index" else f"{size(sent)}{halves}",
+        folder=declaration.folder,
+        base=declaration.base,
+        up="vectors, scores and numbers, no text," if declaration.trains == "index" else f"{size(sent)}{halves}",
         rows=rows,
         flwr=FLWR,
-        clients=declared.clients,
+        clients=declaration.clients,
     )

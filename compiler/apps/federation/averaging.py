@@ -15,8 +15,8 @@ class FedAvg(Strategy):
     clip, noise    bound of a client's change and noise over it (noise.py); 0 for none
     """
 
-    def __init__(self, full: Shapes, clip: float = 0.0, noise: float = 0.0, seed: int | None = None):
-        super().__init__(full)
+    def __init__(self, full_shapes: Shapes, clip: float = 0.0, noise: float = 0.0, seed: int | None = None):
+        super().__init__(full_shapes)
         self.clip, self.noise, self.seed = clip, noise, seed
         self.state: State = {}
 
@@ -24,16 +24,16 @@ class FedAvg(Strategy):
         super().begin(initial)
         self.state = dict(initial)
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         return Payload({"global": self.state})
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        states = {k: s.state for k, s in sent.items()}
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
+        states = {k: s.state for k, s in client_states.items()}
         if self.clip:
-            seed = None if self.seed is None else self.seed + number
+            seed = None if self.seed is None else self.seed + round_number
             self.state = noisy_mean(states, self._before(states), self.clip, self.noise, seed)
         else:
-            self.state = mean(states, {k: s.examples for k, s in sent.items()})
+            self.state = mean(states, {k: s.examples for k, s in client_states.items()})
         self.state = projected(self.state)  # rows R of interventions stay orthonormal
 
     def _before(self, states: Mapping[int, State]) -> State:
@@ -45,8 +45,8 @@ class FedAvg(Strategy):
     def saved(self) -> dict[str, State]:
         return {"state": self.state}
 
-    def restore(self, saved: Mapping[str, State]) -> None:
-        self.state = saved["state"]
+    def restore(self, arrays: Mapping[str, State]) -> None:
+        self.state = arrays["state"]
 
 
 class FrozenA(FedAvg):
@@ -56,7 +56,7 @@ class FrozenA(FedAvg):
     Source: Sun et al. 2024 (arXiv 2403.12313).
     """
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         arrays = {"global": {name: self.state[name] for name in self.required(client)}}
         if last_round is None:
             arrays["fixed"] = {f"{path}.A": self.initial[f"{path}.A"] for path in modules(self.full)}
@@ -66,10 +66,10 @@ class FrozenA(FedAvg):
         fixed = {f"{path}.A" for path in modules(self.full)}
         return {name: shape for name, shape in self.full.items() if name not in fixed}
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        super().aggregate(number, sent)
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
+        super().aggregate(round_number, client_states)
         self.state = {**self.initial, **self.state}
 
-    def restore(self, saved: Mapping[str, State]) -> None:
-        self.state = saved["state"]
-        self.initial = dict(saved["state"])
+    def restore(self, arrays: Mapping[str, State]) -> None:
+        self.state = arrays["state"]
+        self.initial = dict(arrays["state"])

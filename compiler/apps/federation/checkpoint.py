@@ -19,7 +19,7 @@ class Checkpoint:
 
         self._saved = Saved(folder, identity)
 
-    def write_round(self, number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
+    def write_round(self, round_number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
         import torch
 
         flat = {
@@ -28,8 +28,8 @@ class Checkpoint:
             for key, array in state.items()
         }
         if flat:
-            self._saved.write_tensors(f"state-{number}", flat)
-        self._saved.finish({**body, "number": number}, [f"state-{number}"] if flat else [])
+            self._saved.write_tensors(f"state-{round_number}", flat)
+        self._saved.finish({**body, "number": round_number}, [f"state-{round_number}"] if flat else [])
 
     def read_round(self) -> tuple[dict[str, State], dict[str, Any]] | None:
         """The states and the body of the last round that was kept; None where there is none."""

@@ -41,7 +41,7 @@ class Learner(ABC):
     anchors: bool = False
     anchor: State = MappingProxyType({})
 
-    def begin(self, number: int, rounds: int) -> None:  # noqa: B027 (most learn from the same rows in all of them)
+    def begin(self, round_number: int, rounds: int) -> None:  # noqa: B027 (most learn from the same rows in all of them)
         """A round of so many begins, both from 1."""
 
     def by_task(self) -> tuple[float, ...]:
@@ -53,19 +53,21 @@ class Learner(ABC):
         """A state to start from; every client draws the same."""
 
     @abstractmethod
-    def train(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
-        """The state after training these of its arrays; Reject (client-refuses) where time.monotonic() passes `until`.
+    def train(self, state: State, names: frozenset[str], delta: State, seed: int, deadline: float) -> State:
+        """The state after training these of its arrays.
 
-        added    what was merged into the base, [out, in] by module
+        Raises Reject (client-refuses) where time.monotonic() passes `deadline`.
+
+        delta    what was merged into the base, [out, in] by module
         """
 
     @abstractmethod
-    def loss(self, state: State, added: State) -> float:
+    def loss(self, state: State, delta: State) -> float:
         """On its own held-out rows; NaN where it has none."""
 
-    def evaluate(self, state: State, added: State) -> tuple[float, float]:
+    def evaluate(self, state: State, delta: State) -> tuple[float, float]:
         """The loss, and the share of held-out rows that it gets right; NaN where that is no question."""
-        return self.loss(state, added), math.nan
+        return self.loss(state, delta), math.nan
 
 
 class Participant:
@@ -196,7 +198,7 @@ class Participant:
             done.add(number)
         return added
 
-    def _starting_state(self, message: Message, memory: dict[str, Any], added: State) -> tuple[State, float]:
+    def _starting_state(self, message: Message, memory: dict[str, Any], delta: State) -> tuple[State, float]:
         """The state to train from, and the share of the others in it (NaN where that is no question)."""
         arrays, config = message.arrays, message.config
         if "fixed" in arrays:
@@ -204,7 +206,7 @@ class Participant:
         if "global" in arrays:
             return projected({**memory.get("fixed", {}), **arrays["global"]}), math.nan
         if "mean" in arrays:
-            return self._mix_leave_one_out(arrays["mean"], memory.get("own"), config, added)
+            return self._mix_leave_one_out(arrays["mean"], memory.get("own"), config, delta)
         if "mix" not in config:
             seed = seed_of(int(config["seed"]), message.number)
             return {**self.learner.initial_state(seed, int(config["rank"])), **arrays.get("head", {})}, math.nan
@@ -215,10 +217,10 @@ class Participant:
                     "there is no state here, and none was sent", help="the server sends a whole one in the next round"
                 )
             )
-        return self._mix_peer_state(local, arrays.get("others"), config, added)
+        return self._mix_peer_state(local, arrays.get("others"), config, delta)
 
     def _mix_leave_one_out(
-        self, mean: State, local: State | None, config: Mapping[str, Any], added: State
+        self, mean: State, local: State | None, config: Mapping[str, Any], delta: State
     ) -> tuple[State, float]:
         """The mean of the others, out of the mean of all that this client is one of; without a state, the mean."""
         among = int(config["among"])
@@ -227,15 +229,15 @@ class Participant:
         peer_state = (
             mean_without({name: array * among for name, array in mean.items()}, local, among) if among else mean
         )
-        return self._mix_peer_state(local, peer_state, config, added)
+        return self._mix_peer_state(local, peer_state, config, delta)
 
     def _mix_peer_state(
-        self, local: State, peer_state: State | None, config: Mapping[str, Any], added: State
+        self, local: State, peer_state: State | None, config: Mapping[str, Any], delta: State
     ) -> tuple[State, float]:
         if not peer_state:
             return local, 0.0
         if config["mix"] == "adaptive":
-            share, state = adaptive(local, peer_state, lambda s: _of(self.learner.loss(s, added)), config["way"])
+            share, state = adaptive(local, peer_state, lambda s: _of(self.learner.loss(s, delta)), config["way"])
             return state, share
         return mix(local, peer_state, float(config["mix"]), config["way"]), float(config["mix"])
 

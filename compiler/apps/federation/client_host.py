@@ -33,9 +33,9 @@ class ClientHost:
     own    the data there are one client's alone: it learns from all of them, and nothing is divided
     """
 
-    def __init__(self, declared: Declaration, model: Path, data: Path, settings: Settings, local_data: bool = False):
+    def __init__(self, declaration: Declaration, model: Path, data: Path, settings: Settings, local_data: bool = False):
         self.declared, self.model, self.data, self.settings, self.local_data = (
-            declared,
+            declaration,
             model,
             data,
             settings,
@@ -141,19 +141,19 @@ class ClientHost:
         return rows.select(learn), rows.select(validation)
 
 
-def tasks_of(declared: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
+def tasks_of(declaration: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
     """For every client its rows of every data set, none of some perhaps."""
     sizes = [len(r) for r in rows]
-    parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)  # type: ignore[arg-type]
     return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in parts]
 
 
-def rows_by_client(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
+def rows_by_client(declaration: Declaration, rows: "list[Rows]") -> "list[Rows]":
     """The rows of every client."""
     from .rows import concatenate_rows
 
     sizes = [len(r) for r in rows]
-    parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, declared.seed)  # type: ignore[arg-type]
+    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)  # type: ignore[arg-type]
     joined_rows = concatenate_rows(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
     if joined_rows is None:  # rows of data sets of different length stay apart: every client has one of them
         return [rows[part[0][0]].select([row for _, row in part]) for part in parts]
@@ -162,21 +162,21 @@ def rows_by_client(declared: Declaration, rows: "list[Rows]") -> "list[Rows]":
 
 
 @contextmanager
-def attach_slots(model: Any, declared: Declaration, size: int = -1) -> "Iterator[Slots]":
+def attach_slots(model: Any, declaration: Declaration, size: int = -1) -> "Iterator[Slots]":
     """Slots of a federation's states in a model; `size` names the sub-network that it becomes, -1 for none."""
     from .slots import AllWeights, ClassifierSlots, Edited, LowRank, SoftPrompt
 
-    full = declared.full
+    full = declaration.full
     if size >= 0:
         from ...ir.capture.capture import capture
         from .sizes import apply_size
 
-        apply_size(capture(model), declared.sizes[size])
-        full = declared.sizes[size].shapes(full)
-    if declared.trains == "lora":
-        with LowRank.attached(model, full, declared.alpha) as slots:
+        apply_size(capture(model), declaration.sizes[size])
+        full = declaration.sizes[size].shapes(full)
+    if declaration.trains == "lora":
+        with LowRank.attached(model, full, declaration.alpha) as slots:
             yield ClassifierSlots(slots, full)
-    elif declared.trains == "reft":
+    elif declaration.trains == "reft":
         yield ClassifierSlots(Edited(model, full), full)
     else:
-        yield {"prompt": SoftPrompt, "full": AllWeights}[declared.trains](model, full)
+        yield {"prompt": SoftPrompt, "full": AllWeights}[declaration.trains](model, full)

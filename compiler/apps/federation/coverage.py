@@ -34,7 +34,7 @@ def _grid(index: Index, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
 
 def coverage_mean(
     state: State,
-    parts: Mapping[int, State],
+    states: Mapping[int, State],
     indices: Mapping[int, Mapping[str, Index]],
     weights: Mapping[int, float],
     weighting: CountMode = "all",
@@ -44,13 +44,13 @@ def coverage_mean(
     weighting   among whom: "holders" of the entry, as HeteroFL has it, so that it follows a client who holds it
                 alone; or "all" that sent something, of whom those without the entry leave it as it is
     """
-    result, all_of_them = {}, sum(weights[k] for k in parts)
+    result, all_of_them = {}, sum(weights[k] for k in states)
     for name, array in state.items():
         change, mass = np.zeros(array.shape), np.zeros(array.shape)
-        for k in sorted(parts):
+        for k in sorted(states):
             if weights[k] > 0:
                 at = _grid(indices[k].get(name, (None,) * array.ndim), array.shape)
-                change[at] += weights[k] * (parts[k][name].astype(np.float64) - array[at])
+                change[at] += weights[k] * (states[k][name].astype(np.float64) - array[at])
                 mass[at] += weights[k]
         among = np.full(array.shape, all_of_them) if weighting == "all" else mass
         result[name] = (array + np.where(mass > 0, change / np.where(mass > 0, among, 1.0), 0.0)).astype(array.dtype)

@@ -235,47 +235,47 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
     return files_hash(files, cache_dir)
 
 
-def check_base(declared: Declaration, folder: Path, cache_dir: Path) -> None:
+def check_base(declaration: Declaration, folder: Path, cache_dir: Path) -> None:
     """Reject where the folder holds another model."""
     actual = base_hash(folder, cache_dir)
-    if actual != declared.base:
+    if actual != declaration.base:
         raise Reject(
             other_base(
-                f"{folder} is {actual[:12]}, the federation is of {declared.base[:12]}",
+                f"{folder} is {actual[:12]}, the federation is of {declaration.base[:12]}",
                 help="bring the folder of the model that was emitted with the federation",
             )
         )
 
 
-def make_strategy(declared: Declaration, seed: int | None = None) -> Strategy:
+def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy:
     """The server's side. `seed` makes noise repeatable and worthless; for tests."""
-    if declared.strategy == "search":
+    if declaration.strategy == "search":
         return RetrievalStrategy({})
-    ranks = dict(enumerate(declared.ranks))
-    clip = declared.clip if declared.protects == "clients" else 0.0
-    if declared.secure:
-        return SecureSum(declared.full, declared.strategy == "abm", declared.mix)
-    if declared.strategy == "coverage":
-        anew = declared.seed if declared.allocation == "sandwich" else None
-        size_of_client = dict(enumerate(declared.size_of))
-        return Coverage(declared.full, declared.sizes, size_of_client, declared.counted, anew)  # type: ignore[arg-type]  # checked
-    if declared.strategy == "fedavg":
-        return FedAvg(declared.full, clip, declared.noise, seed)
-    if declared.strategy == "ffa":
-        return FrozenA(declared.full, clip, declared.noise, seed)
-    if declared.strategy in ("stack", "svd", "hetlora"):
+    ranks = dict(enumerate(declaration.ranks))
+    clip = declaration.clip if declaration.protects == "clients" else 0.0
+    if declaration.secure:
+        return SecureSum(declaration.full, declaration.strategy == "abm", declaration.mix)
+    if declaration.strategy == "coverage":
+        anew = declaration.seed if declaration.allocation == "sandwich" else None
+        size_of_client = dict(enumerate(declaration.size_of))
+        return Coverage(declaration.full, declaration.sizes, size_of_client, declaration.counted, anew)  # type: ignore[arg-type]  # checked
+    if declaration.strategy == "fedavg":
+        return FedAvg(declaration.full, clip, declaration.noise, seed)
+    if declaration.strategy == "ffa":
+        return FrozenA(declaration.full, clip, declaration.noise, seed)
+    if declaration.strategy in ("stack", "svd", "hetlora"):
         kinds: dict[str, type[Stack] | type[Truncate] | type[Pad]] = {"stack": Stack, "svd": Truncate, "hetlora": Pad}
-        return kinds[declared.strategy](declared.full, declared.alpha, ranks)
-    mix = 0.0 if declared.strategy == "alone" else declared.mix
-    return AllButMe(declared.full, declared.center, declared.way, mix)  # type: ignore[arg-type]
+        return kinds[declaration.strategy](declaration.full, declaration.alpha, ranks)
+    mix = 0.0 if declaration.strategy == "alone" else declaration.mix
+    return AllButMe(declaration.full, declaration.center, declaration.way, mix)  # type: ignore[arg-type]
 
 
 def make_federation(
-    declared: Declaration, grid: Grid, checkpoint: Checkpoint | None, on_round: Callable[[Round], None]
+    declaration: Declaration, grid: Grid, checkpoint: Checkpoint | None, on_round: Callable[[Round], None]
 ) -> Federation:
     """A run of a declaration over a grid."""
-    if declared.strategy != "search":
-        return Federation(grid, make_strategy(declared), declared.round_terms(), checkpoint, on_round)
-    library = RetrievalFederation(grid, make_strategy(declared), declared.round_terms(), None, on_round)
-    library.count = declared.top
+    if declaration.strategy != "search":
+        return Federation(grid, make_strategy(declaration), declaration.round_terms(), checkpoint, on_round)
+    library = RetrievalFederation(grid, make_strategy(declaration), declaration.round_terms(), None, on_round)
+    library.count = declaration.top
     return library

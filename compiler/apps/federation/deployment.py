@@ -115,7 +115,7 @@ def check_flower() -> Path:
 
 def start_deployment(
     app: Path,
-    declared: Declaration,
+    declaration: Declaration,
     folder: Path,
     common: Path,
     data_folders: Sequence[Path],
@@ -128,18 +128,18 @@ def start_deployment(
     data_folders       data folders of the nodes, one for each client; none: all have `common`, divided as declared
     """
     commands = check_flower()
-    _check_folder(folder, declared, data_folders, port)
+    _check_folder(folder, declaration, data_folders, port)
     folder.mkdir(parents=True, exist_ok=True)
-    make_identities(folder / "keys", declared.clients)
+    make_identities(folder / "keys", declaration.clients)
     check_certificates(folder / "keys")
-    ports = free_ports(declared.clients + 1)
+    ports = free_ports(declaration.clients + 1)
     deployment = Deployment(folder, port or ports[-1], ())
     env = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flower"), "EFFC_CACHE_DIR": str(cache)}
     env["PATH"] = f"{commands}{os.pathsep}{env.get('PATH', '')}"
     _write_config(folder / "flower", deployment.port)
     try:
-        deployment = _start_processes(deployment, commands, declared, app, ports, data_folders, env)
-        run_config = {"clients": declared.clients, "data": str(common), "model": str(app / declared.folder)}
+        deployment = _start_processes(deployment, commands, declaration, app, ports, data_folders, env)
+        run_config = {"clients": declaration.clients, "data": str(common), "model": str(app / declaration.folder)}
         run_config |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
         config = " ".join(f"{name}={json.dumps(value)}" for name, value in run_config.items())
         run = _flower_json(commands, env, "run", str(app), ENTRY, "--run-config", config)
@@ -151,13 +151,13 @@ def start_deployment(
         raise
 
 
-def _check_folder(folder: Path, declared: Declaration, data_folders: Sequence[Path], port: int) -> None:
+def _check_folder(folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int) -> None:
     if (folder / NAME).is_file():
         raise Reject(deployed_already(f"{folder} holds a deployment", help="end it first: `effc federate down`"))
-    if data_folders and len(data_folders) != declared.clients:
+    if data_folders and len(data_folders) != declaration.clients:
         raise Reject(
             not_deployed(
-                f"{len(data_folders)} data folders for {declared.clients} clients", help="give one for each, or none"
+                f"{len(data_folders)} data folders for {declaration.clients} clients", help="give one for each, or none"
             )
         )
     missing = next((path for path in data_folders if not path.is_dir()), None)
@@ -170,7 +170,7 @@ def _check_folder(folder: Path, declared: Declaration, data_folders: Sequence[Pa
 def _start_processes(
     deployment: Deployment,
     commands: Path,
-    declared: Declaration,
+    declaration: Declaration,
     app: Path,
     ports: Sequence[int],
     data_folders: Sequence[Path],
@@ -196,11 +196,10 @@ def _start_processes(
     trust = ("--root-certificates", str(keys / "ca.crt"))
     executor = (str(commands / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
     deployment = _with(deployment, start_process("server", executor, env, deployment.folder))
-    for number in range(declared.clients):
+    for number in range(declaration.clients):
         _flower_json(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
-        config = (
-            f"partition-id={number} num-partitions={declared.clients} model={json.dumps(str(app / declared.folder))}"
-        )
+        model = json.dumps(str(app / declaration.folder))
+        config = f"partition-id={number} num-partitions={declaration.clients} model={model}"
         if data_folders:
             config += f" data={json.dumps(str(data_folders[number].resolve()))}"
         node: tuple[str, ...] = (

@@ -187,7 +187,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(signum: int, frame: Any) -> None:
         raise TimeoutError(f"it was stopped after {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)

@@ -20,11 +20,11 @@ _DOCSTRING = re.compile(rb'"""The Flower App of the federation [\w. -]{0,200}\."
 _CODE = re.compile(r"\.(py[a-z]?|so[.\d]*|pth|dll|dylib)$|^setup\.cfg$|^hatch\.toml$", re.I)
 
 
-def check_code(folder: Path, declared: Declaration) -> None:
+def check_code(folder: Path, declaration: Declaration) -> None:
     """Raises Reject (foreign-code) for code, or what says how it is built, other than `write_app` makes of the
     declaration."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_app(declared, "", Path(scratch))
+        write_app(declaration, "", Path(scratch))
         expected = {name: Path(scratch, name).read_bytes() for name in (*_python(Path(scratch)), "pyproject.toml")}
     present = {*_python(folder), "pyproject.toml"}
     for name in sorted(present | expected.keys()):

@@ -51,14 +51,14 @@ class Language(Learner):
     def initial_state(self, seed: int, rank: int | None = None) -> State:
         return self.slots.initial_state(seed, rank)
 
-    def loss(self, state: State, added: State) -> float:
-        return self.evaluate(state, added)[0]
+    def loss(self, state: State, delta: State) -> float:
+        return self.evaluate(state, delta)[0]
 
-    def evaluate(self, state: State, added: State) -> tuple[float, float]:
+    def evaluate(self, state: State, delta: State) -> tuple[float, float]:
         validation = self.held_out
         if not len(validation):
             return math.nan, math.nan
-        self.slots.put(state, added)
+        self.slots.put(state, delta)
         if validation.labels is not None:
             return classification_loss_and_accuracy(
                 self.slots.model, validation.ids, validation.prompts, validation.labels, "the data"
@@ -66,15 +66,15 @@ class Language(Learner):
         nats, tokens = total_nll(self.slots.model, validation.ids, validation.speech, validation.prompts)
         return nats / tokens, math.nan
 
-    def train(self, state: State, names: frozenset[str], added: State, seed: int, until: float) -> State:
-        self.slots.put(state, added)
+    def train(self, state: State, names: frozenset[str], delta: State, seed: int, deadline: float) -> State:
+        self.slots.put(state, delta)
         chosen = {name: p for name, p in self.slots.parameters().items() if name in names}
         with training_mode(self.slots.model, chosen), torch.random.fork_rng(devices=[]):
             trained_params = Trained(chosen)
             optimizer = torch.optim.AdamW(trained_params.masters.values(), lr=self.local.lr, weight_decay=0.0)
             learn, order = self._gradient_step(), RowOrder(len(self.rows), seed)
             for step in range(self.local.steps):
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     raise _late_error(step, self.local.steps)
                 torch.manual_seed(seed_of("dropout", seed, step))
                 if self.local.noise is None:

@@ -18,12 +18,12 @@ MAX_WEIGHT = 1e6  # times what is left that a client's own part may be: float64 
 class LeaveOneOut:
     """Of states with weights of at least 0; `way` is `project` or `align` (rotations.py)."""
 
-    def __init__(self, states: Mapping[int, State], weights: Mapping[int, float], way: Way):
-        assert way in ("project", "align"), way
-        self.states, self.way = states, way
+    def __init__(self, states: Mapping[int, State], weights: Mapping[int, float], personalisation: Way):
+        assert personalisation in ("project", "align"), personalisation
+        self.states, self.way = states, personalisation
         self.weights = {k: w for k, w in sorted(weights.items()) if w > 0}
         self.frame: State = {}
-        if self.weights and way == "align" and paths(states[min(self.weights)]):
+        if self.weights and personalisation == "align" and paths(states[min(self.weights)]):
             self.frame = states[min(self.weights)]
             self.frame = self._mean(sorted(self.weights))
         self.mass = sum(self.weights.values())

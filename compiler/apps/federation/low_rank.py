@@ -112,8 +112,8 @@ def _update_norm(state: State, alpha: float) -> float:
     return float(np.sqrt(squares))
 
 
-def useful_rank(state: State, share: float) -> int:
-    """The smallest rank whose components hold all but `share` of the factors' norm: HetLoRA's self-pruning."""
+def useful_rank(state: State, energy_share: float) -> int:
+    """The smallest rank whose components hold all but `energy_share` of the factors' norm: HetLoRA's self-pruning."""
     sizes = sum(
         np.linalg.norm(state[f"{p}.A"].astype(np.float64), axis=1)
         * np.linalg.norm(state[f"{p}.B"].astype(np.float64), axis=0)
@@ -122,7 +122,7 @@ def useful_rank(state: State, share: float) -> int:
     cumulative = np.cumsum(sizes)
     if cumulative[-1] == 0:
         return 1
-    return int(np.searchsorted(cumulative, (1 - share) * cumulative[-1]) + 1)
+    return int(np.searchsorted(cumulative, (1 - energy_share) * cumulative[-1]) + 1)
 
 
 def join_stacks(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:

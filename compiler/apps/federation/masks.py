@@ -42,15 +42,15 @@ class Keys:
 
         self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
 
-    def mask(self, client: int, publics: Mapping[int, bytes], number: int, count: int) -> np.ndarray:
+    def mask(self, client: int, publics: Mapping[int, bytes], round_number: int, count: int) -> np.ndarray:
         """The sum of the masks of client `client` with each of the others in a round, uint32 [count]."""
         total = np.zeros(count, np.uint32)
         for other in sorted(publics.keys() - {client}):
-            stream = self._stream(publics[other], number, min(client, other), max(client, other), count)
+            stream = self._stream(publics[other], round_number, min(client, other), max(client, other), count)
             total = total + stream if client < other else total - stream
         return total
 
-    def _stream(self, public: bytes, number: int, low: int, high: int, count: int) -> np.ndarray:
+    def _stream(self, public: bytes, round_number: int, low: int, high: int, count: int) -> np.ndarray:
         """Shared random numbers of a pair in a round, uint32 [count]."""
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -58,7 +58,7 @@ class Keys:
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
         secret = self._key.exchange(X25519PublicKey.from_public_bytes(public))
-        info = f"effc masks, round {number}, clients {low} and {high}".encode()
+        info = f"effc masks, round {round_number}, clients {low} and {high}".encode()
         key = HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
         stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(4 * count))
         return np.frombuffer(stream, "<u4").astype(np.uint32)

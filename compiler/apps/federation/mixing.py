@@ -10,21 +10,25 @@ from .state import State
 GRID = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
 
 
-def mix(local: State, aggregate: State, share: float, way: Way = "align") -> dict[str, np.ndarray]:
+def mix(local: State, aggregate: State, weight: float, personalisation: Way = "align") -> dict[str, np.ndarray]:
     """(1 - share) * own + share * others, with R orthonormal: 0 is the client's own state, 1 the others'."""
-    if share == 0:
+    if weight == 0:
         return dict(local)
-    return combine_states({0: local, 1: aggregate}, {0: 1 - share, 1: share}, local, way)
+    return combine_states({0: local, 1: aggregate}, {0: 1 - weight, 1: weight}, local, personalisation)
 
 
 def adaptive(
-    local: State, aggregate: State, loss: Callable[[State], float], way: Way = "align", grid: Sequence[float] = GRID
+    local: State,
+    aggregate: State,
+    loss: Callable[[State], float],
+    personalisation: Way = "align",
+    grid: Sequence[float] = GRID,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """The share of least loss, and the state mixed so; the smallest of equal ones. 0 is always tried, so that
     no client is worse off, on the rows that `loss` is of, than if it had stayed alone."""
     best = (loss(local), 0.0, dict(local))
     for share in sorted(set(grid) - {0.0}):
-        state = mix(local, aggregate, share, way)
+        state = mix(local, aggregate, share, personalisation)
         value = loss(state)
         if value < best[0]:
             best = (value, share, state)

@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from .declaration import Declaration
 
 
-def clipped(state: State, before: State, norm: float) -> dict[str, np.ndarray]:
+def clipped(state: State, global_state: State, norm: float) -> dict[str, np.ndarray]:
     """The state with its change, as one vector, shortened to that length where it is longer."""
-    change = {name: array.astype(np.float64) - before[name] for name, array in state.items()}
+    change = {name: array.astype(np.float64) - global_state[name] for name, array in state.items()}
     length = float(np.linalg.norm(vector(change)))
     factor = min(1.0, norm / length) if length > 0 else 1.0
-    return {name: (before[name] + factor * change[name]).astype(state[name].dtype) for name in state}
+    return {name: (global_state[name] + factor * change[name]).astype(state[name].dtype) for name in state}
 
 
 def noisy_mean(
-    states: Mapping[int, State], before: State, norm: float, multiplier: float, seed: int | None = None
+    states: Mapping[int, State], global_state: State, norm: float, multiplier: float, seed: int | None = None
 ) -> dict[str, np.ndarray]:
     """The mean of the clipped states, all clients alike, with normal noise of deviation multiplier * norm / clients.
 
     A seed makes a test repeatable and the noise worthless: whoever knows it takes the noise off. Without one it
     comes from the system.
     """
-    clipped_states = {k: clipped(state, before, norm) for k, state in states.items()}
+    clipped_states = {k: clipped(state, global_state, norm) for k, state in states.items()}
     draw = np.random.default_rng(seed)
     deviation = multiplier * norm / len(clipped_states)
     return {
@@ -40,21 +40,21 @@ def noisy_mean(
             sum(clipped_states[k][name].astype(np.float64) for k in sorted(clipped_states)) / len(clipped_states)
             + deviation * draw.standard_normal(array.shape)
         ).astype(array.dtype)
-        for name, array in sorted(before.items())
+        for name, array in sorted(global_state.items())
     }
 
 
-def privacy_sentence(rounds: Sequence[Round], declared: "Declaration") -> str:
+def privacy_sentence(rounds: Sequence[Round], declaration: "Declaration") -> str:
     """The epsilon that was spent, as a sentence: of a client, or of a row of the client that has fewest."""
-    if not declared.noise:
+    if not declaration.noise:
         return "changes are bounded and no noise hides them: epsilon is infinite"
-    if declared.protects == "clients":
-        spent = client_epsilon(len(rounds), declared.noise, declared.delta)
-        return f"epsilon {spent:.2f} at delta {declared.delta:g} for a client, with fresh noise each round"
+    if declaration.protects == "clients":
+        spent = client_epsilon(len(rounds), declaration.noise, declaration.delta)
+        return f"epsilon {spent:.2f} at delta {declaration.delta:g} for a client, with fresh noise each round"
     fewest = min(result.examples for round_ in rounds for result in round_.updates.values())
-    share = min(1.0, declared.batch / fewest)
-    spent = row_epsilon(len(rounds) * declared.steps, share, declared.noise, declared.delta)
-    return f"epsilon {spent:.2f} at delta {declared.delta:g} for a row of a client with {fewest:.0f}, at most"
+    share = min(1.0, declaration.batch / fewest)
+    spent = row_epsilon(len(rounds) * declaration.steps, share, declaration.noise, declaration.delta)
+    return f"epsilon {spent:.2f} at delta {declaration.delta:g} for a row of a client with {fewest:.0f}, at most"
 
 
 def client_epsilon(rounds: int, multiplier: float, delta: float) -> float:
@@ -72,8 +72,8 @@ def client_epsilon(rounds: int, multiplier: float, delta: float) -> float:
     return float(max(converted.min(), 0.0))
 
 
-def row_epsilon(steps: int, share: float, multiplier: float, delta: float) -> float:
-    """The epsilon of a row of a client after so many steps, each of rows drawn one by one with probability `share`.
+def row_epsilon(steps: int, sampling_rate: float, multiplier: float, delta: float) -> float:
+    """Epsilon of a row of a client after so many steps, each of rows drawn one by one, at `sampling_rate`.
 
     Rényi differential privacy of the Poisson-sampled Gaussian mechanism at integer orders, adjacency by adding or
     removing a row.
@@ -85,8 +85,8 @@ def row_epsilon(steps: int, share: float, multiplier: float, delta: float) -> fl
     for order in range(2, 257):
         k = np.arange(order + 1)
         ways = np.array([lgamma(order + 1) - lgamma(i + 1) - lgamma(order - i + 1) for i in k])
-        left = np.where(k < order, (order - k) * log1p(-min(share, 1 - 1e-15)), 0.0)  # of 0 rows left: log 1
-        terms = ways + k * log(share) + left + (k * k - k) / (2 * multiplier**2)
+        left = np.where(k < order, (order - k) * log1p(-min(sampling_rate, 1 - 1e-15)), 0.0)  # of 0 rows left: log 1
+        terms = ways + k * log(sampling_rate) + left + (k * k - k) / (2 * multiplier**2)
         largest_term = terms.max()
         spent = steps * (largest_term + log(np.exp(terms - largest_term).sum())) / (order - 1)
         best = min(best, spent + log1p(-1 / order) - log(delta * order) / (order - 1))

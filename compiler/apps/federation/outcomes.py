@@ -38,14 +38,14 @@ def result_of(app: Path) -> Path | None:
     return next((candidate for candidate in candidates if (candidate / MARK).is_file()), None)
 
 
-def read_rounds(app: Path, declared: Declaration) -> tuple[Round, ...]:
+def read_rounds(app: Path, declaration: Declaration) -> tuple[Round, ...]:
     """Rounds of the run whose result lies beside an app; () where none of this declaration does."""
     folder = result_of(app.resolve())
     if folder is None:
         return ()
     try:
         body = read_json(folder / MARK, MARKED)
-        return tuple(Round.from_json(r) for r in body["rounds"]) if body["identity"] == declared.identity else ()
+        return tuple(Round.from_json(r) for r in body["rounds"]) if body["identity"] == declaration.identity else ()
     except (OSError, AttributeError, *MALFORMED):
         return ()  # a picture of the app is none of its result's mistakes
 
@@ -70,29 +70,29 @@ def models_with_states(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Mod
 
 
 def _models_one_by_one(
-    app: Path, declared: Declaration, states: list[Path], ctx: "Context"
+    app: Path, declaration: Declaration, states: list[Path], ctx: "Context"
 ) -> "Iterator[tuple[str, nn.Module]]":
     from ...driver.models import open_model
     from .client_host import attach_slots
 
-    model = open_model(str(app / declared.folder), ctx.settings).model
-    with attach_slots(model, declared) as slots:
+    model = open_model(str(app / declaration.folder), ctx.settings).model
+    with attach_slots(model, declaration) as slots:
         for folder in states:
-            slots.put(read_state(folder, declared), {})
+            slots.put(read_state(folder, declaration), {})
             yield folder.name, slots.model.eval()
 
 
-def _check_result(folder: Path, declared: Declaration) -> None:
+def _check_result(folder: Path, declaration: Declaration) -> None:
     try:
         body = read_json(folder / MARK, MARKED)
-        same = body["identity"] == declared.identity and body["base"] == declared.base
+        same = body["identity"] == declaration.identity and body["base"] == declaration.base
     except (OSError, *MALFORMED) as error:
         raise Reject(bad_result(f"{folder / MARK} can't be read: {error}", help="run the federation again")) from error
     if not same:
         raise Reject(bad_result(f"{folder} is the result of another federation", help="run this one again: `effc run`"))
 
 
-def read_state(folder: Path, declared: Declaration) -> State:
+def read_state(folder: Path, declaration: Declaration) -> State:
     """The arrays of a folder that `write_results` wrote, under the names of a declaration.
 
     Raises Reject (bad-federation-result) where it holds other ones.
@@ -105,10 +105,10 @@ def read_state(folder: Path, declared: Declaration) -> State:
     for file in (folder / name for name in names):
         if file.is_file():
             try:
-                arrays |= {_declared_array_name(name, declared): array for name, array in load_file(file).items()}
+                arrays |= {_declared_array_name(name, declaration): array for name, array in load_file(file).items()}
             except (OSError, SafetensorError) as error:
                 raise Reject(bad_result(f"{file} can't be read: {error}", help="run the federation again")) from error
-    expected = dict(declared.full)
+    expected = dict(declaration.full)
     for path in modules(expected):  # of stacks, and of clients of less rank
         rank = arrays[f"{path}.A"].shape[:1] if f"{path}.A" in arrays else ()
         if rank and rank[0]:
@@ -119,10 +119,10 @@ def read_state(folder: Path, declared: Declaration) -> State:
     return arrays
 
 
-def _declared_array_name(name: str, declared: Declaration) -> str:
+def _declared_array_name(name: str, declaration: Declaration) -> str:
     """The name of an array that a file calls so."""
     name = name.removeprefix(f"{PREFIX}.")
     for side in "AB":
         name = name.replace(f".lora_{side}.weight", f".{side}")
     path, _, last = name.rpartition(".")
-    return next((f"{path}.{n}" for n in INNER.get(last, ()) if f"{path}.{n}" in declared.full), name)
+    return next((f"{path}.{n}" for n in INNER.get(last, ()) if f"{path}.{n}" in declaration.full), name)

@@ -56,10 +56,10 @@ def partition_rows(
     return parts
 
 
-def _cuts(size: int, clients: int, split: str, beta: float, draw: np.random.Generator) -> np.ndarray:
+def _cuts(size: int, clients: int, split: str, beta: float, rng: np.random.Generator) -> np.ndarray:
     """Indices that split the rows of a data set into those of the clients."""
     if split == "dirichlet":
-        return np.round(np.cumsum(draw.dirichlet([beta] * clients))[:-1] * size).astype(int)
+        return np.round(np.cumsum(rng.dirichlet([beta] * clients))[:-1] * size).astype(int)
     return np.round(np.arange(1, clients) * size / clients).astype(int)
 
 

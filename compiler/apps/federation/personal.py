@@ -32,15 +32,15 @@ class AllButMe(Strategy):
 
     personal = True
 
-    def __init__(self, full: Shapes, center: Center, way: Way, share: float | None):
-        super().__init__(full)
-        self.center, self.way, self.share = center, way, share
+    def __init__(self, full_shapes: Shapes, center: Center, personalisation: Way, server_share: float | None):
+        super().__init__(full_shapes)
+        self.center, self.way, self.share = center, personalisation, server_share
         self.states: dict[int, State] = {}
         self.examples: dict[int, float] = {}
         self._shares: dict[int, dict[int, float]] = {}  # of a median for each
         self._leave_one_out: LeaveOneOut | None = None
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         arrays: dict[str, State] = {}
         if last_round is None:
             arrays["own"] = self.states.get(client, self.initial)
@@ -60,8 +60,8 @@ class AllButMe(Strategy):
         shares = self._shares.get(client) or (normal(other_weights) if other_weights else {})
         return combine_states(self.states, shares, state, self.way) if shares else {}
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        for client, one in sent.items():
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
+        for client, one in client_states.items():
             self.states[client], self.examples[client] = one.state, one.examples
         self._compute_shares()
 
@@ -88,8 +88,8 @@ class AllButMe(Strategy):
             "examples": {str(k): np.array([self.examples[k]]) for k in clients},
         }
 
-    def restore(self, saved: Mapping[str, State]) -> None:
-        self.initial = dict(saved["initial"])
-        self.examples = {int(k): float(v[0]) for k, v in saved.get("examples", {}).items()}
-        self.states = {k: saved[f"client-{k}"] for k in sorted(self.examples)}
+    def restore(self, arrays: Mapping[str, State]) -> None:
+        self.initial = dict(arrays["initial"])
+        self.examples = {int(k): float(v[0]) for k, v in arrays.get("examples", {}).items()}
+        self.states = {k: arrays[f"client-{k}"] for k in sorted(self.examples)}
         self._compute_shares()

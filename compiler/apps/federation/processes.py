@@ -82,10 +82,10 @@ def end_processes(processes: Sequence[Process]) -> list[str]:
     return [p.name for p in living]
 
 
-def _signal(process: Process, number: int) -> None:
+def _signal(process: Process, signum: int) -> None:
     """To the session that the process began: it and what it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signum)
 
 
 def _reap(processes: Sequence[Process]) -> None:

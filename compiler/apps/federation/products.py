@@ -7,12 +7,12 @@ from .state import Shapes, State, mean
 from .strategy import Payload, Strategy, TrainedState
 
 
-def shapes_at_rank(full: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
+def shapes_at_rank(full_shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]:
     """The shapes of adapters of another rank."""
     result: dict[str, tuple[int, ...]] = {}
-    for path in modules(full):
-        result[f"{path}.A"] = (rank, full[f"{path}.A"][1])
-        result[f"{path}.B"] = (full[f"{path}.B"][0], rank)
+    for path in modules(full_shapes):
+        result[f"{path}.A"] = (rank, full_shapes[f"{path}.A"][1])
+        result[f"{path}.B"] = (full_shapes[f"{path}.B"][0], rank)
     return result
 
 
@@ -26,15 +26,15 @@ class Stack(Strategy):
 
     starts = False
 
-    def __init__(self, full: Shapes, alpha: float, ranks: Mapping[int, int]):
-        super().__init__(full)
+    def __init__(self, full_shapes: Shapes, alpha: float, ranks: Mapping[int, int]):
+        super().__init__(full_shapes)
         self.alpha, self.ranks = alpha, ranks
         self.rounds: dict[int, State] = {}
         self.head: State = {}
-        inside = {f"{path}.{side}" for path in modules(full) for side in "AB"}
-        self._beside = {name: shape for name, shape in full.items() if name not in inside}
+        inside = {f"{path}.{side}" for path in modules(full_shapes) for side in "AB"}
+        self._beside = {name: shape for name, shape in full_shapes.items() if name not in inside}
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         sent = {f"merge.{n}": s for n, s in sorted(self.rounds.items()) if last_round is None or n >= last_round}
         return Payload({**sent, "head": self.head} if self.head else sent, {"rank": self._rank(client)})
 
@@ -44,12 +44,14 @@ class Stack(Strategy):
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        self.rounds[number] = stack_factors(
-            {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
+        self.rounds[round_number] = stack_factors(
+            {k: s.state for k, s in client_states.items()},
+            {k: s.examples for k, s in client_states.items()},
+            self.alpha,
         )
-        heads = {k: {name: s.state[name] for name in self._beside} for k, s in sent.items()}
-        self.head = mean(heads, {k: s.examples for k, s in sent.items()}) if self._beside else {}
+        heads = {k: {name: s.state[name] for name in self._beside} for k, s in client_states.items()}
+        self.head = mean(heads, {k: s.examples for k, s in client_states.items()}) if self._beside else {}
 
     def results(self) -> dict[str, State]:
         """One adapter with the updates of all rounds: exact, and of the sum of their ranks."""
@@ -63,13 +65,13 @@ class Stack(Strategy):
         states = {f"round-{number}": state for number, state in self.rounds.items()}
         return {**states, "head": self.head} if self.head else states
 
-    def restore(self, saved: Mapping[str, State]) -> None:
-        self.head = saved.get("head", {})
-        self.rounds = {int(name.removeprefix("round-")): s for name, s in saved.items() if name != "head"}
+    def restore(self, arrays: Mapping[str, State]) -> None:
+        self.head = arrays.get("head", {})
+        self.rounds = {int(name.removeprefix("round-")): s for name, s in arrays.items() if name != "head"}
 
 
-def rank_of_shapes(full: Shapes) -> int:
-    return max(full[f"{path}.A"][0] for path in modules(full))
+def rank_of_shapes(full_shapes: Shapes) -> int:
+    return max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
 
 
 class Truncate(Strategy):
@@ -78,13 +80,13 @@ class Truncate(Strategy):
     Source: Bai et al. 2024 (arXiv 2402.11505).
     """
 
-    def __init__(self, full: Shapes, alpha: float, ranks: Mapping[int, int]):
-        super().__init__(full)
+    def __init__(self, full_shapes: Shapes, alpha: float, ranks: Mapping[int, int]):
+        super().__init__(full_shapes)
         self.alpha, self.ranks = alpha, ranks
         self.merged_state: State = {}  # a stack, whose plain product is the mean
         self._down: dict[int, State] = {}  # by rank, of this round
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
         if not self.merged_state:
             return Payload({"global": resize_rank(self.initial, rank, self.alpha)}, {"rank": rank})
@@ -98,9 +100,11 @@ class Truncate(Strategy):
     def _rank(self, client: int) -> int:
         return self.ranks.get(client) or rank_of_shapes(self.full)
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         self.merged_state = stack_factors(
-            {k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha
+            {k: s.state for k, s in client_states.items()},
+            {k: s.examples for k, s in client_states.items()},
+            self.alpha,
         )
         self._down.clear()
 
@@ -114,8 +118,8 @@ class Truncate(Strategy):
     def saved(self) -> dict[str, State]:
         return {"initial": self.initial, **({"whole": self.merged_state} if self.merged_state else {})}
 
-    def restore(self, saved: Mapping[str, State]) -> None:
-        self.initial, self.merged_state = dict(saved["initial"]), saved.get("whole", {})
+    def restore(self, arrays: Mapping[str, State]) -> None:
+        self.initial, self.merged_state = dict(arrays["initial"]), arrays.get("whole", {})
 
 
 class Pad(Truncate):
@@ -125,12 +129,16 @@ class Pad(Truncate):
     Source: Cho et al. 2024 (arXiv 2401.06432).
     """
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
         return Payload({"global": resize_rank(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank})
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        mean = padded_mean({k: s.state for k, s in sent.items()}, {k: s.examples for k, s in sent.items()}, self.alpha)
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
+        mean = padded_mean(
+            {k: s.state for k, s in client_states.items()},
+            {k: s.examples for k, s in client_states.items()},
+            self.alpha,
+        )
         largest = rank_of_shapes(self.full)
         self.merged_state = mean if rank_of(mean) == largest else resize_rank(mean, largest, self.alpha)
 

@@ -20,7 +20,11 @@ PREFIX = "base_model.model"  # of names in peft's files
 
 
 def write_results(
-    states: Mapping[str, State], course: History, declared: Declaration, into: Path, source: Path | None = None
+    states: Mapping[str, State],
+    course: History,
+    declaration: Declaration,
+    destination: Path,
+    source: Path | None = None,
 ) -> None:
     """A folder for every state ("global", or one of each client), and how the rounds went.
 
@@ -28,26 +32,28 @@ def write_results(
 
     Raises Reject (odd-file) where links lie in the folder already.
     """
-    refuse_links(into)
+    refuse_links(destination)
     for name, state in states.items():
-        folder = into / name
-        if declared.trains == "lora":
-            _write_adapter(state, declared, folder)
-        elif declared.trains == "reft" and source is not None:
+        folder = destination / name
+        if declaration.trains == "lora":
+            _write_adapter(state, declaration, folder)
+        elif declaration.trains == "reft" and source is not None:
             _write_interventions(state, source, folder)
         else:
             _write_tensors(state, folder / STATE)
-    body = {"identity": declared.identity, "base": declared.base, "rounds": [r.to_json() for r in course.rounds]}
-    write_atomic(into / MARK, (json.dumps(body, indent=2) + "\n").encode())
+    body = {"identity": declaration.identity, "base": declaration.base, "rounds": [r.to_json() for r in course.rounds]}
+    write_atomic(destination / MARK, (json.dumps(body, indent=2) + "\n").encode())
 
 
-def _write_adapter(state: State, declared: Declaration, folder: Path) -> None:
+def _write_adapter(state: State, declaration: Declaration, folder: Path) -> None:
     factors = modules(state)
     inside = {f"{path}.{side}" for path in factors for side in "AB"}
     named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
     named |= {f"{PREFIX}.{path}.lora_{side}.weight": state[f"{path}.{side}"] for path in factors for side in "AB"}
     _write_tensors(named, folder / "adapter_model.safetensors")
-    write_atomic(folder / "adapter_config.json", (json.dumps(_peft_config(state, declared), indent=2) + "\n").encode())
+    write_atomic(
+        folder / "adapter_config.json", (json.dumps(_peft_config(state, declaration), indent=2) + "\n").encode()
+    )
 
 
 def _write_interventions(state: State, source: Path, folder: Path) -> None:
@@ -65,7 +71,7 @@ def _write_interventions(state: State, source: Path, folder: Path) -> None:
         _write_tensors(head_arrays, folder / "head.safetensors")
 
 
-def _peft_config(state: State, declared: Declaration) -> dict[str, Any]:
+def _peft_config(state: State, declaration: Declaration) -> dict[str, Any]:
     saved_modules = sorted({name.partition(".")[0] for name in state if not name.endswith((".A", ".B"))})
     return {
         "peft_type": "LORA",
@@ -73,7 +79,7 @@ def _peft_config(state: State, declared: Declaration) -> dict[str, Any]:
         "modules_to_save": saved_modules or None,
         "base_model_name_or_path": None,
         "r": rank_of(state),
-        "lora_alpha": declared.alpha,
+        "lora_alpha": declaration.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": modules(state),

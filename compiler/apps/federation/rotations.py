@@ -57,38 +57,38 @@ def projected(state: State) -> dict[str, np.ndarray]:
 
 
 def combine_states(
-    states: Mapping[int, State], shares: Mapping[int, float], towards: State, way: Way
+    states: Mapping[int, State], shares: Mapping[int, float], towards: State, personalisation: Way
 ) -> dict[str, np.ndarray]:
     """The sum of share * state (shares sum to 1) with orthonormal R, in the basis nearest to that of `towards`."""
     used = {k: states[k] for k in sorted(states) if shares.get(k)}
-    if way == "project":
+    if personalisation == "project":
         return projected(weighted_sum(used, shares))
     aligned_states = {k: align_rotation(state, towards) for k, state in used.items()}
     result = weighted_sum(aligned_states, shares)
-    if way == "align":
+    if personalisation == "align":
         return projected(result)
     for path in paths(result):
         result |= _refactor_mean([(shares[k], aligned_states[k]) for k in aligned_states], path)
     return align_rotation(result, towards)
 
 
-def _refactor_mean(parts: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:
+def _refactor_mean(weighted_states: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:
     """R, W, b of the best function of rank r for the weighted mean of functions.
 
     [M | c] = sum share R^T [W - R | b] is a product of two tall factors, so its singular vectors come from two
     QR decompositions and a small SVD.
     """
-    R = np.concatenate([state[f"{path}.R"].astype(np.float64) for _, state in parts])  # [k r, d]
-    edit = np.concatenate([share * _edit(state, path) for share, state in parts])  # [k r, d + 1]
-    rank = parts[0][1][f"{path}.R"].shape[0]
+    R = np.concatenate([state[f"{path}.R"].astype(np.float64) for _, state in weighted_states])  # [k r, d]
+    edit = np.concatenate([share * _edit(state, path) for share, state in weighted_states])  # [k r, d + 1]
+    rank = weighted_states[0][1][f"{path}.R"].shape[0]
     basis, upper = np.linalg.qr(R.T)  # [d, m]
     inner = upper @ edit
     left, _, _ = np.linalg.svd(inner, full_matrices=True)  # [m, m]
     rows = (basis @ left[:, :rank]).T  # [r, d]
     values = rows @ R.T @ edit  # [r, d + 1]
-    dtype = parts[0][1][f"{path}.W"].dtype
+    dtype = weighted_states[0][1][f"{path}.W"].dtype
     return {
-        f"{path}.R": rows.astype(parts[0][1][f"{path}.R"].dtype),
+        f"{path}.R": rows.astype(weighted_states[0][1][f"{path}.R"].dtype),
         f"{path}.W": (rows + values[:, :-1]).astype(dtype),
         f"{path}.b": values[:, -1].astype(dtype),
     }

@@ -204,18 +204,18 @@ class Federation:
 
     # -- a round ---------------------------------------------------------------------------------------------
 
-    def _run_round(self, number: int) -> Round:
+    def _run_round(self, round_number: int) -> Round:
         started = time.monotonic()
         self._greet_new_nodes()
-        chosen = self._sample_clients(number)
-        self.strategy.prepare(number, chosen)
-        messages = {c: self._train_message(c, number) for c in chosen}
+        chosen = self._sample_clients(round_number)
+        self.strategy.prepare(round_number, chosen)
+        messages = {c: self._train_message(c, round_number) for c in chosen}
         replies = send_and_receive(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
         by_node = {reply.node: reply for reply in replies}
         results, faults, sent = {}, dict(self.faults), {}
         for client in chosen:
             try:
-                reply = self._check_reply(client, number, by_node.get(self.members[client].node))
+                reply = self._check_reply(client, round_number, by_node.get(self.members[client].node))
                 examples = min(finite_or_nan(reply.config.get("examples")), self.members[client].examples)
                 update = _update_of(reply, messages[client], self.terms.rounds)
             except Exception as error:  # of what a client sent: it costs that client its round, whatever it was
@@ -223,8 +223,8 @@ class Federation:
                 self.holding.pop(client, None)  # its node's memory is not what we think
                 continue
             sent[client], results[client] = TrainedState(reply.arrays.get("own", {}), examples), update
-            self.holding[client] = number
-        summed = self._secure_sum(number, sorted(sent), faults) if self.strategy.secure else None
+            self.holding[client] = round_number
+        summed = self._secure_sum(round_number, sorted(sent), faults) if self.strategy.secure else None
         if summed is not None:
             sent = {client: one for client, one in sent.items() if client in summed.clients}
             size = 4 * numbers(self.strategy.full)  # of the masked half
@@ -232,7 +232,8 @@ class Federation:
         if len(sent) < max(1, self.terms.least):
             raise Reject(
                 too_few_clients(
-                    f"round {number}: {len(sent)} of {len(chosen)} clients sent a usable state, {self.terms.least} are "
+                    f"round {round_number}: {len(sent)} of {len(chosen)} clients sent a usable state, "
+                    f"{self.terms.least} are "
                     "needed",
                     note=self._text(faults),
                     help="run again: it goes on from the last round that was kept",
@@ -241,20 +242,20 @@ class Federation:
         if summed is not None:
             self.strategy.take_sum(summed.total, summed.clients)
         else:
-            self.strategy.aggregate(number, sent)
-        return Round(number, results, faults, time.monotonic() - started)
+            self.strategy.aggregate(round_number, sent)
+        return Round(round_number, results, faults, time.monotonic() - started)
 
-    def _sample_clients(self, number: int) -> list[int]:
+    def _sample_clients(self, round_number: int) -> list[int]:
         """The clients of a round; who takes part follows from the seed and the round."""
         present = sorted(self.members)
         if self.terms.share >= 1:
             return present
         count = max(1, round(self.terms.share * len(present)))
-        draw = np.random.default_rng([self.terms.seed, number])
+        draw = np.random.default_rng([self.terms.seed, round_number])
         return sorted(draw.choice(present, size=count, replace=False).tolist())
 
-    def _train_message(self, client: int, number: int) -> Message:
-        payload = self.strategy.payload(client, number, self.holding.get(client))
+    def _train_message(self, client: int, round_number: int) -> Message:
+        payload = self.strategy.payload(client, round_number, self.holding.get(client))
         terms = self.terms
         config: dict[str, str | int | float | bool] = {
             "base": terms.base,
@@ -263,7 +264,7 @@ class Federation:
             "rounds": terms.rounds,
         }
         config |= payload.config
-        return Message(self.members[client].node, "train", number, payload.arrays, config)
+        return Message(self.members[client].node, "train", round_number, payload.arrays, config)
 
     def _check_reply(self, client: int, round_: int, reply: Reply | None) -> Reply:
         """The reply. Raises ValueError with the reason where it can't be used."""
@@ -281,11 +282,11 @@ class Federation:
             raise ValueError(reason)
         return reply
 
-    def _secure_sum(self, number: int, clients: list[int], faults: dict[int, str]) -> Sum:
+    def _secure_sum(self, round_number: int, clients: list[int], faults: dict[int, str]) -> Sum:
         """The sum of what these clients learned, or of those of them that still answer; none of fewer than three."""
         while len(clients) >= LEAST:
             publics = {c: self.members[c].public for c in clients}
-            messages = [masked_request(self.members[c].node, c, number, publics) for c in clients]
+            messages = [masked_request(self.members[c].node, c, round_number, publics) for c in clients]
             by_node = {r.node: r for r in send_and_receive(self.grid, messages, self.terms.deadline, self.terms.every)}
             replies = {c: by_node.get(self.members[c].node) for c in clients}
             count, vectors = numbers(self.strategy.full), {}
@@ -300,7 +301,7 @@ class Federation:
             clients = sorted(vectors)
         raise Reject(
             too_few_clients(
-                f"round {number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
+                f"round {round_number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
                 note=self._text(faults),
                 help="run again when more of them are there",
             )

@@ -44,10 +44,10 @@ def rows_of(name: str, ctx: "Context") -> Rows:
     return Rows(ctx.rows(ref), ctx.prompts(ref), ctx.speech(ref), ctx.labels(ref))
 
 
-def concatenate_rows(parts: Sequence[Rows]) -> Rows:
+def concatenate_rows(batches: Sequence[Rows]) -> Rows:
     """One after the other; what some lack, all lack."""
     columns: dict[str, Any] = {}
     for f in fields(Rows):
-        values = [getattr(part, f.name) for part in parts]
+        values = [getattr(part, f.name) for part in batches]
         columns[f.name] = None if any(v is None for v in values) else torch.cat(values)
     return Rows(**columns)

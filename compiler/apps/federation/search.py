@@ -81,10 +81,10 @@ class RetrievalStrategy(Strategy):
 
     starts = False
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         raise AssertionError("nothing is trained")
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         raise AssertionError("nothing is trained")
 
     def results(self) -> dict[str, State]:
@@ -93,7 +93,7 @@ class RetrievalStrategy(Strategy):
     def saved(self) -> dict[str, State]:
         return {}
 
-    def restore(self, saved: Mapping[str, State]) -> None: ...
+    def restore(self, arrays: Mapping[str, State]) -> None: ...
 
 
 class RetrievalFederation(Federation):
@@ -115,40 +115,41 @@ class RetrievalFederation(Federation):
             raise Reject(too_few_clients("no client got an answer", note=self._text(self.course.rounds[-1].faults)))
         return self.course
 
-    def _query_round(self, number: int, client: int) -> Round:
+    def _query_round(self, round_number: int, client: int) -> Round:
         started, faults, sizes = time.monotonic(), dict(self.faults), [0, 0]
-        (reply,) = self._exchange_states("ask", number, {client: {}}, sizes).values()
+        (reply,) = self._exchange_states("ask", round_number, {client: {}}, sizes).values()
         questions = _questions(reply)
         if questions is None:
-            return Round(number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
+            return Round(round_number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
         payloads = {k: {"questions": questions} for k in sorted(self.members)}
         pairs = {}
-        for k, reply in self._exchange_states("search", number, payloads, sizes).items():
+        for k, reply in self._exchange_states("search", round_number, payloads, sizes).items():
             pair = _parse_reply(reply, len(questions), self.count)
             if pair is None:
                 faults[k] = _reason(reply)
             else:
                 pairs[k] = pair
         if not pairs:
-            return Round(number, {}, faults, time.monotonic() - started)
+            return Round(round_number, {}, faults, time.monotonic() - started)
         owners, numbers = merge_replies(pairs, self.count)
         (reply,) = self._exchange_states(
-            "judge", number, {client: {"owners": owners, "numbers": numbers}}, sizes
+            "judge", round_number, {client: {"owners": owners, "numbers": numbers}}, sizes
         ).values()
         if reply is None or reply.error:
-            return Round(number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
+            return Round(round_number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
         spent = time.monotonic() - started
         right = finite_or_nan(reply.config.get("accuracy"))
         result = ClientUpdate(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
-        return Round(number, {client: result}, faults, spent)
+        return Round(round_number, {client: result}, faults, spent)
 
     def _exchange_states(
-        self, kind: str, number: int, states: Mapping[int, State], sizes: list[int]
+        self, kind: str, round_number: int, states: Mapping[int, State], sizes: list[int]
     ) -> dict[int, Reply | None]:
         """The reply of each of these clients to its state, None of one that was late; adds the bytes up and down."""
         config: dict[str, str | int | float | bool] = {"base": self.terms.base, "deadline": self.terms.deadline}
         sent = [
-            Message(self.members[k].node, kind, number, {"others": s} if s else {}, config) for k, s in states.items()
+            Message(self.members[k].node, kind, round_number, {"others": s} if s else {}, config)
+            for k, s in states.items()
         ]
         replies = {r.node: r for r in send_and_receive(self.grid, sent, self.terms.deadline, self.terms.every)}
         sizes[0] += sum(r.bytes for r in replies.values())

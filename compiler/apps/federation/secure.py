@@ -27,8 +27,8 @@ class SecureSum(Strategy):
 
     secure = True
 
-    def __init__(self, full: Shapes, all_but_me: bool, mix: float | None):
-        super().__init__(full)
+    def __init__(self, full_shapes: Shapes, all_but_me: bool, mix: float | None):
+        super().__init__(full_shapes)
         self.personal, self.mix = all_but_me, mix
         self.mean: State = {}
         self.summed: tuple[int, ...] = ()  # clients of the last sum
@@ -37,7 +37,7 @@ class SecureSum(Strategy):
         super().begin(initial)
         self.mean = dict(initial)
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         if not self.personal or not self.summed or (last_round is None and client not in self.summed):
             return Payload({"global": self.mean}, {"secure": True})
         share = "adaptive" if self.mix is None else self.mix
@@ -46,7 +46,7 @@ class SecureSum(Strategy):
             {"secure": True, "mix": share, "way": "project", "among": len(self.summed) * (client in self.summed)},
         )
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         raise AssertionError("a secure strategy is given sums")
 
     def take_sum(self, total: State, clients: Sequence[int]) -> None:
@@ -61,16 +61,16 @@ class SecureSum(Strategy):
     def saved(self) -> dict[str, State]:
         return {"mean": self.mean, "summed": {"clients": np.array(self.summed, np.float64)}}
 
-    def restore(self, saved: Mapping[str, State]) -> None:
-        self.mean = dict(saved["mean"])
+    def restore(self, arrays: Mapping[str, State]) -> None:
+        self.mean = dict(arrays["mean"])
         self.initial = dict(self.mean)
-        self.summed = tuple(int(k) for k in saved.get("summed", {}).get("clients", ()))
+        self.summed = tuple(int(k) for k in arrays.get("summed", {}).get("clients", ()))
 
 
-def masked_request(node: int, client: int, number: int, publics: Mapping[int, str]) -> Message:
+def masked_request(node: int, client: int, round_number: int, publics: Mapping[int, str]) -> Message:
     """Ask a client for its state of this round under masks against these clients, by their public keys."""
     publics_json = json.dumps({str(k): key for k, key in sorted(publics.items())})
-    return Message(node, "masked", number, {}, {"client": client, "publics": publics_json})
+    return Message(node, "masked", round_number, {}, {"client": client, "publics": publics_json})
 
 
 def opened_sum(vectors: Sequence[np.ndarray], shapes: Shapes) -> State:

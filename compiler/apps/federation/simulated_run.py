@@ -57,18 +57,20 @@ def recipe_folder(path: Path) -> Path:
     return file.parent
 
 
-def _print_summary(run: "Federation", declared: "Declaration", into: Path, screen: Screen) -> None:
+def _print_summary(run: "Federation", declaration: "Declaration", destination: Path, screen: Screen) -> None:
     from ...core.quantity import count_text, size
     from .noise import privacy_sentence
     from .rounds import fault_lines
 
     for text in fault_lines(run.course.rounds):
         screen.note(text)
-    if declared.stream:
+    if declaration.stream:
         from .stream import forgetting_by_task
 
         worse = ", ".join(f"{value:+.4f}" for value in forgetting_by_task(run.course.rounds))
         screen.note(f"tasks before the last, nats per token since their own rounds: {worse}")
-    if declared.clip:
-        screen.note(privacy_sentence(run.course.rounds, declared))
-    screen.note(f"{count_text(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {into}")
+    if declaration.clip:
+        screen.note(privacy_sentence(run.course.rounds, declaration))
+    screen.note(
+        f"{count_text(len(run.course.rounds), 'round')}, {size(run.course.bytes)} sent; states in {destination}"
+    )

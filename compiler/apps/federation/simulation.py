@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    declared: Declaration,
+    declaration: Declaration,
     model: Path,
     data: Path,
     settings: "Settings",
     on_round: Callable[[Round], None] = lambda round_: None,
 ) -> Federation:
     """Run all rounds; killed and called again, it goes on. Reject where it can't be finished."""
-    host = ClientHost(declared, model, data, settings)
+    host = ClientHost(declaration, model, data, settings)
     host.check_base()
-    checkpoint = Checkpoint(settings.cache_dir / "federations" / declared.identity, declared.identity)
-    with host.participants(list(range(declared.clients))) as clients:
-        run = make_federation(declared, LocalGrid(clients), checkpoint, on_round)
+    checkpoint = Checkpoint(settings.cache_dir / "federations" / declaration.identity, declaration.identity)
+    with host.participants(list(range(declaration.clients))) as clients:
+        run = make_federation(declaration, LocalGrid(clients), checkpoint, on_round)
         run.run()
     checkpoint.clear()
     return run

@@ -57,14 +57,14 @@ class Size:
         }
         return Size(int(body["params"]), cuts, remaining)
 
-    def fits(self, full: Shapes) -> bool:
+    def fits(self, full_shapes: Shapes) -> bool:
         """Whether it names arrays that are there, and indices in them, ascending."""
         return all(
-            name in full
-            and len(axes) == len(full[name])
+            name in full_shapes
+            and len(axes) == len(full_shapes[name])
             and all(
                 axis is None or (axis and list(axis) == sorted(set(axis)) and axis[0] >= 0 and axis[-1] < extent)
-                for axis, extent in zip(axes, full[name], strict=True)
+                for axis, extent in zip(axes, full_shapes[name], strict=True)
             )
             for name, axes in self.indices.items()
         )
@@ -75,15 +75,17 @@ class Size:
             for name, axes in self.indices.items()
         }
 
-    def shapes(self, full: Shapes) -> dict[str, tuple[int, ...]]:
+    def shapes(self, full_shapes: Shapes) -> dict[str, tuple[int, ...]]:
         """Of the sub-network's arrays."""
-        axes: dict[str, tuple[Any, ...]] = {n: self.indices.get(n, (None,) * len(shape)) for n, shape in full.items()}
+        axes: dict[str, tuple[Any, ...]] = {
+            n: self.indices.get(n, (None,) * len(shape)) for n, shape in full_shapes.items()
+        }
         return {
             name: tuple(
                 size if axis_index is None else len(axis_index)
                 for size, axis_index in zip(shape, axes[name], strict=True)
             )
-            for name, shape in full.items()
+            for name, shape in full_shapes.items()
         }
 
 
@@ -225,28 +227,28 @@ class Coverage(FedAvg):
 
     def __init__(
         self,
-        full: Shapes,
+        full_shapes: Shapes,
         options: Sequence[Size],
         size_of: Mapping[int, int],
         weighting: CountMode = "all",
         seed: int | None = None,
     ):
-        super().__init__(full)
+        super().__init__(full_shapes)
         self.options, self.size_of_client, self.count_mode, self.seed = tuple(options), dict(size_of), weighting, seed
         self.assignment = dict(size_of)  # client -> number of its size in this round
         self._indices = [size.index() for size in self.options]
 
-    def prepare(self, number: int, clients: Sequence[int]) -> None:
+    def prepare(self, round_number: int, clients: Sequence[int]) -> None:
         if self.seed is not None:
             order = sorted(range(len(self.options)), key=lambda n: -self.options[n].params)
             largest_index = {k: order.index(self.size_of_client[k]) for k in clients if k in self.size_of_client}
-            assigned = sandwich_sizes(clients, order, [self.seed, number], largest_index)
+            assigned = sandwich_sizes(clients, order, [self.seed, round_number], largest_index)
             self.assignment = {k: n for k, n in assigned.items() if k in self.size_of_client}
 
     def tells_start(self, client: int) -> bool:
         return client not in self.size_of_client or not self.options[self.size_of_client[client]].indices
 
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         config = {"size": self.assignment[client]} if client in self.assignment else {}
         return Payload({"global": part_of(self.state, self._index(client))}, config)
 
@@ -256,9 +258,9 @@ class Coverage(FedAvg):
     def required(self, client: int) -> Shapes:
         return self.options[self.assignment[client]].shapes(self.full) if client in self.assignment else self.full
 
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
-        parts: dict[int, State] = {k: s.state for k, s in sent.items()}
-        indices = {k: self._index(k) for k in sent}
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
+        parts: dict[int, State] = {k: s.state for k, s in client_states.items()}
+        indices = {k: self._index(k) for k in client_states}
         self.state = coverage_mean(
-            self.state, parts, indices, {k: s.examples for k, s in sent.items()}, self.count_mode
+            self.state, parts, indices, {k: s.examples for k, s in client_states.items()}, self.count_mode
         )

@@ -37,8 +37,8 @@ class Slots(ABC):
         """A state to start from: one that changes nothing, where there is such a state."""
 
     @abstractmethod
-    def put(self, state: State, added: State) -> None:
-        """Put a state into the model, over a base to which `added` ([out, in] by module) was added."""
+    def put(self, state: State, delta: State) -> None:
+        """Put a state into the model, over a base to which `delta` ([out, in] by module) was added."""
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -56,17 +56,17 @@ def _draw(seed: int, name: str) -> np.random.Generator:
 class LowRank(Slots):
     """Adapters, as peft has them; a state may be of any rank."""
 
-    def __init__(self, model: nn.Module, layers: "Mapping[str, LoraLayer]", full: Shapes, alpha: float):
-        self.model, self.layers, self.full, self.alpha = model, layers, full, alpha
+    def __init__(self, model: nn.Module, layers: "Mapping[str, LoraLayer]", full_shapes: Shapes, alpha: float):
+        self.model, self.layers, self.full, self.alpha = model, layers, full_shapes, alpha
         self.base: dict[str, Tensor] = {}  # weights before anything was added
 
     @staticmethod
     @contextmanager
-    def attached(model: nn.Module, full: Shapes, alpha: float) -> "Iterator[LowRank]":
+    def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRank]":
         """Adapters on a model; afterwards it is as it was."""
-        rank = max(full[f"{path}.A"][0] for path in modules(full))
-        with with_adapters(model, tuple(modules(full)), Shape(rank, alpha, 0.0), 0) as adapters:
-            slots = LowRank(model, adapters.layers, full, alpha)
+        rank = max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
+        with with_adapters(model, tuple(modules(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
+            slots = LowRank(model, adapters.layers, full_shapes, alpha)
             try:
                 yield slots
             finally:
@@ -84,14 +84,14 @@ class LowRank(Slots):
         return state
 
     @torch.no_grad()
-    def put(self, state: State, added: State) -> None:
+    def put(self, state: State, delta: State) -> None:
         for path, layer in self.layers.items():
             name, factors = _adapter_matrices(layer)
             layer.scaling[name] = self.alpha / len(state[f"{path}.A"])
             for side, part in factors.items():
                 new = torch.from_numpy(state[f"{path}.{side}"]).to(part.get_parameter("weight"), copy=True)
                 part.weight = nn.Parameter(new)
-        self._add(added)
+        self._add(delta)
 
     def _add(self, added: State) -> None:
         for path, layer in self.layers.items():
@@ -120,15 +120,15 @@ def _adapter_matrices(layer: "LoraLayer") -> tuple[str, dict[str, nn.Module]]:
 class Edited(Slots):
     """Interventions that the model has; their rows R are orthonormal whenever a state leaves it."""
 
-    def __init__(self, model: nn.Module, full: Shapes):
-        self.model, self.full, self.functions = model, full, interventions_by_path(model)
+    def __init__(self, model: nn.Module, full_shapes: Shapes):
+        self.model, self.full, self.functions = model, full_shapes, interventions_by_path(model)
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.parameters().items()}
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
-    def put(self, state: State, added: State) -> None:
+    def put(self, state: State, delta: State) -> None:
         for name, parameter in self.parameters().items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -160,17 +160,17 @@ def arrays(path: str, function: Intervention) -> dict[str, nn.Parameter]:
 class ClassifierSlots(Slots):
     """Slots of a model that ends in a head over whole rows, which is trained along and sent with the rest."""
 
-    def __init__(self, inner: Slots, full: Shapes):
-        self.inner, self.model, self.full = inner, inner.model, full
-        self.trained = {name: p for name, p in head(inner.model).items() if name in full}
+    def __init__(self, inner: Slots, full_shapes: Shapes):
+        self.inner, self.model, self.full = inner, inner.model, full_shapes
+        self.trained = {name: p for name, p in head(inner.model).items() if name in full_shapes}
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         return {**self.inner.initial_state(seed, rank), **{name: array.copy() for name, array in self.start.items()}}
 
     @torch.no_grad()
-    def put(self, state: State, added: State) -> None:
-        self.inner.put(state, added)
+    def put(self, state: State, delta: State) -> None:
+        self.inner.put(state, delta)
         for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -184,17 +184,17 @@ class ClassifierSlots(Slots):
 class AllWeights(Slots):
     """All weights of the model, or those of the names given."""
 
-    def __init__(self, model: nn.Module, full: Shapes):
-        self.model, self.full = model, full
+    def __init__(self, model: nn.Module, full_shapes: Shapes):
+        self.model, self.full = model, full_shapes
         parameters = dict(model.named_parameters())
-        self.trained = {name: parameters[name] for name in full}
+        self.trained = {name: parameters[name] for name in full_shapes}
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
-    def put(self, state: State, added: State) -> None:
+    def put(self, state: State, delta: State) -> None:
         for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -223,10 +223,12 @@ class SoftPromptModel(nn.Module):
 class SoftPrompt(Slots):
     """Embeddings in front of every row; the model itself never changes."""
 
-    def __init__(self, model: nn.Module, full: Shapes):
-        self.full = full
+    def __init__(self, model: nn.Module, full_shapes: Shapes):
+        self.full = full_shapes
         self.words = pretrained(model).get_input_embeddings().get_parameter("weight")
-        self.model: SoftPromptModel = SoftPromptModel(model, torch.zeros(full["prompt"], device=self.words.device))
+        self.model: SoftPromptModel = SoftPromptModel(
+            model, torch.zeros(full_shapes["prompt"], device=self.words.device)
+        )
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         """Embeddings of tokens drawn by the seed."""
@@ -234,7 +236,7 @@ class SoftPrompt(Slots):
         return {"prompt": self.words.detach()[torch.from_numpy(ids)].float().cpu().numpy()}
 
     @torch.no_grad()
-    def put(self, state: State, added: State) -> None:
+    def put(self, state: State, delta: State) -> None:
         self.model.prompt.copy_(torch.from_numpy(state["prompt"]))
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -37,19 +37,19 @@ class Strategy(ABC):
     starts: bool = True
     secure: bool = False
 
-    def __init__(self, full: Shapes):
-        self.full = dict(full)
+    def __init__(self, full_shapes: Shapes):
+        self.full = dict(full_shapes)
         self.initial: State = {}
 
     def begin(self, initial: State) -> None:
         """Take the state that every client starts from."""
         self.initial = dict(initial)
 
-    def prepare(self, number: int, clients: Sequence[int]) -> None:  # noqa: B027 (most do the same every round)
+    def prepare(self, round_number: int, clients: Sequence[int]) -> None:  # noqa: B027 (most do the same every round)
         """A round with these clients begins."""
 
     @abstractmethod
-    def payload(self, client: int, number: int, last_round: int | None) -> Payload:
+    def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         """Payload for a client in a round. `last_round` is the last round whose state it has in memory, None for
         none."""
 
@@ -62,7 +62,7 @@ class Strategy(ABC):
         return self.full
 
     @abstractmethod
-    def aggregate(self, number: int, sent: Mapping[int, TrainedState]) -> None:
+    def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         """Put a round together."""
 
     def take_sum(self, total: State, clients: Sequence[int]) -> None:
@@ -78,4 +78,4 @@ class Strategy(ABC):
         """All that it keeps, by name; `restore` takes it back."""
 
     @abstractmethod
-    def restore(self, saved: Mapping[str, State]) -> None: ...
+    def restore(self, arrays: Mapping[str, State]) -> None: ...

@@ -12,9 +12,9 @@ from .slots import Slots
 from .state import State
 
 
-def task_of(number: int, rounds: int, tasks: int) -> int:
+def task_of(round_number: int, rounds: int, tasks: int) -> int:
     """The task of a round, both from their first: each has as many rounds as the others, or one less."""
-    return min(tasks - 1, (number - 1) * tasks // rounds)
+    return min(tasks - 1, (round_number - 1) * tasks // rounds)
 
 
 class Stream(Language):
@@ -23,24 +23,24 @@ class Stream(Language):
     parts    rows to learn from and rows to judge by, for every task; a client may have none of one
     """
 
-    def __init__(self, slots: Slots, parts: Sequence[tuple[Rows, Rows]], local: Local, base: str):
-        super().__init__(slots, *parts[0], local, base)
-        self.parts = tuple(parts)
+    def __init__(self, slots: Slots, task_rows: Sequence[tuple[Rows, Rows]], local: Local, base: str):
+        super().__init__(slots, *task_rows[0], local, base)
+        self.parts = tuple(task_rows)
         self.tasks, self.anchors = len(self.parts), local.anchor > 0
         self.examples = max(len(rows) for rows, _ in self.parts)  # it has data, if not of the first task
         self.losses: tuple[float, ...] = ()
 
-    def begin(self, number: int, rounds: int) -> None:
-        self.task = task_of(number, rounds, self.tasks)
+    def begin(self, round_number: int, rounds: int) -> None:
+        self.task = task_of(round_number, rounds, self.tasks)
         self.rows, self.held_out = self.parts[self.task]
         self.examples = len(self.rows)
 
-    def evaluate(self, state: State, added: State) -> tuple[float, float]:
+    def evaluate(self, state: State, delta: State) -> tuple[float, float]:
         """Of the tasks that it has met so far, each weighing the same; `told` has them one by one."""
         task_results = []
         for _, validation in self.parts[: self.task + 1]:
             self.held_out = validation
-            task_results.append(super().evaluate(state, added))
+            task_results.append(super().evaluate(state, delta))
         self.losses = tuple(loss for loss, _ in task_results)
         known = [pair for pair in task_results if not math.isnan(pair[0])]
         if not known:

@@ -83,18 +83,18 @@ class FederationSummary:
         }
 
 
-def _budget(declared: Declaration, row: dict[str, Any]) -> str:
+def _budget(declaration: Declaration, row: dict[str, Any]) -> str:
     """As the recipe has it, with what shares and plain numbers are of."""
     text = str(row["budget"])
-    return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declared.counts == 'flops' else 'of parameters'}"
+    return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declaration.counts == 'flops' else 'of parameters'}"
 
 
-def _download_bytes(declared: Declaration, up: int) -> int | None:
+def _download_bytes(declaration: Declaration, rank: int) -> int | None:
     """Bytes to a client in a later round; None where they grow with its absence and the others' ranks."""
-    if declared.strategy == "alone":
+    if declaration.strategy == "alone":
         return 0
-    if declared.strategy == "stack":
-        ranks = declared.ranks or (1,) * declared.clients
-        per_rank = up // ranks[0]
-        return per_rank * sum(ranks) if declared.share >= 1 else None
-    return up
+    if declaration.strategy == "stack":
+        ranks = declaration.ranks or (1,) * declaration.clients
+        per_rank = rank // ranks[0]
+        return per_rank * sum(ranks) if declaration.share >= 1 else None
+    return rank

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def shapes_of(
-    program: "Program", trains: str, tokens: int, rank: int, on: "Selector | None"
+    program: "Program", trains: str, tokens: int, rank: int, selector: "Selector | None"
 ) -> dict[str, tuple[int, ...]]:
     """Of a whole state but for a head: `trains` as the target `flower` has it, adapters of this rank on modules."""
     from ...transforms.training.adapters import adaptable_modules
@@ -38,16 +38,16 @@ def shapes_of(
         return {name: tuple(p.shape) for path, f in interventions_of.items() for name, p in arrays(path, f).items()}
     parts = {part.path: part for part in skeleton_of(program).parts}
     full: dict[str, tuple[int, ...]] = {}
-    for path in adaptable_modules(program, on, "trains: full"):
+    for path in adaptable_modules(program, selector, "trains: full"):
         shape = dict(parts[path].tensors)["weight"]
         out, inputs = reversed(shape) if parts[path].kind == "Conv1D" else shape
         full |= {f"{path}.A": (rank, inputs), f"{path}.B": (out, rank)}
     return full
 
 
-def check_ranks(full: Shapes, rank: int, argument: str) -> None:
+def check_ranks(full_shapes: Shapes, rank: int, argument: str) -> None:
     """Reject (rank-too-large) adapters whose product needs no such rank: B A is at most as wide as a weight."""
-    widths = {path: min(full[f"{path}.A"][1], full[f"{path}.B"][0]) for path in modules(full)}
+    widths = {path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in modules(full_shapes)}
     path = min(widths, key=lambda p: widths[p], default="")
     if path and rank > widths[path]:
         raise Reject(

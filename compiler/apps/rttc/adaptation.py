@@ -81,20 +81,20 @@ class Adaptable:
         self,
         model: nn.Module,
         tokenizer: Any,
-        on: tuple[str, ...],
+        adapters: tuple[str, ...],
         regime: AdapterSettings,
         prompt: Callable[[str], list[int]],
     ):
         self.model, self.regime, self._tokenizer, self._prompt = model, regime, tokenizer, prompt
-        self.on = on
-        self._adapters = attached(regime.kind, model, on, regime.rank, regime.alpha, regime.seed)
+        self.on = adapters
+        self._adapters = attached(regime.kind, model, adapters, regime.rank, regime.alpha, regime.seed)
         self._parameters = self._adapters.parameters()
         adapter_ids = {id(p) for p in self._parameters.values()}
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in adapter_ids)
         self._initial = self.state()
-        self.shape = digest([asdict(regime), on])
+        self.shape = digest([asdict(regime), adapters])
         self.off()
 
     def close(self) -> None:
@@ -120,11 +120,11 @@ class Adaptable:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[name])
-        self._switch(on=True)
+        self._switch(enabled=True)
 
     def off(self) -> None:
         """Answer as the bare model."""
-        self._switch(on=False)
+        self._switch(enabled=False)
 
     @contextmanager
     def per_row_states(self, states: Sequence[State | None]) -> Iterator[None]:
@@ -138,8 +138,8 @@ class Adaptable:
         with self._adapters.rows({name: torch.stack([state[name] for state in row_states]) for name in blank}):
             yield
 
-    def _switch(self, on: bool) -> None:
-        self._adapters.switch(on)
+    def _switch(self, enabled: bool) -> None:
+        self._adapters.switch(enabled)
 
     def train(
         self, samples: Sequence[Sample], scores: Sequence[float] = (), stopped: Callable[[], bool] = lambda: False

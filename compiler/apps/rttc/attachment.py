@@ -23,7 +23,7 @@ class Attachment(Protocol):
 
     def parameters(self) -> dict[str, nn.Parameter]: ...
 
-    def switch(self, on: bool) -> None:
+    def switch(self, enabled: bool) -> None:
         """While it is off the model computes what it did before."""
 
     def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
@@ -36,16 +36,16 @@ class Attachment(Protocol):
 class LowRank:
     """LoRA on linear modules, by peft."""
 
-    def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, alpha: float, seed: int):
+    def __init__(self, model: nn.Module, adapters: tuple[str, ...], rank: int, alpha: float, seed: int):
         self._stack = ExitStack()
-        self._adapters = self._stack.enter_context(with_adapters(model, on, Shape(rank, alpha, 0.0), seed))
+        self._adapters = self._stack.enter_context(with_adapters(model, adapters, Shape(rank, alpha, 0.0), seed))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self._adapters.parameters()
 
-    def switch(self, on: bool) -> None:
+    def switch(self, enabled: bool) -> None:
         for layer in self._adapters.layers.values():
-            layer.enable_adapters(on)
+            layer.enable_adapters(enabled)
 
     def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         return self._adapters.per_row_adapters(stacked)
@@ -64,14 +64,14 @@ class Residual:
     Source: Wu et al. 2024 (arXiv 2404.03592), equation 3.
     """
 
-    def __init__(self, model: nn.Module, on: tuple[str, ...], rank: int, seed: int):
+    def __init__(self, model: nn.Module, adapters: tuple[str, ...], rank: int, seed: int):
         self._on = False
         self._stacked: Mapping[str, Tensor] | None = None
         generator = torch.Generator().manual_seed(seed)
         width = weight_of(pretrained(model).get_input_embeddings()).shape[1]
         self._edits: dict[str, Intervention] = {}
         self._hooks = []
-        for path in on:
+        for path in adapters:
             layer = model.get_submodule(path)
             like = next(layer.parameters())
             edit = Intervention("direft", width, min(rank, width), 0.0, dtype=torch.float32, device=like.device)
@@ -82,8 +82,8 @@ class Residual:
     def parameters(self) -> dict[str, nn.Parameter]:
         return {f"{path}.{name}": p for path, edit in self._edits.items() for name, p in edit.named_parameters()}
 
-    def switch(self, on: bool) -> None:
-        self._on = on
+    def switch(self, enabled: bool) -> None:
+        self._on = enabled
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -113,9 +113,9 @@ class Residual:
         return hook
 
 
-def attached(kind: str, model: nn.Module, on: tuple[str, ...], rank: int, alpha: float, seed: int) -> Attachment:
+def attached(kind: str, model: nn.Module, adapters: tuple[str, ...], rank: int, alpha: float, seed: int) -> Attachment:
     assert kind in KINDS, f"nothing is called {kind}"
-    return Residual(model, on, rank, seed) if kind == "reft" else LowRank(model, on, rank, alpha, seed)
+    return Residual(model, adapters, rank, seed) if kind == "reft" else LowRank(model, adapters, rank, alpha, seed)
 
 
 def attachment_paths(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:

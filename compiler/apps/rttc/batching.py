@@ -119,22 +119,22 @@ class Batcher:
             for row in batch:
                 self._notify(row)
 
-    def _generate_batch(self, part: Sequence[_Row]) -> None:
-        self.largest = max(self.largest, len(part))
-        with _under(self._adaptable, [row.state for row in part]):
+    def _generate_batch(self, batch: Sequence[_Row]) -> None:
+        self.largest = max(self.largest, len(batch))
+        with _under(self._adaptable, [row.state for row in batch]):
             generate_rows(
                 self._model,
-                [row.ids for row in part],
-                [row.growth for row in part],
-                [row.settings for row in part],
+                [row.ids for row in batch],
+                [row.growth for row in batch],
+                [row.settings for row in batch],
                 eos_ids_of(self._model, self._prompts),
-                lambda number: self._notify_early(part[number], part),
+                lambda number: self._notify_early(batch[number], batch),
             )
 
-    def _notify_early(self, row: _Row, part: Sequence[_Row]) -> None:
+    def _notify_early(self, row: _Row, batch: Sequence[_Row]) -> None:
         """Notify rows whose batch continues without them; the last one when the model is as it was, without
         adapters."""
-        if any(other is not row and not other.finished for other in part):
+        if any(other is not row and not other.finished for other in batch):
             self._notify(row)
 
     def _notify(self, row: _Row) -> None:
@@ -170,8 +170,8 @@ def batching_matches_single(model: Any, adaptable: Adaptable | None) -> bool:
     return bool((batched - expected).square().mean().sqrt() <= _MAX_DIFFERENCE * expected.square().mean().sqrt())
 
 
-def _random(adaptable: Adaptable, draw: torch.Generator) -> State:
-    return {n: t + 0.05 * torch.randn(t.shape, generator=draw).to(t) for n, t in adaptable.state().items()}
+def _random(adaptable: Adaptable, rng: torch.Generator) -> State:
+    return {n: t + 0.05 * torch.randn(t.shape, generator=rng).to(t) for n, t in adaptable.state().items()}
 
 
 def _two_step_logits(

@@ -183,6 +183,6 @@ class StateCache:
         while self.n_bytes > self.max_bytes:
             self._drop(min(self._entries.values(), key=self._worth))
 
-    def _file(self, number: int) -> Path:
+    def _file(self, entry_index: int) -> Path:
         assert self._folder is not None, "a cache in memory has no files"
-        return self._folder / f"entry-{number:08}.safetensors"
+        return self._folder / f"entry-{entry_index:08}.safetensors"

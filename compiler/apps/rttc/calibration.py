@@ -63,13 +63,15 @@ def auc_by_branch(trials_run: Sequence[Trial]) -> dict[str, float]:
     return {**scores, "all": auc([s for s, _ in all_pairs], [r for _, r in all_pairs])}
 
 
-def fit_policy(trials_run: Sequence[Trial], policy: Policy, price: float, force: bool) -> tuple[Policy, list[Point]]:
+def fit_policy(
+    trials_run: Sequence[Trial], policy: Policy, price_per_second: float, force: bool
+) -> tuple[Policy, list[Point]]:
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
     total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
         raise Reject(_weak_reward_diagnostic(trials_run, total_auc))
     scales = fit_scales(trials_run)
-    chosen, points = calibrate_thresholds(trials_run, price, scales=scales)
+    chosen, points = calibrate_thresholds(trials_run, price_per_second, scales=scales)
     scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
 
@@ -99,12 +101,12 @@ def dev_features(client: GuidedModel, dev: Sequence[Sample]) -> Tensor:
     return torch.stack([features(vector, one) for vector, one in zip(vectors, signals_of, strict=True)])
 
 
-def prices(router: Router, trials_run: Sequence[Trial], of: Tensor, steps: int = 12) -> list[Point]:
+def prices(router: Router, trials_run: Sequence[Trial], features: Tensor, steps: int = 12) -> list[Point]:
     """Points of the router at other prices of a second: from nothing to what makes the cheapest branch the only one."""
     least = min(router.seconds)
     gap = min((second - least for second in router.seconds if second > least), default=1.0)
     grid = [0.0, *(2.0**-at / gap for at in range(steps - 1, -1, -1))]
-    return [measure_router(replace(router, price=price), trials_run, of) for price in grid]
+    return [measure_router(replace(router, price=price), trials_run, features) for price in grid]
 
 
 def cosine_similarity_thresholds(vectors: Tensor, seed: int = 0) -> dict[str, float]:
@@ -141,7 +143,7 @@ class Calibration:
     auc: Mapping[str, float]
     router: Router | None = None
 
-    def write(self, into: Path, reward: Reward) -> None:
+    def write(self, destination: Path, reward: Reward) -> None:
         """`calibration.json`, its picture in SVG and in characters, and the router where there is one."""
         body = {
             "reward": reward.name,
@@ -159,9 +161,9 @@ class Calibration:
             (".svg", svg_chart(self.points, names)),
             (".txt", text_chart(self.points, names)),
         ):
-            (into / f"calibration{suffix}").write_text(content, encoding="utf-8")
+            (destination / f"calibration{suffix}").write_text(content, encoding="utf-8")
         if self.router is not None:
-            self.router.save(into)
+            self.router.save(destination)
 
 
 def calibrate_policy(
@@ -169,18 +171,20 @@ def calibrate_policy(
     policy: Policy,
     dev: Sequence[Sample],
     trials_run: Sequence[Trial],
-    price: float | None,
+    price_per_second: float | None,
     seed: int,
     force: bool,
 ) -> Calibration:
-    """The policy that a dev set's trials ask for; `price` None is 0 for thresholds, and as `train` has it for a router.
+    """The policy that a dev set's trials ask for.
+
+    price_per_second    None is 0 for thresholds, and what `train_router` chooses for a router
     Reject (weak-reward) where a coin would choose as well."""
     areas = auc_by_branch(trials_run)
     if policy.kind != "router":
-        fitted, points = fit_policy(trials_run, policy, price or 0.0, force)
+        fitted, points = fit_policy(trials_run, policy, price_per_second or 0.0, force)
         return Calibration(fitted, trials_run, points, measure(trials_run, fitted), areas)
     of = dev_features(client, dev)
-    router = train_router(trials_run, of, price, seed=seed, force=force)
+    router = train_router(trials_run, of, price_per_second, seed=seed, force=force)
     chosen = measure_router(router, trials_run, of)
     return Calibration(
         policy, trials_run, prices(router, trials_run, of), chosen, {**areas, "router": router.auc}, router

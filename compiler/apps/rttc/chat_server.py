@@ -139,14 +139,16 @@ class GuidedServer:
             self.hits.labels(cache).inc(int(hit))
         return answered
 
-    def _query(self, messages: list[dict[str, str]], settings: Settings, left: threading.Event) -> Answered:
+    def _query(self, messages: list[dict[str, str]], settings: Settings, disconnected: threading.Event) -> Answered:
         with self.query_seconds.time():
-            return self.client.answer_conversation(messages, settings, lambda: left.is_set() or self._stopped.is_set())
+            return self.client.answer_conversation(
+                messages, settings, lambda: disconnected.is_set() or self._stopped.is_set()
+            )
 
 
-async def _leave(call: Call, left: threading.Event) -> None:
+async def _leave(call: Call, disconnected: threading.Event) -> None:
     await leaving(call)
-    left.set()
+    disconnected.set()
 
 
 def _messages(request_body: ChatRequest | CompletionRequest, client: GuidedModel) -> list[dict[str, str]]:

@@ -19,16 +19,16 @@ def pareto_points(points: Sequence[Point]) -> list[Point]:
     return result
 
 
-def svg_chart(points: Sequence[Point], marked: Mapping[str, Point], on: str = "the dev set") -> str:
-    """All pairs of thresholds grey, the best ones joined; `marked` by name: the branches, and what was chosen."""
-    x, y = _axis_scales([*points, *marked.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
+def svg_chart(points: Sequence[Point], highlighted: Mapping[str, Point], background: str = "the dev set") -> str:
+    """All pairs of thresholds grey, the best ones joined; `highlighted` by name: the branches, and what was chosen."""
+    x, y = _axis_scales([*points, *highlighted.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
     dots = [f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="2.5" fill="#bbb"/>' for p in points]
     line = " ".join(f"{x(p.seconds):.1f},{y(p.accuracy):.1f}" for p in pareto_points(points))
     marks = [
         f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="4.5" fill="#06c"/>'
         f'<text x="{x(p.seconds) + 8:.1f}" y="{y(p.accuracy) + 4:.1f}">{escape(name)} '
         f"{p.accuracy:.2f}, {p.seconds:.2f} s</text>"
-        for name, p in marked.items()
+        for name, p in highlighted.items()
     ]
     left, top, bottom, right = _EDGE - 12, 16, _HEIGHT - _EDGE + 12, _WIDTH - 100
     return (
@@ -37,21 +37,21 @@ def svg_chart(points: Sequence[Point], marked: Mapping[str, Point], on: str = "t
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>\n'
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#333"/>\n'
         f'<text x="{left}" y="{_HEIGHT - 14}">seconds a query</text>\n'
-        f'<text transform="translate(20 {bottom}) rotate(-90)">accuracy on {on}</text>\n'
+        f'<text transform="translate(20 {bottom}) rotate(-90)">accuracy on {background}</text>\n'
         f'<polyline points="{line}" fill="none" stroke="#06c" stroke-dasharray="4 3"/>\n'
         + "\n".join([*dots, *marks])
         + "\n</svg>\n"
     )
 
 
-def text_chart(points: Sequence[Point], marked: Mapping[str, Point]) -> str:
-    """Chart in characters: a dot for each pair of thresholds, a letter for each of `marked`, told below."""
-    x, y = _axis_scales([*points, *marked.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
+def text_chart(points: Sequence[Point], highlighted: Mapping[str, Point]) -> str:
+    """Chart in characters: a dot for each pair of thresholds, a letter for each of `highlighted`, told below."""
+    x, y = _axis_scales([*points, *highlighted.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
     cells = [[" "] * _COLUMNS for _ in range(_ROWS)]
     for point in points:
         cells[round(y(point.accuracy))][round(x(point.seconds))] = "."
     lines = []
-    for letter, (name, point) in zip("abcdefghijklmnop", marked.items(), strict=False):
+    for letter, (name, point) in zip("abcdefghijklmnop", highlighted.items(), strict=False):
         cells[round(y(point.accuracy))][round(x(point.seconds))] = letter
         lines.append(f"{letter}  {name}: accuracy {point.accuracy:.3f}, {point.seconds:.3f} s a query")
     summary = "\n".join(f"|{''.join(row).rstrip()}" for row in cells)

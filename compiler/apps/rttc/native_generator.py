@@ -118,8 +118,8 @@ def _matrices(kind: str, path: str, state: State) -> tuple[Tensor, Tensor, Tenso
     return state[f"{path}.aim"], state[f"{path}.project"].T, state[f"{path}.bias"]
 
 
-def _ranks(kind: str, on: Sequence[str], state: State) -> dict[str, int]:
-    return {path: len(_matrices(kind, path, state)[0]) for path in on}
+def _ranks(kind: str, adapters: Sequence[str], state: State) -> dict[str, int]:
+    return {path: len(_matrices(kind, path, state)[0]) for path in adapters}
 
 
 def _blank(shape: Sequence[int]) -> Tensor:
@@ -130,13 +130,13 @@ def _blank(shape: Sequence[int]) -> Tensor:
 
 
 def plan_with_adapters(
-    plan: Plan, kind: str, on: Sequence[str], ranks: Mapping[str, int]
+    plan: Plan, kind: str, adapters: Sequence[str], ranks: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """A plan with steps for adapters behind the places `on`, and the shapes of the weights that they read.
+    """A plan with steps for adapters behind the places `adapters`, and the shapes of the weights that they read.
 
     Raises Reject (no-place-for-adapters).
     """
-    path_by_step = {_step_to_adapt(plan, kind, path): path for path in on}
+    path_by_step = {_step_to_adapt(plan, kind, path): path for path in adapters}
     steps: list[dict[str, Any]] = []
     widths: list[int] = []
     register_of: dict[int, int] = {}  # a register of the plan -> the one that stands for it

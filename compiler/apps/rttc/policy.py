@@ -157,15 +157,15 @@ def curve(trials: Sequence[Trial], steps: int = 9, scales: Scales | None = None)
 
 
 def calibrate_thresholds(
-    trials: Sequence[Trial], price: float = 0.0, steps: int = 9, scales: Scales | None = None
+    trials: Sequence[Trial], price_per_second: float = 0.0, steps: int = 9, scales: Scales | None = None
 ) -> tuple[Policy, list[Point]]:
     """The thresholds with the largest accuracy - price * seconds on a dev set, the cheapest of equals, and the curve.
 
-    price    accuracy that a second is worth: 0.01 gives up one answer in a hundred for a second a query
+    price_per_second    accuracy that a second is worth: 0.01 gives up one answer in a hundred for a second a query
     scales   rewards are compared as they are, and as chances by these; whichever the dev set says more for
     """
     points = curve(trials, steps) + (curve(trials, steps, scales) if scales else [])
-    best = max(points, key=lambda p: (round(p.accuracy - price * p.seconds, 9), -p.seconds))
+    best = max(points, key=lambda p: (round(p.accuracy - price_per_second * p.seconds, 9), -p.seconds))
     return Policy(direct=best.direct, rag=best.rag, scales=scales or {} if best.scaled else {}), points
 
 

@@ -31,13 +31,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _read_bounded(answer: Any, until: float) -> bytes:
+def _read_bounded(answer: Any, deadline: float) -> bytes:
     """An answer, bounded in bytes and in time, however slowly it comes. Raises TimeoutError."""
     parts, n_bytes = [], 0
     while n_bytes <= _MAX_BYTES and (part := answer.read1(_MAX_BYTES + 1 - n_bytes)):
         parts.append(part)
         n_bytes += len(part)
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise TimeoutError
     return b"".join(parts)
 
@@ -106,8 +106,8 @@ class Remote:
         except MALFORMED as error:
             raise Unreachable(f"{self.url} answered something else than samples") from error
 
-    def _request_json(self, path: str, sent: bytes | None) -> tuple[Any, int]:
-        text = self._request_bytes(path, sent)
+    def _request_json(self, path: str, request_body: bytes | None) -> tuple[Any, int]:
+        text = self._request_bytes(path, request_body)
         if len(text) > _MAX_BYTES:
             raise Unreachable(f"{self.url} answered more than {_MAX_BYTES} bytes")
         try:
@@ -115,9 +115,9 @@ class Remote:
         except ValueError as error:
             raise Unreachable(f"{self.url} answered no JSON") from error
 
-    def _request_bytes(self, path: str, sent: bytes | None) -> bytes:
+    def _request_bytes(self, path: str, request_body: bytes | None) -> bytes:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url.rstrip("/") + path, data=sent, headers=headers)
+        request = urllib.request.Request(self.url.rstrip("/") + path, data=request_body, headers=headers)
         try:
             with _OPENER.open(request, timeout=self.seconds) as answer:
                 return _read_bounded(answer, time.monotonic() + _SLOWEST * self.seconds)

@@ -63,13 +63,13 @@ class Router:
         """Whether it asks for the model's signals at the first token."""
         return bool(self.weight[:, -_SIGNALS:].any())
 
-    def chances(self, of: Tensor) -> Tensor:
+    def chances(self, features: Tensor) -> Tensor:
         """Of features [n, width + 2], the probability that each branch is right, [n, branches]."""
-        return (((of - self.mean) / self.scale) @ self.weight.T + self.bias).sigmoid()
+        return (((features - self.mean) / self.scale) @ self.weight.T + self.bias).sigmoid()
 
-    def branch(self, of: Tensor) -> Branch:
+    def branch(self, features: Tensor) -> Branch:
         """For features [width + 2]; the first of equals, which is the cheapest."""
-        worth = self.chances(of[None])[0] - self.price * torch.tensor(self.seconds)
+        worth = self.chances(features[None])[0] - self.price * torch.tensor(self.seconds)
         return BRANCHES[int(worth.argmax())]
 
     def save(self, folder: Path) -> None:
@@ -103,19 +103,19 @@ def open_router(folder: Path, width: int) -> Router:
 
 
 def train_router(
-    trials: Sequence[Trial], of: Tensor, price: float | None, *, seed: int = 0, force: bool = False
+    trials: Sequence[Trial], features: Tensor, price_per_second: float | None, *, seed: int = 0, force: bool = False
 ) -> Router:
-    """Fitted on a dev set; `of` [n, width + 2] are the features of its questions.
+    """Fitted on a dev set; `features` [n, width + 2] are the features of its questions.
 
-    price    of a second; None for the least at which questions held out take no longer than by the better of always
-             `rag` and always `ttt`
+    price_per_second    None for the least at which questions held out take no longer than by the better of always
+                        `rag` and always `ttt`
 
     Reject (weak-reward) where questions held out are predicted no better than by a coin, unless `force`.
     """
     right = torch.tensor([[float(trial.right[b]) for b in BRANCHES] for trial in trials])  # [n, branches]
-    blind = torch.cat([of[:, :-_SIGNALS], torch.zeros(len(of), _SIGNALS)], dim=1)
-    looking, blindly = _strongest(of, right, seed), _strongest(blind, right, seed)
-    area, of, penalty = looking if looking[0] >= blindly[0] + _TELLING else blindly
+    blind = torch.cat([features[:, :-_SIGNALS], torch.zeros(len(features), _SIGNALS)], dim=1)
+    looking, blindly = _strongest(features, right, seed), _strongest(blind, right, seed)
+    area, features, penalty = looking if looking[0] >= blindly[0] + _TELLING else blindly
     if area < LEAST_AUC and not force:
         raise Reject(
             weak_reward(
@@ -124,9 +124,11 @@ def train_router(
             )
         )
     seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
-    if price is None:
-        price = _fair_price(_cross_validated_log_odds(of, right, penalty, seed).sigmoid(), right, trials)
-    return Router(*_fit(of, right, penalty), seconds, price, area)
+    if price_per_second is None:
+        price_per_second = _fair_price(
+            _cross_validated_log_odds(features, right, penalty, seed).sigmoid(), right, trials
+        )
+    return Router(*_fit(features, right, penalty), seconds, price_per_second, area)
 
 
 def _fair_price(chances: Tensor, right: Tensor, trials: Sequence[Trial]) -> float:
@@ -142,39 +144,41 @@ def _fair_price(chances: Tensor, right: Tensor, trials: Sequence[Trial]) -> floa
     return dearest
 
 
-def measure_router(router: Router, trials: Sequence[Trial], of: Tensor) -> Point:
+def measure_router(router: Router, trials: Sequence[Trial], features: Tensor) -> Point:
     """Point of a router on a set of questions, without thresholds."""
-    chosen = [router.branch(row) for row in of]
+    chosen = [router.branch(row) for row in features]
     right = sum(t.right[b] for t, b in zip(trials, chosen, strict=True)) / len(trials)
     seconds = sum(t.seconds[b] for t, b in zip(trials, chosen, strict=True)) / len(trials)
     return Point(0.0, 0.0, right, seconds, {b: chosen.count(b) / len(chosen) for b in BRANCHES})
 
 
-def _fit(of: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, scale = of.mean(0), of.std(0, correction=0).clamp(min=1e-6)  # of one question too
+def _fit(features: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, scale = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)  # of one question too
     # A vector's coordinates tell little each and are many: together they weigh as much as one of the two signals.
-    scale = scale * torch.cat([torch.full((of.shape[1] - 2,), (of.shape[1] - 2) ** 0.5), torch.ones(2)])
-    fitted = [fit_logistic((of - mean) / scale, column, penalty) for column in right.T]
+    scale = scale * torch.cat([torch.full((features.shape[1] - 2,), (features.shape[1] - 2) ** 0.5), torch.ones(2)])
+    fitted = [fit_logistic((features - mean) / scale, column, penalty) for column in right.T]
     return torch.stack([weight for weight, _ in fitted]), torch.tensor([bias for _, bias in fitted]), mean, scale
 
 
-def _strongest(of: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
+def _strongest(features: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
     """The largest area over questions held out that some penalty reaches, the features, and that penalty."""
-    areas = {penalty: _spread(_cross_validated_log_odds(of, right, penalty, seed), right) for penalty in PENALTIES}
+    areas = {
+        penalty: _spread(_cross_validated_log_odds(features, right, penalty, seed), right) for penalty in PENALTIES
+    }
     penalty = max(areas, key=lambda p: areas[p])
-    return areas[penalty], of, penalty
+    return areas[penalty], features, penalty
 
 
-def _cross_validated_log_odds(of: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
+def _cross_validated_log_odds(features: Tensor, right: Tensor, penalty: float, seed: int) -> Tensor:
     """Log-odds [n, branches] of every question, by a router that has not seen it."""
-    order = torch.randperm(len(of), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
     log_odds = torch.zeros_like(right)
-    for part in order.chunk(min(FOLDS, len(of))):
-        training = torch.tensor(sorted(set(range(len(of))) - set(part.tolist())), dtype=torch.int64)
+    for part in order.chunk(min(FOLDS, len(features))):
+        training = torch.tensor(sorted(set(range(len(features))) - set(part.tolist())), dtype=torch.int64)
         if not len(training):
             continue
-        weight, bias, mean, scale = _fit(of[training], right[training], penalty)
-        log_odds[part] = ((of[part] - mean) / scale) @ weight.T + bias
+        weight, bias, mean, scale = _fit(features[training], right[training], penalty)
+        log_odds[part] = ((features[part] - mean) / scale) @ weight.T + bias
     return log_odds
 
 

@@ -42,7 +42,7 @@ class FineTunedScorer:
         adapter_ids = {id(p) for p in self._attachment.parameters().values()}
         for parameter in encoder.parameters():
             parameter.requires_grad_(id(parameter) in adapter_ids)
-        self._attachment.switch(on=False)
+        self._attachment.switch(enabled=False)
 
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         return finite(self.log_odds([question] * len(answers), answers).tolist(), self.name)
@@ -50,13 +50,13 @@ class FineTunedScorer:
     def log_odds(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Log-odds [n] of answers to questions."""
         rows, parts = self._embedder.pairs(questions, answers), []
-        self._attachment.switch(on=True)
+        self._attachment.switch(enabled=True)
         try:
             with evaluating(self._embedder.encoder):
                 for start in range(0, len(rows), _BATCH):
                     parts.append(self._head(self._embedder.mean_of_rows(rows[start : start + _BATCH]))[:, 0])
         finally:
-            self._attachment.switch(on=False)
+            self._attachment.switch(enabled=False)
         return torch.cat(parts) if parts else torch.empty(0)
 
     def fit(
@@ -75,7 +75,7 @@ class FineTunedScorer:
         share = float(right.mean().clamp(0.05, 0.95))
         weights = torch.where(right > 0, 0.5 / share, 0.5 / (1 - share))
         parameters = [*self._attachment.parameters().values(), *self._head.parameters()]
-        self._attachment.switch(on=True)
+        self._attachment.switch(enabled=True)
         for parameter in parameters:  # the switch of the adapters froze them
             parameter.requires_grad_(True)
         optimizer, draw = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0), torch.Generator().manual_seed(seed)
@@ -93,7 +93,7 @@ class FineTunedScorer:
                 optimizer.step()
                 on_progress(step + 1, steps)
         finally:
-            self._attachment.switch(on=False)
+            self._attachment.switch(enabled=False)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def _check_files(folder: Path) -> None:
     from ...artifacts.manifest import NAME, read_manifest, verify_files
 
     if (folder.parent / NAME).is_file():
-        verify_files(folder.parent, read_manifest(folder.parent), under=folder.name)
+        verify_files(folder.parent, read_manifest(folder.parent), prefix=folder.name)
 
 
 class AdapterChats:
@@ -97,11 +97,11 @@ class AdapterChats:
     def chats(self) -> bool:
         return self.chat_sessions[""].chats
 
-    def answer(self, prompt: str, hear: Callable[[str], None]) -> "Reply":
+    def answer(self, prompt: str, on_text: Callable[[str], None]) -> "Reply":
         if prompt.startswith(":"):
             name, _, prompt = prompt[1:].partition(" ")
             if name not in self.chat_sessions:
                 known = ", ".join(f"`:{one}`" for one in self.chat_sessions)
                 raise Reject(no_adapter(f"there is no adapter `{name:.40}`", help=f"there are {known}"))
             self.name = name
-        return self.chat_sessions[self.name].answer(prompt, hear)
+        return self.chat_sessions[self.name].answer(prompt, on_text)

@@ -82,14 +82,14 @@ class ChatSession:
         """Whether the tokenizer knows how a conversation is written."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def answer(self, prompt: str, hear: Callable[[str], None]) -> Reply:
-        """Answer (or, without a chat template, continue) a prompt; `hear` gets the text piece by piece.
+    def answer(self, prompt: str, on_text: Callable[[str], None]) -> Reply:
+        """Answer (or, without a chat template, continue) a prompt; `on_text` gets the text piece by piece.
 
         A KeyboardInterrupt ends the answer; what was said stays in the history.
         """
         messages = [*self.history, {"role": "user", "content": prompt}]
         inputs, messages = self._encode(messages, prompt)
-        stream = _Stream(self.tokenizer, hear)
+        stream = _Stream(self.tokenizer, on_text)
         started, stop = time.monotonic(), ""
         torch.manual_seed(self.seed)
         try:
@@ -149,8 +149,8 @@ class ChatSession:
 class _Stream:
     """Streamer for `generate`: text as soon as its characters are complete."""
 
-    def __init__(self, tokenizer: Any, hear: Callable[[str], None]):
-        self._decoder, self._notify = TextDecoder(tokenizer), hear
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
+        self._decoder, self._notify = TextDecoder(tokenizer), on_text
         self.tokens: list[int] = []
         self.text = ""
         self._is_prompt = True

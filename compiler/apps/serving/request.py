@@ -75,8 +75,8 @@ class Job:
     n_cached  tokens of the prompt that its sequence had from a request before
     """
 
-    def __init__(self, request: Request, hear: Callable[[Piece], None], tokenizer: Any, eos_ids: Sequence[int]):
-        self.request, self.hear = request, hear
+    def __init__(self, request: Request, on_piece: Callable[[Piece], None], tokenizer: Any, eos_ids: Sequence[int]):
+        self.request, self.hear = request, on_piece
         self.pending = list(request.ids)
         self.sequence: int | None = None
         self.is_complete = False

@@ -77,9 +77,9 @@ class Scheduler:
         """Whether it answers requests."""
         return self._thread.is_alive() and not self._stopping
 
-    def submit(self, request: Request, hear: Callable[[Piece], None]) -> Job:
-        """Take a request; `hear` gets its answer piece by piece. Raises QueueFull, or Stopped."""
-        job = Job(request, hear, self._tokenizer, self._eos_ids)
+    def submit(self, request: Request, on_piece: Callable[[Piece], None]) -> Job:
+        """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped."""
+        job = Job(request, on_piece, self._tokenizer, self._eos_ids)
         with self._changed:
             if not self.alive:
                 raise Stopped

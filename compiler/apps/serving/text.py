@@ -13,9 +13,9 @@ class TextDecoder:
     the piece before; `before` are the last tokens of the prompt.
     """
 
-    def __init__(self, tokenizer: Any, before: Sequence[int] = ()):
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._ids = list(before)  # those of the last whole piece, then those behind it
+        self._ids = list(prompt_ids)  # those of the last whole piece, then those behind it
         self._n_final = len(self._ids)  # how many of them are of that piece
         self._emitted = self._decoded().rstrip(_HOLE)  # of the text of all of them, what is out
 

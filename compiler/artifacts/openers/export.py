@@ -49,9 +49,9 @@ class Stepped(nn.Module):
     plain    of whole prompts
     """
 
-    def __init__(self, step: nn.Module, facts: dict, plain: nn.Module):
+    def __init__(self, step: nn.Module, facts: dict, prefill: nn.Module):
         super().__init__()
-        self.step, self.facts, self.plain = step, facts, plain
+        self.step, self.facts, self.plain = step, facts, prefill
 
     def can_generate(self) -> bool:
         return True
@@ -70,11 +70,11 @@ class Stepped(nn.Module):
         ones = torch.ones(len(mask), self.facts["context"] - mask.shape[1], dtype=mask.dtype)
         return torch.cat([mask, ones], 1)
 
-    def _call(self, ids: Tensor, mask: Tensor, before: int, past: list[Tensor]):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before : before + ids.shape[1]]
+    def _call(self, ids: Tensor, mask: Tensor, past_length: int, past: list[Tensor]):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, past_length : past_length + ids.shape[1]]
         available = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         inputs = {name: available[name] for name in self.facts["inputs"]}
-        return self.step(given=inputs, before=torch.tensor(before), past=past)
+        return self.step(given=inputs, before=torch.tensor(past_length), past=past)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, generation_config):
         """Greedy: logits step by step, and rows of prompt and new tokens."""

@@ -16,8 +16,8 @@ class Row:
     shares: tuple[float, float]
 
 
-def divergence_rows(sheets: Sequence[ReportData]) -> list[Row]:
-    losses = divergence_table({sheet.location: sheet.manifest.accounts for sheet in sheets if sheet.manifest.accounts})
+def divergence_rows(reports: Sequence[ReportData]) -> list[Row]:
+    losses = divergence_table({sheet.location: sheet.manifest.accounts for sheet in reports if sheet.manifest.accounts})
     if not losses:
         return []
     largest = max([row.divergence or 0.0 for row in losses]) or 1.0

@@ -24,12 +24,12 @@ class ListingLine:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def recipe_listing(sheets: list[ReportData]) -> list[ListingLine]:
+def recipe_listing(reports: list[ReportData]) -> list[ListingLine]:
     """Sheets are of one recipe, each of another artifact."""
-    manifest = sheets[0].manifest
+    manifest = reports[0].manifest
     text = manifest.recipe.get("text", "").splitlines()[:LINES]
     lines = [ListingLine(i, tokens) for i, tokens in enumerate(_highlight_tokens(text), 1)]
-    for sheet in sheets:
+    for sheet in reports:
         for at, note in _line_notes(sheet, text):
             if note not in lines[at].notes:
                 lines[at].notes.append(note)

@@ -46,7 +46,7 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 }
 
 
-def render_page(sheets: Sequence[ReportData]) -> str:
+def render_page(reports: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
     check_packages()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -65,7 +65,7 @@ def render_page(sheets: Sequence[ReportData]) -> str:
         icons=OUTCOMES,
         names=NAMES,
         percent=lambda share: f"{100 * share:.2f}",
-        **_page_content(list(sheets)),
+        **_page_content(list(reports)),
     )
     return printable(html)  # signs that turn the order of letters could show another recipe than there is
 
@@ -93,42 +93,42 @@ def _coded(text: str) -> str:
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
-def _page_content(sheets: list[ReportData]) -> dict[str, Any]:
-    first = sheets[0].manifest
-    rows = measure_rows(sheets[0])
-    expectations = tuple(dict.fromkeys(e for s in sheets for e in s.manifest.expectations))
+def _page_content(reports: list[ReportData]) -> dict[str, Any]:
+    first = reports[0].manifest
+    rows = measure_rows(reports[0])
+    expectations = tuple(dict.fromkeys(e for s in reports for e in s.manifest.expectations))
     sections = {
         "title": word(first.name) or word(first.recipe.get("name")) or "model",
         "about": _recipe_description(first.recipe.get("text", "")),
         "origin": next((word(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""),
-        "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in sheets],
+        "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in reports],
         "verdict_of": _worst_verdict(expectations),
         "tiles": _headline_measures(rows, first.members),
-        "tables": _measure_tables(sheets),
-        "accounts": divergence_rows(sheets),
-        "where": next((a.where for s in sheets for a in s.manifest.accounts), ""),
+        "tables": _measure_tables(reports),
+        "accounts": divergence_rows(reports),
+        "where": next((a.where for s in reports for a in s.manifest.accounts), ""),
         "points": front_points(first),
-        "ways": [chart_of for s in sheets if (chart_of := branches_chart(s.calibration))],
+        "ways": [chart_of for s in reports if (chart_of := branches_chart(s.calibration))],
         "layers": layers(first),
         "steps": step_sections(first),
-        "timings": [t for s in sheets for t in timing_charts(s.manifest)],
-        "lines": recipe_listing(sheets),
-        "facts": origin_facts(sheets[0]),
-        "hashes": list(dict.fromkeys(h for s in sheets for h in hashes(s))),
-        "files": [(s.location, files(s)) for s in sheets if s.manifest.files],
-        "spent": stage_usage(sheets[0]),
-        "reopened": [(s.location, reopened_forms(s.manifest.checks)) for s in sheets if s.manifest.checks],
-        "opening": [(s.location, _opening_commands(s)) for s in sheets if _opening_commands(s)],
+        "timings": [t for s in reports for t in timing_charts(s.manifest)],
+        "lines": recipe_listing(reports),
+        "facts": origin_facts(reports[0]),
+        "hashes": list(dict.fromkeys(h for s in reports for h in hashes(s))),
+        "files": [(s.location, files(s)) for s in reports if s.manifest.files],
+        "spent": stage_usage(reports[0]),
+        "reopened": [(s.location, reopened_forms(s.manifest.checks)) for s in reports if s.manifest.checks],
+        "opening": [(s.location, _opening_commands(s)) for s in reports if _opening_commands(s)],
     }
     return sections | {
         "sections": [(anchor, name) for anchor, (name, key) in SECTIONS.items() if not key or sections[key]]
     }
 
 
-def _measure_tables(sheets: list[ReportData]) -> list[tuple[str, list[Row]]]:
+def _measure_tables(reports: list[ReportData]) -> list[tuple[str, list[Row]]]:
     """Measures of each artifact, those of the first alone where others say the same."""
     tables: list[tuple[str, list[Row]]] = []
-    for sheet in sheets:
+    for sheet in reports:
         rows = measure_rows(sheet)
         if rows and rows not in [known for _, known in tables]:
             tables.append((sheet.location, rows))

@@ -123,23 +123,23 @@ class _Complete:
             if not self.location.quoted and self.location.frames[-1].call:
                 yield from self.parameters(word, call)
 
-    def parameters(self, word: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
-        for i, param in enumerate(p for p in word.params if p.name not in call.names):
+    def parameters(self, plugin: Word, call: Frame) -> Iterator[lsp.CompletionItem]:
+        for i, param in enumerate(p for p in plugin.params if p.name not in call.names):
             rank = f"{'0' if param.required else '1'}{i:03}"
             yield _item(param.name, Kind.Field, expected_phrase(param), f"{param.name}: ", parameter_text(param), rank)
-        if word.kind in ("pass", "target") and "from" not in call.names and self.location.depth == 1:
+        if plugin.kind in ("pass", "target") and "from" not in call.names and self.location.depth == 1:
             yield _item("from", Kind.Field, "the step or model that it works on", "from: ", rank="2")
 
     def word(self, call: Frame) -> Word | None:
         kind = _OF_HEAD.get(self.location.head, "") if self.location.depth == 1 else "metric"
         return self.vocabulary.word(kind, call.call)
 
-    def value_items(self, param: Param, word: Word | None) -> Iterator[lsp.CompletionItem]:
+    def value_items(self, param: Param, plugin: Word | None) -> Iterator[lsp.CompletionItem]:
         """Values of a parameter, as far as they can be named."""
         where, types = self.location, {t.removeprefix("list[").removesuffix("]") for t in param.types}
         if where.quoted:
-            yield from self.module_path_items(types, word)
-            if word and param.name in word.facts.get("reads", {}):
+            yield from self.module_path_items(types, plugin)
+            if plugin and param.name in plugin.facts.get("reads", {}):
                 yield from self.file_items("")
             return
         if where.number:
@@ -158,7 +158,7 @@ class _Complete:
         if "metric" in types:
             yield from self.words("metric")
         if "selector" in types:
-            yield from self.module_path_items(types, word, quotes='"')
+            yield from self.module_path_items(types, plugin, quotes='"')
         if "ratio" in types:
             yield from (_item(f"85% of {base}", Kind.Value) for base in param.of)
         elif (text := sample_value(param)) and not param.choices and types & {"bytes", "duration", "shares", "range"}:
@@ -237,14 +237,14 @@ class _Complete:
                 start = folder + slash if slash or not end else "./"
                 yield _item(f"{start}{entry.name}{'/' * entry.is_dir()}", kind)
 
-    def module_path_items(self, types: set[str], word: Word | None, quotes: str = "") -> Iterator[lsp.CompletionItem]:
+    def module_path_items(self, types: set[str], plugin: Word | None, quotes: str = "") -> Iterator[lsp.CompletionItem]:
         """Module paths of the recipe's models: the globs that cover layers first."""
         if "selector" not in types:
             return
         module_paths = [
             p
             for s in self.reading.skeletons
-            for p in selectable_paths(s, word.facts.get("acts_on", "") if word else "")
+            for p in selectable_paths(s, plugin.facts.get("acts_on", "") if plugin else "")
         ]
         globs = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in module_paths)
         for rank, path in enumerate(dict.fromkeys([*globs, *module_paths])):

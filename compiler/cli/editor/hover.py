@@ -77,9 +77,9 @@ def _node_text(node, vocabulary: Vocabulary) -> str:
     return markdown
 
 
-def _parameter_values(word: Word, call: ast.Call) -> str:
+def _parameter_values(plugin: Word, call: ast.Call) -> str:
     """The parameters as they are here: what is given, and the defaults of the rest."""
-    rows = resolved_parameters(word, call)
+    rows = resolved_parameters(plugin, call)
     if not rows:
         return ""
     lines = [f"{name}: {value}" + ("" if is_explicit else "    # default") for name, value, is_explicit in rows]

@@ -133,10 +133,10 @@ class _Walk:
                 yield Occurrence(self.modules[alias], "", arg.name, arg.name_span)
             yield from self.value(arg.value, None, pipeline)
 
-    def call(self, call: ast.Call, word: Word | None, pipeline: str) -> Iterator[Occurrence]:
-        slots = [p for p in word.params if p.positional] if word else []
+    def call(self, call: ast.Call, plugin: Word | None, pipeline: str) -> Iterator[Occurrence]:
+        slots = [p for p in plugin.params if p.positional] if plugin else []
         for arg in call.args:
-            param = word.param(arg.name) if word and arg.name else slots.pop(0) if slots and not arg.name else None
+            param = plugin.param(arg.name) if plugin and arg.name else slots.pop(0) if slots and not arg.name else None
             yield from self.value(arg.value, param, pipeline)
 
     def value(self, expr: ast.Expr, param: Param | None, pipeline: str) -> Iterator[Occurrence]:

@@ -113,10 +113,10 @@ class Server(LanguageServer):
         if self.options["plan"]:
             self.forecasts.request(reading, self.documents)
 
-    async def publish_soon(self, uri: str, number: int | None) -> None:
+    async def publish_soon(self, uri: str, version: int | None) -> None:
         """The same, unless the document changes again at once."""
         await asyncio.sleep(PAUSE)
-        if path_of(uri) in self.documents.texts and self.workspace.get_text_document(uri).version == number:
+        if path_of(uri) in self.documents.texts and self.workspace.get_text_document(uri).version == version:
             self.publish(uri)
 
     def publish_all(self) -> None:

@@ -10,9 +10,9 @@ from ..explain import default, parameter, word_page
 _KINDS = {"pipeline": "pass", "emit": "target", "expect": "metric"}
 
 
-def page(word: Word) -> str:
+def page(plugin: Word) -> str:
     """The page of a word in Markdown: sentences as they are, tables and lists as they stand."""
-    title, _, body = word_page(word).partition("\n")
+    title, _, body = word_page(plugin).partition("\n")
     return f"**{title}**\n\n{_fence_blocks(body)}"
 
 
@@ -36,14 +36,14 @@ def parameter_text(param: Param) -> str:
     return f"**{head}**\n\n{doc.strip()}"
 
 
-def resolved_parameters(word: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
+def resolved_parameters(plugin: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
     """(parameter, its value here, whether the recipe gives it), defaults filled in."""
     explicit = {arg.name: arg.value.span.text for arg in call.args if arg.name}
     bare = [arg.value.span.text for arg in call.args if not arg.name]
-    explicit |= dict(zip((p.name for p in word.params if p.positional), bare, strict=False))
+    explicit |= dict(zip((p.name for p in plugin.params if p.positional), bare, strict=False))
     return [
         (p.name, explicit.get(p.name, "" if p.required else default(p)), p.name in explicit)
-        for p in word.params
+        for p in plugin.params
         if p.name in explicit or not p.required
     ]
 

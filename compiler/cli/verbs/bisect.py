@@ -55,39 +55,39 @@ def _ambiguous_bound(bounds, several: bool, gate: str):
     return unknown_gate(message, help=help)
 
 
-def print_result(blame: "BisectResult", shared: Shared) -> int:
+def print_result(result: "BisectResult", shared: Shared) -> int:
     from ...driver.judging.gate import bound_text
 
-    screen, diagnostics = shared.screen, blame.diagnostics
-    looks = [{"step": k.step, "word": k.word, **k.verdict.to_json()} for k in blame.looks]
-    cuts = [{"cut": name, "value": value if value == value else None} for name, value in blame.cuts]
+    screen, diagnostics = shared.screen, result.diagnostics
+    looks = [{"step": k.step, "word": k.word, **k.verdict.to_json()} for k in result.looks]
+    cuts = [{"cut": name, "value": value if value == value else None} for name, value in result.cuts]
     if screen.format == "json":
         screen.complain(
-            diagnostics, "bisect", bound=bound_text(blame.bound), steps=looks, cuts=cuts, broken_by=_name(blame)
+            diagnostics, "bisect", bound=bound_text(result.bound), steps=looks, cuts=cuts, broken_by=_name(result)
         )
         return code_of(diagnostics)
-    screen.answer(screen.styled(bound_text(blame.bound), "bold"))
-    screen.answer(screen.table(result_rows(blame), head=False, indent="  "))
+    screen.answer(screen.styled(bound_text(result.bound), "bold"))
+    screen.answer(screen.table(result_rows(result), head=False, indent="  "))
     screen.complain(diagnostics, "bisect")
     if not diagnostics:
         screen.note(f"{screen.styled('ok', 'green')}: the result keeps the bound")
     return code_of(diagnostics)
 
 
-def _name(blame: "BisectResult") -> str | None:
-    return blame.step.name if blame.step else None
+def _name(result: "BisectResult") -> str | None:
+    return result.step.name if result.step else None
 
 
-def result_rows(blame: "BisectResult") -> list[tuple[str, ...]]:
+def result_rows(result: "BisectResult") -> list[tuple[str, ...]]:
     """A row for every result that was measured, and under the step that broke the bound one for each cut."""
     from ...core.quantity import measurement_text
 
     lines: list[tuple[str, ...]] = []
-    for entry in blame.looks:
+    for entry in result.looks:
         value = "" if entry.verdict.value is None else measurement_text(entry.verdict.value, entry.verdict.unit)
-        cuts = blame.cuts if entry.step == _name(blame) else ()
+        cuts = result.cuts if entry.step == _name(result) else ()
         for number, (name, after) in enumerate(cuts, 1):
             broke = "missed" if number == len(cuts) else "ok"
-            lines.append((f"  cut {number} of {blame.of}", name, measurement_text(after, entry.verdict.unit), broke))
+            lines.append((f"  cut {number} of {result.of}", name, measurement_text(after, entry.verdict.unit), broke))
         lines.append((entry.step or "the model", entry.word, value, entry.verdict.state))
     return lines

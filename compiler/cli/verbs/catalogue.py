@@ -116,22 +116,22 @@ def _mentions(recipe: "LibraryFile", word: str) -> bool:
     return word.lower() in f"{recipe.name} {recipe.text}".lower()
 
 
-def _copy_recipe(recipe: "LibraryFile", into: Path, shared: Shared) -> None:
+def _copy_recipe(recipe: "LibraryFile", destination: Path, shared: Shared) -> None:
     """Write a recipe and the files that it names; what is there already stays."""
     from ...core.cache import write_atomic
     from ...plugin.recipe_library import with_files
 
     files = with_files(recipe)
-    conflicts = [into / name for name in files if (into / name).exists() and name == recipe.name]
+    conflicts = [destination / name for name in files if (destination / name).exists() and name == recipe.name]
     if conflicts:
         raise Reject(recipe_there(f"{conflicts[0]} exists", help="name another folder with -o"))
     for name, file in files.items():
-        if not (into / name).exists():
-            write_atomic(into / name, file.read_bytes())
+        if not (destination / name).exists():
+            write_atomic(destination / name, file.read_bytes())
     if shared.format == "json":
-        return shared.screen.answer_json("recipes", copied=[str(into / name) for name in files])
-    shared.screen.answer(str(into / recipe.name))
-    copied = quote(str(into / recipe.name))
+        return shared.screen.answer_json("recipes", copied=[str(destination / name) for name in files])
+    shared.screen.answer(str(destination / recipe.name))
+    copied = quote(str(destination / recipe.name))
     return shared.screen.note(f"next: effc plan {copied}, then effc compile {copied}")
 
 
@@ -171,9 +171,11 @@ def _table_text(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) 
     return "\n\n".join(blocks)
 
 
-def _json(word: "Word") -> dict:
+def _json(plugin: "Word") -> dict:
     return {
-        "name": word.name,
-        "summary": word.summary,
-        "params": [{"name": p.name, "types": list(p.types), "doc": p.doc, "required": p.required} for p in word.params],
+        "name": plugin.name,
+        "summary": plugin.summary,
+        "params": [
+            {"name": p.name, "types": list(p.types), "doc": p.doc, "required": p.required} for p in plugin.params
+        ],
     }

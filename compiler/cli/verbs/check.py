@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
             variants, diagnostics = check_file(path, shared, fix, resolve)
             diagnostics_all += diagnostics
             good += [(path, variants)] if variants else []
-        print_result(diagnostics_all, good, shared, bare=len(recipes) == 1)
+        print_result(diagnostics_all, good, shared, without_model=len(recipes) == 1)
         return code_of(diagnostics_all)
 
 
@@ -60,7 +60,7 @@ def _checked(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic
     return () if broken else checked.recipes, list(checked.diagnostics)
 
 
-def print_result(diagnostics: list[Diagnostic], good: list, shared: Shared, *, bare: bool) -> None:
+def print_result(diagnostics: list[Diagnostic], good: list, shared: Shared, *, without_model: bool) -> None:
     """Diagnostics, and a summary line for each pipeline of each sound recipe."""
     rows = [{"path": str(path), **row} for path, variants in good for row in pipeline_summaries(variants)]
     screen = shared.screen
@@ -68,7 +68,9 @@ def print_result(diagnostics: list[Diagnostic], good: list, shared: Shared, *, b
     if screen.format != "text" or shared.quiet:
         return
     for row in rows:
-        screen.answer(screen.styled("ok", "green") + f": {'' if bare else row['path'] + ': '}{sizes_line(row)}")
+        screen.answer(
+            screen.styled("ok", "green") + f": {'' if without_model else row['path'] + ': '}{sizes_line(row)}"
+        )
 
 
 def pipeline_summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:

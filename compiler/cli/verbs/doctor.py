@@ -82,7 +82,7 @@ def _print_trust(path: Path, shared: Shared) -> int:
 
 
 def _measure_speeds(shared: Shared) -> int:
-    """Measure what plans reckon with, keep it, and say it."""
+    """Measure what plans estimate from, keep it, and say it."""
     import torch
 
     from ...core.quantity import count, count_text, duration_text, size
@@ -92,7 +92,7 @@ def _measure_speeds(shared: Shared) -> int:
     if shared.threads:
         torch.set_num_threads(shared.threads)
     shared.cache_folder.mkdir(parents=True, exist_ok=True)
-    speeds = measure_speeds(shared.cache_folder, each=0.5)
+    speeds = measure_speeds(shared.cache_folder, seconds_each=0.5)
     keep(shared.cache_folder, speeds)
     threads, screen = torch.get_num_threads(), shared.screen
     if shared.format == "json":
@@ -109,7 +109,7 @@ def _measure_speeds(shared: Shared) -> int:
         "start": f"{duration_text(speeds.start)} until a fresh process has its libraries",
     }
     screen.answer(screen.table([("", count_text(threads, "thread")), *lines.items()]))
-    screen.note(f"kept in {shared.cache_folder}: `effc plan` reckons with it. On a busy machine measure again later")
+    screen.note(f"kept in {shared.cache_folder}: `effc plan` estimates from it. On a busy machine measure again later")
     return 0
 
 

@@ -8,7 +8,8 @@ may pass one list), and hands every exception to the one exit path in `exits.py`
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import isfinite
@@ -19,6 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from ....dsl.checker.profiles import MAX_THREADS
+from ...core.settings import MAX_SEED, UNDECIDED, Settings
 from .exit_codes import VerbException
 from .output import Screen
 
@@ -26,47 +28,42 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ...core.events import Listener
-    from ...core.settings import Settings
     from ...driver.api import Session
 
-MAX_INT = 2**62  # bytes, or seconds
 FORMATS = ("text", "json", "github", "junit", "md")
 
 
 def parse_size(text: str) -> int:
     """`20GiB`, `500MB`, `1073741824`."""
-    import re
+    from ...core import options
 
-    from ....dsl.checker.units import BYTES
+    with _as_parameter(text):
+        return options.byte_count(text)
 
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    units = {**BYTES, "": 1}
-    value = float(match[1]) * units[match[2]] if match and match[2] in units else 0
-    if not 1 <= value < MAX_INT:
-        raise typer.BadParameter(f"`{text:.40}` is no size: write a number and a unit, such as 20GiB or 500MB")
-    return int(value)
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90s`, `30m` or `30min`, `2h`."""
+    from ...core import options
+
+    with _as_parameter(text):
+        return options.duration(text)
+
+
+@contextmanager
+def _as_parameter(text: str) -> Iterator[None]:
+    """Errors of options as those of a flag with that text."""
+    from ...core.options import OptionError
+
+    try:
+        yield
+    except OptionError as error:
+        raise typer.BadParameter(f"`{text:.40}` {error}") from error
 
 
 def finite(value: float | None) -> float | None:
     """A callback of options that take fractions: NaN keeps every bound, since it is compared with none."""
     if value is not None and not isfinite(value):
         raise typer.BadParameter(f"{value} is no number that can be kept to")
-    return value
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of `90s`, `30m` or `30min`, `2h`."""
-    import re
-
-    from ....dsl.checker.units import DURATIONS
-
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
-    units = {**DURATIONS, "m": 60.0}
-    if match and not match[2]:
-        raise typer.BadParameter(f"`{text}` has no unit: write {match[1]}s, {match[1]}m or {match[1]}h")
-    value = float(match[1]) * units[match[2]] if match and match[2] in units else 0
-    if not 0 < value < MAX_INT:
-        raise typer.BadParameter(f"`{text:.40}` is no time: write a number and a unit, such as 90s, 30m or 2h")
     return value
 
 
@@ -84,7 +81,7 @@ _params = _flag("inputs", "Values of params, from a JSON file.", "--params", met
 _offline = _flag("machine", "Never use the network.", "--offline", envvar="EFFC_OFFLINE")
 _cache = _flag("cache", "Where finished steps are kept.", "--cache-dir", metavar="FOLDER", envvar="EFFC_CACHE_DIR")
 _trust = _flag("machine", "Run Python that a model brings along.", "--trust-remote-code")
-_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=2**32 - 1)
+_seed = _flag("machine", "Seed of all that is random; 0 unless given.", "--seed", metavar="N", min=0, max=MAX_SEED)
 _device = _flag(
     "machine",
     "Where passes and metrics compute: cpu unless given; cuda, cuda:1, mps, auto.",
@@ -175,12 +172,12 @@ class Shared:
     def check_environment(self) -> None:
         """Before any work: packages in their ranges, the device and the level of the kernels there."""
         from ....kernels.levels import level
-        from ...core.device import check_device, resolve_device
+        from ...core.device import check_device
         from ...core.environment import check_packages
 
         check_packages()
         level()
-        check_device(resolve_device(self.device))
+        check_device(self.device)
 
     def session(self, recipe: Path, listener: "Listener | None" = None) -> "Session":
         """One recipe with what the flags say; a name of the library where there is no such file."""
@@ -208,17 +205,15 @@ class Shared:
             warned=self.screen.warn,
         )
 
-    def settings(self, listener: "Listener | None" = None) -> "Settings":
+    def settings(self, listener: "Listener | None" = None) -> Settings:
         """Settings of the compiler."""
-        from ...core.device import resolve_device
         from ...core.events import silent
-        from ...core.settings import Settings
 
         hub_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         return Settings(
             self.cache_folder,
             self.seed,
-            resolve_device(self.device),
+            self.device,
             self.offline or hub_offline,
             self.trust_remote_code,
             self.max_memory,
@@ -328,7 +323,7 @@ def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
     for name, value, legal in (
         ("--format", shared.format, formats),
         ("--color", shared.color, ("auto", "always", "never")),
-        ("--undecided", shared.undecided, ("fail", "pass")),
+        ("--undecided", shared.undecided, UNDECIDED),
     ):
         if value not in legal:
             raise typer.BadParameter(f"`{name} {value}` is not known here: {', '.join(legal)}")

@@ -62,8 +62,8 @@ def local_interrupts() -> Iterator[None]:
         _patient.clear()
 
 
-def _raise(number, frame) -> None:
-    if number != signal.SIGINT or not _patient.is_set():
+def _raise(signum, frame) -> None:
+    if signum != signal.SIGINT or not _patient.is_set():
         _requested.set()
     raise KeyboardInterrupt
 

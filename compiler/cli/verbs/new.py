@@ -158,18 +158,18 @@ class NamedSource:
         return Invocation(self.word, {**{p.name: p.default for p in params}, first: self.name})
 
 
-def source_expression(model: str, beside: Path) -> NamedSource:
-    """Source expression, in a recipe in the folder `beside`, for a model of the command line."""
+def source_expression(model: str, recipe_path: Path) -> NamedSource:
+    """Source expression, in a recipe in the folder `recipe_path`, for a model of the command line."""
     kind, colon, name = model.partition(":")
     if colon and kind in ("zoo", "hf"):
         return NamedSource(kind, name)
     if Path(model).is_dir():
-        return NamedSource("hf", _relative_folder(Path(model), beside))
+        return NamedSource("hf", _relative_folder(Path(model), recipe_path))
     if Path(model).is_file() and Path(model).suffix in _FILES:
-        return NamedSource(_FILES[Path(model).suffix], _relative_folder(Path(model), beside))
+        return NamedSource(_FILES[Path(model).suffix], _relative_folder(Path(model), recipe_path))
     file, _, function = model.rpartition(":")
     if file.endswith(".py") and Path(file).is_file():
-        return NamedSource("module", f"{_relative_folder(Path(file), beside)}:{function}")
+        return NamedSource("module", f"{_relative_folder(Path(file), recipe_path)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return NamedSource("hf", model)
     from ...driver.models import nowhere
@@ -230,15 +230,15 @@ def _called(model: str) -> str:
     return path.name if path.is_dir() else re.split("[/:]", model)[-1]
 
 
-def _relative_folder(folder: Path, beside: Path) -> str:
+def _relative_folder(folder: Path, recipe_path: Path) -> str:
     """A folder as seen from a recipe: relative where both lie in the working folder, or close to it."""
-    steps = Path(os.path.relpath(folder.resolve(), beside.resolve())).as_posix()
+    steps = Path(os.path.relpath(folder.resolve(), recipe_path.resolve())).as_posix()
     if steps.startswith("../../.."):
         return folder.resolve().as_posix()
     return steps if steps.startswith(".") else f"./{steps}"
 
 
-def recipe_that_checks(source: NamedSource, goal: str, short: str, path: Path, shared: Shared) -> str:
+def recipe_that_checks(source: NamedSource, goal: str, model_name: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
     call = source.call(session)
@@ -254,7 +254,7 @@ def recipe_that_checks(source: NamedSource, goal: str, short: str, path: Path, s
         bounds = tuple(b for b in bounds if not b.startswith("decode"))
 
     def draft(steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
-        return _render_recipe(source.text, goal, short, judge, steps, bounds)
+        return _render_recipe(source.text, goal, model_name, judge, steps, bounds)
 
     reason: list[Diagnostic] = []
     for share in SHARES:
@@ -280,11 +280,11 @@ def recipe_that_checks(source: NamedSource, goal: str, short: str, path: Path, s
     )
 
 
-def _scaled(line: str, share: float) -> str:
+def _scaled(line: str, factor: float) -> str:
     """A step that removes that share of what it removes, and a bound on parameters as much looser."""
-    line = re.sub(r"(\d+)% of params", lambda match: f"{max(1, round(share * int(match[1])))}% of params", line)
+    line = re.sub(r"(\d+)% of params", lambda match: f"{max(1, round(factor * int(match[1])))}% of params", line)
     return re.sub(
-        r"(params +<=) ([\d.]+)", lambda match: f"{match[1]} {min(1, 1 - share * (1 - float(match[2]))):.3g}", line
+        r"(params +<=) ([\d.]+)", lambda match: f"{match[1]} {min(1, 1 - factor * (1 - float(match[2]))):.3g}", line
     )
 
 
@@ -312,10 +312,10 @@ def _check_errors(text: str, path: Path, session: "Session") -> list[Diagnostic]
 
 
 def _render_recipe(
-    call: str, goal: str, short: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]
+    call: str, goal: str, model_name: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]
 ) -> str:
     sentence, _, _, name, target = GOALS[goal]
-    doc = sentence.format(model=short)
+    doc = sentence.format(model=model_name)
     used = judge.lines
     if not any("heldout" in line for line in (*steps, *bounds)) and judge.lines is not _TEXTS:
         used = judge.lines[:-1]
@@ -329,9 +329,9 @@ def _render_recipe(
     lines += ["", f"pipeline {name}(base) {{", *(f"  {s}" for s in steps), "}", ""]
     if bounds:
         lines += [f"expect {name} {{", *(f"  {b}" for b in bounds), "}", ""]
-    emitted = target.format(path=f"{short}-{name}", knowledge=_knowledge(short))
+    emitted = target.format(path=f"{model_name}-{name}", knowledge=_knowledge(model_name))
     return "\n".join([*lines, f"emit {name} {{ {emitted} }}", ""])
 
 
-def _knowledge(short: str) -> str:
-    return f"{short}-knowledge.jsonl"
+def _knowledge(model_name: str) -> str:
+    return f"{model_name}-knowledge.jsonl"

@@ -179,14 +179,25 @@ def _source_folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
         yield Path(scratch), _clone(source, Path(scratch))
 
 
-def _clone(source: str, into: Path) -> str:
+def _clone(source: str, destination: Path) -> str:
     """Fetch one commit and write its files; the commit's hash."""
     url, _, revision = source.rpartition("@") if re.search(r"[^/@]@[^@/:]+$", source) else (source, "", "")
-    _run_git(into, "init", "-q")
-    _run_git(into, "fetch", "-q", "--depth", "1", "--no-tags", "--no-recurse-submodules", "--", url, revision or "HEAD")
-    _refuse_large_tree(into, source)
-    _run_git(into, "checkout", "-q", "FETCH_HEAD")
-    return _run_git(into, "rev-parse", "FETCH_HEAD").strip()
+    _run_git(destination, "init", "-q")
+    _run_git(
+        destination,
+        "fetch",
+        "-q",
+        "--depth",
+        "1",
+        "--no-tags",
+        "--no-recurse-submodules",
+        "--",
+        url,
+        revision or "HEAD",
+    )
+    _refuse_large_tree(destination, source)
+    _run_git(destination, "checkout", "-q", "FETCH_HEAD")
+    return _run_git(destination, "rev-parse", "FETCH_HEAD").strip()
 
 
 def _refuse_large_tree(folder: Path, source: str) -> None:

@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
         where = output or artifact.with_name(f"{artifact.name}-picked")
         with shared.listening() as listener:
             name, manifest = picking.pick_point(
-                artifact, where, point=point, limits=limits, on=on, force=force, on_event=listener
+                artifact, where, point=point, limits=limits, machine=on, force=force, on_event=listener
             )
         if shared.format == "json":
             shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes)

@@ -40,14 +40,14 @@ def _raw() -> object:
     return getattr(buffer, "raw", buffer)
 
 
-def _outliving(stream: TextIO | None, number: int) -> TextIO:
+def _outliving(stream: TextIO | None, fd: int) -> TextIO:
     if stream is None:
-        return TextIOWrapper(BufferedWriter(PipeSafeStream(number, "w", closefd=False)), "utf-8", "backslashreplace")
+        return TextIOWrapper(BufferedWriter(PipeSafeStream(fd, "w", closefd=False)), "utf-8", "backslashreplace")
     buffer = getattr(stream, "buffer", None)
     if not isinstance(stream, TextIOWrapper) or type(getattr(buffer, "raw", buffer)) is not FileIO:
         return stream  # a console of Windows, or what a test reads
     stream.flush()
-    spout = PipeSafeStream(number, "w", closefd=False)
+    spout = PipeSafeStream(fd, "w", closefd=False)
     return TextIOWrapper(
         spout if stream.write_through else BufferedWriter(spout),  # PYTHONUNBUFFERED: nothing is held back
         stream.encoding,

@@ -153,12 +153,12 @@ def register(app: typer.Typer) -> None:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
 
-def _keys(named: Sequence[str]) -> "Keys":
+def _keys(key_files: Sequence[str]) -> "Keys":
     """Keys of --api-key and of the environment."""
     from ...apps.serving.keys import Keys
 
     from_environment = [key.strip() for key in os.environ.get("EFFC_API_KEY", "").split(",") if key.strip()]
-    return Keys([*named, *from_environment])
+    return Keys([*key_files, *from_environment])
 
 
 def _log_to(destination: str, shared: Shared) -> "AccessLog":

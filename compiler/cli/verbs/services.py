@@ -80,7 +80,7 @@ def library_service(location: str, name: str, shared: Shared, engine: str) -> Se
     folder, app = Path(location), read_app(Path(location))
     manifest = read_manifest(folder)
     for part in (NAME, KNOWLEDGE, EMBEDDER, REWARD):
-        verify_files(folder, manifest, under=part)
+        verify_files(folder, manifest, prefix=part)
     reward: Any = None
     if app.reward == "judge":
         reward = Judge(folder / REWARD)

@@ -13,6 +13,7 @@ _new = typer.Option(
     "--new-key", metavar="FILE", help="Make a secret key, and FILE.pub for those who check.", show_default=False
 )
 _verify = typer.Option(
+    "--require-signature",
     "--verify-key",
     metavar="KEY",
     show_default=False,
@@ -35,7 +36,9 @@ def register(app: typer.Typer) -> None:
         """Sign an artifact with Ed25519, make a key, or check a signature, offline."""
         modes = [key is not None, new_key is not None, bool(verify_key)]
         if sum(modes) != 1 or (artifact is None) != (new_key is not None):
-            raise typer.BadParameter("one of `ARTIFACT --key FILE`, `ARTIFACT --verify-key KEY` and `--new-key FILE`")
+            raise typer.BadParameter(
+                "one of `ARTIFACT --key FILE`, `ARTIFACT --require-signature KEY` and `--new-key FILE`"
+            )
         if new_key is not None:
             from ...artifacts import signature
 

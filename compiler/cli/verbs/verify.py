@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _folder = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
 _key = typer.Option(
+    "--require-signature",
     "--verify-key",
     metavar="KEY",
     show_default=False,
@@ -45,7 +46,9 @@ def register(app: typer.Typer) -> None:
         message += f", forms {', '.join(forms)}" if forms else ""
         shared.screen.answer(message + (f", signed by {signed}" if signed else ""))
         if not signed:
-            shared.screen.note("its measures and its card are held by a signature alone: --verify-key looks at one")
+            shared.screen.note(
+                "its measures and its card are held by a signature alone: --require-signature looks at one"
+            )
         return None
 
 

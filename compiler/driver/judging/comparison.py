@@ -143,7 +143,7 @@ def timed_in_turns(original: Any, model: Any, plan: "Plan", ctx: Context) -> dic
                 rounds=cost.ROUNDS,
                 enough=enough,
                 seconds=SECONDS,
-                share=1 if metric in bounded else cost.ROUNDS,
+                calls_per_round=1 if metric in bounded else cost.ROUNDS,
                 max_seconds=math.inf if metric in bounded else cost.UNASKED,
             )
         except Reject as rejection:

@@ -25,8 +25,8 @@ class Perplexity(Metric):
 
     data: DataRef = param("Rows to predict.", positional=True)
 
-    def dearer(self, value: float, nats: float) -> float:
-        return value * math.exp(min(nats, 80.0))
+    def dearer(self, value: float, log_increase: float) -> float:
+        return value * math.exp(min(log_increase, 80.0))
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
         nats, tokens = total_nll(model, ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data))

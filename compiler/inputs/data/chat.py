@@ -142,10 +142,12 @@ class Chat(Data):
                 spans.append((end - len(message["content"]), end))
         return spans
 
-    def _parse_messages(self, record: Record, number: int, path: Path) -> list[dict[str, str]]:
+    def _parse_messages(self, record: Record, line_number: int, path: Path) -> list[dict[str, str]]:
         if self.prompt or self.response:
             fields = [("user", self.prompt), ("assistant", self.response)]
-            return [{"role": role, "content": text_of(record, name, number, path)} for role, name in fields if name]
+            return [
+                {"role": role, "content": text_of(record, name, line_number, path)} for role, name in fields if name
+            ]
         messages = record[self.messages]
         if (
             not isinstance(messages, list)
@@ -157,7 +159,7 @@ class Chat(Data):
         ):
             raise Reject(
                 bad_record(
-                    f"`{self.messages}` of record {number} of {path} is no list of messages",
+                    f"`{self.messages}` of record {line_number} of {path} is no list of messages",
                     help='a message is {"role": "user", "content": "text"}',
                 )
             )

@@ -95,26 +95,26 @@ class Choices(Data):
             check_field(records, name, path)
         return records
 
-    def _parse_record(self, record: Record, number: int, path: Path) -> tuple[str, list[str], int]:
-        options, labels = self._parse_options(record, number, path)
+    def _parse_record(self, record: Record, line_number: int, path: Path) -> tuple[str, list[str], int]:
+        options, labels = self._parse_options(record, line_number, path)
         if len(options) < 2 or not all(isinstance(o, str) and o for o in options):
-            raise Reject(bad_record(f"record {number} of {path} has no two options that are text"))
+            raise Reject(bad_record(f"record {line_number} of {path} has no two options that are text"))
         answer = answer_index(record[self.answer], options, labels)
         if answer is None:
             raise Reject(
                 bad_record(
-                    f"the answer of record {number} of {path} is none of its {len(options)} options",
+                    f"the answer of record {line_number} of {path} is none of its {len(options)} options",
                     help="an answer is a number from 0, a label, a letter or an option's text",
                 )
             )
-        question = text_of(record, self.question, number, path)
+        question = text_of(record, self.question, line_number, path)
         return (f"Question: {question}\nAnswer:" if self.layout == "qa" else question), options, answer
 
-    def _parse_options(self, record: Record, number: int, path: Path) -> tuple[list[Any], list[str]]:
+    def _parse_options(self, record: Record, line_number: int, path: Path) -> tuple[list[Any], list[str]]:
         if self.fixed:
             return list(self.fixed), []
         if not isinstance(self.options, str):
-            return [text_of(record, name, number, path) for name in self.options], list(self.options)
+            return [text_of(record, name, line_number, path) for name in self.options], list(self.options)
         options = record[self.options]
         if isinstance(options, dict) and isinstance(options.get("text"), list):
             return options["text"], [str(label) for label in options.get("label") or ()]

@@ -69,11 +69,11 @@ class Labels(Data):
                 items.append((ids, self._label_index(str(record[self.label]), number, path)))
         return drop_too_long(items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts")
 
-    def _label_index(self, label: str, number: int, path: Path) -> int:
+    def _label_index(self, label: str, line_number: int, path: Path) -> int:
         if label not in self.classes:
             raise Reject(
                 unknown_class(
-                    f"the label of record {number} of {path} is `{label}`",
+                    f"the label of record {line_number} of {path} is `{label}`",
                     help=suggestion(label, self.classes, "`classes` has"),
                 )
             )

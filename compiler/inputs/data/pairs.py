@@ -92,22 +92,22 @@ class Pairs(Data):
         sizes = [_size(pair, two_sided) for pair in pairs]
         return drop_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
-    def _parse_pair(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
+    def _parse_pair(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> _Pair:
         start = start_token(tokenizer, "auto")
-        prompt = encode(text_of(record, self.prompt, number, path), tokenizer)
-        answer = encode(self.join + text_of(record, self.answer, number, path), tokenizer)
+        prompt = encode(text_of(record, self.prompt, line_number, path), tokenizer)
+        answer = encode(self.join + text_of(record, self.answer, line_number, path), tokenizer)
         if not prompt or not answer:
             which = "prompt" if answer else "answer"
-            raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
+            raise Reject(empty_pair(f"the {which} of record {line_number} of {path} is empty"))
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
 
-    def _parse_source_and_target(self, record: Record, number: int, path: Path, tokenizer: Any) -> _Pair:
-        source = tokenizer(text_of(record, self.prompt, number, path), verbose=False)["input_ids"]
-        target = tokenizer(text_target=text_of(record, self.answer, number, path), verbose=False)["input_ids"]
+    def _parse_source_and_target(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> _Pair:
+        source = tokenizer(text_of(record, self.prompt, line_number, path), verbose=False)["input_ids"]
+        target = tokenizer(text_target=text_of(record, self.answer, line_number, path), verbose=False)["input_ids"]
         if not source or not target:
             which = "prompt" if target else "answer"
-            raise Reject(empty_pair(f"the {which} of record {number} of {path} is empty"))
+            raise Reject(empty_pair(f"the {which} of record {line_number} of {path} is empty"))
         return _Pair(tuple(source), tuple(target))
 
     def _is_pair(self, ctx: Context) -> bool:

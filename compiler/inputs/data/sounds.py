@@ -80,16 +80,16 @@ class Sounds(Data):
             check_field(records, name, path)
         return records
 
-    def _file(self, record: Record, number: int, path: Path) -> Path:
-        file = path.parent / text_of(record, self.sound, number, path)
+    def _file(self, record: Record, line_number: int, path: Path) -> Path:
+        file = path.parent / text_of(record, self.sound, line_number, path)
         if not file.is_file():
-            raise Reject(bad_sound(f"record {number} of {path} names {file}, which is not there"))
+            raise Reject(bad_sound(f"record {line_number} of {path} names {file}, which is not there"))
         return file
 
-    def _speech(self, record: Record, number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
-        ids = tokenizer(text_target=text_of(record, self.text, number, path), verbose=False)["input_ids"]
+    def _speech(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
+        ids = tokenizer(text_target=text_of(record, self.text, line_number, path), verbose=False)["input_ids"]
         if not ids:
-            raise Reject(bad_sound(f"record {number} of {path} says nothing"))
+            raise Reject(bad_sound(f"record {line_number} of {path} says nothing"))
         return tuple(ids)
 
 

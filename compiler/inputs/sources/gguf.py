@@ -186,7 +186,7 @@ def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
     return {file.name: hash(file) for file in files}
 
 
-def _convert_to_safetensors(path: Path, into: Path, label: str) -> None:
+def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
     import io
     from contextlib import redirect_stderr
 
@@ -204,14 +204,14 @@ def _convert_to_safetensors(path: Path, into: Path, label: str) -> None:
                 folder, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **OFFLINE_OPTIONS
             )
             model, info = loaded  # a pair, which its annotation does not know
-            AutoTokenizer.from_pretrained(folder, gguf_file=FILE, **OFFLINE_OPTIONS).save_pretrained(into)
+            AutoTokenizer.from_pretrained(folder, gguf_file=FILE, **OFFLINE_OPTIONS).save_pretrained(destination)
     except _BREAKS as error:
         if is_out_of_memory(error):
             raise
         raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
     check_loading_info(info, label)
     check_finite(model, label)
-    save_model(model, str(into / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
+    save_model(model, str(destination / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
 
 
 def _build(config: dict[str, Any], dtype: str):

@@ -240,7 +240,7 @@ class Tracer(TracerBase):
 def trace(
     root: nn.Module,
     arguments: Mapping[str, Any],
-    statics: Mapping[str, Any],
+    constants: Mapping[str, Any],
     *,
     family: str,
     opaque: frozenset[str] = frozenset(),
@@ -250,7 +250,7 @@ def trace(
 ) -> Trace:
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
-    Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `statics` are baked.
+    Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `constants` are baked.
     `inline` looks inside modules that keep a state in the cache: good for analysis, wrong for decoding.
     `optional` arguments may be None when the graph runs: what they are added to stays as it is then.
     `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
@@ -262,7 +262,7 @@ def trace(
     try:
         with torch.no_grad(), patch_for_tracing(tracer), trace_integers(tracer.paths, tracer):
             values = {name: _placeholder(tracer, name, value) for name, value in arguments.items()}
-            result = pick(root.forward(**values, **statics))
+            result = pick(root.forward(**values, **constants))
             tracer.graph.output(tracer.to_graph_argument(result, "args", []))
         tracer.graph.eliminate_dead_code(is_impure)
     except Exception as error:

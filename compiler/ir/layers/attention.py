@@ -78,14 +78,14 @@ class PackedLayer(CacheLayerMixin):
         """Whether sequences are padded as they were."""
         return padding == self._padding()
 
-    def select_sequences(self, chosen: list[int]) -> None:
+    def select_sequences(self, indices: list[int]) -> None:
         """Go on with these of the sequences, in this order; one may be chosen several times."""
         selected = []
         for pad, rows, store in self.stores:
             index_of = {row: index for index, row in enumerate(rows)}
-            new = [i for i, row in enumerate(chosen) if row in index_of]
+            new = [i for i, row in enumerate(indices) if row in index_of]
             if new:
-                selected.append((pad, new, picked(store, [index_of[chosen[i]] for i in new])))
+                selected.append((pad, new, picked(store, [index_of[indices[i]] for i in new])))
         self.stores = selected
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -141,10 +141,10 @@ def ssd(mixer: Ssd, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
     return _product(mixer.out_proj, y[:, 0].to(hidden.dtype))[:, None]
 
 
-def normed(mixer: Selective, parts: Iterable[Tensor]) -> list[Tensor]:
+def normed(mixer: Selective, tensors: Iterable[Tensor]) -> list[Tensor]:
     """The time step, B and C of Mamba-1, after the norms that some models have for them."""
     norms = (mixer._modules.get(name) for name in _NORMS)
-    return [part if norm is None else norm(part) for part, norm in zip(parts, norms, strict=True)]
+    return [part if norm is None else norm(part) for part, norm in zip(tensors, norms, strict=True)]
 
 
 def _convolved(mixer: Filtered, x: Tensor, window: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ DECAY = "A_log"
 _NORM = re.compile(r"\w*RMSNorm(Gated)?")
 
 
-def use_kernels(model: nn.Module, *, marked: bool = False) -> list[str]:
+def use_kernels(model: nn.Module, *, enabled: bool = False) -> list[str]:
     """Let the state-space mixers of a model run on kernels; their paths, none where no kernels are compiled.
 
-    marked   only those that carry `MARK`
+    enabled   only those that carry `MARK`
     """
     if levels.library() is None:
         return []
-    paths = [path for path in mixers_in(model) if not marked or is_marked(model, path)]
+    paths = [path for path in mixers_in(model) if not enabled or is_marked(model, path)]
     for path in paths:
         module = model.get_submodule(path)
         names = _graph_names(module)
@@ -195,8 +195,8 @@ def _with_global_names(function: Any, inner: Any, names: dict[str, Any]) -> Any:
     return _copied(function, function.__globals__, cells)
 
 
-def _copied(function: Any, names: dict[str, Any], cells: Any) -> Any:
-    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, cells)
+def _copied(function: Any, names: dict[str, Any], tree: Any) -> Any:
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, tree)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 

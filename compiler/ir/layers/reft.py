@@ -85,7 +85,7 @@ class Intervention(nn.Module):
         return dropout(h + edit @ p, self.drop, self.training).to(hidden.dtype)
 
     @torch.no_grad()
-    def init_weights(self, how: str, generator: torch.Generator) -> None:
+    def init_weights(self, method: str, generator: torch.Generator) -> None:
         """First values. "identity" changes nothing yet; "random" is that of the published code."""
         form, width = FORMS[self.form], self.project.shape[1]
         spread = width**-0.5  # torch's own of a Linear
@@ -96,7 +96,7 @@ class Intervention(nn.Module):
         if form.orthonormal:
             normal = torch.randn(self.project.shape, generator=generator, dtype=torch.float64)
             self.project.copy_(torch.linalg.qr(normal.T)[0].T)
-        if how == "identity":
+        if method == "identity":
             assert has_identity(self.form), f"{self.form} is no identity whatever its bias"
             self.bias.zero_()
             if form.subtracts:

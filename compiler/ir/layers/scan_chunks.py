@@ -105,27 +105,29 @@ def scan_in_chunks(
 # -- the two families ----------------------------------------------------------------------------------------
 
 
-def selective(mixer: Selective, hidden: Tensor, live: Tensor | None, before: ChunkState) -> tuple[Tensor, ChunkState]:
+def selective(
+    mixer: Selective, hidden: Tensor, mask: Tensor | None, initial_state: ChunkState
+) -> tuple[Tensor, ChunkState]:
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
-    x, window = _convolve_chunk(mixer, x, live, before.window)
+    x, window = _convolve_chunk(mixer, x, mask, initial_state.window)
     parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
     dt, b, c = normed(mixer, parts)
     dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
     a = -torch.exp(mixer.A_log.float())
     y, state = SelectiveScan.native(
-        x.mT, dt.mT, a, b.mT, c.mT, mixer.D, z.mT, mixer.dt_proj.bias, True, before.state, None
+        x.mT, dt.mT, a, b.mT, c.mT, mixer.D, z.mT, mixer.dt_proj.bias, True, initial_state.state, None
     )
     return mixer.out_proj(y.mT), ChunkState(window, state)
 
 
-def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: ChunkState) -> tuple[Tensor, ChunkState]:
+def ssd(mixer: Ssd, hidden: Tensor, mask: Tensor | None, initial_state: ChunkState) -> tuple[Tensor, ChunkState]:
     """Mamba-2: hidden [b, t, w] -> [b, t, w]; the state is [b, h, p, n]."""
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
-    channels = before.window.shape[1]
+    channels = initial_state.window.shape[1]
     gate, mixed, dt = mixer.in_proj(hidden).split([inner, channels, heads], 2)
-    mixed, window = _convolve_chunk(mixer, mixed, live, before.window)
+    mixed, window = _convolve_chunk(mixer, mixed, mask, initial_state.window)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
     least, upper = map(float, mixer.time_step_limit)
@@ -140,21 +142,21 @@ def ssd(mixer: Ssd, hidden: Tensor, live: Tensor | None, before: ChunkState) -> 
         True,
         least,
         upper,
-        before.state,
+        initial_state.state,
         None,
     )
     y = mixer.norm(y.flatten(2), gate)
     return mixer.out_proj(y.to(hidden.dtype)), ChunkState(window, state)
 
 
-def _convolve_chunk(mixer: Filtered, x: Tensor, live: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
+def _convolve_chunk(mixer: Filtered, x: Tensor, mask: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
     """x [b, t, c] after the convolution, and what it has seen by then."""
     weight, k = mixer.conv1d.weight[:, 0], window.shape[2]
     if CausalConv.accepts(weight, mixer.activation):
         raise TypeError(f"a convolution with {mixer.activation}")
     y = CausalConv.native(x.mT, weight, mixer.conv1d.bias, window[:, :, 1:], None, mixer.activation is not None)
-    return _masked(y.mT, live), torch.cat([window, x[:, -k:].mT], 2)[:, :, -k:].contiguous()
+    return _masked(y.mT, mask), torch.cat([window, x[:, -k:].mT], 2)[:, :, -k:].contiguous()
 
 
-def _masked(x: Tensor, live: Tensor | None) -> Tensor:
-    return x if live is None else (x * live).to(x.dtype)
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else (x * mask).to(x.dtype)

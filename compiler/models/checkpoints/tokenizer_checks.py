@@ -64,9 +64,9 @@ def check_tokenizer_json(body: Any) -> None:
     _within(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
 
 
-def _within(number: Any, bound: int, label: str) -> None:
-    if not isinstance(number, (int, float)) or not 0 <= number <= bound:
-        raise Unbounded(f"{label} is {str(number)[:20]}, more than the {bound} that are taken")
+def _within(value: Any, bound: int, label: str) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value <= bound:
+        raise Unbounded(f"{label} is {str(value)[:20]}, more than the {bound} that are taken")
 
 
 def _text_growth(row: Sequence[Mapping[str, Any]]) -> int:

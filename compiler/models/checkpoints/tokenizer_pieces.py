@@ -75,12 +75,12 @@ def _protobuf_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
         at += length
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
     """A number in groups of seven bits, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
-        byte = data[at]
-        value, at = value | (byte & 127) << shift, at + 1
+        byte = data[offset]
+        value, offset = value | (byte & 127) << shift, offset + 1
         if byte < 128:
-            return value, at
+            return value, offset
     raise Unbounded("a number of it has no end")

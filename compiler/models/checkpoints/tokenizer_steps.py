@@ -90,27 +90,27 @@ def check_parts(body: Any) -> None:
     _reject_unknown_fields(model, frozenset(fields.split()), "its model")
 
 
-def steps(body: Mapping[str, Any], part: str) -> Iterator[Mapping[str, Any]]:
+def steps(body: Mapping[str, Any], component: str) -> Iterator[Mapping[str, Any]]:
     """The steps of a part of a file in order, each of a known type with its own fields alone."""
-    if body.get(part) is not None:
-        yield from _flatten_steps(body[part], part)
+    if body.get(component) is not None:
+        yield from _flatten_steps(body[component], component)
 
 
-def _flatten_steps(step: Any, part: str) -> Iterator[Mapping[str, Any]]:
+def _flatten_steps(step: Any, component: str) -> Iterator[Mapping[str, Any]]:
     if not isinstance(step, dict):
-        raise Unbounded(f"a step of its {part} is no object")
+        raise Unbounded(f"a step of its {component} is no object")
     kind = step.get("type")
-    if not isinstance(kind, str) or kind not in _STEPS[part]:
-        raise Unbounded(f"a step of its {part} is of the type {str(kind)[:40]!r}")
-    _reject_unknown_fields(step, frozenset(_STEPS[part][kind].split()), f"a step {kind} of its {part}")
+    if not isinstance(kind, str) or kind not in _STEPS[component]:
+        raise Unbounded(f"a step of its {component} is of the type {str(kind)[:40]!r}")
+    _reject_unknown_fields(step, frozenset(_STEPS[component][kind].split()), f"a step {kind} of its {component}")
     if kind != "Sequence":
         yield step
         return
-    inner = step.get(_STEPS[part][kind])
+    inner = step.get(_STEPS[component][kind])
     if not isinstance(inner, list):
-        raise Unbounded(f"a sequence of its {part} has no steps")
+        raise Unbounded(f"a sequence of its {component} has no steps")
     for each in inner:
-        yield from _flatten_steps(each, part)
+        yield from _flatten_steps(each, component)
 
 
 def _reject_unknown_fields(declared: Mapping[str, Any], fields: frozenset[str], label: str) -> None:

@@ -28,17 +28,17 @@ class Engine(Rows):
         far = 1.0 / facts.base**evens / facts.stretch
         self._frequencies = {True: 1.0 / facts.local**evens, False: far / weights.get(FACTORS, 1.0)}
 
-    def length(self, number: int) -> int:
-        return self._lengths.get(number, 0)
+    def length(self, sequence: int) -> int:
+        return self._lengths.get(sequence, 0)
 
-    def forget(self, number: int, length: int = 0) -> None:
-        cache_layers = self._snapshots.get(number)
+    def forget(self, sequence: int, length: int = 0) -> None:
+        cache_layers = self._snapshots.get(sequence)
         if not length or cache_layers is None:
-            self._snapshots.pop(number, None)
-            self._lengths.pop(number, None)
+            self._snapshots.pop(sequence, None)
+            self._lengths.pop(sequence, None)
             return
-        self._snapshots[number] = [pair and (pair[0][:, :length], pair[1][:, :length]) for pair in cache_layers]
-        self._lengths[number] = min(length, self._lengths[number])
+        self._snapshots[sequence] = [pair and (pair[0][:, :length], pair[1][:, :length]) for pair in cache_layers]
+        self._lengths[sequence] = min(length, self._lengths[sequence])
 
     @torch.no_grad()
     def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ class Engine(Rows):
             logits = logits / scale if self.facts.architecture == "granite" else logits * scale
         return cap * (logits / cap).tanh() if cap else logits
 
-    def _hidden_states(self, number: int, ids: Tensor) -> Tensor:
+    def _hidden_states(self, sequence: int, ids: Tensor) -> Tensor:
         """The residual stream [t, hidden] of new tokens after the last layer."""
         x = F.embedding(ids, self.weights["token_embd.weight"])
         x = x * (self.facts.scales[0] or (x.shape[-1] ** 0.5 if self.kind.scaled else 1.0))
-        before, share = self.length(number), self.facts.scales[1] or 1.0
-        cache_layers = self._snapshots.setdefault(number, [None] * len(self.facts.heads))
+        before, share = self.length(sequence), self.facts.scales[1] or 1.0
+        cache_layers = self._snapshots.setdefault(sequence, [None] * len(self.facts.heads))
         for i, heads in enumerate(self.facts.heads):
             layer, normed = f"blk.{i}.", x
             if heads:
@@ -65,7 +65,7 @@ class Engine(Rows):
             is_parallel = self.kind.before and f"{layer}ffn_norm.weight" not in self.weights
             read = normed if is_parallel else self._norm(x, f"{layer}ffn_norm")
             x = x + share * self._norm(self._mlp(layer, read), f"{layer}post_ffw_norm")
-        self._lengths[number] = before + len(ids)
+        self._lengths[sequence] = before + len(ids)
         return x
 
     def _mlp(self, layer: str, x: Tensor) -> Tensor:
@@ -76,17 +76,17 @@ class Engine(Rows):
         gate, up = up.chunk(2, -1) if self.kind.gate == "fused" else (self._linear(x, f"{layer}ffn_gate"), up)
         return self._linear(act(gate) * up, f"{layer}ffn_down")
 
-    def _attention(self, i: int, x: Tensor, before: int, cache_layers: list) -> Tensor:
+    def _attention(self, i: int, x: Tensor, past_length: int, cache_layers: list) -> Tensor:
         t, window = len(x), self.facts.windows[i]
         q, k, v = self._qkv(i, x)  # [h, t, d]
         if self.kind.rotates(i, window):
-            q, k = self._apply_rope(q, before, window), self._apply_rope(k, before, window)
+            q, k = self._apply_rope(q, past_length, window), self._apply_rope(k, past_length, window)
         if cache_layers[i] is not None:
             k, v = torch.cat([cache_layers[i][0], k], 1), torch.cat([cache_layers[i][1], v], 1)
         cache_layers[i] = (k, v)
-        visible = torch.ones(t, before + t, dtype=torch.bool).tril(before)
+        visible = torch.ones(t, past_length + t, dtype=torch.bool).tril(past_length)
         if window:
-            visible &= ~torch.ones_like(visible).tril(before - self.facts.window)
+            visible &= ~torch.ones_like(visible).tril(past_length - self.facts.window)
         repeat = self.facts.heads[i] // self.facts.kv_heads[i]
         k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
         scores = q @ k.transpose(1, 2) * (self.facts.scales[2] or self._scale())  # [h, t, before + t]
@@ -128,8 +128,10 @@ class Engine(Rows):
             return F.layer_norm(x, x.shape[-1:], weight, self.weights.get(f"{name}.bias"), self.facts.epsilon)
         return F.rms_norm(x, x.shape[-1:], weight, self.facts.epsilon)
 
-    def _apply_rope(self, x: Tensor, before: int, window: bool) -> Tensor:
-        angle = torch.arange(before, before + x.shape[1])[:, None] * self._frequencies[window]  # [t, turns / 2]
+    def _apply_rope(self, x: Tensor, past_length: int, window: bool) -> Tensor:
+        angle = (
+            torch.arange(past_length, past_length + x.shape[1])[:, None] * self._frequencies[window]
+        )  # [t, turns / 2]
         cos, sin = angle.cos(), angle.sin()
         x, passed = x[..., : self.facts.n_rotated], x[..., self.facts.n_rotated :]
         if self.kind.interleaved:
@@ -157,6 +159,7 @@ def open_gguf(folder: Path) -> DecoderModel:
     }
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
     model = DecoderModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation(folder))
+    model.engine_name = "the engine of GGUF files"
     model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

@@ -63,8 +63,8 @@ def pretokenizer_of(body: dict[str, Any]) -> tuple[str, list[str]]:
     return name, notes
 
 
-def _isolates(part: dict[str, Any]) -> bool:
-    return part.get("behavior") == "Isolated" and not part.get("invert")
+def _isolates(step: dict[str, Any]) -> bool:
+    return step.get("behavior") == "Isolated" and not step.get("invert")
 
 
 def ambiguous_merge_notes(texts: list[str], merges: list[tuple[str, ...]]) -> list[str]:

@@ -81,9 +81,9 @@ def _architecture_name(model: nn.Module, family: Family, layers: tuple[Layer, ..
     return family.kind
 
 
-def _layer_and_head_dim(model: Any, family: Family, number: int) -> tuple[Layer, int]:
+def _layer_and_head_dim(model: Any, family: Family, layer_index: int) -> tuple[Layer, int]:
     """A layer, and the size of its heads."""
-    layer = model.model.layers[number]
+    layer = model.model.layers[layer_index]
     sizes = {
         family.parts[name.removesuffix(".weight")]: tensor.shape
         for name, tensor in layer.state_dict().items()
@@ -98,7 +98,7 @@ def _layer_and_head_dim(model: Any, family: Family, number: int) -> tuple[Layer,
     if heads % kv_heads:
         raise Reject(
             cannot_write_gguf(
-                f"layer {number} has {heads} heads over {kv_heads} of keys and values, which does not divide",
+                f"layer {layer_index} has {heads} heads over {kv_heads} of keys and values, which does not divide",
                 help=INSTEAD,
             )
         )

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from . import attentions, calls
+from . import attention_lowering, attentions, calls, graph_values
 from .attentions import Attention
+from .plan_builder import PlanBuilder
 from .positional import Positions
+from .rule import Call
 from .values import CachedRows, Rows, ScorePairs
-
-if TYPE_CHECKING:
-    from .reader import Reader
 
 PRODUCTS = frozenset({"matmul", "bmm"})
 SDPA = "scaled_dot_product_attention"
@@ -48,169 +47,187 @@ def _second(node: fx.Node) -> fx.Node:
     return node.args[1]
 
 
-class EagerAttentionRules:
-    """The part of a `Reader` that follows scores from the product that makes them to the one that spends them."""
+def is_score_product(builder: PlanBuilder, call: Call) -> bool:
+    """Whether a product has numbers of two tokens in each of its own, as scores of an attention without a cache."""
+    if call.module is not None or call.name not in PRODUCTS or not all(isinstance(x, Rows) for x in call.args):
+        return False
+    a, b = call.args
+    if a.index.dim() != b.index.dim() or a.index.shape[-2] != b.index.shape[-1]:
+        return False
+    _, token = builder.plan.layout.locate(b.index.reshape(-1, b.index.shape[-1]))
+    return not torch.equal(token, token[:, :1].expand_as(token))
 
-    def __init__(self, reader: "Reader"):
-        self.reader = reader
 
-    def is_score_product(self, a: Rows, b: Rows) -> bool:
-        """Whether a product has numbers of two tokens in each of its own, as scores of an attention without a cache."""
-        if a.index.dim() != b.index.dim() or a.index.shape[-2] != b.index.shape[-1]:
-            return False
-        _, token = self.reader.plan.layout.locate(b.index.reshape(-1, b.index.shape[-1]))
-        return not torch.equal(token, token[:, :1].expand_as(token))
+def lower_score_product(builder: PlanBuilder, call: Call) -> ScorePairs:
+    """Scores of queries and keys; the cache keeps those keys, whether the model itself has one or not."""
+    _retained(builder, _second(call.node))
+    return ScorePairs(call.node)
 
-    def begin(self, node: fx.Node) -> ScorePairs:
-        """Scores of queries and keys; the cache keeps those keys, whether the model itself has one or not."""
-        self._retained(_second(node))
-        return ScorePairs(node)
 
-    def _retained(self, node: fx.Node) -> None:
-        value = self.reader.values[node]
-        self.reader.values[node] = CachedRows(value) if isinstance(value, Rows) else value
+def mixes_tokens(builder: PlanBuilder, call: Call) -> bool:
+    """Whether a call combines a token with all tokens before it."""
+    return ScorePairs in call.kinds or {Rows, CachedRows} <= call.kinds
 
-    def lower(self, node: fx.Node, args: Any) -> Any:
-        """Value of a node that combines a token with all tokens before it."""
-        name, inputs = calls.operation(node), node.all_input_nodes
-        if name in PRODUCTS and isinstance(args[0], ScorePairs) and isinstance(args[1], Rows):
-            self._retained(_second(node))
-        operands = [self.reader.values[used] for used in inputs]
-        if name in calls.SIZE_CALLS:
-            return self.reader.sample_size(node, args)
-        spends = any(isinstance(x, ScorePairs) for x in operands) and any(isinstance(x, CachedRows) for x in operands)
-        if name == SDPA or (name in PRODUCTS and spends):
-            return self._lower_attention(node, name)
-        return ScorePairs(node)
 
-    def _lower_attention(self, node: fx.Node, name: str) -> Rows:
-        leaves = self._qkv_nodes(node, name)
-        if leaves is None:
-            raise self.reader.rejection(node, "attention to something else than keys and values of all tokens")
-        module = self._module(node)
-        q, k, v = leaves
-        heads, head_dim = self._leaf(q, 1).sizes
-        (kv_heads, key_dim), (value_heads, value_dim) = self._leaf(k, 1).sizes, self._leaf(v, 1).sizes
-        form = None
-        if key_dim == head_dim and kv_heads == value_heads and heads % kv_heads == 0:
-            form = self._recognise(node, module, leaves)
-        if form is None:
-            raise self.reader.rejection(node, _REASON)
-        register = self.reader.attending.attention_register(
-            node, form, [self._rows(x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
-        )
-        return Rows(self._register_indices(node, register, heads, value_dim))
+def _retained(builder: PlanBuilder, node: fx.Node) -> None:
+    value = builder.values[node]
+    builder.values[node] = CachedRows(value) if isinstance(value, Rows) else value
 
-    def _rows(self, node: fx.Node) -> Rows:
-        value = self.reader.values[node]
-        return value.rows if isinstance(value, CachedRows) else value
 
-    def _module(self, node: fx.Node) -> nn.Module:
-        scope = node.meta.get("scope", ())
-        return self.reader.model.get_submodule(scope[-1] if scope else "")
+def lower_scores(builder: PlanBuilder, call: Call) -> Any:
+    """Scores on their way to weights, or the attention that spends them."""
+    node, args, name, inputs = call.node, call.args, call.name, call.node.all_input_nodes
+    if name in PRODUCTS and isinstance(args[0], ScorePairs) and isinstance(args[1], Rows):
+        _retained(builder, _second(node))
+    operands = [builder.values[used] for used in inputs]
+    if name in calls.SIZE_CALLS:
+        return graph_values.lower_sample_size(builder, call)
+    spends = any(isinstance(x, ScorePairs) for x in operands) and any(isinstance(x, CachedRows) for x in operands)
+    if name == SDPA or (name in PRODUCTS and spends):
+        return _lower_attention(builder, node, name)
+    return ScorePairs(node)
 
-    def _qkv_nodes(self, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node, fx.Node] | None:
-        """The nodes of queries, keys and values."""
-        if name == SDPA:
-            q, k, v = (*node.args, *node.kwargs.values())[:3]
-            if not (isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)):
-                return None
-            kinds = [type(self.reader.values[x]) for x in (q, k, v)]
-            return (q, k, v) if kinds == [Rows, CachedRows, CachedRows] else None
-        values = [x for x in node.all_input_nodes if isinstance(self.reader.values[x], CachedRows)]
-        visited, queue = {node}, [x for x in node.all_input_nodes if isinstance(self.reader.values[x], ScorePairs)]
-        queries, keys = [], []
-        while queue:
-            product = queue.pop()
-            for used in product.all_input_nodes:
-                if used in visited:
-                    continue
-                visited.add(used)
-                value = self.reader.values[used]
-                if isinstance(value, ScorePairs):
-                    queue.append(used)
-                elif isinstance(value, Rows):
-                    queries.append(used)
-                elif isinstance(value, CachedRows):
-                    keys.append(used)
-        is_unique = len(queries) == len(keys) == len(values) == 1
-        return (queries[0], keys[0], values[0]) if is_unique else None
 
-    # -- trials ----------------------------------------------------------------------------------------------
+def _lower_attention(builder: PlanBuilder, node: fx.Node, name: str) -> Rows:
+    leaves = _qkv_nodes(builder, node, name)
+    if leaves is None:
+        raise builder.rejection(node, "attention to something else than keys and values of all tokens")
+    module = _module(builder, node)
+    q, k, v = leaves
+    heads, head_dim = _leaf(builder, q, 1).sizes
+    (kv_heads, key_dim), (value_heads, value_dim) = _leaf(builder, k, 1).sizes, _leaf(builder, v, 1).sizes
+    form = None
+    if key_dim == head_dim and kv_heads == value_heads and heads % kv_heads == 0:
+        form = _recognise(builder, node, module, leaves)
+    if form is None:
+        raise builder.rejection(node, _REASON)
+    register = attention_lowering.attention_register(
+        builder, node, form, [_rows(builder, x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
+    )
+    return Rows(_register_indices(builder, node, register, heads, value_dim))
 
-    def _leaf(self, node: fx.Node, length: int) -> Leaf:
-        shape, axis = self.reader.positions.shape_for_length(self._rows(node).index, length)
-        return Leaf(node, shape, axis)
 
-    @torch.no_grad()
-    def _recognise(self, node: fx.Node, module: nn.Module, leaves: tuple[fx.Node, ...]) -> Attention | None:
-        windows = attentions.candidate_windows(module, {})
-        try:
-            context = self.reader.plan.context
-            lengths = [min(length, context) for length in attentions.lengths([w for w in windows if w < context])]
-            known = [row for length in lengths for row in self._run_trials(node, leaves, length)]
-            slopes = self._alibi_slopes(node, leaves)
-        except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
+def _rows(builder: PlanBuilder, node: fx.Node) -> Rows:
+    value = builder.values[node]
+    return value.rows if isinstance(value, CachedRows) else value
+
+
+def _module(builder: PlanBuilder, node: fx.Node) -> nn.Module:
+    scope = node.meta.get("scope", ())
+    return builder.model.get_submodule(scope[-1] if scope else "")
+
+
+def _qkv_nodes(builder: PlanBuilder, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """The nodes of queries, keys and values."""
+    if name == SDPA:
+        q, k, v = (*node.args, *node.kwargs.values())[:3]
+        if not (isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)):
             return None
-        head_dim = self._leaf(leaves[0], 1).sizes[1]
-        for form in _candidate_forms(module, head_dim, windows, slopes):
-            if all(torch.allclose(form(q, k, v, at), out, atol=2e-5, rtol=2e-5) for q, k, v, at, out in known):
-                return form
+        kinds = [type(builder.values[x]) for x in (q, k, v)]
+        return (q, k, v) if kinds == [Rows, CachedRows, CachedRows] else None
+    values = [x for x in node.all_input_nodes if isinstance(builder.values[x], CachedRows)]
+    visited, queue = {node}, [x for x in node.all_input_nodes if isinstance(builder.values[x], ScorePairs)]
+    queries, keys = [], []
+    while queue:
+        product = queue.pop()
+        for used in product.all_input_nodes:
+            if used in visited:
+                continue
+            visited.add(used)
+            value = builder.values[used]
+            if isinstance(value, ScorePairs):
+                queue.append(used)
+            elif isinstance(value, Rows):
+                queries.append(used)
+            elif isinstance(value, CachedRows):
+                keys.append(used)
+    is_unique = len(queries) == len(keys) == len(values) == 1
+    return (queries[0], keys[0], values[0]) if is_unique else None
+
+
+# -- trials ----------------------------------------------------------------------------------------------
+
+
+def _leaf(builder: PlanBuilder, node: fx.Node, length: int) -> Leaf:
+    shape, axis = builder.positions.shape_for_length(_rows(builder, node).index, length)
+    return Leaf(node, shape, axis)
+
+
+@torch.no_grad()
+def _recognise(builder: PlanBuilder, node: fx.Node, module: nn.Module, leaves: tuple[fx.Node, ...]) -> Attention | None:
+    windows = attentions.candidate_windows(module, {})
+    try:
+        context = builder.plan.context
+        lengths = [min(length, context) for length in attentions.lengths([w for w in windows if w < context])]
+        known = [row for length in lengths for row in _run_trials(builder, node, leaves, length)]
+        slopes = _alibi_slopes(builder, node, leaves)
+    except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
         return None
+    head_dim = _leaf(builder, leaves[0], 1).sizes[1]
+    for form in _candidate_forms(module, head_dim, windows, slopes):
+        if all(torch.allclose(form(q, k, v, at), out, atol=2e-5, rtol=2e-5) for q, k, v, at, out in known):
+            return form
+    return None
 
-    def _run_trials(self, node: fx.Node, leaves: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
-        """Of a few positions q, keys and values [heads, length, d], which it is, and what the program makes of them."""
-        generator = torch.Generator().manual_seed(length)
-        q, k, v = (torch.randn((length, *self._leaf(x, length).sizes), generator=generator) for x in leaves)
-        out = self._run_program(node, leaves, (q, k, v))
-        positions = dict.fromkeys((0, length // 2, length - 1))
-        return [(q[at], k.transpose(0, 1), v.transpose(0, 1), at, out[at]) for at in positions]
 
-    def _alibi_slopes(self, node: fx.Node, leaves: tuple[fx.Node, ...]) -> Tensor | None:
-        """Slope of the scores per token of distance, by head, from queries of zeros and distinct values."""
-        (heads, d), (kv_heads, key_dim), (_, wide) = (self._leaf(x, 1).sizes for x in leaves)
-        length = min(wide, attentions.SHORT)
-        if length < 2:
-            return None
-        v = torch.eye(length, wide)[:, None].expand(length, kv_heads, wide)
-        shares = self._run_program(
-            node, leaves, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, key_dim), v)
-        )[-1]
-        slopes = (shares[:, length - 1] / shares[:, length - 2]).log()
-        return slopes if bool(slopes.isfinite().all()) and float(slopes.abs().max()) > 1e-6 else None
+def _run_trials(builder: PlanBuilder, node: fx.Node, leaves: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
+    """Of a few positions q, keys and values [heads, length, d], which it is, and what the program makes of them."""
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn((length, *_leaf(builder, x, length).sizes), generator=generator) for x in leaves)
+    out = _run_program(builder, node, leaves, (q, k, v))
+    positions = dict.fromkeys((0, length // 2, length - 1))
+    return [(q[at], k.transpose(0, 1), v.transpose(0, 1), at, out[at]) for at in positions]
 
-    def _run_program(self, node: fx.Node, leaf_nodes: tuple[fx.Node, ...], qkv: tuple[Tensor, ...]) -> Tensor:
-        """[length, heads, d] of the program, of these queries, keys and values [length, heads, d]."""
-        length = len(qkv[0])
-        leaves = {x: self._leaf(x, length).laid(value) for x, value in zip(leaf_nodes, qkv, strict=True)}
-        out = _Trial(self.reader, leaves).at(node, length).float()
-        heads, wide = qkv[0].shape[1], qkv[2].shape[2]
-        out = out if out.dim() == 4 else out[None]
-        return out[0].transpose(0, 1) if out.shape == (1, heads, length, wide) else out.view(length, heads, wide)
 
-    def _register_indices(self, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
-        """Element numbers of a register in the shape of the sample's result."""
-        batch, length = self.reader.shape
-        shape = node.meta["shape"]
-        rows = self.reader.plan.layout.rows(register).view(batch, length, heads, wide)
-        if tuple(shape) in ((batch, heads, length, wide), (batch * heads, length, wide)):
-            rows = rows.transpose(1, 2)
-        return rows.reshape(shape)
+def _alibi_slopes(builder: PlanBuilder, node: fx.Node, leaves: tuple[fx.Node, ...]) -> Tensor | None:
+    """Slope of the scores per token of distance, by head, from queries of zeros and distinct values."""
+    (heads, d), (kv_heads, key_dim), (_, wide) = (_leaf(builder, x, 1).sizes for x in leaves)
+    length = min(wide, attentions.SHORT)
+    if length < 2:
+        return None
+    v = torch.eye(length, wide)[:, None].expand(length, kv_heads, wide)
+    shares = _run_program(
+        builder, node, leaves, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, key_dim), v)
+    )[-1]
+    slopes = (shares[:, length - 1] / shares[:, length - 2]).log()
+    return slopes if bool(slopes.isfinite().all()) and float(slopes.abs().max()) > 1e-6 else None
+
+
+def _run_program(
+    builder: PlanBuilder, node: fx.Node, leaf_nodes: tuple[fx.Node, ...], qkv: tuple[Tensor, ...]
+) -> Tensor:
+    """[length, heads, d] of the program, of these queries, keys and values [length, heads, d]."""
+    length = len(qkv[0])
+    leaves = {x: _leaf(builder, x, length).laid(value) for x, value in zip(leaf_nodes, qkv, strict=True)}
+    out = _Trial(builder, leaves).at(node, length).float()
+    heads, wide = qkv[0].shape[1], qkv[2].shape[2]
+    out = out if out.dim() == 4 else out[None]
+    return out[0].transpose(0, 1) if out.shape == (1, heads, length, wide) else out.view(length, heads, wide)
+
+
+def _register_indices(builder: PlanBuilder, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
+    """Element numbers of a register in the shape of the sample's result."""
+    batch, length = builder.shape
+    shape = node.meta["shape"]
+    rows = builder.rows(register).view(batch, length, heads, wide)
+    if tuple(shape) in ((batch, heads, length, wide), (batch * heads, length, wide)):
+        rows = rows.transpose(1, 2)
+    return rows.reshape(shape)
 
 
 class _Trial(Positions):
     """Runs a part of a graph on given numbers; what else tokens have there is zero."""
 
-    def __init__(self, reader: "Reader", leaves: dict[fx.Node, Tensor]):
-        super().__init__(reader.model, reader.values, reader.plan.layout, reader.shape)
-        self.reader, self.leaves = reader, leaves
+    def __init__(self, builder: PlanBuilder, leaves: dict[fx.Node, Tensor]):
+        super().__init__(builder.model, builder.values, builder.plan.layout, builder.shape)
+        self.builder, self.leaves = builder, leaves
 
     def _evaluate(self, node: fx.Node, length: int) -> Any:
         if node in self.leaves:
             return self.leaves[node]
-        value = self.reader.values.get(node)
+        value = self.builder.values.get(node)
         rows = value.rows if isinstance(value, CachedRows) else value
-        if isinstance(rows, Rows) and not self.reader.ids.are(rows.index):
+        if isinstance(rows, Rows) and not self.builder.ids.are(rows.index):
             return torch.zeros(self.shape_for_length(rows.index, length)[0])
         return super()._evaluate(node, length)
 

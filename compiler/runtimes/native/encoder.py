@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ..model import DecoderModel, Output, refuse_states
+from ..inputs import check_ids, check_mask, class_loss, unfit_inputs
+from ..model import DecoderModel, Output
 from ..position_offsets import other_positions, refuse_visible_padding
 from .plan_files import native_damaged
 
@@ -55,9 +56,17 @@ class NativeEncoder(DecoderModel):
         return_dict: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        labels: Tensor | None = None,
     ) -> Output:
-        """Rows of one text each; positions are those of a text's own tokens. What is given is always a mapping."""
-        refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        """Rows of one text each; positions are those of a text's own tokens. What is given is always a mapping.
+
+        labels   classes [b, t] of tokens, -100 where none counts, or [b] of texts: `loss` is then theirs
+        """
+        self.refuse_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        check_ids(input_ids)
+        check_mask(attention_mask, input_ids)
+        if labels is not None and self.states:
+            raise Reject(unfit_inputs("the model has no head that `labels` are of", help="leave `labels` out"))
         if token_type_ids is not None and bool((token_type_ids != 0).any()):
             raise Reject(
                 two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")
@@ -80,7 +89,8 @@ class NativeEncoder(DecoderModel):
             nonempty = [row for row in part if len(rows[row])]
             if nonempty:
                 self._encode(output, mask.bool(), nonempty, [rows[row] for row in nonempty])
-        return Output(**{"last_hidden_state" if self.states else "logits": output})
+        loss = {} if labels is None else {"loss": class_loss(output, labels, mask)}
+        return Output(**loss, **{"last_hidden_state" if self.states else "logits": output})
 
     def _check_positions(self, mask: Tensor, position_ids: Tensor | None) -> None:
         """Refuse rows whose tokens the model would count otherwise than a text's own."""

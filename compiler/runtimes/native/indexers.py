@@ -5,42 +5,46 @@ give for texts as long as a number that they hold, and longer ones.
 """
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .trees import leaves, mapped
-from .values import CACHE, CachedRows, Positional, Rows
-
-if TYPE_CHECKING:
-    from .reader import Reader
+from .plan_builder import PlanBuilder
+from .rule import Call
+from .trees import mapped
+from .values import CACHE, AllPositions, CachedRows, Positional, Rows
 
 _SHORT_LENGTH, _LONG_LENGTH = 4, 7  # tokens
 
 
+def lower_position_choice(builder: PlanBuilder, call: Call) -> Any:
+    """All positions, where a module chooses among no more than it may."""
+    mixed = any(isinstance(x, Rows) for x in call.operands) and any(isinstance(x, Positional) for x in call.operands)
+    if not mixed or call.module is None or not _selects_all_positions(builder, call.module, call.args, call.kwargs):
+        return NotImplemented
+    return AllPositions(call.node)
+
+
 @torch.no_grad()
-def selects_all_positions(reader: "Reader", module: nn.Module, args: Any, kwargs: Any) -> bool:
+def _selects_all_positions(builder: PlanBuilder, module: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a module names every position for each token of a context, which is made as short as that asks."""
-    operands = leaves((args, kwargs))
-    if not any(isinstance(x, Rows) for x in operands) or not any(isinstance(x, Positional) for x in operands):
-        return False
     module = copy.deepcopy(module).float()
     for name, count in vars(module).items():
         if type(count) is not int or count < 1:
             continue
         light = copy.copy(module)
         setattr(light, name, _SHORT_LENGTH)
-        short_choice = _selected_positions(reader, light, args, kwargs, _SHORT_LENGTH)
-        long_choice = _selected_positions(reader, light, args, kwargs, _LONG_LENGTH)
-        chosen_at_limit = _selected_positions(reader, module, args, kwargs, min(count, _LONG_LENGTH))
+        short_choice = _selected_positions(builder, light, args, kwargs, _SHORT_LENGTH)
+        long_choice = _selected_positions(builder, light, args, kwargs, _LONG_LENGTH)
+        chosen_at_limit = _selected_positions(builder, module, args, kwargs, min(count, _LONG_LENGTH))
         if (
             _is_every_position(short_choice, _SHORT_LENGTH)
             and long_choice is not None
             and long_choice.shape == (1, _LONG_LENGTH, _SHORT_LENGTH)
             and _is_every_position(chosen_at_limit, min(count, _LONG_LENGTH))
         ):
-            reader.plan.context = min(reader.plan.context, count)
+            builder.plan.context = min(builder.plan.context, count)
             return True
     return False
 
@@ -54,16 +58,16 @@ def _is_every_position(chosen: Tensor | None, length: int) -> bool:
     )
 
 
-def _selected_positions(reader: "Reader", module: nn.Module, args: Any, kwargs: Any, length: int) -> Tensor | None:
+def _selected_positions(builder: PlanBuilder, module: nn.Module, args: Any, kwargs: Any, length: int) -> Tensor | None:
     """Token indices that a module chooses for random numbers of a text's tokens, or None."""
     generator = torch.Generator().manual_seed(length)
 
     def operand(value: Any) -> Any:
         if isinstance(value, (Rows, CachedRows)):
             rows = value.rows if isinstance(value, CachedRows) else value
-            return torch.randn(reader.positions.shape_for_length(rows.index, length)[0], generator=generator)
+            return torch.randn(builder.positions.shape_for_length(rows.index, length)[0], generator=generator)
         if isinstance(value, Positional):
-            at_positions = reader.positions.at(value.node, length)
+            at_positions = builder.positions.at(value.node, length)
             return torch.zeros(1, length, length) if at_positions is None else at_positions  # a mask that hides nothing
         return None if value is CACHE else value
 

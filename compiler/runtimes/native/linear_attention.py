@@ -9,20 +9,19 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...ir.layers import leaves
-from . import linears, norms
+from . import norms
+from .plan_builder import PlanBuilder
+from .rule import Call
 from .trees import leaves as leaves_of
 from .trees import mapped
-from .values import CACHE, ElementwiseExpr, Positional, Rows
-
-if TYPE_CHECKING:
-    from .reader import Reader
+from .values import CACHE, Positional, Rows
 
 _LENGTH, _BLOCK = 5, 2  # tokens that a layer is tried on, and in what it may cut them
 _SHARE = 1e-4  # of outputs of size one, in float32
@@ -62,24 +61,25 @@ class LinearAttention:
         return _called(module, self.out, _called(module, self.norm, summed) * _called(module, self.gate, x).sigmoid())
 
 
-def lower_linear_attention(
-    reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: Any
-) -> tuple[Rows, None] | Rows | None:
+def lower_linear_attention(builder: PlanBuilder, call: Call) -> Any:
     """The steps of such a layer, where a module is one."""
+    node, module, args, kwargs = call.node, call.module, call.args, call.kwargs
+    if module is None:
+        return NotImplemented
     rows = [x for x in leaves_of((args, kwargs)) if isinstance(x, Rows)]
     if len(rows) != 1 or rows[0].index.dim() != 3 or not any(p.dim() == 2 for p in module.parameters()):
-        return None
-    recognised = recognise_linear_attention(reader, module, rows[0], args, kwargs)
+        return NotImplemented
+    recognised = recognise_linear_attention(builder, module, rows[0], args, kwargs)
     if recognised is None:
-        return None
+        return NotImplemented
     form, is_tuple = recognised
-    rows_out = _lower_steps(reader, node, module, form, reader.materialised(rows[0]))
+    rows_out = _lower_steps(builder, node, module, form, builder.materialised(rows[0]))
     return (rows_out, None) if is_tuple else rows_out
 
 
 @torch.no_grad()
 def recognise_linear_attention(
-    reader: "Reader", module: nn.Module, rows: Rows, args: Any, kwargs: Any
+    builder: PlanBuilder, module: nn.Module, rows: Rows, args: Any, kwargs: Any
 ) -> tuple[LinearAttention, bool] | None:
     """Decay of a linear attention, and whether it returns more than its output; None for another layer."""
     forms = [*_candidate_forms(module, rows.index.shape[-1])]
@@ -90,7 +90,7 @@ def recognise_linear_attention(
 
     def operand(value: Any) -> Any:
         if isinstance(value, Positional):
-            return reader.positions.at(value.node, _LENGTH)
+            return builder.positions.at(value.node, _LENGTH)
         return x[None] if isinstance(value, Rows) else None if value is CACHE else value
 
     def matches(layer: nn.Module) -> Any:
@@ -148,39 +148,32 @@ def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
     return part(x.to(next((p.dtype for p in part.parameters()), x.dtype))).float()
 
 
-def _lower_steps(reader: "Reader", node: fx.Node, module: nn.Module, form: LinearAttention, x: Rows) -> Rows:
-    def layer(name: str, x_in: Rows) -> Rows:
-        linear = linears.recognise_linear(module.get_submodule(name))
-        assert linear is not None, f"{name} was a linear layer when it was recognised"
-        return reader.lower_linear(node, x_in, f"{node.target}.{name}", linear)
-
-    qkv = layer(form.inputs, x)
-    qkv = reader.materialised(Rows(qkv.index, ElementwiseExpr(module.get_submodule(form.act), (None,))))
+def _lower_steps(builder: PlanBuilder, node: fx.Node, module: nn.Module, form: LinearAttention, x: Rows) -> Rows:
+    qkv = builder.apply(builder.lower_submodule(node, form.inputs, x), module.get_submodule(form.act))
     q, k, v = (Rows(part) for part in form.parts(qkv.index))  # [b, t, heads, d]
     heads, width = v.index.shape[2:]
-    register, lane = reader.register(v)
-    one = reader.plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
-    ones = reader.plan.gather(reader.plan.layout.columns(one)[:heads])
-    summed = reader.elementwise(
+    register, lane = builder.register(v)
+    one = builder.plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
+    ones = builder.plan.gather(builder.plan.layout.columns(one)[:heads])
+    summed = builder.elementwise(
         "ssd",
         v.index.shape,
         lane,
         x=register,
         dt=ones,
-        b=reader.register(k)[0],
-        c=reader.register(q)[0],
+        b=builder.register(k)[0],
+        c=builder.register(q)[0],
         heads=heads,
         head_dim=width,
         groups=heads,
         states=width,
-        rates=reader.plan.vector_entry(f"{node.target}.rates", -form.rates),
+        rates=builder.plan.vector_entry(f"{node.target}.rates", -form.rates),
         skip=None,
         bias=None,
         softplus=False,
         least=0.0,
         most=None,
     )
-    normal = norms.lower_norm(reader, node, module.get_submodule(form.norm), Rows(summed.index.flatten(2)))
-    gate = layer(form.gate, x)
-    opened = reader.materialised(Rows(gate.index, ElementwiseExpr(torch.sigmoid, (None,))))
-    return layer(form.out, reader.computing.product(node, normal, opened))
+    normal = norms.lower_norm_of(builder, node, module.get_submodule(form.norm), Rows(summed.index.flatten(2)))
+    opened = builder.apply(builder.lower_submodule(node, form.gate, x), torch.sigmoid)
+    return builder.lower_submodule(node, form.out, builder.product(normal, opened))

@@ -77,12 +77,12 @@ def _opaque_parts(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
     return closed_parts
 
 
-def _call_part(graph: fx.Graph, part: _Closed, copies: dict[fx.Node, Any], path: str) -> fx.Node:
-    if part.result in copies:
-        return copies[part.result]
-    call = graph.call_module(f"{path}.{part.name}", tuple(copies[x] for x in part.operands))
-    call.meta = {**part.result.meta, "scope": (path, f"{path}.{part.name}"), "role": None}
-    copies[part.result] = call
+def _call_part(graph: fx.Graph, subgraph: _Closed, copies: dict[fx.Node, Any], path: str) -> fx.Node:
+    if subgraph.result in copies:
+        return copies[subgraph.result]
+    call = graph.call_module(f"{path}.{subgraph.name}", tuple(copies[x] for x in subgraph.operands))
+    call.meta = {**subgraph.result.meta, "scope": (path, f"{path}.{subgraph.name}"), "role": None}
+    copies[subgraph.result] = call
     return call
 
 

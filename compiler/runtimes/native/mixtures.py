@@ -1,374 +1,374 @@
-"""Mixtures of experts: a router's choice, and what the experts that it chose make of a token.
+"""Mixtures of experts, recognised by what they compute between a router and the sum of what experts make.
 
-The experts of a layer are one module, with the weights of all in tensors of three axes. What lies between the two
-layers of an expert is read as the rest of the graph is; how the tensors meet is found by trying.
+A value in this region is known by what it is for sampled rows: it comes of a copy of the router with random weights,
+and of random numbers in place of what experts make of a row. So the numbers and weights of the experts that a router
+chose are read off the arguments of their module, or off a sum of those random numbers: whatever a layer does between
+them, sorting its rows by experts or handing all rows to all of them, ends in the same steps.
 """
 
-import copy
-import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice, permutations, product
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ...ir.layers import leaves
-from . import linears, reductions, routers
-from .layout import IrregularColumns
-from .plan import Entry
-from .values import ElementwiseExpr, ExpertChoice, Rows
+from . import calls, expert_steps
+from .expert_steps import Router, sampled
+from .experts import Assignment, Experts, recognise_dispatched_experts, recognise_experts
+from .plan_builder import PlanBuilder
+from .positional import call_in_float32
+from .rule import Call
+from .values import Routed, Rows
 
-if TYPE_CHECKING:
-    from .reader import Reader
-
-Layer = tuple[tuple[Tensor, ...], Tensor | None]  # weights, one after another, and a bias
-_ATOL = 1e-4  # of outputs of size one, in float32
+_ATOL = 1e-4  # of numbers of size one
+_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)  # of code that is made for something else
 
 
 @dataclass(frozen=True)
-class Experts:
-    """y = down(middle(up(x))) of each expert.
+class DispatchedRows:
+    """Rows that are given to one expert each, those of zeros left out.
 
-    up           [experts, out, in] each, one after another
-    down         [experts, out, in]
-    middle       the graph between them, of the numbers that `up` makes
-    idle         so many more that a router may choose give back what they are given
+    rows     [n] among all that were given
+    tokens   [n] of which they are multiples, by `scales`
+    numbers  [n] of their experts
+    answers  random numbers in place of what experts make [all rows, out], zeros of zeros
     """
 
-    up: tuple[Tensor, ...]
-    up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
-    middle: fx.GraphModule
-    idle: int = 0
+    rows: Tensor
+    tokens: Tensor
+    numbers: Tensor
+    scales: Tensor
+    answers: Tensor
 
-    def __call__(self, x: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
-        up_bias, down_bias = (0 if b is None else b[numbers] for b in (self.up_bias, self.down_bias))
-        inner = self.middle(torch.einsum("ti,tkoi->tko", x, torch.cat(self.up, 1)[numbers]) + up_bias)
-        return ((torch.einsum("tki,tkoi->tko", inner, self.down[numbers]) + down_bias) * weights[..., None]).sum(1)
+    def by_token(self, tokens: int) -> Tensor | None:
+        """[tokens, count] of the rows in the order of tokens, where each has as many; else None."""
+        order = self.tokens.argsort(stable=True)
+        expected = torch.arange(tokens).repeat_interleave(len(order) // tokens)
+        return order.view(tokens, -1) if torch.equal(self.tokens[order], expected) else None
 
 
-class MixtureRules:
-    """The part of a `Reader` that knows routers and experts."""
+@dataclass(frozen=True)
+class Dispatch:
+    """Call of experts on such rows; x [tokens, in], or [tokens, count * in] of what each expert of a token takes."""
 
-    def __init__(self, reader: "Reader"):
-        self.reader = reader
+    node: fx.Node
+    experts: Experts
+    x: Rows
+    samples: list[DispatchedRows]
 
-    def lower_router(self, node: fx.Node, module: nn.Module, x: Rows, args: Any) -> Any:
-        """Result of a router, as far as experts read it."""
-        tensors = {f"given.{i}": value for i, value in enumerate(args) if isinstance(value, Tensor)}
-        shape, all_tensors = tuple(x.index.shape), len(tensors) == len([a for a in args if a is not None])
-        recognised = routers.recognise_router(module, shape, tensors) if all_tensors else None
-        scored = (
-            routers.recognise_dense_router(module, shape)
-            if recognised is None and not tensors and all_tensors
-            else None
-        )
-        if scored is not None:
-            choice = self.lower_choice(node, module, x, tensors, scored[0])
-            scores = self.reader.offering.scores(choice)
-            return tuple(scores if i == scored[1] else choice for i in range(scored[1] + 2))
-        if recognised is None and not tensors and all_tensors:
-            return self.reader.deciding.begin(node, module, x)
-        if recognised is None:
-            reason = f"a {type(module).__name__} chooses experts in a way that the engine does not have"
-            raise self.reader.rejection(node, reason)
-        choice, order = self.lower_choice(node, module, x, tensors, recognised[0]), recognised[1]
-        parts = {order[0]: "weights", order[1]: "numbers"}
-        return tuple(replace(choice, part=parts.get(i, "")) for i in range(max(order) + 1))
 
-    def parts(
-        self, node: fx.Node, module: nn.Module, x: Rows, rule: routers.Routing, names: list[str]
-    ) -> list[ExpertChoice]:
-        """A choice by a rule, once for each of what is named of it."""
-        choice = self.lower_choice(node, module, x, {}, rule)
-        return [replace(choice, part=name) for name in names]
+def lower_router(builder: PlanBuilder, call: Call) -> Routed:
+    value = _routed(builder, call)
+    if value is None:
+        reason = f"a {type(call.module).__name__} chooses experts in a way that the engine does not have"
+        raise builder.rejection(call.node, reason)
+    return value
 
-    def lower_choice(
-        self, node: fx.Node, module: nn.Module, x: Rows, extra_tensors: dict[str, Tensor], rule: routers.Routing
-    ) -> ExpertChoice:
-        plan, tensors = (
-            self.reader.plan,
-            dict((*module.named_parameters(), *module.named_buffers(), *extra_tensors.items())),
-        )
-        vectors = {
-            name: None
-            if key is None
-            else plan.vector_entry(f"{node.target}.{key}", tensors[key] if name == "weight" else tensors[key].flatten())
-            for name, key in (("weight", rule.weight), ("bias", rule.bias), ("shift", rule.shift))
-        }
-        experts = len(tensors[rule.weight])
-        scores = plan.append_step("scores", experts, x=self._rows(x), weight=vectors["weight"], bias=vectors["bias"])
-        register = plan.append_step(
-            "route",
-            2 * rule.count,
-            x=scores,
-            kind=rule.kind,
-            bias=vectors["shift"],
-            count=rule.count,
-            groups=rule.groups,
-            kept=rule.n_groups_chosen,
-            judges=rule.judges,
-            normal=rule.normal,
-            eps=rule.eps,
-            scale=rule.scale,
-        )
-        return ExpertChoice(register, rule.count, experts, "")
 
-    def lower_experts(self, node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> Rows:
-        args, kwargs = self.reader.deciding.resolve_choices(node, args, kwargs)
-        operands = [*args, *kwargs.values()]
-        rows = [value for value in operands if isinstance(value, Rows)]
-        parts = {value.part: value for value in operands if isinstance(value, ExpertChoice)}
-        if len(rows) != 1 or len(operands) != 3 or parts.keys() != {"weights", "numbers"}:
-            raise self.reader.rejection(
-                node, "experts of another form than rows, the numbers of experts and their weights"
-            )
-        choice, x = parts["numbers"], rows[0]
-        order = ["x" if isinstance(value, Rows) else value.part for value in operands]
-        form = recognise_experts(module, x.index.shape[-1], choice.experts, order, list(kwargs))
-        if form is None or choice.register != parts["weights"].register:
-            reason = f"a {type(module).__name__} computes something else than two layers for each expert"
-            raise self.reader.rejection(node, reason)
-        output = Rows(
-            self.reader.plan.layout.rows(self.expert_outputs_register(node, form, choice, x, summed=True)).view(
-                x.index.shape
-            )
-        )
-        return self._add_identity_experts(node, choice, len(form.down), x, output) if form.idle else output
+def lower_sorting_router(builder: PlanBuilder, call: Call) -> Any:
+    """Outputs of a router that is called something else: of rows [n, width], numbers that are counted among them."""
+    is_layer = call.role in ("linear", "norm", "activation")
+    if is_layer or len(call.args) != 1 or not isinstance(call.first, Rows) or call.first.index.dim() != 2:
+        return NotImplemented
+    value = _routed(builder, call)
+    parts = value.samples[0] if value is not None and isinstance(value.samples[0], tuple) else ()
+    return value if any(isinstance(x, Tensor) and not x.is_floating_point() for x in parts) else NotImplemented
 
-    def _add_identity_experts(self, node: fx.Node, choice: ExpertChoice, real: int, x: Rows, output: Rows) -> Rows:
-        """Outputs of experts on x, plus x times the weights of identity experts."""
-        reader, parts = self.reader, self.reader.plan.layout.rows(choice.register)
-        weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
-        above = reader.materialised(Rows(numbers, ElementwiseExpr(operator.sub, (None, float(real - 1)))))
-        idle = reader.materialised(
-            Rows(above.index, ElementwiseExpr(torch.clamp, (None, 0.0, 1.0)))
-        )  # one of those, else zero
-        shares = reader.materialised(reader.computing.product(node, idle, Rows(weights)))
-        share = reductions.total(reader, node, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
-        spread = reader.materialised(share).index.view(*x.index.shape[:-1], 1)
-        return reader.computing.elementwise_of_two(node, "add", output, reader.computing.product(node, x, Rows(spread)))
 
-    def expert_outputs_register(
-        self, node: fx.Node, form: Experts, choice: ExpertChoice, x: Rows, *, summed: bool
-    ) -> int:
-        """The register of what the chosen experts make of x, or of an x for each of them."""
-        plan, name = self.reader.plan, str(node.target)
-        up = self.expert_layer_register(name + ".up", choice, self._rows(x), (form.up, form.up_bias), summed=False)
-        tokens = plan.layout.tokens
-        inner = self._lower_middle(node, form.middle, name, Rows(plan.layout.rows(up).view(tokens, choice.count, -1)))
-        return self.expert_layer_register(
-            name + ".down", choice, self._rows(inner), ((form.down,), form.down_bias), summed=summed
-        )
+def _routed(builder: PlanBuilder, call: Call) -> Routed | None:
+    """Samples of what a router gives, None where it takes something else than rows and constants."""
+    if call.module is None or call.kwargs or any(not isinstance(x, Tensor | None) for x in call.args[1:]):
+        return None
+    scope = call.node.meta.get("scope", ())
+    owner = builder.model.get_submodule(scope[-1]) if call.role == "linear" and scope else call.module
+    router = Router(call.node, call.module, owner, call.first, list(call.args[1:]), builder.plan.layout.tokens)
+    try:
+        return Routed(router, [router.copy(s)(sampled(builder, router.x, s)) for s in router.samples])
+    except _ERRORS:
+        return None
 
-    def _rows(self, value: Rows) -> int:
-        """The register of a value that has its tokens in order."""
-        register, lane = self.reader.register(value)
-        if not torch.equal(lane.order, torch.arange(len(lane.order))):
-            raise IrregularColumns
-        return register
 
-    def expert_layer_register(self, name: str, choice: ExpertChoice, x: int, layer: Layer, *, summed: bool) -> int:
-        plan, numbers, (weights, bias) = self.reader.plan, self.reader.numbers, layer
-        names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in weights)  # of experts that are not there
-        for expert in range(choice.experts):
-            expert_weights = tuple(w[expert] for w in weights if expert < len(w))
-            linear = linears.Stacked(expert_weights or zero_weights)
-            entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
-            names.append(plan.add_entry(f"{name}.{expert}.weight", entry, linear.key))
-        width = linear.shape[0] * (1 if summed else choice.count)
-        biases = None if bias is None else plan.vector_entry(f"{name}.biases", bias)
-        return plan.append_step(
-            "experts", width, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed
-        )
+def lower_function_of_logits(builder: PlanBuilder, call: Call) -> Any:
+    """Value of a function without a step, whose operand may be the logits that a linear layer makes for a choice."""
+    reason = f"`{call.name}` of numbers that differ from token to token is not among the engine's steps"
+    logits = _logits(builder, call.node.all_input_nodes[0])
+    if logits is None:
+        return NotImplemented
+    logits.router.node, logits.router.reason = call.node, reason
+    return lower_routed(builder, replace(call, args=(logits, *call.args[1:])))
 
-    def _lower_middle(self, node: fx.Node, middle: fx.GraphModule, path: str, up: Rows) -> Rows:
-        """Lower the operations between the layers of an expert, step by step."""
-        values: dict[fx.Node, Any] = {}
-        for inner in middle.graph.nodes:
-            if inner.op == "placeholder":
-                values[inner] = up
-                continue
-            args, kwargs = fx.map_arg((inner.args, inner.kwargs), values.__getitem__)
-            if inner.op == "output":
-                return args[0]
-            if inner.op == "get_attr":
-                values[inner] = getattr(middle, inner.target)
-            elif inner.op == "call_module":
-                x = args[0]
-                values[inner] = Rows(x.index, ElementwiseExpr(middle.get_submodule(inner.target), (x.pending,)))
-            else:
-                inner.meta = node.meta | inner.meta
-                values[inner] = self.reader.computing.lower_function(inner, args, kwargs)
-        raise AssertionError(f"the middle of {path} has no output")
+
+def _logits(builder: PlanBuilder, node: fx.Node) -> Routed | None:
+    """Value of a node behind a linear layer, as that of a router; None where another module made it."""
+    call = builder.call(node)
+    if not isinstance(call.first, Rows):
+        return None
+    if call.module is None:
+        first = _logits(builder, node.all_input_nodes[0])
+        value = None if first is None else lower_routed(builder, replace(call, args=(first, *call.args[1:])))
+    else:
+        value = _routed(builder, call) if call.role == "linear" else None
+    if isinstance(value, Routed):
+        builder.values[node] = value  # others read it as well
+        return value
+    return None
 
 
 @torch.no_grad()
-def recognise_experts(
-    module: nn.Module, width: int, experts: int, order: list[str], names: list[str]
-) -> Experts | None:
-    """Experts that a module computes on rows of `width` numbers, or None.
+def lower_routed(builder: PlanBuilder, call: Call) -> Any:
+    """Value of a call behind a router, or the rows of tokens that a sum of experts gives."""
+    routed = [x for x in call.operands if isinstance(x, Routed)]
+    router = routed[0].router
+    if call.module is None and call.name in calls.SIZE_CALLS:
+        return call_in_float32(call.node, builder.model, (routed[0].samples[0], *call.args[1:]), call.kwargs)
+    is_layer = call.module is not None and call.role != "experts" and any(True for _ in call.module.parameters())
+    if is_layer or any(x.router is not router for x in routed):
+        raise builder.rejection(router.node, router.reason)
+    lower = _lower_experts if call.role == "experts" else _lower_function
+    value = lower(builder, call, router)
+    for node in call.node.all_input_nodes:  # rows of every expert, in every layer: those that nobody reads again go
+        read = builder.values[node]
+        if isinstance(read, Routed) and all(user is call.node or user in builder.values for user in node.users):
+            read.samples.clear()
+    return value
 
-    order   of a call's arguments, "x", "numbers" and "weights", the last of them by `names`
-    """
-    real = min((len(p) for p in module.parameters() if p.dim() == 3), default=experts)
-    if any(p.dim() == 3 and len(p) not in (real, experts) for p in module.parameters()):
-        return None  # its router knows of others
-    light, picked, idle = _few_experts(module, experts, real)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn((3, width), generator=generator)
-    weights = torch.rand((3, 1 + len(picked)), generator=generator)
 
-    def answer(numbers: Tensor) -> Tensor | None:
-        sample = {"x": x, "numbers": numbers, "weights": weights[:, : numbers.shape[1]]}
-        values = [sample[name] for name in order]
-        first = len(values) - len(names)
+def _lower_function(builder: PlanBuilder, call: Call, router: Router) -> Routed | Rows:
+    """Value of a function of values behind a router, computed for each sample."""
+    routed = [x for x in call.operands if isinstance(x, Routed)]
+
+    def operand(sample: int, value: Any) -> Any:
+        if isinstance(value, Routed):
+            return value.samples[sample]
+        return sampled(builder, value, sample) if isinstance(value, Rows) else value
+
+    try:
+        operands = [call.mapped(partial(operand, s)) for s in router.samples]
+        samples = [call_in_float32(call.node, builder.model, x.args, x.kwargs) for x in operands]
+    except _ERRORS:
+        raise builder.rejection(call.node, router.reason) from None
+    inputs = (*(x for x in call.operands if isinstance(x, Rows)), *(rows for x in routed for rows in x.inputs))
+    dispatch = next((x.dispatch for x in reversed(routed) if x.dispatch is not None), None)
+    return _closed(builder, Routed(router, samples, inputs, dispatch))
+
+
+# -- experts -------------------------------------------------------------------------------------------------
+
+
+def _lower_experts(builder: PlanBuilder, call: Call, router: Router) -> Any:
+    """Outputs of experts: their sum, where a module is handed numbers and weights, else rows of each."""
+    order = [_part(x) for x in (*call.args, *call.kwargs.values())]
+    is_sum = sorted(order) == ["numbers", "weights", "x"]
+    value = (_summed_experts if is_sum else _dispatched_experts)(builder, call, router, order)
+    if value is None:
+        reason = f"a {type(call.module).__name__} computes something else than layers for each expert"
+        raise builder.rejection(call.node, reason)
+    return value
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, Rows):
+        return "x"
+    sample = value.samples[0] if isinstance(value, Routed) else None
+    if isinstance(sample, Tensor) and sample.dim() == 2:
+        return "weights" if sample.is_floating_point() else "numbers"
+    return "sizes" if isinstance(value, Routed) else ""
+
+
+def _summed_experts(builder: PlanBuilder, call: Call, router: Router, order: list[str]) -> Rows | None:
+    named = dict(zip(order, (*call.args, *call.kwargs.values()), strict=True))
+    x, first = named["x"], len(call.args)
+    choice = expert_steps.lower_choice(builder, router, named["numbers"].samples, named["weights"].samples)
+    if choice is None:
+        raise builder.rejection(call.node, router.reason)
+
+    def run(light: nn.Module, batch: Assignment) -> Tensor:
+        values = [{"x": batch.x, "numbers": batch.numbers, "weights": batch.weights}[name] for name in order]
+        return light(*values[:first], **dict(zip(call.kwargs, values[first:], strict=True)))
+
+    assert call.module is not None, f"{call.node.name} calls no module"
+    experts = recognise_experts(call.module, x.index.shape[-1], choice.experts, run)
+    if experts is None:
+        return None
+    experts = experts.under(str(call.node.target))
+    output = Rows(builder.rows(expert_steps.lower_outputs(builder, call.node, experts, choice, x, summed=True)))
+    output = Rows(output.index.view(x.index.shape))
+    return expert_steps.add_identity_experts(builder, choice, experts.count, x, output) if experts.idle else output
+
+
+def _dispatched_experts(builder: PlanBuilder, call: Call, router: Router, order: list[str]) -> Routed | Rows | None:
+    """Outputs of rows in the order of their experts, with or without how many of them each expert takes."""
+    if order not in (["weights"], ["weights", "sizes"]) or call.kwargs or call.module is None:
+        return None
+    rows, sizes = (*call.args, None)[:2]
+    count = next((len(p) for p in call.module.parameters() if p.dim() == 3), 0)
+
+    def run(light: nn.Module, batch: Assignment) -> Tensor:
+        return light(batch.x, *([] if sizes is None else [batch.numbers.flatten().bincount().tolist()]))
+
+    experts = recognise_dispatched_experts(call.module, rows.samples[0].shape[1], count, run) if count else None
+    if experts is None:
+        return None
+    experts = experts.under(str(call.node.target))
+    numbers = []
+    for s, value in enumerate(rows.samples):
         try:
-            return light(*values[:first], **dict(zip(names, values[first:], strict=True))).float().view(3, -1)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+            lengths = torch.as_tensor(len(value) // count if sizes is None else sizes.samples[s])
+            numbers.append(torch.arange(count).repeat_interleave(lengths))
+        except _ERRORS:  # numbers of something else
             return None
-
-    numbers = torch.arange(len(picked)).repeat(3, 1)
-    expected, with_idle = answer(numbers), answer(torch.tensor([[0, len(picked)]] * 3)) if idle else None
-    if expected is None:
+        if len(numbers[-1]) != len(value):
+            return None
+    if rows.dispatch is not None:
+        dispatch = _next_layer(builder, call.node, rows, experts, numbers)
+    else:
+        dispatches = (_dispatch(builder, call.node, x, rows, experts, numbers) for x in (*rows.inputs, router.x))
+        dispatch = next((x for x in dispatches if x is not None), None)
+    if dispatch is None:
         return None
-    for number, form in enumerate(_candidate_forms(light, width, len(picked) + idle)):
-        if not _close(form, x, numbers, weights[:, : len(picked)], expected):
-            continue
-        full_form = next(islice(_candidate_forms(module, width, experts), number, None))
-        if not idle:
-            return full_form
-        back = with_idle is not None and _close(
-            form, x, numbers[:, :1], weights[:, :1], with_idle - x * weights[:, 1:2]
-        )
-        return replace(full_form, idle=experts - real) if back else None
-    return None
+    return _closed(builder, Routed(router, [sample.answers for sample in dispatch.samples], (), dispatch))
 
 
-def _close(form: Experts, x: Tensor, numbers: Tensor, weights: Tensor, expected: Tensor) -> bool:
+def _dispatch(
+    builder: PlanBuilder, node: fx.Node, x: Rows, rows: Routed, experts: Experts, numbers: list[Tensor]
+) -> Dispatch | None:
+    """Call of experts on rows that are multiples of x's; None where they are something else."""
+    width, tokens = rows.samples[0].shape[1], builder.plan.layout.tokens
+    if x.index.shape[-1] != width:
+        return None
+    index = builder.materialised(x).index.reshape(-1, width)
+    _, token = builder.plan.layout.locate(index[:, 0])
+    order = token.argsort(stable=True)
+    if not torch.equal(token[order], torch.arange(tokens).repeat_interleave(len(token) // tokens)):
+        return None
+    by_token = index[order].view(tokens, -1, width)
+    is_token = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
+    generator, samples = torch.Generator().manual_seed(0), []
+    for s, value in enumerate(rows.samples):
+        table = sampled(builder, x, s).reshape(-1, width)
+        row = (F.normalize(value) @ F.normalize(table).T).abs().argmax(1)
+        scale = (value * table[row]).sum(1) / table[row].square().sum(1)
+        if not torch.allclose(value, table[row] * scale[:, None], atol=_ATOL):
+            return None
+        slots = rows.router.slots
+        expected = None if is_token or slots is None else slots[s].flatten()[order.argsort()[row]]
+        active = scale.abs() > _ATOL
+        if not (is_token or (expected is not None and torch.equal(expected, numbers[s]))):
+            return None
+        if not (bool(active.all()) or experts.keeps_zeros):
+            return None
+        answers = torch.randn(len(value), experts.outputs, generator=generator) * active[:, None]
+        rows_of, of_experts = active.nonzero()[:, 0], numbers[s][active]
+        samples.append(DispatchedRows(rows_of, token[row][active], of_experts, scale[active], answers))
+    return Dispatch(node, experts, Rows(by_token[:, 0] if is_token else by_token.flatten(1)), samples)
+
+
+def _next_layer(
+    builder: PlanBuilder, node: fx.Node, rows: Routed, experts: Experts, numbers: list[Tensor]
+) -> Dispatch | None:
+    """Call of a layer more of the same experts, behind functions of each row; None where it is something else."""
+    before, generator, samples = rows.dispatch, torch.Generator().manual_seed(1), []
+    middle = _graph_between(builder, before.node, node.all_input_nodes[0])
+    if middle is None:
+        return None
+    for sample, value, number in zip(before.samples, rows.samples, numbers, strict=True):
+        answers, is_alike = sample.answers, _are_ones(sample.scales) and torch.equal(sample.numbers, number)
+        if not is_alike or len(answers) != len(value):
+            return None
+        if not torch.allclose(middle(answers.flip(0)).flip(0), value, atol=_ATOL):  # each row by itself
+            return None
+        samples.append(replace(sample, answers=torch.randn(len(value), experts.outputs, generator=generator)))
+    layers = (*before.experts.layers, *experts.layers)
+    return Dispatch(node, Experts(layers, (*before.experts.middles, middle, *experts.middles)), before.x, samples)
+
+
+def _graph_between(builder: PlanBuilder, first: fx.Node, last: fx.Node) -> fx.GraphModule | None:
+    """Graph from the value of one node to that of another; None where values of tokens go into it beside that."""
+    graph = fx.Graph()
+    copies = {first: graph.placeholder("x")}
+
+    def copied(node: fx.Node) -> Any:
+        value = builder.values[node]
+        if node not in copies and isinstance(value, Routed):
+            operands: Any = (fx.map_arg(part, copied) for part in (node.args, node.kwargs))
+            args, kwargs = operands
+            copies[node] = graph.create_node(node.op, node.target, args, kwargs)
+        return copies.get(node, value)
+
     try:
-        actual = form(x, numbers, weights)
-    except RuntimeError:  # shapes that do not meet
-        return False
-    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=_ATOL, atol=_ATOL)
-
-
-@torch.no_grad()
-def recognise_sorted_experts(module: nn.Module, width: int, experts: int) -> Experts | None:
-    """Experts that a module computes on rows ordered by expert, zeros for zeros; or None."""
-    if any(p.dim() == 3 and len(p) != experts for p in module.parameters()):
+        graph.output(copied(last))
+        return fx.GraphModule(builder.model, graph)
+    except (*_ERRORS, AssertionError):
         return None
-    light, picked, _ = _few_experts(module, experts, experts)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn((len(picked), 3, width), generator=generator)
-    try:
-        expected = light(x.flatten(0, 1)).float()
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else
+
+
+# -- the end of a region -------------------------------------------------------------------------------------
+
+
+def _closed(builder: PlanBuilder, value: Routed) -> Routed | Rows:
+    """Rows of tokens that a value is: sums of experts by weights, or outputs of each expert of a token."""
+    dispatch, first, tokens = value.dispatch, value.samples[0], builder.plan.layout.tokens
+    if dispatch is None or not dispatch.samples or not isinstance(first, Tensor) or not first.is_floating_point():
+        return value
+    if first.shape[-1] != dispatch.experts.outputs:
+        return value
+    register = None
+    flat = [sample.reshape(-1, first.shape[-1]) for sample in value.samples]
+    if len(flat[0]) == tokens:
+        register = _sum_register(builder, value.router, dispatch, flat)
+        if register is not None:
+            dispatch.samples.clear()
+    elif len(flat[0]) == len(dispatch.samples[0].rows):
+        register = _slots_register(builder, value.router, dispatch, flat)
+    return value if register is None else Rows(builder.rows(register).view(first.shape))
+
+
+def _sum_register(builder: PlanBuilder, router: Router, dispatch: Dispatch, sums: list[Tensor]) -> int | None:
+    """The register of rows that are sums of what experts make, whose outputs are weighed, or their inputs."""
+    numbers, scales, weights = [], [], []
+    for sample, value in zip(dispatch.samples, sums, strict=True):
+        order = sample.by_token(len(value))
+        if order is None or order.shape[1] > value.shape[1]:
+            return None
+        parts = sample.answers[sample.rows[order]]  # [tokens, count, out]
+        if not bool(value.isfinite().all()):
+            return None
+        weight = torch.linalg.lstsq(parts.mT, value[..., None]).solution
+        if not torch.allclose((parts * weight).sum(1), value, atol=_ATOL):
+            return None
+        is_chosen = (weight[..., 0] * sample.scales[order]).abs() > _ATOL
+        if not is_chosen.any() or len(is_chosen.sum(1).unique()) > 1:
+            return None
+        numbers.append(sample.numbers[order][is_chosen].view(len(value), -1))
+        scales.append(sample.scales[order][is_chosen].view(len(value), -1))
+        weights.append(weight[..., 0][is_chosen].view(len(value), -1))
+    node, experts, x = dispatch.node, dispatch.experts, dispatch.x
+    if all(map(_are_ones, scales)):
+        choice = expert_steps.lower_choice(builder, router, numbers, weights)
+        return None if choice is None else expert_steps.lower_outputs(builder, node, experts, choice, x, summed=True)
+    choice = expert_steps.lower_choice(builder, router, numbers, scales) if all(map(_are_ones, weights)) else None
+    return None if choice is None else expert_steps.lower_outputs_of_weighed(builder, node, experts, choice, x)
+
+
+def _slots_register(builder: PlanBuilder, router: Router, dispatch: Dispatch, slots: list[Tensor]) -> int | None:
+    """The register of rows that are what each expert of a token makes, side by side."""
+    tokens, numbers = builder.plan.layout.tokens, []
+    for sample, value in zip(dispatch.samples, slots, strict=True):
+        row = (F.normalize(value) @ F.normalize(sample.answers).T).argmax(1)
+        expected = torch.arange(tokens).repeat_interleave(len(value) // tokens)
+        if not torch.equal(sample.answers[row], value) or not torch.equal(sample.tokens[row], expected):
+            return None
+        if not _are_ones(sample.scales):
+            return None
+        numbers.append(sample.numbers[row].view(tokens, -1))
+    choice = expert_steps.lower_choice(builder, router, numbers, None)
+    if choice is None:
         return None
-    for number, form in enumerate(_candidate_forms(light, width, len(picked))):
-        try:
-            actual = [form(rows, torch.full((3, 1), i), torch.ones(3, 1)) for i, rows in enumerate(x)]
-            of_zeros = form(torch.zeros(1, width), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
-        except RuntimeError:  # shapes that do not meet
-            continue
-        same_shape = expected.shape == (3 * len(picked), width) and not of_zeros.any()
-        if same_shape and torch.allclose(torch.cat(actual), expected, rtol=_ATOL, atol=_ATOL):
-            return next(islice(_candidate_forms(module, width, experts), number, None))
-    return None
+    router.slots = numbers
+    return expert_steps.lower_outputs(builder, dispatch.node, dispatch.experts, choice, dispatch.x, summed=False)
 
 
-def _few_experts(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
-    """Experts of which a few are there, in float32, without a copy of the others; which; and how many idle ones."""
-    picked, idle = torch.tensor([0, real - 1][:real]), min(experts - real, len([0, 1][:real]))
-    idle = min(idle, 1) if experts != 2 * real else idle  # numbers of as many mean the same
-    with_idle = torch.cat([picked, torch.arange(real, real + idle)])
-    index_by_count = {experts: with_idle, real: picked}
-
-    def fewer(p: Tensor) -> nn.Parameter:
-        if p.dim() == 2 and len(p) not in index_by_count and len(p) % experts == 0:  # one expert after another
-            return nn.Parameter(p.view(experts, -1, p.shape[1])[with_idle].flatten(0, 1).float(), requires_grad=False)
-        return nn.Parameter((p[index_by_count[len(p)]] if len(p) in index_by_count else p).float(), requires_grad=False)
-
-    light = copy.deepcopy(module, {id(p): fewer(p.detach()) for p in module.parameters()})
-    sizes = {experts - real: idle, real: len(picked), experts: len(with_idle)}
-    for part in light.modules():
-        for name, value in [*vars(part).items()]:
-            if type(value) is int and value in sizes and "expert" in name:
-                setattr(part, name, sizes[value])
-    return light, picked, idle
-
-
-def _candidate_forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
-    """Ways in which tensors of three axes may meet, in an order that does not depend on how many experts there are."""
-    parameters = {name: p.detach() for name, p in module.named_parameters()}
-    solid = [p for p in parameters.values() if p.dim() == 3]
-    if not solid:  # one expert after another
-        rows = [p for p in parameters.values() if p.dim() == 2 and p.shape[1] == width and len(p) % experts == 0]
-        solid = [p.view(experts, -1, width) for p in rows]
-    flat = [None, *(p for p in parameters.values() if p.dim() == 2)]
-    for *first, last in permutations(solid):
-        for turned, back in product((False, True), repeat=2):
-            up, down = tuple(w.mT if turned else w for w in first), last.mT if back else last
-            if not up or any(w.shape[2] != width for w in up) or down.shape[1] != width:
-                continue
-            up_width = sum(w.shape[1] for w in up)
-            for up_bias, down_bias in product(flat, repeat=2):
-                if _fits(up_bias, up_width) and _fits(down_bias, width):
-                    for middle in _middle_graphs(module):
-                        yield Experts(up, up_bias, down, down_bias, middle)
-
-
-def _fits(bias: Tensor | None, width: int) -> bool:
-    return bias is None or bias.shape[1] == width
-
-
-class _ModuleFunction(nn.Module):
-    """Function that a module runs between its layers, where it has one."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate: Any = self.module._apply_gate  # a method of classes that have it
-        return gate(x)
-
-
-class _Gated(nn.Module):
-    """The first half by an activation, times the second."""
-
-    def __init__(self, act: nn.Module):
-        super().__init__()
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, -1)
-        return self.act(first) * second
-
-
-class _NoGate(_Gated):
-    """No gate."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(x)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return True
-
-
-def _middle_graphs(module: nn.Module) -> Iterator[fx.GraphModule]:
-    acts = [part for part in module.modules() if leaves.module_role(part) == "activation"]
-    for root in (
-        *([_ModuleFunction(module)] if hasattr(module, "_apply_gate") else ()),
-        *map(_Gated, acts),
-        *map(_NoGate, acts),
-    ):
-        try:
-            yield fx.GraphModule(root, _Tracer().trace(root))
-        except (fx.proxy.TraceError, TypeError, AttributeError):  # it asks for numbers
-            continue
+def _are_ones(x: Tensor) -> bool:
+    return torch.allclose(x, torch.ones_like(x), atol=_ATOL)

@@ -4,17 +4,16 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from . import reductions
 from .layout import IrregularColumns
+from .plan_builder import PlanBuilder
+from .rule import Call
 from .values import Rows
-
-if TYPE_CHECKING:
-    from .reader import Reader
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": nn.functional.silu, "sigmoid": torch.sigmoid}
 _SHARE = 2e-5  # of float32: sums in another order, and the gain is read off one sample
@@ -152,28 +151,33 @@ def _candidate_epsilons(module: nn.Module) -> Iterator[float]:
     return iter(dict.fromkeys([*candidates, 1e-5, 1e-6, torch.finfo(torch.float32).eps, 0.0]))
 
 
-def lower_norm(reader: "Reader", node: fx.Node, module: nn.Module, x: Rows) -> Rows:
+def lower_norm(builder: PlanBuilder, call: Call) -> Rows:
+    assert call.module is not None, f"{call.node.name} calls no module"
+    return lower_norm_of(builder, call.node, call.module, call.first)
+
+
+def lower_norm_of(builder: PlanBuilder, node: fx.Node, module: nn.Module, x: Rows) -> Rows:
     """The step of a norm, or those of one over the root of a mean square."""
-    x = reader.materialised(x)
+    x = builder.materialised(x)
     norm = recognise_norm(module, x.index.shape)
     eps = recognise_inverse(module, x.index.shape) if norm is None else None
     if eps is not None:
-        return reductions.inverse_root(reader, node, x, eps)
+        return reductions.inverse_root(builder, node, x, eps)
     if norm is None:
-        raise reader.rejection(node, f"a {type(module).__name__} is no norm that the engine has")
-    register, lane = reader.register(x)
-    width, group = reader.plan.layout.widths[register], x.index.shape[-1]
-    _, token = reader.plan.layout.locate(x.index.reshape(-1, group))
+        raise builder.rejection(node, f"a {type(module).__name__} is no norm that the engine has")
+    register, lane = builder.register(x)
+    width, group = builder.plan.layout.widths[register], x.index.shape[-1]
+    _, token = builder.plan.layout.locate(x.index.reshape(-1, group))
     if not torch.equal(token, token[:, :1].expand_as(token)):
         raise IrregularColumns
     fields: dict[str, Any] = {"weight": None, "bias": None}
     for key, values, idle in (("weight", norm.gain, 1.0), ("bias", norm.shift, 0.0)):
-        vector = values.reshape(-1)[lane.order].view(reader.plan.layout.tokens, -1)[0]
+        vector = values.reshape(-1)[lane.order].view(builder.plan.layout.tokens, -1)[0]
         if not torch.allclose(vector, torch.full_like(vector, idle), rtol=0, atol=1e-6):
             short = vector[:group].expand(width // group, group)
             if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
                 vector = short[0]
-            fields[key] = reader.plan.vector_entry(f"{node.target}.{key}", vector)
-    return reader.elementwise(
+            fields[key] = builder.plan.vector_entry(f"{node.target}.{key}", vector)
+    return builder.elementwise(
         "norm", x.index.shape, lane, x=register, kind=norm.kind, eps=norm.eps, group=group, **fields
     )

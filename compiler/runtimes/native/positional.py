@@ -100,14 +100,11 @@ class Positions:
             return self._default_input(str(node.target), length)
         if node.op == "get_attr":
             return value
-        args, kwargs = (
-            _as_float32(fx.map_arg(part, lambda n: self.at(n, length))) for part in (node.args, node.kwargs)
-        )
-        if node.op == "call_method" and node.target in _CASTS:
-            return getattr(args[0], _CASTS[node.target])()
+        operands: Any = (fx.map_arg(part, lambda n: self.at(n, length)) for part in (node.args, node.kwargs))
+        args, kwargs = operands
         if args and args[0] is None and (node.op == "call_method" or operation(node) == "getitem"):
             return None  # a part of a mask that hides nothing, or its like
-        return call_node(node, self.model, args, kwargs)
+        return call_in_float32(node, self.model, args, kwargs)
 
     def _default_input(self, name: str, length: int) -> Tensor | None:
         if name in ("position_ids", "decoder_position_ids"):
@@ -144,6 +141,13 @@ def _as_float32(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_float32(part) for key, part in value.items()}
     return value
+
+
+def call_in_float32(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Run a node with these arguments, with float32 wherever it casts to half precision."""
+    if node.op == "call_method" and node.target in _CASTS:
+        return getattr(args[0], _CASTS[node.target])()
+    return call_node(node, model, _as_float32(args), _as_float32(kwargs))
 
 
 def call_node(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ is -log(a), and what it is given is divided by that.
 import copy
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,9 @@ from torch import Tensor, fx, nn
 
 from . import linears
 from .plan import Entry
-from .values import ElementwiseExpr, Positional, Rows
-
-if TYPE_CHECKING:
-    from .reader import Reader
+from .plan_builder import PlanBuilder
+from .rule import Call
+from .values import Positional, Rows
 
 _POWER = 8.0  # of the decay, Botev et al. 2024 (arXiv 2404.07839), section 2.1
 _LENGTH = 6  # tokens that a recurrence is tried on
@@ -93,77 +92,50 @@ def _run_trials(module: nn.Module, x: Tensor) -> Tensor | None:
     return output[0].float() if isinstance(output, Tensor) and output.shape == (1, *x.shape) else None
 
 
-def lower_recurrence(reader: "Reader", node: fx.Node, module: nn.Module, args: tuple[Any, ...]) -> Rows | None:
-    """The steps of a recurrence, where a module computes one of what it is given."""
-    if len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):
-        return None
-    form = recognise_recurrence(module) if args[0].index.dim() == 3 else None
-    return None if form is None else _Steps(reader, node).lower(form, reader.materialised(args[0]))
+def lower_recurrence(builder: PlanBuilder, call: Call) -> Any:
+    """The steps of a recurrence, where a module computes one of its operands."""
+    args = call.args
+    if call.kwargs or len(args) != 2 or not isinstance(args[0], Rows) or not isinstance(args[1], Positional):
+        return NotImplemented
+    form = recognise_recurrence(call.module) if call.module is not None and args[0].index.dim() == 3 else None
+    if form is None:
+        return NotImplemented
+    return _lower_steps(builder, call.node, form, builder.materialised(args[0]))
 
 
-class _Steps:
+def _lower_steps(builder: PlanBuilder, node: fx.Node, form: Recurrence, x: Rows) -> Rows:
     """Steps of one recurrence, elementwise ones one after another."""
+    keeps = _lower_gate(builder, node, "keeps", form.keeps, x)
+    step = builder.elementwise_with_vector(node, "mul", keeps, form.decay)
+    squared = builder.apply(builder.apply(builder.apply(step, torch.mul, -2.0), torch.exp), torch.mul, -1.0)
+    share = builder.apply(builder.apply(squared, torch.add, 1.0), torch.sqrt)  # [b, t, channels]
+    share = _one_at_first(builder, share)
+    gated = builder.product(builder.product(x, _lower_gate(builder, node, "takes", form.gate, x)), share)
+    scaled = builder.product(gated, builder.apply(step, torch.reciprocal))
+    register, lane = builder.register(scaled)
+    one = builder.plan.append_step("clip", 1, x=builder.register(Rows(x.index[..., :1]))[0], least=1.0, most=1.0)
+    rates = builder.plan.vector_entry(f"{node.target}.rates", torch.full((x.index.shape[-1], 1), -1.0))
+    fields: dict[str, Any] = {"b": one, "c": one, "gate": None, "skip": None, "bias": None, "softplus": False}
+    dt = builder.register(step)[0]
+    return builder.elementwise("selective", x.index.shape, lane, x=register, dt=dt, states=1, rates=rates, **fields)
 
-    def __init__(self, reader: "Reader", node: fx.Node):
-        self.reader, self.node = reader, node
 
-    def lower(self, form: Recurrence, x: Rows) -> Rows:
-        reader, width = self.reader, x.index.shape[-1]
-        step = reader.computing.elementwise_with_vector(
-            self.node, "mul", self._lower_gate("keeps", form.keeps, x), form.decay
-        )
-        squared = self._each(self._each(self._each(step, torch.mul, -2.0), torch.exp), torch.mul, -1.0)
-        share = self._each(self._each(squared, torch.add, 1.0), torch.sqrt)  # [b, t, channels]
-        share = self._one_at_first(share)
-        gated = self._product(self._product(x, self._lower_gate("takes", form.gate, x)), share)
-        scaled = self._product(gated, self._each(step, torch.reciprocal))
-        register, lane = reader.register(scaled)
-        one = self._one(x)
-        summed = reader.elementwise(
-            "selective",
-            x.index.shape,
-            lane,
-            x=register,
-            dt=reader.register(step)[0],
-            b=one,
-            c=one,
-            gate=None,
-            states=1,
-            rates=reader.plan.vector_entry(f"{self.node.target}.rates", torch.full((width, 1), -1.0)),
-            skip=None,
-            bias=None,
-            softplus=False,
-        )
-        return summed
+def _lower_gate(builder: PlanBuilder, node: fx.Node, name: str, gate: Gate, x: Rows) -> Rows:
+    parts, width = [], gate.weight.shape[1]
+    for head, (matrix, bias) in enumerate(zip(gate.weight, gate.bias, strict=True)):
+        head_rows = Rows(x.index[..., head * width : (head + 1) * width])
+        layer = linears.Linear((width, width), bias, weight=matrix.T.contiguous())
+        path = f"{node.target}.{name}.{head}"
+        parts.append(builder.lower_linear(node, head_rows, path, layer, weights="bf16").index)
+    return builder.apply(Rows(torch.cat(parts, -1)), torch.sigmoid)
 
-    def _lower_gate(self, name: str, gate: Gate, x: Rows) -> Rows:
-        parts, width = [], gate.weight.shape[1]
-        for head, (matrix, bias) in enumerate(zip(gate.weight, gate.bias, strict=True)):
-            head_rows = Rows(x.index[..., head * width : (head + 1) * width])
-            layer = linears.Linear((width, width), bias, weight=matrix.T.contiguous())
-            projected = self.reader.lower_linear(
-                self.node, head_rows, f"{self.node.target}.{name}.{head}", layer, weights="bf16"
-            )
-            parts.append(projected.index)
-        return self._each(Rows(torch.cat(parts, -1)), torch.sigmoid)
 
-    def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
-        return self.reader.materialised(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
-
-    def _product(self, a: Rows, b: Rows) -> Rows:
-        return self.reader.computing.product(self.node, a, b)
-
-    def _one_at_first(self, x: Rows) -> Rows:
-        """x, and one at a text's first token: x + first * (1 - x)."""
-        plan = self.reader.plan
-        rows = torch.zeros(plan.context, 1)
-        rows[0] = 1.0
-        name = plan.add_entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
-        first = Rows(plan.layout.rows(plan.append_step("positions", 1, table=name)).view(*self.reader.shape, 1))
-        complement = self._each(self._each(x, torch.mul, -1.0), torch.add, 1.0)
-        return self.reader.computing.elementwise_of_two(self.node, "add", x, self._product(complement, first))
-
-    def _one(self, x: Rows) -> int:
-        """A register of ones."""
-        column, _ = self.reader.register(Rows(x.index[..., :1]))
-        return self.reader.plan.append_step("clip", 1, x=column, least=1.0, most=1.0)
+def _one_at_first(builder: PlanBuilder, x: Rows) -> Rows:
+    """x, and one at a text's first token: x + first * (1 - x)."""
+    plan = builder.plan
+    rows = torch.zeros(plan.context, 1)
+    rows[0] = 1.0
+    name = plan.add_entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
+    first = Rows(builder.rows(plan.append_step("positions", 1, table=name)).view(*builder.shape, 1))
+    complement = builder.apply(builder.apply(x, torch.mul, -1.0), torch.add, 1.0)
+    return builder.elementwise_of_two("add", x, builder.product(complement, first))

@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_ROWS = 64  # that a router is tried on
 _RTOL = 1e-4  # of weights in float32
 _MAX_GROUPS = 64
 _KINDS = ("softmax", "sigmoid", "logits")
@@ -39,6 +38,11 @@ class Routing:
     scale: float = 1.0
     eps: float = 1e-20
 
+    @property
+    def choice(self) -> tuple[object, ...]:
+        """Parts of the rule that choose, whatever the weights are."""
+        return self.weight, self.bias, self.shift, self.count, self.groups, self.n_groups_chosen, self.judges
+
     def shares(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.kind == "softmax" else logits.sigmoid()
 
@@ -67,68 +71,59 @@ class Routing:
 
 @dataclass(frozen=True)
 class Sample:
-    """Outputs of a router with random weights for random rows.
+    """Choices of a router for random rows.
 
-    `argument_positions`: of weights and of indices in what it returns.
+    tensors  of the router, by name
+    x        [n, width]
+    numbers  [n, count] of the experts that are chosen
+    weights  [n, count]; None where nothing was seen of them
     """
 
     tensors: dict[str, Tensor]
     x: Tensor
-    weights: Tensor
     numbers: Tensor
-    argument_positions: tuple[int, int]
+    weights: Tensor | None
 
 
-@torch.no_grad()
-def recognise_router(
-    module: nn.Module, shape: tuple[int, ...], extra_tensors: dict[str, Tensor]
-) -> tuple[Routing, tuple[int, int]] | None:
-    """The rule of a router of rows, and where it returns weights and numbers; or None.
+class RandomRouter:
+    """Copy of a router with random weights.
 
-    shape  of the value that it is given, its last axis the numbers of a row
-    extra_tensors   tensors that it is called with, by names of ours
+    spread   of a matrix's rows around their mean, as a share of that of random ones
+    extra    tensors that it is called with behind its rows
     """
-    width = shape[-1]
-    sample = _run_sample(module, width, extra_tensors, len(shape))
-    rule = None if sample is None else fit_routing(module, width, sample)
-    return (
-        (rule, sample.argument_positions)
-        if rule and sample
-        else _sequential_router(module, width, extra_tensors, len(shape))
-    )
+
+    def __init__(self, module: nn.Module, extra: list[Tensor | None], width: int, spread: float):
+        generator = torch.Generator().manual_seed(0)
+        self.module = copy.deepcopy(module).float()
+        for part in self.module.modules():
+            tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+            for table in tables:
+                for name, old in table.items():
+                    if old is not None and old.is_floating_point():
+                        new = torch.rand(old.shape, generator=generator)  # more than zeros, with shares added or not
+                        if old.dim() > 1:
+                            new = torch.randn(old.shape, generator=generator) * width**-0.5 * 2
+                            new = new.mean(0) + (new - new.mean(0)) * spread
+                        table[name] = nn.Parameter(new, requires_grad=False) if table is part._parameters else new
+        self.extra = [None if t is None else torch.rand(t.shape, generator=generator) for t in extra]
+        self.tensors = named_tensors(self.module, self.extra)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Any:
+        return self.module(x, *self.extra)
+
+
+def named_tensors(module: nn.Module, extra: list[Tensor | None]) -> dict[str, Tensor]:
+    """Tensors of a router and of its call."""
+    extra_tensors = {f"given.{i}": t for i, t in enumerate(extra) if t is not None}
+    named = (*module.named_parameters(), *module.named_buffers(), *extra_tensors.items())
+    return {name: tensor.detach() for name, tensor in named}
 
 
 @torch.no_grad()
-def recognise_dense_router(module: nn.Module, shape: tuple[int, ...]) -> tuple[Routing, int] | None:
-    """The rule of a router that returns a score of every expert, nothing of those that it did not choose; and where."""
-    trial = router_outputs(module, shape[-1], {}, len(shape), 1.0)
-    tensors, x, returned = trial or ({}, torch.zeros(0), ())
-    for index, scores in enumerate(returned):
-        if not (_is_choice(scores) and scores.is_floating_point()):
-            continue
-        nonzero = scores != 0
-        count = int(nonzero[0].sum())
-        if 0 < count < scores.shape[1] and bool((nonzero.sum(1) == count).all()):
-            numbers = nonzero.nonzero()[:, 1].view(_ROWS, count)
-            sample = Sample(tensors, x, scores.gather(-1, numbers).float(), numbers, (index, index))
-            rule = fit_routing(module, shape[-1], sample)
-            if rule is not None:
-                return rule, index
-    return None
-
-
-@torch.no_grad()
-def sample_router(module: nn.Module, width: int, axes: int) -> tuple[dict[str, Tensor], Tensor, Tensor] | None:
-    """Random tensors of a router, rows [n, width], and the logits [n, experts] that are all it gives; or None."""
-    trial = router_outputs(module, width, {}, axes, 1.0)
-    if trial is None or len(trial[2]) != 1 or not _is_choice(trial[2][0]):
-        return None
-    return trial[0], trial[1], trial[2][0]
-
-
-def fit_routing(module: nn.Module, width: int, sample: Sample) -> Routing | None:
+def fit_routing(module: nn.Module, sample: Sample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
-    for logits, form in _logits(sample, width):
+    for logits, form in _logits(sample):
         for kind, groups in product(_KINDS, _candidate_groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
                 rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
@@ -138,21 +133,19 @@ def fit_routing(module: nn.Module, width: int, sample: Sample) -> Routing | None
     return None
 
 
-def _sequential_router(
-    module: nn.Module, width: int, extra_tensors: dict[str, Tensor], axes: int
-) -> tuple[Routing, tuple[int, int]] | None:
-    """The router that takes one expert after another, where this is one: of experts that are nearly alike."""
-    sample = _run_sample(module, width, extra_tensors, axes, spread=0.02)
-    if sample is None:
+@torch.no_grad()
+def fit_sequential_routing(module: nn.Module, sample: Sample) -> Routing | None:
+    """The rule of a router that takes one expert after another, of a sample whose experts are nearly alike; or None."""
+    if sample.weights is None:
         return None
     floats = [value for value in vars(module).values() if isinstance(value, float) and value > 0]
-    for logits, form in _logits(sample, width):
+    for logits, form in _logits(sample):
         for eps in dict.fromkeys(times * value for value in floats for times in (1, 2)):
             rule = Routing(*form, None, "near", sample.numbers.shape[-1], eps=eps)
             weights, numbers = rule.choose_sequentially(logits)
             same_experts = torch.equal(numbers, sample.numbers)
             if same_experts and torch.allclose(weights, sample.weights, rtol=_RTOL, atol=1e-6):
-                return rule, sample.argument_positions
+                return rule
     return None
 
 
@@ -164,78 +157,25 @@ def _with_fitted_weights(rule: Routing, logits: Tensor, sample: Sample) -> Routi
     expected_numbers, order = sample.numbers.sort(-1)
     if not torch.equal(chosen, expected_numbers):
         return None
+    if sample.weights is None:
+        return rule
     expected, shares_chosen = sample.weights.gather(-1, order), rule.shares(logits).gather(-1, chosen)
     for normal in (False, True):
         normalised = shares_chosen / shares_chosen.sum(-1, keepdim=True) if normal else shares_chosen
         scale = float((expected * normalised).sum() / normalised.square().sum())
         if torch.allclose(normalised * scale, expected, rtol=_RTOL, atol=1e-6):
             scale = round(scale, 4) if abs(scale - round(scale, 4)) < 1e-5 else scale
-            return Routing(**{**vars(rule), "normal": normal, "scale": scale})
+            return replace(rule, normal=normal, scale=scale)
     return None
-
-
-def _run_sample(
-    module: nn.Module, width: int, extra_tensors: dict[str, Tensor], axes: int, spread: float = 1.0
-) -> Sample | None:
-    trial = router_outputs(module, width, extra_tensors, axes, spread)
-    if trial is None:
-        return None
-    tensors, x, outputs = trial
-    numbers = [i for i, t in enumerate(outputs) if _is_choice(t) and not t.is_floating_point()]
-    weights = [
-        i
-        for i, t in enumerate(outputs)
-        if numbers and _is_choice(t) and t.is_floating_point() and t.shape == outputs[numbers[0]].shape
-    ]
-    if len(numbers) != 1 or not weights:
-        return None
-    order = weights[-1], numbers[0]
-    return Sample(tensors, x, outputs[order[0]].float(), outputs[order[1]], order)
-
-
-def router_outputs(
-    module: nn.Module, width: int, extra_tensors: dict[str, Tensor], axes: int, spread: float
-) -> tuple[dict[str, Tensor], Tensor, tuple[Any, ...]] | None:
-    """Tensors of a router that are random, rows, and what it returns of those.
-
-    spread   how far rows of a matrix are from their mean, of what they would be at random
-    """
-    generator = torch.Generator().manual_seed(0)
-    light = copy.deepcopy(module).float()
-    for part in light.modules():
-        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for table in tables:
-            for name, old in table.items():
-                if old is not None and old.is_floating_point():
-                    new = torch.randn(old.shape, generator=generator) * (width**-0.5 * 2 if old.dim() > 1 else 0.3)
-                    if old.dim() > 1:
-                        new = new.mean(0) + (new - new.mean(0)) * spread
-                    table[name] = nn.Parameter(new, requires_grad=False) if table is part._parameters else new
-    extra_tensors = {
-        name: torch.randn(tensor.shape, generator=generator) * 0.3 for name, tensor in extra_tensors.items()
-    }
-    tensors = {
-        name: t.detach() for name, t in (*light.named_parameters(), *light.named_buffers(), *extra_tensors.items())
-    }
-    x = torch.randn((_ROWS, width), generator=generator)
-    try:
-        output = light(x.view(*[1] * (axes - 2), _ROWS, width), *extra_tensors.values())
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # made for something else than rows
-        return None
-    return tensors, x, tuple(output) if isinstance(output, tuple | list) else (output,)
-
-
-def _is_choice(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 2 and len(value) == _ROWS
 
 
 def _vectors(sample: Sample, experts: int) -> list[str]:
     return [name for name, tensor in sample.tensors.items() if tensor.numel() == experts]
 
 
-def _logits(sample: Sample, width: int) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
+def _logits(sample: Sample) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
     for name, weight in sample.tensors.items():
-        if weight.dim() == 2 and weight.shape[1] == width:
+        if weight.dim() == 2 and weight.shape[1] == sample.x.shape[1]:
             logits = sample.x @ weight.T
             for bias in (None, *_vectors(sample, len(weight))):
                 yield logits if bias is None else logits + sample.tensors[bias].flatten(), (name, bias)
@@ -243,7 +183,8 @@ def _logits(sample: Sample, width: int) -> Iterator[tuple[Tensor, tuple[str, str
 
 def _candidate_groups(module: nn.Module, experts: int) -> list[tuple[int, int, int]]:
     """Groups, how many are kept and how many judge, of the numbers that a router or its config holds."""
-    values = [*vars(module).values(), *vars(getattr(module, "config", None) or object.__new__(_NoOutput)).values()]
+    config = getattr(module, "config", None)
+    values = [*vars(module).values(), *(vars(config).values() if config else ())]
     numbers = sorted({n for n in values if type(n) is int and 1 <= n <= _MAX_GROUPS})
     several = [
         (groups, top_groups, judges)
@@ -253,7 +194,3 @@ def _candidate_groups(module: nn.Module, experts: int) -> list[tuple[int, int, i
         if groups > 1 and experts % groups == 0 and top_groups < groups and judges <= experts // groups
     ]
     return [(1, 1, 1), *several]
-
-
-class _NoOutput:
-    pass

@@ -9,17 +9,16 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from . import linears
+from . import shifting
+from .plan_builder import PlanBuilder
+from .rule import Call
 from .trees import leaves
-from .values import ElementwiseExpr, Rows
-
-if TYPE_CHECKING:
-    from .reader import Reader
+from .values import Rows
 
 _LENGTH = 5  # tokens that a layer is tried on
 _SHARE = 1e-4  # of outputs of size one, in float32
@@ -58,18 +57,20 @@ class ChannelMixing:
     shares: tuple[Tensor, Tensor]
 
 
-def lower_rwkv(reader: "Reader", node: fx.Node, module: nn.Module, args: Any, kwargs: Any) -> tuple[Rows, Any] | None:
+def lower_rwkv(builder: PlanBuilder, call: Call) -> Any:
     """The steps of such a layer, where a module is one that begins without a state, or with one that is empty."""
-    if not args or not isinstance(args[0], Rows) or args[0].index.dim() != 3:
-        return None
+    node, module, args, kwargs = call.node, call.module, call.args, call.kwargs
+    if module is None or not isinstance(call.first, Rows) or call.first.index.dim() != 3:
+        return NotImplemented
     if not all(value is None or isinstance(value, bool | Tensor) for value in leaves((args[1:], kwargs))):
-        return None
+        return NotImplemented
     batch, _, width = args[0].index.shape
     form = recognise_rwkv(module, batch, width, args[1:], kwargs)
     if form is None:
-        return None
-    steps, x = _Steps(reader, node, module), reader.materialised(args[0])
-    output = steps.lower_time_mixing(form, x) if isinstance(form, TimeMixing) else steps.forward(form, x)
+        return NotImplemented
+    x = builder.materialised(args[0])
+    lower: Any = _lower_time_mixing if isinstance(form, TimeMixing) else _lower_channel_mixing
+    output = lower(builder, node, form, x)
     # The engine's own steps keep what the model puts into its state, which stays empty here.
     return output, next((value for value in (*args[1:], *kwargs.values()) if not isinstance(value, bool)), None)
 
@@ -109,7 +110,7 @@ def recognise_rwkv(
 
 
 Outputs = dict[tuple[str, int], Tensor]  # what a layer makes of a mixture
-Call = Callable[[str, Tensor], Tensor | None]
+LayerCall = Callable[[str, Tensor], Tensor | None]
 
 
 def _outputs(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> Outputs:
@@ -120,7 +121,7 @@ def _outputs(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> O
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _linear_calls(layers: dict[str, nn.Linear]) -> Call:
+def _linear_calls(layers: dict[str, nn.Linear]) -> LayerCall:
     def call(name: str, x: Tensor) -> Tensor | None:
         layer = layers[name]
         bias = None if layer.bias is None else layer.bias.float()
@@ -129,7 +130,9 @@ def _linear_calls(layers: dict[str, nn.Linear]) -> Call:
     return call
 
 
-def _fit_time_mixing(layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call: Call) -> Any:
+def _fit_time_mixing(
+    layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call: LayerCall
+) -> Any:
     for (decay, first), order, share_order in product(
         permutations(vectors), permutations(layers), permutations(range(3))
     ):
@@ -142,7 +145,7 @@ def _fit_time_mixing(layers: Any, shares: list[Tensor], vectors: list[Tensor], o
             yield past, call(order[3], r.sigmoid() * past.wkv_mean(k, v))
 
 
-def _fit_channel_mixing(layers: Any, shares: list[Tensor], outputs: Outputs, call: Call) -> Any:
+def _fit_channel_mixing(layers: Any, shares: list[Tensor], outputs: Outputs, call: LayerCall) -> Any:
     for order, share_order in product(permutations(layers), permutations(range(2))):
         k, r = (outputs.get((name, i)) for name, i in zip((order[0], order[2]), share_order, strict=True))
         value = None if k is None or r is None else call(order[1], k.relu().square())
@@ -151,55 +154,45 @@ def _fit_channel_mixing(layers: Any, shares: list[Tensor], outputs: Outputs, cal
             yield ChannelMixing(order, (of_k, of_r)), value * r.sigmoid()
 
 
-class _Steps:
-    """Steps of one layer."""
+def _lower_time_mixing(builder: PlanBuilder, node: fx.Node, form: TimeMixing, x: Rows) -> Rows:
+    k, v, r = (
+        builder.lower_submodule(node, name, _mixed(builder, node, x, share))
+        for name, share in zip(form.layers, form.shares, strict=False)
+    )
+    weights = builder.apply(builder.apply(k, torch.clamp, -_MAX_VALUE, _MAX_VALUE), torch.exp)
+    both = Rows(torch.cat([builder.product(weights, v).index, weights.index], -1))
+    before = _decayed_sums(builder, node, both, form.decay.repeat(2))
+    share = builder.elementwise_with_vector(node, "mul", both, form.first.exp().repeat(2))
+    top, bottom = builder.elementwise_of_two("add", before, share).index.chunk(2, -1)
+    mean = builder.product(Rows(top), builder.apply(Rows(bottom), torch.reciprocal))
+    return builder.lower_submodule(node, form.layers[3], builder.product(builder.apply(r, torch.sigmoid), mean))
 
-    def __init__(self, reader: "Reader", node: fx.Node, module: nn.Module):
-        self.reader, self.node, self.module = reader, node, module
 
-    def lower_time_mixing(self, form: TimeMixing, x: Rows) -> Rows:
-        k, v, r = (self._layer(name, self._mixed(x, mix)) for name, mix in zip(form.layers, form.shares, strict=False))
-        weights = self._each(self._each(k, torch.clamp, -_MAX_VALUE, _MAX_VALUE), torch.exp)
-        both = torch.cat([self._product(weights, v).index, weights.index], -1)
-        before = self._decayed_sums(Rows(both), form.decay.repeat(2))
-        share = self.reader.computing.elementwise_with_vector(self.node, "mul", Rows(both), form.first.exp().repeat(2))
-        top, bottom = self.reader.computing.elementwise_of_two(self.node, "add", before, share).index.chunk(2, -1)
-        mean = self._product(Rows(top), self._each(Rows(bottom), torch.reciprocal))
-        return self._layer(form.layers[3], self._product(self._each(r, torch.sigmoid), mean))
+def _lower_channel_mixing(builder: PlanBuilder, node: fx.Node, form: ChannelMixing, x: Rows) -> Rows:
+    keys, gates = (_mixed(builder, node, x, share) for share in form.shares)
+    inner = builder.apply(builder.lower_submodule(node, form.layers[0], keys), torch.relu)
+    squared = builder.apply(inner, torch.square)
+    gate = builder.apply(builder.lower_submodule(node, form.layers[2], gates), torch.sigmoid)
+    return builder.product(builder.lower_submodule(node, form.layers[1], squared), gate)
 
-    def forward(self, form: ChannelMixing, x: Rows) -> Rows:
-        keys, gates = (self._mixed(x, share) for share in form.shares)
-        inner = self._each(self._each(self._layer(form.layers[0], keys), torch.relu), torch.square)
-        gate = self._each(self._layer(form.layers[2], gates), torch.sigmoid)
-        return self._product(self._layer(form.layers[1], inner), gate)
 
-    def _decayed_sums(self, x: Rows, decay: Tensor) -> Rows:
-        """Sums [b, t, channels] of the tokens before each, of which every token leaves exp(decay)."""
-        reader, plan = self.reader, self.reader.plan
-        register, lane = reader.register(x)
-        width = len(lane.columns)
-        one = plan.append_step("clip", width, x=register, least=1.0, most=1.0)
-        single = plan.gather(plan.layout.columns(one)[:1])
-        fields: dict[str, Any] = {"b": single, "c": single, "gate": None, "skip": None, "bias": None}
-        rates = plan.vector_entry(f"{self.node.target}.rates", decay[:, None])
-        sums = reader.elementwise(
-            "selective", x.index.shape, lane, x=register, dt=one, states=1, rates=rates, softplus=False, **fields
-        )
-        return Rows(reader.shifting.shifted_back(sums.index.flatten(0, 1), 1).view(x.index.shape))
+def _decayed_sums(builder: PlanBuilder, node: fx.Node, x: Rows, decay: Tensor) -> Rows:
+    """Sums [b, t, channels] of the tokens before each, of which every token leaves exp(decay)."""
+    plan, (register, lane) = builder.plan, builder.register(x)
+    one = plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
+    single = plan.gather(plan.layout.columns(one)[:1])
+    fields: dict[str, Any] = {"b": single, "c": single, "gate": None, "skip": None, "bias": None, "softplus": False}
+    rates = plan.vector_entry(f"{node.target}.rates", decay[:, None])
+    sums = builder.elementwise("selective", x.index.shape, lane, x=register, dt=one, states=1, rates=rates, **fields)
+    return _token_before(builder, sums)
 
-    def _mixed(self, x: Rows, share: Tensor) -> Rows:
-        before = Rows(self.reader.shifting.shifted_back(x.index.flatten(0, 1), 1).view(x.index.shape))
-        parts = ((x, share), (before, 1 - share))
-        a, b = (self.reader.computing.elementwise_with_vector(self.node, "mul", term, by) for term, by in parts)
-        return self.reader.computing.elementwise_of_two(self.node, "add", a, b)
 
-    def _layer(self, name: str, x: Rows) -> Rows:
-        layer = linears.recognise_linear(self.module.get_submodule(name))
-        assert layer is not None, f"{name} was a linear layer when it was recognised"
-        return self.reader.lower_linear(self.node, x, f"{self.node.target}.{name}", layer)
+def _mixed(builder: PlanBuilder, node: fx.Node, x: Rows, share: Tensor) -> Rows:
+    """Each token mixed with the one before, by shares of the token itself."""
+    parts = ((x, share), (_token_before(builder, x), 1 - share))
+    a, b = (builder.elementwise_with_vector(node, "mul", term, by) for term, by in parts)
+    return builder.elementwise_of_two("add", a, b)
 
-    def _each(self, x: Rows, function: Any, *operands: float) -> Rows:
-        return self.reader.materialised(Rows(x.index, ElementwiseExpr(function, (None, *operands))))
 
-    def _product(self, a: Rows, b: Rows) -> Rows:
-        return self.reader.materialised(self.reader.computing.product(self.node, a, b))
+def _token_before(builder: PlanBuilder, x: Rows) -> Rows:
+    return Rows(shifting.shifted_back(builder, x.index.flatten(0, 1), 1).view(x.index.shape))

@@ -107,73 +107,19 @@ class ScorePairs:
 
 
 @dataclass(frozen=True)
-class ExpertChoice:
-    """Choice of a router, in a register of a `route`.
+class Routed:
+    """Value between a router and the sum of experts, by what it is for sampled rows.
 
-    part   "weights" or "numbers" of the experts; "" for what else a router returns
+    router    that the region begins with
+    samples   the value for each sample
+    inputs    rows of tokens that went into it
+    dispatch  the last call of experts on the way to it, None before one
     """
 
-    register: int
-    count: int
-    experts: int
-    part: str
-
-
-@dataclass(frozen=True)
-class RouterLogits:
-    """Logits of a router, or what a layer makes of them itself, on their way to a choice of experts."""
-
-    node: fx.Node
-
-
-@dataclass(frozen=True)
-class DenseDispatch:
-    """Dense inputs of experts: scores of all of them, tokens times those, or their outputs.
-
-    index   token * experts + expert in the shape of the value; times the width, plus the column, where it has one
-    x       the register of the tokens; `answers` that of what the chosen experts make of them, summed
-    """
-
-    choice: ExpertChoice
-    index: Tensor
-    x: int | None = None
-    answers: int | None = None
-
-
-@dataclass(frozen=True)
-class SortedDispatchIndex:
-    """A part of what a router says of a line in which tokens stand, sorted by the experts that take them.
-
-    part   "places" in the order of tokens, "tokens", "weights", "sizes" of the experts' parts; "" for what else
-    """
-
-    choice: ExpertChoice
-    part: str
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer of each expert, not yet a step: it may be one that sums.
-
-    x   [tokens, in], or what each expert takes [tokens, experts * in]
-    """
-
-    name: str
-    weights: tuple[tuple[Tensor, ...], Tensor | None]
-    x: Rows
-
-
-@dataclass(frozen=True)
-class SortedRows:
-    """Content of sorted rows: `rows` [tokens * experts of each, width] in the order of tokens, or a layer of them.
-
-    weighed   whether it is multiplied by the router's weights
-    """
-
-    choice: ExpertChoice
-    rows: Rows | None
-    layer: Layer | None = None
-    weighed: bool = False
+    router: Any
+    samples: list[Any]
+    inputs: tuple[Rows, ...] = ()
+    dispatch: Any = None
 
 
 class TokenIds:
@@ -195,11 +141,7 @@ OF_TOKENS = (  # values that hold numbers of each token of a batch
     Rows,
     CachedRows,
     ScorePairs,
-    ExpertChoice,
-    RouterLogits,
+    Routed,
     KeyScoreBias,
-    DenseDispatch,
     FirstTokenRows,
-    SortedDispatchIndex,
-    SortedRows,
 )

@@ -108,15 +108,15 @@ def _decoder(model: nn.Module) -> Any:
         return _decoder_step(Decoder(model, slots), inputs, past)
 
 
-def _decoder_step(decoder: Decoder, given: dict[str, Any], past: list[Any]) -> Any:
+def _decoder_step(decoder: Decoder, inputs: dict[str, Any], past: list[Any]) -> Any:
     free = torch.export.Dim.DYNAMIC
     layers = range(len(past) // 2)
     parts = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
     return _export(
         decoder,
-        {"given": given, "past": past},
-        {"given": {name: {0: free, 1: free} for name in given}, "past": [{0: free, 2: free} for _ in past]},
-        [*given, *(f"past_key_values.{part}" for part in parts)],
+        {"given": inputs, "past": past},
+        {"given": {name: {0: free, 1: free} for name in inputs}, "past": [{0: free, 2: free} for _ in past]},
+        [*inputs, *(f"past_key_values.{part}" for part in parts)],
         ["logits", *(f"present.{part}" for part in parts)],
     )
 

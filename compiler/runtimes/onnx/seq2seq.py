@@ -35,20 +35,20 @@ class SourceRows(Rows):
         self._states: dict[int, np.ndarray] = {}  # [s, d] of a sequence's source
         self._history: dict[int, list[np.ndarray]] = {}  # [heads, t, d] of each of `past`
 
-    def source(self, number: int) -> int:
-        return len(self._states[number]) if number in self._states else 0
+    def source(self, sequence: int) -> int:
+        return len(self._states[sequence]) if sequence in self._states else 0
 
-    def length(self, number: int) -> int:
+    def length(self, sequence: int) -> int:
         self_index = next((n for n, name in enumerate(self.past) if f".{SIDE_NAMES[0]}." in name), 0)
-        return self._history[number][self_index].shape[1] if number in self._history else 0
+        return self._history[sequence][self_index].shape[1] if sequence in self._history else 0
 
-    def forget(self, number: int, length: int = 0) -> None:
+    def forget(self, sequence: int, length: int = 0) -> None:
         if not length:
-            self._history.pop(number, None)
-            self._states.pop(number, None)
-        elif number in self._history:
-            pairs = zip(self.past, self._history[number], strict=True)
-            self._history[number] = [x[:, :length] if f".{SIDE_NAMES[0]}." in name else x for name, x in pairs]
+            self._history.pop(sequence, None)
+            self._states.pop(sequence, None)
+        elif sequence in self._history:
+            pairs = zip(self.past, self._history[sequence], strict=True)
+            self._history[sequence] = [x[:, :length] if f".{SIDE_NAMES[0]}." in name else x for name, x in pairs]
 
     def encode(self, ids: Sequence[int], numbers: Sequence[int]) -> None:
         """Read sources of any lengths in one call, the shorter ones filled up behind."""
@@ -69,22 +69,22 @@ class SourceRows(Rows):
             [self._step_alone(number, row.numpy()[None]) for number, row in zip(numbers, ids, strict=True)]
         )
 
-    def _step_alone(self, number: int, ids: np.ndarray) -> Tensor:
-        mask = np.ones((1, self.source(number)), np.int64)
+    def _step_alone(self, sequence: int, ids: np.ndarray) -> Tensor:
+        mask = np.ones((1, self.source(sequence)), np.int64)
         inputs: dict[str, np.ndarray] = {"encoder_attention_mask": mask, "input_ids": ids}
-        if number not in self._history:
-            inputs["encoder_hidden_states"] = self._states[number][None]
+        if sequence not in self._history:
+            inputs["encoder_hidden_states"] = self._states[sequence][None]
             session = self.sessions[BEGINNING]
         else:
-            inputs |= {name: x[None] for name, x in zip(self.past, self._history[number], strict=True)}
+            inputs |= {name: x[None] for name, x in zip(self.past, self._history[sequence], strict=True)}
             session = self.sessions[CONTINUATION]
         outputs = dict(zip(session.results, session.run(inputs), strict=True))
-        before = dict(zip(self.past, self._history.get(number, ()), strict=False))
+        before = dict(zip(self.past, self._history.get(sequence, ()), strict=False))
         present = []
         for name in self.past:
             new = outputs.get(name.replace("past_key_values.", "present."))
             present.append(before[name] if new is None else new[0])
-        self._history[number] = present
+        self._history[sequence] = present
         return torch.from_numpy(outputs["logits"])
 
 
@@ -110,6 +110,7 @@ def open_seq2seq(
     engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
     plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}
     model = kind(engine, plan, tensors, facts, SEQUENCES, read_generation(folder))
+    model.engine_name = "ONNX Runtime"
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 

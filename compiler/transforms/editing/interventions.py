@@ -80,7 +80,7 @@ def insert_interventions(program: Program, interventions: Mapping[str, Reft]) ->
 
 def make_interventions(
     program: Program,
-    on: tuple[str, ...],
+    paths: tuple[str, ...],
     form: str,
     rank: int,
     edges: tuple[int, int],
@@ -96,7 +96,7 @@ def make_interventions(
     Raises Reject (rank-too-large, no-stream).
     """
     result = {}
-    for path, width in hidden_widths(program, on).items():
+    for path, width in hidden_widths(program, paths).items():
         if rank > width:
             raise Reject(wide_rank(rank, width, f" of {path}"))
         assert form in FORMS, suggestion(form, FORMS, "there is")

@@ -30,22 +30,22 @@ class AttentionCall:
     node: str
 
 
-def attention_calls(program: "Program", on: Selector | None) -> tuple[AttentionCall, ...]:
-    """The calls inside of the branches that `on` selects."""
-    chosen = {(b.unit, b.site) for b in branches(skeleton_of(program), on) if b.role == "attention"}
+def attention_calls(program: "Program", selector: Selector | None) -> tuple[AttentionCall, ...]:
+    """The calls inside of the branches that `selector` selects."""
+    chosen = {(b.unit, b.site) for b in branches(skeleton_of(program), selector) if b.role == "attention"}
     result = []
     for path, unit in program.units.items():
         for node in unit.graph.nodes:
             if node.target is leaves.attention:
                 site = ".".join(x for x in (path, (node.meta.get("scope") or ("",))[-1]) if x)
-                if on is None or (path, site) in chosen:
+                if selector is None or (path, site) in chosen:
                     result.append(AttentionCall(path, site, node.name))
     return tuple(result)
 
 
 def rewrite_attention_calls(
     program: "Program",
-    chosen: Sequence[AttentionCall],
+    selected: Sequence[AttentionCall],
     refuse: Callable[[fx.Node], str],
     put: Callable[[fx.Graph, fx.Node], None],
 ) -> dict[str, str]:
@@ -55,11 +55,11 @@ def rewrite_attention_calls(
     """
     refusals: dict[str, str] = {}
     with Rewriter(program) as rewrite:
-        for path in dict.fromkeys(a.unit for a in chosen):
+        for path in dict.fromkeys(a.unit for a in selected):
             graph = copy.deepcopy(program.units[path].graph)
             nodes = {node.name: node for node in graph.nodes}
             changed = False
-            for one in (a for a in chosen if a.unit == path):
+            for one in (a for a in selected if a.unit == path):
                 if reason := refuse(nodes[one.node]):
                     refusals[one.site] = reason
                 else:
@@ -67,7 +67,7 @@ def rewrite_attention_calls(
                     changed = True
             if changed:
                 rewrite.exchange_graph(path, graph)
-    if len(refusals) == len(chosen):
+    if len(refusals) == len(selected):
         first = next(
             (f"{site}: {reason}" for site, reason in refusals.items()), "no layer calls attention as one operation"
         )

@@ -212,13 +212,13 @@ def choose_kernel(
     return kernel, f"{significant_digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
 
 
-def more_exact_kernels(choices: Sequence[Choice], share: float) -> dict[str, str]:
+def more_exact_kernels(choices: Sequence[Choice], tolerated_slowdown: float) -> dict[str, str]:
     """Paths of modules that are to be more exact -> the fastest kernel of a finer grid that took part in the race.
 
     The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
     """
     off = sorted((c for c in choices if c.kernel in ROUNDED and c.error), key=lambda c: -(c.error or 0.0))
-    target, removed_error = share * sum((c.error or 0.0) ** 2 for c in off), 0.0
+    target, removed_error = tolerated_slowdown * sum((c.error or 0.0) ** 2 for c in off), 0.0
     changes: dict[str, str] = {}
     for c in off:
         if changes and removed_error >= target:

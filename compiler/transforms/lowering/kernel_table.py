@@ -141,12 +141,12 @@ class Table:
     lines: list[KernelRace] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
-    def race_line(self, title: str, contenders: Sequence[Contender], bound: int = 0) -> KernelRace:
-        """Race contenders; with `bound` bytes the read roofline beside them."""
-        contenders = [*contenders, *([memory_read_contender(bound, self.threads)] if bound else [])]
+    def race_line(self, title: str, contenders: Sequence[Contender], roofline_bytes: int = 0) -> KernelRace:
+        """Race contenders; with `roofline_bytes` bytes the read roofline beside them."""
+        contenders = [*contenders, *([memory_read_contender(roofline_bytes, self.threads)] if roofline_bytes else [])]
         race(contenders, self.seconds, self.real_time)
         last = contenders[-1]
-        result = KernelRace(title, tuple(contenders), last.bytes / last.seconds if bound else 0.0)
+        result = KernelRace(title, tuple(contenders), last.bytes / last.seconds if roofline_bytes else 0.0)
         for c in contenders:
             c.calls.clear()  # frees the copies
         self.lines.append(result)

@@ -97,10 +97,10 @@ def sample_module_inputs(model: nn.Module, paths: list[str], rows: Tensor) -> di
 
 
 @torch.no_grad()
-def output_error(before: nn.Module, after: nn.Module, x: Tensor) -> float:
+def output_error(original: nn.Module, lowered: nn.Module, x: Tensor) -> float:
     """Relative error of an output, both as roots of summed squares."""
-    expected = before(x).float()
-    return float((after(x).float() - expected).norm() / expected.norm().clamp(min=1e-30))
+    expected = original(x).float()
+    return float((lowered(x).float() - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def forget(folder: Path) -> None:

@@ -78,10 +78,10 @@ def involuntary_switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def set_real_time_priority(on: bool) -> bool:
+def set_real_time_priority(enabled: bool) -> bool:
     """Raise or lower all threads of this process; False where the system does not allow it."""
     try:
-        policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if on else (os.SCHED_OTHER, os.sched_param(0))
+        policy, parameter = (os.SCHED_FIFO, os.sched_param(1)) if enabled else (os.SCHED_OTHER, os.sched_param(0))
         for thread in os.listdir("/proc/self/task"):
             with suppress(ProcessLookupError):  # it ended meanwhile
                 os.sched_setscheduler(int(thread), policy, parameter)
@@ -92,7 +92,16 @@ def set_real_time_priority(on: bool) -> bool:
 
 def copies(make: Callable[[], Any], bytes: int) -> list[Any]:
     """Enough of what `make` gives that calls which go round read none of it from a cache."""
-    return [make() for _ in range(max(1, min(256, -(-cold_bytes() // max(bytes, 1)))))]
+    return [make() for _ in range(_number_of_copies(bytes))]
+
+
+def bytes_of_copies(bytes: int) -> int:
+    """Bytes of all copies of a contender whose weights take `bytes`."""
+    return bytes * _number_of_copies(bytes)
+
+
+def _number_of_copies(bytes: int) -> int:
+    return max(1, min(256, -(-cold_bytes() // max(bytes, 1))))
 
 
 def cold_bytes() -> int:

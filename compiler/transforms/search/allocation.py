@@ -33,28 +33,30 @@ def allocate_sparsity(
     program: "Program",
     stages_chosen: Sequence[Stage],
     rows: Tensor,
-    share: float,
-    how: str,
+    sparsity: float,
+    method: str,
     sizes: Mapping[str, int],
     ctx: Context,
 ) -> dict[str, float]:
-    """The share of zeros of each stage by its unit; those outside of all units take `share`.
+    """The share of zeros of each stage by its unit; those outside of all units take `sparsity`.
 
     sizes   weights of each module
-    Stages weighed by their weights, the mean is `share`.
+    Stages weighed by their weights, the mean is `sparsity`.
     """
     inside = [s for s in stages_chosen if s.unit]
-    if how == "uniform" or not inside:
-        return {s.unit: share for s in stages_chosen}
+    if method == "uniform" or not inside:
+        return {s.unit: sparsity for s in stages_chosen}
     weights = {s.unit: sum(sizes[path] for path in s.modules) for s in inside}
     journal = Journal(ctx.workdir / "allocation.jsonl")
     norms = journal.get_or_compute("norms", lambda: _norms(program, inside, rows))
-    if how == "owl":
+    if method == "owl":
         ratios = {s.unit: journal.get_or_compute(s.unit, partial(_outliers, program, s, norms)) for s in inside}
-        spread = owl_shares(ratios, weights, share)
+        spread = owl_shares(ratios, weights, sparsity)
     else:
-        spread = equal_cost_shares(_sparsity_costs(program, inside, rows, share, norms, journal, ctx), weights, share)
-    return {s.unit: spread.get(s.unit, share) for s in stages_chosen}
+        spread = equal_cost_shares(
+            _sparsity_costs(program, inside, rows, sparsity, norms, journal, ctx), weights, sparsity
+        )
+    return {s.unit: spread.get(s.unit, sparsity) for s in stages_chosen}
 
 
 def _norms(program: "Program", inside: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:
@@ -73,7 +75,7 @@ def _outliers(program: "Program", stage: Stage, norms: Mapping[str, list[float]]
     return sum(int((s > OUTLIER * mean).sum()) for s in scores) / sum(s.numel() for s in scores)
 
 
-def owl_shares(ratios: Mapping[str, float], weights: Mapping[str, int], share: float) -> dict[str, float]:
+def owl_shares(ratios: Mapping[str, float], weights: Mapping[str, int], sparsity: float) -> dict[str, float]:
     """Layers with more outliers keep more: shares at most 0.16 apart.
 
     Source: OWL (Yin et al. 2023, arXiv 2310.05175), section 3.2 and its code, the mean weighed by sizes.
@@ -81,9 +83,9 @@ def owl_shares(ratios: Mapping[str, float], weights: Mapping[str, int], share: f
     low, high = min(ratios.values()), max(ratios.values())
     scaled = {unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in ratios.items()}
     mean = math.fsum(scaled[unit] * weights[unit] for unit in scaled) / sum(weights.values())
-    targets = {unit: share + mean - x for unit, x in scaled.items()}
+    targets = {unit: sparsity + mean - x for unit, x in scaled.items()}
     return _solve_for_mean(
-        lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weights, share
+        lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weights, sparsity
     )
 
 
@@ -91,7 +93,7 @@ def owl_shares(ratios: Mapping[str, float], weights: Mapping[str, int], share: f
 
 
 def equal_cost_shares(
-    costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mapping[str, int], share: float
+    costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
     """The shares at which one more zero costs the same in every layer.
 
@@ -103,7 +105,7 @@ def equal_cost_shares(
         cheap = max(cheap, 1e-9)
         rise = max(math.log(max(dear, cheap) / cheap) / (high - low), 1.0)
         curves[unit] = rise, math.log(cheap) - rise * low
-    least, upper = max(0.0, share - REACH), min(0.99, share + REACH)
+    least, upper = max(0.0, sparsity - REACH), min(0.99, sparsity + REACH)
 
     def at(slope: float) -> dict[str, float]:
         """Shares at which the cost per weight, exp(rise * s + start) * rise / weights, is exp(slope)."""
@@ -112,34 +114,34 @@ def equal_cost_shares(
             for unit, (rise, start) in curves.items()
         }
 
-    return _solve_for_mean(at, weights, share)
+    return _solve_for_mean(at, weights, sparsity)
 
 
 def _solve_for_mean(
-    at: Callable[[float], dict[str, float]], weights: Mapping[str, int], share: float
+    shares_at: Callable[[float], dict[str, float]], weights: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
-    """`at` of the number at which the weighed mean is `share`; the mean rises with the number."""
+    """`shares_at` of the number at which the weighed mean is `sparsity`; the mean rises with the number."""
     low, high = -100.0, 100.0
     for _ in range(80):
         middle = (low + high) / 2
-        level = at(middle)
+        level = shares_at(middle)
         mean = math.fsum(level[unit] * weights[unit] for unit in level) / sum(weights.values())
-        low, high = (middle, high) if mean < share else (low, middle)
-    return at(low)
+        low, high = (middle, high) if mean < sparsity else (low, middle)
+    return shares_at(low)
 
 
 def _sparsity_costs(
     program: "Program",
     inside: Sequence[Stage],
     rows: Tensor,
-    share: float,
+    sparsity: float,
     norms: Mapping[str, list[float]],
     journal: Journal,
     ctx: Context,
 ) -> dict[str, list[tuple[float, float]]]:
     """Loss of the model where one layer alone has zeros by magnitude times input norm."""
     rows = rows[: max(1, TOKENS // rows[0].numel())]
-    probes = [max(0.01, share - STEP), min(0.99, share + STEP)]
+    probes = [max(0.01, sparsity - STEP), min(0.99, sparsity + STEP)]
     trials = [(stage, probe) for stage in inside for probe in probes]
     probing: list[_Probing] = []  # made when the first answer is not known yet
 
@@ -164,9 +166,9 @@ class _Probing:
         self.prefix = Prefix(program, CACHE_BYTES)
         self.prefix.measure_from(self._divergence)
 
-    def cost(self, stage: Stage, share: float, norms: Mapping[str, list[float]]) -> float:
+    def cost(self, stage: Stage, sparsity: float, norms: Mapping[str, list[float]]) -> float:
         return self.prefix.measure_from(
-            self._divergence, stage.unit, partial(_with_zeros, self.program, stage, share, norms)
+            self._divergence, stage.unit, partial(_with_zeros, self.program, stage, sparsity, norms)
         )
 
     def _divergence(self) -> float:
@@ -194,21 +196,21 @@ def _squares(outputs: Tensor, reference: Tensor) -> Tensor:
 
 
 @contextmanager
-def _with_zeros(program: "Program", stage: Stage, share: float, norms: Mapping[str, list[float]]) -> Iterator[None]:
+def _with_zeros(program: "Program", stage: Stage, sparsity: float, norms: Mapping[str, list[float]]) -> Iterator[None]:
     """A layer with zeros for as long as the context lasts."""
     with ExitStack() as stack:
         for path in stage.modules:
             weight = tensor_at(program.model, f"{path}.weight")
             stack.callback(setattr, weight, "data", weight.data)
-            keep = keep_mask(weight_score(program, path, norms[path]), share, "any", "row")
+            keep = keep_mask(weight_score(program, path, norms[path]), sparsity, "any", "row")
             turned = isinstance(program.model.get_submodule(path), Conv1D)
             weight.data = torch.where(keep.T if turned else keep, weight.data, 0.0)
         yield
 
 
-def effort(how: str, units: int, rows: Tensor) -> int:
+def effort(method: str, units: int, rows: Tensor) -> int:
     """Tokens through the whole model that it takes: a look at the inputs, and half of the model for every probe."""
-    if how == "uniform":
+    if method == "uniform":
         return 0
     sampled_tokens = max(1, TOKENS // rows[0].numel()) * rows[0].numel()
-    return rows.numel() + (sampled_tokens * (units + 2) if how == "searched" else 0)
+    return rows.numel() + (sampled_tokens * (units + 2) if method == "searched" else 0)

@@ -24,10 +24,10 @@ class Branches(Pool):
 
     kind = "blocks"
 
-    def __init__(self, program: "Program", chosen: Sequence[Branch], savings_table: SavingsTable):
+    def __init__(self, program: "Program", selected: Sequence[Branch], savings_table: SavingsTable):
         self.program, self.savings_table = program, savings_table
         self.roles = list(dict.fromkeys(b.role for b in skeleton_of(program).branches))
-        self.allowed = {b.site for b in chosen}
+        self.allowed = {b.site for b in selected}
 
     def candidates(self) -> list["BranchCut"]:
         branches = skeleton_of(self.program).branches
@@ -36,9 +36,9 @@ class Branches(Pool):
         alive = [b for b in branches if b.site in self.allowed]
         return [BranchCut(self, b) for b in sorted(alive, key=lambda b: self.roles.index(b.role))]
 
-    def reachable(self, of: str) -> float:
+    def reachable(self, quantity: str) -> float:
         branches = skeleton_of(self.program).branches
-        each = sorted(self.savings_table.branch_savings(b.site, of) for b in branches if b.site in self.allowed)
+        each = sorted(self.savings_table.branch_savings(b.site, quantity) for b in branches if b.site in self.allowed)
         return sum(each[1:] if len(each) == len(branches) else each)
 
 
@@ -73,8 +73,8 @@ class BranchCut(Candidate):
             )
         self.pool.savings_table.dropped(branch.site)
 
-    def saves(self, of: str) -> float:
-        return self.pool.savings_table.branch_savings(self.branch.site, of)
+    def saves(self, quantity: str) -> float:
+        return self.pool.savings_table.branch_savings(self.branch.site, quantity)
 
 
 class Layers(Pool):
@@ -86,10 +86,10 @@ class Layers(Pool):
 
     kind = "blocks"
 
-    def __init__(self, program: "Program", chosen: Sequence[str], savings_table: SavingsTable):
+    def __init__(self, program: "Program", selected: Sequence[str], savings_table: SavingsTable):
         self.program, self.savings_table = program, savings_table
         self.names = list(skeleton_of(program).units)  # of what is left, in order
-        self.allowed = set(chosen)
+        self.allowed = set(selected)
         self.free = self._removable()
         self.independent = self.free == self.allowed
 
@@ -98,10 +98,10 @@ class Layers(Pool):
             return []
         return [LayerCut(self, name, unit) for name, unit in self._pairs() if name in self.free]
 
-    def reachable(self, of: str) -> float:
+    def reachable(self, quantity: str) -> float:
         if not self.independent:
-            return self._max_savings_from_the_end(of)
-        each = sorted(self.savings_table.layer(name, of) for name in self.names if name in self.allowed)
+            return self._max_savings_from_the_end(quantity)
+        each = sorted(self.savings_table.layer(name, quantity) for name in self.names if name in self.allowed)
         return sum(each[1:] if len(each) == len(self.names) else each)
 
     def leave(self, name: str) -> None:
@@ -120,7 +120,7 @@ class Layers(Pool):
             name for name, unit in self._pairs() if name in self.allowed and _try_drop(copy_on_meta(self.program), unit)
         }
 
-    def _max_savings_from_the_end(self, of: str) -> float:
+    def _max_savings_from_the_end(self, quantity: str) -> float:
         """Savings when the last removable layer is dropped repeatedly, from a copy without weights."""
         bare, left, total = copy_on_meta(self.program), list(self.names), 0.0
         while len(left) > 1:
@@ -135,14 +135,14 @@ class Layers(Pool):
             if last is None:
                 break
             left.remove(last)
-            total += self.savings_table.layer(last, of)
+            total += self.savings_table.layer(last, quantity)
         return total
 
 
-def _try_drop(bare: "Program", unit: str) -> bool:
+def _try_drop(meta_program: "Program", unit: str) -> bool:
     """Drop a layer from a copy without weights, if it can go; else the copy stays as it is."""
     try:
-        Rewriter(bare).drop_layer(unit)
+        Rewriter(meta_program).drop_layer(unit)
     except Reject as rejection:
         if any(d.fault is not layer_needed for d in rejection.diagnostics):
             raise
@@ -170,5 +170,5 @@ class LayerCut(Candidate):
             rewrite.drop_layer(self.unit)
         self.pool.leave(self.name)
 
-    def saves(self, of: str) -> float:
-        return self.pool.savings_table.layer(self.name, of)
+    def saves(self, quantity: str) -> float:
+        return self.pool.savings_table.layer(self.name, quantity)

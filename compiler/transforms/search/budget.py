@@ -17,14 +17,14 @@ class Budget:
     goal: float
     total: float
 
-    def is_met(self, saved: float) -> bool:
-        return saved >= self.goal * (1 - 1e-9)  # 1e-9: sums of differences of large numbers
+    def is_met(self, saved_amount: float) -> bool:
+        return saved_amount >= self.goal * (1 - 1e-9)  # 1e-9: sums of differences of large numbers
 
-    def has_budget(self, saved: float, candidate: Candidate) -> bool:
+    def has_budget(self, saved_amount: float, candidate: Candidate) -> bool:
         """Whether a cut saves at most half of the goal more than is asked for: a branch of a small model may be
         all of it, and more, where some channels would do."""
-        return self.of == CUTS or saved + candidate.saves(self.of) <= (1 + SPARE) * self.goal
+        return self.of == CUTS or saved_amount + candidate.saves(self.of) <= (1 + SPARE) * self.goal
 
-    def is_beyond(self, saved: float) -> bool:
+    def is_beyond(self, saved_amount: float) -> bool:
         """Whether far more went than was asked for."""
-        return self.of != CUTS and saved > (1 + AMISS) * self.goal
+        return self.of != CUTS and saved_amount > (1 + AMISS) * self.goal

@@ -40,7 +40,7 @@ class Candidate(ABC):
         """Take it out for good."""
 
     @abstractmethod
-    def saves(self, of: str) -> float:
+    def saves(self, quantity: str) -> float:
         """Amount of "params", "flops", "blocks", "channels", ... the program loses with it."""
 
 
@@ -82,7 +82,7 @@ class Pool(ABC):
         """Current candidates, in the order that settles ties."""
 
     @abstractmethod
-    def reachable(self, of: str) -> float:
+    def reachable(self, quantity: str) -> float:
         """The most that can be saved when everything that may go is cut."""
 
     def finish(self) -> None:  # noqa: B027 (pools whose cuts are real at once have nothing to do)

@@ -48,9 +48,9 @@ class Round:
         losses = self.losses(candidates)
         return [loss - self.sign * self.base() for loss in losses]
 
-    def cost(self, candidate: Candidate, growth: float, per: str) -> float:
+    def cost(self, candidate: Candidate, growth: float, quantity: str) -> float:
         """Growth per unit saved; a gain counts more where more is saved."""
-        saved = min(candidate.saves(per), self.left) if per else 1.0
+        saved = min(candidate.saves(quantity), self.left) if quantity else 1.0
         if not math.isfinite(growth) or saved <= 0:
             return math.inf
         return growth / saved if growth > 0 else growth * saved
@@ -92,8 +92,8 @@ class Exact(Choice):
 
     scores_all = True
 
-    def __init__(self, per: str = ""):
-        self.per = per
+    def __init__(self, quantity: str = ""):
+        self.per = quantity
 
     def choose(self, round_: Round) -> Candidate | None:
         best, least = None, math.inf
@@ -122,8 +122,10 @@ class Racing(Choice):
     Source: lazy greedy (Minoux 1978, "Accelerated greedy algorithms"); the division and estimates: own.
     """
 
-    def __init__(self, per: str, score_estimates: ScoreEstimates | None = None, max_joint: int = 1, patience: int = 3):
-        self.per, self.patience = per, patience
+    def __init__(
+        self, quantity: str, score_estimates: ScoreEstimates | None = None, max_joint: int = 1, patience: int = 3
+    ):
+        self.per, self.patience = quantity, patience
         self.score_estimates, self.n_joint, self.max_joint = score_estimates, max_joint, max_joint
         self.known: dict[str, float] = {}  # place -> growth at its last score
 
@@ -200,8 +202,8 @@ class Racing(Choice):
         )
 
 
-def _saved(candidate: Candidate, per: str) -> float:
-    return candidate.saves(per) if per else 1.0
+def _saved(candidate: Candidate, quantity: str) -> float:
+    return candidate.saves(quantity) if quantity else 1.0
 
 
 class _Race:

@@ -46,20 +46,20 @@ def with_budget_met(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) ->
     return left, cuts
 
 
-def _total_quantity(skeleton: Skeleton, of: str, parts: Sequence[Parts]) -> float:
+def _total_quantity(skeleton: Skeleton, quantity: str, parts: Sequence[Parts]) -> float:
     """Total of the quantity that the budget counts."""
-    if of in OF_MODEL:
-        return OF_MODEL[of](skeleton)
-    if of == SCANS:
+    if quantity in OF_MODEL:
+        return OF_MODEL[quantity](skeleton)
+    if quantity == SCANS:
         return len(skeleton.scans)
-    if of == "blocks":
+    if quantity == "blocks":
         return len(skeleton.units if any(isinstance(p, LayerParts) for p in parts) else skeleton.branches)
-    return sum(g.count if of.startswith("ssm_") else steps(g) for g in skeleton.groups if g.kind == of)
+    return sum(g.count if quantity.startswith("ssm_") else steps(g) for g in skeleton.groups if g.kind == quantity)
 
 
-def _of_cut(savings_table: SavingsTable, kind: WidthParts, group: Group, of: str) -> float:
+def _of_cut(savings_table: SavingsTable, kind: WidthParts, group: Group, quantity: str) -> float:
     """Savings of one cut of a group."""
-    return kind.stride(group) * savings_table.of_step(group.site, group.kind, of)
+    return kind.stride(group) * savings_table.of_step(group.site, group.kind, quantity)
 
 
 def _narrow_evenly(

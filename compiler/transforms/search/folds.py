@@ -64,23 +64,23 @@ class Fold:
         return factors
 
     @torch.no_grad()
-    def representable_factors(self, model: nn.Module, by: Tensor) -> Tensor:
+    def representable_factors(self, model: nn.Module, factors: Tensor) -> Tensor:
         """The factors nearest to these, [channels], for which a norm's weight is a number of its type: then its readers
         are scaled by exactly what it lacks. 1 where that would be nothing."""
         weight = tensor_at(model, f"{self.writer}.weight").detach()
         if weight.dim() != 1:
-            return by
+            return factors
         effective = weight.float() + self.offset
-        less = (effective / by - self.offset).to(weight.dtype).float() + self.offset
+        less = (effective / factors - self.offset).to(weight.dtype).float() + self.offset
         return torch.where((effective != 0) & (less != 0), effective / less, 1.0)
 
     @torch.no_grad()
-    def scaled_tensors(self, model: nn.Module, by: Tensor) -> dict[str, Tensor]:
-        """Tensors by path with every channel `by` [channels] times smaller where it is written, larger where it is
+    def scaled_tensors(self, model: nn.Module, factors: Tensor) -> dict[str, Tensor]:
+        """Tensors by path with every channel `factors` [channels] times smaller where it is written, larger where it is
         read."""
         writer = model.get_submodule(self.writer)
-        less = torch.ones(outputs_of(writer), device=by.device)
-        less[list(self.rows)] = by
+        less = torch.ones(outputs_of(writer), device=factors.device)
+        less[list(self.rows)] = factors
         writer_weight = tensor_at(writer, "weight")
         weight = writer_weight.detach().float()
         if weight.dim() == 1:
@@ -93,7 +93,7 @@ class Fold:
             tensors[f"{self.writer}.bias"] = (bias.detach().float() / less).to(bias.dtype)
         for reader in self.readers:
             module = model.get_submodule(reader.path)
-            reader_factors = self.spread(reader, by, inputs_of(module))
+            reader_factors = self.spread(reader, factors, inputs_of(module))
             read = tensor_at(module, "weight")
             wide = read.detach().float() * (reader_factors[:, None] if isinstance(module, Conv1D) else reader_factors)
             tensors[f"{reader.path}.weight"] = wide.to(read.dtype)

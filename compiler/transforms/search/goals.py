@@ -55,13 +55,13 @@ def make_schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tupl
     return [*result[:-1], (result[-1][0], 1.0)]  # 1.0: sums of shares are rounded
 
 
-def max_savings(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
+def max_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Parts]) -> float:
     """The most that can be saved, no more than there is: every whole part that may go, but of a model's last one
     its widths only; of a group all but what stays."""
     blocks = [b for p in parts if isinstance(p, BlockParts) for b in p.branches]
     inside = {site for b in blocks for site in savings_table.inside[b.site]}
     widths: dict[tuple[str, str], float] = {
-        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _each(savings_table, g, of)
+        (g.site, g.kind): p.max_cuts(g) * p.stride(g) * _each(savings_table, g, quantity)
         for p in parts
         if isinstance(p, WidthParts)
         for g in p.groups
@@ -70,7 +70,7 @@ def max_savings(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) ->
     for kind in parts:
         if isinstance(kind, RemovableParts):
             each = {
-                name: kind.weigh(savings_table, name, of)
+                name: kind.weigh(savings_table, name, quantity)
                 for name in kind.names
                 if not (isinstance(kind, ScanParts) and (name, SCANS) in inside)
             }
@@ -83,11 +83,11 @@ def max_savings(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) ->
     return total
 
 
-def _each(savings_table: SavingsTable, group: Group, of: str) -> float:
+def _each(savings_table: SavingsTable, group: Group, quantity: str) -> float:
     """Savings of a step of a group; of a mixer's items every block loses one."""
-    if of == group.kind and group.kind.startswith("ssm_"):
+    if quantity == group.kind and group.kind.startswith("ssm_"):
         return group.count // steps(group)
-    return savings_table.of_step(group.site, group.kind, of)
+    return savings_table.of_step(group.site, group.kind, quantity)
 
 
 def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
@@ -132,28 +132,33 @@ def refuse_unreachable(reachable: float, budget: Budget, refusals: Mapping[str, 
     )
 
 
-def smallest_savings(savings_table: SavingsTable, of: str, parts: Sequence[Parts]) -> float:
+def smallest_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Parts]) -> float:
     """Savings of the smallest cut of all; 0 where there is none."""
     savings = [
-        part.weigh(savings_table, name, of) for part in parts if isinstance(part, RemovableParts) for name in part.names
+        part.weigh(savings_table, name, quantity)
+        for part in parts
+        if isinstance(part, RemovableParts)
+        for name in part.names
     ]
     for part in parts:
         if isinstance(part, WidthParts):
             savings += [
-                savings_table.step_savings(g.site, g.kind, part.stride(g), of) for g in part.groups if part.max_cuts(g)
+                savings_table.step_savings(g.site, g.kind, part.stride(g), quantity)
+                for g in part.groups
+                if part.max_cuts(g)
             ]
     return min((saved for saved in savings if saved > 0), default=0.0)
 
 
-def refuse_overshoot(least: float, saved: float, goal: Budget) -> None:
-    """Reject (overshoots) where even the smallest cut, which saves `least`, goes far beyond the goal."""
-    if saved + least <= (1 + SPARE) * goal.goal:
+def refuse_overshoot(smallest_cut: float, saved_amount: float, goal: Budget) -> None:
+    """Reject (overshoots) where even the smallest cut, which saves `smallest_cut`, goes far beyond the goal."""
+    if saved_amount + smallest_cut <= (1 + SPARE) * goal.goal:
         return
-    share, each = goal.goal / goal.total, least / goal.total
+    share, each = goal.goal / goal.total, smallest_cut / goal.total
     raise Reject(
         overshoots(
             f"{share:.1%} of {goal.of} are to go, and the smallest part that can go is {each:.1%}"
-            + (f", with {saved / goal.total:.1%} gone" if saved else ""),
+            + (f", with {saved_amount / goal.total:.1%} gone" if saved_amount else ""),
             help=f"remove {math.ceil(1000 * each / (1 + SPARE)) / 10:g}% or more, cut in smaller steps, let other "
             "modules or kinds be cut, or allow it with `overshoot: true`",
             argument="remove",
@@ -161,5 +166,5 @@ def refuse_overshoot(least: float, saved: float, goal: Budget) -> None:
     )
 
 
-def _floor(share: float) -> str:
-    return f"{int(share * 1000) / 10:g}%"
+def _floor(fraction: float) -> str:
+    return f"{int(fraction * 1000) / 10:g}%"

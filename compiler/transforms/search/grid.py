@@ -7,7 +7,7 @@ from ....dsl.checker.skeleton import Part
 from ....dsl.syntax.diagnostics import Reject
 
 
-def check_groups(chosen: Sequence[Part], group: int) -> None:
+def check_groups(selected: Sequence[Part], group: int) -> None:
     """Reject (unfit-group) groups that don't divide the inputs of a module."""
-    if fault := group_mismatch(chosen, group):
+    if fault := group_mismatch(selected, group):
         raise Reject(fault)

@@ -125,20 +125,20 @@ def parts(inputs: int) -> int:
 def _removal_errors(
     weight: torch.Tensor,
     member: Member,
-    moment: torch.Tensor,
+    gram: torch.Tensor,
     items: Sequence[Sequence[int]],
     inputs: Sequence[int],
     damping: float,
 ) -> torch.Tensor:
     """[items] float64 on the CPU: what is lost with each item's inputs where the others of `inputs` make up for it."""
-    lower = cholesky_factor(moment, inputs, damping)
+    lower = cholesky_factor(gram, inputs, damping)
     inverse = torch.cholesky_inverse(lower, out=lower)
-    index = torch.tensor(items, device=moment.device)  # [items, size]
-    where = torch.empty(len(moment), dtype=torch.int64, device=moment.device)
-    where[torch.tensor(inputs, device=moment.device)] = torch.arange(len(inputs), device=moment.device)
+    index = torch.tensor(items, device=gram.device)  # [items, size]
+    where = torch.empty(len(gram), dtype=torch.int64, device=gram.device)
+    where[torch.tensor(inputs, device=gram.device)] = torch.arange(len(inputs), device=gram.device)
     at = where[index]
     blocks = inverse[at[:, :, None], at[:, None, :]]  # [items, size, size]
-    item_weights = as_matrix(weight, member).to(moment.device)[:, index].double().permute(1, 2, 0)  # [items, size, out]
+    item_weights = as_matrix(weight, member).to(gram.device)[:, index].double().permute(1, 2, 0)  # [items, size, out]
     # one by one: MKL's LU of many matrices of 150 rows and more fails or hangs with several threads
     errors = [(rows * torch.linalg.solve(block, rows)).sum() for block, rows in zip(blocks, item_weights, strict=True)]
     return torch.stack(errors).cpu()

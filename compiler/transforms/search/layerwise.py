@@ -28,9 +28,9 @@ class Stage:
     modules: tuple[str, ...]
 
 
-def stages(program: "Program", chosen: Sequence[Part]) -> list[Stage]:
+def stages(program: "Program", selected: Sequence[Part]) -> list[Stage]:
     """Units in the order in which they run, each with its chosen modules."""
-    paths = [part.path for part in chosen]
+    paths = [part.path for part in selected]
     by_unit = [Stage(unit, tuple(p for p in paths if unit and is_submodule(p, unit))) for unit in program.units]
     inside = {path for stage in by_unit for path in stage.modules}
     return [s for s in (*by_unit, Stage("", tuple(p for p in paths if p not in inside))) if s.modules]

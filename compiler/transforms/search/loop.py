@@ -250,7 +250,7 @@ class Search:
         self.ctx.emit_event(Pruned(names[-1]))
 
     def _joint_choice(
-        self, number: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef
+        self, cut_index: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef
     ) -> tuple[list[Candidate], float]:
         """Removed candidates, and the score: the best, and others with it where that costs no more than expected."""
         companions = choice.joint_companions(round_, best)
@@ -258,7 +258,7 @@ class Search:
         if not companions:
             return single
         joint = JointCandidate((best, *(c for c, _ in companions)), list(self.program.units))
-        score = self.journal.get_or_compute(f"{number}:{joint.name}", lambda: self._score_or_nan(joint, metric))
+        score = self.journal.get_or_compute(f"{cut_index}:{joint.name}", lambda: self._score_or_nan(joint, metric))
         base = round_.sign * self.base(metric)
         expected = round_.sign * round_.scores[best.name] - base + sum(growth for _, growth in companions)
         accepted = math.isfinite(score) and round_.sign * score - base <= JOINTLY * max(expected, 0.0)
@@ -297,23 +297,25 @@ class Search:
             prefix.changed_at(layer)
         return saves
 
-    def leave(self, site: str, reason: str) -> None:
+    def leave(self, path: str, reason: str) -> None:
         """Take a place out of the search, for good and with a reason."""
-        self.rejected[site] = reason
-        self.program.note(left=site, why=reason)
-        self.ctx.emit_event(Said(f"search: {site} stays: {reason}"))
+        self.rejected[path] = reason
+        self.program.note(left=path, why=reason)
+        self.ctx.emit_event(Said(f"search: {path} stays: {reason}"))
 
     def _scores_of(
-        self, number: int, round_: Round, candidates: Sequence[Candidate], metric: MetricRef, budget: Budget
+        self, cut_index: int, round_: Round, candidates: Sequence[Candidate], metric: MetricRef, budget: Budget
     ) -> list[float]:
         """Scores of candidates, of which none depends on another: workers compute them at once."""
         if len(candidates) > 1:
             self._prefetch(candidates)
         for candidate in candidates:
-            round_.scores[candidate.name] = self._score_of(number, round_, candidate, metric, budget)
+            round_.scores[candidate.name] = self._score_of(cut_index, round_, candidate, metric, budget)
         return [round_.scores[candidate.name] for candidate in candidates]
 
-    def _score_of(self, number: int, round_: Round, candidate: Candidate, metric: MetricRef, budget: Budget) -> float:
+    def _score_of(
+        self, cut_index: int, round_: Round, candidate: Candidate, metric: MetricRef, budget: Budget
+    ) -> float:
         """A candidate's score; progress is how much of the budget is saved, and what is best so far."""
         finite = {n: round_.sign * s for n, s in round_.scores.items() if math.isfinite(s)}
         best = min(finite, key=finite.__getitem__, default=None)
@@ -321,9 +323,9 @@ class Search:
         left = f"{len(round_.candidates) - len(round_.scores)} of {len(round_.candidates)} candidates left"
         left += f", {count_text(self.ctx.remote_scorer.size, 'worker')}" if self.ctx.remote_scorer else ""
         note = f"{left}, best {best}: {round_.scores[best]:.4g}" if best else left
-        tick = Ticked(f"cut {number + 1}, % of the budget", round(100 * done), 100, note)
+        tick = Ticked(f"cut {cut_index + 1}, % of the budget", round(100 * done), 100, note)
         self.ctx.tick(tick)
-        key, measure = key_of(number, candidate), partial(self._score_or_nan, candidate, metric)
+        key, measure = key_of(cut_index, candidate), partial(self._score_or_nan, candidate, metric)
         with listening_with(partial(_within, tick, self.ctx.tick)):
             if self.ctx.remote_scorer:
                 with self.ctx.run.searching():

@@ -25,32 +25,32 @@ def is_sparse(weight: Tensor) -> bool:
     return LEAST * weight.numel() <= zeros < weight.numel()
 
 
-def keep_mask(score: Tensor, share: float, pattern: str, each: str) -> Tensor:
+def keep_mask(score: Tensor, sparsity: float, pattern: str, scope: str) -> Tensor:
     """True where a weight stays; of equal scores the first ones go.
 
     score    [out, in]   not negative, float32 or float64; but of "blocks" int16 as well
-    share    of the weights that go, rounded down to whole weights or blocks; the groups' own for "2:4" and "4:8"
+    sparsity    of the weights that go, rounded down to whole weights or blocks; the groups' own for "2:4" and "4:8"
     pattern  "any"; "2:4" or "4:8": so many of every so many neighbours along the inputs; or "blocks" of 16
              outputs by 2 inputs, which go and stay whole
-    each     what loses that share: a "row" of the weight (of blocks: 16 rows), or the whole "module"
+    scope     what loses that share: a "row" of the weight (of blocks: 16 rows), or the whole "module"
     Asserts that groups divide the inputs: `sparsity.check_pattern` refuses other modules.
     """
     if pattern == "blocks":
-        block_mask = keep_mask(_block_scores(score), share, "any", each)
+        block_mask = keep_mask(_block_scores(score), sparsity, "any", scope)
         expanded = block_mask.repeat_interleave(OUTPUTS, 0).repeat_interleave(INPUTS, 1)
         return expanded[: score.shape[0], : score.shape[1]]
     if pattern in PATTERNS:
         zeros, of = PATTERNS[pattern]
         assert score.shape[1] % of == 0, f"{score.shape[1]} inputs in groups of {of}"
         return spare_groups(score, zeros, of)
-    flat = score if each == "row" else score.reshape(1, -1)
-    return keep_largest(flat, flat.shape[1] - int(share * flat.shape[1])).view(score.shape)
+    flat = score if scope == "row" else score.reshape(1, -1)
+    return keep_largest(flat, flat.shape[1] - int(sparsity * flat.shape[1])).view(score.shape)
 
 
-def spare_groups(score: Tensor, zeros: int, of: int) -> Tensor:
-    """True but for the `zeros` least of every `of` neighbours along the inputs, [out, in] bool."""
-    least = score.reshape(-1, of).argsort(dim=1, stable=True)[:, :zeros]  # [out * in / of, gone]
-    keep = torch.ones(least.shape[0], of, dtype=torch.bool, device=score.device).scatter_(1, least, False)
+def spare_groups(score: Tensor, zeros: int, group_size: int) -> Tensor:
+    """True but for the `zeros` least of every `group_size` neighbours along the inputs, [out, in] bool."""
+    least = score.reshape(-1, group_size).argsort(dim=1, stable=True)[:, :zeros]  # [out * in / of, gone]
+    keep = torch.ones(least.shape[0], group_size, dtype=torch.bool, device=score.device).scatter_(1, least, False)
     return keep.view(score.shape)
 
 
@@ -75,17 +75,17 @@ def _counts(keep: Tensor) -> Tensor:
     return torch.from_numpy(np.count_nonzero(keep.numpy(), axis=1))
 
 
-def _reach(score: Tensor, least: Tensor) -> Tensor:
+def _reach(score: Tensor, threshold: Tensor) -> Tensor:
     if score.device.type != "cpu":
-        return score >= least
-    return torch.from_numpy(score.numpy() >= least.numpy())
+        return score >= threshold
+    return torch.from_numpy(score.numpy() >= threshold.numpy())
 
 
-def _ties(row: Tensor, least: Tensor) -> Tensor:
-    """Places of a row where it is `least` [1]."""
+def _ties(row: Tensor, threshold: Tensor) -> Tensor:
+    """Places of a row where it is `threshold` [1]."""
     if row.device.type != "cpu":
-        return (row == least).nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero(row.numpy() == least.numpy()))
+        return (row == threshold).nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(row.numpy() == threshold.numpy()))
 
 
 def magnitude_keys(weight: Tensor) -> Tensor:

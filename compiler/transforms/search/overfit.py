@@ -126,13 +126,13 @@ class OverfitCheck:
     every: float = 0.25
     looks: list[Checkpoint] = field(default_factory=list)
 
-    def check_if_due(self, search: "Search", saved: float, by: MetricRef, last: bool = False) -> None:
-        """Measure if it is time to; `by` is what the search scores by now."""
-        share = round(saved / self.goal, 6)
-        if self.looks and not last and share < self.looks[-1].share + self.every and by == self.looks[-1].by:
+    def check_if_due(self, search: "Search", saved_amount: float, metric: MetricRef, last: bool = False) -> None:
+        """Measure if it is time to; `metric` is what the search scores by now."""
+        share = round(saved_amount / self.goal, 6)
+        if self.looks and not last and share < self.looks[-1].share + self.every and metric == self.looks[-1].by:
             return
         value = search.measure_journalled(f"{len(search.cuts)}:beside", self.metric)
-        self.looks.append(Checkpoint(share, by, search.base(by), value))
+        self.looks.append(Checkpoint(share, metric, search.base(metric), value))
         search.ctx.record(f"{value_text(self.metric)} after {count_text(len(search.cuts), 'cut')}", value)
 
     def record_checkpoint(self, search: "Search") -> None:

@@ -66,7 +66,7 @@ class RemovableParts(Parts):
         """In the order of the model."""
 
     @abstractmethod
-    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
+    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
         """Amount that one of them saves."""
 
     @abstractmethod
@@ -99,8 +99,8 @@ class BlockParts(RemovableParts):
     def names(self) -> list[str]:
         return [b.site for b in self.branches]
 
-    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
-        return savings_table.branch_savings(name, of)
+    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
+        return savings_table.branch_savings(name, quantity)
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
@@ -133,8 +133,8 @@ class LayerParts(RemovableParts):
     def names(self) -> list[str]:
         return list(self.units)
 
-    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
-        return savings_table.layer(name, of)
+    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
+        return savings_table.layer(name, quantity)
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_unit(skeleton, name)
@@ -153,10 +153,12 @@ class ScanParts(RemovableParts):
     def names(self) -> list[str]:
         return [s.site for s in self.scans]
 
-    def weigh(self, savings_table: SavingsTable, name: str, of: str) -> float:
-        if of == SCANS:
+    def weigh(self, savings_table: SavingsTable, name: str, quantity: str) -> float:
+        if quantity == SCANS:
             return 1
-        return savings_table.scan(next(s for s in self.scans if s.site == name), of) if of in OF_MODEL else 0
+        return (
+            savings_table.scan(next(s for s in self.scans if s.site == name), quantity) if quantity in OF_MODEL else 0
+        )
 
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_scan(skeleton, next(s for s in skeleton.scans if s.site == name))
@@ -217,19 +219,23 @@ _STEPS = {
 
 
 def select_parts(
-    skeleton: Skeleton, on: Selector | None, order: Sequence[str], sizes: Mapping[str, int], least_experts: int = 1
+    skeleton: Skeleton,
+    selector: Selector | None,
+    order: Sequence[str],
+    sizes: Mapping[str, int],
+    least_experts: int = 1,
 ) -> tuple[Parts, ...]:
-    """Parts of several kinds, as far as the model has them, inside of what `on` selects.
+    """Parts of several kinds, as far as the model has them, inside of what `selector` selects.
 
     sizes   how much a cut takes, by the name of the parameter that says it
     """
-    blocks, inside = removable(skeleton, on), competing_groups(skeleton, on)
+    blocks, inside = removable(skeleton, selector), competing_groups(skeleton, selector)
     result: list[Parts] = []
     for kind in dict.fromkeys(order):
         if kind == "blocks":
             result += [BlockParts(kind, all=len(skeleton.branches), branches=blocks)] if blocks else []
         elif kind == "scans":
-            around = branches(skeleton, on)
+            around = branches(skeleton, selector)
             free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in around))
             result += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
         elif groups := inside.get(_INSIDE_SCANS.get(kind, kind), ()):

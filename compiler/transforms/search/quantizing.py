@@ -67,11 +67,11 @@ def nonzero_mask(weight: Tensor) -> Tensor | None:
 
 
 def record_grids(
-    program: "Program", chosen: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **extra: Any
+    program: "Program", selected: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **extra: Any
 ) -> None:
     """Say what the grids are, how many bits a weight would take, and how much of each module is zero."""
-    weights = sizes(chosen)
-    bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in chosen) / sum(weights.values())
+    weights = sizes(selected)
+    bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in selected) / sum(weights.values())
     program.changed()
     program.note(
         bits=grid.bits,

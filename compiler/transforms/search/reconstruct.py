@@ -113,14 +113,12 @@ class Moments:
     def _file(self, module: str) -> Path:
         return self.folder / f"{hashlib.sha256(module.encode()).hexdigest()[:24]}.safetensors"
 
-    def _write_moment(self, module: str, moment: Tensor) -> None:
+    def _write_moment(self, module: str, gram: Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self._file(module)
         draft = file.with_suffix(".draft")
-        stripes = {
-            f"rows {i}": moment[i : i + STRIPE, : i + STRIPE].contiguous() for i in range(0, len(moment), STRIPE)
-        }
-        save_file({**stripes, "diagonal": moment.diagonal().contiguous()}, draft, {"module": module})
+        stripes = {f"rows {i}": gram[i : i + STRIPE, : i + STRIPE].contiguous() for i in range(0, len(gram), STRIPE)}
+        save_file({**stripes, "diagonal": gram.diagonal().contiguous()}, draft, {"module": module})
         draft.rename(file)
 
 
@@ -187,48 +185,48 @@ class Takeover:
 
 
 def repair_weight(
-    weight: Tensor, moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
+    weight: Tensor, gram: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
 ) -> Tensor:
     """The weight whose columns `columns_to_remove` are zero and whose others make up for them as well as they can.
 
     weight   [out, in]   columns `zero_columns` are zero already
-    moment   [in, in]    second moments of the inputs, on any device
+    gram   [in, in]    second moments of the inputs, on any device
     return   [out, in]   in the weight's dtype and on its device; solved in float64
     """
-    return solve_takeover(moment.to(exact_device(weight)), zero_columns, columns_to_remove, damping).apply_to(weight)
+    return solve_takeover(gram.to(exact_device(weight)), zero_columns, columns_to_remove, damping).apply_to(weight)
 
 
 def solve_takeover(
-    moment: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
+    gram: Tensor, zero_columns: Sequence[int], columns_to_remove: Sequence[int], damping: float
 ) -> Takeover:
     """Least squares over the moments, where they lie; `zero_columns` inputs are neither kept nor lost now."""
     out = {*zero_columns, *columns_to_remove}
-    keep = [i for i in range(len(moment)) if i not in out]
+    keep = [i for i in range(len(gram)) if i not in out]
     return Takeover(
         keep,
         list(columns_to_remove),
-        shares(moment, keep, columns_to_remove, damping) if keep and columns_to_remove else None,
+        shares(gram, keep, columns_to_remove, damping) if keep and columns_to_remove else None,
     )
 
 
-def shares(moment: Tensor, keep: Sequence[int], columns_to_remove: Sequence[int], damping: float) -> Tensor:
+def shares(gram: Tensor, keep: Sequence[int], columns_to_remove: Sequence[int], damping: float) -> Tensor:
     """The weights with which kept inputs give the lost ones best, [kept, lost] float64."""
-    lower = cholesky_factor(moment, keep, damping)
-    solution = moment[:, columns_to_remove][keep].double()
+    lower = cholesky_factor(gram, keep, damping)
+    solution = gram[:, columns_to_remove][keep].double()
     solution = torch.linalg.solve_triangular(lower, solution, upper=False)  # cholesky_solve would copy the factor
     return torch.linalg.solve_triangular(lower.mT, solution, upper=True)
 
 
-def cholesky_factor(moment: Tensor, keep: Sequence[int], damping: float) -> Tensor:
+def cholesky_factor(gram: Tensor, keep: Sequence[int], damping: float) -> Tensor:
     """Lower Cholesky factor of the damped moments of some inputs, [kept, kept] float64, in one copy of them.
 
     damping   of the mean diagonal; inputs that depend on each other get ten times as much until they have one
     """
-    index = torch.tensor(keep, device=moment.device)
-    inner = torch.empty(len(index), len(index), dtype=torch.float64, device=moment.device).mT  # as LAPACK has it
+    index = torch.tensor(keep, device=gram.device)
+    inner = torch.empty(len(index), len(index), dtype=torch.float64, device=gram.device).mT  # as LAPACK has it
     for _ in range(_RAISES):
         for start, rows in zip(range(0, len(index), _ROWS), index.split(_ROWS), strict=True):
-            inner[start : start + _ROWS] = moment[rows][:, index]
+            inner[start : start + _ROWS] = gram[rows][:, index]
         inner.diagonal().add_(damping * inner.diagonal().mean().clamp(min=1e-30))
         try:
             return torch.linalg.cholesky(inner, out=inner)

@@ -25,7 +25,9 @@ saved_less = Fault(
 SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
-def no_candidate_diagnostic(round_: "Round", refusals: Mapping[str, str], of: str, share: float) -> Diagnostic:
+def no_candidate_diagnostic(
+    round_: "Round", refusals: Mapping[str, str], quantity: str, goal_share: float
+) -> Diagnostic:
     """For a round that has no winner; `refusals` parts can't go, each with its reason, and a share is saved so far."""
     if refusals and not round_.candidates:
         return out_of_reach(
@@ -35,8 +37,8 @@ def no_candidate_diagnostic(round_: "Round", refusals: Mapping[str, str], of: st
         )
     if any(math.isfinite(score) for score in round_.scores.values()):
         return out_of_reach(
-            f"nothing that is left saves {of}, and {share:.1%} are saved",
-            help=f"remove less of {of}, or of `params`",
+            f"nothing that is left saves {quantity}, and {goal_share:.1%} are saved",
+            help=f"remove less of {quantity}, or of `params`",
             argument="keep remove",
         )
     return no_finite_score(f"all {len(round_.scores)} candidates score NaN or infinity", help=SCORE_HELP)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ...plugin.remote_scorer import Task
 
 
-def key_of(number: int, candidate: Candidate) -> str:
-    """Key of a score in the journal; `number` is of cuts that were made before."""
-    return f"{number}:{candidate.name}"
+def key_of(cut_index: int, candidate: Candidate) -> str:
+    """Key of a score in the journal; `cut_index` is of cuts that were made before."""
+    return f"{cut_index}:{candidate.name}"
 
 
 def task_of(cuts: Sequence[Cut], candidate: Candidate) -> "Task":
@@ -28,8 +28,8 @@ class Follower(Choice):
     work     layer forwards so far
     """
 
-    def __init__(self, task_source: TaskSource, number: int, work: Callable[[], float]):
-        self.task_source, self.number, self.work = task_source, number, work
+    def __init__(self, task_source: TaskSource, cut_index: int, work: Callable[[], float]):
+        self.task_source, self.number, self.work = task_source, cut_index, work
 
     def choose(self, round_: Round) -> Candidate | None:
         known = {candidate.name: candidate for candidate in round_.candidates}

@@ -32,14 +32,16 @@ def check_expert_count(skeleton: Skeleton, group: Group, remaining: int, argumen
 
 
 def expert_counts_stated_above(
-    program: "Program", chosen: Sequence[Group], among: Sequence[Group]
+    program: "Program", selected: Sequence[Group], groups: Sequence[Group]
 ) -> Iterator[tuple[str, int]]:
-    """Numbers of experts that modules around the layers state, and what they are, where `chosen`, which lose the same,
-    are all of `among`."""
-    counts = {g.count for g in among}
-    if len(counts) == 1 and len(chosen) == len(among):
+    """Numbers of experts that modules around the layers state, and what they are.
+
+    Only where `selected`, which lose the same, are all of `groups`.
+    """
+    counts = {g.count for g in groups}
+    if len(counts) == 1 and len(selected) == len(groups):
         for path, module in program.model.named_modules():
-            if all(g.site.startswith(f"{path}." if path else "") for g in among):
+            if all(g.site.startswith(f"{path}." if path else "") for g in groups):
                 yield from (
                     (f"{path}.{name}" if path else name, value)
                     for name, value in vars(module).items()
@@ -54,12 +56,12 @@ def least_experts(skeleton: Skeleton) -> int:
 
 
 def router_weight_sums(
-    program: "Program", ctx: "Context", data: DataRef, chosen: Sequence[Group], max_rows: int | None = None
+    program: "Program", ctx: "Context", data: DataRef, selected: Sequence[Group], max_rows: int | None = None
 ) -> dict[str, Tensor]:
     """For each layer, [count] float64: the sum of the weights that the router gave each expert over `max_rows` rows."""
-    totals = {g.site: torch.zeros(g.count, dtype=torch.float64) for g in chosen}
+    totals = {g.site: torch.zeros(g.count, dtype=torch.float64) for g in selected}
     handles = []
-    for group in chosen:
+    for group in selected:
         module = program.model.get_submodule(group.members[-1].tensor.rpartition(".")[0])
         handles.append(module.register_forward_pre_hook(_router_weight_hook(totals[group.site]), with_kwargs=True))
     try:

@@ -25,13 +25,13 @@ OF_MODEL = {
 }
 
 
-def model_total(skeleton: Skeleton, of: str) -> float:
+def model_total(skeleton: Skeleton, quantity: str) -> float:
     """Total of a quantity in a model, of which a budget's ratio is a share."""
-    if of in OF_MODEL:
-        return OF_MODEL[of](skeleton)
-    if of == "blocks":
+    if quantity in OF_MODEL:
+        return OF_MODEL[quantity](skeleton)
+    if quantity == "blocks":
         return len(skeleton.branches)
-    return sum(steps(g) for g in skeleton.groups if g.kind == of)
+    return sum(steps(g) for g in skeleton.groups if g.kind == quantity)
 
 
 def steps(group: Group) -> int:
@@ -82,11 +82,11 @@ class SavingsTable:
         """Quantities that savings are recorded for."""
         return (*OF_MODEL, *(("latency",) if self.latency else ()))
 
-    def branch_savings(self, site: str, of: str) -> float:
+    def branch_savings(self, path: str, quantity: str) -> float:
         """Remaining amount of a branch that may have been narrowed."""
-        around = self.partly[site] & self.removed_steps.keys()
+        around = self.partly[path] & self.removed_steps.keys()
         kin = (
-            tuple((key, self.removed_steps[key]) for key in self.removed_steps if key in self.inside[site] | around)
+            tuple((key, self.removed_steps[key]) for key in self.removed_steps if key in self.inside[path] | around)
             if around
             else ()
         )
@@ -94,85 +94,85 @@ class SavingsTable:
         removed = sum(
             v
             for (group_site, kind, unit), v in self.removed.items()
-            if unit == of and (group_site, kind) in self.inside[site] and (group_site, kind) not in narrowed
+            if unit == quantity and (group_site, kind) in self.inside[path] and (group_site, kind) not in narrowed
         )
-        return (self._narrowed_branch_amount(site, of, kin) if kin else self.of_branch(site, of)) - removed
+        return (self._narrowed_branch_amount(path, quantity, kin) if kin else self.of_branch(path, quantity)) - removed
 
-    def dropped(self, site: str) -> None:
+    def dropped(self, path: str) -> None:
         """Note that a branch is gone."""
-        if self.partly[site]:
-            self.missing = (*self.missing, site)
+        if self.partly[path]:
+            self.missing = (*self.missing, path)
 
-    def scan(self, scan: Scan, of: str) -> float:
+    def scan(self, scan: Scan, quantity: str) -> float:
         """Amount of a scan in the original model."""
-        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_scan(self.skeleton, scan))
+        return OF_MODEL[quantity](self.skeleton) - OF_MODEL[quantity](shrink.without_scan(self.skeleton, scan))
 
-    def step_savings(self, site: str, kind: str, count: int, of: str) -> float:
+    def step_savings(self, path: str, kind: str, count: int, quantity: str) -> float:
         """Savings of the next `count` steps of a group, after earlier cuts."""
-        missing = tuple(b for b in self.missing if (site, kind) in self.partly[b])
-        if of not in OF_MODEL or ((site, kind) not in self.crossing and not missing):
-            return count * self.of_step(site, kind, of)
+        missing = tuple(b for b in self.missing if (path, kind) in self.partly[b])
+        if quantity not in OF_MODEL or ((path, kind) not in self.crossing and not missing):
+            return count * self.of_step(path, kind, quantity)
         kin = tuple(
-            (one, self.removed_steps[one]) for one in self.crossing.get((site, kind), ()) if self.removed_steps.get(one)
+            (one, self.removed_steps[one]) for one in self.crossing.get((path, kind), ()) if self.removed_steps.get(one)
         )
-        return self._crossed((site, kind), count, of, kin, missing)
+        return self._crossed((path, kind), count, quantity, kin, missing)
 
-    def _crossed_saving(self, key: Key, count: int, of: str, kin: Kin, missing: tuple[str, ...]) -> float:
+    def _crossed_saving(self, key: Key, count: int, quantity: str, kin: Kin, missing: tuple[str, ...]) -> float:
         left = _narrowed(self.skeleton, kin)
         skeletons = (_without(side, missing) for side in (left, _less(left, key, count)))
-        before, after = (OF_MODEL[of](side) for side in skeletons)
+        before, after = (OF_MODEL[quantity](side) for side in skeletons)
         return before - after
 
-    def narrowed(self, site: str, kind: str, count: int) -> None:
+    def narrowed(self, path: str, kind: str, count: int) -> None:
         """Note that the next `count` steps of a group are gone."""
-        self.note_saved(site, kind, {of: self.step_savings(site, kind, count, of) for of in self.budget_kinds})
-        self.removed_steps[site, kind] = self.removed_steps.get((site, kind), 0) + count
+        self.note_saved(path, kind, {of: self.step_savings(path, kind, count, of) for of in self.budget_kinds})
+        self.removed_steps[path, kind] = self.removed_steps.get((path, kind), 0) + count
 
-    def note_saved(self, site: str, kind: str, saved: Mapping[str, float]) -> None:
+    def note_saved(self, path: str, kind: str, saved: Mapping[str, float]) -> None:
         """Note what cuts that are real at once have saved of a part so far."""
         for of, value in saved.items():
-            self.removed[site, kind, of] = self.removed.get((site, kind, of), 0.0) + value
+            self.removed[path, kind, of] = self.removed.get((path, kind, of), 0.0) + value
 
-    def _of_branch(self, site: str, of: str) -> float:
-        return self._narrowed_branch_amount(site, of, ())
+    def _of_branch(self, path: str, quantity: str) -> float:
+        return self._narrowed_branch_amount(path, quantity, ())
 
-    def _narrowed_branch_amount(self, site: str, of: str, kin: Kin) -> float:
+    def _narrowed_branch_amount(self, path: str, quantity: str, kin: Kin) -> float:
         """Amount of a branch whose groups have lost so many steps."""
-        branch = next(b for b in self.skeleton.branches if b.site == site)
-        if of == "blocks":
+        branch = next(b for b in self.skeleton.branches if b.site == path)
+        if quantity == "blocks":
             return 1
-        if of == "latency":
+        if quantity == "latency":
             return self.latency.per_branch[branch.role]
-        if of not in OF_MODEL:
+        if quantity not in OF_MODEL:
             return 0
         skeleton = _narrowed(self.skeleton, kin)
-        if of == "params" and not self.norms:
+        if quantity == "params" and not self.norms:
             return float(_params_without_norms(skeleton, branch))
-        return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_branch(skeleton, branch))
+        return OF_MODEL[quantity](skeleton) - OF_MODEL[quantity](shrink.without_branch(skeleton, branch))
 
-    def _layer(self, unit: str, of: str) -> float:
-        if of == "blocks":
+    def _layer(self, unit: str, quantity: str) -> float:
+        if quantity == "blocks":
             return 1
-        if of not in OF_MODEL:
+        if quantity not in OF_MODEL:
             return 0
-        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](shrink.without_unit(self.skeleton, unit))
+        return OF_MODEL[quantity](self.skeleton) - OF_MODEL[quantity](shrink.without_unit(self.skeleton, unit))
 
-    def _amount_per_step(self, site: str, kind: str, of: str) -> float:
-        group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (site, kind))
-        if of == kind:
+    def _amount_per_step(self, path: str, kind: str, quantity: str) -> float:
+        group = next(g for g in self.skeleton.groups if (g.site, g.kind) == (path, kind))
+        if quantity == kind:
             return 1
-        if of == "latency":
-            home = next((b for b, inside in self.inside.items() if (site, kind) in inside), None)
+        if quantity == "latency":
+            home = next((b for b, inside in self.inside.items() if (path, kind) in inside), None)
             if home is None:  # no branch whose time it is a part of
                 return 0.0
-            return self.of_branch(home, of) * self.of_step(site, kind, "params") / self.of_branch(home, "params")
-        if of not in OF_MODEL:
+            return self.of_branch(home, quantity) * self.of_step(path, kind, "params") / self.of_branch(home, "params")
+        if quantity not in OF_MODEL:
             return 0
         size = steps(group)
         if size == 1:
             return 0
         less = shrink.with_narrowed_group(self.skeleton, group, group.count - group.count // size)
-        return OF_MODEL[of](self.skeleton) - OF_MODEL[of](less)
+        return OF_MODEL[quantity](self.skeleton) - OF_MODEL[quantity](less)
 
 
 def _partly(skeleton: Skeleton, branch: Branch) -> frozenset[Key]:

@@ -95,9 +95,9 @@ class Scaling:
             total += self.output_error(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
         return total
 
-    def _less(self, fold: Fold, by: Tensor) -> Tensor:
-        less = torch.ones(outputs_of(self.model.get_submodule(fold.writer)), device=by.device)
-        less[list(fold.rows)] = by
+    def _less(self, fold: Fold, factors: Tensor) -> Tensor:
+        less = torch.ones(outputs_of(self.model.get_submodule(fold.writer)), device=factors.device)
+        less[list(fold.rows)] = factors
         return less
 
     def best_factor(self, fold: Fold) -> Tensor | None:
@@ -116,13 +116,13 @@ class Scaling:
             best_factor = best_factor if better else None
         return best_factor
 
-    def apply_factor(self, fold: Fold, by: Tensor) -> None:
+    def apply_factor(self, fold: Fold, factors: Tensor) -> None:
         """Scale by this from now on."""
         for reader in fold.readers:
             if reader.path in self.weights:
-                self.inputs[reader.path] *= fold.spread(reader, by, len(self.inputs[reader.path]))
+                self.inputs[reader.path] *= fold.spread(reader, factors, len(self.inputs[reader.path]))
         if fold.writer in self.weights:
-            self.outputs[fold.writer] *= self._less(fold, by)
+            self.outputs[fold.writer] *= self._less(fold, factors)
 
     def _device(self, fold: Fold) -> torch.device:
         return tensor_at(self.model, f"{fold.writer}.weight").device

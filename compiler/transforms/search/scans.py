@@ -24,34 +24,38 @@ class Scans(Pool):
 
     kind = SCANS
 
-    def __init__(self, program: "Program", chosen: Sequence[Scan], savings_table: SavingsTable):
+    def __init__(self, program: "Program", selected: Sequence[Scan], savings_table: SavingsTable):
         self.program, self.savings_table = program, savings_table
-        self.allowed = {s.site for s in chosen}
+        self.allowed = {s.site for s in selected}
 
     def candidates(self) -> list["ScanCut"]:
         scans = skeleton_of(self.program).scans
         return [ScanCut(self, s) for s in scans if s.site in self.allowed] if len(scans) > 1 else []
 
-    def reachable(self, of: str) -> float:
+    def reachable(self, quantity: str) -> float:
         scans = skeleton_of(self.program).scans
-        return all_but_the_last([self.saved(s, of) for s in scans if s.site in self.allowed], len(scans))
+        return all_but_the_last([self.saved(s, quantity) for s in scans if s.site in self.allowed], len(scans))
 
-    def saved(self, scan: Scan, of: str) -> float:
-        if of == "latency":
+    def saved(self, scan: Scan, quantity: str) -> float:
+        if quantity == "latency":
             return self.savings_table.latency.per_branch.get(SCAN, 0.0)
-        return saved(skeleton_of(self.program), scan, of)
+        return saved(skeleton_of(self.program), scan, quantity)
 
 
-def saved(skeleton: Skeleton, scan: Scan, of: str) -> float:
+def saved(skeleton: Skeleton, scan: Scan, quantity: str) -> float:
     """Savings of removing a scan, by arithmetic on shapes."""
-    if of == SCANS:
+    if quantity == SCANS:
         return 1
-    return OF_MODEL[of](skeleton) - OF_MODEL[of](shrink.without_scan(skeleton, scan)) if of in OF_MODEL else 0
+    return (
+        OF_MODEL[quantity](skeleton) - OF_MODEL[quantity](shrink.without_scan(skeleton, scan))
+        if quantity in OF_MODEL
+        else 0
+    )
 
 
-def all_but_the_last(each: Sequence[float], count: int) -> float:
+def all_but_the_last(savings: Sequence[float], count: int) -> float:
     """The most that scans which may go can save, where one of the model's `count` has to stay."""
-    return sum(sorted(each)[1:] if len(each) == count else each)
+    return sum(sorted(savings)[1:] if len(savings) == count else savings)
 
 
 @dataclass(frozen=True)
@@ -83,5 +87,5 @@ class ScanCut(Candidate):
             drop_scan(pool.program, rewrite, self.scan)
         pool.program.note(site=self.scan.site, kind=SCANS, removed=["scan"])
 
-    def saves(self, of: str) -> float:
-        return self.pool.saved(self.scan, of)
+    def saves(self, quantity: str) -> float:
+        return self.pool.saved(self.scan, quantity)

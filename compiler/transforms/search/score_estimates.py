@@ -43,8 +43,8 @@ class ScoreEstimates:
     ) -> None:
         self.estimates, self.dearer = dict(estimates), dearer
 
-    def __contains__(self, site: str) -> bool:
-        return site in self.estimates
+    def __contains__(self, path: str) -> bool:
+        return path in self.estimates
 
     def growths(self, candidate: Candidate, round_: "Round") -> tuple[float, float]:
         """Expected growth of the score without it, and a lower bound."""
@@ -72,14 +72,14 @@ class ScoreEstimates:
         share = min(1.0, candidate.saves("params") / saved) if saved > 0 else 1.0
         return share * self._growth(estimate.growth, round_), share * self._growth(estimate.terms, round_)
 
-    def _growth(self, nats: float, round_: "Round") -> float:
-        score = self.dearer(round_.base(), nats)
+    def _growth(self, log_increase: float, round_: "Round") -> float:
+        score = self.dearer(round_.base(), log_increase)
         assert score is not None, "a score that follows from nats was estimated"
         return round_.sign * (score - round_.base())
 
 
 def estimate_scores(
-    search: "Search", number: int, candidates: Sequence[Candidate], metric: MetricRef
+    search: "Search", cut_index: int, candidates: Sequence[Candidate], metric: MetricRef
 ) -> Forecast | None:
     """Estimates by place, and how the score follows from them; None where it doesn't. Journalled under the number of
     the cut."""
@@ -96,7 +96,9 @@ def estimate_scores(
             tracked = search.ctx.each(gradients.estimate_all(candidates), "estimating candidates", len(candidates))
             return [[c.location, e.first, e.second] for c, e in tracked]
 
-    estimates = {site: Estimate(*terms) for site, *terms in search.journal.get_or_compute(f"{number}:estimates", sweep)}
+    estimates = {
+        site: Estimate(*terms) for site, *terms in search.journal.get_or_compute(f"{cut_index}:estimates", sweep)
+    }
     return {
         c.location: (estimates[c.location], c.saves("params")) for c in candidates if c.location in estimates
     }, dearer

@@ -54,9 +54,15 @@ class Slices(Pool):
         savings_table: SavingsTable,
         important: Callable[[Group], torch.Tensor],
         kind: str,
-        least: int = 1,
+        min_items: int = 1,
     ):
-        self.program, self.step, self.savings_table, self.kind, self.least = program, step, savings_table, kind, least
+        self.program, self.step, self.savings_table, self.kind, self.least = (
+            program,
+            step,
+            savings_table,
+            kind,
+            min_items,
+        )
         self.ranked = {g.site: Ranked(steps(g), list(range(g.count)), ascending(important(g))) for g in groups}
 
     def candidates(self) -> list["Slice"]:
@@ -72,20 +78,20 @@ class Slices(Pool):
         """As they are now."""
         return [g for g in skeleton_of(self.program).groups if g.kind == self.kind and g.site in self.ranked]
 
-    def reachable(self, of: str) -> float:
-        return sum(max(0, steps(g) - self.least) // self.step * self.step_savings(g, of) for g in self.groups())
+    def reachable(self, quantity: str) -> float:
+        return sum(max(0, steps(g) - self.least) // self.step * self.step_savings(g, quantity) for g in self.groups())
 
-    def step_savings(self, group: Group, of: str) -> float:
+    def step_savings(self, group: Group, quantity: str) -> float:
         """Savings of a step of a group."""
         removed = self.step * group.count // steps(group)
-        if of == self.kind:
+        if quantity == self.kind:
             return removed
-        if of == "latency":
-            return self.step * self.savings_table.of_step(group.site, group.kind, of)
-        if of not in OF_MODEL:
+        if quantity == "latency":
+            return self.step * self.savings_table.of_step(group.site, group.kind, quantity)
+        if quantity not in OF_MODEL:
             return 0
         less = shrink.with_narrowed_group(skeleton_of(self.program), group, group.count - removed)
-        return OF_MODEL[of](skeleton_of(self.program)) - OF_MODEL[of](less)
+        return OF_MODEL[quantity](skeleton_of(self.program)) - OF_MODEL[quantity](less)
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,8 @@ class Slice(Candidate):
         ranked = self.pool.ranked[self.group.site]
         return {ranked.alive.index(item) for item in ranked.next_items(self.pool.step)}
 
-    def saves(self, of: str) -> float:
-        return self.pool.step_savings(self.group, of)
+    def saves(self, quantity: str) -> float:
+        return self.pool.step_savings(self.group, quantity)
 
 
 @contextmanager

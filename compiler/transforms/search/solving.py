@@ -49,7 +49,7 @@ class ReconstructingSparsifier(Pass):
     )
 
     @abstractmethod
-    def solve(self, weight: Tensor, gram: Tensor, share: float) -> Tensor:
+    def solve(self, weight: Tensor, gram: Tensor, sparsity: float) -> Tensor:
         """A weight of one module with its share of zeros, for inputs of these products."""
 
     def run(self, program: "Program", ctx: Context) -> None:
@@ -86,11 +86,11 @@ class ReconstructingSparsifier(Pass):
 
 
 def replace_weights(
-    program: "Program", ctx: Context, chosen: Sequence[Part], rows: Tensor, new: New
+    program: "Program", ctx: Context, selected: Sequence[Part], rows: Tensor, new: New
 ) -> dict[str, float]:
     """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
     shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
-    parts, zero_shares, shards = stages(program, chosen), {}, Shards(ctx.workdir / "layers")
+    parts, zero_shares, shards = stages(program, selected), {}, Shards(ctx.workdir / "layers")
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
         weights = shards.get_or_compute(stage.unit, partial(_solve_stage, program, walk, stage, new))
@@ -101,24 +101,24 @@ def replace_weights(
     return zero_shares
 
 
-def _solve_stage(program: "Program", walk: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
+def _solve_stage(program: "Program", layerwise: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
     grams, weights = Grams(), {}
-    walk.observe_inputs(stage, grams.accumulate)
+    layerwise.observe_inputs(stage, grams.accumulate)
     for path in stage.modules:
         weight = finite_weight(program, path)
         weights[path] = new(stage.unit, weight, grams.gram_of(path)).to(weight.dtype)
     return weights
 
 
-def layerwise_effort(skeleton: Skeleton, chosen: Sequence[Part], rows: Tensor, how: str) -> Effort:
+def layerwise_effort(skeleton: Skeleton, selected: Sequence[Part], rows: Tensor, method: str) -> Effort:
     """Every layer runs twice; solving costs about as much as so many tokens more. Held are a layer's sums."""
     flops, gram_bytes = 0, 0
-    for part in chosen:
+    for part in selected:
         n, k = dict(part.tensors)["weight"]
         k = inputs(part)
         flops += 2 * k**3 + 2 * n * k * (k if n else 0)
     for unit in skeleton.units:
-        gram_bytes = max(gram_bytes, sum(4 * inputs(p) ** 2 for p in chosen if is_submodule(p.path, unit)))
+        gram_bytes = max(gram_bytes, sum(4 * inputs(p) ** 2 for p in selected if is_submodule(p.path, unit)))
     tokens = 2 * rows.numel() + flops // max(1, shrink.flops_per_token(skeleton, 512))
-    widest = max(inputs(part) for part in chosen)
-    return Effort(tokens + allocation.effort(how, len(skeleton.units), rows), gram_bytes + 24 * widest**2)
+    widest = max(inputs(part) for part in selected)
+    return Effort(tokens + allocation.effort(method, len(skeleton.units), rows), gram_bytes + 24 * widest**2)

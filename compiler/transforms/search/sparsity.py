@@ -27,9 +27,9 @@ ROWWISE = 3  # times the work of thresholds of whole modules
 no_linear = Fault("no-linear", "A pass works on linear modules, and there is none for it.")
 
 
-def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
-    """The linear modules that `on` selects; without it those inside the layers. Reject shared weights."""
-    parts = inner_parts(skeleton, on)
+def chosen_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, ...]:
+    """The linear modules that `selector` selects; without it those inside the layers. Reject shared weights."""
+    parts = inner_parts(skeleton, selector)
     if not parts:
         raise Reject(
             no_linear(
@@ -49,9 +49,9 @@ def chosen_parts(skeleton: Skeleton, on: Selector | None) -> tuple[Part, ...]:
     return parts
 
 
-def check_pattern(chosen: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
+def check_pattern(selected: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
     """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
-    if faults := pattern_mismatch(chosen, pattern, sparsity, allocation):
+    if faults := pattern_mismatch(selected, pattern, sparsity, allocation):
         raise Reject(*faults)
 
 
@@ -93,23 +93,23 @@ def zeros(weight: Tensor) -> float:
     return 1.0 - int(weight.count_nonzero()) / weight.numel()
 
 
-def sizes(chosen: Sequence[Part]) -> dict[str, int]:
+def sizes(selected: Sequence[Part]) -> dict[str, int]:
     """Number of weights of each module, by path."""
-    return {part.path: n * k for part in chosen for n, k in [dict(part.tensors)["weight"]]}
+    return {part.path: n * k for part in selected for n, k in [dict(part.tensors)["weight"]]}
 
 
-def looking(chosen: Sequence[Part], pattern: str = "any", each: str = "module") -> dict[str, float]:
+def looking(selected: Sequence[Part], pattern: str = "any", scope: str = "module") -> dict[str, float]:
     """Cost of computing masks, for `plan`: thresholds among all weights, or of every row, whose numbers are all
     partitioned, or the order in small groups."""
-    numbers = float(sum(sizes(chosen).values()))
-    return {"sort": numbers} if pattern in PATTERNS else {"select": numbers * (ROWWISE if each == "row" else 1)}
+    numbers = float(sum(sizes(selected).values()))
+    return {"sort": numbers} if pattern in PATTERNS else {"select": numbers * (ROWWISE if scope == "row" else 1)}
 
 
 def record_zero_shares(
-    program: "Program", chosen: Sequence[Part], zero_shares: Mapping[str, float], **extra: Any
+    program: "Program", selected: Sequence[Part], zero_shares: Mapping[str, float], **extra: Any
 ) -> None:
     """Say of every module, and of all together, how much of it is zero."""
-    weights = sizes(chosen)
+    weights = sizes(selected)
     overall = sum(zero_shares[path] * weights[path] for path in zero_shares) / sum(weights.values())
     program.changed()
     shares = {path: round(share, 4) for path, share in zero_shares.items()}

@@ -40,14 +40,14 @@ def alive_inputs(gram: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sparsegpt(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: float = DAMPING) -> Tensor:
+def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: float = DAMPING) -> Tensor:
     """W with zeros by SparseGPT, [out, in] float32.
 
     Columns are settled from the first to the last; what a zero takes from the outputs, the weights behind it give
     back. Of each block of 128 columns those weights go that the outputs miss least, w^2 / R_jj^2, over all rows
     together; with "2:4" and "4:8", of each group when its turn comes.
 
-    share   of every block's weights, rounded down. The published code zeroes one more: all up to the threshold
+    sparsity   of every block's weights, rounded down. The published code zeroes one more: all up to the threshold
     Source: Frantar and Alistarh 2023 (arXiv 2301.00774), algorithm 1; block, damping and dead columns as in its
     code.
     """
@@ -59,7 +59,7 @@ def sparsegpt(weight: Tensor, gram: Tensor, share: float, pattern: str, damping:
     def choose(start: int, columns: Tensor) -> None:
         stop = start + columns.shape[1]
         score = columns.square() / upper.diagonal()[start:stop].square()
-        keep[:, start:stop] = keep_mask(score, share, pattern, "module")
+        keep[:, start:stop] = keep_mask(score, sparsity, pattern, "module")
 
     def rounded(column: int, w: Tensor) -> Tensor:
         return torch.where(keep[:, column], w, 0.0)
@@ -142,7 +142,7 @@ ADMM_STEPS, ADMM_GROWTH = 24, 16  # rounds, and those of them over which zeros b
 
 
 @torch.no_grad()
-def admm(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: float = DAMPING) -> Tensor:
+def admm(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: float = DAMPING) -> Tensor:
     """W with zeros by alternating directions, [out, in] float32: all weights move, not only those behind a zero.
 
     Inputs are scaled to norm 1, so that a weight's size says what it is worth. Two copies of the weight are pulled
@@ -165,17 +165,17 @@ def admm(weight: Tensor, gram: Tensor, share: float, pattern: str, damping: floa
     current, dual, zeroed = first, torch.zeros_like(first), first
     for step in range(ADMM_STEPS):
         if step <= ADMM_GROWTH:
-            keep = _cubic_mask((current + dual).abs(), share, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
+            keep = _cubic_mask((current + dual).abs(), sparsity, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
         zeroed = (current + dual) * keep
         dual = dual + current - zeroed
         current = (target + zeroed - dual) @ inverse
     return torch.where(keep, (current + dual) / norms, 0.0)
 
 
-def _cubic_mask(size: Tensor, share: float, pattern: str, progress: float) -> Tensor:
+def _cubic_mask(size: Tensor, sparsity: float, pattern: str, progress: float) -> Tensor:
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
     if pattern in PATTERNS:
         zeros, of = PATTERNS[pattern]
         return spare_groups(size, max(1, round(zeros * (1 - (1 - progress) ** 3))), of)
-    zeros = int(share * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(share * size.shape[1])
+    zeros = int(sparsity * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(sparsity * size.shape[1])
     return keep_largest(size, size.shape[1] - zeros)

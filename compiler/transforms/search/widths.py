@@ -100,9 +100,9 @@ class Widths(Pool):
                 left.append(site)
         return left
 
-    def reachable(self, of: str) -> float:
+    def reachable(self, quantity: str) -> float:
         return sum(
-            (s.left - 1) // step * step * self.savings_table.of_step(s.group.site, s.group.kind, of)
+            (s.left - 1) // step * step * self.savings_table.of_step(s.group.site, s.group.kind, quantity)
             for s in self.sites
             for step in (stride(s.group, self.step),)
         )
@@ -158,8 +158,8 @@ class Narrowing(Candidate):
         pool.savings_table.narrowed(site.group.site, site.group.kind, self.step)
         pool.program.changed()
 
-    def saves(self, of: str) -> float:
-        return self.pool.savings_table.step_savings(self.site.group.site, self.site.group.kind, self.step, of)
+    def saves(self, quantity: str) -> float:
+        return self.pool.savings_table.step_savings(self.site.group.site, self.site.group.kind, self.step, quantity)
 
 
 @contextmanager
@@ -223,6 +223,6 @@ def _check_expert_width(group: Group, removed: int) -> None:
         )
 
 
-def unit_of(site: str, units: Sequence[str]) -> str:
+def unit_of(path: str, units: Sequence[str]) -> str:
     """The layer that a module lies in; "" for one that lies in none."""
-    return next((u for u in units if site == u or site.startswith(f"{u}.")), "")
+    return next((u for u in units if path == u or path.startswith(f"{u}.")), "")

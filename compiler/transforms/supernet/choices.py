@@ -45,9 +45,9 @@ class Space:
     dims: tuple[ElasticDim, ...]
 
     @staticmethod
-    def of_ranks(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> "Space":
+    def of_ranks(paths: Sequence[str], shared_by: str, skeleton: Skeleton, ranks: Sequence[int]) -> "Space":
         """One of `ranks` for each layer, module, or kind of modules."""
-        return Space(tuple(rank_dims(paths, per, skeleton, ranks)))
+        return Space(tuple(rank_dims(paths, shared_by, skeleton, ranks)))
 
     @property
     def size(self) -> int:
@@ -62,9 +62,9 @@ class Space:
     def of(self, kind: str) -> tuple[ElasticDim, ...]:
         return tuple(dim for dim in self.dims if dim.kind == kind)
 
-    def choice(self, how: str) -> dict[str, int]:
+    def choice(self, size: str) -> dict[str, int]:
         """ "largest", "smallest", or "middle": the median, the upper of two."""
-        index_of = {"largest": lambda n: 0, "smallest": lambda n: n - 1, "middle": lambda n: (n - 1) // 2}[how]
+        index_of = {"largest": lambda n: 0, "smallest": lambda n: n - 1, "middle": lambda n: (n - 1) // 2}[size]
         return {dim.name: dim.values[index_of(len(dim.values))] for dim in self.dims}
 
     def draw(self, seed: int, open_share: float = 1.0) -> dict[str, int]:
@@ -91,16 +91,16 @@ class Space:
         return Space(tuple(ElasticDim(d["name"], d["kind"], tuple(d["values"]), tuple(d["places"])) for d in body))
 
 
-def _open_count(count: int, share: float) -> int:
-    return min(count, 2 + ceil((count - 2) * share)) if count > 2 else count
+def _open_count(count: int, open_share: float) -> int:
+    return min(count, 2 + ceil((count - 2) * open_share)) if count > 2 else count
 
 
-def rank_dims(paths: Sequence[str], per: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[ElasticDim]:
+def rank_dims(paths: Sequence[str], shared_by: str, skeleton: Skeleton, ranks: Sequence[int]) -> list[ElasticDim]:
     """Dials of adapters' ranks, per "layer", "module" or "kind" such as `q_proj`."""
     sites: dict[str, tuple[str, ...]] = {}
     for path in paths:
         unit = next((u for u in skeleton.units if is_submodule(path, u)), path)
-        name = {"module": path, "layer": unit, "kind": path.rpartition(".")[2]}[per]
+        name = {"module": path, "layer": unit, "kind": path.rpartition(".")[2]}[shared_by]
         sites[name] = (*sites.get(name, ()), path)
     return [ElasticDim(f"{name}:{RANK}", RANK, tuple(ranks), paths_of) for name, paths_of in sites.items()]
 

@@ -35,23 +35,23 @@ one_choice = Fault(
 
 
 def width_dims(
-    groups: Sequence[Group], shares: Sequence[Ratio], per: Literal["layer", "model"], align: int
+    groups: Sequence[Group], shares: Sequence[Ratio], shared_by: Literal["layer", "model"], align: int
 ) -> list[ElasticDim]:
     """A dimension for each group, or one for all groups of a size; a group in which all shares are the same has
     none."""
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
         values = sorted({Amount(share).remaining(steps(group), stride(group, align)) for share in shares}, reverse=True)
-        name = f"{group.site}:{group.kind}" if per == "layer" else f"{group.kind} of {steps(group)}"
+        name = f"{group.site}:{group.kind}" if shared_by == "layer" else f"{group.kind} of {steps(group)}"
         if len(values) > 1:
             sites.setdefault((name, tuple(values)), []).append(group.site)
     kinds = {f"{g.site}:{g.kind}": g.kind for g in groups} | {f"{g.kind} of {steps(g)}": g.kind for g in groups}
     return [ElasticDim(name, kinds[name], values, tuple(sites_of)) for (name, values), sites_of in sites.items()]
 
 
-def chosen(skeleton: Skeleton, on: Selector | None, kind: str) -> tuple[Group, ...]:
+def chosen(skeleton: Skeleton, selector: Selector | None, kind: str) -> tuple[Group, ...]:
     """Groups that a family may narrow: "channels", or "heads", which are KV heads where a model has them."""
-    return competing_groups(skeleton, on).get(kind, ())
+    return competing_groups(skeleton, selector).get(kind, ())
 
 
 def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
@@ -62,24 +62,24 @@ def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]
     return cuttable_groups
 
 
-def depth_dims(program: "Program", on: Selector | None, of: str) -> list[ElasticDim]:
+def depth_dims(program: "Program", selector: Selector | None, kind: str) -> list[ElasticDim]:
     """A dimension for each layer, or residual branch, that may be left out: all but the first that is selected, as long
     as the model runs without all of them together."""
     bare, skeleton, dims = copy_on_meta(program), skeleton_of(program), []
-    if of == LAYERS:
-        for unit in reversed(layers(skeleton, on)[1:]):
+    if kind == LAYERS:
+        for unit in reversed(layers(skeleton, selector)[1:]):
             if _runs_after(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
                 dims.append(ElasticDim(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
     else:
-        for branch in reversed(branches(skeleton, on)[1:]):
+        for branch in reversed(branches(skeleton, selector)[1:]):
             if _runs_after(lambda branch=branch: _drop(bare, branch)):
                 dims.append(ElasticDim(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
     return dims[::-1]
 
 
-def _drop(bare: "Program", branch: Branch) -> None:
+def _drop(meta_program: "Program", branch: Branch) -> None:
     """A branch alone, tried on the program as it is: what joins them changes names when another has gone."""
-    trial = copy_on_meta(bare)
+    trial = copy_on_meta(meta_program)
     keep = staying(trial.units[branch.unit].graph, branch)
     Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
 
@@ -94,9 +94,9 @@ def _runs_after(edit) -> bool:
     return True
 
 
-def check_kernels(sizes: Sequence[int], skeleton: Skeleton, on: Selector | None) -> None:
+def check_kernels(sizes: Sequence[int], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (one-choice) sizes that no convolution is larger than."""
-    if sizes and not larger_kernels(skeleton, on, sizes):
+    if sizes and not larger_kernels(skeleton, selector, sizes):
         raise Reject(
             one_choice(
                 f"no convolution that is selected has a square kernel larger than {sizes[-1]}",
@@ -106,12 +106,12 @@ def check_kernels(sizes: Sequence[int], skeleton: Skeleton, on: Selector | None)
         )
 
 
-def larger_kernels(skeleton: Skeleton, on: Selector | None, sizes: Sequence[int]) -> dict[str, int]:
+def larger_kernels(skeleton: Skeleton, selector: Selector | None, sizes: Sequence[int]) -> dict[str, int]:
     """Convolutions with a square kernel of odd size, and that size, where it is larger than one that is asked for.
 
     Those that share a weight are left out.
     """
-    inside = None if on is None else {path for branch in branches(skeleton, on) for path in branch.parts}
+    inside = None if selector is None else {path for branch in branches(skeleton, selector) for path in branch.parts}
     tied, result = {name for names in skeleton.tied for name in names}, {}
     for part in skeleton.parts:
         shape = dict(part.tensors).get("weight", ())
@@ -123,18 +123,18 @@ def larger_kernels(skeleton: Skeleton, on: Selector | None, sizes: Sequence[int]
 
 
 def kernel_dims(
-    program: "Program", on: Selector | None, sizes: Sequence[int], per: Literal["layer", "model"]
+    program: "Program", selector: Selector | None, sizes: Sequence[int], shared_by: Literal["layer", "model"]
 ) -> list[ElasticDim]:
     """A dimension for each convolution whose zeros around can shrink with it, or one for all of a size."""
     sites: dict[tuple[str, int], list[str]] = {}
-    for path, full_size in (larger_kernels(skeleton_of(program), on, sizes) if sizes else {}).items():
+    for path, full_size in (larger_kernels(skeleton_of(program), selector, sizes) if sizes else {}).items():
         if all(
             reduced_padding(program, path, (full_size - size) // 2) is not None for size in sizes if size < full_size
         ):
-            sites.setdefault((path if per == "layer" else f"of {full_size}", full_size), []).append(path)
+            sites.setdefault((path if shared_by == "layer" else f"of {full_size}", full_size), []).append(path)
     return [
         ElasticDim(
-            f"{name}:{KERNEL}" if per == "layer" else f"{KERNEL} {name}",
+            f"{name}:{KERNEL}" if shared_by == "layer" else f"{KERNEL} {name}",
             KERNEL,
             (full_size, *(size for size in sizes if size < full_size)),
             tuple(paths),
@@ -143,9 +143,9 @@ def kernel_dims(
     ]
 
 
-def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, on: Selector | None) -> None:
+def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
-    for group in chosen(skeleton, on, EXPERTS) if shares else ():
+    for group in chosen(skeleton, selector, EXPERTS) if shares else ():
         left = Amount(shares[-1]).remaining(steps(group)) * group.count // steps(group)
         check_expert_count(skeleton, group, left, EXPERTS)
 
@@ -161,13 +161,13 @@ def item_orders(
     return {f"{g.site}:{g.kind}": ascending(l1_importance(program, g)) for g in groups} | experts
 
 
-def refuse_no_depth(dims: Sequence[ElasticDim], of: str) -> None:
+def refuse_no_depth(dims: Sequence[ElasticDim], kind: str) -> None:
     """Reject (one-choice) a depth that was asked for where nothing may be left out."""
     if not dims:
-        other = "blocks" if of == LAYERS else "none"
+        other = "blocks" if kind == LAYERS else "none"
         raise Reject(
             one_choice(
-                f"none of the {of} that are selected may be left out: the model does not run without them",
+                f"none of the {kind} that are selected may be left out: the model does not run without them",
                 help=f"write `depth: {other}`",
                 argument="depth",
             )

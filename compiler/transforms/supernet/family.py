@@ -243,7 +243,7 @@ class Family(Outcome):
         )
 
 
-def check_ranks(ranks: Sequence[int], chosen: Sequence[Part]) -> None:
+def check_ranks(ranks: Sequence[int], selected: Sequence[Part]) -> None:
     """Reject (unfit-ranks) a rank that is larger than a module."""
-    if fault := rank_mismatch(chosen, ranks):
+    if fault := rank_mismatch(selected, ranks):
         raise Reject(fault)

@@ -8,7 +8,7 @@ from .explorer import Explorer
 from .search_pass import TIRED, extreme_choices, sizes
 
 
-def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
+def evolve(explorer: Explorer, rng: random.Random, population: int) -> None:
     """Generation after generation, until the explorer has ended or pymoo proposes nothing new any more.
 
     A choice that may not be taken breaks a constraint, and is not evaluated.
@@ -22,7 +22,7 @@ def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
 
     widths = np.array(sizes(explorer))
     n_objectives = len(explorer.objectives)
-    first = [tuple(chance.randrange(int(w)) for w in widths) for _ in range(max(0, population - 3))]
+    first = [tuple(rng.randrange(int(w)) for w in widths) for _ in range(max(0, population - 3))]
     algorithm = NSGA2(
         pop_size=population,
         sampling=np.array([*extreme_choices(explorer), *first], dtype=float),
@@ -31,7 +31,7 @@ def evolve(explorer: Explorer, chance: random.Random, population: int) -> None:
         eliminate_duplicates=True,
     )
     problem = Problem(n_var=len(widths), n_obj=n_objectives, n_ieq_constr=1, xl=np.zeros(len(widths)), xu=widths - 1.0)
-    algorithm.setup(problem, termination=("n_gen", 10**6), seed=chance.randrange(2**31), verbose=False)
+    algorithm.setup(problem, termination=("n_gen", 10**6), seed=rng.randrange(2**31), verbose=False)
     idle = 0
     while not explorer.exhausted and idle < TIRED:
         before, proposed = len(explorer.known), algorithm.ask()

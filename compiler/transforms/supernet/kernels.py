@@ -94,20 +94,20 @@ def reduced_padding(program: "Program", path: str, rim: int) -> dict[str, Any] |
     return attributes
 
 
-def _kernel_weight(module: nn.Conv2d, path: str, less: Sequence[int]) -> dict[str, Any] | None:
+def _kernel_weight(module: nn.Conv2d, path: str, smaller: Sequence[int]) -> dict[str, Any] | None:
     if module.padding == "same":
         return {}
-    if isinstance(module.padding, tuple | list) and all(p >= n for p, n in zip(module.padding, less, strict=True)):
-        return {f"{path}.padding": [p - n for p, n in zip(module.padding, less, strict=True)]}
+    if isinstance(module.padding, tuple | list) and all(p >= n for p, n in zip(module.padding, smaller, strict=True)):
+        return {f"{path}.padding": [p - n for p, n in zip(module.padding, smaller, strict=True)]}
     inner = [(f"{path}.{name}", child) for name, child in module.named_children() if type(child) is nn.ZeroPad2d]
-    return _less(inner[0], less) if len(inner) == 1 else None
+    return _less(inner[0], smaller) if len(inner) == 1 else None
 
 
-def _less(pad: tuple[str, nn.ZeroPad2d] | None, less: Sequence[int]) -> dict[str, Any] | None:
+def _less(pad: tuple[str, nn.ZeroPad2d] | None, smaller: Sequence[int]) -> dict[str, Any] | None:
     if pad is None:
         return None
     path, module = pad
-    left = [p - n for p, n in zip(module.padding, (less[1], less[1], less[0], less[0]), strict=True)]
+    left = [p - n for p, n in zip(module.padding, (smaller[1], smaller[1], smaller[0], smaller[0]), strict=True)]
     return {f"{path}.padding": left} if min(left) >= 0 else None
 
 
@@ -128,14 +128,14 @@ def _pad_before(program: "Program", path: str) -> tuple[str, nn.ZeroPad2d] | Non
 
 
 @torch.no_grad()
-def _is_crop(module: nn.Conv2d, path: str, rim: int, less: Mapping[str, Any]) -> bool:
+def _is_crop(module: nn.Conv2d, path: str, rim: int, smaller: Mapping[str, Any]) -> bool:
     """Whether a convolution of another class, smaller and with fewer zeros around, gives what its middle does."""
     original, size = copy.deepcopy(module).float(), module.kernel_size[0]
     small = copy.deepcopy(original)
     middle = original.weight[..., rim : size - rim, rim : size - rim].clone()
     original.weight.copy_(surrounded(middle, size))
     small.weight, small.kernel_size = nn.Parameter(middle), (size - 2 * rim,) * 2
-    for where, value in less.items():
+    for where, value in smaller.items():
         owner, _, name = where.removeprefix(f"{path}.").rpartition(".")
         setattr(small.get_submodule(owner), name, value)
     x = torch.randn(1, module.in_channels, 2 * size, 2 * size, generator=torch.Generator().manual_seed(0))

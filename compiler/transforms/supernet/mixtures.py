@@ -157,12 +157,12 @@ class Mixtures:
         before = router.register_forward_pre_hook(narrow)
         return [before, router.register_forward_hook(widen, always_call=True)]
 
-    def _renumbering_hook(self, site: str) -> Any:
+    def _renumbering_hook(self, path: str) -> Any:
         def number(value: Any, left: Tensor) -> Any:
             return left[value] if isinstance(value, Tensor) and not value.is_floating_point() else value
 
         def renumber(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            left = self.alive.get(site)
+            left = self.alive.get(path)
             if left is None:
                 return None
             return tuple(number(x, left) for x in args), {name: number(x, left) for name, x in kwargs.items()}

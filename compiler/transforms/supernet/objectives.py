@@ -37,8 +37,8 @@ class LargestOutputs:
     numbers: Sequence[int]
     values: Tensor  # [b, t, vocab]
 
-    def logits(self, rows: slice, part: slice) -> Tensor:
-        return self.values[self.numbers.index(rows.start), part].float()
+    def logits(self, rows: slice, positions: slice) -> Tensor:
+        return self.values[self.numbers.index(rows.start), positions].float()
 
 
 @dataclass
@@ -55,18 +55,18 @@ class SubnetObjective:
     journal: Journal
     share: float = 0.0
 
-    def accumulate_gradients(self, chosen: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, mask: Tensor, weight: float) -> float:
         """Mean loss over the step's choices; adds `weight` times its gradient to the parameters'."""
         choices, total = list(self.sampler.choices), 0.0
-        teacher = self._largest(chosen) if self.share else None
+        teacher = self._largest(mask) if self.share else None
         largest = self.sampler.space.choice("largest")
         for number, choice in enumerate(choices):
             self.sampler.take(choice)
             lesson = self.objective
             if teacher is not None and choice != largest:
                 lesson = replace(lesson, original=teacher, share=self.share)
-            loss = lesson.accumulate_gradients(chosen, weight / len(choices))
-            self.journal.get_or_compute(f"{self.sampler.step}:{number}:{int(chosen[0])}", partial(float, loss))
+            loss = lesson.accumulate_gradients(mask, weight / len(choices))
+            self.journal.get_or_compute(f"{self.sampler.step}:{number}:{int(mask[0])}", partial(float, loss))
             total += loss / len(choices)
         return total
 
@@ -85,11 +85,11 @@ class SubnetObjective:
                 result.append((choice, sum(values) / len(values)))
         return result
 
-    def _largest(self, chosen: Tensor) -> LargestOutputs:
+    def _largest(self, mask: Tensor) -> LargestOutputs:
         self.sampler.take(self.sampler.space.choice("largest"))
         model = self.objective.model
         with evaluating(model):
-            return LargestOutputs(chosen.tolist(), self.objective.predicted(chosen))
+            return LargestOutputs(mask.tolist(), self.objective.predicted(mask))
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,16 @@ class Classes:
     original: LargestOutputs | None = None
     share: float = 0.0
 
-    def predicted(self, chosen: Tensor) -> Tensor:
-        lengths = None if self.lengths is None else self.lengths[chosen]
-        return class_logits(self.model, self.rows[chosen], lengths)[:, None]  # [b, 1, classes]
+    def predicted(self, mask: Tensor) -> Tensor:
+        lengths = None if self.lengths is None else self.lengths[mask]
+        return class_logits(self.model, self.rows[mask], lengths)[:, None]  # [b, 1, classes]
 
-    def accumulate_gradients(self, chosen: Tensor, weight: float) -> float:
-        logits = self.predicted(chosen)[:, 0]
-        check_classes(logits, self.labels[chosen], self.name)
-        loss = nn.functional.cross_entropy(logits.float(), self.labels[chosen].to(logits.device))
+    def accumulate_gradients(self, mask: Tensor, weight: float) -> float:
+        logits = self.predicted(mask)[:, 0]
+        check_classes(logits, self.labels[mask], self.name)
+        loss = nn.functional.cross_entropy(logits.float(), self.labels[mask].to(logits.device))
         if self.original is not None:
-            teacher = torch.cat([self.original.logits(slice(n, n + 1), slice(0, 1)) for n in chosen.tolist()])
+            teacher = torch.cat([self.original.logits(slice(n, n + 1), slice(0, 1)) for n in mask.tolist()])
             q, p = logits.float().log_softmax(-1), teacher.log_softmax(-1)
             kl = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
             loss = (1 - self.share) * loss + self.share * kl
@@ -125,5 +125,5 @@ class Classes:
 class Tokens(Objective):
     """The next token of every position, or of those that are `learned`."""
 
-    def predicted(self, chosen: Tensor) -> Tensor:
-        return logits(self.model, self._needed(chosen))
+    def predicted(self, mask: Tensor) -> Tensor:
+        return logits(self.model, self._needed(mask))

@@ -54,7 +54,7 @@ class Method(Pass):
     points: int = param("Choices on the front, at most.", default=8, ge=1, unit="choices")
 
     @abstractmethod
-    def explore(self, explorer: Explorer, chance: random.Random) -> None:
+    def explore(self, explorer: Explorer, rng: random.Random) -> None:
         """Evaluate what seems worth it. What is proposed follows from the seed and from values alone."""
 
     def reads_clock(self) -> bool:
@@ -90,14 +90,14 @@ class Method(Pass):
         )
         return Front(tuple(points), ctx.results)
 
-    def _make_point(self, number: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
+    def _make_point(self, index: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
         choice = explorer.space.decoded(genome)
         values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
         measures = {value_text(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
         for objective in (Objective.of(ref, ctx) for ref in self.report):
             value = explorer.objective_value(objective, choice)
             measures[value_text(objective.ref)] = (value, objective.unit, objective.better)
-        return Point(f"choice_{number}", "", measures, choice)
+        return Point(f"choice_{index}", "", measures, choice)
 
 
 def no_finite(count: int):
@@ -142,10 +142,10 @@ def extreme_choices(explorer: Explorer) -> list[Genome]:
     ]
 
 
-def evaluate_proposals(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> None:
+def evaluate_proposals(explorer: Explorer, rng: random.Random, propose: Callable[[], Genome]) -> None:
     """Evaluate the ends, then what is proposed, until evaluations are used up or proposals are known ones.
 
-    propose   draws from `chance`, and goes by what the explorer knows
+    propose   draws from `rng`, and goes by what the explorer knows
     """
     explorer.expect(extreme_choices(explorer))
     for genome in extreme_choices(explorer):
@@ -154,37 +154,37 @@ def evaluate_proposals(explorer: Explorer, chance: random.Random, propose: Calla
     misses = 0
     while not explorer.exhausted and misses < TIRED:
         before = len(explorer.known)
-        explorer.expect(parallel_proposals(explorer, chance, propose))
+        explorer.expect(parallel_proposals(explorer, rng, propose))
         explorer.evaluate(propose())
         misses = 0 if len(explorer.known) > before else misses + 1
 
 
-def parallel_proposals(explorer: Explorer, chance: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
+def parallel_proposals(explorer: Explorer, rng: random.Random, propose: Callable[[], Genome]) -> list[Genome]:
     """Next proposals, one for each worker, if none of them improves on the known ones.
 
     The first is what is proposed next; another may turn out wrong, and was then measured for nothing.
     """
-    state, known, result = chance.getstate(), dict(explorer.known), []
+    state, known, result = rng.getstate(), dict(explorer.known), []
     count = explorer.ctx.remote_scorer.size if explorer.ctx.remote_scorer else 0
     for _ in range(count):
         genome = propose()
         if not explorer.exhausted:
             result.append(genome)
             explorer.known.setdefault(genome, (math.inf,) * len(explorer.objectives))
-    chance.setstate(state)
+    rng.setstate(state)
     explorer.known = known
     return result
 
 
-def sample_new(explorer: Explorer, chance: random.Random, tries: int = 200) -> Genome:
+def sample_new(explorer: Explorer, rng: random.Random, tries: int = 200) -> Genome:
     """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
     genome: Genome = ()
     for _ in range(tries):
-        genome = tuple(chance.randrange(size) for size in sizes(explorer))
+        genome = tuple(rng.randrange(size) for size in sizes(explorer))
         if genome not in explorer.known and explorer.allows(genome):
             return genome
     while not explorer.allows(genome):
         shrinkable = [i for i, size in enumerate(sizes(explorer)) if genome[i] < size - 1]
-        index = chance.choice(shrinkable)
+        index = rng.choice(shrinkable)
         genome = (*genome[:index], genome[index] + 1, *genome[index + 1 :])
     return genome

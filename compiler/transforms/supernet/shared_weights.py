@@ -21,17 +21,17 @@ from .form_checks import check_family
 WEIGHTS, FAMILY, TENSORS = "shared/model", "family.json", "family.safetensors"
 
 
-def write_family(family: Family, choices: Mapping[str, Mapping[str, int]], into: Path) -> None:
+def write_family(family: Family, choices: Mapping[str, Mapping[str, int]], destination: Path) -> None:
     """All of a family but its program's weights; `choices` are the points by name.
 
     What training changed in the weights is in those, so that nothing of it is written here.
     """
     body = {**family.to_json(), "base": "", "weights": [], "losses": [], "learned": bool(family.weights)}
     points = {name: dict(choice) for name, choice in choices.items()}
-    (into / FAMILY).write_text(json.dumps({"family": body, "points": points}), encoding="utf-8")
+    (destination / FAMILY).write_text(json.dumps({"family": body, "points": points}), encoding="utf-8")
     tensors = {name: t.contiguous() for name, t in family.stored.items() if name not in family.weights}
     if tensors:
-        save_file(tensors, into / TENSORS)
+        save_file(tensors, destination / TENSORS)
 
 
 def load_point(path: Path, name: str, origin: Origin) -> Program:

@@ -73,9 +73,9 @@ def _is_narrowed_by_zeros(model: nn.Module, member: Member) -> bool:
     return torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
 
 
-def dead(orders: Orders, group: Group, left: int) -> set[int]:
+def dead(orders: Orders, group: Group, remaining: int) -> set[int]:
     """The items that are gone where so many steps of a group are left."""
-    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).next_items(steps(group) - left))
+    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).next_items(steps(group) - remaining))
 
 
 @dataclass
@@ -121,8 +121,8 @@ class SubnetMasks:
         self.off.update(unit for unit, on in self.space.by_path(choice, LAYERS).items() if not on)
         self._skip_branches(frozenset(site for site, on in self.space.by_path(choice, BLOCKS).items() if not on))
 
-    def _mask_group(self, group: Group, left: int) -> None:
-        removed = dead(self.orders, group, left)
+    def _mask_group(self, group: Group, remaining: int) -> None:
+        removed = dead(self.orders, group, remaining)
         if group.kind == EXPERTS:
             if removed:
                 self.experts.mask_experts(group, removed)
@@ -238,13 +238,13 @@ class SubnetMasks:
         return skip
 
 
-def vanishes_with(skeleton: Skeleton, site: str, removed_units: Sequence[str], sites: Sequence[str]) -> bool:
+def vanishes_with(skeleton: Skeleton, path: str, removed_units: Sequence[str], sites: Sequence[str]) -> bool:
     """Whether a group's site goes with a layer, or with the innermost branch that it lies in.
 
     The site of one branch may lie in another's: BERT's MLP branch is called as its layer is.
     """
-    within = unit_of(site, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
-    return bool(unit_of(site, removed_units)) or within in sites
+    within = unit_of(path, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
+    return bool(unit_of(path, removed_units)) or within in sites
 
 
 def materialise_choice(

@@ -60,7 +60,7 @@ class Shape:
     dropout: float
 
 
-def adaptable_modules(program: Program, on: Selector | None, alternative: str = "") -> tuple[str, ...]:
+def adaptable_modules(program: Program, selector: Selector | None, alternative: str = "") -> tuple[str, ...]:
     """Linear modules that may get an adapter: those selected, or all inside of the layers.
 
     alternative   what a recipe would write to train weights themselves, where it can
@@ -69,7 +69,7 @@ def adaptable_modules(program: Program, on: Selector | None, alternative: str = 
     Raises Reject where a selected one is tied, and where none is left.
     """
     skeleton, read = skeleton_of(program), _weights_read_directly(program)
-    paths = [part.path for part in inner_parts(skeleton, on)]
+    paths = [part.path for part in inner_parts(skeleton, selector)]
     fused = _FUSED.get(skeleton.model_type)
     paths = [path for path in paths if path not in read and split(path)[1] != fused]
     shared = {name for names in skeleton.tied for name in names}

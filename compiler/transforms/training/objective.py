@@ -29,19 +29,19 @@ class Objective:
     temperature: float = 1.0
     learned: Tensor | None = None
 
-    def accumulate_gradients(self, chosen: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, mask: Tensor, weight: float) -> float:
         """Mean loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
 
         The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.
         """
-        ids = self._needed(chosen)  # [b, t]
+        ids = self._needed(mask)  # [b, t]
         values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
         targets, learned = self._targets(ids.to(values.device), values)
         if self.learned is not None:
-            learned = self.learned[chosen, 1 : ids.shape[1]].to(values.device)
+            learned = self.learned[mask, 1 : ids.shape[1]].to(values.device)
         count, total = targets.numel() if learned is None else int(learned.sum()), 0.0
-        for row, number in enumerate(chosen.tolist()):
+        for row, number in enumerate(mask.tolist()):
             for part in positions(values[row, : targets.shape[1]]):
                 chunk = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
                 keep = None if learned is None else learned[row, part]
@@ -60,14 +60,14 @@ class Objective:
         assert self.share == 1, "rows that are judged as a whole teach nothing by themselves"
         return targets.new_zeros(values.shape[:2], dtype=torch.int64), None
 
-    def _needed(self, chosen: Tensor) -> Tensor:
+    def _needed(self, mask: Tensor) -> Tensor:
         """The chosen rows up to the last token that is learned in any: no earlier prediction reads what is behind."""
         if self.learned is None:
-            return self.rows[chosen]
-        positions_used = torch.arange(self.rows.shape[1]) * self.learned[chosen]
-        return self.rows[chosen, : int(positions_used.max()) + 1]
+            return self.rows[mask]
+        positions_used = torch.arange(self.rows.shape[1]) * self.learned[mask]
+        return self.rows[mask, : int(positions_used.max()) + 1]
 
-    def _loss(self, logits: Tensor, targets: Tensor, number: int, part: slice, keep: Tensor | None) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, row_index: int, positions: slice, keep: Tensor | None) -> Tensor:
         """Sum over some positions of one row, or over those of them to `keep`, [c] bool."""
         student, selected_targets = (logits, targets) if keep is None else (logits[keep], targets[keep])
         loss = (
@@ -78,7 +78,7 @@ class Objective:
         if not self.share:
             return loss
         assert self.original is not None, "there is nothing to distill from"
-        teacher = self.original.logits(slice(number, number + 1), part).to(logits.device)
+        teacher = self.original.logits(slice(row_index, row_index + 1), positions).to(logits.device)
         if teacher.shape != logits.shape:
             raise Reject(
                 other_vocabulary(

@@ -10,6 +10,7 @@ from effc.compiler.core import speed_cache as kept
 from effc.compiler.core.cache import Cache, digest
 from effc.compiler.core.speeds import Speeds, measure_speeds
 from effc.compiler.driver import api
+from effc.compiler.transforms.lowering import racing
 from effc.dsl.syntax.diagnostics import Reject
 
 CONFIG = {
@@ -70,6 +71,18 @@ def test_no_step_is_free_and_twice_the_layers_take_about_twice_as_long(told, ste
     assert grown / 1.6 < four.seconds / two.seconds < 4 * grown  # what is scored grows with the square
 
 
+def test_a_race_of_small_weights_is_estimated_by_the_copies_that_are_made(told):
+    raced, plain = told("lower.sparse_cpu(data: rows)").stages[0], told(STEPS[1]).stages[0]
+    largest = CONFIG["hidden_size"] * CONFIG["vocab_size"]
+    assert raced.peak_bytes < plain.peak_bytes + 16 * 256 * 4 * largest  # contenders, copies, bytes of a number
+
+
+@pytest.mark.parametrize("bytes", [1000, 1 << 16])
+def test_the_bytes_of_copies_are_those_of_what_is_made(bytes):
+    made = racing.copies(lambda: torch.empty(bytes, dtype=torch.uint8), bytes)
+    assert sum(copy.nbytes for copy in made) == racing.bytes_of_copies(bytes)
+
+
 @pytest.mark.parametrize("target", ['hf("out")', 'native("out")', 'native("out", weights: int8)'])
 def test_targets_are_part_of_what_a_plan_says(told, target):
     plan = told(STEPS[0], target)
@@ -98,7 +111,7 @@ def test_speeds_are_kept_sealed_and_a_forged_file_is_refused(tmp_path):
 
 
 def test_speeds_are_of_this_machine():
-    found = measure_speeds(each=0.0)
+    found = measure_speeds(seconds_each=0.0)
     assert 1e6 < found.hash < 1e12 and 1e6 < found.float32 < 1e15 and not found.measured
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
+from effc.compiler.artifacts.card import _checks_section
 from effc.compiler.artifacts.diff import diff_artifacts
 from effc.compiler.artifacts.manifest import (
     NAME,
@@ -79,6 +80,11 @@ def test_the_hash_is_of_what_was_decided_not_of_what_was_measured(tmp_path):
     write_artifact(tmp_path / "c", build=lambda folder: build(folder, seed=1))
     assert artifact_hash(tmp_path / "a") == artifact_hash(tmp_path / "b") != artifact_hash(tmp_path / "c")
     assert read_manifest(tmp_path / "b").measures[0].compiled is None  # JSON has no nan
+
+
+def test_the_card_shows_a_difference_beside_the_limit_that_it_was_held_against():
+    checks = (Check("compact, 0: logits", 0.25, 0.5), Check("compact, 1: logits", 0.2, 0.24))
+    assert "| `compact` | 2 | 0.2 | 0.24 |" in _checks_section(checks)
 
 
 def test_the_card_may_be_edited(tmp_path):

@@ -1,5 +1,6 @@
 """Two compiles into one place: the second is refused before it computes, and a killed one holds nothing."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -77,3 +78,15 @@ def test_a_link_is_not_followed(tmp_path):
     (tmp_path / ".a.effc-lock").symlink_to(tmp_path / "precious")
     assert refusal(tmp_path).slug == "output-unwritable"
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_a_second_name_of_another_file_is_not_written(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / ".a.effc-lock").hardlink_to(tmp_path / "precious")
+    assert refusal(tmp_path).slug == "output-unwritable"
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_a_pipe_in_place_of_the_lock_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / ".a.effc-lock")
+    assert refusal(tmp_path).slug == "output-unwritable"

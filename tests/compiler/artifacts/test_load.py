@@ -295,3 +295,42 @@ def test_older_libraries_than_those_that_wrote_it_are_told(tmp_path):
     load(path, on_event=told.append)
     (event,) = told
     assert isinstance(event, Warned) and "written with transformers 5.99.0" in event.message
+
+
+# -- options -------------------------------------------------------------------------------------------------
+
+UNFIT = [
+    ("device", "tpu"),
+    ("dtype", "float7"),
+    ("dtype", torch.int8),
+    ("check", "x"),
+    ("threads", -1),
+    ("threads", 0),
+    ("sequences", -1),
+    ("sequences", 2.5),
+    ("steady", "yes"),
+    ("kernels", "bogus"),
+    ("mapped", "x"),
+    ("signed_by", "release.key.pub"),
+    ("signed_by", []),
+    ("signed_by", [""]),
+    ("signed_by", [3]),
+    ("on_event", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), UNFIT)
+def test_an_option_of_load_that_means_nothing_is_refused_before_a_file_is_read(tmp_path, name, value):
+    (diagnostic,) = refused(lambda: load(tmp_path / "nowhere", **{name: value})).diagnostics
+    assert (diagnostic.slug, diagnostic.exit) == ("bad-option", 2)
+    assert f"`{name}=" in diagnostic.message and diagnostic.help
+
+
+def test_a_device_that_is_not_here_is_refused_as_such(tmp_path):
+    _, path = artifact(tmp_path)
+    assert slug(lambda: load(path, device="hpu")) == "device-missing"
+
+
+def test_a_dtype_may_be_named_by_a_text(tmp_path):
+    _, path = artifact(tmp_path)
+    assert load(path, dtype="bfloat16").dtype == torch.bfloat16

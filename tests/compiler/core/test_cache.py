@@ -41,7 +41,9 @@ def test_equal_tensors_are_kept_once_and_others_are_not_taken_for_them(tmp_path)
 
 def finished(cache, key, **parts):
     parts = {"step": {"word": "prune.blocks"}, **parts}
-    cache.finish(key, parts, {"tensors": {"w": cache.store_tensor(torch.ones(2))}, "borrowed": {}, "edits": {}, "notes": {}})
+    cache.finish(
+        key, parts, {"tensors": {"w": cache.store_tensor(torch.ones(2))}, "borrowed": {}, "edits": {}, "notes": {}}
+    )
     return parts
 
 

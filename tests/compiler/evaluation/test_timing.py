@@ -107,7 +107,7 @@ def test_models_that_memory_does_not_hold_together_take_turns_by_the_round(monke
 def test_rounds_may_divide_the_timings_among_them():
     a, b = torch.nn.Identity(), torch.nn.Identity()
     a.name, b.name, begun = "a", "b", len(SEEN)
-    turns = timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=3, share=3)
+    turns = timing.measure_interleaved({"a": a, "b": b}, Drifting(), rounds=3, calls_per_round=3)
     assert len(SEEN) - begun == 3 * 2 * (timing.WARMUP + 2)
     assert turns.ratio == pytest.approx(2.0, rel=0.05) and len(turns.rounds) == 3
 

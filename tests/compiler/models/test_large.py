@@ -16,7 +16,7 @@ pytestmark = pytest.mark.heavy
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large") / "model"
-    giant.make("0.4b", folder)
+    giant.write_random_checkpoint("0.4b", folder)
     return folder
 
 

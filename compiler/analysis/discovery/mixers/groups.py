@@ -78,12 +78,12 @@ class _Mixer:
             "", kind, count, (*writers, *reading), attributes, count // blocks if blocks > 1 else 0, len(reading)
         )
 
-    def members(self, items: np.ndarray, reads: bool) -> Iterator[Member]:
+    def members(self, items: np.ndarray, is_read: bool) -> Iterator[Member]:
         item_of = np.full(self.labelling.count, -1)
         item_of[items] = np.arange(len(items))
         for claim in self.labelling.claims:
             item = item_of[self.root[claim.labels]]
-            if claim.reads is reads and (item >= 0).any():
+            if claim.reads is is_read and (item >= 0).any():
                 yield Member(claim.tensor, claim.axis, member_segments(item, len(items), claim.tensor))
 
     # -- integers that follow --------------------------------------------------------------------------------

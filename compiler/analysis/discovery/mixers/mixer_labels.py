@@ -106,13 +106,13 @@ class _ScanStep(NodeRules):
         rows, x = self.args
         parameter = source_parameter(self.node.args[0])
         assert parameter is not None, f"{self.node.name} multiplies by no parameter"
-        self.claim_at(parameter, 1, x.amax((0, 2)), reads=True)
+        self.claim_at(parameter, 1, x.amax((0, 2)), is_read=True)
         return rows[:, :1].expand(x.shape[0], -1, x.shape[-1])
 
-    def claim_at(self, tensor: str, axis: int, labels: Tensor, reads: bool = False) -> None:
+    def claim_at(self, tensor: str, axis: int, labels: Tensor, is_read: bool = False) -> None:
         current, self.node = self.node, next(n for n in self.node.graph.nodes if n.target == tensor)
         try:
-            self.claim("", axis, labels, reads)
+            self.claim("", axis, labels, is_read)
         finally:
             self.node = current
 

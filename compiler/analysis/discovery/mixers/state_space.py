@@ -55,13 +55,13 @@ def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> ScanFreeMixer | str
         return str(reason)
 
 
-def _scan_cut(path: str, mixer: "nn.Module", less: ScanFreeMixer):
+def _scan_cut(path: str, mixer: "nn.Module", scan_free: ScanFreeMixer):
     shapes = {name: tuple(p.shape) for name, p in mixer.named_parameters(remove_duplicate=False)}
     for name, shape in shapes.items():
-        if any(f"{name}.".startswith(f"{dead}.") for dead in less.dead):
+        if any(f"{name}.".startswith(f"{dead}.") for dead in scan_free.dead):
             yield f"{path}.{name}", None
             continue
-        left = tuple(len(less.keep.get((name, axis), range(size))) for axis, size in enumerate(shape))
+        left = tuple(len(scan_free.keep.get((name, axis), range(size))) for axis, size in enumerate(shape))
         if left != shape:
             yield f"{path}.{name}", left
 

@@ -69,16 +69,18 @@ class Flower(FederationTarget):
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         from ..app import write_app
         from ..declaration import base_hash
         from ..request import client_sizes, make_declaration, state_shapes
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
         full, sizes = state_shapes(self, program, ctx), client_sizes(self, program, ctx)
-        folder = self._write_model(program, into, ctx)
-        declared = make_declaration(self, full, sizes, folder, base_hash(into / folder, ctx.settings.cache_dir), ctx)
-        write_app(declared, Path(self.path).name, into)
+        folder = self._write_model(program, destination, ctx)
+        declared = make_declaration(
+            self, full, sizes, folder, base_hash(destination / folder, ctx.settings.cache_dir), ctx
+        )
+        write_app(declared, Path(self.path).name, destination)
 
     def foresee(self, ctx: Context) -> None:
         from ....core.environment import check_modules
@@ -124,17 +126,17 @@ class Flower(FederationTarget):
 
     # -- the model ---------------------------------------------------------------------------------------------
 
-    def _write_model(self, program: Program, into: Path, ctx: Context) -> str:
+    def _write_model(self, program: Program, destination: Path, ctx: Context) -> str:
         """The model as one folder that loads; its name."""
         from ....artifacts.stock import stock_config
 
         if self.trains == "reft":
             from ....artifacts import reft
 
-            (into / "edits").mkdir()
+            (destination / "edits").mkdir()
             dtype = str(program.model.dtype).removeprefix("torch.")
-            reft.write_reft(program, into / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype})
-            (into / "edits" / "model.safetensors").unlink()
+            reft.write_reft(program, destination / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype})
+            (destination / "edits" / "model.safetensors").unlink()
         form: Literal["compact", "stock"] = "compact" if stock_config(program.model)[1] else "stock"
-        Hf(path=self.path, form=form).emit(program, into, ctx)
+        Hf(path=self.path, form=form).emit(program, destination, ctx)
         return "model" if form == "stock" else "compact"

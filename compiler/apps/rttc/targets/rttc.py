@@ -173,13 +173,13 @@ class Rttc(CheckpointTarget):
             if not (ctx.folder / folder_name / "config.json").is_file():
                 raise Reject(fault(f"there is no model folder {ctx.folder / folder_name}"))
 
-    def emit(self, program: Program, into: Path, ctx: Context) -> None:
+    def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         from ....core.cache import write_atomic
         from ..app import KNOWLEDGE, App, embedder_of
         from ..app_folder import NAME
         from ..calibration import cosine_similarity_thresholds
 
-        Hf(path=self.path).emit(program, into, ctx)
+        Hf(path=self.path).emit(program, destination, ctx)
         model, tokenizer, cache = program.model, ctx.tokenizer, ctx.settings.cache_dir
         app = App(
             self._policy(),
@@ -192,17 +192,17 @@ class Rttc(CheckpointTarget):
             evict=self.evict,
             adapters=self.adapt != "none",
         )
-        self._copy(into, ctx)
-        embedder = embedder_of(app, into, model, tokenizer, cache)
-        base = self._build_base(into / KNOWLEDGE, embedder, ctx)
-        self._train_scorer(into, embedder, ctx)
+        self._copy(destination, ctx)
+        embedder = embedder_of(app, destination, model, tokenizer, cache)
+        base = self._build_base(destination / KNOWLEDGE, embedder, ctx)
+        self._train_scorer(destination, embedder, ctx)
         app = replace(app, near=cosine_similarity_thresholds(base.vectors, ctx.seed))
-        app = replace(app, engine=self._write_engine(app, program, into, base.samples[0].subject, ctx))
+        app = replace(app, engine=self._write_engine(app, program, destination, base.samples[0].subject, ctx))
         if self.dev:
-            app = self._calibrate_app(app, into, model, tokenizer, ctx)
+            app = self._calibrate_app(app, destination, model, tokenizer, ctx)
         for note in [*self._usage_commands(), *_left_out(base)]:
-            _note(into, note)
-        write_atomic(into / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
+            _note(destination, note)
+        write_atomic(destination / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
     def check_artifact(cls, artifact: Path, cache_folder: Path) -> None:
@@ -228,7 +228,7 @@ class Rttc(CheckpointTarget):
     def forms(self) -> tuple[Form, ...]:
         return (*FORMS, *Native(path=self.path).forms())
 
-    def _write_engine(self, app: Any, program: Program, into: Path, probe_question: str, ctx: Context) -> str:
+    def _write_engine(self, app: Any, program: Program, destination: Path, probe_question: str, ctx: Context) -> str:
         """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
         from ....runtimes.native.refusal import cannot_run_natively
         from ..app import select_engine
@@ -236,16 +236,16 @@ class Rttc(CheckpointTarget):
         if self.generation == "torch":
             return "torch"
         try:
-            Native(path=self.path).emit(program, into, ctx)
+            Native(path=self.path).emit(program, destination, ctx)
         except Reject as rejection:
             if self.generation == "native" or rejection.diagnostics[0].fault != cannot_run_natively:
                 raise
-            shutil.rmtree(into / FOLDER)
-            _note(into, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
+            shutil.rmtree(destination / FOLDER)
+            _note(destination, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
             return "torch"
-        engine, reason = select_engine(into, program.model, ctx.tokenizer, app, probe_question)
+        engine, reason = select_engine(destination, program.model, ctx.tokenizer, app, probe_question)
         if reason:
-            _note(into, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
+            _note(destination, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
         return engine
 
     def _usage_commands(self) -> list[str]:
@@ -294,9 +294,11 @@ class Rttc(CheckpointTarget):
         embedder = [] if self.embed == "own" else [(EMBEDDER, self.embed, no_embedder)]
         return embedder + ([(REWARD, self.reward, no_judge)] if self._kind() == "judge" else [])
 
-    def _copy(self, into: Path, ctx: Context) -> None:
+    def _copy(self, destination: Path, ctx: Context) -> None:
         for name, folder_name, _ in self._companion_models():
-            shutil.copytree(ctx.folder / folder_name, into / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin"))
+            shutil.copytree(
+                ctx.folder / folder_name, destination / name, ignore=shutil.ignore_patterns(".*", "*.py", "*.bin")
+            )
 
     def _build_base(self, folder: Path, embedder: Any, ctx: Context) -> Any:
         from ....core.events import Ticked
@@ -320,7 +322,7 @@ class Rttc(CheckpointTarget):
             raise Reject(no_questions(f"{self.dev} has no question with an answer"))
         return samples
 
-    def _train_scorer(self, into: Path, embedder: Any, ctx: Context) -> None:
+    def _train_scorer(self, destination: Path, embedder: Any, ctx: Context) -> None:
         from ....core.events import Ticked
         from ..app import REWARD
         from ..scorer import read_labelled_answers, train_scorer
@@ -338,10 +340,10 @@ class Rttc(CheckpointTarget):
                 scorer = train_tuned_scorer(
                     graded, embedder, self.scorer, on_progress=report, seed=ctx.seed, force=self.force
                 )
-            scorer.save(into / REWARD)
+            scorer.save(destination / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 
-    def _calibrate_app(self, app: Any, into: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
+    def _calibrate_app(self, app: Any, destination: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
         """With the thresholds, or the router, of the dev questions; what they showed goes into files of its own."""
         from ..app import open_client
         from ..calibration import calibrate_policy, run_trials
@@ -353,7 +355,7 @@ class Rttc(CheckpointTarget):
         off = replace(
             app, policy=best_policy, near={"lists": 2.0, "states": 2.0}, bytes=dict.fromkeys(("lists", "states"), 0)
         )  # every question on its own
-        client = open_client(off, into, model, tokenizer, ctx.workdir)
+        client = open_client(off, destination, model, tokenizer, ctx.workdir)
         verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
         try:
             tracked = ctx.each(questions, "calibrating", len(questions))
@@ -365,7 +367,7 @@ class Rttc(CheckpointTarget):
         ctx.record("AUC of the reward", calibration.auc["all"])
         if calibration.router is not None:
             ctx.record("AUC of the router", calibration.router.auc)
-        calibration.write(into, client.reward)
+        calibration.write(destination, client.reward)
         return replace(app, policy=calibration.policy)
 
 
@@ -375,7 +377,7 @@ def _left_out(base: Any) -> list[str]:
     return [f"Of the samples {base.dropped} ask a dev question, or come near one, and were left out of the base."]
 
 
-def _note(into: Path, note: str) -> None:
+def _note(destination: Path, note: str) -> None:
     """One more sentence for the model card."""
-    notes = json.loads((into / NOTES).read_bytes()) if (into / NOTES).exists() else []
-    (into / NOTES).write_text(json.dumps([*notes, note]), encoding="utf-8")
+    notes = json.loads((destination / NOTES).read_bytes()) if (destination / NOTES).exists() else []
+    (destination / NOTES).write_text(json.dumps([*notes, note]), encoding="utf-8")

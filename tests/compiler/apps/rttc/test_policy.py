@@ -91,7 +91,7 @@ def test_a_second_that_costs_enough_buys_no_dear_branch():
         )
     ] * 4
     assert measure(many, calibrate_thresholds(many)[0]).shares["ttt"] == 1
-    assert measure(many, calibrate_thresholds(many, price=1.0)[0]).shares["direct"] == 1
+    assert measure(many, calibrate_thresholds(many, price_per_second=1.0)[0]).shares["direct"] == 1
 
 
 @given(many=st.lists(trials, min_size=2, max_size=12), value=rewards)

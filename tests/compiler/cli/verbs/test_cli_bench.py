@@ -127,7 +127,7 @@ def test_a_race_calls_all_in_turn_and_cycles_through_their_copies():
 
 def test_a_table_frees_the_copies_of_a_line(monkeypatch):
     table = Table(0.001, 1)
-    found = table.race_line("nothing", [Contender("a", [lambda: None], 1)], bound=64)
+    found = table.race_line("nothing", [Contender("a", [lambda: None], 1)], roofline_bytes=64)
     assert all(not c.calls for c in found.contenders) and found.of_read("read") == pytest.approx(1)
 
 

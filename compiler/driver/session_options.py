@@ -1,0 +1,104 @@
+"""Options of a session in Python: the command line's flags, by their names."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from ...dsl.syntax.diagnostics import Reject
+from ..core import options
+from ..core.cache import default_cache
+from ..core.events import Listener
+from ..core.settings import Settings
+
+
+class Options(TypedDict, total=False):
+    """Options of `check`, `plan` and `compile`; each is the command line's flag of that name.
+
+    settings            all of the following at once, as such a dict, and no others beside it
+    cache_dir           where finished steps are kept
+    set                 other values of params: {name: value}, or "name=value" texts
+    params              a JSON file of such values
+    seed                of all that is random
+    device              where passes and metrics compute: "cpu", "cuda", ..., or "auto"
+    offline             never use the network
+    trust_remote_code   run Python that a model brings along
+    max_memory          bytes, or a text such as "20GiB"
+    max_time            seconds that the searches of a compile may take, which then stop at the best so far; or a text
+                        such as "30m"
+    threads             of torch
+    undecided           "fail" or "pass": what a timed bound that can't be decided comes to
+    locked              refuse what is not as `effspec.lock` has it
+    workers             how many processes score candidates and choices, or "ray", or "ray:ADDRESS"; each has one thread
+                        unless `threads` says otherwise, and so has this process
+    on_event            hears what happens, event by event
+    """
+
+    settings: "Settings | Options | None"
+    cache_dir: str | Path | None
+    set: Mapping[str, Any] | Sequence[str]
+    params: str | Path | None
+    seed: int
+    device: str
+    offline: bool
+    trust_remote_code: bool
+    max_memory: int | str | None
+    max_time: float | str | None
+    threads: int | None
+    undecided: str
+    locked: bool
+    workers: int | str
+    on_event: Listener
+
+
+def renamed(values: Any) -> Any:
+    """Options under the names that they have now."""
+    if "tell" in values:
+        warnings.warn("`tell` is `on_event` now; the old name goes with 0.3", DeprecationWarning, stacklevel=4)
+    return {"on_event" if name == "tell" else name: value for name, value in values.items()}
+
+
+def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | None]:
+    """Settings, values of params and the file of such values. Raises Reject (bad-option) where one means nothing."""
+    _refuse_unknown(values)
+    values = {name: value for name, value in values.items() if value is not None}
+    settings = values.pop("settings", None)
+    if isinstance(settings, Mapping):
+        _refuse_mix(values)
+        return session_options({name: value for name, value in settings.items() if name != "settings"})
+    rules = {"set": param_values, "params": options.path}
+    inputs = options.checked_options({name: values.pop(name) for name in rules if name in values}, rules)
+    if settings is None:
+        settings = Settings(**{"cache_dir": default_cache(), **values})
+    elif not isinstance(settings, Settings):
+        fact = f"`settings` is a {type(settings).__name__}, which holds no options"
+        raise Reject(options.bad_option(fact, help='give a dict of options, such as {"seed": 1}'))
+    else:
+        _refuse_mix(values)
+    return settings, inputs.get("set", ()), inputs.get("params")
+
+
+def param_values(value: Any) -> Any:
+    """Rule of `set`: {name: value}, or "name=value" texts."""
+    if isinstance(value, Mapping):
+        fits = all(isinstance(name, str) for name in value)
+    else:
+        fits = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        fits = fits and all(isinstance(text, str) for text in value)
+    if not fits:
+        raise options.OptionError("gives no values of params", 'write {"keep": "80%"} or ["keep=80%"]')
+    return value
+
+
+def _refuse_unknown(values: Mapping[str, Any]) -> None:
+    if unknown := values.keys() - Options.__annotations__.keys():
+        names = ", ".join(sorted(Options.__annotations__))
+        raise TypeError(f"effc knows no option `{min(unknown, key=str)}`: {names}")
+
+
+def _refuse_mix(values: Mapping[str, Any]) -> None:
+    """Raises Reject where options stand beside `settings`, which says all of them."""
+    if values:
+        names = ", ".join(f"`{name}`" for name in sorted(values))
+        fact = f"{names} and `settings` are given, which holds all options"
+        raise Reject(options.bad_option(fact, help="leave out one of them"))

@@ -1,0 +1,96 @@
+"""Inputs of a call of `forward` or `generate`, as models of transformers take them."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForSequenceClassificationLoss
+
+from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.options import checked_options, integer
+from .generation import bad_sampling
+
+unfit_inputs = Fault(
+    "unfit-inputs",
+    "A model over an engine was called with tensors that do not go together.\n\n"
+    "`input_ids` are whole numbers [batch, tokens]. `attention_mask` has their shape, or that of all tokens where a "
+    "`cache` holds the first of them. `labels` have their shape too, or [batch] of a model that sorts texts.",
+    exit="usage",
+)
+
+IGNORED = -100  # label of tokens that a loss leaves out; transformers' number
+_LIMIT = 2**31
+_RULES = {
+    **dict.fromkeys(("num_beams", "num_return_sequences", "max_new_tokens", "max_length"), integer(1, _LIMIT)),
+    **dict.fromkeys(("min_length", "min_new_tokens"), integer(0, _LIMIT)),
+    "seed": integer(-(2**63), 2**64 - 1),  # of a generator of torch
+}
+
+
+def check_ids(ids: Any, name: str = "input_ids") -> None:
+    """Raises Reject (unfit-inputs) unless these are whole numbers [batch, tokens]."""
+    if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point() and not ids.is_complex():
+        return
+    fact = f"`{name}` is {_kind(ids)}, and the model takes whole numbers [batch, tokens]"
+    raise Reject(unfit_inputs(fact, help='tokenize with `return_tensors="pt"`, or write torch.tensor([[5, 9]])'))
+
+
+def check_mask(mask: Any, ids: Tensor, before: int = 0, name: str = "attention_mask") -> None:
+    """Raises Reject (unfit-inputs) unless a mask is of ids [b, t], or of them and the tokens `before` them."""
+    shape = tuple(ids.shape[:2])
+    if mask is None or (isinstance(mask, Tensor) and tuple(mask.shape) in (shape, (shape[0], before + shape[1]))):
+        return
+    tokens = f"`{name}` is {_kind(mask)}, and the tokens are {list(shape)}"
+    fact = f"{tokens} behind {before} of the cache" if before else tokens
+    raise Reject(unfit_inputs(fact, help="give the mask that the tokenizer gave with the tokens, or leave it out"))
+
+
+def checked_settings(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `generate` with whole numbers as such, those of a config too. Raises Reject (bad-sampling)."""
+    numbers = dict[str, Any]()
+    for options in (getattr(config, "__dict__", {}), values):
+        stated = {name: options[name] for name in _RULES if options.get(name) is not None}
+        numbers = checked_options(stated, _RULES, bad_sampling)
+    return {**values, **numbers}
+
+
+def token_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
+    """Mean cross-entropy of each token by the logits [b, t, vocabulary] of the one before it.
+
+    labels   [b, t], as `input_ids`; one counts where the mask shows its token and the one before
+    """
+    check_labels(labels, logits, mask.shape)
+    visible = mask.bool()
+    counted = visible & torch.cat([visible[:, :1], visible[:, :-1]], 1)
+    return ForCausalLMLoss(logits, labels.masked_fill(~counted, IGNORED), logits.shape[-1])
+
+
+def class_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
+    """Loss of the classes [b, t] of tokens that the mask shows, by logits [b, t, n], or of texts by logits [b, n]."""
+    if logits.dim() == 3:
+        check_labels(labels, logits, mask.shape)
+        return ForMaskedLMLoss(logits, labels.masked_fill(~mask.bool(), IGNORED), logits.shape[-1])
+    several = isinstance(labels, Tensor) and labels.is_floating_point() and logits.shape[1] > 1
+    check_labels(labels, logits, logits.shape if several else logits.shape[:1])
+    config = SimpleNamespace(num_labels=logits.shape[1], problem_type=None)  # it follows from the dtype of labels
+    return ForSequenceClassificationLoss(labels, logits, config)
+
+
+def check_labels(labels: Any, logits: Tensor, shape: torch.Size) -> None:
+    """Raises Reject (unfit-inputs) unless labels have that shape, and are classes of the logits or ignored."""
+    problem = f"`labels` is {_kind(labels)}, and labels of these inputs are {list(shape)}"
+    if isinstance(labels, Tensor) and labels.shape == shape:
+        counted = labels[labels != IGNORED]
+        if labels.is_floating_point() or not counted.numel() or 0 <= counted.min() <= counted.max() < logits.shape[-1]:
+            return
+        problem = f"`labels` holds a number that is none of the {logits.shape[-1]} that the model tells apart"
+    raise Reject(unfit_inputs(problem, help=f"give one label a token or text, {IGNORED} where none counts"))
+
+
+def _kind(value: Any) -> str:
+    """`[2, 5] float32` of a tensor, else the type's name."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return f"a {type(value).__name__}"

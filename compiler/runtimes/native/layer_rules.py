@@ -1,0 +1,29 @@
+"""Modules of one operand, and the rejection of those that no rule knows."""
+
+from typing import Any
+
+from . import linears
+from .plan_builder import PlanBuilder
+from .rule import Call, Predicate
+from .values import Rows
+
+
+def layer(role: str) -> Predicate:
+    """Predicate of modules of a role that take numbers of tokens alone."""
+
+    def matches(builder: PlanBuilder, call: Call) -> bool:
+        is_unary = len(call.args) == 1 and not call.kwargs and isinstance(call.first, Rows)
+        return call.module is not None and call.role == role and is_unary
+
+    return matches
+
+
+def lower_linear(builder: PlanBuilder, call: Call) -> Any:
+    linear = None if call.module is None else linears.recognise_linear(call.module)
+    if linear is None:
+        return NotImplemented
+    return builder.lower_linear(call.node, call.first, str(call.node.target), linear)
+
+
+def reject_module(builder: PlanBuilder, call: Call) -> Any:
+    raise builder.rejection(call.node, f"a {type(call.module).__name__} is not among the engine's steps")
