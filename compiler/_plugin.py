@@ -16,6 +16,7 @@ from .compiler.plugin.interfaces import Close, Data, Effort, Lossy, Metric, Pass
 from .compiler.plugin.target import ArtifactSummary, Form, LoadRequest, RunRequest, Target
 from .compiler.transforms.editing.rewrite import Rewriter
 from .compiler.transforms.search.sparsity import chosen_parts, finite_weight, replace_weight
+from .dsl.checker.rules import Conflict, MissingStep, Problem, Unread
 from .dsl.checker.skeleton import Branch, Group, Part, Skeleton
 from .dsl.checker.values import Bytes, DataRef, Duration, MetricRef, ModelRef, Range, Ratio, Selector, Shares, StepRef
 from .dsl.syntax.diagnostics import Diagnostic, Fault, Reject
@@ -25,6 +26,7 @@ __all__ = [
     "Branch",
     "Bytes",
     "Close",
+    "Conflict",
     "Context",
     "Data",
     "DataRef",
@@ -38,10 +40,12 @@ __all__ = [
     "Lossy",
     "Metric",
     "MetricRef",
+    "MissingStep",
     "ModelRef",
     "Outcome",
     "Part",
     "Pass",
+    "Problem",
     "Program",
     "Range",
     "Ratio",
@@ -54,6 +58,7 @@ __all__ = [
     "Source",
     "StepRef",
     "Target",
+    "Unread",
     "branches",
     "check_modules",
     "choose_rows",

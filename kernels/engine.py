@@ -90,7 +90,9 @@ class Engine:
     @staticmethod
     def _one_block(weights: list[Weight]) -> Tensor:
         """One block of memory that holds all weights, which then point to it."""
-        starts, known, end = [], {}, 0
+        starts: list[int] = []
+        known: dict[tuple[int, int], int] = {}
+        end = 0
         for weight in weights:
             starts.append(known.setdefault((weight.at, weight.bytes), end))
             end += -(-weight.bytes // 64) * 64 if starts[-1] == end else 0
@@ -275,5 +277,5 @@ def _address(numbers: array) -> int:
     return numbers.buffer_info()[0]
 
 
-def _array(kind: type, values: list) -> ctypes.Array:
+def _array(kind: type[Step | Weight | Slot | ctypes.c_int32], values: list) -> ctypes.Array:
     return (kind * len(values))(*values)

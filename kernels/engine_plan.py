@@ -69,16 +69,15 @@ class _Reader:
         self.need(
             plan.get("version") == VERSION, f"its version is {plan.get('version')}, and this effc reads {VERSION}"
         )
-        widths = plan.get("registers")
-        self.need(isinstance(widths, list) and all(_int(w, 1) for w in widths), "its registers are no list of widths")
-        slots = plan.get("slots")
-        self.need(isinstance(slots, list), "its slots are no list")
+        widths = self.list_of("registers", "its registers are no list of widths")
+        self.need(all(_int(w, 1) for w in widths), "its registers are no list of widths")
+        slots = self.list_of("slots", "its slots are no list")
         self.need(_int(plan.get("context"), 1), "its context is no number of tokens")
-        self.out = Layout(list(widths), [self.slot(s) for s in slots], -1, plan["context"], 0)
+        self.out = Layout([*widths], [self.slot(s) for s in slots], -1, plan["context"], 0)
         if "encoder" in plan:
             self.out.encoder = engine_sources.encoder(self, plan["encoder"])
-        steps = plan.get("steps")
-        self.need(isinstance(steps, list) and steps, "it has no steps")
+        steps = self.list_of("steps", "it has no steps")
+        self.need(bool(steps), "it has no steps")
         for number, step in enumerate(steps):
             op = step.get("op") if isinstance(step, Mapping) else None
             self.need(isinstance(op, str) and op in STEPS, f"step {number} is none that the engine knows")
@@ -102,6 +101,13 @@ class _Reader:
         )
         self.out.vocabulary, self.out.weights = min(self.ids), self.retained.laid
         return self.out
+
+    def list_of(self, name: str, problem: str) -> list:
+        """A list of the plan; another value is refused."""
+        value = self.plan.get(name)
+        if not isinstance(value, list):
+            raise self.refuse(problem)
+        return value
 
     def finish(self, logits, steps: list) -> None:
         self.need(
@@ -128,8 +134,9 @@ class _Reader:
         ]
 
     def slot(self, slot) -> Slot:
-        sizes = [slot.get(name) for name in ("kv_heads", "head_dim")] if isinstance(slot, Mapping) else [0]
-        sizes.append(slot.get("value_dim", sizes[-1]) if isinstance(slot, Mapping) else 0)
+        fields = slot if isinstance(slot, Mapping) else {}
+        head_dim = fields.get("head_dim", 0)
+        sizes = [fields.get("kv_heads", 0), head_dim, fields.get("value_dim", head_dim)]
         self.need(all(_int(s, 1) and s <= 65536 for s in sizes), "a slot of its cache has no sizes")
         self.need(
             max(sizes[1:]) <= MAX_HEAD, f"a head has {max(sizes[1:])} dimensions, and the engine takes {MAX_HEAD}"

@@ -1,5 +1,7 @@
 """Shared by kernels along a sequence: memory layout of arguments, and live positions."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,10 @@ def plain(x: Tensor | None) -> Tensor | None:
     return x.float().contiguous()
 
 
-def one_type(*tensors: Tensor | None) -> list[Tensor | None]:
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
+
+
+def one_type(*tensors: OptionalTensor) -> list[OptionalTensor]:
     """All as bfloat16 where all are, else as float32."""
     kinds = {x.dtype for x in tensors if x is not None}
     if kinds in ({torch.float32}, {torch.bfloat16}):

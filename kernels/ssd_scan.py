@@ -39,8 +39,8 @@ def backward(ctx, grad, grad_state) -> tuple:
     )
     of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
     grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
-    *grads_before, of_state = (None if t is None else g.to(t.dtype) for t, g in zip(saved[:8], grads, strict=True))
-    return *grads_before, None, None, None, of_state, None
+    *before, last = (None if t is None else g.to(t.dtype) for t, g in zip(saved[:8], grads, strict=True))
+    return *before, None, None, None, last, None
 
 
 class SsdScan(Kernel):

@@ -2,16 +2,16 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...dsl.checker.conditions import phrase
+from ...dsl.checker.rules import Conflict, MissingStep, Rules, Unread
 from ...dsl.checker.type_phrases import expected_phrase, sample_value
 from ...dsl.checker.value_text import plain, value_text
-from ...dsl.checker.values import Bytes, Duration, Ratio
+from ...dsl.checker.values import Bytes, Duration, MetricRef, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
 from ...dsl.syntax.diagnostics import EXITS, Fault, Reject
 from ...dsl.syntax.nearest import suggestion
@@ -162,20 +162,39 @@ def _fact_sentences(plugin: Word) -> Iterator[str]:
             yield f"Changes {' and '.join(facts['changes'])}."
         for name, reason in facts["after"].items():
             yield f"Comes after {name.replace('changes: ', 'every pass that changes ')}: {reason}."
-        for condition, effect in facts["makes"].items():
-            yield f"Makes {effect}{f' with `{condition}`' if condition else ''}."
-    if plugin.kind == "target":
-        for condition, reasons in facts["cannot_hold"].items():
-            for effect, reason in reasons.items():
-                yield f"Can't hold {effect}{f' with `{condition}`' if condition else ''}: {reason}."
-    for reason, help_ in dict.fromkeys(facts.get("conflicts", {}).values()):
-        yield f"Refused: {reason} ({help_})."
-    for name, condition in facts.get("only", {}).items():
-        yield f"`{name}` belongs to {phrase(condition)}."
+    for effect, condition in _answers(plugin, lambda rules: rules.effects()):
+        yield f"Makes {effect}{condition}."
+    for (effect, reason), condition in _answers(plugin, lambda rules: rules.cannot_hold().items()):
+        yield f"Can't hold {effect}{condition}: {reason}."
+    for problem in plugin.problems:
+        match problem:
+            case Conflict(_, message, help):
+                yield f"Refused: {message} ({help})."
+            case Unread(names, home):
+                yield from (f"`{name}` belongs to {home}." for name in names)
+            case MissingStep(step, reason):
+                yield f"Needs a step `{step}` before it: {reason}."
     if plugin.kind == "metric":
         yield f"Unit: {facts['unit'] or 'none'}. Better when {facts['better']}."
     if facts.get("extra"):
         yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'
+
+
+def _answers(plugin: Word, ask: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
+    """Answers of a word's rules, each with the argument that it depends on: " with `form: stock`", "" for all."""
+    arguments: dict[str, dict[str, Any]] = {}
+    for param in plugin.params:
+        values = {"false": False, "true": True} if param.types == ("bool",) else {c: c for c in param.choices}
+        arguments |= {f" with `{param.name}: {text}`": {param.name: value} for text, value in values.items()}
+        if param.default is None and not values:
+            arguments[f" with `{param.name}`"] = {param.name: MetricRef("params")}
+    by_argument = {condition: list(ask(plugin.rules(args))) for condition, args in arguments.items()}
+    by_default = list(ask(plugin.rules({})))
+    for answer in by_default:
+        lacking = [condition for condition, answers in by_argument.items() if answer not in answers]
+        yield answer, f" by default, not{' or'.join(lacking)}" if lacking else ""
+    for condition, answers in by_argument.items():
+        yield from ((answer, condition) for answer in answers if answer not in by_default)
 
 
 def fault_page(fault: Fault) -> str:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,21 +307,21 @@ class Cache:
             if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
                 yield path, "no name of a tensor"
             elif not _DRAFT.fullmatch(path.name):
-                yield from _rejected(path, lambda name=path.name: self.load_tensor(name))
+                yield from _rejected(path, partial(self.load_tensor, path.name))
         for path in sorted((self.folder / "steps").glob("*.json")):
-            refusals = list(_rejected(path, lambda path=path: self._read_step_record(path)))
+            refusals = list(_rejected(path, partial(self._read_step_record, path)))
             yield from refusals
             if not refusals and self._read_step_record(path) is None:
                 yield path, "written before steps had seals, and no longer used"
             elif not refusals and self.read_step(path.stem) is None:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
-            yield from _rejected(path, lambda path=path: self._read_value(path))
+            yield from _rejected(path, partial(self._read_value, path))
         for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
-            yield from _rejected(path, lambda path=path: read_self_named_record(path, self.folder))
+            yield from _rejected(path, partial(read_self_named_record, path, self.folder))
         for path in sorted((self.folder / "hashes").glob("*/*")):
             if not _DRAFT.fullmatch(path.name):
-                yield from _rejected(path, lambda path=path: read_sealed_hash(path, self.folder))
+                yield from _rejected(path, partial(read_sealed_hash, path, self.folder))
 
     def collect_garbage(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
@@ -392,5 +393,5 @@ def tensor_hash(tensor: "torch.Tensor") -> str:
     head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
     hasher = hashlib.sha256(head)
     if flat.numel():
-        hasher.update(memoryview(flat.view(-1).view(torch.uint8).numpy()))
+        hasher.update(flat.view(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

@@ -17,7 +17,6 @@ from .surgery import module_at, split
 from .traced_integers import LAYER_INDICES
 
 _PER_LAYER = ("layer", "block", "pattern")
-_CONFIG = "config"
 _MISSING = object()
 
 

@@ -1,98 +1,77 @@
-"""A word's declaration read from its source, never importing the file: `check` pays for no torch.
+"""A word's declaration from its source, without importing the file: `check` pays for no torch.
 
-The header of a file on a shelf is its class's docstring, class-level literals and `param(...)` fields. What
-is read here equals what an import would give (tests/dsl/test_header.py), which is why a header has to be
-literal: numbers, strings, tuples, dicts, the values of dsl/checker/values.py, `Close` and `Lossy`. What several words
-share may stand in a class between them and their kind, which they import relatively: it is read the same way.
+The header of a file on a shelf is its class's docstring, class-level literals, `param(...)` fields and the methods of
+`dsl/checker/rules.py`. A class of these alone is made here; a test holds that it equals the imported one
+(tests/dsl/test_header.py). Reading one runs no code of the file: values are numbers, strings, tuples, dicts, values of
+dsl/checker/values.py, `Close` and `Lossy`. Its rules run where a recipe names the word. What several words share may
+stand in a class between them and their kind, which they import relatively.
 """
 
 import ast
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-from ...dsl.checker import values
+from ...dsl.checker import rules, values
 from ...dsl.checker.vocabulary import REQUIRED, Param, Word
+from ...dsl.syntax.diagnostics import Reject
 from . import interfaces, target
+from .plugin_packages import bad_plugin
 
-BASES = {
+BASES: dict[str, type] = {
     "pass": interfaces.Pass,
     "target": target.Target,
     "metric": interfaces.Metric,
     "data": interfaces.Data,
     "model": interfaces.Source,
 }
-MAKERS = {
-    c.__name__: c
-    for c in (
-        values.Ratio,
-        values.Bytes,
-        values.Duration,
-        values.Range,
-        values.Selector,
-        values.Shares,
-        values.DataRef,
-        values.ModelRef,
-        values.ProfileRef,
-        values.StepRef,
-        values.MetricRef,
-        interfaces.Close,
-        interfaces.Lossy,
-    )
-}
-TYPES = {
-    "int": "int",
-    "float": "float",
-    "str": "string",
-    "bool": "bool",
-    "Ratio": "ratio",
-    "Bytes": "bytes",
-    "Duration": "duration",
-    "Selector": "selector",
-    "Range": "range",
-    "Shares": "shares",
-    "Data": "data",
-    "DataRef": "data",
-    "MetricRef": "metric",
-    "ModelRef": "model",
-    "ProfileRef": "profile",
-    "StepRef": "step",
-}
+_VALUES = [value for value in vars(values).values() if isinstance(value, type) and value.__module__ == values.__name__]
+# classes that annotate parameters, and the names of their types in pages
+TYPES = {c.__name__: c.__name__.removesuffix("Ref").lower() for c in (int, float, bool, *_VALUES)} | {"str": "string"}
+RULES = {name for name, value in vars(rules.Rules).items() if isinstance(value, FunctionType)}
+PROBLEMS = (rules.Conflict, rules.Unread, rules.MissingStep)
+# what headers may name
+NAMES: dict[str, Any] = {c.__name__: c for c in (*_VALUES, *PROBLEMS, interfaces.Close, interfaces.Lossy)}
+NAMES["param"] = interfaces.param
+_LITERAL = (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.UnaryOp, ast.USub, ast.Call, ast.keyword, ast.Load)
+# class-level values of version 0.1, and the method that says the same
+_REPLACED = dict.fromkeys(("conflicts", "only", "needs"), "problems")
+
+Chain = list[tuple[ast.ClassDef, Path]]
+Types = tuple[tuple[str, ...], tuple[str, ...], bool]  # of a parameter, its choices, and whether it may be None
 
 
-def read_header(kind: str, name: str, path: Path) -> Word:
-    """The declaration of the one class of a file, and of classes of effc between it and its kind."""
+def read_header(kind: str, name: str, path: Path, package: str = "effc") -> Word:
+    """The declaration of the one class of a file, and of classes of its package between it and its kind."""
     base, tree = BASES[kind], ast.parse(path.read_text(encoding="utf-8"))
-    lines = [
-        line for node in tree.body if isinstance(node, ast.ClassDef) and (line := _class_chain(node, tree, path, base))
+    chains = [
+        chain
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and (chain := _class_chain(node, tree, path, base))
     ]
-    assert len(lines) == 1, f"{path}: {len(lines)} classes derive from {base.__name__}, a word is one"
-    (line,) = lines
-    class_def, _ = line[-1]
-    doc = ast.get_docstring(class_def)
-    assert doc, f"{path}:{class_def.lineno}: the class {class_def.name} has no docstring"
-    params, facts = inherited_declarations(base)
-    for node, file in line:
-        _add_declarations(node, file, params, facts)
-    shared = {p.name for p in inherited_declarations(base)[0].values()}
-    return Word(kind, name, doc, _display_order(params, [shared, *map(_named, line[:-1])]), facts, str(path))
+    assert len(chains) == 1, f"{path}: {len(chains)} classes derive from {base.__name__}, a word is one"
+    (chain,) = chains
+    node, _ = chain[-1]
+    doc = ast.get_docstring(node)
+    assert doc, f"{path}:{node.lineno}: the class {node.name} has no docstring"
+    cls: type = base
+    types: dict[str, Types] = {f.name: ((TYPES[f.type.__name__],), (), False) for f in fields(base)}
+    depth = dict.fromkeys(types, len(chain))
+    for level, (node, file) in enumerate(chain):
+        cls, declared = _define(node, file, cls)
+        types |= declared
+        depth = dict.fromkeys(declared, len(chain) - 1 - level) | depth
+    params = sorted(
+        (_param(f, types[f.name], path) for f in fields(cls)), key=lambda p: (not p.required, depth[p.name])
+    )
+    problems = tuple(problem for node, file in chain for problem in _problems(node, file))
+    declare = cls if package == "effc" else _of_package(cls, f"{kind} `{name}`", path)
+    return Word(kind, name, doc, tuple(params), _facts(cls), str(path), problems, declare)
 
 
-def _display_order(params: dict[str, Param], above: list[set[str]]) -> tuple[Param, ...]:
-    """As a page shows them: what must be given, then the word's own, then what it shares with others.
-
-    above   names of parameters that each class above the word declares, the kind's first
-    """
-    depth = {name: len(above) - level for level, names in enumerate(above) for name in names}
-    return tuple(sorted(params.values(), key=lambda p: (p.default is not REQUIRED, depth.get(p.name, 0))))
-
-
-def _named(line: tuple[ast.ClassDef, Path]) -> set[str]:
-    """Parameters that a class of a line declares."""
-    return {s.target.id for s in line[0].body if isinstance(s, ast.AnnAssign) and _is_param(s.value)}
-
-
-def _class_chain(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> list[tuple[ast.ClassDef, Path]]:
+def _class_chain(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> Chain:
     """The classes below `base` down to `node`, each with its file; none where `node` does not derive from it.
 
     A base of the same file or of one that a relative import leads to is read there: what several words share.
@@ -121,89 +100,106 @@ def _source_file_of_class(name: str, tree: ast.Module, path: Path) -> Path | Non
     return None
 
 
-def _add_declarations(node: ast.ClassDef, path: Path, params: dict[str, Param], facts: dict[str, Any]) -> None:
-    """Add what a class declares; a parameter declared again keeps its place."""
+def _define(node: ast.ClassDef, path: Path, base: type) -> tuple[type, dict[str, Types]]:
+    """Class of a header alone, below another, and the types of the parameters that it declares."""
+    body: list[ast.stmt] = [ast.Expr(ast.Constant(ast.get_docstring(node) or node.name))]
+    declared: dict[str, Types] = {}
     for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and _is_param(statement.value):
-            params[statement.target.id] = _parse_param(statement, path)
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            facts[statement.target.id] = _literal_value(statement.value, path)
-        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            facts[statement.targets[0].id] = _literal_value(statement.value, path)
+        match statement:
+            case ast.AnnAssign(target=ast.Name(name), value=ast.Call(func=ast.Name("param")) as value):
+                declared[name] = _parse_annotation(statement.annotation, path)
+                _check_literal(value, path)
+                body.append(ast.AnnAssign(statement.target, ast.Constant("Any"), value, 1))
+            case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value) | ast.Assign([ast.Name(name)], value):
+                _check_literal(value, path)
+                assert name not in _REPLACED and name not in RULES, (
+                    f"{path}:{statement.lineno}: `{name}` is a method now: `{_REPLACED.get(name, name)}`"
+                )
+                body.append(ast.Assign([ast.Name(name, ast.Store())], value))
+            case ast.FunctionDef(name) if name in RULES or name.endswith("_problems"):
+                alone = ast.unparse(statement.args) == "self" and not statement.decorator_list
+                assert alone, f"{path}:{statement.lineno}: `{name}` has `self` alone, and no decorator"
+                statement.returns = None
+                body.append(statement)
+    header = ast.ClassDef(node.name, [ast.Name(base.__name__, ast.Load())], [], body, [])
+    names = NAMES | {"__name__": __name__, base.__name__: base}
+    exec(compile(ast.fix_missing_locations(ast.Module([header], [])), str(path), "exec"), names)
+    names[node.name].__abstractmethods__ = frozenset()
+    return names[node.name], declared
 
 
-def inherited_declarations(base: type) -> tuple[dict[str, Param], dict[str, Any]]:
-    """Parameters and facts that a kind gives to all of its words."""
-    facts: dict[str, Any] = {}
-    for cls in reversed(base.__mro__):
-        if issubclass(cls, interfaces.Plugin):
-            facts |= {k: v for k, v in vars(cls).items() if _annotated_as_fact(cls, k)}
-    return {f.name: from_field(f, (TYPES[f.type.__name__],)) for f in fields(base)}, facts
+def _check_literal(value: ast.expr, path: Path) -> None:
+    """Assert that an expression is made of literals and of calls of what headers may name."""
+    for node in ast.walk(value):
+        literal = isinstance(node, _LITERAL) or (isinstance(node, ast.Name) and node.id in NAMES)
+        assert literal, f"{path}:{value.lineno}: `{ast.unparse(value)}` is not literal; a header is read, not run"
 
 
-def _annotated_as_fact(cls: type, name: str) -> bool:
-    return "ClassVar" in str(vars(cls).get("__annotations__", {}).get(name, ""))
-
-
-def from_field(field: Field, types: tuple[str, ...], choices: tuple[str, ...] = ()) -> Param:
+def _param(field: Field, types: Types, path: Path) -> Param:
     """A `Param` from a dataclass field; one without a default must be given."""
+    (kinds, choices, optional), name = types, f"{path}: `{field.name}`"
     default = REQUIRED if field.default is MISSING else field.default
-    return Param(field.name, types, default=default, choices=choices, **field.metadata)
-
-
-def _is_param(node: ast.expr | None) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "param"
-
-
-def _parse_param(statement: ast.AnnAssign, path: Path) -> Param:
-    call, name = statement.value, statement.target.id
-    types, choices, optional = parse_annotation(statement.annotation, path)
-    fields = {k.arg: _literal_value(k.value, path) for k in call.keywords}
-    assert len(call.args) == 1, f"{path}:{call.lineno}: `{name}` has one sentence, then keywords"
-    default = fields.pop("default", REQUIRED)
-    assert not optional or default is None, f"{path}:{call.lineno}: `{name}` may be None, so None is its default"
-    assert optional or default is not None, f"{path}:{call.lineno}: the default of `{name}` is None, its type has none"
-    declared = Param(name, types, _literal_value(call.args[0], path), default, choices=choices, **fields)
-    assert "shares" not in types or declared.of, (
-        f"{path}:{call.lineno}: `{name}` divides among its `of`, which it lacks"
-    )
+    declared = Param(field.name, kinds, default=default, choices=choices, **field.metadata)
+    assert not optional or default is None, f"{name} may be None, so None is its default"
+    assert optional or default is not None, f"{name} has the default None, which its type lacks"
+    assert "shares" not in kinds or declared.of, f"{name} divides among its `of`, which it lacks"
     return declared
 
 
-def parse_annotation(node: ast.expr, path: Path) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+def _facts(cls: type) -> dict[str, Any]:
+    """Class-level values of a word that are no parameters, with those of its kind."""
+    params, methods = {f.name for f in fields(cls)}, (FunctionType, classmethod, staticmethod, property)
+    plugins = [c for c in reversed(cls.__mro__) if issubclass(c, interfaces.Plugin)]
+    public = {n: v for c in plugins for n, v in vars(c).items() if not n.startswith("_") and n not in params}
+    return {name: value for name, value in public.items() if not isinstance(value, methods)}
+
+
+def _problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem]:
+    """Problems that the rules of a class can report; their sentences are literals."""
+    names, calls = {c.__name__: c for c in PROBLEMS}, (n for n in ast.walk(node) if isinstance(n, ast.Call))
+    for call in sorted(calls, key=lambda call: call.lineno):
+        if isinstance(call.func, ast.Name) and call.func.id in names:
+            for argument in call.args:
+                _check_literal(argument, path)
+            yield names[call.func.id](*map(ast.literal_eval, call.args))
+
+
+def _of_package(cls: type, word: str, path: Path) -> Callable[..., rules.Rules]:
+    """A header's class whose rules raise Reject (bad-plugin) where they fail: whatever the code of a package raises."""
+
+    def rejecting(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(self: Any) -> Any:
+            try:
+                answer = rule(self)
+                return list(answer) if isinstance(answer, Iterator) else answer
+            except Exception as error:
+                message = f"`{rule.__name__}` of the {word} fails: {type(error).__name__}: {error}"
+                help_text = f"{path.name} has it; install another version of its package"
+                raise Reject(bad_plugin(message, help=help_text)) from error
+
+        return run
+
+    for name in RULES:
+        setattr(cls, name, rejecting(getattr(cls, name)))
+    return cls
+
+
+def _parse_annotation(node: ast.expr, path: Path) -> Types:
     """Types, choices and whether None is allowed, of an annotation such as `int | Ratio | None`."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        left, right = parse_annotation(node.left, path), parse_annotation(node.right, path)
+        left, right = _parse_annotation(node.left, path), _parse_annotation(node.right, path)
         return left[0] + right[0], left[1] + right[1], left[2] or right[2]
     if isinstance(node, ast.Constant) and node.value is None:
         return (), (), True
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return parse_annotation(ast.parse(node.value, mode="eval").body, path)
+        return _parse_annotation(ast.parse(node.value, mode="eval").body, path)
     if isinstance(node, ast.Name) and node.id in TYPES:
         return (TYPES[node.id],), (), False
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if node.value.id == "Literal":
-            return ("choice",), tuple(e.value for e in inner), False
+            return ("choice",), tuple(map(ast.literal_eval, inner)), False
         if node.value.id in ("list", "tuple"):
-            types, choices, _ = parse_annotation(inner[0], path)
+            types, choices, _ = _parse_annotation(inner[0], path)
             return tuple(f"list[{t}]" for t in types), choices, False
     raise AssertionError(f"{path}:{node.lineno}: `{ast.unparse(node)}` is no type that a recipe can write")
-
-
-def _literal_value(node: ast.expr, path: Path) -> Any:
-    """The value of a literal expression; an AssertionError names the line of any other."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in MAKERS:
-        args = [_literal_value(a, path) for a in node.args]
-        return MAKERS[node.func.id](*args, **{k.arg: _literal_value(k.value, path) for k in node.keywords})
-    if isinstance(node, (ast.Tuple, ast.List)):
-        items = [_literal_value(e, path) for e in node.elts]
-        return tuple(items) if isinstance(node, ast.Tuple) else items
-    if isinstance(node, ast.Dict):
-        return {_literal_value(k, path): _literal_value(v, path) for k, v in zip(node.keys, node.values, strict=True)}
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise AssertionError(
-            f"{path}:{node.lineno}: `{ast.unparse(node)}` is not literal; a header is read, not run"
-        ) from None

@@ -1,14 +1,17 @@
 """Abstract classes of plug-ins but targets (`plugin/target.py`), and `param`.
 
 A file in passes/, compiler/targets, compiler/evaluation/metrics, compiler/inputs/data or compiler/inputs/sources
-holds one final subclass. Its header (docstring, class-level literals, `param` fields) is literal: `effc check` reads
-it from the source without importing the file (compiler/plugin/header.py), a test holds both readings equal.
+holds one final subclass. Its header (docstring, class-level literals, `param` fields, and the methods of `Rules`) is
+taken from the source by `effc check`, without importing the file (compiler/plugin/header.py); a test holds both
+readings equal.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+from ...dsl.checker.rules import Rules
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +23,11 @@ if TYPE_CHECKING:
     from .clock import Clock
     from .context import Context
 
-_MISSING = object()
-
 
 def param(
     doc: str,
     *,
-    default: Any = _MISSING,
+    default: Any = MISSING,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -45,11 +46,7 @@ def param(
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
-    facts = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "of": of, "unit": unit, "among": among}
-    facts |= {"multiple": multiple, "least": least, "distinct": distinct, "falling": falling, "positional": positional}
-    facts |= {"odd": odd, "whole": whole, "spelled": spelled, "lines": lines}
-    if default is _MISSING:
-        return field(kw_only=True, metadata=facts)
+    facts = {name: value for name, value in locals().items() if name != "default"}
     return field(kw_only=True, default=default, metadata=facts)
 
 
@@ -67,27 +64,19 @@ class Lossy:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(param,))
-class Plugin(ABC):  # noqa: B024 (its kinds have the abstract methods)
+class Plugin(Rules, ABC):
     """Base of everything a recipe can name: subclasses become frozen, keyword-only dataclasses.
 
     extra      the optional dependency group it needs, e.g. "gguf"
     requires   modules that must import, e.g. ("gguf", "accelerate")
-    conflicts  {conditions: (reason, help)}: arguments that can't go together, e.g.
-               {"strategy: ffa & not trains: lora": ("`ffa` averages adapters", "`trains: lora`")}
-    only       {"mix": "strategy: abm"}: a parameter that is read where a condition holds, and is refused elsewhere
     disjoint   {"held_out": "data"}: a parameter whose rows judge, and the one that they must not be among
-    needs      {pass: reason}: a step of this pass must come before; {"reft.insert & trains: reft": reason} where
-               conditions hold
     answers    parameters whose rows must say where a prompt ends and its answer begins
     reads      {parameter: ("file", ...)}: it is a path of a "file" or "folder", unless it is one of the words after
     """
 
     extra: ClassVar[str] = ""
     requires: ClassVar[tuple[str, ...]] = ()
-    conflicts: ClassVar[dict[str, tuple[str, str]]] = {}
-    only: ClassVar[dict[str, str]] = {}
     disjoint: ClassVar[dict[str, str]] = {}
-    needs: ClassVar[dict[str, str]] = {}
     answers: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -131,15 +120,14 @@ class Pass(Plugin):
                    branches, scans or layers out, so that what is left of a layer gets a graph of its own
     after          {pass: reason}: if both occur in a line, this one must come later; {"changes: weights": reason} for
                    every pass that changes them
-    makes          {conditions: what}: what some targets can't hold, e.g. {"spread: greedy": "uneven widths"};
-                   "" always holds
+    makes          what some targets can't hold: "uneven widths", "packed weights"; `effects` says it of arguments
     determinism    "deterministic", "seeded" or "nondeterministic"
     foreseeable    shapes after it follow from the skeleton; False where weights or a choice decide, so that `forecast`
                    is only the most that is left
     elsewhere      a profile that it names may be of another machine: it decides by estimates then
     accepts        kinds of results that it works on: "model", "adapters", "front"; of the step before it, or of the
                    steps that it names
-    results        {condition: kind} of its result, the last condition that holds counts
+    results        kinds of its result, the first unless `result_kind` says another
     """
 
     keeps: ClassVar[Close | Lossy] = Lossy()
@@ -147,20 +135,27 @@ class Pass(Plugin):
     everywhere: ClassVar[bool] = False
     changes: ClassVar[tuple[str, ...]] = ()
     after: ClassVar[dict[str, str]] = {}
-    makes: ClassVar[dict[str, str]] = {}
+    makes: ClassVar[tuple[str, ...]] = ()
     determinism: ClassVar[str] = "seeded"
     foreseeable: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
     divides: ClassVar[str] = ""
     within: ClassVar[str] = ""
     accepts: ClassVar[tuple[str, ...]] = ("model",)
-    results: ClassVar[dict[str, str]] = {"": "model"}
+    results: ClassVar[tuple[str, ...]] = ("model",)
+
+    def effects(self) -> Iterator[str]:
+        yield from self.makes
+
+    def result_kind(self) -> str:
+        return self.results[0]
 
     def result_of(self, outcome: "Outcome", ctx: "Context") -> "Outcome":
         """Result of the pass: the model, changed in place; a pass that returns another kind overrides this.
 
         One that names steps is handed an empty front, and asks `ctx.result` for what it named.
         """
+        assert outcome.program is not None, f"{type(self).__name__} works on one program"
         self.run(outcome.program, ctx)
         return outcome
 

@@ -51,7 +51,7 @@ class Plugins(Mapping[str, Word]):
             from .header import read_header
 
             try:
-                self.read[name] = read_header(self.kind, name, self.paths[name])
+                self.read[name] = read_header(self.kind, name, self.paths[name], self.modules[name].partition(".")[0])
             except (AssertionError, SyntaxError, ValueError, TypeError) as error:
                 if self.modules[name].startswith("effc."):
                     raise  # a mistake of effc

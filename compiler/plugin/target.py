@@ -136,8 +136,6 @@ class Target(Plugin):
     use            what to do with an artifact that holds no model to load
     result_kinds   kinds of results that it can write: "model", "adapters", "front"
     later          why bounds that are `in` it can't be judged when it is written: it has to be run first
-    cannot_hold    {condition: {what: reason}}: what of `Pass.makes` it refuses, e.g.
-                   {"form: stock": {"uneven widths": "the config has one width for all layers"}}
     """
 
     loads: ClassVar[dict[str, str]] = {}
@@ -150,7 +148,6 @@ class Target(Plugin):
     use: ClassVar[str] = ""
     result_kinds: ClassVar[tuple[str, ...]] = ("model",)
     later: ClassVar[str] = ""
-    cannot_hold: ClassVar[dict[str, dict[str, str]]] = {}
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 

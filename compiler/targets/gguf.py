@@ -1,7 +1,7 @@
 """A GGUF file, as llama.cpp and what is built on it read models."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,23 +63,24 @@ class Gguf(Target):
     loads = {"gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'}
     marks = {"gguf": "model.gguf"}
     does = {"gguf": "counts and places are held against the file, then effc's engine computes with its tensors"}
-    cannot_hold = {
-        "": {
-            "packed weights": "llama.cpp packs weights in its own ways",
-            "pruned caches": "llama.cpp has no cache that forgets as this one does",
-            "interventions": "llama.cpp has no step that edits hidden states of the prompt",
-        },
-        "type: q4_0": {
-            "codes whose 0 lies anywhere": "0 is the middle code of every block of `q4_0`: quantise with "
-            "`zero: middle`, or write `type: q4_1`"
-        },
-    }
 
     type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"] = param(
         "Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row, `q4_0` and `q4_1` the codes that "
         "`quantize.*` left in groups of 32, and q8_0 where it left none.",
         default="f16",
     )
+
+    def cannot_hold(self) -> Mapping[str, str]:
+        refused = {
+            "packed weights": "llama.cpp packs weights in its own ways",
+            "pruned caches": "llama.cpp has no cache that forgets as this one does",
+            "interventions": "llama.cpp has no step that edits hidden states of the prompt",
+        }
+        if self.type == "q4_0":
+            refused["codes whose 0 lies anywhere"] = (
+                "0 is the middle code of every block of `q4_0`: quantise with `zero: middle`, or write `type: q4_1`"
+            )
+        return refused
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         from ..runtimes.gguf.writing import write_gguf

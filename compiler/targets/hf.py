@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,26 +52,24 @@ class Hf(CheckpointTarget):
         "compat": "transformers builds a stock model from `compat/config.json` and maps its safetensors",
         "compact": "effc builds the original from its config, replays listed edits, and maps safetensors",
     }
-    cannot_hold = {
-        "form: stock": {
-            "uneven widths": "a config has one width for all layers",
-            "missing branches": "a config has every branch in every layer",
-            "packed weights": "transformers has no kernels that read them",
-            "pruned caches": "transformers has no cache that forgets",
-            "interventions": "transformers has no modules that edit hidden states of the prompt",
-        },
-        "form: compat": {
-            "packed weights": "transformers has no kernels that read them",
-            "pruned caches": "transformers has no cache that forgets",
-            "interventions": "transformers has no modules that edit hidden states of the prompt",
-        },
-    }
 
     form: Literal["auto", "stock", "compact", "compat", "both"] = param(
         "Which folders; `auto` is stock where shapes allow it, else compact and, where it can be, compat.",
         default="auto",
     )
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
+
+    def cannot_hold(self) -> Mapping[str, str]:
+        shapes = {
+            "uneven widths": "a config has one width for all layers",
+            "missing branches": "a config has every branch in every layer",
+        }
+        modules = {
+            "packed weights": "transformers has no kernels that read them",
+            "pruned caches": "transformers has no cache that forgets",
+            "interventions": "transformers has no modules that edit hidden states of the prompt",
+        }
+        return {"stock": shapes | modules, "compat": modules}.get(self.form, {})
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []

@@ -1,10 +1,11 @@
 """Artifact of the native engine: packed weights and a plan of the decode step, for CPUs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.syntax.diagnostics import Reject
 from ..artifacts.load import other_kind
 from ..ir.layers.number_formats import BY_KERNEL, DENSE
@@ -73,21 +74,6 @@ class Native(Target):
     marks = {"native": "plan.json"}
     does = {"native": "effc's engine runs a plan that is checked first, over packed weights"}
     verifies_hashes = False
-    cannot_hold = {"": {"interventions": "the engine has no step that edits hidden states of the prompt"}}
-    conflicts = {
-        "inputs: int16 & not weights: int8": (
-            "inputs of 16 bits meet int8 weights alone",
-            "take `weights: int8`, or leave `inputs` out",
-        ),
-        "group: 32 & not weights: int4 & not head: int4": (
-            "groups share scales of int4 alone",
-            "take `weights: int4` or `head: int4`, or leave `group` out",
-        ),
-        "group: 128 & not weights: int4 & not head: int4": (
-            "groups share scales of int4 alone",
-            "take `weights: int4` or `head: int4`, or leave `group` out",
-        ),
-    }
 
     weights: Literal["bf16", "int8", "int4"] = param(
         "Numbers of linear layers that are not lowered: bfloat16, int8 with a scale for each output, or int4 with one "
@@ -110,6 +96,23 @@ class Native(Target):
         "`weights` are int4.",
         default="auto",
     )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.inputs == "int16" and self.weights != "int8":
+            yield Conflict(
+                ("inputs", "weights"),
+                "inputs of 16 bits meet int8 weights alone",
+                "take `weights: int8`, or leave `inputs` out",
+            )
+        if self.group != 64 and "int4" not in (self.weights, self.head):
+            yield Conflict(
+                ("group", "weights", "head"),
+                "groups share scales of int4 alone",
+                "take `weights: int4`, or leave `group` out",
+            )
+
+    def cannot_hold(self) -> Mapping[str, str]:
+        return {"interventions": "the engine has no step that edits hidden states of the prompt"}
 
     def emit(self, program: "Program", destination: Path, ctx: Context) -> None:
         from ..runtimes.native.emission import emit_native

@@ -1,6 +1,6 @@
 """ONNX for ONNX Runtime: decoders with keys and values as inputs and outputs, anything else as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -55,18 +55,17 @@ class Onnx(Target):
     }
     marks = {"onnx": "model.onnx encoder_model.onnx"}
     does = {"onnx": "ONNX Runtime runs a graph of listed ops, from the bytes that were checked"}
-    cannot_hold = {
-        "": {
-            "packed weights": "ONNX has no ops that read them",
-            "pruned caches": "ONNX has no cache that forgets",
-            "interventions": "a graph is the same for every row, and what is edited follows from "
-            "where the row's prompt lies",
-        }
-    }
 
     dynamic: Literal["none", "int8"] = param(
         "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.", default="none"
     )
+
+    def cannot_hold(self) -> Mapping[str, str]:
+        return {
+            "packed weights": "ONNX has no ops that read them",
+            "pruned caches": "ONNX has no cache that forgets",
+            "interventions": "a graph is the same for every row, and what is edited follows from where its prompt lies",
+        }
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         check_modules(self.requires, self.extra, "the target `onnx`")

@@ -1,6 +1,7 @@
 """Description of the pruned parts, in MultiPruner's published format."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ class PruningConfig(Target):
     Example: pruning_config("lean-config")
     """
 
-    cannot_hold = {"": {"interventions": "it says what was cut, and interventions were put in"}}
+    def cannot_hold(self) -> Mapping[str, str]:
+        return {"interventions": "it says what was cut, and interventions were put in"}
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         with torch.device("meta"):

@@ -1,7 +1,7 @@
 """A program of torch alone, which reads neither effc nor transformers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,6 @@ class Pt2(Target):
     Example: pt2("exported")
     """
 
-    cannot_hold = {
-        "": {
-            "interventions": "a program is the same for every row, and what is edited follows from "
-            "where the row's prompt lies"
-        }
-    }
-
     loads = {"program": '`program/model.pt2` is a program of torch alone: `torch.export.load`, or `effc.load(".")`.'}
     marks = {"program": "model.pt2"}
     does = {"program": "torch runs an exported graph of listed operators"}
@@ -65,6 +58,10 @@ class Pt2(Target):
         default=None,
         ge=64,
     )
+
+    def cannot_hold(self) -> Mapping[str, str]:
+        reason = "a program is the same for every row, and what is edited follows from where the row's prompt lies"
+        return {"interventions": reason}
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         import torch

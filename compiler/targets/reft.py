@@ -1,9 +1,11 @@
 """Interventions as a folder of their own, beside the model that they were trained in."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from ...dsl.checker.rules import MissingStep, Problem
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts import reft
 from ..artifacts.artifact import NOTES
@@ -49,11 +51,13 @@ class Reft(Target):
         "base": "is the model of the interventions beside it: transformers builds it and maps its safetensors",
     }
     upon = True
-    needs = {"reft.insert": "it writes the interventions that a step inserts"}
 
     base: Literal["auto", "inside"] = param(
         "Whether the model beneath is copied: where it must be, or always.", default="auto"
     )
+
+    def problems(self) -> Iterator[Problem]:
+        yield MissingStep("reft.insert", "it writes the interventions that a step inserts")
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         if not any(True for _ in interventions(program.model)):

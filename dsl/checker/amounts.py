@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.source import Span
-from .conditions import is_met
 from .pipelines import PipelineBuild, Stage
 from .skeleton import Group
 from .value_text import number, percent, plain, value_text
@@ -124,8 +123,7 @@ def _may_have_changed(stage: Stage, kind: str, line: PipelineBuild) -> bool:
 
 def _pooled(stage: Stage) -> bool:
     """Whether layers compete, so that only their sum is told: the pass says that it makes uneven sizes."""
-    makes = stage.word.facts.get("makes", {})
-    return any(effect.startswith("uneven") and is_met(when, stage.call.args) for when, effect in makes.items())
+    return any(effect.startswith("uneven") for effect in stage.rules.effects())
 
 
 def _remaining(name: str, value: Any, count: int) -> float:
@@ -159,7 +157,7 @@ def _check_layers(
             leaves_none(
                 f"{argument} removes {removed}, `on` selects {len(selected.paths)} {noun}",
                 span,
-                related=((stage.call.where("on"), f"{len(selected.paths)} of {total}"),),
+                related=((on, f"{len(selected.paths)} of {total}"),) if (on := stage.call.where("on")) else (),
                 help="remove fewer, or select more",
             ),
         )
@@ -187,7 +185,7 @@ def _check_widths(stage: Stage, name: str, value: Any, selected: "Selectable", l
         line.report(stage, fault)
 
 
-def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span) -> Diagnostic | None:
+def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span | None) -> Diagnostic | None:
     """Every layer keeps the same share."""
     for group in groups:
         target = _remaining(name, value, group.count)
@@ -207,7 +205,9 @@ def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], s
     return None
 
 
-def _pooled_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span) -> Diagnostic | None:
+def _pooled_widths(
+    name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span | None
+) -> Diagnostic | None:
     """Layers compete, so only their sum is told; each keeps at least one step."""
     total = sum(g.count for g in groups)
     target, least = _remaining(name, value, total), align * len(groups)

@@ -161,7 +161,7 @@ class _Result:
         report_unused(self.line, {e.source for e in self.emits})
 
     def pipeline(self) -> Pipeline:
-        steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.sound)
+        steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.sound and s.call)
         return Pipeline(
             self.node.name.path, self.line.input, steps, tuple(self.bounds), tuple(self.emits), self.node.span
         )

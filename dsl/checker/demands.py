@@ -1,12 +1,12 @@
-"""Requirements of a word's header on its combined arguments, and on the steps before it."""
+"""Rules of a word for its arguments together, for the steps before it, and for the rows that it names."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ..syntax.diagnostics import Diagnostic, Fault
-from .conditions import compared_in, condition_names, meets, phrase
+from ..syntax.source import Span
 from .pipelines import PipelineBuild, Stage
 from .recipe import Emit, Invocation
+from .rules import Conflict, MissingStep, Unread
 from .scope import Scope
 from .value_text import plain
 from .values import DataRef, references_in
@@ -29,35 +29,19 @@ def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
     """Report steps and targets whose arguments don't go together, or that lack a step before them."""
     scope = line.scope
     for stage in line.stages:
-        if stage.word is None:
-            continue
-        if stage.sound and stage.call:
-            for fault in invalid_combination(stage.word, stage.call, scope):
+        if stage.word and stage.call and stage.sound:
+            for fault in invalid_combination(stage.word, stage.call, line.stages_up_to(stage.name)[:-1], scope):
                 line.report(stage, fault)
-        if stage.call and (lacking := _missing_pass(stage.word, stage.call, line.stages_up_to(stage.name)[:-1], scope)):
-            line.report(stage, lacking)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
-        for fault in invalid_combination(word, emit.call, scope):
+        for fault in invalid_combination(word, emit.call, line.stages_up_to(emit.source), scope):
             scope.report(fault)
-        if lacking := _missing_pass(word, emit.call, line.stages_up_to(emit.source), scope):
-            scope.report(lacking)
 
 
-def invalid_combination(plugin: Word, call: Invocation, scope: Scope) -> list[Diagnostic]:
-    """The first choice that is unfit, at the parameter named first that the recipe gives; and data used twice."""
-    args, faults = {p.name: p.default for p in plugin.params} | dict(call.args), []
-    for conditions, (reason, help_) in plugin.facts.get("conflicts", {}).items():
-        if meets(conditions, args):
-            argument = next((name for name in condition_names(conditions) if name in call.spans), "")
-            faults.append(
-                unfit_choices(reason, call.where(argument), help=help_, note=_defaults(conditions, call, args))
-            )
-            break
-    else:
-        faults += _unread_parameters(plugin, call, args)
-    data = scope.variant.data
-    faults += _rows_without_prompts(plugin, call, args, scope)
+def invalid_combination(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> list[Diagnostic]:
+    """Faults of arguments that don't go together, of a step that is missing before, and of data used twice."""
+    args, data = call.args, scope.variant.data
+    faults = [*_problems(plugin, call, earlier_stages, scope), *_rows_without_prompts(plugin, call, scope)]
     for judge, taught in plugin.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
         for ref in references_in(args[judge], DataRef):
@@ -76,32 +60,47 @@ def invalid_combination(plugin: Word, call: Invocation, scope: Scope) -> list[Di
     return faults
 
 
-def _defaults(conditions: str, call: Invocation, args: Mapping[str, Any]) -> str:
-    """Numbers that conditions compare and nobody wrote: `clients` is 4 where it is left out."""
-    silent = [name for name in dict.fromkeys(compared_in(conditions)) if name not in call.spans]
-    return ", ".join(f"`{name}` is {plain(args[name])} where it is left out" for name in silent)
+def _problems(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> Iterator[Diagnostic]:
+    """Problems by the word's own rules: the first conflict, else each unread parameter; a missing step."""
+    problems = list(plugin.rules(call.args).problems())
+    conflict = next((problem for problem in problems if isinstance(problem, Conflict)), None)
+    if conflict:
+        note = _defaults(conflict.params, call)
+        yield unfit_choices(conflict.message, _first_span(conflict.params, call), help=conflict.help, note=note)
+    for problem in problems:
+        if isinstance(problem, Unread) and not conflict:
+            for name in problem.params:
+                if name in call.spans:
+                    message = f"nothing reads `{name}` here: it belongs to {problem.home}"
+                    note = _defaults(problem.deciding, call)
+                    yield unfit_choices(message, call.where(name), note=note, help=f"leave `{name}` out")
+        elif isinstance(problem, MissingStep) and _is_missing(problem.step, earlier_stages, scope):
+            message = f"`{plugin.name}` needs `{problem.step}` before it"
+            span, help_text = _first_span(problem.params, call), f"add a step `{problem.step}(...)`"
+            yield missing_step(message, span, note=problem.reason, help=help_text)
 
 
-def _unread_parameters(plugin: Word, call: Invocation, args: Mapping[str, Any]) -> Iterator[Diagnostic]:
-    """Parameters that are given and that other arguments leave without a meaning."""
-    for name, condition in plugin.facts.get("only", {}).items():
-        if name in call.spans and not meets(condition, args):
-            silent = [n for n in condition_names(condition) if n not in call.spans and args[n] is not None]
-            yield unfit_choices(
-                f"nothing reads `{name}` here: it belongs to {phrase(condition)}",
-                call.where(name),
-                note=", ".join(f"`{n}` is {plain(args[n])} where it is left out" for n in silent),
-                help=f"leave `{name}` out",
-            )
+def _first_span(names: Sequence[str], call: Invocation) -> Span | None:
+    """Place of the first of these arguments that the recipe gives; of the call where it gives none."""
+    return call.where(next((name for name in names if name in call.spans), ""))
 
 
-def _rows_without_prompts(
-    plugin: Word, call: Invocation, args: Mapping[str, Any], scope: Scope
-) -> Iterator[Diagnostic]:
+def _defaults(names: Sequence[str], call: Invocation) -> str:
+    """Values that count and that nobody wrote: `clients` is 4 where it is left out."""
+    silent = {name: call.args[name] for name in names if name not in call.spans}
+    return ", ".join(f"`{name}` is {plain(value)} where it is left out" for name, value in silent.items() if value)
+
+
+def _is_missing(step: str, earlier_stages: list[Stage], scope: Scope) -> bool:
+    """Whether no step is of a pass; False where nobody can tell."""
+    return not scope.session.broken and all(s.word and s.word.name != step for s in earlier_stages)
+
+
+def _rows_without_prompts(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
     """Rows that are to say where prompts end, and are of a kind that doesn't."""
     kinds = scope.session.vocabulary.words("data")
     for name in plugin.facts.get("answers", ()):
-        for ref in references_in(args[name], DataRef):
+        for ref in references_in(call.args[name], DataRef):
             declared = scope.variant.data.get(ref.name)
             if declared is not None and not kinds[declared.word].facts.get("prompted"):
                 prompted = " or ".join(f"`{n}`" for n, kind in sorted(kinds.items()) if kind.facts.get("prompted"))
@@ -111,18 +110,3 @@ def _rows_without_prompts(
                     note=f"rows of `{declared.word}` are whole texts",
                     help=f"give rows of {prompted}",
                 )
-
-
-def _missing_pass(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> Diagnostic | None:
-    """A fault where a pass must have run before this word and has not; None where all have, or nobody can tell."""
-    if scope.session.broken or any(s.word is None for s in earlier_stages):
-        return None
-    done = {s.word.name for s in earlier_stages if s.word}
-    args = {p.name: p.default for p in plugin.params} | dict(call.args)
-    for key, reason in plugin.facts.get("needs", {}).items():
-        name, _, conditions = key.partition(" & ")
-        if name not in done and (not conditions or meets(conditions, args)):
-            argument = next((n for n in condition_names(conditions) if n in call.spans), "") if conditions else ""
-            message = f"`{plugin.name}` needs `{name}` before it"
-            return missing_step(message, call.where(argument), note=reason, help=f"add a step `{name}(...)`")
-    return None

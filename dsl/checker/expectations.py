@@ -6,7 +6,6 @@ from ..syntax import ast
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
 from .calls import check_call, metric_ref
-from .conditions import is_met, meets
 from .pipelines import PipelineBuild, from_result
 from .recipe import Bound, Emit
 from .result_kinds import report_result_kind
@@ -155,19 +154,15 @@ def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: Pipeli
 
 def _report_unsupported_result(plugin: Word, emit: Emit, line: PipelineBuild) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
-    reasons_by_effect: dict[str, str] = {}
-    for condition, reasons in plugin.facts.get("cannot_hold", {}).items():
-        if is_met(condition, emit.call.args):
-            reasons_by_effect |= reasons
+    reasons = plugin.rules(emit.call.args).cannot_hold()
     for stage in line.stages_up_to(emit.source):
-        makes = stage.word.facts.get("makes", {}) if stage.word and stage.call else {}
-        for condition, effect in makes.items():
-            if effect in reasons_by_effect and meets(condition, stage.call.args):
+        for effect in stage.rules.effects():
+            if effect in reasons:
                 line.scope.report(
                     cannot_hold(
                         f"`{plugin.name}` can't hold the {effect} that `{stage.name}` makes",
                         emit.call.span,
-                        note=reasons_by_effect[effect],
+                        note=reasons[effect],
                         related=((stage.span, effect),),
                     )
                 )
@@ -176,7 +171,7 @@ def _report_unsupported_result(plugin: Word, emit: Emit, line: PipelineBuild) ->
 
 def report_paths(emits: list[Emit], scope: Scope) -> None:
     """Every artifact lies inside the output folder, and none inside another."""
-    spans: dict[tuple[str, ...], Span] = {}
+    spans: dict[tuple[str, ...], Span | None] = {}
     for emit in emits:
         path, span = emit.call.args.get("path", ""), emit.call.where("path")
         if fault := _path_problem(path):
@@ -191,7 +186,7 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
                     path_clash(
                         f"{path} {message}",
                         span,
-                        related=((other_span, "the first"),),
+                        related=((other_span, "the first"),) if other_span else (),
                         help="give each artifact a path of its own",
                     )
                 )

@@ -21,11 +21,7 @@ unfit_pattern = Fault(
     "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
     "modules whose number of inputs is a multiple of four or eight.",
 )
-unfit_ranks = Fault(
-    "unfit-ranks",
-    "Ranks of elastic adapters are to be two or more, each smaller than the one before, and none larger than a module "
-    "that it is for.",
-)
+unfit_ranks = Fault("unfit-ranks", "A rank of elastic adapters is larger than a module that it is for.")
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 

@@ -26,7 +26,7 @@ class InvalidLiteral(Exception):
 
 
 def literal_value(expr: ast.Expr) -> Any:
-    """The value of a number, string, bool or range, by its own look; raises Unfit."""
+    """The value of a number, string, bool or range, by its own look; raises Conflict."""
     match expr:
         case ast.Number(digits, unit):
             return number_value(expr, digits, unit)
@@ -71,7 +71,7 @@ def interval_value(expr: ast.Interval, low: Any, high: Any) -> Range:
 
 
 def selector_value(expr: ast.Expr) -> Selector | None:
-    """A selector from globs joined by operators; None where some part is no glob. Raises Unfit."""
+    """A selector from globs joined by operators; None where some part is no glob. Raises Conflict."""
     if isinstance(expr, ast.AllowEmpty):
         inner = selector_value(expr.selector)
         return inner and Selector(inner.terms, allow_empty=True)
@@ -98,7 +98,7 @@ def _selector_terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
 
 
 def check_glob(glob: str, span: Span) -> None:
-    """Raises Unfit, at the place inside the quotes, for a glob that can't be read."""
+    """Raises Conflict, at the place inside the quotes, for a glob that can't be read."""
     try:
         parse_glob(glob)
     except InvalidGlob as error:

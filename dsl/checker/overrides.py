@@ -124,11 +124,11 @@ def _json_to_expression(value, span: Span) -> ast.Expr | None:
     if isinstance(value, str):
         return parse_shell_value(value, span)
     if isinstance(value, list):
-        items = [_json_to_expression(v, span) for v in value]
-        return None if None in items else ast.Items(tuple(items), span=span)
+        items = [item for v in value if (item := _json_to_expression(v, span)) is not None]
+        return ast.Items(tuple(items), span=span) if len(items) == len(value) else None
     if isinstance(value, tuple):  # an object
-        named = [(name, _json_to_expression(v, span)) for name, v in value]
-        sound = named and all(_WORD.match(name) and v is not None for name, v in named)
+        named = [(name, item) for name, v in value if (item := _json_to_expression(v, span)) is not None]
+        sound = named and len(named) == len(value) and all(_WORD.match(name) for name, _ in named)
         return _pairs(named, span) if sound else None
     return None
 
@@ -151,9 +151,9 @@ def parse_shell_value(text: str, span: Span) -> ast.Expr:
         parts = [p for p in text[1:-1].split(",") if p.strip()]
         return ast.Items(tuple(parse_shell_value(p, span) for p in parts), span=span)
     if text.startswith("{") and text.endswith("}"):
-        parts = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
-        if parts and all(colon and _WORD.match(name.strip()) for name, colon, _ in parts):  # else a glob: `{q,k}`
-            return _pairs([(name.strip(), parse_shell_value(value, span)) for name, _, value in parts], span)
+        entries = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
+        if entries and all(colon and _WORD.match(name.strip()) for name, colon, _ in entries):  # else a glob: `{q,k}`
+            return _pairs([(name.strip(), parse_shell_value(value, span)) for name, _, value in entries], span)
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
     return ast.Text(text, span=span)

@@ -50,7 +50,8 @@ def declare_param(node: ast.Param, scope: Scope) -> None:
     if bounds is POISON or argument.value is POISON:
         return
     faults: list[Diagnostic] = []
-    if check_allowed(argument.value, bounds, name, argument.span, faults.append, node.bounds and node.bounds.span):
+    declared = node.bounds.span if node.bounds else node.span
+    if check_allowed(argument.value, bounds, name, argument.span, faults.append, declared):
         entry.value = argument.value
         scope.origins[name] = argument.origin
     for fault in faults:

@@ -9,6 +9,7 @@ from ..syntax.source import Span
 from .calls import check_call_partially
 from .modules import call_arguments, open_module
 from .recipe import Invocation
+from .rules import Rules
 from .scope import LABELS, Entry, Scope
 from .typed import wrong_type
 from .values import StepRef, references_in
@@ -34,6 +35,10 @@ class Stage:
     caller: Span | None = None
     sound: bool = False
     origin: Span | None = None  # what it wrote after `from:`
+
+    @property
+    def rules(self) -> Rules:
+        return self.word.rules(self.call.args) if self.word and self.call else Rules()
 
 
 @dataclass

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
-from .conditions import is_met
 from .pipelines import PipelineBuild, Stage
 from .recipe import Bound, Emit
+from .value_text import plain
 from .values import StepRef, references_in
 from .vocabulary import Word
 
@@ -33,15 +33,9 @@ def label(kind: str) -> str:
     return _LABELS.get(kind, f"a result of kind `{kind}`")
 
 
-def kind_after(stage: Stage) -> str:
-    """Result kind of a step: the last of its pass's conditions that is met."""
-    kinds = stage.word.facts.get("results", {}) if stage.word and stage.call else {}
-    return next((kind for condition, kind in reversed(kinds.items()) if is_met(condition, stage.call.args)), MODEL)
-
-
 def kind_of(line: PipelineBuild, name: str) -> str:
     """The kind of a named result; the pipeline's model is a model."""
-    return next((kind_after(s) for s in line.stages if s.name == name), MODEL)
+    return next((s.rules.result_kind() for s in line.stages if s.name == name), MODEL)
 
 
 def report_kinds(line: PipelineBuild) -> None:
@@ -84,7 +78,7 @@ def report_result_kind(plugin: Word, emit: Emit, line: PipelineBuild) -> None:
 def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: PipelineBuild) -> None:
     """Report bounds that name neither an emitted target nor a point of a front."""
     targets = {e.call.word for e in emits}
-    fronts = [s for s in line.stages if kind_after(s) == "front"]
+    fronts = [s for s in line.stages if s.rules.result_kind() == "front"]
     points = {ref.name for s in fronts for ref in references_in(s.call.args, StepRef)}
     for bound in bounds:
         known = sorted(targets | points | (set(POINTS) if fronts else set()))
@@ -108,10 +102,11 @@ def _result_span(stage: Stage, name: str, named: bool) -> Span:
 def _leave_out_remedy(line: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
     """`, or leave `merge: false` out`, where the step would then give what is wanted."""
     stage = next((s for s in line.stages if s.name == name and s.word and s.call), None)
-    kinds = stage.word.facts.get("results", {}) if stage else {}
-    condition = next((c for c, kind in reversed(kinds.items()) if c and is_met(c, stage.call.args)), "")
-    fits = condition and kinds.get("", MODEL) in accepted
-    return f", or leave `{condition}` out of `{name}`" if fits else ""
+    for param in stage.call.spans if stage else ():
+        others = {n: value for n, value in stage.call.args.items() if n != param}
+        if stage.word.rules(others).result_kind() in accepted:
+            return f", or leave `{param}: {plain(stage.call.args[param])}` out of `{name}`"
+    return ""
 
 
 def _selection_remedy(line: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
@@ -128,7 +123,7 @@ def _selection_remedy(line: PipelineBuild, kind: str, accepted: tuple[str, ...])
 
 
 def _results_in_model(plugin: Word) -> bool:
-    return MODEL in plugin.facts.get("results", {"": MODEL}).values()
+    return MODEL in plugin.facts.get("results", (MODEL,))
 
 
 def _either(kinds: tuple[str, ...]) -> str:
@@ -136,14 +131,14 @@ def _either(kinds: tuple[str, ...]) -> str:
 
 
 def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
-    return tuple((s.span, f"gives {label(kind_after(s))}") for s in line.stages if s.name == name)
+    return tuple((s.span, f"gives {label(s.rules.result_kind())}") for s in line.stages if s.name == name)
 
 
 def _suitable_result_remedy(line: PipelineBuild, accepted: tuple[str, ...], end: str, named: bool) -> str:
     """The last result before the step `end` that would do."""
     names = [s.name for s in line.stages]
     earlier = line.stages[: names.index(end)] if end else line.stages
-    fit = [s.name for s in earlier if kind_after(s) in accepted]
+    fit = [s.name for s in earlier if s.rules.result_kind() in accepted]
     if named:
         return f"name steps that give {_either(accepted)}" + (f": {', '.join(fit)}" if fit else "")
     if fit:

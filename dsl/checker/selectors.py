@@ -214,13 +214,3 @@ def unmatched_parts(selector: Selector, paths: Iterable[str]) -> tuple[Unmatched
                 out.append(UnmatchedPart(term, glob, glob, 0, subtracts=True))
         chosen = _joined(op, chosen, matched)
     return tuple(out)
-
-
-def closest_glob(glob: str, paths: Iterable[str]) -> str:
-    """The glob that was probably meant: each component, compared with those that the paths have."""
-    from ..syntax.nearest import nearest
-
-    parts = {c for p in paths for c in p.split(".") if not c.isdigit()}
-    fixed = [c if set(c) & set("*{") or c in parts or c.isdigit() else nearest(c, parts) or c for c in glob.split(".")]
-    guess = ".".join(fixed)
-    return guess if guess != glob else ""

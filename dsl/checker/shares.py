@@ -41,7 +41,7 @@ def check_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
 
 
 def named(expr: ast.Expr, shares: Shares, param: Param) -> Shares:
-    """Shares that came by a name, theirs held against those of the parameter; raises Unfit."""
+    """Shares that came by a name, theirs held against those of the parameter; raises Conflict."""
     for name, _ in shares.parts:
         if fault := _unknown_share_diagnostic(name, expr.span, param):
             raise InvalidLiteral(fault)

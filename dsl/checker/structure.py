@@ -217,12 +217,14 @@ def _no_match_diagnostic(stage: Stage, unmatched: UnmatchedPart, candidates: Sel
         dead_span,
         help=f"did you mean `{closest}`?" if closest else f"{sample}; write `allow empty` if none may match",
         note=_other_kind_note(unmatched, candidates, skeleton),
-        fix=Fix(dead_span, closest) if closest and dead_span != span else None,
+        fix=Fix(dead_span, closest) if closest and dead_span and dead_span != span else None,
     )
 
 
-def _selector_span(span: Span, unmatched: UnmatchedPart) -> Span:
+def _selector_span(span: Span | None, unmatched: UnmatchedPart) -> Span | None:
     """The part inside the quotes of the selector's text; the whole argument where it came by a name."""
+    if span is None:
+        return None
     glob = span.text.find(quoted(unmatched.glob))
     if glob < 0:
         return span

@@ -121,7 +121,7 @@ def _evaluate_selector(expr: ast.Expr, param: Param) -> Selector:
 
 
 def coerce(expr: ast.Expr, value: Any, param: Param) -> Any:
-    """The value as the first of the wanted types that it has; raises Unfit where it has none of them."""
+    """The value as the first of the wanted types that it has; raises Conflict where it has none of them."""
     kind = CLASSES[type(value)]
     if kind == "string" and "choice" in param.types and value in param.choices:
         return value

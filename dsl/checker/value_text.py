@@ -1,5 +1,6 @@
 """Typed values as recipe text: `85% of channels`, `24GiB`, `"*.mlp" - "layers.0.*"`, `perplexity(calib)`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from .units import BYTES, DURATIONS
@@ -78,7 +79,7 @@ def _metric(metric: MetricRef) -> str:
     return f"{metric.name}({', '.join(args)})" if args else metric.name
 
 
-_FORMATTERS = {
+_FORMATTERS: dict[type, Callable[[Any], str]] = {
     Ratio: _ratio,
     Bytes: _bytes,
     Duration: _duration_text,

@@ -3,31 +3,11 @@
 The compiler fills a `Vocabulary` from the headers of its files; the language never sees a class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("pass", "target", "metric", "data", "model")
-
-# Types a parameter may have, as they are written in manuals. A parameter lists one or more.
-TYPES = (
-    "int",
-    "float",
-    "ratio",
-    "bytes",
-    "duration",
-    "string",
-    "bool",
-    "choice",
-    "selector",
-    "range",
-    "shares",
-    "data",
-    "metric",
-    "model",
-    "profile",
-    "step",
-)  # and "list[T]" of any of them
+from .rules import Problem, Rules
 
 
 class Required:
@@ -44,7 +24,8 @@ REQUIRED = Required()
 class Param:
     """One parameter of a word.
 
-    types    as above; the first is the one that help mentions
+    types    "int", "ratio", "choice"... as compiler/plugin/header.py names them, or "list[T]" of one; the first is the
+             one that help mentions
     of       legal bases of a ratio ("channels", "params", ...), a ratio without `of` takes the only one; or the
              names that shares are divided among
     unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages
@@ -80,9 +61,17 @@ class Param:
         return self.default is REQUIRED
 
 
+def _without_rules(**arguments: Any) -> Rules:
+    return Rules()
+
+
 @dataclass(frozen=True)
 class Word:
-    """A name that a recipe may call: what its file's header says."""
+    """A name that a recipe may call: what its file's header says.
+
+    problems   all that its rules can report, for pages
+    declare    keyword arguments -> rules for them
+    """
 
     kind: str
     name: str
@@ -90,10 +79,16 @@ class Word:
     params: tuple[Param, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)  # the header's other literals: keeps, acts_on, after ...
     path: str = ""
+    problems: tuple[Problem, ...] = ()
+    declare: Callable[..., Rules] = _without_rules
 
     @property
     def summary(self) -> str:
         return self.doc.strip().split("\n\n")[0].replace("\n", " ")
+
+    def rules(self, arguments: Mapping[str, Any]) -> Rules:
+        """Rules for arguments; others have their defaults, None where a parameter has none."""
+        return self.declare(**{p.name: None if p.required else p.default for p in self.params} | dict(arguments))
 
     def param(self, name: str) -> Param | None:
         return next((p for p in self.params if p.name == name), None)

@@ -119,7 +119,9 @@ class ErrorSite:
 
     def is_step(self, i: int) -> bool:
         """Whether, inside the parentheses of a step that was not closed, the next step begins here."""
-        if self.block is None or self.tokens[self.statement] != "pipeline" or not self.first_on_line(i):
+        if self.block is None or self.statement is None or not self.first_on_line(i):
+            return False
+        if self.tokens[self.statement] != "pipeline":
             return False
         shape = any(self._follow(i, ("EQUAL", kind, "LPAR")) for kind in ("NAME", "DOTTED"))
         return shape and self.tokens[i].type == "NAME" and self.tokens[i].column <= self.tokens[self.start].column
@@ -132,7 +134,9 @@ class ErrorSite:
 
     def next_item(self, i: int) -> int:
         """The next item of the open block, its closing brace, the next statement or the end."""
-        last, open = len(self.tokens) - 1, []
+        assert self.statement is not None, "an item stands in a statement's block"
+        last = len(self.tokens) - 1
+        open: list[str] = []
         after = _AFTER_WORD[self.tokens[self.statement]]
         for k in range(self.start, min(i, last)):
             self._update_brackets(open, self.tokens[k].type)

@@ -117,7 +117,7 @@ def _to_json(node: Any, spans: bool) -> Any:
     if not spans and isinstance(node, ast.Items):
         return [_to_json(item, spans) for item in node.items]
     fields = {"node": type(node).__name__}
-    for field, kind in _fields(type(node)):
+    for field, kind in _fields(NODES[type(node).__name__]):
         value = getattr(node, field)
         fields[field] = value.path if isinstance(value, ast.Name) and _only_name(kind) else _to_json(value, spans)
     return fields | ({"span": [node.span.start, node.span.end]} if spans else {})
@@ -205,7 +205,7 @@ class _Reading:
         node = NODES.get(data.get("node")) if isinstance(data.get("node"), str) else None
         if node is None and len(choices) == 1 and choices[0] in NODES.values() and "node" not in data:
             node = choices[0]
-        if node not in choices:
+        if node is None or node not in choices:
             raise Reject(_type_error(path, _required_kind(choices), data))
         known = dict(_fields(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}

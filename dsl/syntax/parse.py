@@ -244,9 +244,9 @@ class _Reader:
             self.blamed = is_repeat
         self.dropped = (site.statement, mistake.diagnostic.message) if mistake.drops else None
         self.report(mistake.diagnostic, mistake.repairs)
-        item = site.statement if mistake.drops else start
-        self.repairs = self.repairs + 1 if item == self.repaired else 1
-        self.repaired = item
+        repaired = site.statement if mistake.drops else start
+        self.repairs = self.repairs + 1 if repaired == self.repaired else 1
+        self.repaired = repaired
         if not mistake.repairs or self.repairs > REPAIRS:
             return self.skip_item(site, complete)
         if mistake.put:
@@ -303,4 +303,5 @@ def _merged(first: Diagnostic, second: Diagnostic) -> Diagnostic:
     """The first, mended together with the second."""
     between = first.span.source.text[first.fix.span.end : second.fix.span.start]
     fix = Fix(first.fix.span.to(second.fix.span), first.fix.text + between + second.fix.text)
-    return replace(first, fix=fix, related=(*first.related, (second.span, second.message)))
+    related = ((second.span, second.message),) if second.span else ()
+    return replace(first, fix=fix, related=(*first.related, *related))

@@ -69,7 +69,7 @@ class SparseCpu(Pass):
     reads = {"timings": ("file",)}
     determinism = "deterministic"
     foreseeable = False
-    makes = {"": "packed weights"}
+    makes = ("packed weights",)
     after = {"changes: weights": "packed weights can't be changed, cut or trained"}
     elsewhere: ClassVar[bool] = True
 

@@ -50,7 +50,7 @@ class SparseKv(Pass):
 
     keeps = Lossy()
     acts_on = "branches"
-    makes = {"": "pruned caches"}
+    makes = ("pruned caches",)
     determinism = "deterministic"
     after = {"lower.group_queries": "it exchanges the attention that a pruned cache has replaced"}
 

@@ -28,7 +28,7 @@ class Apply(Pass):
 
     keeps = Lossy()
     changes = ("weights", "branches")
-    makes = {"": "missing branches", "path": "uneven widths"}
+    makes = ("missing branches", "uneven widths")
     determinism = "deterministic"
     foreseeable = False
     reads = {"path": ("file",)}

@@ -1,5 +1,6 @@
 """Remove whole residual branches or layers, the least missed first."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from ...compiler.analysis.planning.selection import branches, layers
@@ -28,13 +29,16 @@ class Blocks(BlockPruner):
     """
 
     acts_on = "branches"
-    makes = {"unit: branch": "missing branches"}
 
     remove: int | Ratio = param(
         "How many to remove, or what share of them or of all parameters.", of=("blocks", "params"), ge=1, unit="blocks"
     )
     on: Selector | None = param("Which may go: paths of attention or MLP modules, or of layers.", default=None)
     unit: Literal["branch", "layer"] = param("Remove single branches, or whole layers.", default="branch")
+
+    def effects(self) -> Iterator[str]:
+        if self.unit == "branch":
+            yield "missing branches"
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         self._refuse_without_choice(skeleton)

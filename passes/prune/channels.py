@@ -25,7 +25,6 @@ class Channels(RefittingPruner):
     """
 
     acts_on = "channels"
-    makes = {"score": "uneven widths"}
 
     keep: Ratio = param(
         "Share of the channels, or of all parameters, that stays.", of=("channels", "params"), gt=0, le=1

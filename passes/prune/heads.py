@@ -25,7 +25,7 @@ class Heads(RefittingPruner):
     """
 
     acts_on = "heads"
-    makes = {"score": "uneven heads"}
+    uneven = "uneven heads"
 
     keep: Ratio = param("Share of the query heads or KV heads that stays.", of=("heads", "kv_heads"), gt=0, le=1)
     on: Selector | None = param("Which attention modules.", default=None)

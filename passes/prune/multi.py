@@ -1,5 +1,6 @@
 """Prune blocks, MLP channels and attention heads, whatever the model misses least."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from ...compiler.analysis.planning.amount import Amount
@@ -8,6 +9,7 @@ from ...compiler.transforms.search.competing_pruner import CompetingPruner
 from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.latency import no_clock
 from ...compiler.transforms.search.parts import select_parts
+from ...dsl.checker.rules import Problem, Unread
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import MetricRef, ProfileRef, Ratio, Selector, Shares
 from ...dsl.syntax.diagnostics import Reject
@@ -41,7 +43,7 @@ class Multi(CompetingPruner):
     """
 
     acts_on = "branches"
-    makes = {"": "missing branches", "score": "uneven widths"}
+    makes = ("missing branches", "uneven widths")
 
     remove: Ratio = param(
         "Share of the parameters, their bytes, the operations per token or the latency that goes.",
@@ -75,6 +77,11 @@ class Multi(CompetingPruner):
         default=None,
     )
     on: Selector | None = param("Which attention and MLP modules may be cut.", default=None)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        if self.split is None:
+            yield Unread(("width_score",), "`split`", ())
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         if self.machine is not None and self.remove.of != "latency":

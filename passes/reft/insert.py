@@ -45,7 +45,7 @@ class Insert(Pass):
     keeps = Lossy()
     acts_on = "layers"
     within = "rank"
-    makes = {"": "interventions"}
+    makes = ("interventions",)
     determinism = "seeded"
 
     form: Literal["loreft", "direft", "noreft", "odireft", "consreft", "lobireft"] = param(

@@ -29,7 +29,7 @@ class Front(Pass):
 
     keeps = Lossy()
     determinism = "deterministic"
-    results = {"": "front"}
+    results = ("front",)
 
     points: list[StepRef] = param("Steps whose results are the points.", least=2, distinct=True)
     measure: list[MetricRef] = param("What is measured of each, the most telling first.", least=1, distinct=True)

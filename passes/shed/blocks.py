@@ -24,7 +24,7 @@ class Blocks(BlockPruner):
     """
 
     acts_on = "ssm"
-    makes = {"": "missing blocks"}
+    makes = ("missing blocks",)
 
     remove: int | Ratio = param(
         "How many blocks to remove, or what share of them or of the whole model.",

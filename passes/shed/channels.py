@@ -28,7 +28,7 @@ class Channels(WidthPruner):
     """
 
     acts_on = "ssm_channels"
-    makes = {"score": "uneven scans"}
+    uneven = "uneven scans"
 
     keep: Ratio = param(
         "Share of the channels, or with a score of the whole model, that stays.",

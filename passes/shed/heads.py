@@ -32,7 +32,7 @@ class Heads(WidthPruner):
     """
 
     acts_on = "ssm_heads"
-    makes = {"score": "uneven scans"}
+    uneven = "uneven scans"
 
     keep: Ratio = param(
         "Share of the heads, or with a score of the whole model, that stays.",

@@ -35,7 +35,7 @@ class Multi(CompetingPruner):
     """
 
     acts_on = "branches"
-    makes = {"": "missing branches", "score": "uneven widths"}
+    makes = ("missing branches", "uneven widths")
 
     remove: int | Ratio = param(
         "Share of the parameters, their bytes, the operations per token or the latency that "

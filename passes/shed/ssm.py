@@ -29,7 +29,7 @@ class Ssm(BlockPruner):
 
     acts_on = "scans"
     changes = ("weights", "branches")
-    makes = {"": "missing scans"}
+    makes = ("missing scans",)
 
     remove: int | Ratio = param(
         "How many scans to remove, or what share of them or of the whole model.",

@@ -29,7 +29,7 @@ class State(WidthPruner):
     """
 
     acts_on = "ssm_state"
-    makes = {"score": "uneven scans"}
+    uneven = "uneven scans"
 
     keep: Ratio = param(
         "Share of the states, or with a score of the whole model, that stays.",

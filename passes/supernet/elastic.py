@@ -1,5 +1,6 @@
 """Make widths and depth of a model elastic, and train it so that every choice of them is a model."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import ClassVar, Literal
 
@@ -42,6 +43,7 @@ from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
 from ...compiler.transforms.training.training_run import run_training
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
@@ -85,13 +87,7 @@ class Elastic(Learner):
     changes = ("weights",)
     determinism = "seeded"
     disjoint = {"held_out": "data"}
-    results = {"": "family"}
-    conflicts = {
-        "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
-        " & depth: none & count ranks < 2": ("nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`"),
-        "not channels & not heads & not scan_heads & not scan_channels & not states & not experts & not kernels"
-        " & depth: none & train: weights": ("nothing is elastic", "ask for `channels`, `heads`, or `depth`"),
-    }
+    results = ("family",)
     extra: ClassVar[str] = "tune"
 
     data: DataRef = param("Rows to learn from.")
@@ -149,6 +145,15 @@ class Elastic(Learner):
     steps: int = param("Updates of what is trained, at most.", default=200, ge=0, unit="steps")
     held_out: DataRef | None = param("Rows to judge the middle choice by; never learned from.", default=None)
 
+    def problems(self) -> Iterator[Problem]:
+        widths = (self.channels, self.heads, self.scan_heads, self.scan_channels, self.states, self.experts)
+        if any((*widths, self.kernels)) or self.depth != "none":
+            return
+        if self.train == "weights":
+            yield Conflict(("train",), "nothing is elastic", "ask for `channels`, `heads`, or `depth`")
+        elif len(self.ranks) < 2:
+            yield Conflict(("ranks",), "nothing is elastic", "ask for `channels`, `heads`, `depth`, or `ranks`")
+
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Model), f"a family of {outcome.kind}"
         program = outcome.program
@@ -171,7 +176,7 @@ class Elastic(Learner):
         if self.train == "adapters" and self.steps:
             check_modules(("peft",), self.extra, "`supernet.elastic` with `train: adapters`")
             inside = tuple(f"{unit}." for unit in skeleton.units)
-            check_ranks(self.ranks, [p for p in parts(skeleton, None) if p.path.startswith(inside)], minimum=1)
+            check_ranks(self.ranks, [p for p in parts(skeleton, None) if p.path.startswith(inside)])
         widths = [
             d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
         ]

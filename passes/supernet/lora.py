@@ -55,7 +55,7 @@ class Lora(Learner):
     within = "ranks"
     determinism = "seeded"
     disjoint = {"held_out": "data"}
-    results = {"": "family"}
+    results = ("family",)
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 

@@ -42,10 +42,13 @@ class Pick(Pass):
     determinism = "deterministic"
     accepts = ("family",)
     foreseeable = False  # widths of a choice are the family's to know: the whole model is the most that is left
-    results = {"": "model", "merge: false": "adapters"}
+    results = ("model", "adapters")
 
     ranks: Literal["largest", "middle", "smallest"] = param("The value that every dimension takes.", default="middle")
     merge: bool = param("Add the adapters to the weights; false gives them apart, for the target `peft`.", default=True)
+
+    def result_kind(self) -> str:
+        return "model" if self.merge else "adapters"
 
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         assert isinstance(outcome, Family), f"picked from {outcome.kind}"

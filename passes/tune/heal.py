@@ -1,6 +1,6 @@
 """Train a pruned model until it is as well again as it gets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -28,11 +28,10 @@ from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
 from ...compiler.transforms.training.training_run import run_training
 from ...compiler.transforms.training.unmerged import Unmerged
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
-from ...dsl.syntax.diagnostics import Fault, Reject
-
-nothing_apart = Fault("nothing-apart", "Adapters are asked for apart from a model that is trained without any.")
+from ...dsl.syntax.diagnostics import Reject
 
 
 class Heal(Learner):
@@ -74,13 +73,7 @@ class Heal(Learner):
     changes = ("weights", "values")
     determinism = "seeded"
     disjoint = {"held_out": "data"}
-    conflicts = {
-        "method: full & merge: false": (
-            "training all weights leaves no adapters apart from them",
-            "write `method: lora`, or leave `merge: false` out",
-        )
-    }
-    results = {"": "model", "merge: false": "adapters"}
+    results = ("model", "adapters")
     extra: ClassVar[str] = "tune"
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -102,6 +95,15 @@ class Heal(Learner):
     distill: Ratio = param("Share of the loss that the original's predictions make up.", default=Ratio(0.0), ge=0, le=1)
     temperature: float = param("What both predictions are softened by before they are compared.", default=1.0, gt=0)
     weight_decay: float = param("AdamW's decay of what is trained.", default=0.0, ge=0)
+
+    def problems(self) -> Iterator[Problem]:
+        if self.method == "full" and not self.merge:
+            yield Conflict(
+                ("method", "merge"), "`method: full` leaves no adapters apart from the model", "write `method: lora`"
+            )
+
+    def result_kind(self) -> str:
+        return "model" if self.merge else "adapters"
 
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         if self.merge:
@@ -290,11 +292,4 @@ class Heal(Learner):
 
     def _check_rows(self, ctx: Context) -> None:
         self._check_packages()
-        if self.method == "full" and not self.merge:
-            raise Reject(
-                nothing_apart(
-                    "training all weights leaves no adapters apart from them",
-                    help="write `method: lora`, or leave `merge: false` out",
-                )
-            )
         refuse_same_rows(self.data, self.held_out, ctx)

@@ -1,5 +1,6 @@
 """Train the interventions of a model while all its own weights stay."""
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -20,6 +21,7 @@ from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.trainable import Trained, activation_checkpointing, training_mode
 from ...compiler.transforms.training.trained_pass import Learner
 from ...dsl.checker.demands import no_prompts
+from ...dsl.checker.rules import MissingStep, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio
 from ...dsl.syntax.diagnostics import Fault, Reject
@@ -50,7 +52,6 @@ class Reft(Learner):
     determinism = "seeded"
     disjoint = {"held_out": "data"}
     answers = ("data", "held_out")
-    needs = {"reft.insert": "it trains the interventions that a step inserts"}
     after: ClassVar[dict[str, str]] = {"reft.insert": "it trains what that inserts"}
 
     data: DataRef = param("Prompts with answers to learn from.")
@@ -65,6 +66,9 @@ class Reft(Learner):
         "Coordinates to train, from 0; all where it is left out.", default=None, least=1, distinct=True
     )
     held_out: DataRef | None = param("Prompts with answers to judge by; never learned from.", default=None)
+
+    def problems(self) -> Iterator[Problem]:
+        yield MissingStep("reft.insert", "it trains the interventions that a step inserts")
 
     def run(self, program: Program, ctx: Context) -> None:
         refuse_same_rows(self.data, self.held_out, ctx)

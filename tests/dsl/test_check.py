@@ -8,6 +8,7 @@ import pytest
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.check import Checked, check
 from effc.dsl.checker.overrides import read_overrides
+from effc.dsl.checker.rules import Rules
 from effc.dsl.checker.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio, Selector, StepRef
 from effc.dsl.checker.vocabulary import Param, Vocabulary, Word
 from effc.dsl.syntax.parse import parse
@@ -17,6 +18,18 @@ from hypothesis import strategies as st
 
 ON = Param("on", ("selector",), "Where.", None)
 DATA = Param("data", ("data",), "Rows.", positional=True)
+
+
+class Cut(Rules):
+    def effects(self):
+        yield "uneven widths"
+
+
+class Files(Rules):
+    def cannot_hold(self):
+        return {"holes": "no file has holes"}
+
+
 WORDS = {
     "pass": [
         Word(
@@ -28,7 +41,7 @@ WORDS = {
                 ON,
                 Param("align", ("int",), "Step.", 1, ge=1),
             ),
-            {"makes": {"": "uneven widths"}},
+            declare=lambda **arguments: Cut(),
         ),
         Word(
             "pass",
@@ -61,7 +74,7 @@ WORDS = {
             "files",
             "Files.",
             (Param("path", ("string",), "Where.", positional=True),),
-            {"cannot_hold": {"": {"holes": "no file has holes"}}},
+            declare=lambda **arguments: Files(),
         )
     ],
     "metric": [

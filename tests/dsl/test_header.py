@@ -2,18 +2,33 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from effc.compiler.plugin.header import BASES, inherited_declarations, read_header
+from effc.compiler.plugin.header import RULES, read_header
 from effc.compiler.plugin.registry import SHELVES, Registry
+from effc.dsl.checker.rules import Conflict, MissingStep
+from effc.dsl.checker.values import DataRef, MetricRef, Ratio
 from effc.dsl.checker.vocabulary import REQUIRED
 
 SHELF = Registry()
 WORDS = [(kind, name) for kind in SHELVES for name in SHELF.vocabulary.words(kind)]
+
+
+STAND_INS = {"ratio": Ratio(0.5), "metric": MetricRef("params"), "data": DataRef("rows"), "string": "text"}
+STAND_INS |= {
+    "int": 4,
+    "list[string]": ("a", "b"),
+    "list[step]": (),
+    "list[metric]": (),
+    "list[int]": (4, 2),
+    "list[ratio]": (),
+    "step": None,
+}
 
 
 def written(tmp_path: Path, body: str) -> Path:
@@ -39,6 +54,28 @@ def test_what_is_read_is_what_is_imported(kind, name):
         assert about == dict(field.metadata)
     for fact, value in word.facts.items():
         assert getattr(cls, fact) == value
+
+
+@pytest.mark.parametrize("kind, name", WORDS)
+def test_rules_from_the_source_say_what_the_imported_class_says(kind, name):
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load_class(kind, name)
+    defaults = {p.name: STAND_INS[p.types[0]] if p.required else p.default for p in word.params}
+    choices = [
+        {p.name: choice} for p in word.params for choice in (*p.choices, *[True, False] * (p.types == ("bool",)))
+    ]
+    for arguments in [{}, *choices, *({**a, **b} for a in choices for b in choices)]:
+        read, imported = word.rules(defaults | arguments), cls(**defaults | arguments)
+        for rule in sorted(RULES):
+            answers = [getattr(rules, rule)() for rules in (read, imported)]
+            assert len({repr(list(a) if isinstance(a, Iterator) else a) for a in answers}) == 1, (rule, arguments)
+
+
+@pytest.mark.parametrize("kind, name", WORDS)
+def test_problems_are_of_parameters_that_the_word_has(kind, name):
+    word = SHELF.vocabulary.word(kind, name)
+    for problem in word.problems:
+        assert {*problem.params, *getattr(problem, "deciding", ())} <= {p.name for p in word.params}
+        assert not isinstance(problem, MissingStep) or problem.step in SHELF.vocabulary.words("pass")
 
 
 @pytest.mark.parametrize("kind, name", WORDS)
@@ -95,6 +132,41 @@ def test_types_choices_bounds_and_facts_are_read(tmp_path):
     assert word.summary == "Do something."
 
 
+def test_a_rule_runs_without_the_rest_of_its_file(tmp_path):
+    word = read_header(
+        "pass",
+        "some.word",
+        written(
+            tmp_path,
+            '''
+        raise SystemExit("imported")
+        class Some(Pass):
+            """Do something."""
+            results = ("model", "adapters")
+            count: int = param("How many.", default=2)
+            apart: bool = param("Whether apart.", default=False)
+            def problems(self):
+                yield from self._count_problems()
+            def _count_problems(self):
+                if self.apart and self.count < 3:
+                    yield Conflict(("apart", "count"), "two are not apart", "give three")
+            def effects(self):
+                yield from super().effects()
+                if self.count > 2:
+                    yield "uneven widths"
+            def result_kind(self):
+                return self.results[self.apart]
+        ''',
+        ),
+    )
+    apart, many = word.rules({"apart": True}), word.rules({"count": 3})
+    assert (
+        list(apart.problems()) == [*word.problems] == [Conflict(("apart", "count"), "two are not apart", "give three")]
+    )
+    assert list(many.problems()) == [] and list(many.effects()) == ["uneven widths"] and list(apart.effects()) == []
+    assert (many.result_kind(), apart.result_kind()) == ("model", "adapters")
+
+
 def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
     (tmp_path / "shared.py").write_text(
         dedent(
@@ -130,6 +202,12 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
     "body, said",
     [
         ('class A(Pass):\n    """D."""\n    keeps = make()', "not literal"),
+        ('class A(Pass):\n    """D."""\n    keeps = Lossy().__class__', "not literal"),
+        ('class A(Pass):\n    """D."""\n    conflicts = {"a & b": ("why", "what")}', "is a method now: `problems`"),
+        (
+            'class A(Pass):\n    """D."""\n    def problems(self):\n        yield Conflict((x,), "A.", "B.")',
+            "not literal",
+        ),
         ("class A(Pass):\n    pass", "no docstring"),
         ("x = 1", "0 classes derive from Pass"),
         ('class A(Pass):\n    """D."""\n    x: Tensor = param("X.")', "no type that a recipe can write"),
@@ -142,9 +220,8 @@ def test_a_header_that_is_not_literal_names_file_and_line(tmp_path, body, said):
     assert "word.py" in str(caught.value)
 
 
-def test_targets_have_a_path_first():
-    params, _ = inherited_declarations(BASES["target"])
-    assert list(params) == ["path"] and params["path"].positional
+def test_targets_have_a_path_that_needs_no_name():
+    assert all(word.param("path").positional for word in SHELF.vocabulary.words("target").values())
 
 
 def test_reading_all_headers_imports_no_torch():

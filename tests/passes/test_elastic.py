@@ -210,16 +210,10 @@ def test_training_a_family_makes_small_choices_better(tmp_path, train):
     assert abs(loss(again.cut_to_choice(choice).model) - small) < 1e-3 * small
 
 
-@pytest.mark.parametrize(
-    ("args", "slug", "help_"),
-    [
-        ({"channels": [Ratio(1.0), Ratio(0.9999)], "heads": []}, "one-choice", "further apart"),
-        ({"ranks": [4, 8]}, "unfit-ranks", "`ranks: [8, 4]`"),
-    ],
-)
-def test_shares_that_can_not_be_are_refused(tmp_path, args, slug, help_):
-    found = refused(lambda: through(tmp_path, tiny.model("llama"), ("supernet.elastic", {**NET, **args})))
-    assert found.diagnostics[0].slug == slug and help_ in found.diagnostics[0].help
+def test_shares_that_can_not_be_are_refused(tmp_path):
+    args = {**NET, "channels": [Ratio(1.0), Ratio(0.9999)], "heads": []}
+    found = refused(lambda: through(tmp_path, tiny.model("llama"), ("supernet.elastic", args)))
+    assert found.diagnostics[0].slug == "one-choice" and "further apart" in found.diagnostics[0].help
 
 
 def test_training_leaves_the_program_as_it_was_and_no_adapters_apart(tmp_path):

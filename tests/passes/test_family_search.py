@@ -91,7 +91,6 @@ def test_a_table_of_latencies_tells_its_error(net, tmp_path):
     ("args", "slug", "help_"),
     [
         ({"at_most": Ratio(0.05, "params")}, "none-small-enough", "`at_most: "),
-        ({"measure": []}, "no-objective", "measure"),
         ({"report": [SCORE]}, "report-is-selection", "other rows"),
     ],
 )

@@ -264,11 +264,6 @@ def test_a_metric_beside_is_compared_with_the_score_of_its_own_turn(tmp_path):
     assert all(s[2] == pytest.approx(s[3]) for s in note["seen"] if s[1] == "perplexity(other)")
 
 
-def test_a_score_for_widths_needs_turns(tmp_path):
-    with pytest.raises(Reject, match="bad-turns"):
-        pruned(tmp_path, tiny.model("llama"), remove=Ratio(0.2, "params"), width_score=OTHER)
-
-
 def test_shares_count_among_the_kinds_in_order(tmp_path):
     program = pruned(
         tmp_path,

@@ -193,22 +193,13 @@ def test_the_seed_decides_the_family_bit_for_bit(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "message", "help_"),
-    [
-        ([4, 8], "`ranks` are 4, 8, which don't fall", "`ranks: [8, 4]`"),
-        ([8, 8, 4], "which don't fall", "`ranks: [8, 4]`"),
-        ([8, 0], "which don't fall", "the largest first"),
-        ([8], "`ranks` has 8 alone", "`tune.heal(rank: 8)`"),
-        ([80, 4], "rank 80 is more than model.layers.0.self_attn.q_proj has: it is 64 wide", "at most 64"),
-    ],
-)
-def test_ranks_that_can_not_be_are_refused_before_weights_are_read(tmp_path, ranks, message, help_):
-    model, args = tiny.model("llama"), {**NET, "ranks": ranks}
+def test_ranks_that_can_not_be_are_refused_before_weights_are_read(tmp_path):
+    model, args = tiny.model("llama"), {**NET, "ranks": [80, 4]}
     recipe = recipe_of([("net", "supernet.lora", {**defaults("pass", "supernet.lora"), **args})])
     step = context_of(tmp_path, model, recipe).registry.make("pass", recipe.pipelines["lean"].steps[0].call)
     found = refused(lambda: step.forecast(skeleton_of(capture(model)))).diagnostics[0]
-    assert found.slug == "unfit-ranks" and message in found.message and help_ in found.help
+    assert found.slug == "unfit-ranks" and "at most 64" in found.help
+    assert "rank 80 is more than model.layers.0.self_attn.q_proj has: it is 64 wide" in found.message
 
 
 def test_masked_adapters_are_not_given_apart(tmp_path):

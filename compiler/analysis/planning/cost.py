@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ....dsl.checker.conditions import is_met as is_so
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import DataRef, MetricRef, references_in
@@ -117,9 +116,8 @@ def _layers_stay_uniform(source: str, pipeline: Pipeline, ctx: "Context") -> boo
         pass_: Pass = ctx.registry.make("pass", call)
         if not pass_.foreseeable and not pass_.everywhere:  # what touches every module alike changes no shape
             return False
-        for when, effect in pass_.makes.items():
-            if effect.startswith(("uneven", "missing")) and is_so(when, call.args):
-                return False
+        if any(effect.startswith(("uneven", "missing")) for effect in pass_.effects()):
+            return False
         source = steps[source].source
     return True
 

@@ -32,7 +32,7 @@ def renamable_at(reading: Reading, offset: int, documents: OpenDocuments) -> Occ
 
 
 def rename(reading: Reading, offset: int, name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
-    """Raises Unfit."""
+    """Raises Conflict."""
     occurrence = renamable_at(reading, offset, documents)
     declared = find_declaration(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:

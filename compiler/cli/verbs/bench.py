@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         shared: Shared,
         only: Annotated[str, _only] = "",
         seconds: Annotated[float, _seconds] = 0.3,
-        shape: Annotated[list[str], _shape] = (),
+        shape: Annotated[list[str] | None, _shape] = None,
         gate: Annotated[bool, _gate] = False,
     ) -> int:
         """Race the native kernels against torch's strongest, and compare with their targets.
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
         which the system took a processor away are thrown out. `of read` compares with reading as many bytes;
         a missed target says the most that this allows.
         """
-        shapes = [_parsed(text) for text in shape]
+        shapes = [_parsed(text) for text in shape or ()]
         from ...core.fingerprint import cpus
         from ...transforms.lowering.kernel_table import PARTS, SHAPES, Table, goals_summary, table_environment
 

@@ -55,13 +55,13 @@ def _register_listing(group: typer.Typer) -> None:
             nothing = "no other finished step" if n_unreadable else "no finished step"
             return shared.screen.note(f"{shared.cache_folder} holds {nothing}")
 
-        rows = [("key", "step", "size", "used")]
+        lines = [("key", "step", "size", "used")]
         current_time = time.time()
-        rows += [
+        lines += [
             (e.key[:12], _step_text(e), size(e.bytes), f"{duration_text(max(0, current_time - e.used))} ago")
             for e in entries
         ]
-        shared.screen.answer(shared.screen.table(rows, right=(2,)))
+        shared.screen.answer(shared.screen.table(lines, right=(2,)))
         return shared.screen.note(f"{count_text(len(entries), 'step')} in {shared.cache_folder}")
 
     @make_verb(group, shows=("cache", "inputs", "machine"))

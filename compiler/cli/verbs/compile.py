@@ -162,15 +162,21 @@ def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     """Metric, before, after, change, and the bound with what came of it."""
     from ...core.quantity import measurement_text, relative_change_text
 
-    rows, left = [], list(manifest.expectations)
+    rows: list[tuple[str, ...]] = []
+    left = list(manifest.expectations)
     for m in manifest.measures:
-        before = measurement_text(m.original, m.unit) if m.original is not None else ""
+        before = after = difference = ""
+        if m.original is not None:
+            before = measurement_text(m.original, m.unit)
+        if m.compiled is not None:
+            after = measurement_text(m.compiled, m.unit)
+        if m.original is not None and m.compiled is not None:
+            difference = relative_change_text(m.original, m.compiled)
         bounds = [e for e in left if e.text.startswith(f"{m.metric} ")]
         left = [e for e in left if e not in bounds]
-        difference = relative_change_text(m.original, m.compiled) if m.original is not None else ""
         if m.spread and difference:
             difference += f" ({', '.join(relative_change_text(1.0, end).removesuffix(' %') for end in m.spread)})"
-        first = (m.metric, before, measurement_text(m.compiled, m.unit), difference)
+        first = (m.metric, before, after, difference)
         rows.append((*first, _bound(bounds[0], m.metric) if bounds else "", bounds[0].outcome if bounds else ""))
         rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in bounds[1:]]
     return rows + [(e.text, "", "", "", "", e.outcome) for e in left]

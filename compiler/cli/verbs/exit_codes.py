@@ -16,7 +16,7 @@ from .interrupt import SENTENCE
 if TYPE_CHECKING:
     from .flags import Shared
 
-UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
+UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
 internal = Fault(
     "internal",
@@ -108,8 +108,8 @@ def diagnostics_of(error: BaseException, cache: Path | None = None) -> Sequence[
             return error.diagnostics
         case KeyboardInterrupt():
             return [interrupted(SENTENCE)]
-        case UsageError():
-            return [_usage_diagnostic(error)]
+    if isinstance(error, UsageError):
+        return [_usage_diagnostic(error)]
     text = str(error)
     if is_out_of_memory(error):
         return [_out_of_memory_diagnostic(error)]

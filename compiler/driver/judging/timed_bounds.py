@@ -26,7 +26,7 @@ def interval_decides(bound: Bound, timings: InterleavedTimes, original: float, u
     if bounds is None:
         return False
     low, high = (judge_bound(bound, original if bound.baseline else None, end, unit) for end in bounds)
-    if bound.op == "in" and not low.passed and not high.passed:
+    if bound.op == "in" and low.low is not None and low.high is not None and not low.passed and not high.passed:
         return bounds[1] < low.low or bounds[0] > low.high
     return low.passed == high.passed
 

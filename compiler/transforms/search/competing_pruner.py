@@ -1,7 +1,9 @@
 """Parameters of passes in which cuts of several kinds compete."""
 
+from collections.abc import Iterator
 from typing import Literal
 
+from ....dsl.checker.rules import Problem, Unread
 from ....dsl.checker.values import DataRef, MetricRef
 from ...plugin.interfaces import Lossy, Pass, param
 from .compensation import Fit
@@ -14,7 +16,6 @@ class CompetingPruner(GreedyPruner, Pass):
     keeps = Lossy()
     changes = ("weights", "branches")
     determinism = "deterministic"
-    only = {"estimate": "search: racing", "together": "search: racing"}
 
     score: MetricRef = param("What the model is scored by without each candidate.")
     search: Literal["racing", "exact"] = param("Score what may win, or everything.", default="racing")
@@ -39,6 +40,10 @@ class CompetingPruner(GreedyPruner, Pass):
         default=False,
     )
     clock: MetricRef = param("Which latency, measured on the machine that compiles.", default=MetricRef("decode.p50"))
+
+    def problems(self) -> Iterator[Problem]:
+        if self.search != "racing":
+            yield Unread(("estimate", "together"), "`search: racing`", ("search",))
 
     @property
     def exact(self) -> bool:

@@ -143,14 +143,6 @@ class Greedy:
         """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
         order = tuple(dict.fromkeys(self.order or [p.kind for p in self.parts]))
         if self.split is None:
-            if self.widths is not None:
-                raise Reject(
-                    bad_turns(
-                        "`width_score` is for kinds that take turns, and all compete by one score",
-                        help="add `split`, or leave `width_score` out",
-                        argument="width_score",
-                    )
-                )
             return [(order, 1.0)]
         if sum(self.split.share(kind) for kind in order) <= 0:
             raise Reject(

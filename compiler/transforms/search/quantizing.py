@@ -1,6 +1,6 @@
 """Shared by passes that quantize weights: preserved zeros, and remarks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import fsum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,8 +54,11 @@ class Quantizer(GridPass):
 
     keeps = Lossy()
     changes = ("weights",)
-    makes = {"bits: 4 & zero: free": "codes whose 0 lies anywhere"}
     after = {"changes: values": "other values would leave the grid"}
+
+    def effects(self) -> Iterator[str]:
+        if self.bits == 4 and self.zero == "free":
+            yield "codes whose 0 lies anywhere"
 
 
 def nonzero_mask(weight: Tensor) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Parameters of passes that make one kind of modules narrower."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 from ....dsl.checker.values import DataRef, MetricRef
 from ...plugin.interfaces import Lossy, Pass, param
@@ -9,14 +10,22 @@ from .greedy import GreedyPruner
 
 
 class WidthPruner(GreedyPruner, Pass):
-    """Makes modules narrower: all alike, or with a score one where the loss suffers least."""
+    """Makes modules narrower: all alike, or with a score one where the loss suffers least.
+
+    uneven   effect of a score
+    """
 
     keeps = Lossy()
     changes = ("weights",)
     determinism = "deterministic"
+    uneven: ClassVar[str] = "uneven widths"
 
     score: MetricRef | None = param("What decides which modules lose more; without it all lose alike.", default=None)
     search: Literal["racing", "exact"] = param("With a score: try what may be best, or everything.", default="racing")
+
+    def effects(self) -> Iterator[str]:
+        if self.score is not None:
+            yield self.uneven
 
 
 class RefittingPruner(WidthPruner):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ....dsl.checker.inputs import rank_mismatch, unfit_ranks
+from ....dsl.checker.inputs import rank_mismatch
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.grid import Grid
@@ -243,33 +243,7 @@ class Family(Outcome):
         )
 
 
-def check_ranks(ranks: Sequence[int], selected: Sequence[Part], minimum: int = 2) -> None:
-    """Reject (unfit-ranks) ranks that don't fall, fewer than `minimum`, and what is larger than a module."""
-    faults = []
-    if list(ranks) != sorted(set(ranks), reverse=True) or not ranks or ranks[-1] < 1:
-        fallen = sorted({rank for rank in ranks if rank > 0}, reverse=True)
-        faults.append(
-            unfit_ranks(
-                f"`ranks` are {_listed(ranks)}, which don't fall from one to the next",
-                help=f"write `ranks: [{_listed(fallen)}]`"
-                if len(fallen) > 1
-                else "write some, the largest first, as in `ranks: [32, 24, 16]`",
-                argument="ranks",
-            )
-        )
-    elif len(ranks) < minimum:
-        faults.append(
-            unfit_ranks(
-                f"`ranks` has {ranks[0]} alone, and there is nothing to choose",
-                help=f"give two or more, or train with `tune.heal(rank: {ranks[0]})`",
-                argument="ranks",
-            )
-        )
-    if ranks and (fault := rank_mismatch(selected, ranks)):
-        faults.append(fault)
-    if faults:
-        raise Reject(*faults)
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    return ", ".join(map(str, ranks))
+def check_ranks(ranks: Sequence[int], selected: Sequence[Part]) -> None:
+    """Reject (unfit-ranks) a rank that is larger than a module."""
+    if fault := rank_mismatch(selected, ranks):
+        raise Reject(fault)

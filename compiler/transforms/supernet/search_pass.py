@@ -21,7 +21,6 @@ from .explorer import Explorer, Genome, Objective
 from .family import Family
 from .latency import measure_latency_table
 
-no_objective = Fault("no-objective", "A search over a family is given no measure to be good at.")
 report_is_selection = Fault(
     "report-is-selection",
     "A search reports on the rows that it selects by.\n\nSuch a number is too good: the search has fitted those rows.",
@@ -38,7 +37,7 @@ class Method(Pass):
     changes = ("weights", "branches")
     accepts = ("family",)
     disjoint = {"report": "measure"}
-    results = {"": "front"}
+    results = ("front",)
 
     measure: list[MetricRef] = param("What choices are good at, the most telling first.", least=1, distinct=True)
     report: list[MetricRef] = param(
@@ -110,13 +109,7 @@ def no_finite(count: int):
 
 
 def check_search(search: Method, family: Family, ctx: Context) -> None:
-    """Reject a search without measures, over one choice, or that reports on the rows that it selects by."""
-    if not search.measure:
-        raise Reject(
-            no_objective(
-                "a search without a measure has nothing to be good at", help="`measure: [params]`", argument="measure"
-            )
-        )
+    """Reject a search over one choice, or one that reports on the rows that it selects by."""
     if family.space.size < 2:
         raise Reject(one_choice("the family has one choice, and there is nothing to search", help="leave the step out"))
     selects = _rows(search.measure, ctx)

@@ -83,7 +83,7 @@ class Scale(Pass):
     """
 
     keeps = Lossy()
-    results = {"": "scaled"}
+    results = ("scaled",)
     by: list[int] = param("Factors.", least=1)
 
     def result_of(self, outcome, ctx):

@@ -137,6 +137,30 @@ def acme(tmp_path):
     return str(installed(tmp_path / "site", "effc_acme", files))
 
 
+RULED = HALVE.replace(
+    "        def run(",
+    """        def problems(self):
+            if self.by.value == 1:
+                yield Conflict(("by",), "a factor of 100% changes nothing", "leave the step out")
+            yield from self.other_problems()
+
+        def run(""",
+)
+
+
+def test_rules_of_a_package_run_without_importing_it_and_where_they_fail_are_a_diagnostic(process, tmp_path):  # noqa: F811
+    files = {"passes/acme/halve.py": RULED, "targets/acme/vault.py": VAULT}
+    site = installed(tmp_path / "site", "effc_acme", files)
+    (tmp_path / "r.effspec").write_text(RECIPE.replace("90%", "100%"))
+    done = process("check", "r.effspec", PYTHONPATH=str(site))
+    assert done.code == 5 and "error[bad-plugin]: `problems` of the pass `acme.halve` fails" in done.err
+    file = Path(site, "effc_acme", "passes", "acme", "halve.py")
+    file.write_text(file.read_text().replace("yield from self.other_problems()", ""))
+    done = process("check", "r.effspec", PYTHONPATH=str(site))
+    assert done.code == 3 and "error[unfit-choices]: a factor of 100% changes nothing" in done.err
+    assert "was imported" not in done.err
+
+
 def test_a_recipe_is_checked_without_importing_a_package_that_it_names(process, tmp_path):  # noqa: F811
     site = installed(tmp_path / "site", "effc_acme", {"passes/acme/halve.py": HALVE, "targets/acme/vault.py": VAULT})
     (tmp_path / "r.effspec").write_text(RECIPE)

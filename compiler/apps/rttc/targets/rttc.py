@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .....dsl.checker.rules import Conflict, Problem
 from .....dsl.checker.values import Bytes
 from .....dsl.syntax.diagnostics import Fault, Reject
 from ....artifacts.artifact import NOTES
@@ -27,7 +28,6 @@ no_questions = Fault(
     "How large a reward is large enough belongs to the model, the reward and the domain: it is "
     "calibrated on questions with known answers.",
 )
-no_graded = Fault("no-graded-answers", "A scorer was to be trained without graded answers.")
 
 
 class Rttc(CheckpointTarget):
@@ -55,49 +55,12 @@ class Rttc(CheckpointTarget):
     }
     extra = "rttc"
     requires = ("peft",)
-    conflicts = {
-        'policy: sequential & dev: ""': (
-            "`policy: sequential` has no thresholds without `dev`",
-            'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
-        ),
-        'policy: router & dev: ""': (
-            "`policy: router` has nothing to learn from without `dev`",
-            'give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
-        ),
-        "policy: ttt & adapt: none": (
-            "`policy: ttt` always trains, and `adapt: none` leaves nothing to train",
-            "take `adapt: lora`, or `policy: rag`",
-        ),
-        "check: choice & count options < 2": (
-            "`check: choice` has fewer than two words to choose from",
-            'name them: `options: ["yes", "no"]`',
-        ),
-        "scorer: lora & embed: own": (
-            "`scorer: lora` trains a sentence encoder, and there is none",
-            'name one: `embed: "./minilm"`, or take `scorer: head`',
-        ),
-        "scorer: reft & embed: own": (
-            "`scorer: reft` trains a sentence encoder, and there is none",
-            'name one: `embed: "./minilm"`, or take `scorer: head`',
-        ),
-        'reward: scorer & graded: ""': (
-            '`reward: "scorer"` has nothing to learn from without `graded`',
-            'give `graded: "graded.jsonl"`, or `reward: "self"`',
-        ),
-    }
     reads = {
         "knowledge": ("file",),
         "dev": ("file",),
         "graded": ("file",),
         "embed": ("folder", "own"),
         "reward": ("folder", "self", "scorer"),
-    }
-    cannot_hold = {
-        "": {
-            "packed weights": "kernels of packed weights can't be trained through",
-            "pruned caches": "adapters are trained through a plain cache",
-            "interventions": "adapters go onto a model without interventions",
-        }
     }
 
     knowledge: str = param("Samples: JSON lines with `question` and `answer`, or `text`; or a text, by paragraphs.")
@@ -160,25 +123,45 @@ class Rttc(CheckpointTarget):
     length: int = param("Most tokens of an answer in the calibration.", default=32, ge=1, le=4096)
     force: bool = param("Take a reward that tells right from wrong no better than a coin.", default=False)
 
+    def problems(self) -> Iterator[Problem]:
+        if self.policy in ("sequential", "router") and not self.dev:
+            yield Conflict(
+                ("policy", "dev"),
+                "`sequential` and `router` learn from `dev`, and there is none",
+                'give `dev: "dev.jsonl"`',
+            )
+        if self.policy == "ttt" and self.adapt == "none":
+            yield Conflict(
+                ("policy", "adapt"), "`adapt: none` leaves nothing to train for `policy: ttt`", "take `adapt: lora`"
+            )
+        if self.check == "choice" and len(self.options) < 2:
+            yield Conflict(
+                ("check", "options"), "`check: choice` has fewer than two words", 'name them: `options: ["yes", "no"]`'
+            )
+        if self.scorer in ("lora", "reft") and self.embed == "own":
+            yield Conflict(
+                ("scorer", "embed"),
+                "`lora` and `reft` train a sentence encoder, and there is none",
+                'name one: `embed: "./minilm"`',
+            )
+        if self.reward == "scorer" and not self.graded:
+            yield Conflict(
+                ("reward", "graded"),
+                "the scorer has nothing to learn from without `graded`",
+                'give `graded: "graded.jsonl"`',
+            )
+
+    def cannot_hold(self) -> Mapping[str, str]:
+        return {
+            "packed weights": "kernels of packed weights can't be trained through",
+            "pruned caches": "adapters are trained through a plain cache",
+            "interventions": "adapters go onto a model without interventions",
+        }
+
     def foresee(self, ctx: Context) -> None:
         from ..sample import read_samples
         from ..scorer import read_labelled_answers
 
-        if self.policy in ("sequential", "router") and not self.dev:
-            lacks = "has no thresholds" if self.policy == "sequential" else "has nothing to learn from"
-            raise Reject(
-                no_questions(
-                    f"`policy: {self.policy}` {lacks} without `dev`",
-                    help='give `dev: "dev.jsonl"`, or a fixed policy such as `policy: rag`',
-                )
-            )
-        if self.reward == "scorer" and not self.graded:
-            raise Reject(
-                no_graded(
-                    "`reward: scorer` has nothing to learn from without `graded`",
-                    help='give `graded: "graded.jsonl"`, or `reward: "self"`',
-                )
-            )
         if self.generation == "native":
             Native(path=self.path).foresee(ctx)
         for _ in read_samples(ctx.folder / self.knowledge):

@@ -24,6 +24,9 @@ from effc.compiler.artifacts.load import target_of_artifact
 from effc.compiler.cli.main import main
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
+from effc.compiler.plugin.registry import Registry
+from effc.dsl.checker.rules import Conflict, Unread
+from effc.dsl.checker.values import DataRef
 from effc.dsl.syntax.diagnostics import Reject
 
 pytest.importorskip("peft")
@@ -282,7 +285,7 @@ UNREAD = {
 }
 
 
-@pytest.mark.parametrize("name", Flower.only)
+@pytest.mark.parametrize("name", sorted(UNREAD))
 def test_a_parameter_that_nothing_reads_is_refused_where_it_is_written(tmp_path, name):
     (wrong,) = api.check(asked(tmp_path, UNREAD[name]), cache_dir=tmp_path / "cache").diagnostics
     assert wrong.slug == "unfit-choices" and wrong.message.startswith(f"nothing reads `{name}` here")
@@ -296,8 +299,19 @@ def test_a_number_that_nobody_wrote_is_told_with_what_it_is_at_odds_with(tmp_pat
 
 
 def test_the_limits_in_the_header_are_those_of_the_server():
-    assert f"secure & clients < {LEAST}" in Flower.conflicts
-    assert f"way: function & strategy: abm & trains: reft & clients > {MANY}" in Flower.conflicts
+    secure, function = {"secure": True}, {"strategy": "abm", "way": "function", "trains": "reft"}
+    for arguments, legal, illegal in ((secure, LEAST, LEAST - 1), (function, MANY, MANY + 1)):
+        conflicts = [
+            [p for p in Flower(path="fed", data=DataRef("words"), clients=clients, **arguments).problems()
+             if isinstance(p, Conflict)]
+            for clients in (legal, illegal)
+        ]  # fmt: skip
+        assert [len(problems) for problems in conflicts] == [0, 1]
+
+
+def test_each_parameter_that_may_be_unread_is_tried():
+    problems = Registry().vocabulary.words("target")["flower"].problems
+    assert {name for p in problems if isinstance(p, Unread) for name in p.params} == set(UNREAD)
 
 
 def refused_by_compile(folder, recipe):

@@ -314,15 +314,15 @@ def test_a_description_of_another_form_is_refused(app, tmp_path, change, words):
 @pytest.mark.parametrize(
     ("more", "code", "words"),
     [
-        ("count: 4", 3, "`policy: sequential` has no thresholds without `dev`"),
+        ("count: 4", 3, "`sequential` and `router` learn from `dev`"),
         ('policy: rag, reward: "scorer"', 3, "nothing to learn from without `graded`"),
-        ('policy: rag, reward: "scorer", graded: "kb.jsonl", scorer: lora', 3, "trains a sentence encoder"),
+        ('policy: rag, reward: "scorer", graded: "kb.jsonl", scorer: lora', 3, "train a sentence encoder"),
         ('policy: rag, embed: "absent"', 5, "there is no model folder"),
         ('dev: "dev.jsonl", length: 2', 4, "none of the 9 answers to 3 dev questions is right"),
         ("policy: rag, count: 0", 3, "the least is 1"),
         ("policy: ttt, adapt: none", 3, "`adapt: none` leaves nothing to train"),
-        ("policy: rag, check: choice", 3, "has fewer than two words to choose from"),
-        ('policy: rag, check: choice, options: ["a"]', 3, "has fewer than two words to choose from"),
+        ("policy: rag, check: choice", 3, "has fewer than two words"),
+        ('policy: rag, check: choice, options: ["a"]', 3, "has fewer than two words"),
         ("policy: rag, lists: -1MiB", 3, "the least is 0"),
     ],
 )
