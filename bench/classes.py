@@ -19,7 +19,16 @@ from pathlib import Path
 
 import torch
 
-from bench.reviews import Arm, compile_federation, edits, lora, sample_rows, sst2, write_classifier, write_rows
+from bench.reviews import (
+    Arm,
+    compile_federation,
+    edits,
+    lora,
+    sample_rows,
+    sst2,
+    write_rows,
+    write_untrained_classifier,
+)
 
 ONE = "clients: 1, rounds: 1, hold: 0%"
 ARMS = {
@@ -48,7 +57,7 @@ def main() -> None:
         folder = Path(made)
         from effc.compiler.models.checkpoints.model_folder import load_tokenizer
 
-        write_classifier(args.model, folder / "classifier", args.data, args.layers)
+        write_untrained_classifier(args.model, folder / "classifier", args.data, args.layers)
         tokenizer = load_tokenizer(folder / "classifier", "the model", False)
         train = sample_rows(sst2(args.data, "train"), 4000 + KEPT, 0, tokenizer)
         write_rows(train[KEPT:], folder / "train.jsonl")

@@ -25,7 +25,16 @@ from pathlib import Path
 import torch
 from effc.compiler.apps.federation.declaration import Declaration
 
-from bench.reviews import TASKS, Arm, compile_federation, edits, lora, sample_rows, write_classifier, write_rows
+from bench.reviews import (
+    TASKS,
+    Arm,
+    compile_federation,
+    edits,
+    lora,
+    sample_rows,
+    write_rows,
+    write_untrained_classifier,
+)
 from bench.wire import protobuf_bytes
 
 TESTS = 200
@@ -191,7 +200,7 @@ def main() -> None:
         folder = Path(made)
         from effc.compiler.models.checkpoints.model_folder import load_tokenizer
 
-        write_classifier(args.model, folder / "classifier", args.data, args.layers)
+        write_untrained_classifier(args.model, folder / "classifier", args.data, args.layers)
         tokenizer = load_tokenizer(folder / "classifier", "the model", False)
         places = {seed: folder / f"seed-{seed}" if n else folder for n, seed in enumerate(seeds)}
         for seed, place in places.items():

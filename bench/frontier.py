@@ -86,7 +86,7 @@ def write_native(folder: Path, name: str, steps: int) -> None:
     plan_files.write_plan(Reader(program, Numbers(weights, 32)).build_plan(), place, artifact_facts(model, weights))
 
 
-def quantise_by_llama_cpp(folder: Path, name: str) -> None:
+def write_llama_cpp_quant(folder: Path, name: str) -> None:
     """A file of one of llama.cpp's forms, by its own quantiser from float16."""
     import llama_cpp as api
     from decoders import silent_llama
@@ -242,7 +242,7 @@ def main() -> None:
         rows_of(folder)
     for name in names:
         if not place_of(folder, name).exists():
-            write_native(folder, name, asked.steps) if name in LEAF_FUNCTIONS else quantise_by_llama_cpp(
+            write_native(folder, name, asked.steps) if name in LEAF_FUNCTIONS else write_llama_cpp_quant(
                 folder, IK.get(name, name)
             )
     run_benchmark(folder, names, asked)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from bench.reviews import Arm, compile_federation, sample_rows, sst2, write_classifier, write_rows
+from bench.reviews import Arm, compile_federation, sample_rows, sst2, write_rows, write_untrained_classifier
 
 TESTS, KEPT = 300, 2000  # test rows; ids below are special tokens and single letters, and stay
 DEALS = {"dirichlet": "split: dirichlet, beta: 0.5", "even": "split: even"}
@@ -147,7 +147,7 @@ def write_seed_rows(args, folder: Path, seeds: list[int]) -> dict[int, Path]:
     """The folder of every seed's sentences; the classifier lies in `folder`, whose own are the first seed's."""
     from effc.compiler.models.checkpoints.model_folder import load_tokenizer
 
-    write_classifier(args.model, folder / "classifier", args.data, args.layers, mean=args.layers < 6)
+    write_untrained_classifier(args.model, folder / "classifier", args.data, args.layers, mean=args.layers < 6)
     tokenizer = load_tokenizer(folder / "classifier", "the model", False)
     test = sample_rows(sst2(args.data, "test"), TESTS, 0, tokenizer)
     parts = {seed: sample_rows(sst2(args.data, "train"), 1600, seed, tokenizer) for seed in seeds}

@@ -41,7 +41,7 @@ def lora(rank: int) -> str:
     return LORA.format(rank=rank, alpha=2 * rank).replace("{{", "{").replace("}}", "}")
 
 
-def write_classifier(base: Path, destination: Path, data: Path, layers: int = 3, mean: bool = True) -> Path:
+def write_untrained_classifier(base: Path, destination: Path, data: Path, layers: int = 3, mean: bool = True) -> Path:
     """A model of two classes, with its tokenizer: so many layers of MiniLM, and one that takes the mean of its tokens.
 
     MiniLM was taught to be read by the mean of all tokens, and its first token says next to nothing before the last

@@ -134,7 +134,7 @@ class Stepper:
         length, context = mask.shape[1], self.facts.context
         before = length - ids.shape[1]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
-        available = {"input_ids": ids, "attention_mask": _longer(mask, 1, context), "position_ids": positions}
+        available = {"input_ids": ids, "attention_mask": _pad_with_ones(mask, 1, context), "position_ids": positions}
         past_padded = [torch.zeros(len(ids), heads, context, d, dtype=self.facts.dtype) for heads, d in self.facts.past]
         for buffer, part in zip(past_padded, past or [], strict=bool(past)):
             buffer[:, :, :before] = torch.from_numpy(part)
@@ -143,7 +143,7 @@ class Stepper:
         return [logits.numpy(), *(part[:, :, :length].float().numpy() for part in new)]
 
 
-def _longer(x: Tensor, axis: int, length: int) -> Tensor:
+def _pad_with_ones(x: Tensor, axis: int, length: int) -> Tensor:
     """Filled up with ones; what lies behind the last token is hidden by being later."""
     shape = list(x.shape)
     shape[axis] = length - shape[axis]

@@ -32,7 +32,7 @@ class Account:
         return f"{self.tokens} tokens of {self.data}" if self.data else f"{self.tokens} random tokens"
 
 
-def divergence_table(artifacts: Mapping[str, tuple[Account, ...]]) -> list[Account]:
+def merge_accounts(artifacts: Mapping[str, tuple[Account, ...]]) -> list[Account]:
     """The rows of several artifacts of one pipeline: the original and programs in memory once, forms by artifact."""
     rows: dict[str, Account] = {}
     for artifact, accounts in artifacts.items():

@@ -57,13 +57,13 @@ def removable_layers(skeleton: Skeleton) -> list[Layer]:
     """Reject (no-published-form) where a layer has two of what the form gives one number."""
     layers = []
     for number, unit in enumerate(skeleton.units):
-        branches = _one_per_layer(
+        branches = _require_one_per_kind(
             [(b.role, b) for b in skeleton.branches if b.unit == unit and _short(b.role)],
             number,
             {"attention": "attentions", "mlp": "MLPs"},
         )
         heads, channels = (
-            _one_per_layer(
+            _require_one_per_kind(
                 [
                     (g.kind, g)
                     for g in skeleton.groups
@@ -78,16 +78,18 @@ def removable_layers(skeleton: Skeleton) -> list[Layer]:
     return layers
 
 
-def _one_per_layer(items: Sequence[tuple[str, Any]], layer_index: int, names: Mapping[str, str]) -> dict[str, Any]:
-    twice = next((kind for kind, times in Counter(kind for kind, _ in items).items() if times > 1), None)
+def _require_one_per_kind(
+    items_by_kind: Sequence[tuple[str, Any]], layer_index: int, plural_nouns: Mapping[str, str]
+) -> dict[str, Any]:
+    twice = next((kind for kind, times in Counter(kind for kind, _ in items_by_kind).items() if times > 1), None)
     if twice:
         raise Reject(
             no_published_form(
-                f"layer {layer_index} has two {names[twice]}, the form knows one",
+                f"layer {layer_index} has two {plural_nouns[twice]}, the form knows one",
                 help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models",
             )
         )
-    return dict(items)
+    return dict(items_by_kind)
 
 
 def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:

@@ -162,9 +162,9 @@ def _fact_sentences(plugin: Word) -> Iterator[str]:
             yield f"Changes {' and '.join(facts['changes'])}."
         for name, reason in facts["after"].items():
             yield f"Comes after {name.replace('changes: ', 'every pass that changes ')}: {reason}."
-    for effect, condition in _answers(plugin, lambda rules: rules.effects()):
+    for effect, condition in _answers_with_conditions(plugin, lambda rules: rules.effects()):
         yield f"Makes {effect}{condition}."
-    for (effect, reason), condition in _answers(plugin, lambda rules: rules.cannot_hold().items()):
+    for (effect, reason), condition in _answers_with_conditions(plugin, lambda rules: rules.cannot_hold().items()):
         yield f"Can't hold {effect}{condition}: {reason}."
     for problem in plugin.problems:
         match problem:
@@ -180,7 +180,7 @@ def _fact_sentences(plugin: Word) -> Iterator[str]:
         yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'
 
 
-def _answers(plugin: Word, ask: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
+def _answers_with_conditions(plugin: Word, ask: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
     """Answers of a word's rules, each with the argument that it depends on: " with `form: stock`", "" for all."""
     arguments: dict[str, dict[str, Any]] = {}
     for param in plugin.params:

@@ -21,7 +21,7 @@ def machine_facts() -> dict[str, Any]:
     facts = {
         "cpu": processor_name(),
         "isa": _isa(),
-        "cores": _core_count(),
+        "cores": _physical_core_count(),
         "cpus": cpus(),
         "threads": _threads(),
         "memory_bytes": memory(),
@@ -56,7 +56,7 @@ def cpus() -> int:
     return usable_cores()
 
 
-def _core_count() -> int | None:
+def _physical_core_count() -> int | None:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return None

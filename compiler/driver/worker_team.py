@@ -138,7 +138,7 @@ class Team:
                 )
             )
 
-    def replace_lost_worker(self, index: int, reason: str, key: str) -> None:
+    def handle_lost_worker(self, index: int, reason: str, key: str) -> None:
         """Say that a worker was lost, and hire another in its place, unless it is lost again and again."""
         self.failures[index] = self.failures.get(index, 0) + 1
         is_replaced = self.failures[index] < LOSSES
@@ -221,7 +221,7 @@ class StepScorer(RemoteScorer):
                 continue
             self.team.idle = [other for other in self.team.idle if other != index]
             self._retry(key)
-            self.team.replace_lost_worker(index, text, key)
+            self.team.handle_lost_worker(index, text, key)
         self._hand_out()
 
     def _hand_out(self) -> None:

@@ -42,7 +42,7 @@ def read_lock(folder: Path) -> Lock:
     return {table: body.get(table, {}) for table in TABLES}
 
 
-_REMEDY = "write it again with `effc lock RECIPE`, or take it out of version control again"
+_REMEDY = "write it again with `effc lock RECIPE`, or restore it from version control"
 
 
 def _is_table(value: object) -> bool:

@@ -92,7 +92,7 @@ def _defaults(names: Sequence[str], call: Invocation) -> str:
 
 
 def _is_missing(step: str, earlier_stages: list[Stage], scope: Scope) -> bool:
-    """Whether no step is of a pass; False where nobody can tell."""
+    """Whether no earlier step runs the pass `step`; False after syntax errors, since steps may be unread."""
     return not scope.session.broken and all(s.word and s.word.name != step for s in earlier_stages)
 
 

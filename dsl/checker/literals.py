@@ -33,7 +33,7 @@ def literal_value(expr: ast.Expr) -> Any:
         case ast.Text(value) | ast.Bool(value):
             return value
         case ast.Interval(low, high):
-            return interval_value(expr, literal_value(low), literal_value(high))
+            return checked_range(expr, literal_value(low), literal_value(high))
     raise AssertionError(f"no literal: {expr}")
 
 
@@ -57,7 +57,7 @@ def number_value(expr: ast.Number, digits: str, unit: str) -> Any:
     return value
 
 
-def interval_value(expr: ast.Interval, low: Any, high: Any) -> Range:
+def checked_range(expr: ast.Interval, low: Any, high: Any) -> Range:
     if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
         raise InvalidLiteral(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
     numbers = {int, float}

@@ -9,7 +9,7 @@ from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.nearest import suggestion
 from ..syntax.source import Span
 from .limits import check_allowed
-from .literals import InvalidLiteral, interval_value
+from .literals import InvalidLiteral, checked_range
 from .overrides import Override, unfit_override, unknown_override
 from .scope import POISON, CheckState, Entry, Scope, Variant, unknown_name, use_before_definition
 from .typed import typed_value
@@ -92,7 +92,7 @@ def _allowed_values(node: ast.Param, param: Param, scope: Scope) -> Any:
             if POISON in limits:
                 return POISON
             try:
-                return interval_value(node.bounds, *limits)
+                return checked_range(node.bounds, *limits)
             except InvalidLiteral as error:
                 scope.report(error.diagnostic)
     return POISON

@@ -51,7 +51,7 @@ Problem = Conflict | Unread | MissingStep
 
 
 class Rules:
-    """Answers that depend on arguments; the defaults of words that say nothing."""
+    """Answers that depend on arguments; the defaults are of plug-ins that override none."""
 
     def problems(self) -> Iterator[Problem]:
         """Problems of the arguments together, with literal parameters and sentences, as `effc explain` shows them."""

@@ -10,7 +10,7 @@ from ..syntax.nearest import nearest
 from ..syntax.quotes import quotes_for
 from .limits import check_bounds
 from .list_bounds import check_items
-from .literals import InvalidLiteral, interval_value, literal_value, selector_value
+from .literals import InvalidLiteral, checked_range, literal_value, selector_value
 from .scope import LABELS, POISON, Entry, Scope
 from .type_phrases import PHRASES, expected_phrase, like, sample_value
 from .value_text import number, plain, value_text
@@ -75,7 +75,7 @@ def _evaluate(expr: ast.Expr, param: Param, scope: Scope) -> Any:
             return _evaluate_ratio_of(expr, amount, base, param, scope)
         case ast.Interval(low, high):
             limits = [_evaluate_untyped(e, scope) for e in (low, high)]
-            return POISON if POISON in limits else coerce(expr, interval_value(expr, *limits), param)
+            return POISON if POISON in limits else coerce(expr, checked_range(expr, *limits), param)
         case ast.Combine() | ast.AllowEmpty():
             return coerce(expr, _evaluate_selector(expr, param), param)
         case ast.Text(value) if "selector" in param.types and value not in param.choices:

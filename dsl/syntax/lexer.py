@@ -28,7 +28,7 @@ def grammar() -> Lark:
 
 
 @cache
-def keyword_terminals() -> dict[str, str]:
+def terminal_by_keyword() -> dict[str, str]:
     """Words of the grammar and their terminals: `{"pipeline": "PIPELINE"}`."""
     return {
         t.pattern.value: t.name
@@ -39,7 +39,7 @@ def keyword_terminals() -> dict[str, str]:
 
 @cache
 def _token_pattern() -> re.Pattern:
-    signs = [t for t in grammar().terminals if t.name not in keyword_terminals().values()]
+    signs = [t for t in grammar().terminals if t.name not in terminal_by_keyword().values()]
     signs.sort(
         key=lambda t: (
             t.name != "SPACE",

@@ -76,10 +76,10 @@ class _Reader:
     repairs: int = 0
 
     def __post_init__(self):
-        from .lexer import grammar, keyword_terminals
+        from .lexer import grammar, terminal_by_keyword
 
         self.parser = grammar().parse_interactive()
-        self.words = keyword_terminals()
+        self.words = terminal_by_keyword()
 
     def read(self):
         """Lark's tree of all that is grammatical."""

@@ -1,5 +1,6 @@
-"""Files to sources."""
+"""Read recipe files."""
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -8,11 +9,11 @@ from .diagnostics import Diagnostic, Fault, Reject
 from .source import Source, Span
 
 no_recipe = Fault("no-recipe", "The recipe file does not exist.", exit="usage")
-recipe_is_folder = Fault("recipe-is-folder", "A folder is given where a recipe file is meant.", exit="usage")
+recipe_is_folder = Fault("recipe-is-folder", "A folder is given where a recipe file is expected.", exit="usage")
 unreadable_recipe = Fault("unreadable-recipe", "The system does not let effc read the recipe file.", exit="usage")
 binary_recipe = Fault("binary-recipe", "The recipe file holds bytes that no text has.")
-not_utf_8 = Fault("not-utf-8", "The recipe file is text in another encoding than UTF-8.")
-recipe_too_large = Fault("recipe-too-large", "The recipe file is larger than any recipe.")
+not_utf_8 = Fault("not-utf-8", "The recipe file is text in an encoding other than UTF-8.")
+recipe_too_large = Fault("recipe-too-large", "The recipe file is larger than a recipe may be.")
 
 LIMIT = 128 * 1024  # bytes of a recipe
 
@@ -52,7 +53,7 @@ def read_source(path: str | Path) -> Source:
     if len(data) > LIMIT:
         raise Reject(too_large(str(path), size))
     try:
-        return Source(str(path), data.decode("utf-8-sig"))
+        return Source(str(path), data.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Reject(_not_text(str(path), data, error)) from None
 
@@ -84,11 +85,12 @@ def too_large(name: str, size: int) -> Diagnostic:
 
 
 def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
-    good = Source(name, data[: error.start].decode("utf-8"))
+    text = data.removeprefix(codecs.BOM_UTF8)
+    good = Source(name, text[: error.start].decode("utf-8"))
     line, column = good.position(len(good.text))
     return not_utf_8(
-        f"byte {error.start + 1:,} of `{name}` (line {line}, column {column}) is not UTF-8",
-        Span(Source(name, data.decode("utf-8", errors="replace")), len(good.text), len(good.text) + 1),
+        f"byte {len(data) - len(text) + error.start + 1:,} of `{name}` (line {line}, column {column}) is not UTF-8",
+        Span(Source(name, text.decode("utf-8", errors="replace")), len(good.text), len(good.text) + 1),
         help="save the file as UTF-8",
     )
 

@@ -113,7 +113,7 @@ class SparseCpu(Pass):
         modules = {path: program.model.get_submodule(path) for path in paths}
         sites = [choice.site_of(path, module) for path, module in modules.items()]
         samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
-        able = {s.path: choice.kernels_for(s, self.format) for s in sites}
+        able = {s.path: choice.usable_kernels(s, self.format) for s in sites}
         raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
         times = self._kernel_seconds(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
         choices, trials = [], {}

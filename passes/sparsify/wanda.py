@@ -12,7 +12,7 @@ from ...compiler.core.journal import Journal
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
-from ...compiler.transforms.search.allocation import allocate_sparsity
+from ...compiler.transforms.search.allocation import allocate_layer_sparsity
 from ...compiler.transforms.search.allocation import effort as allocation_effort
 from ...compiler.transforms.search.layerwise import Layerwise, Norms, Stage, stages
 from ...compiler.transforms.search.masks import keep_mask
@@ -69,7 +69,7 @@ class Wanda(Pass):
         chosen, masks, rows = chosen_parts(skeleton_of(program), self.on), {}, ctx.rows(self.data)
         check_pattern(chosen, self.pattern, self.sparsity, self.allocation)
         parts, journal = stages(program, chosen), Journal(ctx.workdir / "norms.jsonl")
-        spread = allocate_sparsity(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)
+        spread = allocate_layer_sparsity(program, parts, rows, self.sparsity.value, self.allocation, sizes(chosen), ctx)
         walk = Layerwise(program, rows)
         for stage in ctx.each(parts, "masks", len(parts)):
             norms = journal.get_or_compute(stage.unit, partial(_norms, walk, stage))

@@ -249,7 +249,7 @@ class Elastic(Learner):
             self.draws,
             self.sandwich,
             round(self.opening.value * self.steps),
-            switches.set_choice,
+            switches.set_active_subnet,
         )
         with ExitStack() as stack:
             if paths:

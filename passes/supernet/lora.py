@@ -33,13 +33,13 @@ class Lora(Learner):
     Each step of training uses adapters of ranks that are drawn for it: of every site by itself, one of `ranks`, so
     that the first so many ranks of an adapter learn to do without those behind. `supernet.pick` takes one choice out
     of the family. A draw holds for a whole step, with all its batches and with layers that run again in the backward
-    pass. Whatever the rank, an adapter's product is multiplied with alpha / largest rank.
+    pass. Whatever the rank, an adapter's product is multiplied by alpha / largest rank.
 
     `zeros: keep` trains adapters that give nothing where a sparse weight is zero, so that merging a choice keeps the
-    zeros; `zeros: fill` trains plain ones, which can be given apart for peft.
+    zeros; `zeros: fill` trains plain ones, which can be exported separately in the format of peft.
 
-    `bits: 4` trains through a grid of so many bits: weight and adapter are rounded together, on scales for each `group`
-    of an output's inputs that fit the weight and stay, and gradients go past the rounding. Merging a choice gives the
+    `bits: 4` trains through a quantization grid of 4 bits: weight and adapter are rounded together, on scales that are
+    fitted once to each `group` of an output's inputs, and gradients pass straight through. Merging a choice gives the
     rounded weights that were trained, zeros and all: `native(weights: int4)` keeps their codes.
 
     With `held_out`, the loss of the middle ranks there is measured every so many steps, and the best weights are kept.
@@ -93,7 +93,7 @@ class Lora(Learner):
         with with_adapters(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:
             adapters.follow(sampler.ranks)
             weights = adapters.parameters()
-            course = self._run_training(outcome, ctx, weights, sampler)
+            course = self._train_to_best(outcome, ctx, weights, sampler)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
         program.note(
             trained=sum(t.numel() for t in tensors.values()),
@@ -137,7 +137,7 @@ class Lora(Learner):
         inside = tuple(f"{unit}." for unit in skeleton.units)
         return tuple(p for p in parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
 
-    def _run_training(
+    def _train_to_best(
         self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler
     ) -> TrainingState:
         program = outcome.program

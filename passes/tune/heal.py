@@ -114,7 +114,7 @@ class Heal(Learner):
         paths = adaptable_modules(program, self.on, "method: full")
         with with_adapters(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
             weights = adapters.parameters()
-            course = self._run_training(program, ctx, weights)
+            course = self._train_to_best(program, ctx, weights)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
         self._record_training(program, course, weights, merged=None)
         return Unmerged(program, None, shape, tensors)
@@ -123,13 +123,13 @@ class Heal(Learner):
         self._check_rows(ctx)
         if self.method == "full":
             weights = self._trainable_weights(program)
-            course = self._run_training(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
+            course = self._train_to_best(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
         else:
             shape = Shape(self.rank, self.alpha, self.dropout)
             paths, seed = adaptable_modules(program, self.on, "method: full"), seed_of("adapters", ctx.seed)
             with with_adapters(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
                 weights = adapters.parameters()
-                course = self._run_training(program, ctx, weights)
+                course = self._train_to_best(program, ctx, weights)
                 adapters.merge()
         merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
         program.changed()
@@ -177,7 +177,7 @@ class Heal(Learner):
             recomputed=self.gradient_checkpointing,
         )
 
-    def _run_training(
+    def _train_to_best(
         self,
         program: Program,
         ctx: Context,

@@ -85,7 +85,7 @@ class Reft(Learner):
         if ctx.labels(self.data) is not None:
             weights |= head(program.model)
         try:
-            course = self._run_training(program, ctx, edits, weights, active)
+            course = self._train_to_best(program, ctx, edits, weights, active)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -122,7 +122,7 @@ class Reft(Learner):
             recomputed=self.gradient_checkpointing,
         )
 
-    def _run_training(
+    def _train_to_best(
         self,
         program: Program,
         ctx: Context,

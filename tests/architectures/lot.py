@@ -175,7 +175,7 @@ def tried(kind: str, cls: str, folder: Path) -> dict[str, list[str]]:
 
 def compiled(word: str, folder: Path) -> tuple[str, str]:
     """What comes of a recipe with one pass."""
-    from effc.compiler.cli.verbs.new import NamedSource, choose_score
+    from effc.compiler.cli.verbs.new import NamedSource, choose_evaluation
     from effc.compiler.driver import api
     from effc.dsl.syntax.diagnostics import Reject
 
@@ -183,7 +183,7 @@ def compiled(word: str, folder: Path) -> tuple[str, str]:
     try:
         session = api.open_session(path, cache_dir=folder / "cache")
         call = NamedSource("hf", "./model").call(session)
-        judge = choose_score(session.model_origin(call), session.skeleton(call))
+        judge = choose_evaluation(session.model_origin(call), session.skeleton(call))
         for share in REMOVED:
             path.write_text(_recipe(word, judge.metric, share), encoding="utf-8")
             faults = [d for d in api.check(path, cache_dir=folder / "cache").diagnostics if d.severity == "error"]

@@ -335,6 +335,14 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
     assert refusal(file("effspec 1\n".encode("utf-16"))) == "not-utf-8 3"
     assert refusal(file(b" " * (LIMIT + 1))) == "recipe-too-large 3"
     assert read_source(file(b"\xef\xbb\xbfeffspec 1\r\n")).text == "effspec 1\r\n"
+    assert refusal(file(b"\xef\xbb\xbfa\xff")) == "not-utf-8 3"
+
+
+def test_the_byte_that_is_no_utf_8_is_counted_from_the_start_of_the_file(tmp_path):
+    path = tmp_path / "a.effspec"
+    path.write_bytes(b"\xef\xbb\xbfa\xff")
+    with pytest.raises(Reject, match=r"byte 5 of .* \(line 1, column 2\)"):
+        read_source(path)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):

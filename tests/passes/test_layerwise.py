@@ -193,7 +193,7 @@ def test_layers_take_uneven_shares_that_make_the_whole_one(tmp_path, word, how):
 
 
 def test_probes_leave_the_model_as_it_was(tmp_path):
-    from effc.compiler.transforms.search.allocation import allocate_sparsity
+    from effc.compiler.transforms.search.allocation import allocate_layer_sparsity
     from effc.compiler.transforms.search.sparsity import sizes
 
     from tests.recipes_in_memory import context_of, recipe_of
@@ -202,7 +202,7 @@ def test_probes_leave_the_model_as_it_was(tmp_path):
     program, before = capture(model), copy.deepcopy(model.state_dict())
     chosen = chosen_parts(skeleton_of(program), None)
     ctx = context_of(tmp_path, model, recipe_of([]))
-    spread = allocate_sparsity(
+    spread = allocate_layer_sparsity(
         program, stages(program, chosen), torch.randint(3, 128, (4, 12)), 0.5, "searched", sizes(chosen), ctx
     )
     assert len(spread) == 3

@@ -320,15 +320,15 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, bad):
 
 def test_a_layer_with_more_inputs_than_a_kernel_holds_stays_and_says_so(tmp_path):
     site = Site("wide", KernelCase(4, 70000, "float32", 0.0, 0.0), 0.0, 4 * 70000 * 4)
-    assert choice.kernels_for(site, "dense_int8") == ([], "it has 70000 inputs, and int32 sums hold 66000")
-    found, why = choice.kernels_for(site, "auto")
+    assert choice.usable_kernels(site, "dense_int8") == ([], "it has 70000 inputs, and int32 sums hold 66000")
+    found, why = choice.usable_kernels(site, "auto")
     assert found == ["dense_linear", "dense_linear_int4"] and why
 
 
 def test_a_layer_without_inputs_or_outputs_stays_and_says_so():
     for n, k in ((4, 0), (0, 4)):
         site = Site("none", KernelCase(n, k, "float32", 0.0, 0.0), 0.0, 0)
-        assert choice.kernels_for(site, "auto") == ([], "it has no outputs or no inputs")
+        assert choice.usable_kernels(site, "auto") == ([], "it has no outputs or no inputs")
 
 
 def test_another_device_is_refused(tmp_path):

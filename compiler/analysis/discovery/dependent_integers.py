@@ -81,23 +81,23 @@ def dependent_attributes(
     return tuple((*name, read(root, name) / group.count) for name in _fewest_attributes(needs, share, root))
 
 
-def _fewest_attributes(needs: list[Need], kept_share: Fraction, root: nn.Module) -> tuple[Name, ...]:
+def _fewest_attributes(needs: list[Need], remaining_share: Fraction, root: nn.Module) -> tuple[Name, ...]:
     changing = [need for need in needs if need.value != need.needed]
     candidates = list(dict.fromkeys(name for need in changing for name in need.source_names().values()))
     for size in range(min(len(candidates), MAX_ATTRIBUTES) + 1):
         for chosen in combinations(candidates, size):
-            if all(_is_met_by(need, chosen, kept_share, root) for need in needs):
+            if all(_is_met_by(need, chosen, remaining_share, root) for need in needs):
                 return chosen
     worst = changing[0]
     raise Baked(f"`{name_of(worst.node)}` has the fixed number {worst.value}, which must follow its count")
 
 
-def _is_met_by(need: Need, chosen: tuple[Name, ...], kept_share: Fraction, root: nn.Module) -> bool:
+def _is_met_by(need: Need, chosen: tuple[Name, ...], remaining_share: Fraction, root: nn.Module) -> bool:
     names = need.source_names()
 
     def value(path: str) -> int:
         current = read(root, names[path])
-        after = current * kept_share if names[path] in chosen else Fraction(current)
+        after = current * remaining_share if names[path] in chosen else Fraction(current)
         if after.denominator != 1:
             raise ValueError(f"{path} would be no whole number")
         return int(after)

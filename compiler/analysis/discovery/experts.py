@@ -63,7 +63,7 @@ def _expert_group(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group
         if _has_rows(x, count)
     ]
     members = [Member(name, 0, _EACH) for name in (*rows, *read, *(f"{node.target}.{name}" for name in packed))]
-    per_block = _router_group_size(labelling, f"{router}.", count)
+    per_block = _experts_per_group(labelling, f"{router}.", count)
     site = common_module([path, router])
     attributes = tuple(
         (".".join(p for p in (site, inner) if p), name, 1.0)
@@ -96,16 +96,18 @@ def _has_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
 
 
-def _router_group_size(labelling: Labelling, router: str, count: int) -> int:
+def _experts_per_group(labelling: Labelling, router_prefix: str, num_experts: int) -> int:
     """Number of consecutive experts that are compared with each other first, where they come in groups; else all."""
-    rows = {r for c in labelling.claims if c.tensor.startswith(router) and not c.reads for r in c.labels.tolist()}
+    rows = {
+        r for c in labelling.claims if c.tensor.startswith(router_prefix) and not c.reads for r in c.labels.tolist()
+    }
     return min(
         (
             size
             for labels, size in labelling.chosen
-            if not rows.isdisjoint(labels.tolist()) and size > 1 and count % size == 0
+            if not rows.isdisjoint(labels.tolist()) and size > 1 and num_experts % size == 0
         ),
-        default=count,
+        default=num_experts,
     )
 
 

@@ -151,7 +151,7 @@ class NodeRules:
     def execute(self) -> Any:
         target = self.node.target
         if target is operator.getitem and packed_rules.picks(self.args[1]):
-            return packed_rules.label_indexing(self, *self.args)
+            return packed_rules.couple_indexed_axes(self, *self.args)
         if self.node.op == "call_method":
             return getattr(self.args[0], str(target))(*self.args[1:], **self.kwargs)
         if target is getattr and self.args[1] == "dtype":

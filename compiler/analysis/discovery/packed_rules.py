@@ -67,7 +67,7 @@ def label_view(step: "NodeRules", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
     target = step.node.target
     if target is operator.getitem and picks(step.args[1]):
-        parts = [label_indexing(step, axis, step.args[1]) for axis in w.axes]
+        parts = [couple_indexed_axes(step, axis, step.args[1]) for axis in w.axes]
     elif step.node.op == "call_method":
         parts = [getattr(axis, str(target))(*step.args[1:], **step.kwargs) for axis in w.axes]
     else:
@@ -83,7 +83,7 @@ def picks(index: Any) -> bool:
     return isinstance(index, Tensor) or (isinstance(index, tuple) and any(isinstance(i, Tensor) for i in index))
 
 
-def label_indexing(step: "NodeRules", x: Tensor, index: Any) -> Tensor:
+def couple_indexed_axes(step: "NodeRules", x: Tensor, index: Any) -> Tensor:
     """Any position along the axes that are chosen from: the first stands for all."""
     parts = index if isinstance(index, tuple) else (index,)
     for axis, part in enumerate(parts):
@@ -200,7 +200,7 @@ def label_convolution(step: "NodeRules") -> Any:
     return image_rules.label_convolution(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
 
 
-def label_gather(step: "NodeRules") -> Any:
+def couple_gathered_axis(step: "NodeRules") -> Any:
     """At each place along an axis a value from somewhere along it, by numbers."""
     arguments = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
     x, axis = arguments["input"], arguments["dim"]
@@ -213,4 +213,8 @@ def label_gather(step: "NodeRules") -> Any:
     return x.expand(step.node.meta["shape"])
 
 
-RULES = {"topk": label_topk, "gather": label_gather, **dict.fromkeys(("conv1d", "conv2d", "conv3d"), label_convolution)}
+RULES = {
+    "topk": label_topk,
+    "gather": couple_gathered_axis,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), label_convolution),
+}

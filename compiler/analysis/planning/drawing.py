@@ -94,7 +94,7 @@ def _module_tree(skeleton: Skeleton) -> _Module:
         at.part, at.kind = part, part.kind
         at.tied = tuple(name for name, _ in part.tensors if f"{part.path}.{name}" in copies)
     _annotate(root, notes, kinds)
-    return _fold_equal_neighbours(root)
+    return _collapse_module_tree(root)
 
 
 def _annotate(module: _Module, notes: dict[str, list[str]], kinds: dict[str, str]) -> None:
@@ -135,10 +135,10 @@ def group_text(group: Group, skeleton: Skeleton) -> str:
     )
 
 
-def _fold_equal_neighbours(module: _Module) -> _Module:
+def _collapse_module_tree(module: _Module) -> _Module:
     """Equal numbered neighbours become one: `0..29`."""
     children: list[_Module] = []
-    for child in map(_fold_equal_neighbours, module.children):
+    for child in map(_collapse_module_tree, module.children):
         last = children[-1] if children else None
         if last and child.name.isdigit() and _follows(last, child) and last.signature() == child.signature():
             last.name, last.n_copies = f"{last.name.split('..')[0]}..{child.name}", last.n_copies + 1

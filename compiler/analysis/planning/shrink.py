@@ -69,11 +69,11 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     return (
         2 * weights
         + 4 * context * sum(map(_attended, _query_heads(skeleton)))
-        + 6 * sum(_scan_state_size(skeleton, scan.site) for scan in skeleton.scans)
+        + 6 * sum(_scan_state_numel(skeleton, scan.site) for scan in skeleton.scans)
     )
 
 
-def _scan_state_size(skeleton: Skeleton, path: str) -> int:
+def _scan_state_numel(skeleton: Skeleton, path: str) -> int:
     """Numbers that a scan keeps per row: its channels times the states of each."""
     inside = {g.kind: g for g in skeleton.groups if g.site == path and g.kind in _SCANNED}
     state, items = inside.get("ssm_state"), inside.get("ssm_heads", inside.get("ssm_channels"))

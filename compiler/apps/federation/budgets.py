@@ -48,7 +48,7 @@ def absolute_limit(budget: Budget, full_cost: float) -> float:
 
 
 def literal(budget: Budget) -> str:
-    """As a recipe has it."""
+    """The budget as a recipe writes it."""
     return value_text(Ratio(budget) if isinstance(budget, float) else budget)
 
 

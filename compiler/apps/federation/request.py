@@ -14,10 +14,10 @@ from .partition import check_split, partition_rows
 from .trainable_shapes import (
     check_forms,
     check_index,
-    check_largest_size,
     check_positions,
     check_prompts,
     check_ranks,
+    require_full_size,
     shapes_of,
 )
 
@@ -102,7 +102,7 @@ def client_sizes(request: Any, program: "Program", ctx: "Context") -> "list[Size
         return []
     load = Load(request.batch, max(ctx.rows(ref).shape[1] for ref in refs_of(request)))
     sizes = sizes_for(program, _budgets(request), request.counts, load)
-    check_largest_size(program, sizes)
+    require_full_size(program, sizes)
     return sizes
 
 

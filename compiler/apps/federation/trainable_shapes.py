@@ -126,7 +126,7 @@ def check_positions(tokens: int, length: int, positions: int | None) -> None:
         )
 
 
-def check_largest_size(program: "Program", sizes: "Sequence[Size]") -> None:
+def require_full_size(program: "Program", sizes: "Sequence[Size]") -> None:
     """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
     from ...analysis.planning.shrink import params
 

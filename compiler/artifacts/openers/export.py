@@ -66,7 +66,7 @@ class Stepped(nn.Module):
         kind, context = getattr(torch, self.facts["dtype"]), self.facts["context"]
         return [torch.zeros(rows, heads, context, d, dtype=kind) for heads, d in self.facts["past"]]
 
-    def _longer(self, mask: Tensor) -> Tensor:
+    def _pad_with_ones(self, mask: Tensor) -> Tensor:
         ones = torch.ones(len(mask), self.facts["context"] - mask.shape[1], dtype=mask.dtype)
         return torch.cat([mask, ones], 1)
 
@@ -78,7 +78,7 @@ class Stepped(nn.Module):
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, generation_config):
         """Greedy: logits step by step, and rows of prompt and new tokens."""
-        mask, past, outputs = self._longer(attention_mask), self._empty(len(input_ids)), []
+        mask, past, outputs = self._pad_with_ones(attention_mask), self._empty(len(input_ids)), []
         ids, rows, before = input_ids, input_ids, 0
         for _ in range(generation_config.max_new_tokens):
             logits, past = self._call(ids, mask, before, past)

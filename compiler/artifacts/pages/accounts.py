@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..form_losses import account_rows, divergence_table
+from ..form_losses import account_rows, merge_accounts
 from .sheet import ReportData, word
 
 
@@ -17,7 +17,7 @@ class Row:
 
 
 def divergence_rows(reports: Sequence[ReportData]) -> list[Row]:
-    losses = divergence_table({sheet.location: sheet.manifest.accounts for sheet in reports if sheet.manifest.accounts})
+    losses = merge_accounts({sheet.location: sheet.manifest.accounts for sheet in reports if sheet.manifest.accounts})
     if not losses:
         return []
     largest = max([row.divergence or 0.0 for row in losses]) or 1.0

@@ -67,7 +67,7 @@ def render_page(reports: Sequence[ReportData]) -> str:
         percent=lambda share: f"{100 * share:.2f}",
         **_page_content(list(reports)),
     )
-    return printable(html)  # signs that turn the order of letters could show another recipe than there is
+    return printable(html)  # bidirectional control characters could disguise the recipe
 
 
 def _policy(style: str, script: str) -> str:

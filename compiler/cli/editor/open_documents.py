@@ -88,7 +88,7 @@ class OpenDocuments:
         self.readings[path] = Reading(path, source, diagnostics, recipes, skeletons)
         return self.readings[path]
 
-    def read_from_disk(self, path: Path) -> Reading:
+    def check_closed_file(self, path: Path) -> Reading:
         """Check a file that is not open, as it lies on disk now; nothing of it is kept. Raises Reject."""
         self.texts[path] = read_source(path).text
         try:

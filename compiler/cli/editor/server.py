@@ -100,7 +100,7 @@ class Server(LanguageServer):
         if path in self.documents.texts:
             return self.documents.reading(path)
         try:
-            return self.documents.read_from_disk(path)
+            return self.documents.check_closed_file(path)
         except Reject as rejection:
             raise JsonRpcInvalidParams("; ".join(d.message for d in rejection.diagnostics)) from None
 

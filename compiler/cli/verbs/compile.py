@@ -127,9 +127,9 @@ def artifact_json(manifest: "Manifest") -> dict[str, Any]:
 
 def accounts_text(result: "Result", screen: "Screen") -> str:
     """The original, the program in memory and every form of all artifacts, on the same tokens; "" of no language."""
-    from ...artifacts.form_losses import account_rows, divergence_table
+    from ...artifacts.form_losses import account_rows, merge_accounts
 
-    losses = divergence_table({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
+    losses = merge_accounts({a.path.name: a.manifest.accounts for a in result.artifacts if a.manifest.accounts})
     if not losses:
         return ""
     title = screen.styled(f"{result.plan.pipeline.name} on {losses[0].where}", "bold")

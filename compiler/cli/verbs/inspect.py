@@ -1,5 +1,6 @@
 """`effc inspect`: the structure of a model as effc sees it, without reading weights."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ def register(app: typer.Typer) -> None:
             shared.screen.answer_json("inspect", models=models)
         else:
             _print_skeletons(summaries, shared)
-            _print_profile(model, shared)
+            _print_layer_reductions(model, shared)
         return None
 
 
@@ -130,7 +131,7 @@ def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None,
         return shared.screen.answer_json("inspect", models=[{"label": location, "plan": summary.to_json()}])
     shared.screen.note(shared.screen.styled(location, "bold"))
     shared.screen.answer(summary.to_text())
-    return _print_profile(location, shared)
+    return _print_layer_reductions(location, shared)
 
 
 def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
@@ -144,7 +145,7 @@ def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: Shared) ->
         shared.screen.answer(draw_skeleton(skeleton, width=width).rstrip("\n"))
 
 
-def _print_profile(location: str, shared: Shared) -> None:
+def _print_layer_reductions(location: str, shared: Shared) -> None:
     """Draw what each layer of an artifact lost, if anything."""
     from ...analysis.planning.layer_profile import draw_layer_bars
     from ...artifacts.manifest import read_manifest
@@ -225,7 +226,7 @@ def _find_unit(program: Any, name: str) -> Any:
                 help="leave `--graph` out: `effc inspect` lists its modules",
             )
         )
-    if name.lstrip("-").isdigit() and -len(paths) <= int(name) < len(paths):
+    if re.fullmatch(r"-?[0-9]{1,6}", name) and -len(paths) <= int(name) < len(paths):
         return program.units[paths[int(name)]]
     matches = [p for p in paths if p == name or p.endswith(f".{name}")]
     if matches:

@@ -208,7 +208,7 @@ _RANDOM_DATA_NOTE = (
 )
 
 
-def choose_score(origin: "Origin", skeleton: "Skeleton") -> Judge:
+def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
     """Text for what has a tokenizer; random rows for images, sounds, series and whatever a module takes."""
     from ...models.rows.inputs import is_two_sided
 
@@ -243,7 +243,7 @@ def recipe_that_checks(source: NamedSource, goal: str, model_name: str, path: Pa
     session = shared.session(path)
     call = source.call(session)
     skeleton = session.skeleton(call)
-    judge = choose_score(session.model_origin(call), skeleton)
+    judge = choose_evaluation(session.model_origin(call), skeleton)
     if goal in _OF_TEXT and judge.lines is not _TEXTS:
         message = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
         raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))

@@ -1,4 +1,4 @@
-"""Images with a class each, for models that look at them."""
+"""Images, each with a class, for models that look at them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ INTEGER_DTYPES = ("U8", "I64", "I32", "I16", "I8")
 
 
 class Images(Data):
-    """Images with a class each, for models that look at them.
+    """Images, each with a class, for models that look at them.
 
     Two tensors of a safetensors file: images [rows, channels, height, width], as bytes (then they are divided by 255)
     or in float32 as the model takes them, and the number of each one's class, [rows]. No file says what mean and spread

@@ -62,7 +62,7 @@ def _replace_at(tree: Any, path: list[str], value: int) -> Any:
     return items if isinstance(tree, list) else tuple(items)
 
 
-class _Describer(fx.Interpreter):
+class _MetadataRecorder(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if node.op != "output":
@@ -73,4 +73,4 @@ class _Describer(fx.Interpreter):
 def refresh_metadata(graph: fx.Graph, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
     """Run the graph once and write the shapes and types of all values into `node.meta`."""
     with torch.no_grad():
-        _Describer(layer, graph=graph).run(*arguments)
+        _MetadataRecorder(layer, graph=graph).run(*arguments)

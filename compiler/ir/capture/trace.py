@@ -56,7 +56,7 @@ class Tracer(TracerBase):
         self.inline = inline  # whether to see inside modules that keep a state in the cache
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in root.named_modules()}
-        self.objects = _paths_by_id(self.paths)  # id of tensor or config -> path
+        self.objects = _tensor_and_config_paths(self.paths)  # id of tensor or config -> path
         self.reads: dict[str, Value] = {}  # path -> its get_attr, made once
         self.stack: list[nn.Module] = [root]
         self.failed: str | None = None  # innermost module in which an exception passed
@@ -298,9 +298,9 @@ def _placeholder(tracer: Tracer, name: str, value: Any) -> Value:
     return Value(node, tracer, value)
 
 
-def _paths_by_id(paths: dict[nn.Module, str]) -> dict[int, str]:
+def _tensor_and_config_paths(module_paths: dict[nn.Module, str]) -> dict[int, str]:
     paths_by_id: dict[int, str] = {}
-    for module, path in paths.items():
+    for module, path in module_paths.items():
         prefix = f"{path}." if path else ""
         members = {**vars(module), **module._parameters, **module._buffers}
         for name, member in members.items():

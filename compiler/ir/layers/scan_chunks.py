@@ -40,7 +40,7 @@ Family = Callable[[Any, Tensor, Tensor | None, ChunkState], tuple[Tensor, ChunkS
 _proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
 
 
-def run_in_chunks(call: "Call") -> Any:
+def scan_in_chunks_or_whole(call: "Call") -> Any:
     """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
     mixer: Any = call.mixer  # a module of any class, until it has proven to be of a family
     if not _is_supported(call):

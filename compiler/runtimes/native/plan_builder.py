@@ -162,7 +162,7 @@ class PlanBuilder:
     def materialised(self, value: Rows) -> Rows:
         """The value without a pending function: steps compute it."""
         if bool((value.index < 0).any()):
-            value = Rows(shifting.without_places_before(self, value.index), value.pending)
+            value = Rows(shifting.lower_token_shifts(self, value.index), value.pending)
         return self.without_pending(value)
 
     def apply(self, x: Rows, compute: Callable[..., Tensor], *operands: float) -> Rows:

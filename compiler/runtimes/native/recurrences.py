@@ -109,7 +109,7 @@ def _lower_steps(builder: PlanBuilder, node: fx.Node, form: Recurrence, x: Rows)
     step = builder.elementwise_with_vector(node, "mul", keeps, form.decay)
     squared = builder.apply(builder.apply(builder.apply(step, torch.mul, -2.0), torch.exp), torch.mul, -1.0)
     share = builder.apply(builder.apply(squared, torch.add, 1.0), torch.sqrt)  # [b, t, channels]
-    share = _one_at_first(builder, share)
+    share = _set_first_token_to_one(builder, share)
     gated = builder.product(builder.product(x, _lower_gate(builder, node, "takes", form.gate, x)), share)
     scaled = builder.product(gated, builder.apply(step, torch.reciprocal))
     register, lane = builder.register(scaled)
@@ -130,7 +130,7 @@ def _lower_gate(builder: PlanBuilder, node: fx.Node, name: str, gate: Gate, x: R
     return builder.apply(Rows(torch.cat(parts, -1)), torch.sigmoid)
 
 
-def _one_at_first(builder: PlanBuilder, x: Rows) -> Rows:
+def _set_first_token_to_one(builder: PlanBuilder, x: Rows) -> Rows:
     """x, and one at a text's first token: x + first * (1 - x)."""
     plan = builder.plan
     rows = torch.zeros(plan.context, 1)

@@ -28,7 +28,7 @@ class _Line:
     back: Tensor  # [width]
 
 
-def without_places_before(builder: "PlanBuilder", index: Tensor) -> Tensor:
+def lower_token_shifts(builder: "PlanBuilder", index: Tensor) -> Tensor:
     """Element numbers without places before a text: numbers of tokens before are those of a step."""
     axis = _token_axis(builder, index)
     ordered = index.movedim(axis, 1)  # [batch, tokens, ...]

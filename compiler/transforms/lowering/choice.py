@@ -161,7 +161,7 @@ def _recording_class(kind: type[nn.Module], path: str, read: set[str]) -> type[n
     return type(kind.__name__, (kind,), members)
 
 
-def kernels_for(site: Site, format: str) -> tuple[list[str], str]:
+def usable_kernels(site: Site, format: str) -> tuple[list[str], str]:
     """The kernels that may take a module, and why others, or all, may not."""
     requested = list(FORMATS.values()) if format == "auto" else [FORMATS[format]]
     refusals = {

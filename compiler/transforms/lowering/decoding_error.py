@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 ROWS = 8  # that are decoded
 STEPS = 64  # tokens that are fed one by one, at most
+PAST_WINDOW = 64  # tokens by which a prompt must be longer than the window
 
 
 @dataclass(frozen=True)
 class OutputsBefore:
     """Outputs of a model before a step.
 
-    ids      [b, length]           of which `prompt` tokens are read at once
-    said     [b, steps, vocab]     log-probabilities, float32
+    ids       [b, length]           of which `prompt` tokens are read at once
+    log_probs [b, steps, vocab]     log-probabilities, float32
     """
 
     ids: Tensor
@@ -34,14 +35,17 @@ class OutputsBefore:
 
     @staticmethod
     def record(model: nn.Module, rows: Tensor, ctx: "Context", window: int) -> "OutputsBefore":
-        """Raises Reject (bad-rows) on rows that never leave the window."""
+        """Decode the ends of `rows` [n, length] with `model`, token by token, and keep its log-probabilities.
+
+        Raises Reject (bad-rows) where rows are too short to test a window of so many tokens.
+        """
         length = rows.shape[1]
         prompt = max(length // 2, length - STEPS)
-        if prompt < window + 64:
+        if prompt < window + PAST_WINDOW:
             raise Reject(
                 bad_rows(
-                    f"rows of {length} tokens hardly leave a window of {window}",
-                    help=f"give rows of {2 * (window + 64)} tokens or more as `data`",
+                    f"rows of {length} tokens are too short to test a window of {window}",
+                    help=f"give rows of {window + PAST_WINDOW + STEPS} tokens or more as `data`",
                 )
             )
         ids = rows[:ROWS]
@@ -63,10 +67,10 @@ class OutputsBefore:
 
 def decode_logits(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", label: str) -> Tensor:
     """Logits [b, length - prompt, vocab] float32 of every token behind a prompt, fed one by one."""
-    log_probs = []
+    logits = []
     with evaluating(model):
         out = model(input_ids=ids[:, :prompt], use_cache=True)
         for position in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
             out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_of(out))
-            log_probs.append(output_logits(out)[:, -1].float())
-    return torch.stack(log_probs, 1)
+            logits.append(output_logits(out)[:, -1].float())
+    return torch.stack(logits, 1)

@@ -29,24 +29,24 @@ TOKENS = 512  # that a probe reads, at most; and at least one row
 CACHE_BYTES = 512 << 20  # bytes of kept layer outputs
 
 
-def allocate_sparsity(
+def allocate_layer_sparsity(
     program: "Program",
-    stages_chosen: Sequence[Stage],
+    stages: Sequence[Stage],
     rows: Tensor,
     sparsity: float,
     method: str,
-    sizes: Mapping[str, int],
+    weight_counts: Mapping[str, int],
     ctx: Context,
 ) -> dict[str, float]:
     """The share of zeros of each stage by its unit; those outside of all units take `sparsity`.
 
-    sizes   weights of each module
+    weight_counts   weights of each module
     Stages weighed by their weights, the mean is `sparsity`.
     """
-    inside = [s for s in stages_chosen if s.unit]
+    inside = [s for s in stages if s.unit]
     if method == "uniform" or not inside:
-        return {s.unit: sparsity for s in stages_chosen}
-    weights = {s.unit: sum(sizes[path] for path in s.modules) for s in inside}
+        return {s.unit: sparsity for s in stages}
+    weights = {s.unit: sum(weight_counts[path] for path in s.modules) for s in inside}
     journal = Journal(ctx.workdir / "allocation.jsonl")
     norms = journal.get_or_compute("norms", lambda: _norms(program, inside, rows))
     if method == "owl":
@@ -56,7 +56,7 @@ def allocate_sparsity(
         spread = equal_cost_shares(
             _sparsity_costs(program, inside, rows, sparsity, norms, journal, ctx), weights, sparsity
         )
-    return {s.unit: spread.get(s.unit, sparsity) for s in stages_chosen}
+    return {s.unit: spread.get(s.unit, sparsity) for s in stages}
 
 
 def _norms(program: "Program", inside: Sequence[Stage], rows: Tensor) -> dict[str, list[float]]:

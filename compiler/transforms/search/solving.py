@@ -58,7 +58,7 @@ class ReconstructingSparsifier(Pass):
         A module that no row reached keeps its largest weights as they are.
         """
         chosen, how, rows = self._chosen(skeleton_of(program)), self.allocation, ctx.rows(self.data)
-        spread = allocation.allocate_sparsity(
+        spread = allocation.allocate_layer_sparsity(
             program, stages(program, chosen), rows, self.sparsity.value, how, sizes(chosen), ctx
         )
 

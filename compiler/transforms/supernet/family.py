@@ -135,7 +135,7 @@ class Family(Outcome):
         """Within, the program computes what the choice does that was handed to `take` last."""
         switches = SubnetMasks(self.program, self.space, self.orders, self.crops)
         with ExitStack() as stack:
-            sampler = ChoiceSampler(self.space, 0, on_choice=switches.set_choice)
+            sampler = ChoiceSampler(self.space, 0, on_choice=switches.set_active_subnet)
             if self.shape is not None:
                 adapters = stack.enter_context(self._with_adapters(self.tensors))
                 sampler.ranks.update(dict.fromkeys(self.paths, self.shape.rank))

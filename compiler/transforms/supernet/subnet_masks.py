@@ -107,7 +107,7 @@ class SubnetMasks:
         self.scans = Scans(self.program.model)
         self.experts = Mixtures(self.program)
 
-    def set_choice(self, choice: Mapping[str, int]) -> None:
+    def set_active_subnet(self, choice: Mapping[str, int]) -> None:
         """Run as a choice says from now on."""
         self.masks.clear()
         self.scans.clear()

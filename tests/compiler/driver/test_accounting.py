@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.form_losses import Account, account_rows, divergence_table
+from effc.compiler.artifacts.form_losses import Account, account_rows, merge_accounts
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.driver.api import compile
 from effc.compiler.driver.judging.accounting import CACHE_BYTES, Accounting, RecordedLogits, _row_count
@@ -86,7 +86,7 @@ def test_logits_of_the_tokens_stay_small_however_many_words_there_are(words):
 def test_what_several_artifacts_share_is_told_once():
     shared = [Account("original", 0.0, None, 1.0, 9.0, 8, 4), Account("in memory", 0.1, None, 0.9, 9.5, 6, 4)]
     form = Account("compact", 0.1, 0.0, 0.9, 9.5, 7, 4)
-    both = divergence_table({"a": (*shared, form), "b": (*shared, replace(form, what="native", drift=2e-5))})
+    both = merge_accounts({"a": (*shared, form), "b": (*shared, replace(form, what="native", drift=2e-5))})
     assert [row.what for row in both] == ["original", "in memory", "a: compact", "b: native"]
     head, *rows = account_rows(both)
     assert all(len(row) == len(head) for row in rows)

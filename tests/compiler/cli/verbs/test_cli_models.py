@@ -188,6 +188,8 @@ def test_inspect_reads_the_zoo_recipes_and_layers(effc, write):
     assert effc("inspect", "zoo:tiny-llama", "--graph", "0").out.startswith("model.layers.0(hidden_states")
     assert effc("inspect", "zoo:tiny-llama", "--graph", "7", "--format", "dot").out.startswith("digraph")
     assert json.loads(effc("inspect", "zoo:tiny-llama", "--format", "json").out)["models"][0]["skeleton"]["units"]
+    for odd in ("--graph=--5", "--graph=²"):
+        assert "error[unknown-layer]" in effc("inspect", "zoo:tiny-llama", odd).err
     unknown = effc("inspect", "zoo:tiny-llama", "--graph", "mlp")
     assert unknown.code == 2 and "it has 8: model.layers.0 … model.layers.7" in unknown.err
 

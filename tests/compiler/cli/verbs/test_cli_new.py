@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from effc.compiler.cli.verbs.new import choose_score, source_expression
+from effc.compiler.cli.verbs.new import choose_evaluation, source_expression
 
 from tests import worlds
 
@@ -71,6 +71,6 @@ def test_a_gguf_file_is_named_as_one(tmp_path, monkeypatch):
 def test_what_writes_is_judged_by_perplexity_and_what_encodes_by_similarity():
     reads = SimpleNamespace(tokenizer_identity="x", config={}, positions=512)
     bound = "perplexity(text.heldout) <= 1.50 * base in light"
-    assert choose_score(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).read(bound) == bound
-    encoder = choose_score(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": False}))
+    assert choose_evaluation(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": True})).read(bound) == bound
+    encoder = choose_evaluation(reads, SimpleNamespace(facts={"vocab": 9, "causal_lm": False}))
     assert encoder.read(bound) == "similarity(text.heldout) >= 0.80 in light"
