@@ -40,8 +40,10 @@ def test_a_pass_depends_on_discovery():
     assert "compiler/analysis/discovery/coupling.py" in sources("pass", "prune.channels")
 
 
-def test_the_words_kinds_import_no_file_of_effc_but_for_types():
-    assert direct_imports(Path(interfaces.__file__).resolve()) == ()
+def test_base_classes_of_plug_ins_import_their_rules_alone_but_for_types():
+    """Whatever they imported would be part of every key of a finished step."""
+    assert [file.name for file in direct_imports(Path(interfaces.__file__).resolve())] == ["rules.py"]
+    assert direct_imports(ROOT / "dsl" / "checker" / "rules.py") == ()
 
 
 def test_a_pass_of_another_package_depends_on_what_it_takes_from_the_interface_of_plug_ins(tmp_path):

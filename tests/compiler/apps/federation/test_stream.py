@@ -93,10 +93,10 @@ def test_a_client_without_rows_of_a_task_sits_out_its_rounds_and_says_why():
 @pytest.mark.parametrize(
     ("data", "more", "says"),
     [
-        ("[a, b]", "stream: true, rounds: 1", "fewer rounds than data sets"),
+        ("[a, b]", "stream: true, rounds: 1", "needs a round for each set"),
         ("a", "stream: true", "a stream of one data set"),
         ("[a, b]", "anchor: 1.0", "there is no stream"),
-        ("[a, b]", "stream: true, split: distinct, clients: 2", "gives all of them in turn"),
+        ("[a, b]", "stream: true, split: distinct, clients: 2", "`stream` all in turn"),
     ],
 )
 def test_a_stream_that_can_not_be_is_refused(tmp_path, data, more, says):
