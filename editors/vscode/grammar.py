@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from effc.dsl.syntax.lexer import grammar, keyword_terminals
+from effc.dsl.syntax.lexer import grammar, terminal_by_keyword
 from effc.dsl.syntax.parse import HEADS
 
 OUT = Path(__file__).with_name("syntaxes") / "effspec.tmLanguage.json"
@@ -37,7 +37,7 @@ def string(quotes: str) -> dict:
 
 
 def made() -> str:
-    known = keyword_terminals()
+    known = terminal_by_keyword()
     inner = set(known) - set(HEADS) - {"effspec", "true", "false"}
     name, dotted = terminal("NAME"), terminal("DOTTED")
     assert "#" in terminal("COMMENT") and '"""' in terminal("LONG_STRING"), "comments and strings are as below"
