@@ -180,7 +180,7 @@ def _fact_sentences(plugin: Word) -> Iterator[str]:
         yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'
 
 
-def _answers_with_conditions(plugin: Word, ask: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
+def _answers_with_conditions(plugin: Word, query_rules: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
     """Answers of a word's rules, each with the argument that it depends on: " with `form: stock`", "" for all."""
     arguments: dict[str, dict[str, Any]] = {}
     for param in plugin.params:
@@ -188,8 +188,8 @@ def _answers_with_conditions(plugin: Word, ask: Callable[[Rules], Iterable[Any]]
         arguments |= {f" with `{param.name}: {text}`": {param.name: value} for text, value in values.items()}
         if param.default is None and not values:
             arguments[f" with `{param.name}`"] = {param.name: MetricRef("params")}
-    by_argument = {condition: list(ask(plugin.rules(args))) for condition, args in arguments.items()}
-    by_default = list(ask(plugin.rules({})))
+    by_argument = {condition: list(query_rules(plugin.rules(args))) for condition, args in arguments.items()}
+    by_default = list(query_rules(plugin.rules({})))
     for answer in by_default:
         lacking = [condition for condition, answers in by_argument.items() if answer not in answers]
         yield answer, f" by default, not{' or'.join(lacking)}" if lacking else ""

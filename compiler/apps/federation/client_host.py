@@ -106,7 +106,7 @@ class ClientHost:
     def _dealt(self, sizes: list[int], seed: int) -> list[list[int]]:
         """For every client numbers of records, all data sets behind one another."""
         declared, starts = self.declared, [sum(sizes[:n]) for n in range(len(sizes))]
-        parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, seed)  # type: ignore[arg-type]
+        parts = partition_rows(sizes, declared.clients, declared.split, declared.beta, seed)
         return [[starts[number] + row for number, row in part] for part in parts]
 
     def _load_rows(self) -> "list[Rows]":
@@ -144,7 +144,7 @@ class ClientHost:
 def tasks_of(declaration: Declaration, rows: "list[Rows]") -> "list[list[Rows]]":
     """For every client its rows of every data set, none of some perhaps."""
     sizes = [len(r) for r in rows]
-    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)  # type: ignore[arg-type]
+    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)
     return [[r.select([row for n, row in part if n == number]) for number, r in enumerate(rows)] for part in parts]
 
 
@@ -153,7 +153,7 @@ def rows_by_client(declaration: Declaration, rows: "list[Rows]") -> "list[Rows]"
     from .rows import concatenate_rows
 
     sizes = [len(r) for r in rows]
-    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)  # type: ignore[arg-type]
+    parts = partition_rows(sizes, declaration.clients, declaration.split, declaration.beta, declaration.seed)
     joined_rows = concatenate_rows(rows) if len({r.ids.shape[1] for r in rows}) == 1 else None
     if joined_rows is None:  # rows of data sets of different length stay apart: every client has one of them
         return [rows[part[0][0]].select([row for _, row in part]) for part in parts]

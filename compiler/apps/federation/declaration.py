@@ -4,18 +4,21 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.cache import digest
 from ...core.hashes import files_hash
 from ...core.safe_read import CONFIG, MALFORMED, read_json
+from .all_but_me import Center
 from .averaging import FedAvg, FrozenA
 from .checkpoint import Checkpoint
 from .grid import Grid
 from .history import Round
+from .partition import Split
 from .personal import AllButMe
 from .products import Pad, Stack, Truncate
+from .rotations import Way
 from .rounds import Federation, Terms
 from .search import RetrievalFederation, RetrievalStrategy
 from .secure import SecureSum
@@ -73,14 +76,14 @@ class Declaration:
     alpha: float
     ranks: tuple[int, ...]
     strategy: str
-    center: str
-    way: str
+    center: Center
+    way: Way
     mix: float | None
     clip: float
     noise: float
     delta: float
     clients: int
-    split: str
+    split: Split
     beta: float
     hold: float
     data: tuple[DataSet, ...]
@@ -98,7 +101,7 @@ class Declaration:
     stream: bool
     anchor: float
     top: int
-    counted: str = "holders"  # what declarations that don't say it did
+    counted: Literal["all", "holders"] = "holders"  # what declarations that don't say it did
     allocation: str = "budgets"
     budgets: tuple[str, ...] = ()
     counts: str = "params"
@@ -258,7 +261,7 @@ def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy
     if declaration.strategy == "coverage":
         anew = declaration.seed if declaration.allocation == "sandwich" else None
         size_of_client = dict(enumerate(declaration.size_of))
-        return Coverage(declaration.full, declaration.sizes, size_of_client, declaration.counted, anew)  # type: ignore[arg-type]  # checked
+        return Coverage(declaration.full, declaration.sizes, size_of_client, declaration.counted, anew)
     if declaration.strategy == "fedavg":
         return FedAvg(declaration.full, clip, declaration.noise, seed)
     if declaration.strategy == "ffa":
@@ -267,7 +270,7 @@ def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy
         kinds: dict[str, type[Stack] | type[Truncate] | type[Pad]] = {"stack": Stack, "svd": Truncate, "hetlora": Pad}
         return kinds[declaration.strategy](declaration.full, declaration.alpha, ranks)
     mix = 0.0 if declaration.strategy == "alone" else declaration.mix
-    return AllButMe(declaration.full, declaration.center, declaration.way, mix)  # type: ignore[arg-type]
+    return AllButMe(declaration.full, declaration.center, declaration.way, mix)
 
 
 def make_federation(

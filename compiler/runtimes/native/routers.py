@@ -88,6 +88,10 @@ class Sample:
 class RandomRouter:
     """Copy of a router with random weights.
 
+    Vectors, among them corrections of shares, are drawn from [0, 1). A group filter that fills experts with 0 agrees
+    with the engine's only in that range: where a checkpoint's shares plus corrections fall below 0, only the logits
+    that emission compares can show it.
+
     spread   of a matrix's rows around their mean, as a share of that of random ones
     extra    tensors that it is called with behind its rows
     """
