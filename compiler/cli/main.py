@@ -21,6 +21,7 @@ VERBS = (
     "check",
     "fmt",
     "new",
+    "tune",
     "explain",
     "lsp",
     "catalogue",

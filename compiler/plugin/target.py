@@ -135,6 +135,8 @@ class Target(Plugin):
     describes_artifacts  it writes one file about the pipeline's artifacts, after them, which is none itself
     use            what to do with an artifact that holds no model to load
     result_kinds   kinds of results that it can write: "model", "adapters", "front"
+    formats        what `effc tune` tries: arguments, the steps that belong before them (`{data}` stands for rows), and
+                   the format of `lower.sparse_cpu` that packs zeros beside them, "" where none does
     later          why bounds that are `in` it can't be judged when it is written: it has to be run first
     """
 
@@ -147,6 +149,7 @@ class Target(Plugin):
     describes_artifacts: ClassVar[bool] = False
     use: ClassVar[str] = ""
     result_kinds: ClassVar[tuple[str, ...]] = ("model",)
+    formats: ClassVar[tuple[tuple[dict[str, Any], tuple[str, ...], str], ...]] = ()
     later: ClassVar[str] = ""
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)

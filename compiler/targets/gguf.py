@@ -64,6 +64,12 @@ class Gguf(Target):
     marks = {"gguf": "model.gguf"}
     does = {"gguf": "counts and places are held against the file, then effc's engine computes with its tensors"}
 
+    formats = (
+        ({"type": "q8_0"}, (), ""),
+        ({"type": "q4_0"}, ("quantize.gptq(data: {data}, group: 32, zero: middle)",), ""),
+        ({"type": "q4_1"}, ("quantize.gptq(data: {data}, group: 32)",), ""),
+    )
+
     type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"] = param(
         "Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row, `q4_0` and `q4_1` the codes that "
         "`quantize.*` left in groups of 32, and q8_0 where it left none.",

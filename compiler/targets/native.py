@@ -74,6 +74,20 @@ class Native(Target):
     marks = {"native": "plan.json"}
     does = {"native": "effc's engine runs a plan that is checked first, over packed weights"}
     verifies_hashes = False
+    formats = (
+        ({}, ("lower.sparse_cpu(data: {data})",), "auto"),
+        ({"weights": "int8", "inputs": "int16"}, (), ""),
+        ({"weights": "int8"}, (), "sparse_int8"),
+        ({"weights": "int4", "group": 64}, (), ""),
+        ({"weights": "int4", "group": 32}, (), ""),
+        ({"weights": "int4", "group": 64}, ("quantize.gptq(data: {data}, group: 64)",), ""),
+        ({"weights": "int4", "group": 32}, ("quantize.gptq(data: {data}, group: 32)",), ""),
+        (
+            {"weights": "int4", "group": 32},
+            ("quantize.scale(data: {data}, group: 32)", "quantize.gptq(data: {data}, group: 32)"),
+            "",
+        ),
+    )
 
     weights: Literal["bf16", "int8", "int4"] = param(
         "Numbers of linear layers that are not lowered: bfloat16, int8 with a scale for each output, or int4 with one "

@@ -56,6 +56,8 @@ class Onnx(Target):
     marks = {"onnx": "model.onnx encoder_model.onnx"}
     does = {"onnx": "ONNX Runtime runs a graph of listed ops, from the bytes that were checked"}
 
+    formats = (({"dynamic": "int8"}, (), ""),)
+
     dynamic: Literal["none", "int8"] = param(
         "`int8` keeps weights of matrix products in int8 and rounds what they multiply as it comes.", default="none"
     )

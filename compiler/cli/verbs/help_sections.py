@@ -2,7 +2,7 @@
 
 SECTIONS = {
     "Write": ("check", "fmt", "new", "import", "explain", "lsp", "passes", "recipes", "add", "update", "vendor"),
-    "Build": ("lock", "plan", "compile", "pick"),
+    "Build": ("tune", "lock", "plan", "compile", "pick"),
     "Use": ("run", "serve", "federate", "test", "bisect", "diff", "inspect", "report", "verify", "sign"),
     "Care": ("cache", "doctor", "bench"),
 }

@@ -123,7 +123,7 @@ def register(app: typer.Typer) -> None:
             raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
         beside = output.parent if output else Path()
         source = source_expression(model, beside)
-        short = re.sub(r"[^A-Za-z0-9]+", "-", _called(model)).strip("-").lower()
+        short = re.sub(r"[^A-Za-z0-9]+", "-", display_name(model)).strip("-").lower()
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
             raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
@@ -183,13 +183,14 @@ class Judge:
 
     lines    that declare the rows
     metric   perplexity of a model that predicts tokens, similarity of what else there is
-    calib    the rows that a search reads, and `heldout` those of bounds
+    calib    the rows that passes read, `heldout` those of bounds, and `choose` those that open steps are chosen by
     """
 
     lines: tuple[str, ...]
     metric: str
     calib: str
     heldout: str
+    choose: str
 
     def read(self, line: str) -> str:
         """A step or a bound of `GOALS` for this model."""
@@ -205,6 +206,7 @@ _RANDOM_DATA_NOTE = (
     "# Random rows show that it works; rows of your own say what it does: `effc explain data`.",
     "data calib = synthetic(count: 16{long}, seed: 1)",
     "data heldout = synthetic(count: 16{long}, seed: 2)",
+    "data choose = synthetic(count: 16{long}, seed: 3)",
 )
 
 
@@ -217,12 +219,12 @@ def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
     is_language = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
     metric = "perplexity" if is_language else "similarity"
     if reads:
-        return Judge(_TEXTS, metric, "text.calib", "text.heldout")
+        return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose")
     long = f", length: {max_positions}" if words and max_positions < 128 else ""  # tokens of a row, unless said
-    return Judge(tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE), metric, "calib", "heldout")
+    return Judge(tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE), metric, "calib", "heldout", "choose")
 
 
-def _called(model: str) -> str:
+def display_name(model: str) -> str:
     """Display name of a model: the name of its folder or file, of a config's the folder that it lies in."""
     path = Path(model).resolve()
     if path.is_file():
@@ -317,8 +319,9 @@ def _render_recipe(
     sentence, _, _, name, target = GOALS[goal]
     doc = sentence.format(model=model_name)
     used = judge.lines
-    if not any("heldout" in line for line in (*steps, *bounds)) and judge.lines is not _TEXTS:
-        used = judge.lines[:-1]
+    if judge.lines is not _TEXTS:
+        read = " ".join((*steps, *bounds))
+        used = tuple(line for line in judge.lines if line.startswith("#") or f"({line.split()[1]})" in read)
     model = f"model base = {call}"
     lines = [
         "effspec 1",

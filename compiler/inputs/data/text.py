@@ -1,6 +1,7 @@
 """Windows of tokens from text files."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 from ...plugin.context import Context
@@ -14,7 +15,8 @@ class Text(Data):
     The files are encoded one after the other, each as a whole, and cut into rows of `length` tokens without
     overlap; the tail that fills no row is left out. Where the tokenizer puts a start token in front of a text,
     every row begins with it and holds `length - 1` tokens of text. Without `samples` all rows come in order;
-    with it, that many in an order that the seed decides, no row twice, fewer a prefix of more.
+    with it, that many in an order that the seed decides, no row twice, fewer a prefix of more; `skip` leaves out
+    the first ones, so that two data sets of one file have no row in common.
 
     Source: the fixed-window perplexity of Hugging Face's guide "Perplexity of fixed-length models", with a
     stride of one window.
@@ -26,6 +28,7 @@ class Text(Data):
     path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
     length: int = param("Tokens in a row, a start token included.", ge=2, unit="tokens")
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
+    skip: int = param("Rows passed over first, in that order: those of another data set.", default=0, ge=0, unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
     start: Literal["auto", "always", "never"] = param(
         "Whether rows begin with the start token; `auto` does what the tokenizer does.", default="auto"
@@ -34,7 +37,9 @@ class Text(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
         ids = [i for file in find_files(self.path, ctx.folder) for i in encode(read_text(file), tokenizer)]
-        return token_windows(ids, self.length, start_token(tokenizer, self.start), self.samples, self._seed(ctx))
+        start = start_token(tokenizer, self.start)
+        upto = None if self.samples is None else self.skip + self.samples
+        return islice(token_windows(ids, self.length, start, upto, self._seed(ctx)), self.skip, None)
 
     def identity(self, ctx: Context) -> str:
         facts = {
@@ -42,7 +47,7 @@ class Text(Data):
             "samples": self.samples,
             "start": self.start,
             "seed": self._seed(ctx) if self.samples else 0,
-        }
+        } | ({"skip": self.skip} if self.skip else {})
         return content_identity("text", find_files(self.path, ctx.folder), facts, ctx)
 
     def _seed(self, ctx: Context) -> int:

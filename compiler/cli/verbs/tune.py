@@ -1,0 +1,178 @@
+"""`effc tune`: searches steps for a wish, and compiles the recipe that comes out."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ....dsl.checker.value_text import quoted
+from ....dsl.checker.vocabulary import Vocabulary
+from ....dsl.syntax.diagnostics import Reject
+from ...core.quantity import duration_text
+from .compile import artifact_lines
+from .flags import Shared, make_verb
+from .new import Judge, choose_evaluation, display_name, file_exists, source_expression
+from .output import code_of
+
+if TYPE_CHECKING:
+    from ...driver.api import Session
+    from ...driver.tuning.tune import Tuned
+    from ...driver.tuning.wish import Wish
+
+PIPELINE = "tuned"
+_what = typer.Argument(
+    metavar="RECIPE|MODEL", help="A recipe with open steps, or a model as `effc new` takes it.", show_default=False
+)
+_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifact goes.")
+_force = typer.Option("--force", help="Replace what exists.", show_default=False)
+_for = typer.Option("--for", metavar="TARGET", help="Of a model: the target.")
+_optimize = typer.Option("--optimize", metavar="METRIC", help="Of a model: the metric to be best at.")
+_expect = typer.Option(
+    "--expect",
+    metavar="BOUND",
+    show_default=False,
+    help='Of a model: a bound, such as "perplexity <= 1.02 * base"; repeatable.',
+)
+_within = typer.Option("--within", metavar="TIME", help="Of a model: time for the search.")
+_data = typer.Option(
+    "--data",
+    metavar="FILE",
+    show_default=False,
+    help="Of a model: text of yours; it is cut into rows to calibrate, to choose and to judge by.",
+)
+_explain = typer.Option(
+    "--explain", help="Say what would be tried, in which order and for how long.", show_default=False
+)
+
+
+@dataclass(frozen=True)
+class WishOptions:
+    """Options that say a wish for a model without a recipe."""
+
+    target: str
+    optimize: str
+    expect: tuple[str, ...]
+    within: str
+    data: Path | None
+
+
+def register(app: typer.Typer) -> None:
+    @make_verb(app, shows=("inputs", "cache", "machine", "progress", "gate"))
+    def tune(
+        what: Annotated[str, _what],
+        shared: Shared,
+        output: Annotated[Path, _out] = Path("out"),
+        force: Annotated[bool, _force] = False,
+        target: Annotated[str, _for] = "native",
+        optimize: Annotated[str, _optimize] = "decode.p50",
+        expect: Annotated[list[str], _expect] = [],  # noqa: B006 (typer wants a list)
+        within: Annotated[str, _within] = "30min",
+        data: Annotated[Path | None, _data] = None,
+        explain: Annotated[bool, _explain] = False,
+    ) -> int:
+        """Search the steps that keep all bounds and are best at one metric, and compile them.
+
+        Goes on where it was stopped. Writes the recipe that it chose, which compiles by itself."""
+        shared.check_environment()
+        from ...driver.tuning.tune import tune as search_steps
+        from ...driver.tuning.wish import read_wish
+
+        with shared.listening() as listener:
+            if what.endswith(".effspec"):
+                session, recipe = shared.session(Path(what), listener), Path(what)
+            else:
+                options = WishOptions(target, optimize, tuple(expect), within, data)
+                session, recipe = wish_session(what, options, shared, listener)
+            wish, path = read_wish(session), recipe.with_name(f"{recipe.stem}-tuned.effspec")
+            if explain:
+                shared.screen.answer(explanation(wish, shared))
+                return 0
+            if path.exists() and not force:
+                raise Reject(file_exists(f"{path} exists", help="--force replaces it"))
+            tuned = search_steps(wish, path, output, force=force)
+        return print_tuned(tuned, shared)
+
+
+def wish_session(model: str, options: WishOptions, shared: Shared, listener: Any) -> "tuple[Session, Path]":
+    """Session of a recipe with open steps that stands in no file, and the path that it is named by."""
+    beside = Path()
+    source = source_expression(model, beside)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", display_name(model)).strip("-").lower() or "model"
+    path = Path(f"{name}.effspec")
+    session = shared.session(path, listener)
+    call = source.call(session)
+    judge = choose_evaluation(session.model_origin(call), session.skeleton(call))
+    if options.data is not None:
+        judge = own_text(options.data, judge)
+    text = wish_text(source.text, name, judge, options, session.registry.vocabulary)
+    return replace(session, path=path, texts={path.resolve(): text}), path
+
+
+def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabulary: Vocabulary) -> str:
+    """Recipe of a wish."""
+    model, bounds = f"model base = {source}", [with_rows(b, judge.heldout, vocabulary) for b in options.expect]
+    optimize = with_rows(options.optimize, judge.choose, vocabulary)
+    step = (
+        f"best = search.steps(optimize: {optimize}, data: {judge.calib}, choose: {judge.choose}, "
+        f"within: {options.within})"
+    )
+    lines = ["effspec 1", f'"""The best of {name} for {options.target}, found by `effc tune`."""', ""]
+    lines += [*judge.lines, "", model] if judge.lines[-1].startswith("use") else [model, "", *judge.lines]
+    lines += ["", f"pipeline {PIPELINE}(base) {{", f"  {step}", "}"]
+    if bounds:
+        lines += ["", f"expect {PIPELINE} {{", *bounds, "}"]
+    lines += ["", f'emit {PIPELINE} {{ {options.target}("{name}-{options.target}") }}', ""]
+    return "\n".join(lines)
+
+
+def with_rows(text: str, data: str, vocabulary: Vocabulary) -> str:
+    """A metric or bound with rows to measure on, where its metric needs some and none are written."""
+    match = re.match(r"\s*([A-Za-z_][\w.]*)\s*(?!\w*[\s]*\()", text)
+    word = vocabulary.word("metric", match[1]) if match else None
+    if match is None or word is None or text[match.end() :].lstrip().startswith("("):
+        return text
+    needs_rows = any(p.name == "data" and p.required for p in word.params)
+    return f"{match[1]}({data}) {text[match.end() :]}".strip() if needs_rows else text
+
+
+def own_text(file: Path, judge: Judge) -> Judge:
+    """Three data sets of one text file, without a row in common."""
+    call = f"text({quoted(file.as_posix())}, samples: 32, skip: {{skip}}, length: 256, seed: 7)"
+    names = ("calib", "choose", "heldout")
+    lines = tuple(f"data {name} = {call.format(skip=32 * i)}" for i, name in enumerate(names))
+    return replace(judge, lines=lines, calib="calib", choose="choose", heldout="heldout")
+
+
+def explanation(wish: "Wish", shared: Shared) -> str:
+    """Candidates of one change in the order in which they are tried, with their planned time and size."""
+    from ...driver.tuning.preview import preview
+
+    rows = preview(wish)
+    return shared.screen.table([("change", "steps and arguments", "time", "on disk"), *rows], right=(2, 3))
+
+
+def print_tuned(tuned: "Tuned", shared: Shared) -> int:
+    """Table of the artifact, then of the candidates; the exit code."""
+    from ...driver.tuning.summary import labels, neighbours, rows, to_json
+
+    screen = shared.screen
+    if screen.format == "json":
+        screen.complain(tuned.unmet, "tune", **to_json(tuned))
+        return code_of(tuned.unmet)
+    for result in tuned.results:
+        for artifact in result.artifacts:
+            screen.answer(artifact_lines(artifact.path, artifact.manifest, screen) + "\n")
+    head = ("candidate", *labels(tuned.search), "")
+    width = len(head) - 2
+    table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in rows(tuned))]
+    screen.answer(screen.table(table, right=tuple(range(1, width + 1)), indent="  "))
+    for sentence in neighbours(tuned):
+        screen.answer(sentence)
+    screen.complain(tuned.unmet, "tune")
+    if not tuned.unmet:
+        looks = len(tuned.search.looks)
+        spent = duration_text(tuned.search.seconds)
+        screen.note(f"{looks} of {len(tuned.search.candidates)} candidates measured in {spent}; recipe: {tuned.recipe}")
+    return code_of(tuned.unmet)

@@ -1,0 +1,1 @@
+"""`effc tune`: from a recipe whose steps are open to one that has them."""

@@ -1,0 +1,117 @@
+"""Changes that a search of steps combines: of shape, of zeros and of numbers, and what becomes of each target.
+
+An axis is a list of alternatives, of which the first one changes nothing. A candidate takes one of each axis.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from ....dsl.checker.value_text import value_text
+from ....dsl.checker.values import MetricRef
+from ...plugin.context import Context
+from .wish import Wish
+
+REMOVED = (5, 10, 15, 20, 30)  # percent of the parameters
+ZEROS = (30, 50, 65)  # percent of the weights of linear layers
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One change.
+
+    steps      of the recipe, `name = pass(...)`
+    arguments  of the target
+    words      passes and formats, for `among`
+    packs      the kernel's format where zeros are packed beside it; "" where zeros gain nothing
+    """
+
+    name: str
+    steps: tuple[str, ...] = ()
+    arguments: str = ""
+    words: tuple[str, ...] = ()
+    packs: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One alternative of each axis."""
+
+    shape: Alternative
+    zeros: Alternative
+    numbers: Alternative
+
+    @property
+    def axes(self) -> tuple[Alternative, Alternative, Alternative]:
+        return self.shape, self.zeros, self.numbers
+
+    @property
+    def name(self) -> str:
+        changed = [a.name for a in self.axes if a.name != UNCHANGED.name]
+        return ", ".join(changed) or UNCHANGED.name
+
+    @property
+    def changes(self) -> int:
+        """Number of axes that differ from the unchanged model."""
+        return sum(a.name != UNCHANGED.name for a in self.axes)
+
+    def steps(self, data: str) -> list[str]:
+        steps = [*self.shape.steps, *self.zeros.steps]
+        if self.zeros.steps and self.numbers.packs:
+            return [*steps, f"cpu = lower.sparse_cpu(format: {self.numbers.packs}, data: {data})"]
+        return [*steps, *self.numbers.steps]
+
+
+UNCHANGED = Alternative("unchanged")
+
+
+def candidates_of(wish: Wish) -> list[Candidate]:
+    """All combinations that the target can hold and `among` allows; the unchanged model first."""
+    native = wish.emit.call.word == "native"
+    zeros = [UNCHANGED, *(a for a in _zeros(wish) if native and wish.allows(a.words))]
+    shapes = [UNCHANGED, *(a for a in _shapes(wish) if wish.allows(a.words))]
+    numbers = [UNCHANGED_NATIVE if native else UNCHANGED, *(a for a in _numbers(wish) if wish.allows(a.words))]
+    combinations = (Candidate(*axes) for axes in product(shapes, zeros, numbers))
+    return [c for c in combinations if not c.zeros.steps or c.numbers.packs]
+
+
+UNCHANGED_NATIVE = Alternative("unchanged", packs="sparse_bf16")
+
+
+def score_text(wish: Wish, ctx: Context) -> str:
+    """Score of searches that prune: the metric of the first bound on quality, on rows that passes read."""
+    metrics = [b.metric for b in wish.bounds if dict(b.metric.args).get("data") is not None]
+    metric = metrics[0] if metrics else MetricRef("perplexity")
+    arguments = dict(metric.args) | {"data": wish.data}
+    return value_text(MetricRef(metric.name, tuple(sorted(arguments.items()))))
+
+
+def _shapes(wish: Wish) -> Iterator[Alternative]:
+    score = score_text(wish, wish.context)
+    for percent in REMOVED:
+        step = f"slim = prune.multi(remove: {percent}% of params, group: 32, score: {score})"
+        yield Alternative(f"{percent} % pruned", (step,), words=("prune.multi",))
+
+
+def _zeros(wish: Wish) -> Iterator[Alternative]:
+    for percent in ZEROS:
+        step = f"thin = sparsify.sparsegpt(sparsity: {percent}% of weights, data: {wish.data.name})"
+        yield Alternative(f"{percent} % zeros", (step,), words=("sparsify.sparsegpt", "lower.sparse_cpu"))
+
+
+def _numbers(wish: Wish) -> Iterator[Alternative]:
+    """Formats that the target declares, as far as its arguments are not written; of four bits also calibrated."""
+    word = wish.session.registry.vocabulary.word("target", wish.emit.call.word)
+    assert word is not None, f"no target {wish.emit.call.word}"
+    data, written = wish.data.name, wish.emit.call.spans
+    for arguments, steps, packs in word.facts.get("formats", ()):
+        if any(name in written for name in arguments):
+            continue
+        passes = tuple(step.partition("(")[0] for step in steps)
+        texts = tuple(f"{p.rpartition('.')[2]} = {s.format(data=data)}" for p, s in zip(passes, steps, strict=True))
+        format = list(map(str, arguments.values()))[:1]
+        others = [f"{name} {value}" for name, value in list(arguments.items())[1:]]
+        calibrated = " and ".join(p.partition(".")[2] for p in passes)
+        label = ", ".join([*format, *others]) + (" by " if format and passes else "") + calibrated
+        written_arguments = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+        yield Alternative(label, texts, written_arguments, (*format, *passes), packs)

@@ -1,0 +1,229 @@
+"""Search of steps: single changes are measured first, then the combinations that they foretell to be best.
+
+Every decision follows from measurements that are kept, the time that they took included: a search that was killed goes
+on and decides the same.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ....dsl.checker.value_text import value_text
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ...analysis.planning import keys
+from ...analysis.planning.plan import Plan
+from ...core.cache import Cache
+from ...core.events import Said, announce
+from ...core.fingerprint import machine_facts
+from ...core.quantity import duration_text
+from ..judging.gate import Outcome
+from .alternatives import Candidate, candidates_of
+from .effects import Effects
+from .trials import LOOK, Trial, Trials, judged
+from .wish import Wish
+
+SINGLES, COMBINATIONS = 0.6, 0.85  # shares of the time after which no further one is begun
+SLACK = 0.01  # by which a first look, or what is foretold, may miss a bound
+GAIN = 0.01  # by which a combination must be foretold better than the best so far to be measured
+FINALISTS = 4  # measured on all rows
+MISSES = 4  # candidates measured though they are foretold to miss a bound, where none keeps all
+
+too_little_time = Fault(
+    "too-little-time",
+    "A search of steps was given less time than its first candidates take.\n\n"
+    "`within:` covers the search: the unchanged model and at least one change of it have to be measured.",
+)
+
+
+@dataclass
+class Journal:
+    """Trials of a wish as the cache keeps them, by candidate and number of rows."""
+
+    cache: Cache
+    parts: Mapping[str, Any]
+    rows: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, wish: Wish, cache: Cache) -> "Journal":
+        ctx = wish.context
+        arguments = {k: v for k, v in keys.to_jsonable(wish.step.call.args).items() if k != "within"}
+        parts = {
+            "tune": wish.closed_text([], ""),
+            "open": arguments,
+            "model": ctx.origin.identity,
+            "rows": [keys.data_identity(ref, ctx) for ref in (wish.data, wish.choose)],
+            "versions": keys.versions(),
+            "seed": ctx.seed,
+            "threads": ctx.settings.threads,
+            "device": ctx.settings.device,
+            "machine": machine_facts(),
+        }
+        return cls(cache, parts, dict(cache.value(parts) or {}))
+
+    def read(self, candidate: Candidate, rows: int) -> Trial | None:
+        record = self.rows.get(f"{candidate.name} on {rows}")
+        if record is None:
+            return None
+        return Trial(**{**record, "values": {k: (v[0], v[1]) for k, v in record["values"].items()}})
+
+    def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
+        self.rows |= {f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()}
+        self.cache.keep(self.parts, self.rows)
+
+
+@dataclass
+class Search:
+    """A search under way. `looks` and `finals` have trials on few rows and on all."""
+
+    wish: Wish
+    trials: Trials
+    journal: Journal
+    looks: dict[Candidate, Trial] = field(default_factory=dict)
+    finals: dict[Candidate, Trial] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.candidates = candidates_of(self.wish)
+
+    @property
+    def unchanged(self) -> Candidate:
+        return self.candidates[0]
+
+    @property
+    def seconds(self) -> float:
+        """Time that measurements took, those of killed runs included."""
+        return sum(t.seconds for t in (*self.looks.values(), *self.finals.values()))
+
+    @property
+    def objective(self) -> str:
+        return value_text(self.wish.objective)
+
+    def run(self) -> list[Candidate]:
+        """Candidates measured on all rows, best first; those that miss a bound come last."""
+        with announce("searching steps"):
+            self._measure_singles()
+            self._measure_combinations()
+            self._measure_finalists()
+        return self.ranked(self.finals)
+
+    def ranked(self, trials: Mapping[Candidate, Trial], slack: float = 0.0) -> list[Candidate]:
+        """Candidates that were measured: those that keep the bounds by the objective, then the others by their miss."""
+        known = {c: t for c, t in trials.items() if not t.refused}
+        misses = {c: self.miss(t) for c, t in known.items()}
+        return sorted(
+            known, key=lambda c: (misses[c] > slack, misses[c] if misses[c] > slack else 0.0, self.cost(known[c]))
+        )
+
+    def cost(self, trial: Trial) -> float:
+        """Objective relative to the original, so that less is better."""
+        ratio = trial.ratio(self.objective)
+        return ratio if self.wish.context.metric(self.wish.objective).better == "lower" else -ratio
+
+    def miss(self, trial: Trial) -> float:
+        """Share by which a trial misses the bound that it misses most; 0 where it keeps all."""
+        return max((excess(o) for o in judged(self.wish, trial, self.wish.context)), default=0.0)
+
+    def _measure_singles(self) -> None:
+        singles = [c for c in self.candidates if c.changes <= 1]
+        plans = {c: p for c in singles if (p := self._plan(c)) is not None}
+        first = self._look(self.unchanged, plans.get(self.unchanged))
+        if first.refused:
+            raise Reject(too_little_time(first.refused, self.wish.emit.call.span))
+        shortest = min((p.seconds for c, p in plans.items() if c != self.unchanged), default=0.0)
+        if first.seconds + shortest > self.wish.seconds:
+            needed = duration_text(first.seconds + shortest)
+            raise Reject(
+                too_little_time(
+                    f"the unchanged model and the shortest change take {needed}",
+                    self.wish.step.call.where("within"),
+                    help=f"give it more, such as within: {max(1, round(4 * (first.seconds + shortest) / 60))}min",
+                )
+            )
+        for candidate in sorted(plans, key=lambda c: (_magnitude(plans[c].seconds), disk_bytes(plans[c]))):
+            if self.seconds > SINGLES * self.wish.seconds:
+                break
+            self._look(candidate, plans[candidate])
+
+    def _measure_combinations(self) -> None:
+        tried = 0
+        while self.seconds < COMBINATIONS * self.wish.seconds:
+            best = next(iter(self.ranked(self.looks)), None)
+            incumbent = self.cost(self.looks[best]) if best and not self.miss(self.looks[best]) else None
+            foretold = sorted(self._foretold(incumbent), key=lambda entry: entry[:2])
+            if not foretold or (foretold[0][0] > 0 and (incumbent is not None or tried == MISSES)):
+                return
+            tried += foretold[0][0] > 0
+            candidate = foretold[0][2]
+            self._look(candidate, self._plan(candidate))
+
+    def _foretold(self, incumbent: float | None) -> Iterator[tuple[float, float, Candidate]]:
+        """Miss and objective of what was not measured and may be better than the best so far."""
+        original = self.looks[self.unchanged]
+        adds = frozenset(name for name, ref in self.trials.metrics.items() if self._adds(name, ref, original))
+        effects = Effects(self.looks, self.unchanged, adds)
+        for candidate in self.candidates:
+            if candidate in self.looks:
+                continue
+            values = {name: effects.predict(candidate, name) for name in self.trials.metrics}
+            if any(value is None for value in values.values()):
+                continue
+            trial = Trial({n: (v, original.values[n][1]) for n, v in values.items() if v is not None})
+            cost, miss = self.cost(trial), self.miss(trial)
+            gains = incumbent is None or cost < incumbent - GAIN * abs(incumbent)
+            if gains:
+                yield (0.0 if miss <= SLACK else miss), cost, candidate
+
+    def _adds(self, name: str, ref: Any, trial: Trial) -> bool:
+        return self.wish.context.metric(ref).better != "lower" or trial.values[name][1] <= 0
+
+    def _measure_finalists(self) -> None:
+        self.finals |= self._measured(dict.fromkeys(self.ranked(self.looks, SLACK)[:FINALISTS]), 0)
+
+    def _plan(self, candidate: Candidate) -> Plan | None:
+        """Plan of a candidate; None of one that is refused, which is noted."""
+        try:
+            return self.trials.plan(candidate)
+        except Reject as rejection:
+            self.looks[candidate] = Trial(refused="; ".join(d.message for d in rejection.diagnostics))
+            return None
+
+    def _look(self, candidate: Candidate, plan: Plan | None) -> Trial:
+        if candidate not in self.looks and plan is not None:
+            self.looks |= self._measured({candidate: plan}, LOOK)
+        return self.looks[candidate]
+
+    def trial_text(self, trial: Trial) -> str:
+        """`decode.p50 0.182, perplexity(text.choose) 1.013 of the original`."""
+        if trial.refused:
+            return f"refused: {trial.refused}"
+        return ", ".join(f"{self.trials.label(n)} {trial.ratio(n):.3g}" for n in trial.values) + " of the original"
+
+    def _measured(self, plans: Mapping[Candidate, Plan | None], rows: int) -> dict[Candidate, Trial]:
+        """Trials of candidates, those that the journal has as they are."""
+        trials = {c: trial for c in plans if (trial := self.journal.read(c, rows)) is not None}
+        if missing := {c: plan or self.trials.plan(c) for c, plan in plans.items() if c not in trials}:
+            trials |= self.trials.measure(missing, rows)
+            self.journal.add({c: trials[c] for c in missing}, rows)
+        for candidate, trial in trials.items():
+            self.wish.session.settings.on_event(Said(f"{candidate.name}: {self.trial_text(trial)}"))
+        return trials
+
+
+def disk_bytes(plan: Plan) -> int:
+    """Planned size of what a plan emits."""
+    return sum(e.disk_bytes for e in plan.emissions)
+
+
+def _magnitude(seconds: float) -> int:
+    """Class of a duration: within one the smaller artifacts come first."""
+    return round(math.log2(max(seconds, 1.0)) / 2)
+
+
+def excess(outcome: Outcome) -> float:
+    """Share of its limit by which a value misses a bound; 0 where it keeps it."""
+    if outcome.passed:
+        return 0.0
+    value, limits = outcome.value, [x for x in (outcome.low, outcome.high) if x is not None]
+    assert value is not None, "a bound was judged without a value"
+    return max(1e-9, min((abs(value - x) / max(abs(x), 1e-12) for x in limits), default=1.0))

@@ -1,0 +1,108 @@
+"""Summary of a search of steps: every candidate with its measures, why it was left, and what the next step costs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ....dsl.checker.values import DataRef
+from ...core.quantity import measurement_text, relative_change_text
+from .alternatives import Candidate
+from .search import Search
+from .trials import Trial
+from .tune import Tuned, missed_text
+
+BETTER = 0.05  # share by which a neighbour must be better for a sentence
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate that was measured. `cells` has a text for each metric, `state` why it was chosen or left."""
+
+    name: str
+    cells: tuple[str, ...]
+    state: str
+    ratios: tuple[float, ...] = ()
+
+
+def metric_names(search: Search) -> tuple[str, ...]:
+    """Metrics of a table, the objective first."""
+    return (search.objective, *(name for name in search.trials.metrics if name != search.objective))
+
+
+def labels(search: Search) -> tuple[str, ...]:
+    """Heads of the columns: metrics on the rows that they were measured on."""
+    return tuple(search.trials.label(name) for name in metric_names(search))
+
+
+def rows(tuned: Tuned) -> list[Row]:
+    """Candidates, best first; those that were refused come last."""
+    search = tuned.search
+    trials = {**search.looks, **search.finals}
+    ranked = [*search.ranked(search.finals), *(c for c in search.ranked(search.looks) if c not in search.finals)]
+    refused = [Row(c.name, (), f"refused: {t.refused}") for c, t in trials.items() if t.refused]
+    return [_row(tuned, c, trials[c]) for c in ranked if c in trials and not trials[c].refused] + refused
+
+
+def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:
+    search, names = tuned.search, metric_names(tuned.search)
+    units = [search.wish.context.metric(search.trials.metrics[name]).unit for name in names]
+    cells = tuple(_cell(*trial.values[name], unit) for name, unit in zip(names, units, strict=True))
+    return Row(candidate.name, cells, _state(tuned, candidate, trial), tuple(trial.ratio(name) for name in names))
+
+
+def _cell(value: float, original: float, unit: str) -> str:
+    change = f" ({relative_change_text(original, value)})" if original else ""
+    return measurement_text(value, unit) + change
+
+
+def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
+    if candidate == tuned.candidate:
+        return "chosen"
+    missed = missed_text(tuned.search.wish, trial)
+    if missed:
+        return f"misses {missed}"
+    return f"no better at {tuned.search.objective}"
+
+
+def neighbours(tuned: Tuned) -> Iterator[str]:
+    """Sentences on what more of the objective, and of the first bound's quality, would cost."""
+    search = tuned.search
+    quality = next((n for n, ref in search.trials.metrics.items() if _reads_rows(ref)), None)
+    trials = {c: t for c, t in {**search.looks, **search.finals}.items() if not t.refused}
+    if tuned.candidate not in trials or quality is None:
+        return
+    chosen = trials[tuned.candidate]
+    for gain, price in ((search.objective, quality), (quality, search.objective)):
+        better = {c: t for c, t in trials.items() if _change(search, t, chosen, gain) < -BETTER}
+        cheapest = min(better, key=lambda c: _change(search, better[c], chosen, price), default=None)
+        if cheapest is not None:
+            won = relative_change_text(chosen.ratio(gain), better[cheapest].ratio(gain))
+            cost = relative_change_text(chosen.ratio(price), better[cheapest].ratio(price))
+            label = search.trials.label
+            yield f"{label(gain)} {won} costs {label(price)} {cost}: {cheapest.name}"
+
+
+def _reads_rows(ref: Any) -> bool:
+    return any(isinstance(value, DataRef) for _, value in ref.args)
+
+
+def _change(search: Search, trial: Trial, other: Trial, metric: str) -> float:
+    """Relative change against another trial, so that less is better."""
+    sign = 1.0 if search.wish.context.metric(search.trials.metrics[metric]).better == "lower" else -1.0
+    before = other.ratio(metric)
+    return sign * (trial.ratio(metric) - before) / max(abs(before), 1e-12)
+
+
+def to_json(tuned: Tuned) -> dict[str, Any]:
+    """Summary as `effc tune --format json` prints it."""
+    names = metric_names(tuned.search)
+    return {
+        "recipe": str(tuned.recipe) if tuned.recipe else None,
+        "chosen": tuned.candidate.name if tuned.candidate else None,
+        "seconds": round(tuned.search.seconds, 1),
+        "candidates": [
+            {"name": r.name, "state": r.state, "ratios": dict(zip(names, r.ratios, strict=False))} for r in rows(tuned)
+        ],
+        "not_measured": len(tuned.search.candidates) - len(tuned.search.looks),
+        "neighbours": list(neighbours(tuned)),
+    }

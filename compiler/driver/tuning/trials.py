@@ -1,0 +1,213 @@
+"""Candidates measured: their steps run through the cache, their artifact written, opened and compared."""
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ....dsl.checker.recipe import Bound, Recipe
+from ....dsl.checker.value_text import value_text
+from ....dsl.checker.values import DataRef, MetricRef
+from ....dsl.syntax.diagnostics import Reject
+from ...analysis.planning.plan import Plan, plan_pipeline
+from ...artifacts.load import load_to_judge
+from ...core.cache import Cache
+from ...evaluation.confidence import median_interval
+from ...evaluation.timing import InterleavedTimes, measure_interleaved
+from ...plugin.context import Context
+from ...transforms.editing.rehearsed import resolve_skeleton
+from ..judging.comparison import known_original_values, remember
+from ..judging.gate import Outcome, judge_bound, measure
+from ..pipeline import Build
+from .alternatives import Candidate
+from .wish import Wish
+
+LOOK = 8  # rows of a first measurement
+ROUNDS = 6  # of timings at least; PRECISION is the width of a ratio's interval at which they end
+PRECISION, PRECISE_SECONDS = 0.10, 8.0
+SHORT = "search rows"  # name of the data set that these rows make
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Measurement of a candidate.
+
+    values    (result, original) by the metric's text in the recipe; empty where the candidate was refused
+    rows      of a first look, or 0 for all
+    seconds   it took
+    refused   why there is no measurement
+    """
+
+    values: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    rows: int = 0
+    seconds: float = 0.0
+    refused: str = ""
+
+    def ratio(self, metric: str) -> float:
+        """Result by original; the result where the original is 0."""
+        value, original = self.values[metric]
+        return value / original if original else value
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Measurements of candidates of a wish, in a folder for what they write."""
+
+    wish: Wish
+    cache: Cache
+    folder: Path
+
+    @property
+    def metrics(self) -> dict[str, MetricRef]:
+        """Metrics of the bounds and the objective, by their text."""
+        refs = (*(b.metric for b in self.wish.bounds), self.wish.objective)
+        return {value_text(ref): ref for ref in refs}
+
+    def label(self, metric: str) -> str:
+        """Text of a metric on the rows that it is measured on."""
+        return value_text(_on_rows(self.metrics[metric], self.wish.choose))
+
+    def plan(self, candidate: Candidate) -> Plan:
+        """Plan of a candidate's recipe. Raises Reject for one that the model or the target refuses."""
+        session = self.wish.session_of(self.text(candidate))
+        (recipe,) = session.recipes(resolve=True)
+        pipeline = recipe.pipelines[self.wish.pipeline.name]
+        ctx = session.context(recipe, pipeline)
+        return plan_pipeline(recipe, pipeline, ctx, resolve_skeleton(ctx.origin, session.settings))
+
+    def text(self, candidate: Candidate) -> str:
+        return self.wish.closed_text(candidate.steps(self.wish.data.name), candidate.numbers.arguments)
+
+    def measure(self, plans: Mapping[Candidate, Plan], rows: int) -> dict[Candidate, Trial]:
+        """Measure candidates on `rows` rows of `choose`, 0 for all; what is timed takes turns, the original too.
+
+        Of a candidate that can't be built or measured the trial says why.
+        """
+        trials: dict[Candidate, Trial] = {}
+        opened: dict[Candidate, tuple[Any, float]] = {}  # models, and the seconds that they took
+        with ExitStack() as stack:
+            for candidate, plan in plans.items():
+                started = time.monotonic()
+                try:
+                    model = stack.enter_context(self._built(self._measured_plan(plan, rows)))
+                except Reject as rejection:
+                    message = "; ".join(d.message for d in rejection.diagnostics)
+                    trials[candidate] = Trial(seconds=time.monotonic() - started, refused=message)
+                else:
+                    opened[candidate] = model, time.monotonic() - started
+            if opened:
+                trials |= self._compared(opened, self._measured_plan(next(iter(plans.values())), rows), rows)
+        return trials
+
+    def _measured_plan(self, plan: Plan, rows: int) -> Plan:
+        """The plan with a bound on each metric, on rows to choose by: what those metrics compare with is kept."""
+        recipe, short = _with_fewer_rows(self.wish, plan.recipe, rows)
+        bounds = tuple(
+            Bound(_on_rows(ref, short), "<=", math.inf, baseline=plan.pipeline.model) for ref in self.metrics.values()
+        )
+        return replace(plan, recipe=recipe, pipeline=replace(plan.pipeline, expects=bounds))
+
+    @contextmanager
+    def _built(self, plan: Plan) -> Iterator[Any]:
+        """The artifact of a plan, written to a folder that goes away, and opened."""
+        ctx = self.wish.session.context(plan.recipe, plan.pipeline)
+        build = Build(plan, ctx, self.cache, total=len(plan.stages))
+        for index in range(len(plan.stages)):
+            build.run_step(plan.stages[index])
+        (emit,) = [e for e in plan.pipeline.emits if e.call.word == self.wish.emit.call.word]
+        outcome = build.load_outcome(plan.key_of(emit.source))
+        if outcome.program is not None:
+            outcome.program.to_cpu()
+        writer = ctx.registry.make("target", emit.call)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        try:
+            writer.write(outcome, folder, ctx)
+            forms = [form for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
+            del outcome
+            build.results.release()
+            yield load_to_judge(folder / forms[0].folder, ctx.settings.device)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _compared(self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, rows: int) -> dict[Candidate, Trial]:
+        """Trials of opened models beside the original."""
+        ctx = self.wish.session.context(plan.recipe, plan.pipeline)
+        original = ctx.origin.load().eval()
+        refs = dict(zip(self.metrics, (b.metric for b in plan.pipeline.expects), strict=True))
+        known = known_original_values(plan, self.cache, ctx)
+        values: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
+        seconds = {candidate: spent for candidate, (_, spent) in opened.items()}
+        for text, ref in refs.items():
+            metric, key = ctx.metric(ref), (plan.pipeline.model, ref)
+            if metric.timed:
+                continue
+            if key not in known:
+                known[key] = measure(metric, original, ctx)
+            for candidate, (model, _) in opened.items():
+                started = time.monotonic()
+                values[candidate][text] = measure(metric, model, ctx), known[key]
+                seconds[candidate] += time.monotonic() - started
+        remember(known, {}, plan, self.cache, ctx)
+        models = {c.name: model for c, (model, _) in opened.items()}
+        for text, ref in refs.items():
+            if ctx.metric(ref).timed:
+                started = time.monotonic()
+                timed = times_beside_original(original, models, ctx.metric(ref))
+                for candidate in opened:
+                    values[candidate][text] = timed[candidate.name]
+                    seconds[candidate] += (time.monotonic() - started) / len(opened)
+        return {c: Trial(values[c], rows, seconds[c]) for c in opened}
+
+
+def times_beside_original(
+    original: Any, models: Mapping[str, Any], metric: Any, seconds: float = PRECISE_SECONDS
+) -> dict[str, tuple[float, float]]:
+    """(result, original) of a timed metric for models that take turns with the original.
+
+    A result is the original's median times the median of the ratios within rounds. Rounds go on until every ratio is
+    known to PRECISION, or for so many seconds.
+    """
+
+    def ratios(timing: InterleavedTimes, name: str) -> list[float]:
+        return [r[name] / r["original"] for r in timing.rounds]
+
+    def precise(timing: InterleavedTimes) -> bool:
+        intervals = [median_interval(ratios(timing, name)) for name in models]
+        return all(i is not None and i[1] <= i[0] * (1 + PRECISION) for i in intervals)
+
+    timing = measure_interleaved(
+        {"original": original, **models}, metric, rounds=ROUNDS, enough=precise, seconds=seconds, calls_per_round=ROUNDS
+    )
+    middle = timing.values["original"]
+    return {name: (middle * median(ratios(timing, name)), middle) for name in models}
+
+
+def judged(wish: Wish, trial: Trial, ctx: Context) -> list[Outcome]:
+    """Bounds of the wish, judged by what a trial measured."""
+    outcomes = []
+    for bound in wish.bounds:
+        value, original = trial.values[value_text(bound.metric)]
+        unit = ctx.metric(bound.metric).unit
+        outcomes.append(judge_bound(bound, original if bound.baseline else None, value, unit))
+    return outcomes
+
+
+def _with_fewer_rows(wish: Wish, recipe: Recipe, rows: int) -> tuple[Recipe, DataRef]:
+    """The recipe with a data set of the first rows of `choose`, and its name."""
+    call = wish.recipe.data[wish.choose.name]
+    count = next((name for name in ("samples", "count") if name in call.args), "")
+    if rows and count:
+        call = replace(call, args={**call.args, count: min(rows, call.args[count] or rows)})
+    name = f"{SHORT} {rows}" if rows else SHORT
+    return replace(recipe, data={**recipe.data, name: call}), DataRef(name)
+
+
+def _on_rows(metric: MetricRef, data: DataRef) -> MetricRef:
+    """The metric on other rows; one that reads none as it is."""
+    return replace(metric, args=tuple((n, data if isinstance(v, DataRef) else v) for n, v in metric.args))

@@ -1,0 +1,102 @@
+"""From a wish to an ordinary recipe and its artifact."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
+from ...core.cache import Cache, write_atomic
+from ...core.events import Said
+from ...core.quantity import measurement_text
+from ..api import build
+from ..judging.gate import bound_text
+from ..pipeline import Result
+from .alternatives import Candidate
+from .search import Journal, Search
+from .trials import Trial, Trials, judged
+from .wish import Wish
+
+COMPILED = 3  # candidates that may be compiled, one after the other, until one keeps its bounds on unread rows
+
+wish_unmet = Fault(
+    "wish-unmet",
+    "No candidate of a search of steps keeps all bounds.\n\n"
+    "The nearest ones are listed with the bounds that they miss. Give up as much of one, give the search more time, or "
+    "leave more to choose from.",
+    exit="gate",
+)
+
+
+@dataclass
+class Tuned:
+    """Result of a search of steps.
+
+    candidate   the one that was compiled last; None where none was
+    recipe      path of its recipe
+    unmet       why there is no artifact that keeps all bounds
+    """
+
+    wish: Wish
+    search: Search
+    candidate: Candidate | None = None
+    recipe: Path | None = None
+    results: Sequence[Result] = ()
+    unmet: list[Diagnostic] = field(default_factory=list)
+
+
+def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
+    """Search the steps of a wish, write the best recipe to a path and compile it below `out`."""
+    cache = Cache(wish.session.settings.cache_dir)
+    scratch = wish.session.settings.cache_dir / "work"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="tune-") as folder:
+        trials = Trials(wish, cache, Path(folder))
+        search = Search(wish, trials, Journal.of(wish, cache))
+        tuned = Tuned(wish, search)
+        try:
+            ranked = search.run()
+        except KeyboardInterrupt:
+            _keep_best(search, trials, recipe)
+            raise
+        satisfying = [c for c in ranked if not search.miss(search.finals[c])]
+        if not satisfying:
+            tuned.unmet = [_unmet(wish, search, ranked)]
+            return tuned
+        for number, candidate in enumerate(satisfying[:COMPILED]):
+            text = trials.text(candidate)
+            write_atomic(recipe, text.encode())
+            tuned.candidate, tuned.recipe = candidate, recipe
+            tuned.results = build(wish.session_of(text, recipe), out, force=force or number > 0)
+            tuned.unmet = [d for r in tuned.results for d in r.missed]
+            if not tuned.unmet:
+                return tuned
+            wish.session.settings.on_event(Said(f"{candidate.name} misses a bound on rows that it was not chosen by"))
+    return tuned
+
+
+def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
+    """Write the recipe of the best candidate so far; nothing where none keeps the bounds."""
+    best = next(iter(search.ranked(search.looks)), None)
+    if best is not None and not search.miss(search.looks[best]):
+        write_atomic(recipe, trials.text(best).encode())
+        message = f"best so far: {best.name}; its recipe is {recipe}, and the same command goes on"
+        search.wish.session.settings.on_event(Said(message))
+
+
+def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnostic:
+    nearest = [f"{c.name}: {missed_text(wish, search.finals[c])}" for c in ranked[:3]]
+    return wish_unmet(
+        f"none of {len(search.looks)} candidates keeps all bounds",
+        wish.step.call.span,
+        note="nearest: " + "; ".join(nearest),
+        help="loosen the bound that the nearest one misses, or give more time by `within:`",
+    )
+
+
+def missed_text(wish: Wish, trial: Trial) -> str:
+    """Bounds that a trial misses, with what it measured and the limit."""
+    missed = [(o, o.value) for o in judged(wish, trial, wish.context) if not o.passed and o.value is not None]
+    return ", ".join(
+        f"{bound_text(o.bound)} by {measurement_text(value, o.unit)}, limit {o.limit}" for o, value in missed
+    )

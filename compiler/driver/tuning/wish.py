@@ -1,0 +1,144 @@
+"""A recipe whose steps are open, and the recipes that close it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+
+from ....dsl.checker.check import check
+from ....dsl.checker.recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
+from ....dsl.checker.values import DataRef, MetricRef
+from ....dsl.syntax import ast
+from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.format import format_source
+from ....dsl.syntax.parse import parse
+from ....dsl.syntax.source import Source, Span
+from ...plugin.context import Context
+from ..api import Session
+
+OPEN_STEPS = "search.steps"
+not_open = Fault(
+    "not-open",
+    "`effc tune` was asked of a recipe whose steps are not open, or are open in several places.\n\n"
+    "It searches the steps of one pipeline, where `search.steps` stands, for one target.",
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One pipeline with open steps.
+
+    step   the open one
+    emit   the target whose arguments are open as far as they are not written
+    """
+
+    session: Session
+    recipe: Recipe
+    pipeline: Pipeline
+    step: Step
+    emit: Emit
+
+    @property
+    def objective(self) -> MetricRef:
+        return self.step.call.args["optimize"]
+
+    @property
+    def seconds(self) -> float:
+        """Time for the search."""
+        return self.step.call.args["within"].seconds
+
+    @property
+    def data(self) -> DataRef:
+        """Rows that passes read."""
+        return self.step.call.args["data"]
+
+    @property
+    def choose(self) -> DataRef:
+        """Rows that candidates are measured on."""
+        return self.step.call.args["choose"]
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """Bounds that this machine can judge of the artifact."""
+        word = self.emit.call.word
+        return tuple(b for b in self.pipeline.expects if b.part in ("", word) and b.profile is None)
+
+    @cached_property
+    def context(self) -> Context:
+        return self.session.context(self.recipe, self.pipeline)
+
+    def allows(self, words: Sequence[str]) -> bool:
+        """Whether `among` names all passes and formats of an alternative."""
+        patterns = self.step.call.args["among"]
+        return not patterns or all(any(fnmatch(word, p) for p in patterns) for word in words)
+
+    def closed_text(self, steps: Sequence[str], arguments: str) -> str:
+        """Text of the recipe with steps in place of the open one, and more arguments of the target."""
+        source = self.recipe.source
+        step, target = _open_nodes(source, self.pipeline.name, self.step.name, self.emit.call)
+        call = target.text[:-1].rstrip().rstrip(",")
+        edits = [(step, "\n  ".join(steps)), (target, f"{call}, {arguments})" if arguments else target.text)]
+        text = source.text
+        for span, new in sorted(edits, key=lambda edit: -edit[0].start):
+            text = text[: span.start] + new + text[span.end :]
+        return format_source(self._without_unused(Source(source.name, text)))
+
+    def _without_unused(self, source: Source) -> Source:
+        """The text without declarations that only the open step used."""
+        vocabulary, library = self.session.registry.vocabulary, self.session.library_source
+        while True:
+            parsed = parse(source)
+            faults = check(parsed.file, vocabulary, library=library, skeleton=lambda call: None).diagnostics
+            spans = [d.span for d in faults if d.slug == "unused-name" and d.span is not None]
+            unused = next((s for s in parsed.file.statements if _declares(s, spans)), None)
+            if unused is None:
+                return source
+            source = replace(source, text=source.text[: unused.span.start] + source.text[unused.span.end :])
+
+    def session_of(self, text: str, path: Path | None = None) -> Session:
+        """Session of the wish's recipe, or of one at `path`, with another text."""
+        path = path or self.session.path
+        return replace(self.session, path=path, texts={**self.session.texts, path.resolve(): text})
+
+
+def read_wish(session: Session) -> Wish:
+    """The wish in a recipe. Raises Reject (not-open) for one without open steps, or with several."""
+    recipes = session.recipes(resolve=True)
+    opened = [(r, p, s) for r in recipes for p in r.pipelines.values() for s in p.steps if s.call.word == OPEN_STEPS]
+    if not opened:
+        raise Reject(
+            not_open(
+                f"{session.path} has no open steps",
+                help="write `best = search.steps(optimize: decode.p50, ...)`, or name a model instead of a recipe",
+            )
+        )
+    recipe, pipeline, step = opened[0]
+    if len(opened) > 1:
+        raise Reject(not_open("steps are open in several places or variants", step.call.span, help="open them in one"))
+    emits = [e for e in pipeline.emits if not session.registry.describes_artifacts(e.call.word)]
+    if len(emits) != 1:
+        raise Reject(
+            not_open(
+                f"steps are searched for one target, and `{pipeline.name}` emits {len(emits)}",
+                pipeline.span,
+                help="emit one; the recipe that comes out can get more",
+            )
+        )
+    return Wish(session, recipe, pipeline, step, emits[0])
+
+
+def _open_nodes(source: Source, pipeline: str, step: str, target: Invocation) -> tuple[Span, Span]:
+    """Places of the open step and of the target's call in a recipe's text."""
+    step_span: Span | None = None
+    for statement in parse(source).file.statements:
+        if isinstance(statement, ast.Pipeline) and statement.name.path == pipeline:
+            step_span = next(s.span for s in statement.steps if s.name.path == step)
+    assert step_span is not None and target.span is not None, "a checked recipe has its open step and its target"
+    return step_span, target.span
+
+
+def _declares(statement: ast.Statement, spans: Sequence[Span]) -> bool:
+    return isinstance(statement, (ast.Declare, ast.Use, ast.Param, ast.Profile)) and any(
+        statement.span.start <= span.start < statement.span.end for span in spans
+    )
