@@ -49,6 +49,11 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 def render_page(reports: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
     check_packages()
+    return render_template("page.html", **_page_content(list(reports)))
+
+
+def render_template(name: str, **content: Any) -> str:
+    """A template of this folder as one HTML file, in its style and with its script. Needs jinja2."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -57,15 +62,15 @@ def render_page(reports: Sequence[ReportData]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
-    style, script = ((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    html = inside.get_template("page.html").render(
+    style, script = ((PAGE_FOLDER / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))
+    html = inside.get_template(name).render(
         style=style,
         script=script,
         policy=_policy(style, script),
         icons=OUTCOMES,
         names=NAMES,
         percent=lambda share: f"{100 * share:.2f}",
-        **_page_content(list(reports)),
+        **content,
     )
     return printable(html)  # bidirectional control characters could disguise the recipe
 

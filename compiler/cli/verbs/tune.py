@@ -10,6 +10,9 @@ import typer
 from ....dsl.checker.value_text import quoted
 from ....dsl.checker.vocabulary import Vocabulary
 from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.format import format_source
+from ....dsl.syntax.parse import parse
+from ....dsl.syntax.source import Source
 from ...core.quantity import duration_text
 from .compile import artifact_lines
 from .flags import Shared, make_verb
@@ -76,6 +79,7 @@ def register(app: typer.Typer) -> None:
 
         Goes on where it was stopped. Writes the recipe that it chose, which compiles by itself."""
         shared.check_environment()
+        from ...driver.tuning.page import write_page
         from ...driver.tuning.tune import tune as search_steps
         from ...driver.tuning.wish import read_wish
 
@@ -92,6 +96,8 @@ def register(app: typer.Typer) -> None:
             if path.exists() and not force:
                 raise Reject(file_exists(f"{path} exists", help="--force replaces it"))
             tuned = search_steps(wish, path, output, force=force)
+            if tuned.results:
+                write_page(tuned, path.with_suffix(".html"))
         return print_tuned(tuned, shared)
 
 
@@ -106,7 +112,8 @@ def wish_session(model: str, options: WishOptions, shared: Shared, listener: Any
     judge = choose_evaluation(session.model_origin(call), session.skeleton(call))
     if options.data is not None:
         judge = own_text(options.data, judge)
-    text = wish_text(source.text, name, judge, options, session.registry.vocabulary)
+    source_text = Source(str(path), wish_text(source.text, name, judge, options, session.registry.vocabulary))
+    text = source_text.text if parse(source_text).diagnostics else format_source(source_text)
     return replace(session, path=path, texts={path.resolve(): text}), path
 
 

@@ -6,20 +6,18 @@ on and decides the same.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ....dsl.checker.value_text import value_text
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...analysis.planning import keys
 from ...analysis.planning.plan import Plan
-from ...core.cache import Cache
 from ...core.events import Said, announce
-from ...core.fingerprint import machine_facts
-from ...core.quantity import duration_text
+from ...core.quantity import count_text, duration_text
 from ..judging.gate import Outcome
 from .alternatives import Candidate, candidates_of
 from .effects import Effects
+from .journal import Journal
 from .trials import LOOK, Trial, Trials, judged
 from .wish import Wish
 
@@ -29,47 +27,15 @@ GAIN = 0.01  # by which a combination must be foretold better than the best so f
 FINALISTS = 4  # measured on all rows
 MISSES = 4  # candidates measured though they are foretold to miss a bound, where none keeps all
 
+not_measurable = Fault(
+    "not-measurable",
+    "The unchanged model can't be compiled or measured as a search of steps asks, so nothing can be compared with it.",
+)
 too_little_time = Fault(
     "too-little-time",
     "A search of steps was given less time than its first candidates take.\n\n"
     "`within:` covers the search: the unchanged model and at least one change of it have to be measured.",
 )
-
-
-@dataclass
-class Journal:
-    """Trials of a wish as the cache keeps them, by candidate and number of rows."""
-
-    cache: Cache
-    parts: Mapping[str, Any]
-    rows: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, wish: Wish, cache: Cache) -> "Journal":
-        ctx = wish.context
-        arguments = {k: v for k, v in keys.to_jsonable(wish.step.call.args).items() if k != "within"}
-        parts = {
-            "tune": wish.closed_text([], ""),
-            "open": arguments,
-            "model": ctx.origin.identity,
-            "rows": [keys.data_identity(ref, ctx) for ref in (wish.data, wish.choose)],
-            "versions": keys.versions(),
-            "seed": ctx.seed,
-            "threads": ctx.settings.threads,
-            "device": ctx.settings.device,
-            "machine": machine_facts(),
-        }
-        return cls(cache, parts, dict(cache.value(parts) or {}))
-
-    def read(self, candidate: Candidate, rows: int) -> Trial | None:
-        record = self.rows.get(f"{candidate.name} on {rows}")
-        if record is None:
-            return None
-        return Trial(**{**record, "values": {k: (v[0], v[1]) for k, v in record["values"].items()}})
-
-    def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
-        self.rows |= {f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()}
-        self.cache.keep(self.parts, self.rows)
 
 
 @dataclass
@@ -101,10 +67,9 @@ class Search:
 
     def run(self) -> list[Candidate]:
         """Candidates measured on all rows, best first; those that miss a bound come last."""
-        with announce("searching steps"):
-            self._measure_singles()
-            self._measure_combinations()
-            self._measure_finalists()
+        self._measure_singles()
+        self._measure_combinations()
+        self._measure_finalists()
         return self.ranked(self.finals)
 
     def ranked(self, trials: Mapping[Candidate, Trial], slack: float = 0.0) -> list[Candidate]:
@@ -129,7 +94,7 @@ class Search:
         plans = {c: p for c in singles if (p := self._plan(c)) is not None}
         first = self._look(self.unchanged, plans.get(self.unchanged))
         if first.refused:
-            raise Reject(too_little_time(first.refused, self.wish.emit.call.span))
+            raise Reject(not_measurable(f"the unchanged model: {first.refused}", self.wish.emit.call.span))
         shortest = min((p.seconds for c, p in plans.items() if c != self.unchanged), default=0.0)
         if first.seconds + shortest > self.wish.seconds:
             needed = duration_text(first.seconds + shortest)
@@ -148,8 +113,7 @@ class Search:
     def _measure_combinations(self) -> None:
         tried = 0
         while self.seconds < COMBINATIONS * self.wish.seconds:
-            best = next(iter(self.ranked(self.looks)), None)
-            incumbent = self.cost(self.looks[best]) if best and not self.miss(self.looks[best]) else None
+            incumbent = self.cost(self.looks[self.best]) if self.best else None
             foretold = sorted(self._foretold(incumbent), key=lambda entry: entry[:2])
             if not foretold or (foretold[0][0] > 0 and (incumbent is not None or tried == MISSES)):
                 return
@@ -193,6 +157,19 @@ class Search:
             self.looks |= self._measured({candidate: plan}, LOOK)
         return self.looks[candidate]
 
+    def _so_far(self) -> str:
+        """Time that is left, and the best candidate so far."""
+        left = duration_text(max(0.0, self.wish.seconds - self.seconds))
+        best = self.best
+        return f"{left} left, best so far {best.name}" if best else f"{left} left"
+
+    @property
+    def best(self) -> Candidate | None:
+        """The best candidate so far that keeps all bounds."""
+        trials = self.finals or self.looks
+        first = next(iter(self.ranked(trials)), None)
+        return None if first is None or self.miss(trials[first]) else first
+
     def trial_text(self, trial: Trial) -> str:
         """`decode.p50 0.182, perplexity(text.choose) 1.013 of the original`."""
         if trial.refused:
@@ -203,7 +180,9 @@ class Search:
         """Trials of candidates, those that the journal has as they are."""
         trials = {c: trial for c in plans if (trial := self.journal.read(c, rows)) is not None}
         if missing := {c: plan or self.trials.plan(c) for c, plan in plans.items() if c not in trials}:
-            trials |= self.trials.measure(missing, rows)
+            first = f"candidate {len(self.looks) + 1}: {next(iter(missing)).name}"
+            with announce(first if rows else count_text(len(missing), "finalist"), self._so_far()):
+                trials |= self.trials.measure(missing, rows)
             self.journal.add({c: trials[c] for c in missing}, rows)
         for candidate, trial in trials.items():
             self.wish.session.settings.on_event(Said(f"{candidate.name}: {self.trial_text(trial)}"))

@@ -18,6 +18,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.plan import Plan, plan_pipeline
 from ...artifacts.load import load_to_judge
 from ...core.cache import Cache
+from ...core.events import StageBegan
 from ...evaluation.confidence import median_interval
 from ...evaluation.timing import InterleavedTimes, measure_interleaved
 from ...plugin.context import Context
@@ -81,6 +82,13 @@ class Trials:
         ctx = session.context(recipe, pipeline)
         return plan_pipeline(recipe, pipeline, ctx, resolve_skeleton(ctx.origin, session.settings))
 
+    def plan_or_none(self, candidate: Candidate) -> Plan | None:
+        """Plan of a candidate, None of one that is refused."""
+        try:
+            return self.plan(candidate)
+        except Reject:
+            return None
+
     def text(self, candidate: Candidate) -> str:
         return self.wish.closed_text(candidate.steps(self.wish.data.name), candidate.numbers.arguments)
 
@@ -138,6 +146,7 @@ class Trials:
     def _compared(self, opened: Mapping[Candidate, tuple[Any, float]], plan: Plan, rows: int) -> dict[Candidate, Trial]:
         """Trials of opened models beside the original."""
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
+        ctx.emit_event(StageBegan("tune", "measuring"))
         original = ctx.origin.load().eval()
         refs = dict(zip(self.metrics, (b.metric for b in plan.pipeline.expects), strict=True))
         known = known_original_values(plan, self.cache, ctx)

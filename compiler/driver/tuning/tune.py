@@ -13,7 +13,9 @@ from ..api import build
 from ..judging.gate import bound_text
 from ..pipeline import Result
 from .alternatives import Candidate
-from .search import Journal, Search
+from .feasibility import refuse_impossible
+from .journal import Journal
+from .search import Search
 from .trials import Trial, Trials, judged
 from .wish import Wish
 
@@ -52,6 +54,7 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="tune-") as folder:
         trials = Trials(wish, cache, Path(folder))
+        refuse_impossible(wish, trials)
         search = Search(wish, trials, Journal.of(wish, cache))
         tuned = Tuned(wish, search)
         try:
@@ -77,8 +80,8 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
 
 def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
     """Write the recipe of the best candidate so far; nothing where none keeps the bounds."""
-    best = next(iter(search.ranked(search.looks)), None)
-    if best is not None and not search.miss(search.looks[best]):
+    best = search.best
+    if best is not None:
         write_atomic(recipe, trials.text(best).encode())
         message = f"best so far: {best.name}; its recipe is {recipe}, and the same command goes on"
         search.wish.session.settings.on_event(Said(message))

@@ -60,9 +60,10 @@ class Wish:
 
     @property
     def bounds(self) -> tuple[Bound, ...]:
-        """Bounds that this machine can judge of the artifact."""
+        """Bounds that a search can judge of the artifact: on this machine, against the model itself."""
         word = self.emit.call.word
-        return tuple(b for b in self.pipeline.expects if b.part in ("", word) and b.profile is None)
+        here = (b for b in self.pipeline.expects if b.part in ("", word) and b.profile is None)
+        return tuple(b for b in here if b.baseline in (None, self.pipeline.model))
 
     @cached_property
     def context(self) -> Context:

@@ -1,0 +1,51 @@
+"""Trials of a wish as the cache keeps them, so that a search that was killed goes on and decides the same."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...analysis.planning import keys
+from ...core.cache import Cache
+from ...core.fingerprint import machine_facts
+from ...core.source_closure import fingerprint
+from .alternatives import Candidate
+from .trials import Trial
+from .wish import Wish
+
+
+@dataclass
+class Journal:
+    """Trials by candidate and number of rows. `parts` are what they depend on."""
+
+    cache: Cache
+    parts: Mapping[str, Any]
+    rows: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, wish: Wish, cache: Cache) -> "Journal":
+        ctx = wish.context
+        arguments = {k: v for k, v in keys.to_jsonable(wish.step.call.args).items() if k != "within"}
+        parts = {
+            "tune": wish.closed_text([], ""),
+            "open": arguments,
+            "model": ctx.origin.identity,
+            "rows": [keys.data_identity(ref, ctx) for ref in (wish.data, wish.choose)],
+            "versions": keys.versions(),
+            "seed": ctx.seed,
+            "threads": ctx.settings.threads,
+            "device": ctx.settings.device,
+            "machine": machine_facts(),
+            "code": fingerprint(Path(__file__).with_name("trials.py")),
+        }
+        return cls(cache, parts, dict(cache.value(parts) or {}))
+
+    def read(self, candidate: Candidate, rows: int) -> Trial | None:
+        record = self.rows.get(f"{candidate.name} on {rows}")
+        if record is None:
+            return None
+        return Trial(**{**record, "values": {k: (v[0], v[1]) for k, v in record["values"].items()}})
+
+    def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
+        self.rows |= {f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()}
+        self.cache.keep(self.parts, self.rows)

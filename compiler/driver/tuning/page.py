@@ -1,0 +1,83 @@
+"""Page of a search of steps: the candidates as a picture and a table, and the recipe that came out."""
+
+from pathlib import Path
+from typing import Any
+
+from ....dsl.checker.values import DataRef, references_in
+from ...artifacts.pages.chart import Chart, axis, check_packages, dot, draw_chart, hue
+from ...artifacts.pages.page import render_template
+from ...core.cache import write_atomic
+from ...core.quantity import count_text, duration_text
+from .summary import Row, labels, metric_names, neighbours, rows
+from .tune import Tuned
+
+SHORTEST, LARGEST = 0.02, 3.0  # ratios to the original between which points are drawn
+
+
+def write_page(tuned: Tuned, path: Path) -> None:
+    """Write the page of a search of steps. Raises Reject where packages of the extra `report` are missing."""
+    check_packages()
+    search, table = tuned.search, rows(tuned)
+    heads = labels(search)
+    measured = count_text(len(search.looks), "candidate")
+    hint = (
+        f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; the others were foretold "
+        "to be no better. Values beside the original's, on rows that no bound reads."
+    )
+    html = render_template(
+        "search.html",
+        title=search.wish.pipeline.name,
+        origin=search.wish.context.origin.label,
+        about=f"The best at {heads[0]} among candidates that keep all bounds.",
+        hint=hint,
+        charts=_charts(tuned, table),
+        neighbours=list(neighbours(tuned)),
+        head=("candidate", *heads, ""),
+        rows=[(r.name, *(r.cells or ("",) * len(heads)), r.state) for r in table],
+        recipe=tuned.recipe.read_text() if tuned.recipe else "",
+    )
+    write_atomic(path, html.encode())
+
+
+def _charts(tuned: Tuned, table: list[Row]) -> list[Chart]:
+    """The objective against the first metric that reads rows; none where a wish has no such metric."""
+    search = tuned.search
+    names, heads = metric_names(search), labels(search)
+    across = next(
+        (i for i, n in enumerate(names) if i and references_in(dict(search.trials.metrics[n].args), DataRef)), 0
+    )
+    drawn = [r for r in table if r.ratios and all(SHORTEST <= r.ratios[i] <= LARGEST for i in (0, across))]
+    if not across or len(drawn) < 2:
+        return []
+    values = [_point(r, heads, across) for r in drawn]
+    spec = {
+        "data": {"values": values},
+        "encoding": {
+            "x": axis("x", f"{heads[across]}, of the original", scale={"zero": False, "padding": 40}),
+            "y": axis("y", f"{heads[0]}, of the original", scale={"zero": False, "padding": 28}),
+        },
+        "layer": [
+            {
+                "mark": dot(110, stroke="var(--card)", strokeWidth=2),
+                "encoding": {
+                    "color": hue([v["kind"] for v in values]),
+                    "description": {"field": "says", "type": "nominal"},
+                },
+            },
+            {
+                "transform": [{"filter": "datum.kind == 'chosen'"}],
+                "mark": {"type": "text", "dy": -14, "fontSize": 12, "color": "var(--ink)", "aria": False},
+                "encoding": {"text": {"field": "name"}},
+            },
+        ],
+    }
+    title = f"{heads[0]} against {heads[across]}"
+    cells = [(r.name, *(f"{r.ratios[i]:.3g}" for i in (0, across))) for r in drawn]
+    sentence = f"{count_text(len(drawn), 'candidate')}: " + "; ".join(v["says"] for v in values[:20])
+    return [draw_chart(title, sentence, spec, ("candidate", heads[0], heads[across]), cells, height=340)]
+
+
+def _point(row: Row, heads: tuple[str, ...], across: int) -> dict[str, Any]:
+    kind = "chosen" if row.state == "chosen" else "misses a bound" if row.state.startswith("misses") else "keeps bounds"
+    says = f"{row.name} · {heads[0]} {row.ratios[0]:.3g} · {heads[across]} {row.ratios[across]:.3g}"
+    return {"x": row.ratios[across], "y": row.ratios[0], "name": row.name, "kind": kind, "says": says}
