@@ -16,8 +16,8 @@ from tests.stand_ins import embedded
 RECIPES = {name.removesuffix(".effspec"): r for name, r in library_files().items() if not r.is_module}
 VOCABULARY = Registry().vocabulary
 # `clean.dead` asks for a model that was masked elsewhere. A page is drawn by packages of an extra, and `effc report`
-# draws one of any artifact.
-MAX_ERROR = {"clean.dead", "report"}
+# draws one of any artifact. Open steps don't compile: `effc tune` replaces them.
+MAX_ERROR = {"clean.dead", "report", "search.steps"}
 MIN_SAMPLES = {"steps": "2"}  # updates of what learns
 
 

@@ -12,7 +12,7 @@ import pytest
 from effc.compiler.plugin.header import RULES, read_header
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.checker.rules import Conflict, MissingStep
-from effc.dsl.checker.values import DataRef, MetricRef, Ratio
+from effc.dsl.checker.values import DataRef, Duration, MetricRef, Ratio
 from effc.dsl.checker.vocabulary import REQUIRED
 
 SHELF = Registry()
@@ -21,6 +21,7 @@ WORDS = [(kind, name) for kind in SHELVES for name in SHELF.vocabulary.words(kin
 
 STAND_INS = {"ratio": Ratio(0.5), "metric": MetricRef("params"), "data": DataRef("rows"), "string": "text"}
 STAND_INS |= {
+    "duration": Duration(60.0),
     "int": 4,
     "list[string]": ("a", "b"),
     "list[step]": (),

@@ -1,0 +1,162 @@
+"""Search of steps on simulated measurements, held against looking at everything."""
+
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from effc.compiler.core.cache import Cache
+from effc.compiler.driver.api import open_session
+from effc.compiler.driver.tuning.effects import Effects
+from effc.compiler.driver.tuning.journal import Journal
+from effc.compiler.driver.tuning.search import Search
+from effc.compiler.driver.tuning.trials import Trial, Trials
+from effc.compiler.driver.tuning.wish import Wish, read_wish
+from effc.dsl.syntax.diagnostics import Reject
+from hypothesis import given
+from hypothesis import strategies as st
+
+QUALITY = "perplexity(text.heldout)"
+RECIPE = """effspec 1
+use std.text
+model base = zoo("tiny-llama")
+pipeline fast(base) {{
+  best = search.steps(optimize: decode.p50, data: text.calib, choose: text.choose, within: {minutes}min)
+}}
+expect fast {{ perplexity(text.heldout) <= {limit} * base }}
+emit fast {{ native("fast") }}
+"""
+
+
+def wish_of(folder: Path, limit: float = 1.05, minutes: int = 60) -> Wish:
+    file = folder / "w.effspec"
+    file.write_text(RECIPE.format(limit=limit, minutes=minutes))
+    return read_wish(open_session(file, cache_dir=folder / "cache"))
+
+
+class SimulatedTrials(Trials):
+    """Measurements of a model whose changes multiply, but for interactions of a few percent."""
+
+    def plan(self, candidate):
+        return SimpleNamespace(seconds=10.0 * (1 + candidate.changes), emissions=())
+
+    def measure(self, plans, rows):
+        return {candidate: self.simulate(candidate, rows) for candidate in plans}
+
+    def simulate(self, candidate, rows):
+        loss, speed = 0.0, 0.0
+        for alternative in candidate.axes:
+            draw = random.Random(f"{self.folder.name} {alternative.name}")
+            if alternative.name != "unchanged":
+                loss, speed = loss + draw.uniform(0, 0.08), speed - draw.uniform(0, 1.0)
+        between = random.Random(f"{self.folder.name} {candidate.name}").gauss(0, 0.02) * max(0, candidate.changes - 1)
+        noise = random.Random(f"{self.folder.name} {candidate.name} {rows}").gauss(0, 0.002 if rows else 0.0)
+        return Trial(
+            {QUALITY: (10 * math.exp(loss + abs(between) + noise), 10.0), "decode.p50": (20 * math.exp(speed), 20.0)},
+            rows,
+            seconds=10.0,
+        )
+
+
+def searched(folder: Path, name: str, **wish_options) -> Search:
+    wish = wish_of(folder, **wish_options)
+    cache = Cache(folder / f"cache-{name}")
+    search = Search(wish, SimulatedTrials(wish, cache, folder / name), Journal.of(wish, cache))
+    search.run()
+    return search
+
+
+def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of_them(tmp_path):
+    losses, shares = [], []
+    for number in range(12):
+        search = searched(tmp_path, f"model {number}")
+        everything = {c: search.trials.simulate(c, 0) for c in search.candidates}
+        best = search.ranked(everything)[0]
+        chosen = search.ranked(search.finals)[0]
+        assert not search.miss(search.finals[chosen]), "a candidate that misses a bound was chosen"
+        losses.append(search.cost(everything[chosen]) / search.cost(everything[best]) - 1)
+        shares.append(len(search.looks) / len(search.candidates))
+    assert sorted(losses)[len(losses) // 2] <= 0.03, losses
+    assert max(shares) <= 0.3, shares
+
+
+def test_a_search_that_was_killed_decides_the_same(tmp_path):
+    wish = wish_of(tmp_path)
+
+    def search_again(cache: Path, stop: int | None = None) -> Search:
+        class Stopping(SimulatedTrials):
+            def measure(self, plans, rows):
+                if stop is not None and len(search.looks) >= stop:
+                    raise KeyboardInterrupt
+                return super().measure(plans, rows)
+
+        store = Cache(cache)
+        search = Search(wish, Stopping(wish, store, tmp_path / "m"), Journal.of(wish, store))
+        search.run()
+        return search
+
+    straight = search_again(tmp_path / "one")
+    for stop in (1, 5, 11):
+        with pytest.raises(KeyboardInterrupt):
+            search_again(tmp_path / "two", stop)
+    resumed = search_again(tmp_path / "two")
+    assert list(resumed.looks) == list(straight.looks) and resumed.finals == straight.finals
+
+
+def test_more_time_goes_on_with_what_was_measured(tmp_path):
+    wish = wish_of(tmp_path, minutes=3)
+    parts = Journal.of(wish, Cache(tmp_path / "cache")).parts
+    assert Journal.of(wish_of(tmp_path, minutes=30), Cache(tmp_path / "cache")).parts == parts
+    assert Journal.of(wish_of(tmp_path, limit=1.2), Cache(tmp_path / "cache")).parts != parts
+
+
+def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tmp_path):
+    class Slow(SimulatedTrials):
+        def simulate(self, candidate, rows):
+            trial = super().simulate(candidate, rows)
+            return Trial(trial.values, rows, seconds=400.0)
+
+    wish = wish_of(tmp_path, minutes=5)
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(Reject, match="too-little-time") as caught:
+        Search(wish, Slow(wish, cache, tmp_path / "m"), Journal.of(wish, cache)).run()
+    assert "within: 28min" in caught.value.diagnostics[0].help
+
+
+def test_a_search_out_of_time_has_measured_finalists(tmp_path):
+    search = searched(tmp_path, "short", minutes=2)
+    assert search.finals and search.seconds <= 2 * 60 + 10 * (1 + len(search.finals))
+
+
+def test_where_nothing_keeps_the_bounds_the_nearest_come_first(tmp_path):
+    search = searched(tmp_path, "strict", limit=0.9)
+    ranked = search.ranked(search.finals)
+    misses = [search.miss(search.finals[c]) for c in ranked]
+    assert misses == sorted(misses) and misses[0] > 0 and search.best is None
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
+def test_effects_of_changes_that_do_not_interact_add_up_exactly(drawn):
+    from effc.compiler.driver.tuning.alternatives import UNCHANGED, Alternative, Candidate
+
+    shape, numbers = Alternative("shape"), Alternative("numbers")
+    unchanged = Candidate(UNCHANGED, UNCHANGED, UNCHANGED)
+    one, other = Candidate(shape, UNCHANGED, UNCHANGED), Candidate(UNCHANGED, UNCHANGED, numbers)
+    trials = {
+        unchanged: Trial({"m": (3.0, 3.0), "a": (0.5, 0.5)}),
+        one: Trial({"m": (3.0 * math.exp(drawn[0]), 3.0), "a": (0.5 + drawn[2], 0.5)}),
+        other: Trial({"m": (3.0 * math.exp(drawn[1]), 3.0), "a": (0.5 + drawn[3], 0.5)}),
+    }
+    effects = Effects(trials, unchanged, frozenset({"a"}))
+    both = Candidate(shape, UNCHANGED, numbers)
+    assert effects.predict(both, "m") == pytest.approx(3.0 * math.exp(drawn[0] + drawn[1]))
+    assert effects.predict(both, "a") == pytest.approx(0.5 + drawn[2] + drawn[3])
+
+
+def test_a_combination_of_a_change_that_was_not_measured_is_not_foretold():
+    from effc.compiler.driver.tuning.alternatives import UNCHANGED, Alternative, Candidate
+
+    unchanged = Candidate(UNCHANGED, UNCHANGED, UNCHANGED)
+    effects = Effects({unchanged: Trial({"m": (1.0, 1.0)})}, unchanged, frozenset())
+    assert effects.predict(Candidate(Alternative("new"), UNCHANGED, UNCHANGED), "m") is None

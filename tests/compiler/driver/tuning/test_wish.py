@@ -1,0 +1,144 @@
+"""Recipes with open steps, and the recipes that close them."""
+
+from pathlib import Path
+
+import pytest
+from effc.compiler.cli.main import main
+from effc.compiler.driver.api import open_session
+from effc.compiler.driver.tuning.alternatives import candidates_of
+from effc.compiler.driver.tuning.wish import Wish, read_wish
+from effc.dsl.syntax.diagnostics import Reject
+
+RECIPE = """effspec 1
+use std.text
+model base = zoo("tiny-llama")
+# rows that only the search reads
+data dev = text("dev.txt", samples: 4, length: 32)
+pipeline fast(base) {{
+  {step}
+}}
+expect fast {{ {bounds} }}
+emit fast {{ {target} }}
+"""
+STEP = "best = search.steps(optimize: {optimize}, data: text.calib, choose: dev, within: {within}{more})"
+
+
+def written(
+    tmp_path: Path,
+    *,
+    bounds: str = "perplexity(text.heldout) <= 1.05 * base",
+    target: str = 'native("fast")',
+    optimize: str = "decode.p50",
+    within: str = "5min",
+    more: str = "",
+) -> Path:
+    (tmp_path / "dev.txt").write_text("In the beginning was the word. " * 60)
+    file = tmp_path / "w.effspec"
+    step = STEP.format(optimize=optimize, within=within, more=more)
+    file.write_text(RECIPE.format(step=step, bounds=bounds, target=target))
+    return file
+
+
+def wish_of(file: Path, cache: Path) -> Wish:
+    return read_wish(open_session(file, cache_dir=cache))
+
+
+def test_a_recipe_with_open_steps_checks_and_is_planned_by_tune_alone(tmp_path, capsys):
+    file = written(tmp_path)
+    assert main(["check", str(file)]) == 0
+    assert main(["plan", str(file)]) == 3
+    assert "open-steps" in capsys.readouterr().err
+
+
+def test_every_candidate_is_a_recipe_that_checks_and_reads_no_rows_of_the_search(tmp_path):
+    wish = wish_of(written(tmp_path), tmp_path / "cache")
+    for candidate in candidates_of(wish):
+        text = wish.closed_text(candidate.steps("text.calib"), candidate.numbers.arguments)
+        assert "search.steps" not in text and "dev" not in text, text
+        checked = wish.session_of(text).check()
+        assert not [d for d in checked.diagnostics if d.severity == "error"], (candidate.name, checked.diagnostics)
+
+
+def test_the_unchanged_candidate_comes_first_and_changes_nothing_but_what_is_open(tmp_path):
+    wish = wish_of(written(tmp_path), tmp_path / "cache")
+    unchanged = candidates_of(wish)[0]
+    text = wish.closed_text(unchanged.steps("text.calib"), unchanged.numbers.arguments)
+    assert "pipeline fast(base) {}" in text
+    assert 'native("fast")' in text and "perplexity(text.heldout) <= 1.05 * base" in text
+
+
+def test_arguments_of_the_target_that_are_written_stay(tmp_path):
+    wish = wish_of(written(tmp_path, target='native("fast", weights: int4)'), tmp_path / "cache")
+    arguments = {c.numbers.arguments for c in candidates_of(wish)}
+    assert not [a for a in arguments if "weights" in a]
+
+
+def test_among_narrows_what_is_tried(tmp_path):
+    wish = wish_of(written(tmp_path, more=', among: ["int8"]'), tmp_path / "cache")
+    assert {c.name for c in candidates_of(wish)} == {"unchanged", "int8", "int8, inputs int16"}
+
+
+@pytest.mark.parametrize(
+    "options, slug",
+    [
+        ({"bounds": "bytes <= 3MB bytes >= 4MB"}, "contradicting-bounds"),
+        ({"bounds": "bytes in 1MB..2MB bytes <= 0.9MB"}, "contradicting-bounds"),
+        ({"bounds": "bytes <= 0.3MB"}, "unreachable-bound"),
+        ({"bounds": "bytes <= 0.05 * base"}, "unreachable-bound"),
+        ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
+        ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
+        ({"target": 'native("a") hf("b")'}, "not-open"),
+    ],
+)
+def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(options, slug, tmp_path, capsys):
+    from effc.compiler.driver.tuning.trials import Trials
+
+    file = written(tmp_path, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trials, "measure", lambda self, *_: pytest.fail("weights were read"))
+        assert main(["tune", str(file), "-o", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]) in (2, 3)
+    error = capsys.readouterr().err
+    assert f"[{slug}]" in error and "w.effspec:" in error, error
+
+
+def test_a_recipe_without_open_steps_is_none_to_tune(tmp_path):
+    file = written(tmp_path)
+    file.write_text(file.read_text().replace("search.steps", "prune.blocks").replace("search.steps", ""))
+    with pytest.raises(Reject):
+        wish_of(file, tmp_path / "cache")
+
+
+def test_choosing_by_the_rows_that_passes_read_is_refused_with_a_place(tmp_path, capsys):
+    file = written(tmp_path)
+    file.write_text(file.read_text().replace("choose: dev", "choose: text.calib").replace("data dev", "# data dev"))
+    assert main(["check", str(file)]) == 3
+    assert "`choose`" in capsys.readouterr().err
+
+
+def test_the_search_leaves_a_recipe_that_is_there_alone(tmp_path, capsys):
+    file = written(tmp_path)
+    other = tmp_path / "w-tuned.effspec"
+    other.write_text("mine")
+    assert main(["tune", str(file), "-o", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]) == 2
+    assert "file-exists" in capsys.readouterr().err and other.read_text() == "mine"
+
+
+def test_a_preview_names_each_change_with_its_planned_time_and_size(tmp_path, capsys):
+    file = written(tmp_path)
+    assert main(["tune", str(file), "--explain", "--cache-dir", str(tmp_path / "cache")]) == 0
+    shown = capsys.readouterr().out
+    assert "int4, group 32" in shown and "quantize.gptq" in shown and "MiB" in shown and "combinations" in shown
+
+
+def test_a_model_is_enough_for_a_preview(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bounds = ["--expect", "perplexity <= 1.02 * base", "--expect", "bytes <= 2MB"]
+    assert main(["tune", "zoo:tiny-llama", "--explain", *bounds]) == 0
+    assert "int8" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_wrong_bound_on_the_command_line_gets_a_caret(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", "zoo:tiny-llama", "--expect", "perplexty <= 1.02 * base"]) == 3
+    error = capsys.readouterr().err
+    assert "^^^" in error and "perplexity" in error
