@@ -1,0 +1,75 @@
+"""`effc tune` from a wish to an artifact, on the embedded model."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from effc.compiler.cli.main import main
+
+from .test_wish import written
+
+pytestmark = pytest.mark.slow
+NARROW = ', among: ["int8", "int4"]'
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted((folder / "native").rglob("*")) if f.is_file()}
+
+
+def tuned(file: Path, out: Path, cache: Path, *more: str) -> int:
+    return main(["tune", str(file), "-o", str(out), "--cache-dir", str(cache), "--threads", "1", *more])
+
+
+def test_the_smallest_format_within_the_bound_is_chosen_and_its_recipe_compiles_to_the_same_bytes(tmp_path, capsys):
+    file = written(tmp_path, optimize="bytes", more=NARROW)
+    assert tuned(file, tmp_path / "out", tmp_path / "cache", "--format", "json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    ratios = {c["name"]: c["ratios"] for c in answer["candidates"]}
+    assert answer["chosen"] == min(ratios, key=lambda name: ratios[name]["bytes"]), ratios
+    recipe = tmp_path / "w-tuned.effspec"
+    assert "search.steps" not in recipe.read_text()
+    page = (tmp_path / "w-tuned.html").read_text()
+    assert answer["chosen"] in page and "<svg" in page and "prune" not in page
+    again = [
+        "compile",
+        str(recipe),
+        "-o",
+        str(tmp_path / "again"),
+        "--cache-dir",
+        str(tmp_path / "other"),
+        "--threads",
+        "1",
+    ]
+    assert main(again) == 0
+    assert files_of(tmp_path / "again" / "fast") == files_of(tmp_path / "out" / "fast")
+
+
+def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_written(tmp_path, capsys):
+    file = written(tmp_path, optimize="bytes", bounds="perplexity(text.heldout) <= 0.5 * base", more=NARROW)
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 4
+    captured = capsys.readouterr()
+    assert "wish-unmet" in captured.err and "nearest: " in captured.err and "unchanged" in captured.out
+    assert not (tmp_path / "w-tuned.effspec").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_search_that_is_killed_goes_on_and_chooses_what_it_would_have_chosen(tmp_path, capsys):
+    file = written(tmp_path, optimize="bytes", more=NARROW)
+    code = "import sys; from effc.compiler.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "tune", str(file), "-o", str(tmp_path / "out"), "--threads", "1"]
+    values = tmp_path / "cache" / "values"
+    process = subprocess.Popen([*command, "--cache-dir", str(tmp_path / "cache")], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not any(b'"tune"' in f.read_bytes() for f in values.glob("*.json")):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "w-tuned.effspec").exists(), "it ended before it was killed"
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
+    resumed = (tmp_path / "w-tuned.effspec").read_bytes()
+    assert tuned(file, tmp_path / "straight", tmp_path / "new-cache", "--force") == 0
+    assert (tmp_path / "w-tuned.effspec").read_bytes() == resumed
+    capsys.readouterr()
