@@ -113,7 +113,7 @@ class Pass(Plugin):
                    ""; of state-space mixers: "ssm" (whole blocks), "scans", "ssm_heads", "ssm_channels", "ssm_state"
     everywhere     what it selects without `on` lies outside of the layers, too: output heads
     divides        the parameter whose number divides the inputs of every module, 0 for all, or whose pattern of zeros
-                   ("2:4") does; within: the one that is no larger than hidden states are wide, or whose numbers are
+                   ("2:4") does; rank_param: the one that is no larger than hidden states are wide, or whose numbers are
                    no larger than every module
     changes        "weights": it gives weights of modules other numbers or shapes; "values": its aim is to give those
                    that stay other values, as training and solving do, which leave a grid; "branches": it takes whole
@@ -140,7 +140,7 @@ class Pass(Plugin):
     foreseeable: ClassVar[bool] = True
     elsewhere: ClassVar[bool] = False
     divides: ClassVar[str] = ""
-    within: ClassVar[str] = ""
+    rank_param: ClassVar[str] = ""
     accepts: ClassVar[tuple[str, ...]] = ("model",)
     results: ClassVar[tuple[str, ...]] = ("model",)
 

@@ -32,7 +32,7 @@ def check_inputs(stage: Stage, selected: "Selectable", skeleton: Skeleton, line:
         s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.stages_up_to(stage.name)[:-1]
     ):
         return
-    group, rank = args.get(facts.get("divides", "")), args.get(facts.get("within", ""))
+    group, rank = args.get(facts.get("divides", "")), args.get(facts.get("rank_param", ""))
     paths, everywhere = set(selected.paths), args.get("on") is not None
     parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _inside(p, skeleton))]
     if type(group) is int and group > 0 and (fault := group_mismatch(parts, group)):
@@ -41,9 +41,9 @@ def check_inputs(stage: Stage, selected: "Selectable", skeleton: Skeleton, line:
         for fault in pattern_mismatch(parts, group, sparsity, args.get("allocation", "uniform")):
             line.report(stage, fault.at(stage.call.where(fault.argument)))
     if isinstance(rank, list | tuple) and rank and (fault := rank_mismatch(parts, rank)):
-        line.report(stage, fault.at(stage.call.where(facts["within"])))
+        line.report(stage, fault.at(stage.call.where(facts["rank_param"])))
     if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
-        line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
+        line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["rank_param"])))
 
 
 def group_mismatch(parts: Sequence[Part], group: int) -> Diagnostic | None:

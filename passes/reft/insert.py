@@ -44,7 +44,7 @@ class Insert(Pass):
 
     keeps = Lossy()
     acts_on = "layers"
-    within = "rank"
+    rank_param = "rank"
     makes = ("interventions",)
     determinism = "seeded"
 

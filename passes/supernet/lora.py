@@ -52,7 +52,7 @@ class Lora(Learner):
     keeps = Lossy()
     acts_on = "linear"
     changes = ("weights",)
-    within = "ranks"
+    rank_param = "ranks"
     determinism = "seeded"
     disjoint = {"held_out": "data"}
     results = ("family",)

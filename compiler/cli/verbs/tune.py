@@ -9,14 +9,13 @@ import typer
 
 from ....dsl.checker.value_text import quoted
 from ....dsl.checker.vocabulary import Vocabulary
-from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.format import format_source
 from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source
 from ...core.quantity import duration_text
 from .compile import artifact_lines
 from .flags import Shared, make_verb
-from .new import Judge, choose_evaluation, display_name, file_exists, source_expression
+from .new import Judge, choose_evaluation, display_name, source_expression
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -93,8 +92,6 @@ def register(app: typer.Typer) -> None:
             if explain:
                 shared.screen.answer(explanation(wish, shared))
                 return 0
-            if path.exists() and not force:
-                raise Reject(file_exists(f"{path} exists", help="--force replaces it"))
             tuned = search_steps(wish, path, output, force=force)
             if tuned.results:
                 write_page(tuned, path.with_suffix(".html"))

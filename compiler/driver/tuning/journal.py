@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ...analysis.planning import keys
-from ...core.cache import Cache
+from ...core.cache import Cache, digest, write_atomic
 from ...core.fingerprint import machine_facts
 from ...core.source_closure import fingerprint
 from .alternatives import Candidate
 from .trials import Trial
 from .wish import Wish
+
+RECIPE = "recipe"  # key of the digest of the recipe that was written last
 
 
 @dataclass
@@ -45,6 +47,18 @@ class Journal:
         if record is None:
             return None
         return Trial(**{**record, "values": {k: (v[0], v[1]) for k, v in record["values"].items()}})
+
+    def write_recipe(self, path: Path, text: str) -> None:
+        """Write a recipe that the search came to, so that `wrote` knows it again."""
+        self.rows[RECIPE] = digest(text)
+        self.cache.keep(self.parts, self.rows)
+        write_atomic(path, text.encode())
+
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is the recipe that this search wrote last, unchanged."""
+        if not path.is_file() or path.is_symlink():
+            return False
+        return digest(path.read_text(encoding="utf-8", errors="replace")) == self.rows.get(RECIPE)
 
     def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
         self.rows |= {f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()}

@@ -106,9 +106,8 @@ class Search:
                 )
             )
         for candidate in sorted(plans, key=lambda c: (_magnitude(plans[c].seconds), disk_bytes(plans[c]))):
-            if self.seconds > SINGLES * self.wish.seconds:
-                break
-            self._look(candidate, plans[candidate])
+            if self.seconds + plans[candidate].seconds <= SINGLES * self.wish.seconds:
+                self._look(candidate, plans[candidate])
 
     def _measure_combinations(self) -> None:
         tried = 0

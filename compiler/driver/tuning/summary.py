@@ -56,6 +56,8 @@ def _cell(value: float, original: float, unit: str) -> str:
 
 
 def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
+    if candidate in tuned.missing:
+        return f"compiled: {tuned.missing[candidate]}"
     if candidate == tuned.candidate:
         return "chosen"
     missed = missed_text(tuned.search.wish, trial)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
-from ...core.cache import Cache, write_atomic
+from ...artifacts.artifact import check_output_path
+from ...artifacts.output_lock import check_outputs, output_paths
+from ...core.cache import Cache
 from ...core.events import Said
 from ...core.quantity import measurement_text
 from ..api import build
@@ -37,6 +39,7 @@ class Tuned:
     candidate   the one that was compiled last; None where none was
     recipe      path of its recipe
     unmet       why there is no artifact that keeps all bounds
+    missing     candidates that were compiled and missed a bound on rows that they were not chosen by
     """
 
     wish: Wish
@@ -45,17 +48,21 @@ class Tuned:
     recipe: Path | None = None
     results: Sequence[Result] = ()
     unmet: list[Diagnostic] = field(default_factory=list)
+    missing: dict[Candidate, str] = field(default_factory=dict)
 
 
 def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
     """Search the steps of a wish, write the best recipe to a path and compile it below `out`."""
     cache = Cache(wish.session.settings.cache_dir)
+    journal = Journal.of(wish, cache)
+    check_output_path(recipe, force or journal.wrote(recipe), True)
+    check_outputs(output_paths([wish.recipe], out, wish.session.registry.describes_artifacts), force)
     scratch = wish.session.settings.cache_dir / "work"
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="tune-") as folder:
         trials = Trials(wish, cache, Path(folder))
         refuse_impossible(wish, trials)
-        search = Search(wish, trials, Journal.of(wish, cache))
+        search = Search(wish, trials, journal)
         tuned = Tuned(wish, search)
         try:
             ranked = search.run()
@@ -68,13 +75,15 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
             return tuned
         for number, candidate in enumerate(satisfying[:COMPILED]):
             text = trials.text(candidate)
-            write_atomic(recipe, text.encode())
+            journal.write_recipe(recipe, text)
             tuned.candidate, tuned.recipe = candidate, recipe
             tuned.results = build(wish.session_of(text, recipe), out, force=force or number > 0)
             tuned.unmet = [d for r in tuned.results for d in r.missed]
             if not tuned.unmet:
                 return tuned
-            wish.session.settings.on_event(Said(f"{candidate.name} misses a bound on rows that it was not chosen by"))
+            tuned.missing[candidate] = "; ".join(d.message for d in tuned.unmet)
+            message = f"{candidate.name} misses a bound on rows that it was not chosen by"
+            wish.session.settings.on_event(Said(message))
     return tuned
 
 
@@ -82,7 +91,7 @@ def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
     """Write the recipe of the best candidate so far; nothing where none keeps the bounds."""
     best = search.best
     if best is not None:
-        write_atomic(recipe, trials.text(best).encode())
+        search.journal.write_recipe(recipe, trials.text(best))
         message = f"best so far: {best.name}; its recipe is {recipe}, and the same command goes on"
         search.wish.session.settings.on_event(Said(message))
 

@@ -55,6 +55,24 @@ def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_wr
     assert not (tmp_path / "w-tuned.effspec").exists() and not (tmp_path / "out").exists()
 
 
+def test_an_interrupt_leaves_the_recipe_of_the_best_so_far_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
+    from effc.compiler.driver.tuning.trials import Trials
+
+    file, measure = written(tmp_path, optimize="bytes", more=NARROW), Trials.measure
+
+    def interrupted(self, plans, rows):
+        if rows == 0:
+            raise KeyboardInterrupt
+        return measure(self, plans, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "measure", interrupted)
+        assert tuned(file, tmp_path / "out", tmp_path / "cache") == 130
+    recipe = tmp_path / "w-tuned.effspec"
+    assert "weights: int4" in recipe.read_text() and "best so far" in capsys.readouterr().err
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
+
+
 def test_a_search_that_is_killed_goes_on_and_chooses_what_it_would_have_chosen(tmp_path, capsys):
     file = written(tmp_path, optimize="bytes", more=NARROW)
     code = "import sys; from effc.compiler.cli.main import main; sys.exit(main(sys.argv[1:]))"

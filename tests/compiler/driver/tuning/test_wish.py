@@ -115,12 +115,13 @@ def test_choosing_by_the_rows_that_passes_read_is_refused_with_a_place(tmp_path,
     assert "`choose`" in capsys.readouterr().err
 
 
-def test_the_search_leaves_a_recipe_that_is_there_alone(tmp_path, capsys):
+@pytest.mark.parametrize("other", ["w-tuned.effspec", "out/fast/mine"])
+def test_the_search_leaves_what_is_there_alone_and_says_so_before_it_begins(other, tmp_path, capsys):
     file = written(tmp_path)
-    other = tmp_path / "w-tuned.effspec"
-    other.write_text("mine")
+    (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / other).write_text("mine")
     assert main(["tune", str(file), "-o", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]) == 2
-    assert "file-exists" in capsys.readouterr().err and other.read_text() == "mine"
+    assert "output-exists" in capsys.readouterr().err and (tmp_path / other).read_text() == "mine"
 
 
 def test_a_preview_names_each_change_with_its_planned_time_and_size(tmp_path, capsys):
