@@ -1,0 +1,139 @@
+"""Allocation of number formats and zeros to linear modules under one budget, by a knapsack.
+
+Every module takes one option. What an option loses is measured with all other modules as they are at the moment; the
+sum of those losses is least under the budget by a mixed-integer program. Modules interact, so the losses are measured
+again around the solution, and the program is solved again, as long as the model together loses less.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...core.events import follow
+from ...ir.layers.linear import KernelLinear, weight_of
+from ..search.masks import apply_mask, keep_mask, magnitude
+
+ROUNDS = 2  # of solving, at most: a third one gains next to nothing
+
+
+@dataclass(frozen=True)
+class Option:
+    """A kernel for a module, over a weight of which a share is zero."""
+
+    kernel: str
+    zeros: float = 0.0
+
+
+Allocation = dict[str, Option]  # by module
+Losses = dict[str, list[float]]  # of each option of each module
+Cost = Mapping[str, Sequence[float]]
+
+
+def solve(losses: Losses, costs: Cost, budget: float) -> dict[str, int]:
+    """Index of an option for each module: the least sum of losses whose costs keep the budget.
+
+    Where no choice keeps it, the cheapest option of each module. Source: the multiple-choice knapsack problem
+    (Kellerer et al. 2004, "Knapsack Problems", chapter 11), by HiGHS through scipy.
+    """
+    from scipy.optimize import LinearConstraint, milp
+
+    paths = list(losses)
+    sizes = [len(losses[path]) for path in paths]
+    cheapest = {path: int(np.argmin(costs[path])) for path in paths}
+    if sum(costs[path][index] for path, index in cheapest.items()) > budget:
+        return cheapest
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    one_each = np.zeros((len(paths), starts[-1]))
+    for row, (start, end) in enumerate(pairwise(starts)):
+        one_each[row, start:end] = 1
+    flat_costs = np.array([c for path in paths for c in costs[path]], float)[None]
+    result = milp(
+        np.array([loss for path in paths for loss in losses[path]]),
+        integrality=np.ones(starts[-1]),
+        bounds=(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(flat_costs / budget, -np.inf, 1.0)],
+    )
+    assert result.x is not None, f"a knapsack with a solution has none: {result.message}"
+    picked = np.split(result.x, starts[1:-1])
+    return {path: int(np.argmax(options)) for path, options in zip(paths, picked, strict=True)}
+
+
+def masked(weight: Tensor, zeros: float, norms: Tensor) -> Tensor:
+    """A weight without the share of each row that matters least by Wanda's score; `norms` are those of the inputs."""
+    score = magnitude(weight)
+    keep = keep_mask(score * norms.to(score), zeros, "any", "row")
+    return apply_mask(weight, keep)
+
+
+def pack_option(module: nn.Module, option: Option, norms: Tensor) -> KernelLinear:
+    """A linear module on a kernel, the weights that matter least zero by Wanda's score. `norms` are of its inputs."""
+    if not option.zeros:
+        return KernelLinear.of(module, option.kernel)
+    weight = masked(weight_of(module), option.zeros, norms)
+    sparse = nn.Linear(weight.shape[1], weight.shape[0], bias=getattr(module, "bias", None) is not None)
+    sparse.weight = nn.Parameter(weight, requires_grad=False)
+    sparse.bias = getattr(module, "bias", None)
+    return KernelLinear.of(sparse, option.kernel)
+
+
+@dataclass
+class Allocator:
+    """Options of modules of a model, and what they cost.
+
+    options   of each module
+    costs     of each option, in the budget's unit
+    pack      a module on an option
+    loss      of the model as it is now
+    remember  computes a value by a key, unless an earlier run of the step did
+    """
+
+    model: nn.Module
+    options: Mapping[str, Sequence[Option]]
+    costs: Cost
+    budget: float
+    pack: Callable[[str, Option], nn.Module]
+    loss: Callable[[], float]
+    remember: Callable[[str, Callable[[], list[float]]], list[float]] = lambda key, compute: compute()
+
+    def allocate(self) -> tuple[Allocation, list[float]]:
+        """The best allocation, and the losses of the model on the solutions, one a round; the model is as before."""
+        originals = {path: self.model.get_submodule(path) for path in self.options}
+        best: Allocation | None = None
+        history: list[float] = []
+        try:
+            for number in range(ROUNDS):
+                losses = self.measured_losses(number)
+                chosen = solve(losses, self.costs, self.budget)
+                allocation = {path: self.options[path][index] for path, index in chosen.items()}
+                if allocation == best:
+                    break
+                for path, option in allocation.items():
+                    self.model.set_submodule(path, self.pack(path, option))
+                history.append(self.loss())
+                if best is not None and history[-1] >= min(history[:-1]):
+                    break
+                best = allocation
+        finally:
+            for path, module in originals.items():
+                self.model.set_submodule(path, module)
+        assert best is not None, "the first solution is an allocation"
+        return best, history
+
+    def measured_losses(self, number: int) -> Losses:
+        """Loss of every option, all other modules as they are now, in a round of that number."""
+        paths = follow(list(self.options), f"losses of modules, round {number + 1}")
+        return {path: self.remember(f"{number} {path}", partial(self._losses_of, path)) for path in paths}
+
+    def _losses_of(self, path: str) -> list[float]:
+        present, losses = self.model.get_submodule(path), []
+        try:
+            for option in self.options[path]:
+                self.model.set_submodule(path, self.pack(path, option))
+                losses.append(self.loss())
+        finally:
+            self.model.set_submodule(path, present)
+        return losses

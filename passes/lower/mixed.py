@@ -1,0 +1,204 @@
+"""Give every linear module the number format, and the zeros, that lose least under one budget."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+
+from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning import shrink
+from ...compiler.analysis.planning.selection import parts
+from ...compiler.core.events import Said
+from ...compiler.core.journal import Journal
+from ...compiler.core.quantity import count_text, significant_digits
+from ...compiler.evaluation import reference
+from ...compiler.ir.layers.linear import weight_of
+from ...compiler.ir.layers.number_formats import BY_NAME
+from ...compiler.ir.program import Program
+from ...compiler.plugin.context import Context
+from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
+from ...compiler.transforms.editing.rewrite import Rewriter
+from ...compiler.transforms.lowering import choice, mixed, prediction_error
+from ...compiler.transforms.lowering.contenders import EAGER
+from ...compiler.transforms.lowering.mixed import Allocation, Allocator, Option
+from ...compiler.transforms.lowering.speed import race_kernels
+from ...compiler.transforms.search.layerwise import Layerwise, Norms, Stage
+from ...dsl.checker.skeleton import Skeleton
+from ...dsl.checker.values import DataRef, Ratio, Selector
+from ...dsl.syntax.diagnostics import Fault, Reject
+
+over_budget = Fault("over-budget", "The cheapest format of every module costs more than a recipe allows.", exit="gate")
+ROWS = 8  # that losses are measured on
+
+
+class Mixed(Pass):
+    """Give every linear module the number format, and the zeros, that lose least under one budget.
+
+    For each module and each of `formats`, sparse ones with each share of `zeros`, two things are measured: how far the
+    model's predictions on `data` move if this module alone changes, and what it costs, in bytes exactly or in seconds
+    by a race of kernels on this machine. A knapsack over all modules takes the least sum of losses within `keep`. As
+    modules interact, losses are measured again around the solution, all else as it has it, and the knapsack is solved
+    again, until predictions move no less. Zeros are Wanda's; nothing is trained. The first eight rows of `data` are
+    read; a killed run goes on at the module where it was.
+
+    Source: own. Single effects as in AutoScheme (Intel, 2025) and ModelOpt's `auto_quantize`, which choose bits alone;
+    sensitivity by divergence (Dong et al. 2019, HAWQ, arXiv 1905.03696); zeros: Wanda (Sun et al. 2023, arXiv
+    2306.11695).
+    Example: cpu = lower.mixed(keep: 20% of bytes, data: calib)
+    """
+
+    keeps = Lossy()
+    acts_on = "linear"
+    everywhere = True
+    extra: ClassVar[str] = "search"
+    requires: ClassVar[tuple[str, ...]] = ("scipy",)
+    determinism = "deterministic"
+    foreseeable = False
+    makes = ("packed weights",)
+    after = {"changes: weights": "packed weights can't be changed, cut or trained"}
+
+    keep: Ratio = param(
+        "Share of the modules' bytes, or of the time that torch takes for them, that is left.",
+        of=("bytes", "latency"),
+        gt=0,
+        lt=1,
+    )
+    data: DataRef = param("Rows that losses are measured on.")
+    on: Selector | None = param("Linear modules; all where it is left out.", default=None)
+    formats: list[
+        Literal["dense_bf16", "dense_int8_int16", "dense_int8", "dense_int4", "sparse_bf16", "sparse_int8"]
+    ] = param(
+        "Formats to choose from.",
+        default=("dense_bf16", "dense_int8_int16", "dense_int8", "dense_int4", "sparse_int8"),
+        least=1,
+        distinct=True,
+    )
+    zeros: list[Ratio] = param(
+        "Shares of zeros to try with each sparse format.",
+        of=("weights",),
+        default=(Ratio(0.5), Ratio(0.65)),
+        gt=0,
+        lt=1,
+    )
+
+    def run(self, program: Program, ctx: Context) -> None:
+        sites = self._sites(program)
+        rows = ctx.rows(self.data)[:ROWS]
+        norms = Norms()
+        Layerwise(program, rows).observe_inputs(Stage("", tuple(sites)), norms.listen)
+        sums = {path: torch.tensor(norms.of(path)) for path in sites}
+
+        originals = {path: program.model.get_submodule(path) for path in sites}
+
+        def pack(path: str, option: Option) -> torch.nn.Module:
+            return mixed.pack_option(originals[path], option, sums[path])
+
+        options = {path: self._options(site) for path, site in sites.items()}
+        costs, budget = self._costs(originals, options, sums, ctx)
+        if sum(min(costs[path]) for path in sites) > budget:
+            share = sum(min(costs[path]) for path in sites) / budget * self.keep.value
+            raise Reject(over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more"))
+        before = prediction_error.OutputsBefore.record(program, ctx, rows)
+
+        def loss() -> float:
+            return reference.mean_kl_divergence(program.model, rows, before.reference, "divergence")
+
+        journal = Journal(ctx.workdir / "losses.jsonl")
+        chosen, history = Allocator(
+            program.model, options, costs, budget, pack, loss, journal.get_or_compute
+        ).allocate()
+        with Rewriter(program) as rewrite:
+            for path, option in ctx.each(list(chosen.items()), "packing", len(chosen)):
+                rewrite.swap_module(path, pack(path, option))
+        prediction_error.forget(ctx.workdir)
+        self._record(program, ctx, chosen, history)
+
+    def _sites(self, program: Program) -> dict[str, choice.Site]:
+        """Modules that can run a kernel."""
+        paths = [part.path for part in parts(skeleton_of(program), self.on)]
+        unsuitable = choice.unsupported_reason(program, paths)
+        sites = {p: choice.site_of(p, program.model.get_submodule(p)) for p in paths if p not in unsuitable}
+        if not sites:
+            raise Reject(choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`"))
+        return sites
+
+    def _options(self, site: choice.Site) -> list[Option]:
+        """Options of a module: the kernels that take its shape."""
+        options = []
+        for name in self.formats:
+            kernel = BY_NAME[name].kernel
+            if not choice.usable_kernels(site, name)[0]:
+                continue
+            shares = [ratio.value for ratio in self.zeros] if BY_NAME[name].skips else [0.0]
+            options += [Option(kernel, share) for share in shares]
+        return options
+
+    def _costs(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        options: Mapping[str, list[Option]],
+        norms: Mapping[str, torch.Tensor],
+        ctx: Context,
+    ) -> tuple[dict[str, list[float]], float]:
+        """Cost of every option of every module, and the budget, in bytes or seconds."""
+        costs: dict[str, list[float]] = {}
+        total, seconds = 0.0, {}
+        for path, module in ctx.each(list(modules.items()), "costs", len(modules)):
+            weight = weight_of(module)
+            if self.keep.of == "bytes":
+                total += weight.nbytes
+                packed = (mixed.pack_option(module, option, norms[path]).packed.numel() for option in options[path])
+                costs[path] = [float(size) for size in packed]
+                continue
+            shape = (*weight.shape, weight.dtype, tuple(options[path]))
+            if shape not in seconds:
+                seconds[shape] = _raced(module, options[path], norms[path])
+            costs[path], eager = seconds[shape]
+            total += eager
+        return costs, total * self.keep.value
+
+    def _record(self, program: Program, ctx: Context, chosen: Allocation, history: list[float]) -> None:
+        """Say and note what each module got."""
+        counts: dict[Option, int] = {}
+        for option in chosen.values():
+            counts[option] = counts.get(option, 0) + 1
+        for option, number in sorted(counts.items(), key=lambda entry: -entry[1]):
+            zeros = f", {option.zeros:.0%} zeros" if option.zeros else ""
+            ctx.emit_event(Said(f"{count_text(number, 'module')} on {choice.FORMAT_OF[option.kernel]}{zeros}"))
+        ctx.emit_event(Said("predictions moved by " + ", then ".join(map(significant_digits, history)) + " nats"))
+        program.note(
+            allocated={p: {"format": choice.FORMAT_OF[o.kernel], "zeros": o.zeros} for p, o in chosen.items()},
+            divergence=history,
+        )
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """Unchanged shapes, of packed weights; of a budget of time those of int8."""
+        shapes = [shape for part in parts(skeleton, self.on) for name, shape in part.tensors if name == "weight"]
+        numbers = sum(map(prod, shapes))
+        width = 2 if skeleton.facts.get("dtype") in ("bfloat16", "float16") else 4
+        share = self.keep.value * width if self.keep.of == "bytes" else 1.0
+        return shrink.lowered(skeleton, numbers, round(share * numbers))
+
+    def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
+        """A forward for each option of each module, twice: around the model, and around the solution."""
+        chosen = parts(skeleton, self.on)
+        options = len(self.formats) + sum(bool(BY_NAME[name].skips) for name in self.formats) * (len(self.zeros) - 1)
+        numbers = sum(prod(shape) for part in chosen for name, shape in part.tensors if name == "weight")
+        tokens = ctx.rows(self.data)[:ROWS].numel()
+        return Effort(2 * options * len(chosen) * tokens, work={"pack": 3.0 * options * numbers})
+
+    def reads_clock(self) -> bool:
+        return self.keep.of == "latency"
+
+
+def _raced(module: torch.nn.Module, options: list[Option], norms: torch.Tensor) -> tuple[list[float], float]:
+    """Seconds of each option, and of torch, on one row."""
+    weight = weight_of(module)
+    dense = [option.kernel for option in options if not option.zeros]
+    times = race_kernels(weight, dense, 1, "native")
+    seconds = {Option(kernel): times[kernel] for kernel in dense}
+    for option in (o for o in options if o.zeros):
+        sparse = race_kernels(mixed.masked(weight, option.zeros, norms), [option.kernel], 1, "native")
+        seconds[option] = sparse[option.kernel] / sparse[EAGER] * times[EAGER]  # seconds of two races can't be compared
+    return [seconds[option] for option in options], times[EAGER]

@@ -1,0 +1,75 @@
+"""Allocation of formats to modules: the knapsack against all choices, and the loop around it."""
+
+import itertools
+
+import pytest
+import torch
+from effc.compiler.transforms.lowering.mixed import Allocator, Option, masked, solve
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+pytest.importorskip("scipy")
+NUMBERS = st.floats(0.01, 10)
+MODULES = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+@given(MODULES, st.floats(0.1, 1.2))
+def test_the_solution_is_the_least_of_all_choices_within_the_budget(modules, share):
+    losses = {str(i): [loss for loss, _ in options] for i, options in enumerate(modules)}
+    costs = {str(i): [cost for _, cost in options] for i, options in enumerate(modules)}
+    budget = share * sum(max(c) for c in costs.values())
+    chosen = solve(losses, costs, budget)
+    every = itertools.product(*(range(len(options)) for options in modules))
+    kept = [c for c in every if sum(costs[str(i)][o] for i, o in enumerate(c)) <= budget]
+    if not kept:
+        assert all(costs[path][index] == min(costs[path]) for path, index in chosen.items())
+        return
+    total = sum(losses[path][index] for path, index in chosen.items())
+    assert sum(costs[path][index] for path, index in chosen.items()) <= budget * (1 + 1e-6)
+    assert total == pytest.approx(min(sum(losses[str(i)][o] for i, o in enumerate(c)) for c in kept), rel=1e-4)
+
+
+class Scaled(nn.Module):
+    """Module that stands for itself on an option."""
+
+    def __init__(self, loss: float):
+        super().__init__()
+        self.loss = loss
+
+
+def allocated(interaction: float, budget: float = 2.0):
+    """Three modules with a cheap and a dear option; the first two lose more if both are cheap."""
+    singles = {"a": 0.10, "b": 0.11, "c": 0.30}
+    model = nn.ModuleDict({path: Scaled(0.0) for path in singles})
+
+    def loss() -> float:
+        together = interaction * (model["a"].loss > 0 and model["b"].loss > 0)
+        return sum(m.loss for m in model.values()) + together
+
+    options = {path: [Option("cheap"), Option("dear")] for path in singles}
+    costs = {path: [0.5, 1.0] for path in singles}
+
+    def pack(path: str, option: Option) -> nn.Module:
+        return Scaled(singles[path] if option.kernel == "cheap" else 0.0)
+
+    before = {path: model.get_submodule(path) for path in singles}
+    chosen, history = Allocator(model, options, costs, budget, pack, loss).allocate()
+    assert {path: model.get_submodule(path) for path in singles} == before, "the model is not as it was"
+    return {path: option.kernel for path, option in chosen.items()}, history
+
+
+def test_where_modules_do_not_interact_the_first_solution_stands():
+    chosen, history = allocated(0.0)
+    assert chosen == {"a": "cheap", "b": "cheap", "c": "dear"} and history == [pytest.approx(0.21)]
+
+
+def test_modules_that_lose_more_together_are_parted():
+    chosen, history = allocated(0.5)
+    assert chosen["c"] == "cheap" and sorted((chosen["a"], chosen["b"])) == ["cheap", "dear"]
+    assert history == [pytest.approx(0.71), pytest.approx(0.40)]
+
+
+def test_masks_take_what_matters_least_for_what_a_module_is_given():
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    assert masked(weight, 0.5, torch.tensor([10.0, 1.0, 1.0, 1.0])).tolist() == [[1.0, 0.0, 0.0, 4.0]]
