@@ -6,7 +6,10 @@ from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
+from ..plugin.row_scores import RowScores
+
 CONFIDENCE = 0.95
+FEWEST_ROWS = 8  # without which rows say nothing of others
 FEWEST = 6  # timings without an assumption: the range of five holds the median only 15 times in 16
 STUDENT_99 = {3: 9.925, 4: 5.841, 5: 4.604}  # number of values -> quantile 0.995 of Student's t, n - 1 degrees
 
@@ -55,6 +58,28 @@ def ratio_interval(
     skew = float((residuals**3).mean()) / variance**1.5 / sqrt(rows)
     half = student_quantile(normal_quantile((1 + CONFIDENCE) / 2) if quantile is None else quantile, rows - 1)
     return ratio - _without_skew(half, skew) * error, ratio - _without_skew(-half, skew) * error
+
+
+def metric_interval(scores: RowScores, original: RowScores | None = None) -> tuple[float, float] | None:
+    """Interval of a metric, or of its ratio to that of a model with the same rows, at 95 %; None of too few rows.
+
+    Of right and wrong answers each model gets one more right that the other has wrong: rows that all agree have no
+    variance, and are no proof (Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data"). Asserts an original that is not 0.
+    """
+    if len(scores.sums) < FEWEST_ROWS:
+        return None
+    sums, counts = [*scores.sums], [*scores.counts]
+    others = [] if original is None else [*original.sums]
+    if scores.form == "share":
+        sums, counts, others = [*sums, 1.0, 0.0], [*counts, 1.0, 1.0], [*others, 0.0, 1.0]
+    if scores.form == "exp":
+        differences = sums if original is None else [a - b for a, b in zip(sums, others, strict=True)]
+        low, high = ratio_interval(differences, counts)
+        return exp(min(low, 700.0)), exp(min(high, 700.0))
+    low, high = ratio_interval(sums, counts if original is None else others)
+    low = max(low, 0.0)
+    return (low, min(high, 1.0)) if scores.form == "share" and original is None else (low, high)
 
 
 def normal_quantile(share: float) -> float:

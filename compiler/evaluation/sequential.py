@@ -20,10 +20,9 @@ from typing import Literal
 
 import numpy as np
 
-from .confidence import CONFIDENCE, normal_quantile, ratio_interval
+from .confidence import CONFIDENCE, FEWEST_ROWS, normal_quantile, ratio_interval
 
 FIRST = 24  # rows before the first look
-FEWEST = 8  # rows without which nothing is decided
 GROWTH = 1.5  # of the rows from look to look
 
 
@@ -112,7 +111,7 @@ def row_order(rows: int, seed: int) -> list[int]:
 
 def look_sizes(rows: int) -> tuple[int, ...]:
     """Numbers of rows after which a test looks, `rows` the last; none where there are too few."""
-    if rows < FEWEST:
+    if rows < FEWEST_ROWS:
         return ()
     sizes, size = [], float(FIRST)
     while size < rows:
