@@ -76,6 +76,10 @@ class Expectation:
     line: int = 0  # of the recipe; 0 where it has none
     note: str = ""
 
+    @property
+    def uncertain(self) -> bool:
+        return self.outcome == "holds" and self.note.startswith("not certain")
+
 
 @dataclass(frozen=True)
 class Check:

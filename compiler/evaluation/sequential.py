@@ -59,7 +59,7 @@ class PairedBound:
         self.verdict: Verdict | None = None
         self._sums: list[float] = []
         self._counts: list[float] = []
-        self._interval = -math.inf, math.inf
+        self._interval: tuple[float, float] | None = None
 
     @property
     def next_rows(self) -> int:
@@ -84,8 +84,8 @@ class PairedBound:
             self._look()
         return self.verdict
 
-    def interval(self) -> tuple[float, float]:
-        """Interval of the mean difference at the latest look; all numbers before the first one."""
+    def interval(self) -> tuple[float, float] | None:
+        """Interval of the mean difference at the latest look; None before the first one."""
         return self._interval
 
     def _look(self) -> None:
@@ -101,7 +101,7 @@ class PairedBound:
             elif low > self.limit:
                 self.verdict = Verdict("missed", read, low, high)
         if self.verdict is None and read == self.rows:
-            self.verdict = Verdict("undecided", read, *self._interval)
+            self.verdict = Verdict("undecided", read, *(self._interval or (-math.inf, math.inf)))
 
 
 def row_order(rows: int, seed: int) -> list[int]:

@@ -191,7 +191,7 @@ def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
 
 
 def _outcome(expectation: "Expectation") -> str:
-    return expectation.outcome + (UNCERTAIN if expectation.outcome == "holds" and expectation.note else "")
+    return expectation.outcome + (UNCERTAIN if expectation.uncertain else "")
 
 
 def _bound(expectation: "Expectation", metric: str) -> str:

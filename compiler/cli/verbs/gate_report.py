@@ -21,14 +21,17 @@ def value_text(outcome: "Outcome") -> str:
 
     if outcome.value is None:
         return "not measured"
-    text = measurement_text(outcome.value, outcome.unit)
+    text, read = measurement_text(outcome.value, outcome.unit), ""
+    if outcome.bound.confidence is not None:
+        read = f", {outcome.rows}"
     if outcome.original is None:
-        return f"{interval_text(outcome.value, outcome.interval)} {outcome.unit}".rstrip() if outcome.interval else text
+        sure = f"{interval_text(outcome.value, outcome.interval)} {outcome.unit}".rstrip() if outcome.interval else text
+        return sure + read
     text += f" against {measurement_text(outcome.original, outcome.unit)}"
     if not (outcome.interval and outcome.original):
-        return text
+        return text + read
     value, low, high = (end / outcome.original for end in (outcome.value, *outcome.interval))
-    return f"{text}, {interval_text(value, (low, high))}"
+    return f"{text}, {interval_text(value, (low, high))}{read}"
 
 
 def at_worst(drift: "Drift") -> str:

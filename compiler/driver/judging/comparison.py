@@ -97,7 +97,7 @@ def original_and_result_values(
     unless the bound was judged with a profile's threads.
     """
     pairs: dict[MetricRef, tuple[float | None, float]] = {}
-    for o in outcomes:
+    for o in sorted(outcomes, key=lambda o: o.bound.confidence is not None):  # those that read all rows first
         if o.value is not None and pairs.get(o.bound.metric, (None,))[0] is None:
             pairs[o.bound.metric] = (o.original, o.value)
     profiled = {o.bound.metric for o in outcomes if o.bound.profile}
@@ -107,7 +107,7 @@ def original_and_result_values(
 
 def result_intervals(outcomes: Sequence[Outcome]) -> dict[MetricRef, tuple[float, float] | None]:
     """Intervals of metrics over rows, by the bounds whose values `original_and_result_values` takes."""
-    first_wins = sorted(outcomes, key=lambda o: o.original is None)
+    first_wins = sorted(outcomes, key=lambda o: (o.original is None, o.bound.confidence is not None))
     return {o.bound.metric: o.interval for o in reversed(first_wins) if o.value is not None}
 
 

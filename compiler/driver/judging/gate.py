@@ -16,6 +16,7 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
 from ...core.error_location import with_location
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
+from .reading import read_until_decided
 from .scores import Score, measure_score
 
 if TYPE_CHECKING:
@@ -47,16 +48,14 @@ bound_uncertain = Fault(
 )
 bound_undecided = Fault(
     "bound-undecided",
-    "A timed bound could not be decided on this machine: what was measured lies too close to the limit, or swings too "
-    "much.\n\n"
-    "The two models took turns, step by step, until the confidence interval of the median lay on one side of the limit "
-    "or a minute had passed. It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    "A bound could not be decided: what was measured lies too close to its limit, or swings too much.\n\n"
+    "Of a timed one the two models took turns, step by step, until the confidence interval of the median lay on one "
+    "side of the limit or a minute had passed. Of one `with 95% confidence` all rows of its data were read. It is no "
+    "yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
     exit="gate",
 )
 bound_left_open = Fault(
-    "bound-left-open",
-    "A timed bound could not be decided on this machine, and `--undecided pass` lets it through.",
-    severity="warning",
+    "bound-left-open", "A bound could not be decided, and `--undecided pass` lets it through.", severity="warning"
 )
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -113,17 +112,27 @@ class Outcome:
     @property
     def uncertain(self) -> str:
         """Why rows like these leave open what was judged by its value, "" where they don't."""
-        if not self.rows or self.state not in ("ok", "missed"):
+        if not self.rows or self.bound.confidence is not None or self.state not in ("ok", "missed"):
             return ""
         if self.interval is None:
             return f"not certain: {self.rows} are too few to say"
         if is_decided(self.bound, self.original, self.interval, self.unit):
             return ""
-        limit, scale = self.limit, self.original or 1.0
-        if self.original:
-            limit = f"{value_text(self.bound.limit)} * {self.bound.baseline}"
-        ends = range_text(*(end / scale for end in self.interval))
+        ends, limit = self.relative_interval
         return f"not certain: {self.rows} leave {ends}, the limit is {limit}"
+
+    @property
+    def decided_by(self) -> str:
+        """Rows that decided a bound with confidence: `decided by 48 of 512 rows`; "" of others."""
+        sure = self.bound.confidence is not None and self.state in ("ok", "missed")
+        return f"decided by {self.rows}" if sure else ""
+
+    @property
+    def relative_interval(self) -> tuple[str, str]:
+        """The interval and the limit, both as ratios to the original where the bound names one."""
+        assert self.interval is not None, "nothing is known of other rows"
+        limit = f"{value_text(self.bound.limit)} * {self.bound.baseline}" if self.original else self.limit
+        return range_text(*(end / (self.original or 1.0) for end in self.interval)), limit
 
     def to_json(self) -> dict:
         def finite(x: float | None) -> float | str | None:
@@ -208,7 +217,11 @@ def measure_bounds(
     scores: dict[tuple[MetricRef, str | None], tuple[Score, str]] = {}
     skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
+    readings = {}
     for bound in ctx.each(judged_bounds, "expect", len(judged_bounds)):
+        if bound.confidence is not None:
+            readings[bound] = _judge_by_rows(bound, model, ctx)
+            continue
         key = (bound.metric, bound.profile)
         if key not in scores:
             with with_profile_threads(bound.profile, ctx):
@@ -216,17 +229,49 @@ def measure_bounds(
                 value = None if bound.profile else (timed or {}).get(bound.metric)
                 scores[key] = measure_score(metric, model, ctx) if value is None else Score(value), metric.unit
             ctx.record(metric_label(bound), scores[key][0].value, scores[key][1])
-    _measure_baselines(judged_bounds, ctx, known)
+    _measure_baselines([b for b in judged_bounds if b not in readings], ctx, known)
     outcomes = []
     for bound in pipeline.expects:
         if bound in skipped_bounds:
             outcomes.append(Outcome(bound, None, skipped=skipped_bounds[bound]))
+            continue
+        if bound in readings:
+            outcomes.append(readings[bound])
             continue
         score, unit = scores[bound.metric, bound.profile]
         original = known[_baseline_key(bound)] if bound.baseline else None
         outcome = judge_bound(bound, None if original is None else original.value, score.value, unit)
         outcomes.append(replace(outcome, rows=score.row_count, interval=score.interval(original)))
     return outcomes
+
+
+def _judge_by_rows(bound: Bound, model: Any, ctx: "Context") -> Outcome:
+    """A bound that a paired sequential test decides; where all rows leave it open it is undecided."""
+    metric = ctx.metric(bound.metric)
+    origin = baseline_origin(bound.baseline, ctx) if bound.baseline else None
+    limit = limit_in_unit(bound.limit, metric.unit)
+    with with_profile_threads(bound.profile, ctx):
+        reading = read_until_decided(bound, limit, metric, model, origin and origin.load().eval(), ctx)
+    if origin:
+        origin.refuse_changed_files()
+    ctx.record(metric_label(bound), reading.score.value, metric.unit)
+    original = None if reading.original is None else reading.original.value
+    outcome = replace(
+        judge_bound(bound, original, reading.score.value, metric.unit),
+        passed=reading.verdict.outcome == "holds",
+        rows=reading.row_count,
+        interval=reading.interval,
+    )
+    return replace(outcome, undecided=_open_reason(outcome)) if reading.verdict.outcome == "undecided" else outcome
+
+
+def _open_reason(outcome: Outcome) -> str:
+    """Why rows leave a bound open that they were to decide, as a sentence."""
+    assert outcome.bound.confidence is not None, "rows were to decide it"
+    if outcome.interval is None:
+        return f"{outcome.rows} are too few to say"
+    low_high, limit = outcome.relative_interval
+    return f"{outcome.rows} leave {low_high} with {100 * outcome.bound.confidence:g} % confidence, the limit is {limit}"
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -274,10 +319,10 @@ def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail
             fault = bound_undecided if undecided == "fail" else bound_left_open
             diagnostics.append(
                 fault(
-                    f"`{bound_text(o.bound)}` is undecided on this machine",
+                    f"`{bound_text(o.bound)}` is undecided {'by its rows' if o.rows else 'on this machine'}",
                     o.bound.span,
                     note=o.undecided,
-                    help="measure on a machine at rest, or loosen the bound",
+                    help=f"{'give more rows' if o.rows else 'measure on a machine at rest'}, or loosen the bound",
                 )
             )
         elif not o.passed:
@@ -302,7 +347,8 @@ def _missed_bound_diagnostic(o: Outcome) -> Diagnostic:
     if math.isnan(o.value):
         message = f"`{name}` is not a number"
     notes = [f"`{o.bound.baseline}` measures {measurement_text(o.original, o.unit)}"] if o.original is not None else []
-    return expectation_missed(message, o.bound.span, note="; ".join([*notes, *([o.uncertain] if o.uncertain else [])]))
+    notes += [reason] if (reason := o.uncertain or o.decided_by) else []
+    return expectation_missed(message, o.bound.span, note="; ".join(notes))
 
 
 def _where(o: Outcome) -> str:
@@ -316,7 +362,8 @@ def bound_text(bound: Bound) -> str:
     limit = value_text(bound.limit)
     factor = f"{limit} * {bound.baseline}" if bound.baseline else limit
     where = f" on {bound.profile}" if bound.profile else ""
-    return f"{value_text(bound.metric)} {bound.op} {factor}{where}"
+    sure = f" with {100 * bound.confidence:g}% confidence" if bound.confidence is not None else ""
+    return f"{value_text(bound.metric)} {bound.op} {factor}{where}{sure}"
 
 
 def metric_label(bound: Bound) -> str:

@@ -1,6 +1,5 @@
 """Measured values of a metric, with the scores of the rows that they are means of."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,8 +47,8 @@ class Score:
         if not rowwise:
             return Score(float(data))
         try:
-            rows = RowScores(**data) if isinstance(data, Mapping) else None
-            return rows and Score(rows.value, rows)
+            rows = RowScores(**data)
+            return Score(rows.value, rows)
         except MALFORMED:
             return None
 

@@ -36,9 +36,9 @@ class Accuracy(Metric):
         labels = ctx.labels(self.data)
         if labels is None:
             raise Reject(no_labels(f"`{self.data.name}` has no classes", help="declare it with `labels`"))
-        rows, lengths, labels = (
-            part if part is None or indices is None else part[list(indices)]
-            for part in (ctx.rows(self.data), ctx.prompts(self.data), labels)
-        )
+        rows, lengths = ctx.rows(self.data), ctx.prompts(self.data)
+        if indices is not None:
+            some = list(indices)
+            rows, labels, lengths = rows[some], labels[some], None if lengths is None else lengths[some]
         right = classification_rows(model, rows, lengths, labels, self.data.name)[1]
         return RowScores([float(r) for r in right], [1.0] * len(right), "share")

@@ -37,11 +37,12 @@ class Perplexity(Metric):
         return self.score_rows(model, ctx).value
 
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
-        rows, *others = (
-            part if part is None or indices is None else part[list(indices)]
-            for part in (ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data))
-        )
-        nats, tokens = row_nll(model, rows, *others)
+        rows, answers, prompts = ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data)
+        if indices is not None:
+            some = list(indices)
+            rows = rows[some]
+            answers, prompts = (None if part is None else part[some] for part in (answers, prompts))
+        nats, tokens = row_nll(model, rows, answers, prompts)
         scores = RowScores(nats, tokens, "exp")
         finite(math.fsum(nats), "perplexity", self.data.name)
         finite(scores.value, "perplexity", self.data.name)

@@ -44,6 +44,9 @@ class Retrieval(Metric):
     def measure(self, model: nn.Module, ctx: Context) -> float:
         return self.score_rows(model, ctx).value
 
+    def row_count(self, ctx: Context) -> int:
+        return len(ctx.rows(self.data)) // 2
+
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         data = ctx.data(self.data)
         if not isinstance(data, Texts) or len(data.fields) != 2:
