@@ -13,6 +13,7 @@ from .compiler.ir.program import Program
 from .compiler.models.rows.forward import finite, total_nll
 from .compiler.plugin.context import Context
 from .compiler.plugin.interfaces import Close, Data, Effort, Lossy, Metric, Pass, Source, param
+from .compiler.plugin.row_scores import RowScores
 from .compiler.plugin.target import ArtifactSummary, Form, LoadRequest, RunRequest, Target
 from .compiler.transforms.editing.rewrite import Rewriter
 from .compiler.transforms.search.sparsity import chosen_parts, finite_weight, replace_weight
@@ -51,6 +52,7 @@ __all__ = [
     "Ratio",
     "Reject",
     "Rewriter",
+    "RowScores",
     "RunRequest",
     "Selector",
     "Shares",

@@ -2,6 +2,7 @@
 
 import textwrap
 
+from ..core.quantity import interval_text
 from ..core.warned import sentence
 from .form_losses import Account, account_rows
 from .load import facts
@@ -52,10 +53,7 @@ def _loading_section(manifest: Manifest) -> str:
 def _measures_section(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
-    rows = [
-        [f"`{m.metric}`", _value_text(m.original, m.unit), _value_text(m.compiled, m.unit), _ratio(m)]
-        for m in manifest.measures
-    ]
+    rows = [[f"`{m.metric}`", _value_text(m.original, m.unit), _compiled(m), _ratio(m)] for m in manifest.measures]
     machine = manifest.machine
     where = ", ".join(str(v) for v in (machine.get("cpu"), _threads(machine), machine.get("os")) if v)
     return "\n".join(
@@ -72,7 +70,7 @@ def _bounds_section(expectations: tuple[Expectation, ...]) -> str:
     if not expectations:
         return ""
     rows = [
-        [f"`{e.text}`", _value_text(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
+        [f"`{e.text}`", _value_text(e.value, ""), e.limit, f"{e.outcome} ({e.note})" if e.note else e.outcome]
         for e in expectations
     ]
     return "\n".join(["## Expected", "", _table(["bound", "value", "limit", "outcome"], rows)])
@@ -191,7 +189,15 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _ratio(measure: Measure) -> str:
-    return "" if measure.ratio is None else f"{measure.ratio:.3f}"
+    if measure.ratio is None:
+        return ""
+    return interval_text(measure.ratio, measure.interval) if measure.interval else f"{measure.ratio:.3f}"
+
+
+def _compiled(measure: Measure) -> str:
+    if measure.interval and measure.ratio is None and measure.compiled is not None:
+        return f"{interval_text(measure.compiled, measure.interval)} {measure.unit}".rstrip()
+    return _value_text(measure.compiled, measure.unit)
 
 
 def _value_text(value: float | None, unit: str) -> str:

@@ -48,8 +48,12 @@ _REMEDY = "compile the artifact again"
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of the original and of the compiled model; `ratio` is compiled / original, `spread` the smallest and
-    largest ratio of a timed one's rounds."""
+    """One metric of the original and of the compiled model.
+
+    ratio     compiled / original
+    spread    of a timed one, the smallest and the largest ratio of a round
+    interval  of one over rows of data: 95 % interval of the ratio, or of `compiled` where there is no ratio
+    """
 
     metric: str  # as the recipe spells it: "perplexity(heldout)"
     unit: str
@@ -58,6 +62,7 @@ class Measure:
     ratio: float | None = None
     better: str = "lower"
     spread: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Expectation:
     outcome: str
     line: int = 0  # of the recipe; 0 where it has none
     note: str = ""
+
+    @property
+    def uncertain(self) -> bool:
+        return self.outcome == "holds" and self.note.startswith("not certain")
 
 
 @dataclass(frozen=True)

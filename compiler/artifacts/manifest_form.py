@@ -105,7 +105,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_interval(value: Any) -> bool:
-    return value is None or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value)))
+    return value is None or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_finite, value)))
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and abs(value) < 1e300
 
 
 def _is_plain_text(value: Any) -> bool:

@@ -89,6 +89,24 @@ def distinct_texts(one: float, other: float, unit: str = "") -> tuple[str, str]:
     return f"{texts[0]}{behind}", f"{texts[1]}{behind}"
 
 
+def interval_text(value: float, interval: tuple[float, float]) -> str:
+    """`0.97 (0.90 to 1.02)`, with the decimals of `range_text`."""
+    low, high = interval
+    if low == high:
+        return significant_digits(value)
+    return f"{value:.{_interval_decimals(low, high)}f} ({range_text(low, high)})"
+
+
+def range_text(low: float, high: float) -> str:
+    """`0.90 to 1.02`: as many decimals as give the width two digits."""
+    decimals = _interval_decimals(low, high)
+    return f"{low:.{decimals}f} to {high:.{decimals}f}"
+
+
+def _interval_decimals(low: float, high: float) -> int:
+    return min(max(1 - math.floor(math.log10(abs(high - low) or 1.0)), 0), 8)
+
+
 def relative_change_text(before: float, after: float) -> str:
     """`-20.4 %`, `+3.0 %`, `same`."""
     if before == after:

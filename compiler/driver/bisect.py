@@ -195,7 +195,7 @@ class Bisection:
 
         if not cuts:
             return False
-        original = next(iter(self.known.values()), None) if self.bound.baseline else None
+        original = next((score.value for score in self.known.values()), None) if self.bound.baseline else None
         return not judge_bound(self.bound, original, cuts[-1][1], self.ctx.metric(self.bound.metric).unit).passed
 
 

@@ -253,6 +253,5 @@ def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
 def expectation(outcome: Verdict) -> Expectation:
     state = {"ok": "holds", "missed": "fails"}.get(outcome.state, outcome.state)
     line = outcome.bound.span.line if outcome.bound.span else 0
-    return Expectation(
-        bound_text(outcome.bound), outcome.value, outcome.limit, state, line, outcome.skipped or outcome.undecided
-    )
+    note = outcome.skipped or outcome.undecided or outcome.uncertain or outcome.decided_by
+    return Expectation(bound_text(outcome.bound), outcome.value, outcome.limit, state, line, note)

@@ -1,10 +1,15 @@
-"""Confidence intervals of the median of few timings."""
+"""Confidence intervals: of the median of few timings, and of the mean over the rows of a data set."""
 
 from collections.abc import Sequence
-from math import comb, exp, log
-from statistics import fmean, stdev
+from math import comb, exp, log, sqrt
+from statistics import NormalDist, fmean, stdev
+
+import numpy as np
+
+from ..plugin.row_scores import RowScores
 
 CONFIDENCE = 0.95
+FEWEST_ROWS = 8  # without which rows say nothing of others
 FEWEST = 6  # timings without an assumption: the range of five holds the median only 15 times in 16
 STUDENT_99 = {3: 9.925, 4: 5.841, 5: 4.604}  # number of values -> quantile 0.995 of Student's t, n - 1 degrees
 
@@ -27,3 +32,68 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
         missed += comb(n, k) / 2**n
         k += 1
     return (ordered[k - 1], ordered[n - k]) if k else None
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], quantile: float | None = None
+) -> tuple[float, float]:
+    """Interval of sum(numerators) / sum(denominators) over rows, which are drawn independently.
+
+    numerators    [n] of each row: nats, right answers, or differences of two models
+    denominators  [n] of each row: tokens, questions, or the other model's numerators, for a ratio of two models
+    quantile      half its width in standard errors were the ratio normal; 95 % where it is left out
+    Rows that all have one ratio give an interval of no width. Asserts at least two rows.
+    Source: linearised ratio; Student's t (Abramowitz and Stegun 1964, 26.7.5), corrected for the skewness of rows (Hall
+    1992, "On the removal of skewness by transformation", J. R. Statist. Soc. B 54).
+    """
+    above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    rows = len(above)
+    assert rows > 1, f"{rows} rows"
+    ratio = float(above.sum() / below.sum())
+    residuals = (above - ratio * below) / below.mean()
+    variance = float((residuals**2).mean())
+    if variance == 0:
+        return ratio, ratio
+    error = sqrt(variance / (rows - 1))
+    skew = float((residuals**3).mean()) / variance**1.5 / sqrt(rows)
+    half = student_quantile(normal_quantile((1 + CONFIDENCE) / 2) if quantile is None else quantile, rows - 1)
+    return ratio - _without_skew(half, skew) * error, ratio - _without_skew(-half, skew) * error
+
+
+def metric_interval(scores: RowScores, original: RowScores | None = None) -> tuple[float, float] | None:
+    """Interval of a metric, or of its ratio to that of a model with the same rows, at 95 %; None of too few rows.
+
+    Of right and wrong answers each model gets one more right that the other has wrong: rows that all agree have no
+    variance, and are no proof (Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data"). Asserts an original that is not 0.
+    """
+    if len(scores.sums) < FEWEST_ROWS:
+        return None
+    sums, counts = [*scores.sums], [*scores.counts]
+    others = [] if original is None else [*original.sums]
+    if scores.form == "share":
+        sums, counts, others = [*sums, 1.0, 0.0], [*counts, 1.0, 1.0], [*others, 0.0, 1.0]
+    if scores.form == "exp":
+        differences = sums if original is None else [a - b for a, b in zip(sums, others, strict=True)]
+        low, high = ratio_interval(differences, counts)
+        return exp(min(low, 700.0)), exp(min(high, 700.0))
+    low, high = ratio_interval(sums, counts if original is None else others)
+    low = max(low, 0.0)
+    return (low, min(high, 1.0)) if scores.form == "share" and original is None else (low, high)
+
+
+def normal_quantile(share: float) -> float:
+    return NormalDist().inv_cdf(share)
+
+
+def student_quantile(z: float, degrees: int) -> float:
+    """Quantile of Student's t where that of the normal distribution is z; 1 % too small at 7 degrees and z = 2.8."""
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+
+
+def _without_skew(quantile: float, skew: float) -> float:
+    """Standard errors at which Hall's transformation of a skewed mean has a quantile; `skew` is over sqrt(rows)."""
+    if abs(skew) < 1e-6:
+        return quantile
+    return 3 / skew * (float(np.cbrt(1 + skew * (quantile - skew / 6))) - 1)

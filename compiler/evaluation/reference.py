@@ -15,8 +15,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,6 +58,10 @@ class Reference:
     top: Tensor
     outputs: Tensor
     head: tuple[Tensor, Tensor | None, str] | None = None
+
+    def of_rows(self, indices: Sequence[int]) -> "Reference":
+        """Outputs over some of the rows."""
+        return replace(self, top=self.top[list(indices)], outputs=self.outputs[list(indices)])
 
     @torch.no_grad()
     def logits(self, rows: slice, positions: slice) -> Tensor:
@@ -127,13 +131,19 @@ def open_reference(path: Path, head_path: Path) -> Reference:
 
 def mean_kl_divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, data: str = "") -> float:
     """Mean over all predictions of KL(reference || model), in nats."""
-    total, count = 0.0, 0
+    sums, count = row_kl_divergence(model, rows, reference, name)
+    return finite(math.fsum(sums) / (len(sums) * count), name, data)
+
+
+def row_kl_divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str) -> tuple[list[float], int]:
+    """KL(reference || model) over the predictions of each row, in nats, and how many predictions a row has."""
+    divergences = []
     for logits_new, logits_original in paired_logits(model, rows, reference, name):
         q, p = logits_new.log_softmax(-1), logits_original.log_softmax(-1)  # [c, vocab]
-        total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
-        count += len(q)
+        divergences.append(nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu().double())
+    by_row = torch.cat(divergences).view(len(rows), -1)
     # Rounding of float32 sums may fall below 0, which no divergence does.
-    return max(finite(total / count, name, data), 0.0)
+    return by_row.sum(1).clamp(min=0.0).tolist(), by_row.shape[1]
 
 
 def paired_logits(model: nn.Module, rows: Tensor, reference: Reference, name: str) -> Iterator[tuple[Tensor, Tensor]]:

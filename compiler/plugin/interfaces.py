@@ -7,21 +7,22 @@ readings equal.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 from ...dsl.checker.rules import Rules
+from ...dsl.checker.values import DataRef, references_in
 
 if TYPE_CHECKING:
     import torch
 
     from ...dsl.checker.skeleton import Skeleton
-    from ...dsl.checker.values import DataRef
     from ..ir.outcome import Outcome
     from ..ir.program import Program
     from .clock import Clock
     from .context import Context
+    from .row_scores import RowScores
 
 
 def param(
@@ -198,6 +199,7 @@ class Metric(Plugin):
     needs_original   it compares with the original's outputs on its `data`, which compiler/evaluation/reference.py keeps
                      before the first pass
     compares         what of the original's outputs: "predictions", or hidden "states"
+    rowwise          its value is that of `score_rows`, and bounds on it are judged with their uncertainty
     """
 
     unit: ClassVar[str] = ""
@@ -206,6 +208,18 @@ class Metric(Plugin):
     timed: ClassVar[bool] = False
     needs_original: ClassVar[bool] = False
     compares: ClassVar[str] = "predictions"
+    rowwise: ClassVar[bool] = False
+
+    def score_rows(
+        self, model: "torch.nn.Module", ctx: "Context", indices: "Sequence[int] | None" = None
+    ) -> "RowScores":
+        """Of rowwise metrics: the score of each row, or of the rows of some indices."""
+        raise AssertionError(f"{type(self).__name__} has no rows")
+
+    def row_count(self, ctx: "Context") -> int:
+        """Of rowwise metrics: the number of rows of their data."""
+        (ref,) = references_in(vars(self), DataRef)
+        return len(ctx.rows(ref))
 
     def clock(self, model: "torch.nn.Module") -> "Clock":
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""

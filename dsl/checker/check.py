@@ -9,6 +9,7 @@ from ..syntax.source import Source, Span
 from .declare import declare_all, declared
 from .demands import report_demands
 from .expectations import nothing_emitted, read_bound, read_emits, report_paths
+from .judged_rows import report_judged_rows
 from .overrides import Overrides
 from .params import Argument, matrix_variants, variant_name
 from .pipelines import PipelineBuild, read_steps, report_unused
@@ -105,6 +106,7 @@ def _check_variant(file: ast.File, arguments: dict[str, Argument], session: Chec
     for result in results.values():
         if result.line:
             report_demands(result.line, result.emits)
+            report_judged_rows(result.line, result.bounds, result.emits)
     unresolved = _check_structure([r.line for r in results.values() if r.line], scope)
     params = {
         n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)

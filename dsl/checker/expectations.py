@@ -31,9 +31,30 @@ def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     profile = _declared_reference(node.profile, "profile", scope) if node.profile else None
     baseline = _declared_reference(node.limit.baseline, "model", scope) if node.limit.baseline else None
     limit = _read_limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
-    if POISON in (metric, limit, profile, baseline) or _report_bad_limit(node, limit, metric.name, scope):
+    confidence = _read_confidence(node, "" if metric is POISON else metric.name, scope)
+    if POISON in (metric, limit, profile, baseline, confidence) or _report_bad_limit(node, limit, metric.name, scope):
         return None
-    return Bound(metric, node.op, limit, baseline, profile, node.part.path if node.part else "", node.span)
+    part = node.part.path if node.part else ""
+    return Bound(metric, node.op, limit, baseline, profile, part, node.span, confidence)
+
+
+def _read_confidence(node: ast.Bound, metric: str, scope: Scope) -> Any:
+    """Confidence as a share, None where the bound names none, or POISON."""
+    if node.confidence is None:
+        return None
+    value = typed_value(node.confidence, Param("confidence", ("ratio",), "", of=(), ge=0.5, lt=1.0), scope)
+    facts = scope.session.vocabulary.words("metric")[metric].facts if metric else {"rowwise": True}
+    fault = None
+    if not facts.get("rowwise"):
+        reason = "reads a clock, and is decided by an interval anyway" if facts.get("timed") else "has no rows"
+        message, help_text = f"`{metric}` {reason}", f"leave `with {node.confidence.span.text} confidence` out"
+        fault = bad_bound(message, node.confidence.span, help=help_text)
+    elif node.op in ("==", "in"):
+        message = f"`{node.op}` bounds two sides, and rows decide one"
+        fault = bad_bound(message, node.confidence.span, help="write a bound with `<=`, and one with `>=`")
+    if fault is not None:
+        scope.report(fault)
+    return POISON if fault is not None or value is POISON else _factor(value)
 
 
 def _declared_reference(name: ast.Name, kind: str, scope: Scope) -> Any:

@@ -38,7 +38,8 @@ class Step:
 class Bound:
     """`metric op limit [in part] [on profile]`; with `baseline`, the limit is a factor of that model's own value.
 
-    part   a target: what it emitted is asked; a point of a front, or "any"; "" for the result itself, or all points
+    part        a target: what it emitted is asked; a point of a front, or "any"; "" for the result, or all points
+    confidence  0.95 where rows are to decide it `with 95% confidence`
     """
 
     metric: MetricRef
@@ -48,6 +49,7 @@ class Bound:
     profile: str | None = None
     part: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

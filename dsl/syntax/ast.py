@@ -199,13 +199,17 @@ class Limit:
 
 @dataclass(frozen=True)
 class Bound:
-    """`decode.p50 <= 0.5 * base in native on zen4`; `op` is <=, <, >=, >, == or in."""
+    """`decode.p50 <= 0.5 * base in native on zen4`; `op` is <=, <, >=, >, == or in.
+
+    confidence   95% of `... with 95% confidence`
+    """
 
     metric: Name | Call
     op: str
     limit: Limit
     part: Name | None
     profile: Name | None
+    confidence: Number | None = None
     span: Span = _span()
 
 

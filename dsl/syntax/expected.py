@@ -41,6 +41,8 @@ SIGNS = {
     "STAR": "`*`",
     "IN": "`in`",
     "ON": "`on`",
+    "WITH": "`with`",
+    "CONFIDENCE": "`confidence`",
     "AS": "`as`",
     "EMPTY": "`empty`",
     "OF": "`of`",
@@ -82,7 +84,7 @@ def _expected_phrase(error_site: ErrorSite) -> str:
         terminals -= STARTS | {"LPAR"}
     closing = terminals & {"COMMA", "RPAR", "RSQB", "RBRACE"}
     if closing:
-        terminals -= {"UNION", "TO", "OF", "STAR", "ON"}
+        terminals -= {"UNION", "TO", "OF", "STAR", "ON", "WITH"}
     names += [sign for kind, sign in SIGNS.items() if kind in terminals]
     names = names[:3] or ["something else"]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]

@@ -247,7 +247,8 @@ def bound(node: ast.Bound) -> str:
     limit, on = node.limit, f" on {node.profile.path}" if node.profile else ""
     times = f" * {limit.baseline.path}" if limit.baseline else ""
     part = f" in {node.part.path}" if node.part else ""
-    return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{part}{on}"
+    sure = f" with {expression(node.confidence)} confidence" if node.confidence else ""
+    return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{part}{on}{sure}"
 
 
 def _parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:

@@ -79,8 +79,8 @@ class TreeBuilder(Transformer):
         return ast.Expect(children[0], tuple(children[1:]), span=self.span(meta))
 
     def bound(self, meta, children):
-        metric, op, limit, part, profile = children
-        return ast.Bound(metric, op, limit, part, profile, span=self.span(meta))
+        metric, op, limit, part, profile, confidence = children
+        return ast.Bound(metric, op, limit, part, profile, confidence, span=self.span(meta))
 
     def op(self, meta, children):
         return str(children[0])

@@ -77,6 +77,7 @@ bounds = made(
     limits,
     st.none() | names,
     st.none() | names,
+    st.none() | numbers,
 )
 
 

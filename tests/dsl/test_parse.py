@@ -62,6 +62,12 @@ def test_bounds_have_factors_ranges_and_profiles():
     assert (third.metric.path, third.limit.baseline) == ("d.p50", None)
 
 
+def test_a_bound_with_a_confidence_ends_there():
+    first, second = only("expect p { q(h) <= 1.02 * base in native on zen4 with 95% confidence  with(h) <= 2 }").bounds
+    assert (first.part.path, first.profile.path, first.confidence.digits) == ("native", "zen4", "95")
+    assert (second.metric.name.path, second.confidence) == ("with", None)
+
+
 def test_keywords_are_names_where_no_keyword_can_stand():
     pipeline = only("pipeline model(data) { use = expect.emit(data: param, model: profile) matrix = a() }")
     assert [s.name.path for s in pipeline.steps] == ["use", "matrix"]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.quantity import count_text, measurement_text, relative_change_text, size
-from ..manifest import Check
+from ...core.quantity import count_text, interval_text, measurement_text, relative_change_text, size
+from ..manifest import Check, Measure
 from .sheet import ReportData, number, rows, table, word
 
 FILES = 500
@@ -145,8 +145,8 @@ def measure_rows(sheet: ReportData) -> list[Row]:
                 relative_change_text(before, after).replace("-", "−")
                 if before is not None and after is not None
                 else "",
-                "" if m.spread and m.spread[0] < 1 < m.spread[1] else _good(before, after, m.better),
-                " to ".join(relative_change_text(1.0, end).replace("-", "−") for end in m.spread) if m.spread else "",
+                _good(before, after, m.better) if _is_clear(m) else "",
+                _spread(m),
                 bounds,
                 (abs(before or 0.0) / scale, abs(after or 0.0) / scale),
             )
@@ -154,6 +154,23 @@ def measure_rows(sheet: ReportData) -> list[Row]:
     return result + [
         Row(word(e.text), "", _plain(e.value), "", "", "", (("", e.limit, e.outcome, word(e.note)),)) for e in left
     ]
+
+
+def _is_clear(measure: Measure) -> bool:
+    """Whether rounds, and rows of data, leave no doubt which of both models is better."""
+    ranges = [measure.spread, measure.interval if measure.ratio is not None else None]
+    return not any(ends and ends[0] < 1 < ends[1] for ends in ranges)
+
+
+def _spread(measure: Measure) -> str:
+    """Range of the ratio over rounds, or its interval over rows of data."""
+    if measure.spread:
+        return " to ".join(relative_change_text(1.0, end).replace("-", "−") for end in measure.spread)
+    if measure.interval and measure.ratio is not None:
+        return interval_text(measure.ratio, measure.interval)
+    if measure.interval and measure.compiled is not None:
+        return interval_text(measure.compiled, measure.interval)
+    return ""
 
 
 def _good(before: float | None, after: float | None, better: str) -> str:

@@ -159,7 +159,9 @@ def _worst_verdict(expectations: Sequence[Expectation]) -> Verdict | None:
     outcomes = [e.outcome for e in expectations]
     if set(outcomes) == {"holds"}:
         all_ = {1: "The expectation holds", 2: "Both expectations hold"}
-        return Verdict("holds", all_.get(len(outcomes), f"All {len(outcomes)} expectations hold"))
+        uncertain = sum(e.uncertain for e in expectations)
+        doubt = f"{f', {uncertain} of them' if len(outcomes) > 1 else ','} not certain" if uncertain else ""
+        return Verdict("holds", all_.get(len(outcomes), f"All {len(outcomes)} expectations hold") + doubt)
     worst = next(o for o in ("fails", "undecided", "skipped", outcomes[0]) if o in outcomes)
     verbs = {
         "fails": ("fails", "fail"),

@@ -136,6 +136,9 @@ def accounts_text(result: "Result", screen: "Screen") -> str:
     return f"{title}\n{screen.table(account_rows(losses), right=(1, 2, 3, 4, 5), indent='  ')}".rstrip("\n")
 
 
+UNCERTAIN = ", not certain"
+
+
 def artifact_lines(path: Path, manifest: "Manifest", screen: "Screen") -> str:
     """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
     from ...core.quantity import size
@@ -155,12 +158,13 @@ def artifact_lines(path: Path, manifest: "Manifest", screen: "Screen") -> str:
 def _tinted(line: str, outcome: str, screen: "Screen") -> str:
     """The outcome at the end of a line in its colour."""
     color = {"holds": "green", "fails": "red", "skipped": "yellow", "undecided": "yellow"}.get(outcome)
+    color = "yellow" if outcome.endswith(UNCERTAIN) else color
     return line.removesuffix(outcome) + screen.styled(outcome, color) if color else line
 
 
 def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     """Metric, before, after, change, and the bound with what came of it."""
-    from ...core.quantity import measurement_text, relative_change_text
+    from ...core.quantity import interval_text, measurement_text, relative_change_text
 
     rows: list[tuple[str, ...]] = []
     left = list(manifest.expectations)
@@ -176,10 +180,18 @@ def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
         left = [e for e in left if e not in bounds]
         if m.spread and difference:
             difference += f" ({', '.join(relative_change_text(1.0, end).removesuffix(' %') for end in m.spread)})"
+        if m.interval and m.ratio is not None:
+            difference += f", {interval_text(m.ratio, m.interval)}"
+        elif m.interval and m.compiled is not None:
+            after = f"{interval_text(m.compiled, m.interval)} {m.unit}".rstrip()
         first = (m.metric, before, after, difference)
-        rows.append((*first, _bound(bounds[0], m.metric) if bounds else "", bounds[0].outcome if bounds else ""))
-        rows += [("", "", "", "", _bound(e, m.metric), e.outcome) for e in bounds[1:]]
-    return rows + [(e.text, "", "", "", "", e.outcome) for e in left]
+        rows.append((*first, _bound(bounds[0], m.metric) if bounds else "", _outcome(bounds[0]) if bounds else ""))
+        rows += [("", "", "", "", _bound(e, m.metric), _outcome(e)) for e in bounds[1:]]
+    return rows + [(e.text, "", "", "", "", _outcome(e)) for e in left]
+
+
+def _outcome(expectation: "Expectation") -> str:
+    return expectation.outcome + (UNCERTAIN if expectation.uncertain else "")
 
 
 def _bound(expectation: "Expectation", metric: str) -> str:

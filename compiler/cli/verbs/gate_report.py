@@ -16,13 +16,22 @@ FAILS = ("missed", "undecided", "worse")
 
 
 def value_text(outcome: "Outcome") -> str:
-    """The value, and the original's: `5.1 against 4.3`."""
-    from ...core.quantity import measurement_text
+    """The value, the original's, and their ratio with its interval: `5.1 against 4.3, 1.19 (1.12 to 1.25)`."""
+    from ...core.quantity import interval_text, measurement_text
 
     if outcome.value is None:
         return "not measured"
-    text = measurement_text(outcome.value, outcome.unit)
-    return text if outcome.original is None else f"{text} against {measurement_text(outcome.original, outcome.unit)}"
+    text, read = measurement_text(outcome.value, outcome.unit), ""
+    if outcome.bound.confidence is not None:
+        read = f", {outcome.rows}"
+    if outcome.original is None:
+        sure = f"{interval_text(outcome.value, outcome.interval)} {outcome.unit}".rstrip() if outcome.interval else text
+        return sure + read
+    text += f" against {measurement_text(outcome.original, outcome.unit)}"
+    if not (outcome.interval and outcome.original):
+        return text + read
+    value, low, high = (end / outcome.original for end in (outcome.value, *outcome.interval))
+    return f"{text}, {interval_text(value, (low, high))}{read}"
 
 
 def at_worst(drift: "Drift") -> str:
@@ -50,7 +59,7 @@ def markdown_report(results: "Sequence[Tested]") -> str:
     lines = []
     for r in results:
         lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
-        lines += [_row(bound_text(o.bound), value_text(o), str(o.limit), o.state) for o in r.outcomes]
+        lines += [_row(bound_text(o.bound), value_text(o), str(o.limit), _state(o)) for o in r.outcomes]
         if r.drifts:
             lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
             lines += [_row(d.metric, d.text(), at_worst(d), d.state) for d in r.drifts]
@@ -75,8 +84,12 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(on_a_line(text)))
 
 
+def _state(outcome: "Outcome") -> str:
+    return f"{outcome.state}, not certain" if outcome.uncertain else outcome.state
+
+
 def _mark(state: str) -> str:
-    return f"**{state}**" if state in FAILS else state
+    return f"**{state}**" if state.partition(",")[0] in FAILS else state
 
 
 def junit_report(results: "Sequence[Tested]") -> str:
@@ -128,6 +141,8 @@ def _bound_case(suite: Any, o: "Outcome", r: "Tested") -> None:
         xml.SubElement(case, "failure", message=f"undecided: {o.undecided}").text = str(r.path)
     elif o.state == "skipped":
         xml.SubElement(case, "skipped", message=o.skipped)
+    elif o.uncertain:
+        xml.SubElement(case, "system-out").text = o.uncertain
 
 
 def _drift_case(suite: Any, d: "Drift", r: "Tested") -> None:

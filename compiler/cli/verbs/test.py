@@ -163,6 +163,8 @@ def _print_summary(results: "Sequence[Tested]", shared: Shared) -> None:
 
     states = [o.state for r in results for o in r.outcomes]
     parts = [f"{count_text(states.count('ok'), 'bound')} kept"] if "ok" in states else []
+    uncertain = sum(o.state == "ok" and bool(o.uncertain) for r in results for o in r.outcomes)
+    parts += [f"{uncertain} of them not certain"] if uncertain else []
     parts += [f"{states.count('missed')} missed"] if "missed" in states else []
     parts += [f"{states.count('skipped')} not for this machine"] if "skipped" in states else []
     parts += [f"{states.count('undecided')} undecided"] if "undecided" in states else []

@@ -148,9 +148,15 @@ def write_baseline(recipe: Path, results: "Sequence[Tested]", context: "Any") ->
 
 
 def _is_compared(metric: str, result: "Tested") -> bool:
-    """Whether a measure is held: all but times that no bound reads, since those swing on a machine that others use."""
-    bounds = {metric_label(b) for b in result.plan.pipeline.expects}
-    return metric not in result.compared.ratios or metric.partition(" of ")[0] in bounds
+    """Whether a measure is held: all but times that no bound reads, since those swing on a machine that others use.
+
+    Nor is what a bound `with confidence` alone reads: which rows those are hangs on the model.
+    """
+    expects, name = result.plan.pipeline.expects, metric.partition(" of ")[0]
+    confident, plain = ({metric_label(b) for b in expects if (b.confidence is not None) == c} for c in (True, False))
+    if name in confident - plain:
+        return False
+    return metric not in result.compared.ratios or name in plain
 
 
 def _baseline_measure(measure: Measure, result: "Tested") -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, no_cache
 from ...plugin.context import Context
-from .gate import Known, Outcome, measure, measure_bounds, metric_label
+from .gate import Known, Outcome, measure_bounds, metric_label
+from .scores import Score, measure_score
 from .timed_bounds import SECONDS, interval_decides, undecided_reason
 
 if TYPE_CHECKING:
@@ -52,25 +53,30 @@ def compare_with_original(
     original = ctx.origin.load().eval()
     inspect_original(original)
     known = known_original_values(plan, cache, ctx)
-    before = dict(known)
+    cached = dict(known)
     timings = timed_in_turns(original, model, plan, ctx)
     pairs_timed = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in timings.items()}
-    known |= {(plan.pipeline.model, metric): pair[0] for metric, pair in pairs_timed.items()}
+    known |= {(plan.pipeline.model, metric): Score(pair[0]) for metric, pair in pairs_timed.items()}
     outcomes = measure_bounds(
         plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in pairs_timed.items()}
     )
     outcomes = [with_undecided(o, timings, plan.pipeline.model) for o in outcomes]
-    remember(known, before, plan, cache, ctx)
+    remember(known, cached, plan, cache, ctx)
     pairs = original_and_result_values(outcomes, pairs_timed)
+    intervals = result_intervals(outcomes)
     scores = unjudged_scores(plan, ctx) if scores is None else scores
     for metric in (*map(MetricRef, ALWAYS), *scores):
         if metric not in pairs:
-            metric_object = ctx.metric(metric)
-            pairs[metric] = (measure(metric_object, original, ctx), measure(metric_object, model, ctx))
+            before, after = (measure_score(ctx.metric(metric), m, ctx) for m in (original, model))
+            pairs[metric], intervals[metric] = (before.value, after.value), after.interval(before)
     named = {bound.metric: metric_label(bound) for bound in reversed(plan.pipeline.expects)}
     spread = {metric: t.spread for metric, t in timings.items() if len(t.rounds) > 1}
     measures = (
-        replace(measured(m, named.get(m) or value_text(m), *pairs[m], ctx), spread=spread.get(m))
+        replace(
+            measured(m, named.get(m) or value_text(m), *pairs[m], ctx),
+            spread=spread.get(m),
+            interval=relative_interval(intervals.get(m), pairs[m][0]),
+        )
         for m in in_order(pairs)
     )
     ratios = {named.get(m) or value_text(m): tuple(t.ratios) for m, t in timings.items()}
@@ -91,12 +97,23 @@ def original_and_result_values(
     unless the bound was judged with a profile's threads.
     """
     pairs: dict[MetricRef, tuple[float | None, float]] = {}
-    for o in outcomes:
+    for o in sorted(outcomes, key=lambda o: o.bound.confidence is not None):  # those that read all rows first
         if o.value is not None and pairs.get(o.bound.metric, (None,))[0] is None:
             pairs[o.bound.metric] = (o.original, o.value)
     profiled = {o.bound.metric for o in outcomes if o.bound.profile}
     unknown = {m for m in timed if pairs.get(m, (None,))[0] is None and not (m in pairs and m in profiled)}
     return {**pairs, **{m: timed[m] for m in unknown}}
+
+
+def result_intervals(outcomes: Sequence[Outcome]) -> dict[MetricRef, tuple[float, float] | None]:
+    """Intervals of metrics over rows, by the bounds whose values `original_and_result_values` takes."""
+    first_wins = sorted(outcomes, key=lambda o: (o.original is None, o.bound.confidence is not None))
+    return {o.bound.metric: o.interval for o in reversed(first_wins) if o.value is not None}
+
+
+def relative_interval(interval: tuple[float, float] | None, original: float | None) -> tuple[float, float] | None:
+    """Interval of a ratio to the original, where there is one."""
+    return (interval[0] / original, interval[1] / original) if interval and original else interval
 
 
 def stored_rounds(timings: InterleavedTimes, unit: str) -> dict[str, Any]:
@@ -189,14 +206,15 @@ def known_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     for bound in plan.pipeline.expects:
         if bound.baseline == plan.pipeline.model and bound.profile is None and not ctx.metric(bound.metric).timed:
             value = cache.value(keys.value_key_parts(bound.metric, ctx.origin.identity, ctx))
-            if value is not None:
-                result[bound.baseline, bound.metric] = value
+            score = None if value is None else Score.from_json(value, ctx.metric(bound.metric).rowwise)
+            if score is not None:
+                result[bound.baseline, bound.metric] = score
     return result
 
 
 def remember(known: Known, before: Known, plan: "Plan", cache: Cache, ctx: Context) -> None:
     ctx.origin.refuse_changed_files()
-    for (name, metric), value in known.items():
+    for (name, metric), score in known.items():
         plain = name == plan.pipeline.model and "on" not in dict(metric.args)
         if plain and (name, metric) not in before and not ctx.metric(metric).timed:
-            cache.keep(keys.value_key_parts(metric, ctx.origin.identity, ctx), value)
+            cache.keep(keys.value_key_parts(metric, ctx.origin.identity, ctx), score.to_json())

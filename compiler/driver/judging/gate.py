@@ -7,7 +7,6 @@ latency bounds therefore compare two numbers of one process on one machine.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.recipe import Bound, Pipeline
@@ -16,8 +15,9 @@ from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
 from ...core.error_location import with_location
-from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text
-from ...models.rows.batch_limit import retry_on_oom
+from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
+from .reading import read_until_decided
+from .scores import Score, measure_score
 
 if TYPE_CHECKING:
     import torch
@@ -39,18 +39,23 @@ bound_skipped = Fault(
     severity="warning",
 )
 
+bound_uncertain = Fault(
+    "bound-uncertain",
+    "A bound on quality holds for the rows that were measured, which are too few to say so of others like them.\n\n"
+    "The value on these rows counts, and the interval says where that of other rows lies 95 times in 100. More rows "
+    "make it narrower; `with 95% confidence` behind the bound asks for as many as decide it.",
+    severity="warning",
+)
 bound_undecided = Fault(
     "bound-undecided",
-    "A timed bound could not be decided on this machine: what was measured lies too close to the limit, or swings too "
-    "much.\n\n"
-    "The two models took turns, step by step, until the confidence interval of the median lay on one side of the limit "
-    "or a minute had passed. It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    "A bound could not be decided: what was measured lies too close to its limit, or swings too much.\n\n"
+    "Of a timed one the two models took turns, step by step, until the confidence interval of the median lay on one "
+    "side of the limit or a minute had passed. Of one `with 95% confidence` all rows of its data were read. It is no "
+    "yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
     exit="gate",
 )
 bound_left_open = Fault(
-    "bound-left-open",
-    "A timed bound could not be decided on this machine, and `--undecided pass` lets it through.",
-    severity="warning",
+    "bound-left-open", "A bound could not be decided, and `--undecided pass` lets it through.", severity="warning"
 )
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -63,7 +68,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 _VERDICT_WORDS = {"<=": "above", "<": "not below", ">=": "below", ">": "not above", "==": "not", "in": "outside"}
 
 
-Known = dict[tuple[str, MetricRef], float]  # values of baselines by (model name, metric)
+Known = dict[tuple[str, MetricRef], Score]  # of baselines by (model name, metric)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Outcome:
     original   the baseline's value, None where the bound names none
     skipped    why it was not measured, "" where it was
     undecided  why timings don't decide it, "" where they do
+    rows       that the value is the mean of: `60 questions`; "" where it is not of rows
+    interval   95 % interval of the value over such rows; of a bound with a baseline by differences to it, row by row
     where      the point of a front that it is of, or the artifact that it was judged on again
     """
 
@@ -87,6 +94,8 @@ class Outcome:
     skipped: str = ""
     where: str = ""
     undecided: str = ""
+    rows: str = ""
+    interval: tuple[float, float] | None = None
 
     @property
     def limit(self) -> str:
@@ -99,6 +108,31 @@ class Outcome:
         if self.skipped or self.undecided:
             return "skipped" if self.skipped else "undecided"
         return "ok" if self.passed else "missed"
+
+    @property
+    def uncertain(self) -> str:
+        """Why rows like these leave open what was judged by its value, "" where they don't."""
+        if not self.rows or self.bound.confidence is not None or self.state not in ("ok", "missed"):
+            return ""
+        if self.interval is None:
+            return f"not certain: {self.rows} are too few to say"
+        if is_decided(self.bound, self.original, self.interval, self.unit):
+            return ""
+        ends, limit = self.relative_interval
+        return f"not certain: {self.rows} leave {ends}, the limit is {limit}"
+
+    @property
+    def decided_by(self) -> str:
+        """Rows that decided a bound with confidence: `decided by 48 of 512 rows`; "" of others."""
+        sure = self.bound.confidence is not None and self.state in ("ok", "missed")
+        return f"decided by {self.rows}" if sure else ""
+
+    @property
+    def relative_interval(self) -> tuple[str, str]:
+        """The interval and the limit, both as ratios to the original where the bound names one."""
+        assert self.interval is not None, "nothing is known of other rows"
+        limit = f"{value_text(self.bound.limit)} * {self.bound.baseline}" if self.original else self.limit
+        return range_text(*(end / (self.original or 1.0) for end in self.interval)), limit
 
     def to_json(self) -> dict:
         def finite(x: float | None) -> float | str | None:
@@ -115,6 +149,9 @@ class Outcome:
             "high": finite(self.high),
             "skipped": self.skipped,
             "undecided": self.undecided,
+            "rows": self.rows,
+            "interval": self.interval and [finite(end) for end in self.interval],
+            "uncertain": self.uncertain,
         }
 
 
@@ -143,6 +180,14 @@ def judge_bound(bound: Bound, original: float | None, value: float, unit: str = 
     )
 
 
+def is_decided(bound: Bound, original: float | None, interval: tuple[float, float], unit: str = "") -> bool:
+    """Whether both ends of an interval, and so all between them, get the same verdict."""
+    low, high = (judge_bound(bound, original, end, unit) for end in interval)
+    if bound.op == "in" and low.low is not None and low.high is not None and not low.passed and not high.passed:
+        return interval[1] < low.low or interval[0] > low.high
+    return low.passed == high.passed
+
+
 def limit_in_unit(limit: Any, unit: str) -> float:
     """A limit as a number in the metric's unit."""
     match limit:
@@ -169,33 +214,64 @@ def measure_bounds(
     holds values of the result that were measured already, in turn with a baseline's.
     """
     known = {} if known is None else known
-    values: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
+    scores: dict[tuple[MetricRef, str | None], tuple[Score, str]] = {}
     skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
+    readings = {}
     for bound in ctx.each(judged_bounds, "expect", len(judged_bounds)):
+        if bound.confidence is not None:
+            readings[bound] = _judge_by_rows(bound, model, ctx)
+            continue
         key = (bound.metric, bound.profile)
-        if key not in values:
+        if key not in scores:
             with with_profile_threads(bound.profile, ctx):
                 metric = ctx.metric(bound.metric)
                 value = None if bound.profile else (timed or {}).get(bound.metric)
-                value = measure(metric, model, ctx) if value is None else value
-                values[key] = (value, metric.unit)
-            ctx.record(metric_label(bound), *values[key])
-    _measure_baselines(judged_bounds, ctx, known)
+                scores[key] = measure_score(metric, model, ctx) if value is None else Score(value), metric.unit
+            ctx.record(metric_label(bound), scores[key][0].value, scores[key][1])
+    _measure_baselines([b for b in judged_bounds if b not in readings], ctx, known)
     outcomes = []
     for bound in pipeline.expects:
         if bound in skipped_bounds:
             outcomes.append(Outcome(bound, None, skipped=skipped_bounds[bound]))
             continue
-        value, unit = values[bound.metric, bound.profile]
+        if bound in readings:
+            outcomes.append(readings[bound])
+            continue
+        score, unit = scores[bound.metric, bound.profile]
         original = known[_baseline_key(bound)] if bound.baseline else None
-        outcomes.append(judge_bound(bound, original, value, unit))
+        outcome = judge_bound(bound, None if original is None else original.value, score.value, unit)
+        outcomes.append(replace(outcome, rows=score.row_count, interval=score.interval(original)))
     return outcomes
 
 
-def measure(metric: Any, model: Any, ctx: "Context") -> float:
-    """Value of a metric for a model, with fewer rows at once where a device is out of memory."""
-    return float(retry_on_oom(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event))
+def _judge_by_rows(bound: Bound, model: Any, ctx: "Context") -> Outcome:
+    """A bound that a paired sequential test decides; where all rows leave it open it is undecided."""
+    metric = ctx.metric(bound.metric)
+    origin = baseline_origin(bound.baseline, ctx) if bound.baseline else None
+    limit = limit_in_unit(bound.limit, metric.unit)
+    with with_profile_threads(bound.profile, ctx):
+        reading = read_until_decided(bound, limit, metric, model, origin and origin.load().eval(), ctx)
+    if origin:
+        origin.refuse_changed_files()
+    ctx.record(metric_label(bound), reading.score.value, metric.unit)
+    original = None if reading.original is None else reading.original.value
+    outcome = replace(
+        judge_bound(bound, original, reading.score.value, metric.unit),
+        passed=reading.verdict.outcome == "holds",
+        rows=reading.row_count,
+        interval=reading.interval,
+    )
+    return replace(outcome, undecided=_open_reason(outcome)) if reading.verdict.outcome == "undecided" else outcome
+
+
+def _open_reason(outcome: Outcome) -> str:
+    """Why rows leave a bound open that they were to decide, as a sentence."""
+    assert outcome.bound.confidence is not None, "rows were to decide it"
+    if outcome.interval is None:
+        return f"{outcome.rows} are too few to say"
+    low_high, limit = outcome.relative_interval
+    return f"{outcome.rows} leave {low_high} with {100 * outcome.bound.confidence:g} % confidence, the limit is {limit}"
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -216,7 +292,7 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
         model = origin.load().eval()
         for key, bound in ctx.each(list(missing.items()), f"expect {name}", len(missing)):
             with with_profile_threads(bound.profile, ctx):
-                known[key] = measure(ctx.metric(bound.metric), model, ctx)
+                known[key] = measure_score(ctx.metric(bound.metric), model, ctx)
         origin.refuse_changed_files()
         del model
 
@@ -243,14 +319,23 @@ def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail
             fault = bound_undecided if undecided == "fail" else bound_left_open
             diagnostics.append(
                 fault(
-                    f"`{bound_text(o.bound)}` is undecided on this machine",
+                    f"`{bound_text(o.bound)}` is undecided {'by its rows' if o.rows else 'on this machine'}",
                     o.bound.span,
                     note=o.undecided,
-                    help="measure on a machine at rest, or loosen the bound",
+                    help=f"{'give more rows' if o.rows else 'measure on a machine at rest'}, or loosen the bound",
                 )
             )
         elif not o.passed:
             diagnostics.append(_missed_bound_diagnostic(o))
+        elif o.uncertain:
+            diagnostics.append(
+                bound_uncertain(
+                    f"`{bound_text(o.bound)}` holds on these {o.rows}{_where(o)}",
+                    o.bound.span,
+                    note=o.uncertain,
+                    help="measure on more rows",
+                )
+            )
     return diagnostics
 
 
@@ -261,8 +346,13 @@ def _missed_bound_diagnostic(o: Outcome) -> Diagnostic:
     message = f"`{name}` is {measurement_text(o.value, o.unit)}, {_VERDICT_WORDS[o.bound.op]} {o.limit}"
     if math.isnan(o.value):
         message = f"`{name}` is not a number"
-    note = f"`{o.bound.baseline}` measures {measurement_text(o.original, o.unit)}" if o.original is not None else ""
-    return expectation_missed(message, o.bound.span, note=note)
+    notes = [f"`{o.bound.baseline}` measures {measurement_text(o.original, o.unit)}"] if o.original is not None else []
+    notes += [reason] if (reason := o.uncertain or o.decided_by) else []
+    return expectation_missed(message, o.bound.span, note="; ".join(notes))
+
+
+def _where(o: Outcome) -> str:
+    return f" of `{o.where}`" if o.where else ""
 
 
 def bound_text(bound: Bound) -> str:
@@ -272,7 +362,8 @@ def bound_text(bound: Bound) -> str:
     limit = value_text(bound.limit)
     factor = f"{limit} * {bound.baseline}" if bound.baseline else limit
     where = f" on {bound.profile}" if bound.profile else ""
-    return f"{value_text(bound.metric)} {bound.op} {factor}{where}"
+    sure = f" with {100 * bound.confidence:g}% confidence" if bound.confidence is not None else ""
+    return f"{value_text(bound.metric)} {bound.op} {factor}{where}{sure}"
 
 
 def metric_label(bound: Bound) -> str:

@@ -4,7 +4,7 @@ from ....dsl.checker.recipe import Bound
 from ...core.quantity import measurement_text
 from ...evaluation.confidence import CONFIDENCE, median_interval
 from ...evaluation.timing import InterleavedTimes
-from .gate import judge_bound
+from .gate import is_decided, judge_bound
 
 SECONDS = 60.0  # for which a timed bound is measured again until it is decided
 
@@ -21,14 +21,8 @@ def confidence_interval(bound: Bound, timings: InterleavedTimes, original: float
 
 
 def interval_decides(bound: Bound, timings: InterleavedTimes, original: float, unit: str = "") -> bool:
-    """Whether both ends of the interval, and so all between them, get the same verdict."""
     bounds = confidence_interval(bound, timings, original)
-    if bounds is None:
-        return False
-    low, high = (judge_bound(bound, original if bound.baseline else None, end, unit) for end in bounds)
-    if bound.op == "in" and low.low is not None and low.high is not None and not low.passed and not high.passed:
-        return bounds[1] < low.low or bounds[0] > low.high
-    return low.passed == high.passed
+    return bounds is not None and is_decided(bound, original if bound.baseline else None, bounds, unit)
 
 
 def undecided_reason(bound: Bound, timings: InterleavedTimes, original: float, unit: str) -> str:

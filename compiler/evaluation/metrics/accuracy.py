@@ -1,12 +1,15 @@
 """Accuracy of a model with a classification head."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...models.rows.classifier import classification_loss_and_accuracy
+from ...models.rows.classifier import classification_rows
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
+from ...plugin.row_scores import RowScores
 
 no_labels = Fault("no-labels", "Classes are judge_classes on data that says of no row which one it has.")
 
@@ -22,13 +25,20 @@ class Accuracy(Metric):
 
     unit = ""
     better = "higher"
+    rowwise = True
 
     data: DataRef = param("Rows with a class each.", positional=True)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
+        return self.score_rows(model, ctx).value
+
+    def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         labels = ctx.labels(self.data)
         if labels is None:
             raise Reject(no_labels(f"`{self.data.name}` has no classes", help="declare it with `labels`"))
-        return classification_loss_and_accuracy(
-            model, ctx.rows(self.data), ctx.prompts(self.data), labels, self.data.name
-        )[1]
+        rows, lengths = ctx.rows(self.data), ctx.prompts(self.data)
+        if indices is not None:
+            some = list(indices)
+            rows, labels, lengths = rows[some], labels[some], None if lengths is None else lengths[some]
+        right = classification_rows(model, rows, lengths, labels, self.data.name)[1]
+        return RowScores([float(r) for r in right], [1.0] * len(right), "share")

@@ -1,13 +1,16 @@
 """Share of positions at which a model's most probable token is the original's."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from ....dsl.checker.values import DataRef
 from ...models.rows.forward import batches, evaluating, finite, logits
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
+from ...plugin.row_scores import RowScores
 from ..reference import load_reference
 
 
@@ -23,17 +26,24 @@ class Agreement(Metric):
 
     better: ClassVar[str] = "higher"
     needs_original: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = True
 
     data: DataRef = param("Rows to predict.", positional=True)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
+        return self.score_rows(model, ctx).value
+
+    def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         rows, top = ctx.rows(self.data), load_reference(ctx, self.data).top
-        same, at = 0, 0
+        if indices is not None:
+            rows, top = rows[list(indices)], top[list(indices)]
+        same: list[float] = []
         with evaluating(model):
             for batch in batches(model, rows):
                 values = logits(model, batch)  # [b, t, vocab]
                 best, token = values.max(-1)
                 finite(best.float().sum().item(), "agreement", self.data.name)
-                same += int((token.cpu() == top[at : at + len(batch)]).sum())
-                at += len(batch)
-        return same / top.numel()
+                at = len(same)
+                same += (token.cpu() == top[at : at + len(batch)]).sum(1, dtype=torch.float64).tolist()
+        each = top[0].numel()
+        return RowScores(same, [each] * len(same), "mean" if each > 1 else "share")

@@ -1,15 +1,17 @@
 """Accuracy on multiple-choice questions."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import nn
 
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...inputs.data.choices import Choices
+from ...inputs.data.choices import Choices, Item
 from ...models.rows.forward import continuation_logprobs, finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
+from ...plugin.row_scores import RowScores
 
 no_choices = Fault("no-choices", "Accuracy is measured on data made by `choices`, which has questions with options.")
 
@@ -25,23 +27,34 @@ class Choice(Metric):
     """
 
     better: ClassVar[str] = "higher"
+    rowwise: ClassVar[bool] = True
 
     data: DataRef = param("Questions, made by `choices`.", positional=True)
     normalised: bool = param("Divide by the option's length in characters.", default=False)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
+        return self.score_rows(model, ctx).value
+
+    def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
+        items = self._questions(ctx)
+        items = items if indices is None else [items[i] for i in indices]
+        requests = [(row, begin) for item in items for row, begin in zip(item.rows, item.starts, strict=True)]
+        sums = iter(continuation_logprobs(model, requests))
+        right = []
+        for item in items:
+            scores = [finite(next(sums), "choice", self.data.name) for _ in item.rows]
+            if self.normalised:
+                scores = [s / n for s, n in zip(scores, item.lengths, strict=True)]
+            right.append(float(scores.index(max(scores)) == item.answer))
+        return RowScores(right, [1.0] * len(items), "share", "question")
+
+    def row_count(self, ctx: Context) -> int:
+        return len(self._questions(ctx))
+
+    def _questions(self, ctx: Context) -> list[Item]:
         data = ctx.data(self.data)
         if not isinstance(data, Choices):
             raise Reject(
                 no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
             )
-        items = data.tokenized_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
-        requests = [(row, begin) for item in items for row, begin in zip(item.rows, item.starts, strict=True)]
-        sums = iter(continuation_logprobs(model, requests))
-        right = 0
-        for item in items:
-            scores = [finite(next(sums), "choice", self.data.name) for _ in item.rows]
-            if self.normalised:
-                scores = [s / n for s, n in zip(scores, item.lengths, strict=True)]
-            right += scores.index(max(scores)) == item.answer
-        return right / len(items)
+        return data.tokenized_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))

@@ -1,13 +1,17 @@
 """KL divergence of a model's predictions from the original's."""
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import nn
 
 from ....dsl.checker.values import DataRef
+from ...models.rows.forward import finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ..reference import load_reference, mean_kl_divergence
+from ...plugin.row_scores import RowScores
+from ..reference import load_reference, row_kl_divergence
 
 
 class Divergence(Metric):
@@ -23,10 +27,17 @@ class Divergence(Metric):
 
     unit: ClassVar[str] = "nats/token"
     needs_original: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = True
 
     data: DataRef = param("Rows to predict.", positional=True)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        return mean_kl_divergence(
-            model, ctx.rows(self.data), load_reference(ctx, self.data), "divergence", self.data.name
-        )
+        return self.score_rows(model, ctx).value
+
+    def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
+        rows, reference = ctx.rows(self.data), load_reference(ctx, self.data)
+        if indices is not None:
+            rows, reference = rows[list(indices)], reference.of_rows(indices)
+        sums, count = row_kl_divergence(model, rows, reference, "divergence")
+        finite(math.fsum(sums), "divergence", self.data.name)
+        return RowScores(sums, [count] * len(sums))

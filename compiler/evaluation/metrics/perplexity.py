@@ -1,13 +1,16 @@
 """Perplexity of a model on text, per token."""
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import nn
 
 from ....dsl.checker.values import DataRef
-from ...models.rows.forward import finite, total_nll
+from ...models.rows.forward import finite, row_nll
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
+from ...plugin.row_scores import RowScores
 
 
 class Perplexity(Metric):
@@ -23,12 +26,24 @@ class Perplexity(Metric):
     Example: perplexity(heldout) <= 1.15 * base
     """
 
+    rowwise: ClassVar[bool] = True
+
     data: DataRef = param("Rows to predict.", positional=True)
 
     def dearer(self, value: float, log_increase: float) -> float:
         return value * math.exp(min(log_increase, 80.0))
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        nats, tokens = total_nll(model, ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data))
-        mean = finite(nats / tokens, "perplexity", self.data.name)
-        return finite(math.exp(min(mean, 800.0)) if mean < 709 else math.inf, "perplexity", self.data.name)
+        return self.score_rows(model, ctx).value
+
+    def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
+        rows, answers, prompts = ctx.rows(self.data), ctx.answers(self.data), ctx.prompts(self.data)
+        if indices is not None:
+            some = list(indices)
+            rows = rows[some]
+            answers, prompts = (None if part is None else part[some] for part in (answers, prompts))
+        nats, tokens = row_nll(model, rows, answers, prompts)
+        scores = RowScores(nats, tokens, "exp")
+        finite(math.fsum(nats), "perplexity", self.data.name)
+        finite(scores.value, "perplexity", self.data.name)
+        return scores

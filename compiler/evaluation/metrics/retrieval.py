@@ -1,5 +1,6 @@
 """Retrieval quality: how well a model finds, for each text, its counterpart."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from ...models.rows.encoder_states import all_states, resolve_pooling
 from ...models.rows.forward import finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
+from ...plugin.row_scores import RowScores
 
 no_partners = Fault(
     "no-partners", "Retrieval is measured on data made by `texts` from two fields: texts and what is sought."
@@ -31,6 +33,7 @@ class Retrieval(Metric):
     """
 
     better: ClassVar[str] = "higher"
+    rowwise: ClassVar[bool] = True
 
     data: DataRef = param("Texts and their partners, made by `texts` from two fields.", positional=True)
     score: Literal["recall", "mrr"] = param("First place alone, or 1 / rank.", default="recall")
@@ -39,6 +42,12 @@ class Retrieval(Metric):
     )
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
+        return self.score_rows(model, ctx).value
+
+    def row_count(self, ctx: Context) -> int:
+        return len(ctx.rows(self.data)) // 2
+
+    def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         data = ctx.data(self.data)
         if not isinstance(data, Texts) or len(data.fields) != 2:
             raise Reject(
@@ -51,9 +60,10 @@ class Retrieval(Metric):
         pooled = [reciprocal.pooled.double() for reciprocal in all_states(model, ctx.rows(self.data), pooling)]
         queries, sought = nn.functional.normalize(torch.cat(pooled), dim=-1).chunk(2)
         reciprocal = 1.0 / ranks(queries @ sought.T)
-        return finite(
-            float((reciprocal if self.score == "mrr" else reciprocal.floor()).mean()), "retrieval", self.data.name
-        )
+        finite(float(reciprocal.sum()), "retrieval", self.data.name)
+        scores = (reciprocal if self.score == "mrr" else reciprocal.floor()).tolist()
+        scores = scores if indices is None else [scores[i] for i in indices]  # each among all texts
+        return RowScores(scores, [1.0] * len(scores), "mean" if self.score == "mrr" else "share", "text")
 
 
 def ranks(likeness: Tensor) -> Tensor:

@@ -50,11 +50,19 @@ def classification_loss_and_accuracy(
     model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
 ) -> tuple[float, float]:
     """Mean nats of the right class, and the share of rows whose likeliest class is the right one."""
-    nats, right = 0.0, 0
+    nats, right = classification_rows(model, rows, lengths, labels, name)
+    return nats / len(rows), sum(right) / len(rows)
+
+
+def classification_rows(
+    model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
+) -> tuple[float, list[bool]]:
+    """Nats of the right class over all rows, and whether the likeliest class of each is the right one."""
+    nats, right = 0.0, []
     with evaluating(model):
         for part in torch.arange(len(rows)).split(EACH):
             logits = class_logits(model, rows[part], None if lengths is None else lengths[part]).float().cpu()
             check_classes(logits, labels[part], name)
             nats += nn.functional.cross_entropy(logits, labels[part], reduction="sum").item()
-            right += int((logits.argmax(1) == labels[part]).sum())
-    return nats / len(rows), right / len(rows)
+            right += (logits.argmax(1) == labels[part]).tolist()
+    return nats, right

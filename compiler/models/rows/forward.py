@@ -168,7 +168,19 @@ def total_nll(
     prompt_lengths     [n] how many tokens of each row are its prompt, for models that edit prompts; None: all of it
     active    coordinates of those edits that act; all where it is None
     """
-    total, count, first = 0.0, 0, 0
+    nats, counts = row_nll(model, rows, loss_mask, prompt_lengths, active)
+    return math.fsum(nats), sum(counts)
+
+
+def row_nll(
+    model: nn.Module,
+    rows: Tensor,
+    loss_mask: Tensor | None = None,
+    prompt_lengths: Tensor | None = None,
+    active: Tensor | None = None,
+) -> tuple[list[float], list[int]]:
+    """Nats over the predicted tokens of each row, and how many there are: see `total_nll`."""
+    sums, counts, first = [], [], 0
     with evaluating(model):
         for batch in follow(list(batches(model, rows)), "batches of rows"):
             lengths = None if prompt_lengths is None else prompt_lengths[first : first + len(batch)]
@@ -188,10 +200,10 @@ def total_nll(
                     nats = nats[is_token[number - first].cpu()]
                 if loss_mask is not None:
                     nats = nats[loss_mask[number, 1:]]
-                total += nats.sum().item()
-                count += len(nats)
+                sums.append(nats.sum().item())
+                counts.append(len(nats))
             first += len(batch)
-    return total, count
+    return sums, counts
 
 
 def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[int], int]]) -> list[float]:

@@ -252,6 +252,28 @@ def test_bfloat16_agrees_with_itself(tmp_path):
     assert measure(ctx, "agreement", model, data=NOISE) == 1.0
 
 
+# -- rows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["perplexity", "divergence", "agreement"])
+def test_scores_of_rows_give_the_value_and_some_rows_score_as_among_all(ctx, model, name):
+    reference.prepare(ctx, model, NOISE)
+    metric, other = ctx.registry.load_class("metric", name)(data=NOISE), disturbed(ctx, 1.0)
+    scores, some = metric.score_rows(other, ctx), metric.score_rows(other, ctx, [3, 0])
+    assert metric.rowwise and scores.value == metric.measure(other, ctx) and len(scores.sums) == 5
+    assert some.sums == pytest.approx(
+        [scores.sums[3], scores.sums[0]], rel=1e-4
+    )  # float32 rounding of other batch sizes
+    assert list(some.counts) == [scores.counts[3], scores.counts[0]]
+
+
+def test_questions_score_one_by_one(quiz, model):
+    metric = quiz.registry.load_class("metric", "choice")(data=DataRef("quiz"))
+    scores = metric.score_rows(model, quiz)
+    assert scores.value == metric.measure(model, quiz) and set(scores.sums) <= {0.0, 1.0} and len(scores.sums) == 9
+    assert metric.score_rows(model, quiz, [4, 8]).sums == [scores.sums[4], scores.sums[8]]
+
+
 # -- choice --------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ pipeline lean(base) {
   thin = prune.channels(keep: keep of channels, on: "model.layers.*.mlp")
   more = mine.narrow(share: 80%)
 }
-expect lean { perplexity(calib) <= 1.5 * base on laptop }
+expect lean { decode.p50 <= 1.5 * base on laptop }
 emit lean { hf("lean", from: thin) hf("more") }
 """
 MODULE = """effspec 1
