@@ -144,8 +144,11 @@ def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
     return settings
 
 
-def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) -> None:
-    """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place."""
+def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings, partial: bool = False) -> None:
+    """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place.
+
+    partial   the facts are of some of the recipe's pipelines: the lock speaks of more
+    """
     stored = dict(read_lock(recipe))
     isa = stored.pop(ISA, "")
     if isa != current[ISA].text:
@@ -156,7 +159,7 @@ def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Setti
     faults += [
         lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP)
         for name in stored
-        if name not in current
+        if name not in current and not partial
     ]
     if faults:
         raise Reject(*faults)

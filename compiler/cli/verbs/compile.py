@@ -9,7 +9,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import MANIFEST, read_json
-from .flags import Shared, make_verb, parse_duration
+from .flags import Shared, make_verb, parse_duration, pipeline_option
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def register(app: typer.Typer) -> None:
         dump_ir: Annotated[str, _dump] = "",
         workers: Annotated[str | None, _workers] = None,
         max_time: Annotated[float | None, _time] = None,
+        pipeline: Annotated[list[str], pipeline_option] = (),  # type: ignore[assignment]
     ) -> int:
         """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
         if dump_ir and dump_ir not in DUMPS:
@@ -75,7 +76,7 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         saved = _read_saved_plan(plan) if plan else None
         with shared.listening() as listener:
-            session = shared.session(recipe, listener)
+            session = shared.session(recipe, listener, pipeline)
             session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
         return print_results(results, shared)
