@@ -151,9 +151,13 @@ class Target(Plugin):
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 
+    def weight_bytes(self, weights: "Weights") -> int:
+        """Bytes of a planned model's weights as it stores them, which the metric `bytes` counts in its artifact."""
+        return weights.stored(lambda weight: weight.numel * weights.itemsize)
+
     def files(self, weights: "Weights") -> tuple[int, dict[str, float]]:
-        """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`."""
-        return weights.bytes, {}
+        """Bytes of the files that it writes of a planned model, and how long making them takes, as `Effort.work`."""
+        return self.weight_bytes(weights) + weights.sidecars, {}
 
     def write(self, outcome: "Outcome", destination: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""
