@@ -42,6 +42,8 @@ class Form:
                 squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
     routes      folder -> whether experts are chosen in it: of what rounds, some tokens then meet others
     reason      for that share
+    loses       name of what the format loses by design, "" where it rounds as little as its dtype or `rounds` say: a
+                fresh process is compared with the folder as this process opens it, and the loss is reported
     generates   whether it continues prompts, where the model does
     steps       how many greedy tokens it is asked for
     """
@@ -52,6 +54,7 @@ class Form:
     rounds: "Callable[[torch.nn.Module], float] | None" = None
     routes: Callable[[Path], bool] = lambda folder: False
     reason: str = ""
+    loses: str = ""
     generates: bool = True
     member: str = ""
     steps: int = 8

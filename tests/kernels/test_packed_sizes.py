@@ -22,7 +22,7 @@ def weight(n, k, zeros, vectors):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_size_of_a_packed_weight_follows_from_its_shape_and_its_zeros(kernel, shape):
     packed = LINEARS[kernel].pack(weight(*shape, 0.0, False)).numel()
-    assert packed_bytes(kernel, *shape) == pytest.approx(packed, rel=0.01 if kernel == "sparse_linear_int8" else 0.0)
+    assert packed_bytes(kernel, *shape) == pytest.approx(packed, rel=0.02 if kernel == "sparse_linear_int8" else 0.0)
 
 
 @pytest.mark.parametrize("kernel", [name for name in LINEAR if "sparse" in name])
