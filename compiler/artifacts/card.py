@@ -53,7 +53,7 @@ def _measures_section(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
     rows = [
-        [f"`{m.metric}`", _value_text(m.original, m.unit), _value_text(m.compiled, m.unit), _ratio(m)]
+        [f"`{m.metric}`", _value_text(m.original, m.unit), _value_text(m.compiled, m.unit) or m.untimed, _ratio(m)]
         for m in manifest.measures
     ]
     machine = manifest.machine

@@ -49,7 +49,7 @@ _REMEDY = "compile the artifact again"
 @dataclass(frozen=True)
 class Measure:
     """One metric of the original and of the compiled model; `ratio` is compiled / original, `spread` the smallest and
-    largest ratio of a timed one's rounds."""
+    largest ratio of a timed one's rounds, `untimed` why a clock could not read it."""
 
     metric: str  # as the recipe spells it: "perplexity(heldout)"
     unit: str
@@ -58,6 +58,7 @@ class Measure:
     ratio: float | None = None
     better: str = "lower"
     spread: tuple[float, float] | None = None
+    untimed: str = ""
 
 
 @dataclass(frozen=True)

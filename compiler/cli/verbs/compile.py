@@ -171,6 +171,8 @@ def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
             before = measurement_text(m.original, m.unit)
         if m.compiled is not None:
             after = measurement_text(m.compiled, m.unit)
+        elif m.untimed:
+            after, difference = "not timed", ""
         if m.original is not None and m.compiled is not None:
             difference = relative_change_text(m.original, m.compiled)
         bounds = [e for e in left if e.text.startswith(f"{m.metric} ")]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.recipe import Bound, Pipeline
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
-from ....dsl.syntax.diagnostics import Diagnostic, Fault
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
 from ...core.error_location import with_location
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text
 from ...models.rows.batch_limit import retry_on_oom
+from ...plugin.clock import not_timed
 
 if TYPE_CHECKING:
     import torch
@@ -170,27 +171,43 @@ def measure_bounds(
     """
     known = {} if known is None else known
     values: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
+    untimed: dict[tuple[MetricRef, str | None], str] = {}
     skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
     for bound in ctx.each(judged_bounds, "expect", len(judged_bounds)):
         key = (bound.metric, bound.profile)
-        if key not in values:
+        if key not in values and key not in untimed:
             with with_profile_threads(bound.profile, ctx):
                 metric = ctx.metric(bound.metric)
                 value = None if bound.profile else (timed or {}).get(bound.metric)
-                value = measure(metric, model, ctx) if value is None else value
+                try:
+                    value = measure(metric, model, ctx) if value is None else value
+                except Reject as rejection:
+                    untimed[key] = untimed_reason(rejection)
+                    if not untimed[key]:
+                        raise
+                    continue
                 values[key] = (value, metric.unit)
             ctx.record(metric_label(bound), *values[key])
-    _measure_baselines(judged_bounds, ctx, known)
+    _measure_baselines([b for b in judged_bounds if (b.metric, b.profile) in values], ctx, known)
     outcomes = []
     for bound in pipeline.expects:
         if bound in skipped_bounds:
             outcomes.append(Outcome(bound, None, skipped=skipped_bounds[bound]))
             continue
+        if reason := untimed.get((bound.metric, bound.profile)):
+            outcomes.append(Outcome(bound, None, passed=False, undecided=reason))
+            continue
         value, unit = values[bound.metric, bound.profile]
         original = known[_baseline_key(bound)] if bound.baseline else None
         outcomes.append(judge_bound(bound, original, value, unit))
     return outcomes
+
+
+def untimed_reason(rejection: Reject) -> str:
+    """Why a runtime could not be timed; "" where something else was refused."""
+    diagnostics = rejection.diagnostics
+    return diagnostics[0].message if all(d.fault is not_timed for d in diagnostics) else ""
 
 
 def measure(metric: Any, model: Any, ctx: "Context") -> float:
@@ -246,7 +263,9 @@ def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail
                     f"`{bound_text(o.bound)}` is undecided on this machine",
                     o.bound.span,
                     note=o.undecided,
-                    help="measure on a machine at rest, or loosen the bound",
+                    help="time it where its runtime is installed, or write no bound on its speed"
+                    if o.value is None
+                    else "measure on a machine at rest, or loosen the bound",
                 )
             )
         elif not o.passed:
