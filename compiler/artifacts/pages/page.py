@@ -48,6 +48,17 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 
 def render_page(reports: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
+    return _render(
+        "page.html", icons=OUTCOMES, names=NAMES, percent=lambda s: f"{100 * s:.2f}", **_page_content(list(reports))
+    )
+
+
+def render_results(title: str, table: Sequence[Sequence[str]], links: Sequence[str]) -> str:
+    """One page that compares results: a table, its head first, and for each row the page that it leads to, or ""."""
+    return _render("results.html", title=title, head=table[0], rows=list(zip(links, table[1:], strict=True)))
+
+
+def _render(template: str, **content: Any) -> str:
     check_packages()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -58,15 +69,7 @@ def render_page(reports: Sequence[ReportData]) -> str:
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    html = inside.get_template("page.html").render(
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-        icons=OUTCOMES,
-        names=NAMES,
-        percent=lambda share: f"{100 * share:.2f}",
-        **_page_content(list(reports)),
-    )
+    html = inside.get_template(template).render(style=style, script=script, policy=_policy(style, script), **content)
     return printable(html)  # bidirectional control characters could disguise the recipe
 
 

@@ -104,6 +104,8 @@ def print_results(results: "Sequence[Result]", shared: Shared) -> int:
                 screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {summary.path}", "bold") + "\n")
             if accounts := accounts_text(result, screen):
                 screen.answer(accounts + "\n")
+        if summary := results_text(results, screen):
+            screen.answer(summary + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
         from ...core.quantity import duration_text
@@ -135,6 +137,18 @@ def accounts_text(result: "Result", screen: "Screen") -> str:
         return ""
     title = screen.styled(f"{result.plan.pipeline.name} on {losses[0].where}", "bold")
     return f"{title}\n{screen.table(account_rows(losses), right=(1, 2, 3, 4, 5), indent='  ')}".rstrip("\n")
+
+
+def results_text(results: "Sequence[Result]", screen: "Screen") -> str:
+    """Table that compares pipelines and variants; "" of one."""
+    from ...artifacts.pages.sheet import ReportData
+    from ...artifacts.results_table import results_table, results_title
+
+    sheets = [ReportData(a.path.name, a.manifest) for result in results for a in result.artifacts]
+    if len({sheet.pipeline for sheet in sheets}) < 2:
+        return ""
+    title, table = screen.styled(results_title(sheets), "bold"), results_table(sheets)
+    return f"{title}\n{screen.table(table, right=tuple(range(3, len(table[0]) - 1)), indent='  ')}".rstrip("\n")
 
 
 def artifact_lines(path: Path, manifest: "Manifest", screen: "Screen") -> str:
