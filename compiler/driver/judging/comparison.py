@@ -129,10 +129,12 @@ def timed_in_turns(
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
     must do, and one round where three would take long: nobody asked for it, and a step of a large model takes seconds.
+    Of what is the original itself, written again, it says nothing.
     """
     bounded = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
-    usual = [default_speed_metric(ctx.origin.positions)] if decodes else []
+    itself = not plan.pipeline.steps and type(model) is type(original)
+    usual = [default_speed_metric(ctx.origin.positions)] if decodes and not itself else []
     result, untimed = {}, {}
     for metric in dict.fromkeys([*bounded, *usual]):
         try:

@@ -33,6 +33,8 @@ def test_compile_of_one_pipeline_leaves_the_others_alone(recipe, tmp_path):
     (result,) = effc.compile(recipe, tmp_path / "out", pipelines=["plain"], cache_dir=tmp_path / "cache")
     assert [a.path.name for a in result.artifacts] == ["plain"]
     assert [file.name for file in (tmp_path / "out" / "narrow").iterdir()] == ["notes.txt"]
+    measured = {m.metric for m in result.artifacts[0].manifest.measures}
+    assert measured == {"params", "bytes"}  # nobody asked how fast the original is beside itself
 
 
 def test_a_name_of_no_pipeline_is_refused_with_the_nearest(recipe, tmp_path, capsys):
