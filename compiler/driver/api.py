@@ -27,9 +27,11 @@ from ..plugin.context import Context
 from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import resolve_skeleton
+from .data_faults import data_faults
 from .session_options import Options, renamed, session_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from ...dsl.checker.check import Checked
@@ -75,12 +77,13 @@ class Session:
     origins: dict[str, Origin] = field(default_factory=dict)
     run: RunState = field(default_factory=RunState)
     pipelines: tuple[str, ...] = ()  # the others are left out; none: all of them
+    rows: dict[tuple[str, str], dict[str, "Tensor"]] = field(default_factory=dict)  # of data, by variant and pipeline
     texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
 
     def check(self, *, resolve: bool = False) -> "Checked":
         """Everything wrong with the recipe that can be known without weights.
 
-        `resolve` makes skeletons that are not known yet, which imports torch.
+        `resolve` makes skeletons that are not known yet, and reads data files, which imports torch.
         """
         from ...dsl.checker.check import Checked, check
 
@@ -122,6 +125,8 @@ class Session:
         known = [d for d in checked.diagnostics if d.span not in unread]
         ordered = sorted_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
+        if resolve and not broken and (unfit := data_faults(self, checked.recipes)):
+            ordered, broken = sorted_diagnostics((*ordered, *unfit)), True
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
     def _read(self, path: str | Path) -> Source:
@@ -164,7 +169,8 @@ class Session:
     def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
         model_origin = self.model_origin(recipe.models[pipeline.model])
         work = self.settings.cache_dir / "work"
-        return Context(self.settings, recipe, self.path.parent, self.registry, model_origin, work, self.run)
+        rows = self.rows.setdefault((recipe.variant, pipeline.name), {})
+        return Context(self.settings, recipe, self.path.parent, self.registry, model_origin, work, self.run, rows)
 
     def model_origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
