@@ -53,7 +53,10 @@ def _loading_section(manifest: Manifest) -> str:
 def _measures_section(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
-    rows = [[f"`{m.metric}`", _value_text(m.original, m.unit), _compiled(m), _ratio(m)] for m in manifest.measures]
+    rows = [
+        [f"`{m.metric}`", _value_text(m.original, m.unit), _compiled(m) or m.untimed, _ratio(m)]
+        for m in manifest.measures
+    ]
     machine = manifest.machine
     where = ", ".join(str(v) for v in (machine.get("cpu"), _threads(machine), machine.get("os")) if v)
     return "\n".join(

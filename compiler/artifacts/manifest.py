@@ -53,6 +53,7 @@ class Measure:
     ratio     compiled / original
     spread    of a timed one, the smallest and the largest ratio of a round
     interval  of one over rows of data: 95 % interval of the ratio, or of `compiled` where there is no ratio
+    untimed   why a clock could not read it
     """
 
     metric: str  # as the recipe spells it: "perplexity(heldout)"
@@ -63,6 +64,7 @@ class Measure:
     better: str = "lower"
     spread: tuple[float, float] | None = None
     interval: tuple[float, float] | None = None
+    untimed: str = ""
 
 
 @dataclass(frozen=True)

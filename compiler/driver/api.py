@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_diagnostics
+from ...dsl.syntax.nearest import suggestion
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
@@ -16,7 +17,7 @@ from ..core.cache import default_cache
 from ..core.device import check_device, with_threads
 from ..core.error_location import with_location
 from ..core.events import Warned, announce
-from ..core.options import boolean, checked_options
+from ..core.options import boolean, checked_options, optional, texts
 from ..core.options import path as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
@@ -26,9 +27,11 @@ from ..plugin.context import Context
 from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import resolve_skeleton
+from .data_faults import data_faults
 from .session_options import Options, renamed, session_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from ...dsl.checker.check import Checked
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from .pipeline import Result
 
 nothing_to_emit = Fault("nothing-to-emit", "A recipe was compiled whose pipelines emit no artifact.", exit="usage")
+no_such_pipeline = Fault("no-such-pipeline", "`--pipeline` names a pipeline that the recipe has not.", exit="usage")
 unseen_model = Fault(
     "unseen-model",
     "What a model is made of is not known yet.\n\n"
@@ -72,12 +76,14 @@ class Session:
     registry: Registry = field(default_factory=Registry)
     origins: dict[str, Origin] = field(default_factory=dict)
     run: RunState = field(default_factory=RunState)
+    pipelines: tuple[str, ...] = ()  # the others are left out; none: all of them
+    rows: dict[tuple[str, str], dict[str, "Tensor"]] = field(default_factory=dict)  # of data, by variant and pipeline
     texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
 
     def check(self, *, resolve: bool = False) -> "Checked":
         """Everything wrong with the recipe that can be known without weights.
 
-        `resolve` makes skeletons that are not known yet, which imports torch.
+        `resolve` makes skeletons that are not known yet, and reads data files, which imports torch.
         """
         from ...dsl.checker.check import Checked, check
 
@@ -119,6 +125,8 @@ class Session:
         known = [d for d in checked.diagnostics if d.span not in unread]
         ordered = sorted_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
+        if resolve and not broken and (unfit := data_faults(self, checked.recipes)):
+            ordered, broken = sorted_diagnostics((*ordered, *unfit)), True
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
     def _read(self, path: str | Path) -> Source:
@@ -139,12 +147,30 @@ class Session:
         checked = self.check(resolve=resolve)
         if any(d.severity == "error" for d in checked.diagnostics):
             raise Reject(*checked.diagnostics)
-        return checked.recipes
+        return self._chosen(checked.recipes) if self.pipelines else checked.recipes
+
+    def _chosen(self, recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+        """Recipes with the named pipelines alone. Raises Reject (no-such-pipeline)."""
+        known = [name for recipe in recipes for name in recipe.pipelines]
+        if unknown := [name for name in self.pipelines if name not in known]:
+            raise Reject(
+                *(
+                    no_such_pipeline(
+                        f"{self.path} has no pipeline `{name}`", help=suggestion(name, known, "its pipelines are")
+                    )
+                    for name in unknown
+                )
+            )
+        return tuple(
+            replace(recipe, pipelines={n: p for n, p in recipe.pipelines.items() if n in self.pipelines})
+            for recipe in recipes
+        )
 
     def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
         model_origin = self.model_origin(recipe.models[pipeline.model])
         work = self.settings.cache_dir / "work"
-        return Context(self.settings, recipe, self.path.parent, self.registry, model_origin, work, self.run)
+        rows = self.rows.setdefault((recipe.variant, pipeline.name), {})
+        return Context(self.settings, recipe, self.path.parent, self.registry, model_origin, work, self.run, rows)
 
     def model_origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
@@ -216,20 +242,30 @@ def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
     return open_session(path, **options).check()
 
 
-def plan(path: str | Path, **options: Unpack[Options]) -> "list[Plan]":
-    """Plan of a recipe file, per variant and pipeline; reads no weights."""
-    return make_plans(open_session(path, **options))
+def plan(path: str | Path, *, pipelines: Sequence[str] | None = None, **options: Unpack[Options]) -> "list[Plan]":
+    """Plan of a recipe file, per variant and pipeline, or of the named pipelines alone; reads no weights."""
+    return make_plans(_narrowed(open_session(path, **options), pipelines))
 
 
 def compile(
-    path: str | Path, out: str | Path = "out", *, force: bool = False, **options: Unpack[Options]
+    path: str | Path,
+    out: str | Path = "out",
+    *,
+    force: bool = False,
+    pipelines: Sequence[str] | None = None,
+    **options: Unpack[Options],
 ) -> "list[Result]":
-    """Compile a recipe file into artifacts below `out`.
+    """Compile a recipe file, or the named pipelines of it, into artifacts below `out`.
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
     """
     values = checked_options({"out": out, "force": force}, {"out": path_option, "force": boolean})
-    return build(open_session(path, **options), values["out"], force=values["force"])
+    return build(_narrowed(open_session(path, **options), pipelines), values["out"], force=values["force"])
+
+
+def _narrowed(session: Session, pipelines: Sequence[str] | None) -> Session:
+    names = checked_options({"pipelines": pipelines}, {"pipelines": optional(texts)})["pipelines"]
+    return replace(session, pipelines=tuple(names or ()))
 
 
 def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel":
@@ -265,7 +301,7 @@ def make_plans(session: Session) -> "list[Plan]":
             with announce("estimating time and memory"):
                 result.append(plan_pipeline(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
-        lock.refuse_lock_drift(session.path, _facts(session, result), session.settings)
+        lock.refuse_lock_drift(session.path, _facts(session, result), session.settings, bool(session.pipelines))
     for origin in session.origins.values():
         for note in origin.notes:
             session.settings.on_event(Warned(model_remark(f"{origin.label}: {note}")))

@@ -24,7 +24,7 @@ from ..models.checkpoints.origin import longest_row
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import evaluating, output_logits
 from ..models.rows.inputs import decoder_inputs_of, device_of, is_encoder_decoder, vocabulary_size
-from ..plugin.clock import Clock
+from ..plugin.clock import Clock, runtime_of
 
 no_cache = Fault("no-cache", "Decoding is timed with a cache of keys and values, and the model has none.")
 prompt_too_long = Fault(
@@ -55,6 +55,8 @@ def measure_single(clock: Clock, model: nn.Module) -> float:
 
 def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     """A forward over a prompt that fills the cache."""
+    if runtime := runtime_of(model):
+        return runtime.prefill_step(prompt_ids(model, 1, length)[0].tolist())
     ids, device = prompt_ids(model, 1, length), device_of(model)
     inputs = {**_prompt(model, ids), **_caching(model)}
 
@@ -83,6 +85,8 @@ def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
 
 def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
     """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
+    if runtime := runtime_of(model):
+        return runtime.decode_step(prompt_ids(model, 1, length)[0].tolist(), batch)
     caching, device = _caching(model), device_of(model)
     if not caching:
         raise Reject(

@@ -1,8 +1,9 @@
-"""Records from JSON, JSON lines and CSV files: dicts by field name."""
+"""Records from JSON, JSON lines, CSV and TSV files: dicts by field name."""
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,28 +17,42 @@ bad_record = Fault("bad-record", "A line of a data file is not a record, or a fi
 no_field = Fault("no-field", "A data file has no field of the name that a recipe gives.")
 
 Record = dict[str, Any]
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
+MOST = 10  # faults of one file that are told
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a .jsonl, .json (a list) or .csv file, at least one."""
+    """All records of a .jsonl, .json (a list), .csv or .tsv file, at least one."""
     text = read_text(path)
-    if path.suffix == ".csv":
-        records: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
+    if delimiter := _DELIMITERS.get(path.suffix):
+        records: list[Any] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     elif path.suffix == ".json":
         records = _parse(text, str(path))
     else:
-        records = [
-            _parse(line, f"line {number} of {path}")
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        records = parse_each(lines, lambda entry: _parse(entry[1], f"line {entry[0]} of {path}"))
     if not isinstance(records, list) or not records:
         raise Reject(bad_record(f"{path} holds no records", help="one JSON object a line, or one list of them"))
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict):
-            raise Reject(bad_record(f"record {number} of {path} is not an object"))
+    odd = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
+    if odd:
+        raise Reject(*(bad_record(f"record {number} of {path} is not an object") for number in odd[:MOST]))
     return records
+
+
+def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
+    """Results of `parse` for each item; raises Reject with the faults of all of them, the first `MOST` and a count."""
+    results, faults = [], []
+    for item in items:
+        try:
+            results.append(parse(item))
+        except Reject as rejection:
+            faults += rejection.diagnostics
+    if faults:
+        more = f"there are {len(faults) - MOST} more like these"
+        shown = faults[:MOST] if len(faults) <= MOST else [*faults[: MOST - 1], replace(faults[MOST - 1], note=more)]
+        raise Reject(*shown)
+    return results
 
 
 def _parse(text: str, name: str) -> Any:
@@ -49,11 +64,17 @@ def _parse(text: str, name: str) -> Any:
 
 def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:
     """Reject a field that some record lacks, with the nearest one that it has."""
-    for number, record in enumerate(records, start=1):
-        if name not in record:
-            raise Reject(
-                no_field(f"record {number} of {path} has no field `{name}`", help=suggestion(name, record, "it has"))
-            )
+    lacking = [(number, record) for number, record in enumerate(records, start=1) if name not in record]
+    if lacking:
+        number, record = lacking[0]
+        also = f", nor have {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        message = f"record {number} of {path} has no field `{name}`{also}"
+        raise Reject(no_field(message, help=suggestion(name, record, "it has")))
+
+
+def check_fields(records: Sequence[Record], names: Iterable[str], path: str | Path) -> None:
+    """Reject all fields that some record lacks, at once."""
+    parse_each(names, lambda name: check_field(records, name, path))
 
 
 def text_of(record: Record, name: str, line_number: int, path: str | Path) -> str:

@@ -6,8 +6,10 @@ format = 1
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.cache import write_atomic
@@ -21,7 +23,7 @@ _HEAD = "# Written by `effc lock` and `effc add`: what a recipe depends on. Keep
 broken_lock = Fault("broken-lock", "The file `effspec.lock` is not one that effc writes.", exit="usage")
 
 Facts = Mapping[str, str]
-Lock = dict[str, dict[str, dict[str, str]]]  # table -> recipe or package -> line -> value
+Lock = dict[str, dict[str, dict[str, Any]]]  # table -> recipe or package -> line -> value; of packages texts
 
 
 def read_lock(folder: Path) -> Lock:
@@ -37,19 +39,31 @@ def read_lock(folder: Path) -> Lock:
     number = body.pop("format", None)
     if type(number) is not int or number != FORMAT:
         raise Reject(broken_lock(f"{file} is of format {number}, this effc reads {FORMAT}", help=_REMEDY))
-    if not all(_is_table(body.get(table, {})) for table in TABLES) or set(body) - set(TABLES):
-        raise Reject(broken_lock(f"{file} holds something else than lines of text in tables", help=_REMEDY))
+    if not all(_is_table(body.get(table, {}), table) for table in TABLES) or set(body) - set(TABLES):
+        raise Reject(broken_lock(f"{file} holds something else than lines in tables", help=_REMEDY))
     return {table: body.get(table, {}) for table in TABLES}
 
 
 _REMEDY = "write it again with `effc lock RECIPE`, or restore it from version control"
 
 
-def _is_table(value: object) -> bool:
+def _is_table(value: object, table: str) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(facts, dict) and all(isinstance(text, str) and text.isprintable() for text in facts.values())
+        isinstance(facts, dict)
+        and all(_is_value(fact) and (table == "recipes" or isinstance(fact, str)) for fact in facts.values())
         for facts in value.values()
     )
+
+
+def _is_value(value: object) -> bool:
+    """Whether a value of TOML is one that `effc lock` writes: of an argument, or a text."""
+    if isinstance(value, dict):
+        return all(_is_value(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(map(_is_value, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) or (isinstance(value, str) and value.isprintable())
 
 
 def write_lock(folder: Path, lock: Lock) -> Path:
@@ -58,9 +72,25 @@ def write_lock(folder: Path, lock: Lock) -> Path:
     for table in TABLES:
         for name, facts in sorted(lock.get(table, {}).items()):
             lines.append(f"\n[{table}.{_text(name)}]\n")
-            lines += [f"{_text(key)} = {_text(value)}\n" for key, value in facts.items()]
+            lines += [f"{_text(key)} = {_toml(value)}\n" for key, value in facts.items()]
     write_atomic(folder / NAME, "".join(lines).encode())
     return folder / NAME
+
+
+def has_toml(value: Any) -> bool:
+    """Whether TOML has a value: it has no null."""
+    if isinstance(value, (dict, list)):
+        return all(map(has_toml, value.values() if isinstance(value, dict) else value))
+    return value is not None
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{_text(key)} = {_toml(part)}" for key, part in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return _text(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _text(value: str) -> str:

@@ -42,6 +42,8 @@ class Form:
                 squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
     routes      folder -> whether experts are chosen in it: of what rounds, some tokens then meet others
     reason      for that share
+    loses       name of what the format loses by design, "" where it rounds as little as its dtype or `rounds` say: a
+                fresh process is compared with the folder as this process opens it, and the loss is reported
     generates   whether it continues prompts, where the model does
     steps       how many greedy tokens it is asked for
     """
@@ -52,6 +54,7 @@ class Form:
     rounds: "Callable[[torch.nn.Module], float] | None" = None
     routes: Callable[[Path], bool] = lambda folder: False
     reason: str = ""
+    loses: str = ""
     generates: bool = True
     member: str = ""
     steps: int = 8
@@ -154,9 +157,13 @@ class Target(Plugin):
 
     path: str = param("Folder or file of the artifact, relative to the output folder.", positional=True)
 
+    def weight_bytes(self, weights: "Weights") -> int:
+        """Bytes of a planned model's weights as it stores them, which the metric `bytes` counts in its artifact."""
+        return weights.stored(lambda weight: weight.numel * weights.itemsize)
+
     def files(self, weights: "Weights") -> tuple[int, dict[str, float]]:
-        """About how many bytes it writes of a model, and how it packs its numbers, as `Effort.work`."""
-        return weights.bytes, {}
+        """Bytes of the files that it writes of a planned model, and how long making them takes, as `Effort.work`."""
+        return self.weight_bytes(weights) + weights.sidecars, {}
 
     def write(self, outcome: "Outcome", destination: Path, ctx: "Context") -> None:
         """Write the artifact's files into an empty folder; a target that holds more than models says how."""

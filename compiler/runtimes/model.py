@@ -16,6 +16,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.native import KernelError
 from ..core.json_errors import first_line
 from ..models.checkpoints.generation_config import NAME, bad_generation
+from ..plugin.clock import Runtime
 from .cache import SequenceCache
 from .decoder import Decoder
 from .generation import Generation, bad_sampling
@@ -87,6 +88,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     stored_bytes  bytes of the weights in their file; None where they are those of its buffers
     owner       of what sequences hold: another name where weights change
     engine_name   in sentences
+    runtime       runs it for its users, and is what is timed; None: this engine
 
     Source: Optimum's `ORTModelForCausalLM`, a `GenerationMixin` over a session that is no module of torch.
     """
@@ -97,6 +99,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     stored_bytes: int | None = None
     owner = ""
     engine_name = "the native engine"
+    runtime: Runtime | None = None
 
     def __init__(
         self,

@@ -17,12 +17,15 @@ from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..plugin.context import Context
 from ..plugin.interfaces import Pass, param
 from ..plugin.target import Form, LoadRequest, Target
+from ..plugin.weight_sizes import Weight, Weights
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 FOLDER = "gguf"
+_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}  # of a number
+_TOKEN = 32  # bytes of a token: its text, its kind, and a merge
 # Of root mean squares: f32 sums in another order, the others round weights.
 SHARES = {"f32": 1e-3, "f16": 0.01, "bf16": 0.06, "q8_0": 0.1, "q4_0": 0.1, "q4_1": 0.1}
 _REASON = "weights are rounded as the file's type has them, and sums are taken in another order"
@@ -99,6 +102,21 @@ class Gguf(Target):
         copy_sidecar_files(program.model, ctx.origin, folder)
         if notes:
             (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+    def weight_bytes(self, weights: Weights) -> int:
+        """Vectors are float32; matrices without codes of four bits q8_0 where the type has such codes."""
+
+        def size(weight: Weight) -> float:
+            if len(weight.shape) == 1:
+                return 4 * weight.numel
+            codes = weight.grid is not None and weight.grid[0] <= 4 and weight.grid[1] % 32 == 0
+            return _BYTES["q8_0" if self.type in ("q4_0", "q4_1") and not codes else self.type] * weight.numel
+
+        return weights.stored(size)
+
+    def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
+        tokens = max((w.shape[0] for w in weights.tensors if w.table), default=0)
+        return self.weight_bytes(weights) + _TOKEN * tokens + weights.sidecars, {"pack": weights.numbers_to_pack}
 
     def foresee(self, ctx: Context) -> None:
         from ..models.checkpoints.meta_init import without_storage

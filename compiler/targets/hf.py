@@ -87,7 +87,7 @@ class Hf(CheckpointTarget):
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Estimated files; where no config has the shapes, a folder of the original's shapes is written as well."""
         both = self.form == "both" or (self.form == "auto" and not weights.uniform)
-        return weights.bytes + both * weights.original, {}
+        return self.weight_bytes(weights) + both * weights.original + (1 + both) * weights.sidecars, {}
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS

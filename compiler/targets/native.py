@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.syntax.diagnostics import Reject
+from ...kernels.packed_sizes import packed_bytes
 from ..artifacts.load import other_kind
 from ..ir.layers.number_formats import BY_KERNEL, DENSE
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
-from ..plugin.weight_sizes import Weights
+from ..plugin.weight_sizes import Weight, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ..ir.program import Program
 
 FOLDER = "native"
+PAGE = 4096  # at which entries of that size or more begin in `weights.bin`
+_RECORD = 620  # bytes that an entry and its step take in `plan.json`
 
 # Tolerances of `ir/layers/number_formats.py`.
 #
@@ -143,16 +147,40 @@ class Native(Target):
         refuse_unsupported_model(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
-        """Tables are bfloat16; a head that has their weights is packed in their place, of int8 besides; what a step
-        packed stays as it is."""
+        """Large entries begin at pages, and the plan has a record of each."""
+        entries = [size for weight in weights.tensors for size in self._entry_bytes(weight)]
+        total = sum(-(-size // PAGE) * PAGE if size >= PAGE else size for size in entries)
+        packing = "grid" if DENSE[self.weights].grouped else "pack"
+        return total + _RECORD * len(entries) + weights.sidecars, {packing: weights.numbers_to_pack}
+
+    def weight_bytes(self, weights: Weights) -> int:
+        return sum(size for weight in weights.tensors for size in self._entry_bytes(weight))
+
+    def _entry_bytes(self, weight: Weight) -> Iterator[int]:
+        """Bytes of the entries of a weight: tables are bfloat16, beside int8 a head that shares them is packed besides,
+        and what a step packed stays as it is."""
+        if weight.packed:
+            yield weight.packed
+        elif weight.matrix:
+            yield self._packed_bytes(weight)
+        elif not weight.table:
+            yield 4 * weight.numel
+        shared = weight.matrix and not weight.packed and not DENSE[self.weights].exact_tables
+        if weight.table and not shared:
+            yield 2 * weight.numel
+
+    def _packed_bytes(self, weight: Weight) -> int:
+        """Bytes of a matrix, or of the matrices of experts, in the numbers of this target."""
         format = DENSE[self.weights]
-        head = DENSE[(format.head or self.weights) if self.head == "auto" else self.head]
-        tables = weights.tables - (not format.exact_tables) * weights.heads
-        plain_weights = max(0, weights.numbers - weights.tables - weights.lowered)
-        total = (
-            weights.packed + format.bytes * plain_weights + DENSE["bf16"].bytes * tables + head.bytes * weights.heads
-        )
-        return round(total), {"grid" if format.grouped else "pack": float(weights.numbers - weights.lowered)}
+        if weight.head:
+            format = DENSE[(format.head or self.weights) if self.head == "auto" else self.head]
+        group, zero_codes = self.group, True
+        if weight.grid and weight.grid[0] <= 4:  # which it keeps, of groups that the kernel has
+            _, size, middle = weight.grid
+            group = self.group if size % self.group == 0 else next((g for g in (128, 64, 32) if size % g == 0), group)
+            zero_codes = not middle
+        count = prod(weight.shape[:-2])
+        return count * packed_bytes(format.kernel, *weight.shape[-2:], group=group, zero_codes=zero_codes)
 
     def forms(self) -> tuple[Form, ...]:
         from ..runtimes.native.linears import Numbers

@@ -13,6 +13,7 @@ from ..ir.program import Program
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
+from ..plugin.weight_sizes import Weights
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ cannot_export = Fault(
 )
 
 FOLDER = "program"
+_NODES = 12_300  # bytes of nodes and of where they come from, for each weight
 
 
 class Pt2(Target):
@@ -112,6 +114,11 @@ class Pt2(Target):
         copy_sidecar_files(model, ctx.origin, folder)
         write_facts(facts, folder)
         return [usage_note(facts, STEP)]
+
+    def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
+        """A program has weights and nodes; the second one has them, too."""
+        program = self.weight_bytes(weights) + _NODES * len(weights.tensors)
+        return 2 * program + weights.sidecars if self.context else program, {}
 
     def foresee(self, ctx: Context) -> None:
         from ..evaluation.results import reject_encoder_decoder

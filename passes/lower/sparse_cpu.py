@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
 from ...compiler.analysis.planning.machine_profile import profile_mismatch
-from ...compiler.analysis.planning.selection import parts
+from ...compiler.analysis.planning.selection import in_layers, parts
 from ...compiler.core.events import Said
 from ...compiler.core.fingerprint import cpus
 from ...compiler.core.journal import Journal
@@ -36,6 +36,7 @@ from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, ProfileRef, Selector
 from ...dsl.syntax.diagnostics import Reject
 from ...kernels import levels
+from ...kernels.packed_sizes import packed_bytes
 
 
 class SparseCpu(Pass):
@@ -219,7 +220,7 @@ class SparseCpu(Pass):
                     case.name, partial(race_kernels, weight, kernels[site.path], self.rows, isa)
                 )
             else:
-                sizes = {kernel: _packed_bytes(kernel, site) for kernel in kernels[site.path]}
+                sizes = {kernel: _packed_size(kernel, site) for kernel in kernels[site.path]}
                 times[case] = estimate_seconds(case, sizes, self.rows, isa, threads)
         return times
 
@@ -246,17 +247,18 @@ class SparseCpu(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, of packed weights."""
-        chosen = [shape for part in parts(skeleton, self.on) for name, shape in part.tensors if name == "weight"]
-        numbers = sum(map(prod, chosen))
-        return shrink.lowered(skeleton, numbers, round(self._bytes_per_number(skeleton) * numbers))
+        return shrink.lowered(skeleton, self._packed_sizes(skeleton))
 
-    def _bytes_per_number(self, skeleton: Skeleton) -> float:
-        """Bytes of a number that is packed; where kernels race, as those of int8 have it."""
-        zeros = skeleton.facts.get("zeros") or 0.0
-        if self.format == "auto":
-            return min(1.0, 1 - zeros + 1 / 8)
-        format = BY_NAME[self.format]
-        return format.bytes * (1 - zeros) + 1 / 8 if format.skips == "weights" else format.bytes
+    def _packed_sizes(self, skeleton: Skeleton) -> dict[str, int]:
+        """Bytes of each module; where kernels race, those of int8."""
+        sizes = {}
+        for part in parts(skeleton, self.on):
+            zeros = (skeleton.facts.get("zeros") or 0.0) if in_layers(skeleton, part.path) else 0.0
+            raced = "sparse_int8" if zeros > 1 / 8 else "dense_int8"
+            kernel = BY_NAME[raced if self.format == "auto" else self.format].kernel
+            for shape in (shape for name, shape in part.tensors if name == "weight"):
+                sizes[part.path] = packed_bytes(kernel, shape[0], prod(shape[1:]), zeros)
+        return sizes
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Predictions before and after, twice each; a race for each shape; weights packed for errors, and once."""
@@ -272,7 +274,7 @@ class SparseCpu(Pass):
         work = {"seconds": SECONDS * contenders * len(set(shapes)), "pack": 2 * numbers}
         if self.format != "auto" and BY_NAME[self.format].grouped:
             work["grid"] = numbers
-        return Effort(tokens, n_separate=max(race_bytes, round(self._bytes_per_number(skeleton) * numbers)), work=work)
+        return Effort(tokens, n_separate=max(race_bytes, sum(self._packed_sizes(skeleton).values())), work=work)
 
     def reads_clock(self) -> bool:
         return self.format == "auto" and self.timings is None
@@ -281,10 +283,7 @@ class SparseCpu(Pass):
         return (self.timings,) if self.timings else ()
 
 
-def _packed_bytes(kernel: str, site: Site) -> int:
-    """About what a packed weight takes, from its shares of zeros."""
-    format, numbers = BY_KERNEL[kernel], site.case.n * site.case.k
-    if format.skips == "blocks":
-        return round(numbers * format.bytes * (1 - site.case.blocks) * 33 / 32)
-    masks = numbers // 8 if format.skips else 0
-    return round(numbers * format.bytes * (1 - site.zeros if masks else 1)) + masks
+def _packed_size(kernel: str, site: Site) -> int:
+    """Bytes of a packed weight, from its shares of zeros."""
+    zeros = site.case.blocks if BY_KERNEL[kernel].skips == "blocks" else site.zeros
+    return packed_bytes(kernel, site.case.n, site.case.k, zeros)

@@ -1,11 +1,13 @@
 """Scale what linear modules are given, so that rounding their weights loses less."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
 from ...compiler.analysis.discovery.discover import skeleton_of
+from ...compiler.analysis.planning import shrink
 from ...compiler.core.shards import Shards
 from ...compiler.ir.program import Program
 from ...compiler.ir.surgery import replace_tensor
@@ -14,11 +16,13 @@ from ...compiler.plugin.interfaces import Close, Effort, param
 from ...compiler.transforms.search.folds import Fold, folds
 from ...compiler.transforms.search.layerwise import Layerwise, Stage, stages
 from ...compiler.transforms.search.quantizing import GridPass
-from ...compiler.transforms.search.scaling import Scaling, Sums
+from ...compiler.transforms.search.scaling import N_TRIALS, Scaling, Sums
 from ...compiler.transforms.search.solving import layerwise_effort
 from ...compiler.transforms.search.sparsity import finite_weight
+from ...dsl.checker.inputs import inputs
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
+from ...kernels.grid import SHRINKS
 
 
 class Scale(GridPass):
@@ -90,4 +94,13 @@ class Scale(GridPass):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")
+        """Every weight is rounded for each factor of two folds, as reader and as writer, and its error summed."""
+        chosen = self.chosen(skeleton)
+        shapes = [(dict(part.tensors)["weight"][0], inputs(part)) for part in chosen]
+        trials = 2 * 2 * N_TRIALS  # folds, kinds of factors, exponents
+        flops = sum(trials * 2 * n * k * k for n, k in shapes)
+        effort = layerwise_effort(skeleton, chosen, ctx.rows(self.data), "uniform")
+        searches = trials * (1 if not self.grid.search else 2 / SHRINKS) + 4 * self.grid.search
+        tokens = effort.tokens + flops // max(1, shrink.flops_per_token(skeleton, 512))
+        how = "grid" if self.grid.search else "select"
+        return replace(effort, tokens=tokens, work={how: searches * sum(n * k for n, k in shapes)})

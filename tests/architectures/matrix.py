@@ -29,7 +29,8 @@ from pathlib import Path
 
 import torch
 from effc.compiler.artifacts import verify_child
-from effc.compiler.artifacts.verify import compare_outputs, make_probe_inputs, opener_of
+from effc.compiler.artifacts.output_comparison import compare_outputs
+from effc.compiler.artifacts.verify import make_probe_inputs, opener_of
 from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.core.architectures import Matrix, matrix_markdown, read_matrix
 from effc.compiler.evaluation import equivalence

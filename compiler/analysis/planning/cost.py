@@ -15,6 +15,7 @@ from ...core.cache import Cache
 from ...core.memory import fits_in_memory, is_large
 from ...core.speed_cache import cached_speeds
 from ...core.speeds import Speeds
+from ...models.checkpoints.sidecar_files import sidecar_bytes
 from ...plugin.interfaces import Effort, Pass
 from ...plugin.target import Target
 from . import shrink
@@ -31,18 +32,23 @@ LEFT = 96 << 20  # what a search leaves: kernels that were compiled for each sha
 # Of a speed that nobody asked for: steps of a model that a round times after a prompt, rounds, and seconds after which
 # none is begun any more.
 CLOCKED, PROMPT, ROUNDS, UNASKED = 14, 128, 3, 30.0
+PAGES = 44 << 10  # of a manifest, measures, a card and a list of parts
 HASHES = 3  # of what changed: as it is mapped, as the step is kept, as it is named
 
 
 @dataclass(frozen=True)
 class Emission:
-    """A target of a plan: seconds, the most memory of this process, and bytes on disk."""
+    """A target of a plan: seconds, the most memory of this process, and bytes on disk.
+
+    weight_bytes   of the weights as the target stores them, which the metric `bytes` counts
+    """
 
     call: Invocation
     source: str
     seconds: float
     peak_bytes: int
     disk_bytes: int
+    weight_bytes: int = 0
 
 
 def local_peak(ctx: "Context") -> Speeds:
@@ -83,9 +89,9 @@ def emission_cost(emit: Emit, current: Skeleton, original: Skeleton, pipeline: P
     speed, model_bytes, numbers = local_peak(ctx), shrink.bytes_(current), shrink.params(current)
     if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
-    file_bytes, packing = target.files(
-        shrink.weight_counts(current, original, _layers_stay_uniform(emit.source, pipeline, ctx))
-    )
+    uniform = _layers_stay_uniform(emit.source, pipeline, ctx)
+    weights = shrink.weight_counts(current, original, uniform, sidecar_bytes(ctx.origin))
+    file_bytes, packing = target.files(weights)
     read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.bytes_(original)
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
     rereads = 0
@@ -98,9 +104,11 @@ def emission_cost(emit: Emit, current: Skeleton, original: Skeleton, pipeline: P
     flops = 2 * tokens * shrink.flops_per_token(original, 512)
     seconds = speed.seconds(work) + flops / speed.product(dtype_of(current)) + 2 * loading(current, ctx) + speed.start
     engine = file_bytes if packing and not is_large(file_bytes) else 0  # reads its weights; torch maps them
-    resident = standing(current) + shrink.packed_weights(current)[1] + (LEFT if _searched(emit.source, pipeline) else 0)
+    resident = standing(current) + shrink.packed_bytes(current) + (LEFT if _searched(emit.source, pipeline) else 0)
     peak = int(MARGIN * (resident + max(_widest(current) if packing else 0, _accounts(current) + engine)))
-    return Emission(emit.call, emit.source, seconds, peak, file_bytes)
+    return Emission(
+        emit.call, emit.source, seconds, peak, file_bytes + PAGES, weight_bytes=target.weight_bytes(weights)
+    )
 
 
 def _searched(source: str, pipeline: Pipeline) -> bool:

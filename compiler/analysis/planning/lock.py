@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.profiles import MAX_THREADS
 from ....dsl.checker.recipe import Invocation
@@ -50,8 +50,19 @@ HELP = "if that is meant, write the lock again with `effc lock`"
 
 @dataclass(frozen=True)
 class Fact:
+    """Line of a lock. `value` is what stands there where that is not the text: an argument, whose text is JSON."""
+
     text: str
     span: Span | None = None
+    value: Any = None
+
+    @property
+    def stored(self) -> Any:
+        return self.text if self.value is None or not lockfile.has_toml(self.value) else self.value
+
+    def equals(self, stored: Any) -> bool:
+        """Whether a lock has it: as a value of TOML, or as the JSON text that effc 0.2.0 wrote."""
+        return stored == self.text or canonical(stored) == canonical(self.stored)
 
 
 def lock_facts(plans: "Sequence[Plan]", contexts: Sequence[Context]) -> dict[str, Fact]:
@@ -96,7 +107,7 @@ def _arguments(name: str, call: Invocation) -> Iterator[tuple[str, Fact]]:
     """The word and all its arguments, those that the recipe leaves to their defaults included."""
     yield name, Fact(call.word, call.span)
     for arg, value in keys.to_jsonable(call.args).items():
-        yield f"{name} {arg}", Fact(canonical(value), call.where(arg))
+        yield f"{name} {arg}", Fact(canonical(value), call.where(arg), value)
 
 
 def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
@@ -123,11 +134,11 @@ def _files(folder: Path, label: str) -> list[Path]:
 def write(recipe: Path, current: Mapping[str, Fact]) -> Path:
     """Put a recipe's facts into the lock beside it; what the lock says of others stays."""
     lock = lockfile.read_lock(recipe.parent)
-    lock["recipes"][recipe.name] = {name: fact.text for name, fact in current.items()}
+    lock["recipes"][recipe.name] = {name: fact.stored for name, fact in current.items()}
     return lockfile.write_lock(recipe.parent, lock)
 
 
-def read_lock(recipe: Path) -> dict[str, str]:
+def read_lock(recipe: Path) -> dict[str, Any]:
     """Read the lock beside a recipe. Raises Reject (no-lock, broken-lock)."""
     stored = lockfile.read_lock(recipe.parent)["recipes"].get(recipe.name)
     if stored is None:
@@ -138,14 +149,17 @@ def read_lock(recipe: Path) -> dict[str, str]:
 
 def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
     """Settings with the threads that the lock names, where the command line names none."""
-    text = read_lock(recipe).get(THREADS, "")
+    text = str(read_lock(recipe).get(THREADS, ""))
     if settings.threads is None and text.isdecimal() and 0 < int(text) <= MAX_THREADS:
         return replace(settings, threads=int(text))
     return settings
 
 
-def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) -> None:
-    """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place."""
+def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings, partial: bool = False) -> None:
+    """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place.
+
+    partial   the facts are of some of the recipe's pipelines: the lock speaks of more
+    """
     stored = dict(read_lock(recipe))
     isa = stored.pop(ISA, "")
     if isa != current[ISA].text:
@@ -156,20 +170,19 @@ def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Setti
     faults += [
         lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP)
         for name in stored
-        if name not in current
+        if name not in current and not partial
     ]
     if faults:
         raise Reject(*faults)
 
 
-def _drift_of(name: str, stored: str | None, current: Fact) -> Diagnostic | None:
-    if stored == current.text:
-        return None
+def _drift_of(name: str, stored: Any, current: Fact) -> Diagnostic | None:
     if stored is None:
         return lock_drift(f"the lock has no `{name}`", current.span, help=HELP)
-    return lock_drift(
-        f"`{name}` was {_brief(stored)} when it was locked and is {_brief(current.text)}", current.span, help=HELP
-    )
+    if current.equals(stored):
+        return None
+    before, after = _brief(stored if isinstance(stored, str) else canonical(stored)), _brief(current.text)
+    return lock_drift(f"`{name}` was {before} when it was locked and is {after}", current.span, help=HELP)
 
 
 def _brief(text: str) -> str:

@@ -152,7 +152,15 @@ class Plan:
             for s in self.stages
         ]
         emits = [{"target": e.call.word, "path": e.call.args["path"], "of": e.source} for e in self.pipeline.emits]
-        taking = [{"seconds": round(e.seconds, 1), "peak_bytes": e.peak_bytes} for e in self.emissions]
+        taking = [
+            {
+                "seconds": round(e.seconds, 1),
+                "peak_bytes": e.peak_bytes,
+                "disk_bytes": e.disk_bytes,
+                "weight_bytes": e.weight_bytes,
+            }
+            for e in self.emissions
+        ]
         return {
             "pipeline": self.pipeline.name,
             "variant": self.recipe.variant,

@@ -5,11 +5,12 @@ test holds both equal.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ....dsl.checker.skeleton import Branch, Group, Member, Part, Scan, Skeleton, is_submodule
-from ...plugin.weight_sizes import Weights
+from ...plugin.weight_sizes import Weight, Weights
 
 _ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 _SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -27,19 +28,36 @@ def bytes_(skeleton: Skeleton) -> int:
     return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
-def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True) -> Weights:
-    """Weight counts from which targets estimate the size of their files."""
-    tables = {
-        f"{part.path}.{name}": math.prod(shape)
-        for part in current.parts
-        if part.kind.endswith(_LOOKUPS)
-        for name, shape in part.tensors
-    }
-    heads = sum(tables.get(same[0], 0) for same in current.tied if not set(same) <= tables.keys())
-    lowered, packed = packed_weights(current)
-    return Weights(
-        bytes_(current), bytes_(original), params(current), sum(tables.values()), heads, uniform, lowered, packed
-    )
+def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True, sidecars: int = 0) -> Weights:
+    """Weights from which targets estimate the size of their files."""
+    names = {name: (name,) for name in current.shapes()} | {same[0]: same for same in current.tied}
+    copies = {name for same in current.tied for name in same[1:]}
+    kinds = {f"{part.path}.{name}".lstrip("."): part.kind for part in current.parts for name, _ in part.tensors}
+    packed, grids = _by_weight(current, "packed"), _by_weight(current, "grids")
+    vocabulary = current.facts.get("vocab")
+
+    def weight(name: str, shape: tuple[int, ...]) -> Weight:
+        same = names[name]
+        looked_up = [kinds[n].endswith(_LOOKUPS) for n in same]
+        matrix = (len(shape) > 1 and name.endswith("weight")) or (len(shape) == 3 and kinds[name].endswith("Experts"))
+        grid = next((grids[n] for n in same if n in grids), None)
+        return Weight(
+            shape,
+            table=any(looked_up),
+            matrix=matrix and not all(looked_up),
+            head=shape[0] == vocabulary and not all(looked_up),
+            packed=sum(packed.get(n, 0) for n in same),
+            grid=tuple(grid) if grid else None,
+        )
+
+    tensors = tuple(weight(name, shape) for name, shape in current.shapes().items() if name not in copies)
+    itemsize = _ITEMSIZE.get(current.facts.get("dtype", "float32"), 4)
+    return Weights(bytes_(current), bytes_(original), itemsize, tensors, uniform, len(current.units), sidecars)
+
+
+def _by_weight(skeleton: Skeleton, fact: str) -> dict[str, Any]:
+    """A fact of modules by the name of their weight."""
+    return {f"{path}.weight": value for path, value in (skeleton.facts.get(fact) or {}).items()}
 
 
 def sparse(skeleton: Skeleton, sparsity: float) -> Skeleton:
@@ -47,15 +65,23 @@ def sparse(skeleton: Skeleton, sparsity: float) -> Skeleton:
     return replace(skeleton, facts={**skeleton.facts, "zeros": sparsity})
 
 
-def lowered(skeleton: Skeleton, numbers: int, packed: int) -> Skeleton:
-    """The skeleton of a model of whose weights so many numbers were packed for kernels, into so many bytes."""
-    return replace(skeleton, facts={**skeleton.facts, "packed": [numbers, packed]})
+def lowered(skeleton: Skeleton, packed: Mapping[str, int]) -> Skeleton:
+    """The skeleton of a model whose modules at these paths were packed for kernels, each into so many bytes."""
+    return _with_modules(skeleton, "packed", packed)
 
 
-def packed_weights(skeleton: Skeleton) -> tuple[int, int]:
-    """Number of weights that a step packed for kernels, and about how many bytes they take."""
-    numbers, packed = skeleton.facts.get("packed") or (0, 0)
-    return numbers, packed
+def on_grids(skeleton: Skeleton, grids: Mapping[str, tuple[int, int, bool]]) -> Skeleton:
+    """The skeleton of a model whose modules' weights were put on grids: (bits, group, 0 is the middle code)."""
+    return _with_modules(skeleton, "grids", grids)
+
+
+def _with_modules(skeleton: Skeleton, fact: str, values: Mapping[str, Any]) -> Skeleton:
+    return replace(skeleton, facts={**skeleton.facts, fact: {**(skeleton.facts.get(fact) or {}), **values}})
+
+
+def packed_bytes(skeleton: Skeleton) -> int:
+    """Bytes of the weights that a step packed for kernels."""
+    return sum((skeleton.facts.get("packed") or {}).values())
 
 
 def flops_per_token(skeleton: Skeleton, context: int) -> int:

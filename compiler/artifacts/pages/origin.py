@@ -141,7 +141,7 @@ def measure_rows(sheet: ReportData) -> list[Row]:
             Row(
                 word(m.metric),
                 measurement_text(before, m.unit) if before is not None else "",
-                measurement_text(after, m.unit) if after is not None else "",
+                measurement_text(after, m.unit) if after is not None else word(m.untimed),
                 relative_change_text(before, after).replace("-", "−")
                 if before is not None and after is not None
                 else "",

@@ -48,12 +48,19 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 
 def render_page(reports: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
+    return render_template(
+        "page.html", icons=OUTCOMES, names=NAMES, percent=lambda s: f"{100 * s:.2f}", **_page_content(list(reports))
+    )
+
+
+def render_results(title: str, table: Sequence[Sequence[str]], links: Sequence[str]) -> str:
+    """One page that compares results: a table, its head first, and for each row the page that it leads to, or ""."""
+    return render_template("results.html", title=title, head=table[0], rows=list(zip(links, table[1:], strict=True)))
+
+
+def render_template(template: str, **content: Any) -> str:
+    """A template of this folder as one HTML file, in its style and with its script."""
     check_packages()
-    return render_template("page.html", **_page_content(list(reports)))
-
-
-def render_template(name: str, **content: Any) -> str:
-    """A template of this folder as one HTML file, in its style and with its script. Needs jinja2."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -62,16 +69,8 @@ def render_template(name: str, **content: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
-    style, script = ((PAGE_FOLDER / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))
-    html = inside.get_template(name).render(
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-        icons=OUTCOMES,
-        names=NAMES,
-        percent=lambda share: f"{100 * share:.2f}",
-        **content,
-    )
+    style, script = ((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    html = inside.get_template(template).render(style=style, script=script, policy=_policy(style, script), **content)
     return printable(html)  # bidirectional control characters could disguise the recipe
 
 

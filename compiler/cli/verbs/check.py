@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False, readable=False)
 _fix = typer.Option("--fix", help="Write corrections that are sure into the file.", show_default=False)
-_resolve = typer.Option("--resolve", help="Look at models not seen before, too; imports torch.", show_default=False)
+_resolve = typer.Option(
+    "--resolve", help="Look at models not seen before, and into data files; imports torch.", show_default=False
+)
 
 
 def register(app: typer.Typer) -> None:

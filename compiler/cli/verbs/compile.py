@@ -9,7 +9,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import MANIFEST, read_json
-from .flags import Shared, make_verb, parse_duration
+from .flags import Shared, make_verb, parse_duration, pipeline_option
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def register(app: typer.Typer) -> None:
         dump_ir: Annotated[str, _dump] = "",
         workers: Annotated[str | None, _workers] = None,
         max_time: Annotated[float | None, _time] = None,
+        pipeline: Annotated[list[str], pipeline_option] = (),  # type: ignore[assignment]
     ) -> int:
         """Compile a recipe into artifacts, each reopened and measured. Goes on where it was stopped."""
         if dump_ir and dump_ir not in DUMPS:
@@ -75,7 +76,7 @@ def register(app: typer.Typer) -> None:
         shared.check_environment()
         saved = _read_saved_plan(plan) if plan else None
         with shared.listening() as listener:
-            session = shared.session(recipe, listener)
+            session = shared.session(recipe, listener, pipeline)
             session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
             results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
         return print_results(results, shared)
@@ -103,6 +104,8 @@ def print_results(results: "Sequence[Result]", shared: Shared) -> int:
                 screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {summary.path}", "bold") + "\n")
             if accounts := accounts_text(result, screen):
                 screen.answer(accounts + "\n")
+        if summary := results_text(results, screen):
+            screen.answer(summary + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
         from ...core.quantity import duration_text
@@ -137,6 +140,18 @@ def accounts_text(result: "Result", screen: "Screen") -> str:
 
 
 UNCERTAIN = ", not certain"
+
+
+def results_text(results: "Sequence[Result]", screen: "Screen") -> str:
+    """Table that compares pipelines and variants; "" of one."""
+    from ...artifacts.pages.sheet import ReportData
+    from ...artifacts.results_table import results_table, results_title
+
+    sheets = [ReportData(a.path.name, a.manifest) for result in results for a in result.artifacts]
+    if len({sheet.pipeline for sheet in sheets}) < 2:
+        return ""
+    title, table = screen.styled(results_title(sheets), "bold"), results_table(sheets)
+    return f"{title}\n{screen.table(table, right=tuple(range(3, len(table[0]) - 1)), indent='  ')}".rstrip("\n")
 
 
 def artifact_lines(path: Path, manifest: "Manifest", screen: "Screen") -> str:
@@ -174,6 +189,8 @@ def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
             before = measurement_text(m.original, m.unit)
         if m.compiled is not None:
             after = measurement_text(m.compiled, m.unit)
+        elif m.untimed:
+            after, difference = "not timed", ""
         if m.original is not None and m.compiled is not None:
             difference = relative_change_text(m.original, m.compiled)
         bounds = [e for e in left if e.text.startswith(f"{m.metric} ")]

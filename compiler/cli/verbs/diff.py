@@ -1,4 +1,4 @@
-"""`effc diff`: what two artifacts have different: shapes, measures, recipe, versions."""
+"""`effc diff`: what two artifacts have different: shapes, measures, recipe, versions; or the results of several."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,16 +9,30 @@ from .flags import Shared, make_verb
 
 _before = typer.Argument(metavar="A", help="An artifact.", show_default=False)
 _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
+_others = typer.Argument(metavar="[C...]", help="More, to compare in one table.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, opens=("before", "after"))
-    def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: Shared) -> None:
-        """Compare two artifacts: measures, shapes, steps, recipe, machine."""
+    @make_verb(app, opens=("before", "after", "others"))
+    def diff(
+        before: Annotated[Path, _before],
+        after: Annotated[Path, _after],
+        shared: Shared,
+        others: Annotated[list[Path], _others] = (),  # type: ignore[assignment]
+    ) -> None:
+        """Compare two artifacts: measures, shapes, steps, recipe, machine; more than two in a table of measures."""
         from ...artifacts.diff import diff_artifacts
+        from ...artifacts.pages.sheet import ReportData
+        from ...artifacts.results_table import results_table
 
+        if others:
+            table = results_table([ReportData.of(path) for path in (before, after, *others)])
+            if shared.format == "json":
+                return shared.screen.answer_json("diff", head=table[0], rows=table[1:])
+            return shared.screen.answer(shared.screen.table(table))
         difference = diff_artifacts(before, after)
         if shared.format == "json":
             shared.screen.answer_json("diff", **difference.to_json())
         else:
             shared.screen.answer(difference.to_text().rstrip("\n"))
+        return None

@@ -115,6 +115,10 @@ mapped_weights = typer.Option(
     "otherwise: those above a quarter of the memory.",
 )
 
+pipeline_option = typer.Option(
+    "--pipeline", metavar="NAME", show_default=False, help="This pipeline of the recipe alone; repeatable."
+)
+
 knowledge_url = typer.Option(
     "--knowledge",
     metavar="URL",
@@ -179,14 +183,16 @@ class Shared:
         level()
         check_device(self.device)
 
-    def session(self, recipe: Path, listener: "Listener | None" = None) -> "Session":
+    def session(self, recipe: Path, listener: "Listener | None" = None, pipelines: Sequence[str] = ()) -> "Session":
         """One recipe with what the flags say; a name of the library where there is no such file."""
         from ...driver.api import open_session
         from ...plugin.recipe_library import resolve_recipe_path
 
-        return open_session(
+        session = open_session(
             resolve_recipe_path(recipe), settings=self.settings(listener), set=self.overrides, params=self.params
         )
+        session.pipelines = tuple(pipelines)
+        return session
 
     def listening(self) -> "AbstractContextManager[Listener]":
         """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS
-from .flags import Shared, make_verb
+from .flags import Shared, make_verb, pipeline_option
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 _output = typer.Option(
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
         shared: Shared,
         output: Annotated[Path | None, _output] = None,
         detailed_exitcode: Annotated[bool, _detailed] = False,
+        pipeline: Annotated[list[str], pipeline_option] = (),  # type: ignore[assignment]
     ) -> int:
         """Show what a compile will do, to what, and what it costs.
 
@@ -34,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
         shared.check_environment()
         with shared.listening() as listener:
-            plans = api.make_plans(shared.session(recipe, listener))
+            plans = api.make_plans(shared.session(recipe, listener, pipeline))
         if output:
             from ...core.cache import write_atomic
 

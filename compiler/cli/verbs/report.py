@@ -1,21 +1,16 @@
-"""`effc report`: one HTML page of an artifact, to look at and to pass on."""
+"""`effc report`: one HTML page of an artifact, or a page that compares several, to look at and to pass on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault, Reject
 from .flags import Shared, make_verb
 
-several_pipelines = Fault(
-    "several-pipelines",
-    "A report was asked of artifacts that were not compiled from one pipeline of one recipe.\n\n"
-    "A page shows one result in several forms, and what came of its recipe's lines. `effc diff` compares two results.",
-    exit="usage",
-)
+if TYPE_CHECKING:
+    from ...artifacts.pages.sheet import ReportData
 
-_artifacts = typer.Argument(metavar="ARTIFACT...", help="Artifacts of one pipeline.", show_default=False)
+_artifacts = typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a folder that holds some.", show_default=False)
 _output = typer.Option("-o", "--output", metavar="FILE", help="Where the page goes; `-` prints it.")
 
 
@@ -28,31 +23,45 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write one HTML page of an artifact: what it measures, what was cut and how that was decided.
 
-        The page loads nothing from anywhere."""
-        from ...artifacts.pages.page import render_page
+        Of artifacts of several pipelines or variants it is a table that compares them, with a page of each beside it.
+        A page loads nothing from anywhere."""
         from ...artifacts.pages.sheet import ReportData
+        from ...artifacts.results_table import artifacts_in
         from ...core.cache import write_atomic
         from ...core.quantity import size
 
-        sheets = [ReportData.of(path) for path in artifacts]
-        other = next((s for s in sheets if s.pipeline != sheets[0].pipeline), None)
-        if other is not None:
-            raise Reject(
-                several_pipelines(
-                    f"{sheets[0].location} and {other.location} come from different pipelines",
-                    help="write a page for each, or compare them with `effc diff`",
-                )
-            )
-        if str(output) == "-":
-            if shared.format == "json":
-                raise typer.BadParameter(
-                    "`-o -` prints the page, and `--format json` prints JSON: leave one of them out"
-                )
-            return shared.screen.write(render_page(sheets))
-        text = render_page(sheets).encode()
-        write_atomic(output, text)
+        sheets = [ReportData.of(path) for folder in artifacts for path in artifacts_in(folder)]
+        printed = str(output) == "-"
+        if printed and shared.format == "json":
+            raise typer.BadParameter("`-o -` prints the page, and `--format json` prints JSON: leave one of them out")
+        first, *others = pages(sheets, "" if printed else output.stem)
+        if printed:
+            return shared.screen.write(first)
+        files = [output, *(output.with_name(f"{output.stem}-{i}.html") for i in range(1, len(others) + 1))]
+        for file, text in zip(files, (first, *others), strict=True):
+            write_atomic(file, text.encode())
         if shared.format == "json":
-            shared.screen.answer_json("report", path=str(output), bytes=len(text))
+            shared.screen.answer_json(
+                "report", path=str(output), bytes=len(first.encode()), pages=[str(file) for file in files[1:]]
+            )
         else:
-            shared.screen.answer(f"{output}  {size(len(text))}, opens in any browser")
+            beside = f", with {len(others)} beside it" if others else ""
+            shared.screen.answer(f"{output}  {size(len(first.encode()))}, opens in any browser{beside}")
         return None
+
+
+def pages(sheets: "list[ReportData]", stem: str) -> list[str]:
+    """The page of one result; of several a page that compares them, and those of each, named `STEM-NUMBER.html`."""
+    from ...artifacts.pages.page import render_page, render_results
+    from ...artifacts.results_table import results_table, results_title
+
+    results: dict[tuple[str, ...], list[ReportData]] = {}
+    for sheet in sheets:
+        results.setdefault(sheet.pipeline, []).append(sheet)
+    if len(results) == 1:
+        return [render_page(sheets)]
+    ordered = [sheet for same in results.values() for sheet in same]
+    numbers = {pipeline: i for i, pipeline in enumerate(results, 1)}
+    links = ["", *(f"{stem}-{numbers[sheet.pipeline]}.html" if stem else "" for sheet in ordered)]
+    overview = render_results(results_title(ordered), results_table(ordered), links)
+    return [overview, *(map(render_page, results.values()) if stem else ())]

@@ -16,7 +16,7 @@ from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, no_cache
 from ...plugin.context import Context
-from .gate import Known, Outcome, measure_bounds, metric_label
+from .gate import Known, Outcome, measure_bounds, metric_label, untimed_reason
 from .scores import Score, measure_score
 from .timed_bounds import SECONDS, interval_decides, undecided_reason
 
@@ -54,7 +54,7 @@ def compare_with_original(
     inspect_original(original)
     known = known_original_values(plan, cache, ctx)
     cached = dict(known)
-    timings = timed_in_turns(original, model, plan, ctx)
+    timings, untimed = timed_in_turns(original, model, plan, ctx)
     pairs_timed = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in timings.items()}
     known |= {(plan.pipeline.model, metric): Score(pair[0]) for metric, pair in pairs_timed.items()}
     outcomes = measure_bounds(
@@ -79,13 +79,19 @@ def compare_with_original(
         )
         for m in in_order(pairs)
     )
+    blank = (_untimed_row(m, named.get(m) or value_text(m), reason, ctx) for m, reason in untimed.items())
     ratios = {named.get(m) or value_text(m): tuple(t.ratios) for m, t in timings.items()}
     run = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {"measure": round(time.time() - started, 2)},
         "timings": {named.get(m) or value_text(m): stored_rounds(t, ctx.metric(m).unit) for m, t in timings.items()},
     }
-    return Comparison(tuple(outcomes), tuple(measures), run, ratios)
+    return Comparison(tuple(outcomes), (*measures, *blank), run, ratios)
+
+
+def _untimed_row(metric: MetricRef, name: str, reason: str, ctx: Context) -> Measure:
+    word = ctx.metric(metric)
+    return Measure(name, word.unit, None, None, better=word.better, untimed=reason)
 
 
 def original_and_result_values(
@@ -132,16 +138,21 @@ def with_undecided(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTime
     return replace(outcome, passed=False, undecided=reason) if reason else outcome
 
 
-def timed_in_turns(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, InterleavedTimes]:
-    """Times of both models, taking turns: those that a bound names, and one that every table has.
+def timed_in_turns(
+    original: Any, model: Any, plan: "Plan", ctx: Context
+) -> tuple[dict[MetricRef, InterleavedTimes], dict[MetricRef, str]]:
+    """Times of both models, taking turns: those that a bound names, and one that every table has; and why others were
+    not taken.
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
     must do, and one round where three would take long: nobody asked for it, and a step of a large model takes seconds.
+    Of what is the original itself, written again, it says nothing.
     """
     bounded = [b.metric for b in plan.pipeline.expects if b.profile is None and ctx.metric(b.metric).timed]
     decodes = plan.skeleton.facts.get("causal_lm") and hasattr(model, "generate")  # a plain program doesn't
-    usual = [default_speed_metric(ctx.origin.positions)] if decodes else []
-    result = {}
+    itself = not plan.pipeline.steps and type(model) is type(original)
+    usual = [default_speed_metric(ctx.origin.positions)] if decodes and not itself else []
+    result, untimed = {}, {}
     for metric in dict.fromkeys([*bounded, *usual]):
         try:
             bounds = [
@@ -164,11 +175,14 @@ def timed_in_turns(original: Any, model: Any, plan: "Plan", ctx: Context) -> dic
                 max_seconds=math.inf if metric in bounded else cost.UNASKED,
             )
         except Reject as rejection:
+            if reason := untimed_reason(rejection):
+                untimed[metric] = reason
+                continue
             if metric in bounded or any(d.fault is not no_cache for d in rejection.diagnostics):
                 raise
             continue  # nobody asked how fast a model decodes that doesn't
         result[metric] = timing
-    return result
+    return result, untimed
 
 
 def default_speed_metric(positions: int | None) -> MetricRef:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.recipe import Bound, Pipeline
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
-from ....dsl.syntax.diagnostics import Diagnostic, Fault
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
 from ...core.error_location import with_location
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
+from ...plugin.clock import not_timed
 from .reading import read_until_decided
 from .scores import Score, measure_score
 
@@ -215,6 +216,7 @@ def measure_bounds(
     """
     known = {} if known is None else known
     scores: dict[tuple[MetricRef, str | None], tuple[Score, str]] = {}
+    untimed: dict[tuple[MetricRef, str | None], str] = {}
     skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
     readings = {}
@@ -223,13 +225,20 @@ def measure_bounds(
             readings[bound] = _judge_by_rows(bound, model, ctx)
             continue
         key = (bound.metric, bound.profile)
-        if key not in scores:
-            with with_profile_threads(bound.profile, ctx):
-                metric = ctx.metric(bound.metric)
-                value = None if bound.profile else (timed or {}).get(bound.metric)
+        if key in scores or key in untimed:
+            continue
+        with with_profile_threads(bound.profile, ctx):
+            metric = ctx.metric(bound.metric)
+            value = None if bound.profile else (timed or {}).get(bound.metric)
+            try:
                 scores[key] = measure_score(metric, model, ctx) if value is None else Score(value), metric.unit
-            ctx.record(metric_label(bound), scores[key][0].value, scores[key][1])
-    _measure_baselines([b for b in judged_bounds if b not in readings], ctx, known)
+            except Reject as rejection:
+                untimed[key] = untimed_reason(rejection)
+                if not untimed[key]:
+                    raise
+                continue
+        ctx.record(metric_label(bound), scores[key][0].value, scores[key][1])
+    _measure_baselines([b for b in judged_bounds if (b.metric, b.profile) in scores and b not in readings], ctx, known)
     outcomes = []
     for bound in pipeline.expects:
         if bound in skipped_bounds:
@@ -237,6 +246,9 @@ def measure_bounds(
             continue
         if bound in readings:
             outcomes.append(readings[bound])
+            continue
+        if reason := untimed.get((bound.metric, bound.profile)):
+            outcomes.append(Outcome(bound, None, passed=False, undecided=reason))
             continue
         score, unit = scores[bound.metric, bound.profile]
         original = known[_baseline_key(bound)] if bound.baseline else None
@@ -272,6 +284,12 @@ def _open_reason(outcome: Outcome) -> str:
         return f"{outcome.rows} are too few to say"
     low_high, limit = outcome.relative_interval
     return f"{outcome.rows} leave {low_high} with {100 * outcome.bound.confidence:g} % confidence, the limit is {limit}"
+
+
+def untimed_reason(rejection: Reject) -> str:
+    """Why a runtime could not be timed; "" where something else was refused."""
+    diagnostics = rejection.diagnostics
+    return diagnostics[0].message if all(d.fault is not_timed for d in diagnostics) else ""
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -322,7 +340,7 @@ def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail
                     f"`{bound_text(o.bound)}` is undecided {'by its rows' if o.rows else 'on this machine'}",
                     o.bound.span,
                     note=o.undecided,
-                    help=f"{'give more rows' if o.rows else 'measure on a machine at rest'}, or loosen the bound",
+                    help=_undecided_remedy(o),
                 )
             )
         elif not o.passed:
@@ -337,6 +355,14 @@ def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail
                 )
             )
     return diagnostics
+
+
+def _undecided_remedy(outcome: Outcome) -> str:
+    if outcome.rows:
+        return "give more rows, or loosen the bound"
+    if outcome.value is None:
+        return "time it where its runtime is installed, or write no bound on its speed"
+    return "measure on a machine at rest, or loosen the bound"
 
 
 def _missed_bound_diagnostic(o: Outcome) -> Diagnostic:

@@ -24,7 +24,8 @@ from ...evaluation.timing import InterleavedTimes, measure_interleaved
 from ...plugin.context import Context
 from ...transforms.editing.rehearsed import resolve_skeleton
 from ..judging.comparison import known_original_values, remember
-from ..judging.gate import Outcome, judge_bound, measure
+from ..judging.gate import Outcome, judge_bound
+from ..judging.scores import measure_score
 from ..pipeline import Build
 from .alternatives import Candidate
 from .wish import Wish
@@ -157,10 +158,10 @@ class Trials:
             if metric.timed:
                 continue
             if key not in known:
-                known[key] = measure(metric, original, ctx)
+                known[key] = measure_score(metric, original, ctx)
             for candidate, (model, _) in opened.items():
                 started = time.monotonic()
-                values[candidate][text] = measure(metric, model, ctx), known[key]
+                values[candidate][text] = measure_score(metric, model, ctx).value, known[key].value
                 seconds[candidate] += time.monotonic() - started
         remember(known, {}, plan, self.cache, ctx)
         models = {c.name: model for c, (model, _) in opened.items()}

@@ -7,7 +7,7 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, bad_record, check_field, read_records, text_of
+from ..records import Record, bad_record, check_fields, read_records, text_of
 from ..windows import content_identity, encode, find_files, require_tokenizer, token_windows
 
 no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
@@ -28,7 +28,7 @@ class Chat(Data):
 
     reads = {"path": ("file",)}
 
-    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     length: int = param("Tokens in a row.", ge=2, unit="tokens")
     samples: int | None = param("How many rows; all of them where it is left out.", default=None, ge=1, unit="rows")
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
@@ -88,8 +88,7 @@ class Chat(Data):
 
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
-        for name in [f for f in (self.prompt, self.response) if f] or [self.messages]:
-            check_field(records, name, path)
+        check_fields(records, [f for f in (self.prompt, self.response) if f] or [self.messages], path)
         return records
 
     def _rendered(self, messages: list[dict[str, str]], tokenizer: Any) -> str:

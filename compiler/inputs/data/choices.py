@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, bad_record, check_field, read_records, text_of
+from ..records import Record, bad_record, check_fields, parse_each, read_records, text_of
 from ..windows import content_identity, encode, find_files, require_tokenizer, start_token, token_windows
 
 
@@ -36,7 +36,7 @@ class Choices(Data):
 
     reads = {"path": ("file",)}
 
-    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     question: str = param("Field of the question.", default="question")
     options: str | tuple[str, ...] = param("Field of the list of options, or a list of fields.", default="options")
     fixed: tuple[str, ...] | None = param("Options that every record has, in place of a field.", default=None)
@@ -78,11 +78,12 @@ class Choices(Data):
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
         import torch
 
-        questions = [
-            self._parse_record(record, number, path)
+        numbered = [
+            (record, number, path)
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
+        questions = parse_each(numbered, lambda entry: self._parse_record(*entry))
         if self.samples is None or self.samples >= len(questions):
             return questions
         generator = torch.Generator().manual_seed(ctx.seed if self.seed is None else self.seed)
@@ -91,8 +92,7 @@ class Choices(Data):
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
         fields = () if self.fixed else (self.options,) if isinstance(self.options, str) else self.options
-        for name in (self.question, *fields, self.answer):
-            check_field(records, name, path)
+        check_fields(records, (self.question, *fields, self.answer), path)
         return records
 
     def _parse_record(self, record: Record, line_number: int, path: Path) -> tuple[str, list[str], int]:

@@ -8,7 +8,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.nearest import suggestion
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import check_field, drop_too_long, read_records, text_of
+from ..records import Record, check_fields, drop_too_long, parse_each, read_records, text_of
 from ..windows import choose_rows, content_identity, find_files, require_tokenizer
 
 unknown_class = Fault("unknown-class", "A record's label is none of the classes that a recipe names.")
@@ -29,7 +29,7 @@ class Labels(Data):
     reads = {"path": ("file",)}
     prompted = True
 
-    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     text: str = param("Field of the text.", default="text")
     label: str = param("Field of the label.", default="label")
     classes: tuple[str, ...] = param(
@@ -62,11 +62,14 @@ class Labels(Data):
         tokenizer, items = require_tokenizer(tokenizer, ctx), []
         for path in find_files(self.path, ctx.folder):
             records = read_records(path)
-            for name in (self.text, self.label):
-                check_field(records, name, path)
-            for number, record in enumerate(records, start=1):
+            check_fields(records, (self.text, self.label), path)
+
+            def parse(numbered: tuple[int, Record], path: Path = path) -> tuple[list[int], int]:
+                number, record = numbered
                 ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
-                items.append((ids, self._label_index(str(record[self.label]), number, path)))
+                return ids, self._label_index(str(record[self.label]), number, path)
+
+            items += parse_each(enumerate(records, start=1), parse)
         return drop_too_long(items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts")
 
     def _label_index(self, label: str, line_number: int, path: Path) -> int:

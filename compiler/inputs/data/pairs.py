@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, drop_too_long, read_records, text_of
+from ..records import Record, check_fields, drop_too_long, parse_each, read_records, text_of
 from ..windows import choose_rows, content_identity, encode, find_files, require_tokenizer, start_token
 
 pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
@@ -45,7 +45,7 @@ class Pairs(Data):
     reads = {"path": ("file",)}
     prompted = True
 
-    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     prompt: str = param("Field of the prompt.", default="prompt")
     answer: str = param("Field of the answer.", default="answer")
     join: str = param("What stands between them; it begins the answer.", default="\n", lines=True)
@@ -83,12 +83,14 @@ class Pairs(Data):
 
     def _read_pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
         tokenizer = require_tokenizer(tokenizer, ctx)
-        pairs = [
-            (self._parse_source_and_target if self._is_pair(ctx) else self._parse_pair)(record, number, path, tokenizer)
+        two_sided = self._is_pair(ctx)
+        parse = self._parse_source_and_target if two_sided else self._parse_pair
+        numbered = [
+            (record, number, path)
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
-        two_sided = self._is_pair(ctx)
+        pairs = parse_each(numbered, lambda entry: parse(*entry, tokenizer))
         sizes = [_size(pair, two_sided) for pair in pairs]
         return drop_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
@@ -122,6 +124,5 @@ class Pairs(Data):
 
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
-        for name in (self.prompt, self.answer):
-            check_field(records, name, path)
+        check_fields(records, (self.prompt, self.answer), path)
         return records

@@ -10,7 +10,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import DATA, read_regular
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, drop_too_long, read_records, text_of
+from ..records import Record, check_fields, drop_too_long, read_records, text_of
 from ..windows import choose_rows, content_identity, find_files, require_tokenizer
 from .labels import text_too_long
 
@@ -39,7 +39,7 @@ class Sounds(Data):
 
     reads = {"path": ("file",)}
 
-    path: str | tuple[str, ...] = param("JSONL, JSON or CSV file, glob, or list of them.", positional=True)
+    path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     sound: str = param("Field of the WAV file's path.", default="sound")
     text: str = param("Field of what is said.", default="text")
     length: int = param("Tokens of a target.", ge=2, unit="tokens")
@@ -76,8 +76,7 @@ class Sounds(Data):
 
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
-        for name in (self.sound, self.text):
-            check_field(records, name, path)
+        check_fields(records, (self.sound, self.text), path)
         return records
 
     def _file(self, record: Record, line_number: int, path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, read_records, text_of
+from ..records import Record, check_fields, parse_each, read_records, text_of
 from ..windows import choose_rows, content_identity, find_files, read_text, require_tokenizer
 from .labels import text_too_long
 
@@ -79,6 +79,7 @@ class Texts(Data):
         if path.suffix not in (".jsonl", ".json", ".csv"):
             return [(line,) * len(self.fields) for line in read_text(path).splitlines() if line.strip()]
         records: list[Record] = read_records(path)
-        for name in self.fields:
-            check_field(records, name, path)
-        return [tuple(text_of(r, name, n, path) for name in self.fields) for n, r in enumerate(records, start=1)]
+        check_fields(records, self.fields, path)
+        return parse_each(
+            enumerate(records, start=1), lambda entry: tuple(text_of(entry[1], n, entry[0], path) for n in self.fields)
+        )

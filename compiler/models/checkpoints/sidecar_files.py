@@ -32,6 +32,14 @@ def copy_sidecar_files(model: nn.Module, origin: Origin, folder: Path) -> None:
         hf_model.generation_config.save_pretrained(folder)
 
 
+def sidecar_bytes(origin: Origin) -> int:
+    """Bytes of the files that `copy_sidecar_files` copies of an origin's folder, and of its config."""
+    if not origin.folder:
+        return 0
+    files = (*(origin.folder / n for n in ("config.json", *COMPANIONS)), *origin.folder.glob(TEMPLATES))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _copy_sentence_modules(origin: Path, folder: Path) -> None:
     """Copy the files that make a folder one of sentence-transformers; the transformer itself is in the folder."""
     if not (origin / MODULES).is_file():

@@ -10,6 +10,7 @@ from ...models.checkpoints.generation_config import read_generation
 from ..decoder import Rows
 from ..model import DecoderModel
 from .facts import FACTORS, Facts, read_facts, read_weights
+from .llama_clock import LlamaClock
 from .reading import read_gguf
 
 FILE = "model.gguf"
@@ -160,6 +161,7 @@ def open_gguf(folder: Path) -> DecoderModel:
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
     model = DecoderModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation(folder))
     model.engine_name = "the engine of GGUF files"
+    model.runtime = LlamaClock(folder / FILE, facts.context)
     model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()

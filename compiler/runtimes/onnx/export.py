@@ -34,12 +34,10 @@ from .refusal import cannot_write_onnx
 _OPSET = 18  # what torch's exporter translates to itself; later ones are converted
 
 
-def export_onnx(program: Program, folder: Path, dynamic: str) -> None:
+def export_onnx(program: Program, folder: Path) -> None:
     """`model.onnx` and `model.onnx.data`: a decoder with its cache as inputs and outputs, anything else as it is.
 
     Of an encoder with a decoder three graphs, each with the file of its weights.
-
-    dynamic   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
     """
     model = as_float(program.model)
     if is_encoder_decoder(model):
@@ -47,24 +45,20 @@ def export_onnx(program: Program, folder: Path, dynamic: str) -> None:
         with without_dropout(model), torch.no_grad(), _silence_exporter():
             for graph in seq2seq_export.export_graphs(model):
                 exported = _export(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
-                _save_graph(exported, program.model, folder, graph.name, dynamic)
+                _save_graph(exported, program.model, folder, graph.name)
         return
     with without_dropout(model), torch.no_grad(), _silence_exporter():
         exported = _decoder(model) if decodes(model) else _plain_forward(model, tensors_of(program))
-    _save_graph(exported, program.model, folder, NAME, dynamic)
+    _save_graph(exported, program.model, folder, NAME)
 
 
-def _save_graph(exported: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
+def _save_graph(exported: Any, model: nn.Module, folder: Path, name: str) -> None:
     for node in exported.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()
         node.doc_string = None
     name_axes(exported.model)
     exported.model.metadata_props[FACTS] = json.dumps(artifact_facts(model))
-    path = folder / f"{name}.onnx"
-    if dynamic == "none":
-        exported.save(path, external_data=True)
-    else:
-        _quantize_dynamic(exported, path)
+    exported.save(folder / f"{name}.onnx", external_data=True)
     check_onnx(folder, name)
 
 
@@ -151,17 +145,6 @@ def _export(module: nn.Module, example_inputs: Any, shapes: Any, inputs: list[st
                 help="--debug shows where; `hf` and `native` write models in other ways",
             )
         ) from error
-
-
-def _quantize_dynamic(exported: Any, path: Path) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    plain = path.with_name("plain.onnx")
-    exported.save(plain, external_data=True)
-    quantize_dynamic(plain, path, per_channel=True, weight_type=QuantType.QInt8, use_external_data_format=True)
-    for file in (plain, plain.with_name(f"{plain.name}.data")):
-        file.unlink(missing_ok=True)
-    assert path.with_name(f"{path.name}.data").is_file(), "quantised weights lie in the model's own data file"
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from ....dsl.checker.inputs import inputs
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.checker.values import Selector
 from ....kernels.grid import Grid
+from ...analysis.planning import shrink
 from ...plugin.interfaces import Lossy, Pass, param
 from .grid import check_groups
 from .masks import is_sparse
@@ -55,6 +56,11 @@ class Quantizer(GridPass):
     keeps = Lossy()
     changes = ("weights",)
     after = {"changes: values": "other values would leave the grid"}
+
+    def forecast(self, skeleton: Skeleton) -> Skeleton:
+        """Unchanged shapes, of weights on a grid. Groups that don't divide are reported here."""
+        grid = (self.bits, self.group, self.zero == "middle")
+        return shrink.on_grids(skeleton, {part.path: grid for part in self.chosen(skeleton)})
 
     def effects(self) -> Iterator[str]:
         if self.bits == 4 and self.zero == "free":

@@ -12,8 +12,9 @@ from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts import openers, verify_child
 from effc.compiler.artifacts.compat import plan_padding
+from effc.compiler.artifacts.output_comparison import compare_outputs
 from effc.compiler.artifacts.stock import stock_config
-from effc.compiler.artifacts.verify import attention_of, compare_outputs
+from effc.compiler.artifacts.verify import attention_of
 from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.manifest import Manifest, read_manifest
-from effc.compiler.artifacts.verify import compare_outputs, verify_forms
+from effc.compiler.artifacts.output_comparison import compare_outputs
+from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.plugin.target import Form
 from effc.compiler.targets.hf import FORMS, Hf
 from safetensors.torch import load_file, save_file

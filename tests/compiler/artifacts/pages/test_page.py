@@ -1,5 +1,6 @@
 """A page says what the manifest says, holds nothing that could run or load, and is made of every kind of artifact."""
 
+import json
 import re
 import tarfile
 from dataclasses import replace
@@ -8,11 +9,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from effc.compiler.artifacts.manifest import Measure
 from effc.compiler.artifacts.pages.chart import ATTRIBUTES, TAGS, clean
 from effc.compiler.artifacts.pages.page import render_page
 from effc.compiler.artifacts.pages.sheet import ReportData
 from effc.compiler.artifacts.pages.ways import branches_chart
+from effc.compiler.artifacts.results_table import results_table
 from effc.compiler.cli.main import main
+from effc.compiler.cli.verbs.compile import results_text
+from effc.compiler.cli.verbs.output import Screen
+from effc.compiler.driver.emission import Artifact
+from effc.compiler.driver.pipeline import Result
 from effc.dsl.syntax.diagnostics import EXITS
 
 from tests.compiler.artifacts.pages.sheets import RECIPE, manifest, sheet
@@ -220,11 +227,34 @@ def test_the_verb_writes_a_page_and_says_where(kinds, tmp_path, capsys):
     assert capsys.readouterr().out == text
 
 
-def test_artifacts_of_two_pipelines_have_no_page_together(kinds, tmp_path, capsys):
+def test_artifacts_of_several_pipelines_are_compared_with_a_page_of_each_beside(kinds, tmp_path, capsys):
     place = tmp_path / "both.html"
-    assert main(["report", str(kinds / "front"), str(kinds / "reft"), "-o", str(place)]) == EXITS["usage"]
-    assert "several-pipelines" in capsys.readouterr().err
-    assert not place.exists()
+    assert main(["report", str(kinds / "front"), str(kinds / "reft"), "-o", str(place), "--format", "json"]) == 0
+    pages = json.loads(capsys.readouterr().out)["pages"]
+    text = place.read_text()
+    assert [Path(page).name for page in pages] == ["both-1.html", "both-2.html"]
+    assert all(f'href="{Path(page).name}"' in text and Path(page).is_file() for page in pages)
+    assert "2 artifacts of 2 results" in text
+
+
+def test_a_folder_of_artifacts_is_reported_as_what_lies_in_it(kinds, tmp_path):
+    place = tmp_path / "all.html"
+    assert main(["report", str(kinds), "-o", str(place)]) == 0
+    for artifact in ("front", "reft"):
+        assert artifact in Reader(place.read_text()).text
+    assert main(["report", str(tmp_path), "-o", str(place)]) == EXITS["environment"]
+
+
+def test_the_table_of_results_has_measures_in_columns_and_what_came_of_bounds():
+    small, large = sheet(), sheet(name="large", expectations=(), measures=(Measure("bytes", "B", None, 2048.0),))
+    head, original, first, second = results_table([small, large])
+    assert head == ("pipeline", "artifact", "target", "params", "bytes", "decode.p50", "bounds")
+    assert original == ("original", "", "", "1.84 M", "", "20.0 ms", "")
+    assert first[3:] == ("1.55 M", "", "18.0 ms", "1 of 2 undecided")
+    results = [Result(None, [Artifact(Path(s.location), s.manifest, ())]) for s in (small, large)]
+    assert "2 artifacts of 2 results" in results_text(results, Screen("text", "never"))
+    assert results_text(results[:1], Screen("text", "never")) == ""
+    assert second[0] == "large" and second[3:] == ("", "2.00 KiB", "", "")
 
 
 def test_test_time_compute_shows_what_each_way_is_worth_and_what_there_was_to_choose():

@@ -1,6 +1,5 @@
 """`effc lock` writes down what decides an artifact; `--locked` refuses what is otherwise, at its place."""
 
-import json
 import os
 import shutil
 import tomllib
@@ -9,7 +8,9 @@ from pathlib import Path
 import pytest
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.cli.main import main
+from effc.compiler.core.sealed_json import canonical
 from effc.compiler.inputs.sources.zoo import zoo
+from effc.compiler.plugin import lockfile
 
 RECIPE = """effspec 1
 model base = hf("./model")
@@ -54,7 +55,8 @@ def test_a_lock_says_what_a_person_would_look_for(locked):
     for name in ("machine isa", "version torch", "setting seed", "model base file model.safetensors"):
         assert facts[name]
     assert len(facts["data calib content"]) == 64 and len(facts["source pass prune.channels"]) == 64
-    assert json.loads(facts["model base dtype"]) == "auto"  # a default that nobody wrote
+    assert facts["model base dtype"] == "auto"  # a default that nobody wrote
+    assert facts["data calib length"] == 32 and facts["step small.thin keep"]["Ratio"]["value"] == 0.75
     assert list(facts) == sorted(facts)
 
 
@@ -64,6 +66,19 @@ def test_a_plan_of_what_was_locked_passes_and_takes_the_locks_threads(effc, own)
     (own / "effspec.lock").write_text(text.replace('"setting threads" = "1"', '"setting threads" = "2"'))
     assert effc("plan", "r.effspec", "--locked", "-q").code == 0
     assert effc("plan", "r.effspec", "--locked", "--threads", "1", "-q").code == 3
+
+
+def test_a_lock_of_json_texts_as_effc_0_2_0_wrote_them_holds(effc, own):
+    lock = lockfile.read_lock(own)
+    facts = lock["recipes"]["r.effspec"]
+    arguments = [f"step small.thin {name}" for name in ("align", "data", "keep", "on", "reorder", "repair")]
+    for name in (*arguments, "data calib length", "data calib path", "model base dtype"):
+        facts[name] = facts[name] if facts[name] == "null" else canonical(facts[name])
+    lockfile.write_lock(own, lock)
+    assert '\\"' in (own / "effspec.lock").read_text()
+    assert effc("plan", "r.effspec", "--locked", "-q").code == 0
+    (own / "r.effspec").write_text((own / "r.effspec").read_text().replace("75%", "50%"))
+    assert "`step small.thin keep` was 75% of channels" in effc("plan", "r.effspec", "--locked", "-q").err
 
 
 @pytest.mark.parametrize(
@@ -93,7 +108,14 @@ def test_a_lock_that_has_more_than_the_recipe_contradicts_it(effc, own):
 
 
 @pytest.mark.parametrize(
-    "text", ["x = [", "format = 2\n", "format = 1\nrecipes = 3\n", "format = 1\n[recipes.a]\nb = 1\n"]
+    "text",
+    [
+        "x = [",
+        "format = 2\n",
+        "format = 1\nrecipes = 3\n",
+        "format = 1\n[packages.a]\nb = 1\n",
+        "format = 1\n[recipes.a]\nb = nan\n",
+    ],
 )
 def test_what_is_no_lock_is_refused(effc, own, text):
     (own / "effspec.lock").write_text(text)

@@ -1,0 +1,80 @@
+"""Table that compares results: a row for each artifact, of whatever pipelines and variants."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..core.quantity import count_text, measurement_text
+from .manifest import NAME, Expectation, Measure
+from .pages.sheet import ReportData, number, word
+
+_FIRST, _LAST = ("params", "bytes"), ("prefill", "decode", "throughput")  # sizes, quality, speed
+_OUTCOMES = {"fails": ("fails", "fail"), "undecided": ("undecided",) * 2, "skipped": ("skipped",) * 2}
+
+
+def artifacts_in(folder: Path) -> list[Path]:
+    """Artifacts of an output folder, those of variants too; the folder itself where it is one, or holds none."""
+    if (folder / NAME).is_file():
+        return [folder]
+    files = (*folder.glob(f"[!.]*/{NAME}"), *folder.glob(f"[!.]*/[!.]*/{NAME}"))
+    return sorted(file.parent for file in files) or [folder]
+
+
+def label_of(sheet: ReportData) -> str:
+    """Name of an artifact among those of other variants and pipelines."""
+    variant = word(sheet.manifest.recipe.get("variant"))
+    return f"{word(sheet.manifest.name)} [{variant}]" if variant else word(sheet.manifest.name)
+
+
+def results_table(sheets: Sequence[ReportData]) -> list[tuple[str, ...]]:
+    """Rows of cells, the head first: pipeline, artifact, target, each measure, bounds."""
+    measures = [{word(m.metric): m for m in sheet.manifest.measures} for sheet in sheets]
+    metrics = sorted(dict.fromkeys(name for row in measures for name in row), key=_rank)
+    originals = [_original([row[name] for row in measures if name in row]) for name in metrics]
+    return [
+        ("pipeline", "artifact", "target", *metrics, "bounds"),
+        ("original", "", "", *originals, ""),
+        *(
+            (
+                label_of(sheet),
+                word(sheet.location),
+                word(sheet.manifest.kind),
+                *(_value(row.get(name)) for name in metrics),
+                bounds_text(sheet.manifest.expectations),
+            )
+            for sheet, row in zip(sheets, measures, strict=True)
+        ),
+    ]
+
+
+def bounds_text(expectations: Sequence[Expectation]) -> str:
+    """`3 hold`, `1 of 3 fails`; "" where nothing was expected."""
+    outcomes = [e.outcome for e in expectations]
+    for name, (one, many) in _OUTCOMES.items():
+        if count := outcomes.count(name):
+            return f"{count} of {len(outcomes)} {one if count == 1 else many}"
+    return f"{len(outcomes)} hold{'s' * (len(outcomes) == 1)}" if outcomes else ""
+
+
+def results_title(sheets: Sequence[ReportData]) -> str:
+    """`4 artifacts of 2 results`."""
+    results = len({sheet.pipeline for sheet in sheets})
+    return f"{count_text(len(sheets), 'artifact')} of {count_text(results, 'result')}"
+
+
+def _rank(metric: str) -> int:
+    if metric in _FIRST:
+        return _FIRST.index(metric)
+    return 3 if metric.startswith(_LAST) else 2
+
+
+def _value(measure: Measure | None) -> str:
+    if measure is None:
+        return ""
+    value = number(measure.compiled)
+    return measurement_text(value, measure.unit) if value is not None else "not timed" if measure.untimed else ""
+
+
+def _original(measures: Sequence[Measure]) -> str:
+    """Value of the original, where all tell the same."""
+    texts = {measurement_text(v, m.unit) for m in measures if (v := number(m.original)) is not None}
+    return texts.pop() if len(texts) == 1 else ""
