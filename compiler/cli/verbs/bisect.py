@@ -23,8 +23,11 @@ _gate = typer.Option(
 def register(app: typer.Typer) -> None:
     @make_verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
     def bisect(recipe: Annotated[Path, _recipe], shared: Shared, gate: Annotated[str, _gate] = "") -> int:
-        """Say which step, or which single cut, broke a bound; exit 4 where one did. What the cache has is not run."""
+        """Say which step, or which single cut, broke a bound; exit 4 where one did. What the cache has is not run.
+
+        Where the bound holds, it is what the recipe's baseline allows for the same metric."""
         from ...driver import api
+        from ...driver.judging.baseline import held_bound
 
         shared.check_environment()
         with shared.listening() as listener:
@@ -36,7 +39,10 @@ def register(app: typer.Typer) -> None:
             chosen = [(p, b) for p, b in of_result if _matches_name(b, gate)]
             if len(chosen) != 1:
                 raise Reject(_ambiguous_bound(chosen or of_result, bool(chosen), gate))
-            blame = api.bisect(session, *chosen[0])
+            (plan, bound), blame = chosen[0], api.bisect(session, *chosen[0])
+            held = held_bound(session.path, plan, bound)
+            if not blame.diagnostics and held is not None:  # the bound holds, and a baseline may allow less
+                blame = api.bisect(session, plan, held)
         return print_result(blame, shared)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....dsl.checker.recipe import Bound
 from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.source import Span
@@ -245,6 +246,22 @@ def baseline_entry(
             message = f"{name} is another than when the baseline was written"
             raise Reject(foreign_baseline(message, _span(name, plan), help=_REMEDY))
     return entry
+
+
+def held_bound(recipe: Path, plan: "Plan", bound: Bound) -> Bound | None:
+    """Bound that a baseline sets on the metric of another: the widest limit of the pipeline's artifacts; None where it
+    has none, or times, which hold on one machine alone."""
+    body = read_baseline(recipe)
+    key = (plan.pipeline.name, plan.recipe.variant)
+    entries = [a for a in body["artifacts"] if (a["pipeline"], a["variant"]) == key] if body else []
+    measures = [m for a in entries for m in a["measures"] if m["metric"] == metric_label(bound) and not m["clocked"]]
+    if body is None or not measures:
+        return None
+    better, tolerance = measures[0]["better"], float(body["tolerance"]["quality"])
+    exact = metric_label(bound) in EXACT
+    limits = [float(m["value"]) if exact else _changes(float(m["value"]), tolerance, better) for m in measures]
+    op, limit = ("<=", max(limits)) if better == "lower" else (">=", min(limits))
+    return Bound(bound.metric, op, limit)
 
 
 def named(plan: "Plan", artifact: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ def main(file: str, context: str, threads: str) -> None:
         ids = [request["token"]] if "token" in request else prompt
         started = time.perf_counter()
         llama.eval(ids)
+        llama_cpp.llama_synchronize(llama.ctx)  # logits that nobody reads may not be there yet
         print(json.dumps(time.perf_counter() - started), flush=True)
 
 

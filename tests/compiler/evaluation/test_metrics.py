@@ -274,6 +274,19 @@ def test_questions_score_one_by_one(quiz, model):
     assert metric.score_rows(model, quiz, [4, 8]).sums == [scores.sums[4], scores.sums[8]]
 
 
+def test_classes_are_judged_row_by_row(tmp_path):
+    worlds.classifier(tmp_path / "m")
+    lines = [json.dumps({"text": f"row {i}", "label": "no" if i % 3 else "yes"}) for i in range(9)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    origin = Hf(name="./m").resolve(worlds.context(tmp_path))
+    rows = ("labels", {"path": "rows.jsonl", "classes": ("no", "yes"), "length": 16})
+    ctx = worlds.context(tmp_path, origin, {"rows": rows})
+    metric, model = ctx.registry.load_class("metric", "accuracy")(data=DataRef("rows")), origin.load()
+    scores = metric.score_rows(model, ctx)
+    assert scores.value == metric.measure(model, ctx) and metric.row_count(ctx) == len(scores.sums) == 9
+    assert metric.score_rows(model, ctx, [8, 1]).sums == [scores.sums[8], scores.sums[1]]
+
+
 # -- choice --------------------------------------------------------------------------------------------------
 
 

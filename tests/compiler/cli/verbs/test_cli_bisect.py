@@ -54,6 +54,21 @@ def test_a_step_without_cuts_is_named_alone(effc, values, tmp_path):
     assert "the model" in run.out and "r.effspec:9:10" in run.err
 
 
+def test_what_a_baseline_catches_is_bisected_where_the_bound_itself_holds(effc, values, tmp_path):
+    folder, (thin, *cuts) = values
+    (tmp_path / "r.effspec").write_text(text("perplexity(data: heldout) <= 1e9"))
+    measure = {"metric": "perplexity(data: heldout)", "unit": "", "value": thin, "better": "lower", "clocked": False}
+    entry = {"pipeline": "small", "variant": "", "artifact": "small", "inputs": {}, "measures": [measure]}
+    body = {"format": 1, "recipe": "r.effspec", "machine": {}, "artifacts": [entry]}
+    body["tolerance"] = {"quality": (cuts[0] / thin - 1) / 2, "time": 0.1}
+    (tmp_path / "r.baseline.json").write_text(json.dumps(body))
+    run = effc("bisect", "r.effspec", "--gate", "perplexity", "--format", "json", "-q", "--cache-dir", folder / "cache")
+    told = json.loads(run.out)
+    assert run.code == 4 and told["broken_by"] == "slim" and len(told["cuts"]) == 1
+    (tmp_path / "r.baseline.json").write_text(json.dumps(body | {"tolerance": {"quality": 1e9, "time": 0.1}}))
+    assert effc("bisect", "r.effspec", "--gate", "perplexity", "-q", "--cache-dir", folder / "cache").code == 0
+
+
 def test_a_gate_names_one_bound(effc, tmp_path):
     (tmp_path / "r.effspec").write_text(text("params <= 2 * base"))
     for gate, said in (("bytes", "no bound begins with `bytes`"), ("params", "2 bounds begin with `params`")):
