@@ -174,11 +174,11 @@ class Mixed(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         """Unchanged shapes, of packed weights; of a budget of time those of int8."""
-        shapes = [shape for part in parts(skeleton, self.on) for name, shape in part.tensors if name == "weight"]
-        numbers = sum(map(prod, shapes))
         width = 2 if skeleton.facts.get("dtype") in ("bfloat16", "float16") else 4
         share = self.keep.value * width if self.keep.of == "bytes" else 1.0
-        return shrink.lowered(skeleton, numbers, round(share * numbers))
+        chosen = parts(skeleton, self.on)
+        numbers = {p.path: prod(shape) for p in chosen for name, shape in p.tensors if name == "weight"}
+        return shrink.lowered(skeleton, {path: round(share * count) for path, count in numbers.items()})
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """A forward for each option of each module, twice: around the model, and around the solution."""

@@ -247,8 +247,8 @@ def measure_bounds(
         if bound in readings:
             outcomes.append(readings[bound])
             continue
-        if reason := untimed.get((bound.metric, bound.profile)):
-            outcomes.append(Outcome(bound, None, passed=False, undecided=reason))
+        if (bound.metric, bound.profile) in untimed:
+            outcomes.append(Outcome(bound, None, passed=False, undecided=untimed[bound.metric, bound.profile]))
             continue
         score, unit = scores[bound.metric, bound.profile]
         original = known[_baseline_key(bound)] if bound.baseline else None

@@ -74,9 +74,11 @@ def pack_option(module: nn.Module, option: Option, norms: Tensor) -> KernelLinea
     if not option.zeros:
         return KernelLinear.of(module, option.kernel)
     weight = masked(weight_of(module), option.zeros, norms)
-    sparse = nn.Linear(weight.shape[1], weight.shape[0], bias=getattr(module, "bias", None) is not None)
+    bias = getattr(module, "bias", None)
+    sparse = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     sparse.weight = nn.Parameter(weight, requires_grad=False)
-    sparse.bias = getattr(module, "bias", None)
+    if bias is not None:
+        sparse.bias = bias
     return KernelLinear.of(sparse, option.kernel)
 
 
