@@ -6,8 +6,8 @@ no honesty. Widths are equal in standard errors (Pocock 1977, Biometrika 64), wh
 either soon or late; quantiles are Student's, with Hall's correction for skewness (`ratio_interval`).
 
 Chosen by what bench/sequential.py measures on rows of the embedded model: with at most 100 rows it decides a difference
-of 0.3 standard deviations 78 times in 100, a confidence sequence by a normal mixture (Waudby-Smith et al. 2021, arXiv
-2103.06476), which needs no number of rows, 56 times. Betting (Waudby-Smith and Ramdas 2023, arXiv 2010.09686) is exact
+of 0.3 standard deviations 76 times in 100, a confidence sequence by a normal mixture (Waudby-Smith et al. 2021, arXiv
+2103.06476), which needs no number of rows, 61 times. Betting (Waudby-Smith and Ramdas 2023, arXiv 2010.09686) is exact
 for losses with bounds, which nats do not have.
 """
 
