@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.nearest import suggestion
 from ..core.json_errors import describe_json_error
 from ..core.safe_read import parse_json
@@ -17,7 +17,8 @@ bad_record = Fault("bad-record", "A line of a data file is not a record, or a fi
 no_field = Fault("no-field", "A data file has no field of the name that a recipe gives.")
 
 Record = dict[str, Any]
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 MOST = 10  # faults of one file that are told
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -42,7 +43,8 @@ def read_records(path: Path) -> list[Record]:
 
 def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
     """Results of `parse` for each item; raises Reject with the faults of all of them, the first `MOST` and a count."""
-    results, faults = [], []
+    results: list[R] = []
+    faults: list[Diagnostic] = []
     for item in items:
         try:
             results.append(parse(item))

@@ -165,8 +165,8 @@ class Native(Target):
             _, size, middle = weight.grid
             group = self.group if size % self.group == 0 else next((g for g in (128, 64, 32) if size % g == 0), group)
             zero_codes = not middle
-        count = prod(weight.shape[:-2])
-        return count * packed_bytes(format.kernel, *weight.shape[-2:], group=group, zero_codes=zero_codes)
+        *experts, n, k = weight.shape
+        return prod(experts) * packed_bytes(format.kernel, n, k, group=group, zero_codes=zero_codes)
 
     def forms(self) -> tuple[Form, ...]:
         from ..runtimes.native.linears import Numbers

@@ -104,8 +104,8 @@ def print_results(results: "Sequence[Result]", shared: Shared) -> int:
                 screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {summary.path}", "bold") + "\n")
             if accounts := accounts_text(result, screen):
                 screen.answer(accounts + "\n")
-        if summary := results_text(results, screen):
-            screen.answer(summary + "\n")
+        if table := results_text(results, screen):
+            screen.answer(table + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
         from ...core.quantity import duration_text

@@ -195,7 +195,8 @@ def measure_bounds(
         if bound in skipped_bounds:
             outcomes.append(Outcome(bound, None, skipped=skipped_bounds[bound]))
             continue
-        if reason := untimed.get((bound.metric, bound.profile)):
+        if untimed.get((bound.metric, bound.profile)):
+            reason = untimed[bound.metric, bound.profile]
             outcomes.append(Outcome(bound, None, passed=False, undecided=reason))
             continue
         value, unit = values[bound.metric, bound.profile]
