@@ -90,7 +90,7 @@ class Pairs(Data):
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
-        pairs = parse_each(numbered, lambda entry: parse(*entry, tokenizer))
+        pairs = parse_each(numbered, lambda entry: parse(entry[0], entry[1], entry[2], tokenizer))
         sizes = [_size(pair, two_sided) for pair in pairs]
         return drop_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 

@@ -29,16 +29,16 @@ class LlamaClock:
         self.file, self.context = file, context
 
     def prefill_step(self, prompt: Sequence[int]) -> Callable[[], float]:
-        ask = self._start(prompt)
-        return lambda: ask({"prompt": list(prompt)})
+        send = self._start(prompt)
+        return lambda: send({"prompt": list(prompt)})
 
     def decode_step(self, prompt: Sequence[int], batch: int) -> Callable[[], float]:
         """Decodes tokens of the prompt again: which ones they are changes no time."""
         if batch > 1:
             raise Reject(not_timed(f"llama-cpp-python decodes one sequence at a time, and not {batch}"))
-        ask, tokens = self._start(prompt), cycle(prompt)
-        ask({"prompt": list(prompt)})
-        return lambda: ask({"token": next(tokens)})
+        send, tokens = self._start(prompt), cycle(prompt)
+        send({"prompt": list(prompt)})
+        return lambda: send({"token": next(tokens)})
 
     def _start(self, prompt: Sequence[int]) -> "Callable[[dict[str, int | list[int]]], float]":
         if len(prompt) >= self.context:
@@ -59,7 +59,7 @@ class LlamaClock:
         call = [sys.executable, "-P", str(_CHILD), str(self.file), str(context), str(torch.get_num_threads())]
         process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         connection = _Connection(process)
-        return connection.ask
+        return connection.send
 
 
 class _Connection:
@@ -69,7 +69,7 @@ class _Connection:
         self.process = process
         weakref.finalize(self, _stop, process)
 
-    def ask(self, request: "dict[str, int | list[int]]") -> float:
+    def send(self, request: "dict[str, int | list[int]]") -> float:
         assert self.process.stdin is not None and self.process.stdout is not None, "pipes were asked for"
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
