@@ -12,11 +12,10 @@ from ...analysis.planning.plan import Size
 from ...core.quantity import size
 from ..judging.gate import bound_text, limit_in_unit
 from .alternatives import Candidate, candidates_of
-from .search import disk_bytes
 from .trials import Trials
 from .wish import Wish
 
-ROOM = 0.8  # share of planned bytes that a bound on bytes must leave room for
+ROOM = 0.97  # share of planned bytes that a bound on bytes must leave room for: they are known to 3 %
 
 contradicting_bounds = Fault("contradicting-bounds", "Two bounds on one metric leave no value that keeps both.")
 unreachable_bound = Fault(
@@ -77,7 +76,7 @@ def _unreachable(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:
     bounds = [b for b in wish.bounds if b.metric.name == "bytes" and b.op in ("<=", "<")]
     if not bounds:
         return
-    planned = {c: disk_bytes(plan) for c in _smallest(wish) if (plan := trials.plan_or_none(c)) is not None}
+    planned = {c: sum(e.weight_bytes for e in plan.emissions) for c in _smallest(wish) if (plan := trials.plan_or_none(c)) is not None}
     if not planned:
         return
     candidate = min(planned, key=lambda c: planned[c])
