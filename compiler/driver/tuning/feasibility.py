@@ -76,7 +76,8 @@ def _unreachable(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:
     bounds = [b for b in wish.bounds if b.metric.name == "bytes" and b.op in ("<=", "<")]
     if not bounds:
         return
-    planned = {c: sum(e.weight_bytes for e in plan.emissions) for c in _smallest(wish) if (plan := trials.plan_or_none(c)) is not None}
+    plans = {c: plan for c in _smallest(wish) if (plan := trials.plan_or_none(c)) is not None}
+    planned = {c: sum(e.weight_bytes for e in plan.emissions) for c, plan in plans.items()}
     if not planned:
         return
     candidate = min(planned, key=lambda c: planned[c])
