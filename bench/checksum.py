@@ -39,12 +39,15 @@ def main() -> None:
     whole = memoryview(plain.view(torch.uint8).numpy())
     entries = {"w": {"sha256": [hashlib.sha256(piece).hexdigest() for piece in plan_files.pieces(whole)]}}
     rows = {"read": (lambda: plain.view(torch.int64).sum(), count)}
-    rows["plain"] = (lambda: opening.check_weights({"w": plain}, entries, given.threads), count)
+    rows["plain"] = (lambda: opening.verify_weights({"w": plain}, entries, given.threads), count)
     for kernel in ("dense_linear", "sparse_linear"):
         weight = torch.randn(2048, count // 4 // 2048)
         weight *= torch.rand_like(weight) < 0.5
         held = packed.pack(kernel, weight, 1)
-        rows[f"packed {kernel}"] = (lambda held=held: packed.check(packed.kernel_of(held), held.view(-1)), held.numel())
+        rows[f"packed {kernel}"] = (
+            lambda held=held: packed.check_packed_weight(packed.kernel_of(held), held.view(-1)),
+            held.numel(),
+        )
     for name, (call, of) in rows.items():
         speed = best_gb_per_second(call, of, clock)
         print(f"{name:<24} {speed:6.2f} GB/s{'' if name == 'read' or speed >= GOAL else f'   below {GOAL:g}'}")

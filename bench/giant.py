@@ -47,7 +47,7 @@ TARGETS = {"hf": 'hf("out")', "native": 'native("out")', "native int8": 'native(
 
 def write_random_checkpoint(size: str, folder: Path, shard_bytes: int = 2 << 30, seed: int = 0) -> None:
     """A checkpoint folder of these shapes, weights drawn as Llamas begin: normal, 0.02; norms are one."""
-    from effc.compiler.models.checkpoints.tensor_files import Piece, write_tensors
+    from effc.compiler.models.checkpoints.tensor_files import Piece, write_safetensors_files
 
     hidden, layers, heads, kv, mlp, vocabulary, tied = SHAPES[size]
     generator, width = torch.Generator().manual_seed(seed), hidden // heads
@@ -80,7 +80,7 @@ def write_random_checkpoint(size: str, folder: Path, shard_bytes: int = 2 << 30,
     if not tied:
         pieces.append(random_tensor("lm_head.weight", vocabulary, hidden))
     folder.mkdir(parents=True)
-    write_tensors(folder, pieces, shard_bytes)
+    write_safetensors_files(folder, pieces, shard_bytes)
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -132,7 +132,7 @@ def compile_recipe(model: Path, name: str, work: Path, threads: int, measured: s
     keep(work / "cache", Speeds(**json.loads(measured)))
     options = {"cache_dir": work / "cache", "threads": threads, "seed": 0, "tell": tell}
     started = time.perf_counter()
-    (plan,) = api.make_plans(api.open_session(path, **options))
+    (plan,) = api.plan_all_pipelines(api.open_session(path, **options))
     ended("plan", time.perf_counter() - started, 0)
     foreseen = {s.name: (s.seconds, s.peak_bytes) for s in plan.stages}
     foreseen |= {f"emit {e.call.word}": (e.seconds, e.peak_bytes) for e in plan.emissions}
@@ -159,10 +159,10 @@ def peak_resident_bytes() -> int:
 
 def run(model: Path, names: list[str], threads: int, work: Path | None, data: list[str]) -> None:
     from effc.compiler.core.fingerprint import machine_facts
-    from effc.compiler.core.speeds import measure_speeds
+    from effc.compiler.core.speeds import measure_machine_speeds
 
     torch.set_num_threads(threads)
-    measured = json.dumps(asdict(measure_speeds(model.parent / "disk", seconds_each=0.5)))
+    measured = json.dumps(asdict(measure_machine_speeds(model.parent / "disk", seconds_each=0.5)))
     weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(
         f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, seed 0, weights {weights / 2**30:.2f} GiB",

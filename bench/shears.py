@@ -107,10 +107,10 @@ def run_route(folder: Path, name: str, asked, seed: int):
     path = folder / "shears.effspec"
     path.write_text(RECIPE.format(model=asked.model, data=data, steps=steps), encoding="utf-8")
     session = api.open_session(path, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=seed)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
-        build.run_step(stage)
+        build.run_step_unless_cached(stage)
     outcome = build.load_outcome(plan.stages[-1].key if plan.stages else plan.identity)
     return (outcome.load(outcome.points[0]) if hasattr(outcome, "points") else outcome.program), build.ctx
 

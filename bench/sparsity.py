@@ -55,7 +55,7 @@ def build_of(folder: Path, model: str, step: str, samples: int):
     recipe = folder / "sparsity.effspec"
     recipe.write_text(RECIPE.format(model=model_source(model), texts=TEXTS, step=step, samples=samples))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
@@ -95,7 +95,7 @@ def main() -> None:
             if not number:
                 print(line.format("dense", "", "", f"{perplexity(program, build.ctx):.2f}", ""), flush=True)
             started = time.perf_counter()
-            build.run_step(stage)
+            build.run_step_unless_cached(stage)
             seconds = time.perf_counter() - started
             program = build.load_outcome(stage.key).program
             zeros = next(note["sparsity"] for note in program.notes if "sparsity" in note)

@@ -2,7 +2,7 @@
 
 A plan is a closed list of steps over registers. A register is float32 rows [tokens, width]; every step
 writes one that no other step writes, from registers that steps before it wrote. `engine_steps.py` lists the ops
-and their fields; whatever a plan says, nothing past `check_plan` leaves its memory.
+and their fields; whatever a plan says, nothing past `check_plan_and_weights` leaves its memory.
 """
 
 import math
@@ -34,13 +34,13 @@ class Layout:
     weights: list[Weight] = field(default_factory=list)
 
 
-def check_plan(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -> Layout:
+def check_plan_and_weights(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -> Layout:
     """Check a plan and its weights; KernelError names the first step, register or weight that does not fit.
 
     weights   uint8 rows of bytes as `packed.pack` makes them, float32 or bfloat16; contiguous, in memory
     deep      read every packed weight whole and compare checksums, instead of sizes and headers alone
     """
-    return _Reader(plan, weights, deep).read()
+    return _Reader(plan, weights, deep).read_layout()
 
 
 class _Reader:
@@ -63,7 +63,7 @@ class _Reader:
         if not so:
             raise self.refuse(problem)
 
-    def read(self) -> Layout:
+    def read_layout(self) -> Layout:
         plan = self.plan
         self.need(isinstance(plan, Mapping), "it is not an object")
         self.need(
@@ -73,23 +73,23 @@ class _Reader:
         self.need(all(_int(w, 1) for w in widths), "its registers are no list of widths")
         slots = self.list_of("slots", "its slots are no list")
         self.need(_int(plan.get("context"), 1), "its context is no number of tokens")
-        self.out = Layout([*widths], [self.slot(s) for s in slots], -1, plan["context"], 0)
+        self.out = Layout([*widths], [self.read_cache_slot(s) for s in slots], -1, plan["context"], 0)
         if "encoder" in plan:
-            self.out.encoder = engine_sources.encoder(self, plan["encoder"])
+            self.out.encoder = engine_sources.read_encoder_plan(self, plan["encoder"])
         steps = self.list_of("steps", "it has no steps")
         self.need(bool(steps), "it has no steps")
         for number, step in enumerate(steps):
             op = step.get("op") if isinstance(step, Mapping) else None
             self.need(isinstance(op, str) and op in STEPS, f"step {number} is none that the engine knows")
             self.location = f"{self.title}, step {number}, {op}" if self.inside else f"step {number}, {op}"
-            self.step(step)
+            self.read_step(step)
         self.location = self.title
         self.need(len(self.used_slots) == len(slots), "a slot of its cache is not used by any attention")
         self.need(bool(self.ids), "it has no embedding of tokens")
         if self.inside:
             engine_sources.finish(self, plan, steps)
         else:
-            self.finish(plan.get("logits"), steps)
+            self.check_logits_register(plan.get("logits"), steps)
         self.out.stateful = any(s["op"] in STATEFUL for s in steps)
         self.need(
             not (self.out.bidirectional and self.out.stateful),
@@ -109,11 +109,11 @@ class _Reader:
             raise self.refuse(problem)
         return value
 
-    def finish(self, logits, steps: list) -> None:
+    def check_logits_register(self, logits, steps: list) -> None:
         self.need(
             _int(logits, 0) and logits in self.assigned, f"its logits are register {logits}, which no step writes"
         )
-        readers = [r for s in steps for r in self.read_by(s)]
+        readers = [r for s in steps for r in self.registers_read_by_step(s)]
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
         self.need(
@@ -123,7 +123,7 @@ class _Reader:
         self.out.logits = logits
 
     @staticmethod
-    def read_by(step: Mapping) -> list[int]:
+    def registers_read_by_step(step: Mapping) -> list[int]:
         kinds = STEPS[step["op"]]
         return [
             r
@@ -133,7 +133,7 @@ class _Reader:
             if r is not None
         ]
 
-    def slot(self, slot) -> Slot:
+    def read_cache_slot(self, slot) -> Slot:
         fields = slot if isinstance(slot, Mapping) else {}
         head_dim = fields.get("head_dim", 0)
         sizes = [fields.get("kv_heads", 0), head_dim, fields.get("value_dim", head_dim)]
@@ -143,9 +143,9 @@ class _Reader:
         )
         return Slot(*sizes)
 
-    def step(self, fields: Mapping) -> None:
+    def read_step(self, fields: Mapping) -> None:
         step = {**{name: value for name, value in LATER.items() if name in STEPS[fields["op"]]}, **fields}
-        self.fields(step)
+        self.check_step_fields(step)
         if step["op"] in SILENT:
             getattr(self, f"_{step['op']}")(step)
             return
@@ -153,23 +153,23 @@ class _Reader:
         getattr(self, f"_{step['op']}")(step, to, self.out.widths[to])
         self.assigned.add(to)
 
-    def fields(self, step: Mapping) -> None:
+    def check_step_fields(self, step: Mapping) -> None:
         kinds = {**({} if step["op"] in SILENT else {"to": "t"}), **STEPS[step["op"]]}
         for name in step.keys() - kinds.keys() - {"op"}:
             raise self.refuse(f"it has a field `{name}`, which this op does not have")
         for name, kind in kinds.items():
             self.need(name in step, f"it has no `{name}`")
-            self.need(self.fits(step[name], kind), f"its `{name}` is {step[name]!r}")
+            self.need(self.is_field_of_kind(step[name], kind), f"its `{name}` is {step[name]!r}")
 
-    def fits(self, value, kind: str) -> bool:
+    def is_field_of_kind(self, value, kind: str) -> bool:
         if kind == "t":
             return _int(value, 0) and value < len(self.out.widths) and value not in self.assigned
         if kind in ("r", "r?"):
             return (_int(value, 0) and value in self.assigned) or (kind == "r?" and value is None)
         if kind == "R":
-            return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "r") for v in value)
+            return isinstance(value, list) and len(value) > 0 and all(self.is_field_of_kind(v, "r") for v in value)
         if kind == "W":
-            return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "w") for v in value)
+            return isinstance(value, list) and len(value) > 0 and all(self.is_field_of_kind(v, "w") for v in value)
         if kind in ("w", "w?"):
             return (isinstance(value, str) and value in self.retained.given) or (kind == "w?" and value is None)
         if kind in ("+", "0", "+?"):
@@ -190,32 +190,32 @@ class _Reader:
     # -- ops
 
     def _embedding(self, step, to, width) -> None:
-        number = self.retained.number(step["table"])
+        number = self.retained.weight_index(step["table"])
         table = self.retained.laid[number]
         self.need(table.k == width, f"its rows have {table.k} numbers, and register {to} has {width}")
         self.ids.append(table.n)
         self.emit("embedding", to, weight=number)
 
     def _positions(self, step, to, width) -> None:
-        number = self.retained.number(step["table"])
+        number = self.retained.weight_index(step["table"])
         table = self.retained.laid[number]
         self.need(table.form >= 16 and table.k == width, f"its table is not rows of {width} float32 or bfloat16")
         self.out.context = min(self.out.context, table.n)
         self.emit("positions", to, weight=number)
 
-    def _norm(self, step, to, width) -> None:
+    def _norm(self, step, destination, width) -> None:
         group = step["group"]
         self.need(self.width(step["x"]) == width and width % group == 0, f"groups of {group} do not divide {width}")
         self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
         self.emit(
             "norm",
-            to,
+            destination,
             x=step["x"],
             kind=("rms", "layer").index(step["kind"]),
             group=group,
             number=step["eps"],
-            weight=self.retained.vector(step["weight"], group, width),
-            bias=self.retained.vector(step["bias"], group, width),
+            weight=self.retained.vector_index(step["weight"], group, width),
+            bias=self.retained.vector_index(step["bias"], group, width),
         )
 
     def _mean(self, step, to, width) -> None:
@@ -223,23 +223,25 @@ class _Reader:
         self.need(columns == width * group, f"{width} groups of {group} are not {columns} columns")
         self.emit("mean", to, x=step["x"], group=group)
 
-    def _linear(self, step, to, width) -> None:
-        number = self.retained.number(step["weight"])
+    def _linear(self, step, destination, width) -> None:
+        number = self.retained.weight_index(step["weight"])
         w, k = self.retained.laid[number], self.width(step["x"])
         self.need(w.form < 16, f"weight `{step['weight']}` is not packed for any kernel")
         self.need(
             (w.n, w.k) == (width, k), f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}"
         )
-        self.emit("linear", to, x=step["x"], weight=number, bias=self.retained.vector(step["bias"], width))
+        self.emit(
+            "linear", destination, x=step["x"], weight=number, bias=self.retained.vector_index(step["bias"], width)
+        )
 
-    def _columns(self, step, to, width) -> None:
+    def _columns(self, step, destination, width) -> None:
         start, block, stride, count = (step[name] for name in ("start", "block", "stride", "count"))
         columns = self.width(step["x"])
         self.need(
             block * count == width and start + (count - 1) * stride + block <= columns,
             f"columns {start}.. are not all in register {step['x']} of {columns}, or not {width}",
         )
-        self.emit("columns", to, x=step["x"], start=start, block=block, stride=stride, count=count)
+        self.emit("columns", destination, x=step["x"], start=start, block=block, stride=stride, count=count)
 
     def _join(self, step, to, width) -> None:
         self.need(sum(map(self.width, step["from"])) == width, f"its parts do not fill register {to} of {width}")
@@ -248,20 +250,20 @@ class _Reader:
             self.emit("place", to, x=register, start=start)
             start += self.width(register)
 
-    def _rotary(self, step, to, width) -> None:
+    def _rotary(self, step, destination, width) -> None:
         heads, d, turned, start = (step[name] for name in ("heads", "head_dim", "rotary_dim", "start"))
         self.need(self.width(step["x"]) == width == heads * d, f"{heads} heads of {d} are not {width} columns")
         self.need(turned % 2 == 0 and start + turned <= d, f"{turned} from {start} are no pairs in a head of {d}")
         key = (step["inverse_frequencies"], step["scale"])
         if key not in self.angles:
             self.out.widths.append(turned)
-            number = self.retained.vector(step["inverse_frequencies"], turned // 2)
+            number = self.retained.vector_index(step["inverse_frequencies"], turned // 2)
             self.angles[key] = len(self.out.widths) - 1
             self.emit("angles", self.angles[key], weight=number, scale=step["scale"])
         self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
         self.emit(
             "rotary",
-            to,
+            destination,
             x=step["x"],
             y=self.angles[key],
             heads=heads,
@@ -271,20 +273,20 @@ class _Reader:
             interleaved=step["interleaved"],
         )
 
-    def _attention(self, step, to, width) -> None:
+    def _attention(self, step, destination, width) -> None:
         slot, heads = step["slot"], step["heads"]
         kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
-        self.take_slot(slot, (kv, d, v))
+        self.claim_cache_slot(slot, (kv, d, v))
         self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
         bidirectional = step["whole"]
         self.need(not (bidirectional and step["slopes"]), "a text that is seen whole has no slopes by distance")
         self.out.bidirectional |= bidirectional
         widths, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
         self.need(widths == needed, f"its registers have {widths}, not {needed}")
-        self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
+        self.need(width == heads * v, f"it writes {heads * v} columns, and register {destination} has {width}")
         self.emit(
             "attention",
-            to,
+            destination,
             x=step["q"],
             y=step["k"],
             z=step["v"],
@@ -297,12 +299,12 @@ class _Reader:
             softcap=step["softcap"] or 0.0,
             window=min(step["window"] or 0, 2**31 - 1),
             count=int(bidirectional),
-            weight=self.retained.vector(step["sinks"], heads),
-            skip=self.retained.vector(step["slopes"], heads),
-            bias=self.distances(step["distances"], heads, bidirectional),
+            weight=self.retained.vector_index(step["sinks"], heads),
+            skip=self.retained.vector_index(step["slopes"], heads),
+            bias=self.read_distance_table(step["distances"], heads, bidirectional),
         )
 
-    def take_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
+    def claim_cache_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
         """A slot that no step before has, of these heads, numbers of a key and of a value."""
         self.need(
             slot < len(self.out.slots) and slot not in self.used_slots, f"its slot {slot} is not there or not free"
@@ -314,9 +316,9 @@ class _Reader:
             f"its sizes are not those of slot {slot}",
         )
 
-    def distances(self, name: str | None, heads: int, bidirectional: bool) -> int:
+    def read_distance_table(self, name: str | None, heads: int, bidirectional: bool) -> int:
         """A table of what scores gain: of a text seen whole as many columns on both sides of the token's own."""
-        number = -1 if name is None else self.retained.matrix(name, heads, None)
+        number = -1 if name is None else self.retained.matrix_index(name, heads, None)
         columns = self.retained.laid[number].k if number >= 0 else 1
         self.need(
             not bidirectional or columns % 2 == 1, f"weight `{name}` has {columns} columns, and none is in their middle"
@@ -355,13 +357,21 @@ class _Reader:
         self.pointwise(step, to, width, most=step["square"], scale=step["exponential"], number=step["linear"])
 
     def _add_vector(self, step, to, width) -> None:
-        self.pointwise(step, to, width, weight=self.retained.vector(step["vector"], width))
+        self.pointwise(step, to, width, weight=self.retained.vector_index(step["vector"], width))
 
     _mul_vector = _add_vector
-    _scores, _route, _experts = engine_mixtures.scores, engine_mixtures.route, engine_mixtures.experts
-    _convolve, _ssd, _selective = engine_scans.convolve, engine_scans.ssd, engine_scans.selective
-    _delta = engine_scans.delta
-    _remember, _recall = engine_sources.remember, engine_sources.recall
+    _scores, _route, _experts = (
+        engine_mixtures.scores,
+        engine_mixtures.read_route_step,
+        engine_mixtures.read_experts_step,
+    )
+    _convolve, _ssd, _selective = (
+        engine_scans.read_convolution_step,
+        engine_scans.read_ssd_step,
+        engine_scans.read_selective_scan_step,
+    )
+    _delta = engine_scans.read_delta_rule_step
+    _remember, _recall = engine_sources.read_remember_step, engine_sources.read_recall_step
 
 
 def _int(value, minimum: int) -> bool:

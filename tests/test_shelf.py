@@ -12,7 +12,7 @@ import pytest
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
-from effc.compiler.driver.judging.gate import measure_bounds
+from effc.compiler.driver.judging.gate import measure_and_judge_bounds
 from effc.compiler.driver.pipeline import Build
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import Reject
@@ -203,7 +203,7 @@ def planned(folder: Path, kind: str, name: str) -> Build:
     """A compile of the example's recipe that has not begun."""
     opened = session(folder, kind, name)
     try:
-        (plan,) = api.make_plans(opened)
+        (plan,) = api.plan_all_pipelines(opened)
     except Reject as refused:
         if [d.slug for d in refused.diagnostics] == ["package-missing"]:
             pytest.skip(refused.diagnostics[0].message)
@@ -240,11 +240,11 @@ def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, updat
     build = planned(world, "pass", name)
     try:
         for stage in build.plan.stages:
-            build.run_step(stage)
+            build.run_step_unless_cached(stage)
     except Reject as refused:  # where torch is the fastest on this processor, a race says so
         assert name == "lower.sparse_cpu" and [d.slug for d in refused.diagnostics] == ["nothing-lowered"]
         return
-    notes = build.cache.read_step(stage.key)["notes"]
+    notes = build.cache.read_complete_step(stage.key)["notes"]
     assert notes["changes"] or notes["step"] or notes["summary"]
     kept = Path(__file__).parent / "goldens" / "shelf" / f"{name}.txt"
     if is_decided_by_shapes(build) and (update or kept.exists()):  # a new pass has none until somebody reads it
@@ -256,7 +256,7 @@ def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, updat
 def test_the_example_of_a_metric_measures_the_original(world, name):
     build = planned(world, "metric", name)
     ((_, program),) = build.load_outcome(build.plan.identity).members()
-    (outcome,) = measure_bounds(build.plan.pipeline, program.model, build.ctx)
+    (outcome,) = measure_and_judge_bounds(build.plan.pipeline, program.model, build.ctx)
     assert outcome.value is not None and outcome.value >= 0
 
 
@@ -273,7 +273,7 @@ def test_the_example_of_a_source_gives_a_model_of_its_config(world, name):
     opened = session(world, "model", name)
     (recipe_,) = opened.recipes()
     (call,) = recipe_.models.values()
-    assert sum(p.numel() for p in opened.model_origin(call).load().parameters()) > 0
+    assert sum(p.numel() for p in opened.resolve_model_origin(call).load().parameters()) > 0
 
 
 @pytest.mark.parametrize("name", cases("target"))

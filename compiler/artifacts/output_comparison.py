@@ -45,7 +45,7 @@ def compare_outputs(
             shapes = f"they are {list(got.shape)} in a fresh process, and {list(reference.shape)} here"
             checks.append(Check(label, math.inf, 0.0, shapes))
         elif reference.is_floating_point():
-            parting_steps = _comparable_steps(name, expected, actual)
+            parting_steps = _steps_until_divergence(name, expected, actual)
             until = None if parting_steps is None else int(parting_steps.min())
             if rounded is None:
                 worst, limit = (
@@ -58,7 +58,7 @@ def compare_outputs(
                 worst, limit = spread((got - reference)[:, :until]), rounded * spread(reference)
             checks.append(Check(label, worst, limit, reason))
         else:
-            gap = _logit_gap(name, expected, actual, rounded if routes else None)
+            gap = _largest_top2_gap_at_divergence(name, expected, actual, rounded if routes else None)
             tolerance = share * _largest(expected) if rounded is None else _FAR * rounded * _widest(expected)
             checks.append(Check(label, gap, 2 * tolerance, _TIES))
     return checks
@@ -93,7 +93,7 @@ _FAR = 4  # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
 
-def _comparable_steps(name: str, expected, actual) -> torch.Tensor | None:
+def _steps_until_divergence(name: str, expected, actual) -> torch.Tensor | None:
     """Number of comparable steps of each generated row: up to and with its first token that differs."""
     steps = expected[name].shape[1] - 1
     tokens = name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
@@ -103,12 +103,12 @@ def _comparable_steps(name: str, expected, actual) -> torch.Tensor | None:
     return torch.where(differs_at.any(1), differs_at.argmax(1) + 1, steps + 1)
 
 
-def _logit_gap(name: str, expected, actual, rounded: float | None) -> float:
+def _largest_top2_gap_at_divergence(name: str, expected, actual, rounded: float | None) -> float:
     """Gap of the best logits where rows diverge; `rounded` leaves out tokens that are further off."""
     steps = expected[name].shape[1]
     of = name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")
     reference, gap = expected[of], 0.0
-    parting_steps = _comparable_steps(of, expected, actual)
+    parting_steps = _steps_until_divergence(of, expected, actual)
     assert parting_steps is not None, f"no tokens beside {of}"
     for row, end in enumerate(parting_steps):
         last = int(end) - 1

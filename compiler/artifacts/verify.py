@@ -22,11 +22,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.events import announce, tick
+from ..core.events import announcing_stage, tick
 from ..core.memory import is_large
-from ..ir.capture.first_calls import stock_failure_diagnostic
+from ..ir.capture.first_calls import model_failure_diagnostic
 from ..ir.capture.sample import sample_inputs
-from ..ir.layers.fast_mixers import without_kernels
+from ..ir.layers.fast_mixers import without_mixer_kernels
 from ..models.rows.forward import REMEDY, not_a_number
 from ..models.rows.inputs import is_encoder_decoder
 from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, has_image_and_text_towers
@@ -72,30 +72,30 @@ def verify_forms(
     forms: Iterable[Form],
     *,
     seed: int = 0,
-    seconds: float = SECONDS,
-    text: torch.Tensor | None = None,
+    timeout_s: float = SECONDS,
+    text_ids: torch.Tensor | None = None,
     on_text_logits: Callable[[Form, torch.Tensor], None] = lambda form, logits: None,
 ) -> tuple[Check, ...]:
-    """Every form that the folder holds, each in a process of its own; the folder may be a draft.
+    """Compare every form in the folder with the model, each in a process of its own; the folder may be a draft.
 
-    text     rows of tokens whose logits `on_text_logits` hears of each form; they are not compared
+    text_ids     rows of tokens whose logits `on_text_logits` hears of each form; they are not compared
     return   one check per form and kind of output
     Rejects where one differs by more than its tolerance, or the process dies.
     """
     inputs = make_probe_inputs(model, seed)
     present = [form for form in forms if (artifact / form.folder).is_dir()]
     by_steps: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
-    with announce("logits and tokens of the model in memory"):
+    with announcing_stage("logits and tokens of the model in memory"):
         for steps in {form.steps for form in present}:
-            by_steps[steps] = _memory_outputs(model, inputs, steps)
+            by_steps[steps] = _outputs_of_model_in_memory(model, inputs, steps)
     checks: list[Check] = []
     for number, form in enumerate(present, 1):
-        with announce(f"{form.folder} in a fresh process, {number} of {len(present)}"):
+        with announcing_stage(f"{form.folder} in a fresh process, {number} of {len(present)}"):
             expected, plain = by_steps[form.steps]
-            probe_inputs = inputs if text is None else {**inputs, TEXT: text}
+            probe_inputs = inputs if text_ids is None else {**inputs, TEXT: text_ids}
             folder, opener = artifact / form.folder, opener_of(form)
-            actual = reopen(folder, opener, probe_inputs, attention_of(model), seconds, form.steps)
-            if text is not None:
+            actual = reopen(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
+            if text_ids is not None:
                 on_text_logits(form, actual.pop(TEXT))
             reference = plain if form.opens == "plain" else expected
             if form.loses:
@@ -108,7 +108,7 @@ def verify_forms(
             )
             form_checks = compare_form(form, rounded=rounded)
             if rounded is not None and not routes and not all(check.holds for check in form_checks):
-                rounding = bfloat16_error(model, inputs, form.steps, reference)
+                rounding = half_precision_error(model, inputs, form.steps, reference)
                 hard = replace(form, reason=f"torch's own bfloat16 is off by {rounding:.2g} of root mean squares")
                 form_checks = (
                     compare_form(hard, rounded=min(COARSEST, rounded + 2 * rounding)) if rounding else form_checks
@@ -138,7 +138,7 @@ def _lossy_checks(
     return compare_outputs(told, expected=here, actual=actual, dtype=torch.float32)
 
 
-def _memory_outputs(
+def _outputs_of_model_in_memory(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Outputs of the model in memory, with and without our kernels: transformers alone runs none."""
@@ -147,15 +147,15 @@ def _memory_outputs(
     except Reject:
         raise
     except Exception as error:  # a model's own code may raise anything
-        raise Reject(stock_failure_diagnostic(model, "answers or writes", error)) from error
-    with without_kernels(model) as differs:
+        raise Reject(model_failure_diagnostic(model, "answers or writes", error)) from error
+    with without_mixer_kernels(model) as differs:
         plain = probe_model(model, inputs, steps) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
         raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=REMEDY))
     return expected, plain
 
 
-def bfloat16_error(
+def half_precision_error(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int, reference: Mapping[str, torch.Tensor]
 ) -> float:
     """Error of the model in torch's bfloat16 against float32, as a share of root mean squares: numbers that no rounding
@@ -188,11 +188,17 @@ def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor
         return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
-    inputs = inputs_for_config(model.config, seed, images, behind=is_encoder_decoder(model) or not model.can_generate())
-    return inputs if _batch_decodes(model, inputs) else {name: x[-1:].clone() for name, x in inputs.items()}
+    inputs = inputs_for_config(
+        model.config, seed, images, pad_right=is_encoder_decoder(model) or not model.can_generate()
+    )
+    return (
+        inputs
+        if _batch_generates_like_single_rows(model, inputs)
+        else {name: x[-1:].clone() for name, x in inputs.items()}
+    )
 
 
-def _batch_decodes(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
+def _batch_generates_like_single_rows(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
     """Whether rows that a model continues together come out as each does alone. transformers' RWKV mixes them up: what
     it says of several has no sense, and nothing is held against it. Those that cache keys and values are not asked."""
     known = inspect.signature(model.forward).parameters
@@ -240,7 +246,7 @@ def reopen(
     opener: Path,
     inputs: Mapping[str, torch.Tensor],
     attention: str,
-    seconds: float = SECONDS,
+    timeout_s: float = SECONDS,
     steps: int = STEPS,
 ) -> dict[str, torch.Tensor]:
     """Outputs that a fresh process computes from a folder, which the Python file `opener` opens."""
@@ -254,13 +260,13 @@ def reopen(
             done = fork_server.run_verify_child(
                 [str(opener), str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
                 _child_environment(),
-                seconds,
+                timeout_s,
                 lambda started: tick(*parts(started, outputs)),
             )
         except subprocess.TimeoutExpired as error:
-            raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
+            raise Reject(reload_starved(f"reopening {folder.name}/ took more than {timeout_s:g} s")) from error
         if done.returncode or not outputs.is_file():
-            raise Reject(_child_failure(folder, done)) from ChildFailed(done.stderr)
+            raise Reject(_child_failure_diagnostic(folder, done)) from ChildFailed(done.stderr)
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 
 
@@ -284,12 +290,12 @@ def _child_environment() -> dict[str, str]:
     }
 
 
-def _child_failure(folder: Path, done: fork_server.JobResult):
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+def _child_failure_diagnostic(folder: Path, job_result: fork_server.JobResult):
+    lines = [line for line in job_result.stderr.splitlines() if line.strip()]
     last_line = lines[-1].rstrip(".") if lines else "it said nothing"
-    if done.returncode < 0:
+    if job_result.returncode < 0:
         return reload_starved(
-            f"reopening {folder.name}/ was ended by signal {-done.returncode}",
+            f"reopening {folder.name}/ was ended by signal {-job_result.returncode}",
             help="it holds a second copy of the weights: free memory",
         )
     return reload_died(

@@ -49,7 +49,7 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         return probe_encoder_decoder(model, ids, mask, steps)
-    padded = first_output(model(input_ids=ids, attention_mask=mask, **row_positions(model, mask)))
+    padded = first_output(model(input_ids=ids, attention_mask=mask, **position_arguments(model, mask)))
     side = "right" if mask[:, 0].all() else "left"
     outputs = {
         "logits of a batch": first_output(model(input_ids=ids)),
@@ -67,7 +67,7 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
 def logits_of_rows(model: nn.Module, rows: Tensor) -> Tensor:
     """[rows, length, vocabulary] in float32, each row computed alone; all of its tokens have positions."""
     skips = first_position(model) or getattr(model, "uncounted", None) is not None  # RoBERTa's kin, some tokens
-    kwargs = row_positions(model, torch.ones_like(rows[:1])) if skips else {}
+    kwargs = position_arguments(model, torch.ones_like(rows[:1])) if skips else {}
     return torch.cat([first_output(model(input_ids=row[None], **kwargs)) for row in rows])
 
 
@@ -101,7 +101,7 @@ def probe_sounds(model: nn.Module, sounds: Tensor, ids: Tensor, steps: int) -> d
     return {"logits of a batch, and of decode steps": torch.cat(parts, 1)}
 
 
-def row_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+def position_arguments(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     """Positions that count a row's own tokens, for models that take some, from the first that the model knows."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
@@ -137,7 +137,7 @@ def generate_greedy(model: Any, ids: Tensor, mask: Tensor, steps: int):
 
     plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}
     greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, return_dict_in_generate=True, **plain)
-    kwargs = row_positions(model, mask) if first_position(model) else {}
+    kwargs = position_arguments(model, mask) if first_position(model) else {}
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **kwargs)
 
 
@@ -150,11 +150,11 @@ def first_output(output) -> Tensor:
     return output.float().contiguous()
 
 
-def inputs_for_config(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, Tensor]:
+def inputs_for_config(config, seed: int = 0, images: bool = False, pad_right: bool = False) -> dict[str, Tensor]:
     """Fixed inputs for a model of that config: token rows, the later ones padded at the left, pixels, or sounds.
 
-    images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
-    behind   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
+    images      the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
+    pad_right   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
     """
     generator = torch.Generator().manual_seed(seed)
     if hasattr(config, "num_mel_bins") and getattr(config, "is_encoder_decoder", False):
@@ -171,10 +171,10 @@ def inputs_for_config(config, seed: int = 0, images: bool = False, behind: bool 
     ids = torch.randint(min(3, words - 1), words, (ROWS, LENGTH), generator=generator)  # special tokens come first
     mask = torch.ones_like(ids := ids.masked_fill(ids == (getattr(config, "pad_token_id", None) or 0), words - 1))
     mask[ROWS // 2 :, : LENGTH // 3] = 0
-    return {"ids": ids, "mask": mask.flip(1) if behind else mask}
+    return {"ids": ids, "mask": mask.flip(1) if pad_right else mask}
 
 
-def load_function(opener: str) -> Callable[[str, Any], nn.Module]:
+def load_opener(opener: str) -> Callable[[str, Any], nn.Module]:
     """Function `load` of a Python file, which is no module of a package that could be imported here."""
     spec = spec_from_file_location("opener", opener)
     assert spec is not None and spec.loader is not None, f"{opener} is no Python file"
@@ -190,7 +190,7 @@ def main(
 
     torch.set_num_threads(int(threads))
     attends = json.loads(attention) if attention.startswith("{") else attention  # of each part, where they differ
-    inputs, model = load_file(inputs_file), load_function(opener)(folder, attends)
+    inputs, model = load_file(inputs_file), load_opener(opener)(folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
     outputs_named = probe_model(model, inputs, int(steps))
@@ -213,7 +213,7 @@ def serve_forks(idle: float) -> None:
 
 
 def run_job(job: dict) -> int:
-    """One job in a fork: its environment, its folder, its stderr. The exit status as Python would have it."""
+    """Run one job in a fork with its own environment, folder and stderr. The exit status as Python would have it."""
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])

@@ -30,7 +30,9 @@ class OptionError(ValueError):
         self.fact, self.remedy = fact, remedy
 
 
-def checked_options(options: Mapping[str, Any], rules: Mapping[str, Rule], fault: Fault = bad_option) -> dict[str, Any]:
+def apply_option_rules(
+    options: Mapping[str, Any], rules: Mapping[str, Rule], fault: Fault = bad_option
+) -> dict[str, Any]:
     """Options as their rules read them. Raises Reject with all that can't be."""
     values, problems = {}, list[Diagnostic]()
     for name, value in options.items():
@@ -48,7 +50,7 @@ def optional(rule: Rule) -> Rule:
     return lambda value: None if value is None else rule(value)
 
 
-def integer(minimum: int, maximum: int) -> Rule:
+def integer_rule(minimum: int, maximum: int) -> Rule:
     """Rule of whole numbers from `minimum` to `maximum`."""
 
     def rule(value: Any) -> int:
@@ -60,7 +62,7 @@ def integer(minimum: int, maximum: int) -> Rule:
     return rule
 
 
-def choice(*names: str) -> Rule:
+def choice_rule(*names: str) -> Rule:
     """Rule of a few texts."""
 
     def rule(value: Any) -> str:
@@ -89,7 +91,7 @@ def listener(value: Any) -> Any:
     return value
 
 
-def byte_count(value: Any) -> int:
+def parse_byte_count(value: Any) -> int:
     """Bytes of `20GiB`, `500MB`, `1073741824`, or of a number."""
     match = isinstance(value, str) and re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
     units = {**BYTES, "": 1}
@@ -101,7 +103,7 @@ def byte_count(value: Any) -> int:
     return int(number)
 
 
-def duration(value: Any) -> float:
+def parse_duration_with_unit(value: Any) -> float:
     """Seconds of `90s`, `30m` or `30min`, `2h`; on the command line a number alone has no meaning."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value)
     units = {**DURATIONS, "m": 60.0}
@@ -113,17 +115,17 @@ def duration(value: Any) -> float:
     return number
 
 
-def seconds(value: Any) -> float:
-    """Seconds of a number, or of a text as `duration` reads it."""
+def parse_seconds(value: Any) -> float:
+    """Seconds of a number, or of a text as `parse_duration_with_unit` reads it."""
     if isinstance(value, str):
-        return duration(value)
+        return parse_duration_with_unit(value)
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
     if not isfinite(number) or not 0 < number < LIMIT:
         raise OptionError("is no time", "give seconds, or a text such as 90s, 30m or 2h")
     return number
 
 
-def texts(value: Any) -> Sequence[str]:
+def text_list_option(value: Any) -> Sequence[str]:
     """Texts or paths, one at least; one alone is no list of its letters."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise OptionError("is no list", "give a list of texts")
@@ -136,7 +138,7 @@ MAX_WORKERS = 1024
 _PORTS = range(1, 1 << 16)
 
 
-def worker_source(text: str) -> int | str:
+def parse_worker_source(text: str) -> int | str:
     """Number of processes, or the address of a cluster, "" for a local one; reads the text alone."""
     if re.fullmatch(r"[0-9]{1,4}", text) and 1 <= int(text) <= MAX_WORKERS:
         return int(text)
@@ -152,14 +154,14 @@ def worker_source(text: str) -> int | str:
 
 
 def workers(value: Any) -> str:
-    """The text that `worker_source` reads, also of a number; "" stands for no workers."""
+    """The text that `parse_worker_source` reads, also of a number; "" stands for no workers."""
     text = value if isinstance(value, str) else str(_index(value))
     if text:
-        worker_source(text)
+        parse_worker_source(text)
     return text
 
 
-def device_name(value: Any) -> str:
+def checked_device_name(value: Any) -> str:
     """Name of a device whose kind torch knows, whether there is one here or not; of "auto", the accelerator that torch
     finds here, or else the CPU."""
     if isinstance(value, str) and value == "cpu":
@@ -175,7 +177,7 @@ def device_name(value: Any) -> str:
         raise OptionError("is no device that torch knows", "devices are auto, cpu, cuda, cuda:1, mps") from error
 
 
-def float_dtype(value: Any) -> Any:
+def checked_float_dtype(value: Any) -> Any:
     """A dtype of torch for weights, also of its name."""
     import torch
 

@@ -90,7 +90,7 @@ class Renderer(ABC):
     def __exit__(self, *error) -> None: ...
 
 
-def stage_summary(start: StageBegan | None, end: StageEnded) -> str:
+def finished_stage_line(start: StageBegan | None, end: StageEnded) -> str:
     """One line for a finished stage: `2/6  thin  prune.channels  -0.44 M params  12 s  peak 1.2 GiB`."""
     position = f"{start.index}/{start.total}" if start and start.total else ""
     description = start.about if start else ""
@@ -127,7 +127,9 @@ def doing(tick: Ticked | None) -> str:
     return f"{progress}, {tick.note}" if tick.note else progress
 
 
-def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, seconds_left: float | None = None) -> str:
+def running_stage_line(
+    stage: StageBegan, tick: Ticked | None, elapsed: float, seconds_left: float | None = None
+) -> str:
     """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
     position = f"{stage.index}/{stage.total}" if stage.total else ""
     remaining = (
@@ -156,26 +158,26 @@ class PlainRenderer(Renderer):
         pass  # the heartbeat tells how far it is
 
     def stage_finished(self, event: StageEnded) -> None:
-        self.line(stage_summary(self.stage, event))
+        self.line(finished_stage_line(self.stage, event))
 
     def line(self, text: str) -> None:
         self.last_line_at = time.monotonic()
         print(visible(text), file=self.stream, flush=True)
 
     def __enter__(self) -> "PlainRenderer":
-        threading.Thread(target=self._print_heartbeat, daemon=True).start()
+        threading.Thread(target=self._print_heartbeats_until_stopped, daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:
         self.stop.set()
 
-    def _print_heartbeat(self) -> None:
+    def _print_heartbeats_until_stopped(self) -> None:
         while not self.stop.wait(min(1.0, self.heartbeat / 4)):
             with self.lock:
                 at = time.monotonic()
                 if self.stage and at - self.last_line_at >= self.heartbeat:
                     left = self.pace.left(self.tick, time.time()) if self.pace and self.tick else None
-                    self.line(standing(self.stage, self.tick, at - self.since, left))
+                    self.line(running_stage_line(self.stage, self.tick, at - self.since, left))
 
 
 class BarRenderer(Renderer):
@@ -228,7 +230,7 @@ class BarRenderer(Renderer):
 
     def stage_finished(self, event: StageEnded) -> None:
         self._drop()
-        self.line(f"[green]✓[/green]{_escaped(stage_summary(self.stage, event))}", markup=True)
+        self.line(f"[green]✓[/green]{_escaped(finished_stage_line(self.stage, event))}", markup=True)
 
     def line(self, text: str, markup: bool = False) -> None:
         self.progress.console.print(visible(text), markup=markup)
@@ -266,7 +268,7 @@ class JsonLines:
 
 
 @contextmanager
-def progress_listener(
+def listening_to_progress(
     *,
     quiet: bool = False,
     progress: bool = True,

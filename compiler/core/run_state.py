@@ -22,8 +22,8 @@ class RunState:
         """Raises Reject (memory-bound) where the stage holds more than it may, and DeadlineExceeded in searches."""
         for limit in (self.watch, self.deadline):
             if limit:
-                limit.check()
+                limit.refuse_exceeded_limit()
 
     def searching(self) -> AbstractContextManager[None]:
         """Context in which `check` raises DeadlineExceeded once the time of a search is over."""
-        return self.deadline.interruptible() if self.deadline else nullcontext()
+        return self.deadline.checks_interrupt() if self.deadline else nullcontext()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...dsl.syntax.nearest import suggestion
+from ...dsl.syntax.nearest import nearest_name_help
 from ..core.json_errors import describe_json_error
-from ..core.safe_read import parse_json
+from ..core.safe_read import parse_strict_json
 from .windows import read_text
 
 bad_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
@@ -59,24 +59,24 @@ def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
 
 def _parse(text: str, name: str) -> Any:
     try:
-        return parse_json(text)
+        return parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Reject(bad_record(f"{name} is not JSON: {describe_json_error(error)}")) from error
 
 
-def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:
+def require_field(records: Iterable[Record], name: str, path: str | Path) -> None:
     """Reject a field that some record lacks, with the nearest one that it has."""
     lacking = [(number, record) for number, record in enumerate(records, start=1) if name not in record]
     if lacking:
         number, record = lacking[0]
         also = f", nor have {len(lacking) - 1} others" if len(lacking) > 1 else ""
         message = f"record {number} of {path} has no field `{name}`{also}"
-        raise Reject(no_field(message, help=suggestion(name, record, "it has")))
+        raise Reject(no_field(message, help=nearest_name_help(name, record, "it has")))
 
 
 def check_fields(records: Sequence[Record], names: Iterable[str], path: str | Path) -> None:
     """Reject all fields that some record lacks, at once."""
-    parse_each(names, lambda name: check_field(records, name, path))
+    parse_each(names, lambda name: require_field(records, name, path))
 
 
 def text_of(record: Record, name: str, line_number: int, path: str | Path) -> str:
@@ -87,15 +87,15 @@ def text_of(record: Record, name: str, line_number: int, path: str | Path) -> st
     return str(value)
 
 
-def drop_too_long(
-    items: Sequence[T], sizes: Sequence[int], length: int, longer: str, too_long: Fault, noun: str
+def drop_or_refuse_too_long(
+    items: Sequence[T], sizes: Sequence[int], max_tokens: int, policy: str, too_long: Fault, noun: str
 ) -> list[T]:
     """Items that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
-    short = [item for item, size in zip(items, sizes, strict=True) if size <= length]
-    if len(short) < len(items) and (longer == "refuse" or not short):
+    short = [item for item, size in zip(items, sizes, strict=True) if size <= max_tokens]
+    if len(short) < len(items) and (policy == "refuse" or not short):
         raise Reject(
             too_long(
-                f"{len(items) - len(short)} of {len(items)} {noun} exceed {length} tokens, the longest {max(sizes)}",
+                f"{len(items) - len(short)} of {len(items)} {noun} exceed {max_tokens} tokens, the longest {max(sizes)}",
                 help=f"`length: {max(sizes)}`" + (", or `longer: drop`" if short else ""),
             )
         )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ...dsl.syntax.source_file import other_kind
+from ...dsl.syntax.source_file import irregular_kind_of_path
 from ..core.cache import digest
-from ..core.hashes import file_hash
-from ..core.safe_read import DATA, read_regular
+from ..core.hashes import cached_file_hash
+from ..core.safe_read import DATA, read_regular_file
 from ..plugin.context import Context
 
 if TYPE_CHECKING:
@@ -47,27 +47,27 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
         if os.path.isfile(path):
             result.append(path)
             continue
-        if kind := other_kind(path):
+        if kind := irregular_kind_of_path(path):
             raise Reject(no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)))
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
             fact = "no file matches" if glob.has_magic(text) else "there is no file"
-            raise Reject(no_file(f"{fact} {path}", help=_nearest_file(path)))
+            raise Reject(no_file(f"{fact} {path}", help=_file_suggestion(path)))
         result += matched
     return list(dict.fromkeys(result))
 
 
-def _nearest_file(path: Path) -> str:
-    from ...dsl.syntax.nearest import nearest
+def _file_suggestion(path: Path) -> str:
+    from ...dsl.syntax.nearest import nearest_name
 
     if not os.path.isdir(path.parent):
         return "paths are relative to the recipe"
-    closest = nearest(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
+    closest = nearest_name(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
     return f"did you mean `{closest}`?" if closest else "paths are relative to the recipe"
 
 
 def read_text(path: Path) -> str:
-    data = read_regular(path, DATA)
+    data = read_regular_file(path, DATA)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -152,5 +152,5 @@ def _too_little_text_remedy(tokens: int, count: int, needed: int, length: int, b
 
 def content_identity(word: str, files: Iterable[Path], facts: dict[str, Any], ctx: Context) -> str:
     """sha256 over a data word: its files, what it was told, and the tokenizer."""
-    contents = [file_hash(f, ctx.settings.cache_dir) for f in files]
+    contents = [cached_file_hash(f, ctx.settings.cache_dir) for f in files]
     return digest({"word": word, "files": contents, "about": facts, "tokenizer": ctx.origin.tokenizer_identity})

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Reject
 from ..core.cache import Cache
-from ..core.events import announce
+from ..core.events import announcing_stage
 from ..core.json_errors import first_line
 from ..core.safe_read import MALFORMED
 from ..core.sealed_json import cache_damaged
@@ -30,14 +30,14 @@ class StepResults:
     outcome: Outcome | None = None
     key: str = ""
 
-    def reach(self, key: str) -> Outcome:
+    def load_outcome(self, key: str) -> Outcome:
         """Result under a key: the one in memory, a stored one, or the original captured.
 
         Raises Reject (cache-damaged) where the stored one does not fit its model.
         """
         if self.outcome is None or self.key != key:
             self.release()  # frees the one in memory before another is loaded
-            self.outcome = self._captured() if key == self.origin.identity else self._restored(key)
+            self.outcome = self._captured() if key == self.origin.identity else self._restore_outcome(key)
             self.key = key
         return self.outcome
 
@@ -45,7 +45,7 @@ class StepResults:
         """Forget the result in memory: it is used up, or about to be changed."""
         self.outcome, self.key = None, ""
 
-    def save(self, key: str, outcome: Outcome, key_fields: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def save_outcome(self, key: str, outcome: Outcome, key_fields: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Store a finished step, whose result is then the one in memory.
 
         Raises Reject (model-changed) where it was computed from other files than were hashed.
@@ -57,14 +57,14 @@ class StepResults:
 
     def program_of(self, key: str) -> Program:
         """Program of a step that gives a model; the caller has it, nobody else does."""
-        outcome = self.reach(key)
+        outcome = self.load_outcome(key)
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         self.release()
         return outcome.program
 
     def program_at(self, point: Point) -> Program:
         """Program of a front's point: a step's, or a choice of a family, cut out."""
-        outcome = self.reach(point.key)
+        outcome = self.load_outcome(point.key)
         self.release()
         return outcome.program_at(point)
 
@@ -73,14 +73,14 @@ class StepResults:
         return self.program_of(key or self.origin.identity)
 
     def _captured(self) -> Model:
-        with announce("loading the model"):
+        with announcing_stage("loading the model"):
             program = capture(self.origin.load())
         self.on_original(program)
         return Model(program)
 
-    def _restored(self, key: str) -> Outcome:
-        with announce("loading the result of the step before"):
-            body = self.cache.read_step(key)
+    def _restore_outcome(self, key: str) -> Outcome:
+        with announcing_stage("loading the result of the step before"):
+            body = self.cache.read_complete_step(key)
             assert body is not None, f"step {key} is not in the cache"
             try:
                 return kind_of_entry(body).restore(body, self)

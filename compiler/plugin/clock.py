@@ -33,7 +33,7 @@ class Clock:
 class Runtime(Protocol):
     """Program outside of this process that runs what a model here stands for. Both raise Reject (not-timed)."""
 
-    def prefill_step(self, prompt: Sequence[int]) -> Callable[[], float]:
+    def make_prefill_step(self, prompt: Sequence[int]) -> Callable[[], float]:
         """Function that reads a prompt and returns the seconds that it took."""
         ...
 

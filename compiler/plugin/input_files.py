@@ -6,7 +6,7 @@ from pathlib import Path
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.checker.vocabulary import Vocabulary
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
-from ...dsl.syntax.source_file import other_kind
+from ...dsl.syntax.source_file import irregular_kind_of_path
 
 missing_file = Fault(
     "missing-file",
@@ -18,13 +18,13 @@ missing_file = Fault(
 
 def missing_file_warnings(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> Iterator[Diagnostic]:
     """A warning for each path in the recipe, or in a module of it, that leads nowhere."""
-    for kind, call in _file_calls(recipe):
+    for kind, call in _all_calls_with_kind(recipe):
         beside = folder if call.folder is None else Path(call.folder)
         for name, (file_kind, *words) in vocabulary.words(kind)[call.word].facts.get("reads", {}).items():
             value = call.args[name]
             for path in (value,) if isinstance(value, str) else value or ():
                 if path and path not in words and not _path_exists(beside, path, file_kind):
-                    kind = other_kind(beside / path)
+                    kind = irregular_kind_of_path(beside / path)
                     message = (
                         f"`{path}` is {kind}, where a {file_kind} is needed"
                         if kind
@@ -34,7 +34,7 @@ def missing_file_warnings(recipe: Recipe, vocabulary: Vocabulary, folder: Path) 
                     yield missing_file(message, call.where(name), help=help_)
 
 
-def _file_calls(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
+def _all_calls_with_kind(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
     for call in recipe.models.values():
         yield "model", call
     for call in recipe.data.values():

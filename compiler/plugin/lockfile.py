@@ -66,7 +66,7 @@ def _is_value(value: object) -> bool:
     return isinstance(value, int) or (isinstance(value, str) and value.isprintable())
 
 
-def write_lock(folder: Path, lock: Lock) -> Path:
+def write_package_lock(folder: Path, lock: Lock) -> Path:
     """Write a lock whole; the same content gives the same bytes."""
     lines = [_HEAD, f"format = {FORMAT}\n"]
     for table in TABLES:

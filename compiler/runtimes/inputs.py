@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForSequenceClassificationLoss
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.options import checked_options, integer
+from ..core.options import apply_option_rules, integer_rule
 from .generation import bad_sampling
 
 unfit_inputs = Fault(
@@ -23,9 +23,9 @@ unfit_inputs = Fault(
 IGNORED = -100  # label of tokens that a loss leaves out; transformers' number
 _LIMIT = 2**31
 _RULES = {
-    **dict.fromkeys(("num_beams", "num_return_sequences", "max_new_tokens", "max_length"), integer(1, _LIMIT)),
-    **dict.fromkeys(("min_length", "min_new_tokens"), integer(0, _LIMIT)),
-    "seed": integer(-(2**63), 2**64 - 1),  # of a generator of torch
+    **dict.fromkeys(("num_beams", "num_return_sequences", "max_new_tokens", "max_length"), integer_rule(1, _LIMIT)),
+    **dict.fromkeys(("min_length", "min_new_tokens"), integer_rule(0, _LIMIT)),
+    "seed": integer_rule(-(2**63), 2**64 - 1),  # of a generator of torch
 }
 
 
@@ -47,12 +47,12 @@ def check_mask(mask: Any, ids: Tensor, before: int = 0, name: str = "attention_m
     raise Reject(unfit_inputs(fact, help="give the mask that the tokenizer gave with the tokens, or leave it out"))
 
 
-def checked_settings(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def validate_sampling_options(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `generate` with whole numbers as such, those of a config too. Raises Reject (bad-sampling)."""
     numbers = dict[str, Any]()
     for options in (getattr(config, "__dict__", {}), values):
         stated = {name: options[name] for name in _RULES if options.get(name) is not None}
-        numbers = checked_options(stated, _RULES, bad_sampling)
+        numbers = apply_option_rules(stated, _RULES, bad_sampling)
     return {**values, **numbers}
 
 
@@ -67,7 +67,7 @@ def token_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
     return ForCausalLMLoss(logits, labels.masked_fill(~counted, IGNORED), logits.shape[-1])
 
 
-def class_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
+def classification_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
     """Loss of the classes [b, t] of tokens that the mask shows, by logits [b, t, n], or of texts by logits [b, n]."""
     if logits.dim() == 3:
         check_labels(labels, logits, mask.shape)

@@ -162,14 +162,14 @@ class Native(Target):
         if weight.packed:
             yield weight.packed
         elif weight.matrix:
-            yield self._packed_bytes(weight)
+            yield self._estimated_packed_bytes(weight)
         elif not weight.table:
             yield 4 * weight.numel
         shared = weight.matrix and not weight.packed and not DENSE[self.weights].exact_tables
         if weight.table and not shared:
             yield 2 * weight.numel
 
-    def _packed_bytes(self, weight: Weight) -> int:
+    def _estimated_packed_bytes(self, weight: Weight) -> int:
         """Bytes of a matrix, or of the matrices of experts, in the numbers of this target."""
         format = DENSE[self.weights]
         if weight.head:
@@ -191,20 +191,20 @@ class Native(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..runtimes.native.opening import verify_checksums
+        from ..runtimes.native.opening import verify_native_folder
 
-        verify_checksums(folder)
+        verify_native_folder(folder)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        from ...kernels.packed_linear import unpack_weight
+        from ...kernels.packed_linear import unpack_packed_weight
         from ..runtimes.native.plan_files import WEIGHTS, load_weights, read_plan
 
         if file.name != WEIGHTS:
             yield from super().tensors(file)
         else:
             for name, x in load_weights(file.parent, read_plan(file.parent), mapped=True).items():
-                yield name, unpack_weight(x) if str(x.dtype) == "torch.uint8" else x
+                yield name, unpack_packed_weight(x) if str(x.dtype) == "torch.uint8" else x
 
     @classmethod
     def summary(cls, folder: Path) -> Any:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from ..syntax import ast
 from ..syntax.diagnostics import Fault, Fix
-from ..syntax.nearest import nearest, suggestion
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Span
 from . import profiles
-from .calls import check_call
-from .modules import add_module
+from .calls import check_plugin_call
+from .modules import declare_used_module
 from .params import declare_param
 from .scope import POISON, Entry, Scope, duplicate_name
 from .typed import typed_value
@@ -17,14 +17,16 @@ from .vocabulary import Param
 unknown_key = Fault("unknown-key", "A profile says something that profiles don't have.")
 
 
-def declare_all(file: ast.File, scope: Scope, then: Callable[[ast.Statement], None] = lambda _: None) -> None:
-    """Add every name of a file to the scope; `then` sees each statement with the names known by then."""
+def declare_all_names(
+    file: ast.File, scope: Scope, visit_statement: Callable[[ast.Statement], None] = lambda _: None
+) -> None:
+    """Add every name of a file to the scope; `visit_statement` sees each statement with the names known by then."""
     scope.later = {name.path: name.span for s in file.statements if (name := declared(s))}
     for statement in file.statements:
         if name := declared(statement):
             scope.later.pop(name.path, None)
-        _declare(statement, scope, file)
-        then(statement)
+        _declare_statement_name(statement, scope, file)
+        visit_statement(statement)
 
 
 def declared(statement: ast.Statement) -> ast.Name | None:
@@ -34,29 +36,33 @@ def declared(statement: ast.Statement) -> ast.Name | None:
     return None
 
 
-def _declare(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
+def _declare_statement_name(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
     match statement:
         case ast.Use():
-            add_module(statement, scope, file.source.name)
+            declare_used_module(statement, scope, file.source.name)
         case ast.Param():
             declare_param(statement, scope)
         case ast.Declare(kind, name, call):
-            _, invocation = check_call(kind, call, scope)
+            _, invocation = check_plugin_call(kind, call, scope)
             _add(Entry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
         case ast.Profile(name, entries):
-            _add(Entry("profile", scope.prefix + name.path, name.span, _profile(entries, scope)), name, scope)
+            _add(
+                Entry("profile", scope.prefix + name.path, name.span, _read_profile_entries(entries, scope)),
+                name,
+                scope,
+            )
         case ast.Pipeline(name):
-            scope.define(name, Entry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
+            scope.declare(name, Entry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
 
 
 def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
     """Define a name; what the recipe itself declares is a part of it, what a module declares once reached."""
-    scope.define(name, entry)
+    scope.declare(name, entry)
     if not scope.prefix and entry.value is not None and scope.names.get(name.path) is entry:
         scope.variant.table(entry.kind)[entry.name] = entry.value
 
 
-def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
+def _read_profile_entries(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
     out = {}
     spans: dict[str, Span] = {}
     for entry in entries:
@@ -64,12 +70,12 @@ def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
         param: Param | None = profiles.key(name)
         if param is None:
             known = [k.name for k in profiles.KEYS]
-            closest = nearest(name, known)
+            closest = nearest_name(name, known)
             scope.report(
                 unknown_key(
                     f"a profile has no `{name}`",
                     entry.name.span,
-                    help=suggestion(name, known, "it has"),
+                    help=nearest_name_help(name, known, "it has"),
                     fix=Fix(entry.name.span, closest) if closest else None,
                 )
             )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest, suggestion
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Source, Span
 from .recipe import Invocation
 from .skeleton import Skeleton
@@ -77,7 +77,7 @@ class Variant:
         tables: dict[str, dict[str, Any]] = {"model": self.models, "data": self.data, "profile": self.profiles}
         return tables[kind]
 
-    def include_entry(self, entry: Entry, instance: str = "") -> str:
+    def add_module_entry(self, entry: Entry, instance: str = "") -> str:
         """Take an entry of a module into the recipe; the name it has there.
 
         Two calls of one module with other params may make other data of one name: the later is then
@@ -120,7 +120,7 @@ class Scope:
     def inner(self, later: dict[str, Span]) -> "Scope":
         return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early)
 
-    def define(self, name: ast.Name, entry: Entry) -> None:
+    def declare(self, name: ast.Name, entry: Entry) -> None:
         """Add a name; the first declaration stays where there are two."""
         if name.path == "":
             return  # the parser reported that it is missing
@@ -140,7 +140,7 @@ class Scope:
         """The entry of a name without following modules."""
         return self.names.get(path) or (self.parent.local_entry(path) if self.parent else None)
 
-    def find(self, path: str) -> Entry | None:
+    def resolve_name(self, path: str) -> Entry | None:
         """The entry of a name, `alias.name` in a module included; marks it as used."""
         entry = self.local_entry(path)
         if entry is None and "." in path:
@@ -148,12 +148,12 @@ class Scope:
             module = self.local_entry(alias)
             if module and module.kind == "module":
                 module.used = True
-                return module.scope.find(remainder) if module.scope else None
+                return module.scope.resolve_name(remainder) if module.scope else None
         if entry:
             entry.used = True
         return entry
 
-    def is_poisoned(self, path: str) -> bool:
+    def is_in_unreadable_module(self, path: str) -> bool:
         """Whether a name lies in a module that could not be read: its fault was reported there."""
         module = self.local_entry(path.partition(".")[0])
         is_unread = module is not None and module.kind == "module" and module.scope is None
@@ -161,9 +161,9 @@ class Scope:
             module.used = True
         return is_unread
 
-    def reachable(self) -> dict[str, Entry]:
+    def entries_by_usable_name(self) -> dict[str, Entry]:
         """Every name that may be used here, those of modules included."""
-        out = self.parent.reachable() if self.parent else {}
+        out = self.parent.entries_by_usable_name() if self.parent else {}
         for name, entry in self.names.items():
             out[name] = entry
             if entry.kind == "module" and entry.scope:
@@ -173,12 +173,12 @@ class Scope:
     def declared_later(self, path: str) -> Span | None:
         return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
 
-    def report_unknown(
+    def report_unknown_name(
         self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), noun: str = "name", quotes: bool = False
     ) -> None:
         """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words; `quotes`
         where a text would do."""
-        if name.path == "" or self.is_poisoned(name.path) or name.path in self.session.unparsed:
+        if name.path == "" or self.is_in_unreadable_module(name.path) or name.path in self.session.unparsed:
             return
         if span := self.declared_later(name.path):
             self.early.add(name.path)
@@ -191,17 +191,17 @@ class Scope:
                 )
             )
             return
-        kinds, known = tuple(kinds), self.reachable()
+        kinds, known = tuple(kinds), self.entries_by_usable_name()
         fitting = [n for n, e in known.items() if e.kind in kinds]
-        if entry := known.get(nearest(name.path, fitting)):
+        if entry := known.get(nearest_name(name.path, fitting)):
             entry.used = True  # or the typo would be reported a second time, as unused
-        closest = nearest(name.path, [*fitting, *also])
+        closest = nearest_name(name.path, [*fitting, *also])
         text = f'write `"{name.path}"`' if quotes else ""
         self.report(
             unknown_name(
                 f"no {noun} is called `{name.path}`",
                 name.span,
-                help=suggestion(name.path, [*fitting, *also], "" if quotes else "there is") or text,
+                help=nearest_name_help(name.path, [*fitting, *also], "" if quotes else "there is") or text,
                 offer=Fix(name.span, closest) if closest else Fix(name.span, f'"{name.path}"') if quotes else None,
             )
         )

@@ -34,7 +34,7 @@ def read_source(path: str | Path) -> Source:
             data = opened.read(LIMIT + 1)
         size = len(data) if len(data) <= LIMIT else fact.st_size
     except FileNotFoundError:
-        raise Reject(no_recipe(f"there is no file `{path}`", help=_path_remedy(file))) from None
+        raise Reject(no_recipe(f"there is no file `{path}`", help=_similar_path_remedy(file))) from None
     except IsADirectoryError:
         inside = sorted(p.name for p in file.glob("*.effspec"))[:3]
         raise Reject(
@@ -55,7 +55,7 @@ def read_source(path: str | Path) -> Source:
     try:
         return Source(str(path), data.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Reject(_not_text(str(path), data, error)) from None
+        raise Reject(_not_utf8_diagnostic(str(path), data, error)) from None
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -68,7 +68,7 @@ def _kind(mode: int) -> str:
     return next((name for is_kind, name in known if is_kind(mode)), "a device")
 
 
-def other_kind(path: Path) -> str:
+def irregular_kind_of_path(path: Path) -> str:
     """Kind of a path that is no regular file, as `a pipe`; "" for a file, and where nothing exists."""
     try:
         mode = path.stat().st_mode
@@ -84,7 +84,7 @@ def too_large(name: str, size: int) -> Diagnostic:
     )
 
 
-def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
+def _not_utf8_diagnostic(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
     text = data.removeprefix(codecs.BOM_UTF8)
     good = Source(name, text[: error.start].decode("utf-8"))
     line, column = good.position(len(good.text))
@@ -95,7 +95,7 @@ def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
     )
 
 
-def _path_remedy(file: Path) -> str:
+def _similar_path_remedy(file: Path) -> str:
     """A remedy for a path that leads nowhere."""
     from difflib import get_close_matches
 

@@ -53,7 +53,7 @@ class CpuScan(Pass):
                     help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads",
                 )
             )
-        if levels.library() is None:
+        if levels.load_library() is None:
             raise Reject(no_cpu("effc is here without its compiled kernels", help="install a wheel for this platform"))
         model = program.model
         if not fast_mixers.scans(model):
@@ -64,7 +64,7 @@ class CpuScan(Pass):
         with Rewriter(program) as rewrite:
             for path in paths:
                 rewrite.set_attr(f"{path}.{fast_mixers.MARK}", True)
-        fast_mixers.use_kernels(model, enabled=True)
+        fast_mixers.use_mixer_kernels(model, only_marked=True)
         program.note(lowered_scans=paths, level=levels.level())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

@@ -118,7 +118,7 @@ class Mixed(Pass):
         """Modules that can run a kernel."""
         paths = [part.path for part in parts(skeleton_of(program), self.on)]
         unsuitable = choice.unsupported_reason(program, paths)
-        sites = {p: choice.site_of(p, program.model.get_submodule(p)) for p in paths if p not in unsuitable}
+        sites = {p: choice.linear_site_of(p, program.model.get_submodule(p)) for p in paths if p not in unsuitable}
         if not sites:
             raise Reject(choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`"))
         return sites

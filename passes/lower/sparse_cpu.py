@@ -112,11 +112,13 @@ class SparseCpu(Pass):
         before = None if rows is None else prediction_error.OutputsBefore.record(program, ctx, rows)
         unsuitable = choice.unsupported_reason(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
-        sites = [choice.site_of(path, module) for path, module in modules.items()]
+        sites = [choice.linear_site_of(path, module) for path, module in modules.items()]
         samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
         able = {s.path: choice.usable_kernels(s, self.format) for s in sites}
         raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
-        times = self._kernel_seconds(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
+        times = self._recorded_or_raced_kernel_seconds(
+            program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites}
+        )
         choices, trials = [], {}
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
@@ -138,10 +140,12 @@ class SparseCpu(Pass):
                     rewrite.swap_module(site.path, packed)
                 if kernel in ROUNDED and self.format == "auto":
                     trials[site.path] = trial  # its weight is needed where all together move predictions too far
-        cost = None if before is None else self._refine_inexact(program, ctx, choices, trials, before)
-        self._check_and_record(program, ctx, choices, times, cost)
+        cost = (
+            None if before is None else self._give_finer_kernels_until_accurate(program, ctx, choices, trials, before)
+        )
+        self._refuse_or_record_choices(program, ctx, choices, times, cost)
 
-    def _refine_inexact(
+    def _give_finer_kernels_until_accurate(
         self,
         program: Program,
         ctx: Context,
@@ -168,7 +172,7 @@ class SparseCpu(Pass):
             ctx.emit_event(Said(f"{count_text(len(finer), 'module')} furthest off on finer grids: {message}"))
         return cost
 
-    def _check_and_record(
+    def _refuse_or_record_choices(
         self,
         program: Program,
         ctx: Context,
@@ -200,7 +204,7 @@ class SparseCpu(Pass):
 
     # -- times -----------------------------------------------------------------------------------------------
 
-    def _kernel_seconds(
+    def _recorded_or_raced_kernel_seconds(
         self, program: Program, ctx: Context, sites: Sequence[Site], kernels: Mapping[str, list[str]]
     ) -> dict[KernelCase, dict[str, float]]:
         """Seconds of each case's contenders, by name."""

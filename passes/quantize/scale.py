@@ -10,14 +10,14 @@ from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
 from ...compiler.core.shards import Shards
 from ...compiler.ir.program import Program
-from ...compiler.ir.surgery import replace_tensor
+from ...compiler.ir.surgery import replace_tensor_everywhere
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Effort, param
 from ...compiler.transforms.search.folds import Fold, folds
 from ...compiler.transforms.search.layerwise import Layerwise, Stage, stages
 from ...compiler.transforms.search.quantizing import GridPass
 from ...compiler.transforms.search.scaling import N_TRIALS, Scaling, Sums
-from ...compiler.transforms.search.solving import layerwise_effort
+from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...compiler.transforms.search.sparsity import finite_weight
 from ...dsl.checker.inputs import inputs
 from ...dsl.checker.skeleton import Skeleton
@@ -59,10 +59,11 @@ class Scale(GridPass):
         walk, changed = Layerwise(program, rows), []
         for stage in ctx.each(parts, "layers", len(parts)):
             tensors = shards.get_or_compute(
-                stage.unit, partial(self._scale_stage, program, walk, stage, folds_by_unit.get(stage.unit, []))
+                stage.unit,
+                partial(self._scaled_tensors_of_stage, program, walk, stage, folds_by_unit.get(stage.unit, [])),
             )
             for path, tensor in tensors.items():
-                replace_tensor(
+                replace_tensor_everywhere(
                     program.model, path, ctx.map_from_cache(tensor.to(program.model.get_parameter(path).device))
                 )
             walk.leave(stage)
@@ -70,7 +71,7 @@ class Scale(GridPass):
         program.changed()
         program.note(scaled=changed, folds=sum(map(len, folds_by_unit.values())), tokens=rows.numel())
 
-    def _scale_stage(
+    def _scaled_tensors_of_stage(
         self, program: Program, layerwise: Layerwise, stage: Stage, unit_folds: list[Fold]
     ) -> dict[str, Tensor]:
         model, sums, tensors = program.model, Sums(), {}
@@ -82,10 +83,10 @@ class Scale(GridPass):
             by = scaling.best_factor(fold)
             if by is None:
                 continue
-            scaling.apply_factor(fold, by)
+            scaling.accumulate_factors(fold, by)
             for path, tensor in fold.scaled_tensors(model, by).items():
                 tensors[path] = tensor
-                replace_tensor(model, path, tensor)
+                replace_tensor_everywhere(model, path, tensor)
         return tensors
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -99,7 +100,7 @@ class Scale(GridPass):
         shapes = [(dict(part.tensors)["weight"][0], inputs(part)) for part in chosen]
         trials = 2 * 2 * N_TRIALS  # folds, kinds of factors, exponents
         flops = sum(trials * 2 * n * k * k for n, k in shapes)
-        effort = layerwise_effort(skeleton, chosen, ctx.rows(self.data), "uniform")
+        effort = estimate_layerwise_effort(skeleton, chosen, ctx.rows(self.data), "uniform")
         searches = trials * (1 if not self.grid.search else 2 / SHRINKS) + 4 * self.grid.search
         tokens = effort.tokens + flops // max(1, shrink.flops_per_token(skeleton, 512))
         how = "grid" if self.grid.search else "select"

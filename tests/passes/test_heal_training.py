@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.evaluation.reference import Reference
+from effc.compiler.evaluation.reference import OriginalOutputs
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.batch_limit import BatchLimit
 from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from effc.compiler.transforms.training.loop import Run, TrainingSettings
+from effc.compiler.transforms.training.loop import TrainingLoop, TrainingSettings
 from effc.compiler.transforms.training.objective import Objective
 from effc.compiler.transforms.training.schedule import RowOrder, learning_rate_factor
-from effc.compiler.transforms.training.trainable import Trained, activation_checkpointing, training_mode
+from effc.compiler.transforms.training.trainable import TrainedParameters, activation_checkpointing, training_mode
 from effc.dsl.checker.values import Selector
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -68,7 +68,7 @@ def test_the_rate_rises_to_its_peak_once_and_never_falls_to_nothing(steps, share
 def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, learned):
     model, teacher = tiny.model("llama"), logits(tiny.model("llama", seed=1))
     chosen = torch.tensor([4, 0, 2])
-    original = Reference(teacher.argmax(-1).int(), teacher)
+    original = OriginalOutputs(teacher.argmax(-1).int(), teacher)
     loss = Objective(model, ROWS, original, share, temperature, learned).accumulate_gradients(chosen, weight=0.5)
     found = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
@@ -89,7 +89,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, 
 def test_distilling_from_another_vocabulary_is_refused():
     said = torch.zeros(6, 10, 99)
     with pytest.raises(Reject, match="other-vocabulary"):
-        Objective(tiny.model("llama"), ROWS, Reference(said.argmax(-1), said), 0.5).accumulate_gradients(
+        Objective(tiny.model("llama"), ROWS, OriginalOutputs(said.argmax(-1), said), 0.5).accumulate_gradients(
             torch.tensor([0]), 1.0
         )
 
@@ -217,7 +217,9 @@ def trained(folder, stop_at=None, judged=True, dtype=torch.float32, nan=("", 0),
 
     parameters = dict(model.named_parameters())
     with training_mode(model, parameters):
-        course = Run(Trained(parameters), regime(**changes), len(ROWS), learn, judge if judged else None, ctx).run()
+        course = TrainingLoop(
+            TrainedParameters(parameters), regime(**changes), len(ROWS), learn, judge if judged else None, ctx
+        ).run()
     return model.state_dict(), course
 
 
@@ -263,8 +265,8 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path, monke
         monkeypatch.setattr(BatchLimit, "fewer", fewer)
         ctx = context_of(tmp_path, model, recipe_of([]))
         parameters = dict(model.named_parameters())
-        course = Run(
-            Trained(parameters),
+        course = TrainingLoop(
+            TrainedParameters(parameters),
             regime(**facts, **more, save=100 + len(more)),
             len(ROWS),
             Objective(model, ROWS).accumulate_gradients,

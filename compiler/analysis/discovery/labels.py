@@ -23,7 +23,7 @@ from ...ir.graphs import name_of
 from ...ir.layers.linear import KernelLinear
 from ...ir.layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
-from .experts import overrides_forward, trace_leaf
+from .experts import overrides_forward, trace_leaf_module
 from .labelling import (
     EXTREMES,
     MIXES,
@@ -74,7 +74,7 @@ class GraphRun:
                 self.out.values[node] = step.label_node(self.stream)
             except _MISFITS:
                 # The arguments have another form than the rule for this name expects: it is some other function.
-                self.out.values[node] = step.block_unknown(f"`{name_of(node)}`")
+                self.out.values[node] = step.block_unknown_operation(f"`{name_of(node)}`")
         raise AssertionError("a graph without an output")
 
     def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
@@ -132,23 +132,23 @@ class NodeRules:
         if rule is not None:
             return rule(self)
         if packed_rules.weights_in((self.args, self.kwargs)):
-            return packed_rules.apply_function(self, name)
+            return packed_rules.label_function_of_weight(self, name)
         labelled = list(tensors_in((self.args, self.kwargs)))
         if name in EXTREMES and labelled:
             return self.label_pointwise(labelled) if len(labelled) > 1 else self.label_extreme(labelled[0])
         if name in NEW_TENSOR_METHODS:
             return unlabelled_like(self.node.meta.get("shape"))
         if name in MOVES or (not labelled and _is_plain(self.node)):
-            return self.execute()
+            return self.run_on_labels()
         if name in POINTWISE:
             return self.label_pointwise(labelled)
         if name in MIXES | REDUCES and labelled:
-            return self.label_mixing(name, labelled[0])
+            return self.label_reduction(name, labelled[0])
         if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
             return self.product(labelled)
-        return self.block_unknown(f"`{name}`")
+        return self.block_unknown_operation(f"`{name}`")
 
-    def execute(self) -> Any:
+    def run_on_labels(self) -> Any:
         target = self.node.target
         if target is operator.getitem and packed_rules.picks(self.args[1]):
             return packed_rules.couple_indexed_axes(self, *self.args)
@@ -169,10 +169,10 @@ class NodeRules:
             labels = torch.where(labels == NO_LABEL, other, labels)
         return labels
 
-    def label_mixing(self, name: str, x: Tensor) -> Any:
+    def label_reduction(self, name: str, x: Tensor) -> Any:
         if "softmax" in name:
             self.out.weighed.append(np.unique(x.numpy()))
-        axes = self.mixed_axes(name, x)
+        axes = self.normalised_or_reduced_axes(name, x)
         for axis in axes:
             self.out.couple_along(x, axis)
         if name in MIXES:
@@ -183,13 +183,13 @@ class NodeRules:
     def label_extreme(self, x: Tensor) -> Any:
         """The largest or smallest along one axis and where it is, or of all."""
         if not isinstance(self.node.meta["dtype"], tuple):
-            return self.label_mixing("amax", x)
+            return self.label_reduction("amax", x)
         axis: Any = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
         self.out.couple_along(x, axis)
         keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False)
         return x.amax(axis, keepdim=keep), unlabelled_like(self.node.meta["shape"][1])
 
-    def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
+    def normalised_or_reduced_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
         sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
         axes = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
         if axes is None:
@@ -222,21 +222,21 @@ class NodeRules:
         if runs is nn.Embedding.forward and isinstance(module, nn.Embedding):
             rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
             return rows.expand(*x.shape, -1)
-        if _is_pointwise(module) and all(p.numel() == 1 for p in module.parameters()):
+        if _is_pointwise_module(module) and all(p.numel() == 1 for p in module.parameters()):
             return x
         if runs is nn.PReLU.forward and isinstance(module, nn.PReLU):  # a slope for each channel of [b, c, ...]
             self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
             return x
         reason = ""
         if self.node.meta.get("role") in ("experts", "router") or overrides_forward(module):
-            graph, reason = trace_leaf(module, self.node, self.args, self.kwargs)
+            graph, reason = trace_leaf_module(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):
             self.out.rejected.append((self.path, "its weight is packed for a kernel"))
         elif next(module.parameters(), None) is not None:
             self.out.rejected.append((self.path, f"a {kind} is taken as a whole{reason}"))
-        return self.block_unknown(f"{kind} {self.path}")
+        return self.block_unknown_operation(f"{kind} {self.path}")
 
     def claim(self, name: str, axis: int, labels: Tensor, is_read: bool = False) -> Tensor:
         """Note a claim of a parameter of the module that is called, or of the one that is read."""
@@ -259,7 +259,7 @@ class NodeRules:
             self.out.couple_along(x, -axis)
         return x
 
-    def block_unknown(self, operation: str) -> Any:
+    def block_unknown_operation(self, operation: str) -> Any:
         """No rule: what goes in can't be narrowed, nor what its result meets."""
         reason = f"{operation} does something unknown with its channels"
         result = unlabelled_like(self.node.meta.get("shape"))
@@ -287,7 +287,7 @@ def _is_plain(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target.__module__ in ("_operator", "builtins", "math")
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_pointwise_module(module: nn.Module) -> bool:
     home = type(module).__module__
     mixing = isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU))
     return not mixing and (

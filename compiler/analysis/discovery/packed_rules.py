@@ -40,11 +40,11 @@ def weights_in(tree: Any) -> list[Weight]:
     return [weight for item in tree for weight in weights_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
-def apply_function(step: "NodeRules", name: str) -> Any:
+def label_function_of_weight(step: "NodeRules", name: str) -> Any:
     """A function that is given such a parameter."""
     parameters = weights_in((step.args, step.kwargs))
     if name == "getattr" and step.args[1] in _TURNED:
-        return label_view(step, parameters[0])
+        return label_weight_view(step, parameters[0])
     if name == "getattr" or name in ("size", "dim", "numel"):
         return (
             getattr(parameters[0].axes[0], step.args[1])
@@ -55,15 +55,15 @@ def apply_function(step: "NodeRules", name: str) -> Any:
         if name in _SAME:
             return parameters[0]
         if name in MOVES:
-            return label_view(step, parameters[0])
+            return label_weight_view(step, parameters[0])
     if len(parameters) == 1 and name in _PRODUCTS:
         return label_product(step, name)
     if name in POINTWISE:
         return label_elementwise(step, parameters)
-    return block_unknown(step, parameters, name)
+    return block_weights(step, parameters, name)
 
 
-def label_view(step: "NodeRules", w: Weight) -> Any:
+def label_weight_view(step: "NodeRules", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
     target = step.node.target
     if target is operator.getitem and picks(step.args[1]):
@@ -131,7 +131,7 @@ def label_elementwise(step: "NodeRules", parameters: list[Weight]) -> Tensor | W
     """A sum or a product place by place."""
     activations = list(tensors_in((step.args, step.kwargs)))
     if not activations:
-        return block_unknown(step, parameters, "arithmetic")
+        return block_weights(step, parameters, "arithmetic")
     x = step.label_pointwise(activations)
     if len(parameters) == 1 and not (x > NO_LABEL).any():  # a mask and the like: the parameter goes on
         shape = torch.broadcast_shapes(x.shape, parameters[0].axes[0].shape)
@@ -147,7 +147,7 @@ def label_elementwise(step: "NodeRules", parameters: list[Weight]) -> Tensor | W
     return x
 
 
-def met_along(step: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
+def couple_weights_along(step: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
     """Couple the labels at each position along an axis with the parameter there."""
     for position, axis_labels in enumerate(w.axes):
         if axis_labels.ndim > axis and axis_labels.shape[axis] == len(labels) and varies(axis_labels, axis):
@@ -164,7 +164,7 @@ def claim(step: "NodeRules", w: Weight, axis: int, is_read: bool = False) -> Non
     step.out.claim_axis(w.tensor, axis, w.rows[axis], is_read)
 
 
-def block_unknown(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
+def block_weights(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
     """No rule: what meets the parameter is blocked."""
     labels = step.out.fresh(1)
     read = f"the parameter {parameters[0].tensor} is read" if parameters else "something is read"
@@ -175,7 +175,7 @@ def block_unknown(step: "NodeRules", parameters: list[Weight], name: str) -> Any
     return (
         labels.expand(shape)
         if shape is not None and all(isinstance(n, int) for n in shape)
-        else step.block_unknown(name)
+        else step.block_unknown_operation(name)
     )
 
 
@@ -194,14 +194,14 @@ def label_convolution(step: "NodeRules") -> Any:
     arguments = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
     w = arguments["weight"]
     if not isinstance(w, Weight) or w.axes[0].shape != tuple(map(len, w.rows)):
-        return block_unknown(step, weights_in((step.args, step.kwargs)), "convolution")
+        return block_weights(step, weights_in((step.args, step.kwargs)), "convolution")
     if isinstance(arguments.get("bias"), Tensor):
         step.out.couple(arguments["bias"], w.rows[0])
     return image_rules.label_convolution(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))
 
 
 def couple_gathered_axis(step: "NodeRules") -> Any:
-    """At each place along an axis a value from somewhere along it, by numbers."""
+    """Labels of a gather: entries along the axis are coupled, since indices choose any of them."""
     arguments = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
     x, axis = arguments["input"], arguments["dim"]
     step.out.couple_along(x, axis)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.checker.recipe import Invocation, Recipe
-from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, to_json
+from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, value_to_json
 from ...core.cache import digest
 from ...core.environment import installed
-from ...core.error_location import with_location
+from ...core.error_location import diagnostics_located_at
 from ...core.fingerprint import machine_facts
-from ...core.hashes import file_hash
+from ...core.hashes import cached_file_hash
 from ...core.source_closure import fingerprint
 from ...plugin.context import Context
 
@@ -63,13 +63,15 @@ def files(call: Invocation, ctx: Context) -> dict[str, str]:
     """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
     named = ctx.registry.make("pass", call).files()
     folder = ctx.relative_to(call).folder
-    return {n: file_hash(folder / n, ctx.settings.cache_dir) if os.path.isfile(folder / n) else "" for n in named}
+    return {
+        n: cached_file_hash(folder / n, ctx.settings.cache_dir) if os.path.isfile(folder / n) else "" for n in named
+    }
 
 
 def data_identity(ref: DataRef, ctx: Context) -> str:
     """Hash of a data set's content, parameters and tokenizer."""
     call = ctx.recipe.data[ref.name]
-    with with_location(call):
+    with diagnostics_located_at(call):
         return ctx.data(ref).identity(ctx.relative_to(call))
 
 
@@ -85,14 +87,14 @@ def versions(*extra: str) -> dict[str, str]:
 
 
 def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: to_json(value) for name, value in sorted(args.items())}
+    return {name: value_to_json(value) for name, value in sorted(args.items())}
 
 
 def value_key_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
     data = {ref.name: data_identity(ref, ctx) for ref in references_in(dict(metric.args), DataRef)}
     return {
-        "metric": to_json(metric),
+        "metric": value_to_json(metric),
         "model": origin,
         "data": data,
         "source": word_source("metric", metric.name, ctx),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ....dsl.checker.recipe import Invocation, Recipe
-from ....dsl.checker.values import from_json
+from ....dsl.checker.values import value_from_json
 from ....dsl.syntax.source import Source
 from ...core.settings import Settings
 from ...driver.models import open_model, resolve_origin
@@ -18,8 +18,8 @@ from ...plugin.context import Context
 from ...plugin.registry import Registry
 from .bounds import Bounds
 from .client import Learner, Participant
-from .declaration import Declaration, base_hash, check_base
-from .partition import partition_rows, split_rows
+from .declaration import Declaration, base_hash, refuse_other_base
+from .partition import partition_rows, split_train_and_validation
 
 if TYPE_CHECKING:
     from .rows import Rows
@@ -45,7 +45,7 @@ class ClientHost:
 
     def check_base(self) -> None:
         """Reject where the folder holds another model."""
-        check_base(self.declared, self.model, self.settings.cache_dir)
+        refuse_other_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
     def participants(self, clients: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
@@ -54,7 +54,7 @@ class ClientHost:
         if declared.trains == "index":
             yield self._retrieval_clients(clients, rows)
             return
-        sizes_by_client = {client: declared.affordable_sizes(client) for client in clients}
+        sizes_by_client = {client: declared.assignable_size_indices(client) for client in clients}
         with ExitStack() as open_slots:
             slots = {}
             for size in sorted({size for sizes in sizes_by_client.values() for size in sizes}):
@@ -73,11 +73,11 @@ class ClientHost:
 
         Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
         """
-        from ...models.rows.encoder_states import all_states, resolve_pooling
+        from ...models.rows.encoder_states import all_states, resolve_pooling_name
         from .search import RetrievalClient
 
         model, declared = open_model(str(self.model), self.settings).model, self.declared
-        pooling = resolve_pooling(self.model, "auto")
+        pooling = resolve_pooling_name(self.model, "auto")
         pairs = []
         for part in rows:
             vectors = torch.cat([s.pooled.double() for s in all_states(model, part.ids, pooling)])
@@ -113,14 +113,16 @@ class ClientHost:
         """Rows of every data set."""
         from .rows import rows_of
 
-        calls = {d.name: Invocation(d.word, {k: from_json(v) for k, v in d.args.items()}) for d in self.declared.data}
+        calls = {
+            d.name: Invocation(d.word, {k: value_from_json(v) for k, v in d.args.items()}) for d in self.declared.data
+        }
         recipe = Recipe(Source("federation.json", ""), "", {}, {}, calls, {}, {})
         origin = resolve_origin(str(self.model), self.settings)
         context = Context(self.settings, recipe, self.data, Registry(), origin, self.settings.cache_dir)
         return [rows_of(d.name, context) for d in self.declared.data]
 
     def _make_learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
-        from .language import Language, Local
+        from .language import CausalLmLearner, Local
         from .rows import concatenate_rows
         from .stream import Stream
 
@@ -131,13 +133,15 @@ class ClientHost:
             local = replace(local, clip=declared.clip, noise=declared.noise)
         if declared.stream:
             tasks = rows if self.local_data else tasks_of(declared, rows)[client]
-            return Stream(slots, [self._split_rows(task) for task in tasks], local, self.base)
+            return Stream(slots, [self._split_train_and_validation(task) for task in tasks], local, self.base)
         mine = concatenate_rows(rows) if self.local_data else rows_by_client(declared, rows)[client]
-        return Language(slots, *self._split_rows(mine), local, self.base)
+        return CausalLmLearner(slots, *self._split_train_and_validation(mine), local, self.base)
 
-    def _split_rows(self, rows: "Rows") -> "tuple[Rows, Rows]":
+    def _split_train_and_validation(self, rows: "Rows") -> "tuple[Rows, Rows]":
         """Rows to learn from, and rows to judge by."""
-        learn, validation = split_rows(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
+        learn, validation = (
+            split_train_and_validation(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
+        )
         return rows.select(learn), rows.select(validation)
 
 
@@ -164,17 +168,17 @@ def rows_by_client(declaration: Declaration, rows: "list[Rows]") -> "list[Rows]"
 @contextmanager
 def attach_slots(model: Any, declaration: Declaration, size: int = -1) -> "Iterator[Slots]":
     """Slots of a federation's states in a model; `size` names the sub-network that it becomes, -1 for none."""
-    from .slots import AllWeights, ClassifierSlots, Edited, LowRank, SoftPrompt
+    from .slots import AllWeights, ClassifierSlots, Edited, LowRankSlots, SoftPrompt
 
     full = declaration.full
     if size >= 0:
         from ...ir.capture.capture import capture
-        from .sizes import apply_size
+        from .sizes import cut_to_sub_network
 
-        apply_size(capture(model), declaration.sizes[size])
-        full = declaration.sizes[size].shapes(full)
+        cut_to_sub_network(capture(model), declaration.sizes[size])
+        full = declaration.sizes[size].sub_network_shapes(full)
     if declaration.trains == "lora":
-        with LowRank.attached(model, full, declaration.alpha) as slots:
+        with LowRankSlots.attached(model, full, declaration.alpha) as slots:
             yield ClassifierSlots(slots, full)
     elif declaration.trains == "reft":
         yield ClassifierSlots(Edited(model, full), full)

@@ -17,12 +17,12 @@ from .grid import Grid
 from .history import Round
 from .partition import Split
 from .personal import AllButMe
-from .products import Pad, Stack, Truncate
+from .products import PaddedAverage, StackedAverage, TruncatedAverage
 from .rotations import Way
 from .rounds import Federation, Terms
 from .search import RetrievalFederation, RetrievalStrategy
 from .secure import SecureSum
-from .sizes import Coverage, Size
+from .sizes import Coverage, SubNetwork
 from .state import Shapes
 from .strategy import Strategy
 
@@ -96,7 +96,7 @@ class Declaration:
     seed: int
     protects: str
     secure: bool
-    sizes: tuple[Size, ...]
+    sizes: tuple[SubNetwork, ...]
     size_of: tuple[int, ...]
     stream: bool
     anchor: float
@@ -107,7 +107,7 @@ class Declaration:
     counts: str = "params"
     examples: int = 0
 
-    def affordable_sizes(self, client: int) -> tuple[int, ...]:
+    def assignable_size_indices(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
         if not self.sizes:
             return (-1,)
@@ -128,7 +128,7 @@ class Declaration:
     def with_changes(self, **changes: Any) -> "Declaration":
         return replace(self, **changes)
 
-    def round_terms(self) -> Terms:
+    def make_round_terms(self) -> Terms:
         return Terms(
             self.rounds,
             self.clients,
@@ -153,7 +153,7 @@ class Declaration:
             "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
             "ranks": tuple(int(r) for r in body["ranks"]),
             "data": tuple(DataSet(**d) for d in body["data"]),
-            "sizes": tuple(Size.from_json(size) for size in body["sizes"]),
+            "sizes": tuple(SubNetwork.from_json(size) for size in body["sizes"]),
             "size_of": tuple(int(n) for n in body["size_of"]),
             "budgets": tuple(body.get("budgets", ())),
         }
@@ -166,7 +166,7 @@ class Declaration:
         ):
             raise ValueError("`data` is of another form")
         if not (
-            all(size.fits(declared.full) for size in declared.sizes)
+            all(size.indices_fit(declared.full) for size in declared.sizes)
             and (not declared.sizes or len(declared.size_of) == declared.clients)
             and all(0 <= n < len(declared.sizes) for n in declared.size_of)
             and len(declared.budgets) in (0, declared.clients)
@@ -238,7 +238,7 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
     return files_hash(files, cache_dir)
 
 
-def check_base(declaration: Declaration, folder: Path, cache_dir: Path) -> None:
+def refuse_other_base(declaration: Declaration, folder: Path, cache_dir: Path) -> None:
     """Reject where the folder holds another model."""
     actual = base_hash(folder, cache_dir)
     if actual != declaration.base:
@@ -267,7 +267,11 @@ def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy
     if declaration.strategy == "ffa":
         return FrozenA(declaration.full, clip, declaration.noise, seed)
     if declaration.strategy in ("stack", "svd", "hetlora"):
-        kinds: dict[str, type[Stack] | type[Truncate] | type[Pad]] = {"stack": Stack, "svd": Truncate, "hetlora": Pad}
+        kinds: dict[str, type[StackedAverage] | type[TruncatedAverage] | type[PaddedAverage]] = {
+            "stack": StackedAverage,
+            "svd": TruncatedAverage,
+            "hetlora": PaddedAverage,
+        }
         return kinds[declaration.strategy](declaration.full, declaration.alpha, ranks)
     mix = 0.0 if declaration.strategy == "alone" else declaration.mix
     return AllButMe(declaration.full, declaration.center, declaration.way, mix)
@@ -278,7 +282,7 @@ def make_federation(
 ) -> Federation:
     """A run of a declaration over a grid."""
     if declaration.strategy != "search":
-        return Federation(grid, make_strategy(declaration), declaration.round_terms(), checkpoint, on_round)
-    library = RetrievalFederation(grid, make_strategy(declaration), declaration.round_terms(), None, on_round)
+        return Federation(grid, make_strategy(declaration), declaration.make_round_terms(), checkpoint, on_round)
+    library = RetrievalFederation(grid, make_strategy(declaration), declaration.make_round_terms(), None, on_round)
     library.count = declaration.top
     return library

@@ -21,15 +21,24 @@ from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...analysis.planning.shrink import flops_per_token
 from .averaging import FedAvg
-from .budgets import Budget, Load, absolute_limit, amount_phrase, budget_text, kind_of, training_bytes, update_seconds
-from .coverage import CountMode, Index, coverage_mean, part_of, sandwich_sizes
+from .budgets import (
+    Budget,
+    Load,
+    absolute_budget,
+    amount_phrase,
+    kind_of,
+    smallest_fitting_budget_text,
+    training_bytes,
+    update_seconds,
+)
+from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, part_of
 from .state import Shapes, State
 from .strategy import Payload, TrainedState
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Group, Skeleton
     from ...ir.program import Program
-    from ...transforms.search.widths import Site
+    from ...transforms.search.widths import RankedGroup
 
 STEPS = 32  # into which every group is divided; a size keeps some of them
 
@@ -37,7 +46,7 @@ budget_too_small = Fault("budget-too-small", "No sub-network of a model is as sm
 
 
 @dataclass(frozen=True)
-class Size:
+class SubNetwork:
     """
     params   that the sub-network has
     cuts     "site kind" -> items that go
@@ -49,15 +58,15 @@ class Size:
     indices: Mapping[str, tuple[tuple[int, ...] | None, ...]]
 
     @staticmethod
-    def from_json(body: Mapping[str, Any]) -> "Size":
+    def from_json(body: Mapping[str, Any]) -> "SubNetwork":
         cuts = {str(n): tuple(int(i) for i in items) for n, items in body["cuts"].items()}
         remaining = {
             str(n): tuple(None if axis is None else tuple(int(i) for i in axis) for axis in axes)
             for n, axes in body["kept"].items()
         }
-        return Size(int(body["params"]), cuts, remaining)
+        return SubNetwork(int(body["params"]), cuts, remaining)
 
-    def fits(self, full_shapes: Shapes) -> bool:
+    def indices_fit(self, full_shapes: Shapes) -> bool:
         """Whether it names arrays that are there, and indices in them, ascending."""
         return all(
             name in full_shapes
@@ -75,8 +84,8 @@ class Size:
             for name, axes in self.indices.items()
         }
 
-    def shapes(self, full_shapes: Shapes) -> dict[str, tuple[int, ...]]:
-        """Of the sub-network's arrays."""
+    def sub_network_shapes(self, full_shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """Shapes of the sub-network's arrays."""
         axes: dict[str, tuple[Any, ...]] = {
             n: self.indices.get(n, (None,) * len(shape)) for n, shape in full_shapes.items()
         }
@@ -89,13 +98,15 @@ class Size:
         }
 
 
-def sizes_for(program: "Program", budgets: Sequence[Budget], counts: str = "params", load: Load = Load()) -> list[Size]:
-    """For each budget the largest size within it; `counts` says what shares and plain numbers are of.
+def largest_sub_networks(
+    program: "Program", budgets: Sequence[Budget], budget_kind: str = "params", load: Load = Load()
+) -> list[SubNetwork]:
+    """For each budget the largest size within it; `budget_kind` says what shares and plain numbers are of.
 
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
     scale = Scale(program, load)
-    return [scale.largest_within(budget, kind_of(budget, counts)) for budget in budgets]
+    return [scale.largest_within(budget, kind_of(budget, budget_kind)) for budget in budgets]
 
 
 class Scale:
@@ -103,40 +114,42 @@ class Scale:
 
     def __init__(self, program: "Program", load: Load):
         from ...transforms.search.importance import ascending, l1_importance
-        from ...transforms.search.widths import Site
+        from ...transforms.search.widths import RankedGroup
 
         self.program, self.load = program, load
-        self.sites = [Site(group, ascending(l1_importance(program, group))) for group in cuttable_groups(program)]
-        self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(skeleton_of(program)), {}, {})}
+        self.sites = [
+            RankedGroup(group, ascending(l1_importance(program, group))) for group in cuttable_groups(program)
+        ]
+        self._sizes: dict[int, SubNetwork] = {STEPS: SubNetwork(shrink.params(skeleton_of(program)), {}, {})}
         self._cost: dict[tuple[str, int], float] = {}
 
-    def size(self, step: int) -> Size:
+    def size(self, step: int) -> SubNetwork:
         if step not in self._sizes:
-            self._sizes[step] = _narrow_groups(self.program, self.sites, step)
+            self._sizes[step] = _sub_network_at_step(self.program, self.sites, step)
         return self._sizes[step]
 
     def share_of(self, kind: str, step: int) -> float:
         """Share that the size uses of a budget of that kind."""
         if (kind, step) not in self._cost:
-            self._cost[kind, step] = self._quantity(kind, self.size(step))
+            self._cost[kind, step] = self._compute_cost(kind, self.size(step))
         return self._cost[kind, step]
 
-    def _quantity(self, kind: str, size: Size) -> float:
+    def _compute_cost(self, kind: str, size: SubNetwork) -> float:
         if kind == "params":
             return size.params
         if kind == "latency":
             from ...ir.capture.capture import capture
 
             part = capture(copy.deepcopy(self.program.model))
-            apply_size(part, size)
+            cut_to_sub_network(part, size)
             return update_seconds(part.model, self.load)
-        skeleton = skeleton_at_size(self.program, size)
+        skeleton = skeleton_of_sub_network(self.program, size)
         return training_bytes(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
 
-    def largest_within(self, budget: Budget, kind: str) -> Size:
+    def largest_within(self, budget: Budget, kind: str) -> SubNetwork:
         """The largest size within a budget."""
         full_cost = self.share_of(kind, STEPS)
-        available = absolute_limit(budget, full_cost)
+        available = absolute_budget(budget, full_cost)
         step = bisect_right(range(1, STEPS + 1), available, key=lambda n: self.share_of(kind, n))
         if step:
             return self.size(step)
@@ -145,13 +158,13 @@ class Scale:
             budget_too_small(
                 f"a client's budget is {amount_phrase(kind, available)}, "
                 f"and the smallest sub-network takes {amount_phrase(kind, least)}",
-                help=f"give it at least {budget_text(kind, least, full_cost)}",
+                help=f"give it at least {smallest_fitting_budget_text(kind, least, full_cost)}",
                 argument="budgets",
             )
         )
 
 
-def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
+def skeleton_of_sub_network(program: "Program", size: SubNetwork) -> "Skeleton":
     """The program's skeleton when it is that sub-network."""
     from ...transforms.search.uniform_widths import refreshed
 
@@ -163,7 +176,7 @@ def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
     return skeleton
 
 
-def _narrow_groups(program: "Program", sites: Sequence["Site"], step: int) -> Size:
+def _sub_network_at_step(program: "Program", sites: Sequence["RankedGroup"], step: int) -> SubNetwork:
     """So many of STEPS parts of every group that can be cut, those that weigh most."""
     from ....dsl.checker.values import Ratio
     from ...analysis.planning.amount import Amount
@@ -174,8 +187,9 @@ def _narrow_groups(program: "Program", sites: Sequence["Site"], step: int) -> Si
     left = {(g.site, g.kind): g.count for g in small.groups}
     removed = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
     able, _ = split_cuttable(program, [(s.group, n) for s, n in zip(sites, removed, strict=True)])
-    return _size_of_cuts(
-        program, [(s.group, s.next_items(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able]
+    return _sub_network_of_cuts(
+        program,
+        [(s.group, s.least_important_items(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able],
     )
 
 
@@ -186,7 +200,7 @@ def cuttable_groups(program: "Program") -> list["Group"]:
     return [g for g in groups if g.kind in ("channels", heads)]
 
 
-def _size_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
+def _sub_network_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> SubNetwork:
     shapes = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     removed: dict[tuple[str, int], set[int]] = {}
     for group, items in cuts:
@@ -198,14 +212,14 @@ def _size_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int
         if name in shapes:
             axes = axes_of.setdefault(name, [None] * len(shapes[name]))
             axes[axis] = tuple(i for i in range(shapes[name][axis]) if i not in removed_indices)
-    size = Size(
+    size = SubNetwork(
         0, {f"{g.site} {g.kind}": tuple(sorted(items)) for g, items in cuts}, {n: tuple(a) for n, a in axes_of.items()}
     )
-    count = sum(int(np.prod(shape)) for shape in size.shapes(shapes).values())
-    return Size(count, size.cuts, size.indices)
+    count = sum(int(np.prod(shape)) for shape in size.sub_network_shapes(shapes).values())
+    return SubNetwork(count, size.cuts, size.indices)
 
 
-def apply_size(program: "Program", size: Size) -> None:
+def cut_to_sub_network(program: "Program", size: SubNetwork) -> None:
     """Make a program's model that sub-network: smaller tensors, fewer heads, nothing masked."""
     from ...transforms.editing.rewrite import Rewriter
     from ...transforms.search.widths import slice_all
@@ -228,7 +242,7 @@ class Coverage(FedAvg):
     def __init__(
         self,
         full_shapes: Shapes,
-        options: Sequence[Size],
+        options: Sequence[SubNetwork],
         size_of: Mapping[int, int],
         weighting: CountMode = "all",
         seed: int | None = None,
@@ -242,7 +256,7 @@ class Coverage(FedAvg):
         if self.seed is not None:
             order = sorted(range(len(self.options)), key=lambda n: -self.options[n].params)
             largest_index = {k: order.index(self.size_of_client[k]) for k in clients if k in self.size_of_client}
-            assigned = sandwich_sizes(clients, order, [self.seed, round_number], largest_index)
+            assigned = assign_sandwich_sizes(clients, order, [self.seed, round_number], largest_index)
             self.assignment = {k: n for k, n in assigned.items() if k in self.size_of_client}
 
     def tells_start(self, client: int) -> bool:
@@ -256,7 +270,11 @@ class Coverage(FedAvg):
         return self._indices[self.assignment[client]] if client in self.assignment else {}
 
     def required(self, client: int) -> Shapes:
-        return self.options[self.assignment[client]].shapes(self.full) if client in self.assignment else self.full
+        return (
+            self.options[self.assignment[client]].sub_network_shapes(self.full)
+            if client in self.assignment
+            else self.full
+        )
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         parts: dict[int, State] = {k: s.state for k, s in client_states.items()}

@@ -37,7 +37,7 @@ class Slots(ABC):
         """A state to start from: one that changes nothing, where there is such a state."""
 
     @abstractmethod
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         """Put a state into the model, over a base to which `delta` ([out, in] by module) was added."""
 
     @abstractmethod
@@ -53,7 +53,7 @@ def _draw(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(seed_of("slots", seed, name))
 
 
-class LowRank(Slots):
+class LowRankSlots(Slots):
     """Adapters, as peft has them; a state may be of any rank."""
 
     def __init__(self, model: nn.Module, layers: "Mapping[str, LoraLayer]", full_shapes: Shapes, alpha: float):
@@ -62,15 +62,15 @@ class LowRank(Slots):
 
     @staticmethod
     @contextmanager
-    def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRank]":
+    def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRankSlots]":
         """Adapters on a model; afterwards it is as it was."""
         rank = max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
         with with_adapters(model, tuple(modules(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
-            slots = LowRank(model, adapters.layers, full_shapes, alpha)
+            slots = LowRankSlots(model, adapters.layers, full_shapes, alpha)
             try:
                 yield slots
             finally:
-                slots._add({})
+                slots._set_base_deltas({})
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         """A as peft draws it (uniform within 1 / sqrt(inputs)), B zero."""
@@ -84,22 +84,22 @@ class LowRank(Slots):
         return state
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         for path, layer in self.layers.items():
             name, factors = _adapter_matrices(layer)
             layer.scaling[name] = self.alpha / len(state[f"{path}.A"])
             for side, part in factors.items():
                 new = torch.from_numpy(state[f"{path}.{side}"]).to(part.get_parameter("weight"), copy=True)
                 part.weight = nn.Parameter(new)
-        self._add(delta)
+        self._set_base_deltas(delta)
 
-    def _add(self, added: State) -> None:
+    def _set_base_deltas(self, deltas: State) -> None:
         for path, layer in self.layers.items():
-            if path in added or path in self.base:
+            if path in deltas or path in self.base:
                 weight = tensor_at(layer.get_base_layer(), "weight")
                 before = self.base.setdefault(path, weight.detach().clone())
-                delta = torch.from_numpy(added[path]) if path in added else torch.zeros(())
-                turned = delta.T if getattr(layer, "fan_in_fan_out", False) and path in added else delta
+                delta = torch.from_numpy(deltas[path]) if path in deltas else torch.zeros(())
+                turned = delta.T if getattr(layer, "fan_in_fan_out", False) and path in deltas else delta
                 weight.data = before + turned.to(before)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -128,7 +128,7 @@ class Edited(Slots):
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         for name, parameter in self.parameters().items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -169,8 +169,8 @@ class ClassifierSlots(Slots):
         return {**self.inner.initial_state(seed, rank), **{name: array.copy() for name, array in self.start.items()}}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
-        self.inner.put(state, delta)
+    def load_state(self, state: State, delta: State) -> None:
+        self.inner.load_state(state, delta)
         for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -194,7 +194,7 @@ class AllWeights(Slots):
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -236,7 +236,7 @@ class SoftPrompt(Slots):
         return {"prompt": self.words.detach()[torch.from_numpy(ids)].float().cpu().numpy()}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         self.model.prompt.copy_(torch.from_numpy(state["prompt"]))
 
     def parameters(self) -> dict[str, nn.Parameter]:

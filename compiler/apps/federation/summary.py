@@ -19,8 +19,9 @@ class FederationSummary:
     declared: Declaration
     rounds: tuple[Round, ...] = ()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """For every client what it trains, and the bytes of its arrays in a round; the first round may send more."""
+    def rows_per_client(self) -> list[dict[str, Any]]:
+        """Rows of a table of clients: what each trains, and the bytes of its arrays in a round; the first round may
+        send more."""
         declared, strategy = self.declared, make_strategy(self.declared)
         result = []
         for client in range(declared.clients):
@@ -55,7 +56,7 @@ class FederationSummary:
         if declared.clip:
             head.append(f"{declared.protects} are hidden: clip {declared.clip:g}, noise {declared.noise:g}")
         lines = [f"{'client':>6}  {'up':>10}  {'down':>10}  holds"]
-        for row in self.rows():
+        for row in self.rows_per_client():
             part_text = f"rank {row['rank']}" if row["rank"] else "all"
             if row["params"]:
                 part_text = f"{row['params']:,} parameters"
@@ -78,7 +79,7 @@ class FederationSummary:
     def to_json(self) -> dict[str, Any]:
         return {
             "declaration": self.declared.to_json(),
-            "clients": self.rows(),
+            "clients": self.rows_per_client(),
             "rounds": [r.to_json() for r in self.rounds],
         }
 
@@ -89,12 +90,12 @@ def _budget(declaration: Declaration, row: dict[str, Any]) -> str:
     return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declaration.counts == 'flops' else 'of parameters'}"
 
 
-def _download_bytes(declaration: Declaration, rank: int) -> int | None:
+def _download_bytes(declaration: Declaration, upload_bytes: int) -> int | None:
     """Bytes to a client in a later round; None where they grow with its absence and the others' ranks."""
     if declaration.strategy == "alone":
         return 0
     if declaration.strategy == "stack":
         ranks = declaration.ranks or (1,) * declaration.clients
-        per_rank = rank // ranks[0]
+        per_rank = upload_bytes // ranks[0]
         return per_rank * sum(ranks) if declaration.share >= 1 else None
-    return rank
+    return upload_bytes

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from ...ir.layers.reft import Intervention
     from ...ir.program import Program
     from ...plugin.context import Context
-    from .sizes import Size
+    from .sizes import SubNetwork
 
 
-def shapes_of(
+def trainable_state_shapes(
     program: "Program", trains: str, tokens: int, rank: int, selector: "Selector | None"
 ) -> dict[str, tuple[int, ...]]:
-    """Of a whole state but for a head: `trains` as the target `flower` has it, adapters of this rank on modules."""
+    """Shapes of the arrays that `trains` names, without a head: `trains` as the target `flower` has it, adapters of
+    this rank on modules."""
     from ...transforms.training.adapters import adaptable_modules
     from .slots import arrays
 
@@ -45,7 +46,7 @@ def shapes_of(
     return full
 
 
-def check_ranks(full_shapes: Shapes, rank: int, argument: str) -> None:
+def refuse_ranks_above_widths(full_shapes: Shapes, rank: int, argument: str) -> None:
     """Reject (rank-too-large) adapters whose product needs no such rank: B A is at most as wide as a weight."""
     widths = {path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in modules(full_shapes)}
     path = min(widths, key=lambda p: widths[p], default="")
@@ -74,7 +75,7 @@ def _interventions(program: "Program") -> "dict[str, Intervention]":
     return result
 
 
-def check_forms(program: "Program", personal: bool, way: str) -> None:
+def refuse_unfit_intervention_forms(program: "Program", personal: bool, way: str) -> None:
     """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
     forms = {function.form for function in _interventions(program).values()}
     if personal and way != "project" and forms - {"loreft", "odireft"}:
@@ -93,7 +94,7 @@ def check_forms(program: "Program", personal: bool, way: str) -> None:
         )
 
 
-def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
+def refuse_short_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
     """Reject interventions at more positions than any prompt of the data has."""
     from ...ir.layers.reft import interventions
 
@@ -111,22 +112,23 @@ def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]")
             )
 
 
-def check_positions(tokens: int, length: int, positions: int | None) -> None:
+def refuse_prompt_beyond_positions(prompt_tokens: int, row_length: int, max_positions: int | None) -> None:
     """Reject a soft prompt that leaves rows no room among a model's positions, where it says how many it has."""
-    if positions is not None and tokens + length > positions:
+    if max_positions is not None and prompt_tokens + row_length > max_positions:
         raise Reject(
             unfit_strategy(
-                f"{tokens} embeddings in front of rows of {length} tokens are {tokens + length} positions, and the "
-                f"model was made for {positions}",
-                help=f"at most `tokens: {positions - length}`; 8 to 100 are usual"
-                if positions > length
+                f"{prompt_tokens} embeddings in front of rows of {row_length} tokens are "
+                f"{prompt_tokens + row_length} positions, and the "
+                f"model was made for {max_positions}",
+                help=f"at most `tokens: {max_positions - row_length}`; 8 to 100 are usual"
+                if max_positions > row_length
                 else "cut rows shorter",
                 argument="tokens",
             )
         )
 
 
-def require_full_size(program: "Program", sizes: "Sequence[Size]") -> None:
+def require_full_size(program: "Program", sizes: "Sequence[SubNetwork]") -> None:
     """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
     from ...analysis.planning.shrink import params
 
@@ -143,7 +145,7 @@ def require_full_size(program: "Program", sizes: "Sequence[Size]") -> None:
         )
 
 
-def check_index(ctx: "Context", refs: "Sequence[DataRef]") -> None:
+def refuse_data_without_pairs(ctx: "Context", refs: "Sequence[DataRef]") -> None:
     """Reject data that are no texts with a partner each."""
     from ...inputs.data.texts import Texts
 

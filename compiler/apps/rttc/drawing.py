@@ -19,7 +19,9 @@ def pareto_points(points: Sequence[Point]) -> list[Point]:
     return result
 
 
-def svg_chart(points: Sequence[Point], highlighted: Mapping[str, Point], background: str = "the dev set") -> str:
+def svg_accuracy_chart(
+    points: Sequence[Point], highlighted: Mapping[str, Point], background: str = "the dev set"
+) -> str:
     """All pairs of thresholds grey, the best ones joined; `highlighted` by name: the branches, and what was chosen."""
     x, y = _axis_scales([*points, *highlighted.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
     dots = [f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="2.5" fill="#bbb"/>' for p in points]
@@ -44,7 +46,7 @@ def svg_chart(points: Sequence[Point], highlighted: Mapping[str, Point], backgro
     )
 
 
-def text_chart(points: Sequence[Point], highlighted: Mapping[str, Point]) -> str:
+def text_accuracy_chart(points: Sequence[Point], highlighted: Mapping[str, Point]) -> str:
     """Chart in characters: a dot for each pair of thresholds, a letter for each of `highlighted`, told below."""
     x, y = _axis_scales([*points, *highlighted.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
     cells = [[" "] * _COLUMNS for _ in range(_ROWS)]
@@ -58,11 +60,11 @@ def text_chart(points: Sequence[Point], highlighted: Mapping[str, Point]) -> str
     return f"accuracy on the dev set\n{summary}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
 
 
-def _axis_scales(points: Sequence[Point], across: tuple[float, float], upright: tuple[float, float]):
+def _axis_scales(points: Sequence[Point], x_range: tuple[float, float], y_range: tuple[float, float]):
     """Functions from seconds and accuracy to places."""
 
     def scale(values: list[float], low: float, high: float):
         least, span = min(values), (max(values) - min(values)) or 1.0
         return lambda value: low + (high - low) * (value - least) / span
 
-    return scale([p.seconds for p in points], *across), scale([p.accuracy for p in points], *upright)
+    return scale([p.seconds for p in points], *x_range), scale([p.accuracy for p in points], *y_range)

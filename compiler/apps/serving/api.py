@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
-from .answers import Answer, ChatAnswer, ErrorResponse
+from .answers import AnswerBuilder, ChatAnswer, ErrorResponse
 from .body import add_text_routes, slot
 from .errors import install_error_handlers, write_down
 from .metrics import TYPE
@@ -47,11 +47,11 @@ class Service:
         self.created = int(time.time())
         self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
-    async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
+    async def answer_request(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(request_body.model, *self.adapters)
         encode: Callable[[Any], list[int]] = (
-            self._chat_ids if isinstance(request_body, ChatRequest) else self._prompt_ids
+            self._conversation_ids if isinstance(request_body, ChatRequest) else self._prompt_ids
         )
         async with slot(call, len(await call.body())):
             ids = await asyncio.to_thread(encode, request_body)
@@ -78,7 +78,7 @@ class Service:
             raise ErrorResponse(503, "the server stops", code="stopping") from stopped
         except KernelError as error:  # settings that no kernel can draw by
             raise ErrorResponse(400, str(error)) from error
-        answer = (ChatAnswer if isinstance(request_body, ChatRequest) else Answer)(
+        answer = (ChatAnswer if isinstance(request_body, ChatRequest) else AnswerBuilder)(
             request_body.model, len(ids), self.tokenizer
         )
         if request_body.stream:
@@ -88,10 +88,10 @@ class Service:
                 media_type="text/event-stream",
                 background=BackgroundTask(self.scheduler.cancel, job),
             )
-        return await self._complete_response(answer, request_body, pieces, call, job)
+        return await self._response_when_complete(answer, request_body, pieces, call, job)
 
-    async def _complete_response(
-        self, answer: Answer, request_body: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any
+    async def _response_when_complete(
+        self, answer: AnswerBuilder, request_body: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any
     ) -> Any:
         async def leave() -> None:
             await leaving(call)
@@ -112,7 +112,7 @@ class Service:
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
-    def _chat_ids(self, request_body: ChatRequest) -> list[int]:
+    def _conversation_ids(self, request_body: ChatRequest) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
             raise ErrorResponse(
                 400,
@@ -129,7 +129,7 @@ class Service:
                 "messages",
                 "context_length_exceeded",
             )
-        self._check_length(sum(len(message["content"]) for message in messages), "messages")
+        self._refuse_long_text(sum(len(message["content"]) for message in messages), "messages")
         try:
             text = render_template(self.tokenizer, messages, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
@@ -154,29 +154,29 @@ class Service:
         return ids
 
     def _ids(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
-        self._check_length(len(text), field)
+        self._refuse_long_text(len(text), field)
         try:
             return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         except Reject as rejection:
             raise ErrorResponse(400, "the model's tokenizer breaks at this text", field) from rejection
 
-    def _check_length(self, characters: int, field: str) -> None:
+    def _refuse_long_text(self, n_characters: int, field: str) -> None:
         """Whether a text may fit: megabytes would take seconds to be found too long token by token."""
-        if characters > self._max_characters:
+        if n_characters > self._max_characters:
             raise ErrorResponse(
                 400,
-                f"the model's context is {self.context} tokens, and {characters} characters are more",
+                f"the model's context is {self.context} tokens, and {n_characters} characters are more",
                 field,
                 "context_length_exceeded",
             )
 
-    def _make_request(self, body: ChatRequest | CompletionRequest, ids: list[int]) -> Request:
-        available = self.context - len(ids)
+    def _make_request(self, body: ChatRequest | CompletionRequest, prompt_ids: list[int]) -> Request:
+        available = self.context - len(prompt_ids)
         max_tokens = max(1, available) if body.token_limit is None else body.token_limit
         if max_tokens > available:
             raise ErrorResponse(
                 400,
-                f"the model's context is {self.context} tokens, and {len(ids)} of the prompt "
+                f"the model's context is {self.context} tokens, and {len(prompt_ids)} of the prompt "
                 f"and {max_tokens} of the answer are more",
                 "messages" if isinstance(body, ChatRequest) else "prompt",
                 "context_length_exceeded",
@@ -188,7 +188,7 @@ class Service:
             "repetition_penalty": body.repetition_penalty,
         }
         return Request(
-            tuple(ids),
+            tuple(prompt_ids),
             max_tokens,
             stops=body.stops,
             alternatives=body.alternatives,
@@ -197,7 +197,7 @@ class Service:
             **{name: value for name, value in chosen.items() if value is not None},
         )
 
-    def model(self, name: str) -> dict[str, Any]:
+    def model_entry(self, name: str) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
@@ -214,7 +214,7 @@ async def _stream(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:
         yield await pieces.get()
 
 
-def make_application(service: Service) -> FastAPI:
+def make_openai_application(service: Service) -> FastAPI:
     """Routes and errors; it starts and stops the scheduler."""
 
     @asynccontextmanager
@@ -226,16 +226,16 @@ def make_application(service: Service) -> FastAPI:
 
     app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
-    add_text_routes(app, service.answer)
+    add_text_routes(app, service.answer_request)
 
     @app.get("/v1/models")
     async def models() -> Any:
-        return {"object": "list", "data": [service.model(name) for name in service.adapters]}
+        return {"object": "list", "data": [service.model_entry(name) for name in service.adapters]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Any:
         check_name(name, *service.adapters)
-        return service.model(name)
+        return service.model_entry(name)
 
     @app.get("/health")
     async def health() -> Any:

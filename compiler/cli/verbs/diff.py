@@ -13,7 +13,7 @@ _others = typer.Argument(metavar="[C...]", help="More, to compare in one table."
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, opens=("before", "after", "others"))
+    @make_verb(app, signed_arguments=("before", "after", "others"))
     def diff(
         before: Annotated[Path, _before],
         after: Annotated[Path, _after],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
@@ -25,24 +25,31 @@ _graph = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"), opens=("model",))
-    def inspect(model: Annotated[str, _model], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
+    @make_verb(
+        app,
+        formats=("text", "json", "dot", "svg"),
+        flag_panels=("inputs", "cache", "machine"),
+        signed_arguments=("model",),
+    )
+    def inspect(
+        model: Annotated[str, _model], shared: SharedFlags, graph: Annotated[str | None, _graph] = None
+    ) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
-        front = _front(model)
+        front = _front_manifest(model)
         if shared.format == "svg" and front is None:
             raise typer.BadParameter(f"`--format svg` draws a front, and `{model}` is none")
-        shared.check_environment()
+        shared.require_environment()
         if front is not None:
-            return _print_front(front, model, graph, shared)
+            return _print_front_points(front, model, graph, shared)
         summary = _artifact_summary(model)
         if summary is not None:
             return _print_summary(summary, model, graph, shared)
-        programs = _captured_programs(model, shared) if graph is not None else None
+        programs = _first_captured_program(model, shared) if graph is not None else None
         if programs:
             return _print_graph(programs, str(graph), shared)
-        summaries = _skeletons(model, shared)
+        summaries = _labelled_skeletons(model, shared)
         if shared.format == "json":
             models = [{"label": label, "skeleton": s.to_json()} for label, s in summaries]
             shared.screen.answer_json("inspect", models=models)
@@ -52,7 +59,7 @@ def register(app: typer.Typer) -> None:
         return None
 
 
-def _front(location: str) -> "Manifest | None":
+def _front_manifest(location: str) -> "Manifest | None":
     """The manifest of an artifact that holds several models."""
     from ...artifacts.manifest import NAME, read_manifest
 
@@ -60,9 +67,9 @@ def _front(location: str) -> "Manifest | None":
     return manifest if manifest and manifest.members else None
 
 
-def _print_front(front: "Manifest", location: str, graph: str | None, shared: Shared) -> None:
+def _print_front_points(front: "Manifest", location: str, graph: str | None, shared: SharedFlags) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
-    from ...core.front_chart import svg_chart, text_chart
+    from ...core.front_chart import ascii_scatter_plot, svg_scatter_plot
     from ...core.quantity import measurement_text
 
     if graph is not None:
@@ -80,7 +87,7 @@ def _print_front(front: "Manifest", location: str, graph: str | None, shared: Sh
     names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
     if shared.format == "svg":
         _need_two(location, names)
-        return shared.screen.answer(svg_chart(marks, *names))
+        return shared.screen.answer(svg_scatter_plot(marks, *names))
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
         (str(number), m["name"], *(measurement_text(value, unit) for _, value, unit, _ in m["measures"]))
@@ -91,7 +98,7 @@ def _print_front(front: "Manifest", location: str, graph: str | None, shared: Sh
     if (error := _latency_error(front)) is not None:
         shared.screen.note(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
     if len(names) == 2:
-        shared.screen.note("\n" + text_chart(marks, *names))
+        shared.screen.note("\n" + ascii_scatter_plot(marks, *names))
     return None
 
 
@@ -109,17 +116,17 @@ def _need_two(location: str, names: list[str]) -> None:
 
 def _artifact_summary(location: str) -> "ArtifactSummary | None":
     """Picture of an artifact by its target, if it has one."""
-    from ...artifacts.load import locate_checkpoint, target_of
+    from ...artifacts.load import locate_checkpoint_and_artifact, target_of
     from ...driver.models import is_artifact
 
     path = Path(location)
     if not (path.is_dir() and is_artifact(path)):
         return None
-    folder, manifest = locate_checkpoint(path)
+    folder, manifest = locate_checkpoint_and_artifact(path)
     return target_of(folder, manifest[1] if manifest else None).summary(folder)
 
 
-def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None, shared: Shared) -> None:
+def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None, shared: SharedFlags) -> None:
     if graph is not None:
         raise Reject(
             unknown_layer(
@@ -134,7 +141,7 @@ def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None,
     return _print_layer_reductions(location, shared)
 
 
-def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
+def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: SharedFlags) -> None:
     from shutil import get_terminal_size
 
     from ...analysis.planning.drawing import draw_skeleton
@@ -145,51 +152,51 @@ def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: Shared) ->
         shared.screen.answer(draw_skeleton(skeleton, width=width).rstrip("\n"))
 
 
-def _print_layer_reductions(location: str, shared: Shared) -> None:
+def _print_layer_reductions(location: str, shared: SharedFlags) -> None:
     """Draw what each layer of an artifact lost, if anything."""
     from ...analysis.planning.layer_profile import draw_layer_bars
     from ...artifacts.manifest import read_manifest
-    from ...artifacts.search_summary import search_lines
+    from ...artifacts.search_summary import search_summary_lines
     from ...driver.models import is_artifact
 
     if Path(location).is_dir() and is_artifact(Path(location)):
         manifest = read_manifest(Path(location))
-        for line in search_lines(manifest.steps):
+        for line in search_summary_lines(manifest.steps):
             shared.screen.answer(f"\nsearched: {line}")
         profile = manifest.profile
         if profile and profile["before"] != profile["after"]:
             shared.screen.answer("\n" + draw_layer_bars(profile["before"], profile["after"]))
 
 
-def _skeletons(location: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
+def _labelled_skeletons(location: str, shared: SharedFlags) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
     from ...analysis.discovery.discover import skeleton_of
     from ...driver.models import is_artifact, resolve_origin
-    from ...transforms.editing.rehearsed import resolve_skeleton
+    from ...transforms.editing.rehearsed import load_or_discover_skeleton
 
     path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         calls = {c.word + repr(c.args): (n, c) for r in session.recipes() for n, c in r.models.items()}
-        return [(f"{n} = {session.model_origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
+        return [(f"{n} = {session.resolve_model_origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
     if path.is_dir() and is_artifact(path):
         return [(location, skeleton_of(_captured_program(location, shared)))]
     origin = resolve_origin(location, shared.settings())
-    return [(origin.label, resolve_skeleton(origin, shared.settings()))]
+    return [(origin.label, load_or_discover_skeleton(origin, shared.settings()))]
 
 
-def _captured_programs(location: str, shared: Shared) -> Any:
+def _first_captured_program(location: str, shared: SharedFlags) -> Any:
     from ...ir.capture.meta_capture import capture_on_meta
 
     path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         first = session.recipes()[0]
-        return capture_on_meta(session.model_origin(next(iter(first.models.values()))))
+        return capture_on_meta(session.resolve_model_origin(next(iter(first.models.values()))))
     return _captured_program(location, shared)
 
 
-def _captured_program(location: str, shared: Shared) -> Any:
+def _captured_program(location: str, shared: SharedFlags) -> Any:
     """The captured program; an artifact is loaded, since its shapes are its own."""
     from ...driver.models import is_artifact, resolve_origin
     from ...ir.capture.meta_capture import capture_on_meta
@@ -202,22 +209,22 @@ def _captured_program(location: str, shared: Shared) -> Any:
     return capture_on_meta(resolve_origin(location, shared.settings()))
 
 
-def _print_graph(program: Any, name: str, shared: Shared) -> None:
-    from ...analysis.planning.drawing import graph_text, unit_dot
+def _print_graph(program: Any, layer: str, shared: SharedFlags) -> None:
+    from ...analysis.planning.drawing import unit_as_code, unit_as_dot
 
-    unit = _find_unit(program, name)
+    unit = _find_unit(program, layer)
     if shared.format == "dot":
-        shared.screen.answer(unit_dot(unit).rstrip("\n"))
+        shared.screen.answer(unit_as_dot(unit).rstrip("\n"))
     elif shared.format == "json":
         from ...ir.graph_json import graph_to_json
 
         shared.screen.answer_json("inspect", unit=unit.path, graph=graph_to_json(unit.graph))
     else:
-        shared.screen.answer(graph_text(unit).rstrip("\n"))
+        shared.screen.answer(unit_as_code(unit).rstrip("\n"))
 
 
-def _find_unit(program: Any, name: str) -> Any:
-    """By path, by the end of a path, or by number."""
+def _find_unit(program: Any, layer: str) -> Any:
+    """The unit of a layer named by path, by the end of a path, or by number; Reject an unknown one."""
     paths = list(program.units)
     if not paths:
         raise Reject(
@@ -226,11 +233,11 @@ def _find_unit(program: Any, name: str) -> Any:
                 help="leave `--graph` out: `effc inspect` lists its modules",
             )
         )
-    if re.fullmatch(r"-?[0-9]{1,6}", name) and -len(paths) <= int(name) < len(paths):
-        return program.units[paths[int(name)]]
-    matches = [p for p in paths if p == name or p.endswith(f".{name}")]
+    if re.fullmatch(r"-?[0-9]{1,6}", layer) and -len(paths) <= int(layer) < len(paths):
+        return program.units[paths[int(layer)]]
+    matches = [p for p in paths if p == layer or p.endswith(f".{layer}")]
     if matches:
         return program.units[matches[0]]
     raise Reject(
-        unknown_layer(f"the model has no layer `{name}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}")
+        unknown_layer(f"the model has no layer `{layer}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}")
     )

@@ -15,7 +15,7 @@ _output = typer.Option("-o", "--output", metavar="FILE", help="Where the page go
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, opens=("artifacts",))
+    @make_verb(app, signed_arguments=("artifacts",))
     def report(
         artifacts: Annotated[list[Path], _artifacts],
         shared: Shared,
@@ -52,16 +52,16 @@ def register(app: typer.Typer) -> None:
 
 def pages(sheets: "list[ReportData]", stem: str) -> list[str]:
     """The page of one result; of several a page that compares them, and those of each, named `STEM-NUMBER.html`."""
-    from ...artifacts.pages.page import render_page, render_results
+    from ...artifacts.pages.page import render_html, render_results
     from ...artifacts.results_table import results_table, results_title
 
     results: dict[tuple[str, ...], list[ReportData]] = {}
     for sheet in sheets:
         results.setdefault(sheet.pipeline, []).append(sheet)
     if len(results) == 1:
-        return [render_page(sheets)]
+        return [render_html(sheets)]
     ordered = [sheet for same in results.values() for sheet in same]
     numbers = {pipeline: i for i, pipeline in enumerate(results, 1)}
     links = ["", *(f"{stem}-{numbers[sheet.pipeline]}.html" if stem else "" for sheet in ordered)]
     overview = render_results(results_title(ordered), results_table(ordered), links)
-    return [overview, *(map(render_page, results.values()) if stem else ())]
+    return [overview, *(map(render_html, results.values()) if stem else ())]

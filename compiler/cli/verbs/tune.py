@@ -13,7 +13,7 @@ from ....dsl.syntax.format import format_source
 from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source
 from ...core.quantity import duration_text
-from .compile import artifact_lines
+from .compile import artifact_summary_text
 from .flags import Shared, make_verb
 from .new import Judge, choose_evaluation, display_name, source_expression
 from .output import code_of
@@ -61,7 +61,7 @@ class WishOptions:
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("inputs", "cache", "machine", "progress", "gate"))
+    @make_verb(app, flag_panels=("inputs", "cache", "machine", "progress", "gate"))
     def tune(
         what: Annotated[str, _what],
         shared: Shared,
@@ -77,7 +77,7 @@ def register(app: typer.Typer) -> None:
         """Search the steps that keep all bounds and are best at one metric, and compile them.
 
         Goes on where it was stopped. Writes the recipe that it chose, which compiles by itself."""
-        shared.check_environment()
+        shared.require_environment()
         from ...driver.tuning.page import write_page
         from ...driver.tuning.tune import tune as search_steps
         from ...driver.tuning.wish import read_wish
@@ -167,7 +167,7 @@ def print_tuned(tuned: "Tuned", shared: Shared) -> int:
         return code_of(tuned.unmet)
     for result in tuned.results:
         for artifact in result.artifacts:
-            screen.answer(artifact_lines(artifact.path, artifact.manifest, screen) + "\n")
+            screen.answer(artifact_summary_text(artifact.path, artifact.manifest, screen) + "\n")
     head = ("candidate", *labels(tuned.search), "")
     width = len(head) - 2
     table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in rows(tuned))]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ...artifacts.manifest import Manifest
@@ -22,17 +22,21 @@ _key = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @make_verb(app)
-    def verify(artifact: Annotated[Path, _folder], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
+    def verify(
+        artifact: Annotated[Path, _folder],
+        shared: SharedFlags,
+        verify_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
+    ) -> None:
         """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
 
         Nothing of it is run."""
-        from ...artifacts.load import verify_signer
+        from ...artifacts.load import verify_signature_and_files
         from ...artifacts.manifest import read_manifest
         from ...core.quantity import count_text
 
-        signed = verify_signer(artifact, verify_key) if verify_key else ""
+        signed = verify_signature_and_files(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
-        forms = read_forms(artifact, manifest, shared.cache_folder)
+        forms = check_artifact_files(artifact, manifest, shared.cache_folder)
         if shared.format == "json":
             return shared.screen.answer_json(
                 "verify",
@@ -52,14 +56,14 @@ def register(app: typer.Typer) -> None:
         return None
 
 
-def read_forms(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
+def check_artifact_files(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
     """The forms of an artifact. Raises Reject for what loading one, or running the artifact, would refuse of its files;
     `effc doctor --trust` reads them by this, too."""
-    from ...artifacts.finite_weights import check_finite
-    from ...artifacts.form_checks import check_forms
+    from ...artifacts.finite_weights import refuse_non_finite_weights
+    from ...artifacts.form_checks import check_present_forms
     from ...artifacts.load import target_class
 
-    forms = check_forms(artifact, manifest)
-    check_finite(artifact, manifest)
+    forms = check_present_forms(artifact, manifest)
+    refuse_non_finite_weights(artifact, manifest)
     target_class(manifest.kind).check_artifact(artifact, cache)
     return forms

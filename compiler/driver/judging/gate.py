@@ -1,6 +1,6 @@
 """The gate: what a pipeline's `expect` block demands, measured and judged.
 
-`judge_bound` is pure. `measure_bounds` measures each metric once on the result and once on each named baseline;
+`judge_bound` is pure. `measure_and_judge_bounds` measures each metric once on the result and once on each named baseline;
 latency bounds therefore compare two numbers of one process on one machine.
 """
 
@@ -14,7 +14,7 @@ from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
-from ...core.error_location import with_location
+from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
 from ...plugin.clock import not_timed
 from .reading import read_until_decided
@@ -201,20 +201,20 @@ def limit_in_unit(limit: Any, unit: str) -> float:
     return float(limit)
 
 
-def measure_bounds(
+def measure_and_judge_bounds(
     pipeline: Pipeline,
     model: "torch.nn.Module",
     ctx: "Context",
-    known: "Known | None" = None,
-    timed: "Mapping[MetricRef, float] | None" = None,
+    baseline_values: "Known | None" = None,
+    timed_values: "Mapping[MetricRef, float] | None" = None,
 ) -> list[Outcome]:
     """Measure and judge every bound of a pipeline on its result, in the order they are written.
 
-    `known` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
-    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `timed`
+    `baseline_values` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
+    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `timed_values`
     holds values of the result that were measured already, in turn with a baseline's.
     """
-    known = {} if known is None else known
+    baseline_values = {} if baseline_values is None else baseline_values
     scores: dict[tuple[MetricRef, str | None], tuple[Score, str]] = {}
     untimed: dict[tuple[MetricRef, str | None], str] = {}
     skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
@@ -229,7 +229,7 @@ def measure_bounds(
             continue
         with with_profile_threads(bound.profile, ctx):
             metric = ctx.metric(bound.metric)
-            value = None if bound.profile else (timed or {}).get(bound.metric)
+            value = None if bound.profile else (timed_values or {}).get(bound.metric)
             try:
                 scores[key] = measure_score(metric, model, ctx) if value is None else Score(value), metric.unit
             except Reject as rejection:
@@ -238,7 +238,9 @@ def measure_bounds(
                     raise
                 continue
         ctx.record(metric_label(bound), scores[key][0].value, scores[key][1])
-    _measure_baselines([b for b in judged_bounds if (b.metric, b.profile) in scores and b not in readings], ctx, known)
+    _measure_missing_baselines(
+        [b for b in judged_bounds if (b.metric, b.profile) in scores and b not in readings], ctx, baseline_values
+    )
     outcomes = []
     for bound in pipeline.expects:
         if bound in skipped_bounds:
@@ -251,7 +253,7 @@ def measure_bounds(
             outcomes.append(Outcome(bound, None, passed=False, undecided=untimed[bound.metric, bound.profile]))
             continue
         score, unit = scores[bound.metric, bound.profile]
-        original = known[_baseline_key(bound)] if bound.baseline else None
+        original = baseline_values[_baseline_key(bound)] if bound.baseline else None
         outcome = judge_bound(bound, None if original is None else original.value, score.value, unit)
         outcomes.append(replace(outcome, rows=score.row_count, interval=score.interval(original)))
     return outcomes
@@ -300,7 +302,7 @@ def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
     return bound.baseline or "", metric
 
 
-def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) -> None:
+def _measure_missing_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) -> None:
     for name in dict.fromkeys(b.baseline for b in bounds if b.baseline):
         by_key = {_baseline_key(b): b for b in bounds if b.baseline == name}
         missing = {key: b for key, b in by_key.items() if key not in known}
@@ -318,12 +320,12 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
 def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
     call = ctx.recipe.models[name]
-    with with_location(call.span):
+    with diagnostics_located_at(call.span):
         origin = ctx.registry.make("model", call).resolve(ctx.relative_to(call))
-    return origin.with_span(call.span, ctx.settings.device)
+    return origin.located_at(call.span, ctx.settings.device)
 
 
-def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
+def unmet_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
     """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
 
     undecided   "fail", or "pass" for a warning
@@ -365,16 +367,20 @@ def _undecided_remedy(outcome: Outcome) -> str:
     return "measure on a machine at rest, or loosen the bound"
 
 
-def _missed_bound_diagnostic(o: Outcome) -> Diagnostic:
-    assert o.value is not None, "a skipped bound is no miss"
-    name = metric_label(o.bound)
-    name += f"` of `{o.where}" if o.where else ""
-    message = f"`{name}` is {measurement_text(o.value, o.unit)}, {_VERDICT_WORDS[o.bound.op]} {o.limit}"
-    if math.isnan(o.value):
+def _missed_bound_diagnostic(outcome: Outcome) -> Diagnostic:
+    assert outcome.value is not None, "a skipped bound is no miss"
+    name = metric_label(outcome.bound)
+    name += f"` of `{outcome.where}" if outcome.where else ""
+    message = f"`{name}` is {measurement_text(outcome.value, outcome.unit)}, {_VERDICT_WORDS[outcome.bound.op]} {outcome.limit}"
+    if math.isnan(outcome.value):
         message = f"`{name}` is not a number"
-    notes = [f"`{o.bound.baseline}` measures {measurement_text(o.original, o.unit)}"] if o.original is not None else []
-    notes += [reason] if (reason := o.uncertain or o.decided_by) else []
-    return expectation_missed(message, o.bound.span, note="; ".join(notes))
+    notes = (
+        [f"`{outcome.bound.baseline}` measures {measurement_text(outcome.original, outcome.unit)}"]
+        if outcome.original is not None
+        else []
+    )
+    notes += [reason] if (reason := outcome.uncertain or outcome.decided_by) else []
+    return expectation_missed(message, outcome.bound.span, note="; ".join(notes))
 
 
 def _where(o: Outcome) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.recipe import Bound
 from ...core.quantity import count_text
 from ...evaluation.sequential import FIRST, PairedBound, Verdict, row_order
-from ...models.rows.batch_limit import retry_on_oom
+from ...models.rows.batch_limit import retry_with_smaller_batches_on_oom
 from ...plugin.row_scores import RowScores
 from .scores import Score
 
@@ -52,7 +52,7 @@ def read_until_decided(bound: Bound, limit: float, metric: Any, model: Any, orig
         size = test.next_rows if test else min(total, FIRST)
         for scores, scored_model in zip(parts, models, strict=True):
             batch = partial(metric.score_rows, scored_model, ctx, order[read : read + size])
-            scores.append(retry_on_oom(batch, ctx.settings.device, ctx.emit_event))
+            scores.append(retry_with_smaller_batches_on_oom(batch, ctx.settings.device, ctx.emit_event))
         read += size
         latest = [scores[-1] for scores in parts]
         test = test or _paired_bound(latest[0].form, limit, sign, bound, total)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.quantity import count_text
 from ...core.safe_read import MALFORMED
 from ...evaluation.confidence import metric_interval
-from ...models.rows.batch_limit import retry_on_oom
+from ...models.rows.batch_limit import retry_with_smaller_batches_on_oom
 from ...plugin.row_scores import RowScores
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class Score:
 def measure_score(metric: Any, model: Any, ctx: "Context") -> Score:
     """Score of a model, with fewer rows at once where a device is out of memory."""
     if metric.rowwise:
-        rows = retry_on_oom(partial(metric.score_rows, model, ctx), ctx.settings.device, ctx.emit_event)
+        rows = retry_with_smaller_batches_on_oom(
+            partial(metric.score_rows, model, ctx), ctx.settings.device, ctx.emit_event
+        )
         return Score(rows.value, rows)
-    return Score(float(retry_on_oom(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event)))
+    return Score(
+        float(
+            retry_with_smaller_batches_on_oom(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event)
+        )
+    )

@@ -25,14 +25,14 @@ class Effects:
 
     def predict(self, candidate: Candidate, metric: str) -> float | None:
         """Value of a metric for a combination; None where a single change was not measured."""
-        total = self._sum(candidate, metric)
+        total = self._weighted_sum(candidate, metric)
         if total is None:
             return None
         total += self._correction(candidate, metric)
         original = self.trials[self.unchanged].values[metric][1]
         return original + total if metric in self.adds else original * math.exp(total)
 
-    def _sum(self, candidate: Candidate, metric: str) -> float | None:
+    def _weighted_sum(self, candidate: Candidate, metric: str) -> float | None:
         singles = self._singles(candidate)
         if any(s not in self.trials or self.trials[s].refused for s in singles):
             return None
@@ -61,7 +61,7 @@ class Effects:
             if other.changes < 2 or trial.refused or other == candidate:
                 continue
             shared = sum(a == b for a, b in zip(other.axes, candidate.axes, strict=True))
-            total_of_other = self._sum(other, metric)
+            total_of_other = self._weighted_sum(other, metric)
             if total_of_other is not None and shared >= 2:
                 total += (shared - 1) * (self._effect(other, metric) - total_of_other)
                 weights += shared - 1

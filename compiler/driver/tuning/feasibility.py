@@ -31,7 +31,7 @@ rows_read_before = Fault(
 
 def refuse_impossible(wish: Wish, trials: Trials) -> None:
     """Raise Reject for bounds that contradict each other, are out of reach, or judge by rows that are read before."""
-    faults = [*_contradictions(wish), *_shared_rows(wish)] or [*_unreachable(wish, trials)]
+    faults = [*_contradictions(wish), *_shared_rows(wish)] or [*_hub_unreachable_diagnostic(wish, trials)]
     if faults:
         raise Reject(*faults)
 
@@ -72,7 +72,7 @@ def _shared_rows(wish: Wish) -> Iterator[Diagnostic]:
                 yield rows_read_before(message, bound.span, help="judge by other rows")
 
 
-def _unreachable(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:
+def _hub_unreachable_diagnostic(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:
     bounds = [b for b in wish.bounds if b.metric.name == "bytes" and b.op in ("<=", "<")]
     if not bounds:
         return

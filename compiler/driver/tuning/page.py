@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.checker.values import DataRef, references_in
-from ...artifacts.pages.chart import Chart, axis, check_packages, dot, draw_chart, hue
+from ...artifacts.pages.chart import Chart, axis, check_packages, dot, hue, render_chart
 from ...artifacts.pages.page import render_template
 from ...core.cache import write_atomic
 from ...core.quantity import count_text, duration_text
@@ -74,7 +74,7 @@ def _charts(tuned: Tuned, table: list[Row]) -> list[Chart]:
     title = f"{heads[0]} against {heads[across]}"
     cells = [(r.name, *(f"{r.ratios[i]:.3g}" for i in (0, across))) for r in drawn]
     sentence = f"{count_text(len(drawn), 'candidate')}: " + "; ".join(v["says"] for v in values[:20])
-    return [draw_chart(title, sentence, spec, ("candidate", heads[0], heads[across]), cells, height=340)]
+    return [render_chart(title, sentence, spec, ("candidate", heads[0], heads[across]), cells, height=340)]
 
 
 def _point(row: Row, heads: tuple[str, ...], across: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from ....dsl.checker.value_text import value_text
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning.plan import Plan
-from ...core.events import Said, announce
+from ...core.events import Said, announcing_stage
 from ...core.quantity import count_text, duration_text
 from ..judging.gate import Outcome
 from .alternatives import Candidate, candidates_of
@@ -180,7 +180,7 @@ class Search:
         trials = {c: trial for c in plans if (trial := self.journal.read(c, rows)) is not None}
         if missing := {c: plan or self.trials.plan(c) for c, plan in plans.items() if c not in trials}:
             first = f"candidate {len(self.looks) + 1}: {next(iter(missing)).name}"
-            with announce(first if rows else count_text(len(missing), "finalist"), self._so_far()):
+            with announcing_stage(first if rows else count_text(len(missing), "finalist"), self._so_far()):
                 trials |= self.trials.measure(missing, rows)
             self.journal.add({c: trials[c] for c in missing}, rows)
         for candidate, trial in trials.items():

@@ -46,11 +46,11 @@ def rows(tuned: Tuned) -> list[Row]:
 def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:
     search, names = tuned.search, metric_names(tuned.search)
     units = [search.wish.context.metric(search.trials.metrics[name]).unit for name in names]
-    cells = tuple(_cell(*trial.values[name], unit) for name, unit in zip(names, units, strict=True))
+    cells = tuple(_width_cell(*trial.values[name], unit) for name, unit in zip(names, units, strict=True))
     return Row(candidate.name, cells, _state(tuned, candidate, trial), tuple(trial.ratio(name) for name in names))
 
 
-def _cell(value: float, original: float, unit: str) -> str:
+def _width_cell(value: float, original: float, unit: str) -> str:
     change = f" ({relative_change_text(original, value)})" if original else ""
     return measurement_text(value, unit) + change
 

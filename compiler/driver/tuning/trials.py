@@ -22,8 +22,8 @@ from ...core.events import StageBegan
 from ...evaluation.confidence import median_interval
 from ...evaluation.timing import InterleavedTimes, measure_interleaved
 from ...plugin.context import Context
-from ...transforms.editing.rehearsed import resolve_skeleton
-from ..judging.comparison import known_original_values, remember
+from ...transforms.editing.rehearsed import load_or_discover_skeleton
+from ..judging.comparison import cached_original_values, remember
 from ..judging.gate import Outcome, judge_bound
 from ..judging.scores import measure_score
 from ..pipeline import Build
@@ -81,7 +81,7 @@ class Trials:
         (recipe,) = session.recipes(resolve=True)
         pipeline = recipe.pipelines[self.wish.pipeline.name]
         ctx = session.context(recipe, pipeline)
-        return plan_pipeline(recipe, pipeline, ctx, resolve_skeleton(ctx.origin, session.settings))
+        return plan_pipeline(recipe, pipeline, ctx, load_or_discover_skeleton(ctx.origin, session.settings))
 
     def plan_or_none(self, candidate: Candidate) -> Plan | None:
         """Plan of a candidate, None of one that is refused."""
@@ -150,7 +150,7 @@ class Trials:
         ctx.emit_event(StageBegan("tune", "measuring"))
         original = ctx.origin.load().eval()
         refs = dict(zip(self.metrics, (b.metric for b in plan.pipeline.expects), strict=True))
-        known = known_original_values(plan, self.cache, ctx)
+        known = cached_original_values(plan, self.cache, ctx)
         values: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
         seconds = {candidate: spent for candidate, (_, spent) in opened.items()}
         for text, ref in refs.items():
@@ -192,7 +192,12 @@ def times_beside_original(
         return all(i is not None and i[1] <= i[0] * (1 + PRECISION) for i in intervals)
 
     timing = measure_interleaved(
-        {"original": original, **models}, metric, rounds=ROUNDS, enough=precise, seconds=seconds, calls_per_round=ROUNDS
+        {"original": original, **models},
+        metric,
+        rounds=ROUNDS,
+        is_decided=precise,
+        min_seconds=seconds,
+        calls_per_round=ROUNDS,
     )
     middle = timing.values["original"]
     return {name: (middle * median(ratios(timing, name)), middle) for name in models}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
-from ...artifacts.artifact import check_output_path
+from ...artifacts.artifact import refuse_output_path
 from ...artifacts.output_lock import check_outputs, output_paths
 from ...core.cache import Cache
 from ...core.events import Said
@@ -55,7 +55,7 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
     """Search the steps of a wish, write the best recipe to a path and compile it below `out`."""
     cache = Cache(wish.session.settings.cache_dir)
     journal = Journal.of(wish, cache)
-    check_output_path(recipe, force or journal.wrote(recipe), True)
+    refuse_output_path(recipe, force or journal.wrote(recipe), True)
     check_outputs(output_paths([wish.recipe], out, wish.session.registry.describes_artifacts), force)
     scratch = wish.session.settings.cache_dir / "work"
     scratch.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ class Wish:
 
     def _without_unused(self, source: Source) -> Source:
         """The text without declarations that only the open step used."""
-        vocabulary, library = self.session.registry.vocabulary, self.session.library_source
+        vocabulary, library = self.session.registry.vocabulary, self.session.read_library_module
         while True:
             parsed = parse(source)
             faults = check(parsed.file, vocabulary, library=library, skeleton=lambda call: None).diagnostics

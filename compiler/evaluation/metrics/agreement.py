@@ -11,7 +11,7 @@ from ...models.rows.forward import batches, evaluating, finite, logits
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
 from ...plugin.row_scores import RowScores
-from ..reference import load_reference
+from ..reference import load_or_make_reference
 
 
 class Agreement(Metric):
@@ -34,7 +34,7 @@ class Agreement(Metric):
         return self.score_rows(model, ctx).value
 
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
-        rows, top = ctx.rows(self.data), load_reference(ctx, self.data).top
+        rows, top = ctx.rows(self.data), load_or_make_reference(ctx, self.data).top
         if indices is not None:
             rows, top = rows[list(indices)], top[list(indices)]
         same: list[float] = []

@@ -57,4 +57,4 @@ class Choice(Metric):
             raise Reject(
                 no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
             )
-        return data.tokenized_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
+        return data.tokenize_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))

@@ -11,7 +11,7 @@ from ...models.rows.forward import finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
 from ...plugin.row_scores import RowScores
-from ..reference import load_reference, row_kl_divergence
+from ..reference import load_or_make_reference, row_kl_divergence
 
 
 class Divergence(Metric):
@@ -35,7 +35,7 @@ class Divergence(Metric):
         return self.score_rows(model, ctx).value
 
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
-        rows, reference = ctx.rows(self.data), load_reference(ctx, self.data)
+        rows, reference = ctx.rows(self.data), load_or_make_reference(ctx, self.data)
         if indices is not None:
             rows, reference = rows[list(indices)], reference.of_rows(indices)
         sums, count = row_kl_divergence(model, rows, reference, "divergence")

@@ -48,13 +48,13 @@ class Choices(Data):
     seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
     length: int = param("Tokens in a row, where it is used as rows.", default=256, ge=2, unit="tokens")
 
-    def tokenized_questions(self, tokenizer: Any, ctx: Context) -> list[Item]:
+    def tokenize_questions(self, tokenizer: Any, ctx: Context) -> list[Item]:
         """The questions for scoring: every option behind its question."""
         tokenizer = require_tokenizer(tokenizer, ctx)
         start = start_token(tokenizer, "auto")
         front = [] if start is None else [start]
         items = []
-        for prompt, options, answer in self._chosen_questions(ctx):
+        for prompt, options, answer in self._read_and_sample_questions(ctx):
             rows = [(*front, *encode(f"{prompt} {option}", tokenizer)) for option in options]
             begin = max(len(front) + len(encode(prompt, tokenizer)), 1)
             starts = tuple(min(begin, len(row) - 1) for row in rows)
@@ -63,7 +63,9 @@ class Choices(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
-        text = "\n\n".join(f"{prompt} {options[answer]}" for prompt, options, answer in self._chosen_questions(ctx))
+        text = "\n\n".join(
+            f"{prompt} {options[answer]}" for prompt, options, answer in self._read_and_sample_questions(ctx)
+        )
         return token_windows(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
 
     def identity(self, ctx: Context) -> str:
@@ -74,7 +76,7 @@ class Choices(Data):
         facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
         return content_identity("choices", find_files(self.path, ctx.folder), facts, ctx)
 
-    def _chosen_questions(self, ctx: Context) -> list[tuple[str, list[str], int]]:
+    def _read_and_sample_questions(self, ctx: Context) -> list[tuple[str, list[str], int]]:
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
         import torch
 

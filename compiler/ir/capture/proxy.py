@@ -46,7 +46,7 @@ class Value(fx.Proxy):
             return UncachedFlags() if name == "is_updated" else CacheHalf(self, crossed=name == "cross_attention_cache")
         member = getattr(value, name)  # an AttributeError here is what the running model would raise
         if isinstance(value, Cache) and callable(member):
-            return self.tracer.cache_method(self, name)
+            return self.tracer.traced_cache_method(self, name)
         return Method(self, name) if callable(member) else member
 
     def read(self, name: str) -> Any:
@@ -73,7 +73,7 @@ class Value(fx.Proxy):
         return len(self.value)
 
     def __contains__(self, item: Any) -> bool:
-        return self.tracer.unwrap(item) in self.plain()
+        return self.tracer.concrete_values(item) in self.plain()
 
     def __bool__(self) -> bool:
         return bool(self.plain())
@@ -101,35 +101,39 @@ class Value(fx.Proxy):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tracer = _first_value(args).tracer if _first_value(args) is not None else _first_value(kwargs).tracer
+        tracer = (
+            _first_traced_value(args).tracer
+            if _first_traced_value(args) is not None
+            else _first_traced_value(kwargs).tracer
+        )
         if torch.overrides.is_tensor_method_or_property(function):
             return tracer.create_proxy("call_method", function.__name__, args, kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
 
 
-def _first_value(tree: Any) -> "Value | None":
+def _first_traced_value(tree: Any) -> "Value | None":
     if isinstance(tree, Value):
         return tree
     if isinstance(tree, dict):
         tree = tuple(tree.values())
     if isinstance(tree, (tuple, list)):
-        return next((value for value in map(_first_value, tree) if value is not None), None)
+        return next((value for value in map(_first_traced_value, tree) if value is not None), None)
     return None
 
 
-def _install_comparison(name: str) -> None:
+def _define_comparison(name: str) -> None:
     compare = getattr(operator, name)
 
     def answer(self: Value, other: Any) -> Any:
         if isinstance(self.value, torch.Tensor) or isinstance(getattr(other, "value", None), torch.Tensor):
             return self.tracer.create_proxy("call_function", compare, (self, other), {})
-        return compare(self.value, self.tracer.unwrap(other))
+        return compare(self.value, self.tracer.concrete_values(other))
 
     setattr(Value, f"__{name}__", answer)
 
 
 for _name in _COMPARISONS:
-    _install_comparison(_name)
+    _define_comparison(_name)
 
 
 class CacheHalf:

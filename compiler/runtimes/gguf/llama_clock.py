@@ -28,7 +28,7 @@ class LlamaClock:
     def __init__(self, file: Path, context: int):
         self.file, self.context = file, context
 
-    def prefill_step(self, prompt: Sequence[int]) -> Callable[[], float]:
+    def make_prefill_step(self, prompt: Sequence[int]) -> Callable[[], float]:
         send = self._start(prompt)
         return lambda: send({"prompt": list(prompt)})
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.safe_read import MALFORMED, check_regular
-from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_header
+from ...core.safe_read import MALFORMED, refuse_irregular_file
+from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_gguf_header
 from .refusal import rejected_gguf
 
 _TYPES = {  # name, block, its bytes
@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Stored:
+class GgufFile:
     path: Path
     facts: dict[str, Any]
     entries: dict[str, Entry]
@@ -54,21 +54,21 @@ class Stored:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32).reshape(entry.shape))
 
 
-def read_gguf(path: Path) -> Stored:
+def read_gguf(path: Path) -> GgufFile:
     """Raises Reject (refused-gguf) unless the file is whole and has numbers that effc writes."""
     try:
-        check_regular(path)
+        refuse_irregular_file(path)
         with path.open("rb") as file:
             header = file.read(MAX_HEADER)
-        return _parse(path, Reader(header))
+        return _parse_header(path, Reader(header))
     except OSError as error:
         raise Reject(rejected_gguf(f"{path} can't be read: {error.strerror}")) from error
     except (struct.error, *MALFORMED) as error:
         raise Reject(rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY)) from error
 
 
-def _parse(path: Path, reader: Reader) -> Stored:
-    facts, table = read_header(reader)
+def _parse_header(path: Path, reader: Reader) -> GgufFile:
+    facts, table = read_gguf_header(reader)
     alignment = facts.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 4096:
         raise ValueError("its alignment is no number of bytes")
@@ -86,4 +86,4 @@ def _parse(path: Path, reader: Reader) -> Stored:
         if begin + offset + n_bytes > size:
             raise ValueError(f"`{name}` lies beyond its end")
         entries[name] = Entry(kind, shape, begin + offset, n_bytes)
-    return Stored(path, facts, entries)
+    return GgufFile(path, facts, entries)

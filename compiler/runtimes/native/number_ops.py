@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from . import calls, elementwise, linears
 from .plan_builder import PlanBuilder
-from .positional import call_node
+from .positional import run_node
 from .rule import Call
 from .trees import index, wrapped
 from .values import FirstTokenRows, Rows, picks_first
@@ -17,7 +17,7 @@ INPLACE = frozenset(_INPLACE_OPS)
 
 
 def lower_size(builder: PlanBuilder, call: Call) -> Any:
-    return call_node(call.node, builder.model, (call.first.index, *call.args[1:]), call.kwargs)
+    return run_node(call.node, builder.model, (call.first.index, *call.args[1:]), call.kwargs)
 
 
 def lower_identity(builder: PlanBuilder, call: Call) -> Any:
@@ -44,12 +44,12 @@ def lower_copy(builder: PlanBuilder, call: Call) -> Any:
 
 
 def lower_inplace(builder: PlanBuilder, call: Call) -> Rows:
-    value: Rows = elementwise.lower_binary_of(builder, call.node, _INPLACE_OPS[call.name], *call.args)
+    value: Rows = elementwise.lower_binary_operands(builder, call.node, _INPLACE_OPS[call.name], *call.args)
     _record_in_place(builder, call.node, value)
     return value
 
 
-def lower_assignment(builder: PlanBuilder, call: Call) -> Any:
+def lower_setitem(builder: PlanBuilder, call: Call) -> Any:
     """A part of a value is another from here on."""
     x, subscript, by = call.args
     if not isinstance(by, Rows):
@@ -76,7 +76,7 @@ def lower_concatenation(builder: PlanBuilder, call: Call) -> Rows:
     if not all(isinstance(part, Rows) for part in call.first):
         raise builder.rejection(call.node, "it joins numbers of tokens with others")
     parts = [builder.without_pending(part).index for part in call.first]
-    joined = calls.run_on_indices(call.node, (parts, *call.args[1:]), call.kwargs)
+    joined = calls.apply_to_indices(call.node, (parts, *call.args[1:]), call.kwargs)
     assert isinstance(joined, Tensor), f"{call.node.name} joins into several"
     return Rows(joined)
 
@@ -92,12 +92,12 @@ def lower_first_token(builder: PlanBuilder, call: Call) -> FirstTokenRows:
 
 def lower_constant_move(builder: PlanBuilder, call: Call) -> Any:
     """Constant that is moved into the shape of numbers of tokens."""
-    return call_node(call.node, builder.model, (call.first, *map(index, call.args[1:])), call.kwargs)
+    return run_node(call.node, builder.model, (call.first, *map(index, call.args[1:])), call.kwargs)
 
 
 def lower_move(builder: PlanBuilder, call: Call) -> Any:
     x = call.first
-    return wrapped(calls.run_on_indices(call.node, (x.index, *map(index, call.args[1:])), call.kwargs), x.pending)
+    return wrapped(calls.apply_to_indices(call.node, (x.index, *map(index, call.args[1:])), call.kwargs), x.pending)
 
 
 def lower_functional_linear(builder: PlanBuilder, call: Call) -> Rows:

@@ -57,7 +57,7 @@ class Routing:
             left = left.scatter(-1, number, -torch.inf)
         return torch.cat(weights, -1), torch.cat(numbers, -1)
 
-    def choose_experts(self, logits: Tensor, shift: Tensor | None) -> Tensor:
+    def top_k_experts(self, logits: Tensor, shift: Tensor | None) -> Tensor:
         """[n, count] numbers of experts, ascending."""
         scores = logits if self.kind == "logits" else self.shares(logits)
         scores = scores if shift is None else scores + shift
@@ -125,9 +125,9 @@ def named_tensors(module: nn.Module, extra: list[Tensor | None]) -> dict[str, Te
 
 
 @torch.no_grad()
-def fit_routing(module: nn.Module, sample: Sample) -> Routing | None:
+def infer_routing(module: nn.Module, sample: Sample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
-    for logits, form in _logits(sample):
+    for logits, form in _candidate_logits(sample):
         for kind, groups in product(_KINDS, _candidate_groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
                 rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
@@ -138,12 +138,12 @@ def fit_routing(module: nn.Module, sample: Sample) -> Routing | None:
 
 
 @torch.no_grad()
-def fit_sequential_routing(module: nn.Module, sample: Sample) -> Routing | None:
+def infer_sequential_routing(module: nn.Module, sample: Sample) -> Routing | None:
     """The rule of a router that takes one expert after another, of a sample whose experts are nearly alike; or None."""
     if sample.weights is None:
         return None
     floats = [value for value in vars(module).values() if isinstance(value, float) and value > 0]
-    for logits, form in _logits(sample):
+    for logits, form in _candidate_logits(sample):
         for eps in dict.fromkeys(times * value for value in floats for times in (1, 2)):
             rule = Routing(*form, None, "near", sample.numbers.shape[-1], eps=eps)
             weights, numbers = rule.choose_sequentially(logits)
@@ -157,7 +157,7 @@ def _with_fitted_weights(rule: Routing, logits: Tensor, sample: Sample) -> Routi
     """The rule with weights as the sample has them, where it chooses the same experts."""
     if rule.groups > 1 and rule.count > rule.n_groups_chosen * (logits.shape[-1] // rule.groups):
         return None
-    chosen = rule.choose_experts(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
+    chosen = rule.top_k_experts(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
     expected_numbers, order = sample.numbers.sort(-1)
     if not torch.equal(chosen, expected_numbers):
         return None
@@ -177,7 +177,7 @@ def _vectors(sample: Sample, experts: int) -> list[str]:
     return [name for name, tensor in sample.tensors.items() if tensor.numel() == experts]
 
 
-def _logits(sample: Sample) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
+def _candidate_logits(sample: Sample) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
     for name, weight in sample.tensors.items():
         if weight.dim() == 2 and weight.shape[1] == sample.x.shape[1]:
             logits = sample.x @ weight.T

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from .checking import check_onnx, graphs_in
+from .checking import graphs_in, read_checked_onnx
 
 
 def quantize_graphs(folder: Path) -> None:
@@ -23,6 +23,6 @@ def quantize_graphs(folder: Path) -> None:
                 )
                 for path in (rounded, rounded.with_name(f"{file.name}.data")):
                     path.replace(folder / path.name)
-            check_onnx(folder, name)
+            read_checked_onnx(folder, name)
     finally:
         logging.disable(before)

@@ -41,7 +41,7 @@ class Parts(ABC):
         """Number of candidates at the start."""
 
     @abstractmethod
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         """The candidates of a search."""
 
     def only(self, groups: Sequence[Group]) -> "Parts":
@@ -73,7 +73,9 @@ class RemovableParts(Parts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         """The skeleton when one of them is gone."""
 
-    def remove_smallest(self, skeleton: Skeleton, met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
+    def remove_smallest_until(
+        self, skeleton: Skeleton, is_budget_met: Callable[[Skeleton], bool]
+    ) -> tuple[Skeleton, int]:
         """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""
         savings_table = SavingsTable(skeleton)
         order = sorted(self.names, key=lambda name: self.weigh(savings_table, name, "params"))
@@ -85,7 +87,7 @@ class RemovableParts(Parts):
                 current = self.without(current, name)
             return current
 
-        count = bisect_left(range(limit), True, key=lambda count: met(left(count)))
+        count = bisect_left(range(limit), True, key=lambda count: is_budget_met(left(count)))
         return left(count), count
 
 
@@ -105,7 +107,7 @@ class BlockParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         return Branches(program, self.branches, savings_table)
 
 
@@ -113,7 +115,7 @@ class BlockParts(RemovableParts):
 class MixerParts(BlockParts):
     """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         single_branch = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
         units = [b.unit for b in self.branches]
         if single_branch.issuperset(units):
@@ -139,7 +141,7 @@ class LayerParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_unit(skeleton, name)
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         return Layers(program, self.units, savings_table)
 
 
@@ -163,7 +165,7 @@ class ScanParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_scan(skeleton, next(s for s in skeleton.scans if s.site == name))
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         return Scans(program, self.scans, savings_table)
 
 
@@ -190,8 +192,8 @@ class WidthParts(Parts):
         """Number of steps that a group loses per cut."""
         return stride(group, self.step)
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
-        return Widths(program, self.groups, self.step, savings_table, fitting.important, fitting.repair)
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+        return Widths(program, self.groups, self.step, savings_table, fitting.item_importance, fitting.repair)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class SliceParts(WidthParts):
     least: int = 1
     sliced = True
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         ranked = fitting.trusted(self.groups) if self.kind == "experts" else fitting.ranked
         kind = self.groups[0].kind if self.groups else self.kind
         return Slices(program, self.groups, self.step, savings_table, ranked, kind, self.least)
@@ -222,12 +224,12 @@ def select_parts(
     skeleton: Skeleton,
     selector: Selector | None,
     order: Sequence[str],
-    sizes: Mapping[str, int],
+    step_sizes: Mapping[str, int],
     least_experts: int = 1,
 ) -> tuple[Parts, ...]:
     """Parts of several kinds, as far as the model has them, inside of what `selector` selects.
 
-    sizes   how much a cut takes, by the name of the parameter that says it
+    step_sizes   how much a cut takes, by the name of the parameter that says it
     """
     blocks, inside = removable(skeleton, selector), competing_groups(skeleton, selector)
     result: list[Parts] = []
@@ -239,7 +241,7 @@ def select_parts(
             free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in around))
             result += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
         elif groups := inside.get(_INSIDE_SCANS.get(kind, kind), ()):
-            size = sizes[_STEPS[kind]]
+            size = step_sizes[_STEPS[kind]]
             if kind in _INSIDE_SCANS:
                 result.append(SliceParts(kind, groups=groups, step=size))
             elif kind == "experts":

@@ -10,7 +10,7 @@ from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ..editing.rewrite import Rewriter
 from ..editing.scan_removal import drop_scan, without_scan
-from ..editing.trial import running_graphs
+from ..editing.trial import with_bound_graphs
 from .candidate import Candidate, Pool
 from .latency import SCAN
 from .savings import OF_MODEL, SCANS, SavingsTable
@@ -39,10 +39,10 @@ class Scans(Pool):
     def saved(self, scan: Scan, quantity: str) -> float:
         if quantity == "latency":
             return self.savings_table.latency.per_branch.get(SCAN, 0.0)
-        return saved(skeleton_of(self.program), scan, quantity)
+        return scan_savings(skeleton_of(self.program), scan, quantity)
 
 
-def saved(skeleton: Skeleton, scan: Scan, quantity: str) -> float:
+def scan_savings(skeleton: Skeleton, scan: Scan, quantity: str) -> float:
     """Savings of removing a scan, by arithmetic on shapes."""
     if quantity == SCANS:
         return 1
@@ -76,7 +76,7 @@ class ScanCut(Candidate):
         return self.scan.unit
 
     def applied(self) -> AbstractContextManager[None]:
-        return running_graphs(self.pool.program, [without_scan(self.pool.program, self.scan)])
+        return with_bound_graphs(self.pool.program, [without_scan(self.pool.program, self.scan)])
 
     def cut(self) -> None:
         pool = self.pool

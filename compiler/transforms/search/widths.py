@@ -17,7 +17,7 @@ from ....dsl.checker.skeleton import Group
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.discovery.discover import skeleton_of
 from ...core.events import follow
-from ...ir.surgery import attribute, replace_tensor, tensor_at
+from ...ir.surgery import attribute, replace_tensor_everywhere, tensor_at
 from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
 from .importance import ascending
@@ -36,7 +36,7 @@ odd_experts = Fault(
 
 
 @dataclass
-class Site:
+class RankedGroup:
     """One group while it is being cut; `order` has its items from the least to the most important."""
 
     group: Group
@@ -51,7 +51,7 @@ class Site:
     def left(self) -> int:
         return self.size - len(self.dead) * self.size // self.group.count
 
-    def next_items(self, count: int) -> list[int]:
+    def least_important_items(self, count: int) -> list[int]:
         """The items of the `count` least important steps that are left."""
         alive = [i for i in self.order if i not in self.dead]
         block = self.group.per_block or self.group.count
@@ -80,7 +80,7 @@ class Widths(Pool):
     ):
         self.program, self.step, self.savings_table, self.repair = program, step, savings_table, repair
         self.kind = groups[0].kind if groups else "channels"
-        self.sites = [Site(g, ascending(important(g))) for g in groups]
+        self.sites = [RankedGroup(g, ascending(important(g))) for g in groups]
 
     def candidates(self) -> list["Narrowing"]:
         units = skeleton_of(self.program).units
@@ -90,7 +90,7 @@ class Widths(Pool):
             if s.left > stride(s.group, self.step)
         ]
 
-    def _remaining_sites(self) -> list[Site]:
+    def _remaining_sites(self) -> list[RankedGroup]:
         """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
         left = []
         for site in self.sites:
@@ -107,7 +107,7 @@ class Widths(Pool):
             for step in (stride(s.group, self.step),)
         )
 
-    def weights_without(self, site: Site, items: Sequence[int]) -> dict[str, torch.Tensor]:
+    def weights_without(self, site: RankedGroup, items: Sequence[int]) -> dict[str, torch.Tensor]:
         """The readers' weights when items go, by tensor path."""
         if self.repair is not None:
             return self.repair.weights_without(site.group, site.dead, items)
@@ -134,7 +134,7 @@ class Narrowing(Candidate):
     joins: ClassVar[bool] = True
 
     pool: Widths
-    site: Site
+    site: RankedGroup
     unit: str
     step: int
 
@@ -147,11 +147,13 @@ class Narrowing(Candidate):
         return f"{self.site.group.site}:{self.site.group.kind}"
 
     def applied(self) -> AbstractContextManager[None]:
-        return with_parameters(self.pool.program, self.pool.weights_without(self.site, self.site.next_items(self.step)))
+        return with_parameters(
+            self.pool.program, self.pool.weights_without(self.site, self.site.least_important_items(self.step))
+        )
 
     def cut(self) -> None:
         pool, site = self.pool, self.site
-        items = site.next_items(self.step)
+        items = site.least_important_items(self.step)
         for path, value in pool.weights_without(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
@@ -203,7 +205,7 @@ def slice_all(
             rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
         narrow = tensor_at(program.model, tensor)
         if (stored := store(narrow)) is not narrow:
-            replace_tensor(program.model, tensor, stored)
+            replace_tensor_everywhere(program.model, tensor, stored)
     for group, dead in cuts:
         left = group.count - len(dead)
         for module, name, per in group.attributes:
@@ -212,8 +214,8 @@ def slice_all(
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 
-def _check_expert_width(group: Group, removed: int) -> None:
-    left = group.count - removed
+def _check_expert_width(group: Group, n_removed: int) -> None:
+    left = group.count - n_removed
     if left % group.multiple:
         raise Reject(
             odd_experts(

@@ -12,8 +12,8 @@ from ...core.quantity import count_text
 from ...ir.program import Program
 from ...plugin.context import Context
 from .acceptance import no_gain_diagnostic
-from .loop import Run, TrainingSettings, TrainingState
-from .trainable import Trained, activation_checkpointing, training_mode
+from .loop import TrainingLoop, TrainingSettings, TrainingState
+from .trainable import TrainedParameters, activation_checkpointing, training_mode
 
 
 class TrainingParams(Protocol):
@@ -67,9 +67,9 @@ def run_training(
     program: Program,
     ctx: Context,
     weights: Mapping[str, nn.Parameter],
-    rows: int,
-    learn: Callable[[Tensor, float], float],
-    judge: Callable[[], float],
+    n_rows: int,
+    accumulate_gradients: Callable[[Tensor, float], float],
+    evaluate: Callable[[], float],
     *,
     masks: Mapping[str, Tensor] | None = None,
     begin: Callable[[int], None] | None = None,
@@ -78,27 +78,27 @@ def run_training(
 ) -> TrainingState:
     """Train `weights` as `Run` says, and leave the best in place.
 
-    masks     what may change of a parameter, as `Trained.masks`
-    judge    nats per token on `held_out`; asked only where that is given
-    verb     what a run is called where something is said of it
+    masks       what may change of a parameter, as `Trained.masks`
+    evaluate    nats per token on `held_out`; asked only where that is given
+    verb        what a run is called where something is said of it
     Fewer rows than a batch has are told: every step learns the same ones.
     Raises Reject (not-healed) where the start was the best.
     """
-    if rows < params.batch:
+    if n_rows < params.batch:
         ctx.emit_event(
-            Said(f"{verb}: {count_text(rows, 'row')} for a batch of {params.batch}, which has the same ones again")
+            Said(f"{verb}: {count_text(n_rows, 'row')} for a batch of {params.batch}, which has the same ones again")
         )
     layers = [unit.module(program.model) for unit in program.units.values()]
     with (
         training_mode(program.model, weights),
         activation_checkpointing(layers if params.gradient_checkpointing else ()),
     ):
-        course = Run(
-            Trained(weights, masks),
+        course = TrainingLoop(
+            TrainedParameters(weights, masks),
             training_settings(params, ctx.seed, weight_decay),
-            rows,
-            learn,
-            judge if params.held_out else None,
+            n_rows,
+            accumulate_gradients,
+            evaluate if params.held_out else None,
             ctx,
             begin,
         ).run()

@@ -49,7 +49,7 @@ def check_sizes(folder, pipeline, target, format="sparse_int8"):
     steps = STEPS[pipeline].format(format=format)
     (folder / "r.effspec").write_text(RECIPE.format(steps=steps, target=target))
     session = api.open_session(folder / "r.effspec", cache_dir=folder / "cache", threads=1)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     (planned,), (emit,) = plan.emissions, plan.pipeline.emits
     ctx = session.context(plan.recipe, plan.pipeline)
     build = Build(replace(plan, pipeline=replace(plan.pipeline, emits=()), emissions=()), ctx, Cache(folder / "cache"))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from effc.compiler.driver.judging.baseline import _is_compared
-from effc.compiler.driver.judging.gate import bound_text, measure_bounds, missed_bound_diagnostics
+from effc.compiler.driver.judging.gate import bound_text, measure_and_judge_bounds, unmet_bound_diagnostics
 from effc.compiler.driver.judging.reading import read_until_decided
 from effc.compiler.plugin.row_scores import RowScores
 from effc.dsl.checker.recipe import Bound, Pipeline
@@ -110,7 +110,7 @@ def test_a_perplexity_of_nothing_is_never_reached():
 def gate(bound, count=400):
     context = SimpleNamespace(**vars(CTX), metric=lambda ref: Losses("exp", count))
     context.recipe = SimpleNamespace(profiles={})
-    (outcome,) = measure_bounds(Pipeline("lean", "base", (), (bound,)), WORSE["exp"], context)
+    (outcome,) = measure_and_judge_bounds(Pipeline("lean", "base", (), (bound,)), WORSE["exp"], context)
     return outcome
 
 
@@ -119,9 +119,9 @@ def test_what_all_rows_leave_open_is_undecided_with_its_own_sentence():
     outcome = gate(Bound(REF, "<=", mean, confidence=0.95), 100)
     assert (outcome.state, outcome.passed) == ("undecided", False)
     assert outcome.undecided == "100 of 100 rows leave 6.7 to 8.5 with 95 % confidence, the limit is 7.493"
-    (error,) = missed_bound_diagnostics([outcome])
+    (error,) = unmet_bound_diagnostics([outcome])
     assert (error.slug, error.exit) == ("bound-undecided", 4) and "undecided by its rows" in error.message
-    (warning,) = missed_bound_diagnostics([outcome], undecided="pass")
+    (warning,) = unmet_bound_diagnostics([outcome], undecided="pass")
     assert (warning.slug, warning.severity) == ("bound-left-open", "warning")
 
 
@@ -133,10 +133,8 @@ def test_seven_rows_are_too_few_to_decide_anything():
 
 def test_a_decided_bound_says_how_many_rows_that_took():
     held, missed = (gate(Bound(REF, "<=", limit, confidence=0.95)) for limit in (50.0, 2.0))
-    assert (
-        held.state == "ok" and held.decided_by == "decided by 24 of 400 rows" and not missed_bound_diagnostics([held])
-    )
-    (error,) = missed_bound_diagnostics([missed])
+    assert held.state == "ok" and held.decided_by == "decided by 24 of 400 rows" and not unmet_bound_diagnostics([held])
+    (error,) = unmet_bound_diagnostics([missed])
     assert (error.slug, error.note) == ("expectation-missed", "decided by 24 of 400 rows")
 
 
@@ -161,7 +159,7 @@ def test_metrics_of_a_model_are_decided_by_its_rows(tmp_path, name):
     worlds.tokenizer(worlds.llama(tmp_path / "m"))
     origin = Hf(name="./m").resolve(worlds.context(tmp_path))
     ctx = worlds.context(tmp_path, origin, {"noise": ("synthetic", {"count": 60, "length": 12, "seed": 3})})
-    metric = ctx.registry.load_class("metric", name)(data=DataRef("noise"))
+    metric = ctx.registry.import_plugin_class("metric", name)(data=DataRef("noise"))
     op, limit = (">=", 0.5) if name == "agreement" else ("<=", 1e4)
     bound = Bound(MetricRef(name), op, limit, confidence=0.95)
     result = read_until_decided(bound, limit, metric, origin.load(), None, ctx)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from effc.compiler.artifacts.card import model_card
 from effc.compiler.artifacts.manifest import Manifest, Measure
-from effc.compiler.cli.verbs.compile import artifact_lines
+from effc.compiler.cli.verbs.compile import artifact_summary_text
 from effc.compiler.cli.verbs.output import Screen
 from effc.compiler.core.quantity import interval_text
 from effc.compiler.driver.emission import expectation
-from effc.compiler.driver.judging.gate import judge_bound, metric_label, missed_bound_diagnostics
+from effc.compiler.driver.judging.gate import judge_bound, metric_label, unmet_bound_diagnostics
 from effc.compiler.driver.judging.scores import Score
 from effc.compiler.evaluation.confidence import metric_interval
 from effc.compiler.plugin.row_scores import RowScores
@@ -39,7 +39,7 @@ def test_forty_questions_at_chance_hold_and_are_not_certain():
     assert outcome.state == "ok"
     low, high = (end / base.value for end in outcome.interval)
     assert outcome.uncertain == f"not certain: 40 questions leave {low:.1f} to {high:.1f}, the limit is 0.8 * base"
-    (warning,) = missed_bound_diagnostics([outcome])
+    (warning,) = unmet_bound_diagnostics([outcome])
     assert (warning.slug, warning.severity, warning.note) == ("bound-uncertain", "warning", outcome.uncertain)
 
 
@@ -47,7 +47,7 @@ def test_one_question_of_sixty_is_no_loss_of_three_percent_for_certain():
     base, small = answers(*[True] * 60), answers(*[True] * 58, False, False)
     outcome = judged(Bound(CHOICE, ">=", 0.97, "base"), small, base)
     assert outcome.state == "missed" and "60 questions leave 0.89 to 1.02" in outcome.uncertain
-    (error,) = missed_bound_diagnostics([outcome])
+    (error,) = unmet_bound_diagnostics([outcome])
     assert error.slug == "expectation-missed" and outcome.uncertain in error.note
 
 
@@ -137,7 +137,7 @@ def test_terminal_card_page_and_reports_say_one_thing_of_a_bound_that_is_not_cer
     outcome, manifest = uncertain_manifest()
     ratio = "0.98 (0.92 to 1.03)"
     assert outcome.state == "ok" and outcome.uncertain.startswith("not certain: 60 questions leave 0.92 to 1.03")
-    terminal = artifact_lines("out", manifest, Screen())
+    terminal = artifact_summary_text("out", manifest, Screen())
     assert ratio in terminal and terminal.endswith("holds, not certain")
     card = model_card(manifest)
     assert ratio in card and f"holds ({outcome.uncertain})" in card

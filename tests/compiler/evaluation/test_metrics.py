@@ -35,7 +35,7 @@ def model(ctx):
 
 
 def measure(ctx, name: str, model, **args) -> float:
-    return ctx.registry.load_class("metric", name)(**args).measure(model, ctx)
+    return ctx.registry.import_plugin_class("metric", name)(**args).measure(model, ctx)
 
 
 def disturbed(ctx, by: float = 0.3):
@@ -158,7 +158,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
     origin = Config(path="config.json").resolve(worlds.context(tmp_path))
     ctx = worlds.context(tmp_path, origin, {"noise": ("synthetic", {"count": 3, "length": 9})})
     reference.prepare(ctx, model, NOISE)
-    kept = reference.load_reference(ctx, NOISE)
+    kept = reference.load_or_make_reference(ctx, NOISE)
     assert kept.head is not None, "hidden states, not log-probabilities"
     with torch.no_grad():
         exact = model(ctx.rows(NOISE)).logits.flatten(0, 1)
@@ -168,7 +168,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
 def test_a_tail_that_is_not_known_is_kept_as_log_probabilities(ctx, model):
     model.forward = _doubled(model.forward)
     reference.prepare(ctx, model, NOISE)
-    kept = reference.load_reference(ctx, NOISE)
+    kept = reference.load_or_make_reference(ctx, NOISE)
     assert kept.head is None and kept.outputs.dtype == torch.float16
     # float16 keeps 11 bits of each log-probability; on SmolLM2 that is 3e-7 nats.
     assert measure(ctx, "divergence", model, data=NOISE) < 1e-5
@@ -202,7 +202,7 @@ def test_what_is_kept_and_was_edited_is_compared_with_nothing(ctx, model):
     data = bytearray(place.read_bytes())
     data[len(data) // 2] ^= 1
     place.write_bytes(data)
-    found = worlds.refused(lambda: reference.load_reference(ctx, NOISE)).diagnostics[0]
+    found = worlds.refused(lambda: reference.load_or_make_reference(ctx, NOISE)).diagnostics[0]
     assert found.slug == "cache-damaged" and str(place) in found.message
 
 
@@ -258,7 +258,7 @@ def test_bfloat16_agrees_with_itself(tmp_path):
 @pytest.mark.parametrize("name", ["perplexity", "divergence", "agreement"])
 def test_scores_of_rows_give_the_value_and_some_rows_score_as_among_all(ctx, model, name):
     reference.prepare(ctx, model, NOISE)
-    metric, other = ctx.registry.load_class("metric", name)(data=NOISE), disturbed(ctx, 1.0)
+    metric, other = ctx.registry.import_plugin_class("metric", name)(data=NOISE), disturbed(ctx, 1.0)
     scores, some = metric.score_rows(other, ctx), metric.score_rows(other, ctx, [3, 0])
     assert metric.rowwise and scores.value == metric.measure(other, ctx) and len(scores.sums) == 5
     assert some.sums == pytest.approx(
@@ -268,7 +268,7 @@ def test_scores_of_rows_give_the_value_and_some_rows_score_as_among_all(ctx, mod
 
 
 def test_questions_score_one_by_one(quiz, model):
-    metric = quiz.registry.load_class("metric", "choice")(data=DataRef("quiz"))
+    metric = quiz.registry.import_plugin_class("metric", "choice")(data=DataRef("quiz"))
     scores = metric.score_rows(model, quiz)
     assert scores.value == metric.measure(model, quiz) and set(scores.sums) <= {0.0, 1.0} and len(scores.sums) == 9
     assert metric.score_rows(model, quiz, [4, 8]).sums == [scores.sums[4], scores.sums[8]]
@@ -281,7 +281,7 @@ def test_classes_are_judged_row_by_row(tmp_path):
     origin = Hf(name="./m").resolve(worlds.context(tmp_path))
     rows = ("labels", {"path": "rows.jsonl", "classes": ("no", "yes"), "length": 16})
     ctx = worlds.context(tmp_path, origin, {"rows": rows})
-    metric, model = ctx.registry.load_class("metric", "accuracy")(data=DataRef("rows")), origin.load()
+    metric, model = ctx.registry.import_plugin_class("metric", "accuracy")(data=DataRef("rows")), origin.load()
     scores = metric.score_rows(model, ctx)
     assert scores.value == metric.measure(model, ctx) and metric.row_count(ctx) == len(scores.sums) == 9
     assert metric.score_rows(model, ctx, [8, 1]).sums == [scores.sums[8], scores.sums[1]]
@@ -303,7 +303,7 @@ def quiz(ctx):
 @pytest.mark.parametrize("normalised", [False, True])
 def test_choice_equals_a_loop_over_options(quiz, model, normalised):
     right = 0
-    items = quiz.data(DataRef("quiz")).tokenized_questions(quiz.tokenizer, quiz)
+    items = quiz.data(DataRef("quiz")).tokenize_questions(quiz.tokenizer, quiz)
     for item in items:
         scores = []
         for row, begin, length in zip(item.rows, item.starts, item.lengths, strict=True):

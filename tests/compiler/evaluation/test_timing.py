@@ -16,7 +16,10 @@ torch.set_num_threads(1)  # tests run side by side: threads that wait for each o
 @pytest.mark.parametrize("name", ["prefill.p50", "prefill.p95", "decode.p50", "decode.p95", "throughput"])
 def test_times_are_positive(tmp_path, name):
     args = {"prompt": 8, **({"repeats": 3} if "prefill" in name else {"steps": 3})}
-    assert Registry().load_class("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path)) > 0
+    assert (
+        Registry().import_plugin_class("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path))
+        > 0
+    )
 
 
 def test_decoding_uses_the_cache():
@@ -29,7 +32,7 @@ def test_decoding_uses_the_cache():
 
     watched.__signature__ = __import__("inspect").signature(forward)
     model.forward = watched
-    step = timing.decode_step(model, 8)
+    step = timing.make_decode_step(model, 8)
     for _ in range(timing.WARMUP + 4):
         step()
     assert seen[0] == (8,) and len(seen) == 1 + timing.WARMUP + 4
@@ -39,7 +42,7 @@ def test_decoding_uses_the_cache():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_every_architecture_decodes_with_its_cache(name):
-    step = timing.decode_step(tiny.model(name), 5, batch=2)
+    step = timing.make_decode_step(tiny.model(name), 5, batch=2)
     assert step() > 0 and step() > 0
 
 
@@ -48,7 +51,7 @@ def test_a_module_without_a_cache_is_not_decoded():
         def forward(self, input_ids):
             return input_ids
 
-    assert worlds.slug(lambda: timing.decode_step(Plain(), 4)) == "no-cache"
+    assert worlds.slug(lambda: timing.make_decode_step(Plain(), 4)) == "no-cache"
 
 
 @given(values=st.lists(st.floats(0, 1e6), min_size=1, max_size=50), percent=st.integers(1, 100))
@@ -114,5 +117,5 @@ def test_rounds_may_divide_the_timings_among_them():
 
 def test_a_deeper_model_takes_longer():
     shallow, deep = tiny.model("llama", num_hidden_layers=1), tiny.model("llama", num_hidden_layers=12)
-    metric = Registry().load_class("metric", "prefill.p50")(prompt=16, repeats=5)
+    metric = Registry().import_plugin_class("metric", "prefill.p50")(prompt=16, repeats=5)
     assert timing.measure_interleaved({"shallow": shallow, "deep": deep}, metric, rounds=7).ratio > 1.5

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, opener_of, reopen
+from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, opener_of, probe_in_fresh_process
 from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.meta_capture import capture_on_meta
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.plugin.target import Form
 from transformers import (
     DetrConfig,
@@ -46,7 +46,7 @@ def opened(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         detr().save_pretrained(folder)
-    return open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    return origin_of_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
 
 
 def test_a_part_without_fused_attention_runs_its_own_and_the_rest_the_fused_one(opened):
@@ -60,7 +60,10 @@ def test_a_check_opens_parts_with_the_attention_that_they_have_in_memory(opened)
     said = attention_of(model)
     assert json.loads(said) == {"": "sdpa", "backbone_config": "eager"}
     given = make_probe_inputs(model)
-    found, wanted = reopen(opened.folder, opener_of(Form("model", "plain")), given, said), probe_model(model, given)
+    found, wanted = (
+        probe_in_fresh_process(opened.folder, opener_of(Form("model", "plain")), given, said),
+        probe_model(model, given),
+    )
     assert wanted.keys() <= found.keys()
     assert all(torch.allclose(found[name], want, atol=1e-5) for name, want in wanted.items())
 

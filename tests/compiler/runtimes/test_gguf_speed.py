@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.load import load_to_judge
 from effc.compiler.driver import api
-from effc.compiler.evaluation.timing import decode_step, prefill_step, prompt_too_long
+from effc.compiler.evaluation.timing import decode_step, make_prefill_step, prompt_too_long
 from effc.compiler.plugin.clock import not_timed
 from effc.compiler.runtimes.gguf import llama_clock
 from effc.dsl.syntax.diagnostics import Reject
@@ -49,7 +49,7 @@ def child(tmp_path, monkeypatch):
 def test_times_are_those_that_the_process_of_llama_cpp_took(model, child):
     step = decode_step(model, 12)
     assert step() == 0.25 and step() == 0.25
-    assert prefill_step(model, 12)() == 12.5
+    assert make_prefill_step(model, 12)() == 12.5
 
 
 def test_a_process_ends_with_whoever_asked_it(model, child):
@@ -93,6 +93,6 @@ def test_a_bound_on_a_time_that_was_not_taken_is_undecided_and_its_row_says_so(t
 def test_llama_cpp_times_a_file(model):
     pytest.importorskip("llama_cpp")
     torch.set_num_threads(1)
-    decode, prefill = decode_step(model, 40), prefill_step(model, 40)
+    decode, prefill = decode_step(model, 40), make_prefill_step(model, 40)
     assert all(0 < decode() < 5 for _ in range(60))  # beyond the context that was asked for
     assert 0 < prefill() < 5

@@ -59,7 +59,7 @@ def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
             try:
                 out.values[node] = step.label_node(stream)
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
-                out.values[node] = step.block_unknown(f"`{node.name}`")
+                out.values[node] = step.block_unknown_operation(f"`{node.name}`")
     return out
 
 
@@ -91,7 +91,7 @@ class _ScanStep(NodeRules):
 
     def label_module(self, module: nn.Module) -> Any:
         if self.node.meta.get("role") == "norm":
-            return self.label_inner_norm(module)
+            return self.label_norm_in_mixer(module)
         return super().label_module(module)
 
     def convolution(self) -> Tensor:
@@ -122,7 +122,7 @@ class _ScanStep(NodeRules):
         arguments, nodes = self.named(self.args, self.kwargs), self.named(self.node.args, self.node.kwargs)
         if not all(isinstance(arguments.get(name), Tensor) for name in _SCANNED):
             self.out.unsupported.append(f"`{self.node.target.__name__}` is a scan of another kind than dt, A, B, C")
-            return self.block_unknown(f"`{self.node.target.__name__}`")
+            return self.block_unknown_operation(f"`{self.node.target.__name__}`")
         x = next(iter(arguments.values()))
         for bias in _BIASES:
             arguments["bias"] = arguments.pop(bias, None) if arguments.get(bias) is not None else arguments.get("bias")
@@ -171,7 +171,7 @@ class _ScanStep(NodeRules):
 
     # -- norms -----------------------------------------------------------------------------------------------
 
-    def label_inner_norm(self, module: nn.Module) -> Tensor:
+    def label_norm_in_mixer(self, module: nn.Module) -> Tensor:
         """Its statistics run over the channels or states that are left: what goes changes the scale of the others."""
         x, *gates = tensors_in((self.args, self.kwargs))
         for other in gates:

@@ -10,7 +10,7 @@ from effc.compiler.apps.federation.client_host import ClientHost, attach_slots
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.outcomes import read_state
 from effc.compiler.apps.federation.results import write_results
-from effc.compiler.apps.federation.simulation import simulate
+from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -71,9 +71,9 @@ def test_a_head_is_sent_averaged_written_and_read_again(app, tmp_path, strategy,
 def heard(said, path, home, tmp_path, sent, monkeypatch):
     """A run that leaves in `sent` what came in its last round."""
     from effc.compiler.apps.federation.averaging import FedAvg, FrozenA
-    from effc.compiler.apps.federation.products import Stack
+    from effc.compiler.apps.federation.products import StackedAverage
 
-    kind = {"ffa": FrozenA, "stack": Stack, "fedavg": FedAvg}[said.strategy]
+    kind = {"ffa": FrozenA, "stack": StackedAverage, "fedavg": FedAvg}[said.strategy]
     take = kind.aggregate
 
     def take_and_tell(self, number, replies):
@@ -82,7 +82,7 @@ def heard(said, path, home, tmp_path, sent, monkeypatch):
         take(self, number, replies)
 
     monkeypatch.setattr(kind, "aggregate", take_and_tell)
-    return simulate(said, path / said.folder, home, Settings(tmp_path / "cache"))
+    return simulate_federation(said, path / said.folder, home, Settings(tmp_path / "cache"))
 
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 4, 6, 11]])
@@ -99,14 +99,14 @@ def by_peft(home, folder):
 def by_us(said, path, state):
     model = BertForSequenceClassification.from_pretrained(path / said.folder).eval()
     with attach_slots(model, said) as slots, torch.no_grad():
-        slots.put(state, {})
+        slots.load_state(state, {})
         return slots.model.eval()(IDS).logits
 
 
 def test_a_stack_goes_on_from_the_heads_mean_and_merges_what_was_learned(app, tmp_path):
     home, path, told = app
     said = told.with_changes(strategy="stack")
-    made = simulate(said, path / said.folder, home, Settings(tmp_path / "cache"))
+    made = simulate_federation(said, path / said.folder, home, Settings(tmp_path / "cache"))
     with ClientHost(said, path / said.folder, home, Settings(tmp_path / "cache")).participants([0]) as (client,):
         learner = client.learner
         found = learner.evaluate(made.strategy.results()["global"], {})

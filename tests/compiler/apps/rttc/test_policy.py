@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from effc.compiler.apps.rttc.calibration import fit_policy
+from effc.compiler.apps.rttc.calibration import fit_and_check_policy
 from effc.compiler.apps.rttc.policy import (
     BRANCHES,
     Decision,
@@ -13,9 +13,9 @@ from effc.compiler.apps.rttc.policy import (
     choose_answer,
     curve,
     measure,
-    read_policy,
+    parse_policy,
 )
-from effc.compiler.apps.rttc.scaling import fit_scales
+from effc.compiler.apps.rttc.scaling import fit_branch_scales
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +97,7 @@ def test_a_second_that_costs_enough_buys_no_dear_branch():
 @given(many=st.lists(trials, min_size=2, max_size=12), value=rewards)
 def test_a_reward_that_says_nothing_leaves_the_branch_that_is_right_most_often_once_it_has_scales(many, value):
     flat = [Trial(dict.fromkeys(BRANCHES, value), t.right, t.seconds) for t in many]
-    found = measure(flat, Policy("best", scales=fit_scales(flat))).accuracy
+    found = measure(flat, Policy("best", scales=fit_branch_scales(flat))).accuracy
     assert found == pytest.approx(max(measure(flat, Policy(branch)).accuracy for branch in BRANCHES))
 
 
@@ -111,7 +111,7 @@ def test_a_branch_whose_answers_the_reward_belittles_is_taken_by_its_chance():
         )
         for i in range(48)
     ]
-    scales = fit_scales(many)
+    scales = fit_branch_scales(many)
     assert measure(many, Policy("best")).shares["ttt"] == 0
     assert measure(many, Policy("best", scales=scales)).accuracy > 0.6
     raw, scaled = calibrate_thresholds(many)[0], calibrate_thresholds(many, scales=scales)[0]
@@ -133,13 +133,13 @@ def test_a_reward_that_tells_nothing_is_refused_and_why_is_said(right, words):
     answers = dict(zip(BRANCHES, right, strict=True))
     many = [Trial(dict.fromkeys(BRANCHES, 0.5), answers, dict.fromkeys(BRANCHES, 1.0))] * 4
     with pytest.raises(Reject, match=words):
-        fit_policy(many, Policy(), 0.0, force=False)
-    assert fit_policy(many, Policy(), 0.0, force=True)[1]
+        fit_and_check_policy(many, Policy(), 0.0, force=False)
+    assert fit_and_check_policy(many, Policy(), 0.0, force=True)[1]
 
 
 def test_a_policy_with_scales_is_the_same_from_its_file():
     policy = Policy(direct=0.4, scales={"direct": (1.5, -0.25), "ttt": (-2.0, 1.0)})
-    assert read_policy(json.dumps(policy.to_json()).encode()) == policy
+    assert parse_policy(json.dumps(policy.to_json()).encode()) == policy
 
 
 def test_a_branch_that_can_not_answer_is_passed_over():
@@ -178,4 +178,4 @@ def test_the_curve_holds_both_ends():
 )
 def test_a_policy_of_another_form_is_refused(text):
     with pytest.raises(Reject, match="can't be read"):
-        read_policy(text)
+        parse_policy(text)

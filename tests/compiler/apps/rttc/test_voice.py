@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
-from effc.compiler.apps.rttc.attachment import attachment_paths
+from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
+from effc.compiler.apps.rttc.attachment import default_attachment_paths
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.native_generator import (
     MAX_ERROR,
     no_place,
     open_native_generator,
     plan_with_adapters,
-    relative_error,
+    relative_logit_error,
 )
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import last_logits, logits
-from effc.compiler.runtimes.native.emission import artifact_facts
+from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
@@ -32,14 +32,14 @@ IDS = [5, 17, 33, 70, 9, 41, 22, 64]
 
 def written(model, folder: Path) -> Path:
     folder.mkdir()
-    write_plan(Reader(capture(model), "bf16").build_plan(), folder, artifact_facts(model, "bf16"))
+    write_plan(Reader(capture(model), "bf16").build_plan(), folder, native_artifact_facts(model, "bf16"))
     return folder
 
 
 def voice_of(model, folder: Path, kind: str):
     written(model, folder)
     regime = AdapterSettings(kind=kind, rank=4, alpha=8.0)
-    adaptable = Adaptable(model, None, attachment_paths(model, kind), regime, lambda text: IDS)
+    adaptable = AdaptableModel(model, None, default_attachment_paths(model, kind), regime, lambda text: IDS)
     return open_native_generator(folder, adaptable, threads=1), adaptable
 
 
@@ -51,7 +51,7 @@ def test_under_any_adapters_the_engine_computes_what_pytorch_does(name, kind, tm
     row = torch.tensor([IDS])
     bare = logits(generator.bare, row)
     assert torch.equal(logits(generator.adapted, row), bare)  # adapters in their first state change nothing
-    assert relative_error(generator, adaptable, IDS) < MAX_ERROR
+    assert relative_logit_error(generator, adaptable, IDS) < MAX_ERROR
     assert torch.equal(logits(generator.bare, row), bare)
     moved = (logits(generator.adapted, row) - bare).square().mean().sqrt() / bare.square().mean().sqrt()
     assert moved > 0.2, "adapters that change so little show nothing"
@@ -100,7 +100,7 @@ def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(wor
             adaptable.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
             generator.put(adaptable.state())
         for question in QUESTIONS[:3]:
-            asked = world.prompts.conversation_ids([{"role": "user", "content": question}])
+            asked = world.prompts.tokenize_conversation([{"role": "user", "content": question}])
             row = (generator.adapted if kind else generator.bare).generate(torch.tensor([asked]), max_new_tokens=12)
             with torch.no_grad():
                 values = world.model(row).logits[0, len(asked) - 1 : -1]

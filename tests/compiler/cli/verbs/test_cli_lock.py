@@ -74,7 +74,7 @@ def test_a_lock_of_json_texts_as_effc_0_2_0_wrote_them_holds(effc, own):
     arguments = [f"step small.thin {name}" for name in ("align", "data", "keep", "on", "reorder", "repair")]
     for name in (*arguments, "data calib length", "data calib path", "model base dtype"):
         facts[name] = facts[name] if facts[name] == "null" else canonical(facts[name])
-    lockfile.write_lock(own, lock)
+    lockfile.write_package_lock(own, lock)
     assert '\\"' in (own / "effspec.lock").read_text()
     assert effc("plan", "r.effspec", "--locked", "-q").code == 0
     (own / "r.effspec").write_text((own / "r.effspec").read_text().replace("75%", "50%"))

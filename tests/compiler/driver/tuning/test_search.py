@@ -42,9 +42,9 @@ class SimulatedTrials(Trials):
         return SimpleNamespace(seconds=10.0 * (1 + candidate.changes), emissions=())
 
     def measure(self, plans, rows):
-        return {candidate: self.simulate(candidate, rows) for candidate in plans}
+        return {candidate: self.simulate_federation(candidate, rows) for candidate in plans}
 
-    def simulate(self, candidate, rows):
+    def simulate_federation(self, candidate, rows):
         loss, speed = 0.0, 0.0
         for alternative in candidate.axes:
             draw = random.Random(f"{self.folder.name} {alternative.name}")
@@ -71,7 +71,7 @@ def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of
     losses, shares = [], []
     for number in range(12):
         search = searched(tmp_path, f"model {number}")
-        everything = {c: search.trials.simulate(c, 0) for c in search.candidates}
+        everything = {c: search.trials.simulate_federation(c, 0) for c in search.candidates}
         best = search.ranked(everything)[0]
         chosen = search.ranked(search.finals)[0]
         assert not search.miss(search.finals[chosen]), "a candidate that misses a bound was chosen"
@@ -113,8 +113,8 @@ def test_more_time_goes_on_with_what_was_measured(tmp_path):
 
 def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tmp_path):
     class Slow(SimulatedTrials):
-        def simulate(self, candidate, rows):
-            trial = super().simulate(candidate, rows)
+        def simulate_federation(self, candidate, rows):
+            trial = super().simulate_federation(candidate, rows)
             return Trial(trial.values, rows, seconds=400.0)
 
     wish = wish_of(tmp_path, minutes=5)
