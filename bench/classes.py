@@ -67,21 +67,21 @@ def main() -> None:
         print(f"SST-2 on {args.layers} layers of MiniLM, {args.seconds:g} s of processor time to train, seeds {seeds}")
         print("| method | trained parameters | accuracy | lr | steps of 8 | s a step |\n|---|---|---|---|---|---|")
         for number, name in enumerate(ARMS):
-            print(_table_row(folder, name, f"arm-{number}", args.seconds, seeds), flush=True)
+            print(_train_arm_and_format_row(folder, name, f"arm-{number}", args.seconds, seeds), flush=True)
 
 
-def _table_row(folder: Path, name: str, place: str, seconds: float, seeds: list[int]) -> str:
+def _train_arm_and_format_row(folder: Path, name: str, arm_folder_name: str, seconds: float, seeds: list[int]) -> str:
     """Train an arm with every seed, at the better of its rates."""
     from effc.compiler.apps.federation.client_host import ClientHost
-    from effc.compiler.apps.federation.language import Language
+    from effc.compiler.apps.federation.language import CausalLmLearner
     from effc.compiler.apps.federation.rows import rows_of
     from effc.compiler.core.settings import Settings
 
-    path, declared = compile_federation(folder, ARMS[name], ["train"], place, "", 0)
+    path, declared = compile_federation(folder, ARMS[name], ["train"], arm_folder_name, "", 0)
     seat = ClientHost(declared, path / declared.folder, folder, Settings(folder / "cache", threads=1))
     with seat.participants([0]) as (participant,):
         learner = participant.learner
-        assert isinstance(learner, Language)
+        assert isinstance(learner, CausalLmLearner)
         judges = {part: _read_split(seat, folder, part, rows_of) for part in ("kept", "test")}
         start = learner.initial_state(0)
         names = frozenset(n for n in start if not name.startswith("head") or n.startswith("classifier."))

@@ -123,24 +123,26 @@ class Run:
         return self.looks[max(self.looks)]
 
 
-def run_federation(made: tuple[Path, Declaration], data: Path, tests: list[str], seed: int, looks: set[int]) -> Run:
+def run_federation(
+    compiled_federation: tuple[Path, Declaration], data: Path, tests: list[str], seed: int, evaluated_rounds: set[int]
+) -> Run:
     from effc.compiler.apps.federation.client_host import ClientHost
     from effc.compiler.apps.federation.declaration import make_strategy
     from effc.compiler.apps.federation.grid import LocalGrid
     from effc.compiler.apps.federation.rounds import Federation
     from effc.compiler.core.settings import Settings
 
-    path, declared = made[0], made[1].with_changes(seed=seed)
+    path, declared = compiled_federation[0], compiled_federation[1].with_changes(seed=seed)
     place = ClientHost(declared, path / declared.folder, data, Settings(data / "cache", seed=seed, threads=1))
     with place.participants(list(range(declared.clients))) as seats:
         scale = Scale(LocalGrid(seats))
-        run = Federation(scale, make_strategy(declared), declared.round_terms())
+        run = Federation(scale, make_strategy(declared), declared.make_round_terms())
         found: dict[int, list[float]] = {}
         aside = 0.0  # processor seconds of looking
 
         def look(round_) -> None:
             nonlocal aside
-            if round_.number in looks | {declared.rounds}:
+            if round_.number in evaluated_rounds | {declared.rounds}:
                 began, learns = time.process_time(), seats[0].learner.held_out
                 found[round_.number] = test_accuracies(place, seats[0].learner, run.strategy.results(), tests)
                 seats[0].learner.held_out = learns
@@ -154,26 +156,26 @@ def run_federation(made: tuple[Path, Declaration], data: Path, tests: list[str],
     return Run(found, scale.up[last], scale.down[last], spent)
 
 
-def test_accuracies(place, learner, states, tests: list[str]) -> list[float]:
+def test_accuracies(client_host, learner, states, tests: list[str]) -> list[float]:
     """Accuracy of every client on its test file; of a state that all have, once for each file."""
-    first, found, seen = place.declared.data[0].name, [], {}
+    first, found, seen = client_host.declared.data[0].name, [], {}
     for client, test in enumerate(tests):
         name = "global" if "global" in states else f"client-{client}"
         if (name, test) not in seen:
-            learner.held_out = read_test_rows(place, place.data, first, test)
+            learner.held_out = read_test_rows(client_host, client_host.data, first, test)
             seen[name, test] = learner.judged(states[name], {})[1]
         found.append(seen[name, test])
     return found
 
 
-def read_test_rows(place, folder: Path, name: str, test: str):
+def read_test_rows(client_host, folder: Path, name: str, test: str):
     """Rows of another file, read as the declared ones are."""
     from effc.compiler.apps.federation.client_host import ClientHost
 
-    data = place.declared.data[0]
+    data = client_host.declared.data[0]
     body = json.loads(json.dumps(dict(data.args)).replace(f"{name}.jsonl", f"{test}.jsonl"))
-    other = place.declared.with_changes(data=(replace(data, args=body),))
-    (rows,) = ClientHost(other, place.model, folder, place.settings)._load_rows()
+    other = client_host.declared.with_changes(data=(replace(data, args=body),))
+    (rows,) = ClientHost(other, client_host.model, folder, client_host.settings)._load_rows()
     return rows
 
 

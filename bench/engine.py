@@ -241,7 +241,7 @@ def main() -> None:
         options.add_argument(f"--{name}", type=kind, default=default)
     chosen = options.parse_args()
     names = [n for n in FORMATS if not chosen.only or n in chosen.only.split(",")]
-    print(f"{levels.level_reason()}; {chosen.threads} threads; context {chosen.context}")
+    print(f"{levels.active_level_reason()}; {chosen.threads} threads; context {chosen.context}")
     shapes, engines = {}, {}
     for name in names:
         shapes[name] = Shape(*FORMATS[name]).whole()

@@ -51,7 +51,7 @@ def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int):
     """The rounds of one arm."""
     from effc.compiler.apps.federation.app import PACKAGE
     from effc.compiler.apps.federation.declaration import read_declaration
-    from effc.compiler.apps.federation.simulation import simulate
+    from effc.compiler.apps.federation.simulation import simulate_federation
     from effc.compiler.core.settings import Settings
     from effc.compiler.driver import api
 
@@ -62,7 +62,7 @@ def run_rounds(folder: Path, arm: str, seed: int, rounds: int, local: int):
     (made,) = api.compile(recipe, out=out, cache_dir=folder / "cache", seed=seed, threads=1, force=True)
     path = made.artifacts[0].path
     declared = read_declaration(path / PACKAGE / "federation.json")
-    return simulate(declared, path / declared.folder, folder, Settings(folder / "cache", seed=seed)).course
+    return simulate_federation(declared, path / declared.folder, folder, Settings(folder / "cache", seed=seed)).course
 
 
 def compare_methods(seeds: list[int], rounds: int, local: int, methods: list[str]) -> None:

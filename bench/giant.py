@@ -132,7 +132,7 @@ def compile_recipe(model: Path, name: str, work: Path, threads: int, measured: s
     keep(work / "cache", Speeds(**json.loads(measured)))
     options = {"cache_dir": work / "cache", "threads": threads, "seed": 0, "tell": tell}
     started = time.perf_counter()
-    (plan,) = api.make_plans(api.open_session(path, **options))
+    (plan,) = api.plan_all_pipelines(api.open_session(path, **options))
     ended("plan", time.perf_counter() - started, 0)
     foreseen = {s.name: (s.seconds, s.peak_bytes) for s in plan.stages}
     foreseen |= {f"emit {e.call.word}": (e.seconds, e.peak_bytes) for e in plan.emissions}
@@ -159,10 +159,10 @@ def peak_resident_bytes() -> int:
 
 def run(model: Path, names: list[str], threads: int, work: Path | None, data: list[str]) -> None:
     from effc.compiler.core.fingerprint import machine_facts
-    from effc.compiler.core.speeds import measure_speeds
+    from effc.compiler.core.speeds import measure_machine_speeds
 
     torch.set_num_threads(threads)
-    measured = json.dumps(asdict(measure_speeds(model.parent / "disk", seconds_each=0.5)))
+    measured = json.dumps(asdict(measure_machine_speeds(model.parent / "disk", seconds_each=0.5)))
     weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     print(
         f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, seed 0, weights {weights / 2**30:.2f} GiB",

@@ -72,7 +72,7 @@ def build_of(folder: Path, cut: str, heal: str, steps: int, seed: int):
     recipe = folder / "heal.effspec"
     recipe.write_text(RECIPE.format(zoo=ZOO, cut=CUTS[cut], heal=HEALS[heal], steps=steps))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=seed)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 

@@ -64,7 +64,7 @@ def run_step(folder: Path, step: str, seed: int) -> tuple[Build, str]:
     path = folder / "lonas.effspec"
     path.write_text(RECIPE.format(step=step))
     session = api.open_session(path, cache_dir=folder / "cache", threads=1, seed=seed)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
         build.run_step(stage)
@@ -122,7 +122,7 @@ def write_trained_base(source: Path, folder: Path, steps: int) -> None:
     path = folder / "lonas.effspec"
     path.write_text(RECIPE.format(step=PRUNED.format(share=10)))
     session = api.open_session(path, cache_dir=folder / "cache", threads=1)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     train_weights(model.train(), list(model.parameters()), session.context(plan.recipe, plan.pipeline), steps, 2e-4, 0)
     model.eval().save_pretrained(folder / "base")
 

@@ -59,7 +59,7 @@ def build_of(folder: Path, model: str, steps: list[str], threads: int):
     recipe = folder / "lower.effspec"
     recipe.write_text(RECIPE.format(model=model_source(model), texts=TEXTS, steps="\n  ".join(steps)))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=threads, seed=0)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 

@@ -35,7 +35,7 @@ from effc.compiler.analysis.planning.shrink import params
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.driver.api import make_plans, open_session
+from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.driver.pipeline import Build
 from effc.compiler.evaluation.timing import measure_interleaved
 from effc.compiler.ir.capture.capture import capture
@@ -104,7 +104,7 @@ def build_of(folder: Path, steps: str, seed: int, rows: int, more: str, cache: P
     opened.settings = replace(
         opened.settings, on_event=lambda e: isinstance(e, Recorded) and COSTS.update({e.name: e.value})
     )
-    (plan,) = make_plans(opened)
+    (plan,) = plan_all_pipelines(opened)
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
 
 
@@ -127,7 +127,7 @@ def run_build(build: Build) -> tuple[torch.nn.Module, float]:
 def drop_similar_layers(build: Build, removed_share: float) -> torch.nn.Module:
     """ShortGPT (Men et al. 2024, arXiv 2403.03853): layers go in the order of 1 - cosine(input, output)."""
     program = capture(build.ctx.origin.load())
-    build.store_references(program)
+    build.store_original_outputs(program)
     rows, sums = build.ctx.rows(DataRef("calib")), {}
 
     def look(path):
@@ -166,7 +166,7 @@ def prune_at_random(build: Build, removed_share: float, seed: int, group: int) -
     from effc.compiler.transforms.search.widths import Widths
 
     program = capture(build.ctx.origin.load())
-    build.store_references(program)
+    build.store_original_outputs(program)
     skeleton, random = skeleton_of(program), torch.Generator().manual_seed(seed)
     savings_table, saved = SavingsTable(skeleton), 0.0
     by_kind = {kind: [g for g in skeleton.groups if g.kind == kind] for kind in ("channels", "kv_heads")}

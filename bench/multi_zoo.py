@@ -16,7 +16,7 @@ import torch
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.driver.api import make_plans, open_session
+from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.driver.pipeline import Build
 
 ZOO = Path(__file__).parents[1] / "recipes/zoo/tiny-llama"
@@ -42,7 +42,7 @@ def perplexity_and_forwards(removed_share: float, more: str, rows: int, seed: in
         opened.settings = replace(
             opened.settings, on_event=lambda e: isinstance(e, Recorded) and costs.update({e.name: e.value})
         )
-        (plan,) = make_plans(opened)
+        (plan,) = plan_all_pipelines(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         build.run_step(plan.stages[0])
         model = build.load_outcome(plan.stages[0].key).program.model.eval()

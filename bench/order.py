@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.driver.api import make_plans, open_session
+from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search import importance
 from effc.compiler.transforms.search.reconstruct import DAMPING, Moments, readers, repair_weight
@@ -38,7 +38,7 @@ def open_program(folder: Path):
     """A program of SmolLM2 and the rows that it reads."""
     (folder / "order.effspec").write_text(RECIPE.format(source=write_texts(folder, "smollm2", "float32")))
     now = open_session(folder / "order.effspec", cache_dir=folder / "cache", threads=1, seed=0)
-    (plan,) = make_plans(now)
+    (plan,) = plan_all_pipelines(now)
     ctx = now.context(plan.recipe, plan.pipeline)
     (metric,) = (step.call.args["score"] for step in plan.pipeline.steps)
     return capture(ctx.origin.load().eval()), ctx.rows(dict(metric.args)["data"])
@@ -68,7 +68,7 @@ def main() -> None:
             program, [m.tensor.rpartition(".")[0] for m in members], lambda: read(program, rows), 1 << 30
         )
         for group, member in zip(groups, members, strict=True):
-            moment = moments.moment_of(member.tensor.rpartition(".")[0])
+            moment = moments.load_moment(member.tensor.rpartition(".")[0])
             weight = program.model.get_parameter(member.tensor).detach()
             for inputs in INPUTS:
                 began = time.perf_counter()

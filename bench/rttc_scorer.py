@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from effc.compiler.apps.rttc.scorer import LEAST_AUC, LabelledAnswer, split_by_question, train_scorer
-from effc.compiler.apps.rttc.tuned_scorer import train_tuned_scorer
+from effc.compiler.apps.rttc.scorer import LEAST_AUC, LabelledAnswer, split_by_question, train_logistic_scorer
+from effc.compiler.apps.rttc.tuned_scorer import train_fine_tuned_scorer
 
 from bench.rttc import encoder
 
@@ -41,9 +41,9 @@ def main() -> None:
         embedder, started = encoder(Path(cache)), time.process_time()
         how = {"seed": asked.seed, "force": True}
         made = (
-            train_scorer(graded, embedder, **how)
+            train_logistic_scorer(graded, embedder, **how)
             if asked.scorer == "head"
-            else train_tuned_scorer(graded, embedder, asked.scorer, **how)
+            else train_fine_tuned_scorer(graded, embedder, asked.scorer, **how)
         )
     held = split_by_question(graded, asked.seed)[1]
     right = sum(one.right for one in held) / len(held)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
-from effc.compiler.apps.rttc.attachment import attachment_paths
+from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
+from effc.compiler.apps.rttc.attachment import default_attachment_paths
 from effc.compiler.apps.rttc.batching import Batcher, batching_matches_single
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.policy import Policy
@@ -70,7 +70,7 @@ def time_cached_answer(folder: Path) -> None:
     client = client_of(folder, [task])
     asked = [[{"role": "user", "content": one.sample.question}] for one in task.dev]
     for question in asked:
-        vector = client.base_facts().project(client.embedder.embed([question[0]["content"]])[0])
+        vector = client.refreshed_base_facts().project(client.embedder.embed([question[0]["content"]])[0])
         client.states.put(vector, client.adaptable.state())
     ways = {
         "direct": replace(client, policy=Policy("direct")),
@@ -107,7 +107,7 @@ def time_batches(rows: int = 8, length: int = 16) -> None:
     for kind, rank in (("lora", 8), ("reft", 4)):
         regime = AdapterSettings(kind=kind, rank=rank, alpha=2.0 * rank)
         adaptable, draw = (
-            Adaptable(model, words, attachment_paths(model, kind), regime, prompts.question),
+            AdaptableModel(model, words, default_attachment_paths(model, kind), regime, prompts.question),
             torch.Generator(),
         )
         states = [

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from effc.compiler.apps.rttc.calibration import auc_by_branch
 from effc.compiler.apps.rttc.drawing import svg_chart
-from effc.compiler.apps.rttc.policy import BRANCHES, Point, Trial, calibrate_thresholds, trial_outcome
+from effc.compiler.apps.rttc.policy import BRANCHES, Point, Trial, calibrate_thresholds, simulate_policy
 from effc.compiler.apps.rttc.router import Router, features
 from effc.compiler.apps.rttc.router import train_router as router_of
 from effc.compiler.apps.rttc.scaling import better_scaled, fit_scales
@@ -84,7 +84,7 @@ def threshold_policy_result(
     chosen = calibrate_thresholds(known, price_per_second, scales=scales)[0]
     kept = chosen.scales if kind != "best" else scales if scaled and better_scaled(known, scales) else {}
     chosen = replace(chosen, kind=kind, scales=kept)
-    found = [trial_outcome(trial, chosen) for trial in trials_of(test, reward)]
+    found = [simulate_policy(trial, chosen) for trial in trials_of(test, reward)]
     right = [row["right"][branch] for row, (branch, _) in zip(test, found, strict=True)]
     return Result(right, [seconds for _, seconds in found], [branch for branch, _ in found])
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from effc.compiler.core.environment import processor_name
-from effc.compiler.ir.layers.fast_mixers import use_kernels
+from effc.compiler.core.environment import cpu_model_name
+from effc.compiler.ir.layers.fast_mixers import use_mixer_kernels
 from effc.kernels import levels
 from torch import nn
 from transformers import Mamba2Config, Mamba2Model, MambaConfig, MambaModel
@@ -185,8 +185,8 @@ def main() -> None:
     chosen_clock.append(chosen.clock)
     transformers.utils.logging.set_verbosity_error()
     print(
-        f"{processor_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}; torch "
-        f"{torch.__version__}, transformers {transformers.__version__}; kernels {levels.level_reason()}; {chosen.threads} "
+        f"{cpu_model_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}; torch "
+        f"{torch.__version__}, transformers {transformers.__version__}; kernels {levels.active_level_reason()}; {chosen.threads} "
         f"threads; {chosen.clock} clock; {chosen.dtype}; "
         f"width {WIDTH}, {LAYERS} layers, seed {SEED}; load {os.getloadavg()[0]:.1f}"
     )
@@ -194,7 +194,7 @@ def main() -> None:
         plain = mamba_models(getattr(torch, chosen.dtype))
         pairs = {name: (model, copy.deepcopy(model)) for name, model in plain.items()}
         for name, (model, quick) in pairs.items():
-            assert use_kernels(quick), "the kernels are not compiled"
+            assert use_mixer_kernels(quick), "the kernels are not compiled"
             ids = torch.randint(0, 255, (1, 64))
             one, two = (m(ids, use_cache=False).last_hidden_state.float() for m in (model, quick))
             print(f"{name}: largest difference {float((one - two).abs().max()):.2g} of {float(one.abs().max()):.2g}")

@@ -35,7 +35,7 @@ from effc.compiler.analysis.planning.shrink import params
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.driver.api import make_plans, open_session
+from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.driver.pipeline import Build
 from effc.compiler.ir.capture.capture import capture
 
@@ -98,7 +98,7 @@ def method_row(
         opened.settings = replace(
             opened.settings, on_event=lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
         )
-        (plan,) = make_plans(opened)
+        (plan,) = plan_all_pipelines(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         started = time.perf_counter()
         build.run_step(plan.stages[0])

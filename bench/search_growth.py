@@ -21,7 +21,7 @@ import torch
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import Recorded
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.driver.api import make_plans, open_session
+from effc.compiler.driver.api import open_session, plan_all_pipelines
 from effc.compiler.driver.pipeline import Build
 
 WHOLE = "layer forwards, were every candidate scored by the whole model"
@@ -65,7 +65,7 @@ def search_forwards(widths: str, layers: int, tokens: int, search: str, removed_
         opened.settings = replace(
             opened.settings, on_event=lambda e: isinstance(e, Recorded) and said.update({e.name: e.value})
         )
-        (plan,) = make_plans(opened)
+        (plan,) = plan_all_pipelines(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(folder / "cache"))
         started = time.perf_counter()
         build.run_step(plan.stages[0])

@@ -82,7 +82,7 @@ def run_search(folder: Path, size: str, options: argparse.Namespace) -> dict[str
     import torch
     from effc.compiler.core.cache import Cache
     from effc.compiler.core.events import Recorded, Said, Ticked
-    from effc.compiler.driver.api import make_plans, open_session
+    from effc.compiler.driver.api import open_session, plan_all_pipelines
     from effc.compiler.driver.pipeline import Build
 
     torch.set_num_threads(options.threads)
@@ -107,7 +107,7 @@ def run_search(folder: Path, size: str, options: argparse.Namespace) -> dict[str
 
     opened = open_session(recipe, cache_dir=cache, threads=options.threads, max_memory=int(options.max_memory * 2**30))
     opened.settings = replace(opened.settings, on_event=tell)
-    (plan,) = make_plans(opened)
+    (plan,) = plan_all_pipelines(opened)
     stage = plan.stages[0]
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
     started, busy = time.perf_counter(), time.process_time()

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.fingerprint import machine_facts
-from effc.compiler.core.memory import anonymous_bytes
+from effc.compiler.core.memory import anonymous_memory_of_process
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import evaluating
 from effc.compiler.transforms.search.gradients import DRAWS, Gradients
@@ -36,7 +36,7 @@ def timed(what: str, run) -> float:
     started = time.process_time()
     run()
     seconds = time.process_time() - started
-    print(f"  {what:60} {seconds:8.2f} processor s, {anonymous_bytes() / 2**30:5.2f} GiB held", flush=True)
+    print(f"  {what:60} {seconds:8.2f} processor s, {anonymous_memory_of_process() / 2**30:5.2f} GiB held", flush=True)
     return seconds
 
 
@@ -86,7 +86,7 @@ def time_sweeps(program, ids: torch.Tensor) -> tuple[float, float]:
 
     prefix.measure_from(run)
     sweep, grads = Gradients(prefix, 0), []
-    behind = timed("gradients of what the last layer gives", lambda: grads.extend(sweep._loss_gradients()[0]))
+    behind = timed("gradients of what the last layer gives", lambda: grads.extend(sweep._last_layer_gradients()[0]))
     last = len(program.units) - 1
     layer = timed(
         f"gradients through one layer, {1 + DRAWS} at once",

@@ -107,7 +107,7 @@ def run_route(folder: Path, name: str, asked, seed: int):
     path = folder / "shears.effspec"
     path.write_text(RECIPE.format(model=asked.model, data=data, steps=steps), encoding="utf-8")
     session = api.open_session(path, cache_dir=folder / "cache", threads=torch.get_num_threads(), seed=seed)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
         build.run_step(stage)

@@ -74,7 +74,7 @@ def build_of(folder: Path, model: str, step: str, heal: int):
     )
     recipe.write_text(RECIPE.format(model=model, texts=TEXTS, step=step, heal=fit))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 
@@ -88,11 +88,11 @@ def perplexity(model, ctx) -> float:
 
 def time_in_turns(metric, models) -> list[float]:
     """What a timed metric says of several models whose steps take turns, the order changing every round."""
-    from effc.compiler.evaluation.timing import WARMUP, quiet_clock
+    from effc.compiler.evaluation.timing import WARMUP, timing_conditions
 
     clocks = [metric.clock(model) for model in models]
     taken: list[list[float]] = [[] for _ in models]
-    with quiet_clock(models[0]), quiet_clock(models[1]):
+    with timing_conditions(models[0]), timing_conditions(models[1]):
         for turn in range(WARMUP + clocks[0].count):
             for i in (0, 1)[:: 1 if turn % 2 == 0 else -1]:
                 taken[i].append(clocks[i].step())
@@ -110,7 +110,7 @@ def time_ratio(metric, original, result, times: int = 5) -> float:
 
 def measure_point(folder: Path, model: str, kind: str, step: str, heal: int, original) -> Point:
     from effc.compiler.core.events import Recorded
-    from effc.compiler.ir.layers.fast_mixers import use_kernels
+    from effc.compiler.ir.layers.fast_mixers import use_mixer_kernels
     from effc.dsl.checker.values import MetricRef
 
     build = build_of(folder, model, step, heal)
@@ -121,7 +121,7 @@ def measure_point(folder: Path, model: str, kind: str, step: str, heal: int, ori
     build.run_step(build.plan.stages[0])
     seconds = time.perf_counter() - started
     program = build.load_outcome(build.plan.stages[0].key).program
-    use_kernels(program.model)
+    use_mixer_kernels(program.model)
     size = sum(p.numel() for p in program.model.parameters()) / sum(p.numel() for p in original.parameters())
     prefill, decode = (
         time_ratio(build.ctx.metric(ref), original, program.model)
@@ -201,7 +201,7 @@ def _interpolated(points: list[Point], base: float, axis: str, removed_share: fl
 
 def main() -> None:
     from effc.compiler.core.fingerprint import machine_facts
-    from effc.compiler.ir.layers.fast_mixers import use_kernels
+    from effc.compiler.ir.layers.fast_mixers import use_mixer_kernels
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["tiny-mamba2", "tiny-hybrid"])
@@ -215,7 +215,7 @@ def main() -> None:
         for model in args.models:
             build = build_of(Path(folder), model, STEPS["scans"][0], 0)
             original = build.load_outcome(build.plan.identity).program.model
-            use_kernels(original)
+            use_mixer_kernels(original)
             base, points = perplexity(original, build.ctx), []
             print(f"\n{model}: held-out perplexity {base:.2f}; shares of the original")
             print(

@@ -81,7 +81,7 @@ def build_of(folder: Path, name: str, steps: str, **more):
     from effc.compiler.driver.pipeline import Build
 
     opened = session_of(folder, name, steps, **more)
-    (plan,) = api.make_plans(opened)
+    (plan,) = api.plan_all_pipelines(opened)
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
 
 

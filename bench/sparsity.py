@@ -55,7 +55,7 @@ def build_of(folder: Path, model: str, step: str, samples: int):
     recipe = folder / "sparsity.effspec"
     recipe.write_text(RECIPE.format(model=model_source(model), texts=TEXTS, step=step, samples=samples))
     session = api.open_session(recipe, cache_dir=folder / "cache", threads=1, seed=0)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 

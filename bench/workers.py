@@ -24,7 +24,7 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
 from effc.compiler.driver.worker_pool import make_transport, worker_team
-from effc.compiler.driver.worker_transport import Processes, WorkerTransport
+from effc.compiler.driver.worker_transport import LocalProcesses, WorkerTransport
 
 RECIPE = """effspec 1
 model base = {source}
@@ -64,7 +64,7 @@ def time_search(folder: Path, workers: str) -> tuple[float, float, int]:
         session = api.open_session(
             folder / "few.effspec", cache_dir=Path(cache), threads=1, workers=workers, on_event=tell
         )
-        (plan,) = api.make_plans(session)
+        (plan,) = api.plan_all_pipelines(session)
         with worker_team(session, make_transport(session.settings) if workers else None) as team:
             ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
             build, began = Build(plan, ctx, kept, team=team), time.monotonic()
@@ -111,7 +111,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        kinds = {"process": Processes(1, 1)}
+        kinds = {"process": LocalProcesses(1, 1)}
         if asked.ray:
             kinds["Ray"] = make_transport(Settings(folder, workers="ray"))
             assert kinds["Ray"].size, "a cluster of nobody"

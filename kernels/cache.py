@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import levels, native
-from .packed import allocate_zeros
+from .packed import allocate_zero_bytes
 
 TOKENS = 32
 _SLACK = 4096
@@ -47,7 +47,7 @@ class Cache:
         tiles = 2 * -(-self.d // 32) + -(-self.d // 16)
         self._capacity = max_tiles * tiles * (1088 if self.sparse else 1024) + _SLACK
         # Pages that nothing was written to take no memory, so a sparse cache costs what it holds.
-        self.stream = allocate_zeros(rows * self._capacity).view(rows, self._capacity)
+        self.stream = allocate_zero_bytes(rows * self._capacity).view(rows, self._capacity)
         self.offsets = torch.zeros(rows, max_tiles + 1, dtype=torch.int64)
         self.keys = torch.zeros(rows, self.window + TOKENS, self.d, dtype=torch.bfloat16)
         self.values = torch.zeros_like(self.keys)
@@ -78,14 +78,14 @@ class Cache:
         values = torch.cat([self.values[:, : self.recent], values], 1)
         full = max(0, (keys.shape[1] - self.window) // TOKENS)
         if full:
-            self._compress(keys[:, : full * TOKENS], values[:, : full * TOKENS], full)
+            self._pack_oldest_blocks(keys[:, : full * TOKENS], values[:, : full * TOKENS], full)
         self.recent = keys.shape[1] - full * TOKENS
         self.keys[:, : self.recent] = keys[:, full * TOKENS :]
         self.values[:, : self.recent] = values[:, full * TOKENS :]
 
-    def _compress(self, keys: Tensor, values: Tensor, count: int) -> None:
-        keys = self._prune(keys, self.keep[0], count)
-        values = self._prune(values, self.keep[1], count)
+    def _pack_oldest_blocks(self, keys: Tensor, values: Tensor, count: int) -> None:
+        keys = self._zero_small_numbers(keys, self.keep[0], count)
+        values = self._zero_small_numbers(values, self.keep[1], count)
         native.call(
             "pack_tokens",
             levels.code(),
@@ -106,14 +106,14 @@ class Cache:
         )
         self.blocks += count
 
-    def _prune(self, tokens: Tensor, sparsity: float, count: int) -> Tensor:
-        """Zeros for all but the largest `sparsity` of every head's numbers in every block past the sinks."""
-        if sparsity >= 1:
+    def _zero_small_numbers(self, tokens: Tensor, keep_share: float, count: int) -> Tensor:
+        """Zeros for all but the largest `keep_share` of every head's numbers in every block past the sinks."""
+        if keep_share >= 1:
             return tokens.contiguous()
         blocks = tokens.reshape(len(tokens), count, -1).clone()
         spared = max(0, -(-self.sinks // TOKENS) - self.blocks)
         size = blocks.shape[2]
-        dropped = size - max(1, round(sparsity * size))
+        dropped = size - max(1, round(keep_share * size))
         if dropped and spared < count:
             magnitude = blocks[:, spared:].abs().float()
             bound = magnitude.kthvalue(dropped, dim=2, keepdim=True).values

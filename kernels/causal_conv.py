@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import Kernel
-from .sequences import FLOATS, at, fit, inside, layout_of, live_ranges, one_type, plain, rows, run
+from .sequences import FLOATS, at, checked_live_ranges, fit, inside, layout_of, one_type, plain, rows, run
 
 
 class CausalConv(Kernel):
@@ -51,7 +51,7 @@ class CausalConv(Kernel):
         fit("a weight", weight, c, k)
         fit("a bias", bias, c)
         fit("what came before", initial_state, b, c, k - 1)
-        bounds = live_ranges(bounds, b, t)
+        bounds = checked_live_ranges(bounds, b, t)
         (x_rows,) = one_type(x)
         x_rows = rows(x_rows.mT)  # [b, t, c]
         y = torch.empty(b, t, c, dtype=x_rows.dtype)

@@ -35,7 +35,7 @@ def codes_of_weight(weight: Tensor, group: int) -> Codes:
     grids of `group` inputs whose squared error is least.
     """
     for candidate in (group, *(g for g in GROUPS if g != group)):
-        exact = exact_codes(weight, candidate)
+        exact = codes_if_on_grid(weight, candidate)
         if exact is not None:
             return exact
     padded = _padded(weight.float(), group)
@@ -43,16 +43,16 @@ def codes_of_weight(weight: Tensor, group: int) -> Codes:
     return Codes(group, scales.codes(padded), scales.scale, scales.zero)
 
 
-def exact_codes(weight: Tensor, group: int) -> Codes | None:
+def codes_if_on_grid(weight: Tensor, group: int) -> Codes | None:
     """The codes of a weight that is on a grid: every weight is scale * (code - zero), rounded to its dtype. Else None.
 
     Source: own. Of a group the least weight is most often the scale itself, the largest a small multiple of it, and a
     scale has 8 bits.
     """
-    return _recover_steps(weight, group) if _recover_steps(weight[:_MAX_TRIALS], group) else None
+    return _recover_codes(weight, group) if _recover_codes(weight[:_MAX_TRIALS], group) else None
 
 
-def _recover_steps(weight: Tensor, group: int) -> Codes | None:
+def _recover_codes(weight: Tensor, group: int) -> Codes | None:
     n = len(weight)
     groups = _padded(weight, group).reshape(-1, group)
     steps, scale = torch.zeros_like(groups, dtype=torch.int8), torch.ones(len(groups))

@@ -10,10 +10,10 @@ GROUPS = Path("/sys/fs/cgroup")
 def usable_cores() -> int:
     """Number of cores in its affinity, at most its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cgroup_cpu_quota())))
+    return max(1, math.ceil(min(cores, cgroup_cpu_limit())))
 
 
-def cgroup_cpu_quota(groups: Path = GROUPS) -> float:
+def cgroup_cpu_limit(groups: Path = GROUPS) -> float:
     """Processors' worth of time that the control groups of a container allow, infinite where nothing bounds it.
 
     Of both versions of the interface: docs.kernel.org/admin-guide/cgroup-v2.html, /scheduler/sched-bwc.html.

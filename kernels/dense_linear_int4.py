@@ -13,7 +13,7 @@ from torch import Tensor
 from . import native
 from . import packed as packing
 from .codes import GROUPS, codes_of_weight
-from .packed_linear import PackedLinear, rounded_matmul
+from .packed_linear import PackedLinear, matmul_with_rounded_inputs
 
 ZEROS = 1 << 16  # in a header's `group`: zeros are stored
 
@@ -26,7 +26,7 @@ class DenseLinearInt4(PackedLinear):
     @classmethod
     def pack(cls, weight: Tensor, threads: int | None = None, group: int = 64) -> Tensor:
         """A weight [n, k] in this kernel's form; `group` inputs share a scale, unless its own grid has others."""
-        weight = packing.packable(weight)
+        weight = packing.to_packable_weight(weight)
         if group not in GROUPS:
             raise native.KernelError(f"groups of {group} inputs can't be packed; {', '.join(map(str, GROUPS))} can")
         (n, k), label = weight.shape, packing.weight_label(weight)
@@ -36,9 +36,9 @@ class DenseLinearInt4(PackedLinear):
         zeros = bool((grid_codes.zero != 8).any())
         head = packing.Header(kind=packing.KINDS[cls.name], n=n, k=k, group=grid_codes.group | (ZEROS if zeros else 0))
         native.call("pack_begin", ctypes.byref(head), label=label)
-        stream = torch.cat(_packed_sections(grid_codes, zeros, head.blocks), 1)
+        stream = torch.cat(_int4_sections_of_blocks(grid_codes, zeros, head.blocks), 1)
         head.bytes = head.stream_at + stream.numel() + 64
-        packed = packing.allocate_zeros(head.bytes)
+        packed = packing.allocate_zero_bytes(head.bytes)
         packed[:128] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         offsets = torch.arange(head.blocks + 1) * stream.shape[1]
         packed[head.offsets_at : head.scales_at] = offsets.view(torch.uint8)
@@ -53,11 +53,13 @@ class DenseLinearInt4(PackedLinear):
         padding = -weight.shape[1] % group
         by_groups = torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, group))
         wide = torch.nn.functional.pad(weight, (0, padding)).unflatten(-1, (-1, group))
-        parts = [rounded_matmul(by_groups[..., i, :].double(), wide[:, i], None) for i in range(wide.shape[1])]
+        parts = [
+            matmul_with_rounded_inputs(by_groups[..., i, :].double(), wide[:, i], None) for i in range(wide.shape[1])
+        ]
         return (sum(parts) + (0 if bias is None else bias.double())).to(x.dtype)
 
 
-def _packed_sections(grid_codes, zeros: bool, blocks: int) -> list[Tensor]:
+def _int4_sections_of_blocks(grid_codes, zeros: bool, blocks: int) -> list[Tensor]:
     """Scales, zeros and codes of all blocks, each [blocks, bytes] uint8, as `packed.h` draws them."""
     groups, rows = grid_codes.scale.shape[1], 16 * blocks
     scale = _rows(grid_codes.scale.bfloat16().view(torch.int16), rows).reshape(blocks, 16, groups)

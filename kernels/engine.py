@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import levels, native, packed
 from .cores import usable_cores
-from .engine_plan import Layout, check_plan
+from .engine_plan import Layout, check_plan_and_weights
 from .engine_steps import Plan, Slot, Step, Weight
 from .native import KernelError
 
@@ -59,10 +59,10 @@ class Engine:
         for name, value in {"threads": threads, "sequences": sequences, "tokens of context": context}.items():
             if value is not None and (not isinstance(value, int) or not 1 <= value < 2**31):
                 raise KernelError(f"an engine with {value} {name} can't be made")
-        _refuse_other_sources()
+        _refuse_stale_kernels()
         if sequences > MAX_SEQUENCES:
             raise KernelError(f"an engine remembers at most {MAX_SEQUENCES} sequences, not {sequences}")
-        layout = check_plan(plan, weights, deep)
+        layout = check_plan_and_weights(plan, weights, deep)
         if context is not None and context > layout.context:
             raise KernelError(
                 f"the model's limit is {layout.context} tokens of a sequence, and {context} are asked for"
@@ -74,7 +74,7 @@ class Engine:
         self.source_vocabulary = layout.encoder.vocabulary if layout.encoder else 0
         self.backward = not layout.stateful
         self.threads = min(threads, usable_cores(), MAX_THREADS)
-        self._weights = self._one_block(layout.weights) if copy else weights
+        self._weights = self._copy_into_one_block(layout.weights) if copy else weights
         c_plan = self._ctypes_plan(layout, self.context, int(steady))
         native.call("engine_create", ctypes.byref(c_plan), ctypes.byref(self._handle), label="the engine")
 
@@ -88,7 +88,7 @@ class Engine:
         return Plan(steps, widths, weights, slots, *counts, *constants, inner)
 
     @staticmethod
-    def _one_block(weights: list[Weight]) -> Tensor:
+    def _copy_into_one_block(weights: list[Weight]) -> Tensor:
         """One block of memory that holds all weights, which then point to it."""
         starts: list[int] = []
         known: dict[tuple[int, int], int] = {}
@@ -96,7 +96,7 @@ class Engine:
         for weight in weights:
             starts.append(known.setdefault((weight.at, weight.bytes), end))
             end += -(-weight.bytes // 64) * 64 if starts[-1] == end else 0
-        block = packed.allocate_zeros(end)
+        block = packed.allocate_zero_bytes(end)
         for weight, start in zip(weights, starts, strict=True):
             ctypes.memmove(block.data_ptr() + start, weight.at, weight.bytes)
             weight.at = block.data_ptr() + start
@@ -116,9 +116,9 @@ class Engine:
         """
         ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
         rows = _to_int_array("wanted positions", range(len(ids)) if outputs is None else outputs)
-        self._check_batch(ids, owners, rows)
+        self._refuse_bad_batch(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
-        with self._in_use() as handle:
+        with self._handle_in_use() as handle:
             status = native.function("engine_run")(
                 handle, len(ids), *(_address(n) for n in (ids, owners)), len(rows), _address(rows), logits.data_ptr()
             )
@@ -137,21 +137,21 @@ class Engine:
         ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
         if not self.sources:
             raise KernelError("the plan has no encoder, so it reads no sources")
-        self._check_tokens(ids, owners, self.source_vocabulary)
+        self._refuse_bad_tokens(ids, owners, self.source_vocabulary)
         if not len(ids):
             return
-        self._check_bidirectional(owners, self.source)
+        self._refuse_split_or_continued_texts(owners, self.source)
         longest = max(Counter(owners).values())
         if longest > self.sources:
             raise KernelError(f"a source of {longest} tokens exceeds the {self.sources} that the encoder reads")
-        with self._in_use() as handle:
+        with self._handle_in_use() as handle:
             status = native.function("engine_encode")(handle, len(ids), *(_address(n) for n in (ids, owners)))
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
             raise native.error_of(status, "the engine")
 
-    def _check_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
+    def _refuse_bad_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
         if len(ids) != len(owners):
             raise KernelError(f"{len(ids)} tokens need as many sequences, not {len(owners)}")
         if not len(ids):
@@ -163,12 +163,12 @@ class Engine:
                 f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
             )
 
-    def _check_batch(self, ids: array, owners: array, rows: array) -> None:
-        self._check_tokens(ids, owners, self.vocabulary)
+    def _refuse_bad_batch(self, ids: array, owners: array, rows: array) -> None:
+        self._refuse_bad_tokens(ids, owners, self.vocabulary)
         if not len(ids):
             return
         if self.bidirectional:
-            self._check_bidirectional(owners, self.length)
+            self._refuse_split_or_continued_texts(owners, self.length)
         for sequence in set(owners) if self.sources else ():
             if not self.source(sequence):
                 raise KernelError(f"sequence {sequence} has no source, which its tokens are to recall")
@@ -181,8 +181,8 @@ class Engine:
         if len(rows) and (rows[0] < 0 or rows[-1] >= len(ids) or any(a >= b for a, b in pairwise(rows))):
             raise KernelError(f"the wanted positions do not increase within {len(ids)} tokens")
 
-    def _check_bidirectional(self, owners: array, length: Callable[[int], int]) -> None:
-        """Of a plan whose attention sees texts whole: each comes at once, into a sequence that is empty."""
+    def _refuse_split_or_continued_texts(self, owners: array, length: Callable[[int], int]) -> None:
+        """Refuse texts that come in pieces, or into a sequence that has tokens, where attention sees texts whole."""
         runs = [owners[0], *(b for a, b in pairwise(owners) if a != b)]
         if len(set(runs)) < len(runs):
             raise KernelError("the tokens of a text lie apart, and this plan sees each text whole")
@@ -193,32 +193,32 @@ class Engine:
     def length(self, sequence: int) -> int:
         """Tokens that a sequence has."""
         count = ctypes.c_int64()
-        with self._in_use() as handle:
+        with self._handle_in_use() as handle:
             native.call("engine_length", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
         return count.value
 
     def source(self, sequence: int) -> int:
         """Tokens of a sequence's source."""
         count = ctypes.c_int64()
-        with self._in_use() as handle:
+        with self._handle_in_use() as handle:
             native.call("engine_source", handle, sequence, ctypes.byref(count), label=f"sequence {sequence}")
         return count.value
 
     def forget(self, sequence: int, length: int = 0) -> None:
         """Cut a sequence back to its first `length` tokens; the memory of the others is free. Without any of them its
         source goes too."""
-        with self._in_use() as handle:
+        with self._handle_in_use() as handle:
             native.call("engine_forget", handle, sequence, length, label=f"sequence {sequence}")
 
     def cancel(self) -> None:
         """From any thread: the call that runs now raises `Cancelled`."""
-        with self._in_use() as handle:
+        with self._handle_in_use() as handle:
             native.call("engine_cancel", handle, label="the engine")
 
     def spent(self, go_on: bool = True) -> dict[str, float]:
         """Seconds of all threads by kind of work since the last call of this; the first begins to measure."""
         sums = (ctypes.c_int64 * len(SPENT))()
-        with self._in_use() as handle:
+        with self._handle_in_use() as handle:
             native.call("engine_profile", handle, sums, int(go_on), label="the engine")
         return {name: nanoseconds / 1e9 for name, nanoseconds in zip(SPENT, sums, strict=True)}
 
@@ -233,7 +233,7 @@ class Engine:
             native.call("engine_free", handle, label="the engine")
 
     @contextmanager
-    def _in_use(self) -> Iterator[ctypes.c_void_p]:
+    def _handle_in_use(self) -> Iterator[ctypes.c_void_p]:
         """The engine for one call, which it outlives."""
         with self._free:
             if not self._handle:
@@ -253,7 +253,7 @@ class Engine:
             pass
 
 
-def _refuse_other_sources() -> None:
+def _refuse_stale_kernels() -> None:
     try:
         layout = native.function("engine_layout")()
     except AttributeError:
@@ -263,7 +263,7 @@ def _refuse_other_sources() -> None:
 
 
 def _to_int_array(label: str, numbers: Sequence[int] | Tensor) -> array:
-    """Whole numbers side by side; of truths the positions of those that are so."""
+    """Convert whole numbers to an int64 array; of booleans the positions of those that are true."""
     values = numbers.tolist() if isinstance(numbers, Tensor) else list(numbers)
     if values and isinstance(values[0], bool):
         values = [i for i, flag in enumerate(values) if flag]

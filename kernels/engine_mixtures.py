@@ -16,7 +16,7 @@ def scores(self: _Reader, step: Mapping, to: int, width: int) -> None:
     self.emit("scores", to, x=step["x"], weight=matrix, bias=self.retained.vector(step["bias"], width))
 
 
-def route(self: _Reader, step: Mapping, to: int, width: int) -> None:
+def route(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     experts, count, groups, top_groups = self.width(step["x"]), step["count"], step["groups"], step["kept"]
     self.need(experts <= MAX_EXPERTS, f"it chooses among {experts} experts, and the engine takes {MAX_EXPERTS}")
     self.need(
@@ -30,12 +30,12 @@ def route(self: _Reader, step: Mapping, to: int, width: int) -> None:
     self.need(
         not nearest or (groups == 1 and step["bias"] is None and not step["normal"]), "a part of it is not its kind's"
     )
-    self.need(width == 2 * count, f"it writes {2 * count} columns, and register {to} has {width}")
+    self.need(width == 2 * count, f"it writes {2 * count} columns, and register {destination} has {width}")
     self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
-    self.chosen[to] = experts, count
+    self.chosen[destination] = experts, count
     self.emit(
         "route",
-        to,
+        destination,
         x=step["x"],
         kind=STEPS["route"]["kind"].split().index(step["kind"]),
         weight=self.retained.vector(step["bias"], experts),
@@ -49,7 +49,7 @@ def route(self: _Reader, step: Mapping, to: int, width: int) -> None:
     )
 
 
-def experts(self: _Reader, step: Mapping, to: int, width: int) -> None:
+def experts(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     self.need(step["chosen"] in self.chosen, f"register {step['chosen']} is not what a `route` chose")
     known, count = self.chosen[step["chosen"]]
     names, x = step["weights"], self.width(step["x"])
@@ -58,11 +58,11 @@ def experts(self: _Reader, step: Mapping, to: int, width: int) -> None:
     n, k = self.retained.laid[first].n, self.retained.laid[first].k
     self.need(x in (k, count * k), f"its weights take {k} numbers, and register {step['x']} has {x}")
     columns = n if step["summed"] else count * n
-    self.need(width == columns, f"it writes {columns} columns, and register {to} has {width}")
+    self.need(width == columns, f"it writes {columns} columns, and register {destination} has {width}")
     biases = -1 if step["biases"] is None else self.retained.matrix(step["biases"], known, n)
     self.emit(
         "experts",
-        to,
+        destination,
         x=step["x"],
         y=step["chosen"],
         weight=first,

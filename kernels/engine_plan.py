@@ -2,7 +2,7 @@
 
 A plan is a closed list of steps over registers. A register is float32 rows [tokens, width]; every step
 writes one that no other step writes, from registers that steps before it wrote. `engine_steps.py` lists the ops
-and their fields; whatever a plan says, nothing past `check_plan` leaves its memory.
+and their fields; whatever a plan says, nothing past `check_plan_and_weights` leaves its memory.
 """
 
 import math
@@ -34,7 +34,7 @@ class Layout:
     weights: list[Weight] = field(default_factory=list)
 
 
-def check_plan(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -> Layout:
+def check_plan_and_weights(plan: Mapping, weights: Mapping[str, Tensor], deep: bool = False) -> Layout:
     """Check a plan and its weights; KernelError names the first step, register or weight that does not fit.
 
     weights   uint8 rows of bytes as `packed.pack` makes them, float32 or bfloat16; contiguous, in memory
@@ -113,7 +113,7 @@ class _Reader:
         self.need(
             _int(logits, 0) and logits in self.assigned, f"its logits are register {logits}, which no step writes"
         )
-        readers = [r for s in steps for r in self.read_by(s)]
+        readers = [r for s in steps for r in self.registers_read_by_step(s)]
         self.need(logits not in readers, "a step reads the logits")
         writer = next(s for s in steps if s["to"] == logits)
         self.need(
@@ -123,7 +123,7 @@ class _Reader:
         self.out.logits = logits
 
     @staticmethod
-    def read_by(step: Mapping) -> list[int]:
+    def registers_read_by_step(step: Mapping) -> list[int]:
         kinds = STEPS[step["op"]]
         return [
             r
@@ -203,13 +203,13 @@ class _Reader:
         self.out.context = min(self.out.context, table.n)
         self.emit("positions", to, weight=number)
 
-    def _norm(self, step, to, width) -> None:
+    def _norm(self, step, destination, width) -> None:
         group = step["group"]
         self.need(self.width(step["x"]) == width and width % group == 0, f"groups of {group} do not divide {width}")
         self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
         self.emit(
             "norm",
-            to,
+            destination,
             x=step["x"],
             kind=("rms", "layer").index(step["kind"]),
             group=group,
@@ -223,23 +223,23 @@ class _Reader:
         self.need(columns == width * group, f"{width} groups of {group} are not {columns} columns")
         self.emit("mean", to, x=step["x"], group=group)
 
-    def _linear(self, step, to, width) -> None:
+    def _linear(self, step, destination, width) -> None:
         number = self.retained.number(step["weight"])
         w, k = self.retained.laid[number], self.width(step["x"])
         self.need(w.form < 16, f"weight `{step['weight']}` is not packed for any kernel")
         self.need(
             (w.n, w.k) == (width, k), f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}"
         )
-        self.emit("linear", to, x=step["x"], weight=number, bias=self.retained.vector(step["bias"], width))
+        self.emit("linear", destination, x=step["x"], weight=number, bias=self.retained.vector(step["bias"], width))
 
-    def _columns(self, step, to, width) -> None:
+    def _columns(self, step, destination, width) -> None:
         start, block, stride, count = (step[name] for name in ("start", "block", "stride", "count"))
         columns = self.width(step["x"])
         self.need(
             block * count == width and start + (count - 1) * stride + block <= columns,
             f"columns {start}.. are not all in register {step['x']} of {columns}, or not {width}",
         )
-        self.emit("columns", to, x=step["x"], start=start, block=block, stride=stride, count=count)
+        self.emit("columns", destination, x=step["x"], start=start, block=block, stride=stride, count=count)
 
     def _join(self, step, to, width) -> None:
         self.need(sum(map(self.width, step["from"])) == width, f"its parts do not fill register {to} of {width}")
@@ -248,7 +248,7 @@ class _Reader:
             self.emit("place", to, x=register, start=start)
             start += self.width(register)
 
-    def _rotary(self, step, to, width) -> None:
+    def _rotary(self, step, destination, width) -> None:
         heads, d, turned, start = (step[name] for name in ("heads", "head_dim", "rotary_dim", "start"))
         self.need(self.width(step["x"]) == width == heads * d, f"{heads} heads of {d} are not {width} columns")
         self.need(turned % 2 == 0 and start + turned <= d, f"{turned} from {start} are no pairs in a head of {d}")
@@ -261,7 +261,7 @@ class _Reader:
         self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
         self.emit(
             "rotary",
-            to,
+            destination,
             x=step["x"],
             y=self.angles[key],
             heads=heads,
@@ -271,20 +271,20 @@ class _Reader:
             interleaved=step["interleaved"],
         )
 
-    def _attention(self, step, to, width) -> None:
+    def _attention(self, step, destination, width) -> None:
         slot, heads = step["slot"], step["heads"]
         kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
-        self.take_slot(slot, (kv, d, v))
+        self.claim_cache_slot(slot, (kv, d, v))
         self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
         bidirectional = step["whole"]
         self.need(not (bidirectional and step["slopes"]), "a text that is seen whole has no slopes by distance")
         self.out.bidirectional |= bidirectional
         widths, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
         self.need(widths == needed, f"its registers have {widths}, not {needed}")
-        self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
+        self.need(width == heads * v, f"it writes {heads * v} columns, and register {destination} has {width}")
         self.emit(
             "attention",
-            to,
+            destination,
             x=step["q"],
             y=step["k"],
             z=step["v"],
@@ -302,7 +302,7 @@ class _Reader:
             bias=self.distances(step["distances"], heads, bidirectional),
         )
 
-    def take_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
+    def claim_cache_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
         """A slot that no step before has, of these heads, numbers of a key and of a value."""
         self.need(
             slot < len(self.out.slots) and slot not in self.used_slots, f"its slot {slot} is not there or not free"

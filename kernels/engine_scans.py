@@ -17,13 +17,13 @@ def keep(self: _Reader, op: str, to: int, step: Mapping, **fields) -> None:
     self.states += 1
 
 
-def convolve(self: _Reader, step: Mapping, to: int, width: int) -> None:
-    self.need(self.width(step["x"]) == width, f"registers {[step['x'], to]} have different widths")
+def convolve(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+    self.need(self.width(step["x"]) == width, f"registers {[step['x'], destination]} have different widths")
     filters = self.retained.matrix(step["filters"], None, width)
     keep(
         self,
         "convolve",
-        to,
+        destination,
         step,
         kind=step["silu"],
         weight=filters,
@@ -32,7 +32,7 @@ def convolve(self: _Reader, step: Mapping, to: int, width: int) -> None:
     )
 
 
-def ssd(self: _Reader, step: Mapping, to: int, width: int) -> None:
+def ssd(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
     self.need(
         self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
@@ -45,7 +45,7 @@ def ssd(self: _Reader, step: Mapping, to: int, width: int) -> None:
     keep(
         self,
         "ssd",
-        to,
+        destination,
         step,
         y=step["dt"],
         z=step["b"],
@@ -63,14 +63,14 @@ def ssd(self: _Reader, step: Mapping, to: int, width: int) -> None:
     )
 
 
-def selective(self: _Reader, step: Mapping, to: int, width: int) -> None:
+def selective(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     states, gate = step["states"], step["gate"]
     widths = {"x": width, "dt": width, "b": states, "c": states}
     scanned(self, step, widths if gate is None else {**widths, "gate": width})
     keep(
         self,
         "selective",
-        to,
+        destination,
         step,
         y=step["dt"],
         z=step["b"],
@@ -94,7 +94,7 @@ def fit(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
         self.need(self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}")
 
 
-def delta(self: _Reader, step: Mapping, to: int, width: int) -> None:
+def delta(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, n, p = (step[name] for name in ("heads", "groups", "head_dim", "value_dim"))
     self.need(
         self.width(step["x"]) == width == heads * p and heads % groups == 0,
@@ -106,7 +106,7 @@ def delta(self: _Reader, step: Mapping, to: int, width: int) -> None:
     keep(
         self,
         "delta",
-        to,
+        destination,
         step,
         y=step["decay"],
         z=step["k"],

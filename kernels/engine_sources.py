@@ -36,14 +36,14 @@ def finish(self: "_Reader", plan: Mapping, steps: list) -> None:
 def remember(self: "_Reader", step: Mapping) -> None:
     self.need(self.inside, "only an encoder remembers sources")
     slot, kv, d, v = (step[name] for name in ("slot", "kv_heads", "head_dim", "value_dim"))
-    self.take_slot(slot, (kv, d, v))
+    self.claim_cache_slot(slot, (kv, d, v))
     widths, needed = [self.width(step[name]) for name in "kv"], [kv * d, kv * v]
     self.need(widths == needed, f"its registers have {widths}, not {needed}")
     self.out.cached.add(slot)
     self.emit("remember", -1, y=step["k"], z=step["v"], slot=slot, kv_heads=kv, head_dim=d, value_dim=v)
 
 
-def recall(self: "_Reader", step: Mapping, to: int, width: int) -> None:
+def recall(self: "_Reader", step: Mapping, destination: int, width: int) -> None:
     slot, heads = step["slot"], step["heads"]
     kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
     source = self.out.encoder
@@ -57,10 +57,10 @@ def recall(self: "_Reader", step: Mapping, to: int, width: int) -> None:
     self.need(heads % kv == 0, f"{heads} query heads are not a multiple of {kv} key heads")
     q_width = self.width(step["q"])
     self.need(q_width == heads * d, f"its queries have {q_width} numbers, not {heads * d}")
-    self.need(width == heads * v, f"it writes {heads * v} columns, and register {to} has {width}")
+    self.need(width == heads * v, f"it writes {heads * v} columns, and register {destination} has {width}")
     self.emit(
         "recall",
-        to,
+        destination,
         x=step["q"],
         slot=slot,
         heads=heads,

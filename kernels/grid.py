@@ -45,7 +45,7 @@ class Grid:
         groups = weight.reshape(weight.shape[0], -1, self.width(weight.shape[1]))  # [out, groups, group]
         low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
         if not self.search:
-            return self._scales_of_range(low, high)
+            return self._scales_covering_range(low, high)
         worth = None if squares is None else squares.reshape(groups.shape[1:])
         rows = max(1, CACHED // weight.shape[1])
         cuts = zip(groups.split(rows), low.split(rows), high.split(rows), strict=True)
@@ -62,10 +62,10 @@ class Grid:
         flat = groups.reshape(count, -1).T.contiguous()
         weighed = None if worth is None else worth.expand(groups.shape).reshape(count, -1).T.contiguous()
         low, high, residual = low.reshape(-1), high.reshape(-1), torch.empty_like(flat)
-        best, least = self._scales_of_range(low, high), torch.full_like(low, float("inf"))
+        best, least = self._scales_covering_range(low, high), torch.full_like(low, float("inf"))
         for step in range(SHRINKS):
             share = 1 - (1 - LEAST) * step / SHRINKS
-            trial = self._scales_of_range(low * share, high * share)
+            trial = self._scales_covering_range(low * share, high * share)
             torch.div(flat, trial.scale, out=residual).round_().add_(trial.zero).clamp_(0, self.max_code)
             residual.sub_(trial.zero).mul_(trial.scale).sub_(flat).square_()
             error = (residual if weighed is None else residual.mul_(weighed)).sum(0)
@@ -76,7 +76,7 @@ class Grid:
             )
         return best.scale.view(groups.shape[:2]), best.zero.view(groups.shape[:2])
 
-    def _scales_of_range(self, low: Tensor, high: Tensor) -> "Scales":
+    def _scales_covering_range(self, low: Tensor, high: Tensor) -> "Scales":
         """Grids over ranges [out, groups] that have 0 in them; of width 2 where a range is empty.
 
         Source: `Quantizer.find_params` of GPTQ (Frantar et al. 2022, arXiv 2210.17323); scales are bfloat16, as the

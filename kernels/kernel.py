@@ -23,7 +23,7 @@ _functions, _modes, _transform = (
 _traces = torch._C._get_tracing_state
 
 
-def is_plain_cpu_call(x: Tensor) -> bool:
+def is_unobserved_cpu_call(x: Tensor) -> bool:
     """Whether a call on x is nobody's but the caller's: x is plain and on the CPU, and no gradient, mode,
     transform, trace, compiler or profiler is to learn of it."""
     return not (

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 NAMES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-MODEL = "amx_model"  # the AMX sources over tile instructions in plain C++; only `force_level`, for tests
+MODEL = "amx_model"  # the AMX sources over tile instructions in plain C++; only `at_forced_level`, for tests
 CODES = {name: code for code, name in enumerate((*NAMES, MODEL))}
 NEEDS = {
     "portable": "any processor",
@@ -39,7 +39,7 @@ def level() -> str:
     """The level that kernels run at now, one of `NAMES`."""
     if _forced:
         return _forced[-1]
-    return select_level(os.environ.get("EFFC_ISA", ""))
+    return resolve_level(os.environ.get("EFFC_ISA", ""))
 
 
 def code() -> int:
@@ -68,7 +68,7 @@ def unavailable_reason(name: str) -> str:
 
 
 @cache
-def select_level(name: str) -> str:
+def resolve_level(name: str) -> str:
     """The level for a value of `EFFC_ISA`; the highest for "" and "native"."""
     if name in ("", "native"):
         return available()[-1]
@@ -80,7 +80,7 @@ def select_level(name: str) -> str:
     return name
 
 
-def level_reason() -> str:
+def active_level_reason() -> str:
     """Active level and its reason, for people."""
     current = level()
     if os.environ.get("EFFC_ISA", "") not in ("", "native"):
@@ -93,7 +93,7 @@ _forced: list[str] = []
 
 
 @contextmanager
-def force_level(name: str) -> Iterator[None]:
+def at_forced_level(name: str) -> Iterator[None]:
     """Run kernels at a level that is available, or at `MODEL`, within a block: for tests and comparisons."""
     assert not unavailable_reason(name), f"{name}: {unavailable_reason(name)}"
     _forced.append(name)

@@ -68,7 +68,7 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     weight  [n, k]     float32 or bfloat16, finite; others are converted
     return  [bytes]    uint8; equal weights give equal bytes, at every level and with any number of threads
     """
-    weight = packable(weight)
+    weight = to_packable_weight(weight)
     (n, k), label = weight.shape, weight_label(weight)
     head = Header(kind=KINDS[kernel], n=n, k=k)
     native.call("pack_begin", ctypes.byref(head), label=label)
@@ -83,13 +83,13 @@ def pack(kernel: str, weight: Tensor, threads: int | None = None) -> Tensor:
     )
     threads = torch.get_num_threads() if threads is None else threads
     native.call("pack", levels.code(), ctypes.byref(head), *fixed, None, threads, label=label)
-    packed = allocate_zeros(head.bytes)
+    packed = allocate_zero_bytes(head.bytes)
     native.call("pack", levels.code(), ctypes.byref(head), *fixed, packed.data_ptr(), threads, label=label)
     trust(kernel, packed)
     return packed
 
 
-def packable(weight: Tensor) -> Tensor:
+def to_packable_weight(weight: Tensor) -> Tensor:
     """A weight as packing reads it: [n, k] float32 or bfloat16 on the CPU, rows contiguous."""
     if weight.dim() != 2 or 0 in weight.shape:
         raise native.KernelError(
@@ -117,7 +117,7 @@ def adopt(kernel: str, packed: Tensor, n: int) -> Tensor:
     packed = packed.detach().to("cpu")
     if packed.dtype != torch.uint8 or packed.dim() != 1:
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
-    aligned = allocate_zeros(packed.numel())
+    aligned = allocate_zero_bytes(packed.numel())
     aligned.copy_(packed)
     check(kernel, aligned, n)
     return aligned
@@ -157,7 +157,7 @@ def facts(packed: Tensor) -> Facts:
     return Facts(kernel_of(packed), head.n, head.k, head.kept, head.bytes, head.group & 0xFFFF)
 
 
-def allocate_zeros(count: int) -> Tensor:
+def allocate_zero_bytes(count: int) -> Tensor:
     """`count` zero bytes; from 1 MiB up on huge pages, which are worth a quarter of the bandwidth."""
     if count < HUGE // 2 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(count, dtype=torch.uint8)

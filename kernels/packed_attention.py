@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import levels, native
 from .kernel import Kernel
-from .packed_linear import weight_vectors
+from .packed_linear import unpack_block_vectors
 
 
 class PackedAttention(Kernel):
@@ -24,7 +24,7 @@ class PackedAttention(Kernel):
     @classmethod
     def reference(cls, q, stream, offsets, keys, values, blocks, recent, scale):
         sparse, d = cls.name == "sparse_attention", q.shape[-1]
-        stored_heads = [unpack_stream(stream[h], offsets[h, : blocks + 1], d, sparse) for h in range(len(stream))]
+        stored_heads = [unpack_head_blocks(stream[h], offsets[h, : blocks + 1], d, sparse) for h in range(len(stream))]
         k = torch.stack([torch.cat([w[0], new[:recent].float()]) for w, new in zip(stored_heads, keys, strict=True)])
         v = torch.stack([torch.cat([w[1], new[:recent].float()]) for w, new in zip(stored_heads, values, strict=True)])
         grouped = q.bfloat16().float().reshape(len(stream), -1, d)  # [heads, group, d]
@@ -32,7 +32,7 @@ class PackedAttention(Kernel):
 
     @classmethod
     def native(cls, q, stream, offsets, keys, values, blocks, recent, scale):
-        _fit(q, stream, offsets, keys, values, blocks, recent)
+        _refuse_mismatched_cache(q, stream, offsets, keys, values, blocks, recent)
         if q.dtype not in (torch.float32, torch.bfloat16):
             q = q.float()
         q = q.contiguous()
@@ -76,7 +76,7 @@ class PackedAttention(Kernel):
         ]
 
 
-def _fit(q, stream, offsets, keys, values, blocks, recent) -> None:
+def _refuse_mismatched_cache(q, stream, offsets, keys, values, blocks, recent) -> None:
     rows = len(stream)
     if q.dim() != 3 or not q.shape[0] or q.shape[0] * q.shape[1] % rows or rows % q.shape[0]:
         raise native.KernelError(f"a query of shape {list(q.shape)} does not fit a cache of {rows} heads")
@@ -88,13 +88,13 @@ def _fit(q, stream, offsets, keys, values, blocks, recent) -> None:
         raise native.KernelError("the parts of the cache do not belong together")
 
 
-def unpack_stream(stream: Tensor, offsets: Tensor, d: int, sparse: bool) -> tuple[Tensor, Tensor]:
+def unpack_head_blocks(stream: Tensor, offsets: Tensor, d: int, sparse: bool) -> tuple[Tensor, Tensor]:
     """Keys and values [tokens, d] float32 of one head's blocks, from the format's description alone."""
     keys, values, raw = [torch.zeros(0, d)], [torch.zeros(0, d)], stream.numpy()
     key_tiles, lanes = -(-d // 32), -(-d // 16)
     for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         kind = "sparse_linear" if sparse else "dense_linear"
-        numbers = weight_vectors(raw[start:stop], kind, 2 * key_tiles + lanes)
+        numbers = unpack_block_vectors(raw[start:stop], kind, 2 * key_tiles + lanes)
         tiles = numbers.reshape(-1, 16, 16, 2)  # [tile, pair, lane, 2]
         part = tiles[: 2 * key_tiles].reshape(2, key_tiles, 16, 16, 2).transpose(0, 3, 1, 2, 4).reshape(32, -1)
         keys.append(torch.from_numpy(np.ascontiguousarray(part[:, :d])))

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .kernel import Kernel
-from .sequences import at, fit, inside, layout_of, live_ranges, one_type, plain, rows, run
+from .sequences import at, checked_live_ranges, fit, inside, layout_of, one_type, plain, rows, run
 
 
 def keep(ctx, inputs, output) -> None:
@@ -35,7 +35,7 @@ def backward(ctx, grad, grad_state) -> tuple:
         *map(at, wide),
         *map(at, inputs),
         *map(at, outputs),
-        at(live_ranges(bounds, batches, length)),
+        at(checked_live_ranges(bounds, batches, length)),
         batches,
         length,
         channels,
@@ -106,8 +106,8 @@ class SelectiveScan(Kernel):
     @classmethod
     def native(cls, x, dt, a, b, c, d, z, bias, softplus, state, bounds):
         (batches, channels, length), n = x.shape, a.shape[-1]
-        _fit(x, dt, a, b, c, d, z, bias, state)
-        bounds = live_ranges(bounds, batches, length)
+        _refuse_mismatched_shapes(x, dt, a, b, c, d, z, bias, state)
+        bounds = checked_live_ranges(bounds, batches, length)
         x_rows, dt, b, c, z = one_type(x, dt, b, c, z)
         x_rows, b, c, dt = rows(x_rows.mT), rows(b.mT), rows(c.mT), dt.mT  # [b, t, c] and [b, t, n]
         z = None if z is None else rows(z.mT)
@@ -148,7 +148,7 @@ class SelectiveScan(Kernel):
         return [(1, 1, 1, 1), (2, 16, 16, 5), (1, 17, 5, 33), (3, 40, 8, 70), (2, 33, 20, 130), (1, 32, 16, 1)]
 
 
-def _fit(x, dt, a, b, c, d, z, bias, state) -> None:
+def _refuse_mismatched_shapes(x, dt, a, b, c, d, z, bias, state) -> None:
     (batches, channels, length), n = x.shape, a.shape[-1]
     fit("a time step", dt, batches, channels, length)
     fit("A", a, channels, n)

@@ -44,7 +44,7 @@ def one_type(*tensors: OptionalTensor) -> list[OptionalTensor]:
     return [x if x is None else x.float() for x in tensors]
 
 
-def live_ranges(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
+def checked_live_ranges(bounds: Tensor | None, batches: int, length: int) -> Tensor | None:
     """The first live position of every sequence, and the one behind its last: [batches, 2] int64, checked."""
     if bounds is None:
         return None

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .selective_scan import keep
-from .sequences import as_x, at, fit, inside, layout_of, live_ranges, one_type, plain, rows, run
+from .sequences import as_x, at, checked_live_ranges, fit, inside, layout_of, one_type, plain, rows, run
 
 
 def backward(ctx, grad, grad_state) -> tuple:
@@ -25,7 +25,7 @@ def backward(ctx, grad, grad_state) -> tuple:
         "ssd_scan_backward",
         *map(at, inputs),
         *map(at, outputs),
-        at(live_ranges(bounds, batches, length)),
+        at(checked_live_ranges(bounds, batches, length)),
         batches,
         length,
         heads,
@@ -91,8 +91,8 @@ class SsdScan(Kernel):
     def native(cls, x, dt, a, b, c, d, bias, softplus, min_dt, upper, state, bounds):
         batches, length, heads, p = x.shape
         groups, n = b.shape[2:]
-        _fit(x, dt, a, b, c, d, bias, state)
-        bounds = live_ranges(bounds, batches, length)
+        _refuse_mismatched_shapes(x, dt, a, b, c, d, bias, state)
+        bounds = checked_live_ranges(bounds, batches, length)
         x_rows, dt, b, c = one_type(x, dt, b, c)
         x_rows, b, c = (flat(t) for t in (x_rows, b, c))  # [b, t, h * p] and [b, t, g * n]
         dt = rows(dt)
@@ -147,7 +147,7 @@ def flat(x: torch.Tensor) -> torch.Tensor:
     return rows(x.flatten(2))
 
 
-def _fit(x, dt, a, b, c, d, bias, state) -> None:
+def _refuse_mismatched_shapes(x, dt, a, b, c, d, bias, state) -> None:
     batches, length, heads, p = x.shape
     groups, n = b.shape[2:]
     fit("a time step", dt, batches, length, heads)

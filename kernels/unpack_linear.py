@@ -5,7 +5,7 @@ import torch
 from . import levels, native
 from . import packed as packing
 from .kernel import Kernel
-from .packed_linear import PackedLinear, unpack_weight
+from .packed_linear import PackedLinear, unpack_packed_weight
 
 
 class UnpackLinear(Kernel):
@@ -20,7 +20,7 @@ class UnpackLinear(Kernel):
 
     @staticmethod
     def reference(packed, n, k):
-        return unpack_weight(packed)
+        return unpack_packed_weight(packed)
 
     @staticmethod
     def native(packed, n, k):

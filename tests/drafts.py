@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from effc.compiler.artifacts.artifact import drafted
+from effc.compiler.artifacts.artifact import artifact_draft
 from effc.compiler.artifacts.manifest import Manifest
 
 
 def write_artifact(into: Path, *, build: Callable[[Path], Manifest], force: bool = False) -> Manifest:
-    with drafted(into, force) as draft:
+    with artifact_draft(into, force) as draft:
         return draft.publish(build(draft.folder))

@@ -12,7 +12,7 @@ import pytest
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
-from effc.compiler.driver.judging.gate import measure_bounds
+from effc.compiler.driver.judging.gate import measure_and_judge_bounds
 from effc.compiler.driver.pipeline import Build
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import Reject
@@ -203,7 +203,7 @@ def planned(folder: Path, kind: str, name: str) -> Build:
     """A compile of the example's recipe that has not begun."""
     opened = session(folder, kind, name)
     try:
-        (plan,) = api.make_plans(opened)
+        (plan,) = api.plan_all_pipelines(opened)
     except Reject as refused:
         if [d.slug for d in refused.diagnostics] == ["package-missing"]:
             pytest.skip(refused.diagnostics[0].message)
@@ -256,7 +256,7 @@ def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, updat
 def test_the_example_of_a_metric_measures_the_original(world, name):
     build = planned(world, "metric", name)
     ((_, program),) = build.load_outcome(build.plan.identity).members()
-    (outcome,) = measure_bounds(build.plan.pipeline, program.model, build.ctx)
+    (outcome,) = measure_and_judge_bounds(build.plan.pipeline, program.model, build.ctx)
     assert outcome.value is not None and outcome.value >= 0
 
 

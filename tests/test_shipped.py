@@ -102,7 +102,7 @@ def test_the_recipe_of_the_readme_checks_and_plans_in_an_empty_folder(tmp_path):
     (tmp_path / "r.effspec").write_text(readme_recipe())
     session = api.open_session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache")
     assert session.check().diagnostics == ()
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     assert plan.has_work and len(plan.stages) == 1
 
 

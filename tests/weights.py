@@ -24,4 +24,4 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     ]
     assert not odd, f"other weights than the skeleton has: {', '.join(odd[:3])}"
     for path, tensor in weights.items():
-        surgery.replace_tensor(model, path, tensor)
+        surgery.replace_tensor_everywhere(model, path, tensor)

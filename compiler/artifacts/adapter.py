@@ -18,18 +18,18 @@ _LARGEST = 1 << 20  # bytes of a config
 _PREFIX = "base_model.model."
 
 
-def load_adapters(folder: Path, base: Any) -> Any:
+def load_peft_adapters(folder: Path, base: Any) -> Any:
     """The base with the folder's adapters on it, in evaluation mode."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    body = _read_adapter_config(folder / CONFIG)
+    body = _read_checked_adapter_config(folder / CONFIG)
     paths = {name for name, module in base.named_modules() if hasattr(module, "weight")}
     unknown = [path for path in body["target_modules"] if path not in paths]
     if unknown:
         raise Reject(rejected_adapter(f"{folder / CONFIG} names `{unknown[0][:80]}`, which the base doesn't have"))
-    _check_tensors(folder, body)
+    _check_tensor_header(folder, body)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -53,10 +53,10 @@ def load_adapters(folder: Path, base: Any) -> Any:
 
 def check(folder: Path) -> None:
     """Read the numbers, and the headers of the weights, as `read` does; no model is made."""
-    _check_tensors(folder, _read_adapter_config(folder / CONFIG))
+    _check_tensor_header(folder, _read_checked_adapter_config(folder / CONFIG))
 
 
-def _check_tensors(folder: Path, body: dict[str, Any]) -> None:
+def _check_tensor_header(folder: Path, body: dict[str, Any]) -> None:
     """Hold names and ranks of the weights, by their header, against the config, before peft makes room for them."""
     from ..models.checkpoints.safetensors_header import read_header
 
@@ -75,7 +75,7 @@ def _check_tensors(folder: Path, body: dict[str, Any]) -> None:
             raise Reject(rejected_adapter(f"{folder / WEIGHTS} {fact}"))
 
 
-def _read_adapter_config(file: Path) -> dict[str, Any]:
+def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
     """The few fields that a LoRA needs; Reject where one is missing or of another form."""
     try:
         body = read_json(file, _LARGEST)

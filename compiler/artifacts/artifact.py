@@ -20,9 +20,9 @@ from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..core.cache import fsync_path, write_atomic
 from .card import model_card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
-from .sbom import sbom_json
+from .sbom import cyclonedx_json
 
-__all__ = ["NOTES", "artifact_hash", "drafted", "verify_files"]
+__all__ = ["NOTES", "artifact_draft", "artifact_hash", "verify_files"]
 
 NOTES = "notes.json"  # a target may leave a list of sentences here; they move into the manifest
 
@@ -45,21 +45,21 @@ class Draft:
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Move the folder into place; the manifest with its files."""
-        manifest = _write_manifest(self.folder, manifest)
-        _reset_permissions(self.folder)
+        manifest = _write_manifest_and_card(self.folder, manifest)
+        _make_files_readable(self.folder)
         _move_into_place(self.folder, self.into, self.force)
         return manifest
 
 
 @contextmanager
-def drafted(destination: Path, force: bool = False) -> Iterator[Draft]:
+def artifact_draft(destination: Path, force: bool = False) -> Iterator[Draft]:
     """Empty draft of the artifact `destination`; nothing of it is left behind where it is not published.
 
     With `force` an existing artifact is exchanged; a reader sees the old one or the new one.
     """
     destination = Path(os.path.abspath(destination))
     with filesystem_errors_as_diagnostics(destination):
-        check_output_path(destination, force)
+        refuse_output_path(destination, force)
         created = [folder for folder in destination.parents if not folder.exists()]  # the innermost first
         destination.parent.mkdir(parents=True, exist_ok=True)
         remove_stale_drafts(destination.parent)
@@ -72,7 +72,7 @@ def drafted(destination: Path, force: bool = False) -> Iterator[Draft]:
             remove_empty_folders(created)
 
 
-def _reset_permissions(folder: Path) -> None:
+def _make_files_readable(folder: Path) -> None:
     """Give files the rights that new ones have here: safetensors lets their owner alone read what it writes."""
     usual = (folder / NAME).stat().st_mode & 0o444
     for file in folder.rglob("*"):
@@ -90,8 +90,9 @@ def remove_empty_folders(folders: list[Path]) -> None:
             return
 
 
-def check_output_path(destination: Path, force: bool, file: bool = False) -> None:
-    """Refuse a place that is taken, or where nothing can be written: before any work. `file`: for one, not a folder."""
+def refuse_output_path(destination: Path, force: bool, is_file: bool = False) -> None:
+    """Refuse a place that is taken, or where nothing can be written: before any work. `is_file`: for one, not a
+    folder."""
     existing = next(p for p in destination.absolute().parents if os.path.lexists(p))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "this user can't write there" if existing.is_dir() else "it is a file, not a folder"
@@ -104,7 +105,7 @@ def check_output_path(destination: Path, force: bool, file: bool = False) -> Non
         return
     if not force:
         raise Reject(_output_exists(destination))
-    if file and destination.is_file() and not destination.is_symlink():
+    if is_file and destination.is_file() and not destination.is_symlink():
         return
     if not (destination / NAME).is_file() and (
         destination.is_symlink() or not destination.is_dir() or any(destination.iterdir())
@@ -126,7 +127,7 @@ def _output_exists(destination: Path) -> Diagnostic:
     return output_exists(f"{destination} exists", help="name another folder, or pass --force to replace it")
 
 
-def _write_manifest(draft: Path, manifest: Manifest) -> Manifest:
+def _write_manifest_and_card(draft: Path, manifest: Manifest) -> Manifest:
     """Hash what was built, then write measures and card, then the manifest."""
     notes = draft / NOTES
     if notes.is_file():
@@ -134,7 +135,7 @@ def _write_manifest(draft: Path, manifest: Manifest) -> Manifest:
         notes.unlink()
     manifest = replace(manifest, files=hash_files(draft))
     (draft / MEASURES).write_bytes(dump(manifest.measures_json()))
-    (draft / SBOM).write_bytes(sbom_json(manifest))
+    (draft / SBOM).write_bytes(cyclonedx_json(manifest))
     if not (draft / CARD).exists():
         (draft / CARD).write_text(model_card(manifest), encoding="utf-8")
     for file in draft.rglob("*"):
@@ -157,19 +158,19 @@ def _move_into_place(draft: Path, destination: Path, force: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _swap_folders(draft: Path, destination: Path, old: Path) -> None:
+def _swap_folders(draft: Path, destination: Path, backup: Path) -> None:
     """Swap in one step where the kernel can (Linux: renameat2), else in two."""
     import ctypes
 
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     if swap and swap(-100, os.fsencode(draft), -100, os.fsencode(destination), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
-        os.rename(draft, old)
+        os.rename(draft, backup)
         return
-    os.rename(destination, old)
+    os.rename(destination, backup)
     try:
         os.rename(draft, destination)
     except OSError:
-        os.rename(old, destination)
+        os.rename(backup, destination)
         raise
 
 
@@ -185,16 +186,16 @@ def remove_stale_drafts(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _process_start_time(process: int) -> str:
+def _process_start_time(pid: int) -> str:
     """Start time of a process in clock ticks, as numbers are used again; "" when it is gone."""
-    stat = Path(f"/proc/{process}/stat")
+    stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
         try:
             return stat.read_text().rpartition(")")[2].split()[19]
         except OSError:
             return ""
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return ""
     except PermissionError:

@@ -6,7 +6,7 @@ from ..core.warned import sentence
 from .form_losses import Account, account_rows
 from .load import facts
 from .manifest import Check, Expectation, Manifest, Measure
-from .search_summary import search_lines
+from .search_summary import search_summary_lines
 
 
 def model_card(manifest: Manifest) -> str:
@@ -16,13 +16,13 @@ def model_card(manifest: Manifest) -> str:
         _front(manifest),
         f"# {name}",
         _origin(manifest),
-        _loading_section(manifest),
+        _how_to_load_section(manifest),
         _measures_section(manifest),
         _bounds_section(manifest.expectations),
         _divergence_section(manifest.accounts),
         _changes_section(manifest),
         _kernels_section(manifest),
-        _checks_section(manifest.checks),
+        _reopened_forms_section(manifest.checks),
         _recipe_section(manifest),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
@@ -40,7 +40,7 @@ def _origin(manifest: Manifest) -> str:
     return f"Compiled{source} by effc {manifest.effc} for the target `{manifest.kind}`, {size}."
 
 
-def _loading_section(manifest: Manifest) -> str:
+def _how_to_load_section(manifest: Manifest) -> str:
     folders = {n.split("/")[0] for n in manifest.files}
     header = facts(manifest.kind)
     lines = [f"- {text}" for folder, text in header.get("loads", {}).items() if folder in folders]
@@ -53,7 +53,7 @@ def _measures_section(manifest: Manifest) -> str:
     if not manifest.measures:
         return ""
     rows = [
-        [f"`{m.metric}`", _value_text(m.original, m.unit), _value_text(m.compiled, m.unit), _ratio(m)]
+        [f"`{m.metric}`", _measure_text(m.original, m.unit), _measure_text(m.compiled, m.unit), _ratio(m)]
         for m in manifest.measures
     ]
     machine = manifest.machine
@@ -72,7 +72,7 @@ def _bounds_section(expectations: tuple[Expectation, ...]) -> str:
     if not expectations:
         return ""
     rows = [
-        [f"`{e.text}`", _value_text(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
+        [f"`{e.text}`", _measure_text(e.value, ""), e.limit, f"{e.outcome}: {e.note}" if e.note else e.outcome]
         for e in expectations
     ]
     return "\n".join(["## Expected", "", _table(["bound", "value", "limit", "outcome"], rows)])
@@ -93,7 +93,7 @@ def _changes_section(manifest: Manifest) -> str:
     if not manifest.steps:
         return ""
     rows = [[f"`{s.get('name', '')}`", f"`{s.get('word', '')}`", _step_summary(s)] for s in manifest.steps]
-    lines_searched = search_lines(manifest.steps)
+    lines_searched = search_summary_lines(manifest.steps)
     searched = ["", *(f"Searched: {line}." for line in lines_searched)] if lines_searched else []
     warnings = [
         f"Warning of `{s.get('name', '')}`: {sentence(w)}." for s in manifest.steps for w in s.get("warnings", ())
@@ -144,7 +144,7 @@ def _step_summary(step) -> str:
     return "; ".join(texts) + (f"; {len(changes) - 8} more" if len(changes) > 8 else "")
 
 
-def _checks_section(checks: tuple[Check, ...]) -> str:
+def _reopened_forms_section(checks: tuple[Check, ...]) -> str:
     if not checks:
         return ""
     forms: dict[str, list[Check]] = {}
@@ -194,7 +194,7 @@ def _ratio(measure: Measure) -> str:
     return "" if measure.ratio is None else f"{measure.ratio:.3f}"
 
 
-def _value_text(value: float | None, unit: str) -> str:
+def _measure_text(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit in ("B", "bytes"):

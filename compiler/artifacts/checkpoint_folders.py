@@ -13,36 +13,36 @@ class CheckpointTarget(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        (check_compact if folder.name == "compact" else check_checkpoint)(folder)
+        (check_compact_folder if folder.name == "compact" else check_checkpoint_folder)(folder)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, Any]:
-        from ..ir.layers.fast_mixers import use_kernels
-        from .compact_config import read_record
+        from ..ir.layers.fast_mixers import use_mixer_kernels
+        from .compact_config import read_compact_record
         from .model_loading import load_compact_model, load_stock_model
 
         versions = None
         if folder.name in ("model", "compat"):
             model: Any = load_stock_model(folder, load_request.dtype)
         else:
-            body = read_record(folder)
+            body = read_compact_record(folder)
             model, versions = load_compact_model(folder, body, load_request.dtype), body.get("versions", {})
         if load_request.kernels:
-            use_kernels(model)
+            use_mixer_kernels(model)
         return model, versions
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint_folder(folder: Path) -> None:
     """Raise Reject where a folder in the Hugging Face layout is no model, or its config and its weights differ."""
-    from ..models.checkpoints.checkpoint import parse_config
-    from ..models.checkpoints.config_bounds import check_config_numbers
-    from ..models.checkpoints.model_folder import read_config, refuse_adapter
-    from ..models.checkpoints.weights import find_weights
+    from ..models.checkpoints.checkpoint import config_and_model_class
+    from ..models.checkpoints.config_bounds import refuse_excessive_config_numbers
+    from ..models.checkpoints.model_folder import read_model_config, refuse_adapter_folder
+    from ..models.checkpoints.weights import read_weight_headers
 
-    config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
-    refuse_adapter(folder, str(folder))
-    check_config_numbers(config, weights.slots, str(folder))
-    parse_config(config)
+    config, weights = read_model_config(folder / "config.json", str(folder)), read_weight_headers(folder, str(folder))
+    refuse_adapter_folder(folder, str(folder))
+    refuse_excessive_config_numbers(config, weights.slots, str(folder))
+    config_and_model_class(config)
     _check_shapes(config, {name: slot.shape for name, slot in weights.slots.items()}, str(folder))
 
 
@@ -51,30 +51,36 @@ def _check_shapes(config: dict[str, Any], stored: Mapping[str, tuple[int, ...]],
     its names, or far more numbers."""
     import torch
 
-    from ..models.checkpoints.checkpoint import build_module, check_loading_info, check_module_size
+    from ..models.checkpoints.checkpoint import (
+        build_model_from_config,
+        refuse_mismatched_weights,
+        refuse_oversized_module,
+    )
 
     with torch.device("meta"):
-        module = build_module(config, "float32")
-    check_module_size(module, sum(math.prod(shape) for shape in stored.values()))
+        module = build_model_from_config(config, "float32")
+    refuse_oversized_module(module, sum(math.prod(shape) for shape in stored.values()))
     tensors = module.state_dict()
     both = [(name, shape, tuple(tensors[name].shape)) for name, shape in stored.items() if name in tensors]
     other = [(name, shape, expected) for name, shape, expected in both if tuple(shape) != expected]
-    check_loading_info({"mismatched_keys": other, "missing_keys": (), "unexpected_keys": ()}, label)
+    refuse_mismatched_weights({"mismatched_keys": other, "missing_keys": (), "unexpected_keys": ()}, label)
 
 
-def check_compact(folder: Path) -> None:
+def check_compact_folder(folder: Path) -> None:
     """Raise Reject where the edits that a compact folder records can't be replayed on the config beside them."""
     from ..ir import graph_json
     from ..ir.edits import Edits
-    from ..models.checkpoints.checkpoint import parse_config
-    from ..models.checkpoints.config_bounds import check_config_numbers
-    from ..models.checkpoints.weights import find_weights
-    from .compact_config import read_record
-    from .model_loading import SPARE, empty_edited_model
+    from ..models.checkpoints.checkpoint import config_and_model_class
+    from ..models.checkpoints.config_bounds import refuse_excessive_config_numbers
+    from ..models.checkpoints.weights import read_weight_headers
+    from .compact_config import read_compact_record
+    from .model_loading import SPARE, make_empty_edited_model
 
-    record = read_record(folder)
-    check_config_numbers(record["base"], find_weights(folder, str(folder)).slots, str(folder), spare=SPARE)
-    parse_config(record["base"])
+    record = read_compact_record(folder)
+    refuse_excessive_config_numbers(
+        record["base"], read_weight_headers(folder, str(folder)).slots, str(folder), size_factor=SPARE
+    )
+    config_and_model_class(record["base"])
     for entry in Edits.from_json(record["edits"]).graphs.values():
         graph_json.graph_from_json(entry["graph"])
-    empty_edited_model(folder, record)
+    make_empty_edited_model(folder, record)

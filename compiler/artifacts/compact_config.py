@@ -40,7 +40,7 @@ def seal(folder: Path) -> None:
     file.write_text(json.dumps(body | _SEAL, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_compact_record(folder: Path) -> dict[str, Any]:
     """The record of a folder, checked; Reject where there is none."""
     file = folder / CONFIG
     try:
@@ -75,17 +75,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record_stored
 
 
-def patch_save_pretrained(model: Any, record_stored: Mapping[str, Any]) -> None:
+def patch_save_pretrained(model: Any, compact_record: Mapping[str, Any]) -> None:
     """Have the model's own `save_pretrained` write folders that `effc.load` reads.
 
     The method is bound to the instance: the class stays transformers' own, so that generation, Trainer and
     PEFT know it. `push_to_hub(...)` goes through it too. Weights keep the names that they have in memory.
     """
-    setattr(model.config, KEY, dict(record_stored))
-    model.save_pretrained = types.MethodType(_save_compact, model)
+    setattr(model.config, KEY, dict(compact_record))
+    model.save_pretrained = types.MethodType(_save_pretrained_compact, model)
 
 
-def _save_compact(
+def _save_pretrained_compact(
     model: Any, save_directory: Any, *args: Any, save_original_format: bool = False, **options: Any
 ) -> None:
     if options.pop("push_to_hub", False):

@@ -33,7 +33,7 @@ from ..analysis.discovery.bypass import staying
 from ..analysis.discovery.discover import skeleton_of
 from ..analysis.discovery.experts import expert_width_mismatch
 from ..analysis.discovery.mixers.graphs import mixer_graphs
-from ..analysis.discovery.mixers.scanless import remove_scan, skip_of
+from ..analysis.discovery.mixers.scanless import graph_without_scan, skip_of
 from ..analysis.planning import shrink
 from ..ir.capture.capture import capture
 from ..ir.graphs import ancestors
@@ -45,7 +45,7 @@ from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.tensor_files import Piece
 from ..transforms.editing.rewrite import Rewriter
 from ..transforms.editing.scan_removal import drop_scan
-from .stock import empty_stock_model, stock_config
+from .stock import empty_model_or_reason, stock_config
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")  # a head's width may not change, only their number
 Axis = tuple[str, int]  # tensor and axis
@@ -74,8 +74,8 @@ class Padding:
         """Number of parameters in the checkpoint."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def tensor_pieces(self, program: Program) -> Iterator[Piece]:
-        """Every tensor of the stock model, made when it is written."""
+    def padded_tensor_pieces(self, program: Program) -> Iterator[Piece]:
+        """Yield every tensor of the stock model, padded with zeros when it is written."""
         tensors = program.model.state_dict(keep_vars=True)
         for name, shape in self.shapes.items():
             tensor = None if name in self.dead else tensors.get(name)
@@ -97,7 +97,7 @@ class Padding:
         return value
 
 
-def plan_padding(program: Program, stock_base: Any = None) -> Padding:
+def plan_padding_to_stock(program: Program, stock_base: Any = None) -> Padding:
     """Padding of a program: to widths that the widest layer needs, else to the original ones.
 
     stock_base   the config that `stock_config` finds, where it is known
@@ -109,20 +109,20 @@ def plan_padding(program: Program, stock_base: Any = None) -> Padding:
     if reasons:
         return Padding(program.model.config, {}, reasons=reasons)
     stock_base, original = stock_base or stock_config(program.model)[0], pretrained(program.model).config
-    first = _padding_to(program, stock_base)
+    first = _padding_to_config(program, stock_base)
     differs = stock_base.to_dict() != original.to_dict()
-    filled = _padding_to(program, original) if first.reasons and differs else first
-    return filled if filled.reasons else _with_narrower_config(program, filled)
+    filled = _padding_to_config(program, original) if first.reasons and differs else first
+    return filled if filled.reasons else _narrow_config(program, filled)
 
 
-def _with_narrower_config(program: Program, filled: Padding) -> Padding:
+def _narrow_config(program: Program, filled: Padding) -> Padding:
     """Padding with smaller values in the config, where no layer needs the stated width."""
     for candidates in _smaller_config_values(program, filled):
         for changes in candidates:
             config = copy.deepcopy(filled.config)
             for name, value in changes.items():
                 setattr(config, name, value)
-            candidate = _padding_to(program, config, max_numbers=filled.numbers)
+            candidate = _padding_to_config(program, config, max_numbers=filled.numbers)
             if not candidate.reasons:
                 filled = candidate
                 break
@@ -130,7 +130,7 @@ def _with_narrower_config(program: Program, filled: Padding) -> Padding:
 
 
 def _smaller_config_values(program: Program, filled: Padding) -> Iterator[list[dict[str, int]]]:
-    """For each width of the config the smaller values that would explain a tensor's widest layer, least first."""
+    """Yield for each width of the config the smaller values that would explain a tensor's widest layer, least first."""
     shapes = {name: tuple(t.shape) for name, t in program.model.state_dict(keep_vars=True).items()}
     widest: dict[tuple[str, int, int], int] = {}
     for name, shape in filled.shapes.items():
@@ -156,10 +156,10 @@ def _smaller_config_values(program: Program, filled: Padding) -> Iterator[list[d
             ]
 
 
-def _padding_to(program: Program, config: Any, max_numbers: int | None = None) -> Padding:
+def _padding_to_config(program: Program, config: Any, max_numbers: int | None = None) -> Padding:
     """Padding of a program to the widths of a config, in fewer numbers than `max_numbers`."""
     model = program.model
-    empty = empty_stock_model(type(pretrained(model)), config, model.dtype)
+    empty = empty_model_or_reason(type(pretrained(model)), config, model.dtype)
     if isinstance(empty, str):  # not even the config would load
         return Padding(config, {}, reasons=[empty])
     if max_numbers is not None and (reason := _reason_against_narrowing(model, empty, max_numbers)):
@@ -175,29 +175,29 @@ def _padding_to(program: Program, config: Any, max_numbers: int | None = None) -
     plan.reasons += expert_width_mismatch(skeleton_of(program), shapes)
     plan.reasons += [f"{name} is new" for name in old_shapes if name not in stock_module.state_dict()]
     plan.reasons += _config_dependent_numbers(model, stock_module)
-    plan.reasons += _head_width_conflicts(skeleton_of(program), skeleton_of(stock))
+    plan.reasons += _head_width_conflict_texts(skeleton_of(program), skeleton_of(stock))
     if not plan.reasons:
         scans = _removed_scans(skeleton_of(program), skeleton_of(stock))
         for scan in scans:
-            _set_identity_positions(plan, stock, scan, old_shapes)
+            _set_scanless_positions(plan, stock, scan, old_shapes)
         for cluster in _axis_clusters(skeleton_of(stock)):
-            _index_positions(plan, skeleton_of(stock), cluster, old_shapes)
+            _set_group_positions(plan, skeleton_of(stock), cluster, old_shapes)
         plan.reasons += _unexplained_shapes(plan, old_shapes, skeleton_of(stock).facts.get("refused", ()))
         missing = _missing(skeleton_of(program), skeleton_of(stock))
         for branch in missing:
             used = _used(program.units[branch.unit])
             dead = {name for name in shapes if _is_dead(name, branch, used)}
             plan.dead |= dead
-            plan.reasons += _shared_tensors(branch, dead, skeleton_of(stock), old_shapes)
+            plan.reasons += _dead_tensors_still_tied(branch, dead, skeleton_of(stock), old_shapes)
             if not dead:
                 plan.reasons.append(f"{branch.site} still runs, for what it hands on besides its output")
         plan.reasons += _differing_graphs(program, stock, missing, scans)
     return plan
 
 
-def _reason_against_narrowing(model: nn.Module, empty: nn.Module, max_numbers: int) -> str:
+def _reason_against_narrowing(model: nn.Module, narrower: nn.Module, max_numbers: int) -> str:
     """Why a narrower model is not worth a capture, which takes much longer than this look at its shapes."""
-    shapes = {name: tuple(t.shape) for name, t in distinct_tensors(empty)}
+    shapes = {name: tuple(t.shape) for name, t in distinct_tensors(narrower)}
     if sum(map(math.prod, shapes.values())) >= max_numbers:
         return "it is no smaller"
     old_shapes = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items() if name in shapes}
@@ -228,18 +228,18 @@ def _normed(group: Group, skeleton: Skeleton) -> bool:
     return group.kind == "ssm_state" and any("Norm" in kinds.get(path, "Norm") for path in owners)
 
 
-def _index_positions(plan: Padding, skeleton: Skeleton, cluster: list[Group], old_shapes: Shapes) -> None:
+def _set_group_positions(padding: Padding, skeleton: Skeleton, cluster: list[Group], old_shapes: Shapes) -> None:
     """Find how many items of each group are left, and where they go in the original width."""
     axes = {(m.tensor, m.axis) for g in cluster for m in g.members if m.tensor in old_shapes}
-    if all(old_shapes[t][a] == plan.shapes[t][a] for t, a in axes if t in plan.shapes):
+    if all(old_shapes[t][a] == padding.shapes[t][a] for t, a in axes if t in padding.shapes):
         return
     small = _part(skeleton, cluster)
     goal = {axis: old_shapes[axis[0]][axis[1]] for axis in axes}
-    for counts in _candidate_counts(cluster, goal, plan.shapes):
-        positions = {axis: list(range(plan.shapes[axis[0]][axis[1]])) for axis in axes}
-        _keep_first_items(small, counts, positions)
+    for counts in _remaining_counts(cluster, goal, padding.shapes):
+        positions = {axis: list(range(padding.shapes[axis[0]][axis[1]])) for axis in axes}
+        _drop_last_positions(small, counts, positions)
         if all(len(positions[axis]) == size for axis, size in goal.items()):
-            plan.positions |= positions
+            padding.positions |= positions
             return
 
 
@@ -250,22 +250,22 @@ def _part(skeleton: Skeleton, cluster: list[Group]) -> Skeleton:
     return replace(skeleton, parts=parts, groups=tuple(cluster), branches=(), tied=(), opaque=())
 
 
-def _candidate_counts(cluster: list[Group], goal: Mapping[Axis, int], full: Shapes) -> Iterator[tuple[int, ...]]:
+def _remaining_counts(cluster: list[Group], sizes_after: Mapping[Axis, int], full: Shapes) -> Iterator[tuple[int, ...]]:
     """Counts that may be left; query heads as heads per KV head."""
     if len(cluster) == 1:
         (group,) = cluster
         for member in group.members:
             axis = member.tensor, member.axis
-            if axis in goal:
+            if axis in sizes_after:
                 width = sum(size for _, size in member.segments)
-                removed = (full[axis[0]][axis[1]] - goal[axis]) // width
+                removed = (full[axis[0]][axis[1]] - sizes_after[axis]) // width
                 yield from (n for n in [(group.count - removed,)] if 0 < n[0] <= group.count)
     elif [g.kind for g in cluster] == ["heads", "kv_heads"]:
         heads, kv = cluster
         yield from ((b, k) for k in range(kv.count, 0, -1) for b in range(heads.per_block, 0, -1))
 
 
-def _keep_first_items(skeleton: Skeleton, counts: tuple[int, ...], positions: dict[Axis, list[int]]) -> None:
+def _drop_last_positions(skeleton: Skeleton, counts: tuple[int, ...], positions: dict[Axis, list[int]]) -> None:
     """Cut the original as the program was cut, keeping the first items of each group or block."""
     for group_index, count in enumerate(counts):
         # One head per KV head is one group of both: then what was second is the only one.
@@ -285,12 +285,12 @@ def _keep_first_items(skeleton: Skeleton, counts: tuple[int, ...], positions: di
 # -- reasons against it --------------------------------------------------------------------------------------
 
 
-def _unexplained_shapes(plan: Padding, old_shapes: Shapes, refusals: Iterable[Sequence[str]]) -> Iterator[str]:
+def _unexplained_shapes(padding: Padding, old_shapes: Shapes, refusals: Iterable[Sequence[str]]) -> Iterator[str]:
     """Tensors whose shape no cut of whole items gives; with what discovery says of their site."""
-    for name, shape in plan.shapes.items():
+    for name, shape in padding.shapes.items():
         mine = old_shapes.get(name, shape)
         differing_axes = [a for a in range(len(shape)) if len(mine) != len(shape) or mine[a] != shape[a]]
-        if any(len(plan.positions.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in differing_axes):
+        if any(len(padding.positions.get((name, a), ())) != (mine[a] if a < len(mine) else -1) for a in differing_axes):
             known = next((f": {reason}" for site, reason in refusals if name.startswith(f"{site}.")), "")
             yield f"{name} is {_by(mine)}, which can't be filled up to {_by(shape)}{known}"
 
@@ -305,7 +305,7 @@ def _config_dependent_numbers(model: nn.Module, stock_module: nn.Module) -> Iter
                 yield f"{path}.{name} is {value:g}, by the config it is {other:g}"
 
 
-def _head_width_conflicts(current: Skeleton, stock: Skeleton) -> Iterator[str]:
+def _head_width_conflict_texts(current: Skeleton, stock: Skeleton) -> Iterator[str]:
     """Attention whose heads would have another width by the config, though all of them together fit."""
 
     def widths(skeleton: Skeleton) -> dict[Axis, int]:
@@ -325,7 +325,7 @@ def _head_width_conflicts(current: Skeleton, stock: Skeleton) -> Iterator[str]:
     )
 
 
-def _shared_tensors(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
+def _dead_tensors_still_tied(branch: Branch, dead: set[str], stock: Skeleton, old_shapes: Shapes) -> Iterator[str]:
     """Tensors of a lost branch that other layers still have: they can't be zero here and a weight there."""
     for same in stock.tied:
         dead_name = next((name for name in same if name in dead), None)
@@ -359,18 +359,18 @@ def _removed_scans(current: Skeleton, stock: Skeleton) -> list[Scan]:
     return [s for s in stock.scans if s.site not in left and any(is_submodule(part, s.site) for part in present_parts)]
 
 
-def _set_identity_positions(plan: Padding, stock: Program, scan: Scan, old_shapes: Shapes) -> None:
+def _set_scanless_positions(padding: Padding, stock: Program, scan: Scan, old_shapes: Shapes) -> None:
     """Positions of a scanless mixer's rows in a full one, and the values that fill the rest."""
     mixer_graph, mixer = mixer_graphs(stock)[scan.site], stock.model.get_submodule(scan.site)
-    skip, less = skip_of(mixer_graph), remove_scan(mixer_graph, mixer)
+    skip, less = skip_of(mixer_graph), graph_without_scan(mixer_graph, mixer)
     if skip is None:
-        plan.reasons.append(f"{scan.site} has no skip that could hand its input on")
+        padding.reasons.append(f"{scan.site} has no skip that could hand its input on")
         return
-    plan.ones.add(f"{scan.site}.{skip}")
+    padding.ones.add(f"{scan.site}.{skip}")
     for (tensor, axis), keep in less.keep.items():
         name = f"{scan.site}.{tensor}"
         if old_shapes.get(name, ())[axis : axis + 1] == (len(keep),):
-            plan.positions[name, axis] = keep
+            padding.positions[name, axis] = keep
 
 
 def _differing_graphs(

@@ -48,7 +48,9 @@ class Difference:
             if row.part != part:
                 lines += ["", row.part] if lines else [row.part]
                 part = row.part
-            row_text = f"{row.what:<{width}}  {_value_text(row, row.a)} -> {_value_text(row, row.b)}{_ratio(row)}"
+            row_text = (
+                f"{row.what:<{width}}  {_diff_value_text(row, row.a)} -> {_diff_value_text(row, row.b)}{_ratio(row)}"
+            )
             lines.append(f"  {on_a_line(row_text)}")
         if self.recipe:
             lines += ["", "recipe", *(f"  {line}" for line in self.recipe)]
@@ -77,16 +79,18 @@ def _size_rows(a: Path, b: Path, left: Manifest, right: Manifest) -> Iterator[Ro
         {"kind": left.kind, "forms": _forms(left), "bytes": left.bytes},
         {"kind": right.kind, "forms": _forms(right), "bytes": right.bytes},
     )
-    yield from _facts("size", {"params": _param_count(a, left)}, {"params": _param_count(b, right)})
+    yield from _facts(
+        "size", {"params": _measured_or_stored_params(a, left)}, {"params": _measured_or_stored_params(b, right)}
+    )
 
 
-def _param_count(path: Path, manifest: Manifest) -> Any:
+def _measured_or_stored_params(path: Path, manifest: Manifest) -> Any:
     """Number of parameters of an artifact: as measured, else as stored where every tensor holds plain numbers."""
     for measure in manifest.measures:
         if measure.metric == "params":
             measured_params = measure.compiled
             return int(measured_params) if measured_params is not None and _is_number(measured_params) else "not known"
-    slots = stored_tensors(path, manifest).values()
+    slots = stored_tensor_slots(path, manifest).values()
     plain = bool(slots) and all("F" in slot.dtype for slot in slots)
     return sum(_product(slot.shape) for slot in slots) if plain else "not known"
 
@@ -97,10 +101,10 @@ def _forms(manifest: Manifest) -> str:
 
 def shapes_of(path: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Shapes of all stored tensors: of the truest form where there are several."""
-    return {name: slot.shape for name, slot in stored_tensors(path, manifest).items()}
+    return {name: slot.shape for name, slot in stored_tensor_slots(path, manifest).items()}
 
 
-def stored_tensors(path: Path, manifest: Manifest) -> dict[str, Slot]:
+def stored_tensor_slots(path: Path, manifest: Manifest) -> dict[str, Slot]:
     """Tensors in files of safetensors, of the truest form where there are several."""
     names = [n for n in manifest.files if n.endswith(".safetensors")]
     for form in forms_of(manifest.kind):
@@ -158,7 +162,7 @@ def _product(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _value_text(row: Row, value: Any) -> str:
+def _diff_value_text(row: Row, value: Any) -> str:
     if value is None:
         return "none"
     if row.part == "measure":

@@ -11,9 +11,9 @@ from torch import nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
-from ..core.safe_read import check_regular, parse_json, read_regular
+from ..core.safe_read import parse_strict_json, read_regular_file, refuse_irregular_file
 from ..ir.layers.linear import count_params as held_by
-from ..models.checkpoints.generation_config import read_generation
+from ..models.checkpoints.generation_config import read_generation_config
 from .openers.export import STEP, STEP_FACTS, Exported
 
 if TYPE_CHECKING:
@@ -34,39 +34,39 @@ rejected_program = Fault(
 )
 
 
-def write_program(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
+def write_program_and_kernels(program: Any, names: tuple[str, ...], folder: Path, params: int) -> list[str]:
     """The names of effc's ops that it calls.
 
     params   how many numbers the model holds
 
     Sample inputs, which torch would pickle, are left out, and so are notes of where each call stood in whose files.
     """
-    ops = save_program(program, names, folder / FILE)
+    ops = save_and_verify_program(program, names, folder / FILE)
     if ops:
         (folder / KERNELS).write_text(json.dumps(ops) + "\n", encoding="utf-8")
         (folder / FACTS).write_text(json.dumps({"params": params}) + "\n", encoding="utf-8")
     return ops
 
 
-def save_program(program: Any, names: tuple[str, ...], path: Path) -> list[str]:
+def save_and_verify_program(program: Any, names: tuple[str, ...], path: Path) -> list[str]:
     """Write one program, and read it back; the names of effc's ops that it calls."""
     samples, program._example_inputs = program._example_inputs, None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     torch.export.save(program, path, extra_files={NAMES: json.dumps(names)})
     program._example_inputs = samples
-    _refuse_unreadable(path)
+    _refuse_unlisted_operators(path)
     called = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
     return sorted({name for name in called if name.startswith("effc.")})
 
 
-def _refuse_unreadable(path: Path) -> None:
+def _refuse_unlisted_operators(path: Path) -> None:
     """Check before writing what is checked on reading: Reject where a program calls an operator that is not listed."""
-    from .exported_archive import read_archive
+    from .exported_archive import read_checked_archive
     from .exported_json import Unlisted
 
     try:
-        read_archive(path)
+        read_checked_archive(path)
     except Unlisted as error:
         raise Reject(
             rejected_program(
@@ -78,10 +78,10 @@ def _refuse_unreadable(path: Path) -> None:
 
 def check(folder: Path) -> None:
     """Raises Reject (refused-program) unless a file holds listed calls and plain tensors alone, of sizes that fit."""
-    _module_of_archive(folder / FILE, _read_archive(folder / FILE))
+    _deserialize_module(folder / FILE, _read_archive(folder / FILE))
     if (folder / STEP).exists():
-        _module_of_archive(folder / STEP, _read_archive(folder / STEP))
-        _step_facts(folder)
+        _deserialize_module(folder / STEP, _read_archive(folder / STEP))
+        _read_step_facts(folder)
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -91,7 +91,7 @@ def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     yield from archive.constants.items()
 
 
-def _step_facts(folder: Path) -> Any:
+def _read_step_facts(folder: Path) -> Any:
     from .exported_steps import read_step_facts
 
     try:
@@ -106,25 +106,25 @@ def _step_facts(folder: Path) -> Any:
 
 def _read_archive(path: Path) -> "Archive":
     from ...kernels import ops as _registered  # noqa: F401 (torch knows effc's ops from here on)
-    from .exported_archive import read_archive
+    from .exported_archive import read_checked_archive
     from .exported_json import Unlisted
 
     try:
-        check_regular(path)
-        return read_archive(path)
+        refuse_irregular_file(path)
+        return read_checked_archive(path)
     except Unlisted as error:
         raise _refusal(path, error) from error
     except OSError as error:
         raise Reject(rejected_program(f"{path} can't be read: {error.strerror}")) from error
 
 
-def _stated_params(folder: Path) -> int | None:
+def _read_stated_params(folder: Path) -> int | None:
     """Number of parameters that a program with packed weights states; None where it has none or states none."""
     path = folder / FACTS
     if not path.exists():
         return None
     try:
-        stored = parse_json(read_regular(path, _MAX_FACTS))["params"]
+        stored = parse_strict_json(read_regular_file(path, _MAX_FACTS))["params"]
         if type(stored) is int and 0 < stored < 1 << 48:
             return stored
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -132,29 +132,31 @@ def _stated_params(folder: Path) -> int | None:
     raise Reject(rejected_program(f"{path} states no number of params", help="compile it again with this effc"))
 
 
-def load_program(folder: Path) -> nn.Module:
+def load_exported_model(folder: Path) -> nn.Module:
     """Raises Reject (refused-program) on files that hold anything but listed calls and plain tensors.
 
     return   `Exported`; with a program that continues text beside it, a model that generates
     """
-    archive, n_params = _read_archive(folder / FILE), _stated_params(folder)
-    plain = Exported(_module_of_archive(folder / FILE, archive), archive.inputs, n_params)
+    archive, n_params = _read_archive(folder / FILE), _read_stated_params(folder)
+    plain = Exported(_deserialize_module(folder / FILE, archive), archive.inputs, n_params)
     if not (folder / STEP).exists():
         return plain
     from .exported_steps import Continued
 
-    facts, archive = _step_facts(folder), _read_archive(folder / STEP)
+    facts, archive = _read_step_facts(folder), _read_archive(folder / STEP)
     facts_of_model = {
         "class": "exported program",
         "params": n_params or held_by(plain),
-        "vocabulary": _vocabulary_size(folder, plain),
+        "vocabulary": _vocabulary_by_forward(folder, plain),
     }
-    model = Continued(plain, _module_of_archive(folder / STEP, archive), facts, facts_of_model, read_generation(folder))
+    model = Continued(
+        plain, _deserialize_module(folder / STEP, archive), facts, facts_of_model, read_generation_config(folder)
+    )
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
-def _vocabulary_size(folder: Path, prefill: Exported) -> int:
+def _vocabulary_by_forward(folder: Path, prefill: Exported) -> int:
     """Vocabulary size of a program, by the shape of its logits."""
     with torch.no_grad():
         logits = prefill(input_ids=torch.zeros(1, 2, dtype=torch.int64))
@@ -167,18 +169,18 @@ def _refusal(path: Path, error: "Unlisted") -> Reject:
     return Reject(rejected_program(f"{path} holds {error}", help="compile it again with this effc"))
 
 
-def _module_of_archive(path: Path, archive: "Archive") -> nn.Module:
+def _deserialize_module(path: Path, archive: "Archive") -> nn.Module:
     from torch._export.serde import schema, serialize  # torch.export.load is these and a reader that unpickles
 
     from .exported_json import Unlisted
-    from .exported_shapes import check_module, guard_calls
+    from .exported_shapes import check_module, check_shapes_on_call
 
     try:
         data = serialize._dict_to_dataclass(schema.ExportedProgram, archive.program)
         program = serialize.ExportedProgramDeserializer().deserialize(data, archive.weights, archive.constants, b"")
         module = program.module()
         check_module(module)
-        guard_calls(module, partial(_refusal, path))
+        check_shapes_on_call(module, partial(_refusal, path))
         return module
     except MemoryError:
         raise

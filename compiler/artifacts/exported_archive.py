@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..core.safe_read import parse_json
-from .exported_json import Unlisted, check_program_json
+from ..core.safe_read import parse_strict_json
+from .exported_json import Unlisted, parse_program_json
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
 _PLAIN = frozenset(
@@ -69,10 +69,10 @@ class Archive:
     inputs: tuple[str, ...]
 
 
-def read_archive(path: Path) -> Archive:
+def read_checked_archive(path: Path) -> Archive:
     """Raises Unlisted on anything that a program of effc doesn't have, OSError where the file can't be read."""
     with open(path, "rb") as file:
-        entries = _zip_entries(path, file)
+        entries = _checked_zip_entries(path, file)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             texts = {
                 name: bytes(view[e.at : e.at + e.size])
@@ -89,11 +89,14 @@ def read_archive(path: Path) -> Archive:
     } - set(texts)
     _need(not lacks, f"no {next(iter(sorted(lacks)), '')}")
     weights, constants = (
-        _read_tensors(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
+        _map_tensors(texts[f"data/{kind}/model_{kind}_config.json"], f"data/{kind}/", entries, mapped)
         for kind in ("weights", "constants")
     )
     return Archive(
-        check_program_json(texts["models/model.json"]), weights, constants, _input_names(texts["extra/inputs.json"])
+        parse_program_json(texts["models/model.json"]),
+        weights,
+        constants,
+        _parse_input_names(texts["extra/inputs.json"]),
     )
 
 
@@ -102,7 +105,7 @@ def _need(condition: bool, content: str) -> None:
         raise Unlisted(content)
 
 
-def _zip_entries(path: Path, file: Any) -> dict[str, Entry]:
+def _checked_zip_entries(path: Path, file: Any) -> dict[str, Entry]:
     size = path.stat().st_size
     try:
         infos = zipfile.ZipFile(file).infolist()
@@ -139,9 +142,9 @@ def _data_offset(file: Any, offset: int, size: int) -> int:
     return offset + _LOCAL.size + head[-2] + head[-1]
 
 
-def _input_names(text: bytes) -> tuple[str, ...]:
+def _parse_input_names(text: bytes) -> tuple[str, ...]:
     try:
-        names = parse_json(text)
+        names = parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("names of inputs that are not JSON") from error
     _need(
@@ -150,9 +153,9 @@ def _input_names(text: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_tensors(text: bytes, folder: str, entries: dict[str, Entry], buffer: mmap.mmap) -> dict[str, torch.Tensor]:
+def _map_tensors(text: bytes, folder: str, entries: dict[str, Entry], buffer: mmap.mmap) -> dict[str, torch.Tensor]:
     try:
-        table = parse_json(text)["config"].items()
+        table = parse_strict_json(text)["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unlisted("a table of tensors of another form") from error
     rows: dict[Any, torch.Tensor] = {}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..core.safe_read import parse_json
+from ..core.safe_read import parse_strict_json
 from .exported_ops import is_allowed_operator
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,400}", re.ASCII)
@@ -69,14 +69,14 @@ class Unlisted(ValueError):
     """Something that effc's own programs don't have; the text says what."""
 
 
-def check_program_json(text: bytes) -> dict[str, Any]:
+def parse_program_json(text: bytes) -> dict[str, Any]:
     """Allowed content of a program's JSON, as plain data for torch's reader. Raises Unlisted."""
     try:
-        data = parse_json(text)
+        data = parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Unlisted("a program that is not JSON") from error
     _need(isinstance(data, dict), "a program that is no object")
-    return _check_value("", data, 0)
+    return _checked_value("", data, 0)
 
 
 def _need(condition: bool, content: str) -> None:
@@ -84,7 +84,7 @@ def _need(condition: bool, content: str) -> None:
         raise Unlisted(content)
 
 
-def _check_value(key: str, value: Any, depth: int) -> Any:
+def _checked_value(key: str, value: Any, depth: int) -> Any:
     _need(depth < _DEEPEST, "values nested too deep")
     _need(key not in _REJECTED_FIELDS or value is None, f"`{key}`")
     if key in ("metadata", *_EMPTY):
@@ -95,11 +95,11 @@ def _check_value(key: str, value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return _text(key, value)
     if isinstance(value, list):
-        return [_check_value(key, item, depth + 1) for item in value]
+        return [_checked_value(key, item, depth + 1) for item in value]
     if isinstance(value, dict):
         for name in value:
             _need(_NAME.fullmatch(name) is not None and not keyword.iskeyword(name), f"the name {name[:40]!r}")
-        return {name: _check_value("" if key in _OPEN else name, item, depth + 1) for name, item in value.items()}
+        return {name: _checked_value("" if key in _OPEN else name, item, depth + 1) for name, item in value.items()}
     _need(value is None or isinstance(value, (bool, int, float)), "a value of another form")
     _need(not isinstance(value, int) or abs(value) < 1 << 63, "a number that is too large")
     return value
@@ -193,10 +193,10 @@ def _is_allowed_term(node: ast.AST) -> bool:
     return name in _SUMS and not keys and all(map(_is_allowed_term, node.args))
 
 
-def _is_argument_tree(text: str) -> bool:
+def _is_plain_tree_spec(text: str) -> bool:
     """Whether a description of nested arguments has tuples, lists and dicts with names alone."""
     try:
-        version, spec = parse_json(text)
+        version, spec = parse_strict_json(text)
     except (ValueError, TypeError, RecursionError):
         return False
     return version == 1 and _is_tree_spec(spec, 0)
@@ -210,7 +210,7 @@ def _is_tree_spec(spec: Any, depth: int) -> bool:
         return False
     if kind == "builtins.dict":
         try:
-            names = parse_json(context)
+            names = parse_strict_json(context)
         except (ValueError, TypeError):
             return False
         if not isinstance(names, list) or not all(isinstance(name, str) and _is_name(name) for name in names):
@@ -223,7 +223,7 @@ def _is_tree_spec(spec: Any, depth: int) -> bool:
 _TEXTS: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("name", "as_name", "forward_arg_names", "user_input_name"), _is_name),
     **dict.fromkeys(("parameter_name", "buffer_name", "tensor_constant_name", "fqn"), _is_path),
-    **dict.fromkeys(("in_spec", "out_spec"), _is_argument_tree),
+    **dict.fromkeys(("in_spec", "out_spec"), _is_plain_tree_spec),
     "target": is_allowed_operator,
     "expr_str": _is_size_expression,
     "as_string": lambda text: _TEXT.fullmatch(text) is not None,

@@ -55,10 +55,10 @@ def is_allowed_operator(target: str) -> bool:
     if target.startswith("torch.ops.effc.") and target.endswith(".default"):
         return target.removeprefix("torch.ops.effc.").removesuffix(".default") in KERNELS
     match = _OVERLOAD.fullmatch(target)
-    return match is not None and _is_safe_overload(*match.groups())
+    return match is not None and _is_allowed_aten_overload(*match.groups())
 
 
-def _is_safe_overload(name: str, overload: str) -> bool:
+def _is_allowed_aten_overload(name: str, overload: str) -> bool:
     if name not in _PRIVATE and _FAMILIES.fullmatch(name):
         return False
     if overload.startswith("__") or not torch._C._jit_get_schemas_for_operator(f"aten::{name}"):

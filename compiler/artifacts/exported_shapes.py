@@ -26,7 +26,7 @@ _MAX_SIGNATURES = 4096
 
 
 @contextmanager
-def fake_tensor_mode() -> Iterator[None]:
+def quiet_fake_tensor_mode() -> Iterator[None]:
     """Fake tensors alone, without the pages that torch logs of a call that does not fit."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
@@ -41,13 +41,13 @@ def fake_tensor_mode() -> Iterator[None]:
 def check_module(module: fx.GraphModule) -> None:
     """Run a program over the sizes that it was written for. Raises Unlisted where an operator refuses what it is given,
     or where the program states another shape or type than there is."""
-    with fake_tensor_mode():
+    with quiet_fake_tensor_mode():
         values = [concrete(node.meta.get("val")) for node in module.graph.nodes if node.op == "placeholder"]
         _Shapes(module, stated=True).run(*values, enable_io_processing=False)
 
 
-def guard_calls(module: fx.GraphModule, refuse: Callable[[Unlisted], Exception]) -> None:
-    """Have a program check the sizes of each call before it computes; `refuse` makes what is raised."""
+def check_shapes_on_call(module: fx.GraphModule, make_error: Callable[[Unlisted], Exception]) -> None:
+    """Have a program check the sizes of each call before it computes; `make_error` makes what is raised."""
     known: set[Any] = set()
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -56,11 +56,11 @@ def guard_calls(module: fx.GraphModule, refuse: Callable[[Unlisted], Exception])
         if signature in known:
             return
         try:
-            with fake_tensor_mode():
+            with quiet_fake_tensor_mode():
                 values = [concrete(leaf) for leaf in leaves]
                 _Shapes(module, stated=False).run(*values, enable_io_processing=False)
         except Unlisted as error:
-            raise refuse(error) from error
+            raise make_error(error) from error
         if len(known) < _MAX_SIGNATURES:
             known.add(signature)
 
@@ -95,10 +95,10 @@ class _Shapes(fx.Interpreter):
         """torch's guards, which are not read."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return fake_call(target, args, kwargs)
+        return call_on_fake_tensors(target, args, kwargs)
 
 
-def fake_call(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_on_fake_tensors(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Result of an operator on fake tensors. Raises Unlisted, or whatever the operator raises of what does not fit."""
     if isinstance(target, torch._ops.OpOverload):
         _check_enum_arguments(target, args, kwargs)

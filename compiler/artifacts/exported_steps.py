@@ -16,7 +16,7 @@ from transformers import Cache
 from transformers.cache_utils import StaticLayer
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.safe_read import parse_json, read_regular
+from ..core.safe_read import parse_strict_json, read_regular_file
 from ..runtimes.native.kv_tensors import decoder_sample_inputs
 from ..runtimes.padded import SEQUENCES, PaddedModel, PaddedRows
 from .openers.export import STEP_FACTS, Exported
@@ -68,7 +68,7 @@ class Steps(nn.Module):
         return logits.float(), [part for n in self.slots for part in (layers_cache[n].keys, layers_cache[n].values)]
 
 
-def export_steps(model: nn.Module, context: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
+def export_decode_step(model: nn.Module, context: int, fault: Fault) -> tuple[Any, dict[str, Any]]:
     """The program, and what a caller has to know of it. Raises Reject of `fault`, or whatever torch meets."""
     inputs, past_parts, slots = decoder_sample_inputs(model, fault, _INSTEAD)
     if not past_parts:
@@ -109,7 +109,7 @@ class Facts:
 
 def read_step_facts(folder: Path) -> Facts:
     """Raises ValueError where the file beside a program does not say what it must."""
-    data = parse_json(read_regular(folder / STEP_FACTS, _MAX_FACTS))
+    data = parse_strict_json(read_regular_file(folder / STEP_FACTS, _MAX_FACTS))
     try:
         context, names, past = data["context"], data["inputs"], data["past"]
         integers = [context, *(number for pair in past for number in pair)]
@@ -172,7 +172,7 @@ class Continued(PaddedModel):
         return self.plain(**{name: x for name, x in inputs.items() if x is not None}).float()
 
 
-def usage_note(facts: dict[str, Any], file: str) -> str:
+def step_usage_note(facts: dict[str, Any], file: str) -> str:
     """Usage note of a program for the model card."""
     (heads, d), context = facts["past"][0], facts["context"]
     arguments = ", ".join(f'"{name}": ...' for name in facts["inputs"])

@@ -53,12 +53,12 @@ class ForkServer:
         self,
         arguments: list[str],
         env: dict[str, str],
-        seconds: float,
-        on_wait: Callable[[bool], None] = lambda started: None,
+        timeout_s: float,
+        on_poll: Callable[[bool], None] = lambda started: None,
     ) -> JobResult:
         """Raises TimeoutExpired, and BrokenPipeError where it had just ended.
 
-        on_wait   is called every second until the job is done, with whether it has begun
+        on_poll   is called every second until the job is done, with whether it has begun
         """
         assert self.process.stdin and self.process.stdout
         with tempfile.TemporaryDirectory(prefix="effc-job-") as folder:
@@ -67,11 +67,11 @@ class ForkServer:
             try:
                 self.process.stdin.write(json.dumps(job).encode() + b"\n")
                 self.process.stdin.flush()
-                end = time.monotonic() + seconds
+                end = time.monotonic() + timeout_s
                 while not select([self.process.stdout], [], [], max(0.0, min(1.0, end - time.monotonic())))[0]:
                     if time.monotonic() >= end:
-                        raise subprocess.TimeoutExpired("verify_child.py", seconds)
-                    on_wait(stderr_file.exists())
+                        raise subprocess.TimeoutExpired("verify_child.py", timeout_s)
+                    on_poll(stderr_file.exists())
                 answer = self.process.stdout.readline()
             except BaseException:
                 self.end()
@@ -96,13 +96,13 @@ _asking = Lock()  # one job at a time: each wants the memory of a second copy
 
 
 def run_verify_child(
-    arguments: list[str], env: dict[str, str], seconds: float, on_wait: Callable[[bool], None] = lambda started: None
+    arguments: list[str], env: dict[str, str], timeout_s: float, on_poll: Callable[[bool], None] = lambda started: None
 ) -> JobResult:
     """Run `verify_child.main` with these arguments in a fresh process. Raises TimeoutExpired."""
     global _nursery
     if sys.platform != "linux":
         command = [sys.executable, "-P", str(CHILD), *arguments]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s)
         return JobResult(done.returncode, done.stderr)
     with _asking:
         if _nursery is None or not _nursery.serves(env):
@@ -110,7 +110,7 @@ def run_verify_child(
                 _nursery.end()
             _nursery = ForkServer(env)
         try:
-            return _nursery.run(arguments, env, seconds, on_wait)
+            return _nursery.run(arguments, env, timeout_s, on_poll)
         except BrokenPipeError:  # it idled, and ended between our look and our word
             _nursery = ForkServer(env)
-            return _nursery.run(arguments, env, seconds, on_wait)
+            return _nursery.run(arguments, env, timeout_s, on_poll)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .load import POINTS, forms_of, front_members, target_class, target_of
+from .load import POINTS, checkpoint_folder_by_point, forms_of, target_class, target_of
 from .manifest import Manifest, verify_files
 
 
@@ -16,21 +16,21 @@ def check_forms(path: Path, manifest: Manifest) -> list[str]:
     present = [form for form in forms_of(manifest.kind) if (path / form).is_dir()]
     for form in present:
         target.check_folder(path / form)
-        _check_companion_files(path / form)
-    for name, folder in front_members(path, manifest):
+        _check_tokenizer_and_generation(path / form)
+    for name, folder in checkpoint_folder_by_point(path, manifest):
         target_of(folder, None).check_folder(folder)
-        _check_companion_files(folder)
+        _check_tokenizer_and_generation(folder)
         present.append(f"{POINTS}/{name}/{folder.name}")
     return present
 
 
-def _check_companion_files(folder: Path) -> None:
+def _check_tokenizer_and_generation(folder: Path) -> None:
     """Generation values and tokenizer beside the weights of a form or of its base, read as loading does."""
-    from ..models.checkpoints.generation_config import read_generation
-    from ..models.checkpoints.model_folder import load_tokenizer, tokenizer_files
+    from ..models.checkpoints.generation_config import read_generation_config
+    from ..models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer
 
     base = folder.parent / "base"
     for path in (folder, base, base / "compact"):
-        read_generation(path)
-        if tokenizer_files(path):
+        read_generation_config(path)
+        if existing_tokenizer_files(path):
             load_tokenizer(path, str(path))

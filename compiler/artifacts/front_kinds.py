@@ -8,7 +8,7 @@ from .manifest import Manifest, read_manifest
 no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
 
 
-def read_front(path: Path) -> Manifest:
+def read_front_manifest(path: Path) -> Manifest:
     """The manifest of a front; Reject (no-front) of anything else."""
     front = read_manifest(path)
     if not front.members:

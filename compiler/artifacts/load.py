@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from ...dsl.checker.profiles import MAX_THREADS
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core import options
-from ..core.device import check_device
+from ..core.device import refuse_unusable_device
 from ..core.events import Listener, Warned, silent
 from ..core.warned import other_versions
 from ..plugin.registry import Registry
@@ -85,10 +85,10 @@ def load(
     """
     values = {"path": path, "device": device, "dtype": dtype, "check": check, "threads": threads}
     values |= {"sequences": sequences, "steady": steady, "kernels": kernels, "mapped": mapped, "on_event": on_event}
-    return _load(base=base, **options.checked_options({**values, "signed_by": signed_by}, _rules()))
+    return _load_checked(base=base, **options.apply_option_rules({**values, "signed_by": signed_by}, _option_rules()))
 
 
-def _load(
+def _load_checked(
     path: Path,
     check: str,
     device: str | None,
@@ -100,32 +100,32 @@ def _load(
     from ..ir.layers.linear import refuse_device
 
     if signed_by:
-        verify_signer(path, signed_by)
-    folder, manifest = locate_checkpoint(path)
+        verify_signature_and_files(path, signed_by)
+    folder, manifest = locate_checkpoint_and_artifact(path)
     target = target_of(folder, manifest[1] if manifest else None)
     if base is not None and not target.upon:
         raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
-        verify_files(*manifest, hashes=hashes, unread=_unread_folders(*manifest, folder))
+        verify_files(*manifest, hashes=hashes, skipped_folders=_folders_not_opened(*manifest, folder))
     model, recorded = target.open(folder, LoadRequest(device=device, base=base, **engine_options))
     versions = manifest[1].lock.get("versions", {}) if recorded is None and manifest else recorded or {}
-    for sentence in version_notes(versions):
+    for sentence in version_mismatch_notes(versions):
         on_event(Warned(other_versions(sentence)))
     if device is None:
         return model
     refuse_device(model, device)
-    check_device(device)
+    refuse_unusable_device(device)
     return model.to(device)
 
 
-def _rules() -> dict[str, options.Rule]:
+def _option_rules() -> dict[str, options.Rule]:
     from ...kernels.engine import MAX_SEQUENCES
 
     return {
         "path": options.path,
-        "device": options.optional(options.device_name),
-        "dtype": options.optional(options.float_dtype),
+        "device": options.optional(options.checked_device_name),
+        "dtype": options.optional(options.checked_float_dtype),
         "check": options.choice("sha256", "size", "auto"),
         "threads": options.optional(options.integer(1, MAX_THREADS)),
         "sequences": options.optional(options.integer(1, MAX_SEQUENCES)),
@@ -137,26 +137,26 @@ def _rules() -> dict[str, options.Rule]:
     }
 
 
-def verify_signer(path: Path, keys: Sequence[str]) -> str:
+def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
     """The first of the public keys that signed the artifact which `path` is, or is a form or a point of.
 
     Every verb and `load` come here before they look at anything else of an artifact: only the files that a signature
     is of are read, then those of the manifest are compared with its hashes.
     Raises Reject: `unsigned-artifact` where none of the keys signed, `artifact-edited` where a file differs.
     """
-    from .signature import check_signature, unsigned
+    from .signature import find_valid_signer, unsigned
 
-    artifact = _enclosing_artifact(path)
+    artifact = _artifact_of_path(path)
     if artifact is None:
         help = "compile it and sign what is emitted, or leave out --require-signature"
         raise Reject(unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help))
-    key = check_signature(artifact, keys)
+    key = find_valid_signer(artifact, keys)
     verify_files(artifact)
     return key
 
 
-def _enclosing_artifact(path: Path) -> Path | None:
-    """The folder with the manifest that `locate_checkpoint` goes by."""
+def _artifact_of_path(path: Path) -> Path | None:
+    """The folder with the manifest that `locate_checkpoint_and_artifact` goes by."""
     candidates = [path]
     if kind_of(path.name):
         candidates.append(path.parent)
@@ -167,7 +167,7 @@ def _enclosing_artifact(path: Path) -> Path | None:
 
 def load_to_judge(path: Path, device: str) -> Any:
     """As `load`, by sizes alone, on the device of a compile, or on the CPU where the files run nowhere else."""
-    folder, manifest = locate_checkpoint(path)
+    folder, manifest = locate_checkpoint_and_artifact(path)
     elsewhere = target_of(folder, manifest[1] if manifest else None).on_cpu
     return load(path, check="size", device=None if elsewhere else device)
 
@@ -192,7 +192,7 @@ def target_class(kind: str) -> "type[Target]":
                 help="use the effc that wrote it or a newer one, and install the package that has its target",
             )
         )
-    return _shelf().load_class("target", kind)
+    return _shelf().import_plugin_class("target", kind)
 
 
 def target_of_artifact(path: Path) -> "type[Target] | None":
@@ -232,10 +232,10 @@ def target_of(folder: Path, manifest: Manifest | None) -> Any:
     kind = kind_of(folder.name) or "hf"
     if manifest is not None and folder.name in forms_of(manifest.kind):
         kind = manifest.kind
-    return _shelf().load_class("target", kind)
+    return _shelf().import_plugin_class("target", kind)
 
 
-def locate_checkpoint(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
+def locate_checkpoint_and_artifact(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     """The checkpoint folder to read, and the artifact it belongs to with its manifest, if it does."""
     if (path / NAME).is_file():
         manifest = read_manifest(path)
@@ -248,7 +248,7 @@ def locate_checkpoint(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
         return path / form, (path, manifest)
     if path.parent.name == POINTS and (path.parents[1] / NAME).is_file():
         manifest = read_manifest(path.parents[1])
-        points = dict(front_members(path.parents[1], manifest))
+        points = dict(checkpoint_folder_by_point(path.parents[1], manifest))
         if path.name not in points:
             raise Reject(
                 no_artifact(
@@ -266,7 +266,7 @@ def locate_checkpoint(path: Path) -> tuple[Path, tuple[Path, Manifest] | None]:
     return path, None
 
 
-def _unread_folders(path: Path, manifest: Manifest, folder: Path) -> list[str]:
+def _folders_not_opened(path: Path, manifest: Manifest, folder: Path) -> list[str]:
     """The other forms and points of an artifact: what opening `folder` does not read. What lies beside them it may."""
     opened = folder.relative_to(path).parts[0]
     forms = [form for form in forms_of(manifest.kind) if form != opened]
@@ -281,7 +281,7 @@ def _form(manifest: Manifest) -> str | None:
     return next(present, None)
 
 
-def front_members(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
+def checkpoint_folder_by_point(path: Path, manifest: Manifest) -> Iterator[tuple[str, Path]]:
     """The points of a front by name, each with the folder that loads."""
     for member in manifest.members:
         inside = f"{POINTS}/{member['name']}"
@@ -297,7 +297,7 @@ def has_checkpoint(manifest: Manifest) -> bool:
     return _form(manifest) is not None
 
 
-def version_notes(versions: Mapping[str, str]) -> list[str]:
+def version_mismatch_notes(versions: Mapping[str, str]) -> list[str]:
     """A sentence for each library that is older here than where it was written, or a major version apart."""
     from ..core.fingerprint import library_versions as present
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ..core.safe_read import MALFORMED, MANIFEST, check_regular, irregular_file, read_json
+from ..core.safe_read import MALFORMED, MANIFEST, irregular_file, read_json, refuse_irregular_file
 from .form_losses import Account
 from .manifest_form import check_manifest_form, is_profile
 
@@ -134,7 +134,7 @@ class Manifest:
 
     def measures_json(self) -> dict[str, Any]:
         """The volatile part."""
-        return {"format": FORMAT, **{n: _to_plain_json(getattr(self, n)) for n in _VOLATILE}}
+        return {"format": FORMAT, **{n: _records_to_json(getattr(self, n)) for n in _VOLATILE}}
 
     @staticmethod
     def from_json(data: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> "Manifest":
@@ -162,12 +162,12 @@ _VOLATILE = (*_RECORDS, "machine", "run")
 _STEADY = tuple(f.name for f in fields(Manifest) if f.name not in _VOLATILE)
 
 
-def _to_plain_json(value: Any) -> Any:
+def _records_to_json(value: Any) -> Any:
     """Records as dicts; JSON has no nan and no infinity, so they become null."""
     if isinstance(value, tuple):
-        return [_to_plain_json(asdict(v) if is_dataclass(v) and not isinstance(v, type) else v) for v in value]
+        return [_records_to_json(asdict(v) if is_dataclass(v) and not isinstance(v, type) else v) for v in value]
     if isinstance(value, Mapping):
-        return {k: _to_plain_json(v) for k, v in value.items()}
+        return {k: _records_to_json(v) for k, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -176,13 +176,13 @@ _STEP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 def _members(data: Any) -> tuple[Mapping[str, Any], ...]:
     """Points of a front, each named once: every name is a folder that is read."""
-    members = tuple(map(_check_member, data))
+    members = tuple(map(_checked_member, data))
     if len({member["name"] for member in members}) < len(members):
         raise ValueError("two points have one name")
     return members
 
 
-def _check_member(data: Any) -> Mapping[str, Any]:
+def _checked_member(data: Any) -> Mapping[str, Any]:
     """A point of a front, whose name becomes a path and whose words go to a terminal."""
     if not (isinstance(data, Mapping) and isinstance(data["name"], str) and _STEP.fullmatch(data["name"])):
         raise ValueError("a point has a name that no step could have")
@@ -279,27 +279,32 @@ def _read_manifest_json(file: Path) -> Any:
 
 
 def verify_files(
-    path: Path, manifest: Manifest | None = None, *, hashes: bool = True, prefix: str = "", unread: Sequence[str] = ()
+    path: Path,
+    manifest: Manifest | None = None,
+    *,
+    hashes: bool = True,
+    only_below: str = "",
+    skipped_folders: Sequence[str] = (),
 ) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
-    hashes   False compares sizes only
-    prefix    checks one folder of the artifact only, "compact", or one file
-    unread    folders that are not looked at, because nobody is about to read them
+    hashes            False compares sizes only
+    only_below        checks one folder of the artifact only, "compact", or one file
+    skipped_folders   folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
-    inside, outside = f"{prefix}/" if prefix else "", tuple(f"{folder}/" for folder in unread)
+    inside, outside = f"{only_below}/" if only_below else "", tuple(f"{folder}/" for folder in skipped_folders)
 
     def counts(name: str) -> bool:
-        return (name == prefix or name.startswith(inside)) and not name.startswith(outside)
+        return (name == only_below or name.startswith(inside)) and not name.startswith(outside)
 
     recorded = {n: fact for n, fact in manifest.files.items() if counts(n)}
-    present = {n: f for n, f in artifact_files(path).items() if counts(n)}
+    present = {n: f for n, f in hashed_files(path).items() if counts(n)}
     faults = [_edited(path, n, "is missing") for n in sorted(recorded.keys() - present.keys())]
     faults += [_edited(path, n, "is not in the manifest") for n in sorted(present.keys() - recorded.keys())]
     for name in sorted(recorded.keys() & present.keys()):
         size, sha = recorded[name]
-        check_regular(present[name], root=path)
+        refuse_irregular_file(present[name], root=path)
         if (actual_size := present[name].stat().st_size) != size:
             faults.append(_edited(path, name, f"has {actual_size} bytes, the manifest records {size}"))
         elif hashes and file_sha256(present[name]) != sha:
@@ -312,7 +317,7 @@ def _edited(path: Path, name: str, fact: str) -> Diagnostic:
     return artifact_edited(f"{path / name} {fact}", help="compile again, or fetch the artifact again")
 
 
-def artifact_files(path: Path) -> dict[str, Path]:
+def hashed_files(path: Path) -> dict[str, Path]:
     """The files that a hash covers, by relative path; dot files and Python's caches are none."""
     irregular = next(
         (f for f in path.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None
@@ -333,7 +338,7 @@ def file_sha256(file: Path) -> str:
 
 
 def hash_files(path: Path) -> dict[str, tuple[int, str]]:
-    return {n: (f.stat().st_size, file_sha256(f)) for n, f in artifact_files(path).items()}
+    return {n: (f.stat().st_size, file_sha256(f)) for n, f in hashed_files(path).items()}
 
 
 def artifact_hash(path: Path) -> str:

@@ -44,7 +44,7 @@ def check_manifest_form(data: Mapping[str, Any], measured: Mapping[str, Any], re
         for record in measured.get(name, ()):
             _need(
                 isinstance(record, Mapping)
-                and all(_IS.get(f.type, _is_plain)(record[f.name]) for f in fields(kind) if f.name in record),
+                and all(_IS.get(f.type, _is_plain_value)(record[f.name]) for f in fields(kind) if f.name in record),
                 name,
             )
 
@@ -92,7 +92,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain_value(value: Any) -> bool:
     """A number, a text or a row of them: what records hold beside the kinds below."""
     return (
         value is None

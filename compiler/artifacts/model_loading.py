@@ -27,18 +27,18 @@ tensors_differ = Fault(
 
 def load_stock_model(folder: Path, dtype: "torch.dtype | None") -> "PreTrainedModel":
     """A folder that transformers reads itself."""
-    from ..models.checkpoints.checkpoint import check_loading_info, load_stock
-    from ..models.checkpoints.config_bounds import check_config_numbers
-    from ..models.checkpoints.model_folder import read_config, refuse_adapter
-    from ..models.checkpoints.weights import find_weights
+    from ..models.checkpoints.checkpoint import load_by_from_pretrained, refuse_mismatched_weights
+    from ..models.checkpoints.config_bounds import refuse_excessive_config_numbers
+    from ..models.checkpoints.model_folder import read_model_config, refuse_adapter_folder
+    from ..models.checkpoints.weights import read_weight_headers
 
-    config, weights = read_config(folder / "config.json", str(folder)), find_weights(folder, str(folder))
-    refuse_adapter(folder, str(folder))
-    check_config_numbers(config, weights.slots, str(folder))
-    model, info = load_stock(
+    config, weights = read_model_config(folder / "config.json", str(folder)), read_weight_headers(folder, str(folder))
+    refuse_adapter_folder(folder, str(folder))
+    refuse_excessive_config_numbers(config, weights.slots, str(folder))
+    model, info = load_by_from_pretrained(
         folder, config, weights, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
     )
-    check_loading_info(info, str(folder))
+    refuse_mismatched_weights(info, str(folder))
     return model.eval()
 
 
@@ -49,14 +49,14 @@ def load_compact_model(
     from ..models.checkpoints.meta_init import cut_tables
     from ..models.checkpoints.pretrained import pretrained
 
-    model, edits, weights = empty_edited_model(folder, record)
-    map_weights_into(model, folder, weights, cut_tables(model, edits.shapes), dtype)
+    model, edits, weights = make_empty_edited_model(folder, record)
+    map_checked_weights(model, folder, weights, cut_tables(model, edits.shapes), dtype)
     patch_save_pretrained(model, record)
     _add_pretrained_attributes(model, folder)
     return pretrained(model.eval())
 
 
-def empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weights]":
+def make_empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, Edits, Weights]":
     """The blank original with a record's edits, without storage, these edits, and the folder's weights.
 
     Raises Reject where the folder's weights are too few for such a model, or the edits are none of it.
@@ -64,16 +64,18 @@ def empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, E
     import torch
 
     from ..ir.edits import Edits, replay_edits
-    from ..models.checkpoints.checkpoint import build_module, check_module_size
-    from ..models.checkpoints.config_bounds import check_config_numbers
-    from ..models.checkpoints.meta_init import empty_model
-    from ..models.checkpoints.weights import find_weights
+    from ..models.checkpoints.checkpoint import build_model_from_config, refuse_oversized_module
+    from ..models.checkpoints.config_bounds import refuse_excessive_config_numbers
+    from ..models.checkpoints.meta_init import build_meta_model
+    from ..models.checkpoints.weights import read_weight_headers
 
-    weights = find_weights(folder, str(folder))
-    check_config_numbers(record["base"], weights.slots, str(folder), spare=SPARE)
+    weights = read_weight_headers(folder, str(folder))
+    refuse_excessive_config_numbers(record["base"], weights.slots, str(folder), size_factor=SPARE)
     with torch.device("meta"):
-        check_module_size(build_module(record["base"], record["dtype"]), weights.count, spare=SPARE)
-    model = empty_model(record["base"], record["dtype"])
+        refuse_oversized_module(
+            build_model_from_config(record["base"], record["dtype"]), weights.count, size_factor=SPARE
+        )
+    model = build_meta_model(record["base"], record["dtype"])
     edits = Edits.from_json(record["edits"])
     try:
         replay_edits(model, edits)
@@ -87,7 +89,7 @@ def empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[Any, E
     return model, edits, weights
 
 
-def map_weights_into(
+def map_checked_weights(
     model: Any,
     folder: Path,
     weights: "Weights",
@@ -95,12 +97,12 @@ def map_weights_into(
     dtype: "torch.dtype | None" = None,
 ) -> None:
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
-    from ..ir.surgery import replace_tensor
+    from ..ir.surgery import replace_tensor_everywhere
     from ..ir.weights import assign_tensors, distinct_tensors
-    from ..models.checkpoints.tensor_files import mapped_tensors
+    from ..models.checkpoints.tensor_files import iterate_mapped_tensors
 
     expected = {**dict(distinct_tensors(model)), **tables}
-    stored = dict(mapped_tensors(weights))
+    stored = dict(iterate_mapped_tensors(weights))
     known = model.state_dict(keep_vars=True).keys() | expected.keys()
     problems = [f"`{n}` is missing" for n in expected if n not in stored]
     problems += [f"`{n}` has no place in the model" for n in stored if n not in known]
@@ -120,18 +122,18 @@ def map_weights_into(
     parameters = {name: stored[name] for name in expected if name not in tables}
     assign_tensors(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in parameters.items()})
     for name in tables:
-        replace_tensor(model, name, stored[name])
+        replace_tensor_everywhere(model, name, stored[name])
 
 
 def _add_pretrained_attributes(model: Any, folder: Path) -> None:
     """Add what `from_pretrained` adds to a bare model."""
     from transformers import GenerationConfig
 
-    from ..models.checkpoints.checkpoint import library_errors_as_diagnostics
-    from ..models.checkpoints.generation_config import read_generation
+    from ..models.checkpoints.checkpoint import transformers_errors_as_bad_config
+    from ..models.checkpoints.generation_config import read_generation_config
 
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        with library_errors_as_diagnostics(str(folder)):
-            read_generation(folder)
+        with transformers_errors_as_bad_config(str(folder)):
+            read_generation_config(folder)
             model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = model.config.name_or_path = str(folder)

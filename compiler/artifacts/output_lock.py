@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.error_location import with_location
+from ..core.error_location import diagnostics_located_at
 from . import unfinished_marker
-from .artifact import check_output_path, filesystem_errors_as_diagnostics, remove_empty_folders
+from .artifact import filesystem_errors_as_diagnostics, refuse_output_path, remove_empty_folders
 
 output_busy = Fault(
     "output-busy",
@@ -49,7 +49,7 @@ def output_paths(recipes: Sequence[Recipe], out: Path, describes: Callable[[str]
 
 
 @contextmanager
-def lock_outputs(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
+def lock_output_paths(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
     """Hold places inside the `with`.
 
     Raises Reject where one is taken (output-exists), can't be written (output-unwritable), or another process holds it
@@ -58,8 +58,8 @@ def lock_outputs(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
     with ExitStack() as stack:
         check_outputs(outputs, force)
         for output in outputs:
-            with with_location(output.call.where("path")):
-                stack.enter_context(_lock_state_file(output.path))
+            with diagnostics_located_at(output.call.where("path")):
+                stack.enter_context(_lock_output(output.path))
         check_outputs(outputs, force)  # who held one before may have left an artifact there
         yield
         for output in outputs:
@@ -69,13 +69,13 @@ def lock_outputs(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
 def check_outputs(outputs: Sequence[OutputPath], force: bool) -> None:
     """Raises Reject where one is taken (output-exists) or can't be written (output-unwritable)."""
     for output in outputs:
-        with with_location(output.call.where("path")):
-            mine = force or unfinished_marker.is_unfinished(output.path, output.call)
-            check_output_path(output.folder / output.call.args["path"], mine, output.describes_artifacts)
+        with diagnostics_located_at(output.call.where("path")):
+            mine = force or unfinished_marker.is_unfinished_output_of(output.path, output.call)
+            refuse_output_path(output.folder / output.call.args["path"], mine, output.describes_artifacts)
 
 
 @contextmanager
-def _lock_state_file(path: Path) -> Iterator[None]:
+def _lock_output(path: Path) -> Iterator[None]:
     file = path.with_name(f".{path.name}.effc-lock")
     created = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     with filesystem_errors_as_diagnostics(path):

@@ -53,7 +53,7 @@ class Layer:
         return self.channels.count if self.channels else 0
 
 
-def removable_layers(skeleton: Skeleton) -> list[Layer]:
+def layers_by_number(skeleton: Skeleton) -> list[Layer]:
     """Reject (no-published-form) where a layer has two of what the form gives one number."""
     layers = []
     for number, unit in enumerate(skeleton.units):
@@ -94,11 +94,11 @@ def _require_one_per_kind(
 
 def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:
     """The four fields, checked against the model that they are to be applied to."""
-    config = _parse_file(path)
-    layers = removable_layers(skeleton)
+    config = _read_fields(path)
+    layers = layers_by_number(skeleton)
     for kind in ("attn", "mlp"):
-        _check_removed(config[f"pruned_{kind}_idx"], kind, layers, path)
-        _check_widths(config[f"pruned_{kind}_width"], kind, layers, path)
+        _check_removed_numbers(config[f"pruned_{kind}_idx"], kind, layers, path)
+        _check_layer_widths(config[f"pruned_{kind}_width"], kind, layers, path)
     if 0 < len(config["pruned_attn_idx"] + config["pruned_mlp_idx"]) == len(skeleton.branches):
         raise Reject(
             bad_pruning_config(
@@ -108,7 +108,7 @@ def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:
     return config
 
 
-def _parse_file(path: Path) -> dict[str, Any]:
+def _read_fields(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path, MANIFEST)
     except OSError as error:
@@ -127,7 +127,7 @@ def _parse_file(path: Path) -> dict[str, Any]:
     return {name: config.get(name, kind()) for name, kind in _FIELDS.items()}
 
 
-def _check_removed(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
+def _check_removed_numbers(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
     for number in numbers:
         if type(number) is not int or not 0 <= number < len(layers):
             raise Reject(
@@ -142,7 +142,7 @@ def _check_removed(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], p
         raise Reject(bad_pruning_config(f"{path} removes a layer's {kind} twice"))
 
 
-def _check_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
+def _check_layer_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
     numbered = {str(number): layer for number, layer in enumerate(layers)}
     for name, width in widths.items():
         if name not in numbered:
@@ -177,7 +177,7 @@ def _check_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer],
             )
 
 
-def pruning_config_of(
+def to_published_config(
     before: Skeleton, after: Skeleton, removed: Sequence[str], remaining: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
     """The published form of what was done to a model; Reject (no-published-form) where it can't say that.
@@ -187,12 +187,12 @@ def pruning_config_of(
     """
     config: dict[str, Any] = {name: kind() for name, kind in _FIELDS.items()}
     original_paths = {unit: original(unit, remaining) for unit in after.units}
-    layers, removed_branches = removable_layers(before), _removed_branches(before, after, original_paths)
+    layers, removed_branches = layers_by_number(before), _removed_branch_numbers(before, after, original_paths)
     for kind, number in _order_removed(
         removed_branches, before, set(before.units) - set(original_paths.values()), removed
     ):
         config[f"pruned_{kind}_idx"].append(number)
-    _check_query_heads(layer_group_counts(before), layer_group_counts(after, remaining))
+    _refuse_partly_removed_kv_groups(layer_group_counts(before), layer_group_counts(after, remaining))
     expected, current_shapes = (
         before.shapes(),
         {moved_path(path, original_paths): shape for path, shape in after.shapes().items()},
@@ -208,7 +208,9 @@ def pruning_config_of(
     return config
 
 
-def _removed_branches(before: Skeleton, after: Skeleton, original_paths: Mapping[str, str]) -> list[tuple[str, int]]:
+def _removed_branch_numbers(
+    before: Skeleton, after: Skeleton, original_paths: Mapping[str, str]
+) -> list[tuple[str, int]]:
     """(kind, number of the layer) of branches that are no longer there, layer by layer."""
     left: dict[str, Counter[str]] = {unit: Counter() for unit in before.units}
     for branch in after.branches:
@@ -225,7 +227,7 @@ def _removed_branches(before: Skeleton, after: Skeleton, original_paths: Mapping
 def _order_removed(
     removed_branches: Sequence[tuple[str, int]], before: Skeleton, dropped: Collection[str], removed: Sequence[str]
 ) -> list[tuple[str, int]]:
-    """In order of removal, or layer by layer where that can't be told.
+    """Sort removed branches by the order of removal, or layer by layer where that can't be told.
 
     A layer that moved up was removed under a smaller number than its first one. So if the paths name just what is
     gone, none had moved; else some had, and which one a path meant is not known.
@@ -257,7 +259,7 @@ def _narrowed_shapes(group: Group, count: int, shapes: Mapping[str, Sequence[int
     return result
 
 
-def _check_query_heads(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+def _refuse_partly_removed_kv_groups(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """An attention width counts KV heads with all query heads that they had."""
     for number, (unit, branches) in enumerate(before.items()):
         for name, branch_before in branches.items():

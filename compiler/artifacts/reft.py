@@ -55,8 +55,8 @@ def _is_reft(name: str) -> bool:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def write_reft(program: "Program", folder: Path, base: Mapping[str, Any]) -> None:
-    """`base`: "config" and "dtype" of the base, "place" (`zoo:NAME`, `hf:ORG/NAME`, a folder; "" for `base/`)."""
+def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str, Any]) -> None:
+    """`base_facts`: "config" and "dtype" of the base, "place" (`zoo:NAME`, `hf:ORG/NAME`, a folder; "" for `base/`)."""
     from ..core.cache import canonical
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
@@ -75,7 +75,7 @@ def write_reft(program: "Program", folder: Path, base: Mapping[str, Any]) -> Non
     edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}
     body = {
         "format": FORMAT,
-        "base": {**base, "sha256": base_hash(program.model)},
+        "base": {**base_facts, "sha256": base_hash(program.model)},
         "edits": edits_json,
         "graphs": graphs,
     }
@@ -85,8 +85,8 @@ def write_reft(program: "Program", folder: Path, base: Mapping[str, Any]) -> Non
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_reft(folder: Path) -> "tuple[dict[str, Any], Edits]":
-    """Base and edits of a folder; Reject on anything that `write_reft` does not write."""
+def read_reft_folder(folder: Path) -> "tuple[dict[str, Any], Edits]":
+    """Base and edits of a folder; Reject on anything that `write_reft_folder` does not write."""
     from ..ir.edits import Edits
 
     try:
@@ -99,7 +99,7 @@ def read_reft(folder: Path) -> "tuple[dict[str, Any], Edits]":
         raise Reject(
             no_interventions(f"{folder / FILE} is not of format {FORMAT}", help="install the effc that wrote it")
         )
-    base, edits = body.get("base"), Edits.from_json(_with_graphs(body.get("edits"), body.get("graphs")))
+    base, edits = body.get("base"), Edits.from_json(_expand_graph_numbers(body.get("edits"), body.get("graphs")))
     if not (
         isinstance(base, dict)
         and isinstance(base.get("config"), dict)
@@ -114,7 +114,7 @@ def read_reft(folder: Path) -> "tuple[dict[str, Any], Edits]":
     return base, edits
 
 
-def _with_graphs(edits: Any, graphs: Any) -> Any:
+def _expand_graph_numbers(edits: Any, graphs: Any) -> Any:
     """Edits with the graphs that their numbers stand for."""
     if not (isinstance(edits, dict) and isinstance(edits.get("graphs"), dict) and isinstance(graphs, list)):
         raise Reject(no_interventions(f"{FILE} holds no edits"))
@@ -124,12 +124,12 @@ def _with_graphs(edits: Any, graphs: Any) -> Any:
     return {**edits, "graphs": {unit: graphs[n] for unit, n in edits["graphs"].items()}}
 
 
-def base_folder(folder: Path) -> Path:
+def find_base_folder(folder: Path) -> Path:
     """Folder of the base. Raises Reject (no-base)."""
     inside = folder.parent / BASE / "compact"
     if inside.is_dir():
         return inside
-    location = read_reft(folder)[0]["place"]
+    location = read_reft_folder(folder)[0]["place"]
     kind, colon, name = location.partition(":")
     path = _in_zoo(name) if kind == "zoo" else _hub_cache_folder(name) if kind == "hf" and colon else Path(location)
     if path is None or not (path / "config.json").is_file():
@@ -158,22 +158,22 @@ def _hub_cache_folder(name: str) -> Path | None:
         return None
 
 
-def attach_interventions(model: Any, folder: Path, *, check: bool = True) -> None:
+def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -> None:
     """Put the interventions of a folder onto their base, in place.
 
     Raises Reject (other-base) where it is another model, or has interventions already.
 
-    check   whether the model's tensors are compared with those that the interventions were trained in
+    check_base   whether the model's tensors are compared with those that the interventions were trained in
     """
     from ..ir.edits import replay_edits
     from ..ir.weights import assign_tensors
-    from ..models.checkpoints.tensor_files import mapped_tensors
-    from ..models.checkpoints.weights import find_weights
+    from ..models.checkpoints.tensor_files import iterate_mapped_tensors
+    from ..models.checkpoints.weights import read_weight_headers
 
-    base, edits = read_reft(folder)
+    base, edits = read_reft_folder(folder)
     if any(_is_reft(name) for name, _ in model.named_parameters()):
         raise Reject(other_base("the model has interventions already", help="take them off first"))
-    if check and base_hash(model) != base["sha256"]:
+    if check_base and base_hash(model) != base["sha256"]:
         owner = base["place"] or "the model beside it"
         raise Reject(
             other_base(
@@ -189,7 +189,7 @@ def attach_interventions(model: Any, folder: Path, *, check: bool = True) -> Non
     replay_edits(model, edits)
     parameters, stored = (
         {n: t for n, t in model.named_parameters() if _is_reft(n)},
-        dict(mapped_tensors(find_weights(folder, str(folder)))),
+        dict(iterate_mapped_tensors(read_weight_headers(folder, str(folder)))),
     )
     if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in stored.items()}:
         raise Reject(

@@ -7,19 +7,21 @@ from importlib import metadata
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from ..core.environment import known_distributions
+from ..core.environment import distributions_of_dependencies
 from ..plugin import plugin_packages
 from .manifest import Manifest, dump
 
 _SPEC = "1.6"
 
 
-def sbom_json(manifest: Manifest) -> bytes:
+def cyclonedx_json(manifest: Manifest) -> bytes:
     """The installed packages that effc may use and those with plug-ins, whichever of them this process has imported (a
     run that goes on after a kill imports fewer), Python, and the model and data that went in, by the hashes that the
     lock has."""
     plugins = {plugin.distribution.name: plugin.distribution for plugin in plugin_packages.packages()}
-    packages = [_package(name, package) for name, package in sorted({**plugins, **known_distributions()}.items())]
+    packages = [
+        _package(name, package) for name, package in sorted({**plugins, **distributions_of_dependencies()}.items())
+    ]
     inputs = [_input_component(label, identity) for label, identity in sorted(manifest.lock.get("inputs", {}).items())]
     python = ".".join(map(str, sys.version_info[:3]))
     interpreter = {"type": "platform", "bom-ref": "python", "name": "python", "version": python}

@@ -17,7 +17,7 @@ from typing import Any
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.cache import write_atomic
 from ..core.environment import check_modules
-from ..core.safe_read import CONFIG, MALFORMED, read_json, read_regular
+from ..core.safe_read import CONFIG, MALFORMED, read_json, read_regular_file
 from .manifest import MEASURES, NAME, SBOM, SIGNATURES, dump, file_sha256, read_manifest, verify_files
 
 FORMAT = 1
@@ -85,7 +85,7 @@ def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
     return signature
 
 
-def check_signature(path: Path, keys: Sequence[str]) -> str:
+def find_valid_signer(path: Path, keys: Sequence[str]) -> str:
     """The first of the keys, or files with them, that signed an artifact as it is now; Reject where none did.
 
     Says nothing of the other files: the manifest that was signed holds their hashes, and `verify_files` compares.
@@ -93,7 +93,7 @@ def check_signature(path: Path, keys: Sequence[str]) -> str:
     trusted = [text_of(read_public_key(key)) for key in keys]
     present = read_signatures(path)
     for key in trusted:
-        if any(is_valid(s, path) for s in present if s.key == key):
+        if any(is_valid_signature(s, path) for s in present if s.key == key):
             return key
     if not present:
         reason, help = f"{path} is not signed", "sign it with `effc sign`, or use it without --require-signature"
@@ -104,14 +104,14 @@ def check_signature(path: Path, keys: Sequence[str]) -> str:
     raise Reject(unsigned(reason, help=help))
 
 
-def is_valid(signature: Signature, path: Path) -> bool:
+def is_valid_signature(signature: Signature, path: Path) -> bool:
     """Whether a signature is of the artifact as it is now."""
     _check_library()
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = Ed25519PublicKey.from_public_bytes(_decode_key(signature.key))
+        key = Ed25519PublicKey.from_public_bytes(_public_key_bytes(signature.key))
         key.verify(signature.value, statement(path, signature.note))
     except InvalidSignature:
         return False
@@ -126,7 +126,7 @@ def statement(path: Path, note: str = "") -> bytes:
 
 
 def read_signatures(path: Path) -> list[Signature]:
-    """All of an artifact, unchecked; Reject a file that is no list of them."""
+    """Read the signatures of an artifact, unchecked; Reject a file that is no list of them."""
     file = path / SIGNATURES
     if not file.is_file():
         return []
@@ -145,7 +145,7 @@ def _signature(key: Any, signature: Any, note: Any) -> Signature:
     if not all(isinstance(value, str) for value in (key, signature, note)):
         raise TypeError("a signature's fields are texts")
     value = base64.b64decode(signature, validate=True)
-    return Signature(text_of(_decode_key(key)), value, note)
+    return Signature(text_of(_public_key_bytes(key)), value, note)
 
 
 def read_public_key(key: str) -> bytes:
@@ -153,7 +153,7 @@ def read_public_key(key: str) -> bytes:
     text = key.strip()
     if not text.startswith(_KIND):
         try:
-            text = read_regular(Path(key), 1024).decode("ascii").strip()
+            text = read_regular_file(Path(key), 1024).decode("ascii").strip()
         except (OSError, ValueError) as error:
             reason = (getattr(error, "strerror", None) or "it is no text").lower()
             raise Reject(
@@ -163,14 +163,14 @@ def read_public_key(key: str) -> bytes:
                 )
             ) from error
     try:
-        return _decode_key(text)
+        return _public_key_bytes(text)
     except ValueError as error:
         raise Reject(
             bad_signing_key(f"`{key}` is no public key: {error}", help="it is one line, `ed25519:` and 44 characters")
         ) from error
 
 
-def _decode_key(text: str) -> bytes:
+def _public_key_bytes(text: str) -> bytes:
     if not text.startswith(_KIND):
         raise ValueError(f"it does not start with `{_KIND}`")
     try:
@@ -193,7 +193,7 @@ def _read_secret_key(file: Path) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        key = load_pem_private_key(read_regular(file, CONFIG), password=None)
+        key = load_pem_private_key(read_regular_file(file, CONFIG), password=None)
     except OSError as error:
         raise Reject(
             bad_signing_key(

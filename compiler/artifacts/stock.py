@@ -40,13 +40,13 @@ _REFUSALS = (
 
 def stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     """A config from which transformers builds this very model; and why none does, empty where one does."""
-    from ..models.checkpoints.checkpoint import quiet_libraries
+    from ..models.checkpoints.checkpoint import without_library_logs
 
-    with quiet_libraries():  # dozens are built
-        return _stock_config(model)
+    with without_library_logs():  # dozens are built
+        return _infer_stock_config(model)
 
 
-def _stock_config(model: nn.Module) -> tuple[Any, list[str]]:
+def _infer_stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     bound = [path for path, module in model.named_modules() if "forward" in vars(module) and not is_quick(module)]
     if bound:
         return model.config, [f"{path} runs another graph than its class" for path in bound]
@@ -54,10 +54,10 @@ def _stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     if packed:
         return model.config, packed
     config = copy.deepcopy(model.config)
-    before = empty_stock_model(type(pretrained(model)), config, model.dtype)
+    before = empty_model_or_reason(type(pretrained(model)), config, model.dtype)
     if isinstance(before, str):
         return config, [before]
-    uneven = list(_uneven_tensors(model, before))
+    uneven = list(_tensors_uneven_across_layers(model, before))
     if uneven:
         return config, uneven
     untouched = {path: module_numbers(module, None) for path, module in before.named_modules()}
@@ -71,11 +71,11 @@ def _stock_config(model: nn.Module) -> tuple[Any, list[str]]:
             config, differing, agreed = candidate, left, {}
         elif changes and changes is not agreed:
             break
-        changes = _best_config_change(model, config, untouched, differing, agreed) if differing else None
+        changes = _best_explaining_change(model, config, untouched, differing, agreed) if differing else None
     return config, differing
 
 
-def _best_config_change(
+def _best_explaining_change(
     model: nn.Module, config: Any, untouched: Any, differing: list[str], agreed: dict[str, Any]
 ) -> dict[str, Any] | None:
     """The change of one value that explains most, or of two by the same share, where one alone makes no model:
@@ -87,7 +87,7 @@ def _best_config_change(
     for changes in (
         guesses,
         [agreed | guess for guess in guesses] if agreed else [],
-        list(_paired_changes(config, guesses)),
+        list(_pairs_of_equal_ratio(config, guesses)),
     ):
         rated = [(len(stock_differences(model, _changed(config, c), untouched)), i, c) for i, c in enumerate(changes)]
         best = min(rated, default=None)
@@ -96,7 +96,7 @@ def _best_config_change(
     return None
 
 
-def _paired_changes(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _pairs_of_equal_ratio(config: Any, guesses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     scaled = [
         (name, value, value / getattr(config, name))
         for guess in guesses
@@ -118,7 +118,7 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def _uneven_tensors(model: nn.Module, original: nn.Module) -> Iterator[str]:
+def _tensors_uneven_across_layers(model: nn.Module, original: nn.Module) -> Iterator[str]:
     """Tensors that are of one shape in all layers by the config, and of several in the model."""
     tensors, tensors_before = model.state_dict(keep_vars=True), original.state_dict(keep_vars=True)
     first: dict[tuple[str, Any], tuple[str, Any]] = {}
@@ -130,13 +130,13 @@ def _uneven_tensors(model: nn.Module, original: nn.Module) -> Iterator[str]:
                 yield f"{name} is {_shape(tensor)}, {other} is {_shape(tensors[other])}"
 
 
-def stock_differences(model: nn.Module, config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def stock_differences(model: nn.Module, candidate_config: Any, untouched: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Differences between our model and the stock one of a config, a sentence each; empty if there are none.
 
     untouched   numbers that modules had before any width was cut: one that still stands there and that no
                 method reads says nothing
     """
-    stock_module = empty_stock_model(type(pretrained(model)), config, model.dtype)
+    stock_module = empty_model_or_reason(type(pretrained(model)), candidate_config, model.dtype)
     if isinstance(stock_module, str):
         return [stock_module] * 10**6  # worse than any number of differing parts
     tensors, stock_tensors = dict(model.state_dict(keep_vars=True)), dict(stock_module.state_dict(keep_vars=True))
@@ -150,12 +150,12 @@ def stock_differences(model: nn.Module, config: Any, untouched: Mapping[str, Map
     return result + list(_differing_modules(model, stock_module, untouched))
 
 
-def empty_stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
+def empty_model_or_reason(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
     """The model without weights, or why its class does not make one of that config."""
-    from ..models.checkpoints.checkpoint import quiet_libraries
+    from ..models.checkpoints.checkpoint import without_library_logs
 
     try:
-        with quiet_libraries(), torch.device("meta"):
+        with without_library_logs(), torch.device("meta"):
             type(config).from_dict(config.to_dict())  # as from_pretrained reads it, which refuses some numbers
             return kind._from_config(copy.deepcopy(config), dtype=dtype)
     except _REFUSALS as error:
@@ -184,7 +184,7 @@ def _differing_modules(
 
 
 @cache
-def attributes_read(kind: type) -> frozenset[str]:
+def attribute_names_read(kind: type) -> frozenset[str]:
     """Names that methods of a class read of `self` or of anything else, its constructor left out."""
     methods = (
         inspect.unwrap(v)
@@ -198,7 +198,7 @@ def attributes_read(kind: type) -> frozenset[str]:
 
 def _reads(module: nn.Module) -> frozenset[str]:
     kind: type = type(module)
-    return attributes_read(kind)
+    return attribute_names_read(kind)
 
 
 def module_numbers(module: nn.Module, shared: Any) -> dict[str, int | float]:
@@ -228,10 +228,10 @@ def _agreed_config_values(model: nn.Module, config: Any) -> dict[str, Any]:
                 if type(vars(config).get(name)) is int and not _FIXED.search(name):
                     values.setdefault(name, set()).add(value)
     changes = {n: next(iter(v)) for n, v in values.items() if len(v) == 1 and v != {vars(config)[n]}}
-    return _with_head_dim(config, changes)
+    return _with_stated_head_dim(config, changes)
 
 
-def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _with_stated_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Fewer heads keep their width: it must be said, as it would follow from their number."""
     if "num_attention_heads" not in changes or getattr(config, "head_dim", None) is not None:
         return dict(changes)
@@ -242,7 +242,7 @@ def _with_head_dim(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     """Single values that would explain a shape: one for each size of the config and new size of a tensor."""
-    stock_module = empty_stock_model(type(pretrained(model)), config, model.dtype)
+    stock_module = empty_model_or_reason(type(pretrained(model)), config, model.dtype)
     if isinstance(stock_module, str):
         return
     stock_tensors = dict(stock_module.state_dict(keep_vars=True))
@@ -272,7 +272,7 @@ def _candidate_config_changes(model: nn.Module, config: Any) -> Iterator[dict[st
             fits = actual if value is None or value == stated else value * actual / stated
             if fits == int(fits) and fits > 0 and n_guesses < _LONGEST_SEARCH:
                 n_guesses += 1
-                yield _with_head_dim(config, {name: int(fits)})
+                yield _with_stated_head_dim(config, {name: int(fits)})
 
 
 def _shape(tensor: Any) -> str:

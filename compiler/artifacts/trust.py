@@ -8,8 +8,8 @@ from pathlib import Path
 from ...dsl.syntax.diagnostics import Reject
 from ..core.safe_read import read_json
 from .load import handling_of
-from .manifest import Manifest, artifact_files, read_manifest, verify_files
-from .signature import is_valid, read_signatures
+from .manifest import Manifest, hashed_files, read_manifest, verify_files
+from .signature import is_valid_signature, read_signatures
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
 _MAX_BYTES = 1 << 20  # of a config that is read
@@ -24,16 +24,17 @@ class Check:
     state: str = "ok"
 
 
-def trust_checks(path: Path, read: Callable[[Path, Manifest], list[str]]) -> list[Check]:
-    """Every check of an artifact. Raises Reject where there is no manifest to go by.
+def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[str]]) -> list[Check]:
+    """Run every check of an artifact: hashes, forms, signatures, files, config, recipe and folders. Raises Reject where
+    there is no manifest to go by.
 
-    read    reads the forms as `effc verify` does, and returns them
+    check_forms    reads the forms as `effc verify` does, and returns them
     """
     manifest = read_manifest(path)
     hashes = _hashes(path, manifest)
     return [
         hashes,
-        *(_form_checks(path, manifest, read) if hashes.state == "ok" else ()),
+        *(_form_checks(path, manifest, check_forms) if hashes.state == "ok" else ()),
         *_signature_checks(path),
         *_file_checks(path),
         *_config_checks(path),
@@ -50,9 +51,9 @@ def _hashes(path: Path, manifest: Manifest) -> Check:
     return Check("files", f"{len(manifest.files)} have the content that the manifest records, and there are no others")
 
 
-def _form_checks(path: Path, manifest: Manifest, read: Callable[[Path, Manifest], list[str]]) -> Iterator[Check]:
+def _form_checks(path: Path, manifest: Manifest, check_forms: Callable[[Path, Manifest], list[str]]) -> Iterator[Check]:
     try:
-        forms = read(path, manifest)
+        forms = check_forms(path, manifest)
     except Reject as rejection:
         yield Check("forms", rejection.diagnostics[0].message, "bad")
         return
@@ -70,14 +71,14 @@ def _signature_checks(path: Path) -> Iterator[Check]:
     if not present:
         yield Check("signature", "nobody signed it", "note")
     for one in present:
-        valid = is_valid(one, path)
+        valid = is_valid_signature(one, path)
         fact = f"by {one.key}: whose key that is, you must know" if valid else f"of {one.key} is of something else"
         yield Check("signature", fact, "note" if valid else "bad")
 
 
 def _file_checks(path: Path) -> Iterator[Check]:
-    names = artifact_files(path)
-    pickles = [name for name, file in names.items() if is_pickle(file)]
+    names = hashed_files(path)
+    pickles = [name for name, file in names.items() if has_pickle_content(file)]
     code = [name for name in names if name.lower().endswith(_CODE)]
     for kind, file_names, state in (("pickles", pickles, "bad"), ("code", code, "note")):  # apps bring code
         yield Check(
@@ -87,8 +88,9 @@ def _file_checks(path: Path) -> Iterator[Check]:
         )
 
 
-def is_pickle(file: Path) -> bool:
-    """By content: a pickle of protocol 2 or later, or an archive that holds one, as `torch.save` writes."""
+def has_pickle_content(file: Path) -> bool:
+    """Whether a file's content is a pickle of protocol 2 or later, or an archive that holds one, as `torch.save`
+    writes."""
     with open(file, "rb") as stream:
         start = stream.read(4)
     if start[:2] == b"PK":
@@ -102,7 +104,7 @@ def is_pickle(file: Path) -> bool:
 
 def _config_checks(path: Path) -> Iterator[Check]:
     asking = []
-    for name, file in artifact_files(path).items():
+    for name, file in hashed_files(path).items():
         if file.name.endswith("config.json") and file.stat().st_size <= _MAX_BYTES:
             try:
                 body = read_json(file, _MAX_BYTES)

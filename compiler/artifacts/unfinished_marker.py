@@ -12,7 +12,7 @@ from pathlib import Path
 from ...dsl.checker.recipe import Invocation
 from ...dsl.syntax.diagnostics import Reject
 from ..core.cache import write_atomic
-from ..core.safe_read import CONFIG, MALFORMED, MIB, read_json, read_regular
+from ..core.safe_read import CONFIG, MALFORMED, MIB, read_json, read_regular_file
 from .manifest import NAME
 
 
@@ -22,7 +22,7 @@ def mark(path: Path, call: Invocation) -> None:
         write_atomic(_note(path), json.dumps({"recipe": _recipe(call), "sha256": _hash(path)}).encode())
 
 
-def is_unfinished(path: Path, call: Invocation) -> bool:
+def is_unfinished_output_of(path: Path, call: Invocation) -> bool:
     """Whether a place holds what an unfinished compile of the same recipe put there, and nothing since."""
     try:
         note = read_json(_note(path), CONFIG)
@@ -47,4 +47,4 @@ def _recipe(call: Invocation) -> str:
 
 def _hash(path: Path) -> str:
     file = path / NAME if path.is_dir() else path
-    return hashlib.sha256(read_regular(file, 64 * MIB)).hexdigest()
+    return hashlib.sha256(read_regular_file(file, 64 * MIB)).hexdigest()

@@ -22,11 +22,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.events import announce, tick
+from ..core.events import announcing_stage, tick
 from ..core.memory import is_large
-from ..ir.capture.first_calls import stock_failure_diagnostic
+from ..ir.capture.first_calls import model_failure_diagnostic
 from ..ir.capture.sample import sample_inputs
-from ..ir.layers.fast_mixers import without_kernels
+from ..ir.layers.fast_mixers import without_mixer_kernels
 from ..models.rows.forward import REMEDY, not_a_number
 from ..models.rows.inputs import is_encoder_decoder
 from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, has_image_and_text_towers
@@ -74,30 +74,30 @@ def verify_forms(
     forms: Iterable[Form],
     *,
     seed: int = 0,
-    seconds: float = SECONDS,
-    text: torch.Tensor | None = None,
+    timeout_s: float = SECONDS,
+    text_ids: torch.Tensor | None = None,
     on_text_logits: Callable[[Form, torch.Tensor], None] = lambda form, logits: None,
 ) -> tuple[Check, ...]:
-    """Every form that the folder holds, each in a process of its own; the folder may be a draft.
+    """Compare every form in the folder with the model, each in a process of its own; the folder may be a draft.
 
-    text     rows of tokens whose logits `on_text_logits` hears of each form; they are not compared
-    return   one check per form and kind of output
+    text_ids   rows of tokens whose logits `on_text_logits` hears of each form; they are not compared
+    return     one check per form and kind of output
     Rejects where one differs by more than its tolerance, or the process dies.
     """
     inputs = make_probe_inputs(model, seed)
     present = [form for form in forms if (artifact / form.folder).is_dir()]
     by_steps: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
-    with announce("logits and tokens of the model in memory"):
+    with announcing_stage("logits and tokens of the model in memory"):
         for steps in {form.steps for form in present}:
-            by_steps[steps] = _memory_outputs(model, inputs, steps)
+            by_steps[steps] = _outputs_of_model_in_memory(model, inputs, steps)
     checks: list[Check] = []
     for number, form in enumerate(present, 1):
-        with announce(f"{form.folder} in a fresh process, {number} of {len(present)}"):
+        with announcing_stage(f"{form.folder} in a fresh process, {number} of {len(present)}"):
             expected, plain = by_steps[form.steps]
-            probe_inputs = inputs if text is None else {**inputs, TEXT: text}
+            probe_inputs = inputs if text_ids is None else {**inputs, TEXT: text_ids}
             folder, opener = artifact / form.folder, opener_of(form)
-            actual = reopen(folder, opener, probe_inputs, attention_of(model), seconds, form.steps)
-            if text is not None:
+            actual = reopen(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
+            if text_ids is not None:
                 on_text_logits(form, actual.pop(TEXT))
             reference = plain if form.opens == "plain" else expected
             rounded = form.rounds(model) if form.rounds else None
@@ -105,13 +105,12 @@ def verify_forms(
             compare_form = partial(
                 compare_outputs, expected=reference, actual=actual, dtype=next(model.parameters()).dtype, routes=routes
             )
-            form_checks = compare_form(form, rounded=rounded)
+            form_checks = compare_form(form, rounding=rounded)
             if rounded is not None and not routes and not all(check.holds for check in form_checks):
-                rounding = bfloat16_error(model, inputs, form.steps, reference)
+                rounding = half_precision_error(model, inputs, form.steps, reference)
                 hard = replace(form, reason=f"torch's own bfloat16 is off by {rounding:.2g} of root mean squares")
-                form_checks = (
-                    compare_form(hard, rounded=min(COARSEST, rounded + 2 * rounding)) if rounding else form_checks
-                )
+                if rounding:
+                    form_checks = compare_form(hard, rounding=min(COARSEST, rounded + 2 * rounding))
             checks += form_checks
     failed = [check for check in checks if not check.holds]
     if failed:
@@ -119,7 +118,7 @@ def verify_forms(
     return tuple(checks)
 
 
-def _memory_outputs(
+def _outputs_of_model_in_memory(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Outputs of the model in memory, with and without our kernels: transformers alone runs none."""
@@ -128,15 +127,15 @@ def _memory_outputs(
     except Reject:
         raise
     except Exception as error:  # a model's own code may raise anything
-        raise Reject(stock_failure_diagnostic(model, "answers or writes", error)) from error
-    with without_kernels(model) as differs:
+        raise Reject(model_failure_diagnostic(model, "answers or writes", error)) from error
+    with without_mixer_kernels(model) as differs:
         plain = probe_model(model, inputs, steps) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
         raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=REMEDY))
     return expected, plain
 
 
-def bfloat16_error(
+def half_precision_error(
     model: nn.Module, inputs: dict[str, torch.Tensor], steps: int, reference: Mapping[str, torch.Tensor]
 ) -> float:
     """Error of the model in torch's bfloat16 against float32, as a share of root mean squares: numbers that no rounding
@@ -169,11 +168,12 @@ def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor
         return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
-    inputs = inputs_for_config(model.config, seed, images, behind=is_encoder_decoder(model) or not model.can_generate())
-    return inputs if _batch_decodes(model, inputs) else {name: x[-1:].clone() for name, x in inputs.items()}
+    pad_right = is_encoder_decoder(model) or not model.can_generate()
+    inputs = inputs_for_config(model.config, seed, images, pad_right=pad_right)
+    return inputs if _batch_matches_single_rows(model, inputs) else {name: x[-1:].clone() for name, x in inputs.items()}
 
 
-def _batch_decodes(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
+def _batch_matches_single_rows(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
     """Whether rows that a model continues together come out as each does alone. transformers' RWKV mixes them up: what
     it says of several has no sense, and nothing is held against it. Those that cache keys and values are not asked."""
     known = inspect.signature(model.forward).parameters
@@ -221,7 +221,7 @@ def reopen(
     opener: Path,
     inputs: Mapping[str, torch.Tensor],
     attention: str,
-    seconds: float = SECONDS,
+    timeout_s: float = SECONDS,
     steps: int = STEPS,
 ) -> dict[str, torch.Tensor]:
     """Outputs that a fresh process computes from a folder, which the Python file `opener` opens."""
@@ -235,13 +235,13 @@ def reopen(
             done = fork_server.run_verify_child(
                 [str(opener), str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
                 _child_environment(),
-                seconds,
+                timeout_s,
                 lambda started: tick(*parts(started, outputs)),
             )
         except subprocess.TimeoutExpired as error:
-            raise Reject(reload_starved(f"reopening {folder.name}/ took more than {seconds:g} s")) from error
+            raise Reject(reload_starved(f"reopening {folder.name}/ took more than {timeout_s:g} s")) from error
         if done.returncode or not outputs.is_file():
-            raise Reject(_child_failure(folder, done)) from ChildFailed(done.stderr)
+            raise Reject(_child_failure_diagnostic(folder, done)) from ChildFailed(done.stderr)
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 
 
@@ -265,12 +265,12 @@ def _child_environment() -> dict[str, str]:
     }
 
 
-def _child_failure(folder: Path, done: fork_server.JobResult):
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+def _child_failure_diagnostic(folder: Path, job_result: fork_server.JobResult):
+    lines = [line for line in job_result.stderr.splitlines() if line.strip()]
     last_line = lines[-1].rstrip(".") if lines else "it said nothing"
-    if done.returncode < 0:
+    if job_result.returncode < 0:
         return reload_starved(
-            f"reopening {folder.name}/ was ended by signal {-done.returncode}",
+            f"reopening {folder.name}/ was ended by signal {-job_result.returncode}",
             help="it holds a second copy of the weights: free memory",
         )
     return reload_died(
@@ -283,15 +283,15 @@ def compare_outputs(
     expected: Mapping[str, torch.Tensor],
     actual: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
-    rounded: float | None = None,
+    rounding: float | None = None,
     *,
     routes: bool = False,
 ) -> list[Check]:
-    """One check per output. Tokens count as different only where the two best logits are not a near tie.
+    """Compare a form's outputs with the expected ones. Tokens differ only where the two best logits are no near tie.
 
-    rounded   the share of root mean squares for a form that rounds
-    routes    it chooses experts, which a token with a nearly undecided router chooses otherwise once numbers are
-              rounded: then `MOST` of the tokens are compared, and where such a token parts a generation is not
+    rounding   the share of root mean squares for a form that rounds
+    routes     it chooses experts, which a token with a nearly undecided router chooses otherwise once numbers are
+               rounded: then `MOST` of the tokens are compared, and where such a token parts a generation is not
     """
     share = (PADDED if form.padded else SAME).get(dtype, _HALF["padded" if form.padded else "same"])
     reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
@@ -308,21 +308,21 @@ def compare_outputs(
             shapes = f"they are {list(got.shape)} in a fresh process, and {list(reference.shape)} here"
             checks.append(Check(label, math.inf, 0.0, shapes))
         elif reference.is_floating_point():
-            parting_steps = _comparable_steps(name, expected, actual)
+            parting_steps = _steps_until_divergence(name, expected, actual)
             until = None if parting_steps is None else int(parting_steps.min())
-            if rounded is None:
+            if rounding is None:
                 worst, limit = (
                     float((got - reference)[:, :until].abs().max()),
                     share * max(1.0, float(reference.abs().max())),
                 )
             elif routes:
-                worst, limit = _majority_error(got - reference, reference, parting_steps), rounded * _spread(reference)
+                worst, limit = _majority_error(got - reference, reference, parting_steps), rounding * _spread(reference)
             else:
-                worst, limit = _spread((got - reference)[:, :until]), rounded * _spread(reference)
+                worst, limit = _spread((got - reference)[:, :until]), rounding * _spread(reference)
             checks.append(Check(label, worst, limit, reason))
         else:
-            gap = _logit_gap(name, expected, actual, rounded if routes else None)
-            tolerance = share * _largest(expected) if rounded is None else _FAR * rounded * _widest(expected)
+            gap = _top2_gap_at_divergence(name, expected, actual, rounding if routes else None)
+            tolerance = share * _largest(expected) if rounding is None else _FAR * rounding * _widest(expected)
             checks.append(Check(label, gap, 2 * tolerance, _TIES))
     return checks
 
@@ -356,7 +356,7 @@ _FAR = 4  # root mean squares: one number in some ten thousands is further off
 _TIES = "distance of the two best logits where tokens first part; 0 where all are equal"
 
 
-def _comparable_steps(name: str, expected, actual) -> torch.Tensor | None:
+def _steps_until_divergence(name: str, expected, actual) -> torch.Tensor | None:
     """Number of comparable steps of each generated row: up to and with its first token that differs."""
     steps = expected[name].shape[1] - 1
     tokens = name.replace(f"logits of prefill and {steps} decode steps", "greedy tokens")
@@ -366,18 +366,18 @@ def _comparable_steps(name: str, expected, actual) -> torch.Tensor | None:
     return torch.where(differs_at.any(1), differs_at.argmax(1) + 1, steps + 1)
 
 
-def _logit_gap(name: str, expected, actual, rounded: float | None) -> float:
-    """Gap of the best logits where rows diverge; `rounded` leaves out tokens that are further off."""
+def _top2_gap_at_divergence(name: str, expected, actual, rounding: float | None) -> float:
+    """Gap of the best logits where rows diverge; `rounding` leaves out tokens that are further off."""
     steps = expected[name].shape[1]
     of = name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")
     reference, gap = expected[of], 0.0
-    parting_steps = _comparable_steps(of, expected, actual)
+    parting_steps = _steps_until_divergence(of, expected, actual)
     assert parting_steps is not None, f"no tokens beside {of}"
     for row, end in enumerate(parting_steps):
         last = int(end) - 1
         if expected[name][row, last] == actual[name][row, last]:
             continue
-        if rounded is None or _spread((actual[of] - reference)[row, last]) <= rounded * _spread(reference):
+        if rounding is None or _spread((actual[of] - reference)[row, last]) <= rounding * _spread(reference):
             best = reference[row, last].topk(2).values
             gap = max(gap, float(best[0] - best[1]))
     return gap

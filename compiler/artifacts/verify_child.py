@@ -150,11 +150,11 @@ def first_output(output) -> Tensor:
     return output.float().contiguous()
 
 
-def inputs_for_config(config, seed: int = 0, images: bool = False, behind: bool = False) -> dict[str, Tensor]:
+def inputs_for_config(config, seed: int = 0, images: bool = False, pad_right: bool = False) -> dict[str, Tensor]:
     """Fixed inputs for a model of that config: token rows, the later ones padded at the left, pixels, or sounds.
 
-    images   the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
-    behind   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
+    images      the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
+    pad_right   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
     """
     generator = torch.Generator().manual_seed(seed)
     if hasattr(config, "num_mel_bins") and getattr(config, "is_encoder_decoder", False):
@@ -171,10 +171,10 @@ def inputs_for_config(config, seed: int = 0, images: bool = False, behind: bool 
     ids = torch.randint(min(3, words - 1), words, (ROWS, LENGTH), generator=generator)  # special tokens come first
     mask = torch.ones_like(ids := ids.masked_fill(ids == (getattr(config, "pad_token_id", None) or 0), words - 1))
     mask[ROWS // 2 :, : LENGTH // 3] = 0
-    return {"ids": ids, "mask": mask.flip(1) if behind else mask}
+    return {"ids": ids, "mask": mask.flip(1) if pad_right else mask}
 
 
-def load_function(opener: str) -> Callable[[str, Any], nn.Module]:
+def load_opener(opener: str) -> Callable[[str, Any], nn.Module]:
     """Function `load` of a Python file, which is no module of a package that could be imported here."""
     spec = spec_from_file_location("opener", opener)
     assert spec is not None and spec.loader is not None, f"{opener} is no Python file"
@@ -190,7 +190,7 @@ def main(
 
     torch.set_num_threads(int(threads))
     attends = json.loads(attention) if attention.startswith("{") else attention  # of each part, where they differ
-    inputs, model = load_file(inputs_file), load_function(opener)(folder, attends)
+    inputs, model = load_file(inputs_file), load_opener(opener)(folder, attends)
     open(outputs + OPENED, "w").close()
     text = inputs.pop(TEXT, None)
     outputs_named = probe_model(model, inputs, int(steps))
@@ -213,7 +213,7 @@ def serve_forks(idle: float) -> None:
 
 
 def run_job(job: dict) -> int:
-    """One job in a fork: its environment, its folder, its stderr. The exit status as Python would have it."""
+    """Run one job in a fork with its own environment, folder and stderr. The exit status as Python would have it."""
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ.update(job["env"])

@@ -14,7 +14,7 @@ from ...dsl.checker.value_text import plain, value_text
 from ...dsl.checker.values import Bytes, Duration, MetricRef, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
 from ...dsl.syntax.diagnostics import EXITS, Fault, Reject
-from ...dsl.syntax.nearest import suggestion
+from ...dsl.syntax.nearest import nearest_name_help
 from ..plugin.interfaces import Close
 from ..plugin.registry import SHELVES, Registry
 
@@ -50,14 +50,14 @@ def explain_page(name: str) -> str:
     family = [vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind) if n.startswith(f"{name}.")]
     if family:
         return "\n".join(f"{w.name}  {w.summary}" for w in family)
-    from ..plugin.recipe_library import library_files, library_page
+    from ..plugin.recipe_library import library_file_page, library_files
 
     known = dict(all_faults())
     if name in known:
         return fault_page(_fault(known[name]))
     if name in (recipes := library_files()):
-        return library_page(recipes[name])
-    if parts := [part for part in (STATEMENTS.get(name), "\n".join(_parameter_uses(name, vocabulary))) if part]:
+        return library_file_page(recipes[name])
+    if parts := [part for part in (STATEMENTS.get(name), "\n".join(_pages_with_parameter(name, vocabulary))) if part]:
         return "\n\n".join(parts)
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
     inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
@@ -65,13 +65,15 @@ def explain_page(name: str) -> str:
     raise Reject(
         unknown_page(
             f"nothing is called `{name}`",
-            help=suggestion(name, [*names, *known]) or suggestion(name, inner) or "`effc passes --all` lists all words",
+            help=nearest_name_help(name, [*names, *known])
+            or nearest_name_help(name, inner)
+            or "`effc passes --all` lists all words",
         )
     )
 
 
-def _parameter_uses(name: str, vocabulary: Vocabulary) -> list[str]:
-    """For what is no word but a parameter, or one of a parameter's values: a line for each page that has it."""
+def _pages_with_parameter(name: str, vocabulary: Vocabulary) -> list[str]:
+    """Lines for a name that is a parameter or a parameter's value: one for each page that has it."""
     lines = []
     for word in (vocabulary.words(kind)[n] for kind in SHELVES for n in vocabulary.words(kind)):
         for param in word.params:
@@ -94,7 +96,11 @@ def word_page(plugin: Word) -> str:
 
 def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
-    details = [_type(param), "required" if param.required else f"default {default(param)}", *_bound_texts(param)]
+    details = [
+        _type(param),
+        "required" if param.required else f"default {default(param)}",
+        *_parameter_bound_texts(param),
+    ]
     return f"  {name}: {', '.join(details)}\n      {param.doc}"
 
 
@@ -110,7 +116,7 @@ def _type(param: Param) -> str:
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 
-def _bound_texts(param: Param) -> Iterator[str]:
+def _parameter_bound_texts(param: Param) -> Iterator[str]:
     """`at least 1`: each bound, written as the first of the parameter's types that has one."""
     for words, limit in (
         ("at least", param.ge),
@@ -180,7 +186,7 @@ def _fact_sentences(plugin: Word) -> Iterator[str]:
         yield f'Needs the packages of `pip install "effc[{facts["extra"]}]"`.'
 
 
-def _answers_with_conditions(plugin: Word, query_rules: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
+def _answers_with_conditions(plugin: Word, answers_of: Callable[[Rules], Iterable[Any]]) -> Iterator[tuple[Any, str]]:
     """Answers of a word's rules, each with the argument that it depends on: " with `form: stock`", "" for all."""
     arguments: dict[str, dict[str, Any]] = {}
     for param in plugin.params:
@@ -188,8 +194,8 @@ def _answers_with_conditions(plugin: Word, query_rules: Callable[[Rules], Iterab
         arguments |= {f" with `{param.name}: {text}`": {param.name: value} for text, value in values.items()}
         if param.default is None and not values:
             arguments[f" with `{param.name}`"] = {param.name: MetricRef("params")}
-    by_argument = {condition: list(query_rules(plugin.rules(args))) for condition, args in arguments.items()}
-    by_default = list(query_rules(plugin.rules({})))
+    by_argument = {condition: list(answers_of(plugin.rules(args))) for condition, args in arguments.items()}
+    by_default = list(answers_of(plugin.rules({})))
     for answer in by_default:
         lacking = [condition for condition, answers in by_argument.items() if answer not in answers]
         yield answer, f" by default, not{' or'.join(lacking)}" if lacking else ""

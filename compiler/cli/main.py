@@ -11,9 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from ...dsl.syntax.diagnostics import EXITS, Reject
-from .verbs.exit_codes import VerbException, diagnostics_of, exit_table, show_traceback
+from .verbs.exit_codes import VerbException, diagnostics_of_exception, exit_table, show_traceback
 from .verbs.help_sections import SECTIONS
-from .verbs.interrupt import acknowledge, interrupt_within_a_second, stop_requested
+from .verbs.interrupt import acknowledge, raise_or_exit_on_signal, stop_requested
 from .verbs.output import Screen, code_of
 from .verbs.pipe_streams import ReaderLeft, outlive_readers, refuse_full
 
@@ -123,39 +123,39 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    _silence_libraries()
+    _set_library_environment()
     code = 0
     try:
-        with interrupt_within_a_second():
-            code = _run_guarded(argv)
+        with raise_or_exit_on_signal():
+            code = _invoke_and_get_exit_code(argv)
             refuse_full()
         return code
     except (KeyboardInterrupt, OSError) as error:  # stdout is full
-        code_on_leave = _exit_code_of(VerbException(error, None), argv)
+        code_on_leave = _report_and_get_exit_code(VerbException(error, None), argv)
         _drop_output()
         return code or code_on_leave  # what was found before is not made good by a disk
 
 
-def _run_guarded(argv: list[str]) -> int:
+def _invoke_and_get_exit_code(argv: list[str]) -> int:
     try:
         # `--dump-ir` alone is short for its commonest value; typer knows no optional values.
         arguments = ["--dump-ir=changed" if a == "--dump-ir" else a for a in argv]
         result = make_app(arguments)(args=arguments, prog_name="effc", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except VerbException as carried:
-        return _exit_code_of(carried, argv)
+        return _report_and_get_exit_code(carried, argv)
     except typer.Exit as exit:
         return exit.exit_code
     except typer.Abort as error:
-        return _exit_code_of(VerbException(KeyboardInterrupt(), None), argv) if error else 0
+        return _report_and_get_exit_code(VerbException(KeyboardInterrupt(), None), argv) if error else 0
     except (KeyboardInterrupt, Exception) as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `effc cache` alone; not every click has the class
             print(error.ctx.get_help())  # that class has a context
             return 0
-        return _exit_code_of(VerbException(error, None), argv)
+        return _report_and_get_exit_code(VerbException(error, None), argv)
 
 
-def _exit_code_of(carried: VerbException, argv: list[str]) -> int:
+def _report_and_get_exit_code(carried: VerbException, argv: list[str]) -> int:
     error, shared = carried.error, carried.shared
     if isinstance(error, typer.Exit):
         return error.exit_code
@@ -165,7 +165,7 @@ def _exit_code_of(carried: VerbException, argv: list[str]) -> int:
         return 0
     if stop_requested() and not isinstance(error, Reject):
         error = KeyboardInterrupt()
-    diagnostics = diagnostics_of(error, shared.cache_dir if shared else None)
+    diagnostics = diagnostics_of_exception(error, shared.cache_dir if shared else None)
     if shared.debug if shared else "--debug" in argv:
         show_traceback(error)
     screen = shared.screen if shared else _guess(argv)
@@ -190,7 +190,7 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _silence_libraries() -> None:
+def _set_library_environment() -> None:
     """Libraries write to stderr on their own; ours is the only progress and the only complaint. And threads of torch
     spin for milliseconds at every meeting, on cores that the others may need: on a machine that is shared, a compile by
     two threads took twenty times as long as by one. They wait for 40 us, and let go."""

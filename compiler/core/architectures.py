@@ -35,8 +35,8 @@ class Matrix:
         )
 
 
-def read_matrix(body: dict[str, Any] | None = None) -> Matrix:
-    """The shipped one, or that of a run."""
+def parse_architecture_matrix(body: dict[str, Any] | None = None) -> Matrix:
+    """Parse the architecture matrix: the shipped one, or that of a run."""
     body = body or json.loads(FILE.read_text(encoding="utf-8"))
     columns = (*body["looks"], *body["passes"])
     cells = {}
@@ -52,8 +52,8 @@ def read_matrix(body: dict[str, Any] | None = None) -> Matrix:
     return Matrix(columns, tuple(body["looks"]), cells, refusals, body["counts"], body["versions"])
 
 
-def matrix_markdown(table: Matrix) -> str:
-    """As a page shows it: all looks at a capture in one column, a pass in two lines."""
+def architecture_matrix_markdown(table: Matrix) -> str:
+    """The matrix as a Markdown table: all looks at a capture in one column, a pass in two lines."""
     passes = [column for column in table.columns if column not in table.looks]
     head = ["", "capture", *(column.replace(".", ".<br>").replace(", ", ",<br>") for column in passes)]
     rows = [

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Reject
 from .key_diff import first_difference_text
-from .safe_read import check_regular, refuse_links
+from .safe_read import refuse_irregular_file, refuse_unsafe_write_folder
 from .sealed_json import (
     HASH,
     SEAL,
@@ -63,7 +63,7 @@ ALIGNMENT = 64  # bytes, of every tensor that torch makes on a CPU
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # of a folder that can only be read
 
 
-def write_if_permitted(path: Path, data: bytes) -> None:
+def write_atomic_if_permitted(path: Path, data: bytes) -> None:
     """`write_atomic` of what is made again where it is lost: nothing in a folder that can only be read."""
     try:
         write_atomic(path, data)
@@ -128,13 +128,13 @@ class Cache:
     def work(self, key: str) -> Path:
         return self.folder / "work" / key
 
-    def make_scratch(self, key: str) -> Path:
+    def make_checked_scratch(self, key: str) -> Path:
         """The folder of a step that is about to run. Raises Reject (cache-closed) where it can't be made, and
         (odd-file) where links lie there: what a step keeps would be written to somebody else's files."""
         if (self.folder / "work").is_symlink():
-            refuse_links(self.folder / "work")
+            refuse_unsafe_write_folder(self.folder / "work")
         if os.path.lexists(self.work(key)):
-            refuse_links(self.work(key))
+            refuse_unsafe_write_folder(self.work(key))
         try:
             self.work(key).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -155,7 +155,7 @@ class Cache:
     def read_step(self, key: str) -> dict | None:
         """A finished step, or None; one whose tensors are not all there counts as unfinished."""
         path = self.folder / "steps" / f"{key}.json"
-        body = self._read_step_record(path)
+        body = self._read_checked_step_record(path)
         if body is None or not all(self.blob(h).is_file() for h in body["tensors"].values() if h):
             return None
         if not all(self.has(needed) for needed in body.get("needs", ())):
@@ -164,16 +164,16 @@ class Cache:
             os.utime(path)
         return body
 
-    def _read_step_record(self, path: Path) -> dict | None:
+    def _read_checked_step_record(self, path: Path) -> dict | None:
         """A step's record, None where it has no seal; Reject (cache-damaged) one that was changed or is none."""
         body = read_sealed_record(path, self.folder)
         if body is None:
             return None
-        self._check_step(path, body)
+        self._refuse_invalid_step_record(path, body)
         return body if SEAL in body else None  # of before there were seals: computed again
 
     @staticmethod
-    def _check_step(path: Path, body: Mapping[str, Any]) -> None:
+    def _refuse_invalid_step_record(path: Path, body: Mapping[str, Any]) -> None:
         tables = all(isinstance(body.get(name), dict) for name in ("parts", "tensors", "borrowed", "edits", "notes"))
         matches_key = not HASH.fullmatch(path.stem) or (tables and _is_digest(path.stem, body["parts"]))
         needs = body.get("needs", [])
@@ -209,7 +209,7 @@ class Cache:
         name = tensor_hash(tensor)
         path = self.blob(name)
         if not path.is_file():
-            write_atomic(path, *_align_safetensors(save({"t": tensor.detach().cpu().contiguous()})))
+            write_atomic(path, *_pad_safetensors_header(save({"t": tensor.detach().cpu().contiguous()})))
         return name
 
     def load_tensor(self, name: str) -> "torch.Tensor":
@@ -218,7 +218,7 @@ class Cache:
 
         path = self.blob(name)
         try:
-            check_regular(path, root=self.folder)
+            refuse_irregular_file(path, root=self.folder)
             with safe_open(path, "pt") as file:
                 tensor = file.get_tensor("t")
         except (SafetensorError, OSError, KeyError) as error:
@@ -246,10 +246,10 @@ class Cache:
     # -- small values -----------------------------------------------------------------------------------------
     def value(self, key_fields: Mapping[str, Any]) -> Any:
         """A small value by the parts of its key, or None; Reject (cache-damaged) where either was changed."""
-        body = self._read_value(self.folder / "values" / f"{digest(key_fields)}.json")
+        body = self._read_checked_value(self.folder / "values" / f"{digest(key_fields)}.json")
         return None if body is None else body["value"]
 
-    def _read_value(self, path: Path) -> dict | None:
+    def _read_checked_value(self, path: Path) -> dict | None:
         body = read_sealed_record(path, self.folder)
         if body is None or SEAL not in body:  # of before there were seals: measured again
             return None
@@ -263,7 +263,7 @@ class Cache:
         return body
 
     def keep(self, key_fields: Mapping[str, Any], value: Any) -> None:
-        write_if_permitted(
+        write_atomic_if_permitted(
             self.folder / "values" / f"{digest(key_fields)}.json", sealed({"parts": key_fields, "value": value})
         )
 
@@ -273,7 +273,7 @@ class Cache:
         entries = []
         for path in (self.folder / "steps").glob("*.json"):
             try:
-                body = self._read_step_record(path)
+                body = self._read_checked_step_record(path)
             except Reject:  # `damaged` says so
                 continue
             if body is None:
@@ -287,7 +287,7 @@ class Cache:
         """Number of records of steps that `entries` leaves out."""
         return sum(1 for _ in (self.folder / "steps").glob("*.json")) - len(self.entries())
 
-    def miss_reason(self, key_fields: Mapping[str, Any]) -> str:
+    def cache_miss_reason(self, key_fields: Mapping[str, Any]) -> str:
         """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
         kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == key_fields["step"]["word"]]
         if not kin:
@@ -302,37 +302,37 @@ class Cache:
         return "kept, but some of its tensors are gone"
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
-        """Every file that does not hold what its name says, with the reason."""
+        """Yield every file that does not hold what its name says, with the reason."""
         for path in sorted((self.folder / "blobs").glob("*/*")):
             if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
                 yield path, "no name of a tensor"
             elif not _DRAFT.fullmatch(path.name):
                 yield from _rejected(path, partial(self.load_tensor, path.name))
         for path in sorted((self.folder / "steps").glob("*.json")):
-            refusals = list(_rejected(path, partial(self._read_step_record, path)))
+            refusals = list(_rejected(path, partial(self._read_checked_step_record, path)))
             yield from refusals
-            if not refusals and self._read_step_record(path) is None:
+            if not refusals and self._read_checked_step_record(path) is None:
                 yield path, "written before steps had seals, and no longer used"
             elif not refusals and self.read_step(path.stem) is None:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
-            yield from _rejected(path, partial(self._read_value, path))
+            yield from _rejected(path, partial(self._read_checked_value, path))
         for path in sorted((*self.folder.glob("skeletons/*.json"), *self.folder.glob("gguf/*.json"))):
             yield from _rejected(path, partial(read_self_named_record, path, self.folder))
         for path in sorted((self.folder / "hashes").glob("*/*")):
             if not _DRAFT.fullmatch(path.name):
                 yield from _rejected(path, partial(read_sealed_hash, path, self.folder))
 
-    def collect_garbage(self, *, keep_seconds: float) -> int:
+    def delete_unused(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
         freed, horizon = 0, time.time() - keep_seconds
         for entry in self.entries():
             if entry.used <= horizon:
-                freed += _remove_tree(self.folder / "steps" / f"{entry.key}.json")
+                freed += _unlink_and_return_size(self.folder / "steps" / f"{entry.key}.json")
         named = {h for e in self.entries() for h in e.body["tensors"].values()}
         for path in (self.folder / "blobs").glob("*/*"):
             if path.name not in named and path.stat().st_mtime <= horizon:
-                freed += _remove_tree(path)
+                freed += _unlink_and_return_size(path)
         for path in (self.folder / "work").glob("*"):
             if path.stat().st_mtime <= horizon:
                 freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
@@ -345,7 +345,7 @@ class Cache:
         for folder, _, names in os.walk(self.folder):  # which minds no folder that vanishes
             for path in (Path(folder, name) for name in names if _DRAFT.fullmatch(name)):
                 if _modified_at(path) < horizon:
-                    freed += _remove_tree(path)
+                    freed += _unlink_and_return_size(path)
         return freed
 
 
@@ -365,7 +365,7 @@ def _modified_at(path: Path) -> float:
         return float("inf")
 
 
-def _remove_tree(path: Path) -> int:
+def _unlink_and_return_size(path: Path) -> int:
     try:
         size = path.stat().st_size
         path.unlink()
@@ -374,7 +374,7 @@ def _remove_tree(path: Path) -> int:
     return size
 
 
-def _align_safetensors(file: bytes) -> tuple[bytes, memoryview]:
+def _pad_safetensors_header(file: bytes) -> tuple[bytes, memoryview]:
     """A safetensors file whose header is filled up, so that mapped numbers lie where torch would put new ones.
 
     What a matrix product rounds depends on that on some processors: a step would give other bits after its input came

@@ -49,7 +49,7 @@ class Deadline:
         return time.monotonic() - self.started_at
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def checks_interrupt(self) -> Iterator[None]:
         """Let `check` end what runs inside: what it was about can be left unfinished."""
         before, self._breaks = self._breaks, True
         try:
@@ -69,7 +69,8 @@ class Deadline:
         return stop
 
     def too_short(self, decision: str, remaining: float) -> Reject:
-        """For the first decision of a search; it takes about so many seconds `remaining`."""
+        """Rejection for a time that is too short for the first decision of a search; it takes about so many seconds
+        `remaining`."""
         least = self.elapsed + remaining
         return Reject(
             no_time(

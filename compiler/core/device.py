@@ -5,8 +5,8 @@ import warnings
 from dataclasses import replace
 
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from .memory import memory_budget
-from .options import OptionError, device_name
+from .memory import keep_in_memory_budget
+from .options import OptionError, checked_device_name
 from .quantity import size
 from .settings import Settings
 
@@ -25,7 +25,7 @@ device_full = Fault(
 )
 
 
-def check_device(name: str) -> None:
+def refuse_unusable_device(name: str) -> None:
     """Reject a device that torch does not know or can't use here.
 
     Passes, scores and measures run there; artifacts are written and verified on the CPU.
@@ -35,7 +35,7 @@ def check_device(name: str) -> None:
     import torch
 
     try:
-        name = device_name(name)
+        name = checked_device_name(name)
     except OptionError as error:
         raise Reject(unknown_device(f"torch knows no device `{name}`", help=error.remedy)) from error
     try:  # torch says it by class as it likes: built without it, no code or module for it
@@ -47,8 +47,8 @@ def check_device(name: str) -> None:
         ) from error
 
 
-def with_threads(settings: Settings) -> Settings:
-    """Settings with a number of threads, which torch then has: it is decided once and is part of every key, as results
+def with_threads_set_in_torch(settings: Settings) -> Settings:
+    """Settings with a number of threads, which torch is set to: it is decided once and is part of every key, as results
     depend on how many threads add up."""
     import torch
 
@@ -57,12 +57,12 @@ def with_threads(settings: Settings) -> Settings:
     count = 1 if settings.workers else min(torch.get_num_threads(), usable_cores())  # each worker has one
     settings = replace(settings, threads=settings.threads or count)
     torch.set_num_threads(settings.threads or count)
-    _repeat_itself(settings.device)
+    _use_deterministic_algorithms(settings.device)
     return settings
 
 
-def _repeat_itself(name: str) -> None:
-    """Have torch take operations there that give the same bits every time, where it has them."""
+def _use_deterministic_algorithms(name: str) -> None:
+    """Make torch use deterministic algorithms on a device where it has them."""
     if name == "cpu":
         return
     import torch
@@ -84,7 +84,7 @@ def spare(name: str) -> int | None:
 def bytes_on(device: str, max_memory: int | None) -> int:
     """Bytes as `bytes_for`, on a device: at most half of its free memory, and at most what the CPU would get."""
     free = None if device == "cpu" else spare(device)
-    limit = memory_budget(max_memory)
+    limit = keep_in_memory_budget(max_memory)
     return limit if free is None else min(limit, free // 2)
 
 
@@ -97,7 +97,7 @@ def empty_device_cache(name: str) -> None:
         empty()
 
 
-def out_of_device_memory(name: str, label: str) -> Diagnostic:
+def out_of_device_memory_diagnostic(name: str, label: str) -> Diagnostic:
     """Diagnostic for a device that is out of memory."""
     left = spare(name)
     had = "" if left is None else f": {size(left)} are left"

@@ -50,20 +50,21 @@ class Package:
         return f'pip install "{self.name}{self.range}"'
 
 
-def list_packages() -> list[Package]:
-    """Every package of the installed metadata, required ones first, test tools left out."""
+def required_packages_with_state() -> list[Package]:
+    """List the packages that effc requires or can use, with their installed versions, required ones first, test tools
+    left out."""
     result = []
     for text in metadata.requires("effc") or ():
-        name, spread, group = _parse_requirement(text)
+        name, spread, group = _name_range_and_extra(text)
         if group not in ("test", "dev"):
             result.append(Package(name, spread, group, installed(name)))
     return sorted(result, key=lambda p: p.group != "")
 
 
-def known_distributions() -> dict[str, metadata.Distribution]:
+def distributions_of_dependencies() -> dict[str, metadata.Distribution]:
     """Installed distributions that effc asks for, and that these ask for without an extra, by plain name."""
     closure: dict[str, metadata.Distribution] = {}
-    waiting = ["effc", *(p.name for p in list_packages())]
+    waiting = ["effc", *(p.name for p in required_packages_with_state())]
     while waiting:
         name = waiting.pop()
         if _plain(name) in closure:
@@ -73,15 +74,15 @@ def known_distributions() -> dict[str, metadata.Distribution]:
         except metadata.PackageNotFoundError:
             continue
         if _plain(name) != "effc":
-            waiting += [name for name, _, group in map(_parse_requirement, package.requires or ()) if not group]
+            waiting += [name for name, _, group in map(_name_range_and_extra, package.requires or ()) if not group]
     return closure
 
 
 def check_packages(names: Iterable[str] = ()) -> None:
     """Reject required packages (or those named) that are missing or outside their range."""
     selected = {_plain(n) for n in names}
-    chosen = [p for p in list_packages() if (_plain(p.name) in selected if selected else not p.group)]
-    problems = [package_diagnostic(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
+    chosen = [p for p in required_packages_with_state() if (_plain(p.name) in selected if selected else not p.group)]
+    problems = [package_problem_diagnostic(p) for p in dict.fromkeys(chosen) if p.state != "ok"]
     if problems:
         raise Reject(*problems)
 
@@ -100,7 +101,7 @@ def check_modules(modules: Iterable[str], group: str, user: str) -> None:
         )
 
 
-def package_diagnostic(package: Package) -> Diagnostic:
+def package_problem_diagnostic(package: Package) -> Diagnostic:
     if package.state == "missing":
         return package_missing(
             f"{package.name} is not installed, effc needs {package.name}{package.range}", help=package.remedy
@@ -110,7 +111,7 @@ def package_diagnostic(package: Package) -> Diagnostic:
     )
 
 
-def _parse_requirement(text: str) -> tuple[str, str, str]:
+def _name_range_and_extra(text: str) -> tuple[str, str, str]:
     """Name, range and extra of a metadata line such as `gguf>=0.17; extra == "gguf"`."""
     import re
 
@@ -162,7 +163,7 @@ def _plain(name: str) -> str:
 
 
 @cache
-def processor_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
     """Instruction sets as Linux names them: `avx2`, `amx_bf16`; the kernels' level elsewhere."""
     from ...kernels.levels import NAMES, level
 
@@ -174,7 +175,7 @@ def processor_flags() -> frozenset[str]:
     return frozenset(NAMES[: NAMES.index(level()) + 1])
 
 
-def processor_name() -> str:
+def cpu_model_name() -> str:
     """The processor as its maker calls it."""
     import platform
 

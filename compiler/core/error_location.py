@@ -9,7 +9,7 @@ from ...dsl.syntax.source import Span
 
 
 @contextmanager
-def with_location(location: Span | Invocation | None) -> Iterator[None]:
+def diagnostics_located_at(location: Span | Invocation | None) -> Iterator[None]:
     """A diagnostic that has no place gets this one; of a call, that of the argument which it blames."""
     try:
         yield

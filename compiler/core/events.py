@@ -3,9 +3,9 @@
 Renderers (bars on a terminal, plain lines, JSON lines) live in compiler/core/progress_bars.py; nothing below the
 command line prints.
 
-What is far below a stage, such as the loss over rows or the writing of tensors, tells through `follow` and `announce`,
-which find the listener of the running stage themselves: handing it down would put an argument into every function
-that may take five seconds.
+What is far below a stage, such as the loss over rows or the writing of tensors, tells through `follow` and
+`announcing_stage`, which find the listener of the running stage themselves: handing it down would put an argument into
+every function that may take five seconds.
 """
 
 import time
@@ -122,7 +122,7 @@ _listener: ContextVar[Listener] = ContextVar("listener", default=silent)
 
 @contextmanager
 def listening_with(listener: Listener) -> Iterator[None]:
-    """Make `listener` the listener of what `follow` and `announce` say inside."""
+    """Make `listener` the listener of what `follow` and `announcing_stage` say inside."""
     token = _listener.set(listener)
     try:
         yield
@@ -136,15 +136,15 @@ def follow(items: Iterable[T], label: str, total: int | None = None) -> Iterator
 
 
 @contextmanager
-def announce(label: str, then: str = "") -> Iterator[None]:
-    """Say what a stage does now and what it does `then`; what `follow` says inside is said to be part of it."""
+def announcing_stage(label: str, next_note: str = "") -> Iterator[None]:
+    """Inside, a stage is announced as doing this now and `next_note` next; what `follow` says is part of it."""
     outer = _listener.get()
-    outer(Ticked(label, 0, 0, then))
+    outer(Ticked(label, 0, 0, next_note))
 
     def part(event: Event) -> None:
         outer(replace(event, label=f"{label}: {event.label}") if isinstance(event, Ticked) else event)
         if isinstance(event, Ticked) and event.is_last:
-            outer(Ticked(label, 0, 0, then))
+            outer(Ticked(label, 0, 0, next_note))
 
     with listening_with(part):
         yield

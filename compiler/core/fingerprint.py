@@ -16,12 +16,12 @@ def machine_facts() -> dict[str, Any]:
     cpu, isa (level of our kernels), cores (physical), cpus (that this process may use), threads (of torch),
     memory_bytes, os, python, torch, transformers; a fact that the system doesn't tell is left out
     """
-    from .environment import processor_name, python_version
+    from .environment import cpu_model_name, python_version
 
     facts = {
-        "cpu": processor_name(),
+        "cpu": cpu_model_name(),
         "isa": _isa(),
-        "cores": _physical_core_count(),
+        "cores": _read_physical_core_count(),
         "cpus": cpus(),
         "threads": _threads(),
         "memory_bytes": memory(),
@@ -56,7 +56,7 @@ def cpus() -> int:
     return usable_cores()
 
 
-def _physical_core_count() -> int | None:
+def _read_physical_core_count() -> int | None:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return None

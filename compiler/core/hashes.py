@@ -17,7 +17,7 @@ PIECE = 16 << 20  # bytes
 SETTLED = 2.0
 
 
-def file_hash(path: Path, cache_dir: Path) -> str:
+def cached_file_hash(path: Path, cache_dir: Path) -> str:
     """sha256 of a file's content as hex, remembered in `cache_dir` by path, size, mtime and inode."""
     path = path.resolve()
     fact = path.stat()
@@ -29,7 +29,7 @@ def file_hash(path: Path, cache_dir: Path) -> str:
     except Reject as rejection:  # one that is damaged is made again; `effc cache verify` names it
         if rejection.diagnostics[0].fault is not cache_damaged:
             raise
-    content_hash = hash_file_contents(path)
+    content_hash = sha256_of_file(path)
     if time.time() - fact.st_mtime > SETTLED and _is_same(fact, path.stat()):
         with suppress(OSError):  # a cache that can only be read: hashed again next time
             write_atomic(entry, sealed_hash(name, content_hash))
@@ -41,7 +41,7 @@ def _is_same(before: os.stat_result, after: os.stat_result) -> bool:
     return all(getattr(before, f) == getattr(after, f) for f in ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino"))
 
 
-def hash_file_contents(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
     """sha256 of a file that is read a piece at a time, so that many gigabytes tell how far they are."""
     digest_, parts = hashlib.sha256(), -(-path.stat().st_size // PIECE)
     with open(path, "rb", buffering=0) as file:
@@ -55,4 +55,4 @@ def hash_file_contents(path: Path) -> str:
 def files_hash(files: Iterable[Path] | Mapping[str, Path], cache_dir: Path) -> str:
     """One hash over several files: their names and contents, not where they lie."""
     named = files if isinstance(files, Mapping) else {f.name: f for f in files}
-    return digest({name: file_hash(path, cache_dir) for name, path in named.items()})
+    return digest({name: cached_file_hash(path, cache_dir) for name, path in named.items()})

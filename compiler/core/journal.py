@@ -20,12 +20,12 @@ class Journal:
         self.known: dict[str, Any] = {}
         self.replayed = 0
         if path.exists():
-            self._read_file()
+            self._load_valid_lines()
 
-    def _read_file(self) -> None:
+    def _load_valid_lines(self) -> None:
         sound_bytes = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
-            record = _parse_line(line)
+            record = _parse_checked_line(line)
             if record is None:
                 break
             self.known[record[0]] = record[1]
@@ -52,7 +52,7 @@ def _digest(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-def _parse_line(line: bytes) -> tuple[str, Any] | None:
+def _parse_checked_line(line: bytes) -> tuple[str, Any] | None:
     try:
         digest, body = line.decode().rstrip("\n").split(" ", 1)
     except (UnicodeDecodeError, ValueError):

@@ -9,7 +9,8 @@ _EMPTY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
 
 def describe_json_error(error: Exception) -> str:
-    """Of what `json.loads(data.decode())` raised: "line 3, column 7", "byte 12 is not UTF-8", "nested too deep"."""
+    """Describe an error of `json.loads(data.decode())`: "line 3, column 7", "byte 12 is not UTF-8", "nested too
+    deep"."""
     if isinstance(error, json.JSONDecodeError):
         return f"it breaks at line {error.lineno}, column {error.colno}"
     if isinstance(error, UnicodeDecodeError):

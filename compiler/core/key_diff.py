@@ -19,20 +19,20 @@ _NAMED = {  # parts that hold hashes, by the names inside of them
 }
 
 
-def first_difference_text(part: str, previous: Any, current: Any) -> str:
+def first_difference_text(field_name: str, previous: Any, current: Any) -> str:
     """The first thing in which a part differs: "`keep` was 50% and is 75%"."""
-    if part in _FULL_REASONS:
-        return _FULL_REASONS[part]
-    if part == "step":
-        part, previous, current = "", previous["args"], current["args"]
+    if field_name in _FULL_REASONS:
+        return _FULL_REASONS[field_name]
+    if field_name == "step":
+        field_name, previous, current = "", previous["args"], current["args"]
     if isinstance(previous, Mapping) and isinstance(current, Mapping):
         name = next(
             k for k in (*current, *previous) if k not in current or k not in previous or current[k] != previous[k]
         )
-        if part in _NAMED:
-            return _NAMED[part].format(name)
+        if field_name in _NAMED:
+            return _NAMED[field_name].format(name)
         return f"`{name}` was {_value_text(previous.get(name))} and is {_value_text(current.get(name))}"
-    return f"the {part} was {_value_text(previous)} and is {_value_text(current)}"
+    return f"the {field_name} was {_value_text(previous)} and is {_value_text(current)}"
 
 
 def _value_text(value: Any) -> str:

@@ -17,7 +17,7 @@ LARGE = 0.25  # of the memory, for a copy of weights
 _STATUS = Path("/proc/self/status")
 
 
-def anonymous_bytes() -> int:
+def anonymous_memory_of_process() -> int:
     """Bytes of anonymous memory: file-backed pages (mapped weights) can be dropped and don't count.
 
     0 where the system doesn't tell.
@@ -38,7 +38,7 @@ def trim_heap() -> None:
 def baseline_memory() -> int:
     """Bytes in use after freed memory was returned, as before every stage."""
     trim_heap()
-    return anonymous_bytes()
+    return anonymous_memory_of_process()
 
 
 class MemoryWatch:
@@ -63,7 +63,7 @@ class MemoryWatch:
 
     def _sample(self) -> None:
         while not self._stop.is_set():
-            self.peak = max(self.peak, anonymous_bytes())
+            self.peak = max(self.peak, anonymous_memory_of_process())
             self._stop.wait(self.interval)
 
     def check(self) -> None:
@@ -76,12 +76,12 @@ class MemoryWatch:
             )
 
 
-def memory_budget(limit: int | None, share: float = 0.5, max_bytes: int = 4 << 30) -> int:
+def keep_in_memory_budget(limit: int | None, share: float = 0.5, max_bytes: int = 4 << 30) -> int:
     """Bytes that a stage may spend on keeping what it could compute again.
 
     A share of what the bound leaves above what is held now; without a bound, of what the system has to spare.
     """
-    spare = limit - anonymous_bytes() if limit is not None else available()
+    spare = limit - anonymous_memory_of_process() if limit is not None else available()
     return max(0, min(int(share * spare), max_bytes))
 
 

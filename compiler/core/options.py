@@ -30,7 +30,9 @@ class OptionError(ValueError):
         self.fact, self.remedy = fact, remedy
 
 
-def checked_options(options: Mapping[str, Any], rules: Mapping[str, Rule], fault: Fault = bad_option) -> dict[str, Any]:
+def apply_option_rules(
+    options: Mapping[str, Any], rules: Mapping[str, Rule], fault: Fault = bad_option
+) -> dict[str, Any]:
     """Options as their rules read them. Raises Reject with all that can't be."""
     values, problems = {}, list[Diagnostic]()
     for name, value in options.items():
@@ -89,7 +91,7 @@ def listener(value: Any) -> Any:
     return value
 
 
-def byte_count(value: Any) -> int:
+def parse_byte_count(value: Any) -> int:
     """Bytes of `20GiB`, `500MB`, `1073741824`, or of a number."""
     match = isinstance(value, str) and re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
     units = {**BYTES, "": 1}
@@ -136,7 +138,7 @@ MAX_WORKERS = 1024
 _PORTS = range(1, 1 << 16)
 
 
-def worker_source(text: str) -> int | str:
+def parse_worker_source(text: str) -> int | str:
     """Number of processes, or the address of a cluster, "" for a local one; reads the text alone."""
     if re.fullmatch(r"[0-9]{1,4}", text) and 1 <= int(text) <= MAX_WORKERS:
         return int(text)
@@ -152,14 +154,14 @@ def worker_source(text: str) -> int | str:
 
 
 def workers(value: Any) -> str:
-    """The text that `worker_source` reads, also of a number; "" stands for no workers."""
+    """The text that `parse_worker_source` reads, also of a number; "" stands for no workers."""
     text = value if isinstance(value, str) else str(_index(value))
     if text:
-        worker_source(text)
+        parse_worker_source(text)
     return text
 
 
-def device_name(value: Any) -> str:
+def checked_device_name(value: Any) -> str:
     """Name of a device whose kind torch knows, whether there is one here or not; of "auto", the accelerator that torch
     finds here, or else the CPU."""
     if isinstance(value, str) and value == "cpu":
@@ -175,7 +177,7 @@ def device_name(value: Any) -> str:
         raise OptionError("is no device that torch knows", "devices are auto, cpu, cuda, cuda:1, mps") from error
 
 
-def float_dtype(value: Any) -> Any:
+def checked_float_dtype(value: Any) -> Any:
     """A dtype of torch for weights, also of its name."""
     import torch
 

@@ -90,7 +90,7 @@ class Renderer(ABC):
     def __exit__(self, *error) -> None: ...
 
 
-def stage_summary(start: StageBegan | None, end: StageEnded) -> str:
+def finished_stage_line(start: StageBegan | None, end: StageEnded) -> str:
     """One line for a finished stage: `2/6  thin  prune.channels  -0.44 M params  12 s  peak 1.2 GiB`."""
     position = f"{start.index}/{start.total}" if start and start.total else ""
     description = start.about if start else ""
@@ -156,20 +156,20 @@ class PlainRenderer(Renderer):
         pass  # the heartbeat tells how far it is
 
     def stage_finished(self, event: StageEnded) -> None:
-        self.line(stage_summary(self.stage, event))
+        self.line(finished_stage_line(self.stage, event))
 
     def line(self, text: str) -> None:
         self.last_line_at = time.monotonic()
         print(visible(text), file=self.stream, flush=True)
 
     def __enter__(self) -> "PlainRenderer":
-        threading.Thread(target=self._print_heartbeat, daemon=True).start()
+        threading.Thread(target=self._print_heartbeats_until_stopped, daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:
         self.stop.set()
 
-    def _print_heartbeat(self) -> None:
+    def _print_heartbeats_until_stopped(self) -> None:
         while not self.stop.wait(min(1.0, self.heartbeat / 4)):
             with self.lock:
                 at = time.monotonic()
@@ -228,7 +228,7 @@ class BarRenderer(Renderer):
 
     def stage_finished(self, event: StageEnded) -> None:
         self._drop()
-        self.line(f"[green]✓[/green]{_escaped(stage_summary(self.stage, event))}", markup=True)
+        self.line(f"[green]✓[/green]{_escaped(finished_stage_line(self.stage, event))}", markup=True)
 
     def line(self, text: str, markup: bool = False) -> None:
         self.progress.console.print(visible(text), markup=markup)
@@ -266,7 +266,7 @@ class JsonLines:
 
 
 @contextmanager
-def progress_listener(
+def listening_to_progress(
     *,
     quiet: bool = False,
     progress: bool = True,

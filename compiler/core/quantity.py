@@ -19,7 +19,7 @@ BYTES_PER = {
 
 
 def significant_digits(value: float, figures: int = 4) -> str:
-    """At most `figures` significant digits, no exponent between 1e-4 and 1e6, integers whole."""
+    """Format a number with at most `figures` significant digits, no exponent between 1e-4 and 1e6, integers whole."""
     if isinstance(value, bool) or not math.isfinite(value):
         return str(value).lower()
     if float(value).is_integer() and abs(value) < 1e6:
@@ -79,12 +79,12 @@ def measurement_text(value: float, unit: str = "") -> str:
     return f"{significant_digits(value)} {unit}".rstrip()
 
 
-def distinct_texts(one: float, other: float, unit: str = "") -> tuple[str, str]:
-    """Two values of a metric, with as many digits as tell them apart: `1,542,273` and `1,542,272`."""
-    short = measurement_text(one, unit), measurement_text(other, unit)
-    if short[0] != short[1] or one == other:
+def distinguishable_value_texts(first_value: float, second_value: float, unit: str = "") -> tuple[str, str]:
+    """Format two values of a metric with as many digits as tell them apart: `1,542,273` and `1,542,272`."""
+    short = measurement_text(first_value, unit), measurement_text(second_value, unit)
+    if short[0] != short[1] or first_value == second_value:
         return short
-    texts = [f"{v:,.0f}" if float(v).is_integer() else f"{v:.12g}" for v in (one, other)]
+    texts = [f"{v:,.0f}" if float(v).is_integer() else f"{v:.12g}" for v in (first_value, second_value)]
     behind = "" if unit in ("params", "parameters") else f" {unit}".rstrip()
     return f"{texts[0]}{behind}", f"{texts[1]}{behind}"
 

@@ -26,4 +26,4 @@ class RunState:
 
     def searching(self) -> AbstractContextManager[None]:
         """Context in which `check` raises DeadlineExceeded once the time of a search is over."""
-        return self.deadline.interruptible() if self.deadline else nullcontext()
+        return self.deadline.checks_interrupt() if self.deadline else nullcontext()

@@ -31,12 +31,12 @@ _DIGITS = 300  # of a whole number
 _HELP = "name an ordinary file; if it came with a folder, fetch that again from somebody whom you trust"
 
 
-def read_regular(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
+def read_regular_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
     """The bytes of a regular file of at most `max_bytes` bytes. Raises OSError as `open` does, and Reject (odd-file).
 
     root   a folder that links may not lead out of
     """
-    check_regular(path, max_bytes, root)
+    refuse_irregular_file(path, max_bytes, root)
     with open_regular(path) as file:
         data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     if len(data) > max_bytes:
@@ -53,7 +53,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def refuse_links(folder: Path) -> None:
+def refuse_unsafe_write_folder(folder: Path) -> None:
     """Raises Reject (odd-file) for a folder that we are about to write to which is a link, or holds a link, a pipe, a
     file with a second name or one of another user: whoever left it there would have us write elsewhere.
 
@@ -75,11 +75,11 @@ def refuse_links(folder: Path) -> None:
 
 
 def read_json(path: Path, max_bytes: int, root: Path | None = None) -> Any:
-    """The JSON of a regular file, as `read_regular` and `parse_json` read it."""
-    return parse_json(read_regular(path, max_bytes, root))
+    """The JSON of a regular file, as `read_regular_file` and `parse_strict_json` read it."""
+    return parse_strict_json(read_regular_file(path, max_bytes, root))
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_strict_json(data: bytes | str) -> Any:
     """JSON that has one meaning: raises ValueError for a name that stands twice in an object, deep nesting, and whole
     numbers of more than 300 digits, too: no fraction is as large, so that arithmetic of both would break.
 
@@ -102,7 +102,7 @@ def parse_json(data: bytes | str) -> Any:
 def read_toml(path: Path, max_bytes: int, root: Path | None = None) -> dict[str, Any]:
     """The TOML of a regular file. Raises ValueError for what is none, and for keys of hundreds of parts, too: tomllib
     takes the square of their number of steps."""
-    text = read_regular(path, max_bytes, root).decode()
+    text = read_regular_file(path, max_bytes, root).decode()
     if any(line.count(".") > _PARTS for line in text.split("\n")):
         raise ValueError("a key has too many parts")
     try:
@@ -129,8 +129,9 @@ def _items(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def check_regular(path: Path, max_bytes: int | None = None, root: Path | None = None) -> None:
-    """Raises Reject (odd-file) unless a file is one that `read_regular` would read, OSError where there is none."""
+def refuse_irregular_file(path: Path, max_bytes: int | None = None, root: Path | None = None) -> None:
+    """Raises Reject (odd-file) unless a file is one that `read_regular_file` would read, OSError where there is
+    none."""
     fact = path.stat()
     if stat.S_ISDIR(fact.st_mode):
         raise IsADirectoryError(21, "Is a directory", str(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from .safe_read import MANIFEST, read_json, read_regular
+from .safe_read import MANIFEST, read_json, read_regular_file
 
 SEAL = "seal"
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -95,7 +95,7 @@ def read_sealed_hash(path: Path, folder: Path) -> str | None:
     Raises Reject (cache-damaged) where it was changed, or is another name's.
     """
     try:
-        content, space, seal = read_regular(path, 1 << 10, folder).decode().partition(" ")
+        content, space, seal = read_regular_file(path, 1 << 10, folder).decode().partition(" ")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -111,7 +111,7 @@ def _seal_of_hash(name: str, content: str) -> str:
     return hashlib.sha256(canonical([name, content]).encode()).hexdigest()
 
 
-def _cache_folders(folder: Path) -> list[Path]:
+def _direct_subfolders(folder: Path) -> list[Path]:
     """The folders of a cache; what lies deeper is named by a hash, or checked as it is read."""
     try:
         with os.scandir(folder) as entries:
@@ -124,7 +124,7 @@ def refuse_writable_by_others(folder: Path) -> None:
     """Reject (cache-open) a folder that other people than this one can write to."""
     if not hasattr(os, "getuid"):
         return
-    for path in (folder, *_cache_folders(folder)):
+    for path in (folder, *_direct_subfolders(folder)):
         try:
             fact = path.stat()
         except OSError:

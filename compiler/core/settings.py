@@ -34,17 +34,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in options.checked_options(values, RULES).items():
+        for name, value in options.apply_option_rules(values, RULES).items():
             object.__setattr__(self, name, value)
 
 
 RULES: dict[str, options.Rule] = {
     "cache_dir": options.path,
     "seed": options.integer(0, MAX_SEED),
-    "device": options.device_name,
+    "device": options.checked_device_name,
     "offline": options.boolean,
     "trust_remote_code": options.boolean,
-    "max_memory": options.optional(options.byte_count),
+    "max_memory": options.optional(options.parse_byte_count),
     "threads": options.optional(options.integer(1, MAX_THREADS)),
     "undecided": options.choice(*UNDECIDED),
     "locked": options.boolean,

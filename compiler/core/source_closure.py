@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @cache
-def import_closure(path: Path) -> tuple[Path, ...]:
+def effc_import_closure(path: Path) -> tuple[Path, ...]:
     """`path` and every file of effc that it imports when it runs, directly or not, sorted.
 
     Only relative imports count, which is how effc's files name each other, and names that packages of plug-ins import
@@ -20,12 +20,12 @@ def import_closure(path: Path) -> tuple[Path, ...]:
         file = waiting.pop()
         if file not in reached:
             reached.add(file)
-            waiting += direct_imports(file)
+            waiting += directly_imported_effc_files(file)
     return tuple(sorted(reached))
 
 
 @cache
-def direct_imports(file: Path) -> tuple[Path, ...]:
+def directly_imported_effc_files(file: Path) -> tuple[Path, ...]:
     """Files of effc that one file imports when it runs."""
     candidates = []
     for node in executed_nodes(ast.parse(file.read_text(encoding="utf-8"))):
@@ -34,13 +34,13 @@ def direct_imports(file: Path) -> tuple[Path, ...]:
             candidates += [folder.joinpath(alias.name).with_suffix(".py") for alias in node.names]
             candidates += [folder.with_suffix(".py"), folder / "__init__.py"]
         elif isinstance(node, ast.ImportFrom) and node.module == "effc.plugin":
-            defined_in = _plugin_interface()
+            defined_in = _files_of_plugin_interface()
             candidates += [defined_in[alias.name] for alias in node.names if alias.name in defined_in]
     return tuple(f for f in candidates if f.is_file())
 
 
 @cache
-def _plugin_interface() -> Mapping[str, Path]:
+def _files_of_plugin_interface() -> Mapping[str, Path]:
     """File of effc that defines each name of `effc.plugin`."""
     root = Path(__file__).resolve().parents[2]
     installed, checkout = root / "plugin.py", root / "compiler" / "_plugin.py"
@@ -69,6 +69,6 @@ def executed_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 def fingerprint(path: Path) -> str:
     """sha256 over the names and bytes of a file's closure."""
     digest = hashlib.sha256()
-    for file in import_closure(path):
+    for file in effc_import_closure(path):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 
 from .cache import Cache
 from .fingerprint import machine_facts
-from .speeds import Speeds, measure_speeds
+from .speeds import Speeds, measure_machine_speeds
 
 
 def key_of(threads: int) -> dict[str, Any]:
@@ -16,15 +16,15 @@ def key_of(threads: int) -> dict[str, Any]:
 
 
 @cache
-def cached_speeds(cache_dir: Path) -> Speeds:
-    """As `effc doctor --measure` found them; else as a moment's look does."""
+def cached_or_measured_speeds(cache_dir: Path) -> Speeds:
+    """Speeds that `effc doctor --measure` stored; else those of a quick measurement now."""
     import torch
 
     body = Cache(cache_dir).value(key_of(torch.get_num_threads()))
     has_all_fields = isinstance(body, dict) and body.keys() == Speeds.__dataclass_fields__.keys()
     if has_all_fields and all(type(v) in (int, float) and v > 0 for v in body.values() if v is not True):
         return Speeds(**body)
-    return measure_speeds()
+    return measure_machine_speeds()
 
 
 def keep(cache_dir: Path, measured: Speeds) -> None:
@@ -32,4 +32,4 @@ def keep(cache_dir: Path, measured: Speeds) -> None:
     import torch
 
     Cache(cache_dir).keep(key_of(torch.get_num_threads()), asdict(measured))
-    cached_speeds.cache_clear()
+    cached_or_measured_speeds.cache_clear()

@@ -58,24 +58,26 @@ class Speeds:
         return sum(amount if name == "seconds" else amount / getattr(self, name) for name, amount in work.items())
 
 
-def measure_speeds(folder: Path | None = None, seconds_each: float = 0.02) -> Speeds:
+def measure_machine_speeds(folder: Path | None = None, seconds_each: float = 0.02) -> Speeds:
     """Measure for about so many seconds each; disk and a fresh process too where a folder to write to is given."""
     import torch
 
     threads = torch.get_num_threads()
     measured: dict[str, Any] = {}
-    for name, (amount, call) in _speed_probes().items():
-        measured[name] = amount / (_fastest_call(call, seconds_each) / (threads if name in _PARALLEL else 1))
+    for name, (amount, call) in _speed_probes_with_work().items():
+        measured[name] = amount / (_fastest_call_seconds(call, seconds_each) / (threads if name in _PARALLEL else 1))
     if folder is None:
         return Speeds(**measured)
-    disk = BYTES / _fastest_call(lambda: _saved_at(folder), seconds_each, time.perf_counter)
-    return Speeds(**measured, disk=disk, start=_fastest_call(_started, 0.0, _of_children), measured=True)
+    disk = BYTES / _fastest_call_seconds(lambda: _saved_at(folder), seconds_each, time.perf_counter)
+    return Speeds(**measured, disk=disk, start=_fastest_call_seconds(_started, 0.0, _of_children), measured=True)
 
 
 _PARALLEL = ("float32", "bfloat16", "float64", "read", "pack", "grid")  # what all threads do together
 
 
-def _fastest_call(call: Callable[[], object], seconds: float, clock: Callable[[], float] = time.process_time) -> float:
+def _fastest_call_seconds(
+    call: Callable[[], object], seconds: float, clock: Callable[[], float] = time.process_time
+) -> float:
     """The least that a call took by a clock: of two at least, and of as many as there is time for."""
     call()
     best, until = float("inf"), time.perf_counter() + seconds
@@ -92,7 +94,7 @@ def _of_children() -> float:
     return used.children_user + used.children_system
 
 
-def _speed_probes() -> dict[str, tuple[float, Callable[[], object]]]:
+def _speed_probes_with_work() -> dict[str, tuple[float, Callable[[], object]]]:
     """Probe of each speed: the amount of work and the function that does it."""
     import numpy as np
     import torch

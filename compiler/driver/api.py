@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ...dsl.checker.recipe import Bound, Invocation, Pipeline, Recipe
 from ...dsl.checker.skeleton import Skeleton
-from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_diagnostics
+from ...dsl.syntax.diagnostics import EXITS, Diagnostic, Fault, Reject, sorted_distinct_diagnostics
 from ...dsl.syntax.parse import parse, read_source, unknown_edition
 from ...dsl.syntax.source import Source
 from ..analysis.discovery.structure import cached_skeleton, refuse_other_tensors, shipped_skeleton
 from ..core.cache import default_cache
-from ..core.device import check_device, with_threads
-from ..core.error_location import with_location
-from ..core.events import Warned, announce
-from ..core.options import boolean, checked_options
+from ..core.device import refuse_unusable_device, with_threads_set_in_torch
+from ..core.error_location import diagnostics_located_at
+from ..core.events import Warned, announcing_stage
+from ..core.options import apply_option_rules, boolean
 from ..core.options import path as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
@@ -25,7 +25,7 @@ from ..models.checkpoints.origin import Origin
 from ..plugin.context import Context
 from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
-from ..transforms.editing.rehearsed import resolve_skeleton
+from ..transforms.editing.rehearsed import load_or_discover_skeleton
 from .session_options import Options, renamed, session_options
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Session:
     texts: Mapping[Path, str] = field(default_factory=dict)  # of files that an editor has open, by resolved path
 
     def check(self, *, resolve: bool = False) -> "Checked":
-        """Everything wrong with the recipe that can be known without weights.
+        """Check the recipe for everything that can be known without weights.
 
         `resolve` makes skeletons that are not known yet, which imports torch.
         """
@@ -89,7 +89,7 @@ class Session:
 
         def structure(call: Invocation) -> Skeleton | None:
             try:
-                known = self.skeleton(call) if resolve else self.known_skeleton(call)
+                known = self.skeleton(call) if resolve else self.stored_skeleton(call)
             except Reject as rejection:  # one fault among those of the recipe
                 faults.extend(rejection.diagnostics)
                 return None
@@ -106,8 +106,8 @@ class Session:
         checked = check(
             parsed.file,
             self.registry.vocabulary,
-            overrides=self.param_overrides(),
-            library=self.library_source,
+            overrides=self.read_param_overrides(),
+            library=self.read_library_module,
             skeleton=structure,
             broken=torn,
         )
@@ -117,7 +117,7 @@ class Session:
         # of a value that can't be read, the checker knows a stand-in alone
         unread = {d.span for d in parsed.diagnostics if d.span}
         known = [d for d in checked.diagnostics if d.span not in unread]
-        ordered = sorted_diagnostics((*parsed.diagnostics, *known, *faults))
+        ordered = sorted_distinct_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
@@ -126,13 +126,13 @@ class Session:
         open_ = self.texts.get(Path(path).resolve()) if self.texts else None
         return read_source(path) if open_ is None else Source(str(path), open_)
 
-    def param_overrides(self) -> "Overrides":
+    def read_param_overrides(self) -> "Overrides":
         """Values of params from a file, the environment and --set, the later ones stronger."""
         from ...dsl.checker.overrides import read_overrides
 
         texts = self.set.items() if isinstance(self.set, Mapping) else ()
         sets = [f"{name}={text}" for name, text in texts] or list(self.set)
-        return read_overrides(sets, _params_source(self.params) if self.params else None, os.environ)
+        return read_overrides(sets, _read_params_file(self.params) if self.params else None, os.environ)
 
     def recipes(self, *, resolve: bool = False) -> tuple[Recipe, ...]:
         """The checked variants; raises Reject with all faults."""
@@ -151,12 +151,12 @@ class Session:
         key = model_key(call)
         if key not in self.origins:
             ctx = Context.without_recipe(self.settings, self.path.parent, self.registry)
-            with with_location(call.span):
+            with diagnostics_located_at(call.span):
                 resolved = self.registry.make("model", call).resolve(ctx.relative_to(call))
-            self.origins[key] = resolved.with_span(call.span, self.settings.device)
+            self.origins[key] = resolved.located_at(call.span, self.settings.device)
         return self.origins[key]
 
-    def known_skeleton(self, call: Invocation) -> Skeleton | None:
+    def stored_skeleton(self, call: Invocation) -> Skeleton | None:
         """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
         offline_session = replace(self, settings=replace(self.settings, offline=True))
         try:
@@ -168,21 +168,21 @@ class Session:
         return shipped_skeleton(origin) or cached_skeleton(origin, self.settings)
 
     def skeleton(self, call: Invocation) -> Skeleton:
-        return resolve_skeleton(self.model_origin(call), self.settings)
+        return load_or_discover_skeleton(self.model_origin(call), self.settings)
 
-    def library_source(self, name: str) -> Source | None:
+    def read_library_module(self, name: str) -> Source | None:
         """A module that a recipe uses: `std.name` of the shipped library, `edge.name` of a package, else a path."""
         from ..plugin.recipe_library import MODULES, library_files
-        from ..plugin.recipe_packages import package_module
+        from ..plugin.recipe_packages import read_package_module
 
         if name.startswith(f"{MODULES}."):
             recipe = library_files().get(name)
             return self._read(recipe.path) if recipe else None
-        if "/" not in name and (packed := package_module(name, self.path.parent, self.settings.cache_dir)):
+        if "/" not in name and (packed := read_package_module(name, self.path.parent, self.settings.cache_dir)):
             return packed
-        return self._module_source(name) if os.path.isfile(name) else None
+        return self._read_module_file(name) if os.path.isfile(name) else None
 
-    def _module_source(self, name: str) -> Source:
+    def _read_module_file(self, name: str) -> Source:
         """A module by its path. Of a file outside the recipe's folder that is no text, nothing is said but that."""
         if Path(name).resolve().is_relative_to(self.path.parent.resolve()):
             return self._read(name)
@@ -197,7 +197,7 @@ def model_key(call: Invocation) -> str:
     return repr((call.word, sorted(call.args.items()), call.folder))
 
 
-def _params_source(path: Path) -> Source:
+def _read_params_file(path: Path) -> Source:
     """The text of a params file; whatever is wrong with it is a mistake of the command line."""
     from ...dsl.checker.overrides import bad_override
 
@@ -218,7 +218,7 @@ def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
 
 def plan(path: str | Path, **options: Unpack[Options]) -> "list[Plan]":
     """Plan of a recipe file, per variant and pipeline; reads no weights."""
-    return make_plans(open_session(path, **options))
+    return plan_all_pipelines(open_session(path, **options))
 
 
 def compile(
@@ -228,7 +228,7 @@ def compile(
 
     Raises Reject for whatever the user can mend. A missed `expect` does not raise: see `Result.missed`.
     """
-    values = checked_options({"out": out, "force": force}, {"out": path_option, "force": boolean})
+    values = apply_option_rules({"out": out, "force": force}, {"out": path_option, "force": boolean})
     return build(open_session(path, **options), values["out"], force=values["force"])
 
 
@@ -241,11 +241,11 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
 
 def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
     """One recipe file with what is said of it. Raises Reject (bad-option) for values that mean nothing."""
-    file = checked_options({"path": path}, {"path": path_option})["path"]
+    file = apply_option_rules({"path": path}, {"path": path_option})["path"]
     return Session(file, *session_options(renamed(options)))
 
 
-def make_plans(session: Session) -> "list[Plan]":
+def plan_all_pipelines(session: Session) -> "list[Plan]":
     session.recipes()
     from ..analysis.planning import lock
     from ..analysis.planning.plan import plan_pipeline
@@ -253,16 +253,16 @@ def make_plans(session: Session) -> "list[Plan]":
     recipes, result = session.recipes(resolve=True), []
     if session.settings.locked:
         session.settings = lock.with_locked_threads(session.path, session.settings)
-    check_device(session.settings.device)
-    session.settings = with_threads(session.settings)
+    refuse_unusable_device(session.settings.device)
+    session.settings = with_threads_set_in_torch(session.settings)
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
             ctx = session.context(recipe, pipeline)
-            with announce("finding the model's structure"):
-                skeleton = resolve_skeleton(ctx.origin, session.settings)
-            with with_location(recipe.models[pipeline.model].span):
+            with announcing_stage("finding the model's structure"):
+                skeleton = load_or_discover_skeleton(ctx.origin, session.settings)
+            with diagnostics_located_at(recipe.models[pipeline.model].span):
                 refuse_other_tensors(ctx.origin, skeleton)
-            with announce("estimating time and memory"):
+            with announcing_stage("estimating time and memory"):
                 result.append(plan_pipeline(recipe, pipeline, ctx, skeleton))
     if session.settings.locked:
         lock.refuse_lock_drift(session.path, _facts(session, result), session.settings)
@@ -276,7 +276,7 @@ def lock(session: Session) -> tuple[Path, dict[str, str]]:
     """Write the lock of a recipe; its path and what it says."""
     from ..analysis.planning import lock
 
-    known = _facts(session, make_plans(session))
+    known = _facts(session, plan_all_pipelines(session))
     return lock.write(session.path, known), {name: fact.text for name, fact in known.items()}
 
 
@@ -300,12 +300,12 @@ def build(
     out: Path,
     *,
     force: bool = False,
-    saved: Any = None,
+    saved_plans: Any = None,
     dump: str = "",
     on_plan: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
-    """Compile every pipeline that emits something; `saved` is a plan of `plan -o`, whose drift is refused."""
-    from ..artifacts.output_lock import check_outputs, lock_outputs, output_paths
+    """Compile every pipeline that emits something; `saved_plans` is a plan of `plan -o`, whose drift is refused."""
+    from ..artifacts.output_lock import check_outputs, lock_output_paths, output_paths
     from .worker_pool import make_transport, parse_workers_option, worker_team
 
     if session.settings.workers:
@@ -321,13 +321,13 @@ def build(
     transport = make_transport(session.settings) if session.settings.workers else None
     if session.settings.max_time is not None:
         session.run.deadline = Deadline(session.settings.max_time)
-    compiled = [p for p in make_plans(session) if p.pipeline.emits]
+    compiled = [p for p in plan_all_pipelines(session) if p.pipeline.emits]
     if not compiled:
         raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
-    if saved is not None:
-        refuse_plan_drift(saved, compiled)
+    if saved_plans is not None:
+        refuse_plan_drift(saved_plans, compiled)
     results: list[Result] = []
-    with lock_outputs(outputs, force):
+    with lock_output_paths(outputs, force):
         refuse_insufficient_space(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
         cache.remove_stale_drafts()
@@ -348,7 +348,7 @@ __all__ = [
     "compile",
     "default_cache",
     "load",
-    "make_plans",
     "open_session",
     "plan",
+    "plan_all_pipelines",
 ]

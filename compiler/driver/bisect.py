@@ -18,13 +18,13 @@ from ...dsl.checker.values import StepRef, references_in
 from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..analysis.planning.plan import Plan, Stage
 from ..core.cache import Cache
-from ..core.error_location import with_location
+from ..core.error_location import diagnostics_located_at
 from ..core.events import Event, Pruned, Said
 from ..core.journal import Journal
 from ..core.quantity import measurement_text
 from ..plugin.context import Context
-from .judging.comparison import compare_with_original
-from .judging.gate import Known, Outcome, bound_text, measure_bounds, metric_label
+from .judging.comparison import measure_beside_original
+from .judging.gate import Known, Outcome, bound_text, measure_and_judge_bounds, metric_label
 from .pipeline import Build
 
 broken_by = Fault(
@@ -102,12 +102,12 @@ class Bisection:
             self.build.run_step(stage)
         chain = self._step_chain()
         looks: list[Measurement] = []
-        first = Measurement("", "", self._verdict(self.plan.identity))
+        first = Measurement("", "", self._verdict_of_step(self.plan.identity))
         culprit = None
         for stage in reversed(chain):
-            verdict = self._verdict(stage.key)
+            verdict = self._verdict_of_step(stage.key)
             if looks and verdict.passed:
-                return self._make_result(
+                return self._result_with_culprit_cut(
                     [first, Measurement(stage.name, stage.call.word, verdict), *reversed(looks)], culprit
                 )
             looks.append(Measurement(stage.name, stage.call.word, verdict))
@@ -115,7 +115,11 @@ class Bisection:
             if verdict.passed:  # the result itself
                 return BisectResult(self.bound, (first, looks[0]))
         ordered = [first, *reversed(looks)]
-        return self._make_result(ordered, culprit) if first.verdict.passed else BisectResult(self.bound, tuple(ordered))
+        return (
+            self._result_with_culprit_cut(ordered, culprit)
+            if first.verdict.passed
+            else BisectResult(self.bound, tuple(ordered))
+        )
 
     def _step_chain(self) -> list[Stage]:
         """The steps that led to the pipeline's result, in order; one that works on several ends the chain."""
@@ -127,7 +131,7 @@ class Bisection:
             name = by_name[name].source
         return chain[::-1]
 
-    def _verdict(self, key: str) -> Outcome:
+    def _verdict_of_step(self, key: str) -> Outcome:
         outcome = self.build.load_outcome(key)
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         verdict = self._judged(outcome.program.model)
@@ -138,34 +142,36 @@ class Bisection:
         """The bound alone on a model; of a clock beside the original, in turns."""
         pipeline = replace(self.plan.pipeline, expects=(self.bound,))
         if self.ctx.metric(self.bound.metric).timed:
-            return compare_with_original(model, replace(self.plan, pipeline=pipeline), self.cache, self.ctx).outcomes[0]
-        return measure_bounds(pipeline, model.eval(), self.ctx, self.known)[0]
+            return measure_beside_original(model, replace(self.plan, pipeline=pipeline), self.cache, self.ctx).outcomes[
+                0
+            ]
+        return measure_and_judge_bounds(pipeline, model.eval(), self.ctx, self.known)[0]
 
     # -- the cut ---------------------------------------------------------------------------------------------
 
-    def _make_result(self, looks: list[Measurement], stage: Stage | None) -> BisectResult:
-        assert stage is not None, "something broke the bound"
-        body = self.cache.read_step(stage.key)
-        assert body is not None, f"{stage.name} has run"
+    def _result_with_culprit_cut(self, measurements: list[Measurement], culprit: Stage | None) -> BisectResult:
+        assert culprit is not None, "something broke the bound"
+        body = self.cache.read_step(culprit.key)
+        assert body is not None, f"{culprit.name} has run"
         notes = [n for n in body["notes"].get("step", ()) if "cut" in n and "scores" in n]
-        blame = BisectResult(self.bound, tuple(looks), stage, of=len(notes))
+        blame = BisectResult(self.bound, tuple(measurements), culprit, of=len(notes))
         if not notes or self.ctx.metric(self.bound.metric).timed:  # a cut's time is what the whole model takes
             return blame
         scores = {f"{i}:{name}": _score(s) for i, note in enumerate(notes) for name, s in note["scores"].items()}
-        cuts = self._replay_search(stage, scores, [n["cut"] for n in notes])
-        return replace(blame, cuts=tuple(cuts if cuts is not None else self._replay_search(stage, {}, None) or ()))
+        cuts = self._replay_search(culprit, scores, [n["cut"] for n in notes])
+        return replace(blame, cuts=tuple(cuts if cuts is not None else self._replay_search(culprit, {}, None) or ()))
 
     def _replay_search(
-        self, stage: Stage, scores: Mapping[str, float], names: list[str] | None
+        self, stage: Stage, scores: Mapping[str, float], cut_names: list[str] | None
     ) -> list[tuple[str, float]] | None:
-        """Run a search again until the bound breaks; None where it goes another way than `names` say."""
+        """Run a search again until the bound breaks; None where it goes another way than `cut_names` say."""
         cuts: list[tuple[str, float]] = []
 
         def judge_cut(event: Event) -> None:
             self.ctx.emit_event(event)
             if not isinstance(event, Pruned):
                 return
-            if names is not None and names[len(cuts)] != event.name:
+            if cut_names is not None and cut_names[len(cuts)] != event.name:
                 raise _Done  # scores in notes are rounded, and two were the same
             assert before.program is not None
             verdict = self._judged(before.program.model)
@@ -182,14 +188,14 @@ class Bisection:
             settings = replace(self.ctx.settings, on_event=judge_cut)
             ctx = replace(self.ctx.relative_to(stage.call), workdir=Path(work), settings=settings)
             try:
-                with with_location(stage.call):
+                with diagnostics_located_at(stage.call):
                     self.ctx.registry.make("pass", stage.call).result_of(before, ctx)
             except _Done:
-                if names is not None and len(cuts) < len(names) and not self._stopped_at_bound(cuts):
+                if cut_names is not None and len(cuts) < len(cut_names) and not self._last_cut_misses_bound(cuts):
                     return None
             return cuts
 
-    def _stopped_at_bound(self, cuts: list[tuple[str, float]]) -> bool:
+    def _last_cut_misses_bound(self, cuts: list[tuple[str, float]]) -> bool:
         """Whether the search ended for the bound's sake, not because it went another way."""
         from .judging.gate import judge_bound
 

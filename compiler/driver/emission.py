@@ -13,16 +13,16 @@ from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Diagnostic
 from ..analysis.discovery.discover import skeleton_of
 from ..analysis.planning import keys
-from ..analysis.planning.layer_profile import layer_group_counts, packed_group_counts
+from ..analysis.planning.layer_profile import layer_group_counts, layer_group_counts_of_packed
 from ..analysis.planning.plan import Plan
-from ..artifacts.artifact import drafted
+from ..artifacts.artifact import artifact_draft
 from ..artifacts.load import load_to_judge
 from ..artifacts.manifest import Check, Expectation, Manifest
 from ..artifacts.pages.sheet import ReportData
-from ..artifacts.unfinished_marker import is_unfinished, mark
+from ..artifacts.unfinished_marker import is_unfinished_output_of, mark
 from ..artifacts.verify import verify_forms
 from ..core.cache import Cache
-from ..core.events import announce
+from ..core.events import announcing_stage
 from ..core.fingerprint import machine_facts
 from ..core.quantity import count_text, size
 from ..ir.outcome import Outcome
@@ -32,7 +32,7 @@ from ..plugin.target import Form, Target
 from .judging.accounting import Accounting, RecordedLogits
 from .judging.comparison import Comparison
 from .judging.gate import Outcome as Verdict
-from .judging.gate import bound_text, missed_bound_diagnostics
+from .judging.gate import bound_text, unmet_bound_diagnostics
 from .judging.verdicts import Verdicts
 
 
@@ -79,29 +79,29 @@ class Emission:
     def emit(self, outcome: Outcome, target: Emit) -> Artifact:
         path = self.out / target.call.args["path"]
         absolute = Path(os.path.abspath(path))
-        with drafted(path, self.force or is_unfinished(absolute, target.call)) as draft:
+        with artifact_draft(path, self.force or is_unfinished_output_of(absolute, target.call)) as draft:
             forms = self.write(outcome, target, draft.folder)
             recorded = RecordedLogits(self.accounting, draft.folder)
             checks = self.reopen(outcome, draft.folder, forms, recorded)
-            with announce("measuring"):
+            with announcing_stage("measuring"):
                 compared, verdicts = self.judge_bounds(outcome, target, draft.folder, forms)
             self.ctx.origin.refuse_changed_files()
             measured = self.measured_manifest(outcome, target, compared)
             manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.divergence_rows()))
         mark(absolute, target.call)
-        return Artifact(path, manifest, tuple(missed_bound_diagnostics(verdicts, self.ctx.settings.undecided)))
+        return Artifact(path, manifest, tuple(unmet_bound_diagnostics(verdicts, self.ctx.settings.undecided)))
 
     def write(self, outcome: Outcome, target: Emit, folder: Path) -> list[Form]:
         """Forms that the target wrote of an outcome."""
         writer: Target = self.ctx.registry.make("target", target.call)
-        with announce("writing", "then reopening and measuring"):
+        with announcing_stage("writing", "then reopening and measuring"):
             writer.write(outcome, folder, self.ctx)
         return [form for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
 
     def reopen(self, outcome: Outcome, folder: Path, forms: list[Form], recorded: RecordedLogits) -> tuple[Check, ...]:
         """Comparisons of members with what fresh processes compute from their forms; `recorded` gets both logits."""
         checks: list[Check] = []
-        with announce("reopening", "then measuring"):
+        with announcing_stage("reopening", "then measuring"):
             for name, program in outcome.members() if forms else ():
                 program.to_cpu()  # files are computed again from there
                 member_forms, report_to = [f for f in forms if f.member == name], recorded.program(name, program.model)
@@ -110,35 +110,35 @@ class Emission:
                     program.model,
                     member_forms,
                     seed=self.ctx.seed,
-                    text=recorded.text,
+                    text_ids=recorded.text,
                     on_text_logits=report_to,
                 )
         return tuple(checks)
 
-    def write_about(self, target: Emit, artifacts: Sequence[Artifact], outcome: Callable[[], Outcome]) -> Page:
+    def write_about(self, target: Emit, artifacts: Sequence[Artifact], load_outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
         writer: Target = self.ctx.registry.make("target", target.call)
         path, sheets = self.out / target.call.args["path"], [a.sheet for a in artifacts]
         missed: tuple[Diagnostic, ...] = ()
         if not sheets:
-            with announce("measuring"):
-                result = outcome()
+            with announcing_stage("measuring"):
+                result = load_outcome()
                 compared, verdicts = self.judge_bounds(result, target, self.out, [])
-                missed = tuple(missed_bound_diagnostics(verdicts, self.ctx.settings.undecided))
+                missed = tuple(unmet_bound_diagnostics(verdicts, self.ctx.settings.undecided))
                 sheets = [ReportData("", replace(self.measured_manifest(result, target, compared), kind=""))]
         self.ctx.origin.refuse_changed_files()
-        with announce("drawing"):
+        with announcing_stage("drawing"):
             path.parent.mkdir(parents=True, exist_ok=True)
             writer.write_about(sheets, path)
         mark(Path(os.path.abspath(path)), target.call)
         return Page(path, missed)
 
-    def measured_manifest(self, outcome: Outcome, target: Emit, compared: Comparison) -> Manifest:
+    def measured_manifest(self, outcome: Outcome, target: Emit, comparison: Comparison) -> Manifest:
         return reproducible_manifest(outcome, target, self.plan, self.cache, self.ctx).with_measures(
-            measures=compared.measures,
+            measures=comparison.measures,
             machine=machine_facts(),
-            expectations=tuple(expectation(v) for v in compared.outcomes),
-            run={**compared.run, "steps": [{"name": name, **facts} for name, facts in self.costs.items()]},
+            expectations=tuple(expectation(v) for v in comparison.outcomes),
+            run={**comparison.run, "steps": [{"name": name, **facts} for name, facts in self.costs.items()]},
         )
 
     def judge_bounds(self, outcome: Outcome, target: Emit, folder: Path, forms: list[Form]):
@@ -151,7 +151,7 @@ class Emission:
             return self.verdicts.judge_model(target, lambda: load_to_judge(where, self.ctx.settings.device), rounds)
         with closing(outcome.members()) as members:
             _, program = next(members)
-            return self.verdicts.judge_model(target, lambda: program.model, rounds=False)
+            return self.verdicts.judge_model(target, lambda: program.model, is_rounded=False)
 
 
 def reproducible_manifest(outcome: Outcome, target: Emit, plan: Plan, cache: Cache, ctx: Context) -> Manifest:
@@ -176,11 +176,11 @@ def reproducible_manifest(outcome: Outcome, target: Emit, plan: Plan, cache: Cac
             "device": ctx.settings.device,
         },
         steps=tuple(step_records(plan, cache, target.source)),
-        **outcome_facts(outcome, plan, target.source),
+        **edits_and_profiles(outcome, plan, target.source),
     )
 
 
-def outcome_facts(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
+def edits_and_profiles(outcome: Outcome, plan: Plan, source: str) -> dict[str, Any]:
     """Edits and widths of a model; of several those of each, with its measures."""
     if outcome.several:
         return {
@@ -204,17 +204,17 @@ def program_changes(program: Program, plan: Plan) -> dict[str, Any]:
         "edits": program.edits.to_json(),
         "profile": {
             "before": layer_group_counts(plan.skeleton),
-            "after": packed_group_counts(
+            "after": layer_group_counts_of_packed(
                 plan.skeleton, skeleton_of(program), program.edits.swapped, program.edits.layers
             ),
         },
     }
 
 
-def step_records(plan: Plan, cache: Cache, last: str) -> list[Mapping[str, Any]]:
-    """Every step that led to `last`: what it was asked, what it decided and why, what that changed."""
+def step_records(plan: Plan, cache: Cache, last_step: str) -> list[Mapping[str, Any]]:
+    """Records of every step that led to `last_step`: what it was asked, what it decided and why, what that changed."""
     result: list[Mapping[str, Any]] = []
-    for step in plan.pipeline.ancestors(last):
+    for step in plan.pipeline.ancestors(last_step):
         name = step.name
         body = cache.read_step(plan.key_of(name))
         assert body is not None, f"the result of {name} is not in the cache"

@@ -81,20 +81,20 @@ def is_artifact(path: Path) -> bool:
         return kind is not None and (path.parent / NAME).is_file() and is_marked(path.parent, kind, path.name)
 
 
-def resolve_origin(location: str, settings: "Settings") -> "Origin":
+def resolve_origin(model_location: str, settings: "Settings") -> "Origin":
     """The origin of `zoo:NAME` or of a folder in the Hugging Face layout."""
     from ..plugin.context import Context
     from ..plugin.registry import Registry
 
-    kind, colon, name = location.partition(":")
+    kind, colon, name = model_location.partition(":")
     if kind == "zoo" and colon:
         call = Invocation("zoo", {"name": name})
     elif kind == "hf" and colon:
         call = Invocation("hf", {"name": name, "revision": "main", "dtype": "auto"})
-    elif Path(location).is_dir():
-        call = Invocation("hf", {"name": str(Path(location).resolve()), "revision": "main", "dtype": "auto"})
+    elif Path(model_location).is_dir():
+        call = Invocation("hf", {"name": str(Path(model_location).resolve()), "revision": "main", "dtype": "auto"})
     else:
-        raise Reject(nowhere(location))
+        raise Reject(nowhere(model_location))
     ctx = Context.without_recipe(settings, Path(), Registry())
     return ctx.registry.make("model", call).resolve(ctx)
 
@@ -112,18 +112,23 @@ def nowhere(location: str):
 
 
 def open_model(
-    location: str, settings: "Settings", *, steady: bool = False, mapped: bool | None = None, speaks: bool = False
+    location: str,
+    settings: "Settings",
+    *,
+    steady: bool = False,
+    mapped: bool | None = None,
+    needs_tokenizer: bool = False,
 ) -> NamedModel:
     """The model with its weights, ready to run; `steady` and `mapped` as `load` has them.
 
-    One that `speaks` has a tokenizer: Reject (no-words) otherwise, before an artifact's weights are read.
+    One that `needs_tokenizer` has a tokenizer: Reject (no-words) otherwise, before an artifact's weights are read.
     """
     if settings.threads:
         import torch
 
         torch.set_num_threads(settings.threads)  # the native engine takes as many as torch has when it opens
     with MemoryWatch(settings.max_memory) as watch:
-        opened = _open_checked(location, settings, steady, mapped, speaks)
+        opened = _open_unwatched(location, settings, steady, mapped, needs_tokenizer)
     max_bytes = settings.max_memory
     if max_bytes is not None and watch.peak > max_bytes:
         message = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(max_bytes)} are allowed"
@@ -131,29 +136,31 @@ def open_model(
     return opened
 
 
-def _open_checked(location: str, settings: "Settings", steady: bool, mapped: bool | None, speaks: bool) -> NamedModel:
+def _open_unwatched(
+    location: str, settings: "Settings", steady: bool, mapped: bool | None, needs_tokenizer: bool
+) -> NamedModel:
     path = Path(location)
     if path.is_dir() and is_artifact(path):
-        from ..artifacts.load import load, locate_checkpoint
+        from ..artifacts.load import load, locate_checkpoint_and_artifact
 
-        folder, _ = locate_checkpoint(path)
+        folder, _ = locate_checkpoint_and_artifact(path)
         tokenizer = _tokenizer(folder)
-        if speaks and tokenizer is None:
+        if needs_tokenizer and tokenizer is None:
             raise _wordless(location)
         model = load(path, device=settings.device, steady=steady, mapped=mapped, on_event=settings.on_event)
         return NamedModel(location, model, tokenizer)
     origin = resolve_origin(location, settings)
     tokenizer = origin.tokenizer()
-    if speaks and tokenizer is None:
+    if needs_tokenizer and tokenizer is None:
         raise _wordless(origin.label)
     return NamedModel(origin.label, origin.load().eval().to(settings.device), tokenizer)
 
 
 def refuse_wordless(folder: Path, label: str) -> None:
     """Reject (no-words) a folder of weights without tokenizer files."""
-    from ..models.checkpoints.model_folder import tokenizer_files
+    from ..models.checkpoints.model_folder import existing_tokenizer_files
 
-    if not tokenizer_files(folder):
+    if not existing_tokenizer_files(folder):
         raise _wordless(label)
 
 
@@ -163,7 +170,7 @@ def _wordless(label: str) -> Reject:
 
 def _tokenizer(folder: Path) -> Any:
     from ..artifacts.load import target_of
-    from ..models.checkpoints.model_folder import load_tokenizer, tokenizer_files
+    from ..models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer
 
     folder = target_of(folder, None).words(folder)
-    return load_tokenizer(folder, str(folder), False) if tokenizer_files(folder) else None
+    return load_tokenizer(folder, str(folder), False) if existing_tokenizer_files(folder) else None

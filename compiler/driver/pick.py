@@ -10,19 +10,19 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.levels import NAMES
-from ..artifacts.artifact import check_output_path, drafted
-from ..artifacts.front_kinds import read_front
+from ..artifacts.artifact import artifact_draft, refuse_output_path
+from ..artifacts.front_kinds import read_front_manifest
 from ..artifacts.load import POINTS, load
-from ..artifacts.load import front_members as points
+from ..artifacts.load import checkpoint_folder_by_point as points
 from ..artifacts.manifest import Check, Manifest, verify_files
 from ..artifacts.verify import verify_forms
 from ..core.cache import default_cache
-from ..core.environment import processor_flags
-from ..core.events import Listener, StageBegan, StageEnded, announce, listening_with, silent
+from ..core.environment import cpu_flags
+from ..core.events import Listener, StageBegan, StageEnded, announcing_stage, listening_with, silent
 from ..core.fingerprint import machine_facts
 from ..core.quantity import measurement_text
 from ..core.settings import Settings
-from ..models.checkpoints.model_folder import open_folder
+from ..models.checkpoints.model_folder import origin_of_folder
 from ..plugin.context import Context
 from ..plugin.registry import Registry
 from ..targets.hf import FORMS as CHECKPOINTS
@@ -54,26 +54,26 @@ _FORMS = tuple(replace(form, opens="effc") for form in CHECKPOINTS)
 SHARD = 5_000_000_000  # bytes of a weights file, at most
 
 
-def pick_point(
+def copy_point(
     path: Path,
     destination: Path,
     *,
     point: str = "",
     limits: tuple[Limit, ...] = (),
-    machine: str = "",
+    profile_name: str = "",
     force: bool = False,
     on_event: Listener = silent,
 ) -> tuple[str, Manifest]:
     """Copy one point of a front to `destination`, and compare what a fresh process computes from the copy.
 
-    point    its name, or its number in the order of the recipe, from 1
-    limits   or what it must keep: the best at the first measure that does is taken
-    machine       a profile of the front's recipe that its machine has to be; "" where that doesn't matter
-    return   the point's name, and the manifest of the new artifact
+    point          its name, or its number in the order of the recipe, from 1
+    limits         or what it must keep: the best at the first measure that does is taken
+    profile_name   a profile of the front's recipe that its machine has to be; "" where that doesn't matter
+    return         the point's name, and the manifest of the new artifact
     """
-    front = read_front(path)
-    if machine:
-        refuse_other_machine(front, machine)
+    front = read_front_manifest(path)
+    if profile_name:
+        refuse_other_machine(front, profile_name)
     if (
         path.resolve() in (destination.resolve(), *destination.resolve().parents)
         or destination.resolve() in path.resolve().parents
@@ -81,73 +81,73 @@ def pick_point(
         raise Reject(
             into_itself(f"{destination} and the front {path} lie inside one another", help="name another folder")
         )
-    check_output_path(destination, force)
-    name = _chosen(front, point, limits)
+    refuse_output_path(destination, force)
+    name = _chosen_point(front, point, limits)
     start = time.monotonic()
     on_event(StageBegan("pick", name))
     with listening_with(on_event):
-        with announce("reading and checking files"):
-            verify_files(path, front, prefix=f"{POINTS}/{name}" if _has_files(front, name) else "")
-        with drafted(destination, force) as draft:
-            written = _copy_point if _has_files(front, name) else _cut_point
+        with announcing_stage("reading and checking files"):
+            verify_files(path, front, only_below=f"{POINTS}/{name}" if _has_files(front, name) else "")
+        with artifact_draft(destination, force) as draft:
+            written = _copy_and_load_point if _has_files(front, name) else _cut_and_write_point
             model = written(path, front, name, draft.folder)
             with model_errors_as_diagnostics(str(draft.folder)):
                 checks = verify_forms(draft.folder, model, _FORMS)
-            manifest = draft.publish(_manifest_of(front, name, checks))
+            manifest = draft.publish(_manifest_of_point(front, name, checks))
     on_event(StageEnded("pick", time.monotonic() - start))
     return name, manifest
 
 
-def point_folder(path: Path, selection: str, *, speaks: bool = False) -> Path:
+def point_folder_or_copy(path: Path, selection: str, *, needs_tokenizer: bool = False) -> Path:
     """The folder of one point of a front that was emitted: by name, number or limits, "params=1.6M,bytes=6MiB".
 
     A point of weights that are shared is cut out first, into a folder that is there until this process ends.
 
-    speaks     Reject (no-words) of weights that are shared and have no tokenizer beside them
+    needs_tokenizer     Reject (no-words) of weights that are shared and have no tokenizer beside them
     """
     limits = limits_of(split_limits(selection)) if "=" in selection else ()
-    front = read_front(path)
-    name = _chosen(front, "" if limits else selection, limits)
+    front = read_front_manifest(path)
+    name = _chosen_point(front, "" if limits else selection, limits)
     if _has_files(front, name):
         return path / POINTS / name
-    if speaks:
+    if needs_tokenizer:
         refuse_wordless(path / shared_weights.WEIGHTS, str(path))
     scratch = tempfile.mkdtemp(prefix="effc-pick-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    pick_point(path, Path(scratch, name), point=name)
+    copy_point(path, Path(scratch, name), point=name)
     return Path(scratch, name)
 
 
-def refuse_other_machine(front: Manifest, machine: str) -> None:
+def refuse_other_machine(front: Manifest, profile_name: str) -> None:
     """Reject a front whose measures are not of the machine that a profile of its recipe describes."""
     profiles = front.recipe.get("resolved", {}).get("profiles", {})
-    if machine not in profiles:
+    if profile_name not in profiles:
         raise Reject(
             no_such_point(
-                f"the recipe of the front has no profile `{machine}`",
+                f"the recipe of the front has no profile `{profile_name}`",
                 help=f"it has {', '.join(profiles)}" if profiles else "leave `--on` out, or declare it in the recipe",
             )
         )
-    profile, measured_on = profiles[machine], front.machine
+    profile, measured_on = profiles[profile_name], front.machine
     isa, threads, had = profile.get("isa", NAMES[0]), profile.get("threads"), measured_on.get("isa")
     reason = ""
     if isa not in NAMES or had not in NAMES:
-        is_supported = measured_on.get("cpu") == machine_facts().get("cpu") and isa in processor_flags()
+        is_supported = measured_on.get("cpu") == machine_facts().get("cpu") and isa in cpu_flags()
         reason = "" if is_supported else f"nothing says whether {measured_on.get('cpu', 'the machine')} has {isa}"
     elif NAMES.index(isa) > NAMES.index(had):
-        reason = f"{machine} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
+        reason = f"{profile_name} asks for {isa}, and {measured_on.get('cpu', 'the machine')} has {had}"
     elif threads and threads != measured_on.get("threads"):
-        reason = f"{machine} asks for {threads} threads, and {measured_on.get('threads')} were used"
+        reason = f"{profile_name} asks for {threads} threads, and {measured_on.get('threads')} were used"
     if reason:
         raise Reject(
             measured_elsewhere(
-                f"what the front measured is of another machine than {machine}: {reason}",
+                f"what the front measured is of another machine than {profile_name}: {reason}",
                 help="compile the recipe on such a machine, with `--threads` as the profile says, or leave `--on` out",
             )
         )
 
 
-def _chosen(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
+def _chosen_point(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
     names = [str(member["name"]) for member in front.members]
     return _named(point, names) if point else _best_fitting_point(front, limits)
 
@@ -161,7 +161,7 @@ def _named(point: str, names: list[str]) -> str:
 
 
 def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
-    measures = _point_measures(front)
+    measures = _measures_by_point(front)
     fit = [name for name in measures if all(limit.is_met(measures[name]) for limit in limits)]
     if not fit:
         nearest = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
@@ -179,7 +179,7 @@ def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
     return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
 
 
-def _point_measures(front: Manifest) -> dict[str, Measures]:
+def _measures_by_point(front: Manifest) -> dict[str, Measures]:
     """Measures of each point: first those of the front, then those of the report."""
     known: dict[str, Measures] = {}
     for member in front.members:
@@ -197,29 +197,29 @@ def _has_files(front: Manifest, name: str) -> bool:
     return any(file.startswith(f"{POINTS}/{name}/") for file in front.files)
 
 
-def _copy_point(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+def _copy_and_load_point(path: Path, front: Manifest, point: str, draft: Path) -> Any:
     """Copy the files of a point; the model that they hold."""
-    for file in (f for f in front.files if f.startswith(f"{POINTS}/{name}/")):
-        copy = draft / Path(file).relative_to(f"{POINTS}/{name}")
+    for file in (f for f in front.files if f.startswith(f"{POINTS}/{point}/")):
+        copy = draft / Path(file).relative_to(f"{POINTS}/{point}")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path / file, copy)
-    form = dict(points(path, front))[name]
+    form = dict(points(path, front))[point]
     with model_errors_as_diagnostics(str(form)):
         return load(form, check="size", kernels=False)
 
 
-def _cut_point(path: Path, front: Manifest, name: str, draft: Path) -> Any:
+def _cut_and_write_point(path: Path, front: Manifest, point: str, draft: Path) -> Any:
     """Cut a point out of weights that all points share, and write it; the model."""
     settings, folder = Settings(default_cache()), path / shared_weights.WEIGHTS
-    origin = open_folder(folder, str(folder), "auto", settings)
-    with model_errors_as_diagnostics(str(folder)), announce("cutting the point out"):
-        program = shared_weights.load_point(path, name, origin)
+    origin = origin_of_folder(folder, str(folder), "auto", settings)
+    with model_errors_as_diagnostics(str(folder)), announcing_stage("cutting the point out"):
+        program = shared_weights.load_program_of_point(path, point, origin)
     ctx = Context.without_recipe(settings, path, Registry(), origin, draft)
     write_stock_or_compact(program, draft, ctx, SHARD)
     return program.model
 
 
-def _manifest_of(front: Manifest, name: str, checks: tuple[Check, ...]) -> Manifest:
+def _manifest_of_point(front: Manifest, name: str, checks: tuple[Check, ...]) -> Manifest:
     """Manifest of a point as an artifact of its own."""
     member, suffix = next(m for m in front.members if m["name"] == name), f" of {name}"
     steps = tuple(s for s in front.steps if s.get("name") in member["steps"])

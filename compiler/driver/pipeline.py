@@ -12,28 +12,28 @@ from ...dsl.checker.recipe import Emit
 from ...dsl.checker.values import DataRef, MetricRef, StepRef, references_in
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ..analysis.discovery.discover import skeleton_of
-from ..analysis.planning.machine_profile import check_profiles, named, with_profile_threads
+from ..analysis.planning.machine_profile import named, refuse_other_machine_profiles, with_profile_threads
 from ..analysis.planning.plan import Plan, Stage
 from ..analysis.planning.shape_change import describe_change
 from ..core import warned
 from ..core.cache import Cache
-from ..core.error_location import with_location
-from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announce, listening_with
+from ..core.error_location import diagnostics_located_at
+from ..core.events import Event, Listener, StageBegan, StageEnded, Warned, announcing_stage, listening_with
 from ..core.memory import MemoryWatch, trim_heap
 from ..core.quantity import size
 from ..evaluation import reference, similarity
-from ..evaluation.promise import Promise
+from ..evaluation.promise import OutputPromise
 from ..ir.outcome import Front, Outcome
 from ..ir.program import Program, ProgramVersion
 from ..ir.step_results import StepResults
-from ..models.rows.batch_limit import retry_on_oom
+from ..models.rows.batch_limit import retry_with_smaller_batches_on_oom
 from ..plugin.context import Context
 from ..plugin.interfaces import Close, Pass
 from . import unfinished_steps
 from .emission import Artifact, Emission, Page
 from .judging.accounting import Accounting
 from .judging.verdicts import Verdicts
-from .worker_team import StepScorer, Team, step_message
+from .worker_team import StepScorer, Team, make_step_message
 
 no_change = Fault(
     "no-change",
@@ -74,34 +74,34 @@ class Build:
     stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     def __post_init__(self) -> None:
-        self.results = StepResults(self.cache, self.ctx.origin, self.store_references)
+        self.results = StepResults(self.cache, self.ctx.origin, self.store_original_outputs)
         for stage in self.plan.stages:  # a pass imports the kind of result that it gives, which the cache is read by
-            self.ctx.registry.load_class("pass", stage.call.word)
+            self.ctx.registry.import_plugin_class("pass", stage.call.word)
 
     def run(self, out: Path, force: bool) -> Result:
         started = time.monotonic()
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
-        check_profiles([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
+        refuse_other_machine_profiles([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
         for index in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
             self.run_step(self.plan.stages[index])
-        accounting = Accounting.of_plan(self.plan, self.ctx)
+        accounting = Accounting.for_plan(self.plan, self.ctx)
         verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.on_original)
         result = Result(self.plan, stopped=self.stopped)
         emission = Emission(self.plan, self.cache, self.ctx, out, force, verdicts, accounting, self.costs)
-        self.emit_all(emission, result)
+        self.write_all_targets(emission, result)
         result.seconds = time.monotonic() - started
         return result
 
-    def emit_all(self, emission: Emission, result: Result) -> None:
+    def write_all_targets(self, emission: Emission, result: Result) -> None:
         """Artifacts in the recipe's order, then what is about them."""
         describes = self.ctx.registry.describes_artifacts
         of: dict[str, list[Artifact]] = {}
         for target in sorted(self.plan.pipeline.emits, key=lambda e: describes(e.call.word)):
             path = str(target.call.args["path"])
             with (
-                self.stage_events(f"emit {target.call.word}", path) as done,
+                self.report_and_watch_stage(f"emit {target.call.word}", path) as done,
                 self.blame_modified_files(),
-                with_location(target.call),
+                diagnostics_located_at(target.call),
             ):
                 artifacts = of.setdefault(target.source, [])
                 if describes(target.call.word):
@@ -109,7 +109,7 @@ class Build:
                     result.reports.append(report)
                     done.change = size(report.path.stat().st_size)
                     continue
-                artifacts.append(self.emit_artifact(target, emission))
+                artifacts.append(self.write_artifact(target, emission))
                 result.artifacts.append(artifacts[-1])
                 done.change = artifacts[-1].summary
 
@@ -122,20 +122,20 @@ class Build:
             self.costs[stage.name] = {"planned": round(stage.seconds, 2), "cached": True}
             return
         with (
-            self.stage_events(stage.name, stage.call.word) as done,
+            self.report_and_watch_stage(stage.name, stage.call.word) as done,
             self.blame_modified_files(stage.key),
-            with_location(stage.call),
+            diagnostics_located_at(stage.call),
         ):
             pass_: Pass = self.ctx.registry.make("pass", stage.call)
-            unfinished_steps.claim_scratch(
+            unfinished_steps.prepare_scratch(
                 self.cache, stage.key, self.ctx
             )  # before anything is loaded, where it can't be kept
-            run = partial(self.run_pass, pass_, stage)
-            result, facts = retry_on_oom(run, self.ctx.settings.device, self.ctx.emit_event)
-            stage = self.as_stopped(stage)
+            run = partial(self.run_pass_on_outcome, pass_, stage)
+            result, facts = retry_with_smaller_batches_on_oom(run, self.ctx.settings.device, self.ctx.emit_event)
+            stage = self.replan_if_stopped(stage)
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
-            with announce("keeping the result"):
+            with announcing_stage("keeping the result"):
                 self.results.save(stage.key, result, stage.parts, facts)
         self.costs[stage.name] = {
             "planned": round(stage.seconds, 2),
@@ -151,7 +151,7 @@ class Build:
         for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
             self.ctx.emit_event(Warned(diagnostic))
 
-    def run_pass(self, pass_: Pass, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
+    def run_pass_on_outcome(self, pass_: Pass, stage: Stage) -> tuple[Outcome, dict[str, Any]]:
         """Result of a step, and the facts for the manifest."""
         # A pass that names the steps that it works on asks for them one at a time.
         outcome = (
@@ -161,22 +161,22 @@ class Build:
         self.results.release()  # from here until it is stored, the program is between steps
         warnings = Warnings(self.ctx.emit_event, stage)
         ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
-        result, facts = self._result_and_notes(pass_, outcome, stage, ctx)
+        result, facts = self._run_and_check_pass(pass_, outcome, stage, ctx)
         result = result.with_base("" if stage.source == self.plan.identity else stage.source)
         return result, facts | {"warnings": warned.to_json(warnings.diagnostics)}
 
-    def as_stopped(self, stage: Stage) -> Stage:
+    def replan_if_stopped(self, stage: Stage) -> Stage:
         """The stage as it is planned now: a search that had no more time gave another result than was planned."""
         deadline = self.ctx.run.deadline
         stop = deadline.claim() if deadline else None
         if deadline is None or stop is None:
             return stage
         self.plan = self.plan.with_stopped_search(stage.name, stop.facts)
-        with with_location(stage.call):
+        with diagnostics_located_at(stage.call):
             self.stopped.append(replace(deadline.over(stage.name, stop), span=stage.span))
         return next(s for s in self.plan.stages if s.name == stage.name)
 
-    def _result_and_notes(
+    def _run_and_check_pass(
         self, pass_: Pass, outcome: Outcome, stage: Stage, ctx: Context
     ) -> tuple[Outcome, dict[str, Any]]:
         """Result of a pass, and its notes for the manifest."""
@@ -188,7 +188,7 @@ class Build:
             return result, {"program": notes, "step": notes[-1:], "changes": [], "summary": result.summary, "dump": ""}
         before, version, noted = skeleton_of(program), program.version, len(program.notes)
         keeps = pass_.keeps
-        promise = Promise.of(program) if isinstance(keeps, Close) else None
+        promise = OutputPromise.of(program) if isinstance(keeps, Close) else None
         with with_profile_threads(named(stage.call), ctx):
             result = pass_.result_of(outcome, ctx)
         if result is outcome and program.version == version:
@@ -196,7 +196,7 @@ class Build:
                 no_change(f"`{stage.call.word}` changed nothing", help="ask more of it, or leave the step out")
             )
         if promise and isinstance(keeps, Close):
-            with announce("comparing with the model before"):
+            with announcing_stage("comparing with the model before"):
                 promise.check(program, keeps)
         lines = describe_change(before, skeleton_of(program), program.notes[noted:])
         return result, {
@@ -213,7 +213,7 @@ class Build:
     def load_outcome(self, key: str) -> Outcome:
         return self.results.reach(key)
 
-    def store_references(self, program: Program) -> None:
+    def store_original_outputs(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
         metrics = [metric for step in self.plan.pipeline.steps for metric in references_in(step.call.args, MetricRef)]
         metrics += [bound.metric for bound in self.plan.pipeline.expects]
@@ -228,7 +228,7 @@ class Build:
             for data in self.ctx.registry.make("pass", step.call).originals():
                 reference.prepare(self.ctx, program.model, data)
 
-    def emit_artifact(self, target: Emit, emission: Emission) -> Artifact:
+    def write_artifact(self, target: Emit, emission: Emission) -> Artifact:
         outcome = self.load_outcome(self.plan.key_of(target.source))
         if outcome.program is not None:
             outcome.program.to_cpu()  # files are written from there
@@ -237,14 +237,14 @@ class Build:
         return artifact
 
     def context(self, stage: Stage) -> Context:
-        scratch = self.cache.make_scratch(stage.key)
+        scratch = self.cache.make_checked_scratch(stage.key)
         return replace(
             self.ctx.relative_to(stage.call),
             workdir=scratch,
             results=self.results,
             step_keys={s.name: s.key for s in self.plan.stages},
             original=self.original_model(stage),
-            remote_scorer=StepScorer(self.team, step_message(stage.name, stage.key, scratch, self.team))
+            remote_scorer=StepScorer(self.team, make_step_message(stage.name, stage.key, scratch, self.team))
             if self.team
             else None,
         )
@@ -273,7 +273,7 @@ class Build:
             raise
 
     @contextmanager
-    def stage_events(self, name: str, description: str) -> "Iterator[Done]":
+    def report_and_watch_stage(self, name: str, description: str) -> "Iterator[Done]":
         """Tell that a stage begins and ends, how long it took and the most memory it held."""
         self.index += 1
         self.ctx.emit_event(StageBegan(name, description, self.index, self.total))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from ...dsl.checker.units import number_with_unit
+from ...dsl.checker.units import parse_number_with_unit
 from ...dsl.checker.values import Bytes, Duration
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.quantity import BYTES_PER, SECONDS_PER
@@ -45,12 +45,12 @@ class Limit:
         """Distance of a point from the limit, as a share of it; at most 0 where it is met."""
         from .judging.gate import limit_in_unit  # which imports torch: words are checked before
 
-        value, unit, better = measures[self.resolve_measure(measures)]
-        limit = limit_in_unit(self.parsed_amount(unit), unit)
+        value, unit, better = measures[self.matching_measure(measures)]
+        limit = limit_in_unit(self.parse_amount(unit), unit)
         gap = (value - limit) if better == "lower" else (limit - value)
         return gap / (abs(limit) or 1.0)
 
-    def resolve_measure(self, measures: Measures) -> str:
+    def matching_measure(self, measures: Measures) -> str:
         """The measure that is meant: that of this text, else the only one of this name."""
         if self.metric in measures:
             return self.metric
@@ -68,10 +68,10 @@ class Limit:
             unmeasured_limit(f"the front has no measure `{self.metric}`", help=f"it has {', '.join(measures)}")
         )
 
-    def parsed_amount(self, unit: str | None = None) -> Any:
+    def parse_amount(self, unit: str | None = None) -> Any:
         """Parsed amount, of a measure in `unit` where that is known: `512 B` are bytes of some, and 7B billions."""
         match = _AMOUNT.fullmatch(self.value.strip())
-        value = number_with_unit(match[1], _PRINTED.get(match[2], match[2])) if match else None
+        value = parse_number_with_unit(match[1], _PRINTED.get(match[2], match[2])) if match else None
         if match and match[2] == "B" and unit in BYTES_PER:
             value = Bytes(int(float(match[1])))
         plain = value.value if isinstance(value, Bytes) else value.seconds if isinstance(value, Duration) else value
@@ -92,7 +92,7 @@ def parse_limits(texts: list[str]) -> tuple[Limit, ...]:
         if not metric:
             raise Reject(no_amount(f"`{text}` sets no limit", help="write METRIC=VALUE: params=1.6M"))
         result.append(Limit(metric.strip(), value))
-        result[-1].parsed_amount()
+        result[-1].parse_amount()
     return tuple(result)
 
 

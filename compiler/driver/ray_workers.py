@@ -50,7 +50,7 @@ TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH for `ray start` and for
 LOCAL = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the latter has Ray listen at loopback
 
 
-def check_head_responds(address: str) -> None:
+def require_authenticated_head(address: str) -> None:
     """Raises Reject (no-cluster) within seconds where nobody answers as the head of a cluster does: by HTTP/2, which
     its calls go over, and then to a client of Ray's. Ray's own way to say so takes minutes, under lines of its own.
     Raises Reject (open-cluster) where it answers a client without a token."""
@@ -70,12 +70,12 @@ def check_head_responds(address: str) -> None:
         raise Reject(no_cluster(text if has_token else f"{text} without a token", help=HEAD if has_token else TOKEN))
 
 
-def _can_join(address: str, mode: str) -> bool:
+def _can_join(address: str, auth_mode: str) -> bool:
     """Whether a client may join, with the environment's token or none, by RAY_AUTH_MODE. Asked by a process of its
     own: a call of Ray's can't be broken off, nor silenced."""
     with subprocess.Popen(
         [sys.executable, "-P", "-c", PROBE_SOURCE, address],
-        env={**os.environ, "RAY_AUTH_MODE": mode},
+        env={**os.environ, "RAY_AUTH_MODE": auth_mode},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -88,7 +88,7 @@ def _can_join(address: str, mode: str) -> bool:
             asking.kill()
 
 
-def _check_token() -> None:
+def _require_token_authentication() -> None:
     """Raises Reject (open-cluster) where this process would join without a token: Ray reads its environment once."""
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
@@ -111,7 +111,7 @@ class Worker:
 
 
 @dataclass
-class Actors(WorkerTransport):
+class RayTransport(WorkerTransport):
     """Actors on the cluster at an address, as many as it has processors for, or on one that is started here for them.
 
     owed   answers that are awaited -> the places of who owes them
@@ -126,7 +126,7 @@ class Actors(WorkerTransport):
 
     def __post_init__(self) -> None:
         if self.address:
-            check_head_responds(self.address)
+            require_authenticated_head(self.address)
 
     @cached_property
     def size(self) -> int:
@@ -146,7 +146,7 @@ class Actors(WorkerTransport):
             }
         import ray
 
-        _check_token()
+        _require_token_authentication()
         try:
             with chdir(self.folder.name):  # which Ray puts before the libraries on its workers' path
                 ray.init(address=self.address or "local", **options)

@@ -56,7 +56,7 @@ class ResponseTimeouts:
         for owed in self.owed.values():
             owed.waited += min(seconds, POLL_SECONDS)
 
-    def reportable_silence(self, index: int) -> float:
+    def silence_to_report(self, index: int) -> float:
         """Seconds of silence that are worth a line now, each time twice as many; 0 where they aren't."""
         owed = self.owed[index]
         known = self.longest.get(owed.kind)

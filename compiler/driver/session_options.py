@@ -67,7 +67,7 @@ def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | No
         _refuse_mix(values)
         return session_options({name: value for name, value in settings.items() if name != "settings"})
     rules = {"set": param_values, "params": options.path}
-    inputs = options.checked_options({name: values.pop(name) for name in rules if name in values}, rules)
+    inputs = options.apply_option_rules({name: values.pop(name) for name in rules if name in values}, rules)
     if settings is None:
         settings = Settings(**{"cache_dir": default_cache(), **values})
     elif not isinstance(settings, Settings):

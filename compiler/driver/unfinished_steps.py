@@ -17,9 +17,9 @@ from ..plugin.context import Context
 RECORD = "origin.json"  # path -> size, mtime in ns, inode
 
 
-def claim_scratch(cache: Cache, key: str, ctx: Context) -> None:
+def prepare_scratch(cache: Cache, key: str, ctx: Context) -> None:
     """Make the scratch of a step that is about to run, emptied where files that it was computed from were written."""
-    scratch = cache.make_scratch(key)
+    scratch = cache.make_checked_scratch(key)
     files = ctx.origin.files
     if files is None:
         return
@@ -28,7 +28,7 @@ def claim_scratch(cache: Cache, key: str, ctx: Context) -> None:
         reason = "its record is torn" if known is None else f"{changed} was written meanwhile"
         ctx.emit_event(Said(f"what an earlier run left of this step is not used: {reason}"))
         drop(cache, key)
-        scratch, known = cache.make_scratch(key), {}
+        scratch, known = cache.make_checked_scratch(key), {}
     for path, (size, mtime, _, inode) in files.facts.items():
         known[str(path.resolve())] = [size, mtime, inode]
     write_atomic(scratch / RECORD, json.dumps(known).encode())
@@ -50,11 +50,11 @@ def _read_file_states(scratch: Path) -> dict[str, list[int]] | None:
         return None
 
 
-def _was_modified(path: str, facts: list[int]) -> bool:
+def _was_modified(path: str, recorded_state: list[int]) -> bool:
     """Whether a file was written in place. One that is gone or another one now, as after a move to another disk,
     was not: what had been mapped stayed as it was."""
     try:
         current = os.stat(path)
     except OSError:
         return False
-    return [current.st_size, current.st_mtime_ns] != facts[:2] and current.st_ino == facts[2]
+    return [current.st_size, current.st_mtime_ns] != recorded_state[:2] and current.st_ino == recorded_state[2]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.environment import check_modules
-from ..core.options import OptionError, worker_source
+from ..core.options import OptionError, parse_worker_source
 from ..core.settings import Settings
 from .worker_team import Team, facts
-from .worker_transport import Processes, WorkerTransport
+from .worker_transport import LocalProcesses, WorkerTransport
 
 if TYPE_CHECKING:
     from .api import Session
@@ -23,12 +23,12 @@ unknown_workers = Fault(
 
 
 def parse_workers_option(option: str) -> int | str:
-    """Workers as `worker_source` reads them.
+    """Workers as `parse_worker_source` reads them.
 
     Raises Reject (unknown-workers) for other words, and (package-missing) for a cluster without Ray.
     """
     try:
-        workers = worker_source(option)
+        workers = parse_worker_source(option)
     except OptionError as error:
         problem = f"`--workers {option}` {error.fact}" if option else "`--workers` is given nothing"
         raise Reject(unknown_workers(problem, help=error.remedy)) from error
@@ -41,10 +41,10 @@ def make_transport(settings: Settings) -> WorkerTransport:
     """Raises Reject as `parse_workers_option` does, and where no cluster answers."""
     option = parse_workers_option(settings.workers)
     if isinstance(option, int):
-        return Processes(option, settings.threads or 1)
-    from .ray_workers import Actors
+        return LocalProcesses(option, settings.threads or 1)
+    from .ray_workers import RayTransport
 
-    return Actors(option, settings.threads or 1)
+    return RayTransport(option, settings.threads or 1)
 
 
 @contextmanager

@@ -96,14 +96,14 @@ class Team:
         self.timeouts.begin(index, task[0])
         self.transport.send(index, line)
 
-    def receive(self, patience: float) -> Sequence[tuple[int, str, bool]]:
+    def receive(self, timeout_s: float) -> Sequence[tuple[int, str, bool]]:
         """Received answers and lost workers; one that is silent for too long is stopped, and counts as lost."""
         start_time = time.monotonic()
-        replies = list(self.transport.receive(patience))
+        replies = list(self.transport.receive(timeout_s))
         self.timeouts.wait(time.monotonic() - start_time)
         answered = {index for index, _, _ in replies}
-        for index in sorted(self.timeouts.owed.keys() - answered) if patience else ():
-            if silent := self.timeouts.reportable_silence(index):
+        for index in sorted(self.timeouts.owed.keys() - answered) if timeout_s else ():
+            if silent := self.timeouts.silence_to_report(index):
                 self.settings.on_event(Said(f"worker {index + 1} has not answered for {duration_text(silent)}"))
             if self.timeouts.is_stale(index, self.transport.is_stopped):
                 self.transport.stop_worker(index)
@@ -112,7 +112,7 @@ class Team:
                 )
         return replies
 
-    def admit_worker(self, index: int, worker_facts: Mapping[str, str]) -> None:
+    def admit_or_refuse_worker(self, index: int, worker_facts: Mapping[str, str]) -> None:
         """Let a worker in whose versions are ours."""
         other = [name for name, version in self.facts.items() if name != "node" and worker_facts.get(name) != version]
         if not other:
@@ -178,25 +178,25 @@ class StepScorer(RemoteScorer):
         return self.team.work
 
     def prefetch(self, journal: Journal, tasks: Mapping[str, Task]) -> None:
-        self._send_step()
+        self._publish_step_once()
         self.queue = {key: t for key, t in tasks.items() if key not in journal.known and not self._is_running(key)}
-        self._exchange_tasks(journal, 0.0)
+        self._send_and_receive_tasks(journal, 0.0)
 
-    def fetch_value(self, journal: Journal, key: str, task: Task, compute: Callable[[], Any]) -> Any:
+    def value_from_workers(self, journal: Journal, key: str, task: Task, compute_here: Callable[[], Any]) -> Any:
         if key not in journal.known and not self._is_running(key):
-            self._send_step()
+            self._publish_step_once()
             self.queue = {key: task, **self.queue}
         while key not in journal.known:
             if self.team.is_empty or self.failures.get(key, 0) >= LOSSES:
                 self.queue.pop(key, None)
                 break
-            self._exchange_tasks(journal, WAIT)
-        return journal.get_or_compute(key, compute)
+            self._send_and_receive_tasks(journal, WAIT)
+        return journal.get_or_compute(key, compute_here)
 
     def _is_running(self, key: str) -> bool:
         return (self.step["key"], key) in self.team.busy.values()
 
-    def _send_step(self) -> None:
+    def _publish_step_once(self) -> None:
         """Send a worker what it needs before the first task; workers start when a step first needs them."""
         if self.met:
             return
@@ -206,18 +206,18 @@ class StepScorer(RemoteScorer):
             self.team.start_worker()
         self.step = {**self.step, "size": self.size}
 
-    def _exchange_tasks(self, journal: Journal, patience: float) -> None:
+    def _send_and_receive_tasks(self, journal: Journal, timeout_s: float) -> None:
         """Hand out what is wanted, and take what has come in."""
         self._hand_out()
-        if patience:
+        if timeout_s:
             self.team.run.check()
-        for index, text, alive in self.team.receive(patience):
+        for index, text, alive in self.team.receive(timeout_s):
             step, key = self.team.busy.pop(index, ("", ""))
             key = key if step == self.step["key"] else ""  # of an earlier step nothing is wanted any more
             answer = json.loads(text) if alive else {}
             self.team.timeouts.end(index, measures="value" in answer or "facts" in answer)
             if alive:
-                self._accept_answer(journal, index, key, answer)
+                self._handle_answer(journal, index, key, answer)
                 continue
             self.team.idle = [other for other in self.team.idle if other != index]
             self._retry(key)
@@ -231,10 +231,10 @@ class StepScorer(RemoteScorer):
             line = json.dumps({"step": self.step, "task": self.running[key]})
             self.team.begin(self.team.idle[0], (self.step["key"], key), line)
 
-    def _accept_answer(self, journal: Journal, index: int, key: str, answer: Mapping[str, Any]) -> None:
+    def _handle_answer(self, journal: Journal, index: int, key: str, answer: Mapping[str, Any]) -> None:
         if "facts" in answer:
             self.team.pids[index] = answer["pid"]
-            self.team.admit_worker(index, answer["facts"])
+            self.team.admit_or_refuse_worker(index, answer["facts"])
             return
         if "misfit" in answer:
             self._retry(key, counts=False)
@@ -255,7 +255,7 @@ class StepScorer(RemoteScorer):
             self.failures[key] = self.failures.get(key, 0) + counts
 
 
-def step_message(name: str, key: str, scratch: Path, team: Team) -> dict[str, Any]:
+def make_step_message(name: str, key: str, scratch: Path, team: Team) -> dict[str, Any]:
     """Message that tells a worker about a step."""
     environment = {n: value for n, value in os.environ.items() if n.startswith(PREFIX)}
     return {

@@ -48,7 +48,7 @@ class WorkerTransport(ABC):
 
 
 @dataclass
-class Processes(WorkerTransport):
+class LocalProcesses(WorkerTransport):
     """Processes of this machine, with pipes. They end by themselves when whoever asks has ended, however that was."""
 
     count: int

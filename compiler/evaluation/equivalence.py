@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..ir.capture.sample import BATCH, LENGTH, PADDING, sample_inputs, sample_tokens
-from ..models.rows.forward import main_output, without_dropout
+from ..models.rows.forward import in_eval_mode, main_tensor_of_output
 from ..models.rows.inputs import is_encoder_decoder
 from ..models.rows.packed_inputs import has_image_and_text_towers
 
@@ -32,28 +32,31 @@ def max_logit_difference(
     seed    chooses the ids
     """
     vocab = vocab or _vocabulary(reference)
-    return distance(record_logits(reference, vocab=vocab, seed=seed), record_logits(candidate, vocab=vocab, seed=seed))
+    return distance(
+        record_logits_of_sample_calls(reference, vocab=vocab, seed=seed),
+        record_logits_of_sample_calls(candidate, vocab=vocab, seed=seed),
+    )
 
 
-def record_logits(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
+def record_logits_of_sample_calls(model: nn.Module, *, vocab: int | None = None, seed: int = 0) -> list[torch.Tensor]:
     """Logits [tokens, vocabulary] of every situation, without those at padding; kept to compare a model with
     what it was before an edit in place.
 
     Models that read no tokens are observed on their capture sample and on one of another size.
     """
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
-    with torch.no_grad(), without_dropout(model):
+    with torch.no_grad(), in_eval_mode(model):
         if is_encoder_decoder(model):
             return _encoder_decoder_logits(model)
         if "input_ids" not in names or has_image_and_text_towers(model) or not isinstance(model, PreTrainedModel):
-            return [main_output(model(**sample_inputs(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
+            return [main_tensor_of_output(model(**sample_inputs(model, batch))) for batch in (BATCH, _OTHER_BATCH)]
         vocab = vocab or _vocabulary(model)
         assert vocab is not None, f"the ids of a {type(model).__name__} have no bound"
         observed = [_logits(model, names, sample_tokens(vocab, *shape, _device(model), seed)) for shape in _SHAPES]
         if _decodes(model, names):
             for padding in (0, PADDING):
                 inputs = sample_tokens(vocab, BATCH, LENGTH + _STEPS, padding, _device(model), seed)
-                observed += _decode_logits(model, names, inputs)
+                observed += _prefill_and_decode_logits(model, names, inputs)
         return observed
 
 
@@ -69,7 +72,7 @@ def _logits(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) 
     """One forward; an unpadded batch goes without mask and positions, so that both ways are seen."""
     padded = bool((inputs["attention_mask"] == 0).any())
     passed = inputs if padded else {"input_ids": inputs["input_ids"]}
-    out = main_output(model(**{name: value for name, value in passed.items() if name in names}))
+    out = main_tensor_of_output(model(**{name: value for name, value in passed.items() if name in names}))
     return _read(out, inputs["attention_mask"])
 
 
@@ -85,7 +88,7 @@ def _encoder_decoder_logits(model: nn.Module) -> list[torch.Tensor]:
         inputs = sample_inputs(model, *shape)
         if not shape[2]:
             inputs = {name: value for name, value in inputs.items() if not name.endswith("attention_mask")}
-        observed.append(main_output(model(**inputs)))
+        observed.append(main_tensor_of_output(model(**inputs)))
     for padding in (0, PADDING):
         inputs, cache = sample_inputs(model, BATCH, LENGTH, padding), None
         first = {name: x for name, x in inputs.items() if not name.startswith("decoder_") and name != "use_cache"}
@@ -93,11 +96,13 @@ def _encoder_decoder_logits(model: nn.Module) -> list[torch.Tensor]:
             step = inputs["decoder_input_ids"][:, position : position + 1]
             out = model(**first, decoder_input_ids=step, use_cache=True, **({"cache": cache} if cache else {}))
             cache = out.get("cache")
-            observed.append(main_output(out))
+            observed.append(main_tensor_of_output(out))
     return observed
 
 
-def _decode_logits(model: nn.Module, names: set[str], inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _prefill_and_decode_logits(
+    model: nn.Module, forward_arguments: set[str], inputs: dict[str, torch.Tensor]
+) -> list[torch.Tensor]:
     """Prefill, then one token at a time with the cache: mask and positions given if the batch is padded.
 
     Nothing for encoders, which have the option but return no cache.
@@ -112,11 +117,11 @@ def _decode_logits(model: nn.Module, names: set[str], inputs: dict[str, torch.Te
             passed["attention_mask"] = inputs["attention_mask"][:, :end]
         if padded:
             passed["position_ids"] = inputs["position_ids"][:, start:end]
-        out = model(**{name: value for name, value in passed.items() if name in names}, cache=cache)
+        out = model(**{name: value for name, value in passed.items() if name in forward_arguments}, cache=cache)
         cache = out.get("cache")
         if cache is None:
             return []
-        observed.append(_read(main_output(out), inputs["attention_mask"][:, start:end]))
+        observed.append(_read(main_tensor_of_output(out), inputs["attention_mask"][:, start:end]))
     return observed
 
 

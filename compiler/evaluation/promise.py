@@ -7,9 +7,9 @@ import torch
 
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..ir.capture.sample import knows_inputs
-from ..models.rows.forward import main_output, without_dropout
+from ..models.rows.forward import in_eval_mode, main_tensor_of_output
 from ..plugin.interfaces import Close
-from .equivalence import distance, record_logits
+from .equivalence import distance, record_logits_of_sample_calls
 
 if TYPE_CHECKING:
     from ..ir.program import Program
@@ -18,19 +18,19 @@ promise_broken = Fault("promise-broken", "A pass that promises to keep outputs c
 
 
 @dataclass(frozen=True)
-class Promise:
+class OutputPromise:
     """Outputs of a model before a pass ran: some tokens each, on several shapes, padded and while decoding."""
 
     outputs: list[torch.Tensor]
 
     @staticmethod
-    def of(program: "Program") -> "Promise":
-        return Promise(observed(program))
+    def of(program: "Program") -> "OutputPromise":
+        return OutputPromise(observed(program))
 
-    def check(self, program: "Program", keeps: Close) -> None:
+    def check(self, program: "Program", logit_tolerance: Close) -> None:
         """Raise Reject (promise-broken) where outputs differ by more than was promised, or are no numbers."""
         worst = distance(self.outputs, observed(program))
-        tolerance = self._allowed(program, keeps)
+        tolerance = self._allowed(program, logit_tolerance)
         if not worst <= tolerance:
             raise Reject(
                 promise_broken(
@@ -49,11 +49,11 @@ class Promise:
 def observed(program: "Program") -> list[torch.Tensor]:
     """Outputs in all situations that `equivalence` looks at; of modules of other kinds, on the capture's batch."""
     if knows_inputs(program.model):
-        return record_logits(program.model)
+        return record_logits_of_sample_calls(program.model)
     return [outputs(program)]
 
 
 def outputs(program: "Program") -> torch.Tensor:
     """Logits, or the last hidden state, of the inputs that the program was captured with, float32."""
-    with torch.no_grad(), without_dropout(program.model):
-        return main_output(program.model(**program.inputs)).float()
+    with torch.no_grad(), in_eval_mode(program.model):
+        return main_tensor_of_output(program.model(**program.inputs)).float()

@@ -29,7 +29,7 @@ from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..analysis.planning import keys
 from ..core.cache import digest, write_atomic
-from ..core.hashes import file_hash
+from ..core.hashes import cached_file_hash
 from ..core.quantity import size
 from ..core.sealed_json import cache_damaged, read_self_named_record, sealed
 from ..models.checkpoints.pretrained import pretrained
@@ -47,7 +47,7 @@ Tail = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Reference:
+class OriginalOutputs:
     """The original's outputs over the rows of one data set.
 
     top     [n, t] int32, the most probable next token
@@ -66,24 +66,28 @@ class Reference:
         if self.head is None:
             return values.float()
         weight, bias, tail = self.head
-        return tail_function(tail)(nn.functional.linear(values, weight, bias)).float()
+        return logits_tail(tail)(nn.functional.linear(values, weight, bias)).float()
 
 
 def prepare(ctx: Context, model: nn.Module, ref: DataRef) -> None:
     """Keep what `model`, the original as loaded, says of a data set; nothing to do where that is kept."""
-    write_reference(ctx, model, ctx.rows(ref), _reference_path(ctx, ref), _head_path(ctx), f"original on {ref.name}")
+    write_original_outputs(
+        ctx, model, ctx.rows(ref), _reference_path(ctx, ref), _head_path(ctx), f"original on {ref.name}"
+    )
 
 
-def write_reference(ctx: Context, model: nn.Module, rows: Tensor, file: Path, head_file: Path, label: str) -> None:
+def write_original_outputs(
+    ctx: Context, model: nn.Module, rows: Tensor, file: Path, head_file: Path, label: str
+) -> None:
     """Keep what a model says of rows in two files; nothing to do where that is kept."""
     if file.is_file():
         return
     head = pretrained(model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     last = head if isinstance(head, nn.Linear) else None
-    tail = _find_tail(model, last, rows[:1]) if last is not None else None
+    tail = _infer_logits_tail(model, last, rows[:1]) if last is not None else None
     last = None if tail is None else last
     if last is not None and tail is not None:
-        _write_head(ctx, head_file, last, tail)
+        _write_output_embedding(ctx, head_file, last, tail)
     positions_per_row, width = _predictions(model, rows)
     width, dtype = (last.in_features, last.weight.dtype) if last is not None else (width, torch.float16)
     output_name = "hidden" if last is not None else "log_probs"
@@ -101,7 +105,7 @@ def write_reference(ctx: Context, model: nn.Module, rows: Tensor, file: Path, he
         ctx.origin.refuse_changed_files()
 
 
-def load_reference(ctx: Context, ref: DataRef) -> Reference:
+def load_or_make_reference(ctx: Context, ref: DataRef) -> OriginalOutputs:
     """Reference written by `prepare`, mapped from disk; one object for all calls.
 
     Where nothing was prepared, the original is loaded once more: mapped weights cost no memory of their own.
@@ -114,21 +118,21 @@ def load_reference(ctx: Context, ref: DataRef) -> Reference:
     return ctx._references[ref.name]
 
 
-def open_reference(path: Path, head_path: Path) -> Reference:
+def open_reference(path: Path, head_path: Path) -> OriginalOutputs:
     """Open the two files that `keep` wrote, mapped."""
-    tensors = map_sealed_file(path)
+    tensors = map_verified_file(path)
     if "hidden" not in tensors:
-        return Reference(tensors["top"], tensors["log_probs"])
-    head = map_sealed_file(head_path)
+        return OriginalOutputs(tensors["top"], tensors["log_probs"])
+    head = map_verified_file(head_path)
     with safe_open(head_path, "pt") as file:
         tail = file.metadata()["tail"]
-    return Reference(tensors["top"], tensors["hidden"], (head["weight"], head.get("bias"), tail))
+    return OriginalOutputs(tensors["top"], tensors["hidden"], (head["weight"], head.get("bias"), tail))
 
 
-def mean_kl_divergence(model: nn.Module, rows: Tensor, reference: Reference, name: str, data: str = "") -> float:
+def mean_kl_divergence(model: nn.Module, rows: Tensor, reference: OriginalOutputs, name: str, data: str = "") -> float:
     """Mean over all predictions of KL(reference || model), in nats."""
     total, count = 0.0, 0
-    for logits_new, logits_original in paired_logits(model, rows, reference, name):
+    for logits_new, logits_original in iterate_logits_beside_reference(model, rows, reference, name):
         q, p = logits_new.log_softmax(-1), logits_original.log_softmax(-1)  # [c, vocab]
         total += nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
         count += len(q)
@@ -136,7 +140,9 @@ def mean_kl_divergence(model: nn.Module, rows: Tensor, reference: Reference, nam
     return max(finite(total / count, name, data), 0.0)
 
 
-def paired_logits(model: nn.Module, rows: Tensor, reference: Reference, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def iterate_logits_beside_reference(
+    model: nn.Module, rows: Tensor, reference: OriginalOutputs, name: str
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(ours, theirs) logits [c, vocab] in float32, chunk by chunk over all rows."""
     at = 0
     with evaluating(model):
@@ -158,7 +164,7 @@ def paired_logits(model: nn.Module, rows: Tensor, reference: Reference, name: st
 # -- what the output embedding does --------------------------------------------------------------------------
 
 
-def tail_function(name: str) -> Tail:
+def logits_tail(name: str) -> Tail:
     """Last operations of a model on its logits: "", "cap:30.0" (tanh), "scale:0.125"."""
     kind, _, number = name.partition(":")
     if kind == "cap":
@@ -169,7 +175,7 @@ def tail_function(name: str) -> Tail:
     return lambda x: x
 
 
-def _find_tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
+def _infer_logits_tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
     """Tail that turns the output of the output embedding into the model's logits; None where none does."""
     config = pretrained(model).config.get_text_config()
     known = [""]
@@ -186,7 +192,7 @@ def _find_tail(model: nn.Module, head: nn.Linear, rows: Tensor) -> str | None:
         plain = nn.functional.linear(inputs[0], head.weight, head.bias)
         tolerance = values.float().abs().max().item() * 2e-2 if values.dtype != torch.float32 else 1e-4
         return next(
-            (t for t in known if (tail_function(t)(plain).float() - values.float()).abs().max() <= tolerance), None
+            (t for t in known if (logits_tail(t)(plain).float() - values.float()).abs().max() <= tolerance), None
         )
 
 
@@ -249,13 +255,13 @@ def _head_path(ctx: Context) -> Path:
     return ctx.settings.cache_dir / "references" / f"heads-{FORMAT}" / f"{ctx.origin.identity}.safetensors"
 
 
-def map_sealed_file(path: Path) -> dict[str, Tensor]:
+def map_verified_file(path: Path) -> dict[str, Tensor]:
     """Map a file of the sealed writer; Reject (cache-damaged) where it was changed since.
 
     It is read whole once; a file that was not written since is not read again.
     """
     known = read_self_named_record(_seal(path), path.parent)
-    if known is None or known.get("sha256") != file_hash(path, path.parent):
+    if known is None or known.get("sha256") != cached_file_hash(path, path.parent):
         help = "delete it, then compile again"
         raise Reject(cache_damaged(f"{path} does not hold what was written there", help=help))
     with safe_open(path, "pt") as file:
@@ -266,7 +272,7 @@ def _seal(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _write_head(ctx: Context, path: Path, head: nn.Linear, tail: str) -> None:
+def _write_output_embedding(ctx: Context, path: Path, head: nn.Linear, tail: str) -> None:
     if path.is_file():
         return
     tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})

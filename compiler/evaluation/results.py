@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..ir.capture.sample import first_position
 from ..ir.program import Program
-from ..models.rows.forward import main_output
+from ..models.rows.forward import main_tensor_of_output
 from ..models.rows.inputs import is_encoder_decoder, without_cache
 
 
@@ -21,7 +21,7 @@ def tensors_of(program: Program) -> dict[str, Any]:
     return {name: x for name, x in program.inputs.items() if isinstance(x, torch.Tensor) and name not in excluded}
 
 
-class Main(nn.Module):
+class MainOutput(nn.Module):
     """The logits of a model of transformers, or its last hidden state where it has no head.
 
     Positions that begin behind the one of padding (RoBERTa and its kin) count what is neither masked nor padding.
@@ -53,7 +53,7 @@ class Main(nn.Module):
             "past_values": past_values,
         }
         inputs = {name: x for name, x in named.items() if x is not None}
-        return main_output(self.model(**inputs, **without_cache(self.model)))
+        return main_tensor_of_output(self.model(**inputs, **without_cache(self.model)))
 
     def _positions(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """[b, t]; padding has the number before the first, as in the model's own count, which knows no masks."""
@@ -61,7 +61,7 @@ class Main(nn.Module):
         return real.cumsum(1) * real + self.first - 1
 
 
-def reject_encoder_decoder(model: nn.Module, fault: Fault) -> None:
+def refuse_encoder_decoder(model: nn.Module, fault: Fault) -> None:
     """Raise Reject of an encoder with a decoder, which would be two programs with a cache between them."""
     if is_encoder_decoder(model):
         raise Reject(
@@ -74,4 +74,4 @@ def reject_encoder_decoder(model: nn.Module, fault: Fault) -> None:
 
 def first_result_of(model: nn.Module) -> nn.Module:
     """A plain module itself; a model of transformers with one result, as other libraries know no other."""
-    return Main(model) if isinstance(model, PreTrainedModel) else model
+    return MainOutput(model) if isinstance(model, PreTrainedModel) else model

@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from ...dsl.checker.values import DataRef
 from ...dsl.syntax.diagnostics import Reject
-from ..models.rows.encoder_states import States, all_states, encode_rows, resolve_pooling
-from ..models.rows.forward import finite, without_dropout
+from ..models.rows.encoder_states import States, all_states, pooled_hidden_states, resolve_pooling_name
+from ..models.rows.forward import finite, in_eval_mode
 from ..plugin.context import Context
-from .reference import full, map_sealed_file, other_vocabulary, reference_path
+from .reference import full, map_verified_file, other_vocabulary, reference_path
 
 
 def prepare(ctx: Context, model: nn.Module, ref: DataRef, pooling_name: str = "auto") -> None:
     """Keep the hidden states that `model`, the original as loaded, has of a data set; nothing where they are kept."""
     path, rows = _reference_path(ctx, ref, pooling_name), ctx.rows(ref)
     if not path.is_file():
-        write_states(
-            ctx, model, rows, path, resolve_pooling(ctx.origin.folder, pooling_name), f"original on {ref.name}"
+        write_hidden_states(
+            ctx, model, rows, path, resolve_pooling_name(ctx.origin.folder, pooling_name), f"original on {ref.name}"
         )
 
 
-def write_states(ctx: Context, model: nn.Module, rows: Tensor, path: Path, pooling: str, label: str) -> None:
+def write_hidden_states(ctx: Context, model: nn.Module, rows: Tensor, path: Path, pooling: str, label: str) -> None:
     """Keep a model's states of rows in a file."""
     first = next(all_states(model, rows[:1], pooling))
     dtype, pooled = first.tokens.dtype, []
@@ -38,44 +38,48 @@ def write_states(ctx: Context, model: nn.Module, rows: Tensor, path: Path, pooli
         ctx.origin.refuse_changed_files()
 
 
-def load_states(ctx: Context, ref: DataRef, pooling_name: str = "auto") -> dict[str, Tensor]:
+def load_or_make_states(ctx: Context, ref: DataRef, pooling_name: str = "auto") -> dict[str, Tensor]:
     """States written by `prepare`, mapped from disk: "t" [n, t, d] and "v" [n, d]; the same object every time."""
     name = f"states of {ref.name} by {pooling_name}"
     if name not in ctx._references:
         path = _reference_path(ctx, ref, pooling_name)
         if not path.is_file():
             prepare(ctx, ctx.origin.load(), ref, pooling_name)
-        ctx._references[name] = map_sealed_file(path)
+        ctx._references[name] = map_verified_file(path)
     return ctx._references[name]
 
 
 def _reference_path(ctx: Context, ref: DataRef, pooling_name: str) -> Path:
-    return reference_path(ctx, ref, "states", resolve_pooling(ctx.origin.folder, pooling_name))
+    return reference_path(ctx, ref, "states", resolve_pooling_name(ctx.origin.folder, pooling_name))
 
 
 # -- how alike -----------------------------------------------------------------------------------------------
 
 
-def mean_cosine(model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str) -> tuple[float, float]:
+def mean_cosine(
+    model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str
+) -> tuple[float, float]:
     """Mean cosine between a model's states and those kept: of rows as a whole, and of their tokens."""
     rowwise, tokenwise, count, at = 0.0, 0.0, 0, 0
     for states_new in all_states(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
-        _check_tokens(states_new.tokens, original["t"])
-        rowwise += _cosines(states_new.pooled, original["v"][row_slice]).sum().item()
+        _refuse_other_token_shape(states_new.tokens, original_states["t"])
+        rowwise += _cosines(states_new.pooled, original_states["v"][row_slice]).sum().item()
         tokenwise += (
-            _cosines(states_new.tokens[states_new.mask], original["t"][row_slice][states_new.mask.cpu()]).sum().item()
+            _cosines(states_new.tokens[states_new.mask], original_states["t"][row_slice][states_new.mask.cpu()])
+            .sum()
+            .item()
         )
         count, at = count + int(states_new.mask.sum()), row_slice.stop
     return finite(rowwise / at, "similarity"), finite(tokenwise / count, "similarity")
 
 
 def _cosines(new: Tensor, reference: Tensor) -> Tensor:
-    check_width(new, reference)
+    refuse_other_width(new, reference)
     return nn.functional.cosine_similarity(new.double(), reference.to(new.device).double(), dim=-1)
 
 
-def _check_tokens(new: Tensor, reference: Tensor) -> None:
+def _refuse_other_token_shape(new: Tensor, reference: Tensor) -> None:
     """Raises Reject (other-vocabulary) for what is no state of the same tokens, as a result of a model with a head."""
     if new.shape[1:] != reference.shape[1:]:
         actual, known = (" x ".join(map(str, x.shape[1:])) for x in (new, reference))
@@ -87,7 +91,7 @@ def _check_tokens(new: Tensor, reference: Tensor) -> None:
         )
 
 
-def check_width(new: Tensor, reference: Tensor) -> None:
+def refuse_other_width(new: Tensor, reference: Tensor) -> None:
     if new.shape != reference.shape:
         raise Reject(
             other_vocabulary(
@@ -97,7 +101,7 @@ def check_width(new: Tensor, reference: Tensor) -> None:
         )
 
 
-def linear_cka(model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str) -> tuple[float, float]:
+def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> tuple[float, float]:
     """Linear CKA of the same: 1.0 also where states are turned or scaled alike.
 
     Over tokens it takes sums of products of states alone, so that not all tokens' states are held.
@@ -105,9 +109,9 @@ def linear_cka(model: nn.Module, rows: Tensor, original: dict[str, Tensor], pool
     rowwise, tokenwise, at = _Products(), _Products(), 0
     for states_new in all_states(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
-        _check_tokens(states_new.tokens, original["t"])
-        rowwise.add(states_new.pooled, original["v"][row_slice])
-        tokenwise.add(states_new.tokens[states_new.mask], original["t"][row_slice][states_new.mask.cpu()])
+        _refuse_other_token_shape(states_new.tokens, original_states["t"])
+        rowwise.add(states_new.pooled, original_states["v"][row_slice])
+        tokenwise.add(states_new.tokens[states_new.mask], original_states["t"][row_slice][states_new.mask.cpu()])
         at = row_slice.stop
     return finite(rowwise.cka(), "similarity"), finite(tokenwise.cka(), "similarity")
 
@@ -123,7 +127,7 @@ class _Products:
         self.sums: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        check_width(x, y)
+        refuse_other_width(x, y)
         both = torch.cat([x.detach().cpu(), y], -1).double()  # [n, 2d]
         total, products = self.sums or (0.0, 0.0)
         self.sums = total + both.sum(0), products + both.T @ both
@@ -138,43 +142,43 @@ class _Products:
         return float(xy.square().sum() / (xx.norm() * yy.norm()).clamp(min=1e-300))
 
 
-def feature_loss(states_new: States, tokens: Tensor, pooled: Tensor) -> Tensor:
+def hidden_state_loss(states: States, original_tokens: Tensor, original_pooled: Tensor) -> Tensor:
     """Loss of states against the original's: tokens' squared error as a share of their size, and rows' 1 - cosine.
 
     Source: DistilBERT (Sanh et al. 2019, arXiv 1910.01108), section 3, and TinyBERT (Jiao et al. 2020, arXiv
     1909.10351), eq. 8, of the last layer; the share: own, so that the loss of all models is of one size.
     """
-    reference = tokens.to(states_new.tokens.device)[states_new.mask].float()
-    distance = (states_new.tokens[states_new.mask].float() - reference).square().sum() / reference.square().sum().clamp(
+    reference = original_tokens.to(states.tokens.device)[states.mask].float()
+    distance = (states.tokens[states.mask].float() - reference).square().sum() / reference.square().sum().clamp(
         min=1e-30
     )
     turned = 1 - nn.functional.cosine_similarity(
-        states_new.pooled.float(), pooled.to(states_new.pooled.device).float(), dim=-1
+        states.pooled.float(), original_pooled.to(states.pooled.device).float(), dim=-1
     )
     return distance + turned.mean()
 
 
-def feature_distance(model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str) -> float:
+def mean_hidden_state_loss(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> float:
     """The mean of that loss over rows, without a gradient."""
     total, at = 0.0, 0
     for states_new in all_states(model, rows, pooling):
         row_slice = slice(at, at + len(states_new.pooled))
-        total += feature_loss(states_new, original["t"][row_slice], original["v"][row_slice]).item() * len(
-            states_new.pooled
-        )
+        total += hidden_state_loss(
+            states_new, original_states["t"][row_slice], original_states["v"][row_slice]
+        ).item() * len(states_new.pooled)
         at = row_slice.stop
     return finite(total / at, "the distance of hidden states")
 
 
-def accumulate_feature_gradient(
-    model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str, mask: Tensor, weight: float
+def accumulate_hidden_state_gradient(
+    model: nn.Module, rows: Tensor, original: dict[str, Tensor], pooling: str, row_indices: Tensor, weight: float
 ) -> float:
     """The loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
 
     Without dropout: its noise in hidden states is many times what pruning left of an error there.
     """
-    with without_dropout(model):
-        states_new = encode_rows(model, rows[mask], pooling)
-        loss = feature_loss(states_new, original["t"][mask], original["v"][mask])
+    with in_eval_mode(model):
+        states_new = pooled_hidden_states(model, rows[row_indices], pooling)
+        loss = hidden_state_loss(states_new, original["t"][row_indices], original["v"][row_indices])
         (loss * weight).backward()
     return loss.item()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.events import follow
 from ..core.memory import fits_in_memory
-from ..models.checkpoints.origin import longest_row
+from ..models.checkpoints.origin import max_row_tokens
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import evaluating, output_logits
 from ..models.rows.inputs import decoder_inputs_of, device_of, is_encoder_decoder, vocabulary_size
@@ -47,13 +47,13 @@ def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
 
 def measure_single(clock: Clock, model: nn.Module) -> float:
     """Value of a model that is timed without others, after `WARMUP` untimed steps."""
-    with quiet_clock(model):
+    with timing_conditions(model):
         for _ in range(WARMUP):
             clock.step()
         return clock.value([clock.step() for _ in range(clock.count)])
 
 
-def prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
+def make_prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     """A forward over a prompt that fills the cache."""
     ids, device = prompt_ids(model, 1, length), device_of(model)
     inputs = {**_prompt(model, ids), **_caching(model)}
@@ -110,7 +110,7 @@ def _too_long_as_diagnostic(model: nn.Module, length: int) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        longest = longest_row(pretrained(model).config.to_dict()) if hasattr(model, "config") else None
+        longest = max_row_tokens(pretrained(model).config.to_dict()) if hasattr(model, "config") else None
         if longest is None or length <= longest:
             raise
         raise Reject(
@@ -156,8 +156,8 @@ def measure_interleaved(
     models: Mapping[str, nn.Module],
     metric: Any,
     rounds: int = 5,
-    enough: Callable[[InterleavedTimes], bool] = lambda timings: True,
-    seconds: float = 0.0,
+    is_decided: Callable[[InterleavedTimes], bool] = lambda timings: True,
+    min_seconds: float = 0.0,
     calls_per_round: int = 1,
     max_seconds: float = math.inf,
 ) -> InterleavedTimes:
@@ -166,21 +166,21 @@ def measure_interleaved(
     Models that memory does not hold together take turns by the round: step by step each would read its weights from
     disk again whenever its turn comes.
 
-    models  name -> model, the one to compare with first
-    enough  whether the rounds so far will do; if not, more follow until `seconds` have passed
-    calls_per_round   how many rounds divide the metric's number of timings among them
-    max_seconds    seconds after which no further one of `rounds` begins
+    models           name -> model, the one to compare with first
+    is_decided       whether the rounds so far will do; if not, more follow until `min_seconds` have passed
+    calls_per_round  how many rounds divide the metric's number of timings among them
+    max_seconds      seconds after which no further one of `rounds` begins
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
     """
     start_time = time.monotonic()
     rounds_run: list[dict[str, float]] = []
-    until = start_time + seconds
+    until = start_time + min_seconds
     for number in range(1, rounds + 1):
         if rounds_run and time.monotonic() - start_time > max_seconds:
             break
         rounds_run.append(_measure_round(models, metric, f"round {number} of {rounds}", calls_per_round))
-    while time.monotonic() < until and not enough(_interleaved(rounds_run)):
+    while time.monotonic() < until and not is_decided(_interleaved(rounds_run)):
         rounds_run.append(
             _measure_round(models, metric, f"round {len(rounds_run) + 1}, until it decides", calls_per_round)
         )
@@ -191,7 +191,7 @@ def _measure_round(models: Mapping[str, nn.Module], metric: Any, label: str, cal
     names = list(models)
     clocks = {name: metric.clock(model) for name, model in models.items()}
     seconds_by_name: dict[str, list[float]] = {name: [] for name in names}
-    with quiet_clock(*models.values()):
+    with timing_conditions(*models.values()):
         steps = WARMUP + -(-max(clock.count for clock in clocks.values()) // calls_per_round)
         if fit(models.values()):
             order = [name for step_index in range(steps) for name in (names if step_index % 2 == 0 else names[::-1])]
@@ -217,7 +217,7 @@ def _ratios(rounds: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 @contextmanager
-def quiet_clock(*models: nn.Module) -> Iterator[None]:
+def timing_conditions(*models: nn.Module) -> Iterator[None]:
     """No gradients, no garbage collection while the clock runs."""
     collecting = gc.isenabled()
     gc.disable()

@@ -8,7 +8,7 @@ from torch import nn
 from ..plugin.clock import Clock
 from ..plugin.context import Context
 from ..plugin.interfaces import Metric, param
-from .timing import decode_step, measure_single, percentile, prefill_step
+from .timing import decode_step, make_prefill_step, measure_single, percentile
 
 
 class Wait(Metric):
@@ -42,4 +42,4 @@ class Prefill(Wait):
     repeats: int = param("How many forwards are timed.", default=10, ge=1)
 
     def clock(self, model: nn.Module) -> Clock:
-        return Clock(prefill_step(model, self.prompt), self.repeats, self.value)
+        return Clock(make_prefill_step(model, self.prompt), self.repeats, self.value)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ...dsl.syntax.nearest import suggestion
+from ...dsl.syntax.nearest import nearest_name_help
 from ..core.json_errors import describe_json_error
-from ..core.safe_read import parse_json
+from ..core.safe_read import parse_strict_json
 from .windows import read_text
 
 bad_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
@@ -42,17 +42,19 @@ def read_records(path: Path) -> list[Record]:
 
 def _parse(text: str, name: str) -> Any:
     try:
-        return parse_json(text)
+        return parse_strict_json(text)
     except (ValueError, RecursionError) as error:
         raise Reject(bad_record(f"{name} is not JSON: {describe_json_error(error)}")) from error
 
 
-def check_field(records: Iterable[Record], name: str, path: str | Path) -> None:
+def require_field(records: Iterable[Record], name: str, path: str | Path) -> None:
     """Reject a field that some record lacks, with the nearest one that it has."""
     for number, record in enumerate(records, start=1):
         if name not in record:
             raise Reject(
-                no_field(f"record {number} of {path} has no field `{name}`", help=suggestion(name, record, "it has"))
+                no_field(
+                    f"record {number} of {path} has no field `{name}`", help=nearest_name_help(name, record, "it has")
+                )
             )
 
 
@@ -64,15 +66,16 @@ def text_of(record: Record, name: str, line_number: int, path: str | Path) -> st
     return str(value)
 
 
-def drop_too_long(
-    items: Sequence[T], sizes: Sequence[int], length: int, longer: str, too_long: Fault, noun: str
+def drop_or_refuse_too_long(
+    items: Sequence[T], sizes: Sequence[int], max_tokens: int, policy: str, too_long: Fault, noun: str
 ) -> list[T]:
     """Items that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
-    short = [item for item, size in zip(items, sizes, strict=True) if size <= length]
-    if len(short) < len(items) and (longer == "refuse" or not short):
+    short = [item for item, size in zip(items, sizes, strict=True) if size <= max_tokens]
+    if len(short) < len(items) and (policy == "refuse" or not short):
         raise Reject(
             too_long(
-                f"{len(items) - len(short)} of {len(items)} {noun} exceed {length} tokens, the longest {max(sizes)}",
+                f"{len(items) - len(short)} of {len(items)} {noun} exceed {max_tokens} tokens, "
+                f"the longest {max(sizes)}",
                 help=f"`length: {max(sizes)}`" + (", or `longer: drop`" if short else ""),
             )
         )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...dsl.syntax.source_file import other_kind
 from ..core.cache import digest
-from ..core.hashes import file_hash
-from ..core.safe_read import DATA, read_regular
+from ..core.hashes import cached_file_hash
+from ..core.safe_read import DATA, read_regular_file
 from ..plugin.context import Context
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
             fact = "no file matches" if glob.has_magic(text) else "there is no file"
-            raise Reject(no_file(f"{fact} {path}", help=_nearest_file(path)))
+            raise Reject(no_file(f"{fact} {path}", help=_file_suggestion(path)))
         result += matched
     return list(dict.fromkeys(result))
 
 
-def _nearest_file(path: Path) -> str:
+def _file_suggestion(path: Path) -> str:
     from ...dsl.syntax.nearest import nearest
 
     if not os.path.isdir(path.parent):
@@ -67,7 +67,7 @@ def _nearest_file(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    data = read_regular(path, DATA)
+    data = read_regular_file(path, DATA)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -152,5 +152,5 @@ def _too_little_text_remedy(tokens: int, count: int, needed: int, length: int, b
 
 def content_identity(word: str, files: Iterable[Path], facts: dict[str, Any], ctx: Context) -> str:
     """sha256 over a data word: its files, what it was told, and the tokenizer."""
-    contents = [file_hash(f, ctx.settings.cache_dir) for f in files]
+    contents = [cached_file_hash(f, ctx.settings.cache_dir) for f in files]
     return digest({"word": word, "files": contents, "about": facts, "tokenizer": ctx.origin.tokenizer_identity})

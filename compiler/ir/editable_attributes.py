@@ -20,20 +20,20 @@ _PER_LAYER = ("layer", "block", "pattern")
 _MISSING = object()
 
 
-def check_attribute_edit(model: nn.Module, path: str, value: Any) -> None:
+def refuse_unlisted_attribute(model: nn.Module, path: str, value: Any) -> None:
     """Raises Unlisted unless an attribute is there and the value is one that a pass could have left in it."""
     owner, name = split(path)
     if name == MARK and isinstance(value, bool):
         module_at(model, owner)
         return
-    current = value_at(model, path)
+    current = value_or_missing(model, path)
     if current is _MISSING or name.startswith("_") or name in LAYER_INDICES:
         raise Unlisted(f"a value for {path}, which is no number or list that effc changes")
-    if not _is_same_kind(current, value, name):
+    if not _is_allowed_value(current, value, name):
         raise Unlisted(f"a value for {path} that no pass leaves there")
 
 
-def value_at(model: nn.Module, path: str) -> Any:
+def value_or_missing(model: nn.Module, path: str) -> Any:
     """The value at a path of modules that may go through one's config, `_MISSING` where there is none."""
     parts, holder = path.split("."), cast("nn.Module | PreTrainedConfig | None", model)
     while len(parts) > 1 and isinstance(holder, nn.Module) and parts[0] in holder._modules:
@@ -48,7 +48,7 @@ def value_at(model: nn.Module, path: str) -> Any:
     return vars(holder).get(name, _MISSING)
 
 
-def _is_same_kind(current: Any, value: Any, name: str) -> bool:
+def _is_allowed_value(current: Any, value: Any, name: str) -> bool:
     if isinstance(current, str):
         return any(word in name for word in _PER_LAYER) and isinstance(value, str) and _is_part(current, value)
     if isinstance(current, (list, tuple)):

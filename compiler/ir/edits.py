@@ -100,14 +100,14 @@ def replay_edits(model: nn.Module, edits: Edits) -> None:
     Works on the meta device. Raises Reject (refused-edits).
     """
     try:
-        _replay_checked(model, edits)
+        _replay_unguarded(model, edits)
     except Unlisted as error:
         raise _refusal(str(error)) from error
     except (AttributeError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise _refusal(f"what the skeleton doesn't have: {first_line(error)}") from error
 
 
-def _replay_checked(model: nn.Module, edits: Edits) -> None:
+def _replay_unguarded(model: nn.Module, edits: Edits) -> None:
     surgery.unshare_config(model)
     for owner, left in edits.layers.items():
         layers = surgery.layers_at(model, owner)
@@ -121,27 +121,27 @@ def _replay_checked(model: nn.Module, edits: Edits) -> None:
     for path in edits.deleted:
         surgery.delete(model, path)
     for path, entry in edits.swapped.items():
-        _insert_module(model, path, swap_table.CLASSES[entry["class"]], entry["spec"])
+        _swap_or_add_module(model, path, swap_table.CLASSES[entry["class"]], entry["spec"])
     reft.share_prompt_positions(model)
     for path, shape in edits.shapes.items():
         _resize_tensor(model, path, shape)
     for path, value in edits.attributes.items():
-        editable_attributes.check_attribute_edit(model, path, value)
+        editable_attributes.refuse_unlisted_attribute(model, path, value)
         surgery.set_attribute(model, path, value)
     for path, entry in edits.graphs.items():
         within = any(is_submodule(other, path) for other in edits.graphs if other != path)
         assert not within, f"graphs within that of {path}"
-        _bind_graph(model, path, entry)
+        _bind_stored_graph(model, path, entry)
     if any(surgery.split(path)[1] == fast_mixers.MARK for path in edits.attributes):
-        fast_mixers.use_kernels(model, enabled=True)
+        fast_mixers.use_mixer_kernels(model, only_marked=True)
 
 
 def _positions(model: nn.Module, edits: Edits) -> dict[str, int]:
     return {f"{owner}.{i}": i for owner in edits.layers for i in range(len(surgery.layers_at(model, owner)))}
 
 
-def _insert_module(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:
-    """In a module's place, or as a new module of its owner."""
+def _swap_or_add_module(model: nn.Module, path: str, kind: Any, spec: dict[str, Any]) -> None:
+    """Build a module from its spec and put it in a module's place, or add it as a new module of its owner."""
     owner = surgery.module_at(model, surgery.split(path)[0])
     if surgery.split(path)[1] in owner._modules:
         surgery.swap(model, path, kind.from_spec(surgery.module_at(model, path), spec))
@@ -155,10 +155,10 @@ def _resize_tensor(model: nn.Module, path: str, shape: list[int]) -> None:
         assert len(shape) == old.dim() and all(0 < n <= m for n, m in zip(shape, old.shape, strict=True)), (
             f"{path} with shape {shape}"
         )
-        surgery.replace_tensor(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
+        surgery.replace_tensor_everywhere(model, path, torch.empty(shape, dtype=old.dtype, device=old.device))
 
 
-def _bind_graph(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
+def _bind_stored_graph(model: nn.Module, path: str, entry: dict[str, Any]) -> None:
     from .unit import Unit, code_key  # program.py holds an Edits, so it imports this file first
 
     graph = graph_json.graph_from_json(entry["graph"])
@@ -191,11 +191,11 @@ def _parse_edits(data: Any) -> Edits:
     readers: dict[str, Callable[[Any], Any]] = {
         "layers": _numbers,
         "shapes": _numbers,
-        "swapped": _check_swap,
-        "attributes": lambda value: _check_plain(value, 0),
+        "swapped": _checked_swap_entry,
+        "attributes": lambda value: _checked_plain_value(value, 0),
         "slots": _number,
         "kinds": _text,
-        "graphs": _check_graph,
+        "graphs": _checked_graph_entry,
     }
     tables = {}
     for name, read in readers.items():
@@ -224,18 +224,18 @@ def _numbers(value: Any) -> list[int]:
     return [_number(item) for item in value]
 
 
-def _check_plain(value: Any, depth: int) -> Any:
+def _checked_plain_value(value: Any, depth: int) -> Any:
     _need(depth < _DEEPEST, "a value nested too deep")
     if isinstance(value, list):
-        return [_check_plain(item, depth + 1) for item in value]
+        return [_checked_plain_value(item, depth + 1) for item in value]
     if isinstance(value, dict):
         _need(all(isinstance(key, str) for key in value), "a key that is no text")
-        return {key: _check_plain(item, depth + 1) for key, item in value.items()}
+        return {key: _checked_plain_value(item, depth + 1) for key, item in value.items()}
     _need(value is None or isinstance(value, (bool, int, float, str)), "a value that is no plain data")
     return value
 
 
-def _check_swap(value: Any) -> dict[str, Any]:
+def _checked_swap_entry(value: Any) -> dict[str, Any]:
     _need(
         isinstance(value, dict)
         and set(value) == {"class", "spec"}
@@ -245,10 +245,10 @@ def _check_swap(value: Any) -> dict[str, Any]:
     )
     name = swap_table.CLASS_PATHS.get(value["class"], value["class"])
     _need(name in swap_table.CLASSES, f"the class {name[:80]}")
-    return {"class": name, "spec": _check_plain(value["spec"], 0)}
+    return {"class": name, "spec": _checked_plain_value(value["spec"], 0)}
 
 
-def _check_graph(value: Any) -> dict[str, Any]:
+def _checked_graph_entry(value: Any) -> dict[str, Any]:
     _need(
         isinstance(value, dict)
         and set(value) == {"graph", "placeholders", "statics"}
@@ -259,5 +259,5 @@ def _check_graph(value: Any) -> dict[str, Any]:
     return {
         "graph": value["graph"],
         "placeholders": [_text(name) for name in value["placeholders"]],
-        "statics": _check_plain(value["statics"], 0),
+        "statics": _checked_plain_value(value["statics"], 0),
     }

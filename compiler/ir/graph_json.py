@@ -18,8 +18,8 @@ from .operations import (
     check_attribute,
     check_method,
     check_path,
-    function_by_name,
-    function_name,
+    listed_function_by_name,
+    listed_function_name,
     operand_count,
 )
 from .size_bounds import UnboundedSize, check_growth
@@ -69,7 +69,7 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
     entry = {
         "op": node.op,
         "name": node.name,
-        "target": _target_to_json(node),
+        "target": _listed_target(node),
         "args": [_value_to_json(a) for a in node.args],
         "kwargs": {k: _value_to_json(a) for k, a in node.kwargs.items()},
     }
@@ -77,9 +77,9 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
     return {key: value for key, value in (entry | {"meta": meta}).items() if value != [] and value != {}}
 
 
-def _target_to_json(node: fx.Node) -> str:
+def _listed_target(node: fx.Node) -> str:
     if node.op == "call_function":
-        name = function_name(node.target)
+        name = listed_function_name(node.target)
         if name == "getattr":
             check_attribute(node.args[1])
         return name
@@ -126,7 +126,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _check_identifier(value: Any) -> str:
+def _checked_identifier(value: Any) -> str:
     name = _text(value)
     _need(
         name.isidentifier()
@@ -157,12 +157,12 @@ class _Reader:
     def add_node(self, entry: dict[str, Any]) -> None:
         op = str(entry.get("op"))
         _need(op in _OPS, f"an operation {op[:80]!r}")
-        name = _check_identifier(entry.get("name"))
+        name = _checked_identifier(entry.get("name"))
         _need(name not in self.known, f"the name {name!r} twice")
         args, kwargs = entry.get("args", []), entry.get("kwargs", {})
         _need(isinstance(args, list) and isinstance(kwargs, dict), "a call without arguments")
         args = tuple(self.read_value(a, 0) for a in args)
-        kwargs = {_check_identifier(k): self.read_value(a, 0) for k, a in kwargs.items()}
+        kwargs = {_checked_identifier(k): self.read_value(a, 0) for k, a in kwargs.items()}
         if op == "output":
             _need(len(args) == 1 and not kwargs, "an output of other than one value")
             self.graph.output(args[0])
@@ -176,7 +176,7 @@ class _Reader:
     def read_target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = _text(target)
         if op == "call_function":
-            function = function_by_name(name)
+            function = listed_function_by_name(name)
             if name.startswith("operator."):
                 _need(len(args) == operand_count(function) and not kwargs, f"{name} with other operands")
             if function is getattr:
@@ -194,7 +194,7 @@ class _Reader:
             before = self.known.values()
             _need(all(node.op == "placeholder" for node in before), "a placeholder after a call")
             _need(bool(args) or not any(node.args for node in before), "a placeholder without the default of another")
-            return _check_identifier(name)
+            return _checked_identifier(name)
         _need(op == "call_module" or (not args and not kwargs), "a read with arguments")
         return check_path(name)
 
@@ -212,16 +212,16 @@ class _Reader:
         if kind == "node":
             _need(isinstance(body, str) and body in self.known, "a use before the definition")
             return self.known[body]
-        return self.read_compound(kind, body, depth + 1)
+        return self.read_tagged_value(kind, body, depth + 1)
 
-    def read_compound(self, kind: str, body: Any, depth: int) -> Any:
+    def read_tagged_value(self, kind: str, body: Any, depth: int) -> Any:
         if kind in ("tuple", "list", "slice"):
             _need(isinstance(body, list) and (kind != "slice" or len(body) == 3), f"a {kind} of another form")
             items = [self.read_value(item, depth) for item in body]
             return slice(*items) if kind == "slice" else items if kind == "list" else tuple(items)
         if kind == "dict":
             _need(isinstance(body, dict), "a dict of another form")
-            return {_check_identifier(key): self.read_value(item, depth) for key, item in body.items()}
+            return {_checked_identifier(key): self.read_value(item, depth) for key, item in body.items()}
         if kind == "dtype" and isinstance(body, str) and body in DTYPES:
             return DTYPES[body]
         if kind == "device" and body in ("cpu", "cuda", "meta", "mps", "xpu"):

@@ -27,7 +27,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
     return reached
 
 
-def uses_cache(graph: fx.Graph) -> bool:
+def uses_self_attention_cache(graph: fx.Graph) -> bool:
     """Whether anything in a unit's graph reads or writes the cache of what was said so far; an encoder's is another."""
     return any(
         node.op == "placeholder"

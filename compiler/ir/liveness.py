@@ -93,7 +93,7 @@ def eliminate_dead_code(graph: fx.Graph) -> None:
     A write into memory that came from outside of the graph stays, and so does one into memory that may be read.
     """
     nodes = list(graph.nodes)
-    memory = _memory_classes(nodes)
+    memory = _alias_classes(nodes)
     outside = {memory[n] for n in nodes if n.op in ("placeholder", "get_attr")}
     writers: dict[int, list[fx.Node]] = {}
     for node in filter(writes, nodes):
@@ -116,7 +116,7 @@ def _stays(node: fx.Node) -> bool:
     return is_impure(node) and not writes(node) and node.meta.get("role") not in _STATEFUL
 
 
-def _memory_classes(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+def _alias_classes(nodes: list[fx.Node]) -> dict[fx.Node, int]:
     """Nodes that may share memory have the same number."""
     number: dict[fx.Node, int] = {}
     members: dict[int, list[fx.Node]] = {}

@@ -88,7 +88,7 @@ class Unlisted(ValueError):
     """An operation that is not on the list; the text says which."""
 
 
-def function_name(function: Any) -> str:
+def listed_function_name(function: Any) -> str:
     """The spelling of a call's target. Raises Unlisted."""
     if leaves.LEAF_FUNCTIONS.get(getattr(function, "__name__", "")) is function:
         return f"leaf.{function.__name__}"
@@ -105,7 +105,7 @@ def function_name(function: Any) -> str:
     raise Unlisted(f"the function {full}")
 
 
-def function_by_name(name: str) -> Any:
+def listed_function_by_name(name: str) -> Any:
     """The target of a call by its spelling. Raises Unlisted."""
     if name == "getattr":
         return getattr
@@ -117,12 +117,12 @@ def function_by_name(name: str) -> Any:
             return getattr(owner, suffix)
     library = _LIBRARY.fullmatch(name)
     function = library and vars(sys.modules.get(name.rpartition(".")[0], types)).get(library.group(2))
-    if function and is_library_function(original := getattr(function, "__effc_original__", function)):
+    if function and is_whole_library_function(original := getattr(function, "__effc_original__", function)):
         return original
     raise Unlisted(f"the function {name[:80]}")
 
 
-def is_library_function(function: Any) -> bool:
+def is_whole_library_function(function: Any) -> bool:
     """Whether something is a function of transformers that stays whole in a graph.
 
     Its module has been imported by whoever built the model: nothing is imported because a file names it.

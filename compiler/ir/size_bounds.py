@@ -38,7 +38,7 @@ class UnboundedSize(ValueError):
 
 def check_growth(graph: fx.Graph) -> None:
     """Raises UnboundedSize where operators on plain numbers or tuples could take more than a moment."""
-    growth = _Growth()
+    growth = _SizeBounds()
     for node in graph.nodes:
         growth.bound_node(node)
 
@@ -47,7 +47,7 @@ def _has_dimension(node: fx.Node) -> bool:
     return "dim" in node.kwargs or (len(node.args) > 1 and isinstance(node.args[1], int))
 
 
-class _Growth:
+class _SizeBounds:
     def __init__(self) -> None:
         self.sizes: dict[fx.Node, int] = {}  # of what may be a number or a tuple; others are tensors and fractions
         self.numbers: set[fx.Node] = set()

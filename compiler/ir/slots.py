@@ -22,43 +22,48 @@ class Slots:
     kinds: tuple[str, ...]
 
 
-def assign_slots(
-    kinds: tuple[str, ...], is_live: tuple[bool, ...], attend: tuple[bool, ...] = (), masked: tuple[bool, ...] = ()
+def assign_cache_slots(
+    cache_kinds: tuple[str, ...],
+    uses_cache: tuple[bool, ...],
+    is_attention: tuple[bool, ...] = (),
+    masked: tuple[bool, ...] = (),
 ) -> Slots:
-    """Slots for the layers that use the cache (`is_live`), given what kind of cache each layer has.
+    """Slots for the layers that use the cache (`uses_cache`), given what kind of cache each layer has.
 
-    `attend` says which of them keep keys and values: a slot that has both may have lost its attention alone. `masked`
-    says which read keys, those of a layer before them perhaps: they keep their kind as live ones do.
+    `is_attention` says which of them keep keys and values: a slot that has both may have lost its attention alone.
+    `masked` says which read keys, those of a layer before them perhaps: they keep their kind as live ones do.
 
     A live layer keeps its position's kind, because the model's own forward picks masks by position. The kind
     at a dead position is free, and so is its slot: the first live layer moves to slot 0, and every other dead
     position takes the kind of slot 0, so that no kind's first slot is an empty one.
     """
-    if not (_STATES | _BOTH).isdisjoint(kinds):
-        return Slots(_assign_within_kinds(kinds, is_live, attend or is_live), kinds)
-    slots = list(range(len(kinds)))
-    if not any(is_live) or all(is_live):
-        return Slots(tuple(slots), kinds)
-    if not is_live[0]:
-        alive = [i for i, used in enumerate(is_live) if used]
-        mover = next((i for i in alive if kinds[i] == _PREFERRED), alive[0])
+    if not (_STATES | _BOTH).isdisjoint(cache_kinds):
+        return Slots(_assign_within_kinds(cache_kinds, uses_cache, is_attention or uses_cache), cache_kinds)
+    slots = list(range(len(cache_kinds)))
+    if not any(uses_cache) or all(uses_cache):
+        return Slots(tuple(slots), cache_kinds)
+    if not uses_cache[0]:
+        alive = [i for i, used in enumerate(uses_cache) if used]
+        mover = next((i for i in alive if cache_kinds[i] == _PREFERRED), alive[0])
         slots[0], slots[mover] = mover, 0
-        kinds = (kinds[mover], *kinds[1:])
-    bound = [used or (bool(masked) and masked[i]) for i, used in enumerate(is_live)]
-    return Slots(tuple(slots), tuple(kind if bound[i] or i == 0 else kinds[0] for i, kind in enumerate(kinds)))
+        cache_kinds = (cache_kinds[mover], *cache_kinds[1:])
+    bound = [used or (bool(masked) and masked[i]) for i, used in enumerate(uses_cache)]
+    return Slots(
+        tuple(slots), tuple(kind if bound[i] or i == 0 else cache_kinds[0] for i, kind in enumerate(cache_kinds))
+    )
 
 
 def _assign_within_kinds(
-    kinds: tuple[str, ...], is_live: tuple[bool, ...], attend: tuple[bool, ...]
+    cache_kinds: tuple[str, ...], uses_cache: tuple[bool, ...], is_attention: tuple[bool, ...]
 ) -> tuple[int, ...]:
     """Slots of a model with states: a slot is made for one kind of cache, so layers change places within theirs.
 
     The cache asks its first attention slot how long it is, and its last state slot whether it has begun.
     """
-    slots = list(range(len(kinds)))
-    for kind in dict.fromkeys(kinds):
-        layers = [i for i, k in enumerate(kinds) if k == kind]
-        alive = [i for i in layers if (attend[i] if kind in _BOTH else is_live[i])]
+    slots = list(range(len(cache_kinds)))
+    for kind in dict.fromkeys(cache_kinds):
+        layers = [i for i, k in enumerate(cache_kinds) if k == kind]
+        alive = [i for i in layers if (is_attention[i] if kind in _BOTH else uses_cache[i])]
         probe = -1 if kind in _STATES else 0
         if alive and layers[probe] not in alive:
             slots[layers[probe]], slots[alive[probe]] = alive[probe], layers[probe]
@@ -81,7 +86,7 @@ def without_entry(value: Any, index: int) -> Any:
     return value[:index] + value[index + 1 :]
 
 
-def index_lists(config: Any, layers: int) -> dict[str, list[int]]:
+def layer_index_lists(config: Any, layers: int) -> dict[str, list[int]]:
     """The config's attributes that list layers by number: `mlp_only_layers`, `full_attn_idxs`."""
     lists = {}
     for name in sorted(vars(config)):

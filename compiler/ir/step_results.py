@@ -6,7 +6,7 @@ from typing import Any
 
 from ...dsl.syntax.diagnostics import Reject
 from ..core.cache import Cache
-from ..core.events import announce
+from ..core.events import announcing_stage
 from ..core.json_errors import first_line
 from ..core.safe_read import MALFORMED
 from ..core.sealed_json import cache_damaged
@@ -37,7 +37,7 @@ class StepResults:
         """
         if self.outcome is None or self.key != key:
             self.release()  # frees the one in memory before another is loaded
-            self.outcome = self._captured() if key == self.origin.identity else self._restored(key)
+            self.outcome = self._captured() if key == self.origin.identity else self._restore_outcome(key)
             self.key = key
         return self.outcome
 
@@ -73,13 +73,13 @@ class StepResults:
         return self.program_of(key or self.origin.identity)
 
     def _captured(self) -> Model:
-        with announce("loading the model"):
+        with announcing_stage("loading the model"):
             program = capture(self.origin.load())
         self.on_original(program)
         return Model(program)
 
-    def _restored(self, key: str) -> Outcome:
-        with announce("loading the result of the step before"):
+    def _restore_outcome(self, key: str) -> Outcome:
+        with announcing_stage("loading the result of the step before"):
             body = self.cache.read_step(key)
             assert body is not None, f"step {key} is not in the cache"
             try:

@@ -9,7 +9,7 @@ from ..core.cache import LARGE, Cache, tensor_hash
 from ..core.events import follow
 from ..models.checkpoints.origin import Origin
 from . import graph_json
-from .capture.capture import recapture
+from .capture.capture import retrace_units
 from .capture.sample import sample_inputs
 from .edits import Edits, replay_edits
 from .program import Program
@@ -17,12 +17,12 @@ from .unit import Unit, code_key
 from .weights import assign_tensors, distinct_tensors
 
 
-def store_program(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
+def store_in_cache(program: Program, cache: Cache, origin: Origin) -> dict[str, Any]:
     """Body of a program's cache entry; its large parameters then lie in the files that were written.
 
     Tensors that the original has under any name are not stored again.
     """
-    known = original_tensors(origin, cache)
+    known = names_by_content_hash(origin, cache)
     tensors, borrowed = {}, {}
     for name, tensor in follow(distinct_tensors(program.model), "tensors", len(program.model.state_dict())):
         content_hash = tensor_hash(tensor)
@@ -30,11 +30,11 @@ def store_program(program: Program, cache: Cache, origin: Origin) -> dict[str, A
             borrowed[name] = known[content_hash]
         else:
             tensors[name] = cache.store_tensor(tensor)
-    _map_parameters(program, cache, tensors)
+    _memory_map_parameters(program, cache, tensors)
     return {"tensors": tensors, "borrowed": borrowed, "edits": program.edits.to_json()}
 
 
-def _map_parameters(program: Program, cache: Cache, tensors: Mapping[str, str]) -> None:
+def _memory_map_parameters(program: Program, cache: Cache, tensors: Mapping[str, str]) -> None:
     """Let large parameters lie in the files that were just written: the steps behind, the writing of artifacts and
     the processes that reopen them find the memory free. Packed weights stay, where kernels read them fastest."""
     for name, tensor in distinct_tensors(program.model):
@@ -67,7 +67,7 @@ def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Pr
     assign_tensors(model, {name: value.to(device) for name, value in values.items()})
     program = Program(model, sample_inputs(model), edits=edits, notes=list(body["notes"].get("program", ())))
     program.units = {path: edited_unit(path, entry) for path, entry in edits.graphs.items()}
-    recapture(program)
+    retrace_units(program)
     return program
 
 
@@ -77,7 +77,7 @@ def edited_unit(path: str, entry: Mapping[str, Any]) -> Unit:
     return Unit(path, graph, tuple(entry["placeholders"]), dict(entry["statics"]), code_key(graph), edited=True)
 
 
-def original_tensors(origin: Origin, cache: Cache) -> dict[str, str]:
+def names_by_content_hash(origin: Origin, cache: Cache) -> dict[str, str]:
     """Names of the original model's tensors by the hash of their content; made once per model."""
     parts = {"tensors of": origin.identity, "dtype": origin.dtype}
     known = cache.value(parts)

@@ -62,7 +62,7 @@ def owners(model: nn.Module, tensor: torch.Tensor) -> Iterator[tuple[str, nn.Mod
                 yield path, module, name
 
 
-def replace_tensor(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
+def replace_tensor_everywhere(model: nn.Module, path: str, tensor: torch.Tensor) -> list[str]:
     """Exchange a tensor wherever it is held, with the sizes stated beside it; returns the paths."""
     old = tensor_at(model, path)
     if isinstance(old, nn.Parameter):
@@ -131,7 +131,7 @@ def _cut(model: nn.Module, path: str, axis: int, keep: torch.Tensor) -> list[str
     assert keep.numel() and keep.unique().numel() == keep.numel(), f"{path}: indices repeat, or are none"
     assert int(keep.min()) >= 0 and int(keep.max()) < tensor.shape[axis], f"{path}: an index is out of range"
     with torch.no_grad():
-        return replace_tensor(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
+        return replace_tensor_everywhere(model, path, tensor.detach().index_select(axis, keep.to(tensor.device)))
 
 
 def set_attribute(model: nn.Module, path: str, value: Any) -> None:
@@ -164,13 +164,14 @@ def unshare_config(model: nn.Module) -> None:
 
 def config_path(model: nn.Module, path: str) -> str:
     """Path of the config that governs a module, from the root: `config` or `config.text_config`."""
-    config_name = saved_config(model, path)
+    config_name = saved_config_path(model, path)
     assert config_name is not None, "the layers' config is neither the model's nor a part of it"
     return config_name
 
 
-def saved_config(model: nn.Module, path: str) -> str | None:
-    """As `config_path`; None where it is a copy, as each stack of a T5 has, that is not saved with the model."""
+def saved_config_path(model: nn.Module, path: str) -> str | None:
+    """`config_path` of the config that a module reads; None where it is a copy, as each stack of a T5 has, that is not
+    saved with the model."""
     while True:
         path = split(path)[0]
         config = vars(model.get_submodule(path)).get("config")

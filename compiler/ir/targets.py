@@ -15,7 +15,7 @@ from torch import fx, nn
 from transformers import PreTrainedConfig
 
 from .layers import leaves
-from .operations import Unlisted, is_library_function
+from .operations import Unlisted, is_whole_library_function
 from .surgery import module_at, split
 
 _TEXT = re.compile(r"[\w ,.>()\-]{0,64}")  # `einsum`'s equations are the longest
@@ -30,11 +30,11 @@ def check_graph_targets(graph: fx.Graph, layer: nn.Module, family: str) -> None:
     """
     for node in graph.nodes:
         if node.op == "call_module":
-            _check_module(node, layer, family)
+            _refuse_non_module_call(node, layer, family)
         elif node.op == "get_attr":
-            _check_read(node, layer)
+            _refuse_misused_read(node, layer)
         elif node.op == "call_function":
-            _check_function(node)
+            _check_leaf_call(node)
         elif node.op == "call_method" and node.args[0].op == "get_attr":
             _need(_is_tensor(layer, node.args[0].target), f"the method {node.target} of {node.args[0].target}")
         if node.op in ("call_function", "call_method", "call_module"):
@@ -46,7 +46,7 @@ def _need(condition: bool, message: str) -> None:
         raise Unlisted(message)
 
 
-def resolve_path(layer: nn.Module, path: str) -> Any:
+def resolve_layer_path(layer: nn.Module, path: str) -> Any:
     """The module, tensor, number or config at a path below a layer. Raises Unlisted where there is no such thing."""
     owner, name = split(path)
     try:
@@ -65,11 +65,11 @@ def resolve_path(layer: nn.Module, path: str) -> Any:
 
 
 def _is_tensor(layer: nn.Module, path: str) -> bool:
-    return isinstance(resolve_path(layer, path), torch.Tensor)
+    return isinstance(resolve_layer_path(layer, path), torch.Tensor)
 
 
-def _check_module(node: fx.Node, layer: nn.Module, family: str) -> None:
-    module = resolve_path(layer, str(node.target))
+def _refuse_non_module_call(node: fx.Node, layer: nn.Module, family: str) -> None:
+    module = resolve_layer_path(layer, str(node.target))
     runs = (
         isinstance(module, nn.Module)
         and not leaves.is_container(module)
@@ -78,19 +78,19 @@ def _check_module(node: fx.Node, layer: nn.Module, family: str) -> None:
     _need(runs, f"a call of {node.target}, which is no module that computes")
 
 
-def _check_read(node: fx.Node, layer: nn.Module) -> None:
+def _refuse_misused_read(node: fx.Node, layer: nn.Module) -> None:
     """Modules and configs may be read only for the functions that take one; tensors and numbers for any."""
-    value = resolve_path(layer, str(node.target))
+    value = resolve_layer_path(layer, str(node.target))
     if isinstance(value, nn.Module):
-        misuses = [user for user in node.users if not _has_module_argument(user, node)]
+        misuses = [user for user in node.users if not _is_module_argument_of(user, node)]
     elif isinstance(value, PreTrainedConfig):
-        misuses = [user for user in node.users if not is_library_function(user.target)]
+        misuses = [user for user in node.users if not is_whole_library_function(user.target)]
     else:
         return
     _need(not misuses, f"a read of {node.target}, which is no tensor and no number")
 
 
-def _has_module_argument(user: fx.Node, node: fx.Node) -> bool:
+def _is_module_argument_of(user: fx.Node, node: fx.Node) -> bool:
     """Whether a call is of one of our functions whose first argument is a module, and that is what it is given."""
     functions = (
         user.op == "call_function"
@@ -110,7 +110,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(function).parameters)
 
 
-def _check_function(node: fx.Node) -> None:
+def _check_leaf_call(node: fx.Node) -> None:
     name = getattr(node.target, "__name__", "")
     if leaves.LEAF_FUNCTIONS.get(name) is not node.target:
         return

@@ -47,7 +47,7 @@ class TracedInt(int):
         return TracedInt(-int(self), f"(0 - {self.source})")
 
 
-def _install_arithmetic(name: str, symbol: str) -> None:
+def _define_arithmetic(name: str, symbol: str) -> None:
     apply = getattr(operator, name)
 
     def forward(self, other):
@@ -65,7 +65,7 @@ def _install_arithmetic(name: str, symbol: str) -> None:
 
 
 for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//")):
-    _install_arithmetic(_name, _symbol)
+    _define_arithmetic(_name, _symbol)
 
 
 def source_of(value: int) -> str:
@@ -136,30 +136,30 @@ for _name in (
     _delegate(f"__{_name}__")
 
 
-def evaluate_source(source: str, read: Callable[[str], int]) -> int:
-    """The value of a source expression; `read` gives the value of an attribute path.
+def evaluate_expression(source: str, read_attribute: Callable[[str], int]) -> int:
+    """The value of a source expression; `read_attribute` gives the value of an attribute path.
 
     Accepts paths, whole numbers and fully bracketed + - * // only: the text may come from a file.
     Raises ValueError.
     """
     tokens = _TOKEN.findall(source[:_LONGEST_SOURCE])
-    value = _evaluate_tokens(tokens, read)
+    value = _evaluate_tokens(tokens, read_attribute)
     if tokens or "".join(source.split()) != "".join(_TOKEN.findall(source)):
         raise ValueError(f"`{source[:40]}` is no expression over attributes")
     return value
 
 
-def _evaluate_tokens(tokens: list[str], read: Callable[[str], int]) -> int:
+def _evaluate_tokens(tokens: list[str], read_attribute: Callable[[str], int]) -> int:
     token = tokens.pop(0) if tokens else ""
     if token.isdecimal():
         return int(token)
     if token and (token[0].isalpha() or token[0] == "_"):
-        return read(token)
+        return read_attribute(token)
     if token != "(":
         raise ValueError("an expression over attributes ends early")
-    left = _evaluate_tokens(tokens, read)
+    left = _evaluate_tokens(tokens, read_attribute)
     symbol = tokens.pop(0) if tokens else ""
-    right = _evaluate_tokens(tokens, read)
+    right = _evaluate_tokens(tokens, read_attribute)
     if symbol not in _OPERATIONS or not tokens or tokens.pop(0) != ")":
         raise ValueError("an expression over attributes needs brackets and + - * //")
     if symbol == "//" and right == 0:
@@ -168,7 +168,7 @@ def _evaluate_tokens(tokens: list[str], read: Callable[[str], int]) -> int:
 
 
 @contextmanager
-def trace_integers(paths: dict[nn.Module, str], tracer: Any) -> Iterator[None]:
+def with_traced_integers(paths: dict[nn.Module, str], tracer: Any) -> Iterator[None]:
     """Exchange the plain ints of these modules, and of their configs, for `Sourced` ones; undo at the end.
 
     Modules of torch itself keep theirs: they are leaves, and their C++ callees want exact ints.
@@ -178,18 +178,18 @@ def trace_integers(paths: dict[nn.Module, str], tracer: Any) -> Iterator[None]:
     try:
         for module, path in paths.items():
             if not type(module).__module__.startswith("torch."):
-                _swap_integers(vars(module), f"{path}." if path else "", undo, tracer)
+                _swap_integers_for_traced(vars(module), f"{path}." if path else "", undo, tracer)
             config = vars(module).get("config")
             if config is not None and id(config) not in visited:
                 visited.add(id(config))
-                _swap_integers(vars(config), "config.", undo, tracer)
+                _swap_integers_for_traced(vars(config), "config.", undo, tracer)
         yield
     finally:
         for attributes, name, value in undo:
             attributes[name] = value
 
 
-def _swap_integers(
+def _swap_integers_for_traced(
     attributes: dict[str, Any], prefix: str, undo: list[tuple[dict[str, Any], str, int]], tracer: Any
 ) -> None:
     plain = [

@@ -61,14 +61,14 @@ class Unit:
     def function(self) -> Callable[..., Any]:
         """`f(layer, *placeholders)`, compiled once per graph."""
         if self.graph not in _functions:
-            _functions[self.graph] = compile_graph(self.graph, self.key)
+            _functions[self.graph] = compile_to_function(self.graph, self.key)
         return _functions[self.graph]
 
     def bind(self, model: nn.Module) -> None:
         """Let the layer run its graph: class, hooks, recording and gradient checkpointing stay."""
         layer = self.module(model)
         names = argument_names(type(layer))
-        run = bound_forward(self.function(), names, self.placeholders, self.statics, self.path)
+        run = make_forward(self.function(), names, self.placeholders, self.statics, self.path)
         vars(run)["__signature__"] = inspect.signature(inspect.unwrap(type(layer).forward))  # what exporters ask for
         layer.forward = types.MethodType(run, layer)
 
@@ -83,7 +83,7 @@ def argument_names(layer_class: type[nn.Module]) -> tuple[str, ...]:
     return tuple(name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
 
 
-def compile_graph(graph: fx.Graph, key: str) -> Callable[..., Any]:
+def compile_to_function(graph: fx.Graph, key: str) -> Callable[..., Any]:
     """The graph as a Python function whose first argument is the module that its targets start from."""
     code = graph.python_code("self")
     file = f"<effc {key[:12]}>"
@@ -98,9 +98,9 @@ def code_key(graph: fx.Graph) -> str:
     return hashlib.sha256(graph.python_code("self").src.encode()).hexdigest()
 
 
-def bound_forward(
+def make_forward(
     function: Callable[..., Any],
-    names: tuple[str, ...],
+    parameter_names: tuple[str, ...],
     placeholders: tuple[str, ...],
     constants: Mapping[str, Any],
     path: str,
@@ -112,7 +112,7 @@ def bound_forward(
 
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # Of equal length: older torch compiles `strict=False` as if it were true.
-        arguments = dict(zip(names[: len(args)], args[: len(names)], strict=True)) | kwargs
+        arguments = dict(zip(parameter_names[: len(args)], args[: len(parameter_names)], strict=True)) | kwargs
         values = [arguments.pop(name, None) for name in placeholders]
         for name, value in arguments.items():
             if not _is_baked(name, value, constants):

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from .layers.linear import settle_packed_weights
+from .layers.linear import check_and_copy_packed_weights
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ def assign_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None
             for key, tensor in store.items():
                 if id(tensor) in new:
                     store[key] = new[id(tensor)]
-    settle_packed_weights(model)
+    check_and_copy_packed_weights(model)
 
 
 def _like(old: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

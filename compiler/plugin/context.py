@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.checker.values import DataRef, MetricRef, StepRef
 from ...dsl.syntax.source import Source
-from ..core.error_location import with_location
+from ..core.error_location import diagnostics_located_at
 from ..core.events import Event, Listener, Recorded, each
 from ..core.run_state import RunState
 from ..core.settings import Settings
@@ -64,7 +64,8 @@ class Context:
         origin: "Origin | None" = None,
         workdir: Path | None = None,
     ) -> "Context":
-        """Of work that no recipe asks for. Whoever finds an origin has none yet, and nothing may ask for it."""
+        """A context for work that no recipe asks for. Whoever finds an origin has none yet, and nothing may ask for
+        it."""
         empty_recipe = Recipe(Source("", ""), "", {}, {}, {}, {}, {})
         return cls(settings, empty_recipe, folder, registry, cast("Origin", origin), workdir or settings.cache_dir)
 
@@ -99,7 +100,7 @@ class Context:
             from .row_checks import check_rows
 
             call = self.recipe.data[name]
-            with with_location(call):
+            with diagnostics_located_at(call):
                 rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.relative_to(call))))
                 check_rows(rows, name, self.origin)
             self._rows[name] = rows
@@ -110,7 +111,7 @@ class Context:
         import torch
 
         call = self.recipe.data[ref.name]
-        with with_location(call):
+        with diagnostics_located_at(call):
             masks = self.data(ref).speech(self.tokenizer, self.relative_to(call))
             return None if masks is None else torch.stack(list(masks)).bool()
 
@@ -129,7 +130,7 @@ class Context:
         import torch
 
         call = self.recipe.data[ref.name]
-        with with_location(call):
+        with diagnostics_located_at(call):
             lengths = self.data(ref).prompts(self.tokenizer, self.relative_to(call))
             return None if lengths is None else torch.tensor(list(lengths))
 
@@ -138,7 +139,7 @@ class Context:
         import torch
 
         call = self.recipe.data[ref.name]
-        with with_location(call):
+        with diagnostics_located_at(call):
             numbers = self.data(ref).labels(self.tokenizer, self.relative_to(call))
             return None if numbers is None else torch.tensor(list(numbers))
 

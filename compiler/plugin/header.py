@@ -49,7 +49,7 @@ def read_header(kind: str, name: str, path: Path, package: str = "effc") -> Word
     chains = [
         chain
         for node in tree.body
-        if isinstance(node, ast.ClassDef) and (chain := _class_chain(node, tree, path, base))
+        if isinstance(node, ast.ClassDef) and (chain := _inheritance_chain_below_base(node, tree, path, base))
     ]
     assert len(chains) == 1, f"{path}: {len(chains)} classes derive from {base.__name__}, a word is one"
     (chain,) = chains
@@ -60,18 +60,18 @@ def read_header(kind: str, name: str, path: Path, package: str = "effc") -> Word
     types: dict[str, Types] = {f.name: ((TYPES[f.type.__name__],), (), False) for f in fields(base)}
     depth = dict.fromkeys(types, len(chain))
     for level, (node, file) in enumerate(chain):
-        cls, declared = _define(node, file, cls)
+        cls, declared = _define_header_class(node, file, cls)
         types |= declared
         depth = dict.fromkeys(declared, len(chain) - 1 - level) | depth
     params = sorted(
-        (_param(f, types[f.name], path) for f in fields(cls)), key=lambda p: (not p.required, depth[p.name])
+        (_param_of_field(f, types[f.name], path) for f in fields(cls)), key=lambda p: (not p.required, depth[p.name])
     )
-    problems = tuple(problem for node, file in chain for problem in _problems(node, file))
-    declare = cls if package == "effc" else _of_package(cls, f"{kind} `{name}`", path)
+    problems = tuple(problem for node, file in chain for problem in _declared_problems(node, file))
+    declare = cls if package == "effc" else _reject_on_rule_errors(cls, f"{kind} `{name}`", path)
     return Word(kind, name, doc, tuple(params), _facts(cls), str(path), problems, declare)
 
 
-def _class_chain(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> Chain:
+def _inheritance_chain_below_base(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -> Chain:
     """The classes below `base` down to `node`, each with its file; none where `node` does not derive from it.
 
     A base of the same file or of one that a relative import leads to is read there: what several words share.
@@ -80,16 +80,16 @@ def _class_chain(node: ast.ClassDef, tree: ast.Module, path: Path, base: type) -
     if base.__name__ in names:
         return [(node, path)]
     for name in names:
-        file = _source_file_of_class(name, tree, path)
+        file = _file_defining_class(name, tree, path)
         above = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
         for parent in above.body:
             if isinstance(parent, ast.ClassDef) and parent.name == name and file:
-                line = _class_chain(parent, above, file, base)
+                line = _inheritance_chain_below_base(parent, above, file, base)
                 return [*line, (node, path)] if line else []
     return []
 
 
-def _source_file_of_class(name: str, tree: ast.Module, path: Path) -> Path | None:
+def _file_defining_class(name: str, tree: ast.Module, path: Path) -> Path | None:
     """The file in which a class of that name is written: this one, or the one that a relative import leads to."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -100,14 +100,14 @@ def _source_file_of_class(name: str, tree: ast.Module, path: Path) -> Path | Non
     return None
 
 
-def _define(node: ast.ClassDef, path: Path, base: type) -> tuple[type, dict[str, Types]]:
+def _define_header_class(node: ast.ClassDef, path: Path, base: type) -> tuple[type, dict[str, Types]]:
     """Class of a header alone, below another, and the types of the parameters that it declares."""
     body: list[ast.stmt] = [ast.Expr(ast.Constant(ast.get_docstring(node) or node.name))]
     declared: dict[str, Types] = {}
     for statement in node.body:
         match statement:
             case ast.AnnAssign(target=ast.Name(name), value=ast.Call(func=ast.Name("param")) as value):
-                declared[name] = _parse_annotation(statement.annotation, path)
+                declared[name] = _types_and_choices_of_annotation(statement.annotation, path)
                 _check_literal(value, path)
                 body.append(ast.AnnAssign(statement.target, ast.Constant("Any"), value, 1))
             case ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value) | ast.Assign([ast.Name(name)], value):
@@ -135,7 +135,7 @@ def _check_literal(value: ast.expr, path: Path) -> None:
         assert literal, f"{path}:{value.lineno}: `{ast.unparse(value)}` is not literal; a header is read, not run"
 
 
-def _param(field: Field, types: Types, path: Path) -> Param:
+def _param_of_field(field: Field, types: Types, path: Path) -> Param:
     """A `Param` from a dataclass field; one without a default must be given."""
     (kinds, choices, optional), name = types, f"{path}: `{field.name}`"
     default = REQUIRED if field.default is MISSING else field.default
@@ -154,7 +154,7 @@ def _facts(cls: type) -> dict[str, Any]:
     return {name: value for name, value in public.items() if not isinstance(value, methods)}
 
 
-def _problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem]:
+def _declared_problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem]:
     """Problems that the rules of a class can report; their sentences are literals."""
     names, calls = {c.__name__: c for c in PROBLEMS}, (n for n in ast.walk(node) if isinstance(n, ast.Call))
     for call in sorted(calls, key=lambda call: call.lineno):
@@ -164,7 +164,7 @@ def _problems(node: ast.ClassDef, path: Path) -> Iterator[rules.Problem]:
             yield names[call.func.id](*map(ast.literal_eval, call.args))
 
 
-def _of_package(cls: type, word: str, path: Path) -> Callable[..., rules.Rules]:
+def _reject_on_rule_errors(cls: type, word: str, path: Path) -> Callable[..., rules.Rules]:
     """A header's class whose rules raise Reject (bad-plugin) where they fail: whatever the code of a package raises."""
 
     def rejecting(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -184,15 +184,18 @@ def _of_package(cls: type, word: str, path: Path) -> Callable[..., rules.Rules]:
     return cls
 
 
-def _parse_annotation(node: ast.expr, path: Path) -> Types:
+def _types_and_choices_of_annotation(node: ast.expr, path: Path) -> Types:
     """Types, choices and whether None is allowed, of an annotation such as `int | Ratio | None`."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        left, right = _parse_annotation(node.left, path), _parse_annotation(node.right, path)
+        left, right = (
+            _types_and_choices_of_annotation(node.left, path),
+            _types_and_choices_of_annotation(node.right, path),
+        )
         return left[0] + right[0], left[1] + right[1], left[2] or right[2]
     if isinstance(node, ast.Constant) and node.value is None:
         return (), (), True
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _parse_annotation(ast.parse(node.value, mode="eval").body, path)
+        return _types_and_choices_of_annotation(ast.parse(node.value, mode="eval").body, path)
     if isinstance(node, ast.Name) and node.id in TYPES:
         return (TYPES[node.id],), (), False
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
@@ -200,6 +203,6 @@ def _parse_annotation(node: ast.expr, path: Path) -> Types:
         if node.value.id == "Literal":
             return ("choice",), tuple(map(ast.literal_eval, inner)), False
         if node.value.id in ("list", "tuple"):
-            types, choices, _ = _parse_annotation(inner[0], path)
+            types, choices, _ = _types_and_choices_of_annotation(inner[0], path)
             return tuple(f"list[{t}]" for t in types), choices, False
     raise AssertionError(f"{path}:{node.lineno}: `{ast.unparse(node)}` is no type that a recipe can write")

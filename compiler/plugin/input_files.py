@@ -18,7 +18,7 @@ missing_file = Fault(
 
 def missing_file_warnings(recipe: Recipe, vocabulary: Vocabulary, folder: Path) -> Iterator[Diagnostic]:
     """A warning for each path in the recipe, or in a module of it, that leads nowhere."""
-    for kind, call in _file_calls(recipe):
+    for kind, call in _all_calls_with_kind(recipe):
         beside = folder if call.folder is None else Path(call.folder)
         for name, (file_kind, *words) in vocabulary.words(kind)[call.word].facts.get("reads", {}).items():
             value = call.args[name]
@@ -34,7 +34,7 @@ def missing_file_warnings(recipe: Recipe, vocabulary: Vocabulary, folder: Path) 
                     yield missing_file(message, call.where(name), help=help_)
 
 
-def _file_calls(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
+def _all_calls_with_kind(recipe: Recipe) -> Iterator[tuple[str, Invocation]]:
     for call in recipe.models.values():
         yield "model", call
     for call in recipe.data.values():

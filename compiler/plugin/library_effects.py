@@ -58,8 +58,8 @@ class Effect:
     def text(self) -> str:
         """`tiny-llama: params 1.84 M -> 1.55 M (-15.4 %), ...`; of a front how far its choices reach."""
         parts = [
-            (name, _front_range_line(points) if set(points) != {""} else _metrics_line(points[""]))
-            for name, points in self._results()
+            (name, _front_range_line(points) if set(points) != {""} else _metric_changes_line(points[""]))
+            for name, points in self._distinct_results()
         ]
         summary = "; ".join(f"{name}: {line}" if len(parts) > 1 else line for name, line in parts) or NO_EFFECT
         return f"{self.model}: {summary}" + (f" ({RANDOM})" if self.random else "")
@@ -67,14 +67,14 @@ class Effect:
     def table(self) -> str:
         """Table with every choice of a front, or a line for each metric of other results."""
         lines = [self.model + (f" ({RANDOM})" if self.random else "")]
-        for name, points in self._results():
-            named = [name] if len(self._results()) > 1 or set(points) != {""} else [""]
-            cells = _choice_rows(points, *named) if set(points) != {""} else _metric_rows(points[""], *named)
+        for name, points in self._distinct_results():
+            named = [name] if len(self._distinct_results()) > 1 or set(points) != {""} else [""]
+            cells = _front_table_rows(points, *named) if set(points) != {""} else _metric_table_rows(points[""], *named)
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
             lines += ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         return "\n".join(lines if self.rows else [*lines, f"  {NO_EFFECT}"])
 
-    def _results(self) -> list[tuple[str, Points]]:
+    def _distinct_results(self) -> list[tuple[str, Points]]:
         """Artifacts with their points, each once: a front and the family that it was chosen from say the same."""
         by_artifact: dict[str, Points] = {}
         for artifact, metric, unit, original, compiled in self.rows:
@@ -91,10 +91,10 @@ class Effect:
 
 
 def _match(points: Points, other: Points) -> bool:
-    return _choice_rows(points, "") == _choice_rows(other, "") and set(points) != {""}
+    return _front_table_rows(points, "") == _front_table_rows(other, "") and set(points) != {""}
 
 
-def _metrics_line(values: Mapping[str, Value]) -> str:
+def _metric_changes_line(values: Mapping[str, Value]) -> str:
     """`params 1.84 M -> 1.55 M (-15.4 %), ...`."""
     parts = []
     for metric, (unit, original, compiled) in values.items():
@@ -120,7 +120,7 @@ def _front_range_line(points: Points) -> str:
     return f"{count_text(len(points), 'choice')}: {', '.join(parts)}"
 
 
-def _choice_rows(points: Points, name: str) -> list[list[str]]:
+def _front_table_rows(points: Points, name: str) -> list[list[str]]:
     """A line for each point: its name and its numbers; the original's before them."""
     metrics = list(dict.fromkeys(metric for values in points.values() for metric in values))
     first = {
@@ -136,7 +136,7 @@ def _choice_rows(points: Points, name: str) -> list[list[str]]:
     return [[name, *metrics], *(lines if first else lines[1:])]
 
 
-def _metric_rows(values: Mapping[str, Value], name: str) -> list[list[str]]:
+def _metric_table_rows(values: Mapping[str, Value], name: str) -> list[list[str]]:
     """A line for each metric: the original's, the compiled one's, how far they are apart."""
     rows = [[name, "original", "compiled", ""]]
     for metric, (unit, original, compiled) in values.items():

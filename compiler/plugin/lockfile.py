@@ -52,7 +52,7 @@ def _is_table(value: object) -> bool:
     )
 
 
-def write_lock(folder: Path, lock: Lock) -> Path:
+def write_package_lock(folder: Path, lock: Lock) -> Path:
     """Write a lock whole; the same content gives the same bytes."""
     lines = [_HEAD, f"format = {FORMAT}\n"]
     for table in TABLES:

@@ -54,7 +54,7 @@ def packages() -> tuple[PluginPackage, ...]:
 
     The working directory is no place to install packages: whoever writes there must not bring code.
     """
-    return _packages(tuple(path for path in sys.path if path and not _is_working_directory(path)))
+    return _installed_plugin_packages(tuple(path for path in sys.path if path and not _is_working_directory(path)))
 
 
 def _is_working_directory(path: str) -> bool:
@@ -65,17 +65,17 @@ def _is_working_directory(path: str) -> bool:
 
 
 @cache
-def _packages(paths: tuple[str, ...]) -> tuple[PluginPackage, ...]:
+def _installed_plugin_packages(search_paths: tuple[str, ...]) -> tuple[PluginPackage, ...]:
     plugins: dict[str, PluginPackage] = {}
-    for distribution in distributions(path=list(paths)):
+    for distribution in distributions(path=list(search_paths)):
         for entry in distribution.entry_points.select(group=GROUP):
             if entry.value not in plugins:  # the first on the path is the one that is imported
-                folder = _folder(entry.name, entry.value)
+                folder = _package_folder_or_reject(entry.name, entry.value)
                 plugins[entry.value] = PluginPackage(entry.value, folder, distribution)
     return tuple(plugins[name] for name in sorted(plugins))
 
 
-def _folder(name: str, package: str) -> Path:
+def _package_folder_or_reject(name: str, package: str) -> Path:
     top, *inner = package.split(".")
     spec = find_spec(top) if top.isidentifier() else None
     for location in (spec and spec.submodule_search_locations) or ():

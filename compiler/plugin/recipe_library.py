@@ -80,7 +80,7 @@ def resolve_recipe_path(path: Path) -> Path:
     return recipe.path if recipe and not recipe.is_module else path
 
 
-def require_user_recipe(path: Path) -> None:
+def refuse_library_recipe(path: Path) -> None:
     """Reject (library-recipe) a recipe of the library: nothing is written beside it."""
     recipe_path = resolve_recipe_path(path)
     if recipe_path != path and any(recipe_path.is_relative_to(folder) for folder in folders()):
@@ -101,7 +101,7 @@ def _name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts) if path.parts[0] == MODULES else path.as_posix()
 
 
-def library_page(recipe: LibraryFile) -> str:
+def library_file_page(recipe: LibraryFile) -> str:
     """Page of a file of the library for `effc explain`."""
     if not recipe.is_module:
         return f"{recipe.name}, a recipe\n\n{recipe.doc}\n\n{recipe.path}"
@@ -109,12 +109,12 @@ def library_page(recipe: LibraryFile) -> str:
     blocks += [
         "\n".join(lines)
         for title in ("data", "pipelines", "params")
-        if len(lines := [title.capitalize(), *_listing_lines(recipe, title)]) > 1
+        if len(lines := [title.capitalize(), *_declaration_lines(recipe, title)]) > 1
     ]
     return "\n\n".join([*blocks, str(recipe.path)])
 
 
-def _listing_lines(recipe: LibraryFile, title: str) -> Iterator[str]:
+def _declaration_lines(recipe: LibraryFile, title: str) -> Iterator[str]:
     alias = recipe.name.rpartition(".")[2]
     for node in recipe.file.statements:
         match node:
@@ -132,7 +132,7 @@ def _listing_lines(recipe: LibraryFile, title: str) -> Iterator[str]:
 
 def _params_used(pipeline: ast.Pipeline, file: ast.File) -> list[str]:
     """The params that a call of the pipeline has a use for, in the order of the file."""
-    from ...dsl.checker.calls import names_in
+    from ...dsl.checker.calls import names_in_expression
 
-    names = {name.path for step in pipeline.steps for name in names_in(step.call)}
+    names = {name.path for step in pipeline.steps for name in names_in_expression(step.call)}
     return [s.name.path for s in file.statements if isinstance(s, ast.Param) and s.name.path in names]

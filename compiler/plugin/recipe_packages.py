@@ -19,7 +19,7 @@ from pathlib import Path
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...dsl.syntax.source import Source
 from ...dsl.syntax.source_file import read_source
-from ..core.safe_read import MIB, read_regular, read_toml
+from ..core.safe_read import MIB, read_regular_file, read_toml
 from . import lockfile
 
 PACKAGE_FILE = "effc-package.toml"
@@ -61,7 +61,7 @@ class Package:
     tree: str
 
 
-def open_package(folder: Path) -> Package:
+def read_recipe_package(folder: Path) -> Package:
     """A folder as a package. Raises Reject (bad-package)."""
     try:
         body = read_toml(folder / PACKAGE_FILE, MIB, folder)
@@ -78,17 +78,17 @@ def open_package(folder: Path) -> Package:
         raise Reject(
             bad_package(f"{folder / PACKAGE_FILE} has no `version`, or one or a `sentence` of unprintable letters")
         )
-    return Package(name, version, sentence, folder, tree_hash(folder))
+    return Package(name, version, sentence, folder, checked_tree_hash(folder))
 
 
-def refuse_outside(package: Package) -> None:
+def refuse_paths_outside_package(package: Package) -> None:
     """Raises Reject (outside-package) where a recipe of a package names what lies outside it: every use refuses that,
     and whoever adds it is to know at once."""
     from ...dsl.checker.package_paths import paths_outside_package
     from ...dsl.syntax.parse import parse
 
     faults: list[Diagnostic] = []
-    for file in package_files(package.folder):
+    for file in checked_package_files(package.folder):
         if file.suffix == ".effspec":
             source = read_source(file)
             source = Source(source.name, source.text, root=package.folder.as_posix())
@@ -97,15 +97,15 @@ def refuse_outside(package: Package) -> None:
         raise Reject(*faults)
 
 
-def tree_hash(folder: Path) -> str:
+def checked_tree_hash(folder: Path) -> str:
     """sha256 over the names and contents of a package's files. Raises Reject (bad-package) on what is no data."""
     hasher, size = hashlib.sha256(), 0
-    for number, file in enumerate(package_files(folder)):
+    for number, file in enumerate(checked_package_files(folder)):
         size += file.stat().st_size
         if number >= MAX_FILES or size > MAX_BYTES:
             raise Reject(too_large(str(folder)))
         name = file.relative_to(folder).as_posix()
-        content = hashlib.sha256(read_regular(file, MAX_BYTES, folder)).hexdigest()
+        content = hashlib.sha256(read_regular_file(file, MAX_BYTES, folder)).hexdigest()
         hasher.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
     return hasher.hexdigest()
 
@@ -114,16 +114,16 @@ def too_large(label: str) -> Diagnostic:
     return bad_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
 
 
-def package_files(folder: Path, deep: int = 0) -> Iterator[Path]:
+def checked_package_files(folder: Path, depth: int = 0) -> Iterator[Path]:
     """Files of a package in order; those whose names begin with a dot are no part of it."""
-    if deep > DEEPEST:
+    if depth > DEEPEST:
         raise Reject(bad_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
     for path in sorted(folder.iterdir()):
         mode = path.lstat().st_mode
         if path.name.startswith("."):
             continue
         if stat.S_ISDIR(mode):
-            yield from package_files(path, deep + 1)
+            yield from checked_package_files(path, depth + 1)
         elif not stat.S_ISREG(mode):
             raise Reject(bad_package(f"{path} is a link or no ordinary file", help="a package holds plain files"))
         elif path.suffix not in DATA:
@@ -134,16 +134,16 @@ def package_files(folder: Path, deep: int = 0) -> Iterator[Path]:
 
 def copy_package(package: Package, destination: Path) -> None:
     """Copy a package's files; whole or not at all. One that is there already with this tree stays."""
-    if destination.is_dir() and tree_hash(destination) == package.tree:
+    if destination.is_dir() and checked_tree_hash(destination) == package.tree:
         return
     draft = destination.with_name(f".{destination.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        for file in package_files(package.folder):
+        for file in checked_package_files(package.folder):
             target = draft / file.relative_to(package.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(read_regular(file, MAX_BYTES, package.folder))
-        if tree_hash(draft) != package.tree:
+            target.write_bytes(read_regular_file(file, MAX_BYTES, package.folder))
+        if checked_tree_hash(draft) != package.tree:
             raise Reject(package_edited(f"{package.folder} changed while it was copied", help="add it again"))
         shutil.rmtree(destination, ignore_errors=True)
         os.replace(draft, destination)
@@ -155,13 +155,13 @@ def installed(cache: Path, tree: str) -> Path:
     return cache / "packages" / tree
 
 
-def package_module(name: str, project: Path, cache: Path) -> Source | None:
+def read_package_module(name: str, project: Path, cache: Path) -> Source | None:
     """The file that `use PACKAGE.NAME` means in a recipe of the folder `project`; None of no package."""
     package, _, module_name = name.partition(".")
     facts = lockfile.read_lock(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
     if facts is None or not module_name:
         return None
-    root = locked_package_folder(package, facts, project, cache)
+    root = verified_package_folder(package, facts, project, cache)
     file = root / "recipes" / f"{module_name.replace('.', '/')}.effspec"
     if not file.is_file():
         return None
@@ -169,7 +169,7 @@ def package_module(name: str, project: Path, cache: Path) -> Source | None:
     return Source(source.name, source.text, root=root.as_posix())
 
 
-def locked_package_folder(
+def verified_package_folder(
     name: str, facts: lockfile.Facts, project: Path, cache: Path, *, vendored: bool = True
 ) -> Path:
     """Folder of a locked package. Raises Reject where they are gone or are others.
@@ -184,7 +184,7 @@ def locked_package_folder(
     root = next((p for p in candidates if p.is_dir()), None)
     if root is None:
         raise Reject(package_gone(f"the package `{name}` is not here", help="`effc add` fetches what the lock names"))
-    if tree_hash(root) != tree:
+    if checked_tree_hash(root) != tree:
         remedy = "`effc add` fetches it" + (", and `effc vendor` then copies it here" if root == beside else "")
         raise Reject(package_edited(f"{root} is not the `{name}` that effspec.lock pins", help=remedy))
     return root

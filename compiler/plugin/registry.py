@@ -70,16 +70,18 @@ class Registry:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        roots = {kind: {**_package_roots(folders), **plugin_folders(kind)} for kind, folders in SHELVES.items()}
+        roots = {
+            kind: {**_package_source_folders(folders), **plugin_folders(kind)} for kind, folders in SHELVES.items()
+        }
         return Vocabulary({kind: Plugins(kind, folders) for kind, folders in roots.items()})
 
-    def load_class(self, kind: str, name: str) -> type:
+    def import_plugin_class(self, kind: str, name: str) -> type:
         """The class of a word; imports its file. A metric `decode.p50` lives in evaluation/metrics/decode/p50.py."""
         from .interfaces import Plugin as Base
 
         words = self.vocabulary.words(kind)
         assert isinstance(words, Plugins)
-        module = _imported(kind, name, words.modules[name])
+        module = _import_or_reject(kind, name, words.modules[name])
         defined = [
             v
             for v in vars(module).values()
@@ -94,13 +96,13 @@ class Registry:
         return bool(word and word.facts.get("describes_artifacts"))
 
     def make(self, kind: str, call: Invocation) -> Any:
-        return self.load_class(kind, call.word)(**call.args)
+        return self.import_plugin_class(kind, call.word)(**call.args)
 
     def metric(self, ref: MetricRef) -> Any:
-        return self.load_class("metric", ref.name)(**dict(ref.args))
+        return self.import_plugin_class("metric", ref.name)(**dict(ref.args))
 
 
-def _imported(kind: str, name: str, module: str) -> ModuleType:
+def _import_or_reject(kind: str, name: str, module: str) -> ModuleType:
     """Module of a plug-in. Raises Reject (bad-plugin) where a package's code can't be imported."""
     if module.startswith("effc."):
         return import_module(module)
@@ -129,7 +131,7 @@ def _unreadable(kind: str, name: str, file: Path, error: Exception) -> Diagnosti
     )
 
 
-def _package_roots(folders: Sequence[str]) -> dict[str, Path]:
+def _package_source_folders(folders: Sequence[str]) -> dict[str, Path]:
     """Package -> folder on disk. An editable install has several roots of a package; one of them has the sources."""
     roots = {}
     for folder in folders:

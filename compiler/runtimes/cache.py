@@ -74,15 +74,15 @@ class SequenceCache:
         for row, source in enumerate(sources):
             old = source if heir[source] == row else unclaimed.pop(0)
             numbers.append(self.numbers[old])
-            if old != source and (rest := tokens[row][self._cut_back(old, tokens[row]) :]):
+            if old != source and (rest := tokens[row][self._crop_to_common_prefix(old, tokens[row]) :]):
                 missing[self.numbers[old]] = torch.tensor(rest)
         self.numbers, self.tokens = numbers, tokens
         if missing:
             self._model.feed(missing, "last")
 
-    def _cut_back(self, row: int, ids: list[int]) -> int:
-        """Cut a row back to what it has in common with `ids`; how many tokens that are."""
-        common = common_prefix(self.tokens[row], ids)
+    def _crop_to_common_prefix(self, row: int, target_ids: list[int]) -> int:
+        """Cut a row back to what it has in common with `target_ids`; how many tokens that are."""
+        common = common_prefix(self.tokens[row], target_ids)
         if common < len(self.tokens[row]):
             common *= self.is_croppable
             self._model.forget(self.numbers[row], common)

@@ -50,7 +50,7 @@ class Generation:
         try:
             begin(numbers)
             fresh = {number: prompt[known:] for (number, known), prompt in zip(slots, prompts, strict=True)}
-            self._grow(numbers, fresh, [len(prompt) for prompt in prompts])
+            self._generate_until_done(numbers, fresh, [len(prompt) for prompt in prompts])
         finally:
             new_ids = self._sequences[:, ids.shape[1] :]
             rows = [torch.cat(pair).tolist() for pair in zip(prompts, new_ids, strict=True)]
@@ -60,18 +60,20 @@ class Generation:
             self.streamer.end()
         return self._sequences
 
-    def _grow(self, numbers: Sequence[int], fresh: dict[int, Tensor], lengths: Sequence[int]) -> None:
+    def _generate_until_done(
+        self, numbers: Sequence[int], new_tokens: dict[int, Tensor], lengths: Sequence[int]
+    ) -> None:
         """Append tokens until each row has ended, or has no position for its next token.
 
-        fresh     tokens that sequences have not read yet; `lengths` are those of the prompts
+        new_tokens     tokens that sequences have not read yet; `lengths` are those of the prompts
         """
         rows = live = list(range(len(numbers)))
         n_new, context = 0, self.model.plan["context"]
         while live:
-            logits = self.model.feed(fresh, "last")  # [live, vocabulary]
+            logits = self.model.feed(new_tokens, "last")  # [live, vocabulary]
             if len(live) < len(rows):
                 logits = logits.new_zeros(len(rows), logits.shape[1]).index_copy(0, torch.tensor(live), logits)
-            chosen = self._choose(logits)
+            chosen = self._next_tokens(logits)
             if len(live) < len(rows):
                 chosen = torch.full_like(chosen, self._pad).index_copy(0, torch.tensor(live), chosen[live])
             self._sequences = torch.cat([self._sequences, chosen[:, None]], 1)
@@ -82,9 +84,9 @@ class Generation:
             live = [row for row in live if lengths[row] + n_new <= context and not (self._ends and finished[row])]
             if all(finished[row] for row in live):
                 return
-            fresh = {numbers[row]: self._sequences[row, -1:] for row in live}
+            new_tokens = {numbers[row]: self._sequences[row, -1:] for row in live}
 
-    def _choose(self, logits: Tensor) -> Tensor:
+    def _next_tokens(self, logits: Tensor) -> Tensor:
         """Tokens [b] for logits [b, vocabulary]."""
         scores = logits.clone() if self.config.output_logits else logits
         for processor in self.processors:  # calling the list would look up the signature of each

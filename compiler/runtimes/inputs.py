@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForSequenceClassificationLoss
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.options import checked_options, integer
+from ..core.options import apply_option_rules, integer
 from .generation import bad_sampling
 
 unfit_inputs = Fault(
@@ -47,12 +47,12 @@ def check_mask(mask: Any, ids: Tensor, before: int = 0, name: str = "attention_m
     raise Reject(unfit_inputs(fact, help="give the mask that the tokenizer gave with the tokens, or leave it out"))
 
 
-def checked_settings(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def validate_sampling_options(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `generate` with whole numbers as such, those of a config too. Raises Reject (bad-sampling)."""
     numbers = dict[str, Any]()
     for options in (getattr(config, "__dict__", {}), values):
         stated = {name: options[name] for name in _RULES if options.get(name) is not None}
-        numbers = checked_options(stated, _RULES, bad_sampling)
+        numbers = apply_option_rules(stated, _RULES, bad_sampling)
     return {**values, **numbers}
 
 
@@ -67,7 +67,7 @@ def token_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
     return ForCausalLMLoss(logits, labels.masked_fill(~counted, IGNORED), logits.shape[-1])
 
 
-def class_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
+def classification_loss(logits: Tensor, labels: Any, mask: Tensor) -> Tensor:
     """Loss of the classes [b, t] of tokens that the mask shows, by logits [b, t, n], or of texts by logits [b, n]."""
     if logits.dim() == 3:
         check_labels(labels, logits, mask.shape)

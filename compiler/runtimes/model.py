@@ -19,7 +19,7 @@ from ..models.checkpoints.generation_config import NAME, bad_generation
 from .cache import SequenceCache
 from .decoder import Decoder
 from .generation import Generation, bad_sampling
-from .inputs import check_ids, check_mask, checked_settings, token_loss
+from .inputs import check_ids, check_mask, token_loss, validate_sampling_options
 from .position_offsets import refuse_visible_padding
 from .sequence_pool import SequencePool
 
@@ -64,7 +64,7 @@ class Output(dict):
         raise AttributeError(f"the engine gives {keys_text}, and no `{name}`: the target `hf` writes a model that may")
 
 
-def check_known(ids: Tensor, vocabulary: int) -> None:
+def check_token_ids(ids: Tensor, vocabulary: int) -> None:
     """Raises Reject where a token is none of so many."""
     if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise Reject(
@@ -194,7 +194,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Number of sequences that can still be opened."""
         return len(self._pool)
 
-    def feed(self, rows: Mapping[int, Tensor], outputs: str | int) -> Tensor:
+    def feed(self, rows: Mapping[int, Tensor], positions_to_return: str | int) -> Tensor:
         """Extend sequences by tokens; logits of the last or the first of each row, of so many of its last, or of "all",
         row by row."""
         for number, ids in rows.items():
@@ -207,12 +207,16 @@ class DecoderModel(GenerationMixin, nn.Module):
                     )
                 )
         ids = torch.cat(list(rows.values()))
-        check_known(ids, self.plan["vocabulary"])
+        check_token_ids(ids, self.plan["vocabulary"])
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
-        if outputs == "first":
+        if positions_to_return == "first":
             mask = [i == 0 for ids in rows.values() for i in range(len(ids))]
         else:
-            count = outputs if isinstance(outputs, int) else {"all": len(ids), "last": 1}[outputs]
+            count = (
+                positions_to_return
+                if isinstance(positions_to_return, int)
+                else {"all": len(ids), "last": 1}[positions_to_return]
+            )
             mask = [i >= len(ids) - count for ids in rows.values() for i in range(len(ids))]
         with self._exclusive():
             return self.engine.run(ids.tolist(), numbers, mask)
@@ -270,12 +274,12 @@ class DecoderModel(GenerationMixin, nn.Module):
                 self.release([number], [final_ids])
         return Output(logits=logits)
 
-    def _logits(self, numbers: Sequence[int], ids: Tensor, mask: Tensor, keep: int, known: int = 0) -> Tensor:
-        """The last logits [b, keep, vocabulary] of rows, of which the sequences hold the first `known` tokens."""
+    def _logits(self, numbers: Sequence[int], ids: Tensor, mask: Tensor, keep: int, n_cached: int = 0) -> Tensor:
+        """The last logits [b, keep, vocabulary] of rows, of which the sequences hold the first `n_cached` tokens."""
         logits = torch.zeros((len(ids), keep, self.plan["vocabulary"]))
         is_token = mask.bool()
         rows = [row for row in range(len(ids)) if is_token[row].any()]
-        fresh = {numbers[row]: ids[row][is_token[row]][known:] for row in rows}
+        fresh = {numbers[row]: ids[row][is_token[row]][n_cached:] for row in rows}
         if not fresh:
             return logits
         values = self.feed(fresh, keep).split([min(keep, len(tokens)) for tokens in fresh.values()])
@@ -287,7 +291,7 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     @wraps(GenerationMixin.generate, assigned=())
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers has it, with its results. `seed` makes the draws of one beam repeatable.
+        """Generate as transformers does, with its results. `seed` makes the draws of one beam repeatable.
 
         A row ends at the model's context, too. Interrupted, it leaves the engine ready for the next call.
         """
@@ -295,7 +299,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         inputs = next((x for x in candidates if x is not None), None)
         if inputs is not None:
             self.check_inputs(inputs, kwargs.get("attention_mask"))
-        kwargs = checked_settings(args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
+        kwargs = validate_sampling_options(args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
         cache, earlier = SequenceCache(self), kwargs.get("cache")
         try:
             return super().generate(*args, **{**kwargs, "cache": cache if earlier is None else earlier})

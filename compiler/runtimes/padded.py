@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .decoder import Rows
 from .inputs import check_ids, check_mask
-from .model import DecoderModel, Output, check_known
+from .model import DecoderModel, Output, check_token_ids
 
 SEQUENCES = 64  # open at once: each takes what its keys and values take
 
@@ -54,13 +54,17 @@ class PaddedRows(Rows):
         mask = torch.ones(len(group), longest + ids.shape[1], dtype=torch.int64)
         for row, length in enumerate(lengths):
             mask[row, : longest - length] = 0
-        past = [self._pad_past(group, part, longest) for part in range(len(self.session.past))] if longest else None
+        past = (
+            [self._left_padded_past(group, part, longest) for part in range(len(self.session.past))]
+            if longest
+            else None
+        )
         logits, *present = self.session.step(ids, mask, past)
         for row, (number, length) in enumerate(zip(group, lengths, strict=True)):
             self._history[number] = [part[row, :, longest - length :] for part in present]
         return torch.from_numpy(logits)
 
-    def _pad_past(self, group: list[int], index: int, longest: int) -> np.ndarray:
+    def _left_padded_past(self, group: list[int], index: int, longest: int) -> np.ndarray:
         _, heads, _, d = self.session.shapes[self.session.past[index]]
         filled = np.zeros((len(group), heads, longest, d), np.float32)
         for row, number in enumerate(group):
@@ -96,7 +100,7 @@ class PaddedModel(DecoderModel):
             )
         check_ids(input_ids)
         check_mask(attention_mask, input_ids)
-        check_known(input_ids, self.plan["vocabulary"])
+        check_token_ids(input_ids, self.plan["vocabulary"])
         logits = self.batch_logits(input_ids, attention_mask, position_ids)
         return Output(logits=logits[:, -logits_to_keep:])
 

@@ -15,21 +15,24 @@ other_positions = Fault(
 )
 
 
-def refuse_visible_padding(ids: Tensor, mask: Tensor | None, pad: int | None) -> None:
-    """Raises Reject (other-positions) where a model that leaves out `pad` would number tokens that are seen otherwise.
+def refuse_visible_padding(ids: Tensor, mask: Tensor | None, uncounted_token: int | None) -> None:
+    """Raises Reject (other-positions) where a model that leaves out `uncounted_token` would number tokens that are seen
+    otherwise.
 
-    ids, mask   [b, t]; all is seen without a mask
-    pad         None of a model that counts every token
+    ids, mask         [b, t]; all is seen without a mask
+    uncounted_token   None of a model that counts every token
     """
-    if pad is None:
+    if uncounted_token is None:
         return
     visible = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    model_positions, expected_positions = ((ids != pad) * 1).cumsum(-1), (visible * 1).cumsum(-1)
-    if bool(((ids == pad) | (model_positions != expected_positions))[visible].any()):
+    model_positions, expected_positions = ((ids != uncounted_token) * 1).cumsum(-1), (visible * 1).cumsum(-1)
+    if bool(((ids == uncounted_token) | (model_positions != expected_positions))[visible].any()):
         raise Reject(
             other_positions(
-                f"tokens would have other positions than the model gives them: it counts all but {pad}, which a row "
+                "tokens would have other positions than the model gives them: it counts all but "
+                f"{uncounted_token}, which a row "
                 "holds among its own, or has not where it is filled up",
-                help=f"fill rows up with {pad} and say where by `attention_mask`; leave that token out of texts",
+                help=f"fill rows up with {uncounted_token} and say where by `attention_mask`; "
+                "leave that token out of texts",
             )
         )

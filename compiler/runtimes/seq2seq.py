@@ -11,8 +11,8 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from .cache import SequenceCache
 from .decoder import SourceDecoder
 from .generation import Generation, bad_sampling
-from .inputs import IGNORED, check_ids, check_mask, class_loss
-from .model import DecoderModel, Output, check_known, context_full
+from .inputs import IGNORED, check_ids, check_mask, classification_loss
+from .model import DecoderModel, Output, check_token_ids, context_full
 from .position_offsets import refuse_visible_padding
 
 no_target = Fault("no-target", "An encoder with a decoder is called without what its decoder has said.", exit="usage")
@@ -39,7 +39,7 @@ class Seq2SeqModel(DecoderModel):
 
     # -- sources ---------------------------------------------------------------------------------------------
 
-    def sources_of(self, sources: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def split_sources(self, sources: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Each source of a batch alone."""
         if not sources.is_floating_point():  # of tokens, not of sounds
             refuse_visible_padding(sources, mask, self.uncounted)
@@ -58,7 +58,7 @@ class Seq2SeqModel(DecoderModel):
         if not min(len(ids) for ids in sources):
             raise Reject(bad_sampling("a source has no token", help="end it with the tokenizer's last token"))
         ids = torch.cat(list(sources))
-        check_known(ids, self.engine.source_vocabulary)
+        check_token_ids(ids, self.engine.source_vocabulary)
         with self._exclusive():
             owners = [number for number, ids in zip(numbers, sources, strict=True) for _ in range(len(ids))]
             self.engine.encode(ids.tolist(), owners)
@@ -68,7 +68,7 @@ class Seq2SeqModel(DecoderModel):
         if "sources" not in encoder_outputs:
             problem = "the engine keeps what its encoder makes of a source, and takes none from elsewhere"
             raise Reject(no_target(problem, help="hand it the source in place of `encoder_outputs`"))
-        self.encode(numbers, self.sources_of(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
+        self.encode(numbers, self.split_sources(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
 
     # -- what transformers' models have ----------------------------------------------------------------------
 
@@ -87,7 +87,8 @@ class Seq2SeqModel(DecoderModel):
         output_attentions: bool | None = None,
         labels: Tensor | None = None,
     ) -> Output:
-        """Of masked tokens zeros. With a `cache` of an earlier call the sources are those of that call.
+        """Logits of target tokens for sources; zeros for masked tokens. With a `cache` of an earlier call the sources
+        are those of that call.
 
         encoder_outputs   sources that `generate` hands on from step to step, or what an earlier call gave
         labels            [b, t] targets, -100 where none counts: `loss` is then theirs, and without
@@ -98,7 +99,7 @@ class Seq2SeqModel(DecoderModel):
             sources = {"encoder_outputs": encoder_outputs, "cache": cache, "use_cache": use_cache}
             targets = self._behind_start(labels) if decoder_input_ids is None else decoder_input_ids
             output = Seq2SeqModel.forward(self, input_ids, attention_mask, targets, decoder_attention_mask, **sources)
-            return Output({"loss": class_loss(output.logits, labels, torch.ones_like(targets)), **output})
+            return Output({"loss": classification_loss(output.logits, labels, torch.ones_like(targets)), **output})
         if input_ids is not None:
             self.check_inputs(input_ids, attention_mask)
         ids = decoder_input_ids

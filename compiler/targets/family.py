@@ -9,7 +9,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.stock import stock_config
 from ..artifacts.verify import verify_forms
 from ..ir.outcome import Front, Outcome
-from ..models.checkpoints.model_folder import open_folder
+from ..models.checkpoints.model_folder import origin_of_folder
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, Target
@@ -63,20 +63,20 @@ class Family(Target):
             )
         family.program.to_cpu()
         (destination / "shared").mkdir()
-        hf.write_stock(family.program, config, destination / "shared", ctx, self.shard.value)
+        hf.write_stock_checkpoint(family.program, config, destination / "shared", ctx, self.shard.value)
         shared_weights.write_family(family, {name: choice for name, choice in choices.items() if choice}, destination)
         verify_forms(destination, family.program.model, [Form(shared_weights.WEIGHTS, "plain")], seed=ctx.seed)
-        self._verify_saved_members(outcome, destination, ctx)
+        self._assert_saved_members_equal(outcome, destination, ctx)
 
-    def _verify_saved_members(self, outcome: Front, destination: Path, ctx: Context) -> None:
+    def _assert_saved_members_equal(self, outcome: Front, destination: Path, ctx: Context) -> None:
         """Every point as it is cut out of the files, with the same out of memory."""
         dtype = ctx.origin.dtype
         for name, program in outcome.members():
-            origin = open_folder(
+            origin = origin_of_folder(
                 destination / shared_weights.WEIGHTS, str(destination / shared_weights.WEIGHTS), dtype, ctx.settings
             )
             stored, expected = (
-                shared_weights.load_point(destination, name, origin).model.state_dict(),
+                shared_weights.load_program_of_point(destination, name, origin).model.state_dict(),
                 program.model.state_dict(),
             )
             assert stored.keys() == expected.keys(), f"point {name} has other tensors"

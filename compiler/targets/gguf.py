@@ -86,7 +86,7 @@ class Gguf(Target):
         from ..runtimes.gguf.writing import write_gguf
 
         check_modules(self.requires, self.extra, "the target `gguf`")
-        refuse_config_early(program.model)
+        refuse_gguf_unwritable_config(program.model)
         folder = destination / FOLDER
         folder.mkdir()
         notes = write_gguf(program.model, folder, self.type, ctx.origin.tokenizer())
@@ -99,7 +99,7 @@ class Gguf(Target):
 
         check_modules(self.requires, self.extra, "the target `gguf`")
         with without_storage():
-            refuse_config_early(ctx.origin.build())
+            refuse_gguf_unwritable_config(ctx.origin.build())
 
     def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
         from ..runtimes.gguf.four_bits import KINDS, makes_codes, no_codes
@@ -152,7 +152,7 @@ class Gguf(Target):
         return summarise_gguf(folder)
 
 
-def refuse_config_early(model: "nn.Module") -> None:
+def refuse_gguf_unwritable_config(model: "nn.Module") -> None:
     """Raise Reject of a model whose config alone says that no GGUF is written of it."""
     from ..runtimes.gguf.families import refuse_config
     from ..runtimes.gguf.refusal import INSTEAD, cannot_write_gguf

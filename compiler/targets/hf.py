@@ -11,7 +11,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts.artifact import NOTES
 from ..artifacts.checkpoint_folders import CheckpointTarget
 from ..artifacts.compact_config import KEY, record, seal
-from ..artifacts.compat import Padding, plan_padding
+from ..artifacts.compat import Padding, plan_padding_to_stock
 from ..artifacts.stock import stock_config
 from ..ir.program import Program
 from ..ir.weights import distinct_tensors
@@ -74,13 +74,13 @@ class Hf(CheckpointTarget):
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
         config, reasons = stock_config(program.model) if self.form != "compact" else (None, [])
-        for form in self._choose_forms(program.model, reasons, notes):
+        for form in self._forms_to_write_or_reject(program.model, reasons, notes):
             if form == "compat":
-                self._emit_compat(program, config, destination, ctx, notes)
+                self._write_compat_or_note(program, config, destination, ctx, notes)
             elif form == "stock":
-                write_stock(program, config, destination, ctx, self.shard.value)
+                write_stock_checkpoint(program, config, destination, ctx, self.shard.value)
             else:
-                write_compact(program, destination, ctx, self.shard.value)
+                write_compact_checkpoint(program, destination, ctx, self.shard.value)
         if notes:
             (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
@@ -92,7 +92,7 @@ class Hf(CheckpointTarget):
     def forms(self) -> tuple[Form, ...]:
         return FORMS
 
-    def _choose_forms(self, model: Any, reasons: list[str], notes: list[str]) -> tuple[str, ...]:
+    def _forms_to_write_or_reject(self, model: Any, reasons: list[str], notes: list[str]) -> tuple[str, ...]:
         """Forms to write; Reject where stock is named and impossible, for `reasons`."""
         if self.form in ("auto", "stock"):
             if not reasons:
@@ -107,10 +107,10 @@ class Hf(CheckpointTarget):
             notes.append(f"There is no stock checkpoint: {_first(reasons)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
-    def _emit_compat(
+    def _write_compat_or_note(
         self, program: Program, stock_base: Any, destination: Path, ctx: Context, notes: list[str]
     ) -> None:
-        filled = plan_padding(program, stock_base)
+        filled = plan_padding_to_stock(program, stock_base)
         if not filled.reasons:
             write_compat(program, filled, destination, ctx, self.shard.value)
         elif self.form == "auto":
@@ -124,33 +124,33 @@ class Hf(CheckpointTarget):
             )
 
 
-def write_stock(
-    program: Program, config: Any, destination: Path, ctx: Context, shard_bytes: int, name: str = "model"
+def write_stock_checkpoint(
+    program: Program, config: Any, destination: Path, ctx: Context, shard_bytes: int, folder_name: str = "model"
 ) -> None:
     """`config` is what `stock_config` found."""
-    folder, model = destination / name, program.model
+    folder, model = destination / folder_name, program.model
     folder.mkdir()
     write_tensors(folder, [Piece.of(*item) for item in distinct_tensors(model)], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
-    write_config(config, model, folder)
+    write_config_json(config, model, folder)
 
 
 def write_stock_or_compact(program: Program, destination: Path, ctx: Context, shard_bytes: int) -> None:
     """A stock checkpoint where a config has the shapes, else a compact one."""
     config, reasons = stock_config(program.model)
     if reasons:
-        write_compact(program, destination, ctx, shard_bytes)
+        write_compact_checkpoint(program, destination, ctx, shard_bytes)
     else:
-        write_stock(program, config, destination, ctx, shard_bytes)
+        write_stock_checkpoint(program, config, destination, ctx, shard_bytes)
 
 
-def write_compact(program: Program, destination: Path, ctx: Context, shard_bytes: int) -> None:
+def write_compact_checkpoint(program: Program, destination: Path, ctx: Context, shard_bytes: int) -> None:
     folder, model = destination / "compact", program.model
     folder.mkdir()
     tensors = [*distinct_tensors(model), *cut_tables(model, program.edits.shapes).items()]
     write_tensors(folder, [Piece.of(*item) for item in tensors], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
-    write_config(
+    write_config_json(
         model.config,
         model,
         folder,
@@ -161,21 +161,21 @@ def write_compact(program: Program, destination: Path, ctx: Context, shard_bytes
 def write_compat(program: Program, filled: Padding, destination: Path, ctx: Context, shard_bytes: int) -> None:
     folder = destination / "compat"
     folder.mkdir()
-    write_tensors(folder, filled.tensor_pieces(program), shard_bytes)
+    write_tensors(folder, filled.padded_tensor_pieces(program), shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
-    write_config(filled.config, program.model, folder)
+    write_config_json(filled.config, program.model, folder)
 
 
-def write_config(config: Any, model: Any, folder: Path, sealed: dict | None = None) -> None:
-    """config.json, last of a folder's files: without it nothing loads. `sealed` goes under the key `effc`."""
+def write_config_json(config: Any, model: Any, folder: Path, compact_record: dict | None = None) -> None:
+    """config.json, last of a folder's files: without it nothing loads. `compact_record` goes under the key `effc`."""
     config = copy.deepcopy(config)
     as_stored(config)
     config.architectures = [type(model).__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
-    if sealed is not None:
-        setattr(config, KEY, sealed)
+    if compact_record is not None:
+        setattr(config, KEY, compact_record)
     config.save_pretrained(folder)
-    if sealed is not None:
+    if compact_record is not None:
         seal(folder)
 
 

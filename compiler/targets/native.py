@@ -149,20 +149,20 @@ class Native(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..runtimes.native.opening import verify_checksums
+        from ..runtimes.native.opening import verify_native_folder
 
-        verify_checksums(folder)
+        verify_native_folder(folder)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        from ...kernels.packed_linear import unpack_weight
+        from ...kernels.packed_linear import unpack_packed_weight
         from ..runtimes.native.plan_files import WEIGHTS, load_weights, read_plan
 
         if file.name != WEIGHTS:
             yield from super().tensors(file)
         else:
             for name, x in load_weights(file.parent, read_plan(file.parent), mapped=True).items():
-                yield name, unpack_weight(x) if str(x.dtype) == "torch.uint8" else x
+                yield name, unpack_packed_weight(x) if str(x.dtype) == "torch.uint8" else x
 
     @classmethod
     def summary(cls, folder: Path) -> Any:

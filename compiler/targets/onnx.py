@@ -91,19 +91,19 @@ class Onnx(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        from ..runtimes.onnx.checking import check_onnx, graphs_in, initializers
+        from ..runtimes.onnx.checking import graphs_in, load_initializers, read_checked_onnx
 
         check_modules(("onnx",), cls.extra, "an artifact of the target `onnx`")
         for name in graphs_in(folder):
-            initializers(folder, check_onnx(folder, name), name)
+            load_initializers(folder, read_checked_onnx(folder, name), name)
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        from ..runtimes.onnx.checking import check_onnx, initializers
+        from ..runtimes.onnx.checking import load_initializers, read_checked_onnx
 
         if file.suffix != ".onnx":
             return super().tensors(file)
-        return iter(initializers(file.parent, check_onnx(file.parent, file.stem), file.stem).items())
+        return iter(load_initializers(file.parent, read_checked_onnx(file.parent, file.stem), file.stem).items())
 
     @classmethod
     def summary(cls, folder: Path) -> Any:

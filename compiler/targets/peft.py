@@ -12,7 +12,7 @@ from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
-from ..transforms.training.unmerged import Unmerged
+from ..transforms.training.unmerged import UnmergedAdapters
 from . import hf
 
 shaped_base = Fault(
@@ -52,7 +52,7 @@ class Peft(Target):
 
     def write(self, outcome: Outcome, destination: Path, ctx: Context) -> None:
         check_modules(self.requires, self.extra, "the target `peft`")
-        assert isinstance(outcome, Unmerged), f"adapters, and not: {outcome.kind}"
+        assert isinstance(outcome, UnmergedAdapters), f"adapters, and not: {outcome.kind}"
         program = outcome.program
         program.to_cpu()
         config, reasons = stock_config(program.model)
@@ -63,7 +63,7 @@ class Peft(Target):
                     help="leave `merge: false` out, and emit `hf`",
                 )
             )
-        hf.write_stock(program, config, destination, ctx, self.shard.value, BASE)
+        hf.write_stock_checkpoint(program, config, destination, ctx, self.shard.value, BASE)
         outcome.save(destination / ADAPTER, BASE)
         copy_sidecar_files(program.model, ctx.origin, destination / ADAPTER)
 
@@ -73,15 +73,15 @@ class Peft(Target):
     @classmethod
     def check_folder(cls, folder: Path) -> None:
         from ..artifacts.adapter import check
-        from ..artifacts.checkpoint_folders import check_checkpoint
+        from ..artifacts.checkpoint_folders import check_checkpoint_folder
 
         check(folder)
-        check_checkpoint(folder.parent / BASE)
+        check_checkpoint_folder(folder.parent / BASE)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
-        from ..artifacts.adapter import load_adapters
+        from ..artifacts.adapter import load_peft_adapters
         from ..artifacts.model_loading import load_stock_model
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `peft`")
-        return load_adapters(folder, load_stock_model(folder.parent / BASE, load_request.dtype)), None
+        return load_peft_adapters(folder, load_stock_model(folder.parent / BASE, load_request.dtype)), None

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..analysis.discovery.discover import skeleton_of
-from ..artifacts.pruning_config import pruning_config_of
+from ..artifacts.pruning_config import to_published_config
 from ..ir.capture.capture import capture
 from ..ir.program import Program
 from ..plugin.context import Context
@@ -35,5 +35,5 @@ class PruningConfig(Target):
             model = ctx.origin.build()
         before = skeleton_of(capture(model))
         removed = [note["cut"] for note in program.notes if "cut" in note]
-        config = pruning_config_of(before, skeleton_of(program), removed, program.edits.layers)
+        config = to_published_config(before, skeleton_of(program), removed, program.edits.layers)
         (destination / "pruning_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

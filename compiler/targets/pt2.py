@@ -66,16 +66,16 @@ class Pt2(Target):
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         import torch
 
-        from ..artifacts.exported import write_program
-        from ..evaluation.results import first_result_of, reject_encoder_decoder, tensors_of
+        from ..artifacts.exported import write_program_and_kernels
+        from ..evaluation.results import first_result_of, refuse_encoder_decoder, tensors_of
         from ..ir.layers.linear import count_params
-        from ..models.rows.forward import without_dropout
+        from ..models.rows.forward import in_eval_mode
 
         folder = destination / FOLDER
         folder.mkdir()
-        reject_encoder_decoder(program.model, cannot_export)
+        refuse_encoder_decoder(program.model, cannot_export)
         inputs = tensors_of(program)
-        with without_dropout(program.model), torch.no_grad():
+        with in_eval_mode(program.model), torch.no_grad():
             try:
                 exported = torch.export.export(
                     first_result_of(program.model),
@@ -85,7 +85,7 @@ class Pt2(Target):
                 )
             except Exception as error:  # whatever torch meets in a forward
                 raise Reject(_cannot(program.model, error)) from error
-        if "input_ids" in inputs and not _accepts_longer(exported, inputs):
+        if "input_ids" in inputs and not _runs_on_longer_inputs(exported, inputs):
             raise Reject(
                 cannot_export(
                     f"torch.export makes a program of {type(program.model).__name__} for short prompts only: how "
@@ -93,35 +93,35 @@ class Pt2(Target):
                     help="`native` and `hf` take any length",
                 )
             )
-        ops = write_program(exported, tuple(inputs), folder, count_params(program.model))
+        ops = write_program_and_kernels(exported, tuple(inputs), folder, count_params(program.model))
         notes = (
             [f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."] if ops else []
         )
-        notes += self._write_continuation(program.model, folder, ctx)
+        notes += self._write_decode_step_program(program.model, folder, ctx)
         if notes:
             (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
-    def _write_continuation(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
+    def _write_decode_step_program(self, model: "nn.Module", folder: Path, ctx: Context) -> list[str]:
         """The program that continues text, where one is asked for; sentences of it."""
-        from ..artifacts.exported_steps import usage_note, write_facts
+        from ..artifacts.exported_steps import step_usage_note, write_facts
         from ..models.checkpoints.sidecar_files import copy_sidecar_files
 
         if not self.context:
             return []
-        facts = _write_steps(model, self.context, folder)
+        facts = _export_and_save_decode_step(model, self.context, folder)
         copy_sidecar_files(model, ctx.origin, folder)
         write_facts(facts, folder)
-        return [usage_note(facts, STEP)]
+        return [step_usage_note(facts, STEP)]
 
     def foresee(self, ctx: Context) -> None:
-        from ..evaluation.results import reject_encoder_decoder
+        from ..evaluation.results import refuse_encoder_decoder
         from ..models.checkpoints.meta_init import without_storage
 
         with without_storage():
             model = ctx.origin.build()
-        reject_encoder_decoder(model, cannot_export)
+        refuse_encoder_decoder(model, cannot_export)
         if self.context:
-            _refuse_context(model, self.context)
+            _refuse_unfit_context(model, self.context)
 
     def forms(self) -> tuple[Form, ...]:
         generates, steps = bool(self.context), 32 if self.context else 8
@@ -141,9 +141,9 @@ class Pt2(Target):
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
-        from ..artifacts.exported import load_program
+        from ..artifacts.exported import load_exported_model
 
-        model = load_program(folder)
+        model = load_exported_model(folder)
         return (model if load_request.dtype is None else model.to(load_request.dtype)), None
 
 
@@ -157,7 +157,7 @@ def _cannot(model: "nn.Module", error: Exception) -> Any:
 _LEAST = 64  # tokens: what the check in a fresh process takes, and some; `context` says it, too
 
 
-def _refuse_context(model: Any, context: int) -> None:
+def _refuse_unfit_context(model: Any, context: int) -> None:
     """Raise Reject of a model that continues no text, or not that much."""
     from transformers import PreTrainedModel
 
@@ -181,22 +181,22 @@ def _refuse_context(model: Any, context: int) -> None:
         )
 
 
-def _write_steps(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
+def _export_and_save_decode_step(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
     import torch
 
-    from ..artifacts.exported import save_program
-    from ..artifacts.exported_steps import export_steps
-    from ..models.rows.forward import without_dropout
+    from ..artifacts.exported import save_and_verify_program
+    from ..artifacts.exported_steps import export_decode_step
+    from ..models.rows.forward import in_eval_mode
 
-    _refuse_context(model, context)
-    with without_dropout(model), torch.no_grad():
+    _refuse_unfit_context(model, context)
+    with in_eval_mode(model), torch.no_grad():
         try:
-            step_program, facts = export_steps(model, context, cannot_export)
+            step_program, facts = export_decode_step(model, context, cannot_export)
         except Reject:
             raise
         except Exception as error:  # whatever torch meets in a forward
             raise Reject(_cannot(model, error)) from error
-    save_program(step_program, ("given", "before", "past"), folder / STEP)
+    save_and_verify_program(step_program, ("given", "before", "past"), folder / STEP)
     return facts
 
 
@@ -207,7 +207,7 @@ def _free(x: Any, axes: int) -> Any:
     return dict.fromkeys(range(axes), Dim.AUTO) if x.dim() else None
 
 
-def _accepts_longer(exported: Any, inputs: dict[str, Any]) -> bool:
+def _runs_on_longer_inputs(exported: Any, inputs: dict[str, Any]) -> bool:
     """Whether a program runs with several times as many tokens as it was traced with."""
     import torch
 

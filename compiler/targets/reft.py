@@ -9,15 +9,15 @@ from ...dsl.checker.rules import MissingStep, Problem
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..artifacts import reft
 from ..artifacts.artifact import NOTES
-from ..artifacts.checkpoint_folders import check_compact
+from ..artifacts.checkpoint_folders import check_compact_folder
 from ..artifacts.compact_config import KEY
 from ..artifacts.load import load
 from ..artifacts.manifest import NAME, no_artifact
 from ..artifacts.model_loading import load_stock_model
-from ..ir.layers.fast_mixers import use_kernels
+from ..ir.layers.fast_mixers import use_mixer_kernels
 from ..ir.layers.reft import interventions
 from ..ir.program import Program
-from ..models.checkpoints.model_folder import read_config
+from ..models.checkpoints.model_folder import read_model_config
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form, LoadRequest, Target
@@ -69,11 +69,11 @@ class Reft(Target):
             )
         folder = destination / reft.FOLDER
         folder.mkdir()
-        base = "" if self.base == "inside" else base_location(program, ctx)
+        base = "" if self.base == "inside" else public_base_location(program, ctx)
         dtype = str(program.model.dtype).removeprefix("torch.")
-        reft.write_reft(program, folder, {"place": base, "config": ctx.origin.config, "dtype": dtype})
+        reft.write_reft_folder(program, folder, {"place": base, "config": ctx.origin.config, "dtype": dtype})
         if not base:
-            _write_base(program, destination / reft.BASE, ctx)
+            _write_model_without_interventions(program, destination / reft.BASE, ctx)
         note = f"They belong to {base or 'the model in `base/`'}, whose tensors `reft/{reft.FILE}` knows by a hash."
         (destination / NOTES).write_text(json.dumps([note]), encoding="utf-8")
 
@@ -82,35 +82,35 @@ class Reft(Target):
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
-        reft.read_reft(folder)
+        reft.read_reft_folder(folder)
         base = folder.parent / reft.BASE / "compact"
         if base.is_dir():
-            check_compact(base)
+            check_compact_folder(base)
 
     @classmethod
     def words(cls, folder: Path) -> Path:
-        return reft.base_folder(folder)
+        return reft.find_base_folder(folder)
 
     @classmethod
     def open(cls, folder: Path, load_request: LoadRequest) -> tuple[Any, None]:
         base = load_request.base
         if base is None or isinstance(base, (str, Path)):
-            base_path = reft.base_folder(folder) if base is None else Path(base)
+            base_path = reft.find_base_folder(folder) if base is None else Path(base)
             if not any((base_path / name).is_file() for name in (NAME, "config.json")):
                 raise Reject(
                     no_artifact(
                         f"{base_path} holds no model to put interventions on", help="name the folder of the base"
                     )
                 )
-            sealed = (base_path / NAME).is_file() or KEY in read_config(base_path / "config.json", str(base_path))
+            sealed = (base_path / NAME).is_file() or KEY in read_model_config(base_path / "config.json", str(base_path))
             base = load(base_path, kernels=False) if sealed else load_stock_model(base_path, None)
         reft.attach_interventions(base, folder)
         if load_request.kernels:
-            use_kernels(base)
+            use_mixer_kernels(base)
         return (base if load_request.dtype is None else base.to(load_request.dtype)).eval(), None
 
 
-def base_location(program: Program, ctx: Context) -> str:
+def public_base_location(program: Program, ctx: Context) -> str:
     """Public location of the base; "" where it is not the recipe's model, or has none."""
     origin = ctx.origin
     if origin.folder is None or reft.base_hash(origin.load()) != reft.base_hash(program.model):
@@ -124,10 +124,10 @@ def base_location(program: Program, ctx: Context) -> str:
     return str(origin.folder.resolve())
 
 
-def _write_base(program: Program, folder: Path, ctx: Context) -> None:
+def _write_model_without_interventions(program: Program, folder: Path, ctx: Context) -> None:
     """The model without its interventions, which are put back in."""
     modules = {path.rpartition(".")[0]: module for path, module in interventions(program.model)}
     folder.mkdir()
     remove_interventions(program)
-    hf.write_compact(program, folder, ctx, _SHARD)
+    hf.write_compact_checkpoint(program, folder, ctx, _SHARD)
     insert_interventions(program, modules)

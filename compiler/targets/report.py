@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..artifacts.pages.chart import check_packages
-from ..artifacts.pages.page import render_page
+from ..artifacts.pages.page import render_html
 from ..core.cache import write_atomic
 from ..plugin.context import Context
 from ..plugin.target import Target
@@ -36,4 +36,4 @@ class Report(Target):
         check_packages()
 
     def write_about(self, reports: "Sequence[ReportData]", file: Path) -> None:
-        write_atomic(file, render_page(reports).encode())
+        write_atomic(file, render_html(reports).encode())

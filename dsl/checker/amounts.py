@@ -24,16 +24,18 @@ _ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states
 MODEL_QUANTITIES = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
 
 
-def check_amounts(stage: Stage, kind: str, all_: "Selectable", selected: "Selectable", line: PipelineBuild) -> None:
+def report_bad_amount(
+    stage: Stage, kind: str, selectable: "Selectable", selected: "Selectable", build: PipelineBuild
+) -> None:
     """Report an amount of a step that is impossible or changes nothing."""
-    amount = _amount_of(stage)
+    amount = _amount_argument_of_step(stage)
     if amount is None:
         return
     name, value = amount
     if type(value) is int and stage.word.param(name).unit == "cuts":
         return  # of parts of whatever kind: there are more than of one
     if isinstance(value, Ratio) and value.value == (1 if name == "keep" else 0):
-        line.report(
+        build.report(
             stage,
             no_effect(
                 f"`{name}: {value_text(value)}` changes nothing",
@@ -42,7 +44,7 @@ def check_amounts(stage: Stage, kind: str, all_: "Selectable", selected: "Select
             ),
         )
     elif isinstance(value, Ratio) and value.of in MODEL_QUANTITIES and kind in _ITEMS and not _pooled(stage):
-        line.report(
+        build.report(
             stage,
             needs_score(
                 f"`{name}: {value_text(value)}` is a share of the whole model, and nothing says which layers lose more",
@@ -50,19 +52,23 @@ def check_amounts(stage: Stage, kind: str, all_: "Selectable", selected: "Select
                 help="add `score: perplexity(...)`, or keep a share of the items",
             ),
         )
-    elif (isinstance(value, Ratio) and value.of in MODEL_QUANTITIES) or _may_have_changed(stage, kind, line):
+    elif (isinstance(value, Ratio) and value.of in MODEL_QUANTITIES) or _may_be_changed_by_earlier_step(
+        stage, kind, build
+    ):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
-        _check_layers(stage, name, value, all_, selected, line)
+        _report_bad_layer_amount(stage, name, value, selectable, selected, build)
     elif kind == "channels":
-        _check_widths(stage, name, value, selected, line)
+        _report_bad_width_amount(stage, name, value, selected, build)
     elif kind in _ITEMS:
-        _check_items(stage, kind, name, value, selected, line)
+        _report_bad_item_amount(stage, kind, name, value, selected, build)
     elif kind in ("heads", "kv_heads") and not _pooled(stage):
-        _check_heads(stage, name, value, selected, line)
+        _report_bad_head_amount(stage, name, value, selected, build)
 
 
-def _check_items(stage: Stage, kind: str, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
+def _report_bad_item_amount(
+    stage: Stage, kind: str, name: str, value: Any, selected: "Selectable", build: PipelineBuild
+) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
     noun, span = _ITEMS[kind], stage.call.where(name)
     step = next((n for n in map(stage.call.args.get, ("step", "align")) if type(n) is int), 1)
@@ -75,7 +81,7 @@ def _check_items(stage: Stage, kind: str, name: str, value: Any, selected: "Sele
     for size, least, where in sizes:
         target = _remaining(name, value, size)
         if target < min(least, size) * (1 - 1e-9):
-            line.report(
+            build.report(
                 stage,
                 leaves_none(
                     f"`{name}: {value_text(value)}` leaves {_count(target)} of {size} {noun} of {where}",
@@ -86,7 +92,7 @@ def _check_items(stage: Stage, kind: str, name: str, value: Any, selected: "Sele
             )
             return
     if sizes and all(_aligned(_remaining(name, value, size), step, size) >= size for size, _, _ in sizes):
-        line.report(
+        build.report(
             stage,
             no_effect(
                 f"`{name}: {value_text(value)}` in steps of {step} rounds to all {sizes[0][0]} {noun}",
@@ -96,7 +102,7 @@ def _check_items(stage: Stage, kind: str, name: str, value: Any, selected: "Sele
         )
 
 
-def _amount_of(stage: Stage) -> tuple[str, Any] | None:
+def _amount_argument_of_step(stage: Stage) -> tuple[str, Any] | None:
     """The amount that a step names: (parameter, value)."""
     for name in ("keep", "remove", "sparsity"):
         value = stage.call.args.get(name)
@@ -105,7 +111,7 @@ def _amount_of(stage: Stage) -> tuple[str, Any] | None:
     return None
 
 
-def _may_have_changed(stage: Stage, kind: str, line: PipelineBuild) -> bool:
+def _may_be_changed_by_earlier_step(stage: Stage, kind: str, build: PipelineBuild) -> bool:
     """Whether an earlier step has changed how many of these there are, or may have, or was not understood."""
     same = {
         "heads": {"heads", "kv_heads"},
@@ -116,8 +122,8 @@ def _may_have_changed(stage: Stage, kind: str, line: PipelineBuild) -> bool:
     return any(
         s.word is None
         or not s.word.facts.get("foreseeable", True)
-        or (s.word.facts.get("acts_on") in same and _amount_of(s))
-        for s in line.stages_up_to(stage.name)[:-1]
+        or (s.word.facts.get("acts_on") in same and _amount_argument_of_step(s))
+        for s in build.stages_up_to(stage.name)[:-1]
     )
 
 
@@ -132,15 +138,15 @@ def _remaining(name: str, value: Any, count: int) -> float:
     return count - share if name in ("remove", "sparsity") else share
 
 
-def _check_layers(
-    stage: Stage, name: str, value: Any, all_: "Selectable", selected: "Selectable", line: PipelineBuild
+def _report_bad_layer_amount(
+    stage: Stage, name: str, value: Any, selectable: "Selectable", selected: "Selectable", build: PipelineBuild
 ) -> None:
-    total, noun, span = len(all_.paths), all_.noun, stage.call.where(name)
+    total, noun, span = len(selectable.paths), selectable.noun, stage.call.where(name)
     target = _remaining(name, value, total)
     removed = total - int(target + 0.5 + 1e-9)
     argument = f"`{name}: {value_text(value)}`"
     if target < 0.5:
-        line.report(
+        build.report(
             stage,
             leaves_none(
                 f"{argument} leaves none of {total} {noun}",
@@ -150,9 +156,9 @@ def _check_layers(
         )
     elif removed <= 0:
         means = f" means {number(round(total - target, 2))} of {total} {noun}, which" if name == "remove" else ""
-        line.report(stage, no_effect(f"{argument}{means} changes nothing", span, help="drop the step, or remove more"))
+        build.report(stage, no_effect(f"{argument}{means} changes nothing", span, help="drop the step, or remove more"))
     elif removed > len(selected.paths):
-        line.report(
+        build.report(
             stage,
             leaves_none(
                 f"{argument} removes {removed}, `on` selects {len(selected.paths)} {noun}",
@@ -163,13 +169,13 @@ def _check_layers(
         )
 
 
-def _check_widths(stage: Stage, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
+def _report_bad_width_amount(stage: Stage, name: str, value: Any, selected: "Selectable", build: PipelineBuild) -> None:
     align = stage.call.args.get("align")
     align = align if type(align) is int else 1
     span = stage.call.where(name)
     for group in selected.groups:
         if align > group.count:
-            line.report(
+            build.report(
                 stage,
                 unaligned_width(
                     f"`align: {align}` is more than the {group.count} channels of `{group.site}`",
@@ -180,13 +186,15 @@ def _check_widths(stage: Stage, name: str, value: Any, selected: "Selectable", l
             return
     if not selected.groups:  # `allow empty`
         return
-    report = _pooled_widths if _pooled(stage) else _even_widths
+    report = _pooled_width_problem if _pooled(stage) else _uniform_width_problem
     if fault := report(name, value, align, selected.groups, span):
-        line.report(stage, fault)
+        build.report(stage, fault)
 
 
-def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span | None) -> Diagnostic | None:
-    """Every layer keeps the same share."""
+def _uniform_width_problem(
+    name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span | None
+) -> Diagnostic | None:
+    """Problem of an amount where every layer keeps the same share; None without one."""
     for group in groups:
         target = _remaining(name, value, group.count)
         if target < align * (1 - 1e-9):
@@ -205,7 +213,7 @@ def _even_widths(name: str, value: Any, align: int, groups: tuple[Group, ...], s
     return None
 
 
-def _pooled_widths(
+def _pooled_width_problem(
     name: str, value: Any, align: int, groups: tuple[Group, ...], span: Span | None
 ) -> Diagnostic | None:
     """Layers compete, so only their sum is told; each keeps at least one step."""
@@ -242,7 +250,7 @@ def _aligned(target: float, align: int, count: int) -> int:
     return min(max(int(target / align + 0.5 + 1e-9), 1) * align, count)
 
 
-def _check_heads(stage: Stage, name: str, value: Any, selected: "Selectable", line: PipelineBuild) -> None:
+def _report_bad_head_amount(stage: Stage, name: str, value: Any, selected: "Selectable", build: PipelineBuild) -> None:
     """Under grouped-query attention each KV head must serve the same number of query heads."""
     for group in selected.groups:
         step = group.count // group.per_block if group.per_block else 1
@@ -252,7 +260,7 @@ def _check_heads(stage: Stage, name: str, value: Any, selected: "Selectable", li
         if within_tolerance and 0 < legal < group.count:
             continue
         if within_tolerance and legal >= group.count:
-            line.report(
+            build.report(
                 stage,
                 no_effect(
                     f"`{name}: {value_text(value)}` keeps all {group.count} heads of `{group.site}`",
@@ -261,12 +269,12 @@ def _check_heads(stage: Stage, name: str, value: Any, selected: "Selectable", li
                 ),
             )
         else:
-            line.report(stage, _illegal_heads_diagnostic(stage, name, value, group, step, target, line))
+            build.report(stage, _illegal_heads_diagnostic(stage, name, value, group, step, target, build))
         return
 
 
 def _illegal_heads_diagnostic(
-    stage: Stage, name: str, value: Any, group: Group, step: int, target: float, line: PipelineBuild
+    stage: Stage, name: str, value: Any, group: Group, step: int, target: float, build: PipelineBuild
 ):
     low = int(target / step) * step
     counts = [c for c in (low, low + step) if 0 < c <= group.count]
@@ -276,7 +284,9 @@ def _illegal_heads_diagnostic(
     served = f"with {step} KV heads of {group.per_block} " if group.per_block else ""
     many, smaller = len(counts) > 1, [c for c in counts if c < group.count]
     bases = stage.word.param(name).of
-    alternative = "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads(target, group, step, name)
+    alternative = (
+        "" if not group.per_block or "kv_heads" not in bases else _kv_aligned_heads_text(target, group, step, name)
+    )
     if not smaller:
         heads = f"{group.count} {noun if group.count > 1 else noun[:-1]}"
         remedy = f'leave it out by `on: "*" - "{group.site}"`, or remove whole blocks'
@@ -299,7 +309,7 @@ def _illegal_heads_diagnostic(
     )
 
 
-def _kv_aligned_heads(target: float, group: Group, step: int, name: str) -> str:
+def _kv_aligned_heads_text(target: float, group: Group, step: int, name: str) -> str:
     """The nearest number of query heads that removing whole KV heads leaves."""
     remaining = int(target / group.per_block + 0.5)
     if not 0 < remaining < step:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest, suggestion
+from ..syntax.nearest import nearest, nearest_name_help
 from ..syntax.source import Span
 from ..syntax.syntax_error import is_unit, wrong_sign
 from .recipe import Invocation
@@ -23,31 +23,32 @@ too_many_arguments = Fault("too-many-arguments", "A call has more arguments with
 NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
 
 
-def check_call(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None]:
+def check_plugin_call(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None]:
     """The word that a call names and the checked call; None for what was reported as a fault.
 
     `from:` is left alone: it belongs to the statement, not to the word.
     """
-    word, invocation, sound = check_call_partially(kind, call, scope)
+    word, invocation, sound = check_plugin_call_partially(kind, call, scope)
     return word, invocation if sound else None
 
 
-def check_call_partially(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
-    """The same, and what could be understood of a call that is not sound: its arguments without faults."""
-    word = find_word(kind, call.name, scope)
+def check_plugin_call_partially(kind: str, call: ast.Call, scope: Scope) -> tuple[Word | None, Invocation | None, bool]:
+    """The word that a call names, the checked call, and whether it is sound; of an unsound one its arguments without
+    faults."""
+    word = resolve_plugin_or_report(kind, call.name, scope)
     if word is None:
         _type_anyway(call, scope)
         return None, None, False
-    return word, *bind_arguments(word, call.args, scope, call.name.span, call.span)
+    return word, *typed_arguments_of_call(word, call.args, scope, call.name.span, call.span)
 
 
-def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
+def resolve_plugin_or_report(kind: str, name: ast.Name, scope: Scope) -> Word | None:
     words = scope.session.vocabulary.words(kind)
     if name.path in words:
         return words[name.path]
-    if name.path == "" or scope.is_poisoned(name.path):
+    if name.path == "" or scope.is_in_unreadable_module(name.path):
         return None
-    if kind == "pass" and _is_module_name(name, scope):
+    if kind == "pass" and _reported_as_missing_module_pipeline(name, scope):
         return None
     if kind == "metric" and (split_unit := _detached_unit_diagnostic(name)):
         scope.report(split_unit)
@@ -60,7 +61,7 @@ def find_word(kind: str, name: ast.Name, scope: Scope) -> Word | None:
             f"no {NOUNS[kind]} is called `{name.path}`",
             name.span,
             note=note,
-            help=suggestion(name.path, words, "there is"),
+            help=nearest_name_help(name.path, words, "there is"),
             fix=Fix(name.span, closest) if closest else None,
         )
     )
@@ -79,7 +80,7 @@ def _detached_unit_diagnostic(name: ast.Name) -> Diagnostic | None:
     return wrong_sign("a unit follows its number without a space", amount_span, help=help, fix=Fix(gap, ""))
 
 
-def _is_module_name(name: ast.Name, scope: Scope) -> bool:
+def _reported_as_missing_module_pipeline(name: ast.Name, scope: Scope) -> bool:
     """Whether the name begins with a module's, which has no such pipeline: reported here."""
     alias, dot, remainder = name.path.partition(".")
     module = scope.local_entry(alias) if dot else None
@@ -89,7 +90,9 @@ def _is_module_name(name: ast.Name, scope: Scope) -> bool:
     pipelines = [n for n, e in module.scope.names.items() if e.kind == "pipeline"]
     scope.report(
         unknown_word(
-            f"`{alias}` has no pipeline `{remainder}`", name.span, help=suggestion(remainder, pipelines, "it has")
+            f"`{alias}` has no pipeline `{remainder}`",
+            name.span,
+            help=nearest_name_help(remainder, pipelines, "it has"),
         )
     )
     return True
@@ -98,32 +101,32 @@ def _is_module_name(name: ast.Name, scope: Scope) -> bool:
 def _type_anyway(call: ast.Call, scope: Scope) -> None:
     """Mark names in the arguments of an unknown word as used, so that they aren't reported as well."""
     for arg in call.args:
-        for name in names_in(arg.value):
+        for name in names_in_expression(arg.value):
             scope.find(name.path)
 
 
-def names_in(expr: ast.Expr) -> list[ast.Name]:
+def names_in_expression(expr: ast.Expr) -> list[ast.Name]:
     match expr:
         case ast.Name():
             return [expr]
         case ast.Call(_, args):
-            return [n for a in args for n in names_in(a.value)]
+            return [n for a in args for n in names_in_expression(a.value)]
         case ast.Items(items):
-            return [n for i in items for n in names_in(i)]
+            return [n for i in items for n in names_in_expression(i)]
         case ast.Pairs(entries):
-            return [n for e in entries for n in names_in(e.value)]
+            return [n for e in entries for n in names_in_expression(e.value)]
         case ast.Interval(low, high):
-            return names_in(low) + names_in(high)
+            return names_in_expression(low) + names_in_expression(high)
         case ast.Of(amount, _):
-            return names_in(amount)
+            return names_in_expression(amount)
     return []
 
 
-def bind_arguments(
-    plugin: Word, args: tuple[ast.Arg, ...], scope: Scope, name: Span, call_span: Span
+def typed_arguments_of_call(
+    plugin: Word, args: tuple[ast.Arg, ...], scope: Scope, name_span: Span, call_span: Span
 ) -> tuple[Invocation, bool]:
     """All parameters of a word with their values, those with a fault left out; and whether there was no fault."""
-    arguments, sound = _match_arguments(plugin, args, scope)
+    arguments, sound = _arguments_by_parameter(plugin, args, scope)
     values: dict[str, Any] = {}
     spans: dict[str, Span] = {}
     for param in plugin.params:
@@ -142,7 +145,7 @@ def bind_arguments(
             scope.report(
                 missing_parameter(
                     f"`{plugin.name}` needs `{param.name}`",
-                    name,
+                    name_span,
                     help=f"`{sample}`: {param.doc[0].lower()}{param.doc[1:].rstrip('.')}",
                 )
             )
@@ -150,7 +153,7 @@ def bind_arguments(
     return Invocation(plugin.name, values, call_span, spans), sound
 
 
-def _match_arguments(plugin: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
+def _arguments_by_parameter(plugin: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:
     """Arguments by parameter, and whether each of them has a place of its own."""
     out: dict[str, ast.Arg] = {}
     slots = [p.name for p in plugin.params if p.positional]
@@ -161,12 +164,12 @@ def _match_arguments(plugin: Word, args: tuple[ast.Arg, ...], scope: Scope) -> t
         name = arg.name
         if not name:
             if position == len(slots):
-                sound = _report_too_many(plugin, arg, len(slots), out, scope)
+                sound = _report_too_many_positional(plugin, arg, len(slots), out, scope)
                 continue
             name = slots[position]
             position += 1
         if plugin.param(name) is None:
-            sound = _report_unknown(plugin, arg, scope)
+            sound = _report_unknown_parameter(plugin, arg, scope)
         elif name in out:
             sound = False
             scope.report(
@@ -182,7 +185,7 @@ def _match_arguments(plugin: Word, args: tuple[ast.Arg, ...], scope: Scope) -> t
     return out, sound
 
 
-def _report_too_many(plugin: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
+def _report_too_many_positional(plugin: Word, arg: ast.Arg, limit: int, out: dict[str, ast.Arg], scope: Scope) -> bool:
     free = [p.name for p in plugin.params if p.name not in out and not p.positional]
     count = f"{limit} argument{'' if limit == 1 else 's'}" if limit else "no arguments"
     help = (
@@ -191,12 +194,12 @@ def _report_too_many(plugin: Word, arg: ast.Arg, limit: int, out: dict[str, ast.
         else (f"name it; `{plugin.name}` has {', '.join(f'`{n}`' for n in free)}" if free else "drop it")
     )
     scope.report(too_many_arguments(f"`{plugin.name}` takes {count} without a name", arg.span, help=help))
-    for name in names_in(arg.value):
+    for name in names_in_expression(arg.value):
         scope.find(name.path)
     return False
 
 
-def _report_unknown(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
+def _report_unknown_parameter(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in plugin.params]
     closest = nearest(arg.name, names)
     span = arg.name_span or arg.span
@@ -204,11 +207,11 @@ def _report_unknown(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
         unknown_parameter(
             f"`{plugin.name}` has no parameter `{arg.name}`",
             span,
-            help=suggestion(arg.name, names, "it has") or "it takes no parameters",
+            help=nearest_name_help(arg.name, names, "it has") or "it takes no parameters",
             fix=Fix(span, closest) if closest else None,
         )
     )
-    for name in names_in(arg.value):
+    for name in names_in_expression(arg.value):
         scope.find(name.path)
     return False
 
@@ -216,7 +219,7 @@ def _report_unknown(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
 def metric_ref(expr: ast.Name | ast.Call, scope: Scope) -> MetricRef | Any:
     """A metric with the arguments that differ from their defaults, in order of declaration; or POISON."""
     call = expr if isinstance(expr, ast.Call) else ast.Call(expr, (), span=expr.span)
-    word, invocation = check_call("metric", call, scope)
+    word, invocation = check_plugin_call("metric", call, scope)
     if word is None or invocation is None:
         return POISON
     non_default = tuple(

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..syntax import ast
-from ..syntax.diagnostics import Diagnostic, Fault, sorted_diagnostics
+from ..syntax.diagnostics import Diagnostic, Fault, sorted_distinct_diagnostics
 from ..syntax.source import Source, Span
-from .declare import declare_all, declared
-from .demands import report_demands
-from .expectations import nothing_emitted, read_bound, read_emits, report_paths
+from .declare import declare_all_names, declared
+from .demands import report_invalid_combinations
+from .expectations import check_emit_calls, nothing_emitted, read_bound, report_bad_artifact_paths
 from .overrides import Overrides
-from .params import Argument, matrix_variants, variant_name
-from .pipelines import PipelineBuild, read_steps, report_unused
+from .params import Argument, param_arguments_of_variants, variant_name
+from .pipelines import PipelineBuild, read_pipeline, report_unused_steps
 from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
-from .result_kinds import report_kinds, report_parts
+from .result_kinds import report_unaccepted_results, report_unknown_bound_parts
 from .scope import LABELS, CheckState, Scope, Variant
 from .skeleton import Skeleton
 from .typed import wrong_type
@@ -62,17 +62,19 @@ def check(
         list(overrides.diagnostics),
         overrides=overrides,
         open=[file.source.name],
-        unparsed=_unparsed_names(file) if broken else frozenset(),
+        unparsed=_names_lost_by_parser(file) if broken else frozenset(),
         broken=broken,
     )
-    checked = [_check_variant(file, arguments, session) for arguments in matrix_variants(file, session)]
+    checked = [
+        _check_matrix_variant(file, arguments, session) for arguments in param_arguments_of_variants(file, session)
+    ]
     unresolved = sorted({name for _, names in checked for name in names})
-    faults = sorted_diagnostics(_deduplicated(session.faults))
+    faults = sorted_distinct_diagnostics(_deduplicated(session.faults))
     sound = not any(d.severity == "error" for d in faults)
     return Checked(tuple(r for r, _ in checked) if sound else (), faults, tuple(unresolved))
 
 
-def _unparsed_names(file: ast.File) -> frozenset[str]:
+def _names_lost_by_parser(file: ast.File) -> frozenset[str]:
     """Names that the text declares and the tree doesn't have: their mistake was reported by the parser."""
     import re
 
@@ -93,19 +95,21 @@ def _deduplicated(faults: list[Diagnostic]) -> list[Diagnostic]:
     return list(by_site.values())
 
 
-def _check_variant(file: ast.File, arguments: dict[str, Argument], session: CheckState) -> tuple[Recipe, list[str]]:
-    """One recipe, and the models without a skeleton. Faults go to the session."""
+def _check_matrix_variant(
+    file: ast.File, arguments: dict[str, Argument], session: CheckState
+) -> tuple[Recipe, list[str]]:
+    """Check one variant of a recipe; the recipe, and the models without a skeleton. Faults go to the session."""
     scope = Scope(session, Variant(), arguments=arguments)
     results: dict[str, _Result] = {}
-    declare_all(file, scope, lambda statement: _read_statement(statement, scope, results))
+    declare_all_names(file, scope, lambda statement: _read_pipeline_expect_or_emit(statement, scope, results))
     unnamed_emit = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
-    report_paths([e for r in results.values() for e in r.emits], scope)
+    report_bad_artifact_paths([e for r in results.values() for e in r.emits], scope)
     if not session.broken:
-        _report_unused(file, scope, results, unnamed_emit)
+        _report_unused_results_and_names(file, scope, results, unnamed_emit)
     for result in results.values():
         if result.line:
-            report_demands(result.line, result.emits)
-    unresolved = _check_structure([r.line for r in results.values() if r.line], scope)
+            report_invalid_combinations(result.line, result.emits)
+    unresolved = _check_steps_by_skeletons([r.line for r in results.values() if r.line], scope)
     params = {
         n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)
     }
@@ -145,20 +149,21 @@ class _Result:
     emits: list[Emit] = field(default_factory=list)
     emitted: bool = False
 
-    def finish(self, unnamed_emit: bool) -> None:
-        """Report what nothing uses; `unnamed_emit` where an emit names no pipeline, and may have meant this one."""
+    def finish(self, has_misnamed_emit: bool) -> None:
+        """Report what nothing uses; `has_misnamed_emit` where an emit names no pipeline, and may have meant this
+        one."""
         if self.line is None:
             return
-        if not self.emitted and not unnamed_emit:
+        if not self.emitted and not has_misnamed_emit:
             name = self.node.name
             self.line.scope.report(
                 nothing_emitted(
                     f"nothing of `{name.path}` is emitted", name.span, help=f'add `emit {name.path} {{ hf("hf") }}`'
                 )
             )
-        report_kinds(self.line)
-        report_parts(self.bounds, self.emits, self.line)
-        report_unused(self.line, {e.source for e in self.emits})
+        report_unaccepted_results(self.line)
+        report_unknown_bound_parts(self.bounds, self.emits, self.line)
+        report_unused_steps(self.line, {e.source for e in self.emits})
 
     def pipeline(self) -> Pipeline:
         steps = tuple(Step(s.name, s.call, s.source) for s in self.line.stages if s.sound and s.call)
@@ -167,16 +172,16 @@ class _Result:
         )
 
 
-def _read_statement(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"]) -> None:
+def _read_pipeline_expect_or_emit(statement: ast.Statement, scope: Scope, results: dict[str, "_Result"]) -> None:
     """Read a pipeline, or what an `expect` or `emit` says of one, with the names that are known by then."""
     if isinstance(statement, ast.Pipeline):
-        results.setdefault(statement.name.path, _Result(statement, read_steps(statement, scope)))
+        results.setdefault(statement.name.path, _Result(statement, read_pipeline(statement, scope)))
     if not isinstance(statement, (ast.Expect, ast.Emit)):
         return
     name = statement.pipeline
     entry = scope.names.get(name.path)
     if entry is None:
-        scope.report_unknown(name, ("pipeline",), noun="pipeline")
+        scope.report_unknown_name(name, ("pipeline",), noun="pipeline")
     elif entry.kind != "pipeline":
         scope.report(
             wrong_type(
@@ -194,19 +199,21 @@ def _read_statement(statement: ast.Statement, scope: Scope, results: dict[str, "
             result.bounds += bounds
     elif result:
         result.emitted |= bool(statement.targets)
-        result.emits += read_emits(result.node, statement.targets, line) if line else []
+        result.emits += check_emit_calls(result.node, statement.targets, line) if line else []
 
 
-def _report_unused(file: ast.File, scope: Scope, results: dict[str, "_Result"], unnamed_emit: bool) -> None:
+def _report_unused_results_and_names(
+    file: ast.File, scope: Scope, results: dict[str, "_Result"], has_misnamed_emit: bool
+) -> None:
     """Report what comes to nothing: results, names, the whole recipe."""
     for result in results.values():
-        result.finish(unnamed_emit)
+        result.finish(has_misnamed_emit)
     if not any(isinstance(s, ast.Pipeline) for s in file.statements):
-        _report_empty(file, scope)
+        _report_recipe_without_pipeline(file, scope)
     _report_unused_names(scope)
 
 
-def _report_empty(file: ast.File, scope: Scope) -> None:
+def _report_recipe_without_pipeline(file: ast.File, scope: Scope) -> None:
     text = file.source.text
     span = file.statements[-1].span if file.statements else Span(file.source, 0, len(text.split("\n", 1)[0]))
     scope.report(
@@ -231,17 +238,17 @@ def _report_unused_names(scope: Scope) -> None:
             )
 
 
-def _check_structure(lines: list[PipelineBuild], scope: Scope) -> list[str]:
+def _check_steps_by_skeletons(builds: list[PipelineBuild], scope: Scope) -> list[str]:
     """Compare steps with the structure of their models; the names of models that have no skeleton yet."""
-    from .structure import check_pipeline_steps
+    from .structure import report_steps_unfit_for_skeleton
 
     unresolved = []
-    for line in lines:
+    for line in builds:
         model = scope.variant.models.get(line.input)
         if model is None:
             continue
         if (skeleton := scope.session.skeleton(model)) is None:
             unresolved.append(line.input)
         else:
-            check_pipeline_steps(line, skeleton)
+            report_steps_unfit_for_skeleton(line, skeleton)
     return unresolved

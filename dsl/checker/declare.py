@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from ..syntax import ast
 from ..syntax.diagnostics import Fault, Fix
-from ..syntax.nearest import nearest, suggestion
+from ..syntax.nearest import nearest, nearest_name_help
 from ..syntax.source import Span
 from . import profiles
-from .calls import check_call
+from .calls import check_plugin_call
 from .modules import add_module
 from .params import declare_param
 from .scope import POISON, Entry, Scope, duplicate_name
@@ -17,14 +17,16 @@ from .vocabulary import Param
 unknown_key = Fault("unknown-key", "A profile says something that profiles don't have.")
 
 
-def declare_all(file: ast.File, scope: Scope, then: Callable[[ast.Statement], None] = lambda _: None) -> None:
-    """Add every name of a file to the scope; `then` sees each statement with the names known by then."""
+def declare_all_names(
+    file: ast.File, scope: Scope, visit_statement: Callable[[ast.Statement], None] = lambda _: None
+) -> None:
+    """Add every name of a file to the scope; `visit_statement` sees each statement with the names known by then."""
     scope.later = {name.path: name.span for s in file.statements if (name := declared(s))}
     for statement in file.statements:
         if name := declared(statement):
             scope.later.pop(name.path, None)
-        _declare(statement, scope, file)
-        then(statement)
+        _declare_statement_name(statement, scope, file)
+        visit_statement(statement)
 
 
 def declared(statement: ast.Statement) -> ast.Name | None:
@@ -34,17 +36,21 @@ def declared(statement: ast.Statement) -> ast.Name | None:
     return None
 
 
-def _declare(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
+def _declare_statement_name(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
     match statement:
         case ast.Use():
             add_module(statement, scope, file.source.name)
         case ast.Param():
             declare_param(statement, scope)
         case ast.Declare(kind, name, call):
-            _, invocation = check_call(kind, call, scope)
+            _, invocation = check_plugin_call(kind, call, scope)
             _add(Entry(kind, scope.prefix + name.path, name.span, invocation, statement), name, scope)
         case ast.Profile(name, entries):
-            _add(Entry("profile", scope.prefix + name.path, name.span, _profile(entries, scope)), name, scope)
+            _add(
+                Entry("profile", scope.prefix + name.path, name.span, _read_profile_entries(entries, scope)),
+                name,
+                scope,
+            )
         case ast.Pipeline(name):
             scope.define(name, Entry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
 
@@ -56,7 +62,7 @@ def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
         scope.variant.table(entry.kind)[entry.name] = entry.value
 
 
-def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
+def _read_profile_entries(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
     out = {}
     spans: dict[str, Span] = {}
     for entry in entries:
@@ -69,7 +75,7 @@ def _profile(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
                 unknown_key(
                     f"a profile has no `{name}`",
                     entry.name.span,
-                    help=suggestion(name, known, "it has"),
+                    help=nearest_name_help(name, known, "it has"),
                     fix=Fix(entry.name.span, closest) if closest else None,
                 )
             )

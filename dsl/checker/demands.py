@@ -25,23 +25,26 @@ no_prompts = Fault(
 missing_step = Fault("missing-step", "A pass or a target needs what another pass makes, and no step before it does.")
 
 
-def report_demands(line: PipelineBuild, emits: Sequence[Emit]) -> None:
+def report_invalid_combinations(build: PipelineBuild, emits: Sequence[Emit]) -> None:
     """Report steps and targets whose arguments don't go together, or that lack a step before them."""
-    scope = line.scope
-    for stage in line.stages:
+    scope = build.scope
+    for stage in build.stages:
         if stage.word and stage.call and stage.sound:
-            for fault in invalid_combination(stage.word, stage.call, line.stages_up_to(stage.name)[:-1], scope):
-                line.report(stage, fault)
+            for fault in combination_faults(stage.word, stage.call, build.stages_up_to(stage.name)[:-1], scope):
+                build.report(stage, fault)
     for emit in emits:
         word = scope.session.vocabulary.words("target")[emit.call.word]
-        for fault in invalid_combination(word, emit.call, line.stages_up_to(emit.source), scope):
+        for fault in combination_faults(word, emit.call, build.stages_up_to(emit.source), scope):
             scope.report(fault)
 
 
-def invalid_combination(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> list[Diagnostic]:
+def combination_faults(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> list[Diagnostic]:
     """Faults of arguments that don't go together, of a step that is missing before, and of data used twice."""
     args, data = call.args, scope.variant.data
-    faults = [*_problems(plugin, call, earlier_stages, scope), *_rows_without_prompts(plugin, call, scope)]
+    faults = [
+        *_faults_by_plugin_rules(plugin, call, earlier_stages, scope),
+        *_faults_of_rows_without_prompts(plugin, call, scope),
+    ]
     for judge, taught in plugin.facts.get("disjoint", {}).items():
         learned = {ref.name: data.get(ref.name, ref) for ref in references_in(args[taught], DataRef)}
         for ref in references_in(args[judge], DataRef):
@@ -60,7 +63,9 @@ def invalid_combination(plugin: Word, call: Invocation, earlier_stages: list[Sta
     return faults
 
 
-def _problems(plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope) -> Iterator[Diagnostic]:
+def _faults_by_plugin_rules(
+    plugin: Word, call: Invocation, earlier_stages: list[Stage], scope: Scope
+) -> Iterator[Diagnostic]:
     """Problems by the word's own rules: the first conflict, else each unread parameter; a missing step."""
     problems = list(plugin.rules(call.args).problems())
     conflict = next((problem for problem in problems if isinstance(problem, Conflict)), None)
@@ -96,7 +101,7 @@ def _is_missing(step: str, earlier_stages: list[Stage], scope: Scope) -> bool:
     return not scope.session.broken and all(s.word and s.word.name != step for s in earlier_stages)
 
 
-def _rows_without_prompts(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
+def _faults_of_rows_without_prompts(plugin: Word, call: Invocation, scope: Scope) -> Iterator[Diagnostic]:
     """Rows that are to say where prompts end, and are of a kind that doesn't."""
     kinds = scope.session.vocabulary.words("data")
     for name in plugin.facts.get("answers", ()):

@@ -5,10 +5,10 @@ from typing import Any
 from ..syntax import ast
 from ..syntax.diagnostics import Fault
 from ..syntax.source import Span
-from .calls import check_call, metric_ref
-from .pipelines import PipelineBuild, from_result
+from .calls import check_plugin_call, metric_ref
+from .pipelines import PipelineBuild, resolve_from_argument
 from .recipe import Bound, Emit
-from .result_kinds import report_result_kind
+from .result_kinds import report_unholdable_result
 from .scope import LABELS, POISON, Scope
 from .typed import typed_value, wrong_type
 from .values import Range, Ratio
@@ -28,19 +28,19 @@ def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     """A checked bound, or None with its faults reported."""
     metric = metric_ref(node.metric, scope)
     unit = "" if metric is POISON else scope.session.vocabulary.words("metric")[metric.name].facts.get("unit", "")
-    profile = _declared_reference(node.profile, "profile", scope) if node.profile else None
-    baseline = _declared_reference(node.limit.baseline, "model", scope) if node.limit.baseline else None
-    limit = _read_limit(node, "" if metric is POISON else unit, scope, known=metric is not POISON)
-    if POISON in (metric, limit, profile, baseline) or _report_bad_limit(node, limit, metric.name, scope):
+    profile = _name_of_declared_entry(node.profile, "profile", scope) if node.profile else None
+    baseline = _name_of_declared_entry(node.limit.baseline, "model", scope) if node.limit.baseline else None
+    limit = _read_limit(node, "" if metric is POISON else unit, scope, is_known_metric=metric is not POISON)
+    if POISON in (metric, limit, profile, baseline) or _reported_bad_limit(node, limit, metric.name, scope):
         return None
     return Bound(metric, node.op, limit, baseline, profile, node.part.path if node.part else "", node.span)
 
 
-def _declared_reference(name: ast.Name, kind: str, scope: Scope) -> Any:
+def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
     """The name of a declared model or profile, or POISON."""
     entry = scope.find(name.path)
     if entry is None:
-        scope.report_unknown(name, (kind,), noun=kind)
+        scope.report_unknown_name(name, (kind,), noun=kind)
         return POISON
     if entry.kind != kind:
         scope.report(
@@ -51,15 +51,15 @@ def _declared_reference(name: ast.Name, kind: str, scope: Scope) -> Any:
             )
         )
         return POISON
-    return scope.variant.include_entry(entry)
+    return scope.variant.add_module_entry(entry)
 
 
-def _read_limit(node: ast.Bound, unit: str, scope: Scope, known: bool) -> Any:
+def _read_limit(node: ast.Bound, unit: str, scope: Scope, is_known_metric: bool) -> Any:
     """The limit in the metric's unit: a factor where there is a baseline, a range for `in`."""
-    if not known:
+    if not is_known_metric:
         _mark(node.limit.amount, scope)
         return POISON
-    types = ("float", "ratio") if node.limit.baseline else limit_types(unit)
+    types = ("float", "ratio") if node.limit.baseline else limit_types_of_unit(unit)
     ranged = isinstance(node.limit.amount, ast.Interval)
     if ranged != (node.op == "in"):
         span = node.limit.amount.span
@@ -83,7 +83,7 @@ _MIN_SAMPLES = 100  # a count of which no model has so few
 _MAX_BOUNDS = 2  # times what the original has: more is surely no share
 
 
-def _report_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
+def _reported_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
     """Whether a limit is reported as none: no part of the baseline, or a factor that lacks its baseline."""
     if isinstance(limit, Range) or not isinstance(limit, (int, float)):
         return False
@@ -114,9 +114,9 @@ def _report_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) ->
 
 
 def _mark(expr: ast.Expr, scope: Scope) -> None:
-    from .calls import names_in
+    from .calls import names_in_expression
 
-    for name in names_in(expr):
+    for name in names_in_expression(expr):
         scope.find(name.path)
 
 
@@ -128,7 +128,7 @@ def _factor(value: Any) -> float:
     return value.value if isinstance(value, Ratio) else value
 
 
-def limit_types(unit: str) -> tuple[str, ...]:
+def limit_types_of_unit(unit: str) -> tuple[str, ...]:
     """The types that a limit of a metric may have."""
     if unit in _SIZES:
         return ("bytes",)
@@ -137,28 +137,28 @@ def limit_types(unit: str) -> tuple[str, ...]:
     return ("float", "ratio") if unit in ("%", "ratio", "share") else ("float",)
 
 
-def read_emits(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], line: PipelineBuild) -> list[Emit]:
+def check_emit_calls(pipeline: ast.Pipeline, calls: tuple[ast.Call, ...], build: PipelineBuild) -> list[Emit]:
     """Checked targets, each with the step whose result it holds."""
     out = []
     for call in calls:
-        word, target = check_call("target", call, line.scope)
-        source: str | None = line.stages[-1].name if line.stages else line.input
+        word, target = check_plugin_call("target", call, build.scope)
+        source: str | None = build.stages[-1].name if build.stages else build.input
         if arg := next((a for a in call.args if a.name == "from"), None):
-            source = from_result(arg, line.scope, pipeline, line.input)
+            source = resolve_from_argument(arg, build.scope, pipeline, build.input)
         if word and target and source is not None:
             out.append(Emit(target, source))
-            report_result_kind(word, out[-1], line)
-            _report_unsupported_result(word, out[-1], line)
+            report_unholdable_result(word, out[-1], build)
+            _report_effects_target_cannot_hold(word, out[-1], build)
     return out
 
 
-def _report_unsupported_result(plugin: Word, emit: Emit, line: PipelineBuild) -> None:
+def _report_effects_target_cannot_hold(plugin: Word, emit: Emit, build: PipelineBuild) -> None:
     """A target says what it can't hold, a pass what it makes: the two meet here."""
     reasons = plugin.rules(emit.call.args).cannot_hold()
-    for stage in line.stages_up_to(emit.source):
+    for stage in build.stages_up_to(emit.source):
         for effect in stage.rules.effects():
             if effect in reasons:
-                line.scope.report(
+                build.scope.report(
                     cannot_hold(
                         f"`{plugin.name}` can't hold the {effect} that `{stage.name}` makes",
                         emit.call.span,
@@ -169,12 +169,12 @@ def _report_unsupported_result(plugin: Word, emit: Emit, line: PipelineBuild) ->
                 return
 
 
-def report_paths(emits: list[Emit], scope: Scope) -> None:
-    """Every artifact lies inside the output folder, and none inside another."""
+def report_bad_artifact_paths(emits: list[Emit], scope: Scope) -> None:
+    """Report artifact paths outside the output folder, or inside another artifact's."""
     spans: dict[tuple[str, ...], Span | None] = {}
     for emit in emits:
         path, span = emit.call.args.get("path", ""), emit.call.where("path")
-        if fault := _path_problem(path):
+        if fault := _output_path_problem(path):
             scope.report(bad_path(fault, span, help='write a path inside the output folder: "hf"'))
             continue
         parts = tuple(p for p in path.split("/") if p not in ("", "."))
@@ -198,7 +198,7 @@ def report_paths(emits: list[Emit], scope: Scope) -> None:
 _LONGEST = 200  # bytes of a name: systems have 255, and a draft's name is longer
 
 
-def _path_problem(path: str) -> str:
+def _output_path_problem(path: str) -> str:
     """Why a path is none inside the output folder, or ""."""
     parts = [p for p in path.split("/") if p not in ("", ".")]
     if not parts:

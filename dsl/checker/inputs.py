@@ -25,28 +25,28 @@ unfit_ranks = Fault("unfit-ranks", "A rank of elastic adapters is larger than a 
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
-def check_inputs(stage: Stage, selected: "Selectable", skeleton: Skeleton, line: PipelineBuild) -> None:
+def check_inputs(stage: Stage, selected: "Selectable", skeleton: Skeleton, build: PipelineBuild) -> None:
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
     if any(
-        s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in line.stages_up_to(stage.name)[:-1]
+        s.word is None or s.word.facts.get("acts_on") not in ("", "linear") for s in build.stages_up_to(stage.name)[:-1]
     ):
         return
     group, rank = args.get(facts.get("divides", "")), args.get(facts.get("within", ""))
     paths, everywhere = set(selected.paths), args.get("on") is not None
     parts = [p for p in skeleton.parts if p.path in paths and (everywhere or _inside(p, skeleton))]
-    if type(group) is int and group > 0 and (fault := group_mismatch(parts, group)):
-        line.report(stage, fault.at(stage.call.where(facts["divides"])))
+    if type(group) is int and group > 0 and (fault := group_size_diagnostic(parts, group)):
+        build.report(stage, fault.at(stage.call.where(facts["divides"])))
     if isinstance(group, str) and isinstance(sparsity := args.get("sparsity"), Ratio):
-        for fault in pattern_mismatch(parts, group, sparsity, args.get("allocation", "uniform")):
-            line.report(stage, fault.at(stage.call.where(fault.argument)))
-    if isinstance(rank, list | tuple) and rank and (fault := rank_mismatch(parts, rank)):
-        line.report(stage, fault.at(stage.call.where(facts["within"])))
+        for fault in sparsity_pattern_diagnostics(parts, group, sparsity, args.get("allocation", "uniform")):
+            build.report(stage, fault.at(stage.call.where(fault.argument)))
+    if isinstance(rank, list | tuple) and rank and (fault := rank_too_large_diagnostic(parts, rank)):
+        build.report(stage, fault.at(stage.call.where(facts["within"])))
     if type(rank) is int and (width := skeleton.facts.get("hidden")) and rank > width:
-        line.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
+        build.report(stage, wide_rank(rank, width, "").at(stage.call.where(facts["within"])))
 
 
-def group_mismatch(parts: Sequence[Part], group: int) -> Diagnostic | None:
+def group_size_diagnostic(parts: Sequence[Part], group: int) -> Diagnostic | None:
     """Diagnostic for modules whose inputs a group doesn't divide."""
     misfits = [part for part in parts if group and inputs(part) % group]
     if not misfits:
@@ -60,7 +60,9 @@ def group_mismatch(parts: Sequence[Part], group: int) -> Diagnostic | None:
     )
 
 
-def pattern_mismatch(parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str) -> list[Diagnostic]:
+def sparsity_pattern_diagnostics(
+    parts: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str
+) -> list[Diagnostic]:
     """Diagnostics for a pattern that modules, sparsity or allocation don't allow."""
     if pattern not in PATTERNS:
         return []
@@ -125,7 +127,7 @@ def wide_rank(rank: int, width: int, where: str) -> Diagnostic:
     )
 
 
-def rank_mismatch(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None:
+def rank_too_large_diagnostic(parts: Sequence[Part], ranks: Sequence[int]) -> Diagnostic | None:
     """Diagnostic for modules that are narrower than the largest rank."""
     for part in parts:
         narrow = min(dict(part.tensors)["weight"])

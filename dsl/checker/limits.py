@@ -23,14 +23,16 @@ SEEDS = (0, 2**32 - 1)  # what all of their generators take
 NUMERIC = (int, float, Ratio, Bytes, Duration)
 
 
-def check_bounds(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+def keeps_bounds_or_report(value: Any, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
     """Whether a value, or every item of a list, keeps the bounds; reports the first that doesn't."""
     if isinstance(value, (tuple, list)):
-        return all(check_bounds(v, param, span, report) for v in value)
+        return all(keeps_bounds_or_report(v, param, span, report) for v in value)
     if isinstance(value, Range):
-        return check_bounds(value.low, param, span, report) and check_bounds(value.high, param, span, report)
+        return keeps_bounds_or_report(value.low, param, span, report) and keeps_bounds_or_report(
+            value.high, param, span, report
+        )
     if isinstance(value, Shares):
-        return _check_shares(value, param, span, report)
+        return _are_valid_shares_or_report(value, param, span, report)
     texts = [glob for _, glob in value.terms] if isinstance(value, Selector) else [value]
     if isinstance(texts[0], str) and (character := control_in("".join(texts), param.lines)):
         report(control_character_error(f"`{param.name}`", character, span))
@@ -46,18 +48,18 @@ def check_bounds(value: Any, param: Param, span: Span, report: Callable[[Diagnos
         return False
     if isinstance(value, bool) or not isinstance(value, NUMERIC):
         return True
-    if type(value) is int and (fault := _grid_diagnostic(value, param, span)):
+    if type(value) is int and (fault := _allowed_number_diagnostic(value, param, span)):
         report(fault)
         return False
-    for fits, limit, words in _bound_tests(value, param):
+    for fits, limit, words in _applicable_bound_tests(value, param):
         if not fits(magnitude(value), limit):
-            bound = _format_limit(value, limit)
+            bound = _limit_text(value, limit)
             report(out_of_range(f"`{param.name}` is {value_text(value)}, {words.format(bound)}", span))
             return False
     return True
 
 
-def _grid_diagnostic(value: int, param: Param, span: Span) -> Diagnostic | None:
+def _allowed_number_diagnostic(value: int, param: Param, span: Span) -> Diagnostic | None:
     """A number that is none of those declared, no multiple, or even."""
     if param.among and value not in param.among:
         closest = min(filter(None, param.among), key=lambda n: (abs(n - value), n))  # 0 is for none: nobody meant it
@@ -83,7 +85,7 @@ def _grid_diagnostic(value: int, param: Param, span: Span) -> Diagnostic | None:
     return None
 
 
-def _check_shares(value: Shares, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
+def _are_valid_shares_or_report(value: Shares, param: Param, span: Span, report: Callable[[Diagnostic], None]) -> bool:
     """Whether shares are a division of something: none below zero, not all of them zero."""
     total = sum(part for _, part in value.parts)
     negative = [(name, part) for name, part in value.parts if part < 0]
@@ -109,7 +111,7 @@ def _check_shares(value: Shares, param: Param, span: Span, report: Callable[[Dia
     return False
 
 
-def _bound_tests(value: Any, param: Param):
+def _applicable_bound_tests(value: Any, param: Param):
     """(test, limit, sentence) for every bound that holds for a value.
 
     Where a parameter takes a count or a share, its bounds are those of the count; a share is 0% to 100%.
@@ -136,7 +138,7 @@ def _bound_tests(value: Any, param: Param):
     ]
 
 
-def _format_limit(value: Any, limit: float) -> str:
+def _limit_text(value: Any, limit: float) -> str:
     """A limit, written as the value is."""
     if isinstance(value, Ratio):
         return value_text(Ratio(limit))
@@ -145,23 +147,23 @@ def _format_limit(value: Any, limit: float) -> str:
     return value_text(Duration(limit)) if isinstance(value, Duration) else value_text(limit)
 
 
-def check_allowed(
+def is_allowed_or_report(
     value: Any,
-    bounds: Range | tuple | None,
+    allowed_values: Range | tuple | None,
     name: str,
     span: Span,
     report: Callable[[Diagnostic], None],
     declared: Span,
 ) -> bool:
     """Whether a value of a `param` lies in the range, or is one of the values, that its line allows."""
-    if bounds is None:
+    if allowed_values is None:
         return True
-    if isinstance(bounds, Range):
-        fits = magnitude(bounds.low) <= magnitude(value) <= magnitude(bounds.high)
-        where = f"outside {value_text(bounds)}"
+    if isinstance(allowed_values, Range):
+        fits = magnitude(allowed_values.low) <= magnitude(value) <= magnitude(allowed_values.high)
+        where = f"outside {value_text(allowed_values)}"
     else:
-        fits = value in bounds
-        where = f"none of {', '.join(plain(b) for b in bounds)}"
+        fits = value in allowed_values
+        where = f"none of {', '.join(plain(b) for b in allowed_values)}"
     if not fits:
         related = (
             ()

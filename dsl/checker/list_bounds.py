@@ -17,7 +17,9 @@ rising_items = Fault("rising-items", "A list is to fall from each item to the ne
 partial_items = Fault("partial-items", "A list of shares is to begin with the whole, 100%, and does not.")
 
 
-def check_items(expr: ast.Items, values: tuple[Any, ...], param: Param, report: Callable[[Diagnostic], None]) -> bool:
+def keeps_list_bounds_or_report(
+    expr: ast.Items, values: tuple[Any, ...], param: Param, report: Callable[[Diagnostic], None]
+) -> bool:
     """Whether a list is as its parameter declares; reports the first thing that is not, at the item."""
     if len(values) < param.least:
         report(_too_few(expr, values, param))
@@ -55,7 +57,7 @@ def _too_few(expr: ast.Items, values: tuple[Any, ...], param: Param) -> Diagnost
     noun = _noun(param)
     count = f"{len(values)} {noun}{'' if len(values) == 1 else 's'}" if values else "empty"
     message = f"`{param.name}` {'has' if values else 'is'} {count}, the least is {param.least}"
-    return too_few_items(message, expr.span, help=_example_list(expr, param))
+    return too_few_items(message, expr.span, help=_example_list_remedy(expr, param))
 
 
 def _noun(param: Param) -> str:
@@ -63,7 +65,7 @@ def _noun(param: Param) -> str:
     return inner if inner in ("step", "metric", "ratio") else "item"
 
 
-def _example_list(expr: ast.Items, param: Param) -> str:
+def _example_list_remedy(expr: ast.Items, param: Param) -> str:
     """Example of such a list."""
     samples = {
         "list[step]": f"{param.name}: [{expr.items[0].span.text if expr.items else 'slim'}, lean]",

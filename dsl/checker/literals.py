@@ -9,7 +9,7 @@ from ..syntax.nearest import nearest
 from ..syntax.source import Span
 from .limits import out_of_range
 from .selectors import InvalidGlob, parse_glob
-from .units import ALL, magnitude, number_with_unit
+from .units import ALL, magnitude, parse_number_with_unit
 from .values import Range, Selector
 
 unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
@@ -29,16 +29,16 @@ def literal_value(expr: ast.Expr) -> Any:
     """The value of a number, string, bool or range, by its own look; raises Conflict."""
     match expr:
         case ast.Number(digits, unit):
-            return number_value(expr, digits, unit)
+            return number_literal_value(expr, digits, unit)
         case ast.Text(value) | ast.Bool(value):
             return value
         case ast.Interval(low, high):
-            return checked_range(expr, literal_value(low), literal_value(high))
+            return parse_range_ends(expr, literal_value(low), literal_value(high))
     raise AssertionError(f"no literal: {expr}")
 
 
-def number_value(expr: ast.Number, digits: str, unit: str) -> Any:
-    value = number_with_unit(digits, unit)
+def number_literal_value(expr: ast.Number, digits: str, unit: str) -> Any:
+    value = parse_number_with_unit(digits, unit)
     if value is None:
         closest = nearest(unit, ALL)
         raise InvalidLiteral(
@@ -57,7 +57,7 @@ def number_value(expr: ast.Number, digits: str, unit: str) -> Any:
     return value
 
 
-def checked_range(expr: ast.Interval, low: Any, high: Any) -> Range:
+def parse_range_ends(expr: ast.Interval, low: Any, high: Any) -> Range:
     if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
         raise InvalidLiteral(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
     numbers = {int, float}
@@ -70,10 +70,10 @@ def checked_range(expr: ast.Interval, low: Any, high: Any) -> Range:
     return Range(low, high)
 
 
-def selector_value(expr: ast.Expr) -> Selector | None:
+def parse_selector(expr: ast.Expr) -> Selector | None:
     """A selector from globs joined by operators; None where some part is no glob. Raises Conflict."""
     if isinstance(expr, ast.AllowEmpty):
-        inner = selector_value(expr.selector)
+        inner = parse_selector(expr.selector)
         return inner and Selector(inner.terms, allow_empty=True)
     terms = _selector_terms("|", expr)
     return Selector(tuple(terms)) if terms else None
@@ -81,7 +81,7 @@ def selector_value(expr: ast.Expr) -> Selector | None:
 
 def _selector_terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
     if isinstance(expr, ast.Text):
-        check_glob(expr.value, expr.span)
+        refuse_invalid_glob(expr.value, expr.span)
         return [(op, expr.value)]
     if not isinstance(expr, ast.Combine):
         return None
@@ -97,7 +97,7 @@ def _selector_terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
     return left + right if left and right else None
 
 
-def check_glob(glob: str, span: Span) -> None:
+def refuse_invalid_glob(glob: str, span: Span) -> None:
     """Raises Conflict, at the place inside the quotes, for a glob that can't be read."""
     try:
         parse_glob(glob)

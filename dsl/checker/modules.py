@@ -41,7 +41,7 @@ def add_module(node: ast.Use, scope: Scope, file_name: str) -> None:
     name = module_name(node.target, file_name)
     if file := _parse_module(node, name, scope):
         entry.node = file
-        entry.scope = open_module(file, scope, alias.path, {}, "")
+        entry.scope = instantiate_module(file, scope, alias.path, {}, "")
 
 
 def module_name(target: ast.Name | ast.Text, file_name: str) -> str:
@@ -49,7 +49,7 @@ def module_name(target: ast.Name | ast.Text, file_name: str) -> str:
     return target.path if isinstance(target, ast.Name) else normpath(join(dirname(file_name), target.value))
 
 
-def not_a_recipe(span: Span | None, name: str) -> Diagnostic:
+def not_a_recipe_diagnostic(span: Span | None, name: str) -> Diagnostic:
     """Diagnostic for a file outside the recipe's folder that is no recipe; it quotes nothing of the file."""
     return foreign_module(
         f"{name} lies outside the recipe's folder, and is no recipe",
@@ -77,7 +77,7 @@ def _parse_module(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
             return None
         if source is None:
             scope.report(
-                unknown_module(f"there is no {name}", node.target.span, help=_expected_module_path(node.target, name))
+                unknown_module(f"there is no {name}", node.target.span, help=_module_path_help(node.target, name))
             )
             session.parsed[name] = None
         else:
@@ -85,7 +85,7 @@ def _parse_module(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
 
             parsed = parse(source)
             if source.foreign and any(d.severity == "error" for d in parsed.diagnostics):
-                scope.report(not_a_recipe(node.target.span, name))
+                scope.report(not_a_recipe_diagnostic(node.target.span, name))
                 session.parsed[name] = None
             else:
                 session.faults += [*parsed.diagnostics, *paths_outside_package(parsed.file)]
@@ -101,9 +101,9 @@ def _parse_module(node: ast.Use, name: str, scope: Scope) -> ast.File | None:
     return file
 
 
-def open_module(file: ast.File, scope: Scope, alias: str, arguments: dict, instance: str) -> Scope:
+def instantiate_module(file: ast.File, scope: Scope, alias: str, arguments: dict, instance: str) -> Scope:
     """The names of a module's file, under `alias.`; `arguments` sets its params."""
-    from .declare import declare_all
+    from .declare import declare_all_names
 
     session = scope.session
     inner = Scope(session, scope.variant, prefix=f"{scope.prefix}{alias}.", instance=instance, arguments=arguments)
@@ -116,16 +116,16 @@ def open_module(file: ast.File, scope: Scope, alias: str, arguments: dict, insta
             )
         return inner
     session.open.append(file.source.name)
-    declare_all(file, inner)
+    declare_all_names(file, inner)
     session.open.pop()
     return inner
 
 
-def call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
+def module_call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
     """Arguments of a call to a module's pipeline as values of its params; None where one is wrong."""
-    from ..syntax.nearest import suggestion
+    from ..syntax.nearest import nearest_name_help
     from .calls import unknown_parameter
-    from .params import Argument, declared_type
+    from .params import Argument, param_of_declaration
     from .scope import POISON
     from .typed import typed_value
 
@@ -141,18 +141,18 @@ def call_arguments(call: ast.Call, file: ast.File, scope: Scope) -> dict | None:
                 unknown_parameter(
                     f"`{call.name.path}` {message}",
                     arg.name_span or arg.span,
-                    help=suggestion(arg.name, params, "it has"),
+                    help=nearest_name_help(arg.name, params, "it has"),
                 )
             )
             sound = False
-        elif param := declared_type(node):
+        elif param := param_of_declaration(node):
             value = typed_value(arg.value, replace(param, name=arg.name), scope)
             sound &= value is not POISON
             out[arg.name] = Argument(value, arg.value.span, "call")
     return out if sound else None
 
 
-def _expected_module_path(target: ast.Text | ast.Name, name: str) -> str:
+def _module_path_help(target: ast.Text | ast.Name, name: str) -> str:
     """Expected path of a module of this name."""
     if isinstance(target, ast.Text):
         return "a path is relative to the file that uses it"

@@ -53,7 +53,7 @@ def read_overrides(
     """Overrides of a command line; `environment` is os.environ or a part of it."""
     by_name: dict[str, Override] = {}
     faults: list[Diagnostic] = []
-    overrides = list(_parse_params_file(params, faults)) if params else []
+    overrides = list(_parse_json_params(params, faults)) if params else []
     for name, text in sorted((environment or {}).items()):
         if name.startswith(PREFIX):
             source = Source(name, text)
@@ -75,7 +75,7 @@ def _parse_set_option(text: str, faults: list[Diagnostic]) -> Override | None:
     return Override(name.strip(), value_of(source, len(name) + 1), "--set", Span(source, 0, len(name)))
 
 
-def _parse_params_file(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
+def _parse_json_params(source: Source, faults: list[Diagnostic]) -> Iterable[Override]:
     import json
 
     try:
@@ -122,7 +122,7 @@ def _json_to_expression(value, span: Span) -> ast.Expr | None:
     if isinstance(value, (int, float)):
         return ast.Number(repr(value), span=span) if isfinite(value) else None
     if isinstance(value, str):
-        return parse_shell_value(value, span)
+        return parse_unquoted_value(value, span)
     if isinstance(value, list):
         items = [item for v in value if (item := _json_to_expression(v, span)) is not None]
         return ast.Items(tuple(items), span=span) if len(items) == len(value) else None
@@ -134,10 +134,10 @@ def _json_to_expression(value, span: Span) -> ast.Expr | None:
 
 
 def value_of(source: Source, start: int) -> ast.Expr:
-    return parse_shell_value(source.text[start:], Span(source, start, len(source.text)))
+    return parse_unquoted_value(source.text[start:], Span(source, start, len(source.text)))
 
 
-def parse_shell_value(text: str, span: Span) -> ast.Expr:
+def parse_unquoted_value(text: str, span: Span) -> ast.Expr:
     """A value as a shell would pass it: quotes are not needed, and what is nothing else is a string."""
     text = text.strip()
     if match := _NUMBER.match(text):
@@ -146,14 +146,14 @@ def parse_shell_value(text: str, span: Span) -> ast.Expr:
         return ast.Bool(text == "true", span=span)
     amount, of, base = text.rpartition(" of ")
     if of and _NUMBER.match(amount.strip()) and _NAME.match(base.strip()):
-        return ast.Of(parse_shell_value(amount, span), ast.Name(base.strip(), span=span), span=span)
+        return ast.Of(parse_unquoted_value(amount, span), ast.Name(base.strip(), span=span), span=span)
     if text.startswith("[") and text.endswith("]"):
         parts = [p for p in text[1:-1].split(",") if p.strip()]
-        return ast.Items(tuple(parse_shell_value(p, span) for p in parts), span=span)
+        return ast.Items(tuple(parse_unquoted_value(p, span) for p in parts), span=span)
     if text.startswith("{") and text.endswith("}"):
         entries = [p.partition(":") for p in text[1:-1].split(",") if p.strip()]
         if entries and all(colon and _WORD.match(name.strip()) for name, colon, _ in entries):  # else a glob: `{q,k}`
-            return _pairs([(name.strip(), parse_shell_value(value, span)) for name, _, value in entries], span)
+            return _pairs([(name.strip(), parse_unquoted_value(value, span)) for name, _, value in entries], span)
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
     return ast.Text(text, span=span)

@@ -6,10 +6,10 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
-from ..syntax.nearest import suggestion
+from ..syntax.nearest import nearest_name_help
 from ..syntax.source import Span
-from .limits import check_allowed
-from .literals import InvalidLiteral, checked_range
+from .limits import is_allowed_or_report
+from .literals import InvalidLiteral, parse_range_ends
 from .overrides import Override, unfit_override, unknown_override
 from .scope import POISON, CheckState, Entry, Scope, Variant, unknown_name, use_before_definition
 from .typed import typed_value
@@ -40,10 +40,10 @@ def declare_param(node: ast.Param, scope: Scope) -> None:
     name = node.name.path
     entry = Entry("param", name, node.name.span, POISON, node)
     scope.define(node.name, entry)
-    param = declared_type(node, scope)
+    param = param_of_declaration(node, scope)
     if param is None:
         return
-    bounds = _allowed_values(node, param, scope)
+    bounds = _allowed_range_or_values(node, param, scope)
     argument = scope.arguments.get(name)
     if argument is None:
         argument = Argument(typed_value(node.default, param, scope), node.default.span, "recipe")
@@ -51,21 +51,23 @@ def declare_param(node: ast.Param, scope: Scope) -> None:
         return
     faults: list[Diagnostic] = []
     declared = node.bounds.span if node.bounds else node.span
-    if check_allowed(argument.value, bounds, name, argument.span, faults.append, declared):
+    if is_allowed_or_report(argument.value, bounds, name, argument.span, faults.append, declared):
         entry.value = argument.value
         scope.origins[name] = argument.origin
     for fault in faults:
         scope.report(replace(fault, fault=unfit_override) if argument.usage else fault)
 
 
-def declared_type(node: ast.Param, scope: Scope | None = None) -> Param | None:
+def param_of_declaration(node: ast.Param, scope: Scope | None = None) -> Param | None:
     """Declared type of a param; None for an unknown type, reported where a scope is passed."""
     name = node.type.path
     if name not in (*TYPES, *HANDLES):
         if scope and name:
             scope.report(
                 unknown_type(
-                    f"no type is called `{name}`", node.type.span, help=suggestion(name, [*TYPES, *HANDLES], "types")
+                    f"no type is called `{name}`",
+                    node.type.span,
+                    help=nearest_name_help(name, [*TYPES, *HANDLES], "types"),
                 )
             )
         return None
@@ -79,7 +81,7 @@ def declared_type(node: ast.Param, scope: Scope | None = None) -> Param | None:
     return Param(node.name.path, (name,), node.doc.value if node.doc else "", choices=choices, lines=True)
 
 
-def _allowed_values(node: ast.Param, param: Param, scope: Scope) -> Any:
+def _allowed_range_or_values(node: ast.Param, param: Param, scope: Scope) -> Any:
     """The range or the values that a declaration allows, typed as the param; None where it says nothing."""
     match node.bounds:
         case None:
@@ -92,13 +94,13 @@ def _allowed_values(node: ast.Param, param: Param, scope: Scope) -> Any:
             if POISON in limits:
                 return POISON
             try:
-                return checked_range(node.bounds, *limits)
+                return parse_range_ends(node.bounds, *limits)
             except InvalidLiteral as error:
                 scope.report(error.diagnostic)
     return POISON
 
 
-def matrix_variants(file: ast.File, session: CheckState) -> list[dict[str, Argument]]:
+def param_arguments_of_variants(file: ast.File, session: CheckState) -> list[dict[str, Argument]]:
     """Arguments of each variant's params: overrides for all of them, and one point of the matrix."""
     params = {s.name.path: s for s in file.statements if isinstance(s, ast.Param)}
     fixed: dict[str, Argument] = {}
@@ -108,7 +110,7 @@ def matrix_variants(file: ast.File, session: CheckState) -> list[dict[str, Argum
                 unknown_override(
                     f"the recipe has no param `{override.name}`",
                     override.name_span,
-                    help=suggestion(override.name, params, "it has"),
+                    help=nearest_name_help(override.name, params, "it has"),
                 )
             )
         elif node.type.path in HANDLES:
@@ -119,9 +121,9 @@ def matrix_variants(file: ast.File, session: CheckState) -> list[dict[str, Argum
                     help="change the recipe",
                 )
             )
-        elif param := declared_type(node):
-            fixed[override.name] = _typed_argument(override, param, session)
-    axes = _matrix_axes(file, params, session)
+        elif param := param_of_declaration(node):
+            fixed[override.name] = _typed_override(override, param, session)
+    axes = _matrix_values_by_param(file, params, session)
     free = {name: values for name, values in axes.items() if name not in fixed}
     size = 1
     for values in free.values():
@@ -144,7 +146,7 @@ def variant_name(arguments: dict[str, Argument]) -> str:
     return ",".join(f"{name}={plain(g.value)}" for name, g in arguments.items() if g.origin == "matrix")
 
 
-def _typed_argument(override: Override, param: Param, session: CheckState) -> Argument:
+def _typed_override(override: Override, param: Param, session: CheckState) -> Argument:
     """An override with its type; its faults are those of the command line."""
     scratch = replace(session, faults=[])
     expr = override.value
@@ -156,7 +158,9 @@ def _typed_argument(override: Override, param: Param, session: CheckState) -> Ar
     return Argument(value, expr.span, override.origin, usage=True)
 
 
-def _matrix_axes(file: ast.File, params: dict[str, ast.Param], session: CheckState) -> dict[str, list[Argument]]:
+def _matrix_values_by_param(
+    file: ast.File, params: dict[str, ast.Param], session: CheckState
+) -> dict[str, list[Argument]]:
     """The values that the matrix gives to each param."""
     axes: dict[str, list[Argument]] = {}
     scope = Scope(session, Variant())
@@ -168,7 +172,7 @@ def _matrix_axes(file: ast.File, params: dict[str, ast.Param], session: CheckSta
                     unknown_name(
                         f"no param is called `{name}`",
                         entry.name.span,
-                        help=suggestion(name, params, "there is")
+                        help=nearest_name_help(name, params, "there is")
                         or f"declare it above, as in `param {name}: ratio = 85%`, and use it in a step",
                     )
                 )
@@ -193,7 +197,7 @@ def _matrix_axes(file: ast.File, params: dict[str, ast.Param], session: CheckSta
         elif name in axes or not isinstance(entry.value, ast.Items) or not entry.value.items:
             message = "stands twice in the matrix" if name in axes else "has no list of values"
             session.report(bad_matrix(f"`{name}` {message}", entry.span, help=f"write `{name}: [...]` once"))
-        elif param := declared_type(node):
+        elif param := param_of_declaration(node):
             values = [(typed_value(i, param, scope), i.span) for i in entry.value.items]
             axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
             _refuse_twins(name, axes[name], session)

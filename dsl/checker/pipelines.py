@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
-from .calls import check_call_partially
-from .modules import call_arguments, open_module
+from .calls import check_plugin_call_partially
+from .modules import instantiate_module, module_call_arguments
 from .recipe import Invocation
 from .rules import Rules
 from .scope import LABELS, Entry, Scope
@@ -64,20 +64,20 @@ class PipelineBuild:
         self.scope.report(replace(fault, related=(*fault.related, *called)))
 
 
-def read_steps(pipeline: ast.Pipeline, scope: Scope) -> PipelineBuild | None:
+def read_pipeline(pipeline: ast.Pipeline, scope: Scope) -> PipelineBuild | None:
     """The line of a pipeline of the recipe itself; None where its model is unknown."""
-    model = _pipeline_model(pipeline, scope)
+    model = _model_entry_of_pipeline(pipeline, scope)
     line = PipelineBuild(model.name if model else "", scope.inner({s.name.path: s.name.span for s in pipeline.steps}))
     _append_steps(pipeline, line.scope, line, line.input, "")
-    _report_order(line)
+    _report_wrong_pass_order(line)
     return line if model else None
 
 
-def _pipeline_model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
+def _model_entry_of_pipeline(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
     name = pipeline.model
     entry = scope.find(name.path)
     if entry is None:
-        scope.report_unknown(name, ("model",), noun="model")
+        scope.report_unknown_name(name, ("model",), noun="model")
     elif entry.kind != "model":
         scope.report(
             wrong_type(
@@ -88,12 +88,12 @@ def _pipeline_model(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
         )
         entry = None
     else:
-        scope.variant.include_entry(entry)
+        scope.variant.add_module_entry(entry)
     return entry
 
 
 def _append_steps(
-    pipeline: ast.Pipeline, scope: Scope, line: PipelineBuild, source: str, prefix: str, caller: Span | None = None
+    pipeline: ast.Pipeline, scope: Scope, build: PipelineBuild, source: str, prefix: str, caller: Span | None = None
 ) -> str:
     """Add a pipeline's steps to the line, starting from `source`; the name of the last result."""
     start = source
@@ -102,10 +102,10 @@ def _append_steps(
         source = source if chosen is None else chosen
         name, path = prefix + step.name.path, step.call.name.path
         if (callee := _module_pipeline(path, scope)) is not None:
-            result = _inline_module_pipeline(step, callee, scope, line, source, name, caller or step.span)
+            result = _inline_module_pipeline(step, callee, scope, build, source, name, caller or step.span)
         else:
-            word, call, sound = check_call_partially("pass", step.call, scope)
-            line.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
+            word, call, sound = check_plugin_call_partially("pass", step.call, scope)
+            build.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
             result = name
         scope.later.pop(step.name.path, None)
         scope.define(step.name, Entry("step", result, step.name.span))
@@ -120,10 +120,10 @@ def _origin(step: ast.Step) -> Span | None:
 def _branch(step: ast.Step, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
     """Input that `from:` names: the pipeline's model or an earlier step; None without `from:`."""
     arg = next((a for a in step.call.args if a.name == "from"), None)
-    return from_result(arg, scope, pipeline, start) if arg else None
+    return resolve_from_argument(arg, scope, pipeline, start) if arg else None
 
 
-def from_result(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
+def resolve_from_argument(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) -> str | None:
     """The result that a `from:` names, or None with a fault reported."""
     value = arg.value
     if not isinstance(value, ast.Name):
@@ -139,7 +139,7 @@ def from_result(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, start: str) 
         return start
     entry = scope.find(value.path)
     if entry is None:
-        scope.report_unknown(value, ("step",), (pipeline.model.path,), "step")
+        scope.report_unknown_name(value, ("step",), (pipeline.model.path,), "step")
         return None
     if entry.kind != "step":
         scope.report(
@@ -164,43 +164,43 @@ def _module_pipeline(path: str, scope: Scope) -> Entry | None:
 
 
 def _inline_module_pipeline(
-    step: ast.Step, callee: Entry, scope: Scope, line: PipelineBuild, source: str, name: str, caller: Span
+    step: ast.Step, callee: Entry, scope: Scope, build: PipelineBuild, source: str, name: str, caller: Span
 ) -> str:
     """Add the steps of a module's pipeline under the step's name."""
     alias = step.call.name.path.partition(".")[0]
     module = scope.local_entry(alias)
     module.used = True
-    arguments = call_arguments(step.call, module.node, scope)
+    arguments = module_call_arguments(step.call, module.node, scope)
     if arguments is None:
-        line.stages.append(Stage(name, source, step.span))
+        build.stages.append(Stage(name, source, step.span))
         return name
-    opened = open_module(module.node, _file_scope(scope), alias, arguments, name)
+    opened = instantiate_module(module.node, _file_scope(scope), alias, arguments, name)
     pipeline = callee.node
     inner = opened.inner({s.name.path: s.name.span for s in pipeline.steps})
     model = opened.find(pipeline.model.path)
     if model is None:
-        opened.report_unknown(pipeline.model, ("model",), noun="model")
-    kind = "step" if any(s.name == source for s in line.stages) else "model"
+        opened.report_unknown_name(pipeline.model, ("model",), noun="model")
+    kind = "step" if any(s.name == source for s in build.stages) else "model"
     inner.names[pipeline.model.path] = Entry(kind, source, pipeline.model.span, None)
-    return _append_steps(pipeline, inner, line, source, f"{name}.", caller)
+    return _append_steps(pipeline, inner, build, source, f"{name}.", caller)
 
 
 def _file_scope(scope: Scope) -> Scope:
     return _file_scope(scope.parent) if scope.parent else scope
 
 
-def _report_order(line: PipelineBuild) -> None:
+def _report_wrong_pass_order(build: PipelineBuild) -> None:
     """Headers say which pass must come later than which; each pair is looked for along every branch."""
     reported = set()
-    for end in line.stages:
-        before = line.stages_up_to(end.name)
+    for end in build.stages:
+        before = build.stages_up_to(end.name)
         for i, early in enumerate(before):
             rules = early.word.facts.get("after", {}) if early.word else {}
             for late in before[i + 1 :]:
                 reason = _reason_to_follow(late.word, rules) if late.word else None
                 if reason is not None and (early.name, late.name) not in reported:
                     reported.add((early.name, late.name))
-                    line.scope.report(
+                    build.scope.report(
                         wrong_order(
                             f"`{early.name}` runs before `{late.name}`, but {early.word.name} must come after "
                             f"{late.word.name}",
@@ -218,14 +218,14 @@ def _reason_to_follow(plugin: Word, rules: Mapping[str, str]) -> str | None:
     return next((rules[name] for name in names if name in rules), None)
 
 
-def report_unused(line: PipelineBuild, emitted: set[str]) -> None:
+def report_unused_steps(build: PipelineBuild, emitted: set[str]) -> None:
     """Report steps that nothing follows, names or emits; a module's own are the module's business."""
-    used = {s.source for s in line.stages} | emitted | {s.name for s in line.stages[-1:]}
-    for stage in line.stages:
+    used = {s.source for s in build.stages} | emitted | {s.name for s in build.stages[-1:]}
+    for stage in build.stages:
         used |= {ref.name for ref in references_in(stage.call.args, StepRef)} if stage.call else set()
-    for stage in line.stages:
+    for stage in build.stages:
         if stage.name not in used and "." not in stage.name:
-            line.scope.report(
+            build.scope.report(
                 unused_step(
                     f"nothing uses the result of `{stage.name}`",
                     stage.span,

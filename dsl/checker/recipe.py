@@ -73,7 +73,7 @@ class Pipeline:
         """The name whose result is emitted: the last step, or the model where there is none."""
         return self.steps[-1].name if self.steps else self.model
 
-    def steps_up_to(self, name: str) -> tuple[Step, ...]:
+    def steps_leading_to(self, name: str) -> tuple[Step, ...]:
         """The steps that a step's result went through, first to last, its own included."""
         by_name, path = {s.name: s for s in self.steps}, []
         while name in by_name:

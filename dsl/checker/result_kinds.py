@@ -38,58 +38,59 @@ def kind_of(line: PipelineBuild, name: str) -> str:
     return next((s.rules.result_kind() for s in line.stages if s.name == name), MODEL)
 
 
-def report_kinds(line: PipelineBuild) -> None:
+def report_unaccepted_results(build: PipelineBuild) -> None:
     """Report steps that follow, or name, a result of a kind that their pass does not take."""
-    for stage in line.stages:
+    for stage in build.stages:
         accepted = stage.word.facts.get("accepts", (MODEL,)) if stage.word else ()
         refs = [ref.name for ref in references_in(stage.call.args, StepRef)] if stage.call else []
         names_steps = stage.word is not None and any("step" in t for p in stage.word.params for t in p.types)
         for name in dict.fromkeys(refs if names_steps else [stage.source]):
-            kind = kind_of(line, name)
+            kind = kind_of(build, name)
             if accepted and kind not in accepted:
-                line.report(
+                build.report(
                     stage,
                     other_kind_of_result(
                         f"`{stage.word.name}` takes {_either(accepted)}, and `{name}` gives {label(kind)}",
-                        _result_span(stage, name, names_steps),
-                        related=_where(line, name),
-                        help=(_selection_remedy(line, kind, accepted) if not names_steps else "")
-                        or _suitable_result_remedy(line, accepted, stage.name, names_steps)
-                        + _leave_out_remedy(line, name, accepted),
+                        _span_naming_result(stage, name, names_steps),
+                        related=_where(build, name),
+                        help=(_remedy_by_picking_one_model(build, kind, accepted) if not names_steps else "")
+                        or _suitable_result_remedy(build, accepted, stage.name, names_steps)
+                        + _remedy_by_leaving_out_argument(build, name, accepted),
                     ),
                 )
 
 
-def report_result_kind(plugin: Word, emit: Emit, line: PipelineBuild) -> None:
+def report_unholdable_result(plugin: Word, emit: Emit, build: PipelineBuild) -> None:
     """Report a target that can't hold the kind of result that it is to write."""
-    holdable, kind = plugin.facts.get("result_kinds", (MODEL,)), kind_of(line, emit.source)
+    holdable, kind = plugin.facts.get("result_kinds", (MODEL,)), kind_of(build, emit.source)
     if kind not in holdable:
-        line.scope.report(
+        build.scope.report(
             other_kind_of_result(
                 f"`{plugin.name}` holds {_either(holdable)}, and `{emit.source}` gives {label(kind)}",
                 emit.call.span,
-                related=_where(line, emit.source),
-                help=_selection_remedy(line, kind, holdable)
-                or _suitable_result_remedy(line, holdable, "", False) + _leave_out_remedy(line, emit.source, holdable),
+                related=_where(build, emit.source),
+                help=_remedy_by_picking_one_model(build, kind, holdable)
+                or _suitable_result_remedy(build, holdable, "", False)
+                + _remedy_by_leaving_out_argument(build, emit.source, holdable),
             )
         )
 
 
-def report_parts(bounds: Iterable[Bound], emits: Iterable[Emit], line: PipelineBuild) -> None:
+def report_unknown_bound_parts(bounds: Iterable[Bound], emits: Iterable[Emit], build: PipelineBuild) -> None:
     """Report bounds that name neither an emitted target nor a point of a front."""
     targets = {e.call.word for e in emits}
-    fronts = [s for s in line.stages if s.rules.result_kind() == "front"]
+    fronts = [s for s in build.stages if s.rules.result_kind() == "front"]
     points = {ref.name for s in fronts for ref in references_in(s.call.args, StepRef)}
     for bound in bounds:
         known = sorted(targets | points | (set(POINTS) if fronts else set()))
         if bound.part and bound.part not in known:
             help_text = f"there is {', '.join(known)}" if known else "emit the pipeline's result to a target first"
-            line.scope.report(
+            build.scope.report(
                 unknown_part(f"`{bound.part}` is no part of what this pipeline emits", bound.span, help=help_text)
             )
 
 
-def _result_span(stage: Stage, name: str, named: bool) -> Span:
+def _span_naming_result(stage: Stage, name: str, named: bool) -> Span:
     """Span that names the result: `from:`, or an argument; else the next word."""
     if named:
         arguments = (
@@ -99,9 +100,9 @@ def _result_span(stage: Stage, name: str, named: bool) -> Span:
     return stage.origin or stage.span
 
 
-def _leave_out_remedy(line: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
+def _remedy_by_leaving_out_argument(build: PipelineBuild, name: str, accepted: tuple[str, ...]) -> str:
     """`, or leave `merge: false` out`, where the step would then give what is wanted."""
-    stage = next((s for s in line.stages if s.name == name and s.word and s.call), None)
+    stage = next((s for s in build.stages if s.name == name and s.word and s.call), None)
     for param in stage.call.spans if stage else ():
         others = {n: value for n, value in stage.call.args.items() if n != param}
         if stage.word.rules(others).result_kind() in accepted:
@@ -109,12 +110,12 @@ def _leave_out_remedy(line: PipelineBuild, name: str, accepted: tuple[str, ...])
     return ""
 
 
-def _selection_remedy(line: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
+def _remedy_by_picking_one_model(build: PipelineBuild, kind: str, accepted: tuple[str, ...]) -> str:
     """Remedy for a result of several models: a pass that picks one, and targets that accept them; "" of other
     results."""
     if MODEL not in accepted:
         return ""
-    words = line.scope.session.vocabulary.words
+    words = build.scope.session.vocabulary.words
     takers = [w.name for w in words("pass").values() if kind in w.facts.get("accepts", ()) and _results_in_model(w)]
     holders = [w.name for w in words("target").values() if kind in w.facts.get("result_kinds", ()) and w.name == kind]
     picked = [f"take one out of it with `{name}`" for name in sorted(takers)]
@@ -134,13 +135,13 @@ def _where(line: PipelineBuild, name: str) -> tuple[tuple[Span, str], ...]:
     return tuple((s.span, f"gives {label(s.rules.result_kind())}") for s in line.stages if s.name == name)
 
 
-def _suitable_result_remedy(line: PipelineBuild, accepted: tuple[str, ...], end: str, named: bool) -> str:
+def _suitable_result_remedy(build: PipelineBuild, accepted: tuple[str, ...], end: str, named: bool) -> str:
     """The last result before the step `end` that would do."""
-    names = [s.name for s in line.stages]
-    earlier = line.stages[: names.index(end)] if end else line.stages
+    names = [s.name for s in build.stages]
+    earlier = build.stages[: names.index(end)] if end else build.stages
     fit = [s.name for s in earlier if s.rules.result_kind() in accepted]
     if named:
         return f"name steps that give {_either(accepted)}" + (f": {', '.join(fit)}" if fit else "")
     if fit:
         return f"write `from: {fit[-1]}`"
-    return f"write `from: {line.input}`" if MODEL in accepted else f"add a step that gives {_either(accepted)}"
+    return f"write `from: {build.input}`" if MODEL in accepted else f"add a step that gives {_either(accepted)}"

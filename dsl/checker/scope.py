@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest, suggestion
+from ..syntax.nearest import nearest, nearest_name_help
 from ..syntax.source import Source, Span
 from .recipe import Invocation
 from .skeleton import Skeleton
@@ -77,7 +77,7 @@ class Variant:
         tables: dict[str, dict[str, Any]] = {"model": self.models, "data": self.data, "profile": self.profiles}
         return tables[kind]
 
-    def include_entry(self, entry: Entry, instance: str = "") -> str:
+    def add_module_entry(self, entry: Entry, instance: str = "") -> str:
         """Take an entry of a module into the recipe; the name it has there.
 
         Two calls of one module with other params may make other data of one name: the later is then
@@ -153,7 +153,7 @@ class Scope:
             entry.used = True
         return entry
 
-    def is_poisoned(self, path: str) -> bool:
+    def is_in_unreadable_module(self, path: str) -> bool:
         """Whether a name lies in a module that could not be read: its fault was reported there."""
         module = self.local_entry(path.partition(".")[0])
         is_unread = module is not None and module.kind == "module" and module.scope is None
@@ -173,12 +173,12 @@ class Scope:
     def declared_later(self, path: str) -> Span | None:
         return self.later.get(path) or (self.parent.declared_later(path) if self.parent else None)
 
-    def report_unknown(
+    def report_unknown_name(
         self, name: ast.Name, kinds: Iterable[str], also: Iterable[str] = (), noun: str = "name", quotes: bool = False
     ) -> None:
         """Report a name that stands for nothing. `kinds` are those that would fit, `also` other words; `quotes`
         where a text would do."""
-        if name.path == "" or self.is_poisoned(name.path) or name.path in self.session.unparsed:
+        if name.path == "" or self.is_in_unreadable_module(name.path) or name.path in self.session.unparsed:
             return
         if span := self.declared_later(name.path):
             self.early.add(name.path)
@@ -201,7 +201,7 @@ class Scope:
             unknown_name(
                 f"no {noun} is called `{name.path}`",
                 name.span,
-                help=suggestion(name.path, [*fitting, *also], "" if quotes else "there is") or text,
+                help=nearest_name_help(name.path, [*fitting, *also], "" if quotes else "there is") or text,
                 offer=Fix(name.span, closest) if closest else Fix(name.span, f'"{name.path}"') if quotes else None,
             )
         )

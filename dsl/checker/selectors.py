@@ -107,24 +107,24 @@ def _components(plain: str) -> tuple[str, ...]:
     return ("**", *(c if c == "**" else re.sub(r"\*+", "*", c) for c in plain.split(".")))
 
 
-def _matches_plain(plain: str, path: str) -> bool:
+def _matches_plain(glob: str, path: str) -> bool:
     """Whether a glob without braces matches a path or an end of it.
 
     A table of the components that may come next, for each name of the path: `re` would try `**` in all ways.
     """
-    components, names = _components(plain), path.split(".")
+    components, names = _components(glob), path.split(".")
     if components[-1] != "**" and not _matches_component(components[-1], names[-1]):
         return False
-    reached = _skip_double_star({0}, components)
+    reached = _with_positions_past_double_star({0}, components)
     for name in names:
         stays = {at for at in reached if at < len(components) and components[at] == "**"}
         moves = {at + 1 for at in reached - stays if at < len(components) and _matches_component(components[at], name)}
-        reached = _skip_double_star(stays | moves, components)
+        reached = _with_positions_past_double_star(stays | moves, components)
     return len(components) in reached
 
 
-def _skip_double_star(reached: set[int], components: tuple[str, ...]) -> set[int]:
-    """Also those behind a `**` that stands for none."""
+def _with_positions_past_double_star(reached: set[int], components: tuple[str, ...]) -> set[int]:
+    """Add the positions behind a `**` that stands for no name."""
     for at in sorted(reached):
         while at < len(components) and components[at] == "**":
             at += 1
@@ -166,7 +166,7 @@ def _expand_braces(glob: str) -> tuple[tuple[tuple[int, ...], str], ...]:
     return tuple(expanded)
 
 
-def _match_glob(glob: str, paths: Sequence[str]) -> tuple[set[str], set[tuple[int, int]]]:
+def _matched_paths_and_alternatives(glob: str, paths: Sequence[str]) -> tuple[set[str], set[tuple[int, int]]]:
     """Paths that a glob matches, and the (brace, alternative) pairs that had a part in it."""
     matched: set[str] = set()
     alive: set[tuple[int, int]] = set()
@@ -183,7 +183,7 @@ def resolve_selector(selector: Selector, paths: Iterable[str]) -> tuple[str, ...
     paths = tuple(dict.fromkeys(paths))
     chosen: set[str] = set()
     for op, glob in selector.terms:
-        chosen = _joined(op, chosen, _match_glob(glob, paths)[0])
+        chosen = _joined(op, chosen, _matched_paths_and_alternatives(glob, paths)[0])
     return tuple(p for p in paths if p in chosen)
 
 
@@ -199,7 +199,7 @@ def unmatched_parts(selector: Selector, paths: Iterable[str]) -> tuple[Unmatched
     chosen: set[str] = set()
     out: list[UnmatchedPart] = []
     for term, (op, glob) in enumerate(selector.terms):
-        matched, alive = _match_glob(glob, paths)
+        matched, alive = _matched_paths_and_alternatives(glob, paths)
         if not matched:
             out.append(UnmatchedPart(term, glob, glob, 0))
         else:

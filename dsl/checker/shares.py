@@ -20,13 +20,13 @@ unknown_share = Fault("unknown-share", "A share is given to something that the p
 repeated_share = Fault("repeated-share", "One name is given two shares.")
 
 
-def check_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
+def typed_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
     """The shares, every entry with its own faults, or POISON after one was reported.
 
     Only proportions count, so numbers and percentages are both welcome, though not side by side: `52` beside
     `44%` would be a hundred times what it looks like.
     """
-    sound = _check_distinct(expr.entries, scope)
+    sound = _are_distinct_or_report(expr.entries, scope)
     entries: list[tuple[ast.Entry, float | Ratio]] = []
     for entry in expr.entries:
         fault = _unknown_share_diagnostic(entry.name.path, entry.name.span, param)
@@ -35,7 +35,7 @@ def check_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Shares | Any:
         value = typed_value(entry.value, Param(entry.name.path, ("float", "ratio"), "", ge=0), scope)
         sound &= fault is None and value is not POISON
         entries.append((entry, value))
-    if not sound or not _check_same_unit(entries, param, scope):
+    if not sound or not _have_same_unit_or_report(entries, param, scope):
         return POISON
     return Shares(tuple((e.name.path, v.value if isinstance(v, Ratio) else v) for e, v in entries))
 
@@ -64,7 +64,7 @@ def _renamed(entry: ast.Entry, param: Param) -> Fix | None:
     return Fix(entry.name.span, closest) if closest else None
 
 
-def _check_distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
+def _are_distinct_or_report(entries: Iterable[ast.Entry], scope: Scope) -> bool:
     first: dict[str, ast.Entry] = {}
     sound = True
     for entry in entries:
@@ -82,7 +82,7 @@ def _check_distinct(entries: Iterable[ast.Entry], scope: Scope) -> bool:
     return sound
 
 
-def _check_same_unit(entries: list[tuple[ast.Entry, float | Ratio]], param: Param, scope: Scope) -> bool:
+def _have_same_unit_or_report(entries: list[tuple[ast.Entry, float | Ratio]], param: Param, scope: Scope) -> bool:
     """Whether all are percentages or none is; nothing is nothing in both."""
     nonzero = [(entry, value) for entry, value in entries if value not in (0, Ratio(0))]
     other = next(((e, v) for e, v in nonzero if isinstance(v, Ratio) != isinstance(nonzero[0][1], Ratio)), None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..syntax.diagnostics import Fault, Fix
 from ..syntax.nearest import nearest
 from ..syntax.source import Span
-from .amounts import check_amounts
+from .amounts import report_bad_amount
 from .inputs import check_inputs
 from .literals import inside
 from .pipelines import PipelineBuild, Stage
@@ -73,22 +73,22 @@ class Selectable:
         return Selectable(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
 
 
-def check_pipeline_steps(line: PipelineBuild, skeleton: Skeleton) -> None:
+def report_steps_unfit_for_skeleton(build: PipelineBuild, skeleton: Skeleton) -> None:
     """Check every step of a line; faults go to its scope."""
-    for stage in line.stages:
+    for stage in build.stages:
         if stage.word is None or not stage.word.facts.get("acts_on") or not _has_selection(stage):
             continue
-        candidates = selectable_by(stage, skeleton)
+        candidates = selectable_parts_of_step(stage, skeleton)
         if not candidates.paths:
-            line.report(stage, _absent_parts_diagnostic(stage, candidates, skeleton))
+            build.report(stage, _absent_parts_diagnostic(stage, candidates, skeleton))
             continue
         on = stage.call.args.get("on")
         if isinstance(on, Selector):
             unmatched = [d for d in unmatched_parts(on, candidates.paths) if not on.allow_empty]
             for part in unmatched[:3]:
-                line.report(stage, _no_match_diagnostic(stage, part, candidates, skeleton))
+                build.report(stage, _no_match_diagnostic(stage, part, candidates, skeleton))
             if not unmatched and not resolve_selector(on, candidates.paths) and not on.allow_empty:
-                line.report(
+                build.report(
                     stage,
                     no_match(
                         f"nothing is left of {len(candidates.paths)} {candidates.noun}",
@@ -99,8 +99,8 @@ def check_pipeline_steps(line: PipelineBuild, skeleton: Skeleton) -> None:
             if unmatched:
                 continue
         if stage.sound:
-            check_amounts(stage, candidates.kind, candidates, candidates.selected(on), line)
-            check_inputs(stage, candidates.selected(on), skeleton, line)
+            report_bad_amount(stage, candidates.kind, candidates, candidates.selected(on), build)
+            check_inputs(stage, candidates.selected(on), skeleton, build)
 
 
 def _has_selection(stage: Stage) -> bool:
@@ -109,7 +109,7 @@ def _has_selection(stage: Stage) -> bool:
     return unit and all(name in stage.call.args for name in ("on", "unit") if stage.word.param(name))
 
 
-def selectable_by(stage: Stage, skeleton: Skeleton) -> Selectable:
+def selectable_parts_of_step(stage: Stage, skeleton: Skeleton) -> Selectable:
     """Parts that a step's `on:` chooses from."""
     kind, args = stage.word.facts["acts_on"], stage.call.args
     if kind == "branches" and args.get("unit") == "layer":
@@ -164,11 +164,11 @@ def _absent_parts_diagnostic(stage: Stage, candidates: Selectable, skeleton: Ske
         f"`{stage.word.name}` works on {candidates.noun}, {lack}",
         stage.call.span,
         note=note,
-        help=_alternative_pass(candidates, skeleton),
+        help=_alternative_pass_text(candidates, skeleton),
     )
 
 
-def _alternative_pass(candidates: Selectable, skeleton: Skeleton) -> str:
+def _alternative_pass_text(candidates: Selectable, skeleton: Skeleton) -> str:
     """Alternative: passes for scans of the other kind, and for models without scans."""
     has = {g.kind for g in skeleton.groups}
     if candidates.kind == "ssm_heads" and "ssm_channels" in has:
@@ -208,7 +208,7 @@ def _no_match_diagnostic(stage: Stage, unmatched: UnmatchedPart, candidates: Sel
             help='drop it, or let `**` cross the dots: "layers.0.**"',
         )
     of = "" if unmatched.text == unmatched.glob else f" in `{unmatched.glob}`"
-    closest = _closest_pattern(unmatched, candidates.paths)
+    closest = _closest_glob_or_alternative(unmatched, candidates.paths)
     sample = f"there is `{candidates.paths[0]}`" + (
         f" and {len(candidates.paths) - 1} more" if len(candidates.paths) > 1 else ""
     )
@@ -237,7 +237,7 @@ def _selector_span(span: Span | None, unmatched: UnmatchedPart) -> Span | None:
     )
 
 
-def _closest_pattern(unmatched: UnmatchedPart, paths: Sequence[str]) -> str:
+def _closest_glob_or_alternative(unmatched: UnmatchedPart, paths: Sequence[str]) -> str:
     """The glob or alternative that was probably meant: each name compared with those that the paths have."""
     known = {c for p in paths for c in p.split(".") if not c.isdigit()}
     if unmatched.text != unmatched.glob:

@@ -8,9 +8,9 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.nearest import nearest
 from ..syntax.quotes import quotes_for
-from .limits import check_bounds
-from .list_bounds import check_items
-from .literals import InvalidLiteral, checked_range, literal_value, selector_value
+from .limits import keeps_bounds_or_report
+from .list_bounds import keeps_list_bounds_or_report
+from .literals import InvalidLiteral, literal_value, parse_range_ends, parse_selector
 from .scope import LABELS, POISON, Entry, Scope
 from .type_phrases import PHRASES, expected_phrase, like, sample_value
 from .value_text import number, plain, value_text
@@ -46,18 +46,19 @@ HANDLES = {"data": DataRef, "model": ModelRef, "profile": ProfileRef, "step": St
 
 
 def typed_value(expr: ast.Expr, param: Param, scope: Scope) -> Any:
-    """The value, or POISON after a fault was reported. `want.name` is what messages call it."""
+    """The value of an expression typed for a parameter, or POISON after a fault was reported. `want.name` is what
+    messages call it."""
     try:
-        value = _evaluate(expr, param, scope)
+        value = _evaluate_expression(expr, param, scope)
     except InvalidLiteral as error:
         scope.report(error.diagnostic)
         return POISON
-    if value is POISON or not check_bounds(value, param, expr.span, scope.report):
+    if value is POISON or not keeps_bounds_or_report(value, param, expr.span, scope.report):
         return POISON
     return value
 
 
-def _evaluate(expr: ast.Expr, param: Param, scope: Scope) -> Any:
+def _evaluate_expression(expr: ast.Expr, param: Param, scope: Scope) -> Any:
     match expr:
         case _ if all(t.startswith("list[") for t in param.types) and _is_one(expr, param, scope):
             as_list = f"[{expr.span.text}]"
@@ -74,13 +75,13 @@ def _evaluate(expr: ast.Expr, param: Param, scope: Scope) -> Any:
         case ast.Of(amount, base):
             return _evaluate_ratio_of(expr, amount, base, param, scope)
         case ast.Interval(low, high):
-            limits = [_evaluate_untyped(e, scope) for e in (low, high)]
-            return POISON if POISON in limits else coerce(expr, checked_range(expr, *limits), param)
+            limits = [_evaluate_literal_or_param(e, scope) for e in (low, high)]
+            return POISON if POISON in limits else coerce_to_param_type(expr, parse_range_ends(expr, *limits), param)
         case ast.Combine() | ast.AllowEmpty():
-            return coerce(expr, _evaluate_selector(expr, param), param)
+            return coerce_to_param_type(expr, _evaluate_selector(expr, param), param)
         case ast.Text(value) if "selector" in param.types and value not in param.choices:
-            return selector_value(expr)
-    return coerce(expr, literal_value(expr), param)
+            return parse_selector(expr)
+    return coerce_to_param_type(expr, literal_value(expr), param)
 
 
 def _is_one(expr: ast.Expr, param: Param, scope: Scope) -> bool:
@@ -91,7 +92,7 @@ def _is_one(expr: ast.Expr, param: Param, scope: Scope) -> bool:
     return typed_value(expr, replace(param, types=tuple(t[5:-1] for t in param.types), least=0), quiet) is not POISON
 
 
-def _evaluate_untyped(expr: ast.Expr, scope: Scope) -> Any:
+def _evaluate_literal_or_param(expr: ast.Expr, scope: Scope) -> Any:
     """The value of a literal or of a `param`, of whatever type it is."""
     if isinstance(expr, ast.Name):
         entry = scope.find(expr.path)
@@ -105,7 +106,7 @@ def _evaluate_untyped(expr: ast.Expr, scope: Scope) -> Any:
 
 
 def _evaluate_selector(expr: ast.Expr, param: Param) -> Selector:
-    parsed = selector_value(expr)
+    parsed = parse_selector(expr)
     text = "string" in param.types and "selector" not in param.types
     if parsed is None and text and not re.search(r"\s", expr.span.text):
         raise InvalidLiteral(quotes_for(expr.span.text, expr.span))
@@ -120,7 +121,7 @@ def _evaluate_selector(expr: ast.Expr, param: Param) -> Selector:
     return parsed
 
 
-def coerce(expr: ast.Expr, value: Any, param: Param) -> Any:
+def coerce_to_param_type(expr: ast.Expr, value: Any, param: Param) -> Any:
     """The value as the first of the wanted types that it has; raises Conflict where it has none of them."""
     kind = CLASSES[type(value)]
     if kind == "string" and "choice" in param.types and value in param.choices:
@@ -136,7 +137,7 @@ def coerce(expr: ast.Expr, value: Any, param: Param) -> Any:
             return float(value)
         if name == kind:
             return value
-    raise InvalidLiteral(type_mismatch(expr, value, param))
+    raise InvalidLiteral(type_mismatch_diagnostic(expr, value, param))
 
 
 def with_ratio_base(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
@@ -175,20 +176,20 @@ def with_ratio_base(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
     )
 
 
-def type_mismatch(expr: ast.Expr, value: Any, param: Param) -> Diagnostic:
-    """Says what was given and what is needed, with a rewrite where there is a sure one."""
+def type_mismatch_diagnostic(expr: ast.Expr, value: Any, param: Param) -> Diagnostic:
+    """Diagnostic of what was given and what is needed, with a rewrite where there is a sure one."""
     value_type = CLASSES[type(value)]
     if value_type == "string" and "choice" in param.types:
         return _unknown_choice_diagnostic(expr, value, param)
     expected = expected_phrase(param)
     if value_type in NUMBERS and NUMBERS & set(param.types):
-        fix = _unit_fix(expr, value, param)
+        fix = _certain_unit_fix(expr, value, param)
         help = f"write `{fix.text}`" if fix else f"write it like `{sample_value(param)}`"
         return wrong_unit(f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix)
     return wrong_type(f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=like(param))
 
 
-def _unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
+def _certain_unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
     """0.85 for a ratio was surely 85%, and 3% for a float 0.03."""
     if not isinstance(expr, ast.Number):
         return None
@@ -226,7 +227,7 @@ def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
     if entry is None and "metric" in param.types and expr.path in scope.session.vocabulary.words("metric"):
         return metric_ref(expr, scope)
     if entry is None or entry.kind not in ("param", *HANDLES):
-        if entry is None and "choice" in param.types and not scope.is_poisoned(expr.path):
+        if entry is None and "choice" in param.types and not scope.is_in_unreadable_module(expr.path):
             raise InvalidLiteral(_unknown_choice_diagnostic(expr, expr.path, param))
         _report_not_a_value(expr, entry, scope, _fitting(param), _first_phrase(param), param)
         return POISON
@@ -240,7 +241,7 @@ def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
                 related=((entry.span, "declared here"),),
             )
         )
-    return HANDLES[entry.kind](scope.variant.include_entry(entry, scope.instance))
+    return HANDLES[entry.kind](scope.variant.add_module_entry(entry, scope.instance))
 
 
 def _first_phrase(param: Param) -> str:
@@ -250,7 +251,7 @@ def _first_phrase(param: Param) -> str:
 
 def _from_param(expr: ast.Name, entry: Entry, param: Param) -> Any:
     try:
-        return coerce(expr, entry.value, param)
+        return coerce_to_param_type(expr, entry.value, param)
     except InvalidLiteral as error:
         raise InvalidLiteral(replace(error.diagnostic, related=((entry.span, "the param"),), fix=None)) from None
 
@@ -265,7 +266,7 @@ def _report_not_a_value(
     """Report a name that is unknown, or one that stands for something without a value."""
     if entry is None:
         metrics = scope.session.vocabulary.words("metric") if param and "metric" in param.types else ()
-        scope.report_unknown(expr, kinds, metrics, expected, quotes=param is not None and "string" in param.types)
+        scope.report_unknown_name(expr, kinds, metrics, expected, quotes=param is not None and "string" in param.types)
     else:
         scope.report(
             wrong_type(
@@ -290,15 +291,15 @@ def _evaluate_list(expr: ast.Items, items: tuple[ast.Expr, ...], param: Param, s
         raise InvalidLiteral(wrong_type(f"`{param.name}` is a list, {expected_phrase(param)} is needed", expr.span))
     one = replace(param, types=inner)
     values = tuple(typed_value(item, one, scope) for item in items)
-    sound = all(v is not POISON for v in values) and check_items(expr, values, param, scope.report)
+    sound = all(v is not POISON for v in values) and keeps_list_bounds_or_report(expr, values, param, scope.report)
     return values if sound else POISON
 
 
 def _evaluate_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
-    from .shares import check_shares
+    from .shares import typed_shares
 
     if "shares" in param.types:
-        return check_shares(expr, param, scope)
+        return typed_shares(expr, param, scope)
     raise InvalidLiteral(
         wrong_type(
             f"`{param.name}` is {PHRASES['shares']}, {expected_phrase(param)} is needed", expr.span, help=like(param)
@@ -307,7 +308,7 @@ def _evaluate_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
 
 
 def _evaluate_ratio_of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Param, scope: Scope) -> Any:
-    value = _evaluate_untyped(amount, scope)
+    value = _evaluate_literal_or_param(amount, scope)
     if value is POISON:
         return POISON
     if not isinstance(value, Ratio):
@@ -332,4 +333,4 @@ def _evaluate_ratio_of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Pa
         raise InvalidLiteral(
             wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span)
         )
-    return coerce(expr, Ratio(value.value, base.path), param)
+    return coerce_to_param_type(expr, Ratio(value.value, base.path), param)

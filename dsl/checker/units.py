@@ -11,7 +11,7 @@ DURATIONS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 360
 ALL = ("%", *[u for u in COUNTS if u], *BYTES, *DURATIONS)
 
 
-def number_with_unit(digits: str, unit: str) -> Any:
+def parse_number_with_unit(digits: str, unit: str) -> Any:
     """The value of a number as written: int, float, Ratio, Bytes or Duration; None for an unknown unit.
 
     Powers of ten move into the exponent: 0.7% and 0.1B are the nearest floats, not a rounded product.

@@ -109,7 +109,7 @@ def from_json(data: Any) -> Any:
     return data
 
 
-def is_json(data: Any) -> bool:
+def is_value_json(data: Any) -> bool:
     """Whether it is what `to_json` makes of a value."""
     try:
         from_json(data)

@@ -22,7 +22,7 @@ from . import ast
 from .diagnostics import Reject
 from .edition import EDITION
 from .format import format_file
-from .json_form import json_form, reparsed
+from .json_form import json_form, reparse_canonical_text
 from .parse import parse
 from .source import Source, Span
 
@@ -139,7 +139,7 @@ class Recipe:
     @property
     def file(self) -> ast.File:
         """The syntax tree, with places in its canonical text. Raises Reject for what no recipe can say."""
-        return reparsed(self._file(), _NAME)
+        return reparse_canonical_text(self._file(), _NAME)
 
     def __str__(self) -> str:
         return format_file(self.file)

@@ -104,7 +104,7 @@ class Reject(Exception):
 
     def __init__(self, *diagnostics: Diagnostic):
         assert diagnostics, "a Reject says why"
-        self.diagnostics = sorted_diagnostics(diagnostics)
+        self.diagnostics = sorted_distinct_diagnostics(diagnostics)
         super().__init__("\n".join(f"{d.slug}: {d.message}" for d in self.diagnostics))
 
     @property
@@ -112,7 +112,7 @@ class Reject(Exception):
         return next((d.exit for d in self.diagnostics if d.severity == "error"), 0)
 
 
-def sorted_diagnostics(diagnostics) -> tuple[Diagnostic, ...]:
+def sorted_distinct_diagnostics(diagnostics) -> tuple[Diagnostic, ...]:
     """Sorted by place, those without a place first, equal ones once."""
 
     def key(d: Diagnostic):

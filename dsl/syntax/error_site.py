@@ -50,7 +50,7 @@ class ErrorSite:
     def at(self) -> int:
         """The token to blame: the first that begins a new statement or step, or where the parser stopped."""
         for i in range(self.start + (self.block is None), self.stop):
-            if self.is_head(i) or (i > self.start and self.is_step(i)):
+            if self.begins_statement(i) or (i > self.start and self.begins_step(i)):
                 return i
         return self.stop
 
@@ -108,7 +108,7 @@ class ErrorSite:
     def _follow(self, i: int, kinds) -> bool:
         return all(i + k + 1 < len(self.tokens) and self.tokens[i + k + 1].type == kind for k, kind in enumerate(kinds))
 
-    def is_head(self, i: int) -> bool:
+    def begins_statement(self, i: int) -> bool:
         """Whether a statement begins here, as far as layout and the next words tell."""
         token = self.tokens[i]
         if token.type != "NAME" or token not in HEADS or not self.first_on_line(i):
@@ -117,7 +117,7 @@ class ErrorSite:
             return True
         return any(self._follow(i, kinds) for kinds in _AFTER_HEAD[token])
 
-    def is_step(self, i: int) -> bool:
+    def begins_step(self, i: int) -> bool:
         """Whether, inside the parentheses of a step that was not closed, the next step begins here."""
         if self.block is None or self.statement is None or not self.first_on_line(i):
             return False
@@ -128,11 +128,11 @@ class ErrorSite:
 
     def next_head(self, i: int) -> int:
         last = len(self.tokens) - 1
-        while i < last and not self.is_head(i):
+        while i < last and not self.begins_statement(i):
             i += 1
         return min(i, last)
 
-    def next_item(self, i: int) -> int:
+    def next_item_or_end(self, i: int) -> int:
         """The next item of the open block, its closing brace, the next statement or the end."""
         assert self.statement is not None, "an item stands in a statement's block"
         last = len(self.tokens) - 1
@@ -142,7 +142,7 @@ class ErrorSite:
             self._update_brackets(open, self.tokens[k].type)
         while i < last:
             token = self.tokens[i]
-            if self.is_head(i) or (token.type == "RBRACE" and "LBRACE" not in open and self._closes(i)):
+            if self.begins_statement(i) or (token.type == "RBRACE" and "LBRACE" not in open and self._closes(i)):
                 return i
             if token.type in ("NAME", "DOTTED") and self.first_on_line(i):
                 shape = self.tokens[i + 1].type in after
@@ -170,4 +170,4 @@ class ErrorSite:
                 pass
 
     def closes_block(self, i: int) -> bool:
-        return i == len(self.tokens) - 1 or self.is_head(i)
+        return i == len(self.tokens) - 1 or self.begins_statement(i)

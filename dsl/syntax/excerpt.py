@@ -37,14 +37,14 @@ class Excerpt:
         for line, marks in by_line.items():
             if last is not None and line > last + 1:
                 yield f"{'...':>{self.width}}", "", ""
-            yield from self._line(line, marks)
+            yield from self._rows_of_line(line, marks)
             last = line
 
-    def _line(self, line: int, marks: list[Marked]) -> Iterator[tuple[str, str, str]]:
+    def _rows_of_line(self, line: int, marks: list[Marked]) -> Iterator[tuple[str, str, str]]:
         raw, start = self.source.line(line), self.source.starts[line - 1]
-        display, columns = _display_columns(raw)
+        display, columns = _display_text_and_columns(raw)
         left, right = _visible_columns(columns, *self._columns(marks[0][0], raw, start, columns))
-        text, offset = _crop(display, columns, left, right)
+        text, offset = _crop_to_columns(display, columns, left, right)
         yield f"{line:>{self.width}} | ", text, ""
         blank = f"{'':>{self.width}} | "
         continues = False
@@ -68,7 +68,7 @@ class Excerpt:
         return columns[low], columns[max(low, high)]
 
 
-def _display_columns(raw: str) -> tuple[str, list[int]]:
+def _display_text_and_columns(raw: str) -> tuple[str, list[int]]:
     """Display text of a line, and the display column of every character of it and of its end."""
     characters, columns, at = [], [], 0
     for c in raw:
@@ -97,7 +97,7 @@ def _visible_columns(columns: list[int], low: int, high: int) -> tuple[int, int]
     return left, left + WIDTH
 
 
-def _crop(text: str, columns: list[int], left: int, right: int) -> tuple[str, int]:
+def _crop_to_columns(text: str, columns: list[int], left: int, right: int) -> tuple[str, int]:
     """The text between two display columns with ellipses, and how many columns stand before it."""
     if (left, right) == (0, columns[-1]):
         return text, 0

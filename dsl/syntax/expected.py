@@ -51,7 +51,7 @@ SHARES = "{blocks: 3, channels: 1}"
 STARTS = VALUE | {"NAME", "DOTTED"}
 
 
-def unexpected_token(error_site: ErrorSite) -> SyntaxMistake:
+def unexpected_token_mistake(error_site: ErrorSite) -> SyntaxMistake:
     token, expected = error_site.token, _expected_phrase(error_site)
     span = error_site.span(token)
     if token.type == "$END":

@@ -45,13 +45,13 @@ class _Writer:
         self.end: int | None = None  # offset where what was last written ends, None after an opening brace
 
     def formatted_text(self) -> str:
-        file, first = self.file, self._start()
+        file, first = self.file, self._offset_of_edition()
         self.write_comments_before(first, "")
         self.gap(first)
-        self.write_lines("", f"effspec {file.edition}", self._after_edition(first))
+        self.write_lines_with_comment("", f"effspec {file.edition}", self._after_edition(first))
         if file.doc:
             self.write_comments_before(file.doc.span.start, "")
-            self.write_lines("", quoted(file.doc.value, multiline=True), file.doc.span.end)
+            self.write_lines_with_comment("", quoted(file.doc.value, multiline=True), file.doc.span.end)
         previous = None
         for statement in file.statements:
             self.write_separator(statement, previous is None or _separated(previous, statement), "")
@@ -62,7 +62,7 @@ class _Writer:
         self.write_comments_before(len(self.source.text) + 1, "")
         return "\n".join(self.lines) + "\n"
 
-    def _start(self) -> int:
+    def _offset_of_edition(self) -> int:
         """Offset of `effspec`."""
         text, at = self.source.text, 0
         while True:
@@ -77,7 +77,7 @@ class _Writer:
 
     # Lines, comments and blank lines
 
-    def write_lines(self, indent: str, text: str, end: int | None) -> None:
+    def write_lines_with_comment(self, indent: str, text: str, end: int | None) -> None:
         """Write lines, with the comment that stands behind them on the line where their source ends."""
         self.lines += (indent + text).split("\n")
         self.end = end
@@ -161,12 +161,12 @@ class _Writer:
         match node:
             case ast.Use():
                 alias = f" as {node.alias.path}" if node.alias else ""
-                self.write_lines("", f"use {expression(node.target)}{alias}", node.span.end)
+                self.write_lines_with_comment("", f"use {expression(node.target)}{alias}", node.span.end)
             case ast.Param():
                 bounds = f" in {expression(node.bounds)}" if node.bounds else ""
                 doc = f" {quoted(node.doc.value)}" if node.doc else ""
                 head = f"param {node.name.path}: {node.type.path} = "
-                self.write_lines("", head + expression(node.default, 3) + bounds + doc, node.span.end)
+                self.write_lines_with_comment("", head + expression(node.default, 3) + bounds + doc, node.span.end)
             case ast.Declare():
                 self.write_value("", f"{node.kind} {node.name.path} = ", node.call, "", node.span.end)
             case ast.Profile():
@@ -191,26 +191,26 @@ class _Writer:
         """A profile or matrix: on one line where it fits."""
         line = head + "{ " + "  ".join(f"{e.name.path}: {expression(e.value)}" for e in entries) + " }"
         if entries and not self.inside(node) and width(line) <= COLUMNS:
-            self.write_lines("", line, node.span.end)
+            self.write_lines_with_comment("", line, node.span.end)
         else:
             self.write_block(node, head, entries)
 
     def write_block(self, node, head: str, items, doc: ast.Text | None = None) -> None:
         if not items and not doc and not self.inside(node):
-            self.write_lines("", head + "{}", node.span.end)
+            self.write_lines_with_comment("", head + "{}", node.span.end)
             return
-        self.write_lines("", head + "{", self.comment_limit(node) + 1 if self.source.text else None)
+        self.write_lines_with_comment("", head + "{", self.comment_limit(node) + 1 if self.source.text else None)
         opened = len(self.lines)
         if doc:
             self.write_comments_before(doc.span.start, INDENT)
-            self.write_lines(INDENT, quoted(doc.value, multiline=True), doc.span.end)
+            self.write_lines_with_comment(INDENT, quoted(doc.value, multiline=True), doc.span.end)
         for item in items:
             self.write_separator(item, False, INDENT)
             self.write_item(item)
         self.write_comments_before(node.span.end, INDENT)
         if self.lines[opened : opened + 1] == [""]:
             del self.lines[opened]
-        self.write_lines("", "}", node.span.end)
+        self.write_lines_with_comment("", "}", node.span.end)
 
     def write_item(self, item) -> None:
         match item:
@@ -219,7 +219,7 @@ class _Writer:
             case ast.Entry():
                 self.write_value(INDENT, f"{item.name.path}: ", item.value, "", item.span.end)
             case ast.Bound():
-                self.write_lines(INDENT, bound(item), item.span.end)
+                self.write_lines_with_comment(INDENT, bound(item), item.span.end)
             case ast.Call():
                 self.write_value(INDENT, "", item, "", item.span.end)
 
@@ -227,20 +227,20 @@ class _Writer:
         """A value after `head`: on one line, or its arguments, items or shares one per line."""
         line = head + expression(value) + tail
         if not isinstance(value, ast.Call | ast.Items | ast.Pairs) or not (
-            self.inside(value) or (width(indent + line) > COLUMNS and _parts(value))
+            self.inside(value) or (width(indent + line) > COLUMNS and _bracketed_parts(value))
         ):
-            self.write_lines(indent, line, end)
+            self.write_lines_with_comment(indent, line, end)
             return
-        opener, after, closer = _bracket_parts(value)
-        self.write_lines(
+        opener, after, closer = _opening_text_and_closing_bracket(value)
+        self.write_lines_with_comment(
             indent, head + opener, self.source.text.find(opener[-1], after) + 1 if self.source.text else None
         )
-        for part in _parts(value):
+        for part in _bracketed_parts(value):
             self.write_separator(part, False, indent + INDENT)
             label, inner = _label_and_value(part)
             self.write_value(indent + INDENT, label, inner, ",", part.span.end)
         self.write_comments_before(value.span.end, indent + INDENT)
-        self.write_lines(indent, closer + tail, end)
+        self.write_lines_with_comment(indent, closer + tail, end)
 
 
 def bound(node: ast.Bound) -> str:
@@ -250,7 +250,7 @@ def bound(node: ast.Bound) -> str:
     return f"{expression(node.metric)} {node.op} {expression(limit.amount)}{times}{part}{on}"
 
 
-def _parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:
+def _bracketed_parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:
     match value:
         case ast.Call():
             return value.args
@@ -259,7 +259,7 @@ def _parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple:
     return value.entries
 
 
-def _bracket_parts(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
+def _opening_text_and_closing_bracket(value: ast.Call | ast.Items | ast.Pairs) -> tuple[str, int, str]:
     """Text before the parts, an offset before its bracket, and the closing bracket."""
     match value:
         case ast.Call():

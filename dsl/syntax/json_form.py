@@ -42,12 +42,12 @@ def file_to_json(file: ast.File, spans: bool = False) -> dict:
         "format": FORMAT,
         "edition": file.edition,
         "doc": file.doc and file.doc.value,
-        "statements": [_to_json(s, spans) for s in file.statements],
-        "comments": [_to_json(c, True) for c in file.comments] if spans else [],
+        "statements": [_node_to_json(s, spans) for s in file.statements],
+        "comments": [_node_to_json(c, True) for c in file.comments] if spans else [],
     }
 
 
-def file_from_source(source: Source) -> ast.File:
+def file_from_json_text(source: Source) -> ast.File:
     """The recipe of a JSON text. Raises Reject."""
     try:
         data = json.loads(source.text)
@@ -76,12 +76,12 @@ def file_from_json(data: Any, name: str = "recipe.json") -> ast.File:
         nowhere.source,
         data.get("edition", 1),
         ast.Text(doc, span=nowhere) if doc is not None else None,
-        tuple(reading.read_node(s, ast.Statement, f"$.statements[{i}]") for i, s in enumerate(statements)),
+        tuple(reading.read_node_within_depth(s, ast.Statement, f"$.statements[{i}]") for i, s in enumerate(statements)),
     )
-    return reparsed(file, name)
+    return reparse_canonical_text(file, name)
 
 
-def reparsed(file: ast.File, name: str) -> ast.File:
+def reparse_canonical_text(file: ast.File, name: str) -> ast.File:
     """The file read back from its text, so that every node has a place. Raises Reject if it differs."""
     text = format_file(file)
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
@@ -107,19 +107,19 @@ def reparsed(file: ast.File, name: str) -> ast.File:
 # Out
 
 
-def _to_json(node: Any, spans: bool) -> Any:
+def _node_to_json(node: Any, spans: bool) -> Any:
     if isinstance(node, tuple):
-        return [_to_json(part, spans) for part in node]
+        return [_node_to_json(part, spans) for part in node]
     if type(node).__name__ not in NODES:
         return node
     if not spans and isinstance(node, ast.Text | ast.Bool):
         return node.value
     if not spans and isinstance(node, ast.Items):
-        return [_to_json(item, spans) for item in node.items]
+        return [_node_to_json(item, spans) for item in node.items]
     fields = {"node": type(node).__name__}
     for field, kind in _fields(NODES[type(node).__name__]):
         value = getattr(node, field)
-        fields[field] = value.path if isinstance(value, ast.Name) and _only_name(kind) else _to_json(value, spans)
+        fields[field] = value.path if isinstance(value, ast.Name) and _only_name(kind) else _node_to_json(value, spans)
     return fields | ({"span": [node.span.start, node.span.end]} if spans else {})
 
 
@@ -155,7 +155,7 @@ class _Reading:
         self.nowhere = nowhere
         self.depth = 0
 
-    def read_node(self, data: Any, kind: Any, path: str) -> Any:
+    def read_node_within_depth(self, data: Any, kind: Any, path: str) -> Any:
         """Parse `data` as the type hint `kind` of a field."""
         if self.depth > 400:
             raise Reject(json_form(f"`{path[:60]}…` is nested too deep"))
@@ -169,17 +169,19 @@ class _Reading:
         if get_origin(kind) is tuple:
             if not isinstance(data, list):
                 raise Reject(_type_error(path, "a list", data))
-            return tuple(self.read_node(part, get_args(kind)[0], f"{path}[{i}]") for i, part in enumerate(data))
+            return tuple(
+                self.read_node_within_depth(part, get_args(kind)[0], f"{path}[{i}]") for i, part in enumerate(data)
+            )
         if data is None and type(None) in choices:
             return None
         if isinstance(data, dict):
-            return self._read_object(data, choices, path)
-        plain = self._read_plain(data, kind, choices, path)
+            return self._read_node_object(data, choices, path)
+        plain = self._read_scalar_or_list(data, kind, choices, path)
         if plain is None:
-            raise Reject(_type_error(path, _required_kind(choices), data))
+            raise Reject(_type_error(path, _required_kind_text(choices), data))
         return plain
 
-    def _read_plain(self, data: Any, kind: Any, choices: tuple, path: str) -> Any:
+    def _read_scalar_or_list(self, data: Any, kind: Any, choices: tuple, path: str) -> Any:
         """A string, boolean, number or list, or None where it does not fit."""
         if isinstance(data, bool):
             return data if bool in choices else ast.Bool(data, span=self.nowhere) if ast.Bool in choices else None
@@ -192,7 +194,7 @@ class _Reading:
         if isinstance(data, int | float) and ast.Number in choices:
             return ast.Number(repr(data), span=self.nowhere)
         if isinstance(data, list) and ast.Items in choices:
-            items = tuple(self.read_node(part, ast.Expr, f"{path}[{i}]") for i, part in enumerate(data))
+            items = tuple(self.read_node_within_depth(part, ast.Expr, f"{path}[{i}]") for i, part in enumerate(data))
             return ast.Items(items, span=self.nowhere)
         return None
 
@@ -201,12 +203,12 @@ class _Reading:
             raise Reject(json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots"))
         return ast.Name(data, span=self.nowhere)
 
-    def _read_object(self, data: dict, choices: tuple, path: str) -> Any:
+    def _read_node_object(self, data: dict, choices: tuple, path: str) -> Any:
         node = NODES.get(data.get("node")) if isinstance(data.get("node"), str) else None
         if node is None and len(choices) == 1 and choices[0] in NODES.values() and "node" not in data:
             node = choices[0]
         if node is None or node not in choices:
-            raise Reject(_type_error(path, _required_kind(choices), data))
+            raise Reject(_type_error(path, _required_kind_text(choices), data))
         known = dict(_fields(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}
         if unknown:
@@ -219,14 +221,14 @@ class _Reading:
         if missing:
             raise Reject(json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)))
         parts = {
-            name: self.read_node(data.get(name), kind, f"{path}.{name}")
+            name: self.read_node_within_depth(data.get(name), kind, f"{path}.{name}")
             for name, kind in known.items()
             if name in data or name not in _defaults(node)
         }
         return self.name(parts["path"], path) if node is ast.Name else node(**parts, span=self.nowhere)
 
 
-def _required_kind(choices: tuple) -> str:
+def _required_kind_text(choices: tuple) -> str:
     names = [
         {str: "a string", bool: "true or false", int: "a number"}.get(c)
         or (f"a {c.__name__}" if c in NODES.values() else "")

@@ -24,7 +24,7 @@ BROKEN = (
 
 @cache
 def grammar() -> Lark:
-    return tables.load_parser() or tables.build()
+    return tables.load_precomputed_parser() or tables.build()
 
 
 @cache
@@ -38,7 +38,7 @@ def terminal_by_keyword() -> dict[str, str]:
 
 
 @cache
-def _token_pattern() -> re.Pattern:
+def _compile_token_pattern() -> re.Pattern:
     signs = [t for t in grammar().terminals if t.name not in terminal_by_keyword().values()]
     signs.sort(
         key=lambda t: (
@@ -57,7 +57,7 @@ def scan(source: Source) -> tuple[list[Token], list[Comment]]:
     """Tokens with lines and columns, an end token last; and comments. Keywords are scanned as names."""
     tokens, comments = [], []
     line, line_start, last_line = 1, 0, 0  # last_line: where the last token ended
-    for match in _token_pattern().finditer(source.text):
+    for match in _compile_token_pattern().finditer(source.text):
         kind, value, start, end = str(match.lastgroup), match[0], match.start(), match.end()
         if kind == "COMMENT":
             comments.append(Comment(value[1:].strip(), last_line != line, span=Span(source, start, end)))

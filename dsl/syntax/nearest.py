@@ -19,7 +19,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return same_suffix[0] if len(same_suffix) == 1 else ""
 
 
-def suggestion(name: str, names: Iterable[str], listing: str = "") -> str:
+def nearest_name_help(name: str, names: Iterable[str], listing: str = "") -> str:
     """A help line: the nearest name, else what there is (at most eight of them)."""
     known = list(dict.fromkeys(names))
     if closest := nearest(name, known):

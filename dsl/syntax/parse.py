@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .ast import File
-from .diagnostics import Diagnostic, Fault, Fix, sorted_diagnostics
+from .diagnostics import Diagnostic, Fault, Fix, sorted_distinct_diagnostics
 from .edition import DEPTH, EDITION, HEADS
 from .source import Source, Span
 from .source_file import LIMIT, read_source, too_large
@@ -49,7 +49,7 @@ def parse(source: Source) -> Parsed:
     tree = reader.read()
     build = TreeBuilder(source, tuple(comments))
     file = build.transform(tree)
-    return Parsed(file, sorted_diagnostics(reader.diagnostics + build.diagnostics))
+    return Parsed(file, sorted_distinct_diagnostics(reader.diagnostics + build.diagnostics))
 
 
 @dataclass
@@ -86,11 +86,11 @@ class _Reader:
         at, last = self.feed_header(), len(self.tokens) - 1
         while at < last:
             if len(self.diagnostics) >= MAX_ITEMS:
-                self.stop_parsing(at)
+                self.stop_after_many_mistakes(at)
                 break
             at = self.advance(at)
         if self.block is not None or not self.complete():
-            self.recover(last)
+            self.report_and_recover(last)
         return self.parser.feed_token(self.tokens[last])
 
     # Feeding
@@ -145,32 +145,32 @@ class _Reader:
         self.put("NUMBER", str(EDITION), self.tokens[used].start_pos)
         return used
 
-    def advance(self, at: int) -> int:
+    def advance(self, token_index: int) -> int:
         """Feed one token, or recover; the index to go on with."""
         from lark import Token, UnexpectedToken
 
-        token = self.tokens[at]
-        kind = self.terminal_for(token)
+        token = self.tokens[token_index]
+        kind = self.terminal_of_token(token)
         opens, in_value = self.is_start(kind), self.depth > 0 or "LSQB" in self.parser.choices()
-        if self.depth > DEPTH or kind not in self.parser.choices() or self.is_python(at, kind):
-            return self.recover(at)
+        if self.depth > DEPTH or kind not in self.parser.choices() or self.is_python_constant(token_index, kind):
+            return self.report_and_recover(token_index)
         try:
             self.parser.feed_token(Token.new_borrow_pos(kind, token, token))
         except UnexpectedToken:
-            return self.recover(at)
+            return self.report_and_recover(token_index)
         if opens:
-            self.save_stacks(at, opens)
+            self.save_parser_stacks(token_index, opens)
         if kind in ("LPAR", "LSQB") or (kind == "LBRACE" and in_value):
             self.depth += 1
         elif kind in ("RPAR", "RSQB") or (kind == "RBRACE" and in_value):
             self.depth -= 1
         elif kind == "LBRACE":
-            self.block, self.item = at, None
+            self.block, self.item = token_index, None
         elif kind == "RBRACE":
             self.block = None
-        return at + 1
+        return token_index + 1
 
-    def terminal_for(self, token) -> str:
+    def terminal_of_token(self, token) -> str:
         """The terminal that a token is here: words are keywords only where the grammar wants one."""
         kind = self.words.get(token, token.type) if token.type == "NAME" else token.type
         if kind == token.type:
@@ -184,13 +184,13 @@ class _Reader:
         """The keyword of the statement being read."""
         return str(self.tokens[self.statement.at]) if self.statement else ""
 
-    def is_python(self, at: int, kind: str) -> bool:
+    def is_python_constant(self, token_index: int, kind: str) -> bool:
         """Whether a name in the place of a value is Python's word for one."""
         return (
             kind == "NAME"
-            and self.tokens[at] in ("True", "False", "None")
+            and self.tokens[token_index] in ("True", "False", "None")
             and "NUMBER" in self.parser.choices()
-            and self.tokens[at + 1].type not in ("COLON", "EQUAL", "LPAR")
+            and self.tokens[token_index + 1].type not in ("COLON", "EQUAL", "LPAR")
         )
 
     def is_start(self, kind: str) -> str:
@@ -199,10 +199,10 @@ class _Reader:
         between = self.block is not None and self.depth == 0 and "RBRACE" in self.parser.choices()
         return "item" if between and kind in ("NAME", "DOTTED") else ""
 
-    def save_stacks(self, at: int, level: str) -> None:
+    def save_parser_stacks(self, token_index: int, level: str) -> None:
         """Remember the stacks below the token just shifted."""
         state = self.parser.parser_state
-        mark = _Mark(at, state.state_stack[:-1], state.value_stack[:-1])
+        mark = _Mark(token_index, state.state_stack[:-1], state.value_stack[:-1])
         self.blamed = False
         if level == "item":
             self.item = mark
@@ -221,24 +221,24 @@ class _Reader:
         """Whether the parser stands between two statements, or between two items of a block."""
         return self.depth == 0 and ("RBRACE" if self.block is not None else "$END") in self.parser.accepts()
 
-    def recover(self, at: int) -> int:
+    def report_and_recover(self, token_index: int) -> int:
         """Say what is wrong at a token; go on with what was meant, or at the next item or statement."""
-        from .syntax_errors import ErrorSite, diagnose
+        from .syntax_errors import ErrorSite, diagnose_syntax_mistake
 
         complete = self.complete()
         item = self.item if self.block is not None else self.statement
-        start = at if complete or item is None else item.at
+        start = token_index if complete or item is None else item.at
         site = ErrorSite(
             self.source,
             self.tokens,
             self.depth > DEPTH,
             frozenset(self.parser.accepts()),
             start,
-            at,
+            token_index,
             self.block,
             self.statement.at if self.statement else None,
         )
-        mistake = diagnose(site)
+        mistake = diagnose_syntax_mistake(site)
         is_repeat = mistake.drops and self.dropped == (site.statement, mistake.diagnostic.message)
         if complete and not mistake.put:
             self.blamed = is_repeat
@@ -248,29 +248,29 @@ class _Reader:
         self.repairs = self.repairs + 1 if repaired == self.repaired else 1
         self.repaired = repaired
         if not mistake.repairs or self.repairs > REPAIRS:
-            return self.skip_item(site, complete)
+            return self.skip_broken_item(site, complete)
         if mistake.put:
-            self.put(*mistake.put, self.tokens[at].start_pos)
-        return at + 1 if mistake.skip else at
+            self.put(*mistake.put, self.tokens[token_index].start_pos)
+        return token_index + 1 if mistake.skip else token_index
 
-    def skip_item(self, site, complete: bool) -> int:
+    def skip_broken_item(self, site, complete: bool) -> int:
         """Drop a broken item; the index of the token that reading goes on with."""
         mark = self.item if self.block is not None else self.statement
         if not complete and mark is not None:
             self.restore(mark)
         self.depth = 0
-        first = site.at if site.is_head(site.at) else max(site.at, site.start + 1)
+        first = site.at if site.begins_statement(site.at) else max(site.at, site.start + 1)
         if self.block is None:
             return site.next_head(first)
-        at = site.next_item(first)
+        at = site.next_item_or_end(first)
         if site.closes_block(at):
             self.put("RBRACE", "}", self.tokens[at - 1].end_pos)
             self.block = None
         return at
 
-    def stop_parsing(self, at: int) -> None:
+    def stop_after_many_mistakes(self, token_index: int) -> None:
         self.diagnostics.append(
-            more_mistakes(f"only the first {MAX_ITEMS} mistakes are shown", self.span(self.tokens[at]))
+            more_mistakes(f"only the first {MAX_ITEMS} mistakes are shown", self.span(self.tokens[token_index]))
         )
         mark = self.statement
         if mark is not None and not (self.block is None and self.complete()):
@@ -284,7 +284,7 @@ class _Reader:
     # Reporting
 
     def report(self, diagnostic: Diagnostic, repairs: bool = False) -> None:
-        """One diagnostic per item; further slips of an item that are repaired add their fix to it."""
+        """Add a diagnostic, one per item; further slips of an item that are repaired add their fix to it."""
         if not self.blamed:
             self.diagnostics.append(diagnostic)
             self.blamed = True

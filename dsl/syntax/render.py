@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 from unicodedata import category
 
-from .diagnostics import Diagnostic, sorted_diagnostics
+from .diagnostics import Diagnostic, sorted_distinct_diagnostics
 from .excerpt import Excerpt
 from .source import Span
 
@@ -21,10 +21,11 @@ _COLORS = {"error": "1;31", "warning": "1;33", "note": "1;36", "help": "1;32", "
 
 
 def render(diagnostics: Iterable[Diagnostic], format: Format = "text", color: bool = False) -> str:
-    """All of them, sorted by place. Empty where there is nothing to say, except as JSON."""
-    ordered = sorted_diagnostics(diagnostics)
+    """Render diagnostics as text, JSON or commands of GitHub, sorted by place. Empty where there is nothing to say,
+    except as JSON."""
+    ordered = sorted_distinct_diagnostics(diagnostics)
     if format == "json":
-        return json.dumps(as_json(ordered), indent=2, ensure_ascii=False)
+        return json.dumps(diagnostics_as_json(ordered), indent=2, ensure_ascii=False)
     if format == "github":
         return "\n".join(_github_command(d) for d in ordered)
     assert format == "text", f"no format {format}"
@@ -95,9 +96,9 @@ def on_a_line(text: str) -> str:
 # JSON
 
 
-def as_json(diagnostics: Iterable[Diagnostic]) -> dict:
+def diagnostics_as_json(diagnostics: Iterable[Diagnostic]) -> dict:
     """`status` is "refused" where there is an error, else "ok". Lines and columns count from 1."""
-    ordered = sorted_diagnostics(diagnostics)
+    ordered = sorted_distinct_diagnostics(diagnostics)
     has_error = any(d.severity == "error" for d in ordered)
     return {
         "schema_version": SCHEMA,
@@ -107,21 +108,21 @@ def as_json(diagnostics: Iterable[Diagnostic]) -> dict:
 
 
 def _diagnostic_json(diagnostic: Diagnostic) -> dict:
-    fixes = [{**_snippet_json(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
+    fixes = [{**_location_json(diagnostic.fix.span), "text": diagnostic.fix.text}] if diagnostic.fix else []
     return {
         "slug": diagnostic.slug,
         "severity": diagnostic.severity,
-        **_snippet_json(diagnostic.span),
+        **_location_json(diagnostic.span),
         "message": diagnostic.message,
         "label": diagnostic.label,
         "help": diagnostic.help,
         "note": diagnostic.note,
-        "related": [{**_snippet_json(span), "message": label} for span, label in diagnostic.related],
+        "related": [{**_location_json(span), "message": label} for span, label in diagnostic.related],
         "fixes": fixes,
     }
 
 
-def _snippet_json(span: Span | None) -> dict:
+def _location_json(span: Span | None) -> dict:
     keys = ("file", "line", "column", "end_line", "end_column")
     if span is None:
         return dict.fromkeys(keys)
@@ -138,7 +139,7 @@ def _github_command(diagnostic: Diagnostic) -> str:
     command = {"error": "error", "warning": "warning", "note": "notice"}[diagnostic.severity]
     properties = {}
     if diagnostic.span:
-        location = _snippet_json(diagnostic.span)
+        location = _location_json(diagnostic.span)
         properties = {"file": location["file"], "line": location["line"], "col": location["column"]}
         if location["end_line"] == location["line"]:
             properties["endColumn"] = location["end_column"]

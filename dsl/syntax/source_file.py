@@ -34,7 +34,7 @@ def read_source(path: str | Path) -> Source:
             data = opened.read(LIMIT + 1)
         size = len(data) if len(data) <= LIMIT else fact.st_size
     except FileNotFoundError:
-        raise Reject(no_recipe(f"there is no file `{path}`", help=_path_remedy(file))) from None
+        raise Reject(no_recipe(f"there is no file `{path}`", help=_similar_path_remedy(file))) from None
     except IsADirectoryError:
         inside = sorted(p.name for p in file.glob("*.effspec"))[:3]
         raise Reject(
@@ -55,7 +55,7 @@ def read_source(path: str | Path) -> Source:
     try:
         return Source(str(path), data.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Reject(_not_text(str(path), data, error)) from None
+        raise Reject(_not_utf8_diagnostic(str(path), data, error)) from None
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -84,7 +84,7 @@ def too_large(name: str, size: int) -> Diagnostic:
     )
 
 
-def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
+def _not_utf8_diagnostic(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
     text = data.removeprefix(codecs.BOM_UTF8)
     good = Source(name, text[: error.start].decode("utf-8"))
     line, column = good.position(len(good.text))
@@ -95,7 +95,7 @@ def _not_text(name: str, data: bytes, error: UnicodeDecodeError) -> Diagnostic:
     )
 
 
-def _path_remedy(file: Path) -> str:
+def _similar_path_remedy(file: Path) -> str:
     """A remedy for a path that leads nowhere."""
     from difflib import get_close_matches
 

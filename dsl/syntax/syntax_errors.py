@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .diagnostics import Fix
 from .edition import DEPTH, HEADS
 from .error_site import CLOSERS, OPENERS, ErrorSite
-from .expected import ITEMS, SHARES, token_label, unexpected_token
+from .expected import ITEMS, SHARES, token_label, unexpected_token_mistake
 from .source import Span
 from .syntax_error import (
     SyntaxMistake,
@@ -26,32 +26,32 @@ from .syntax_error import (
     too_deep,
     wrong_sign,
 )
-from .unknown_tokens import bare_text, open_string, quoted, unknown_token
+from .unknown_tokens import quoted, unknown_token, unquoted_text_mistake, unterminated_string_mistake
 
 WORDS = {"True": "true", "False": "false"}
 
 
-def diagnose(error_site: ErrorSite) -> SyntaxMistake:
+def diagnose_syntax_mistake(error_site: ErrorSite) -> SyntaxMistake:
     for types, expected, rule in TABLE:
         if (types is None or error_site.token.type in types) and expected <= error_site.expected:
             mistake = rule(error_site)
             if mistake is not None:
                 return mistake
-    return unexpected_token(error_site)
+    return unexpected_token_mistake(error_site)
 
 
 # Brackets
 
 
-def _unclosed(error_site: ErrorSite) -> SyntaxMistake | None:
+def _unclosed_bracket_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     token, open = error_site.token, error_site.open_brackets
     if not open:
         return None
     opener = error_site.tokens[open[-1]]
     at_end = (
         token.type == "$END"
-        or error_site.is_head(error_site.at)
-        or (error_site.inner and error_site.at > error_site.start and error_site.is_step(error_site.at))
+        or error_site.begins_statement(error_site.at)
+        or (error_site.inner and error_site.at > error_site.start and error_site.begins_step(error_site.at))
     )
     crossed = (
         token.type in CLOSERS
@@ -73,7 +73,7 @@ def _unclosed(error_site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _unopened(error_site: ErrorSite) -> SyntaxMistake | None:
+def _unopened_bracket_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     if any(error_site.tokens[i].type == CLOSERS[error_site.token.type] for i in error_site.open_brackets):
         return None
     return SyntaxMistake(
@@ -85,7 +85,7 @@ def _unopened(error_site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _too_deep(error_site: ErrorSite) -> SyntaxMistake | None:
+def _nesting_depth_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     return (
         SyntaxMistake(
             too_deep(
@@ -102,7 +102,7 @@ def _too_deep(error_site: ErrorSite) -> SyntaxMistake | None:
 # Signs and commas
 
 
-def _equal_for_colon(error_site: ErrorSite) -> SyntaxMistake:
+def _equal_for_colon_mistake(error_site: ErrorSite) -> SyntaxMistake:
     name = error_site.previous
     if error_site.owner == "param":
         return SyntaxMistake(
@@ -117,7 +117,7 @@ def _equal_for_colon(error_site: ErrorSite) -> SyntaxMistake:
     )
 
 
-def _colon_for_equal(error_site: ErrorSite) -> SyntaxMistake:
+def _colon_for_equal_mistake(error_site: ErrorSite) -> SyntaxMistake:
     return replace_token_mistake(
         error_site,
         "EQUAL",
@@ -133,7 +133,7 @@ def _equal_for_compare(error_site: ErrorSite) -> SyntaxMistake:
     )
 
 
-def _missing_comma(error_site: ErrorSite) -> SyntaxMistake | None:
+def _missing_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     if not error_site.inner:
         return None
     unit = spaced_unit_mistake(error_site)
@@ -172,7 +172,7 @@ def _missing_comma(error_site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _late_unit(error_site: ErrorSite) -> SyntaxMistake | None:
+def _spaced_unit_in_block_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """In a block, `24 GiB` looks like an entry named GiB until the next token."""
     if error_site.at != error_site.start + 1 or error_site.start < 2:
         return None
@@ -182,7 +182,7 @@ def _late_unit(error_site: ErrorSite) -> SyntaxMistake | None:
     return join_unit_mistake(error_site, number, unit, repairs=False)
 
 
-def _needless_comma(error_site: ErrorSite) -> SyntaxMistake | None:
+def _needless_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     if error_site.inner:
         return None
     item = ITEMS.get(error_site.owner, ("", ""))[0].split(" ")[-1] or "statement"
@@ -202,7 +202,7 @@ def _plural(item: str) -> str:
 # Words
 
 
-def _python_word(error_site: ErrorSite) -> SyntaxMistake | None:
+def _python_word_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     token = error_site.token
     if token in WORDS:
         return replace_token_mistake(
@@ -220,7 +220,7 @@ def _python_word(error_site: ErrorSite) -> SyntaxMistake | None:
     return None
 
 
-def _ratio_of_zeros(error_site: ErrorSite) -> SyntaxMistake | None:
+def _unquoted_pattern_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`pattern: 2:4`, which is a text."""
     before, after = error_site.previous, error_site.following
     if before.type != "NUMBER" or after.type != "NUMBER" or before.end_pos != error_site.token.start_pos:
@@ -240,7 +240,7 @@ def _pattern(error_site: ErrorSite) -> SyntaxMistake:
     )
 
 
-def _quoted_name(error_site: ErrorSite) -> SyntaxMistake | None:
+def _quoted_share_name_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{"blocks": 44}`, as in JSON."""
     text = error_site.token[1:-1]
     if error_site.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
@@ -250,7 +250,7 @@ def _quoted_name(error_site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _unquoted_braces(error_site: ErrorSite) -> SyntaxMistake | None:
+def _unquoted_braces_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{q,k}_proj`, whose braces look like shares."""
     if error_site.inner != "LBRACE" or error_site.tokens[error_site.at - 2].type not in ("LBRACE", "COMMA"):
         return None
@@ -269,7 +269,7 @@ def _yaml_list(error_site: ErrorSite) -> SyntaxMistake:
     )
 
 
-def _misplaced_factor(error_site: ErrorSite) -> SyntaxMistake | None:
+def _misplaced_factor_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     if error_site.previous.type != "STAR":
         return None
     base = error_site.tokens[error_site.at - 2]
@@ -282,7 +282,7 @@ def _misplaced_factor(error_site: ErrorSite) -> SyntaxMistake | None:
     )
 
 
-def _unknown_statement(error_site: ErrorSite) -> SyntaxMistake | None:
+def _unknown_statement_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """A word between statements that starts none."""
     from difflib import get_close_matches
 
@@ -312,28 +312,28 @@ def _row(types: str, expected: str, rule) -> Row:
 
 #    found                         wanted       what is said
 TABLE: tuple[Row, ...] = (
-    _row("", "", _too_deep),
-    _row("OPEN_STRING OPEN_LONG_STRING", "", open_string),
-    _row("", "", _unclosed),
-    _row("RPAR RSQB RBRACE", "", _unopened),
-    _row("", "", bare_text),
+    _row("", "", _nesting_depth_mistake),
+    _row("OPEN_STRING OPEN_LONG_STRING", "", unterminated_string_mistake),
+    _row("", "", _unclosed_bracket_mistake),
+    _row("RPAR RSQB RBRACE", "", _unopened_bracket_mistake),
+    _row("", "", unquoted_text_mistake),
     _row("QUOTED", "STRING", quoted),
     _row("QUOTED STRANGE FOREIGN", "", unknown_token),
-    _row("NAME", "NUMBER", _python_word),
-    _row("EQUAL COMPARE", "COLON", _equal_for_colon),
-    _row("COLON COMPARE", "EQUAL", _colon_for_equal),
-    _row("COLON", "COMMA", _ratio_of_zeros),
+    _row("NAME", "NUMBER", _python_word_mistake),
+    _row("EQUAL COMPARE", "COLON", _equal_for_colon_mistake),
+    _row("COLON COMPARE", "EQUAL", _colon_for_equal_mistake),
+    _row("COLON", "COMMA", _unquoted_pattern_mistake),
     _row("EQUAL", "COMPARE", _equal_for_compare),
-    _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _missing_comma),
+    _row("NAME DOTTED NUMBER STRING LONG_STRING LSQB", "COMMA", _missing_comma_mistake),
     _row("NAME", "", spaced_unit_mistake),
-    _row("", "COLON", _late_unit),
-    _row("", "COMPARE", _late_unit),
-    _row("COMMA", "RBRACE", _needless_comma),
-    _row("COMMA", "$END", _needless_comma),
+    _row("", "COLON", _spaced_unit_in_block_mistake),
+    _row("", "COMPARE", _spaced_unit_in_block_mistake),
+    _row("COMMA", "RBRACE", _needless_comma_mistake),
+    _row("COMMA", "$END", _needless_comma_mistake),
     _row("STAR", "STRING", _pattern),
-    _row("STRING", "NAME", _quoted_name),
-    _row("COMMA RBRACE", "COLON", _unquoted_braces),
+    _row("STRING", "NAME", _quoted_share_name_mistake),
+    _row("COMMA RBRACE", "COLON", _unquoted_braces_mistake),
     _row("MINUS", "STRING", _yaml_list),
-    _row("NUMBER", "NAME", _misplaced_factor),
-    _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _unknown_statement),
+    _row("NUMBER", "NAME", _misplaced_factor_mistake),
+    _row("NAME DOTTED NUMBER STRING LONG_STRING", "$END", _unknown_statement_mistake),
 )

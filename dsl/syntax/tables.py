@@ -23,7 +23,7 @@ def build() -> Lark:
     return Lark(text, parser="lalr", lexer="basic", propagate_positions=True, maybe_placeholders=True)
 
 
-def load_parser() -> Lark | None:
+def load_precomputed_parser() -> Lark | None:
     """The parser of the tables; None where they are of another grammar or lark."""
     try:
         body = json.loads(FILE.read_bytes())

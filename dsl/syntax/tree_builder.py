@@ -188,7 +188,7 @@ class TreeBuilder(Transformer):
         return ast.Text(value, span=span)
 
     def unknown(self, escapes: list[tuple[str, Span]]) -> None:
-        """One diagnostic per string."""
+        """Report the unknown escapes of a string in one diagnostic."""
         (code, span), *further = escapes
         escape = "a backslash before a line end" if code in "\r\n" else f"`\\{code}`"
         self.diagnostics.append(

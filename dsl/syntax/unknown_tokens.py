@@ -18,7 +18,7 @@ from .syntax_error import (
 )
 
 
-def open_string(error_site: ErrorSite) -> SyntaxMistake:
+def unterminated_string_mistake(error_site: ErrorSite) -> SyntaxMistake:
     span = error_site.span(error_site.token)
     long = error_site.token.type == "OPEN_LONG_STRING"
     quote = '"""' if long else '"'
@@ -34,7 +34,7 @@ def open_string(error_site: ErrorSite) -> SyntaxMistake:
 _bare = re.compile(r"[\w./~*?-]+")  # what paths and patterns are made of
 
 
-def bare_text(error_site: ErrorSite) -> SyntaxMistake | None:
+def unquoted_text_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """A path or a pattern among arguments, without its quotes: `hf(./m)`, `text(a/b.txt)`, `native(nat-2)`."""
     if error_site.inner != "LPAR":
         return None

@@ -15,11 +15,11 @@ _HIDDEN = frozenset("\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\ufeff") | {
 
 def expression(node: ast.Expr, level: int = _LOOSE) -> str:
     """Text of a value. `level`: 0 stands alone, 1 joined, 2 beside a join, 3 beside `of`, 4 beside `..`."""
-    binding, text = _write_expression(node)
+    binding, text = _expression_precedence_and_text(node)
     return f"({text})" if binding < level else text
 
 
-def _write_expression(node: ast.Expr) -> tuple[int, str]:
+def _expression_precedence_and_text(node: ast.Expr) -> tuple[int, str]:
     match node:
         case ast.AllowEmpty():
             return _LOOSE, f"{expression(node.selector, _JOINED)} allow empty"

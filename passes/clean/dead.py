@@ -10,7 +10,7 @@ from ...compiler.analysis.discovery.bypass import node_named, staying
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.discovery.labelling import MOVES
 from ...compiler.analysis.discovery.mixers.graphs import mixer_graphs
-from ...compiler.analysis.discovery.residual import skip_identity
+from ...compiler.analysis.discovery.residual import unwrap_identity
 from ...compiler.evaluation.promise import outputs
 from ...compiler.ir.graphs import name_of
 from ...compiler.ir.layers.leaves import module_role
@@ -21,7 +21,7 @@ from ...compiler.plugin.interfaces import Close, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.editing.trial import branch_skipped, without_layer
 from ...compiler.transforms.search.savings import stride
-from ...compiler.transforms.search.uniform_widths import record_refusals, split_cuttable
+from ...compiler.transforms.search.uniform_widths import report_refusals, split_cuttable
 from ...compiler.transforms.search.widths import slice_all
 from ...dsl.checker.skeleton import Branch, Group, Member
 from ...dsl.syntax.diagnostics import Fault, Reject
@@ -55,8 +55,8 @@ class Dead(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         version = program.version
-        _drop_layers(program)
-        _drop_branches(program)
+        _drop_zero_layers(program)
+        _drop_zero_branches(program)
         # KV heads first: query heads of one that is gone need no look.
         for kinds in (("kv_heads",), ("heads", "channels")):
             self._remove_dead_items(program, kinds, ctx)
@@ -70,15 +70,20 @@ class Dead(Pass):
 
     def _remove_dead_items(self, program: Program, kinds: tuple[str, ...], ctx: Context) -> None:
         groups = [g for g in skeleton_of(program).groups if g.kind in kinds]
-        silent = _zero_inputs(program, groups)
+        silent = _reader_items_always_zero(program, groups)
         cuts = [
-            (group, _removable_items(group, _dead_items(program, group, silent), self._align(group)))
+            (
+                group,
+                _dead_items_removable_in_all_blocks(
+                    group, _unread_or_zero_items(program, group, silent), self._align(group)
+                ),
+            )
             for group in groups
         ]
         able, refusals = split_cuttable(
             program, [(g, len(dead) * (g.per_block or g.count) // g.count) for g, dead in cuts]
         )
-        record_refusals(program, refusals, ctx.emit_event)
+        report_refusals(program, refusals, ctx.emit_event)
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, [(group, dead) for group, dead in cuts if dead and group in able])
 
@@ -89,7 +94,7 @@ class Dead(Pass):
 # -- channels and heads --------------------------------------------------------------------------------------
 
 
-def _dead_items(program: Program, group: Group, silent: dict[Member, torch.Tensor]) -> list[int]:
+def _unread_or_zero_items(program: Program, group: Group, silent: dict[Member, torch.Tensor]) -> list[int]:
     """Items that nobody reads, or that are made of zeros and come out as zero."""
 
     def zero(members: tuple[Member, ...]) -> torch.Tensor:
@@ -105,7 +110,7 @@ def _dead_items(program: Program, group: Group, silent: dict[Member, torch.Tenso
     return torch.nonzero(zero(readers) | (zero(makers) & quiet)).flatten().tolist()
 
 
-def _removable_items(group: Group, dead: list[int], align: int) -> set[int]:
+def _dead_items_removable_in_all_blocks(group: Group, dead: list[int], align: int) -> set[int]:
     """The dead items that may go: as many of every block, and never the last step of it."""
     block = group.per_block or group.count
     by_block = [[i for i in dead if i // block == b] for b in range(group.count // block)]
@@ -115,8 +120,8 @@ def _removable_items(group: Group, dead: list[int], align: int) -> set[int]:
 
 
 @torch.no_grad()
-def _zero_inputs(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
-    """For every reader: which of its items it is given as zeros throughout, [count] bool, from one run."""
+def _reader_items_always_zero(program: Program, groups: list[Group]) -> dict[Member, torch.Tensor]:
+    """Masks of the items that every reader gets as zeros throughout, [count] bool, from one run."""
     masks, handles = {}, []
     for group in groups:
         for member in group.members[-group.readers :]:
@@ -158,12 +163,12 @@ def _any_of_item(flags: torch.Tensor, member: Member, count: int) -> torch.Tenso
 # -- branches and layers -------------------------------------------------------------------------------------
 
 
-def _drop_layers(program: Program) -> None:
+def _drop_zero_layers(program: Program) -> None:
     """Layers all of whose branches give zero, from the last to the first."""
     before = outputs(program)
     for unit in reversed(list(program.units)):
         branches = [b for b in skeleton_of(program).branches if b.unit == unit]
-        if len(program.units) > 1 and branches and all(_outputs_zero(program, b) for b in branches):
+        if len(program.units) > 1 and branches and all(_is_branch_output_always_zero(program, b) for b in branches):
             with without_layer(program, unit):
                 same = torch.equal(outputs(program), before)
             if same:
@@ -172,9 +177,9 @@ def _drop_layers(program: Program) -> None:
                 program.note(cut=unit, why="all of its branches give zero")
 
 
-def _drop_branches(program: Program) -> None:
+def _drop_zero_branches(program: Program) -> None:
     before = outputs(program)
-    sites = [b.site for b in skeleton_of(program).branches if _outputs_zero(program, b)]
+    sites = [b.site for b in skeleton_of(program).branches if _is_branch_output_always_zero(program, b)]
     for site in sites:
         branch = next(b for b in skeleton_of(program).branches if b.site == site)
         with branch_skipped(program, branch):
@@ -186,31 +191,31 @@ def _drop_branches(program: Program) -> None:
             program.note(cut=site, why="its output projection is zero")
 
 
-def _outputs_zero(program: Program, branch: Branch) -> bool:
+def _is_branch_output_always_zero(program: Program, branch: Branch) -> bool:
     """Whether the last module that works on a branch has only zeros, and what follows keeps them."""
     unit = program.units[branch.unit]
-    return _is_zero(program, node_named(unit.graph, branch.value), unit.path)
+    return _is_always_zero(program, node_named(unit.graph, branch.value), unit.path)
 
 
-def _is_zero(program: Program, node: fx.Node, path: str) -> bool:
-    """Whether a value of the graph of the module `path` is zero whatever comes in."""
-    root = program.model.get_submodule(path)
-    while (before := _zero_keeper(node, root)) is not None:
+def _is_always_zero(program: Program, node: fx.Node, module_path: str) -> bool:
+    """Whether a value of the graph of the module `module_path` is zero whatever comes in."""
+    root = program.model.get_submodule(module_path)
+    while (before := _input_of_zero_preserving_node(node, root)) is not None:
         node = before
     if node.op != "call_module":
         return False
     name = str(node.target)
-    module, inner_path = root.get_submodule(name), f"{path}.{name}" if path else name
+    module, inner_path = root.get_submodule(name), f"{module_path}.{name}" if module_path else name
     inside = mixer_graphs(program).get(inner_path)
     if inside is not None and inside.graph is not None:  # a mixer that is one node for the state that it keeps
         *_, output = inside.graph.nodes
-        return isinstance(output.args[0], fx.Node) and _is_zero(program, output.args[0], inner_path)
+        return isinstance(output.args[0], fx.Node) and _is_always_zero(program, output.args[0], inner_path)
     return isinstance(module, (nn.Linear, Conv1D)) and not any(p.any() for p in module.parameters())
 
 
-def _zero_keeper(node: fx.Node, root: nn.Module) -> fx.Node | None:
+def _input_of_zero_preserving_node(node: fx.Node, root: nn.Module) -> fx.Node | None:
     """Input of a node that maps zeros to zeros: casts, views, products with a number, norms."""
-    if (behind := skip_identity(node)) is not node:
+    if (behind := unwrap_identity(node)) is not node:
         return behind
     inputs = list(_tensors(node))
     if len(inputs) != 1:

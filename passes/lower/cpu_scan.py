@@ -64,7 +64,7 @@ class CpuScan(Pass):
         with Rewriter(program) as rewrite:
             for path in paths:
                 rewrite.set_attr(f"{path}.{fast_mixers.MARK}", True)
-        fast_mixers.use_kernels(model, enabled=True)
+        fast_mixers.use_mixer_kernels(model, only_marked=True)
         program.note(lowered_scans=paths, level=levels.level())
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

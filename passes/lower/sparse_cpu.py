@@ -111,11 +111,11 @@ class SparseCpu(Pass):
         before = None if rows is None else prediction_error.OutputsBefore.record(program, ctx, rows)
         unsuitable = choice.unsupported_reason(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
-        sites = [choice.site_of(path, module) for path, module in modules.items()]
+        sites = [choice.linear_site_of(path, module) for path, module in modules.items()]
         samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
         able = {s.path: choice.usable_kernels(s, self.format) for s in sites}
         raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
-        times = self._kernel_seconds(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
+        times = self._known_or_raced_seconds(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
         choices, trials = [], {}
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
@@ -137,10 +137,10 @@ class SparseCpu(Pass):
                     rewrite.swap_module(site.path, packed)
                 if kernel in ROUNDED and self.format == "auto":
                     trials[site.path] = trial  # its weight is needed where all together move predictions too far
-        cost = None if before is None else self._refine_inexact(program, ctx, choices, trials, before)
-        self._check_and_record(program, ctx, choices, times, cost)
+        cost = None if before is None else self._refine_until_accurate(program, ctx, choices, trials, before)
+        self._refuse_or_record_choices(program, ctx, choices, times, cost)
 
-    def _refine_inexact(
+    def _refine_until_accurate(
         self,
         program: Program,
         ctx: Context,
@@ -167,7 +167,7 @@ class SparseCpu(Pass):
             ctx.emit_event(Said(f"{count_text(len(finer), 'module')} furthest off on finer grids: {message}"))
         return cost
 
-    def _check_and_record(
+    def _refuse_or_record_choices(
         self,
         program: Program,
         ctx: Context,
@@ -199,7 +199,7 @@ class SparseCpu(Pass):
 
     # -- times -----------------------------------------------------------------------------------------------
 
-    def _kernel_seconds(
+    def _known_or_raced_seconds(
         self, program: Program, ctx: Context, sites: Sequence[Site], kernels: Mapping[str, list[str]]
     ) -> dict[KernelCase, dict[str, float]]:
         """Seconds of each case's contenders, by name."""
@@ -219,7 +219,7 @@ class SparseCpu(Pass):
                     case.name, partial(race_kernels, weight, kernels[site.path], self.rows, isa)
                 )
             else:
-                sizes = {kernel: _packed_bytes(kernel, site) for kernel in kernels[site.path]}
+                sizes = {kernel: _estimated_packed_bytes(kernel, site) for kernel in kernels[site.path]}
                 times[case] = estimate_seconds(case, sizes, self.rows, isa, threads)
         return times
 
@@ -281,7 +281,7 @@ class SparseCpu(Pass):
         return (self.timings,) if self.timings else ()
 
 
-def _packed_bytes(kernel: str, site: Site) -> int:
+def _estimated_packed_bytes(kernel: str, site: Site) -> int:
     """About what a packed weight takes, from its shares of zeros."""
     format, numbers = BY_KERNEL[kernel], site.case.n * site.case.k
     if format.skips == "blocks":

@@ -14,7 +14,7 @@ from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.lowering import decoding_error
 from ...compiler.transforms.lowering.attentions import (
     attention_calls,
-    cache_update_of,
+    exclusive_cache_update,
     heads_of,
     odd_option,
     replace_call,
@@ -84,7 +84,10 @@ class SparseKv(Pass):
         before = None if rows is None else decoding_error.OutputsBefore.record(program.model, rows, ctx, self.window)
         chosen = attention_calls(program, self.on)
         left = rewrite_attention_calls(
-            program, chosen, _unsupported_reason, partial(_use_packed_attention, facts=self._facts())
+            program,
+            chosen,
+            _packed_cache_unsupported_reason,
+            partial(_replace_by_packed_attention, facts=self._facts()),
         )
         cost = None if before is None else before.compare_to(program.model, ctx)
         if cost is not None and not cost.divergence <= self.divergence:
@@ -117,21 +120,21 @@ class SparseKv(Pass):
         return {**keep, "window": self.window, "sinks": self.sinks}
 
 
-def _unsupported_reason(node: fx.Node) -> str:
+def _packed_cache_unsupported_reason(node: fx.Node) -> str:
     (queries, keys), d = heads_of(node), node.args[1].meta["shape"][-1]
     if odd_option(node):
         return odd_option(node)
     if node.kwargs.get("sliding_window"):
         return f"it sees the newest {node.kwargs['sliding_window']} tokens only"
-    if cache_update_of(node) is None:
+    if exclusive_cache_update(node) is None:
         return "it attends to something else than its cache"
     if node.args[3].meta["shape"][-1] != d:
         return f"its keys have {d} dimensions and its values {node.args[3].meta['shape'][-1]}"
     return KERNELS["sparse_attention"].accepts(queries, keys, d)
 
 
-def _use_packed_attention(graph: fx.Graph, node: fx.Node, facts: dict[str, float | int]) -> None:
-    update = cache_update_of(node)
+def _replace_by_packed_attention(graph: fx.Graph, node: fx.Node, facts: dict[str, float | int]) -> None:
+    update = exclusive_cache_update(node)
     assert update is not None, f"{node.name} was refused"
     cache, k, v, slot = update.args
     module, q, _, _, mask = node.args

@@ -4,7 +4,7 @@ from typing import Literal
 
 from ...compiler.analysis.discovery.bypass import staying
 from ...compiler.analysis.discovery.discover import skeleton_of
-from ...compiler.artifacts.pruning_config import Layer, read_pruning_config, removable_layers
+from ...compiler.artifacts.pruning_config import Layer, layers_by_number, read_pruning_config
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
@@ -41,11 +41,11 @@ class Apply(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         skeleton = skeleton_of(program)
-        config, layers = read_pruning_config(ctx.folder / self.path, skeleton), removable_layers(skeleton)
+        config, layers = read_pruning_config(ctx.folder / self.path, skeleton), layers_by_number(skeleton)
         orders = {id(g): self._order(program, g) for layer in layers for g in (layer.heads, layer.channels) if g}
         for kind, role in (("attn", "attention"), ("mlp", "mlp")):
             for number in config[f"pruned_{kind}_idx"]:
-                self._remove_branch(program, layers[number], role)
+                self._drop_branch_of_role(program, layers[number], role)
         for number, layer in enumerate(layers):
             for kind, role, group in (("attn", "attention", layer.heads), ("mlp", "mlp", layer.channels)):
                 if group and number not in config[f"pruned_{kind}_idx"]:
@@ -60,7 +60,7 @@ class Apply(Pass):
         """Items from the first to go to the last."""
         return ascending(l1_importance(program, group)) if self.reorder == "l1" else list(range(group.count))[::-1]
 
-    def _remove_branch(self, program: Program, layer: Layer, role: str) -> None:
+    def _drop_branch_of_role(self, program: Program, layer: Layer, role: str) -> None:
         branch = layer.branches[role]
         current = next(b for b in skeleton_of(program).branches if b.site == branch.site)
         with Rewriter(program) as rewrite:

@@ -41,7 +41,7 @@ class Blocks(BlockPruner):
             yield "missing branches"
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
-        self._refuse_without_choice(skeleton)
+        self._refuse_single_removable(skeleton)
         parts: LayerParts | BlockParts
         if self.unit == "layer":
             parts = LayerParts("blocks", all=len(skeleton.units), units=layers(skeleton, self.on))
@@ -49,7 +49,7 @@ class Blocks(BlockPruner):
             parts = BlockParts("blocks", all=len(skeleton.branches), branches=branches(skeleton, self.on))
         return self.removing(self.remove, "blocks", parts)
 
-    def _refuse_without_choice(self, skeleton: Skeleton) -> None:
+    def _refuse_single_removable(self, skeleton: Skeleton) -> None:
         """The last one stays, so that one alone is none to remove."""
         removable, noun = (skeleton.units, "layer") if self.unit == "layer" else (skeleton.branches, "residual branch")
         if len(removable) <= 1:

@@ -41,13 +41,13 @@ class Experts(Pass):
     data: DataRef | None = param("Rows on which the router's weights are summed.", default=None)
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen = self._groups(skeleton_of(program))
+        chosen = self._expert_groups_or_reject(skeleton_of(program))
         trusted = routing.router_weight_sums(program, ctx, self.data, chosen) if self.data else {}
         cuts = []
         for group in chosen:
             scores = trusted[group.site] if group.site in trusted else l1_importance(program, group)
             site = Site(group, ascending(scores))
-            removed = site.next_items(site.size - Amount(self.keep).remaining(site.size))
+            removed = site.least_important_items(site.size - Amount(self.keep).remaining(site.size))
             cuts += [(group, set(removed))] if removed else []
         dry_run(
             program,
@@ -62,16 +62,16 @@ class Experts(Pass):
         rewrite = rewrite or Rewriter(program)
         slice_all(program, rewrite, cuts)
         expert_groups = [g for g in skeleton_of(program).groups if g.kind == "experts"]
-        for name, count in routing.expert_counts_stated_above(program, [group for group, _ in cuts], expert_groups):
+        for name, count in routing.expert_counts_in_parents(program, [group for group, _ in cuts], expert_groups):
             rewrite.set_attr(name, Amount(self.keep).remaining(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        return forecast_even_widths(skeleton, self._groups(skeleton), Amount(self.keep), 1)
+        return forecast_even_widths(skeleton, self._expert_groups_or_reject(skeleton), Amount(self.keep), 1)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return Effort(ctx.rows(self.data).numel() if self.data else 0)
 
-    def _groups(self, skeleton: Skeleton) -> tuple[Group, ...]:
+    def _expert_groups_or_reject(self, skeleton: Skeleton) -> tuple[Group, ...]:
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
         expert_groups = require_groups(skeleton, "experts", groups(skeleton, "experts", self.on))
         for group in expert_groups:

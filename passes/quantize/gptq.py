@@ -10,7 +10,7 @@ from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, param
 from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, record_grids
-from ...compiler.transforms.search.solving import layerwise_effort, replace_weights
+from ...compiler.transforms.search.solving import estimate_layerwise_effort, solve_layerwise
 from ...compiler.transforms.search.updates import gptq
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
@@ -56,7 +56,7 @@ class Gptq(Quantizer):
                 return nearest if keep is None else torch.where(keep, nearest, 0.0)
             return gptq(weight, gram, grid, self.order, keep, self.damping, self.sweeps)
 
-        record_grids(program, chosen, replace_weights(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
+        record_grids(program, chosen, solve_layerwise(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")
+        return estimate_layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")

@@ -8,14 +8,14 @@ from torch import Tensor
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.core.shards import Shards
 from ...compiler.ir.program import Program
-from ...compiler.ir.surgery import replace_tensor
+from ...compiler.ir.surgery import replace_tensor_everywhere
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Effort, param
 from ...compiler.transforms.search.folds import Fold, folds
 from ...compiler.transforms.search.layerwise import Layerwise, Stage, stages
 from ...compiler.transforms.search.quantizing import GridPass
 from ...compiler.transforms.search.scaling import Scaling, Sums
-from ...compiler.transforms.search.solving import layerwise_effort
+from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...compiler.transforms.search.sparsity import finite_weight
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef
@@ -55,10 +55,11 @@ class Scale(GridPass):
         walk, changed = Layerwise(program, rows), []
         for stage in ctx.each(parts, "layers", len(parts)):
             tensors = shards.get_or_compute(
-                stage.unit, partial(self._scale_stage, program, walk, stage, folds_by_unit.get(stage.unit, []))
+                stage.unit,
+                partial(self._scaled_tensors_of_stage, program, walk, stage, folds_by_unit.get(stage.unit, [])),
             )
             for path, tensor in tensors.items():
-                replace_tensor(
+                replace_tensor_everywhere(
                     program.model, path, ctx.map_from_cache(tensor.to(program.model.get_parameter(path).device))
                 )
             walk.leave(stage)
@@ -66,7 +67,7 @@ class Scale(GridPass):
         program.changed()
         program.note(scaled=changed, folds=sum(map(len, folds_by_unit.values())), tokens=rows.numel())
 
-    def _scale_stage(
+    def _scaled_tensors_of_stage(
         self, program: Program, layerwise: Layerwise, stage: Stage, unit_folds: list[Fold]
     ) -> dict[str, Tensor]:
         model, sums, tensors = program.model, Sums(), {}
@@ -78,10 +79,10 @@ class Scale(GridPass):
             by = scaling.best_factor(fold)
             if by is None:
                 continue
-            scaling.apply_factor(fold, by)
+            scaling.accumulate_factors(fold, by)
             for path, tensor in fold.scaled_tensors(model, by).items():
                 tensors[path] = tensor
-                replace_tensor(model, path, tensor)
+                replace_tensor_everywhere(model, path, tensor)
         return tensors
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -90,4 +91,4 @@ class Scale(GridPass):
         return skeleton
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")
+        return estimate_layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")

@@ -10,7 +10,7 @@ from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.editing.interventions import insert_interventions, make_interventions
-from ...compiler.transforms.editing.position_spec import parse_positions
+from ...compiler.transforms.editing.position_spec import parse_first_last_counts
 from ...compiler.transforms.training.schedule import seed_of
 from ...dsl.checker.inputs import wide_rank
 from ...dsl.checker.skeleton import Part, Skeleton
@@ -67,14 +67,14 @@ class Insert(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        self._refuse_start()
+        self._refuse_identity_start_of_form()
         chosen = layers(skeleton_of(program), self.on)
         interventions = make_interventions(
             program,
             chosen,
             self.form,
             self.rank,
-            parse_positions(self.positions),
+            parse_first_last_counts(self.positions),
             self.tied,
             self.dropout,
             self.start,
@@ -94,8 +94,8 @@ class Insert(Pass):
         )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        self._refuse_start()
-        (first, last), width = parse_positions(self.positions), skeleton.facts.get("hidden") or 0
+        self._refuse_identity_start_of_form()
+        (first, last), width = parse_first_last_counts(self.positions), skeleton.facts.get("hidden") or 0
         if width and self.rank > width:
             raise Reject(wide_rank(self.rank, width, ""))
         names = ("both",) if self.tied and first and last else ("prefix",) * bool(first) + ("suffix",) * bool(last)
@@ -108,7 +108,7 @@ class Insert(Pass):
         ]
         return replace(skeleton, parts=(*skeleton.parts, *added))
 
-    def _refuse_start(self) -> None:
+    def _refuse_identity_start_of_form(self) -> None:
         if self.start == "identity" and not has_identity(self.form):
             raise Reject(
                 no_identity(

@@ -50,7 +50,7 @@ class Front(Pass):
             raise Reject(
                 too_few_points("a front without a measure has nothing to choose by", help="write `measure: [params]`")
             )
-        points = [self._point_of(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
+        points = [self._measure_point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
         best = (
             [p for p in points if not any(beats(turned(other), turned(p)) for other in points)]
             if self.keep == "best"
@@ -58,7 +58,7 @@ class Front(Pass):
         )
         return Points(tuple(best), ctx.results)
 
-    def _point_of(self, ref: StepRef, ctx: Context) -> Point:
+    def _measure_point(self, ref: StepRef, ctx: Context) -> Point:
         key, program = ctx.result(ref)
         words = [ctx.metric(metric) for metric in self.measure]
         values = [float(word.measure(program.model, ctx)) for word in words]

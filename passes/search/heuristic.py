@@ -41,7 +41,7 @@ class Heuristic(Method):
             for i in range(len(space.dims) if loss_history else 0)
         ]
         starts = (space.genome(space.choice("middle")), *([tuple(often)] if often else []), *lowest)
-        candidates = list(dict.fromkeys(self._shrink_until_allowed(genome, explorer) for genome in starts))[
+        candidates = list(dict.fromkeys(self._reduce_dims_until_allowed(genome, explorer) for genome in starts))[
             : self.evals
         ]
         explorer.expect(candidates)
@@ -49,7 +49,7 @@ class Heuristic(Method):
             if not explorer.exhausted:
                 explorer.evaluate(genome)
 
-    def _shrink_until_allowed(self, genome: Genome, explorer: Explorer) -> Genome:
+    def _reduce_dims_until_allowed(self, genome: Genome, explorer: Explorer) -> Genome:
         """The nearest allowed one, each dimension in turn set one value lower."""
         position = 0
         while not explorer.allows(genome):

@@ -3,7 +3,7 @@
 import random
 
 from ...compiler.transforms.supernet.explorer import Explorer, Genome, neighbours
-from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_new, sizes
+from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_allowed_genome, sizes
 
 
 class Hill(Method):
@@ -23,13 +23,13 @@ class Hill(Method):
     """
 
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
-        evaluate_proposals(explorer, rng, lambda: self._propose(explorer, rng))
+        evaluate_proposals(explorer, rng, lambda: self._new_neighbour_of_front(explorer, rng))
 
-    def _propose(self, explorer: Explorer, rng: random.Random) -> Genome:
+    def _new_neighbour_of_front(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
         rng.shuffle(front)
         for genome in front:
             fresh = [g for g in neighbours(genome, sizes(explorer)) if g not in explorer.known and explorer.allows(g)]
             if fresh:
                 return rng.choice(fresh)
-        return sample_new(explorer, rng)
+        return sample_allowed_genome(explorer, rng)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from ...compiler.core.environment import check_modules
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.supernet.explorer import Explorer
-from ...compiler.transforms.supernet.genetic import evolve
+from ...compiler.transforms.supernet.genetic import run_nsga2
 from ...compiler.transforms.supernet.search_pass import Method
 from ...dsl.checker.skeleton import Skeleton
 
@@ -39,4 +39,4 @@ class Nsga2(Method):
         return skeleton
 
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
-        evolve(explorer, rng, self.population)
+        run_nsga2(explorer, rng, self.population)

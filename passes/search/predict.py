@@ -7,7 +7,7 @@ import torch
 
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.supernet.explorer import Explorer, Genome, Values, neighbours, non_dominated
-from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_new, sizes
+from ...compiler.transforms.supernet.search_pass import Method, evaluate_proposals, sample_allowed_genome, sizes
 
 RIDGE = 0.1  # of standardised measures
 
@@ -35,24 +35,24 @@ class Predict(Method):
     def explore(self, explorer: Explorer, rng: random.Random) -> None:
         def propose() -> Genome:
             early = len(explorer.known) < max(self.evals // 3, 3)
-            return sample_new(explorer, rng) if early else self._propose(explorer, rng)
+            return sample_allowed_genome(explorer, rng) if early else self._new_candidate_by_prediction(explorer, rng)
 
         evaluate_proposals(explorer, rng, propose)
 
-    def _propose(self, explorer: Explorer, rng: random.Random) -> Genome:
+    def _new_candidate_by_prediction(self, explorer: Explorer, rng: random.Random) -> Genome:
         front = explorer.pareto_front()
         pool = {g for one in front for g in neighbours(one, sizes(explorer))}
         pool |= {tuple(rng.randrange(size) for size in sizes(explorer)) for _ in range(self.pool)}
         fresh = sorted(g for g in pool if g not in explorer.known and explorer.allows(g))
         if not fresh:
-            return sample_new(explorer, rng)
-        predicted = predict_values(explorer, fresh)
+            return sample_allowed_genome(explorer, rng)
+        predicted = predict_measures(explorer, fresh)
         among = {genome: explorer.known[genome] for genome in front} | predicted
         better = [genome for genome in non_dominated(among) if genome in predicted]
         return rng.choice(better or fresh)
 
 
-def predict_values(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
+def predict_measures(explorer: Explorer, genomes: list[Genome]) -> dict[Genome, Values]:
     """The measures of genomes by ridge regression over which value each dimension has, from what was evaluated."""
     known = {g: v for g, v in explorer.known.items() if all(map(math.isfinite, v))}
     x, y = _one_hot(list(known), sizes(explorer)), torch.tensor(list(known.values()), dtype=torch.float64)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.peak_memory import batch_bytes
+from ...compiler.analysis.planning.peak_memory import estimate_batch_bytes
 from ...compiler.core.journal import Journal
 from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
@@ -89,11 +89,11 @@ class Wanda(Pass):
         return shrink.sparse(skeleton, self.sparsity.value)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        """Every layer runs twice: once for the look at it, once masked."""
+        """Estimate the effort: every layer runs twice, once for the look at it, once masked."""
         rows: Tensor = ctx.rows(self.data)
         chosen = chosen_parts(skeleton, self.on)
         tokens = 2 * rows.numel() + allocation_effort(self.allocation, len(skeleton.units), rows)
-        buffer_bytes = MAX_SHARDS * max(sizes(chosen).values(), default=0) + batch_bytes(skeleton, rows)
+        buffer_bytes = MAX_SHARDS * max(sizes(chosen).values(), default=0) + estimate_batch_bytes(skeleton, rows)
         return Effort(tokens, n_separate=buffer_bytes, work=looking(chosen, self.pattern, "row"))
 
 

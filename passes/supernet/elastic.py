@@ -22,23 +22,28 @@ from ...compiler.transforms.supernet.choices import ChoiceSampler, ElasticDim, S
 from ...compiler.transforms.supernet.elastic_dims import (
     able,
     check_experts,
-    check_kernels,
     chosen,
     depth_dims,
-    item_orders,
     kernel_dims,
+    pruning_orders,
     refuse_no_depth,
     refuse_single_choice,
+    require_larger_kernels,
     width_dims,
 )
 from ...compiler.transforms.supernet.family import Family, check_ranks
-from ...compiler.transforms.supernet.kernels import init_kernel_crops
+from ...compiler.transforms.supernet.kernels import init_crop_matrices
 from ...compiler.transforms.supernet.norms import batch_norms, recalibrate_batch_norms
-from ...compiler.transforms.supernet.objectives import Classes, SubnetObjective, Tokens, refuse_unlabelled_images
+from ...compiler.transforms.supernet.objectives import (
+    ClassificationObjective,
+    SubnetObjective,
+    Tokens,
+    refuse_unlabelled_images,
+)
 from ...compiler.transforms.supernet.subnet_masks import SubnetMasks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, training_effort
+from ...compiler.transforms.training.effort import adapter_size, estimate_training_effort
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
@@ -161,7 +166,7 @@ class Elastic(Learner):
         refuse_same_rows(self.data, self.held_out, ctx)
         adapts = self.train == "adapters" and self.steps > 0
         paths = adaptable_modules(program, None) if adapts else ()
-        space, first = self._search_space(program, paths, ctx)
+        space, first = self._search_space_and_orders(program, paths, ctx)
         family = Family(program, None, space, Shape(self.ranks[0], self.alpha, self.dropout) if adapts else None)
         family.orders = first
         if batch_norms(program.model):
@@ -181,7 +186,7 @@ class Elastic(Learner):
             d for kind, shares in self._widths() for d in self._dials(chosen(skeleton, self.on, kind), kind, shares)
         ]
         check_experts(self.experts, skeleton, self.on)
-        check_kernels(self.kernels, skeleton, self.on)
+        require_larger_kernels(self.kernels, skeleton, self.on)
         ranked = self.train == "adapters" and self.steps > 0 and len(self.ranks) > 1
         if not (self.kernels or self.depth != "none" or ranked):
             is_selected = any(chosen(skeleton, self.on, kind) for kind, _ in self._widths())
@@ -198,13 +203,13 @@ class Elastic(Learner):
         adapters = adapter_size(parts(skeleton, None), self.ranks[0])
         trained = adapters if self.train == "adapters" else shrink.params(skeleton)
         each = self.draws + 2 * self.sandwich
-        return training_effort(
+        return estimate_training_effort(
             skeleton,
             trained if self.steps else 0,
             batch,
             each * self.steps * self.accumulate * batch,
             looks,
-            recomputed=self.gradient_checkpointing,
+            checkpointing=self.gradient_checkpointing,
         )
 
     # -- what may be chosen ----------------------------------------------------------------------------------
@@ -215,7 +220,7 @@ class Elastic(Learner):
     def _dials(self, groups, kind: str, shares: list[Ratio]) -> list[ElasticDim]:
         return width_dims(groups, shares, self.per, self.align if kind == "channels" else 1)
 
-    def _search_space(
+    def _search_space_and_orders(
         self, program: Program, paths: tuple[str, ...], ctx: Context
     ) -> tuple[Space, dict[str, list[int]]]:
         skeleton = skeleton_of(program)
@@ -236,12 +241,12 @@ class Elastic(Learner):
         refuse_single_choice(dims, "the model does not run without what would go")
         routed = [group for group in elastic if group.kind == "experts"]
         trust = router_weight_sums(program, ctx, self.data, routed, self.adapt) if routed else {}
-        return Space(tuple(dims)), item_orders(program, elastic, trust)
+        return Space(tuple(dims)), pruning_orders(program, elastic, trust)
 
     # -- training --------------------------------------------------------------------------------------------
 
     def _train_family(self, family: Family, paths: tuple[str, ...], ctx: Context) -> None:
-        program, crops = family.program, init_kernel_crops(family.space)
+        program, crops = family.program, init_crop_matrices(family.space)
         switches = SubnetMasks(program, family.space, family.orders, crops)
         sampler = ChoiceSampler(
             family.space,
@@ -273,9 +278,9 @@ class Elastic(Learner):
                 {**weights, **crops},
                 len(lesson.objective.rows),
                 lesson.accumulate_gradients,
-                lambda: self._held_out_loss(family, sampler, ctx),
+                lambda: self._middle_subnet_validation_loss(family, sampler, ctx),
                 masks=weight_masks,
-                begin=sampler.begin_step,
+                begin=sampler.draw_for_step,
             )
             tensors = {name: p.detach().clone() for name, p in weights.items()}
             family.crops = {name: p.detach().clone() for name, p in crops.items()}
@@ -283,14 +288,14 @@ class Elastic(Learner):
         family.losses = tuple(lesson.mean_losses_by_choice(course.step))
         program.note(steps=course.step, best=course.best, loss=course.curve, held_out=course.held_out)
 
-    def _objective(self, model: nn.Module, ctx: Context) -> Tokens | Classes:
+    def _objective(self, model: nn.Module, ctx: Context) -> Tokens | ClassificationObjective:
         rows, labels = ctx.rows(self.data), ctx.labels(self.data)
         if labels is None:
             refuse_unlabelled_images(rows, self.data.name)
             return Tokens(model, rows, learned=ctx.answers(self.data))
-        return Classes(model, rows, ctx.prompts(self.data), labels, self.data.name)
+        return ClassificationObjective(model, rows, ctx.prompts(self.data), labels, self.data.name)
 
-    def _held_out_loss(self, family: Family, sampler: ChoiceSampler, ctx: Context) -> float:
+    def _middle_subnet_validation_loss(self, family: Family, sampler: ChoiceSampler, ctx: Context) -> float:
         model = family.program.model
         sampler.take(sampler.space.choice("middle"))
         if family.norms is not None:

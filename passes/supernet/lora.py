@@ -16,7 +16,7 @@ from ...compiler.transforms.supernet.choices import ChoiceSampler, Space
 from ...compiler.transforms.supernet.family import Family, check_ranks
 from ...compiler.transforms.training.acceptance import refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, training_effort
+from ...compiler.transforms.training.effort import adapter_size, estimate_training_effort
 from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
@@ -93,7 +93,7 @@ class Lora(Learner):
         with with_adapters(program.model, paths, shape, seed, zeros=self.zeros, grid=grid) as adapters:
             adapters.follow(sampler.ranks)
             weights = adapters.parameters()
-            course = self._train_to_best(outcome, ctx, weights, sampler)
+            course = self._train_adapters_to_best(outcome, ctx, weights, sampler)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
         program.note(
             trained=sum(t.numel() for t in tensors.values()),
@@ -124,20 +124,20 @@ class Lora(Learner):
         if self.held_out:
             looks = ctx.rows(self.held_out).numel() * (1 + self.steps // self.every)
         trained = adapter_size(self._chosen(skeleton), max(self.ranks))
-        return training_effort(
+        return estimate_training_effort(
             skeleton,
             trained,
             batch,
             self.steps * self.accumulate * batch,
             looks,
-            recomputed=self.gradient_checkpointing,
+            checkpointing=self.gradient_checkpointing,
         )
 
     def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
         inside = tuple(f"{unit}." for unit in skeleton.units)
         return tuple(p for p in parts(skeleton, self.on) if self.on is not None or p.path.startswith(inside))
 
-    def _train_to_best(
+    def _train_adapters_to_best(
         self, outcome: Model, ctx: Context, weights: dict[str, torch.nn.Parameter], sampler: ChoiceSampler
     ) -> TrainingState:
         program = outcome.program
@@ -151,5 +151,5 @@ class Lora(Learner):
             return nats / tokens
 
         return run_training(
-            self, program, ctx, weights, len(rows), lesson.accumulate_gradients, judge, begin=sampler.begin_step
+            self, program, ctx, weights, len(rows), lesson.accumulate_gradients, judge, begin=sampler.draw_for_step
         )

@@ -14,20 +14,20 @@ from ...compiler.evaluation import reference, similarity
 from ...compiler.inputs.data.chat import no_speakers
 from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.ir.program import Program
-from ...compiler.models.rows.encoder_states import resolve_pooling
+from ...compiler.models.rows.encoder_states import resolve_pooling_name
 from ...compiler.models.rows.forward import output_kind_of, total_nll
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
 from ...compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from ...compiler.transforms.training.effort import adapter_size, full_size, training_effort
+from ...compiler.transforms.training.effort import adapter_size, estimate_training_effort, full_size
 from ...compiler.transforms.training.loop import TrainingState
 from ...compiler.transforms.training.masks import masks
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.schedule import seed_of
 from ...compiler.transforms.training.trained_pass import Learner
 from ...compiler.transforms.training.training_run import run_training
-from ...compiler.transforms.training.unmerged import Unmerged
+from ...compiler.transforms.training.unmerged import UnmergedAdapters
 from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
@@ -114,28 +114,28 @@ class Heal(Learner):
         paths = adaptable_modules(program, self.on, "method: full")
         with with_adapters(program.model, paths, shape, seed_of("adapters", ctx.seed), zeros="fill") as adapters:
             weights = adapters.parameters()
-            course = self._train_to_best(program, ctx, weights)
+            course = self._train_and_restore_best(program, ctx, weights)
             tensors = {name: p.detach().clone() for name, p in weights.items()}
-        self._record_training(program, course, weights, merged=None)
-        return Unmerged(program, None, shape, tensors)
+        self._note_training_in_program(program, course, weights, merged=None)
+        return UnmergedAdapters(program, None, shape, tensors)
 
     def run(self, program: Program, ctx: Context) -> None:
         self._check_rows(ctx)
         if self.method == "full":
             weights = self._trainable_weights(program)
-            course = self._train_to_best(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
+            course = self._train_and_restore_best(program, ctx, weights, masks(weights) if self.zeros == "keep" else {})
         else:
             shape = Shape(self.rank, self.alpha, self.dropout)
             paths, seed = adaptable_modules(program, self.on, "method: full"), seed_of("adapters", ctx.seed)
             with with_adapters(program.model, paths, shape, seed, zeros=self.zeros) as adapters:
                 weights = adapters.parameters()
-                course = self._train_to_best(program, ctx, weights)
+                course = self._train_and_restore_best(program, ctx, weights)
                 adapters.merge()
         merged = self._judge_merged(program, ctx, course) if self.held_out and self.method == "lora" else None
         program.changed()
-        self._record_training(program, course, weights, merged)
+        self._note_training_in_program(program, course, weights, merged)
 
-    def _record_training(
+    def _note_training_in_program(
         self, program: Program, course: TrainingState, weights: dict[str, nn.Parameter], merged: float | None
     ) -> None:
         program.note(
@@ -167,17 +167,17 @@ class Heal(Learner):
         else:
             trained = full_size(chosen) if self.on else shrink.params(skeleton)
         narrow = self.method == "full" and skeleton.facts.get("dtype") in ("bfloat16", "float16")
-        return training_effort(
+        return estimate_training_effort(
             skeleton,
             trained,
             batch,
             self.steps * self.accumulate * batch,
             looks,
-            narrow=narrow,
-            recomputed=self.gradient_checkpointing,
+            has_masters=narrow,
+            checkpointing=self.gradient_checkpointing,
         )
 
-    def _train_to_best(
+    def _train_and_restore_best(
         self,
         program: Program,
         ctx: Context,
@@ -188,10 +188,10 @@ class Heal(Learner):
         model, rows = program.model, ctx.rows(self.data)
         output_kind = output_kind_of(model, rows[:1])
         if output_kind == "states":
-            return self._train_states(program, ctx, weights, weight_masks)
-        loss_mask = self._loss_mask(self.data, ctx)
+            return self._train_towards_hidden_states(program, ctx, weights, weight_masks)
+        loss_mask = self._learned_tokens_mask(self.data, ctx)
         share = self.distill.value if output_kind == "tokens" else 1.0
-        original = reference.load_reference(ctx, self.data) if share else None
+        original = reference.load_or_make_reference(ctx, self.data) if share else None
         lesson = Objective(model, rows, original, share, self.temperature, loss_mask)
         teaching = torch.arange(len(rows)) if loss_mask is None else loss_mask[:, 1:].any(1).nonzero()[:, 0]
         return run_training(
@@ -201,13 +201,13 @@ class Heal(Learner):
             weights,
             len(teaching),
             lambda chosen, weight: lesson.accumulate_gradients(teaching[chosen], weight),
-            lambda: self._held_out_loss(model, ctx),
+            lambda: self._validation_loss(model, ctx),
             masks=weight_masks,
             weight_decay=self.weight_decay,
             verb="healing",
         )
 
-    def _train_states(
+    def _train_towards_hidden_states(
         self,
         program: Program,
         ctx: Context,
@@ -216,17 +216,20 @@ class Heal(Learner):
     ) -> TrainingState:
         """Training towards the original's hidden states, the only outputs of a model without a head."""
         model, rows = program.model, ctx.rows(self.data)
-        original, pooling = similarity.load_states(ctx, self.data), resolve_pooling(ctx.origin.folder, "auto")
+        original, pooling = (
+            similarity.load_or_make_states(ctx, self.data),
+            resolve_pooling_name(ctx.origin.folder, "auto"),
+        )
         return run_training(
             self,
             program,
             ctx,
             weights,
             len(rows),
-            lambda chosen, weight: similarity.accumulate_feature_gradient(
+            lambda chosen, weight: similarity.accumulate_hidden_state_gradient(
                 model, rows, original, pooling, chosen, weight
             ),
-            lambda: self._held_out_loss(model, ctx),
+            lambda: self._validation_loss(model, ctx),
             masks=weight_masks,
             weight_decay=self.weight_decay,
             verb="healing",
@@ -234,29 +237,29 @@ class Heal(Learner):
 
     def _judge_merged(self, program: Program, ctx: Context, course: TrainingState) -> float:
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
-        start, merged = course.held_out[0][1], self._held_out_loss(program.model, ctx)
+        start, merged = course.held_out[0][1], self._validation_loss(program.model, ctx)
         if not merged < start:
             raise Reject(no_gain_diagnostic(start, [(course.best, merged)]))
         return merged
 
-    def _held_out_loss(self, model: nn.Module, ctx: Context) -> float:
+    def _validation_loss(self, model: nn.Module, ctx: Context) -> float:
         assert self.held_out is not None, "judged by no rows"
         rows = ctx.rows(self.held_out)
         output_kind = output_kind_of(model, rows[:1])
         if output_kind == "classes":
             return reference.mean_kl_divergence(
-                model, rows, reference.load_reference(ctx, self.held_out), "divergence", self.held_out.name
+                model, rows, reference.load_or_make_reference(ctx, self.held_out), "divergence", self.held_out.name
             )
         if output_kind == "states":
             original_states, pooling = (
-                similarity.load_states(ctx, self.held_out),
-                resolve_pooling(ctx.origin.folder, "auto"),
+                similarity.load_or_make_states(ctx, self.held_out),
+                resolve_pooling_name(ctx.origin.folder, "auto"),
             )
-            return similarity.feature_distance(model, rows, original_states, pooling)
-        nats, tokens = total_nll(model, rows, self._loss_mask(self.held_out, ctx))
+            return similarity.mean_hidden_state_loss(model, rows, original_states, pooling)
+        nats, tokens = total_nll(model, rows, self._learned_tokens_mask(self.held_out, ctx))
         return nats / tokens
 
-    def _loss_mask(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
+    def _learned_tokens_mask(self, ref: DataRef, ctx: Context) -> torch.Tensor | None:
         """Mask of the tokens that count: None for all."""
         if self.learn == "all":
             return ctx.answers(ref)

@@ -9,13 +9,17 @@ from torch import Tensor, nn
 from ...compiler.ir.layers.reft import Reft as Edits
 from ...compiler.ir.layers.reft import interventions
 from ...compiler.ir.program import Program
-from ...compiler.models.rows.classifier import check_classes, class_logits, classification_loss_and_accuracy
+from ...compiler.models.rows.classifier import (
+    class_logits,
+    classification_loss_and_accuracy,
+    refuse_labels_beyond_outputs,
+)
 from ...compiler.models.rows.forward import total_nll
 from ...compiler.models.rows.prompt_positions import head, prompts
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
-from ...compiler.transforms.training.effort import training_effort
+from ...compiler.transforms.training.effort import estimate_training_effort
 from ...compiler.transforms.training.loop import Run, TrainingSettings, TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.trainable import Trained, activation_checkpointing, training_mode
@@ -79,13 +83,13 @@ class Reft(Learner):
                     f"{type(program.model).__name__} has no interventions", help="put `reft.insert()` before this step"
                 )
             )
-        active = self._active_mask(edits)
+        active = self._trained_coordinates_mask(edits)
         weights = {f"{path}.{name}": p for path, module in edits.items() for name, p in module.named_parameters()}
-        hooks = [] if active is None else [p.register_hook(_mask_gradient(active)) for p in weights.values()]
+        hooks = [] if active is None else [p.register_hook(_make_gradient_mask_hook(active)) for p in weights.values()]
         if ctx.labels(self.data) is not None:
             weights |= head(program.model)
         try:
-            course = self._train_to_best(program, ctx, edits, weights, active)
+            course = self._train_interventions_to_best(program, ctx, edits, weights, active)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -113,16 +117,16 @@ class Reft(Learner):
             if part.kind == "Intervention"
             for _, shape in part.tensors
         )
-        return training_effort(
+        return estimate_training_effort(
             skeleton,
             trained,
             batch,
             self.steps * self.accumulate * batch,
             looks,
-            recomputed=self.gradient_checkpointing,
+            checkpointing=self.gradient_checkpointing,
         )
 
-    def _train_to_best(
+    def _train_interventions_to_best(
         self,
         program: Program,
         ctx: Context,
@@ -146,8 +150,8 @@ class Reft(Learner):
             save=self.save,
             seed=ctx.seed,
         )
-        learn = self._batch_loss(model, edits, ctx, active)
-        judge = self._held_out_loss(model, edits, ctx, active) if self.held_out else None
+        learn = self._make_batch_gradient_function(model, edits, ctx, active)
+        judge = self._make_validation_loss_function(model, edits, ctx, active) if self.held_out else None
         layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
         with training_mode(model, weights), activation_checkpointing(layers):
             course = Run(Trained(weights), regime, len(rows), learn, judge, ctx).run()
@@ -155,7 +159,9 @@ class Reft(Learner):
             raise Reject(no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], "training"))
         return course
 
-    def _batch_loss(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
+    def _make_batch_gradient_function(
+        self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None
+    ):
         """Loss of a batch: on the answers to its prompts, or on its classes."""
         rows, prompt_lengths, labels = (
             ctx.rows(self.data),
@@ -173,14 +179,16 @@ class Reft(Learner):
 
         def classify(chosen: Tensor, weight: float) -> float:
             logits = class_logits(model, rows[chosen], prompt_lengths[chosen], active).float()
-            check_classes(logits, labels[chosen], self.data.name)
+            refuse_labels_beyond_outputs(logits, labels[chosen], self.data.name)
             loss = nn.functional.cross_entropy(logits, labels[chosen].to(logits.device))
             (loss * weight).backward()
             return loss.item()
 
         return classify
 
-    def _held_out_loss(self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None):
+    def _make_validation_loss_function(
+        self, model: nn.Module, edits: dict[str, Edits], ctx: Context, active: Tensor | None
+    ):
         validation = self.held_out
         assert validation is not None, "judged by no rows"
         rows, loss_mask = ctx.rows(validation), ctx.speech(validation)
@@ -218,7 +226,7 @@ class Reft(Learner):
                 )
         return lengths
 
-    def _active_mask(self, edits: dict[str, Edits]) -> Tensor | None:
+    def _trained_coordinates_mask(self, edits: dict[str, Edits]) -> Tensor | None:
         """Mask of trained coordinates, [r] bool; None: all."""
         if self.subspace is None:
             return None
@@ -237,7 +245,7 @@ class Reft(Learner):
         return active
 
 
-def _mask_gradient(active: Tensor):
+def _make_gradient_mask_hook(active: Tensor):
     """A gradient with zeros for coordinates that are not trained."""
 
     def keep(gradient: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ import torch
 from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.verify import compare_outputs, make_probe_inputs, opener_of
 from effc.compiler.artifacts.verify_child import probe_model
-from effc.compiler.core.architectures import Matrix, matrix_markdown, read_matrix
+from effc.compiler.core.architectures import Matrix, architecture_matrix_markdown, parse_architecture_matrix
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.target import Form
@@ -83,7 +83,13 @@ def looks(model: nn.Module) -> dict[str, Cell]:
         return {look: refusal(reject) if look == LOOKS[0] else NONE for look in LOOKS}
     for unit in program.units.values():
         unit.bind(program.model)
-    seen = list(zip(equivalence.record_logits(reference), equivalence.record_logits(program.model), strict=True))
+    seen = list(
+        zip(
+            equivalence.record_logits_of_sample_calls(reference),
+            equivalence.record_logits_of_sample_calls(program.model),
+            strict=True,
+        )
+    )
     parts = {"capture": seen[:1], "other shape": seen[1:3], "padded": seen[3:5], "decode": seen[5:]}
     for look, pairs in parts.items():
         assert all(torch.equal(a, b) for a, b in pairs), f"{look}: the graphs compute something else"
@@ -163,7 +169,11 @@ def attempt(row: Row, word: str, folder: Path) -> list[ScorePairs]:
     row.cells[f"{word} emit"] = emitted(program, ctx, folder / "artifact", word in ENGINE)
     if row.cells[f"{word} emit"] is not GREEN:
         return []
-    kind = Native if word in ENGINE else ctx.registry.load_class("target", "hf" if is_stock(program.model) else "pt2")
+    kind = (
+        Native
+        if word in ENGINE
+        else ctx.registry.import_plugin_class("target", "hf" if is_stock(program.model) else "pt2")
+    )
     forms = [form for form in kind(path="x").forms() if (folder / "artifact" / form.folder).is_dir()]
     assert forms, f"{row.name}: nothing was written that reloads"
     given = inputs(program.model)
@@ -298,7 +308,7 @@ def put_into(page: str, found: Matrix) -> str:
     """A page with this table in place of the one that it had."""
     start = page.index("|  | capture |")
     end = page.index("\n", page.index(" stages work", start))
-    return f"{page[:start]}{matrix_markdown(found)}{page[end:]}"
+    return f"{page[:start]}{architecture_matrix_markdown(found)}{page[end:]}"
 
 
 def main(arguments: list[str]) -> None:
@@ -331,7 +341,7 @@ def main(arguments: list[str]) -> None:
     if given.write:
         found = amended(found)
         SHIPPED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), read_matrix(found)), encoding="utf-8")
+        PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), parse_architecture_matrix(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from effc.compiler.transforms.supernet.elastic_dims import (
     able,
     chosen,
     depth_dims,
-    item_orders,
     kernel_dims,
+    pruning_orders,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
@@ -41,11 +41,11 @@ def net():
 
 
 def test_graphs_and_groups_of_all_its_blocks_are_found(net):
-    reference = equivalence.record_logits(net)
+    reference = equivalence.record_logits_of_sample_calls(net)
     program = capture(copy.deepcopy(net))
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(reference, equivalence.record_logits(program.model)) == 0.0
+    assert equivalence.distance(reference, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert len(program.units) == 16 and not program.opaque
     assert len(skeleton_of(program).branches) == 9, "inverted residuals that keep their shape"
     assert len(skeleton_of(program).groups) == 24 and not skeleton_of(program).facts["refused"]
@@ -58,7 +58,10 @@ def test_a_tenth_of_every_width_can_go(net):
         timeouts(silenced, group, items)
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, items) for group, items in cuts if items])
-    expected, found = equivalence.record_logits(silenced), equivalence.record_logits(program.model)
+    expected, found = (
+        equivalence.record_logits_of_sample_calls(silenced),
+        equivalence.record_logits_of_sample_calls(program.model),
+    )
     assert equivalence.distance(expected, found) <= SHARE * float(expected[0].abs().max())
     before, after = (sum(p.numel() for p in m.parameters()) for m in (net, program.model))
     assert after < 0.87 * before
@@ -77,7 +80,7 @@ def test_widths_kernels_and_blocks_of_it_are_elastic(net):
     assert [d.places[0] for d in dims if d.kind == "kernel"] == five and len(five) == 9
     space = Space((*dims, *depth_dims(program, None, "blocks")))
     assert len(space.of("blocks")) == 8, "all but the first of its inverted residuals that keep their shape"
-    family = Family(program, "", space, orders=item_orders(program, groups))
+    family = Family(program, "", space, orders=pruning_orders(program, groups))
     choice, shown = space.choice("smallest"), net.dummy_inputs["inputs"]
     with family.applied(choice):
         masked = program.model(shown)

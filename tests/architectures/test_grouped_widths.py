@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts.compat import plan_padding
+from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.pretrained import pretrained
@@ -97,10 +97,12 @@ def test_a_checkpoint_that_is_filled_up_has_widths_that_can_be_multiplied(tmp_pa
     cuts = [(g, set(range(4))) for g in skeleton_of(program).groups if g.kind == "channels"]
     with Rewriter(program) as rewrite:  # 28 of 32 for each expert, 60 of 64 for two shared ones together: 30 each
         slice_all(program, rewrite, cuts)
-    filled = plan_padding(program)
+    filled = plan_padding_to_stock(program)
     assert not filled.reasons
     filled.config.save_pretrained(tmp_path)
-    save_file({p.name: p.make().contiguous() for p in filled.tensor_pieces(program)}, tmp_path / "model.safetensors")
+    save_file(
+        {p.name: p.make().contiguous() for p in filled.padded_tensor_pieces(program)}, tmp_path / "model.safetensors"
+    )
     again = type(pretrained(program.model)).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(IDS).logits, program.model(IDS).logits, atol=1e-4, rtol=0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.core.architectures import FILE, matrix_markdown, read_matrix
+from effc.compiler.core.architectures import FILE, architecture_matrix_markdown, parse_architecture_matrix
 
 from tests.architectures.matrix import LOOKS, body, run
 from tests.architectures.more import MORE
@@ -72,7 +72,7 @@ def test_every_architecture_is_in_the_matrix_and_nothing_in_it_is_a_failure():
 
 
 def test_every_refusal_is_a_sentence():
-    for why in read_matrix().refusals:
+    for why in parse_architecture_matrix().refusals:
         assert why[0].islower() or why[0].isupper() or why[0].isdigit() or why[0] == "`"
         assert not why.endswith(".") and "Traceback" not in why and len(why) < 400
 
@@ -80,13 +80,15 @@ def test_every_refusal_is_a_sentence():
 def test_doctor_prints_the_matrix():
     command = "from effc.compiler.cli.main import main; raise SystemExit(main(['doctor', '--architectures']))"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
-    found = read_matrix()
+    found = parse_architecture_matrix()
     assert done.returncode == 0 and found.summary in done.stdout
     for name in shipped()["rows"]:
         assert f"\n{name}" in done.stdout
-    assert matrix_markdown(found).count("\n| ") == len(shipped()["rows"]) + 1
+    assert architecture_matrix_markdown(found).count("\n| ") == len(shipped()["rows"]) + 1
 
 
 def test_the_page_shows_the_matrix():
     page = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
-    assert matrix_markdown(read_matrix()).strip() in page, "python -m tests.architectures.matrix --write puts it there"
+    assert architecture_matrix_markdown(parse_architecture_matrix()).strip() in page, (
+        "python -m tests.architectures.matrix --write puts it there"
+    )

@@ -59,10 +59,10 @@ def test_what_can_not_be_narrowed_has_a_name_though_no_module_encloses_both_stac
 def test_the_graphs_say_what_the_model_says_token_by_token(name):
     program, reference = copy.deepcopy(captured(name)), table.model(name)
     assert not program.opaque
-    expected, said = generated(reference), equivalence.record_logits(reference)
+    expected, said = generated(reference), equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(said, equivalence.record_logits(program.model)) == 0.0
+    assert equivalence.distance(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert equivalence.distance(expected, generated(program.model)) == 0.0
 
 
@@ -111,18 +111,18 @@ def test_both_stacks_can_be_sliced(name, kind):
 
 def test_a_model_that_hears_says_the_same_of_sounds_token_by_token():
     program, reference = copy.deepcopy(captured("whisper")), table.model("whisper")
-    said = equivalence.record_logits(reference)
+    said = equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
         unit.bind(program.model)
     assert len(program.units) == 4 and not program.opaque
-    assert equivalence.distance(said, equivalence.record_logits(program.model)) == 0.0
+    assert equivalence.distance(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     probed = probe_model(reference, make_probe_inputs(reference))["logits of a batch, and of decode steps"]
     assert torch.allclose(probed[:, :8], probed[:, 12:20], atol=1e-5), "the first steps, and the whole"
 
 
 def test_a_model_that_hears_is_run_on_no_rows_of_tokens():
     with pytest.raises(Reject, match="hears sounds"):
-        inputs.forward_arguments(table.model("whisper"), torch.ones(1, 8, dtype=torch.int64))
+        inputs.forward_args_and_kwargs(table.model("whisper"), torch.ones(1, 8, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("word", ["pt2", "gguf"])
@@ -131,7 +131,7 @@ def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word)
     ctx = context(model, tmp_path, "bart")
     ctx = replace(ctx, origin=replace(ctx.origin, build=lambda: type(model)(model.config)))
     with pytest.raises(Reject) as refused:
-        ctx.registry.load_class("target", word)(path="x").foresee(ctx)
+        ctx.registry.import_plugin_class("target", word)(path="x").foresee(ctx)
     (found,) = refused.value.diagnostics
     assert (
         "an encoder with a decoder" in found.message
@@ -141,7 +141,7 @@ def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word)
     assert "pt2" not in found.help, "which refuses them too"
 
 
-@pytest.mark.parametrize("clock", [timing.prefill_step, timing.decode_step])
+@pytest.mark.parametrize("clock", [timing.make_prefill_step, timing.decode_step])
 def test_a_source_is_timed_and_tokens_are_said_behind_it(clock):
     step = clock(table.model("t5"), 8)
     with torch.no_grad():
@@ -154,9 +154,9 @@ def test_the_loss_of_a_row_is_the_models_own_of_its_target():
     rows = torch.arange(40).view(2, 20) % 60 + 4
     rows[0, 6:10] = rows[1, 17:20] = fill
     source, target = rows[:, :10], rows[:, 10:]
-    wanted = target.masked_fill(~inputs.non_padding(target, fill), -100)
+    wanted = target.masked_fill(~inputs.non_padding_mask(target, fill), -100)
     with torch.no_grad():
-        mask = inputs.non_padding(source, fill).long()
+        mask = inputs.non_padding_mask(source, fill).long()
         expected = model(input_ids=source, attention_mask=mask, labels=wanted).loss.item()
         assert logits(model, rows).shape[:2] == (2, 10)
     nats, count = total_nll(model, rows)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.selection import require_groups
-from effc.compiler.artifacts.compat import plan_padding
+from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.artifacts.verify import make_probe_inputs
 from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.core.settings import Settings
@@ -21,10 +21,10 @@ from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.program import Program
 from effc.compiler.models.checkpoints.mamba_rescale import NOTE
 from effc.compiler.models.checkpoints.meta_init import without_storage
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.models.rows.forward import output_logits
-from effc.compiler.models.rows.inputs import forward_arguments
+from effc.compiler.models.rows.inputs import forward_args_and_kwargs
 from effc.compiler.plugin.context import Context
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.targets.hf import Hf
@@ -62,7 +62,10 @@ def assert_sliced_is_silenced(program: Program, kind: str) -> None:
         timeouts(silenced, group, items)
     with Rewriter(trial) as rewrite:
         slice_all(trial, rewrite, cuts)
-    expected, found = equivalence.record_logits(silenced), equivalence.record_logits(trial.model)
+    expected, found = (
+        equivalence.record_logits_of_sample_calls(silenced),
+        equivalence.record_logits_of_sample_calls(trial.model),
+    )
     assert equivalence.distance(expected, found) <= SHARE * max(1.0, *(float(x.abs().max()) for x in expected))
 
 
@@ -147,7 +150,7 @@ def test_experts_go_with_all_that_has_an_entry_for_each(name):
     assert left and all(count not in t.shape[:1] for t in left)
     for unit in program.units.values():
         unit.bind(program.model)
-    bound = equivalence.record_logits(program.model)
+    bound = equivalence.record_logits_of_sample_calls(program.model)
     assert all(t.isfinite().all() for t in bound)
 
 
@@ -159,11 +162,11 @@ def test_a_branch_that_reads_the_sum_before_it_does_not_hide_the_branch_of_that_
 
 def test_a_branch_that_the_model_asks_for_by_name_is_refused_before_anything_changes():
     program = copy.deepcopy(captured("recurrent_gemma"))
-    before, branch = equivalence.record_logits(program.model), skeleton_of(program).branches[0]
+    before, branch = equivalence.record_logits_of_sample_calls(program.model), skeleton_of(program).branches[0]
     with pytest.raises(Reject) as refused:
         Rewriter(program).drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
     assert refused.value.diagnostics[0].fault is layer_needed
-    assert equivalence.distance(before, equivalence.record_logits(program.model)) == 0.0
+    assert equivalence.distance(before, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
 
 
 def test_branches_of_a_layer_have_sites_of_their_own():
@@ -176,7 +179,7 @@ def test_a_branch_without_weights_can_not_come_back_as_zeros():
     branch = next(b for b in skeleton_of(program).branches if not b.parts)
     with Rewriter(program) as rewrite:
         rewrite.drop_branch(branch.unit, branch.join, staying(program.units[branch.unit].graph, branch))
-    assert "fourier" in " ".join(plan_padding(program).reasons)
+    assert "fourier" in " ".join(plan_padding_to_stock(program).reasons)
 
 
 def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_ones():
@@ -186,10 +189,10 @@ def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_o
     timeouts(silenced, group, {0, 2})
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, {0, 2})])
-    filled = plan_padding(program)
+    filled = plan_padding_to_stock(program)
     assert not filled.reasons
     stock = copy.deepcopy(silenced)
-    stock.load_state_dict({piece.name: piece.make() for piece in filled.tensor_pieces(program)}, strict=False)
+    stock.load_state_dict({piece.name: piece.make() for piece in filled.padded_tensor_pieces(program)}, strict=False)
     assert equivalence.max_logit_difference(silenced, stock) < 1e-4
 
 
@@ -198,9 +201,9 @@ def test_heads_come_back_in_their_own_width_or_not_at_all():
     program = copy.deepcopy(captured("deberta_v2"))
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(g, {0, 1}) for g in skeleton_of(program).groups if g.kind == "heads"])
-    filled, stock = plan_padding(program), table.model("deberta_v2")
+    filled, stock = plan_padding_to_stock(program), table.model("deberta_v2")
     assert not filled.reasons and filled.config.num_attention_heads == 4
-    stock.load_state_dict({piece.name: piece.make() for piece in filled.tensor_pieces(program)}, strict=False)
+    stock.load_state_dict({piece.name: piece.make() for piece in filled.padded_tensor_pieces(program)}, strict=False)
     assert equivalence.max_logit_difference(program.model, stock) < 1e-4
 
 
@@ -289,7 +292,7 @@ def test_weights_of_mamba_are_taken_and_left_as_they_are_stored(tmp_path, name):
     model = table.model(name)
     model.config.rescale_prenorm_residual = True
     model.save_pretrained(tmp_path / "base")
-    origin = open_folder(tmp_path / "base", "x", "auto", Settings(tmp_path / "cache"))
+    origin = origin_of_folder(tmp_path / "base", "x", "auto", Settings(tmp_path / "cache"))
     loaded = origin.load()
     assert origin.notes == (NOTE,) and same_weights(model, loaded)
     written(loaded, origin, tmp_path)
@@ -301,7 +304,7 @@ def test_weights_of_mamba_are_taken_and_left_as_they_are_stored(tmp_path, name):
 def test_nemotrons_flag_stays_for_its_class_looks_before_it_rescales(tmp_path):
     model = table.model("nemotron_h")
     model.save_pretrained(tmp_path / "base")
-    origin = open_folder(tmp_path / "base", "x", "auto", Settings(tmp_path / "cache"))
+    origin = origin_of_folder(tmp_path / "base", "x", "auto", Settings(tmp_path / "cache"))
     written(origin.load(), origin, tmp_path)
     found = type(model).from_pretrained(tmp_path / "out" / "model")
     assert not origin.notes and found.config.rescale_prenorm_residual and same_weights(model, found)
@@ -378,7 +381,7 @@ def test_plain_layers_can_be_sliced(layer, kind, count):
 def test_models_of_halves_are_shown_images_of_halves(name):
     model = copy.deepcopy(table.model(name)).bfloat16()
     looked = probe_model(model, make_probe_inputs(model))["outputs of a batch"]
-    args, given = forward_arguments(model, make_probe_inputs(model)["pixels"])
+    args, given = forward_args_and_kwargs(model, make_probe_inputs(model)["pixels"])
     with torch.no_grad():
         assert torch.equal(model(*args, **given).logits.float(), looked)
     assert skeleton_of(capture(model)).groups

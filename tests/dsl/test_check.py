@@ -335,8 +335,8 @@ def test_checking_imports_no_torch_and_takes_little_time():
     text = text.replace('text("calib.txt")', 'text("calib.txt", length: 8)')
     code = (
         "import sys; from effc.dsl.syntax.source import Source; from effc.dsl.syntax.parse import parse; "
-        "from effc.compiler.plugin.registry import Registry; from effc.dsl.checker.check import check; "
-        f"found = check(parse(Source('a', {text!r})).file, Registry().vocabulary); "
+        "from effc.compiler.plugin.registry import Registry; from effc.dsl.checker.check import check_recipe_file; "
+        f"found = check_recipe_file(parse(Source('a', {text!r})).file, Registry().vocabulary); "
         "assert found.recipes, found.diagnostics; sys.exit('torch' in sys.modules)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime

@@ -39,7 +39,7 @@ def written(tmp_path: Path, body: str) -> Path:
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_what_is_read_is_what_is_imported(kind, name):
-    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load_class(kind, name)
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.import_plugin_class(kind, name)
     assert word.doc == cleandoc(cls.__doc__)
     found = {field.name: field for field in fields(cls)}
     assert sorted(p.name for p in word.params) == sorted(found)
@@ -58,7 +58,7 @@ def test_what_is_read_is_what_is_imported(kind, name):
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_rules_from_the_source_say_what_the_imported_class_says(kind, name):
-    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load_class(kind, name)
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.import_plugin_class(kind, name)
     defaults = {p.name: STAND_INS[p.types[0]] if p.required else p.default for p in word.params}
     choices = [
         {p.name: choice} for p in word.params for choice in (*p.choices, *[True, False] * (p.types == ("bool",)))
@@ -80,7 +80,7 @@ def test_problems_are_of_parameters_that_the_word_has(kind, name):
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_what_must_be_given_comes_first_then_a_words_own_parameters_then_those_it_shares(kind, name):
-    word, cls = SHELF.vocabulary.word(kind, name), SHELF.load_class(kind, name)
+    word, cls = SHELF.vocabulary.word(kind, name), SHELF.import_plugin_class(kind, name)
     declares = {p.name: next(c for c in cls.__mro__[::-1] if p.name in vars(c)) for p in word.params if not p.required}
     depths = [cls.__mro__.index(declares[p.name]) for p in word.params if not p.required]
     assert [p.required for p in word.params] == sorted((p.required for p in word.params), reverse=True)
@@ -89,12 +89,12 @@ def test_what_must_be_given_comes_first_then_a_words_own_parameters_then_those_i
 
 @pytest.mark.parametrize("kind, name", WORDS)
 def test_every_parameter_has_a_sentence_and_a_default_within_its_bounds(kind, name):
-    from effc.dsl.checker.limits import check_bounds
+    from effc.dsl.checker.limits import keeps_bounds_or_report
 
     for param in SHELF.vocabulary.word(kind, name).params:
         assert param.doc.endswith(".") and (param.doc[0].isupper() or param.doc[0] in "`0123456789"), param.name
         if not param.required and param.default is not None:
-            assert check_bounds(param.default, param, None, lambda fault: None), param.name
+            assert keeps_bounds_or_report(param.default, param, None, lambda fault: None), param.name
 
 
 def test_types_choices_bounds_and_facts_are_read(tmp_path):

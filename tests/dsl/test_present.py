@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from effc.compiler.core.error_location import with_location
+from effc.compiler.core.error_location import diagnostics_located_at
 from effc.compiler.driver import api
 from effc.compiler.inputs.windows import find_files
 from effc.dsl.checker.recipe import Invocation
@@ -68,6 +68,6 @@ def test_a_diagnostic_of_a_running_word_points_at_the_argument_it_blames_if_the_
     whole, keep = Span(source, 0, 20), Span(source, 10, 12)
     call = Invocation("cut", {}, whole, {"keep": keep})
     for argument, place in (("", whole), ("keep", keep), ("remove keep", keep), ("align", whole)):
-        with pytest.raises(Reject) as refused, with_location(call):
+        with pytest.raises(Reject) as refused, diagnostics_located_at(call):
             raise Reject(off("it is off", argument=argument))
         assert refused.value.diagnostics[0].span == place

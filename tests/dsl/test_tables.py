@@ -17,7 +17,7 @@ here = pytest.mark.skipif(
 
 @here
 def test_the_kept_tables_are_of_this_grammar():
-    assert tables.load_parser() is not None, "python -m effc.dsl.syntax.tables"
+    assert tables.load_precomputed_parser() is not None, "python -m effc.dsl.syntax.tables"
 
 
 @here
@@ -34,4 +34,4 @@ def test_texts_whole_and_broken_are_read_alike(monkeypatch):
 def test_tables_of_another_lark_are_built(monkeypatch, tmp_path, damage):
     (tmp_path / "grammar.json").write_bytes(damage)
     monkeypatch.setattr(tables, "FILE", tmp_path / "grammar.json")
-    assert tables.load_parser() is None
+    assert tables.load_precomputed_parser() is None

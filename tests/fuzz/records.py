@@ -11,15 +11,15 @@ import torch
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.rttc.app import read_app
 from effc.compiler.apps.rttc.engines.index import Unreachable
-from effc.compiler.apps.rttc.knowledge import open_base
-from effc.compiler.apps.rttc.retrieval import Remote
+from effc.compiler.apps.rttc.knowledge import open_knowledge_base
+from effc.compiler.apps.rttc.retrieval import RemoteRetriever
 from effc.compiler.cli.main import main
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.sealed_json import SEAL, sealed
 from effc.compiler.driver.judging import baseline
 from effc.compiler.ir.outcome import Front, Model, Outcome
 from effc.compiler.ir.step_results import StepResults
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin import lockfile, recipe_packages
 from effc.compiler.transforms.supernet.family import Family
@@ -94,11 +94,11 @@ def locks(honest: Path) -> list[bytes]:
 def read_lock(data: bytes, folder: Path) -> None:
     (folder / lockfile.NAME).write_bytes(data)
     found = lockfile.read_lock(folder)
-    lockfile.write_lock(folder, found)
+    lockfile.write_package_lock(folder, found)
     assert lockfile.read_lock(folder) == found, "a lock that was written is read as it was"
     for name, facts in found["packages"].items():
         with suppress(Reject):  # what it pins is not here
-            recipe_packages.locked_package_folder(name, facts, folder, folder / "cache")
+            recipe_packages.verified_package_folder(name, facts, folder, folder / "cache")
 
 
 def abouts(honest: Path) -> list[bytes]:
@@ -107,7 +107,7 @@ def abouts(honest: Path) -> list[bytes]:
 
 def read_about(data: bytes, folder: Path) -> None:
     (folder / recipe_packages.PACKAGE_FILE).write_bytes(data)
-    recipe_packages.open_package(folder)
+    recipe_packages.read_recipe_package(folder)
 
 
 def baselines(honest: Path) -> list[bytes]:
@@ -150,7 +150,7 @@ def read_base(data: bytes, folder: Path) -> None:
         if not (folder / file.name).exists():
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / "kb.json").write_bytes(data)
-    base = open_base(folder)
+    base = open_knowledge_base(folder)
     base.search(torch.nn.functional.normalize(torch.ones(base.centre.numel()), dim=-1), 3)
 
 
@@ -158,7 +158,7 @@ def answers(honest: Path) -> list[bytes]:
     return [json.dumps(body).encode() for _, body in ANSWERS]
 
 
-class _Answering(Remote):
+class _Answering(RemoteRetriever):
     """A server whose every answer is this one."""
 
     data = b""
@@ -197,7 +197,7 @@ _worlds: list[Path] = []  # of programs, and of all that is none
 
 def _origin(world: Path) -> Origin:
     ctx = context(world)
-    return origin_in(world) if world is _worlds[0] else open_folder(world / "m", "m", "auto", ctx.settings)
+    return origin_in(world) if world is _worlds[0] else origin_of_folder(world / "m", "m", "auto", ctx.settings)
 
 
 def read_step(data: bytes, folder: Path) -> None:

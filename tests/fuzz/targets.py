@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from effc.compiler.artifacts import exported
 from effc.compiler.artifacts.manifest import read_manifest
-from effc.compiler.core.safe_read import parse_json
-from effc.compiler.inputs.sources.gguf import tensor_table
+from effc.compiler.core.safe_read import parse_strict_json
+from effc.compiler.inputs.sources.gguf import read_tensor_shapes
 from effc.compiler.ir import graph_json
 from effc.compiler.models.checkpoints.safetensors_header import read_header
 from effc.compiler.runtimes.native import opening, plan_files
@@ -57,7 +57,7 @@ def _graphs(honest: Path) -> list[bytes]:
 
 def _graph(data: bytes, folder: Path) -> None:
     try:
-        body = parse_json(data)
+        body = parse_strict_json(data)
     except ValueError:
         return
     graph_json.graph_from_json(body)
@@ -80,7 +80,7 @@ def _buffers(honest: Path) -> list[bytes]:
 
 def _buffer(data: bytes, folder: Path) -> None:
     if data:
-        tensor = packed.allocate_zeros(len(data))
+        tensor = packed.allocate_zero_bytes(len(data))
         tensor.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         packed.check(packed.kernel_of(tensor) or "dense_linear", tensor)
 
@@ -103,7 +103,7 @@ def _plan(kind: str) -> Callable[[bytes, Path], None]:
         if not (folder / "weights.bin").exists():
             (folder / "weights.bin").write_bytes(_weights[kind])
         found = plan_files.read_plan(folder)
-        engine_plan.check_plan(found.plan, plan_files.load_weights(folder, found, mapped=True), deep=True)
+        engine_plan.check_plan_and_weights(found.plan, plan_files.load_weights(folder, found, mapped=True), deep=True)
         if "EFFC_KERNELS" in os.environ:  # a build that is watched: what was taken must compute, too
             opening.open_native(folder, threads=1, sequences=1)(torch.tensor([[1, 2, 3]]))
 
@@ -128,7 +128,7 @@ def _ggufs(honest: Path) -> list[bytes]:
 
 def _gguf(data: bytes, folder: Path) -> None:
     (folder / "x.gguf").write_bytes(data)
-    tensor_table(folder / "x.gguf", "x")
+    read_tensor_shapes(folder / "x.gguf", "x")
 
 
 def _headers(honest: Path) -> list[bytes]:
@@ -165,7 +165,7 @@ _data: list[bytes] = []
 def _onnx(data: bytes, folder: Path) -> None:
     (folder / checking.FILE).write_bytes(data)
     (folder / checking.DATA).write_bytes(_data[0])
-    checking.initializers(folder, checking.check_onnx(folder))
+    checking.load_initializers(folder, checking.read_checked_onnx(folder))
 
 
 TARGETS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.targets.hf import Hf
 
 from tests import tiny, worlds
@@ -75,7 +75,7 @@ def honest(folder: Path) -> Path:
     worlds.llama(source)
     worlds.tokenizer(source, chat="{% for m in messages %}{{ m.content }}{% endfor %}")
     ctx = worlds.context(folder)
-    ctx.origin = open_folder(source, "here", "auto", ctx.settings)
+    ctx.origin = origin_of_folder(source, "here", "auto", ctx.settings)
     program = capture(ctx.origin.load())
 
     def build(draft):

@@ -14,7 +14,7 @@ import signal
 import sys
 
 import torch
-from effc.compiler.artifacts.exported_shapes import concrete, fake_call, fake_tensor_mode
+from effc.compiler.artifacts.exported_shapes import call_on_fake_tensors, concrete, quiet_fake_tensor_mode
 from torch.utils import _pytree as pytree
 
 PAGE, MOST = mmap.PAGESIZE, 1 << 20  # MOST: numbers of a result
@@ -102,9 +102,9 @@ def trial(overload, seed: int, say) -> str:
     arguments = Arguments(seed)
     args, kwargs = arguments.of(overload._schema)
     try:
-        with fake_tensor_mode():
+        with quiet_fake_tensor_mode():
             plain = pytree.tree_map_only(torch.Tensor, concrete, (args, kwargs))
-            result = fake_call(overload, tuple(plain[0]), plain[1])
+            result = call_on_fake_tensors(overload, tuple(plain[0]), plain[1])
     except Exception:
         return "refused"
     numbers = [x.numel() for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]

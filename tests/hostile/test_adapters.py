@@ -37,7 +37,7 @@ def folder(base, tmp_path):
 
 def test_an_adapter_is_read(base, folder):
     adapter.check(folder)
-    assert any("lora_A" in name for name, _ in adapter.load_adapters(folder, base).named_parameters())
+    assert any("lora_A" in name for name, _ in adapter.load_peft_adapters(folder, base).named_parameters())
 
 
 @pytest.mark.parametrize("rank", [1, 3, 1 << 16])
@@ -45,7 +45,7 @@ def test_a_rank_that_the_tensors_do_not_have_is_refused_before_room_is_made(base
     config = json.loads((folder / adapter.CONFIG).read_text())
     (folder / adapter.CONFIG).write_text(json.dumps(config | {"r": rank}))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for reading in (lambda: adapter.check(folder), lambda: adapter.load_adapters(folder, base)):
+    for reading in (lambda: adapter.check(folder), lambda: adapter.load_peft_adapters(folder, base)):
         with pytest.raises(Reject, match=f"the rank of .* is {rank}"):
             reading()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB

@@ -10,10 +10,10 @@ import random
 import pytest
 import torch
 from effc.compiler.apps.rttc import chat_server, knowledge_server
-from effc.compiler.apps.rttc.app import open_client, read_app
-from effc.compiler.apps.rttc.knowledge import open_base
+from effc.compiler.apps.rttc.app import open_guided_client, read_app
+from effc.compiler.apps.rttc.knowledge import open_knowledge_base
 from effc.compiler.apps.serving.api import Service, make_application
-from effc.compiler.apps.serving.runner import make_runner, try_out
+from effc.compiler.apps.serving.runner import make_decoder, try_out
 from effc.compiler.apps.serving.scheduler import Scheduler
 from effc.compiler.artifacts.load import load
 from effc.compiler.driver.models import model_errors_as_diagnostics
@@ -44,14 +44,14 @@ def servers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bodies")
     place = kinds.honest(folder) / "rttc"
     model, words = load(place), AutoTokenizer.from_pretrained(place / "model")
-    runner = make_runner(model, "m")
+    runner = make_decoder(model, "m")
     scheduler = Scheduler(runner, words, (1,), 4, 2)
-    guided = open_client(read_app(place), place, load(place), words, folder / "cache")
+    guided = open_guided_client(read_app(place), place, load(place), words, folder / "cache")
     apps = {
         "model": make_application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
         "guided": chat_server.make_application(chat_server.GuidedServer("m", guided)),
         "library": knowledge_server.make_application(
-            knowledge_server.KnowledgeService(open_base(place / "knowledge"), "diverse")
+            knowledge_server.KnowledgeService(open_knowledge_base(place / "knowledge"), "diverse")
         ),
     }
     clients = {name: TestClient(app, raise_server_exceptions=False) for name, app in apps.items()}

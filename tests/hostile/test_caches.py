@@ -91,11 +91,11 @@ def test_a_remembered_hash_that_was_edited_is_computed_again(tmp_path, monkeypat
     monkeypatch.setattr(hashes, "SETTLED", -1.0)
     path, folder = tmp_path / "f", tmp_path / "kept"
     path.write_bytes(b"one")
-    right = hashes.file_hash(path, folder)
+    right = hashes.cached_file_hash(path, folder)
     (kept,) = (p for p in folder.rglob("*") if p.is_file())
     for text in (right[::-1], kept.read_text().replace(right, right[::-1])):
         kept.write_text(text)
-        assert hashes.file_hash(path, folder) == right
+        assert hashes.cached_file_hash(path, folder) == right
 
 
 def test_a_measured_value_that_was_edited_is_not_used(cache):
@@ -132,7 +132,7 @@ def test_a_step_in_anothers_place_is_not_used(cache):
 def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(hashes, "SETTLED", -1.0)
     (tmp_path / "file").write_text("content")
-    right = hashes.file_hash(tmp_path / "file", cache.folder)
+    right = hashes.cached_file_hash(tmp_path / "file", cache.folder)
     (kept,) = cache.folder.glob("hashes/*/*")
     assert not list(cache.damaged())
     whole = kept.read_bytes()
@@ -141,7 +141,7 @@ def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tm
             kept.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
             assert [path for path, _ in cache.damaged()] == [kept], (at, bit)
             if bit == at % 8:
-                assert hashes.file_hash(tmp_path / "file", cache.folder) == right and kept.read_bytes() == whole
+                assert hashes.cached_file_hash(tmp_path / "file", cache.folder) == right and kept.read_bytes() == whole
     kept.write_bytes(whole)
     other = kept.with_name("0" * 64)
     other.write_bytes(whole)
@@ -207,21 +207,21 @@ def test_no_step_writes_through_a_link_that_lies_in_the_cache(cache, tmp_path, p
     shutil.rmtree(cache.folder / "work", ignore_errors=True)
     (cache.folder / place).parent.mkdir(parents=True, exist_ok=True)
     (cache.folder / place).symlink_to(tmp_path / leads)
-    assert refused(lambda: cache.make_scratch("k")).diagnostics[0].slug == "odd-file"
+    assert refused(lambda: cache.make_checked_scratch("k")).diagnostics[0].slug == "odd-file"
     assert (tmp_path / "thesis").read_text() == "years of work" and not (tmp_path / "nowhere").exists()
 
 
 def test_a_remembered_hash_that_is_a_device_is_none(tmp_path):
     (tmp_path / "file").write_text("a")
     os.utime(tmp_path / "file", (0, 0))
-    found = hashes.file_hash(tmp_path / "file", tmp_path / "cache")
+    found = hashes.cached_file_hash(tmp_path / "file", tmp_path / "cache")
     (kept,) = (f for f in (tmp_path / "cache").rglob("*") if f.is_file())
     kept.unlink()
     kept.symlink_to("/dev/zero")
     with pytest.raises(Reject, match="no ordinary file"):
-        hashes.file_hash(tmp_path / "file", tmp_path / "cache")
+        hashes.cached_file_hash(tmp_path / "file", tmp_path / "cache")
     kept.unlink()
-    assert hashes.file_hash(tmp_path / "file", tmp_path / "cache") == found
+    assert hashes.cached_file_hash(tmp_path / "file", tmp_path / "cache") == found
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="the system has no owners")

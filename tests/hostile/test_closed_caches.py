@@ -28,13 +28,13 @@ from pathlib import Path
 from effc.compiler.core.cache import Cache
 from effc.dsl.syntax.diagnostics import Reject
 cache = Cache(Path(sys.argv[1]))
-key = cache.entries()[0].key
-assert cache.load_tensor(cache.read_step(key)["tensors"]["w"]).sum() == 8
+key = cache.finished_steps()[0].key
+assert cache.load_verified_tensor(cache.read_complete_step(key)["tensors"]["w"]).sum() == 8
 assert cache.value({"of": "base"}) == 34.0
 cache.keep({"of": "another"}, 3.0)
 assert cache.value({"of": "another"}) is None and not (cache.folder / "steps" / "x").exists()
 try:
-    cache.make_scratch("0" * 64)
+    cache.make_checked_scratch("0" * 64)
 except Reject as reject:
     print(reject.diagnostics[0].slug)
 """

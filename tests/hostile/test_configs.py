@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 from effc.compiler.artifacts.load import load
-from effc.compiler.models.checkpoints.checkpoint import parse_config
-from effc.compiler.models.checkpoints.config_bounds import check_config_numbers
-from effc.compiler.models.checkpoints.config_classes import class_names, plain_config
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.checkpoint import config_and_model_class
+from effc.compiler.models.checkpoints.config_bounds import refuse_excessive_config_numbers
+from effc.compiler.models.checkpoints.config_classes import drop_unsafe_config_keys, model_class_names
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.models.checkpoints.sidecar_files import copy_sidecar_files
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PatchTSTConfig, PatchTSTForPrediction
@@ -44,7 +44,7 @@ def reconfigured(folder, **changes):
 
 def opened(folder):
     """As `hf("./model")` does: looked at without weights, then read."""
-    origin = open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    origin = origin_of_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
     with torch.device("meta"):
         origin.build()
     return origin.load()
@@ -133,7 +133,7 @@ def test_a_config_that_the_weights_do_not_fit_is_refused_at_once(folder, changes
 )
 def test_no_part_of_a_model_is_made_by_timm(config):
     with pytest.raises(Reject, match="comes from timm"):
-        parse_config(config)
+        config_and_model_class(config)
 
 
 CODE = {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Config"}}
@@ -165,7 +165,7 @@ def test_a_class_that_nobody_knows_is_the_model_types_own(folder):
 
 
 def notes(folder):
-    return open_folder(folder, "here", "auto", worlds.context(folder.parent).settings).notes
+    return origin_of_folder(folder, "here", "auto", worlds.context(folder.parent).settings).notes
 
 
 @pytest.mark.parametrize(
@@ -220,21 +220,21 @@ def test_numbers_that_shape_no_weight_are_free(folder, key, value):
 
 def test_listed_classes_are_taken(folder):
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
-    assert parse_config(config)[1] is LlamaForSequenceClassification
+    assert config_and_model_class(config)[1] is LlamaForSequenceClassification
 
 
 def test_a_class_in_no_table_is_taken_where_its_config_is_of_the_type_and_it_runs():
     config = PatchTSTConfig(context_length=32, patch_length=8, d_model=16).to_dict()
-    assert parse_config(config | {"architectures": ["PatchTSTForPrediction"]})[1] is PatchTSTForPrediction
+    assert config_and_model_class(config | {"architectures": ["PatchTSTForPrediction"]})[1] is PatchTSTForPrediction
     for other in ("PatchTSTPreTrainedModel", "LongT5EncoderModel", "PreTrainedModel"):
         with pytest.raises(Reject, match="is no model class of transformers"):
-            parse_config(config | {"architectures": [other]})
+            config_and_model_class(config | {"architectures": [other]})
 
 
 @pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.WIDER])
 def test_every_class_that_effc_is_tested_with_is_listed(name):
     with torch.device("meta"):
-        assert type(tiny.blank(name)).__name__ in set(class_names(tiny.config(name).model_type))
+        assert type(tiny.blank(name)).__name__ in set(model_class_names(tiny.config(name).model_type))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_kernels_and_other_files_are_not_the_configs_choice(folder, changes):
 
 def test_keys_of_code_are_taken_out_at_any_depth():
     deep = {"a": [{"auto_map": 1, "b": {"quantization_config": 2, "c": 3}}], "limit": {"__float__": "Infinity"}}
-    assert plain_config(deep) == {"a": [{"b": {"c": 3}}], "limit": float("inf")}
+    assert drop_unsafe_config_keys(deep) == {"a": [{"b": {"c": 3}}], "limit": float("inf")}
 
 
 def test_an_adapter_is_no_model(folder):
@@ -286,7 +286,7 @@ def test_a_tokenizer_is_one_of_transformers(folder, changes):
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    origin = open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    origin = origin_of_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
     try:
         origin.tokenizer()
     except Reject as reject:
@@ -300,11 +300,13 @@ def test_real_configs_have_room(name, tmp_path):
     """Of every architecture that effc is tested with: nothing is refused for its numbers."""
     model = tiny.model(name)
     model.save_pretrained(tmp_path)
-    from effc.compiler.models.checkpoints.model_folder import read_config
-    from effc.compiler.models.checkpoints.weights import find_weights
+    from effc.compiler.models.checkpoints.model_folder import read_model_config
+    from effc.compiler.models.checkpoints.weights import read_weight_headers
 
-    check_config_numbers(read_config(tmp_path / "config.json", "here"), find_weights(tmp_path, "here").slots, "here")
-    check_config_numbers(read_config(tmp_path / "config.json", "here"), None, "here")
+    refuse_excessive_config_numbers(
+        read_model_config(tmp_path / "config.json", "here"), read_weight_headers(tmp_path, "here").slots, "here"
+    )
+    refuse_excessive_config_numbers(read_model_config(tmp_path / "config.json", "here"), None, "here")
 
 
 def test_a_config_that_is_no_file_is_refused(folder):
@@ -319,10 +321,10 @@ def test_a_config_that_is_no_file_is_refused(folder):
 
 
 def test_experts_that_are_rows_of_one_tensor_are_bounded_by_sizes():
-    check_config_numbers({"model_type": "doge", "num_experts": 16384}, None, "it")
+    refuse_excessive_config_numbers({"model_type": "doge", "num_experts": 16384}, None, "it")
     for config in ({"model_type": "mixtral", "num_experts": 16384}, {"model_type": "doge", "num_experts": 1 << 25}):
         with pytest.raises(Reject, match="num_experts"):
-            check_config_numbers(config, None, "it")
+            refuse_excessive_config_numbers(config, None, "it")
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "preprocessor_config.json", "tokenizer.json", "config.json"])
@@ -340,7 +342,7 @@ def test_nothing_of_somebody_else_gets_into_an_artifact(folder, place, tmp_path)
     (folder / "modules.json").write_text('[{"type": "x.Pooling", "path": "1_Pooling"}]')
     (folder / place).parent.mkdir()
     (folder / place).symlink_to(tmp_path / "secret")
-    origin = open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    origin = origin_of_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
     with pytest.raises(Reject, match="is a link that leads out of"):
         copy_sidecar_files(origin.load(), origin, tmp_path / "out")
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.inputs.sources.gguf import tensor_table
+from effc.compiler.inputs.sources.gguf import read_tensor_shapes
 from effc.compiler.ir import graph_json
 
 from tests.worlds import slug
@@ -27,7 +27,7 @@ def test_a_gguf_that_counts_beyond_its_end_is_refused_at_once(tmp_path, count, k
     file = tmp_path / "x.gguf"
     file.write_bytes(gguf_of(key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", kind, count) + b"\0" * 64)))
     started = time.process_time()
-    assert slug(lambda: tensor_table(file, "x")) == "bad-gguf"
+    assert slug(lambda: read_tensor_shapes(file, "x")) == "bad-gguf"
     assert time.process_time() - started < 5
 
 
@@ -57,7 +57,7 @@ def changed_onnx(folder, change):
     model.metadata_props.add(key=checking.FACTS, value=said)
     (folder / checking.FILE).write_bytes(model.SerializeToString())
     (folder / checking.DATA).write_bytes(b"\0" * 24)
-    return checking.initializers(folder, checking.check_onnx(folder))
+    return checking.load_initializers(folder, checking.read_checked_onnx(folder))
 
 
 def test_an_external_weight_of_onnx_is_read(tmp_path):

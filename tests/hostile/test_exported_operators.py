@@ -73,7 +73,7 @@ class Attends(torch.nn.Module):
 def written(folder: Path, net: torch.nn.Module, **inputs) -> dict[str, bytes]:
     """The files of the archive that the target writes."""
     rows = {name: {0: torch.export.Dim.AUTO} for name in inputs}
-    exported.write_program(
+    exported.write_program_and_kernels(
         torch.export.export(net.eval(), (), inputs, dynamic_shapes=rows), tuple(inputs), folder, params=0
     )
     with zipfile.ZipFile(folder / exported.FILE) as archive:
@@ -118,7 +118,7 @@ def test_a_number_is_no_dtype(tmp_path, attends, target, number):
         dtype["arg"] = {"as_int": number}
 
     rewritten(tmp_path, with_json(attends, MODEL, change))
-    for reading in (exported.check, exported.load_program):
+    for reading in (exported.check, exported.load_exported_model):
         refused(lambda reading=reading: reading(tmp_path), "as `dtype`")
 
 
@@ -139,7 +139,7 @@ def test_an_attention_whose_keys_and_values_differ_in_number_is_refused(tmp_path
     weights, model = shorter(name, 2)
     files = with_json(with_json(attends, "data/weights/model_weights_config.json", weights), MODEL, model)
     rewritten(tmp_path, files)
-    for reading in (exported.check, exported.load_program):
+    for reading in (exported.check, exported.load_exported_model):
         refused(lambda reading=reading: reading(tmp_path), "an attention with keys")
 
 
@@ -149,7 +149,8 @@ def test_a_shape_that_is_stated_and_not_computed_is_refused(tmp_path, attends):
         body["graph_module"]["graph"]["tensor_values"][name]["sizes"][3] = {"as_int": 5}
 
     refused(
-        lambda: exported.load_program(rewritten(tmp_path, with_json(attends, MODEL, change))), "another shape or type"
+        lambda: exported.load_exported_model(rewritten(tmp_path, with_json(attends, MODEL, change))),
+        "another shape or type",
     )
 
 
@@ -178,7 +179,7 @@ def test_sizes_of_a_call_are_checked_before_it_runs(tmp_path):
         sizes[1] = sizes[0]
 
     rewritten(tmp_path, with_json(files, MODEL, change))
-    model = exported.load_program(tmp_path)
+    model = exported.load_exported_model(tmp_path)
     assert torch.equal(model(x=torch.ones(2, 2)), torch.full((2, 4), 2.0))
     refused(lambda: model(x=torch.ones(3, 3)), "does not fit")
 

@@ -52,7 +52,7 @@ def written(tmp_path_factory):
     program = torch.export.export(
         Net().eval(), (), {"x": torch.ones(2, 4)}, dynamic_shapes={"x": {0: torch.export.Dim.AUTO}}
     )
-    exported.write_program(program, ("x",), folder, params=20)
+    exported.write_program_and_kernels(program, ("x",), folder, params=20)
     with zipfile.ZipFile(folder / exported.FILE) as archive:
         return {item.filename.partition("/")[2]: archive.read(item) for item in archive.infolist()}
 
@@ -65,7 +65,7 @@ def reading(tmp_path):
         with zipfile.ZipFile(tmp_path / exported.FILE, "w", compression) as archive:
             for name, body in files.items():
                 archive.writestr(f"model/{name}", body)
-        return exported.load_program(tmp_path)
+        return exported.load_exported_model(tmp_path)
 
     return read
 
@@ -325,7 +325,7 @@ def test_json_of_another_form_is_refused(written, reading, name, text):
 def test_a_file_that_is_no_archive_is_refused(tmp_path):
     for body in (b"", b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18, b"x" * 1000):
         (tmp_path / exported.FILE).write_bytes(body)
-        refusal(lambda: exported.load_program(tmp_path))
+        refusal(lambda: exported.load_exported_model(tmp_path))
 
 
 @pytest.mark.parametrize("text", ['{"params": -1}', '{"params": true}', '{"params": 1e9}', "[]", "{}", "x", "\xff"])

@@ -6,8 +6,8 @@ import shutil
 import tarfile
 
 import pytest
-from effc.compiler.apps.rttc.app import open_client, read_app
-from effc.compiler.apps.rttc.knowledge import open_base
+from effc.compiler.apps.rttc.app import open_guided_client, read_app
+from effc.compiler.apps.rttc.knowledge import open_knowledge_base
 from effc.compiler.artifacts.load import load
 from transformers import AutoTokenizer
 
@@ -23,7 +23,7 @@ def app(tmp_path):
 
 
 def caches(folder, cache) -> set[str]:
-    client = open_client(read_app(folder), folder, load(folder, check="size"), words(folder), cache)
+    client = open_guided_client(read_app(folder), folder, load(folder, check="size"), words(folder), cache)
     return {client.lists.identity, client.states.identity}
 
 
@@ -36,16 +36,16 @@ def rewritten(file, **fields) -> None:
 
 
 def test_a_base_of_other_content_does_not_pass_for_one_by_its_version(app, tmp_path):
-    trusted = open_base(app / "knowledge").version
+    trusted = open_knowledge_base(app / "knowledge").version
     foreign = shutil.copytree(app, tmp_path / "foreign")
     rewritten(foreign / "knowledge" / "kb.json", version="0" * 16)
-    assert open_base(foreign / "knowledge").version == trusted
+    assert open_knowledge_base(foreign / "knowledge").version == trusted
     samples = foreign / "knowledge" / "samples.jsonl"
     samples.write_text(samples.read_text().replace("it is", "is it"))
     files = json.loads((foreign / "knowledge" / "kb.json").read_text())["files"]
     files["samples.jsonl"] = hashlib.sha256(samples.read_bytes()).hexdigest()
     rewritten(foreign / "knowledge" / "kb.json", files=files, version=trusted)
-    assert open_base(foreign / "knowledge").version != trusted
+    assert open_knowledge_base(foreign / "knowledge").version != trusted
     consistent(foreign)
     assert not caches(app, tmp_path / "cache") & caches(foreign, tmp_path / "cache")
 

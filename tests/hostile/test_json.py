@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from effc.compiler.core.safe_read import parse_json, read_json
+from effc.compiler.core.safe_read import parse_strict_json, read_json
 from effc.dsl.syntax.diagnostics import Reject
 
 ROOT = Path(__file__).parents[2] / "compiler"
@@ -41,20 +41,20 @@ LEAF_FUNCTIONS = {
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"x": {"k": [], "k": []}}]'])
 def test_a_name_that_stands_twice_is_refused(text):
     with pytest.raises(ValueError, match="stands twice in one object"):
-        parse_json(text)
+        parse_strict_json(text)
 
 
 @pytest.mark.parametrize("depth", [101, 900, 100_000])
 @pytest.mark.parametrize("ends", ["[]", ('{"a":', "}")])
 def test_deep_nesting_is_refused(depth, ends):
     with pytest.raises(ValueError, match="nested too deep"):
-        parse_json(ends[0] * depth + "1" + ends[1] * depth)
+        parse_strict_json(ends[0] * depth + "1" + ends[1] * depth)
 
 
 @pytest.mark.parametrize("number", ["1" * 301, "-" + "9" * 4000, "1" * 100_000])
 def test_a_number_that_no_fraction_is_as_large_as_is_refused(number):
     with pytest.raises(ValueError, match="digits"):
-        parse_json(f'{{"a": [{number}]}}')
+        parse_strict_json(f'{{"a": [{number}]}}')
 
 
 def test_ordinary_json_is_read(tmp_path):
@@ -78,4 +78,6 @@ def test_files_of_others_are_read_by_these_readers_alone():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"):
                 plain.add(file.relative_to(ROOT).as_posix())
-    assert plain - {"core/safe_read.py"} == set(LEAF_FUNCTIONS), "use `read_json` or `parse_json` of core/safe_read.py"
+    assert plain - {"core/safe_read.py"} == set(LEAF_FUNCTIONS), (
+        "use `read_json` or `parse_strict_json` of core/safe_read.py"
+    )

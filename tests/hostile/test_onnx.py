@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 import torch
-from effc.compiler.runtimes.onnx.checking import DATA, FILE, check_onnx, initializers
+from effc.compiler.runtimes.onnx.checking import DATA, FILE, load_initializers, read_checked_onnx
 from effc.compiler.runtimes.onnx.model import Session, open_onnx
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -33,7 +33,7 @@ def logits(session: Session) -> torch.Tensor:
 def test_a_file_that_is_exchanged_after_it_was_checked_is_not_read(folder, name, by):
     with torch.no_grad():
         before = open_onnx(folder)(input_ids=IDS).logits
-    stored = check_onnx(folder)
+    stored = read_checked_onnx(folder)
     (folder / name).unlink()
     if by == "another file":
         (folder / name).write_bytes(b"\0" * 100_000)
@@ -42,7 +42,9 @@ def test_a_file_that_is_exchanged_after_it_was_checked_is_not_read(folder, name,
     elif by == "a pipe":
         os.mkfifo(folder / name)
     assert torch.equal(logits(Session(folder / FILE, stored, 1)), before)
-    assert any(float(tensor.abs().max()) > 0 for tensor in initializers(folder, stored).values() if tensor.numel() > 9)
+    assert any(
+        float(tensor.abs().max()) > 0 for tensor in load_initializers(folder, stored).values() if tensor.numel() > 9
+    )
 
 
 def changed(folder, change) -> None:
@@ -79,14 +81,14 @@ def test_an_op_that_effc_does_not_write_is_refused(folder, domain, op, place):
 
     changed(folder, put)
     with pytest.raises(Reject, match=f"calls ops of {domain}"):
-        check_onnx(folder)
+        read_checked_onnx(folder)
 
 
 @pytest.mark.parametrize("domain", ["custom", "ai.onnx.contrib"])
 def test_a_domain_that_is_only_declared_is_refused(folder, domain):
     changed(folder, lambda model: model.opset_import.append(onnx.helper.make_opsetid(domain, 1)))
     with pytest.raises(Reject, match=f"calls ops of {domain}"):
-        check_onnx(folder)
+        read_checked_onnx(folder)
 
 
 def outside(location: str = "../../secret.bin"):
@@ -133,7 +135,7 @@ CLASS_PATHS = {
 def test_a_tensor_that_lies_in_another_file_is_refused_wherever_the_message_has_it(folder, place):
     changed(folder, CLASS_PATHS[place])
     with pytest.raises(Reject, match=r"model\.onnx (has|calls)"):
-        check_onnx(folder)
+        read_checked_onnx(folder)
 
 
 @pytest.mark.parametrize("message", ["SparseTensorProto", "FunctionProto", "TrainingInfoProto"])
@@ -159,11 +161,11 @@ def test_a_tensor_in_the_graph_that_also_names_a_file_is_refused(folder):
 
     changed(folder, change)
     with pytest.raises(Reject, match="both inside and in another file"):
-        check_onnx(folder)
+        read_checked_onnx(folder)
 
 
 def test_a_field_that_the_schema_does_not_have_is_refused_as_another_reader_may_know_it(folder):
     graph = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(graph + bytes([0xBA, 0x3E, 1, 7]))  # field 999 of the model, one byte long
     with pytest.raises(Reject, match="fields that are not of ONNX"):
-        check_onnx(folder)
+        read_checked_onnx(folder)

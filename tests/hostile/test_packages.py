@@ -8,7 +8,7 @@ import time
 import pytest
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.rttc.app import read_app
-from effc.compiler.apps.rttc.knowledge import open_base
+from effc.compiler.apps.rttc.knowledge import open_knowledge_base
 from effc.compiler.apps.rttc.sample import read_samples
 from effc.compiler.artifacts import reft
 from effc.compiler.cli.main import main
@@ -57,10 +57,10 @@ def test_a_federation_declares_what_it_may(honest, tmp_path, change):
     ("name", "read"),
     [
         ("app.json", lambda f: read_app(f.parent)),
-        ("knowledge.json", lambda f: open_base(f.parent)),
+        ("knowledge.json", lambda f: open_knowledge_base(f.parent)),
         ("kb.jsonl", lambda f: list(read_samples(f))),
         ("rows.txt", read_text),
-        ("reft.json", lambda f: reft.read_reft(f.parent)),
+        ("reft.json", lambda f: reft.read_reft_folder(f.parent)),
         ("federation.json", read_declaration),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -99,7 +99,7 @@ def test_toml_that_takes_hours_is_refused_at_once(tmp_path, text):
     started = time.process_time()
     (tmp_path / recipe_packages.PACKAGE_FILE).write_text(text)
     (tmp_path / lockfile.NAME).write_text(text)
-    for read in (recipe_packages.open_package, lockfile.read_lock):
+    for read in (recipe_packages.read_recipe_package, lockfile.read_lock):
         with pytest.raises(Reject, match="is no TOML that can be read"):
             read(tmp_path)
     assert time.process_time() - started < 5

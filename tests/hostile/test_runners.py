@@ -9,7 +9,7 @@ import pytest
 from effc.compiler.cli.verbs.gate_report import junit_report, markdown_report
 from effc.compiler.cli.verbs.output import Screen
 from effc.compiler.cli.verbs.speech import SafeText
-from effc.compiler.cli.verbs.test import report_text
+from effc.compiler.cli.verbs.test import report_file_text
 from effc.compiler.driver import api
 from effc.compiler.driver.judging import retest
 from effc.compiler.driver.judging.baseline import Drift
@@ -80,7 +80,7 @@ def results(tmp_path_factory):
         'emit lean { hf("out") }\nexpect lean { params <= 1.0 * base }\n'
     )
     session = api.open_session(recipe)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     (bound,) = plan.pipeline.expects
     missed = Outcome(bound, 2.0, 1.0, ODD, passed=False, high=1.0)
     drifts = (Drift(ODD, ODD, "worse", 1.0, 2.0, 1.5), Drift(ODD, ODD, "gone", 1.0, None))
@@ -98,7 +98,7 @@ def test_junit_is_xml_and_holds_no_control_character(results, tmp_path):
     top = ElementTree.fromstring(junit_report(results))
     assert len(top.findall(".//testcase")) == 3
     for suffix in (".xml", ".md", ".json"):
-        (tmp_path / f"report{suffix}").write_text(report_text(results, suffix), encoding="utf-8")
+        (tmp_path / f"report{suffix}").write_text(report_file_text(results, suffix), encoding="utf-8")
 
 
 PIECES = st.lists(st.text("a:# \n[\x1b\u202e", max_size=6), max_size=8)

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from effc.compiler.apps.rttc.engines.index import Unreachable
-from effc.compiler.apps.rttc.retrieval import Remote
+from effc.compiler.apps.rttc.retrieval import RemoteRetriever
 
 FACTS = {"version": "1", "embedder": "e", "centre": [0.5, 0.25], "samples": 2}
 
@@ -42,7 +42,7 @@ def answering(*lines: bytes, pause: float = 0.0):
 
 def test_an_answer_is_taken():
     with answering(b"HTTP/1.0 200 OK\r\n\r\n", json.dumps(FACTS).encode()) as (url, _):
-        assert Remote(url).facts().samples == 2
+        assert RemoteRetriever(url).facts().samples == 2
 
 
 @pytest.mark.parametrize(
@@ -61,17 +61,17 @@ def test_an_answer_is_taken():
 )
 def test_what_is_no_description_is_no_answer(body):
     with answering(body) as (url, _), pytest.raises(Unreachable):
-        Remote(url).facts()
+        RemoteRetriever(url).facts()
 
 
 def test_a_key_does_not_follow_where_a_server_sends_it():
     with answering(b"HTTP/1.0 200 OK\r\n\r\n{}") as (other, heard):
         moved = f"HTTP/1.0 302 Found\r\nLocation: {other}/v1/knowledge\r\n\r\n".encode()
         with answering(moved) as (url, _), pytest.raises(Unreachable):
-            Remote(url, key="secret").facts()
+            RemoteRetriever(url, key="secret").facts()
     assert not heard
 
 
 def test_an_answer_that_trickles_in_ends():
     with answering(b"HTTP/1.0 200 OK\r\n\r\n", *[b" "] * 400, pause=0.05) as (url, _), pytest.raises(Unreachable):
-        Remote(url, seconds=0.1).facts()
+        RemoteRetriever(url, seconds=0.1).facts()

@@ -68,7 +68,7 @@ def test_python_is_started_by_way_of_sys_executable_alone():
     "start",
     [
         "from effc.compiler.core.speeds import _started; _started()",
-        "from effc.compiler.cli.editor.hints import _start_process; p = _start_process(); p.stdin.close(); p.wait()",
+        "from effc.compiler.cli.editor.hints import _start_forecast_process; p = _start_forecast_process(); p.stdin.close(); p.wait()",
     ],
 )
 def test_a_torch_beside_the_user_is_not_imported(tmp_path, start):

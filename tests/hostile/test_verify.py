@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from effc.compiler.artifacts.load import load, locate_checkpoint
+from effc.compiler.artifacts.load import load, locate_checkpoint_and_artifact
 from effc.compiler.driver.models import _tokenizer
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -55,7 +55,7 @@ def test_what_loading_refuses_verify_and_doctor_refuse(effc, artifacts, tmp_path
     if name in CASES:
         with pytest.raises(Reject):
             load(case)
-            _tokenizer(locate_checkpoint(case)[0])
+            _tokenizer(locate_checkpoint_and_artifact(case)[0])
     assert effc("verify", case).code == 5
     run = effc("doctor", "--trust", case, "--format", "json")
     states = {check["topic"]: check["state"] for check in json.loads(run.out)["checks"]}

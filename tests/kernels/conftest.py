@@ -9,5 +9,5 @@ def level(request):
     """Kernels run at this level within the test."""
     if reason := levels.unavailable_reason(request.param):
         pytest.skip(f"{request.param}: {reason}")
-    with levels.force_level(request.param):
+    with levels.at_forced_level(request.param):
         yield request.param

@@ -5,7 +5,7 @@ import torch
 from effc.kernels.cache import Cache
 from effc.kernels.native import KernelError
 from effc.kernels.ops import KERNELS
-from effc.kernels.packed_attention import unpack_stream
+from effc.kernels.packed_attention import unpack_head_blocks
 
 NAMES = {True: "sparse_attention", False: "dense_attention"}
 
@@ -76,7 +76,7 @@ def test_sinks_and_the_newest_tokens_are_kept_whole_and_others_by_share():
     k, v = tokens(1, 320, 64, sequences=1)
     cache = Cache(1, 64, 320, 1, (0.25, 0.25), window=64, sinks=32)
     cache.append(k, v)
-    keys, values = unpack_stream(cache.stream[0], cache.offsets[0, : cache.blocks + 1], 64, True)
+    keys, values = unpack_head_blocks(cache.stream[0], cache.offsets[0, : cache.blocks + 1], 64, True)
     assert (keys[:32] != 0).all() and torch.equal(keys[:32], k[0, 0, :32].bfloat16().float())
     shares = (keys[32:] != 0).float().reshape(-1, 32 * 64).mean(1)
     assert torch.allclose(shares, torch.tensor(0.25), atol=0.01) and (values[:32] != 0).all()

@@ -249,7 +249,7 @@ def test_an_embedding_reads_its_rows_out_of_any_packed_weight(kernel, level):
 def test_the_level_is_the_one_that_kernels_run_at():
     built = llama()
     ids = ids_of(built, 9)
-    with levels.force_level("portable"):
+    with levels.at_forced_level("portable"):
         portable = engine(built).run(ids, [0] * 9)
     assert_near(engine(built).run(ids, [0] * 9), portable)
 

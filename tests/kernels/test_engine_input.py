@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from effc.kernels.cores import cgroup_cpu_quota, usable_cores
+from effc.kernels.cores import cgroup_cpu_limit, usable_cores
 from effc.kernels.engine import Cancelled, Engine
 from effc.kernels.native import KernelError
 from hypothesis import given, settings
@@ -207,8 +207,8 @@ def test_a_container_bounds_the_cores_that_are_used(tmp_path, monkeypatch, files
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert cgroup_cpu_quota(tmp_path) == cores
-    monkeypatch.setattr("effc.kernels.cores.cgroup_cpu_quota", lambda: cores)
+    assert cgroup_cpu_limit(tmp_path) == cores
+    monkeypatch.setattr("effc.kernels.cores.cgroup_cpu_limit", lambda: cores)
     assert usable_cores() <= max(1, cores) + 1 and (cores >= 1 or usable_cores() == 1)
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 import torch
 from effc.kernels.engine import Cancelled, Engine
-from effc.kernels.engine_plan import check_plan
+from effc.kernels.engine_plan import check_plan_and_weights
 from effc.kernels.native import KernelError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,12 +210,12 @@ def moved(plan):
 )
 def test_parts_that_do_not_fit_each_other_are_refused_with_their_place(change, said):
     with pytest.raises(KernelError, match=said):
-        check_plan(*edited(change))
+        check_plan_and_weights(*edited(change))
 
 
 def test_a_table_of_distances_of_a_whole_text_has_a_middle():
     with pytest.raises(KernelError, match="has 8 columns, and none is in their middle"):
-        check_plan(translator(distances=8).plan, translator(distances=8).weights)
+        check_plan_and_weights(translator(distances=8).plan, translator(distances=8).weights)
 
 
 FIELDS = ("slot", "kv_heads", "head_dim", "value_dim", "heads", "q", "k", "v", "to", "context", "scale", "distances")

@@ -31,7 +31,7 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess:
 
 def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("EFFC_ISA", raising=False)
-    assert levels.level() == levels.available()[-1] == levels.select_level("native")
+    assert levels.level() == levels.available()[-1] == levels.resolve_level("native")
     assert levels.available()[0] == "portable"
 
 
@@ -43,7 +43,7 @@ def test_the_model_of_amx_runs_wherever_it_was_built():
 def test_a_level_is_forced_by_the_environment(monkeypatch):
     for name in levels.available():
         monkeypatch.setenv("EFFC_ISA", name)
-        assert levels.level() == name and "as EFFC_ISA says" in levels.level_reason()
+        assert levels.level() == name and "as EFFC_ISA says" in levels.active_level_reason()
 
 
 def test_an_unknown_or_missing_level_is_refused_with_a_sentence(monkeypatch):
@@ -120,7 +120,7 @@ print(torch.equal(many, wanted), torch.equal(torch.ops.effc.dense_linear(x, own,
 
 
 def test_a_library_of_an_older_effc_is_left_alone():
-    program = "from effc.kernels import levels\nprint(levels.library(), levels.level())"
+    program = "from effc.kernels import levels\nprint(levels.load_library(), levels.level())"
     done = python(program, EFFC_KERNELS="libm.so.6")
     assert done.stdout.split() == ["None", "portable"], done.stderr
 

@@ -64,7 +64,7 @@ def test_on_tiles_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(kernel,
     w = weight(90, 700, 0.4)
     own = KERNELS[kernel].pack(w)
     x = torch.randn(40, 700, generator=torch.Generator().manual_seed(1))
-    with levels.force_level(level):
+    with levels.at_forced_level(level):
         alone = torch.cat([run(kernel, row[None], own, None, 90) for row in x])
         for rows in (2, 15, 16, 17, 31, 32, 33, 40):
             assert torch.equal(run(kernel, x[:rows], own, None, 90), alone[:rows]), rows
@@ -92,7 +92,7 @@ def test_equal_weights_pack_to_equal_bytes_at_every_level_and_thread_count(kerne
     w = weight(130, 190, 0.5)
     found = []
     for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.unavailable_reason(n)]:
-        with levels.force_level(name):
+        with levels.at_forced_level(name):
             found += [KERNELS[kernel].pack(w, threads=t) for t in (1, 3)]
             strided = weight(260, 380, 0.5)[::2, ::2].copy_(w)
             found += [KERNELS[kernel].pack(w.T.contiguous().T), KERNELS[kernel].pack(strided)]
@@ -106,7 +106,7 @@ def test_int8_and_int4_give_the_same_bits_at_every_level(kernel):
         x = torch.randn(rows, 330, generator=torch.Generator().manual_seed(rows))
         found = []
         for name in [n for n in (*levels.NAMES, levels.MODEL) if not levels.unavailable_reason(n)]:
-            with levels.force_level(name):
+            with levels.at_forced_level(name):
                 found.append(run(kernel, x, own, None, 70))
         assert all(torch.equal(found[0], other) for other in found)
 

@@ -161,7 +161,7 @@ def test_an_adopted_buffer_works_like_the_packed_one(kernel):
 
 
 def test_large_buffers_lie_on_the_boundary_of_a_huge_page():
-    room = packed.allocate_zeros(3 << 20)
+    room = packed.allocate_zero_bytes(3 << 20)
     assert room.numel() == 3 << 20 and not room.any()
     assert room.data_ptr() % packed.HUGE == 0
     assert levels.library() is not None

@@ -64,7 +64,7 @@ def test_of_a_wide_vocabulary_the_same_tokens_are_drawn_at_every_level(seed, spr
     drawn = set()
     for name in levels.available():
         sampler = Sampler(0.9, top_k, top_p, 1.2, seed)
-        with levels.force_level(name):
+        with levels.at_forced_level(name):
             drawn.add(tuple(sampler.choose(logits, tokens) for _ in range(20)))
             assert Sampler(0.0).choose(logits) == int(logits.argmax())
     (row,) = drawn

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.kernels.kernel import is_plain_cpu_call
+from effc.kernels.kernel import is_unobserved_cpu_call
 from effc.kernels.ops import KERNELS
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -86,5 +86,7 @@ def test_a_tensor_elsewhere_or_of_another_class_is_observed():
         pass
 
     assert (
-        is_plain_cpu_call(x()) and not is_plain_cpu_call(x().to("meta")) and not is_plain_cpu_call(x().as_subclass(Own))
+        is_unobserved_cpu_call(x())
+        and not is_unobserved_cpu_call(x().to("meta"))
+        and not is_unobserved_cpu_call(x().as_subclass(Own))
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.layer_profile import draw_layer_bars, layer_group_counts
-from effc.compiler.artifacts.pruning_config import pruning_config_of, removable_layers
+from effc.compiler.artifacts.pruning_config import layers_by_number, to_published_config
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import Ratio, Selector
@@ -57,7 +57,7 @@ def test_a_written_config_rebuilds_the_pruned_model_weight_by_weight(tmp_path, n
     model = tiny.model(name)
     searched = pruned(tmp_path, model, remove=Ratio(0.25, "params"), search="exact", split=PUBLISHED, group=8)
     removed = [note["cut"] for note in searched.notes if "cut" in note]
-    config = pruning_config_of(skeleton_of(capture(model)), skeleton_of(searched), removed, searched.edits.layers)
+    config = to_published_config(skeleton_of(capture(model)), skeleton_of(searched), removed, searched.edits.layers)
     ours, theirs = applied(tmp_path, model, config).model.state_dict(), searched.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -73,7 +73,7 @@ def test_the_form_is_the_published_one(tmp_path):
         "pruned_mlp_width": {"0": 96, "1": 48, "2": 96},
     }
     program = applied(tmp_path, model, config)
-    assert pruning_config_of(skeleton_of(capture(model)), skeleton_of(program), [], {}) == config
+    assert to_published_config(skeleton_of(capture(model)), skeleton_of(program), [], {}) == config
 
 
 FULL = {"attn": {str(i): 64 for i in range(4)}, "mlp": {str(i): 96 for i in range(4)}}
@@ -155,7 +155,7 @@ def test_a_width_that_the_form_has_no_field_for_is_refused(tmp_path):
     ((name, shape),) = narrow.tensors
     parts = [replace(p, tensors=((name, (shape[0], 16)),)) if p is narrow else p for p in before.parts]
     with pytest.raises(Reject, match=r"model\.layers\.0\.linear_attn\.out_proj\.weight is 64 x 16"):
-        pruning_config_of(before, replace(before, parts=tuple(parts)), [], {})
+        to_published_config(before, replace(before, parts=tuple(parts)), [], {})
 
 
 def test_without_reorder_the_first_items_stay(tmp_path):
@@ -216,7 +216,7 @@ def test_a_layer_with_two_groups_of_mlp_channels_is_refused():
     skeleton = skeleton_of(capture(tiny.model("llama")))
     group = next(g for g in skeleton.groups if g.site == "model.layers.1.mlp")
     with pytest.raises(Reject, match="layer 1 has two groups of MLP channels, the form knows one"):
-        removable_layers(replace(skeleton, groups=(*skeleton.groups, group)))
+        layers_by_number(replace(skeleton, groups=(*skeleton.groups, group)))
 
 
 def test_heads_that_cannot_be_cut_have_no_width(tmp_path):

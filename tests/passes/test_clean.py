@@ -8,7 +8,7 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.analysis.planning.plan import plan_text
 from effc.compiler.driver import api
-from effc.compiler.evaluation.promise import Promise
+from effc.compiler.evaluation.promise import OutputPromise
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.interfaces import Close
 from effc.compiler.plugin.registry import Registry
@@ -230,7 +230,7 @@ def test_in_bfloat16_outputs_are_kept_within_its_rounding(tmp_path):
     model = tiny.model("llama").bfloat16()
     for group in groups_of(model, "channels"):
         zero(model, group.members[-group.readers :], range(0, 96, 3))
-    before = Promise.of(capture(model))
+    before = OutputPromise.of(capture(model))
     program = cleaned(tmp_path, model)
     before.check(program, Close(atol=1e-4))
     with torch.no_grad():

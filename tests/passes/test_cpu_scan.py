@@ -9,11 +9,18 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.driver import api
 from effc.compiler.driver.models import resolve_origin
-from effc.compiler.evaluation.equivalence import distance, record_logits
+from effc.compiler.evaluation.equivalence import distance, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.layers import decode_steps, fast_mixers, scan_chunks
-from effc.compiler.ir.layers.fast_mixers import MARK, is_quick, restore_forward, scans, use_kernels, without_kernels
+from effc.compiler.ir.layers.fast_mixers import (
+    MARK,
+    is_quick,
+    remove_mixer_kernels,
+    scans,
+    use_mixer_kernels,
+    without_mixer_kernels,
+)
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.editing.scan_removal import drop_scan
 from effc.compiler.transforms.search.widths import slice_out
@@ -75,7 +82,7 @@ def assert_generates_alike(one, other):
 def test_outputs_are_kept_on_all_shapes_padded_and_while_decoding(tmp_path, name):
     model = mixers.model(name)
     program = lowered(tmp_path, model)
-    assert distance(record_logits(model), record_logits(program.model)) <= TOLERANCE
+    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(program.model)) <= TOLERANCE
     assert_generates_alike(model, program.model)
     assert scans(program.model) and all(is_quick(program.model.get_submodule(path)) for path in scans(program.model))
     assert not any(is_quick(module) for module in model.modules())
@@ -84,7 +91,7 @@ def test_outputs_are_kept_on_all_shapes_padded_and_while_decoding(tmp_path, name
 @pytest.mark.parametrize("name", ALL)
 def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
     model = mixers.model(name)
-    use_kernels(model)
+    use_mixer_kernels(model)
     generated(model)
     assert {decode_steps._proven[model.get_submodule(path)] for path in scans(model)} == {STEPS[name]}
 
@@ -99,7 +106,7 @@ PIECES = {
 def test_a_long_padded_prefill_goes_by_pieces_and_is_decoded_from(name, monkeypatch):
     model = mixers.model(name)
     quick = copy.deepcopy(model)
-    use_kernels(quick)
+    use_mixer_kernels(quick)
     sizes = []
     monkeypatch.setattr(scan_chunks, "ROWS", 120)
     monkeypatch.setattr(scan_chunks, "scan_in_chunks", recorded(scan_chunks.scan_in_chunks, sizes))
@@ -136,7 +143,7 @@ def close(a, b) -> bool:
 def test_a_short_and_a_second_stretch_and_a_listener_get_the_whole_at_once(name):
     model = mixers.model(name)
     quick = copy.deepcopy(model)
-    use_kernels(quick)
+    use_mixer_kernels(quick)
     ids = torch.randint(3, 128, (1, 80), generator=torch.Generator().manual_seed(2))
     lengths = []
     (path, *_) = scans(quick)
@@ -176,8 +183,8 @@ def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
     else:
         model = mixers.model(name, mamba_expand=2, ssm_in_multiplier=0.7, ssm_multipliers=[0.9, 1.2, 0.8, 1.1, 0.7])
     quick = copy.deepcopy(model)
-    assert use_kernels(quick) and scans(quick)
-    assert distance(record_logits(model), record_logits(quick)) <= TOLERANCE
+    assert use_mixer_kernels(quick) and scans(quick)
+    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) <= TOLERANCE
     assert_generates_alike(model, quick)
     assert {decode_steps._proven[quick.get_submodule(path)] for path in scans(quick)} == {None}
 
@@ -186,10 +193,12 @@ def test_a_mixer_that_computes_otherwise_is_not_stepped_and_still_right(name):
 def test_bfloat16_keeps_outputs_within_its_rounding(name):
     model = mixers.model(name).bfloat16()
     quick = copy.deepcopy(model)
-    use_kernels(quick)
-    wide = record_logits(copy.deepcopy(model).float())
+    use_mixer_kernels(quick)
+    wide = record_logits_of_sample_calls(copy.deepcopy(model).float())
     # to the same model in float32 it is no further off than the library's own bfloat16
-    assert distance(wide, record_logits(quick)) <= 1.5 * distance(wide, record_logits(model))
+    assert distance(wide, record_logits_of_sample_calls(quick)) <= 1.5 * distance(
+        wide, record_logits_of_sample_calls(model)
+    )
     ids = torch.randint(3, 128, (2, 90), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wide, plain, fast = (
@@ -203,7 +212,7 @@ def test_bfloat16_keeps_outputs_within_its_rounding(name):
 def test_gradients_are_those_of_the_library(name):
     model = mixers.model(name).train()
     quick = copy.deepcopy(model)
-    use_kernels(quick)
+    use_mixer_kernels(quick)
     for each in (model, quick):
         each(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
     for (path, a), (_, b) in zip(model.named_parameters(), quick.named_parameters(), strict=True):
@@ -214,7 +223,7 @@ def test_a_chunked_prefill_and_beams_go_on_from_a_state():
     for name in ("mamba2", "bamba"):
         model = mixers.model(name)
         quick = copy.deepcopy(model)
-        use_kernels(quick)
+        use_mixer_kernels(quick)
         with torch.no_grad():
             for each, found in ((model, first := []), (quick, second := [])):
                 cache = each(IDS[:, :5], use_cache=True).cache
@@ -241,19 +250,21 @@ def test_a_model_that_lost_a_scan_and_states_runs_on_kernels_and_reloads_so(tmp_
         if group := next((g for g in skeleton_of(program).groups if g.kind == kind and g.count > 2), None):
             with Rewriter(program) as rewrite:
                 slice_out(program, rewrite, group, first_of_each(group))
-    before = record_logits(program.model)
+    before = record_logits_of_sample_calls(program.model)
     recipe = recipe_of([("fast", "lower.cpu_scan", {})])
     ctx = context_of(tmp_path, program.model, recipe)
     ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call).run(program, ctx)
-    assert distance(before, record_logits(program.model)) <= TOLERANCE
+    assert distance(before, record_logits_of_sample_calls(program.model)) <= TOLERANCE
 
     fresh = mixers.blank(name)
     replay_edits(fresh, Edits.from_json(json.loads(json.dumps(program.edits.to_json()))))
     load_weights(fresh, weights_of(program.model))
-    with without_kernels(program.model) as differs, without_kernels(fresh) as differs_too:
+    with without_mixer_kernels(program.model) as differs, without_mixer_kernels(fresh) as differs_too:
         assert differs and differs_too
-        assert distance(before, record_logits(program.model)) == 0
-    assert distance(record_logits(fresh), record_logits(program.model)) <= 1e-5  # its first step was the library's
+        assert distance(before, record_logits_of_sample_calls(program.model)) == 0
+    assert (
+        distance(record_logits_of_sample_calls(fresh), record_logits_of_sample_calls(program.model)) <= 1e-5
+    )  # its first step was the library's
     assert scans(fresh) == scans(program.model) == [s.site for s in skeleton_of(program).scans]
     assert_generates_alike(fresh, program.model)
 
@@ -301,9 +312,9 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
     assert scans(loaded) and all(is_quick(loaded.get_submodule(path)) for path in scans(loaded))
     plain = api.load(tmp_path / "out", kernels=False)
     assert all(is_quick(plain.get_submodule(path)) for path in scans(plain)) == (form == "compact")
-    restore_forward(plain)
+    remove_mixer_kernels(plain)
     assert not any(is_quick(module) for module in plain.modules())
-    assert distance(record_logits(plain), record_logits(loaded)) <= TOLERANCE
+    assert distance(record_logits_of_sample_calls(plain), record_logits_of_sample_calls(loaded)) <= TOLERANCE
     assert_generates_alike(plain, loaded)
     # what a loaded model saves is loaded again, and transformers itself knows nothing of kernels
     loaded.save_pretrained(tmp_path / "again")
@@ -312,7 +323,7 @@ def test_an_artifact_is_stock_where_shapes_allow_and_loads_with_kernels(tmp_path
         if form == "compact"
         else AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
     )
-    assert distance(record_logits(again), record_logits(loaded)) <= TOLERANCE
+    assert distance(record_logits_of_sample_calls(again), record_logits_of_sample_calls(loaded)) <= TOLERANCE
     if form == "model":
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
         assert not any(is_quick(module) or MARK in vars(module) for module in stock.modules())
@@ -330,8 +341,8 @@ def test_the_zoo_keeps_its_outputs(tmp_path):
     for name in ("tiny-mamba2", "tiny-hybrid"):
         model = resolve_origin(f"zoo:{name}", context(tmp_path).settings).load().eval()
         quick = copy.deepcopy(model)
-        assert use_kernels(quick)
-        assert distance(record_logits(model), record_logits(quick)) <= TOLERANCE
+        assert use_mixer_kernels(quick)
+        assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) <= TOLERANCE
         assert_generates_alike(model, quick)
 
 
@@ -355,22 +366,22 @@ def test_a_second_lowering_and_another_device_are_refused(tmp_path):
 
 
 def test_without_compiled_kernels_the_step_is_refused_and_a_load_does_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(levels, "library", lambda: None)
+    monkeypatch.setattr(levels, "load_library", lambda: None)
     assert slug(lambda: lowered(tmp_path, mixers.model("mamba2"))) == "no-scan-kernels"
-    assert use_kernels(mixers.model("mamba2")) == []
+    assert use_mixer_kernels(mixers.model("mamba2")) == []
 
 
 def test_what_the_kernels_can_not_take_goes_to_the_library():
     model = mixers.model("mamba").double()
     quick = copy.deepcopy(model)
-    use_kernels(quick)
-    assert distance(record_logits(model), record_logits(quick)) == 0
+    use_mixer_kernels(quick)
+    assert distance(record_logits_of_sample_calls(model), record_logits_of_sample_calls(quick)) == 0
     odd = mixers.model("mamba", hidden_act="gelu")
     quick = copy.deepcopy(odd)
-    use_kernels(quick)
-    assert distance(record_logits(odd), record_logits(quick)) <= TOLERANCE
+    use_mixer_kernels(quick)
+    assert distance(record_logits_of_sample_calls(odd), record_logits_of_sample_calls(quick)) <= TOLERANCE
     packed = mixers.model("mamba2")
-    use_kernels(packed)
+    use_mixer_kernels(packed)
     with pytest.raises(ValueError, match="packed sequences"):
         packed.backbone.layers[0].mixer(torch.zeros(1, 4, packed.config.hidden_size), seq_idx=torch.zeros(1, 4))
 
@@ -380,7 +391,7 @@ def test_quickening_leaves_the_librarys_functions_and_other_models_alone():
 
     before = dict(vars(modeling_mamba2))
     model, other = mixers.model("mamba2"), mixers.model("mamba2")
-    use_kernels(model)
+    use_mixer_kernels(model)
     generated(model)
     assert all(vars(modeling_mamba2)[name] is held for name, held in before.items())
     assert not any("forward" in vars(module) for module in other.modules())

@@ -9,7 +9,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.evaluation.equivalence import max_logit_difference
-from effc.compiler.evaluation.promise import Promise
+from effc.compiler.evaluation.promise import OutputPromise
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers import leaves
 from effc.compiler.ir.layers.attention import PackedLayer
@@ -36,7 +36,7 @@ def lowered(tmp_path, model, word, **args):
     recipe = recipe_of([("step", f"lower.{word}", given)])
     program, ctx = capture(copy.deepcopy(model)), context_of(tmp_path, model, recipe, rows)
     pass_ = ctx.registry.make("pass", recipe.pipelines["lean"].steps[0].call)
-    promise = Promise.of(program) if isinstance(pass_.keeps, Close) else None
+    promise = OutputPromise.of(program) if isinstance(pass_.keeps, Close) else None
     pass_.run(program, ctx)
     if promise:
         promise.check(program, pass_.keeps)
@@ -235,7 +235,7 @@ def test_what_a_forgetful_cache_can_not_do_is_a_sentence(tmp_path):
 
 
 def test_the_leaves_that_decode_are_on_the_list_of_stored_operations():
-    from effc.compiler.ir.operations import function_by_name, function_name
+    from effc.compiler.ir.operations import listed_function_by_name, listed_function_name
 
     for found in (leaves.grouped_attention, leaves.packed_attention):
-        assert function_by_name(function_name(found)) is found
+        assert listed_function_by_name(listed_function_name(found)) is found

@@ -11,7 +11,7 @@ from effc.compiler.analysis.planning import shrink
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.supernet.choices import ChoiceSampler, Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, item_orders, width_dims
+from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, pruning_orders, width_dims
 from effc.compiler.transforms.supernet.family import Family
 from effc.compiler.transforms.supernet.subnet_masks import dead
 from effc.dsl.checker.values import Ratio
@@ -38,7 +38,7 @@ def family_of(name, per="layer", depth="layers"):
         elastic += groups
     if depth != "none":
         dims += depth_dims(program, None, depth)
-    return Family(program, "", Space(tuple(dims)), orders=item_orders(program, elastic))
+    return Family(program, "", Space(tuple(dims)), orders=pruning_orders(program, elastic))
 
 
 SCANS = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -52,7 +52,7 @@ def scan_family(name):
         groups = able(program, groups, width_dims(groups, SHARES, "layer", 1))
         dims += width_dims(groups, SHARES, "layer", 1)
         elastic += groups
-    return Family(program, "", Space(tuple(dims)), orders=item_orders(program, elastic))
+    return Family(program, "", Space(tuple(dims)), orders=pruning_orders(program, elastic))
 
 
 def alone(family, choice):
@@ -149,9 +149,9 @@ def test_every_choice_is_drawn_and_larger_ones_come_in_first(families, each, san
     space = families("llama").space
     drawn, seen = ChoiceSampler(space, seed, each, sandwich, opening), {d.name: set() for d in space.dims}
     for step in range(1, 150):
-        drawn.begin_step(step)
+        drawn.draw_for_step(step)
         first = [dict(c) for c in drawn.choices]
-        drawn.begin_step(step)
+        drawn.draw_for_step(step)
         assert drawn.choices == first and len(first) == each + 2 * sandwich
         if sandwich:
             assert first[0] == space.choice("largest") and first[-1] == space.choice("smallest")

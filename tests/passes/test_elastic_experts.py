@@ -10,9 +10,9 @@ from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.search.routing import router_weight_sums
 from effc.compiler.transforms.supernet.choices import BLOCKS, Space
-from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, item_orders, width_dims
+from effc.compiler.transforms.supernet.elastic_dims import able, chosen, depth_dims, pruning_orders, width_dims
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.supernet.form_checks import check_family
+from effc.compiler.transforms.supernet.form_checks import check_family_fits_program
 from effc.compiler.transforms.supernet.subnet_masks import dead
 from effc.dsl.checker.values import Ratio
 from transformers import AutoModelForCausalLM
@@ -39,7 +39,7 @@ def family_of(name, depth="none"):
     dims = width_dims(groups, SHARES, "layer", 1)
     if depth != "none":
         dims += depth_dims(program, None, depth)
-    return Family(program, "", Space(tuple(dims)), orders=item_orders(program, groups))
+    return Family(program, "", Space(tuple(dims)), orders=pruning_orders(program, groups))
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "gpt_oss", "deepseek_v3", "lfm2_moe"}))
@@ -47,7 +47,7 @@ def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
     family, ids = family_of(name, BLOCKS), rows_of(3)
     model, before = family.program.model, {}
     assert {dim.kind for dim in family.space.dims} == {"experts", "blocks"}
-    check_family(family)
+    check_family_fits_program(family)
     experts = {d.name: d.values[-1] for d in family.space.of("experts")}
     choices = [{**family.space.choice("largest"), **experts}, *(family.space.draw(seed) for seed in (1, 2))]
     with torch.no_grad():

@@ -16,12 +16,12 @@ from effc.compiler.transforms.supernet.elastic_dims import (
     able,
     chosen,
     depth_dims,
-    item_orders,
     kernel_dims,
+    pruning_orders,
     width_dims,
 )
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.supernet.kernels import init_kernel_crops
+from effc.compiler.transforms.supernet.kernels import init_crop_matrices
 from effc.compiler.transforms.supernet.norms import batch_norms
 from effc.dsl.checker.values import DataRef, Ratio
 from effc.dsl.syntax.diagnostics import Reject
@@ -134,8 +134,8 @@ def family_of(name):
         dims += width_dims(groups, HALF, "layer", 1)
     dims += [*kernel_dims(program, None, [5, 3], "layer"), *depth_dims(program, None, "blocks")]
     space = Space(tuple(dims))
-    learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in init_kernel_crops(space).items()}
-    return Family(program, "", space, orders=item_orders(program, elastic), crops=learned)
+    learned = {n: p.detach() + 0.1 * torch.randn_like(p) for n, p in init_crop_matrices(space).items()}
+    return Family(program, "", space, orders=pruning_orders(program, elastic), crops=learned)
 
 
 def alone(family, choice):

@@ -131,9 +131,9 @@ def test_a_front_of_choices_is_emitted_and_one_is_picked_later(tmp_path):
     assert len(measures) == 2 and all(check.holds for check in manifest.checks)
     least = min(m["params"] for m in measures)
     limit = (picking.Limit("params", f"{int(least)}"),)
-    name, _ = picking.pick_point(tmp_path / "out/sizes", tmp_path / "picked", limits=limit)
+    name, _ = picking.copy_point(tmp_path / "out/sizes", tmp_path / "picked", limits=limit)
     assert name == "choice_2" and "perplexity(test)" in measures[1]
-    assert picking.point_folder(tmp_path / "out/sizes", f"params={int(least)}").name == name
+    assert picking.point_folder_or_copy(tmp_path / "out/sizes", f"params={int(least)}").name == name
     drawn = [(str(i), m["params"], m["perplexity(few)"]) for i, m in enumerate(measures, 1)]
     assert svg_chart(drawn, "params", "perplexity(few)").count("<circle") == 2 and "+----" in text_chart(
         drawn, "a", "b"

@@ -279,7 +279,7 @@ emit lean {{ hf("lean") }}
 """)
     weights = hashlib.sha256((ZOO / "model.safetensors").read_bytes()).hexdigest()
     session = api.open_session(path, cache_dir=tmp_path / "cache", threads=1)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     ctx = session.context(plan.recipe, plan.pipeline)
     ctx.workdir = tmp_path / "work"
     program = capture(ctx.origin.load())

@@ -20,7 +20,7 @@ from tests.passes.test_heal import FULL, loss, refused, written
 
 def building(recipe, cache):
     session = api.open_session(recipe, cache_dir=recipe.parent / cache, threads=1)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
 
 

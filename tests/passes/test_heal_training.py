@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.evaluation.reference import Reference
+from effc.compiler.evaluation.reference import OriginalOutputs
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.batch_limit import BatchLimit
 from effc.compiler.models.rows.forward import total_nll
@@ -68,7 +68,7 @@ def test_the_rate_rises_to_its_peak_once_and_never_falls_to_nothing(steps, share
 def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, learned):
     model, teacher = tiny.model("llama"), logits(tiny.model("llama", seed=1))
     chosen = torch.tensor([4, 0, 2])
-    original = Reference(teacher.argmax(-1).int(), teacher)
+    original = OriginalOutputs(teacher.argmax(-1).int(), teacher)
     loss = Objective(model, ROWS, original, share, temperature, learned).accumulate_gradients(chosen, weight=0.5)
     found = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
@@ -89,7 +89,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(share, temperature, 
 def test_distilling_from_another_vocabulary_is_refused():
     said = torch.zeros(6, 10, 99)
     with pytest.raises(Reject, match="other-vocabulary"):
-        Objective(tiny.model("llama"), ROWS, Reference(said.argmax(-1), said), 0.5).accumulate_gradients(
+        Objective(tiny.model("llama"), ROWS, OriginalOutputs(said.argmax(-1), said), 0.5).accumulate_gradients(
             torch.tensor([0]), 1.0
         )
 

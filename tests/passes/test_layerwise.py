@@ -8,7 +8,7 @@ import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.search.allocation import equal_cost_shares, owl_shares
+from effc.compiler.transforms.search.allocation import equal_cost_sparsities, owl_sparsities
 from effc.compiler.transforms.search.layerwise import Grams, Layerwise, Norms, stages
 from effc.compiler.transforms.search.masks import keep_mask
 from effc.compiler.transforms.search.sparsity import chosen_parts
@@ -160,7 +160,7 @@ def test_owl_gives_the_published_shares():
     values = torch.tensor(list(ratios.values()), dtype=torch.float64)
     values = (values - values.min()) * (1 / (values.max() - values.min()) * lamda * 2)
     published = 1 - (values - values.mean() + keep)
-    found = owl_shares(ratios, dict.fromkeys(ratios, 100), 1 - keep)
+    found = owl_sparsities(ratios, dict.fromkeys(ratios, 100), 1 - keep)
     assert torch.allclose(torch.tensor([found[unit] for unit in ratios], dtype=torch.float64), published, atol=1e-6)
 
 
@@ -171,11 +171,11 @@ def test_owl_gives_the_published_shares():
 def test_searched_shares_have_the_mean_that_was_asked_and_the_dearer_layer_keeps_more(layers, share):
     costs = {str(i): ((share - 0.1, cost), (share + 0.1, cost * rise)) for i, (cost, rise, _) in enumerate(layers)}
     weights = {str(i): size for i, (_, _, size) in enumerate(layers)}
-    found = equal_cost_shares(costs, weights, share)
+    found = equal_cost_sparsities(costs, weights, share)
     mean = sum(found[u] * weights[u] for u in found) / sum(weights.values())
     assert mean == pytest.approx(share, abs=1e-6)
     assert all(share - 0.2 <= s <= share + 0.2 for s in found.values())
-    alike = equal_cost_shares(
+    alike = equal_cost_sparsities(
         {"cheap": ((share - 0.1, 0.01), (share + 0.1, 0.1)), "dear": ((share - 0.1, 0.02), (share + 0.1, 0.2))},
         {"cheap": 1, "dear": 1},
         share,

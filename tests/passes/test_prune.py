@@ -8,7 +8,7 @@ import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.events import Ticked, listening_with
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.transforms.editing.trial import running_graphs
+from effc.compiler.transforms.editing.trial import with_bound_graphs
 from effc.compiler.transforms.search.branches import Layers
 from effc.compiler.transforms.search.importance import l1_importance
 from effc.compiler.transforms.search.savings import SavingsTable
@@ -198,7 +198,7 @@ def test_layers_run_their_own_forwards_again_where_binding_fails_half_way():
     units = [*program.units.values()]
     with (
         pytest.raises(AttributeError),
-        running_graphs(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]),
+        with_bound_graphs(program, [*units[:2], dataclasses.replace(units[2], path="nowhere")]),
     ):
         raise AssertionError("a layer that is nowhere was bound")
     assert not any("forward" in vars(layer) for layer in program.model.model.layers)

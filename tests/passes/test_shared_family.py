@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.artifacts.load import load, verify_signer
+from effc.compiler.artifacts.load import load, verify_signature_and_files
 from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
 from effc.compiler.cli.main import main
 from effc.compiler.driver import api
-from effc.compiler.driver.pick import pick_point, point_folder
+from effc.compiler.driver.pick import copy_point, point_folder_or_copy
 from effc.compiler.driver.point_limits import Limit
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -37,18 +37,18 @@ def test_points_that_are_cut_out_of_shared_weights_are_those_that_were_written_a
     assert len(points) > 1 and len([*(artifacts / "once").rglob("model.safetensors")]) == 1
     ids = torch.arange(3, 15)[None]
     for number, name in enumerate(points[:2]):
-        one, _ = pick_point(artifacts / "once", tmp_path / f"once-{number}", point=name)
-        other, manifest = pick_point(artifacts / "apart", tmp_path / f"apart-{number}", point=str(number + 1))
+        one, _ = copy_point(artifacts / "once", tmp_path / f"once-{number}", point=name)
+        other, manifest = copy_point(artifacts / "apart", tmp_path / f"apart-{number}", point=str(number + 1))
         assert one == other == name and manifest.kind == "hf"
         with torch.no_grad():
             found, wanted = (load(tmp_path / f"{kind}-{number}")(ids).logits for kind in ("once", "apart"))
         assert torch.equal(found, wanted)
-    assert load(point_folder(artifacts / "once", points[-1])) is not None
+    assert load(point_folder_or_copy(artifacts / "once", points[-1])) is not None
 
 
 def test_a_point_to_talk_to_without_a_tokenizer_is_refused_before_it_is_cut_out(artifacts):
     with pytest.raises(Reject, match="no-words") as caught:
-        point_folder(artifacts / "once", "1", speaks=True)
+        point_folder_or_copy(artifacts / "once", "1", needs_tokenizer=True)
     assert caught.value.diagnostics[0].message == f"{artifacts / 'once'} has no tokenizer"
 
 
@@ -56,9 +56,9 @@ def test_a_point_to_run_is_cut_out_of_a_front_that_one_of_the_keys_signed(artifa
     front = shutil.copytree(artifacts / "once", tmp_path / "once")
     ours, theirs = (write_key_pair(tmp_path / f"{name}.key") for name in ("ours", "theirs"))
     sign_artifact(front, tmp_path / "ours.key")
-    assert verify_signer(front, [theirs, ours]) == ours and point_folder(front, "1").is_dir()
+    assert verify_signature_and_files(front, [theirs, ours]) == ours and point_folder_or_copy(front, "1").is_dir()
     with pytest.raises(Reject, match="unsigned-artifact") as caught:
-        verify_signer(front, [theirs])
+        verify_signature_and_files(front, [theirs])
     assert caught.value.diagnostics[0].message.startswith(f"{front} is signed by {ours}")
 
 
@@ -67,7 +67,7 @@ def test_a_point_is_picked_by_what_was_measured(artifacts, tmp_path):
     sizes = {m["name"]: next(v for name, v, *_ in m["measures"] if name == "params") for m in members}
     least = min(sizes, key=sizes.get)
     assert (
-        pick_point(artifacts / "once", tmp_path / "least", limits=(Limit("params", str(int(sizes[least]))),))[0]
+        copy_point(artifacts / "once", tmp_path / "least", limits=(Limit("params", str(int(sizes[least]))),))[0]
         == least
     )
 
@@ -86,7 +86,7 @@ def test_inspect_says_how_far_off_times_from_a_table_are(artifacts, tmp_path, ca
 @pytest.mark.parametrize("field", ["values", "places", "choice", "orders"])
 def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, field):
     from effc.compiler.core.settings import Settings
-    from effc.compiler.models.checkpoints.model_folder import open_folder
+    from effc.compiler.models.checkpoints.model_folder import origin_of_folder
     from effc.compiler.transforms.supernet import shared_weights
 
     shutil.copytree(artifacts / "once", tmp_path / "once")
@@ -101,7 +101,9 @@ def test_a_family_that_does_not_fit_its_weights_is_refused(artifacts, tmp_path, 
     (tmp_path / "once" / shared_weights.FAMILY).write_text(json.dumps(body))
     model = tmp_path / "once" / shared_weights.WEIGHTS
     with pytest.raises(Reject, match="cache-damaged"):
-        shared_weights.load_point(tmp_path / "once", name, open_folder(model, "model", "auto", Settings(tmp_path)))
+        shared_weights.load_program_of_point(
+            tmp_path / "once", name, origin_of_folder(model, "model", "auto", Settings(tmp_path))
+        )
 
 
 def test_a_family_whose_model_is_of_no_config_is_refused(tmp_path):

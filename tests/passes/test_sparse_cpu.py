@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.layer_profile import layer_group_counts, packed_group_counts
-from effc.compiler.analysis.planning.machine_profile import check_profiles
+from effc.compiler.analysis.planning.layer_profile import layer_group_counts, layer_group_counts_of_packed
+from effc.compiler.analysis.planning.machine_profile import refuse_other_machine_profiles
 from effc.compiler.analysis.planning.shape_change import describe_change
 from effc.compiler.core.fingerprint import cpus
 from effc.compiler.ir.capture.capture import capture
@@ -81,7 +81,10 @@ def test_packed_modules_tell_the_widths_that_their_groups_had(tmp_path, name):
     before = skeleton_of(capture(tiny.model(name)))
     program, _ = run(tmp_path, tiny.model(name), format="dense_bf16")
     assert skeleton_of(program).groups == ()
-    wanted, found = layer_group_counts(before), packed_group_counts(before, skeleton_of(program), program.edits.swapped)
+    wanted, found = (
+        layer_group_counts(before),
+        layer_group_counts_of_packed(before, skeleton_of(program), program.edits.swapped),
+    )
     for layer, branches in wanted.items():
         for branch, widths in branches.items():
             fused = {"heads", "kv_heads"} & (widths.keys() - found[layer][branch].keys())
@@ -232,7 +235,7 @@ def test_for_a_machine_that_this_is_contenders_race_at_the_level_that_its_profil
 
 def test_a_profile_of_another_machine_is_no_reason_to_refuse_the_step(tmp_path):
     _, ctx, _ = prepared(tmp_path, sparse(), machine=ProfileRef("xeon"), profiles={"xeon": {"isa": "amx_bf16"}})
-    check_profiles([step.call for step in ctx.recipe.pipelines["lean"].steps], ctx)
+    refuse_other_machine_profiles([step.call for step in ctx.recipe.pipelines["lean"].steps], ctx)
 
 
 def test_weights_that_no_kernel_can_pack_are_refused_with_their_path(tmp_path):

@@ -52,9 +52,9 @@ def test_every_choice_is_drawn_and_a_step_draws_the_same_again(ranks, sites, see
     space = Space(tuple(ElasticDim(name, "rank", values, (f"{name}.a", f"{name}.b")) for name in names))
     drawn, seen = ChoiceSampler(space, seed), {name: set() for name in names}
     for step in range(120):
-        drawn.begin_step(step)
+        drawn.draw_for_step(step)
         first = dict(drawn.ranks)
-        drawn.begin_step(step)
+        drawn.draw_for_step(step)
         assert drawn.ranks == first and all(first[f"{site}.a"] == first[f"{site}.b"] for site in names)
         for site in names:
             seen[site].add(first[f"{site}.a"])

@@ -20,7 +20,7 @@ from effc.compiler.core.events import Said, Ticked
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.driver.pipeline import Build
-from effc.compiler.driver.ray_workers import check_head_responds
+from effc.compiler.driver.ray_workers import require_authenticated_head
 from effc.compiler.driver.worker_pool import make_transport, worker_team
 from effc.compiler.driver.worker_transport import WorkerTransport
 from effc.dsl.syntax.diagnostics import Reject
@@ -109,7 +109,7 @@ def stepped(recipe, cache, workers="", deadly=False, frozen=False):
     hands = make_transport(session.settings) if workers else None
     if deadly or frozen:
         hands = Deadly(hands, frozen)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     with worker_team(session, hands) as team:
         if frozen:
             team.timeouts.first = 2.0
@@ -250,7 +250,7 @@ def test_a_cluster_that_asks_for_no_token_is_not_joined(tmp_path, open_cluster, 
 
 
 def test_a_cluster_is_joined_with_its_token_alone(tmp_path, cluster, monkeypatch):
-    check_head_responds(cluster)
+    require_authenticated_head(cluster)
     for name, value in (("RAY_AUTH_TOKEN", "a" * 64), ("RAY_AUTH_MODE", "disabled")):
         monkeypatch.setenv(name, value)
         with pytest.raises(Reject, match="no-cluster"):
@@ -260,14 +260,14 @@ def test_a_cluster_is_joined_with_its_token_alone(tmp_path, cluster, monkeypatch
 LEAF_FUNCTIONS = """
 import json, os, sys
 from pathlib import Path
-from effc.compiler.driver.ray_workers import Actors
+from effc.compiler.driver.ray_workers import RayTransport
 
 def listening():
     rows = [line.split() for n in ("tcp", "tcp6") for line in Path("/proc/net", n).read_text().splitlines()[1:]]
     return {row[9]: row[1].rpartition(":")[0] for row in rows if row[3] == "0A"}
 
 before = listening()
-actors = Actors("", 1)
+actors = RayTransport("", 1)
 assert actors.size
 import ray
 paths = ray.get(ray.remote(lambda: sys.path).remote())

@@ -49,7 +49,7 @@ def fused_attention(step: "NodeRules") -> Tensor:
 def record_attention_call(step: "NodeRules", module: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Note an attention call; returns a label per query head."""
     heads = [x.permute(1, 0, 2, 3).flatten(1) for x in (q, k, v)]  # [h, everything else]
-    heads = [heads[0], *unrepeat_kv_heads(*map(drop_shared_channels, heads[1:]))]
+    heads = [heads[0], *unrepeat_kv_heads(*map(clear_shared_channel_labels, heads[1:]))]
     for x in heads:
         step.out.couple_along(x, 1)
     q_heads, k_heads, v_heads = (x.amax(1) for x in heads)
@@ -58,14 +58,14 @@ def record_attention_call(step: "NodeRules", module: str, q: Tensor, k: Tensor, 
         step.out.couple(q_heads, k_heads)
     step.out.attentions.append(Attention(step.node, module, q_heads.numpy(), k_heads.numpy()))
     for w in packed_rules.weights_in((step.args[4:], step.kwargs)):  # a bias, looked up in a table, for each head
-        packed_rules.met_along(step, w, 1, q_heads)
+        packed_rules.couple_weights_along(step, w, 1, q_heads)
     further = {"mask": step.args[4], **step.kwargs} if len(step.args) > 4 else step.kwargs
     for name, other in further.items():
         couple_head_inputs(step, name, other, q_heads)
     return q_heads
 
 
-def drop_shared_channels(heads: Tensor) -> Tensor:
+def clear_shared_channel_labels(heads: Tensor) -> Tensor:
     """Keys or values [h, n] without the channels that all heads share, as the turned ones of latent attention."""
     shared = set(heads[0].unique().tolist()).intersection(*(x.unique().tolist() for x in heads[1:])) - {NO_LABEL}
     if len(heads) == 1 or not shared:
@@ -83,7 +83,7 @@ def unrepeat_kv_heads(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return k[::each], v[::each]
 
 
-def couple_head_inputs(step: "NodeRules", name: str, other: Any, heads: Tensor) -> None:
+def couple_head_inputs(step: "NodeRules", name: str, value: Any, heads: Tensor) -> None:
     """Meet the other inputs of attention: sinks [h] and biases [1, h, t, s] belong to their heads.
 
     A bias of constants has no labels, and every attention that is given it has as many heads: it gets some, in place,
@@ -91,7 +91,7 @@ def couple_head_inputs(step: "NodeRules", name: str, other: Any, heads: Tensor) 
     """
     source = step.node.kwargs.get(name, step.node.args[4] if len(step.node.args) > 4 else None)
     outside = isinstance(source, fx.Node) and source.op == "placeholder" and source.name not in step.run.given
-    for x in tensors_in(other):
+    for x in tensors_in(value):
         if x.ndim == 1 and len(x) == len(heads):
             step.out.couple(x, heads)
         elif x.ndim == 4 and x.shape[1] == len(heads):

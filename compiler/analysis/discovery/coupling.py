@@ -7,7 +7,7 @@ import numpy as np
 
 from ....dsl.checker.skeleton import Group, Kind, Member
 from .labelling import NO_LABEL, STREAM, Attention, Labelling
-from .residual import common_module
+from .residual import common_ancestor_module
 
 Index = tuple[str, int]  # (tensor, axis)
 
@@ -68,40 +68,40 @@ class _Search:
         repeat = len(q) // len(kv)
         heads = [frozenset({h}) for h in q]
         if repeat == 1:
-            self.add_group("heads", heads, 0, attention.module)
+            self.add_group_once("heads", heads, 0, attention.module)
         else:
-            self.add_group("heads", heads, repeat, attention.module)
+            self.add_group_once("heads", heads, repeat, attention.module)
             blocks = [frozenset({g, *q[i * repeat : (i + 1) * repeat]}) for i, g in enumerate(kv)]
-            self.add_group("kv_heads", blocks, 0, attention.module)
+            self.add_group_once("kv_heads", blocks, 0, attention.module)
         return used
 
-    def rejection_reason(self, attention: Attention, used: list[int]) -> str | None:
-        reason = next((self.blocked[r] for r in used if r in self.blocked), None)
+    def rejection_reason(self, attention: Attention, head_roots: list[int]) -> str | None:
+        reason = next((self.blocked[r] for r in head_roots if r in self.blocked), None)
         if reason:
             return reason
-        if not self.leaving.isdisjoint(used):
+        if not self.leaving.isdisjoint(head_roots):
             return "its heads leave the layer"
-        if NO_LABEL in used or self.root[STREAM] in used:
+        if NO_LABEL in head_roots or self.root[STREAM] in head_roots:
             return "its heads are not made by a projection of their own"
         repeat, left = divmod(len(attention.q), len(attention.kv))
         if left:
             return f"{len(attention.kv)} KV heads don't divide {len(attention.q)} query heads"
-        if len(used) < len(attention.q) + (len(attention.kv) if repeat > 1 else 0):
+        if len(head_roots) < len(attention.q) + (len(attention.kv) if repeat > 1 else 0):
             return "a norm or a mixing function runs over several heads"
         return None
 
     def add_channel_groups(self, free: np.ndarray) -> None:
-        for roots in self.roots_of_equal_size(free):
+        for roots in self.roots_of_equal_footprint(free):
             members = [index for index, owner in self.owner.items() if np.isin(owner, roots).any()]
             if not members:
                 continue
-            site = common_module([module_of(tensor) for tensor, _ in members])
+            site = common_ancestor_module([module_of(tensor) for tensor, _ in members])
             reason = next((self.blocked[r] for r in roots.tolist() if r in self.blocked), None)
             readers = [index for index in members if index in self.reads]
             readers_only = bool(readers) and len(readers) < len(members)
             if readers_only and not self.leaving.isdisjoint(roots.tolist()):
                 reason = reason or "its channels leave the layer, or are chosen by what they hold"
-            if readers_only and not reason and self.one_item(roots, self.owner[readers[0]]):
+            if readers_only and not reason and self.are_one_item(roots, self.owner[readers[0]]):
                 reason = "a norm or a mixing function runs over all its channels"
             if reason:
                 self.refuse(site or module_of(members[0][0]), reason)  # of two stacks no module encloses all
@@ -109,13 +109,13 @@ class _Search:
                 columns = self.owner[readers[0]]
                 order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())
                 kind: Kind = "channels" if self.weighed.isdisjoint(order) else "heads"
-                self.add_group(kind, [frozenset({root}) for root in order], 0, site)
+                self.add_group_once(kind, [frozenset({root}) for root in order], 0, site)
 
-    def one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:
+    def are_one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:
         """Whether several channels are all coupled, and not because they are one attention head."""
         return len(roots) == 1 and (columns == roots[0]).sum() > 1 and self.weighed.isdisjoint(roots.tolist())
 
-    def roots_of_equal_size(self, free: np.ndarray) -> Iterator[np.ndarray]:
+    def roots_of_equal_footprint(self, free: np.ndarray) -> Iterator[np.ndarray]:
         """Sets of roots that hold the same number of indices of the same tensors."""
         roots = np.flatnonzero(free & (self.root == np.arange(len(self.root))))
         if not len(roots) or not self.owner:
@@ -126,7 +126,7 @@ class _Search:
         for i in np.argsort(first):
             yield roots[kind.reshape(-1) == i]
 
-    def add_group(self, kind: Kind, items: list[frozenset[int]], per_block: int, path: str) -> None:
+    def add_group_once(self, kind: Kind, items: list[frozenset[int]], per_block: int, path: str) -> None:
         """Keep a group, unless it is kept: attentions that share a table of biases have all their heads in common."""
         if any(
             (group.kind, group.per_block) == (kind, per_block) and known == items
@@ -134,11 +134,11 @@ class _Search:
         ):
             return
         try:
-            members = tuple(self.members_of_items(items))
+            members = tuple(self.members_covering(items))
         except IrregularLayout as error:
             self.refuse(path, str(error))
             return
-        enclosing = common_module([module_of(m.tensor) for m in members])
+        enclosing = common_ancestor_module([module_of(m.tensor) for m in members])
         self.result.groups.append(
             Group(
                 enclosing,
@@ -156,7 +156,7 @@ class _Search:
         if (path, reason) not in self.result.rejected:
             self.result.rejected.append((path, reason))
 
-    def members_of_items(self, items: list[frozenset[int]]) -> Iterator[Member]:
+    def members_covering(self, items: list[frozenset[int]]) -> Iterator[Member]:
         """Writers first, in the order of the forward, then readers."""
         item_of = np.full(self.labelling.count, -1)
         for i, roots in enumerate(items):
@@ -168,15 +168,15 @@ class _Search:
                     yield Member(*index, member_segments(item, len(items), index[0]))
 
 
-def member_segments(item: np.ndarray, count: int, tensor: str) -> tuple[tuple[int, int], ...]:
+def member_segments(item_of_index: np.ndarray, n_items: int, tensor: str) -> tuple[tuple[int, int], ...]:
     """The segments of a `Member` from the item of each index (-1: none). Raises Uneven."""
-    sizes = np.bincount(item[item >= 0], minlength=count)
+    sizes = np.bincount(item_of_index[item_of_index >= 0], minlength=n_items)
     if (sizes != sizes[0]).any():
         raise IrregularLayout(f"its items own unequal numbers of indices of {tensor}")
-    order = np.argsort(item, kind="stable")[(item < 0).sum() :].reshape(count, -1)  # [item, index]
+    order = np.argsort(item_of_index, kind="stable")[(item_of_index < 0).sum() :].reshape(n_items, -1)  # [item, index]
     runs = np.split(order[0], np.flatnonzero(np.diff(order[0]) != 1) + 1)
     steps = np.concatenate([np.full(len(run), len(run)) for run in runs])
-    if (order != order[0] + np.arange(count)[:, None] * steps).any():
+    if (order != order[0] + np.arange(n_items)[:, None] * steps).any():
         raise IrregularLayout(f"its items lie in {tensor} in no regular pattern")
     return tuple((int(run[0]), len(run)) for run in runs)
 

@@ -15,17 +15,17 @@ from .labelling import Labelling, tensors_in
 _UNEVEN = ("chunk", "tensor_split", "unflatten", "repeat_interleave")  # parts of sizes that no literal says
 
 
-def unread_labels(labelling: Labelling, result: np.ndarray) -> np.ndarray:
+def unread_labels(labelling: Labelling, output_labels: np.ndarray) -> np.ndarray:
     """For each label whether nothing reads it: no column of a product, no attention, nothing of which little is known.
 
-    result   labels of what the graph returns
+    output_labels   labels of what the graph returns
     """
     root = labelling.component_roots()
     read = np.zeros(len(root), bool)
     read_labels = [claim.labels for claim in labelling.claims if claim.reads]
     read_labels += [labels for attention in labelling.attentions for labels in (attention.q, attention.kv)]
     read_labels += [labels for labels, _ in (*labelling.blocked, *labelling.chosen)]
-    for labels in (*read_labels, result):
+    for labels in (*read_labels, output_labels):
         read[root[labels]] = True
     dead = ~read[root]
     dead[:2] = False  # NOTHING and STREAM
@@ -44,7 +44,7 @@ def live_indices(labelling: Labelling, dead: np.ndarray) -> dict[tuple[str, int]
 
 def with_narrowed_literals(graph: fx.Graph, labelling: Labelling, dead: np.ndarray, root: nn.Module) -> fx.Graph:
     """A copy whose literals have the values that the kept rows need, and follow no attribute any more. Raises Baked."""
-    _refuse_uneven(labelling, dead)
+    _refuse_dead_labels_in_divisions(labelling, dead)
     needs = [need for need in literal_needs(labelling, torch.from_numpy(dead), root) if need.value != need.needed]
     graph = copy.deepcopy(graph)
     nodes = {node.name: node for node in graph.nodes}
@@ -58,7 +58,7 @@ def _set(node: fx.Node, need: Need) -> None:
     node.meta["ints"] = tuple(entry for entry in node.meta.get("ints", ()) if entry[0] != need.location)
 
 
-def _refuse_uneven(labelling: Labelling, dead: np.ndarray) -> None:
+def _refuse_dead_labels_in_divisions(labelling: Labelling, dead: np.ndarray) -> None:
     for node in labelling.values:
         if name_of(node) in _UNEVEN and node.op != "placeholder":
             divided = node.args[0]

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from ....dsl.checker.skeleton import Group
 from ...ir.graphs import name_of
-from ...ir.traced_integers import evaluate_source
+from ...ir.traced_integers import evaluate_expression
 from .labelling import NO_LABEL, POINTWISE, Labelling, tensors_in
 
 # What the library's attention functions read from the module they are called with.
@@ -50,7 +50,7 @@ class Need:
             names[path] = named(path, self.node.meta.get("scope", ()))
             return 1
 
-        evaluate_source(self.source, note)
+        evaluate_expression(self.source, note)
         return names
 
 
@@ -78,21 +78,23 @@ def dependent_attributes(
     removed[[r for i in probe for r in items[i]]] = True
     needs = list(literal_needs(labelling, torch.from_numpy(removed[roots]), root))
     share = Fraction(group.count - len(probe), group.count)
-    return tuple((*name, read(root, name) / group.count) for name in _fewest_attributes(needs, share, root))
+    return tuple(
+        (*name, read(root, name) / group.count) for name in _smallest_sufficient_attributes(needs, share, root)
+    )
 
 
-def _fewest_attributes(needs: list[Need], remaining_share: Fraction, root: nn.Module) -> tuple[Name, ...]:
+def _smallest_sufficient_attributes(needs: list[Need], remaining_share: Fraction, root: nn.Module) -> tuple[Name, ...]:
     changing = [need for need in needs if need.value != need.needed]
     candidates = list(dict.fromkeys(name for need in changing for name in need.source_names().values()))
     for size in range(min(len(candidates), MAX_ATTRIBUTES) + 1):
         for chosen in combinations(candidates, size):
-            if all(_is_met_by(need, chosen, remaining_share, root) for need in needs):
+            if all(_attributes_satisfy_need(need, chosen, remaining_share, root) for need in needs):
                 return chosen
     worst = changing[0]
     raise Baked(f"`{name_of(worst.node)}` has the fixed number {worst.value}, which must follow its count")
 
 
-def _is_met_by(need: Need, chosen: tuple[Name, ...], remaining_share: Fraction, root: nn.Module) -> bool:
+def _attributes_satisfy_need(need: Need, chosen: tuple[Name, ...], remaining_share: Fraction, root: nn.Module) -> bool:
     names = need.source_names()
 
     def value(path: str) -> int:
@@ -103,13 +105,14 @@ def _is_met_by(need: Need, chosen: tuple[Name, ...], remaining_share: Fraction, 
         return int(after)
 
     try:
-        return evaluate_source(need.source, value) == need.needed
+        return evaluate_expression(need.source, value) == need.needed
     except ValueError:
         return False
 
 
 def literal_needs(labelling: Labelling, removed: Tensor, root: nn.Module) -> Iterator[Need]:
-    """Every literal that counts positions. `removed` says for each label whether it vanishes. Raises Baked."""
+    """Needs of every literal in the graph that counts positions of a label. `removed` says for each label whether it
+    vanishes. Raises Baked."""
     for node, value in labelling.values.items():
         name = name_of(node) if node.op in ("call_function", "call_method") else ""
         if next(tensors_in(value), None) is None:
@@ -117,7 +120,7 @@ def literal_needs(labelling: Labelling, removed: Tensor, root: nn.Module) -> Ite
         if name in _LITERALS:
             yield from _LITERALS[name](node, labelling, removed)
         elif name in POINTWISE or name == "baddbmm":
-            _refuse_outside_tensors(node, labelling, removed)
+            _refuse_external_per_item_tensors(node, labelling, removed)
     for attention in labelling.attentions:
         module = root.get_submodule(attention.module)
         if REPEAT in vars(module):
@@ -127,7 +130,7 @@ def literal_needs(labelling: Labelling, removed: Tensor, root: nn.Module) -> Ite
                 yield Need(attention.node, vars(module)[REPEAT], alive[0] // alive[1], source)
 
 
-def _refuse_outside_tensors(node: fx.Node, labelling: Labelling, removed: Tensor) -> None:
+def _refuse_external_per_item_tensors(node: fx.Node, labelling: Labelling, removed: Tensor) -> None:
     """A bias or scale with an entry per item that comes from outside of the unit can't follow."""
     out = labelling.values[node]
     for argument in node.all_input_nodes:
@@ -172,34 +175,36 @@ def _constant_size_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -
 
 
 def _literal_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
-    """For each axis: the node and place where its size is written, and the size: an int, a node, or None."""
+    """Yield for each axis of a view the node and argument path that hold its size, and the size: an int, a node, or
+    None."""
     first = node.args[1]
     if isinstance(first, (tuple, list)):
         yield from ((node, f"args.1.{i}", size) for i, size in enumerate(first))
     elif isinstance(first, fx.Node) and isinstance(labelling.values[first], tuple):
-        yield from _summed_sizes(first, labelling)
+        yield from _sizes_in_size_sum(first, labelling)
     else:
         yield from (_literal_size(node, i + 1, labelling) for i in range(len(node.args) - 1))
 
 
 def _literal_size(node: fx.Node, index: int, labelling: Labelling) -> tuple[fx.Node, str, Any]:
-    """Of a size that is an argument of its own: a literal, or an entry of a sum of sizes that was unpacked."""
+    """Node, argument path and value of one size argument: a literal, or an entry of a sum of sizes that was
+    unpacked."""
     size = node.args[index]
     if isinstance(size, fx.Node) and name_of(size) == "getitem":
         source, at = size.args
         if isinstance(source, fx.Node) and isinstance(labelling.values[source], tuple) and isinstance(at, int):
-            return list(_summed_sizes(source, labelling))[at]
+            return list(_sizes_in_size_sum(source, labelling))[at]
     return node, f"args.{index}", size
 
 
-def _summed_sizes(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
+def _sizes_in_size_sum(node: fx.Node, labelling: Labelling) -> Iterator[tuple[fx.Node, str, Any]]:
     """`x.size()[:-1] + (heads, head_dim)`"""
     if name_of(node) != "add":
         yield from ((node, "", None) for _ in labelling.values[node])
         return
     for i, part in enumerate(node.args):
         if isinstance(part, fx.Node):
-            yield from _summed_sizes(part, labelling)
+            yield from _sizes_in_size_sum(part, labelling)
         else:
             assert isinstance(part, tuple | list), f"{node.name} adds other things than sizes"
             yield from ((node, f"args.{i}.{j}", size) for j, size in enumerate(part))
@@ -221,7 +226,7 @@ def _split_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterat
                 yield _need(node, f"{path}.{i}", size, size - counts[i])
 
 
-def _removes_full_strides(vanishing: Tensor, step: Any) -> bool:
+def _removes_whole_strides(vanishing: Tensor, step: Any) -> bool:
     """Whether of each run of `step` positions all vanish or none: `x[1::2]` stays what it is then."""
     return (
         type(step) is int
@@ -249,7 +254,7 @@ def _slice_needs(node: fx.Node, labelling: Labelling, removed: Tensor) -> Iterat
         for where, bound in bounds.items():
             if type(bound) is int:
                 vanishing = vanished(x, axis, removed)
-                if isinstance(part, slice) and _removes_full_strides(vanishing, part.step):
+                if isinstance(part, slice) and _removes_whole_strides(vanishing, part.step):
                     continue
                 before, behind = int(vanishing[:bound].sum()), int(vanishing[bound:].sum())
                 yield _need(node, where, bound, bound - before if bound >= 0 else bound + behind)

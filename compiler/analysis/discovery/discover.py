@@ -16,9 +16,9 @@ from ...ir.layers.linear import KernelLinear
 from ...ir.program import Program
 from .coupling import groups_of
 from .dependent_integers import Baked, dependent_attributes
-from .experts import EXPERTS_FIXED, expert_groups, with_packed_step
+from .experts import EXPERTS_FIXED, expert_groups, with_width_multiple
 from .labels import label_graph
-from .mixers.state_space import find_state_space
+from .mixers.state_space import find_state_spaces
 from .residual import find_branch_terms
 from .sharing import join_shared_groups
 
@@ -47,7 +47,7 @@ def discover(program: Program) -> Skeleton:
     branches = [_branch_site(b, path) for path, structure in unit_structures for b in structure.branches]
     if any(structure.leaving for path, structure in unit_structures if path):
         # Channels couple across layers, as where a convolutional net changes its width: one look at all of it.
-        unit_structures = [("", structure_of(flat(program).graph, model))]
+        unit_structures = [("", discover_structure(flat(program).graph, model))]
     refusals = [
         [join(path, site), reason]
         for path, structure in unit_structures
@@ -58,8 +58,8 @@ def discover(program: Program) -> Skeleton:
     for one in join_shared_groups(unit_groups, program, tied):
         groups += [one] if isinstance(one, Group) else []
         refusals += [] if isinstance(one, Group) else [list(one)]
-    groups = [with_packed_step(group, model) for group in disambiguated_groups(groups)]
-    mixers = find_state_space(program)
+    groups = [with_width_multiple(group, model) for group in groups_with_distinct_sites(groups)]
+    mixers = find_state_spaces(program)
     several = {name for same in tied for name in same}
     groups += [group for group in mixers.groups if not any(m.tensor in several for m in group.members)]
     refusals = [entry for entry in refusals if entry[0] not in mixers.mixers] + [
@@ -67,7 +67,7 @@ def discover(program: Program) -> Skeleton:
     ]
     return Skeleton(
         model_type=_model_type(model),
-        parts=tuple(list_parts(model)),
+        parts=tuple(parameter_parts(model)),
         units=tuple(program.units),
         branches=tuple(branches),
         groups=tuple(groups),
@@ -86,17 +86,17 @@ def structures_by_unit(program: Program) -> Iterator[tuple[str, Structure]]:
         shapes = tuple((name, tuple(p.shape)) for name, p in root.named_parameters(remove_duplicate=False))
         key = (unit.key, shapes)
         if key not in known:
-            known[key] = structure_of(unit.graph, root)
+            known[key] = discover_structure(unit.graph, root)
         yield path, known[key]
 
 
-def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
+def discover_structure(graph: fx.Graph, root: nn.Module) -> Structure:
     """Branches and groups of one unit, or of a whole model as one graph."""
     stream = stream_of(graph)
     entries = [stream] if stream else [n for n in graph.nodes if n.op == "placeholder" and _is_tensor(n)]
     labelling = label_graph(graph, root, stream.name if stream else None)
     branches = tuple(
-        disambiguated_branches(
+        branches_with_distinct_sites(
             Branch(term.site, "", term.role, term.modules, term.join.name, term.value.name)
             for term in find_branch_terms(graph, root, entries, labelling.values)
         )
@@ -118,7 +118,7 @@ def structure_of(graph: fx.Graph, root: nn.Module) -> Structure:
     return Structure(branches, tuple(groups), (*result.rejected, *refusals), result.leaving)
 
 
-def disambiguated_branches(branches: Iterable[Branch]) -> Iterator[Branch]:
+def branches_with_distinct_sites(branches: Iterable[Branch]) -> Iterator[Branch]:
     """Branches with sites of their own: where several lie in the same module, the first that only one of them runs."""
     branches = list(branches)
     shared = Counter(b.site for b in branches)
@@ -128,8 +128,8 @@ def disambiguated_branches(branches: Iterable[Branch]) -> Iterator[Branch]:
 
 
 def _first_refusal_per_site(refusals: Iterable[tuple[str, str]], per_site: bool) -> Iterator[tuple[str, str]]:
-    """One reason per child of the unit, and one of its experts: the first, what follows from it isn't news. Of a whole
-    model, per site."""
+    """Yield the first refusal of each child of the unit, and of its experts; what follows from it isn't news. Of a
+    whole model, per site."""
     sites = set()
     for site, reason in refusals:
         child = site if per_site or reason.startswith(EXPERTS_FIXED) else site.split(".")[0]
@@ -138,7 +138,7 @@ def _first_refusal_per_site(refusals: Iterable[tuple[str, str]], per_site: bool)
             yield site, reason
 
 
-def disambiguated_groups(groups: Iterable[Group]) -> Iterator[Group]:
+def groups_with_distinct_sites(groups: Iterable[Group]) -> Iterator[Group]:
     """Groups with sites of their own: where several lie in the same module, the module that makes or reads them, and
     of heads the attention around it."""
     groups = list(groups)
@@ -168,7 +168,7 @@ def _is_tensor(node: fx.Node) -> bool:
     return shape is not None and all(isinstance(n, int) for n in shape)
 
 
-def list_parts(model: nn.Module) -> Iterator[Part]:
+def parameter_parts(model: nn.Module) -> Iterator[Part]:
     for path, module in model.named_modules():
         if isinstance(module, KernelLinear):  # as large as before: what packing saves is told in bytes
             shape, bias = (module.out_features, module.in_features), module.bias

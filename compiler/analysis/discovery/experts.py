@@ -19,7 +19,7 @@ from ...ir.layers.leaves import module_role
 from ...ir.surgery import attribute
 from ...ir.unit import argument_names
 from .labelling import Labelling
-from .residual import common_module
+from .residual import common_ancestor_module
 
 _BATCHED = "batched_mm"
 _EACH = ((0, 1),)  # one index of the first axis for each expert
@@ -64,7 +64,7 @@ def _expert_group(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group
     ]
     members = [Member(name, 0, _EACH) for name in (*rows, *read, *(f"{node.target}.{name}" for name in packed))]
     per_block = _experts_per_group(labelling, f"{router}.", count)
-    site = common_module([path, router])
+    site = common_ancestor_module([path, router])
     attributes = tuple(
         (".".join(p for p in (site, inner) if p), name, 1.0)
         for inner, module in root.get_submodule(site).named_modules()
@@ -74,7 +74,7 @@ def _expert_group(node: fx.Node, root: nn.Module, labelling: Labelling) -> Group
     return Group(site, "experts", count, tuple(members), attributes, per_block if per_block < count else 0, len(packed))
 
 
-def _find_router(index: fx.Node | None, root: nn.Module, count: int) -> tuple[str, list[str]]:
+def _find_router(index: fx.Node | None, root: nn.Module, num_experts: int) -> tuple[str, list[str]]:
     """The module that makes a score for each expert, and what has an entry for each on the way from it to the numbers
     of those that were chosen."""
     waiting, visited = [index] if index is not None else [], set()
@@ -82,10 +82,10 @@ def _find_router(index: fx.Node | None, root: nn.Module, count: int) -> tuple[st
     while waiting:
         node = waiting.pop(0)
         path = str(node.target)
-        if node.op == "call_module" and any(_has_rows(p, count) for p in root.get_submodule(path).parameters()):
+        if node.op == "call_module" and any(_has_rows(p, num_experts) for p in root.get_submodule(path).parameters()):
             attributes = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
-            return path, read + [x for x in attributes if _has_rows(attribute(root, x), count)]
-        if node.op == "get_attr" and _has_rows(attribute(root, path), count):
+            return path, read + [x for x in attributes if _has_rows(attribute(root, x), num_experts)]
+        if node.op == "get_attr" and _has_rows(attribute(root, path), num_experts):
             read.append(path)
         waiting += [x for x in node.all_input_nodes if x not in visited]
         visited.update(node.all_input_nodes)
@@ -111,17 +111,17 @@ def _experts_per_group(labelling: Labelling, router_prefix: str, num_experts: in
     )
 
 
-def with_packed_step(group: Group, model: nn.Module) -> Group:
+def with_width_multiple(group: Group, model: nn.Module) -> Group:
     """A group of the widths of packed experts says of how many channels the product of all experts at once takes
     multiples; one that has another width is not computed so."""
     multiple = 1
     for member in group.members if group.kind == "channels" and not group.per_block else ():
-        size, step = sum(n for _, n in member.segments), packed_width_step(model, member.tensor, member.axis)
+        size, step = sum(n for _, n in member.segments), grouped_matmul_width_step(model, member.tensor, member.axis)
         multiple = math.lcm(multiple, step // math.gcd(size, step))
     return replace(group, multiple=multiple) if multiple > 1 and group.count % multiple == 0 else group
 
 
-def packed_width_step(model: nn.Module, tensor: str, axis: int) -> int:
+def grouped_matmul_width_step(model: nn.Module, tensor: str, axis: int) -> int:
     """Step of the size of an axis of packed experts; 1 for all else."""
     owner, _, name = tensor.rpartition(".")
     module = model.get_submodule(owner)
@@ -152,7 +152,7 @@ def overrides_forward(module: nn.Module) -> bool:
     )
 
 
-def trace_leaf(
+def trace_leaf_module(
     module: nn.Module, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[fx.Graph | None, str]:
     """The graph of a leaf module, its placeholders named as its arguments; or None, and why it can't be traced.

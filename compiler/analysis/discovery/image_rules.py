@@ -44,18 +44,18 @@ def convolve(step: "NodeRules", x: Tensor, module: _ConvNd) -> Tensor:
     return label_convolution(step, x, rows, step.submodule_path(f"{step.node.target}.weight"), module.groups)
 
 
-def label_convolution(step: "NodeRules", x: Tensor, rows: Tensor, weight: str, groups: int) -> Tensor:
+def label_convolution(step: "NodeRules", x: Tensor, output_labels: Tensor, weight_path: str, groups: int) -> Tensor:
     """Labels of a convolution's output: x with the weight at that path, whose rows have those labels."""
     channels = channels_of(step, x)
     if groups == 1:
-        step.out.claim_axis(weight, 1, channels, is_read=True)
+        step.out.claim_axis(weight_path, 1, channels, is_read=True)
     else:
         # A group goes as a whole: the width of one is a number that all of them share.
-        inputs, outputs = channels.view(groups, -1), rows.view(groups, -1)
+        inputs, outputs = channels.view(groups, -1), output_labels.view(groups, -1)
         step.out.couple(inputs, inputs.amax(1, keepdim=True))
         step.out.couple(outputs, inputs.amax(1, keepdim=True))
-    step.out.claim_axis(weight, 0, rows)
-    return spread(step, rows)
+    step.out.claim_axis(weight_path, 0, output_labels)
+    return spread(step, output_labels)
 
 
 def channels_of(step: "NodeRules", x: Tensor) -> Tensor:

@@ -203,12 +203,12 @@ class Labelling:
         self.claims.append(AxisLabels(tensor, axis, labels.numpy(), is_read))
         return labels
 
-    def couple(self, left: Tensor, right: Tensor) -> None:
+    def couple(self, labels: Tensor, other_labels: Tensor) -> None:
         """Labels at the same place, after broadcasting, belong together."""
-        left, right = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(left, right))
-        meet = (left != right) & (left > NO_LABEL) & (right > NO_LABEL)
+        labels, other_labels = (x.reshape(-1).numpy() for x in torch.broadcast_tensors(labels, other_labels))
+        meet = (labels != other_labels) & (labels > NO_LABEL) & (other_labels > NO_LABEL)
         if meet.any():
-            pairs = np.unique(left[meet] << 32 | right[meet])
+            pairs = np.unique(labels[meet] << 32 | other_labels[meet])
             self.edges.append(np.stack([pairs >> 32, pairs & 0xFFFFFFFF]))
 
     def couple_along(self, x: Tensor, axis: int) -> None:

@@ -23,7 +23,7 @@ from ...ir.graphs import name_of
 from ...ir.layers.linear import KernelLinear
 from ...ir.layers.reft import Reft
 from . import attention_rules, image_rules, packed_rules
-from .experts import overrides_forward, trace_leaf
+from .experts import overrides_forward, trace_leaf_module
 from .labelling import (
     EXTREMES,
     MIXES,
@@ -132,7 +132,7 @@ class NodeRules:
         if rule is not None:
             return rule(self)
         if packed_rules.weights_in((self.args, self.kwargs)):
-            return packed_rules.apply_function(self, name)
+            return packed_rules.label_function_of_weight(self, name)
         labelled = list(tensors_in((self.args, self.kwargs)))
         if name in EXTREMES and labelled:
             return self.label_pointwise(labelled) if len(labelled) > 1 else self.label_extreme(labelled[0])
@@ -143,7 +143,7 @@ class NodeRules:
         if name in POINTWISE:
             return self.label_pointwise(labelled)
         if name in MIXES | REDUCES and labelled:
-            return self.label_mixing(name, labelled[0])
+            return self.label_reduction(name, labelled[0])
         if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
             return self.product(labelled)
         return self.block_unknown(f"`{name}`")
@@ -169,10 +169,10 @@ class NodeRules:
             labels = torch.where(labels == NO_LABEL, other, labels)
         return labels
 
-    def label_mixing(self, name: str, x: Tensor) -> Any:
+    def label_reduction(self, name: str, x: Tensor) -> Any:
         if "softmax" in name:
             self.out.weighed.append(np.unique(x.numpy()))
-        axes = self.mixed_axes(name, x)
+        axes = self.normalised_or_reduced_axes(name, x)
         for axis in axes:
             self.out.couple_along(x, axis)
         if name in MIXES:
@@ -183,13 +183,13 @@ class NodeRules:
     def label_extreme(self, x: Tensor) -> Any:
         """The largest or smallest along one axis and where it is, or of all."""
         if not isinstance(self.node.meta["dtype"], tuple):
-            return self.label_mixing("amax", x)
+            return self.label_reduction("amax", x)
         axis: Any = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
         self.out.couple_along(x, axis)
         keep = self.kwargs.get("keepdim", self.args[2] if len(self.args) > 2 else False)
         return x.amax(axis, keepdim=keep), unlabelled_like(self.node.meta["shape"][1])
 
-    def mixed_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
+    def normalised_or_reduced_axes(self, name: str, x: Tensor) -> tuple[int, ...]:
         sizes = "normalized_shape" if name in ("layer_norm", "rms_norm") else "dim"
         axes = self.args[1] if len(self.args) > 1 else self.kwargs.get(sizes)
         if axes is None:
@@ -222,14 +222,14 @@ class NodeRules:
         if runs is nn.Embedding.forward and isinstance(module, nn.Embedding):
             rows = self.claim("weight", 1, self.out.fresh(module.embedding_dim))
             return rows.expand(*x.shape, -1)
-        if _is_pointwise(module) and all(p.numel() == 1 for p in module.parameters()):
+        if _is_pointwise_module(module) and all(p.numel() == 1 for p in module.parameters()):
             return x
         if runs is nn.PReLU.forward and isinstance(module, nn.PReLU):  # a slope for each channel of [b, c, ...]
             self.out.couple(self.claim("weight", 0, self.out.fresh(len(module.weight))), x.movedim(1, -1))
             return x
         reason = ""
         if self.node.meta.get("role") in ("experts", "router") or overrides_forward(module):
-            graph, reason = trace_leaf(module, self.node, self.args, self.kwargs)
+            graph, reason = trace_leaf_module(module, self.node, self.args, self.kwargs)
             if graph is not None:
                 return self.run.inside(graph, module, self.path, self.args, self.kwargs)
         if isinstance(module, KernelLinear):
@@ -287,7 +287,7 @@ def _is_plain(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target.__module__ in ("_operator", "builtins", "math")
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_pointwise_module(module: nn.Module) -> bool:
     home = type(module).__module__
     mixing = isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU))
     return not mixing and (

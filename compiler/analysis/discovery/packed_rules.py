@@ -40,11 +40,11 @@ def weights_in(tree: Any) -> list[Weight]:
     return [weight for item in tree for weight in weights_in(item)] if isinstance(tree, (tuple, list)) else []
 
 
-def apply_function(step: "NodeRules", name: str) -> Any:
+def label_function_of_weight(step: "NodeRules", name: str) -> Any:
     """A function that is given such a parameter."""
     parameters = weights_in((step.args, step.kwargs))
     if name == "getattr" and step.args[1] in _TURNED:
-        return label_view(step, parameters[0])
+        return label_weight_view(step, parameters[0])
     if name == "getattr" or name in ("size", "dim", "numel"):
         return (
             getattr(parameters[0].axes[0], step.args[1])
@@ -55,7 +55,7 @@ def apply_function(step: "NodeRules", name: str) -> Any:
         if name in _SAME:
             return parameters[0]
         if name in MOVES:
-            return label_view(step, parameters[0])
+            return label_weight_view(step, parameters[0])
     if len(parameters) == 1 and name in _PRODUCTS:
         return label_product(step, name)
     if name in POINTWISE:
@@ -63,7 +63,7 @@ def apply_function(step: "NodeRules", name: str) -> Any:
     return block_unknown(step, parameters, name)
 
 
-def label_view(step: "NodeRules", w: Weight) -> Any:
+def label_weight_view(step: "NodeRules", w: Weight) -> Any:
     """A view, transposition or choice of a parameter, done along all of its axes' labels."""
     target = step.node.target
     if target is operator.getitem and picks(step.args[1]):
@@ -147,7 +147,7 @@ def label_elementwise(step: "NodeRules", parameters: list[Weight]) -> Tensor | W
     return x
 
 
-def met_along(step: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
+def couple_weights_along(step: "NodeRules", w: Weight, axis: int, labels: Tensor) -> None:
     """Couple the labels at each position along an axis with the parameter there."""
     for position, axis_labels in enumerate(w.axes):
         if axis_labels.ndim > axis and axis_labels.shape[axis] == len(labels) and varies(axis_labels, axis):
@@ -201,7 +201,7 @@ def label_convolution(step: "NodeRules") -> Any:
 
 
 def couple_gathered_axis(step: "NodeRules") -> Any:
-    """At each place along an axis a value from somewhere along it, by numbers."""
+    """Labels of a gather: entries along the axis are coupled, since indices choose any of them."""
     arguments = {**dict(zip(("input", "dim", "index"), step.args, strict=False)), **step.kwargs}
     x, axis = arguments["input"], arguments["dim"]
     step.out.couple_along(x, axis)

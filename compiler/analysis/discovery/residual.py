@@ -39,10 +39,10 @@ def find_branch_terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Nod
 
     entries   where data comes in: the residual stream, or all of a graph's inputs
     """
-    above = dominators(entries, values)
+    above = immediate_dominators(entries, values)
     splits: list[tuple[fx.Node, fx.Node, frozenset[fx.Node]]] = []
     for node in graph.nodes:
-        tap = find_tap(node, above, values)
+        tap = find_residual_split(node, above, values)
         if tap is not None:
             value = next(x for x in _operands(node) if x is not tap[1])
             splits += _split_parallel(node, value, tap[0], above, values)
@@ -54,13 +54,13 @@ def find_branch_terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Nod
     ]
 
 
-def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.Node | None]:
+def immediate_dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.Node | None]:
     """The immediate dominator of every node that data reaches from `entries`; None: nothing but all of them."""
     above: dict[fx.Node, fx.Node | None] = dict.fromkeys(entries)
     depth: dict[fx.Node | None, int] = {None: -1, **dict.fromkeys(entries, 0)}
     node = entries[0].next
     while node.op != "root":
-        inputs = [x for x in _inputs_of(node) if x in above]
+        inputs = [x for x in _data_sources(node) if x in above]
         if node not in above and inputs and carries_data(node, values):
             low: fx.Node | None = inputs[0]
             for other in inputs[1:]:
@@ -70,7 +70,7 @@ def dominators(entries: Sequence[fx.Node], values: Mapping) -> dict[fx.Node, fx.
     return above
 
 
-def _inputs_of(node: fx.Node) -> Iterator[fx.Node]:
+def _data_sources(node: fx.Node) -> Iterator[fx.Node]:
     """Sources of a node's value: what it reads, and what was written into that before."""
     for x in node.all_input_nodes:
         yield x
@@ -79,12 +79,14 @@ def _inputs_of(node: fx.Node) -> Iterator[fx.Node]:
                 yield from (y for y in write.all_input_nodes if y is not x)
 
 
-def _common_dominator(a: fx.Node | None, b: fx.Node | None, above: Mapping, depth: Mapping) -> fx.Node | None:
+def _common_dominator(
+    a: fx.Node | None, b: fx.Node | None, immediate_dominators: Mapping, depth: Mapping
+) -> fx.Node | None:
     while a is not b:
         if depth[a] >= depth[b]:
-            a = above[a]
+            a = immediate_dominators[a]
         else:
-            b = above[b]
+            b = immediate_dominators[b]
     return a
 
 
@@ -92,14 +94,16 @@ def carries_data(node: fx.Node, values: Mapping) -> bool:
     return next(tensors_in(values.get(node)), None) is not None
 
 
-def find_tap(node: fx.Node, above: Mapping, values: Mapping) -> tuple[fx.Node, fx.Node] | None:
+def find_residual_split(
+    node: fx.Node, immediate_dominators: Mapping, values: Mapping
+) -> tuple[fx.Node, fx.Node] | None:
     """Tap of a residual add in the stream, and the operand that carries it; None for any other node."""
-    if not _is_add(node, above, values):
+    if not _is_add(node, immediate_dominators, values):
         return None
     left, right = _operands(node)
     for stream, value in ((left, right), (right, left)):
-        for tap in _candidate_taps(stream, value, above, values):
-            if tap is not skip_identity(value) and _dominates(tap, value, above):
+        for tap in _candidate_splits(stream, value, immediate_dominators, values):
+            if tap is not unwrap_identity(value) and _dominates(tap, value, immediate_dominators):
                 return tap, stream
     return None
 
@@ -111,34 +115,36 @@ def _operands(add: fx.Node) -> tuple[fx.Node, fx.Node]:
     return left, right
 
 
-def _candidate_taps(stream: fx.Node, value: fx.Node, above: Mapping, values: Mapping) -> Iterator[fx.Node]:
+def _candidate_splits(
+    stream: fx.Node, value: fx.Node, immediate_dominators: Mapping, values: Mapping
+) -> Iterator[fx.Node]:
     """Nodes at which a value may have left the stream: at itself, or, where that is a sum, at the sum's own tap beside
     it."""
     yield stream
-    yield skip_identity(stream)
-    yield skip_scaling(stream)
-    earlier = find_tap(skip_identity(stream), above, values)
-    if earlier is not None and skip_identity(stream) not in _nodes_between(earlier[0], value, above):
+    yield unwrap_identity(stream)
+    yield unwrap_scaling(stream)
+    earlier = find_residual_split(unwrap_identity(stream), immediate_dominators, values)
+    if earlier is not None and unwrap_identity(stream) not in _nodes_between(earlier[0], value, immediate_dominators):
         yield earlier[0]
 
 
-def _is_add(node: fx.Node, above: Mapping, values: Mapping) -> bool:
-    if node not in above or name_of(node) not in ADDS or len(node.args) != 2:
+def _is_add(node: fx.Node, immediate_dominators: Mapping, values: Mapping) -> bool:
+    if node not in immediate_dominators or name_of(node) not in ADDS or len(node.args) != 2:
         return False
     left, right = node.args
-    if left not in above or right not in above:
+    if left not in immediate_dominators or right not in immediate_dominators:
         return False
     left, right = values[left], values[right]
     return isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
 
 
-def _dominates(split_node: fx.Node, node: fx.Node | None, above: Mapping) -> bool:
+def _dominates(split_node: fx.Node, node: fx.Node | None, immediate_dominators: Mapping) -> bool:
     while node is not None and node is not split_node:
-        node = above[node]
+        node = immediate_dominators[node]
     return node is split_node
 
 
-def skip_identity(node: fx.Node) -> fx.Node:
+def unwrap_identity(node: fx.Node) -> fx.Node:
     """The node behind casts, dropouts and modules that do nothing."""
     while (node.op in ("call_function", "call_method") and name_of(node) in KEEPS) or (
         node.op == "call_module" and node.meta.get("role") in ("dropout", "identity")
@@ -149,9 +155,9 @@ def skip_identity(node: fx.Node) -> fx.Node:
     return node
 
 
-def skip_scaling(node: fx.Node) -> fx.Node:
+def unwrap_scaling(node: fx.Node) -> fx.Node:
     """The node behind products with numbers and with parameters: some models weigh stream and branch."""
-    while name_of(node := skip_identity(node)) in SCALES and len(node.args) == 2:
+    while name_of(node := unwrap_identity(node)) in SCALES and len(node.args) == 2:
         data = [x for x in node.args if isinstance(x, fx.Node) and x.op != "get_attr"]
         if len(data) != 1:
             break
@@ -159,30 +165,40 @@ def skip_scaling(node: fx.Node) -> fx.Node:
     return node
 
 
-def _split_parallel(join: fx.Node, value: fx.Node, split_node: fx.Node, above: Mapping, values: Mapping) -> list:
+def _split_parallel(
+    join: fx.Node, value: fx.Node, split_node: fx.Node, immediate_dominators: Mapping, values: Mapping
+) -> list:
     """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
-    inner = skip_identity(value)
+    inner = unwrap_identity(value)
     if (
-        _is_add(inner, above, values)
+        _is_add(inner, immediate_dominators, values)
         and inner.meta.get("scope") == join.meta.get("scope")
-        and find_tap(inner, above, values) is None
+        and find_residual_split(inner, immediate_dominators, values) is None
     ):
-        return [part for x in _operands(inner) for part in _split_parallel(inner, x, split_node, above, values)]
-    inner_add = _output_projection_input(inner, above)
-    if inner_add is not None and _is_add(inner_add, above, values) and find_tap(inner_add, above, values) is None:
-        operand_nodes = [_nodes_between(split_node, x, above) for x in _operands(inner_add)]
+        return [
+            part
+            for x in _operands(inner)
+            for part in _split_parallel(inner, x, split_node, immediate_dominators, values)
+        ]
+    inner_add = _input_of_output_projection(inner, immediate_dominators)
+    if (
+        inner_add is not None
+        and _is_add(inner_add, immediate_dominators, values)
+        and find_residual_split(inner_add, immediate_dominators, values) is None
+    ):
+        operand_nodes = [_nodes_between(split_node, x, immediate_dominators) for x in _operands(inner_add)]
         if {"attention", "ssm"} == {
             _branch_role(side - operand_nodes[1 - i], True) for i, side in enumerate(operand_nodes)
         }:
             return [(inner_add, x, side) for x, side in zip(_operands(inner_add), operand_nodes, strict=True)]
-    return [(join, value, _nodes_between(split_node, value, above))]
+    return [(join, value, _nodes_between(split_node, value, immediate_dominators))]
 
 
-def _output_projection_input(node: fx.Node, above: Mapping) -> fx.Node | None:
+def _input_of_output_projection(node: fx.Node, immediate_dominators: Mapping) -> fx.Node | None:
     """Input of a branch's last projection, norms and weighing skipped; None where there is none."""
     past_projection = False
-    while (node := skip_scaling(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
-        inputs = [x for x in node.all_input_nodes if x in above]
+    while (node := unwrap_scaling(node)).op == "call_module" and node.meta.get("role") in ("linear", "norm"):
+        inputs = [x for x in node.all_input_nodes if x in immediate_dominators]
         if len(inputs) != 1:
             return None
         node, past_projection = inputs[0], True
@@ -195,14 +211,14 @@ def _without_shared_norm(nodes: frozenset[fx.Node], value: fx.Node, terms: Seque
     return nodes.difference(*beside)
 
 
-def _nodes_between(split_node: fx.Node, value: fx.Node, above: Mapping) -> frozenset[fx.Node]:
+def _nodes_between(split_node: fx.Node, value: fx.Node, immediate_dominators: Mapping) -> frozenset[fx.Node]:
     visited: set[fx.Node] = set()
     queue = [value]
     while queue:
         node = queue.pop()
-        if node is not split_node and node in above and node not in visited:
+        if node is not split_node and node in immediate_dominators and node not in visited:
             visited.add(node)
-            queue += _inputs_of(node)
+            queue += _data_sources(node)
     return frozenset(visited)
 
 
@@ -226,7 +242,7 @@ def _make_term(
         if (part._parameters or isinstance(part, KernelLinear)) and (path in called or not inner)
     }
     role = _branch_role(exclusive, bool(work))
-    site = common_module(work or [n.meta["scope"][-1] for n in exclusive if n.meta.get("scope")])
+    site = common_ancestor_module(work or [n.meta["scope"][-1] for n in exclusive if n.meta.get("scope")])
     return Term(join, value, nodes, role, site, tuple(sorted(owned, key=order.__getitem__)))
 
 
@@ -260,7 +276,7 @@ def modules_used(node: fx.Node, root: nn.Module) -> list[str]:
     return owners
 
 
-def common_module(paths: list[str]) -> str:
+def common_ancestor_module(paths: list[str]) -> str:
     """The smallest module that encloses all of these modules."""
     split = [p.split(".") for p in paths]
     shared = []

@@ -51,21 +51,23 @@ def refuse_other_tensors(origin: Origin, skeleton: Skeleton) -> None:
 
     Tensors that go by another name in the file are left to loading, which knows what each architecture renames.
     """
-    from ...models.checkpoints.weights import INDEX, SINGLE, find_weights
+    from ...models.checkpoints.weights import INDEX, SINGLE, read_weight_headers
 
     if origin.folder is None or not any((origin.folder / name).is_file() for name in (INDEX, SINGLE)):
         return
-    from ...models.checkpoints.checkpoint import check_loading_info
+    from ...models.checkpoints.checkpoint import refuse_mismatched_weights
 
     expected = skeleton.shapes()
-    slots = find_weights(origin.folder, origin.label).slots
+    slots = read_weight_headers(origin.folder, origin.label).slots
     mismatched = [
         (name, slot.shape, expected[name])
         for name, slot in slots.items()
         if name in expected and slot.shape != expected[name]
     ]
     missing = () if origin.code else _missing_tensors(origin, skeleton, set(slots))
-    check_loading_info({"mismatched_keys": mismatched, "missing_keys": missing, "unexpected_keys": ()}, origin.label)
+    refuse_mismatched_weights(
+        {"mismatched_keys": mismatched, "missing_keys": missing, "unexpected_keys": ()}, origin.label
+    )
 
 
 # What modules keep beside parameters, which skeletons don't list.
@@ -74,12 +76,12 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 def _missing_tensors(origin: Origin, skeleton: Skeleton, stored: set[str]) -> list[str]:
     """Tensors that the file lacks by any name: all that it has is known, so nothing of it is to be renamed."""
-    from ...models.checkpoints.checkpoint import HARMLESS, parse_config
+    from ...models.checkpoints.checkpoint import HARMLESS, config_and_model_class
 
     expected = set(skeleton.shapes())
     if any(not name.endswith((*_BUFFERS, *HARMLESS)) for name in stored - expected):
         return []
     same = {name: group for group in skeleton.tied for name in group}
     missing = [name for name in expected - stored if stored.isdisjoint(same.get(name, ()))]
-    free = (parse_config(origin.config)[1]._keys_to_ignore_on_load_missing or ()) if missing else ()
+    free = (config_and_model_class(origin.config)[1]._keys_to_ignore_on_load_missing or ()) if missing else ()
     return [name for name in missing if not any(re.search(pattern, name) for pattern in free)]

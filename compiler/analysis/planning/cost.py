@@ -13,7 +13,7 @@ from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ...core.cache import Cache
 from ...core.memory import fits_in_memory, is_large
-from ...core.speed_cache import cached_speeds
+from ...core.speed_cache import cached_or_measured_speeds
 from ...core.speeds import Speeds
 from ...plugin.interfaces import Effort, Pass
 from ...plugin.target import Target
@@ -46,7 +46,7 @@ class Emission:
 
 
 def local_peak(ctx: "Context") -> Speeds:
-    return cached_speeds(ctx.settings.cache_dir)
+    return cached_or_measured_speeds(ctx.settings.cache_dir)
 
 
 def dtype_of(skeleton: Skeleton) -> str:
@@ -61,23 +61,26 @@ def loading(skeleton: Skeleton, ctx: "Context") -> float:
     return local_peak(ctx).seconds(work)
 
 
-def step_seconds(
-    call: Invocation, before: Skeleton, after: Skeleton, first: bool, effort: Effort, tokens: int, ctx: "Context"
+def estimate_step_seconds(
+    call: Invocation, before: Skeleton, after: Skeleton, loads_model: bool, effort: Effort, tokens: int, ctx: "Context"
 ) -> float:
-    """Of one step that is not kept. The `first` loads the model, and hashes it unless that was done."""
+    """Estimate the seconds of one step that is not in the cache. The first one loads the model, and hashes it unless
+    that was done."""
     speed, changed = local_peak(ctx), changed_bytes(call, before, after)
     flops = tokens * shrink.flops_per_token(before, 512)
     total_bytes = shrink.bytes_(after)
     work = {"hash": total_bytes + (HASHES - 1) * changed, "disk": changed}
     total = flops / speed.product(dtype_of(before)) + speed.seconds(work) + speed.seconds(effort.work)
-    if first:
+    if loads_model:
         total += loading(before, ctx)
         known = Cache(ctx.settings.cache_dir).value({"tensors of": ctx.origin.identity, "dtype": ctx.origin.dtype})
         total += 0.0 if known else speed.seconds({"hash": shrink.bytes_(before)}) + loading(before, ctx)
     return total
 
 
-def emission_cost(emit: Emit, current: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context") -> Emission:
+def estimate_emission(
+    emit: Emit, current: Skeleton, original: Skeleton, pipeline: Pipeline, ctx: "Context"
+) -> Emission:
     """Writing, hashing, reopening in a fresh process, and what is measured of it."""
     target: Target = ctx.registry.make("target", emit.call)
     speed, model_bytes, numbers = local_peak(ctx), shrink.bytes_(current), shrink.params(current)

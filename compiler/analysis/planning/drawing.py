@@ -67,13 +67,13 @@ def draw_skeleton(skeleton: Skeleton, *, width: int = 100) -> str:
     kinds = max((len(row.kind) for row in rows if row.shape), default=0)
     cells = [(row.tree, f"{row.kind.ljust(kinds)}  {row.shape}" if row.shape else row.kind, row.count) for row in rows]
     sizes = [max((len(cell[i]) for cell in cells), default=0) for i in range(3)]
-    lines = [_title(skeleton)]
+    lines = [_model_title(skeleton)]
     lines += [f"{tree.ljust(sizes[0])}  {role.ljust(sizes[1])}  {count.rjust(sizes[2])}" for tree, role, count in cells]
     lines += _remarks(skeleton)
     return "\n".join(line if len(line) <= width else f"{line[: width - 1]}…" for line in lines)
 
 
-def _title(skeleton: Skeleton) -> str:
+def _model_title(skeleton: Skeleton) -> str:
     facts = skeleton.facts
     group_text = [f"{human_count(params(skeleton))} parameters"]
     group_text += [f"{facts['layers']} layers"] if facts.get("layers") else []
@@ -218,13 +218,13 @@ def human_count(count: int) -> str:
 # -- a layer's program ---------------------------------------------------------------------------------------
 
 
-def graph_text(unit: "Unit") -> str:
+def unit_as_code(unit: "Unit") -> str:
     """The program of a unit, one line per step, with the shapes that it had in the captured run."""
     texts: dict[Any, str] = {}
     lines: list[tuple[str, str]] = []
     for node in unit.graph.nodes:
         if node.op == "output":
-            lines.append((f"return {_source_text(node.args[0], texts)}", ""))
+            lines.append((f"return {_argument_text(node.args[0], texts)}", ""))
         elif node.op == "get_attr" or node.meta.get("dtype") in _INLINED:
             texts[node] = _node_expression(node, texts)
         elif _is_item(node):
@@ -247,13 +247,13 @@ def _is_item(node: "fx.Node") -> bool:
 
 def _result(node: "fx.Node") -> str:
     """The names that a node's results are given: of several, those that are used."""
-    if not _has_separate_results(node):
+    if not _only_results_are_read(node):
         return node.name
     used = {user.args[1] for user in node.users}
     return ", ".join(f"{node.name}_{i}" if i in used else "_" for i in range(len(node.meta["dtype"])))
 
 
-def _has_separate_results(node: "fx.Node") -> bool:
+def _only_results_are_read(node: "fx.Node") -> bool:
     """Whether each of a node's results goes its own way."""
     return (
         node.op != "placeholder"
@@ -265,7 +265,7 @@ def _has_separate_results(node: "fx.Node") -> bool:
 
 def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
     source: Any = node.args[0]
-    return f"{source.name}_{node.args[1]}" if _has_separate_results(source) else _node_expression(node, texts)
+    return f"{source.name}_{node.args[1]}" if _only_results_are_read(source) else _node_expression(node, texts)
 
 
 def _comment(node: "fx.Node") -> str:
@@ -286,10 +286,10 @@ def _called(node: "fx.Node") -> str:
 
 
 def _node_expression(node: "fx.Node", texts: dict[Any, str]) -> str:
-    args = [_source_text(x, texts) for x in node.args]
+    args = [_argument_text(x, texts) for x in node.args]
     if node.op == "call_method" and len(args) == 2 and isinstance(node.args[1], tuple):
-        args = [args[0], *(_source_text(x, texts) for x in node.args[1])]  # view((a, b)) is view(a, b)
-    named = [f"{key}={_source_text(x, texts)}" for key, x in node.kwargs.items()]
+        args = [args[0], *(_argument_text(x, texts) for x in node.args[1])]  # view((a, b)) is view(a, b)
+    named = [f"{key}={_argument_text(x, texts)}" for key, x in node.kwargs.items()]
     if node.op == "get_attr":
         return f"self.{node.target}"
     if node.op == "call_module":
@@ -313,23 +313,23 @@ def _node_expression(node: "fx.Node", texts: dict[Any, str]) -> str:
 _INFIX = {"add": "+", "iadd": "+", "sub": "-", "mul": "*", "imul": "*", "truediv": "/", "floordiv": "//"}
 
 
-def _source_text(value: Any, texts: dict[Any, str]) -> str:
+def _argument_text(value: Any, texts: dict[Any, str]) -> str:
     """An argument as a person would type it."""
     if value in texts if not isinstance(value, (list, dict, slice, tuple)) else False:
         return texts[value]
     if isinstance(value, slice):
-        limits = ["" if x is None else _source_text(x, texts) for x in (value.start, value.stop)]
+        limits = ["" if x is None else _argument_text(x, texts) for x in (value.start, value.stop)]
         return ":".join(limits)
     if value is ...:
         return "..."
     if isinstance(value, tuple):
-        return f"({', '.join(_source_text(x, texts) for x in value)}{',' if len(value) == 1 else ''})"
+        return f"({', '.join(_argument_text(x, texts) for x in value)}{',' if len(value) == 1 else ''})"
     if isinstance(value, list):
-        return f"[{', '.join(_source_text(x, texts) for x in value)}]"
+        return f"[{', '.join(_argument_text(x, texts) for x in value)}]"
     return repr(value)
 
 
-def unit_dot(unit: "Unit") -> str:
+def unit_as_dot(unit: "Unit") -> str:
     """The data flow of a unit for Graphviz: sizes and settings left out."""
     visible = {n for n in unit.graph.nodes if n.op != "get_attr" and n.meta.get("dtype") not in _INLINED}
     lines = [f'digraph "{unit.path or "model"}" {{', "  node [shape=box, fontname=monospace];"]

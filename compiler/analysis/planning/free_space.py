@@ -22,7 +22,7 @@ too_large = Fault(
 SPARE = 1.25  # of a forecast: an estimate that is a little over is no reason to refuse
 
 
-def required_disk_bytes(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
+def required_bytes_by_folder(plan: "Plan", out: Path, cache: Path) -> dict[Path, int]:
     """Bytes that a compile writes, by the folder that is there and whose disk takes them."""
     by_folder: dict[Path, int] = {}
     missing = [stage for stage in plan.stages if not stage.cached]
@@ -42,7 +42,7 @@ def refuse_insufficient_space(
     """
     by_disk: dict[int, tuple[Path, int]] = {}  # by disk
     for plan in plans:
-        for folder, amount in required_disk_bytes(plan, out, cache).items():
+        for folder, amount in required_bytes_by_folder(plan, out, cache).items():
             disk = folder.stat().st_dev
             first, before = by_disk.get(disk, (folder, 0))
             by_disk[disk] = (first, before + amount)

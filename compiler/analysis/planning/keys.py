@@ -10,9 +10,9 @@ from ....dsl.checker.recipe import Invocation, Recipe
 from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, to_json
 from ...core.cache import digest
 from ...core.environment import installed
-from ...core.error_location import with_location
+from ...core.error_location import diagnostics_located_at
 from ...core.fingerprint import machine_facts
-from ...core.hashes import file_hash
+from ...core.hashes import cached_file_hash
 from ...core.source_closure import fingerprint
 from ...plugin.context import Context
 
@@ -63,13 +63,15 @@ def files(call: Invocation, ctx: Context) -> dict[str, str]:
     """Hashes of the files that a pass reads, by the paths in the recipe; "" for one that is not there."""
     named = ctx.registry.make("pass", call).files()
     folder = ctx.relative_to(call).folder
-    return {n: file_hash(folder / n, ctx.settings.cache_dir) if os.path.isfile(folder / n) else "" for n in named}
+    return {
+        n: cached_file_hash(folder / n, ctx.settings.cache_dir) if os.path.isfile(folder / n) else "" for n in named
+    }
 
 
 def data_identity(ref: DataRef, ctx: Context) -> str:
     """Hash of a data set's content, parameters and tokenizer."""
     call = ctx.recipe.data[ref.name]
-    with with_location(call):
+    with diagnostics_located_at(call):
         return ctx.data(ref).identity(ctx.relative_to(call))
 
 

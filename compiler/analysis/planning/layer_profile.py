@@ -18,8 +18,11 @@ _WIDTHS = ("channels", "kv_heads", "heads")
 _UNITS = {"channels": "channels", "kv_heads": "KV heads", "heads": "heads"}
 
 
-def layer_group_counts(skeleton: Skeleton, remaining: Mapping[str, Sequence[int]] | None = None) -> Profile:
-    """`remaining`: of a module list whose layers were dropped, the original numbers of those that are left."""
+def layer_group_counts(
+    skeleton: Skeleton, remaining_layer_indices: Mapping[str, Sequence[int]] | None = None
+) -> Profile:
+    """`remaining_layer_indices`: of a module list whose layers were dropped, the original numbers of those that are
+    left."""
     layers: Profile = {}
     for unit in skeleton.units:
         branches = {}
@@ -27,36 +30,43 @@ def layer_group_counts(skeleton: Skeleton, remaining: Mapping[str, Sequence[int]
             if branch.unit == unit:
                 inside = [g for g in skeleton.groups if is_inside(g, branch)]
                 branches[_name(branch, unit)] = {"role": branch.role} | {g.kind: g.count for g in inside}
-        layers[original(unit, remaining or {})] = branches
+        layers[original(unit, remaining_layer_indices or {})] = branches
     return layers
 
 
-def packed_group_counts(
-    before: Skeleton, after: Skeleton, swapped: Mapping[str, Any], remaining: Mapping[str, Sequence[int]] | None = None
+def layer_group_counts_of_packed(
+    before: Skeleton,
+    after: Skeleton,
+    packed_modules: Mapping[str, Any],
+    remaining_layer_indices: Mapping[str, Sequence[int]] | None = None,
 ) -> Profile:
     """The profile of a model whose linear modules are packed: they tell no groups, but their own sizes do.
 
-    before    with the groups of the original
-    swapped   path -> {"spec": {"in_features", "out_features"}}, as edits have it
+    before           with the groups of the original
+    packed_modules   path -> {"spec": {"in_features", "out_features"}}, as edits have it
     """
-    layers = layer_group_counts(after, remaining)
+    layers = layer_group_counts(after, remaining_layer_indices)
     for unit in after.units:
-        old = original(unit, remaining or {})
+        old = original(unit, remaining_layer_indices or {})
         for branch in (b for b in before.branches if b.unit == old):
             widths = layers[old].get(_name(branch, old))
             if widths is not None:
                 groups = [g for g in before.groups if is_inside(g, branch) and g.kind not in widths]
-                counts = {g.kind: _packed_count(before, g, swapped, old, unit) for g in groups}
+                counts = {g.kind: _packed_count(before, g, packed_modules, old, unit) for g in groups}
                 widths |= {kind: count for kind, count in counts.items() if count is not None}
     return layers
 
 
-def _packed_count(before: Skeleton, group: Group, swapped: Mapping[str, Any], old: str, unit: str) -> int | None:
+def _packed_count(
+    before: Skeleton, group: Group, packed_modules: Mapping[str, Any], unit_before: str, unit: str
+) -> int | None:
     """Number of items left in a group, from a packed module of which it is a whole axis; None without one."""
     shapes, kinds = before.shapes(), {part.path: part.kind for part in before.parts}
     for member in group.members:
         path = member.tensor.rpartition(".")[0]
-        entry = swapped.get(unit + path.removeprefix(old)) if path.startswith(f"{old}.") else None
+        entry = (
+            packed_modules.get(unit + path.removeprefix(unit_before)) if path.startswith(f"{unit_before}.") else None
+        )
         if entry is None or len(member.segments) != 1:
             continue
         size = member.segments[0][1]

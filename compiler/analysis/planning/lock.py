@@ -18,13 +18,13 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.source import Span
 from ...core.events import Warned
 from ...core.fingerprint import machine_facts
-from ...core.hashes import file_hash
-from ...core.safe_read import parse_json
+from ...core.hashes import cached_file_hash
+from ...core.safe_read import parse_strict_json
 from ...core.sealed_json import canonical
 from ...core.settings import Settings
 from ...core.warned import other_level
 from ...models.checkpoints.model_folder import TOKENIZER_FILES
-from ...models.checkpoints.weights import find_weights
+from ...models.checkpoints.weights import read_weight_headers
 from ...plugin import lockfile
 from ...plugin.context import Context
 from . import keys
@@ -108,13 +108,15 @@ def _model_facts(name: str, ctx: Context) -> Iterator[tuple[str, Fact]]:
     if origin.folder.parent.name == "snapshots":  # as the hub's cache lays a repository out: the folder is the commit
         yield f"model {name} commit", Fact(origin.folder.name, call.where("revision"))
     for file in _files(origin.folder, origin.label):
-        yield f"model {name} file {file.name}", Fact(file_hash(file, ctx.settings.cache_dir), call.span)
+        yield f"model {name} file {file.name}", Fact(cached_file_hash(file, ctx.settings.cache_dir), call.span)
 
 
 def _files(folder: Path, label: str) -> list[Path]:
     """Config, tokenizer and weights."""
     plain = [folder / name for name in ("config.json", *TOKENIZER_FILES) if (folder / name).is_file()]
-    return plain + (list(find_weights(folder, label).files.values()) if any(folder.glob("*.safetensors")) else [])
+    return plain + (
+        list(read_weight_headers(folder, label).files.values()) if any(folder.glob("*.safetensors")) else []
+    )
 
 
 # -- the file ------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def write(recipe: Path, current: Mapping[str, Fact]) -> Path:
     """Put a recipe's facts into the lock beside it; what the lock says of others stays."""
     lock = lockfile.read_lock(recipe.parent)
     lock["recipes"][recipe.name] = {name: fact.text for name, fact in current.items()}
-    return lockfile.write_lock(recipe.parent, lock)
+    return lockfile.write_package_lock(recipe.parent, lock)
 
 
 def read_lock(recipe: Path) -> dict[str, str]:
@@ -144,14 +146,14 @@ def with_locked_threads(recipe: Path, settings: Settings) -> Settings:
     return settings
 
 
-def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Settings) -> None:
+def refuse_lock_drift(recipe_path: Path, current: Mapping[str, Fact], settings: Settings) -> None:
     """Raise Reject (lock-drift) with every fact that is not as the lock has it, each at its place."""
-    stored = dict(read_lock(recipe))
+    stored = dict(read_lock(recipe_path))
     isa = stored.pop(ISA, "")
     if isa != current[ISA].text:
         message = f"the lock was written with kernels for {isa}, these are for {current[ISA].text}"
         settings.on_event(Warned(other_level(message)))
-    differences = [_drift_of(name, stored.get(name), fact) for name, fact in current.items() if name != ISA]
+    differences = [_lock_drift(name, stored.get(name), fact) for name, fact in current.items() if name != ISA]
     faults = [d for d in differences if d]
     faults += [
         lock_drift(f"`{name}` is in the lock and not in the recipe", help=HELP)
@@ -162,7 +164,7 @@ def refuse_lock_drift(recipe: Path, current: Mapping[str, Fact], settings: Setti
         raise Reject(*faults)
 
 
-def _drift_of(name: str, stored: str | None, current: Fact) -> Diagnostic | None:
+def _lock_drift(name: str, stored: str | None, current: Fact) -> Diagnostic | None:
     if stored == current.text:
         return None
     if stored is None:
@@ -176,5 +178,5 @@ def _brief(text: str) -> str:
     """A fact for people: an argument as a recipe writes it, other texts as they are, long ones cut."""
     if text[:1] in ("{", "[", '"') or text in ("null", "true", "false"):
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            text = value_text(from_json(parse_json(text)))
+            text = value_text(from_json(parse_strict_json(text)))
     return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ....dsl.checker.recipe import Invocation
 from ....dsl.checker.values import ProfileRef, references_in
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.error_location import with_location
+from ...core.error_location import diagnostics_located_at
 
 if TYPE_CHECKING:
     from ...plugin.context import Context
@@ -26,7 +26,7 @@ def named(call: Invocation) -> str | None:
     return refs[0].name if refs else None
 
 
-def check_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
+def refuse_other_machine_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
     """Reject steps that name a profile which this machine is not, unless they decide for other machines, too."""
     for call in calls:
         word = ctx.registry.vocabulary.word("pass", call.word)
@@ -34,7 +34,7 @@ def check_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
             continue
         reason = profile_mismatch(named(call), ctx)
         if reason:
-            with with_location(call.span):
+            with diagnostics_located_at(call.span):
                 raise Reject(
                     another_machine(
                         reason, help="compile on such a machine, or leave the profile out to measure on this one"
@@ -42,20 +42,20 @@ def check_profiles(calls: Sequence[Invocation], ctx: "Context") -> None:
                 )
 
 
-def profile_mismatch(profile: str | None, ctx: "Context") -> str:
+def profile_mismatch(profile_name: str | None, ctx: "Context") -> str:
     """Why this machine is not the one that a profile describes; "" where it is."""
-    if profile is None:
+    if profile_name is None:
         return ""
     from ....kernels.levels import NAMES, level
-    from ...core.environment import processor_flags
+    from ...core.environment import cpu_flags
 
-    isa = str(ctx.recipe.profiles[profile].get("isa", "portable"))
+    isa = str(ctx.recipe.profiles[profile_name].get("isa", "portable"))
     current = level()
     if isa not in NAMES:  # finer than the kernels' levels: amx_bf16, avx512_bf16
-        has = isa in processor_flags()
-        return "" if has else f"profile {profile} asks for {isa}, which this machine lacks"
+        has = isa in cpu_flags()
+        return "" if has else f"profile {profile_name} asks for {isa}, which this machine lacks"
     if NAMES.index(isa) > NAMES.index(current):
-        return f"profile {profile} asks for {isa}, this machine has {current}"
+        return f"profile {profile_name} asks for {isa}, this machine has {current}"
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.values import MetricRef, references_in
-from ...core.memory import baseline_memory, memory_budget
+from ...core.memory import baseline_memory, keep_in_memory_budget
 from ...plugin.interfaces import Effort
 from . import keys, shrink
 from .selection import inner_parts
@@ -32,17 +32,17 @@ def itemsize(skeleton: Skeleton) -> int:
 
 
 def peak_bytes(
-    call: "Invocation", before: Skeleton, after: Skeleton, first: bool, ctx: "Context", effort: Effort
+    call: "Invocation", before: Skeleton, after: Skeleton, is_first_step: bool, ctx: "Context", effort: Effort
 ) -> int:
-    """Bytes that a step holds at most; the `first` works on the model itself, later ones on what came of it."""
+    """Bytes that a step holds at most; the `is_first_step` works on the model itself, later ones on what came of it."""
     mapped = is_mapped(ctx.origin)
     weights = 0 if mapped else shrink.bytes_(before)
     # What changed is stored, a tensor at a time; at the first step the original is hashed beside the result.
     storing = _largest(after, changed_shapes(call, before, after) if mapped else after.shapes())
-    storing += shrink.bytes_(before) if first and not mapped else 0
+    storing += shrink.bytes_(before) if is_first_step and not mapped else 0
     if mapped and not effort.streams:
         storing += _bytes(after, _reshaped(before, after))  # until the step is kept; then they are mapped, too
-    extra = max(effort.n_separate, max(storing, _scoring_bytes(call, before, ctx)) + effort.bytes)
+    extra = max(effort.n_separate, max(storing, _estimate_scoring_bytes(call, before, ctx)) + effort.bytes)
     return int(MARGIN * (standing(before) + weights + extra))
 
 
@@ -84,7 +84,7 @@ def _largest(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> int:
     return itemsize(skeleton) * max(map(math.prod, shapes.values()), default=0)
 
 
-def batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
+def estimate_batch_bytes(skeleton: Skeleton, rows: "Tensor") -> int:
     """Bytes of a batch of token rows besides weights: logits, in float32 as well, states, what a layer computes;
     0 of other rows."""
     if rows.dim() != 2 or rows.is_floating_point():
@@ -107,7 +107,7 @@ def _batch(rows: int, length: int, vocab: int) -> int:
     return length * min(rows, BATCH_ROWS, max(1, BATCH_BYTES // max(1, 4 * vocab * length)))
 
 
-def _scoring_bytes(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
+def _estimate_scoring_bytes(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> int:
     """Logits of a batch, twice more where a search compares them, what layers gave, what one computes."""
     scores = references_in(call.args, MetricRef)
     (item, vocab, hidden, wide), largest = _sizes(skeleton), 0
@@ -115,7 +115,9 @@ def _scoring_bytes(call: "Invocation", skeleton: Skeleton, ctx: "Context") -> in
         rows_tensor = ctx.rows_by_name(name)
         rows, length = len(rows_tensor), rows_tensor[0].numel()
         batch = _batch(rows, length, vocab)
-        prefix_bytes = min(item * hidden * rows * length * len(skeleton.units), memory_budget(ctx.settings.max_memory))
+        prefix_bytes = min(
+            item * hidden * rows * length * len(skeleton.units), keep_in_memory_budget(ctx.settings.max_memory)
+        )
         largest = max(largest, 3 * item * vocab * batch + prefix_bytes + 4 * item * wide * batch)
     # Some are measured against the original's logits, made again in float32 as those of narrower types are.
     float32 = item < 4 or any(ctx.metric(ref).needs_original for ref in scores)

@@ -11,16 +11,16 @@ from typing import Any
 from ....dsl.checker.recipe import Invocation, Pipeline, Recipe
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
-from ....dsl.checker.values import from_json, is_json
+from ....dsl.checker.values import from_json, is_value_json
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
-from ...core.error_location import with_location
+from ...core.error_location import diagnostics_located_at
 from ...core.quantity import count, duration_text, relative_change_text, size
 from ...plugin.context import Context
 from ...plugin.interfaces import Pass
 from . import keys, shrink
-from .cost import Emission, emission_cost, step_seconds
+from .cost import Emission, estimate_emission, estimate_step_seconds
 from .drawing import unprunable_parts
 from .peak_memory import changed_bytes, peak_bytes
 from .selection import branches, competing_groups, groups, inner_parts, layers, mixers, parts, removable, scans
@@ -112,14 +112,14 @@ class Plan:
         """The key of a step's result; of the model itself, its identity."""
         return next((s.key for s in self.stages if s.name == name), self.identity)
 
-    def with_stopped_search(self, name: str, facts: Mapping[str, Any]) -> "Plan":
+    def with_stopped_search(self, step_name: str, stop_facts: Mapping[str, Any]) -> "Plan":
         """Plan in which a step's search was stopped: its result has another key, and so has all that follows."""
         new_keys: dict[str, str] = {}
         stages = []
         for stage in self.stages:
             parts = dict(stage.parts)
-            if stage.name == name:
-                parts["stopped"] = dict(facts)
+            if stage.name == step_name:
+                parts["stopped"] = dict(stop_facts)
             parts["input"] = new_keys.get(parts["input"], parts["input"])
             if "results" in parts:
                 parts["results"] = {n: new_keys.get(key, key) for n, key in parts["results"].items()}
@@ -171,13 +171,13 @@ def plan_pipeline(recipe: Recipe, pipeline: Pipeline, ctx: Context, skeleton: Sk
     stages = []
     for step in pipeline.steps:
         first = step.source == pipeline.model
-        with with_location(step.call):
+        with diagnostics_located_at(step.call):
             known = {name: key for name, (key, _, _) in done.items()}
             stage, after = _plan_stage(step.name, step.call, *done[step.source], first, ctx, store, known)
         done[step.name] = (stage.key, after, stage.hedges[1])
         stages.append(stage)
     refuse_unsupported_targets(pipeline, ctx)
-    emissions = tuple(emission_cost(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
+    emissions = tuple(estimate_emission(emit, done[emit.source][1], skeleton, pipeline, ctx) for emit in pipeline.emits)
     return Plan(recipe, pipeline, ctx.origin.label, ctx.origin.identity, tuple(stages), skeleton, emissions)
 
 
@@ -186,8 +186,8 @@ def _plan_stage(
     call: Invocation,
     source: str,
     before: Skeleton,
-    hedge: str,
-    first: bool,
+    hedge_before: str,
+    is_first_step: bool,
     ctx: Context,
     store: Cache,
     steps: Mapping[str, str],
@@ -206,17 +206,17 @@ def _plan_stage(
         key,
         parts,
         source,
-        matched_paths(before, pass_, call),
+        affected_paths(before, pass_, call),
         Size.of(before),
         Size.of(after),
-        hedges=(hedge, _hedge(pass_, forwards, hedge)),
+        hedges=(hedge_before, _hedge(pass_, forwards, hedge_before)),
         forwards=forwards,
-        seconds=0.0 if cached else step_seconds(call, before, after, first, effort, tokens, ctx),
-        peak_bytes=peak_bytes(call, before, after, first, ctx, effort),
+        seconds=0.0 if cached else estimate_step_seconds(call, before, after, is_first_step, effort, tokens, ctx),
+        peak_bytes=peak_bytes(call, before, after, is_first_step, ctx, effort),
         disk_bytes=changed_bytes(call, before, after),
         spare_bytes=effort.files,
         cached=cached,
-        reason="" if cached else store.miss_reason(parts),
+        reason="" if cached else store.cache_miss_reason(parts),
     )
     return stage, after
 
@@ -226,7 +226,7 @@ def _hedge(pass_: Pass, forwards: int, before: str) -> str:
     return "at most" if not pass_.foreseeable else before or ("about" if forwards else "")
 
 
-def matched_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
+def affected_paths(skeleton: Skeleton, pass_: Pass, call: Invocation) -> tuple[str, ...]:
     """Paths of what a step may touch."""
     acts_on, on = pass_.acts_on, call.args.get("on")
     if acts_on == "branches":
@@ -257,12 +257,16 @@ def _tokens(call: Invocation, ctx: Context) -> int:
     return sum(len(x) if x.is_floating_point() else x.numel() for x in rows)
 
 
-def refuse_plan_drift(saved: Any, current: Sequence[Plan]) -> None:
+def refuse_plan_drift(saved_plans: Any, current: Sequence[Plan]) -> None:
     """Raise Reject (plan-drift) naming the first thing that is not as it was when the plans were saved."""
-    if not (isinstance(saved, dict) and saved.get("format") == FORMAT and isinstance(saved.get("plans"), list)):
+    if not (
+        isinstance(saved_plans, dict)
+        and saved_plans.get("format") == FORMAT
+        and isinstance(saved_plans.get("plans"), list)
+    ):
         raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
-    _require_equal("the number of pipelines", len(saved["plans"]), len(current))
-    for old, plan in zip(saved["plans"], current, strict=True):
+    _require_equal("the number of pipelines", len(saved_plans["plans"]), len(current))
+    for old, plan in zip(saved_plans["plans"], current, strict=True):
         fresh = plan.to_json()
         for name in ("pipeline", "variant", "model", "identity", "emits"):
             _require_equal(name, old.get(name), fresh[name])
@@ -273,21 +277,24 @@ def refuse_plan_drift(saved: Any, current: Sequence[Plan]) -> None:
                 _require_equal(f"`{part_name}` of step {today['name']}", before, after)
 
 
-def _first_difference(names: list[str], then: Any, today: Any) -> tuple[str, Any, Any]:
+def _first_difference(names: list[str], saved: Any, current: Any) -> tuple[str, Any, Any]:
     """The first thing in two parts that is not the same: what it is called, and both."""
     while (
-        isinstance(then, dict) and isinstance(today, dict) and then != today and not (is_json(then) and is_json(today))
+        isinstance(saved, dict)
+        and isinstance(current, dict)
+        and saved != current
+        and not (is_value_json(saved) and is_value_json(current))
     ):
-        name = next(k for k in (*then, *today) if then.get(k) != today.get(k))
-        names, then, today = [*names, name], then.get(name), today.get(name)
-    return " ".join(n for n in names if n not in ("step", "args")) or names[0], then, today
+        name = next(k for k in (*saved, *current) if saved.get(k) != current.get(k))
+        names, saved, current = [*names, name], saved.get(name), current.get(name)
+    return " ".join(n for n in names if n not in ("step", "args")) or names[0], saved, current
 
 
-def _require_equal(label: str, then: Any, today: Any) -> None:
-    if then != today:
+def _require_equal(label: str, saved: Any, current: Any) -> None:
+    if saved != current:
         raise Reject(
             plan_drift(
-                f"{label} was {_brief(then)} when the plan was made and is {_brief(today)} now",
+                f"{label} was {_brief(saved)} when the plan was made and is {_brief(current)} now",
                 help="look at `effc plan` again, and save it with -o if it is what you want",
             )
         )
@@ -299,7 +306,7 @@ def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    text = value_text(from_json(value)) if not isinstance(value, str) and is_json(value) else str(value)
+    text = value_text(from_json(value)) if not isinstance(value, str) and is_value_json(value) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -57,9 +57,9 @@ def groups(skeleton: Skeleton, kind: str, selector: Selector | None) -> tuple[Gr
     return _chosen(candidates, [g.site for g in candidates], selector)
 
 
-def require_groups(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -> tuple[Group, ...]:
+def require_groups(skeleton: Skeleton, kind: str, selected: Sequence[Group]) -> tuple[Group, ...]:
     """The groups that a pass is to narrow; Reject, with what discovery says against it, where the model has none."""
-    if not candidates and not any(g.kind == kind for g in skeleton.groups):
+    if not selected and not any(g.kind == kind for g in skeleton.groups):
         refusals = sorted(skeleton.facts.get("refused", ()), key=lambda r: not is_reason_for(r, kind, skeleton))
         reasons = [f"{path or 'the model'}: {because(skeleton, path, reason)}" for path, reason in refusals]
         words = kind.replace("_", " ").replace("kv", "KV")
@@ -71,7 +71,7 @@ def require_groups(skeleton: Skeleton, kind: str, candidates: Sequence[Group]) -
                 help="`effc plan` lists what a model has, and what stays as it is and why",
             )
         )
-    return tuple(candidates)
+    return tuple(selected)
 
 
 def competing_groups(skeleton: Skeleton, selector: Selector | None) -> dict[str, tuple[Group, ...]]:

@@ -25,18 +25,18 @@ def describe_change(before: Skeleton, after: Skeleton, notes: Sequence[Mapping[s
     """Layers and branches that are gone, groups that are narrower, parameters that went; zeros as the step notes."""
     rows = [
         *_layers(before, after),
-        *_branch_changes(before, after),
-        *_group_changes(before, after),
+        *_removed_branch_lines(before, after),
+        *_narrowed_group_lines(before, after),
         *_lowered(before, after),
     ]
     # A packed weight is its own, also where it was tied: the skeleton counts it twice, the model has it once.
     removed = 0 if _lowered(before, after) else shrink.params(before) - shrink.params(after)
-    parts = [p for p in (_count_text(before, after), f"{signed(-removed)} params" if removed else "") if p]
+    parts = [p for p in (_removed_counts_text(before, after), f"{signed(-removed)} params" if removed else "") if p]
     parts += [f"{100 * note['sparsity']:.1f} % zeros" for note in notes if "sparsity" in note]
     return Change(", ".join(parts) or "values only", tuple(rows))
 
 
-def _count_text(before: Skeleton, after: Skeleton) -> str:
+def _removed_counts_text(before: Skeleton, after: Skeleton) -> str:
     layers = len(before.units) - len(after.units)
     branches = len(before.branches) - len(after.branches)
     counts = [f"-{layers} layers" if layers else "", f"-{branches} branches" if branches and not layers else ""]
@@ -67,7 +67,7 @@ def _layers(before: Skeleton, after: Skeleton) -> list[str]:
     return [f"layers {len(before.units)} -> {len(after.units)}"] if removed else []
 
 
-def _branch_changes(before: Skeleton, after: Skeleton) -> list[str]:
+def _removed_branch_lines(before: Skeleton, after: Skeleton) -> list[str]:
     if len(before.units) != len(after.units):
         return []
     left = {b.site for b in after.branches}
@@ -90,7 +90,7 @@ def _param_count(shapes: dict[str, tuple[int, ...]], parts: tuple[str, ...]) -> 
     return total
 
 
-def _group_changes(before: Skeleton, after: Skeleton) -> list[str]:
+def _narrowed_group_lines(before: Skeleton, after: Skeleton) -> list[str]:
     if len(before.units) != len(after.units) or _lowered(before, after):
         return []
     counts_after = {(g.site, g.kind): g.count for g in after.groups}

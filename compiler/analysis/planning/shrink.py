@@ -65,7 +65,7 @@ def flops_per_token(skeleton: Skeleton, context: int) -> int:
     doesn't, of packed experts the active ones do), and queries times keys, weights times values; of a scan six per
     channel and state: decay, input and output, each multiplied and added.
     """
-    weights = sum(_matmul_params(skeleton, part) for part in skeleton.parts)
+    weights = sum(_active_matmul_params(skeleton, part) for part in skeleton.parts)
     return (
         2 * weights
         + 4 * context * sum(map(_attended, _query_heads(skeleton)))
@@ -82,7 +82,7 @@ def _scan_state_numel(skeleton: Skeleton, path: str) -> int:
     return _attended(items) * (state.per_block or state.count)
 
 
-def _matmul_params(skeleton: Skeleton, part: Part) -> int:
+def _active_matmul_params(skeleton: Skeleton, part: Part) -> int:
     if part.kind.endswith(_LOOKUPS):
         return 0
     active = skeleton.facts.get("active_experts")
@@ -143,42 +143,42 @@ def without_unit(skeleton: Skeleton, unit: str) -> Skeleton:
     layers = skeleton.facts.get("layers")
     if isinstance(layers, int):
         left = replace(left, facts={**left.facts, "layers": layers - 1})
-    return _rename_modules(left, _shift_paths(unit))
+    return _rename_modules(left, _renaming_after_removal(unit))
 
 
-def _keep_modules(skeleton: Skeleton, alive: Callable[[str], bool]) -> Skeleton:
+def _keep_modules(skeleton: Skeleton, is_alive: Callable[[str], bool]) -> Skeleton:
     """Only the modules that are alive, and what refers to them."""
 
     def owner(tensor: str) -> str:
         return tensor.rpartition(".")[0]
 
-    tied = (tuple(name for name in same if alive(owner(name))) for same in skeleton.tied)
-    refusals = [entry for entry in skeleton.facts.get("refused", ()) if alive(entry[0])]
+    tied = (tuple(name for name in same if is_alive(owner(name))) for same in skeleton.tied)
+    refusals = [entry for entry in skeleton.facts.get("refused", ()) if is_alive(entry[0])]
     return replace(
         skeleton,
-        parts=tuple(p for p in skeleton.parts if alive(p.path)),
-        groups=tuple(left for g in skeleton.groups if (left := _trim_group(g, alive)) is not None),
+        parts=tuple(p for p in skeleton.parts if is_alive(p.path)),
+        groups=tuple(left for g in skeleton.groups if (left := _trim_group(g, is_alive)) is not None),
         tied=tuple(same for same in tied if len(same) > 1),
-        opaque=tuple(entry for entry in skeleton.opaque if alive(entry[0])),
-        scans=tuple(s for s in skeleton.scans if alive(s.site)),
+        opaque=tuple(entry for entry in skeleton.opaque if is_alive(entry[0])),
+        scans=tuple(s for s in skeleton.scans if is_alive(s.site)),
         facts={**skeleton.facts, "refused": refusals} if "refused" in skeleton.facts else skeleton.facts,
     )
 
 
-def _trim_group(group: Group, alive: Callable[[str], bool]) -> Group | None:
+def _trim_group(group: Group, is_alive: Callable[[str], bool]) -> Group | None:
     """A group without the tensors of modules that are gone; None where nothing is left that makes or reads it."""
     writers = len(group.members) - group.readers
-    left = [i for i, m in enumerate(group.members) if alive(m.tensor.rpartition(".")[0])]
+    left = [i for i, m in enumerate(group.members) if is_alive(m.tensor.rpartition(".")[0])]
     if len(left) == len(group.members):
         return group
     readers = sum(i >= writers for i in left)
     if readers in (0, len(left)):
         return None
-    attributes = tuple(entry for entry in group.attributes if alive(entry[0]))
+    attributes = tuple(entry for entry in group.attributes if is_alive(entry[0]))
     return replace(group, members=tuple(group.members[i] for i in left), attributes=attributes, readers=readers)
 
 
-def _shift_paths(unit: str) -> Callable[[str], str]:
+def _renaming_after_removal(unit: str) -> Callable[[str], str]:
     """The new path of a module once `unit` has left its list."""
     prefix, _, removed = unit.rpartition(".")
 
@@ -193,31 +193,37 @@ def _shift_paths(unit: str) -> Callable[[str], str]:
     return renamed
 
 
-def _rename_modules(skeleton: Skeleton, name: Callable[[str], str]) -> Skeleton:
+def _rename_modules(skeleton: Skeleton, new_path_of: Callable[[str], str]) -> Skeleton:
     facts = skeleton.facts
     if "refused" in facts:
-        facts = {**facts, "refused": [[name(path), reason] for path, reason in facts["refused"]]}
+        facts = {**facts, "refused": [[new_path_of(path), reason] for path, reason in facts["refused"]]}
     return replace(
         skeleton,
         facts=facts,
-        units=tuple(map(name, skeleton.units)),
-        parts=tuple(replace(p, path=name(p.path)) for p in skeleton.parts),
+        units=tuple(map(new_path_of, skeleton.units)),
+        parts=tuple(replace(p, path=new_path_of(p.path)) for p in skeleton.parts),
         branches=tuple(
-            replace(b, site=name(b.site), unit=name(b.unit), parts=tuple(map(name, b.parts))) for b in skeleton.branches
+            replace(b, site=new_path_of(b.site), unit=new_path_of(b.unit), parts=tuple(map(new_path_of, b.parts)))
+            for b in skeleton.branches
         ),
         groups=tuple(
             replace(
                 g,
-                site=name(g.site),
-                members=tuple(replace(m, tensor=name(m.tensor)) for m in g.members),
-                attributes=tuple((name(path), attribute, per) for path, attribute, per in g.attributes),
+                site=new_path_of(g.site),
+                members=tuple(replace(m, tensor=new_path_of(m.tensor)) for m in g.members),
+                attributes=tuple((new_path_of(path), attribute, per) for path, attribute, per in g.attributes),
             )
             for g in skeleton.groups
         ),
-        tied=tuple(tuple(map(name, same)) for same in skeleton.tied),
-        opaque=tuple((name(path), reason) for path, reason in skeleton.opaque),
+        tied=tuple(tuple(map(new_path_of, same)) for same in skeleton.tied),
+        opaque=tuple((new_path_of(path), reason) for path, reason in skeleton.opaque),
         scans=tuple(
-            replace(s, site=name(s.site), unit=name(s.unit), cuts=tuple((name(t), n) for t, n in s.cuts))
+            replace(
+                s,
+                site=new_path_of(s.site),
+                unit=new_path_of(s.unit),
+                cuts=tuple((new_path_of(t), n) for t, n in s.cuts),
+            )
             for s in skeleton.scans
         ),
     )
@@ -237,13 +243,13 @@ def with_kernel_size(skeleton: Skeleton, path: str, size: int) -> Skeleton:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _GroupNarrowing:
     """`group` keeps `count` items: where indices of its tensors move, and how other groups change."""
 
     group: Group
     count: int
 
-    def removed_before(self, tensor: str, axis: int, position: float) -> int:
+    def removed_count_before(self, tensor: str, axis: int, position: float) -> int:
         """Indices that vanish along an axis before position `position`."""
         removed = self.group.count - self.count
         return sum(
@@ -255,14 +261,14 @@ class _Cut:
         )
 
     def shape(self, tensor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(n - self.removed_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
+        return tuple(n - self.removed_count_before(tensor, axis, math.inf) for axis, n in enumerate(shape))
 
     def members_after(self, other: Group, count: int) -> tuple[Member, ...]:
         """The members of a group that will have `count` items: where they lie, and how wide an item is."""
 
         def renamed(m: Member, start: int, size: int) -> tuple[int, int]:
             end = start + other.count * size
-            front, all_in_all = (self.removed_before(m.tensor, m.axis, at) for at in (start, end))
+            front, all_in_all = (self.removed_count_before(m.tensor, m.axis, at) for at in (start, end))
             return start - front, (end - start - all_in_all + front) // count
 
         return tuple(replace(m, segments=tuple(renamed(m, *segment) for segment in m.segments)) for m in other.members)
@@ -276,10 +282,10 @@ class _Cut:
         if not any((m.tensor, m.axis) in mine for m in other.members):
             return other
         if other.site == self.group.site and {other.kind, self.group.kind} == {"heads", "kv_heads"}:
-            return self.related_group(other)
+            return self.query_or_kv_group_after(other)
         return replace(other, members=self.members_after(other, other.count))
 
-    def related_group(self, other: Group) -> Group:
+    def query_or_kv_group_after(self, other: Group) -> Group:
         """Query heads when KV groups go; KV groups when query heads go."""
         count = self.count * other.per_block if other.kind == "heads" else other.count
         after = {(path, name): per * self.count for path, name, per in self.group.attributes}
@@ -315,7 +321,7 @@ def with_narrowed_group(skeleton: Skeleton, group: Group, count: int) -> Skeleto
     assert group in skeleton.groups, f"{group.site} has no such group of {group.kind}"
     assert 0 < count <= group.count, f"{count} of {group.count} {group.kind}"
     assert count * group.per_block % group.count == 0, f"{count} heads don't divide by the KV heads"
-    cut = _Cut(group, count)
+    cut = _GroupNarrowing(group, count)
     touched = {m.tensor for m in group.members}
 
     def part(p: Part) -> Part:
@@ -331,15 +337,15 @@ def with_narrowed_group(skeleton: Skeleton, group: Group, count: int) -> Skeleto
     return replace(
         skeleton,
         parts=tuple(map(part, skeleton.parts)),
-        groups=tuple(_merge_single_heads(list(groups))),
-        scans=tuple(_narrow_scan(skeleton, scan, cut) for scan in skeleton.scans),
+        groups=tuple(_merge_heads_with_single_query(list(groups))),
+        scans=tuple(_scan_after_narrowing(skeleton, scan, cut) for scan in skeleton.scans),
     )
 
 
-def _narrow_scan(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
+def _scan_after_narrowing(skeleton: Skeleton, scan: Scan, narrowing: _GroupNarrowing) -> Scan:
     """Scan of a narrower mixer: of an axis that it cuts, as much as before less what went
     of what it leaves; B, C and time steps, which it takes, are behind that."""
-    if scan.site != cut.group.site:
+    if scan.site != narrowing.group.site:
         return scan
     shapes = skeleton.shapes()
 
@@ -347,15 +353,16 @@ def _narrow_scan(skeleton: Skeleton, scan: Scan, cut: _Cut) -> Scan:
         if shape is None:
             return None
         return tuple(
-            after - cut.removed_before(tensor, axis, after if after < full else math.inf)
+            after - narrowing.removed_count_before(tensor, axis, after if after < full else math.inf)
             for axis, (after, full) in enumerate(zip(shape, shapes[tensor], strict=True))
         )
 
     return replace(scan, cuts=tuple((tensor, left(tensor, shape)) for tensor, shape in scan.cuts))
 
 
-def _merge_single_heads(groups: Sequence[Group]) -> Iterator[Group]:
-    """One query head per KV head is plain attention: one group of heads, with their keys and values."""
+def _merge_heads_with_single_query(groups: Sequence[Group]) -> Iterator[Group]:
+    """Replace head and KV-head groups with one query head per KV head by one group of heads, with their keys and
+    values."""
     plain = {g.site for g in groups if g.kind == "heads" and g.per_block == 1}
     blocks = {g.site: g for g in groups if g.kind == "kv_heads"}
     for group in groups:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ....dsl.checker.skeleton import FORMAT, Skeleton
 from ....dsl.syntax.diagnostics import Reject
-from ...core.cache import digest, write_if_permitted
+from ...core.cache import digest, write_atomic_if_permitted
 from ...core.sealed_json import read_self_named_record, sealed
 from ...core.source_closure import fingerprint as source_hash
 
@@ -27,7 +27,7 @@ def skeleton_key(config: Mapping[str, Any], transformers_version: str) -> str:
 
 def store_skeleton(folder: Path, key: str, skeleton: Skeleton) -> None:
     """Keep a skeleton; a reader sees all of it or nothing, a folder that can only be read stays as it is."""
-    write_if_permitted(folder / f"{key}.json", sealed({"key": key, "skeleton": skeleton.to_json()}))
+    write_atomic_if_permitted(folder / f"{key}.json", sealed({"key": key, "skeleton": skeleton.to_json()}))
 
 
 def load_skeleton(folder: Path, key: str) -> Skeleton | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ....dsl.checker.recipe import Emit, Invocation, Pipeline
 from ....dsl.syntax.diagnostics import Reject
-from ...core.error_location import with_location
+from ...core.error_location import diagnostics_located_at
 from ...core.events import Warned
 from ...core.warned import may_be_refused
 from ...plugin.context import Context
@@ -18,13 +18,13 @@ _STAYING = ("linear", "channels", "heads", "kv_heads", "experts", "ssm_heads", "
 def refuse_unsupported_targets(pipeline: Pipeline, ctx: Context) -> None:
     """Raise what a target says of the pipeline's model and steps; a warning where it may turn out otherwise."""
     for emit in pipeline.emits:
-        with with_location(emit.call):
+        with diagnostics_located_at(emit.call):
             target = ctx.registry.make("target", emit.call)
-            _refuse_model(target, emit, pipeline, ctx)
-            _refuse_steps(target, emit, pipeline, ctx)
+            _refuse_or_warn_model(target, emit, pipeline, ctx)
+            _refuse_or_warn_missing_steps(target, emit, pipeline, ctx)
 
 
-def _refuse_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
+def _refuse_or_warn_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
     try:
         target.foresee(ctx)
     except Reject as rejection:
@@ -36,11 +36,11 @@ def _refuse_model(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) 
         ctx.emit_event(Warned(may_be_refused(message, emit.call.span, note=note)))
 
 
-def _refuse_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
-    lacking = target.lacks([ctx.registry.make("pass", step.call) for step in pipeline.steps_up_to(emit.source)])
+def _refuse_or_warn_missing_steps(target: Target, emit: Emit, pipeline: Pipeline, ctx: Context) -> None:
+    lacking = target.lacks([ctx.registry.make("pass", step.call) for step in pipeline.steps_leading_to(emit.source)])
     if lacking is None:
         return
-    source: Any = ctx.registry.load_class("model", ctx.recipe.models[pipeline.model].word)
+    source: Any = ctx.registry.import_plugin_class("model", ctx.recipe.models[pipeline.model].word)
     if source.plain:
         raise Reject(lacking)
     message = f"no step before {emit.call.word} makes what it needs: {lacking.message}"

@@ -8,18 +8,18 @@ from typing import Literal
 
 import numpy as np
 
-from .median import median_shares
+from .median import geometric_median_shares
 
 Center = Literal["mean", "median"]
 
 
 def leave_one_out_shares(
-    weights: Mapping[int, float], products: np.ndarray | None = None
+    weights: Mapping[int, float], gram_matrix: np.ndarray | None = None
 ) -> dict[int, dict[int, float]]:
     """For every client the share of every other one, sum 1; empty for one that has no others.
 
-    weights    of the clients; one of weight 0 has no part in what others get
-    products   their Gram matrix, sorted by client: then the geometric median of the others, else their mean
+    weights       of the clients; one of weight 0 has no part in what others get
+    gram_matrix   their Gram matrix, sorted by client: then the geometric median of the others, else their mean
     """
     order = sorted(weights)
     mass = np.array([weights[k] for k in order], dtype=np.float64)
@@ -32,9 +32,9 @@ def leave_one_out_shares(
             continue
         used = np.flatnonzero(rest_mass)
         shares = rest_mass[used] / rest_mass.sum()
-        if products is not None and len(used) > 2:
-            shares = median_shares(products[np.ix_(used, used)], rest_mass[used])
-        elif products is not None:
+        if gram_matrix is not None and len(used) > 2:
+            shares = geometric_median_shares(gram_matrix[np.ix_(used, used)], rest_mass[used])
+        elif gram_matrix is not None:
             shares = _small_median(rest_mass[used])
         result[k] = {order[i]: float(share) for i, share in zip(used, shares, strict=True)}
     return result

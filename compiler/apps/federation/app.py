@@ -82,11 +82,11 @@ https://www.apache.org/licenses/LICENSE-2.0. The model that it federates has a l
 """
 
 
-def write_app(declaration: Declaration, name: str, destination: Path) -> None:
+def write_flower_app(declaration: Declaration, federation_name: str, destination: Path) -> None:
     """The app of a federation, beside the model's folder in `destination`."""
     package = destination / PACKAGE
     package.mkdir()
-    (package / "__init__.py").write_text(f'"""The Flower App of the federation {name}."""\n')
+    (package / "__init__.py").write_text(f'"""The Flower App of the federation {federation_name}."""\n')
     (package / "server_app.py").write_text(_SERVER)
     (package / "client_app.py").write_text(_CLIENT)
     (package / NAME).write_text(json.dumps(declaration.to_json(), indent=1) + "\n")
@@ -102,7 +102,7 @@ def write_app(declaration: Declaration, name: str, destination: Path) -> None:
         )
     )
     (destination / "LICENSE").write_text(_LICENSE)
-    (destination / "README.md").write_text(app_readme(declaration, name))
+    (destination / "README.md").write_text(make_readme(declaration, federation_name))
 
 
 def training_sentence(declaration: Declaration) -> str:
@@ -203,7 +203,7 @@ hangs inside of a library's call can't be: restart its node.
 """
 
 
-def app_readme(declaration: Declaration, name: str) -> str:
+def make_readme(declaration: Declaration, name: str) -> str:
     """The README of the app."""
     from ...core.quantity import size
     from .state import numbers

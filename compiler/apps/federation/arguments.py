@@ -87,10 +87,10 @@ class FederationTarget(CheckpointTarget):
 
     def problems(self) -> Iterator[Problem]:
         yield from self._size_problems()
-        yield from self._data_problems()
+        yield from self._stream_and_selector_problems()
         yield from self._clip_problems()
-        yield from self._secure_problems()
-        yield from self._strategy_problems()
+        yield from self._secure_sum_problems()
+        yield from self._search_and_abm_problems()
         yield from self._unread_problems()
         if self.trains == "reft":
             yield MissingStep("reft.insert", "`trains: reft` federates what that step inserts", ("trains",))
@@ -124,7 +124,7 @@ class FederationTarget(CheckpointTarget):
         if self.strategy == "coverage" and self.trains != "full":
             yield Conflict(("strategy", "trains"), "`coverage` trains weights of sub-networks", "`trains: full`")
 
-    def _data_problems(self) -> Iterator[Problem]:
+    def _stream_and_selector_problems(self) -> Iterator[Problem]:
         """Tasks one after another, data sets of clients, and the modules that learn."""
         sets = len(self.data) if isinstance(self.data, tuple) else 1
         if self.anchor and not self.stream:
@@ -169,7 +169,7 @@ class FederationTarget(CheckpointTarget):
                 ("clip", "protects", "share"), "the epsilon counts every client in every round", "leave `share` out"
             )
 
-    def _secure_problems(self) -> Iterator[Problem]:
+    def _secure_sum_problems(self) -> Iterator[Problem]:
         """Sums of masked states, where a strategy needs the states."""
         if not self.secure:
             return
@@ -186,7 +186,7 @@ class FederationTarget(CheckpointTarget):
                 ("secure", "strategy", "way"), "rotations are aligned by state, `secure` gives a sum", "`way: project`"
             )
 
-    def _strategy_problems(self) -> Iterator[Problem]:
+    def _search_and_abm_problems(self) -> Iterator[Problem]:
         """An index, All-But-Me, and a share of the clients."""
         if self.strategy == "search" and self.trains != "index":
             yield Conflict(("strategy", "trains"), "`strategy: search` trains nothing", "`trains: index`")

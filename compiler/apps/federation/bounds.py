@@ -45,7 +45,7 @@ class Bounds:
     clients: int
     deadline: float
 
-    def check_message(self, config: Mapping[str, Any], arrays: Mapping[str, State]) -> None:
+    def refuse_unbounded_message(self, config: Mapping[str, Any], arrays: Mapping[str, State]) -> None:
         """Raises Reject (client-refuses) for a message that an honest server of this declaration would not send."""
         deadline_of(config, self.deadline)
         _number(config, "rounds", 1, 1, 1_000_000)
@@ -65,13 +65,13 @@ class Bounds:
     def _rank(self) -> int:
         return max((shape[0] for name, shape in self.full.items() if name.endswith(".A")), default=1)
 
-    def _array_fault(self, name: str, array: np.ndarray, stacks: int) -> str:
-        """`stacks` adapters may lie behind one another in an array, along their ranks."""
+    def _array_fault(self, name: str, array: np.ndarray, max_stacked: int) -> str:
+        """`max_stacked` adapters may lie behind one another in an array, along their ranks."""
         shape = self.full.get(name)
         if shape is None:
             return f"`{name[:80]}` is no array of this federation"
         axis = {"A": 0, "B": 1}.get(name.rpartition(".")[2])
-        limits = [size * (stacks if at == axis else 1) for at, size in enumerate(shape)]
+        limits = [size * (max_stacked if at == axis else 1) for at, size in enumerate(shape)]
         if array.ndim != len(shape) or any(n > size for n, size in zip(array.shape, limits, strict=True)):
             return f"`{name}` is {array.shape}, more than {tuple(limits)}"
         return value_fault(name, array)

@@ -38,7 +38,7 @@ def kind_of(budget: Budget, counts: str) -> str:
     return "latency" if isinstance(budget, Duration) else counts
 
 
-def absolute_limit(budget: Budget, full_cost: float) -> float:
+def absolute_budget(budget: Budget, full_cost: float) -> float:
     """The most that a client affords, where the whole model takes so much."""
     if isinstance(budget, Bytes):
         return budget.value
@@ -61,7 +61,7 @@ def amount_phrase(kind: str, value: float) -> str:
     return f"{size(value)} of memory" if kind == "memory" else f"{duration_text(value)} an update"
 
 
-def budget_text(kind: str, value: float, full_cost: float) -> str:
+def smallest_fitting_budget_text(kind: str, value: float, full_cost: float) -> str:
     """The least budget that a value fits into, as a recipe writes it."""
     if kind == "memory":
         unit = 1 << (20 if value >= 10 << 20 else 10)
@@ -74,10 +74,10 @@ def budget_text(kind: str, value: float, full_cost: float) -> str:
 def training_bytes(skeleton: Skeleton, load: Load) -> int:
     """Bytes that a client needs to train all weights, besides Python and torch: the states that it exchanges, weights,
     gradients, AdamW's moments, and a batch's activations."""
-    from ...transforms.training.effort import training_effort
+    from ...transforms.training.effort import estimate_training_effort
 
     trained = shrink.params(skeleton)
-    return training_effort(skeleton, trained, load.batch * load.length, 0, 0).bytes + STATES * trained
+    return estimate_training_effort(skeleton, trained, load.batch * load.length, 0, 0).bytes + STATES * trained
 
 
 def update_seconds(model: "nn.Module", load: Load) -> float:

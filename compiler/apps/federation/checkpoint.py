@@ -15,9 +15,9 @@ class Checkpoint:
     """Whole or not at all, of one federation: another `identity` in the same folder is not read."""
 
     def __init__(self, folder: Path, identity: str):
-        from ...transforms.training.run_files import Saved
+        from ...transforms.training.run_files import RunCheckpoints
 
-        self._saved = Saved(folder, identity)
+        self._saved = RunCheckpoints(folder, identity)
 
     def write_round(self, round_number: int, states: Mapping[str, State], body: Mapping[str, Any]) -> None:
         import torch
@@ -33,7 +33,7 @@ class Checkpoint:
 
     def read_round(self) -> tuple[dict[str, State], dict[str, Any]] | None:
         """The states and the body of the last round that was kept; None where there is none."""
-        body = self._saved.read_checkpoint()
+        body = self._saved.read_checkpoint_and_clean_up()
         if body is None:
             return None
         states: dict[str, dict[str, np.ndarray]] = {}

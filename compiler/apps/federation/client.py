@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.safe_read import parse_json
+from ...core.safe_read import parse_strict_json
 from ...transforms.training.schedule import seed_of
 from .bounds import Bounds, client_refuses
 from .grid import Answer, Message
@@ -89,7 +89,7 @@ class Participant:
 
     def __call__(self, message: Message, memory: dict[str, Any]) -> Answer:
         if self.bounds:
-            self.bounds.check_message(message.config, message.arrays)
+            self.bounds.refuse_unbounded_message(message.config, message.arrays)
         self.learner = self._learner_for(message)
         if message.kind == "join":
             answer: dict[str, str | int | float | bool] = {
@@ -101,7 +101,7 @@ class Participant:
                 answer["public"] = keys_of(memory).public.hex()
             return Answer(config=answer)
         if message.kind == "masked":
-            return self._masked_update(message, memory)
+            return self._answer_masked_update(message, memory)
         if message.kind == "initial":
             return Answer({"own": self.learner.initial_state(int(message.config.get("seed", 0)))})
         if message.kind != "train":
@@ -121,11 +121,11 @@ class Participant:
 
     def _train(self, message: Message, memory: dict[str, Any]) -> Answer:
         config, started = message.config, time.monotonic()
-        self._check_message(message)
+        self._refuse_other_base(message)
         self.learner.begin(message.number, int(config["rounds"]))
         if not self.learner.examples:
             raise Reject(client_refuses(f"it has no rows of the task of round {message.number}"))
-        added = self._merged_stacks(message, memory)
+        added = self._merge_new_stacks(message, memory)
         state, mixed = self._starting_state(message, memory, added)
         if self.learner.anchors:
             self._anchor(state, memory)
@@ -163,18 +163,18 @@ class Participant:
             memory["task"], memory["anchor"] = {"number": np.array([task])}, state
         self.learner.anchor = memory["anchor"]
 
-    def _masked_update(self, message: Message, memory: dict[str, Any]) -> Answer:
+    def _answer_masked_update(self, message: Message, memory: dict[str, Any]) -> Answer:
         """Update of this round, masked against the clients that the server names."""
         if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
             raise Reject(client_refuses(f"there is no state of round {message.number} here"))
-        publics = {int(k): bytes.fromhex(key) for k, key in parse_json(str(message.config["publics"])).items()}
+        publics = {int(k): bytes.fromhex(key) for k, key in parse_strict_json(str(message.config["publics"])).items()}
         keys, client = keys_of(memory), int(message.config["client"])
         if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(client) != keys.public:
             raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))
         values = fixed(memory["own"], len(publics))
         return Answer({"masked": {"sum": values + keys.mask(client, publics, message.number, len(values))}})
 
-    def _check_message(self, message: Message) -> None:
+    def _refuse_other_base(self, message: Message) -> None:
         if message.config["base"] != self.learner.base:
             raise Reject(
                 client_refuses(
@@ -183,7 +183,7 @@ class Participant:
                 )
             )
 
-    def _merged_stacks(self, message: Message, memory: dict[str, Any]) -> State:
+    def _merge_new_stacks(self, message: Message, memory: dict[str, Any]) -> State:
         """State merged into the base: the stacks of all rounds so far, each added once, in their order."""
         added, done = memory.setdefault("added", {}), memory.setdefault("done", set())
         stacks = {
@@ -198,7 +198,7 @@ class Participant:
             done.add(number)
         return added
 
-    def _starting_state(self, message: Message, memory: dict[str, Any], delta: State) -> tuple[State, float]:
+    def _starting_state(self, message: Message, memory: dict[str, Any], merged_delta: State) -> tuple[State, float]:
         """The state to train from, and the share of the others in it (NaN where that is no question)."""
         arrays, config = message.arrays, message.config
         if "fixed" in arrays:
@@ -206,7 +206,7 @@ class Participant:
         if "global" in arrays:
             return projected({**memory.get("fixed", {}), **arrays["global"]}), math.nan
         if "mean" in arrays:
-            return self._mix_leave_one_out(arrays["mean"], memory.get("own"), config, delta)
+            return self._mix_leave_one_out(arrays["mean"], memory.get("own"), config, merged_delta)
         if "mix" not in config:
             seed = seed_of(int(config["seed"]), message.number)
             return {**self.learner.initial_state(seed, int(config["rank"])), **arrays.get("head", {})}, math.nan
@@ -217,7 +217,7 @@ class Participant:
                     "there is no state here, and none was sent", help="the server sends a whole one in the next round"
                 )
             )
-        return self._mix_peer_state(local, arrays.get("others"), config, delta)
+        return self._mix_peer_state(local, arrays.get("others"), config, merged_delta)
 
     def _mix_leave_one_out(
         self, mean: State, local: State | None, config: Mapping[str, Any], delta: State

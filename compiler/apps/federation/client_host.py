@@ -19,7 +19,7 @@ from ...plugin.registry import Registry
 from .bounds import Bounds
 from .client import Learner, Participant
 from .declaration import Declaration, base_hash, check_base
-from .partition import partition_rows, split_rows
+from .partition import partition_rows, split_train_and_validation
 
 if TYPE_CHECKING:
     from .rows import Rows
@@ -54,7 +54,7 @@ class ClientHost:
         if declared.trains == "index":
             yield self._retrieval_clients(clients, rows)
             return
-        sizes_by_client = {client: declared.affordable_sizes(client) for client in clients}
+        sizes_by_client = {client: declared.assignable_size_indices(client) for client in clients}
         with ExitStack() as open_slots:
             slots = {}
             for size in sorted({size for sizes in sizes_by_client.values() for size in sizes}):
@@ -73,11 +73,11 @@ class ClientHost:
 
         Whose question is whose, and whose document, is divided apart: an answer may lie with another client.
         """
-        from ...models.rows.encoder_states import all_states, resolve_pooling
+        from ...models.rows.encoder_states import all_states, resolve_pooling_name
         from .search import RetrievalClient
 
         model, declared = open_model(str(self.model), self.settings).model, self.declared
-        pooling = resolve_pooling(self.model, "auto")
+        pooling = resolve_pooling_name(self.model, "auto")
         pairs = []
         for part in rows:
             vectors = torch.cat([s.pooled.double() for s in all_states(model, part.ids, pooling)])
@@ -120,7 +120,7 @@ class ClientHost:
         return [rows_of(d.name, context) for d in self.declared.data]
 
     def _make_learner(self, client: int, rows: "list[Rows]", slots: "Slots") -> Learner:
-        from .language import Language, Local
+        from .language import CausalLmLearner, Local
         from .rows import concatenate_rows
         from .stream import Stream
 
@@ -131,13 +131,15 @@ class ClientHost:
             local = replace(local, clip=declared.clip, noise=declared.noise)
         if declared.stream:
             tasks = rows if self.local_data else tasks_of(declared, rows)[client]
-            return Stream(slots, [self._split_rows(task) for task in tasks], local, self.base)
+            return Stream(slots, [self._split_train_and_validation(task) for task in tasks], local, self.base)
         mine = concatenate_rows(rows) if self.local_data else rows_by_client(declared, rows)[client]
-        return Language(slots, *self._split_rows(mine), local, self.base)
+        return CausalLmLearner(slots, *self._split_train_and_validation(mine), local, self.base)
 
-    def _split_rows(self, rows: "Rows") -> "tuple[Rows, Rows]":
+    def _split_train_and_validation(self, rows: "Rows") -> "tuple[Rows, Rows]":
         """Rows to learn from, and rows to judge by."""
-        learn, validation = split_rows(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
+        learn, validation = (
+            split_train_and_validation(len(rows), self.declared.hold, self.declared.seed) if len(rows) else ([], [])
+        )
         return rows.select(learn), rows.select(validation)
 
 
@@ -169,9 +171,9 @@ def attach_slots(model: Any, declaration: Declaration, size: int = -1) -> "Itera
     full = declaration.full
     if size >= 0:
         from ...ir.capture.capture import capture
-        from .sizes import apply_size
+        from .sizes import cut_to_sub_network
 
-        apply_size(capture(model), declaration.sizes[size])
+        cut_to_sub_network(capture(model), declaration.sizes[size])
         full = declaration.sizes[size].shapes(full)
     if declaration.trains == "lora":
         with LowRank.attached(model, full, declaration.alpha) as slots:

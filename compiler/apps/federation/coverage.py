@@ -37,11 +37,12 @@ def coverage_mean(
     states: Mapping[int, State],
     indices: Mapping[int, Mapping[str, Index]],
     weights: Mapping[int, float],
-    weighting: CountMode = "all",
+    denominator: CountMode = "all",
 ) -> dict[str, np.ndarray]:
-    """Every entry moved by what clients changed of it, by their weights; one that nobody holds keeps its value.
+    """Average the clients' changes entry by entry, weighted, over those who hold the entry; one that nobody holds keeps
+    its value.
 
-    weighting   among whom: "holders" of the entry, as HeteroFL has it, so that it follows a client who holds it
+    denominator   among whom: "holders" of the entry, as HeteroFL has it, so that it follows a client who holds it
                 alone; or "all" that sent something, of whom those without the entry leave it as it is
     """
     result, all_of_them = {}, sum(weights[k] for k in states)
@@ -52,7 +53,7 @@ def coverage_mean(
                 at = _grid(indices[k].get(name, (None,) * array.ndim), array.shape)
                 change[at] += weights[k] * (states[k][name].astype(np.float64) - array[at])
                 mass[at] += weights[k]
-        among = np.full(array.shape, all_of_them) if weighting == "all" else mass
+        among = np.full(array.shape, all_of_them) if denominator == "all" else mass
         result[name] = (array + np.where(mass > 0, change / np.where(mass > 0, among, 1.0), 0.0)).astype(array.dtype)
     return result
 
@@ -62,24 +63,25 @@ def heads_prefix(heads: int, width: int, keep: int) -> np.ndarray:
     return (np.arange(heads)[:, None] * width + np.arange(keep)[None]).ravel()
 
 
-def sandwich_sizes(
+def assign_sandwich_sizes(
     clients: Sequence[int],
     options: Sequence[T],
     seed: int | Sequence[int],
-    largest_index: Mapping[int, int] = MappingProxyType({}),
+    first_affordable: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[int, T]:
-    """One client trains the largest of the options (the first), one the smallest (the last), the others draw.
+    """Assign sizes to clients: one trains the largest of the options (the first), one the smallest (the last), the
+    others draw.
 
     Which client does what follows from the seed; give another one every round.
 
-    largest_index   client -> index of the largest option that it can afford; one that is missing affords all.
+    first_affordable   client -> index of the largest option that it can afford; one that is missing affords all.
                     The largest goes to one of those who afford most
     """
     draw = np.random.default_rng(seed)
     order = [clients[i] for i in draw.permutation(len(clients))]
-    able = min(order, key=lambda k: largest_index.get(k, 0))  # the first of those who afford most
-    chosen = {able: options[largest_index.get(able, 0)]}
+    able = min(order, key=lambda k: first_affordable.get(k, 0))  # the first of those who afford most
+    chosen = {able: options[first_affordable.get(able, 0)]}
     for position, client in enumerate(k for k in order if k != able):
-        option = int(draw.integers(largest_index.get(client, 0), len(options)))
+        option = int(draw.integers(first_affordable.get(client, 0), len(options)))
         chosen[client] = options[option if position else -1]
     return chosen

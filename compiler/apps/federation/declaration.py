@@ -17,7 +17,7 @@ from .grid import Grid
 from .history import Round
 from .partition import Split
 from .personal import AllButMe
-from .products import Pad, Stack, Truncate
+from .products import PaddedAverage, Stack, TruncatedAverage
 from .rotations import Way
 from .rounds import Federation, Terms
 from .search import RetrievalFederation, RetrievalStrategy
@@ -107,7 +107,7 @@ class Declaration:
     counts: str = "params"
     examples: int = 0
 
-    def affordable_sizes(self, client: int) -> tuple[int, ...]:
+    def assignable_size_indices(self, client: int) -> tuple[int, ...]:
         """Numbers of the sizes that a client may have to train, its own first; -1 of the whole model without sizes."""
         if not self.sizes:
             return (-1,)
@@ -128,7 +128,7 @@ class Declaration:
     def with_changes(self, **changes: Any) -> "Declaration":
         return replace(self, **changes)
 
-    def round_terms(self) -> Terms:
+    def make_round_terms(self) -> Terms:
         return Terms(
             self.rounds,
             self.clients,
@@ -267,7 +267,11 @@ def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy
     if declaration.strategy == "ffa":
         return FrozenA(declaration.full, clip, declaration.noise, seed)
     if declaration.strategy in ("stack", "svd", "hetlora"):
-        kinds: dict[str, type[Stack] | type[Truncate] | type[Pad]] = {"stack": Stack, "svd": Truncate, "hetlora": Pad}
+        kinds: dict[str, type[Stack] | type[TruncatedAverage] | type[PaddedAverage]] = {
+            "stack": Stack,
+            "svd": TruncatedAverage,
+            "hetlora": PaddedAverage,
+        }
         return kinds[declaration.strategy](declaration.full, declaration.alpha, ranks)
     mix = 0.0 if declaration.strategy == "alone" else declaration.mix
     return AllButMe(declaration.full, declaration.center, declaration.way, mix)
@@ -278,7 +282,7 @@ def make_federation(
 ) -> Federation:
     """A run of a declaration over a grid."""
     if declaration.strategy != "search":
-        return Federation(grid, make_strategy(declaration), declaration.round_terms(), checkpoint, on_round)
-    library = RetrievalFederation(grid, make_strategy(declaration), declaration.round_terms(), None, on_round)
+        return Federation(grid, make_strategy(declaration), declaration.make_round_terms(), checkpoint, on_round)
+    library = RetrievalFederation(grid, make_strategy(declaration), declaration.make_round_terms(), None, on_round)
     library.count = declaration.top
     return library

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import MALFORMED, MIB, parse_json, read_json
+from ...core.safe_read import MALFORMED, MIB, parse_strict_json, read_json
 from .declaration import Declaration
-from .identities import check_certificates, make_identities
-from .processes import Process, answers, end_processes, free_ports, is_port_in_use, last_log_line, start_process
+from .identities import check_certificates, write_keys_and_certificates
+from .processes import Process, answers, free_ports, is_port_in_use, last_log_line, start_process, terminate_processes
 
 NAME, FORMAT = "deployment.json", 1
 ENTRY = "effc"  # of Flower's config
@@ -88,7 +88,7 @@ def read_deployment(folder: Path) -> Deployment:
         ) from error
 
 
-def check_flower() -> Path:
+def flower_command_folder() -> Path:
     """The folder of Flower's commands; Reject (no-flower) where they are not there, or of another version."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -117,41 +117,41 @@ def start_deployment(
     app: Path,
     declaration: Declaration,
     folder: Path,
-    common: Path,
+    default_data: Path,
     data_folders: Sequence[Path],
     cache: Path,
     port: int = 0,
 ) -> Deployment:
     """Start everything and submit the run. What was started is ended again where a part of it does not come up.
 
-    common    what the data's paths start from, of nodes without a folder of their own
-    data_folders       data folders of the nodes, one for each client; none: all have `common`, divided as declared
+    default_data    what the data's paths start from, of nodes without a folder of their own
+    data_folders    data folders of the nodes, one for each client; none: all have `default_data`, divided as declared
     """
-    commands = check_flower()
-    _check_folder(folder, declaration, data_folders, port)
+    commands = flower_command_folder()
+    _refuse_unfit_deployment(folder, declaration, data_folders, port)
     folder.mkdir(parents=True, exist_ok=True)
-    make_identities(folder / "keys", declaration.clients)
+    write_keys_and_certificates(folder / "keys", declaration.clients)
     check_certificates(folder / "keys")
     ports = free_ports(declaration.clients + 1)
     deployment = Deployment(folder, port or ports[-1], ())
     env = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flower"), "EFFC_CACHE_DIR": str(cache)}
     env["PATH"] = f"{commands}{os.pathsep}{env.get('PATH', '')}"
-    _write_config(folder / "flower", deployment.port)
+    _write_flwr_config(folder / "flower", deployment.port)
     try:
         deployment = _start_processes(deployment, commands, declaration, app, ports, data_folders, env)
-        run_config = {"clients": declaration.clients, "data": str(common), "model": str(app / declaration.folder)}
+        run_config = {"clients": declaration.clients, "data": str(default_data), "model": str(app / declaration.folder)}
         run_config |= {"work": str(folder / "checkpoints"), "output": str(folder / "result")}
         config = " ".join(f"{name}={json.dumps(value)}" for name, value in run_config.items())
-        run = _flower_json(commands, env, "run", str(app), ENTRY, "--run-config", config)
+        run = _run_flwr(commands, env, "run", str(app), ENTRY, "--run-config", config)
         return replace(deployment, run=str(run["run-id"])).keep()
     except BaseException:
-        end_processes(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
+        terminate_processes(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
         shutil.rmtree(folder / "keys", ignore_errors=True)
         (folder / NAME).unlink(missing_ok=True)
         raise
 
 
-def _check_folder(folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int) -> None:
+def _refuse_unfit_deployment(folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int) -> None:
     if (folder / NAME).is_file():
         raise Reject(deployed_already(f"{folder} holds a deployment", help="end it first: `effc federate down`"))
     if data_folders and len(data_folders) != declaration.clients:
@@ -197,7 +197,7 @@ def _start_processes(
     executor = (str(commands / "flower-superexec"), "--runtime-api-address", address, *trust, *secret)
     deployment = _with(deployment, start_process("server", executor, env, deployment.folder))
     for number in range(declaration.clients):
-        _flower_json(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
+        _run_flwr(commands, env, "supernode", "register", str(keys / f"node{number}.pub"), ENTRY)
         model = json.dumps(str(app / declaration.folder))
         config = f"partition-id={number} num-partitions={declaration.clients} model={model}"
         if data_folders:
@@ -220,9 +220,9 @@ def _with(deployment: Deployment, process: Process) -> Deployment:
     return replace(deployment, processes=(*deployment.processes, process)).keep()
 
 
-def _wait_for_superlink(deployment: Deployment, seconds: float = 60.0) -> None:
-    """Until the SuperLink listens."""
-    until = time.monotonic() + seconds
+def _wait_for_superlink(deployment: Deployment, timeout_s: float = 60.0) -> None:
+    """Wait until the SuperLink listens."""
+    until = time.monotonic() + timeout_s
     while not answers(deployment.port):
         if deployment.stopped_processes or time.monotonic() > until:
             reason = last_log_line(deployment.processes[0].log)
@@ -232,7 +232,7 @@ def _wait_for_superlink(deployment: Deployment, seconds: float = 60.0) -> None:
         time.sleep(0.2)
 
 
-def _write_config(home: Path, port: int) -> None:
+def _write_flwr_config(home: Path, port: int) -> None:
     from ...core.cache import write_atomic
 
     ca = json.dumps(str(home.parent / "keys" / "ca.crt"))
@@ -241,12 +241,12 @@ def _write_config(home: Path, port: int) -> None:
     write_atomic(home / "config.toml", text.encode())
 
 
-def _flower_json(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any]:
+def _run_flwr(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, Any]:
     """Run `flwr` and parse the JSON that it prints."""
     call = [str(commands / "flwr"), *words, "--format", "json"]
     completed = subprocess.run(call, env=dict(env), capture_output=True, text=True, check=False, timeout=120)
     try:
-        answer = parse_json(completed.stdout)
+        answer = parse_strict_json(completed.stdout)
     except ValueError:
         answer = {}
     if completed.returncode or not answer.get("success", False):
@@ -262,19 +262,19 @@ def _flower_json(commands: Path, env: Mapping[str, str], *words: str) -> dict[st
 
 def run_status(deployment: Deployment) -> tuple[str, str]:
     """Flower's word for the run, `finished:completed` where all is well, and its details."""
-    commands = check_flower()
+    commands = flower_command_folder()
     env = {**os.environ, **QUIET, "FLWR_HOME": str(deployment.folder / "flower")}
     check_certificates(deployment.folder / "keys")
-    _write_config(
+    _write_flwr_config(
         deployment.folder / "flower", deployment.port
     )  # whatever the folder says, it is this machine that is asked
-    run = _flower_json(commands, env, "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
+    run = _run_flwr(commands, env, "ls", ENTRY, "--run-id", deployment.run)["runs"][0]
     return str(run["status"]), str(run.get("status-details", ""))
 
 
 def stop_deployment(deployment: Deployment) -> list[str]:
     """End its processes, and take keys, database and deployment.json away; logs, checkpoints and results stay."""
-    names = end_processes(tuple(reversed(deployment.processes)))
+    names = terminate_processes(tuple(reversed(deployment.processes)))
     shutil.rmtree(deployment.folder / "keys", ignore_errors=True)
     shutil.rmtree(deployment.folder / "flower", ignore_errors=True)
     for name in ("state.db", "state.db-wal", "state.db-shm", NAME):

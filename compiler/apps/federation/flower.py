@@ -62,14 +62,14 @@ class FlowerGrid:
         letters = list(self.grid.pull_messages(list(message_ids)))
         return [self._parse_reply(letter) for letter in letters if letter.metadata.reply_to_message_id in self.nodes]
 
-    def _parse_reply(self, letter: "Letter") -> Reply:
+    def _parse_reply(self, flower_message: "Letter") -> Reply:
         """A letter that can't be read is its client's mistake, whatever reading it raised."""
-        to = letter.metadata.reply_to_message_id
+        to = flower_message.metadata.reply_to_message_id
         node = self.nodes.pop(to)
         try:
-            if letter.has_error():
-                return Reply(to, node, error=_sentence(str(letter.error.reason)))
-            return Reply(to, node, _parse_states(letter.content), _config(letter.content))
+            if flower_message.has_error():
+                return Reply(to, node, error=_sentence(str(flower_message.error.reason)))
+            return Reply(to, node, _parse_states(flower_message.content), _config(flower_message.content))
         except Exception as error:
             return Reply(to, node, error=f"its reply can't be read: {_sentence(f'{type(error).__name__}: {error}')}")
 
@@ -164,7 +164,7 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
             )
         )
     with _lock, time_limit(deadline_of(config, declared.deadline) + GRACE):
-        participant = _client_for(
+        participant = _cached_client(
             declared.identity, file, model, data, local_data, int(node["partition-id"]), declared.clients
         )
         memory = _remembered(context)
@@ -203,7 +203,7 @@ _open = ExitStack()  # adapters stay on their model as long as the process lives
 
 
 @cache
-def _client_for(
+def _cached_client(
     identity: str, file: Path, model: str, data: str, local_data: bool, client: int, clients: int
 ) -> Client:
     """The client of a partition in this process, which may answer many messages."""

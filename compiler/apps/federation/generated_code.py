@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .app import PACKAGE, write_app
+from .app import PACKAGE, write_flower_app
 from .declaration import Declaration
 
 foreign_code = Fault(
@@ -20,11 +20,11 @@ _DOCSTRING = re.compile(rb'"""The Flower App of the federation [\w. -]{0,200}\."
 _CODE = re.compile(r"\.(py[a-z]?|so[.\d]*|pth|dll|dylib)$|^setup\.cfg$|^hatch\.toml$", re.I)
 
 
-def check_code(folder: Path, declaration: Declaration) -> None:
-    """Raises Reject (foreign-code) for code, or what says how it is built, other than `write_app` makes of the
+def refuse_foreign_code(folder: Path, declaration: Declaration) -> None:
+    """Raises Reject (foreign-code) for code, or what says how it is built, other than `write_flower_app` makes of the
     declaration."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_app(declaration, "", Path(scratch))
+        write_flower_app(declaration, "", Path(scratch))
         expected = {name: Path(scratch, name).read_bytes() for name in (*_python(Path(scratch)), "pyproject.toml")}
     present = {*_python(folder), "pyproject.toml"}
     for name in sorted(present | expected.keys()):

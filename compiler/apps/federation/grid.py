@@ -90,28 +90,30 @@ class LocalGrid:
         for message in messages:
             self._count += 1
             names.append(str(self._count))
-            threading.Thread(target=self._answer, args=(names[-1], message), daemon=True).start()
+            threading.Thread(target=self._answer_message, args=(names[-1], message), daemon=True).start()
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Reply]:
         return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
 
-    def _answer(self, name: str, message: Message) -> None:
+    def _answer_message(self, message_id: str, message: Message) -> None:
         pushed = time.monotonic()
         with self._locks[message.node], self._free:
             if time.monotonic() - pushed > float(message.config.get("deadline", float("inf"))):
                 return
             try:
                 answer = self.clients[message.node](message, self.memories[message.node])
-                self._replies[name] = Reply(name, message.node, answer.arrays, answer.config)
+                self._replies[message_id] = Reply(message_id, message.node, answer.arrays, answer.config)
             except Exception as error:  # whatever it is: the engine of a deployment tells no more either
-                self._replies[name] = Reply(name, message.node, error=(str(error) or type(error).__name__)[:SENTENCE])
+                self._replies[message_id] = Reply(
+                    message_id, message.node, error=(str(error) or type(error).__name__)[:SENTENCE]
+                )
 
 
-def send_and_receive(grid: Grid, messages: Sequence[Message], deadline: float, interval_s: float) -> list[Reply]:
-    """The replies that came within `deadline` seconds; it looks every so many seconds."""
+def send_and_receive(grid: Grid, messages: Sequence[Message], timeout_s: float, interval_s: float) -> list[Reply]:
+    """The replies that came within `timeout_s` seconds; it looks every so many seconds."""
     ids = list(grid.push_messages(messages))
-    waiting, replies, end = {name for name in ids if name}, [], time.monotonic() + deadline
+    waiting, replies, end = {name for name in ids if name}, [], time.monotonic() + timeout_s
     while waiting:
         for reply in grid.pull_messages(sorted(waiting)):
             waiting.discard(reply.to)

@@ -67,7 +67,7 @@ class Round:
         return {
             "number": self.number,
             "seconds": self.seconds,
-            "turns": {str(k): _to_plain_json(asdict(t)) for k, t in sorted(self.updates.items())},
+            "turns": {str(k): _nan_to_null(asdict(t)) for k, t in sorted(self.updates.items())},
             "faults": {str(k): text for k, text in sorted(self.faults.items())},
         }
 
@@ -77,7 +77,7 @@ class Round:
         return Round(body["number"], results, {int(k): text for k, text in body["faults"].items()}, body["seconds"])
 
 
-def _to_plain_json(values: dict[str, Any]) -> dict[str, Any]:
+def _nan_to_null(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN."""
 
     def plain(value: Any) -> Any:

@@ -21,14 +21,14 @@ bad_certificate = Fault(
 )
 
 
-def make_identities(folder: Path, nodes: int) -> None:
+def write_keys_and_certificates(folder: Path, nodes: int) -> None:
     """`ca.crt`, `server.crt`, `server.key`, `secret`, `node0`, `node0.pub` ... where only their owner reads."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     folder.mkdir(mode=0o700)
     ca, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-    _write(folder / "ca.crt", _pem(_certificate("effc federation CA", ca, ca, None)))
-    _write(folder / "server.crt", _pem(_certificate("localhost", server, ca, "effc federation CA")))
+    _write(folder / "ca.crt", _pem(_signed_certificate("effc federation CA", ca, ca, None)))
+    _write(folder / "server.crt", _pem(_signed_certificate("localhost", server, ca, "effc federation CA")))
     _write(folder / "server.key", _private(server, "PKCS8"))
     _write(folder / "secret", secrets.token_hex(32).encode())
     for number in range(nodes):
@@ -60,8 +60,8 @@ def check_certificates(folder: Path, at_time: datetime.datetime | None = None) -
             )
 
 
-def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
-    """Signed by `signer`; of the CA itself where there is no issuer."""
+def _signed_certificate(name: str, subject_key: Any, signer_key: Any, issuer: str | None) -> Any:
+    """Signed by `signer_key`; of the CA itself where there is no issuer."""
     from cryptography import x509
     from cryptography.hazmat.primitives.hashes import SHA384
     from cryptography.x509.oid import NameOID
@@ -74,23 +74,23 @@ def _certificate(name: str, key: Any, signer: Any, issuer: str | None) -> Any:
         x509.CertificateBuilder()
         .subject_name(named(name))
         .issuer_name(named(issuer or name))
-        .public_key(key.public_key())
+        .public_key(subject_key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(start + datetime.timedelta(days=DAYS))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         # Python verifies strictly from 3.13 on: RFC 5280 wants these of an authority and of what it signs.
-        .add_extension(_key_usage(signs=issuer is None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(_key_usage(is_ca=issuer is None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(subject_key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer_key.public_key()), critical=False)
     )
     if issuer:
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return builder.sign(signer, SHA384())
+    return builder.sign(signer_key, SHA384())
 
 
-def _key_usage(signs: bool) -> Any:
+def _key_usage(is_ca: bool) -> Any:
     from cryptography.x509 import KeyUsage
 
     return KeyUsage(
@@ -99,8 +99,8 @@ def _key_usage(signs: bool) -> Any:
         key_encipherment=False,
         data_encipherment=False,
         key_agreement=False,
-        key_cert_sign=signs,
-        crl_sign=signs,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
         encipher_only=False,
         decipher_only=False,
     )

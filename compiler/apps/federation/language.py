@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...models.rows.classifier import check_classes, class_logits, classification_loss_and_accuracy
+from ...models.rows.classifier import class_logits, classification_loss_and_accuracy, refuse_labels_beyond_outputs
 from ...models.rows.forward import total_nll
 from ...models.rows.prompt_positions import prompts
 from ...transforms.training.objective import Objective
@@ -38,7 +38,7 @@ class Local:
     anchor: float = 0.0
 
 
-class Language(Learner):
+class CausalLmLearner(Learner):
     """`slots` may be shared with other clients of the process, one of whom trains at a time.
 
     held_out    what it judges by; may have no rows
@@ -72,17 +72,17 @@ class Language(Learner):
         with training_mode(self.slots.model, chosen), torch.random.fork_rng(devices=[]):
             trained_params = Trained(chosen)
             optimizer = torch.optim.AdamW(trained_params.masters.values(), lr=self.local.lr, weight_decay=0.0)
-            learn, order = self._gradient_step(), RowOrder(len(self.rows), seed)
+            learn, order = self._make_accumulate_gradients(), RowOrder(len(self.rows), seed)
             for step in range(self.local.steps):
                 if time.monotonic() > deadline:
                     raise _late_error(step, self.local.steps)
                 torch.manual_seed(seed_of("dropout", seed, step))
                 if self.local.noise is None:
                     learn(order.take(step * self.local.batch, self.local.batch), 1.0)
-                    trained_params.collect_gradients()
+                    trained_params.move_gradients_to_masters()
                     nn.utils.clip_grad_norm_(trained_params.masters.values(), self.local.clip)
                 else:
-                    private_gradient(trained_params, learn, len(self.rows), self.local)
+                    accumulate_dp_sgd_gradient(trained_params, learn, len(self.rows), self.local)
                 optimizer.step()
                 self._pull(trained_params)
                 optimizer.zero_grad(set_to_none=True)
@@ -99,7 +99,7 @@ class Language(Learner):
                 back = torch.from_numpy(self.anchor[name]).to(master)
                 master.lerp_(back, min(1.0, self.local.lr * self.local.anchor))
 
-    def _gradient_step(self) -> Callable[[Tensor, float], float]:
+    def _make_accumulate_gradients(self) -> Callable[[Tensor, float], float]:
         """Gradient step over rows of these numbers: adds a weight times the gradient of their mean loss."""
         model, rows = self.slots.model, self.rows
         lesson = Objective(model, rows.ids, learned=rows.speech)
@@ -111,7 +111,7 @@ class Language(Learner):
         def classify(chosen: Tensor, weight: float) -> float:
             assert rows.labels is not None and rows.prompts is not None
             logits = class_logits(model, rows.ids[chosen], rows.prompts[chosen]).float()
-            check_classes(logits, rows.labels[chosen], "the data")
+            refuse_labels_beyond_outputs(logits, rows.labels[chosen], "the data")
             loss = nn.functional.cross_entropy(logits, rows.labels[chosen].to(logits.device))
             (loss * weight).backward()
             return loss.item()
@@ -119,8 +119,8 @@ class Language(Learner):
         return learn if rows.labels is None else classify
 
 
-def private_gradient(
-    trained_params: Trained, learn: Callable[[Tensor, float], float], count: int, local: Local
+def accumulate_dp_sgd_gradient(
+    trained_params: Trained, accumulate_gradients: Callable[[Tensor, float], float], n_rows: int, local: Local
 ) -> None:
     """The noisy mean of clipped gradients of single rows, one backward pass each, at the masters.
 
@@ -130,11 +130,11 @@ def private_gradient(
     assert local.noise is not None
     draw = torch.Generator()
     draw.seed()
-    sampled = torch.rand(count, generator=draw).lt(local.batch / count).nonzero().flatten()
+    sampled = torch.rand(n_rows, generator=draw).lt(local.batch / n_rows).nonzero().flatten()
     totals = {name: torch.zeros_like(p) for name, p in trained_params.masters.items()}
     for row in sampled:
-        learn(row[None], 1.0)
-        trained_params.collect_gradients()
+        accumulate_gradients(row[None], 1.0)
+        trained_params.move_gradients_to_masters()
         grads = {name: p.grad for name, p in trained_params.masters.items() if p.grad is not None}
         norm = torch.sqrt(sum((g.square().sum() for g in grads.values()), torch.zeros(())))
         for name, grad in grads.items():

@@ -27,7 +27,7 @@ class LeaveOneOut:
             self.frame = states[min(self.weights)]
             self.frame = self._mean(sorted(self.weights))
         self.mass = sum(self.weights.values())
-        self.sums = self._sum(sorted(self.weights)) if self.weights else {}
+        self.sums = self._weighted_sum(sorted(self.weights)) if self.weights else {}
 
     def mean_for(self, client: int, state: State) -> State:
         """The mean of the others with orthonormal rows R, near to those of `state`; {} where there are no others."""
@@ -38,7 +38,7 @@ class LeaveOneOut:
         part = self._turned(self.states[client]) if mine else {}
         left = {name: array - mine * part[name] if mine else array for name, array in self.sums.items()}
         if mine and any(_largest(mine * part[name]) > MAX_WEIGHT * _largest(left[name]) for name in left):
-            left = self._sum([k for k in self.weights if k != client])  # what is left would be rounding
+            left = self._weighted_sum([k for k in self.weights if k != client])  # what is left would be rounding
         mass = self.mass - mine if mine <= MAX_WEIGHT * (self.mass - mine) else self._mass_without(client)
         mean = projected({name: (array / mass).astype(state[name].dtype) for name, array in left.items()})
         return align_rotation(mean, state) if self.frame else mean
@@ -50,8 +50,8 @@ class LeaveOneOut:
         turned = align_rotation(client_state, self.frame) if self.frame else client_state
         return {name: array.astype(np.float64) for name, array in turned.items()}
 
-    def _sum(self, clients: list[int]) -> dict[str, np.ndarray]:
-        """In the order of clients, float64."""
+    def _weighted_sum(self, clients: list[int]) -> dict[str, np.ndarray]:
+        """Weighted sum of the clients' states in float64, in the order of clients."""
         totals = {name: np.zeros(array.shape) for name, array in self.states[clients[0]].items()}
         for k in clients:
             for name, array in self._turned(self.states[k]).items():

@@ -47,7 +47,7 @@ def stack_factors(states: Mapping[int, State], weights: Mapping[int, float], alp
     return result
 
 
-def truncate_to_rank(stack: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
+def truncate_to_rank(stacked_factors: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
     """The adapter of that rank whose scaled product is nearest to the stack's plain one.
 
     Through QR decompositions of the factors, so that the product [out, in] is never formed. A rank above what the
@@ -55,15 +55,17 @@ def truncate_to_rank(stack: State, rank: int, alpha: float) -> dict[str, np.ndar
     Source: FlexLoRA, Bai et al. 2024 (arXiv 2402.11505).
     """
     result = {}
-    for path in modules(stack):
-        A, B = (stack[f"{path}.{side}"].astype(np.float64) for side in "AB")
+    for path in modules(stacked_factors):
+        A, B = (stacked_factors[f"{path}.{side}"].astype(np.float64) for side in "AB")
         left, up = np.linalg.qr(B)  # [out, m], [m, s]
         right, low = np.linalg.qr(A.T)  # [in, n], [n, s]
         u, size, v = np.linalg.svd(up @ low.T, full_matrices=False)
         keep = min(rank, len(size))
         root = np.sqrt(size[:keep] * rank / alpha)  # divides by alpha / rank, once
-        result[f"{path}.B"] = _filled((left @ u[:, :keep]) * root, 1, rank).astype(stack[f"{path}.B"].dtype)
-        result[f"{path}.A"] = _filled(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(stack[f"{path}.A"].dtype)
+        result[f"{path}.B"] = _filled((left @ u[:, :keep]) * root, 1, rank).astype(stacked_factors[f"{path}.B"].dtype)
+        result[f"{path}.A"] = _filled(root[:, None] * (v[:keep] @ right.T), 0, rank).astype(
+            stacked_factors[f"{path}.A"].dtype
+        )
     return result
 
 
@@ -74,7 +76,7 @@ def _filled(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
     return np.pad(array, padding)
 
 
-def resize_rank(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
+def truncate_or_pad_rank(state: State, rank: int, alpha: float) -> dict[str, np.ndarray]:
     """The first components of an adapter, or zeros added, up to a rank; the scale of those that stay is kept.
 
     Down to a rank and up again gives the same as down alone.
@@ -100,7 +102,7 @@ def padded_mean(states: Mapping[int, State], weights: Mapping[int, float], alpha
     norms = {k: _update_norm(states[k], alpha) for k in states}
     by_norm = {k: weights[k] * norms[k] for k in states}
     chosen = by_norm if sum(by_norm.values()) > 0 else dict(weights)  # nobody has learned anything yet
-    return mean({k: resize_rank(s, rank, alpha) for k, s in states.items()}, chosen)
+    return mean({k: truncate_or_pad_rank(s, rank, alpha) for k, s in states.items()}, chosen)
 
 
 def _update_norm(state: State, alpha: float) -> float:
@@ -112,8 +114,9 @@ def _update_norm(state: State, alpha: float) -> float:
     return float(np.sqrt(squares))
 
 
-def useful_rank(state: State, energy_share: float) -> int:
-    """The smallest rank whose components hold all but `energy_share` of the factors' norm: HetLoRA's self-pruning."""
+def useful_rank(state: State, discarded_share: float) -> int:
+    """The smallest rank whose components hold all but `discarded_share` of the factors' norm: HetLoRA's
+    self-pruning."""
     sizes = sum(
         np.linalg.norm(state[f"{p}.A"].astype(np.float64), axis=1)
         * np.linalg.norm(state[f"{p}.B"].astype(np.float64), axis=0)
@@ -122,11 +125,11 @@ def useful_rank(state: State, energy_share: float) -> int:
     cumulative = np.cumsum(sizes)
     if cumulative[-1] == 0:
         return 1
-    return int(np.searchsorted(cumulative, (1 - energy_share) * cumulative[-1]) + 1)
+    return int(np.searchsorted(cumulative, (1 - discarded_share) * cumulative[-1]) + 1)
 
 
-def join_stacks(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
-    """One adapter, scaled as adapters are, whose update is the sum of the stacks' plain products."""
+def concatenate_stacks(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
+    """Concatenate low-rank factors into one adapter whose update is the sum of the stacks' plain products."""
     result = {}
     for path in modules(stacks[0]):
         A = np.concatenate([s[f"{path}.A"] for s in stacks])

@@ -42,38 +42,42 @@ class Keys:
 
         self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
 
-    def mask(self, client: int, publics: Mapping[int, bytes], round_number: int, count: int) -> np.ndarray:
+    def mask(self, client: int, public_keys: Mapping[int, bytes], round_number: int, count: int) -> np.ndarray:
         """The sum of the masks of client `client` with each of the others in a round, uint32 [count]."""
         total = np.zeros(count, np.uint32)
-        for other in sorted(publics.keys() - {client}):
-            stream = self._stream(publics[other], round_number, min(client, other), max(client, other), count)
+        for other in sorted(public_keys.keys() - {client}):
+            stream = self._pairwise_random_numbers(
+                public_keys[other], round_number, min(client, other), max(client, other), count
+            )
             total = total + stream if client < other else total - stream
         return total
 
-    def _stream(self, public: bytes, round_number: int, low: int, high: int, count: int) -> np.ndarray:
+    def _pairwise_random_numbers(
+        self, public_key: bytes, round_number: int, low_client: int, high_client: int, count: int
+    ) -> np.ndarray:
         """Shared random numbers of a pair in a round, uint32 [count]."""
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-        secret = self._key.exchange(X25519PublicKey.from_public_bytes(public))
-        info = f"effc masks, round {round_number}, clients {low} and {high}".encode()
+        secret = self._key.exchange(X25519PublicKey.from_public_bytes(public_key))
+        info = f"effc masks, round {round_number}, clients {low_client} and {high_client}".encode()
         key = HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
         stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(4 * count))
         return np.frombuffer(stream, "<u4").astype(np.uint32)
 
 
-def fixed(state: State, clients: int) -> np.ndarray:
+def fixed(state: State, n_clients: int) -> np.ndarray:
     """A state in fixed point, by name, uint32; Reject where the sum over the clients could pass its range."""
     from .state import vector
 
     values = vector(state)
     peak = float(np.abs(values).max(initial=0.0))
-    if not peak * clients < LIMIT:
+    if not peak * n_clients < LIMIT:
         raise Reject(
             mask_range(
-                f"a state holds {peak:g}, and sums of {clients} such pass {LIMIT:g}",
+                f"a state holds {peak:g}, and sums of {n_clients} such pass {LIMIT:g}",
                 help="lower the learning rate, or send without masks",
             )
         )
@@ -91,10 +95,10 @@ def from_fixed_point(total: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]
     return arrays
 
 
-def mean_without(total: State, local: State, clients: int) -> dict[str, np.ndarray]:
+def mean_without(total: State, local: State, n_clients: int) -> dict[str, np.ndarray]:
     """All-But-Me from the sum of all: (S - own) / (clients - 1), which every client works out by itself."""
-    assert clients > 1, "nobody else is there"
+    assert n_clients > 1, "nobody else is there"
     return {
-        name: ((total[name].astype(np.float64) - local[name]) / (clients - 1)).astype(local[name].dtype)
+        name: ((total[name].astype(np.float64) - local[name]) / (n_clients - 1)).astype(local[name].dtype)
         for name in local
     }

@@ -24,11 +24,11 @@ def gram(states: Mapping[int, State]) -> np.ndarray:
     return points @ points.T
 
 
-def median_shares(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def geometric_median_shares(gram_matrix: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Shares [k], sum 1, of the point that minimises the weighted sum of distances to k points.
 
-    products   their Gram matrix [k, k] around any origin
-    weights    [k], at least 0 and not all 0
+    gram_matrix   their Gram matrix [k, k] around any origin
+    weights       [k], at least 0 and not all 0
 
     Where the point arrives at one of the given ones, Vardi and Zhang's step says whether that is the answer or how
     to leave it. Two points of equal weight have no unique median; the mean of them is given.
@@ -36,10 +36,10 @@ def median_shares(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     weights = weights / weights.sum()
     shares = weights.copy()
-    norms = np.sqrt(np.maximum(np.diag(products), 0.0))
+    norms = np.sqrt(np.maximum(np.diag(gram_matrix), 0.0))
     scale = float(np.median(norms)) or float(norms.max())  # of most points, not of an outlier
     for _ in range(STEPS):
-        distance = _distances(products, shares)
+        distance = _distances(gram_matrix, shares)
         coincident = distance <= 1e-9 * scale  # coincident with where we are
         pull = np.where(coincident, 0.0, weights / np.where(coincident, 1.0, distance))
         if not pull.any():
@@ -47,12 +47,12 @@ def median_shares(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
         step = pull / pull.sum()
         if coincident.any():
             # The pull of the others, a vector of length |R|, against the weight of what lies here.
-            force = _norm(products, step - shares) * pull.sum()
+            force = _norm(gram_matrix, step - shares) * pull.sum()
             stay = min(1.0, weights[coincident].sum() / force) if force > 0 else 1.0
             if stay >= 1.0:
                 return shares
             step = (1 - stay) * step + stay * shares
-        step_length = _norm(products, step - shares)
+        step_length = _norm(gram_matrix, step - shares)
         shares = step
         if step_length <= TOLERANCE * scale:
             break
@@ -74,11 +74,11 @@ def geometric_median(states: Mapping[int, State], weights: Mapping[int, float]) 
 
     used = normal(weights)
     states = {k: states[k] for k in used}
-    shares = median_shares(gram(states), np.array([used[k] for k in sorted(used)]))
+    shares = geometric_median_shares(gram(states), np.array([used[k] for k in sorted(used)]))
     return weighted_sum(states, dict(zip(sorted(used), shares.tolist(), strict=True)))
 
 
-def pull_of_median(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[int, float]:
+def geometric_median_weights(states: Mapping[int, State], weights: Mapping[int, float]) -> dict[int, float]:
     """The weight of each of many states in their common geometric median: its own over its distance from there.
 
     Time and memory grow with their number alone. A distance counts as at least 1e-9 of the median one, so that a point

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .rotations import Way, combine_states
+from .rotations import Way, weighted_intervention_mean
 from .state import State
 
 GRID = (0.0, 0.1, 0.3, 0.5, 0.7, 1.0)
@@ -14,21 +14,21 @@ def mix(local: State, aggregate: State, weight: float, personalisation: Way = "a
     """(1 - share) * own + share * others, with R orthonormal: 0 is the client's own state, 1 the others'."""
     if weight == 0:
         return dict(local)
-    return combine_states({0: local, 1: aggregate}, {0: 1 - weight, 1: weight}, local, personalisation)
+    return weighted_intervention_mean({0: local, 1: aggregate}, {0: 1 - weight, 1: weight}, local, personalisation)
 
 
 def adaptive(
     local: State,
     aggregate: State,
     loss: Callable[[State], float],
-    personalisation: Way = "align",
-    grid: Sequence[float] = GRID,
+    way: Way = "align",
+    candidate_shares: Sequence[float] = GRID,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """The share of least loss, and the state mixed so; the smallest of equal ones. 0 is always tried, so that
     no client is worse off, on the rows that `loss` is of, than if it had stayed alone."""
     best = (loss(local), 0.0, dict(local))
-    for share in sorted(set(grid) - {0.0}):
-        state = mix(local, aggregate, share, personalisation)
+    for share in sorted(set(candidate_shares) - {0.0}):
+        state = mix(local, aggregate, share, way)
         value = loss(state)
         if value < best[0]:
             best = (value, share, state)

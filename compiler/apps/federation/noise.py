@@ -25,16 +25,16 @@ def clipped(state: State, global_state: State, norm: float) -> dict[str, np.ndar
 
 
 def noisy_mean(
-    states: Mapping[int, State], global_state: State, norm: float, multiplier: float, seed: int | None = None
+    states: Mapping[int, State], global_state: State, clip_norm: float, noise_multiplier: float, seed: int | None = None
 ) -> dict[str, np.ndarray]:
     """The mean of the clipped states, all clients alike, with normal noise of deviation multiplier * norm / clients.
 
     A seed makes a test repeatable and the noise worthless: whoever knows it takes the noise off. Without one it
     comes from the system.
     """
-    clipped_states = {k: clipped(state, global_state, norm) for k, state in states.items()}
+    clipped_states = {k: clipped(state, global_state, clip_norm) for k, state in states.items()}
     draw = np.random.default_rng(seed)
-    deviation = multiplier * norm / len(clipped_states)
+    deviation = noise_multiplier * clip_norm / len(clipped_states)
     return {
         name: (
             sum(clipped_states[k][name].astype(np.float64) for k in sorted(clipped_states)) / len(clipped_states)
@@ -57,36 +57,36 @@ def privacy_sentence(rounds: Sequence[Round], declaration: "Declaration") -> str
     return f"epsilon {spent:.2f} at delta {declaration.delta:g} for a row of a client with {fewest:.0f}, at most"
 
 
-def client_epsilon(rounds: int, multiplier: float, delta: float) -> float:
+def client_epsilon(rounds: int, noise_multiplier: float, delta: float) -> float:
     """The epsilon of that many rounds for a client that takes part in every one (no gain from sampling).
 
     Rényi differential privacy of the Gaussian mechanism, adjacency by adding or removing a client: order a costs
     a / (2 multiplier^2) a round; the best of many orders is converted.
     Source: Mironov 2017 (arXiv 1702.07476); conversion of Canonne, Kamath and Steinke 2020 (arXiv 2004.00010).
     """
-    if multiplier <= 0:
+    if noise_multiplier <= 0:
         return float("inf")
     orders = np.concatenate([np.linspace(1.01, 20, 2000), np.arange(20.5, 2000, 0.5)])
-    spent = rounds * orders / (2 * multiplier**2)
+    spent = rounds * orders / (2 * noise_multiplier**2)
     converted = spent + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
     return float(max(converted.min(), 0.0))
 
 
-def row_epsilon(steps: int, sampling_rate: float, multiplier: float, delta: float) -> float:
+def row_epsilon(steps: int, sampling_rate: float, noise_multiplier: float, delta: float) -> float:
     """Epsilon of a row of a client after so many steps, each of rows drawn one by one, at `sampling_rate`.
 
     Rényi differential privacy of the Poisson-sampled Gaussian mechanism at integer orders, adjacency by adding or
     removing a row.
     Source: Mironov, Talwar and Zhang 2019 (arXiv 1908.10530), section 3.3; conversion as in `client_epsilon`.
     """
-    if multiplier <= 0:
+    if noise_multiplier <= 0:
         return float("inf")
     best = float("inf")
     for order in range(2, 257):
         k = np.arange(order + 1)
         ways = np.array([lgamma(order + 1) - lgamma(i + 1) - lgamma(order - i + 1) for i in k])
         left = np.where(k < order, (order - k) * log1p(-min(sampling_rate, 1 - 1e-15)), 0.0)  # of 0 rows left: log 1
-        terms = ways + k * log(sampling_rate) + left + (k * k - k) / (2 * multiplier**2)
+        terms = ways + k * log(sampling_rate) + left + (k * k - k) / (2 * noise_multiplier**2)
         largest_term = terms.max()
         spent = steps * (largest_term + log(np.exp(terms - largest_term).sum())) / (order - 1)
         best = min(best, spent + log1p(-1 / order) - log(delta * order) / (order - 1))

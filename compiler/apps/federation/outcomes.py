@@ -50,7 +50,7 @@ def read_rounds(app: Path, declaration: Declaration) -> tuple[Round, ...]:
         return ()  # a picture of the app is none of its result's mistakes
 
 
-def models_with_states(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Module]] | None":
+def models_with_trained_states(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Module]] | None":
     """The model with each state in it, by the state's name, one at a time; None where the federation has not run.
 
     A model is good until the next one is asked for. Raises Reject (bad-federation-result) at the call.
@@ -62,7 +62,7 @@ def models_with_states(app: Path, ctx: "Context") -> "Iterator[tuple[str, nn.Mod
     if declared.trains == "index":
         return None
     check_base(declared, app / declared.folder, ctx.settings.cache_dir)
-    _check_result(folder, declared)
+    _refuse_other_result(folder, declared)
     states = sorted(f for f in folder.iterdir() if f.is_dir())
     if not states:
         raise Reject(bad_result(f"{folder} holds no state", help="run the federation again: `effc run`"))
@@ -82,7 +82,7 @@ def _models_one_by_one(
             yield folder.name, slots.model.eval()
 
 
-def _check_result(folder: Path, declaration: Declaration) -> None:
+def _refuse_other_result(folder: Path, declaration: Declaration) -> None:
     try:
         body = read_json(folder / MARK, MARKED)
         same = body["identity"] == declaration.identity and body["base"] == declaration.base
@@ -105,7 +105,7 @@ def read_state(folder: Path, declaration: Declaration) -> State:
     for file in (folder / name for name in names):
         if file.is_file():
             try:
-                arrays |= {_declared_array_name(name, declaration): array for name, array in load_file(file).items()}
+                arrays |= {_array_name_of_file_key(name, declaration): array for name, array in load_file(file).items()}
             except (OSError, SafetensorError) as error:
                 raise Reject(bad_result(f"{file} can't be read: {error}", help="run the federation again")) from error
     expected = dict(declaration.full)
@@ -119,7 +119,7 @@ def read_state(folder: Path, declaration: Declaration) -> State:
     return arrays
 
 
-def _declared_array_name(name: str, declaration: Declaration) -> str:
+def _array_name_of_file_key(name: str, declaration: Declaration) -> str:
     """The name of an array that a file calls so."""
     name = name.removeprefix(f"{PREFIX}.")
     for side in "AB":

@@ -16,9 +16,9 @@ empty_client = Fault(
 
 
 def partition_rows(
-    sizes: Sequence[int], clients: int, split: Split, beta: float, seed: int
+    rows_per_data_set: Sequence[int], clients: int, split: Split, beta: float, seed: int
 ) -> list[list[tuple[int, int]]]:
-    """For every client its rows, as (data set, row), in the order of the data; every row is somebody's, once.
+    """Divide rows among clients, as (data set, row) in the order of the data; every row goes to one client.
 
     even        rows are dealt out in an order that the seed decides
     blocks      rows that lie together stay together: clients differ as parts of a text do
@@ -27,19 +27,19 @@ def partition_rows(
     Raises Reject (empty-client) where a client has no row.
     """
     if split == "distinct":
-        if len(sizes) != clients:
+        if len(rows_per_data_set) != clients:
             raise Reject(
                 empty_client(
                     f"`split: distinct` gives every client a data set of its own: {clients} clients, "
-                    f"{len(sizes)} data sets",
-                    help=f"`clients: {len(sizes)}`",
+                    f"{len(rows_per_data_set)} data sets",
+                    help=f"`clients: {len(rows_per_data_set)}`",
                 )
             )
-        parts = [[(k, row) for row in range(size)] for k, size in enumerate(sizes)]
+        parts = [[(k, row) for row in range(size)] for k, size in enumerate(rows_per_data_set)]
     else:
         parts = [[] for _ in range(clients)]
         draw = np.random.default_rng(seed)
-        for number, size in enumerate(sizes):
+        for number, size in enumerate(rows_per_data_set):
             order = np.arange(size) if split == "blocks" else draw.permutation(size)
             for k, rows in enumerate(np.split(order, _cuts(size, clients, split, beta, draw))):
                 parts[k] += [(number, row) for row in sorted(rows.tolist())]
@@ -47,7 +47,7 @@ def partition_rows(
     if empty:
         raise Reject(
             empty_client(
-                f"client {empty[0]} of {clients} would have none of the {sum(sizes)} rows",
+                f"client {empty[0]} of {clients} would have none of the {sum(rows_per_data_set)} rows",
                 help="give more data, ask for fewer clients, or raise `beta`"
                 if split == "dirichlet"
                 else "give more data, or ask for fewer clients",
@@ -63,24 +63,26 @@ def _cuts(size: int, clients: int, split: str, beta: float, rng: np.random.Gener
     return np.round(np.arange(1, clients) * size / clients).astype(int)
 
 
-def split_rows(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_train_and_validation(count: int, validation_share: float, seed: int) -> tuple[list[int], list[int]]:
     """Numbers of the rows to learn from and of those to judge by; one row is only learned from."""
-    n_validation = min(round(share * count), count - 1) if share else 0
-    if share and count > 1:
+    n_validation = min(round(validation_share * count), count - 1) if validation_share else 0
+    if validation_share and count > 1:
         n_validation = max(n_validation, 1)
     order = np.random.default_rng(seed).permutation(count).tolist()
     return sorted(order[n_validation:]), sorted(order[:n_validation])
 
 
-def check_split(parts: Sequence[Sequence[tuple[int, int]]], stream: bool, share: float, batch: int) -> None:
+def refuse_small_clients(
+    rows_by_client: Sequence[Sequence[tuple[int, int]]], stream: bool, validation_share: float, batch: int
+) -> None:
     """Reject (empty-client) where what a client holds back leaves it less to learn from, and less than an update takes.
 
-    parts    rows of every client, as `partition_rows` has them
-    stream   each data set is learned from by itself
+    rows_by_client   rows of every client, as `partition_rows` has them
+    stream           each data set is learned from by itself
     """
-    for client, rows in enumerate(parts):
+    for client, rows in enumerate(rows_by_client):
         for count in Counter(number if stream else 0 for number, _ in rows).values():
-            learn, n_validation = (len(part) for part in split_rows(count, share, 0))
+            learn, n_validation = (len(part) for part in split_train_and_validation(count, validation_share, 0))
             if learn < min(n_validation, batch):
                 raise Reject(
                     empty_client(

@@ -6,8 +6,8 @@ import numpy as np
 
 from .all_but_me import Center, leave_one_out_shares
 from .leave_one_out import LeaveOneOut
-from .median import gram, pull_of_median
-from .rotations import Way, combine_states, function_gram, paths
+from .median import geometric_median_weights, gram
+from .rotations import Way, function_gram, paths, weighted_intervention_mean
 from .state import Shapes, State, normal
 from .strategy import Payload, Strategy, TrainedState
 
@@ -58,14 +58,14 @@ class AllButMe(Strategy):
             return self._leave_one_out.mean_for(client, state)
         other_weights = {k: w for k, w in self.examples.items() if k != client and w > 0}
         shares = self._shares.get(client) or (normal(other_weights) if other_weights else {})
-        return combine_states(self.states, shares, state, self.way) if shares else {}
+        return weighted_intervention_mean(self.states, shares, state, self.way) if shares else {}
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         for client, one in client_states.items():
             self.states[client], self.examples[client] = one.state, one.examples
-        self._compute_shares()
+        self._prepare_leave_one_out()
 
-    def _compute_shares(self) -> None:
+    def _prepare_leave_one_out(self) -> None:
         self._shares, self._leave_one_out = {}, None
         if not self.states or self.share == 0:
             return
@@ -75,7 +75,7 @@ class AllButMe(Strategy):
             self._shares = leave_one_out_shares(dict.fromkeys(self.examples, 1.0), products)
         elif self.way != "function" or not paths(some):
             equal = dict.fromkeys(self.examples, 1.0)
-            weights = pull_of_median(self.states, equal) if self.center == "median" else self.examples
+            weights = geometric_median_weights(self.states, equal) if self.center == "median" else self.examples
             self._leave_one_out = LeaveOneOut(self.states, weights, "align" if self.way == "align" else "project")
 
     def results(self) -> dict[str, State]:
@@ -92,4 +92,4 @@ class AllButMe(Strategy):
         self.initial = dict(arrays["initial"])
         self.examples = {int(k): float(v[0]) for k, v in arrays.get("examples", {}).items()}
         self.states = {k: arrays[f"client-{k}"] for k in sorted(self.examples)}
-        self._compute_shares()
+        self._prepare_leave_one_out()

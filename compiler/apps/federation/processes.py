@@ -67,7 +67,7 @@ def start_process(name: str, command: Sequence[str], env: Mapping[str, str], fol
     return Process(name, process.pid, process_start_time(process.pid), str(log))
 
 
-def end_processes(processes: Sequence[Process]) -> list[str]:
+def terminate_processes(processes: Sequence[Process]) -> list[str]:
     """Ask all to end, then end what is left, each with its own children; the names of those that lived."""
     living = [p for p in processes if p.lives]
     for process in living:

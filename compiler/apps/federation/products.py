@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .low_rank import modules, padded_mean, rank_of, resize_rank, stack_factors, truncate_to_rank
+from .low_rank import modules, padded_mean, rank_of, stack_factors, truncate_or_pad_rank, truncate_to_rank
 from .state import Shapes, State, mean
 from .strategy import Payload, Strategy, TrainedState
 
@@ -54,12 +54,14 @@ class Stack(Strategy):
         self.head = mean(heads, {k: s.examples for k, s in client_states.items()}) if self._beside else {}
 
     def results(self) -> dict[str, State]:
-        """One adapter with the updates of all rounds: exact, and of the sum of their ranks."""
-        from .low_rank import join_stacks
+        """Join the updates of all rounds into one adapter: exact, of the sum of their ranks."""
+        from .low_rank import concatenate_stacks
 
         if not self.rounds:
             return {}
-        return {"global": {**join_stacks([self.rounds[n] for n in sorted(self.rounds)], self.alpha), **self.head}}
+        return {
+            "global": {**concatenate_stacks([self.rounds[n] for n in sorted(self.rounds)], self.alpha), **self.head}
+        }
 
     def saved(self) -> dict[str, State]:
         states = {f"round-{number}": state for number, state in self.rounds.items()}
@@ -74,7 +76,7 @@ def rank_of_shapes(full_shapes: Shapes) -> int:
     return max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
 
 
-class Truncate(Strategy):
+class TruncatedAverage(Strategy):
     """FlexLoRA: the exact mean, and for every client what of it its rank can hold.
 
     Source: Bai et al. 2024 (arXiv 2402.11505).
@@ -89,7 +91,7 @@ class Truncate(Strategy):
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
         if not self.merged_state:
-            return Payload({"global": resize_rank(self.initial, rank, self.alpha)}, {"rank": rank})
+            return Payload({"global": truncate_or_pad_rank(self.initial, rank, self.alpha)}, {"rank": rank})
         if rank not in self._down:
             self._down[rank] = truncate_to_rank(self.merged_state, rank, self.alpha)
         return Payload({"global": self._down[rank]}, {"rank": rank})
@@ -122,7 +124,7 @@ class Truncate(Strategy):
         self.initial, self.merged_state = dict(arrays["initial"]), arrays.get("whole", {})
 
 
-class Pad(Truncate):
+class PaddedAverage(TruncatedAverage):
     """HetLoRA: factors filled up to the largest rank and averaged by the norms of their updates; every client gets
     the first components.
 
@@ -131,7 +133,9 @@ class Pad(Truncate):
 
     def payload(self, client: int, round_number: int, last_round: int | None) -> Payload:
         rank = self._rank(client)
-        return Payload({"global": resize_rank(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank})
+        return Payload(
+            {"global": truncate_or_pad_rank(self.merged_state or self.initial, rank, self.alpha)}, {"rank": rank}
+        )
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         mean = padded_mean(
@@ -140,7 +144,7 @@ class Pad(Truncate):
             self.alpha,
         )
         largest = rank_of_shapes(self.full)
-        self.merged_state = mean if rank_of(mean) == largest else resize_rank(mean, largest, self.alpha)
+        self.merged_state = mean if rank_of(mean) == largest else truncate_or_pad_rank(mean, largest, self.alpha)
 
     def results(self) -> dict[str, State]:
         return {"global": self.merged_state} if self.merged_state else {}

@@ -10,13 +10,13 @@ from ....dsl.syntax.diagnostics import Reject
 from .budgets import Budget, Load, literal
 from .declaration import DataSet, Declaration
 from .faults import unfit_strategy
-from .partition import check_split, partition_rows
+from .partition import partition_rows, refuse_small_clients
 from .trainable_shapes import (
     check_forms,
-    check_index,
-    check_positions,
-    check_prompts,
     check_ranks,
+    refuse_data_without_pairs,
+    refuse_prompt_beyond_positions,
+    refuse_short_prompts,
     require_full_size,
     shapes_of,
 )
@@ -37,17 +37,19 @@ def check_rows(request: Any, ctx: "Context") -> None:
     """Reject where a client would have no rows, or rows are not such as are to be learned from."""
     refs = refs_of(request)
     if request.trains == "index":
-        check_index(ctx, refs)
+        refuse_data_without_pairs(ctx, refs)
     sizes = [len(ctx.rows(ref)) // (1 + (request.trains == "index")) for ref in refs]
     parts = partition_rows(sizes, request.clients, request.split, request.beta, ctx.seed)
     if request.trains != "index":
-        check_split(parts, request.stream, request.hold.value, request.batch)
+        refuse_small_clients(parts, request.stream, request.hold.value, request.batch)
     if request.trains == "prompt":
-        check_positions(request.tokens, max(ctx.rows(ref).shape[1] for ref in refs), ctx.origin.positions)
-    _check_kind(request, ctx)
+        refuse_prompt_beyond_positions(
+            request.tokens, max(ctx.rows(ref).shape[1] for ref in refs), ctx.origin.positions
+        )
+    _refuse_unfit_labels(request, ctx)
 
 
-def _check_kind(request: Any, ctx: "Context") -> None:
+def _refuse_unfit_labels(request: Any, ctx: "Context") -> None:
     """Reject rows with classes, or without prompts, where what is trained can't learn from them."""
     if request.trains == "prompt" and _classifies(request, ctx):
         raise Reject(
@@ -76,11 +78,12 @@ def _classifies(request: Any, ctx: "Context") -> bool:
 
 
 def state_shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
-    """Of a whole state, the head's among them where rows have classes."""
+    """Check the request against the model; shapes of the arrays of a whole state, the head's among them where rows have
+    classes."""
     rank = max(request.ranks or (request.rank,))
     if request.trains == "reft":
         check_forms(program, request.strategy == "abm", request.way)
-        check_prompts(program, ctx, refs_of(request))
+        refuse_short_prompts(program, ctx, refs_of(request))
     result = shapes_of(program, request.trains, request.tokens, rank, request.on)
     check_ranks(result, rank, "ranks" if request.ranks else "rank")
     if _classifies(request, ctx):
@@ -94,22 +97,27 @@ def _budgets(request: Any) -> list[Budget]:
     return [b.value if isinstance(b, Ratio) else b for b in request.budgets or ()]
 
 
-def client_sizes(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
+def size_per_client(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
     """The sub-network of every client; none where no budgets are given."""
-    from .sizes import sizes_for
+    from .sizes import largest_sub_networks
 
     if not request.budgets:
         return []
     load = Load(request.batch, max(ctx.rows(ref).shape[1] for ref in refs_of(request)))
-    sizes = sizes_for(program, _budgets(request), request.counts, load)
+    sizes = largest_sub_networks(program, _budgets(request), request.counts, load)
     require_full_size(program, sizes)
     return sizes
 
 
 def make_declaration(
-    request: Any, full: dict[str, tuple[int, ...]], sizes: "list[Size]", folder: str, base: str, ctx: "Context"
+    request: Any,
+    full_shapes: dict[str, tuple[int, ...]],
+    sizes: "list[Size]",
+    folder: str,
+    base_hash: str,
+    ctx: "Context",
 ) -> Declaration:
-    """The declaration of a federation over the model in `folder`, whose hash is `base`."""
+    """The declaration of a federation over the model in `folder`, whose hash is `base_hash`."""
 
     def data(ref: DataRef) -> DataSet:
         call: Invocation = ctx.recipe.data[ref.name]
@@ -133,9 +141,9 @@ def make_declaration(
     same += ("allocation", "counts")
     return Declaration(
         **{name: getattr(request, name) for name in same},
-        base=base,
+        base=base_hash,
         folder=folder,
-        full=full,
+        full=full_shapes,
         ranks=request.ranks or (),
         mix=None if request.mixing == "adaptive" else request.mix.value,
         hold=request.hold.value,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...core.cache import write_atomic
-from ...core.safe_read import CONFIG, read_regular, refuse_links
+from ...core.safe_read import CONFIG, read_regular_file, refuse_unsafe_write_folder
 from .declaration import Declaration
 from .history import History
 from .low_rank import modules, rank_of
@@ -21,31 +21,31 @@ PREFIX = "base_model.model"  # of names in peft's files
 
 def write_results(
     states: Mapping[str, State],
-    course: History,
+    history: History,
     declaration: Declaration,
     destination: Path,
-    source: Path | None = None,
+    model_folder: Path | None = None,
 ) -> None:
     """A folder for every state ("global", or one of each client), and how the rounds went.
 
-    source    the artifact, whose `edits/` say how interventions are put in
+    model_folder    the artifact, whose `edits/` say how interventions are put in
 
     Raises Reject (odd-file) where links lie in the folder already.
     """
-    refuse_links(destination)
+    refuse_unsafe_write_folder(destination)
     for name, state in states.items():
         folder = destination / name
         if declaration.trains == "lora":
-            _write_adapter(state, declaration, folder)
-        elif declaration.trains == "reft" and source is not None:
-            _write_interventions(state, source, folder)
+            _write_peft_adapter(state, declaration, folder)
+        elif declaration.trains == "reft" and model_folder is not None:
+            _write_interventions(state, model_folder, folder)
         else:
             _write_tensors(state, folder / STATE)
-    body = {"identity": declaration.identity, "base": declaration.base, "rounds": [r.to_json() for r in course.rounds]}
+    body = {"identity": declaration.identity, "base": declaration.base, "rounds": [r.to_json() for r in history.rounds]}
     write_atomic(destination / MARK, (json.dumps(body, indent=2) + "\n").encode())
 
 
-def _write_adapter(state: State, declaration: Declaration, folder: Path) -> None:
+def _write_peft_adapter(state: State, declaration: Declaration, folder: Path) -> None:
     factors = modules(state)
     inside = {f"{path}.{side}" for path in factors for side in "AB"}
     named = {f"{PREFIX}.{name}": array for name, array in state.items() if name not in inside}
@@ -56,8 +56,9 @@ def _write_adapter(state: State, declaration: Declaration, folder: Path) -> None
     )
 
 
-def _write_interventions(state: State, source: Path, folder: Path) -> None:
-    """As the target `reft` writes them, so that they go onto the base; a head's arrays beside them."""
+def _write_interventions(state: State, model_folder: Path, folder: Path) -> None:
+    """Write the interventions of a state as the target `reft` does, so that they go onto the base; a head's arrays
+    beside them."""
     inner = {"R": "project", "V": "project", "W": "aim", "b": "bias"}
     edits: dict[str, np.ndarray] = {}
     head_arrays: dict[str, np.ndarray] = {}
@@ -66,7 +67,9 @@ def _write_interventions(state: State, source: Path, folder: Path) -> None:
         is_edit = ".reft.functions." in name and last in inner
         (edits if is_edit else head_arrays)[f"{path}.{inner[last]}" if is_edit else name] = array
     _write_tensors(edits, folder / "reft" / "model.safetensors")
-    write_atomic(folder / "reft" / "reft.json", read_regular(source / "edits" / "reft.json", CONFIG, source))
+    write_atomic(
+        folder / "reft" / "reft.json", read_regular_file(model_folder / "edits" / "reft.json", CONFIG, model_folder)
+    )
     if head_arrays:
         _write_tensors(head_arrays, folder / "head.safetensors")
 

@@ -56,23 +56,23 @@ def projected(state: State) -> dict[str, np.ndarray]:
     }
 
 
-def combine_states(
-    states: Mapping[int, State], shares: Mapping[int, float], towards: State, personalisation: Way
+def weighted_intervention_mean(
+    states: Mapping[int, State], shares: Mapping[int, float], towards: State, way: Way
 ) -> dict[str, np.ndarray]:
     """The sum of share * state (shares sum to 1) with orthonormal R, in the basis nearest to that of `towards`."""
     used = {k: states[k] for k in sorted(states) if shares.get(k)}
-    if personalisation == "project":
+    if way == "project":
         return projected(weighted_sum(used, shares))
     aligned_states = {k: align_rotation(state, towards) for k, state in used.items()}
     result = weighted_sum(aligned_states, shares)
-    if personalisation == "align":
+    if way == "align":
         return projected(result)
     for path in paths(result):
-        result |= _refactor_mean([(shares[k], aligned_states[k]) for k in aligned_states], path)
+        result |= _best_rank_r_mean([(shares[k], aligned_states[k]) for k in aligned_states], path)
     return align_rotation(result, towards)
 
 
-def _refactor_mean(weighted_states: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:
+def _best_rank_r_mean(weighted_states: list[tuple[float, State]], path: str) -> dict[str, np.ndarray]:
     """R, W, b of the best function of rank r for the weighted mean of functions.
 
     [M | c] = sum share R^T [W - R | b] is a product of two tall factors, so its singular vectors come from two

@@ -117,7 +117,7 @@ class Federation:
         """Wait until as many clients have joined as the terms ask for."""
         end = time.monotonic() + self.terms.patience
         while True:
-            self._greet_new_nodes()
+            self._register_new_nodes()
             if len(self.members) >= self.terms.clients:
                 return
             all_known = len(self.known) >= self.terms.clients
@@ -131,7 +131,7 @@ class Federation:
                 )
             time.sleep(min(self.terms.every, _POLL_SECONDS))
 
-    def _greet_new_nodes(self) -> None:
+    def _register_new_nodes(self) -> None:
         """Ask nodes that are new who they are; forget those that are gone."""
         present = set(self.grid.get_node_ids())
         for client in [c for c, m in self.members.items() if m.node not in present]:
@@ -141,13 +141,13 @@ class Federation:
         messages = [Message(node, "join", 0, {}, {"secure": True} if self.strategy.secure else {}) for node in fresh]
         replies = send_and_receive(self.grid, messages, self.terms.deadline, self.terms.every)
         for reply in sorted(replies, key=lambda r: (_client(r), r.node)):
-            member = self._register_member(reply)
+            member = self._member_or_fault(reply)
             self.known[reply.node] = None if member is None else member.client
             if member is not None:
                 self.members[member.client] = member
                 self.faults.pop(member.client, None)
 
-    def _register_member(self, reply: Reply) -> Member | None:
+    def _member_or_fault(self, reply: Reply) -> Member | None:
         """The client that a node is, or None, with the reason in `faults`."""
         client = _client(reply)
         try:
@@ -173,16 +173,16 @@ class Federation:
         if self.terms.partitions and client >= self.terms.partitions:
             raise ValueError(f"it is client {str(client)[:12]}, and there are {self.terms.partitions}")
         if self.strategy.secure:
-            self._check_key(public)
+            self._check_mask_key(public)
         return Member(client, reply.node, int(min(examples, self.terms.examples or examples)), public)
 
-    def _check_key(self, public: str) -> None:
+    def _check_mask_key(self, public_key: str) -> None:
         """Raises ValueError: a key that others can't use, or that is another's, would break every round's sum."""
         try:
-            Keys().check(public)
+            Keys().check(public_key)
         except ValueError as error:
             raise ValueError("its key for masks is none") from error
-        if any(member.public == public for member in self.members.values()):
+        if any(member.public == public_key for member in self.members.values()):
             raise ValueError("its key for masks is another client's")
 
     def _initial_state(self) -> State:
@@ -206,10 +206,10 @@ class Federation:
 
     def _run_round(self, round_number: int) -> Round:
         started = time.monotonic()
-        self._greet_new_nodes()
+        self._register_new_nodes()
         chosen = self._sample_clients(round_number)
         self.strategy.prepare(round_number, chosen)
-        messages = {c: self._train_message(c, round_number) for c in chosen}
+        messages = {c: self._make_train_message(c, round_number) for c in chosen}
         replies = send_and_receive(self.grid, list(messages.values()), self.terms.deadline, self.terms.every)
         by_node = {reply.node: reply for reply in replies}
         results, faults, sent = {}, dict(self.faults), {}
@@ -254,7 +254,7 @@ class Federation:
         draw = np.random.default_rng([self.terms.seed, round_number])
         return sorted(draw.choice(present, size=count, replace=False).tolist())
 
-    def _train_message(self, client: int, round_number: int) -> Message:
+    def _make_train_message(self, client: int, round_number: int) -> Message:
         payload = self.strategy.payload(client, round_number, self.holding.get(client))
         terms = self.terms
         config: dict[str, str | int | float | bool] = {
@@ -266,13 +266,13 @@ class Federation:
         config |= payload.config
         return Message(self.members[client].node, "train", round_number, payload.arrays, config)
 
-    def _check_reply(self, client: int, round_: int, reply: Reply | None) -> Reply:
+    def _check_reply(self, client: int, round_number: int, reply: Reply | None) -> Reply:
         """The reply. Raises ValueError with the reason where it can't be used."""
         if reply is None:
             raise ValueError(f"no reply within {self.terms.deadline:g} s")
         if reply.error:
             raise ValueError(reply.error)
-        if finite_or_nan(reply.config.get("number")) != round_:
+        if finite_or_nan(reply.config.get("number")) != round_number:
             raise ValueError(f"its reply is of round {str(reply.config.get('number'))[:12]}")
         if not finite_or_nan(reply.config.get("examples")) > 0:
             raise ValueError("it has no data")
@@ -292,7 +292,7 @@ class Federation:
             count, vectors = numbers(self.strategy.full), {}
             for client, reply in replies.items():
                 try:
-                    vectors[client] = self._masked_state(reply, count)
+                    vectors[client] = self._checked_masked_state(reply, count)
                 except Exception as error:
                     faults[client] = _sentence(error)
                     self.holding.pop(client, None)
@@ -307,15 +307,15 @@ class Federation:
             )
         )
 
-    def _masked_state(self, reply: Reply | None, count: int) -> np.ndarray:
+    def _checked_masked_state(self, reply: Reply | None, n_numbers: int) -> np.ndarray:
         """A state under masks, uint32 [count]. Raises ValueError with the reason where it can't be used."""
         if reply is None:
             raise ValueError(f"no masked state within {self.terms.deadline:g} s")
         if reply.error:
             raise ValueError(reply.error)
         state = reply.arrays.get("masked", {}).get("sum")
-        if not isinstance(state, np.ndarray) or state.shape != (count,) or state.dtype != np.uint32:
-            raise ValueError(f"its masked state is not {count} numbers of 32 bits")
+        if not isinstance(state, np.ndarray) or state.shape != (n_numbers,) or state.dtype != np.uint32:
+            raise ValueError(f"its masked state is not {n_numbers} numbers of 32 bits")
         return state
 
     @staticmethod

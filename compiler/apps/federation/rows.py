@@ -45,7 +45,7 @@ def rows_of(name: str, ctx: "Context") -> Rows:
 
 
 def concatenate_rows(batches: Sequence[Rows]) -> Rows:
-    """One after the other; what some lack, all lack."""
+    """Concatenate batches of rows; a column that one of them lacks is dropped."""
     columns: dict[str, Any] = {}
     for f in fields(Rows):
         values = [getattr(part, f.name) for part in batches]

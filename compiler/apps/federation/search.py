@@ -31,7 +31,9 @@ def top_documents(questions: np.ndarray, documents: np.ndarray, count: int) -> t
     return np.take_along_axis(scores, order, 1).astype(np.float32), order
 
 
-def merge_replies(replies: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+def merge_top_documents(
+    replies: Mapping[int, tuple[np.ndarray, np.ndarray]], count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Owners and numbers of the best of what clients found, [q, k] int64 each; of equal ones the lower client's."""
     order = sorted(replies)
     scores = np.concatenate([replies[k][0] for k in order], axis=1)
@@ -117,22 +119,22 @@ class RetrievalFederation(Federation):
 
     def _query_round(self, round_number: int, client: int) -> Round:
         started, faults, sizes = time.monotonic(), dict(self.faults), [0, 0]
-        (reply,) = self._exchange_states("ask", round_number, {client: {}}, sizes).values()
+        (reply,) = self._exchange_and_count_bytes("ask", round_number, {client: {}}, sizes).values()
         questions = _questions(reply)
         if questions is None:
             return Round(round_number, {}, {**faults, client: _reason(reply)}, time.monotonic() - started)
         payloads = {k: {"questions": questions} for k in sorted(self.members)}
         pairs = {}
-        for k, reply in self._exchange_states("search", round_number, payloads, sizes).items():
-            pair = _parse_reply(reply, len(questions), self.count)
+        for k, reply in self._exchange_and_count_bytes("search", round_number, payloads, sizes).items():
+            pair = _parse_search_reply(reply, len(questions), self.count)
             if pair is None:
                 faults[k] = _reason(reply)
             else:
                 pairs[k] = pair
         if not pairs:
             return Round(round_number, {}, faults, time.monotonic() - started)
-        owners, numbers = merge_replies(pairs, self.count)
-        (reply,) = self._exchange_states(
+        owners, numbers = merge_top_documents(pairs, self.count)
+        (reply,) = self._exchange_and_count_bytes(
             "judge", round_number, {client: {"owners": owners, "numbers": numbers}}, sizes
         ).values()
         if reply is None or reply.error:
@@ -142,8 +144,8 @@ class RetrievalFederation(Federation):
         result = ClientUpdate(math.nan, math.nan, len(questions), spent, sizes[0], sizes[1], accuracy=right)
         return Round(round_number, {client: result}, faults, spent)
 
-    def _exchange_states(
-        self, kind: str, round_number: int, states: Mapping[int, State], sizes: list[int]
+    def _exchange_and_count_bytes(
+        self, kind: str, round_number: int, states: Mapping[int, State], byte_counts: list[int]
     ) -> dict[int, Reply | None]:
         """The reply of each of these clients to its state, None of one that was late; adds the bytes up and down."""
         config: dict[str, str | int | float | bool] = {"base": self.terms.base, "deadline": self.terms.deadline}
@@ -152,8 +154,8 @@ class RetrievalFederation(Federation):
             for k, s in states.items()
         ]
         replies = {r.node: r for r in send_and_receive(self.grid, sent, self.terms.deadline, self.terms.every)}
-        sizes[0] += sum(r.bytes for r in replies.values())
-        sizes[1] += sum(m.bytes for m in sent)
+        byte_counts[0] += sum(r.bytes for r in replies.values())
+        byte_counts[1] += sum(m.bytes for m in sent)
         return {k: replies.get(self.members[k].node) for k in states}
 
 
@@ -170,11 +172,11 @@ def _questions(reply: Reply | None) -> np.ndarray | None:
     return vectors if fits else None
 
 
-def _parse_reply(reply: Reply | None, questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _parse_search_reply(reply: Reply | None, n_questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores and numbers of a reply, where they are that."""
     arrays = reply.arrays.get("own", {}) if reply and not reply.error else {}
     scores, numbers = arrays.get("scores"), arrays.get("numbers")
     if not isinstance(scores, np.ndarray) or not isinstance(numbers, np.ndarray) or scores.shape != numbers.shape:
         return None
-    fits = scores.ndim == 2 and len(scores) == questions and 1 <= scores.shape[1] <= count
+    fits = scores.ndim == 2 and len(scores) == n_questions and 1 <= scores.shape[1] <= count
     return (scores, numbers) if fits and not value_fault("scores", scores) and numbers.dtype == np.int64 else None

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from .rounds import Federation
 
 
-def simulate_artifact(request: RunRequest) -> None:
+def simulate_and_write_results(request: RunRequest) -> None:
     """Simulate, and write the states to a folder beside the artifact; killed, the next call goes on."""
     from ...artifacts.manifest import verify_files
-    from ...core.safe_read import refuse_links
+    from ...core.safe_read import refuse_unsafe_write_folder
     from ...driver.models import model_errors_as_diagnostics
     from .app import PACKAGE
     from .declaration import NAME, read_declaration
     from .results import write_results
-    from .simulation import simulate
+    from .simulation import simulate_federation
     from .table import HEAD, round_line
 
     path = request.artifact.resolve()  # `.` has no name, and results lie beside it by its name
     into = path.with_name(f"{path.name}-result")
-    refuse_links(into)
+    refuse_unsafe_write_folder(into)
     verify_files(path)
     declared = read_declaration(path / PACKAGE / NAME)
     data, screen = recipe_folder(path), request.screen
@@ -32,7 +32,7 @@ def simulate_artifact(request: RunRequest) -> None:
         screen.answer(HEAD)
     on_round = (lambda r: None) if screen.format == "json" else (lambda r: screen.answer(round_line(r)))
     with model_errors_as_diagnostics(str(path)):
-        run = simulate(declared, path / declared.folder, data, request.settings, on_round)
+        run = simulate_federation(declared, path / declared.folder, data, request.settings, on_round)
     write_results(run.strategy.results(), run.course, declared, into, path)
     if screen.format == "json":
         return screen.answer_json("run", rounds=[r.to_json() for r in run.course.rounds], result=str(into))
@@ -42,10 +42,10 @@ def simulate_artifact(request: RunRequest) -> None:
 def recipe_folder(path: Path) -> Path:
     """Folder of an artifact's recipe: what paths of its data start from."""
     from ...artifacts.manifest import read_manifest
-    from ...driver.judging.retest import find_recipe, recipe_lost
+    from ...driver.judging.retest import find_recipe_file, recipe_lost
 
     manifest = read_manifest(path)
-    file = find_recipe(path, manifest)
+    file = find_recipe_file(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise Reject(

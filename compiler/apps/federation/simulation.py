@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...core.settings import Settings
 
 
-def simulate(
+def simulate_federation(
     declaration: Declaration,
     model: Path,
     data: Path,

@@ -21,8 +21,17 @@ from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...analysis.planning.shrink import flops_per_token
 from .averaging import FedAvg
-from .budgets import Budget, Load, absolute_limit, amount_phrase, budget_text, kind_of, training_bytes, update_seconds
-from .coverage import CountMode, Index, coverage_mean, part_of, sandwich_sizes
+from .budgets import (
+    Budget,
+    Load,
+    absolute_budget,
+    amount_phrase,
+    kind_of,
+    smallest_fitting_budget_text,
+    training_bytes,
+    update_seconds,
+)
+from .coverage import CountMode, Index, assign_sandwich_sizes, coverage_mean, part_of
 from .state import Shapes, State
 from .strategy import Payload, TrainedState
 
@@ -76,7 +85,7 @@ class Size:
         }
 
     def shapes(self, full_shapes: Shapes) -> dict[str, tuple[int, ...]]:
-        """Of the sub-network's arrays."""
+        """Shapes of the sub-network's arrays."""
         axes: dict[str, tuple[Any, ...]] = {
             n: self.indices.get(n, (None,) * len(shape)) for n, shape in full_shapes.items()
         }
@@ -89,13 +98,15 @@ class Size:
         }
 
 
-def sizes_for(program: "Program", budgets: Sequence[Budget], counts: str = "params", load: Load = Load()) -> list[Size]:
-    """For each budget the largest size within it; `counts` says what shares and plain numbers are of.
+def largest_sub_networks(
+    program: "Program", budgets: Sequence[Budget], budget_kind: str = "params", load: Load = Load()
+) -> list[Size]:
+    """For each budget the largest size within it; `budget_kind` says what shares and plain numbers are of.
 
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
     """
     scale = Scale(program, load)
-    return [scale.largest_within(budget, kind_of(budget, counts)) for budget in budgets]
+    return [scale.largest_within(budget, kind_of(budget, budget_kind)) for budget in budgets]
 
 
 class Scale:
@@ -112,31 +123,31 @@ class Scale:
 
     def size(self, step: int) -> Size:
         if step not in self._sizes:
-            self._sizes[step] = _narrow_groups(self.program, self.sites, step)
+            self._sizes[step] = _sub_network_at_step(self.program, self.sites, step)
         return self._sizes[step]
 
     def share_of(self, kind: str, step: int) -> float:
         """Share that the size uses of a budget of that kind."""
         if (kind, step) not in self._cost:
-            self._cost[kind, step] = self._quantity(kind, self.size(step))
+            self._cost[kind, step] = self._compute_cost(kind, self.size(step))
         return self._cost[kind, step]
 
-    def _quantity(self, kind: str, size: Size) -> float:
+    def _compute_cost(self, kind: str, size: Size) -> float:
         if kind == "params":
             return size.params
         if kind == "latency":
             from ...ir.capture.capture import capture
 
             part = capture(copy.deepcopy(self.program.model))
-            apply_size(part, size)
+            cut_to_sub_network(part, size)
             return update_seconds(part.model, self.load)
-        skeleton = skeleton_at_size(self.program, size)
+        skeleton = skeleton_of_sub_network(self.program, size)
         return training_bytes(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
 
     def largest_within(self, budget: Budget, kind: str) -> Size:
         """The largest size within a budget."""
         full_cost = self.share_of(kind, STEPS)
-        available = absolute_limit(budget, full_cost)
+        available = absolute_budget(budget, full_cost)
         step = bisect_right(range(1, STEPS + 1), available, key=lambda n: self.share_of(kind, n))
         if step:
             return self.size(step)
@@ -145,13 +156,13 @@ class Scale:
             budget_too_small(
                 f"a client's budget is {amount_phrase(kind, available)}, "
                 f"and the smallest sub-network takes {amount_phrase(kind, least)}",
-                help=f"give it at least {budget_text(kind, least, full_cost)}",
+                help=f"give it at least {smallest_fitting_budget_text(kind, least, full_cost)}",
                 argument="budgets",
             )
         )
 
 
-def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
+def skeleton_of_sub_network(program: "Program", size: Size) -> "Skeleton":
     """The program's skeleton when it is that sub-network."""
     from ...transforms.search.uniform_widths import refreshed
 
@@ -163,7 +174,7 @@ def skeleton_at_size(program: "Program", size: Size) -> "Skeleton":
     return skeleton
 
 
-def _narrow_groups(program: "Program", sites: Sequence["Site"], step: int) -> Size:
+def _sub_network_at_step(program: "Program", sites: Sequence["Site"], step: int) -> Size:
     """So many of STEPS parts of every group that can be cut, those that weigh most."""
     from ....dsl.checker.values import Ratio
     from ...analysis.planning.amount import Amount
@@ -174,8 +185,9 @@ def _narrow_groups(program: "Program", sites: Sequence["Site"], step: int) -> Si
     left = {(g.site, g.kind): g.count for g in small.groups}
     removed = [s.size - left.get((s.group.site, s.group.kind), 1) * s.size // s.group.count for s in sites]
     able, _ = split_cuttable(program, [(s.group, n) for s, n in zip(sites, removed, strict=True)])
-    return _size_of_cuts(
-        program, [(s.group, s.next_items(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able]
+    return _sub_network_of_cuts(
+        program,
+        [(s.group, s.least_important_items(n)) for s, n in zip(sites, removed, strict=True) if n and s.group in able],
     )
 
 
@@ -186,7 +198,7 @@ def cuttable_groups(program: "Program") -> list["Group"]:
     return [g for g in groups if g.kind in ("channels", heads)]
 
 
-def _size_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
+def _sub_network_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
     shapes = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     removed: dict[tuple[str, int], set[int]] = {}
     for group, items in cuts:
@@ -205,7 +217,7 @@ def _size_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int
     return Size(count, size.cuts, size.indices)
 
 
-def apply_size(program: "Program", size: Size) -> None:
+def cut_to_sub_network(program: "Program", size: Size) -> None:
     """Make a program's model that sub-network: smaller tensors, fewer heads, nothing masked."""
     from ...transforms.editing.rewrite import Rewriter
     from ...transforms.search.widths import slice_all
@@ -242,7 +254,7 @@ class Coverage(FedAvg):
         if self.seed is not None:
             order = sorted(range(len(self.options)), key=lambda n: -self.options[n].params)
             largest_index = {k: order.index(self.size_of_client[k]) for k in clients if k in self.size_of_client}
-            assigned = sandwich_sizes(clients, order, [self.seed, round_number], largest_index)
+            assigned = assign_sandwich_sizes(clients, order, [self.seed, round_number], largest_index)
             self.assignment = {k: n for k, n in assigned.items() if k in self.size_of_client}
 
     def tells_start(self, client: int) -> bool:

@@ -70,7 +70,7 @@ class LowRank(Slots):
             try:
                 yield slots
             finally:
-                slots._add({})
+                slots._set_base_deltas({})
 
     def initial_state(self, seed: int, rank: int | None) -> State:
         """A as peft draws it (uniform within 1 / sqrt(inputs)), B zero."""
@@ -91,15 +91,15 @@ class LowRank(Slots):
             for side, part in factors.items():
                 new = torch.from_numpy(state[f"{path}.{side}"]).to(part.get_parameter("weight"), copy=True)
                 part.weight = nn.Parameter(new)
-        self._add(delta)
+        self._set_base_deltas(delta)
 
-    def _add(self, added: State) -> None:
+    def _set_base_deltas(self, deltas: State) -> None:
         for path, layer in self.layers.items():
-            if path in added or path in self.base:
+            if path in deltas or path in self.base:
                 weight = tensor_at(layer.get_base_layer(), "weight")
                 before = self.base.setdefault(path, weight.detach().clone())
-                delta = torch.from_numpy(added[path]) if path in added else torch.zeros(())
-                turned = delta.T if getattr(layer, "fan_in_fan_out", False) and path in added else delta
+                delta = torch.from_numpy(deltas[path]) if path in deltas else torch.zeros(())
+                turned = delta.T if getattr(layer, "fan_in_fan_out", False) and path in deltas else delta
                 weight.data = before + turned.to(before)
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .history import Round
-from .language import Language, Local
+from .language import CausalLmLearner, Local
 from .rows import Rows
 from .slots import Slots
 from .state import State
@@ -17,7 +17,7 @@ def task_of(round_number: int, rounds: int, tasks: int) -> int:
     return min(tasks - 1, (round_number - 1) * tasks // rounds)
 
 
-class Stream(Language):
+class Stream(CausalLmLearner):
     """A client whose data sets come one after another: in a task's rounds it learns from that one's rows alone.
 
     parts    rows to learn from and rows to judge by, for every task; a client may have none of one
@@ -36,7 +36,8 @@ class Stream(Language):
         self.examples = len(self.rows)
 
     def evaluate(self, state: State, delta: State) -> tuple[float, float]:
-        """Of the tasks that it has met so far, each weighing the same; `told` has them one by one."""
+        """Mean loss and accuracy over the tasks that the client has met so far, each weighing the same; `losses` has
+        them one by one."""
         task_results = []
         for _, validation in self.parts[: self.task + 1]:
             self.held_out = validation
@@ -53,8 +54,8 @@ class Stream(Language):
 
 
 def forgetting_by_task(rounds: Sequence[Round]) -> list[float]:
-    """For every task but the last, how much worse it is done at the end than when its rounds were over, in nats per
-    token: the mean over the clients that are known both times. NaN where none is.
+    """Increase of loss of every task but the last, in nats per token, from the end of its own rounds to the last round:
+    the mean over the clients that are known both times. NaN where none is.
 
     Source: backward transfer with its sign turned, Lopez-Paz and Ranzato 2017 (arXiv 1706.08840).
     """

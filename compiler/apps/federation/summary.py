@@ -20,7 +20,8 @@ class FederationSummary:
     rounds: tuple[Round, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """For every client what it trains, and the bytes of its arrays in a round; the first round may send more."""
+        """Rows of a table of clients: what each trains, and the bytes of its arrays in a round; the first round may
+        send more."""
         declared, strategy = self.declared, make_strategy(self.declared)
         result = []
         for client in range(declared.clients):
@@ -89,12 +90,12 @@ def _budget(declaration: Declaration, row: dict[str, Any]) -> str:
     return text if text[-1] in "Bshdn" else f"{text} {'of FLOPs' if declaration.counts == 'flops' else 'of parameters'}"
 
 
-def _download_bytes(declaration: Declaration, rank: int) -> int | None:
+def _download_bytes(declaration: Declaration, upload_bytes: int) -> int | None:
     """Bytes to a client in a later round; None where they grow with its absence and the others' ranks."""
     if declaration.strategy == "alone":
         return 0
     if declaration.strategy == "stack":
         ranks = declaration.ranks or (1,) * declaration.clients
-        per_rank = rank // ranks[0]
+        per_rank = upload_bytes // ranks[0]
         return per_rank * sum(ranks) if declaration.share >= 1 else None
-    return rank
+    return upload_bytes

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def shapes_of(
     program: "Program", trains: str, tokens: int, rank: int, selector: "Selector | None"
 ) -> dict[str, tuple[int, ...]]:
-    """Of a whole state but for a head: `trains` as the target `flower` has it, adapters of this rank on modules."""
+    """Shapes of the arrays that `trains` names, without a head: `trains` as the target `flower` has it, adapters of
+    this rank on modules."""
     from ...transforms.training.adapters import adaptable_modules
     from .slots import arrays
 
@@ -93,7 +94,7 @@ def check_forms(program: "Program", personal: bool, way: str) -> None:
         )
 
 
-def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
+def refuse_short_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
     """Reject interventions at more positions than any prompt of the data has."""
     from ...ir.layers.reft import interventions
 
@@ -111,15 +112,16 @@ def check_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]")
             )
 
 
-def check_positions(tokens: int, length: int, positions: int | None) -> None:
+def refuse_prompt_beyond_positions(prompt_tokens: int, row_length: int, max_positions: int | None) -> None:
     """Reject a soft prompt that leaves rows no room among a model's positions, where it says how many it has."""
-    if positions is not None and tokens + length > positions:
+    if max_positions is not None and prompt_tokens + row_length > max_positions:
         raise Reject(
             unfit_strategy(
-                f"{tokens} embeddings in front of rows of {length} tokens are {tokens + length} positions, and the "
-                f"model was made for {positions}",
-                help=f"at most `tokens: {positions - length}`; 8 to 100 are usual"
-                if positions > length
+                f"{prompt_tokens} embeddings in front of rows of {row_length} tokens are "
+                f"{prompt_tokens + row_length} positions, and the "
+                f"model was made for {max_positions}",
+                help=f"at most `tokens: {max_positions - row_length}`; 8 to 100 are usual"
+                if max_positions > row_length
                 else "cut rows shorter",
                 argument="tokens",
             )
@@ -143,7 +145,7 @@ def require_full_size(program: "Program", sizes: "Sequence[Size]") -> None:
         )
 
 
-def check_index(ctx: "Context", refs: "Sequence[DataRef]") -> None:
+def refuse_data_without_pairs(ctx: "Context", refs: "Sequence[DataRef]") -> None:
     """Reject data that are no texts with a partner each."""
     from ...inputs.data.texts import Texts
 

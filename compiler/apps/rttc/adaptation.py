@@ -53,7 +53,7 @@ class AdapterSettings:
     kind: str = "lora"
 
 
-def above_threshold(scores: Sequence[float]) -> list[int]:
+def indices_above_threshold(scores: Sequence[float]) -> list[int]:
     """Numbers of the scores above min(mean, median); all where none is."""
     if not scores:
         return []
@@ -70,7 +70,7 @@ class Trained:
     stopped: bool
 
 
-class Adaptable:
+class AdaptableModel:
     """A model with adapters that are off until a state is put on; one query at a time may have it.
 
     on       paths of the modules that get an adapter
@@ -127,7 +127,7 @@ class Adaptable:
         self._switch(enabled=False)
 
     @contextmanager
-    def per_row_states(self, states: Sequence[State | None]) -> Iterator[None]:
+    def with_state_per_row(self, states: Sequence[State | None]) -> Iterator[None]:
         """Within it each row of a batch is answered by a state of its own, or by the bare model (None)."""
         self.off()
         if all(state is None for state in states):
@@ -142,14 +142,14 @@ class Adaptable:
         self._adapters.switch(enabled)
 
     def train(
-        self, samples: Sequence[Sample], scores: Sequence[float] = (), stopped: Callable[[], bool] = lambda: False
+        self, samples: Sequence[Sample], scores: Sequence[float] = (), is_stopped: Callable[[], bool] = lambda: False
     ) -> Trained:
-        """Set the adapters back, then train them on the samples; they stay on. No step is begun once `stopped`."""
+        """Set the adapters back, then train them on the samples; they stay on. No step is begun once `is_stopped`."""
         regime, scores = self.regime, list(scores) or [1.0] * len(samples)
-        chosen = above_threshold(scores) if regime.reduce else list(range(len(samples)))
+        chosen = indices_above_threshold(scores) if regime.reduce else list(range(len(samples)))
         if not chosen:
             raise Reject(nothing_to_train("there is no sample to train on"))
-        rows = [self._tokenize_sample(samples[i]) for i in chosen]
+        rows = [self._sample_ids_and_answer_start(samples[i]) for i in chosen]
         mean = sum(scores[i] for i in chosen) / len(chosen)
         weights = [scores[i] / mean if regime.weigh and mean > 0 else 1.0 for i in chosen]
         self.put(self._initial)
@@ -160,16 +160,17 @@ class Adaptable:
         until = time.monotonic() + regime.seconds
         for _ in range(regime.epochs):
             for start in range(0, len(rows), regime.batch):
-                if time.monotonic() > until or stopped():
+                if time.monotonic() > until or is_stopped():
                     return Trained(tuple(step_losses), stopped=True)
                 part = slice(start, start + regime.batch)
-                step_losses.append(self._step(optimizer, rows[part], weights[part]))
+                step_losses.append(self._optimizer_step(optimizer, rows[part], weights[part]))
         return Trained(tuple(step_losses), stopped=False)
 
-    def _step(
+    def _optimizer_step(
         self, optimizer: torch.optim.Optimizer, rows: Sequence[tuple[list[int], int]], weights: Sequence[float]
     ) -> float:
-        """One step; the mean loss of its tokens. Rows run one at a time, so that one row's logits are in memory."""
+        """Run one optimizer step; the mean loss of its tokens. Rows run one at a time, so that one row's logits are in
+        memory."""
         optimizer.zero_grad(set_to_none=True)
         count, total = sum(len(ids) - begin for ids, begin in rows), 0.0
         for (ids, begin), weight in zip(rows, weights, strict=True):
@@ -188,7 +189,7 @@ class Adaptable:
         optimizer.step()
         return total / count
 
-    def _tokenize_sample(self, sample: Sample) -> tuple[list[int], int]:
+    def _sample_ids_and_answer_start(self, sample: Sample) -> tuple[list[int], int]:
         """Token ids of a sample with an end, and where what is learned begins: at 1 at least, nothing predicts 0."""
         end = self._tokenizer.eos_token_id
         head = self._prompt(sample.question) if sample.question else []

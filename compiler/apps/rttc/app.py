@@ -22,17 +22,17 @@ from ...artifacts.manifest import hash_files
 from ...artifacts.reft import base_hash
 from ...core.cache import digest
 from ...core.safe_read import CONFIG, MALFORMED, read_json
-from .adaptation import Adaptable, AdapterSettings
+from .adaptation import AdaptableModel, AdapterSettings
 from .app_folder import NAME
-from .attachment import KINDS, attachment_paths
+from .attachment import KINDS, default_attachment_paths
 from .caching import EVICTIONS, Eviction, StateCache
-from .embedder import Embedder, Pooled, folder_embedder, model_embedder
+from .embedder import Embedder, MeanPooledEncoder, model_embedder, open_folder_embedder
 from .guided import GuidedModel, cache_identity
-from .knowledge import check_embedder, open_base
+from .knowledge import open_knowledge_base, refuse_other_embedder
 from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_native_generator, relative_error
-from .policy import Policy, read_policy
+from .policy import Policy, parse_policy
 from .prompts import Prompts
-from .retrieval import Local, Remote, Retriever
+from .retrieval import Local, RemoteRetriever, Retriever
 from .reward import Judge, Reward, SelfLikelihood
 from .router import open_router
 from .scorer import NAME as SCORER
@@ -84,7 +84,7 @@ def read_app(folder: Path) -> App:
             raise ValueError(f"its format is not {FORMAT}")
         if type(body.get("bytes")) is int:  # as folders were written that had one size for both
             body["bytes"] = dict.fromkeys(CACHES, body["bytes"])
-        policy, regime = read_policy(json.dumps(body.pop("policy")).encode()), AdapterSettings(**body.pop("regime"))
+        policy, regime = parse_policy(json.dumps(body.pop("policy")).encode()), AdapterSettings(**body.pop("regime"))
         app = App(policy=policy, regime=regime, **body)
         numbers = all(isinstance(value, (int, float)) for name, value in asdict(regime).items() if name != "kind")
         fits = (
@@ -110,7 +110,7 @@ def read_app(folder: Path) -> App:
         raise Reject(broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again")) from error
 
 
-def select_engine(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[str, str]:
+def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[str, str]:
     """Engine that generates for a folder, and why it can't do all; "" where it can.
 
     probe_question   a question to compare the engine's and PyTorch's adapted logits on
@@ -118,7 +118,9 @@ def select_engine(folder: Path, model: Any, tokenizer: Any, app: App, probe_ques
     if not app.adapters:
         return "native", ""
     prompts = prompts_of(model, tokenizer)
-    adaptable = Adaptable(model, tokenizer, attachment_paths(model, app.regime.kind), app.regime, prompts.question)
+    adaptable = AdaptableModel(
+        model, tokenizer, default_attachment_paths(model, app.regime.kind), app.regime, prompts.question
+    )
     try:
         ids = prompts.question(probe_question)[: prompts.context]  # a sample may be a whole page
         off = relative_error(open_native_generator(folder / NATIVE, adaptable), adaptable, ids)
@@ -135,23 +137,23 @@ def select_engine(folder: Path, model: Any, tokenizer: Any, app: App, probe_ques
 
 def embedder_of(app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path) -> Embedder:
     if app.embed == "folder":
-        return folder_embedder(folder / EMBEDDER, cache_dir)
+        return open_folder_embedder(folder / EMBEDDER, cache_dir)
     return model_embedder(model, tokenizer, base_hash(model))
 
 
 def reward_of(app: App, folder: Path, model: Any, prompts: Prompts, embedder: Embedder) -> Reward:
     if app.reward == "scorer":
-        return open_reward(folder, embedder)
+        return open_encoder_reward(folder, embedder)
     if app.reward == "judge":
         return Judge(folder / REWARD)
     return SelfLikelihood(model, prompts)
 
 
-def open_reward(folder: Path, embedder: Embedder) -> Reward:
+def open_encoder_reward(folder: Path, embedder: Embedder) -> Reward:
     """A head over the embedder's vectors, or adapters on the embedder."""
     scorer_facts = read_json(folder / REWARD / SCORER, CONFIG) if (folder / REWARD / SCORER).is_file() else {}
     if isinstance(scorer_facts, dict) and "kind" in scorer_facts:
-        assert isinstance(embedder, Pooled), "an encoder in a folder is one"
+        assert isinstance(embedder, MeanPooledEncoder), "an encoder in a folder is one"
         return open_tuned_scorer(folder / REWARD, embedder)
     return open_scorer(folder / REWARD, embedder)
 
@@ -160,26 +162,26 @@ def prompts_of(model: Any, tokenizer: Any) -> Prompts:
     return Prompts(tokenizer, getattr(model.config, "max_position_embeddings", None) or 1 << 20)
 
 
-def open_client(
-    app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path, server: Remote | None = None
+def open_guided_client(
+    app: App, folder: Path, model: Any, tokenizer: Any, cache_dir: Path, remote: RemoteRetriever | None = None
 ) -> GuidedModel:
     """A client over the parts of a folder. Its caches lie in `cache_dir`, by what they belong to.
 
-    server   asked for samples in place of the folder's own base
+    remote   asked for samples in place of the folder's own base
     """
     prompts = prompts_of(model, tokenizer)
     embedder = embedder_of(app, folder, model, tokenizer, cache_dir)
     retriever: Retriever
-    if server is None:
-        base = open_base(folder / KNOWLEDGE).searched_by("auto")
-        check_embedder(base, embedder)
+    if remote is None:
+        base = open_knowledge_base(folder / KNOWLEDGE).searched_by("auto")
+        refuse_other_embedder(base, embedder)
         retriever, version = Local(base, app.selection), base.version
     else:
-        retriever, version = server, server.url
+        retriever, version = remote, remote.url
     adaptable = None
     if app.adapters:
-        sites = attachment_paths(model, app.regime.kind)
-        adaptable = Adaptable(model, tokenizer, sites, app.regime, prompts.question)
+        sites = default_attachment_paths(model, app.regime.kind)
+        adaptable = AdaptableModel(model, tokenizer, sites, app.regime, prompts.question)
     generator = voice_of(app, folder, adaptable)
     reward = reward_of(app, folder, generator.bare if generator else model, prompts, embedder)
     parts = digest([hash_files(folder), app.to_json()])
@@ -194,7 +196,7 @@ def open_client(
     )
 
 
-def voice_of(app: App, folder: Path, adaptable: Adaptable | None) -> NativeGenerator | None:
+def voice_of(app: App, folder: Path, adaptable: AdaptableModel | None) -> NativeGenerator | None:
     """The engine of a folder, where it answers."""
     if app.engine == "torch":
         return None

@@ -48,7 +48,7 @@ class LowRank:
             layer.enable_adapters(enabled)
 
     def rows(self, stacked: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        return self._adapters.per_row_adapters(stacked)
+        return self._adapters.with_per_row_adapters(stacked)
 
     def close(self) -> None:
         self._stack.close()
@@ -118,7 +118,7 @@ def attached(kind: str, model: nn.Module, adapters: tuple[str, ...], rank: int, 
     return Residual(model, adapters, rank, seed) if kind == "reft" else LowRank(model, adapters, rank, alpha, seed)
 
 
-def attachment_paths(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
+def default_attachment_paths(model: nn.Module, kind: str = "lora") -> tuple[str, ...]:
     """Modules that an attachment is put on: behind every layer (ReFT); on the q, v, up and down projections where the
     layers have such, else on all linear modules (LoRA)."""
     program = capture(model.eval())

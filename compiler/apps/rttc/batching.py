@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...models.rows.forward import evaluating
-from .adaptation import Adaptable, State
+from .adaptation import AdaptableModel, State
 from .generation import Settings, TokenStream, eos_ids_of, generate_rows, padded
 from .prompts import Prompts
 
@@ -41,7 +41,7 @@ class _Row:
 class Batcher:
     """All methods may be called from any thread. `largest` is how many rows the largest batch had."""
 
-    def __init__(self, model: Any, prompts: Prompts, adaptable: Adaptable | None):
+    def __init__(self, model: Any, prompts: Prompts, adaptable: AdaptableModel | None):
         self._model, self._prompts, self._adaptable = model, prompts, adaptable
         self._changed = threading.Condition()
         self._busy = False
@@ -68,7 +68,7 @@ class Batcher:
         row = _Row(ids, settings, growth, state)
         with self._changed:
             self._waiting.append(row)
-        while self._wait_for_turn(row):
+        while self._wait_for_model_or_answer(row):
             threading.Thread(target=self._work, name="effc-batch", daemon=True).start()
         if row.error is not None:
             raise row.error
@@ -77,11 +77,11 @@ class Batcher:
     def _work(self) -> None:
         """One batch, in a thread of its own: whoever asked for a short answer is not kept by the long ones beside."""
         try:
-            self._answer_batch(self._next_batch())
+            self._answer_batch(self._take_next_batch())
         finally:
             self._leave()
 
-    def _wait_for_turn(self, row: _Row) -> bool:
+    def _wait_for_model_or_answer(self, row: _Row) -> bool:
         """Wait for the model, True, or until another thread has answered the row, False."""
         with self._changed:
             self._changed.wait_for(lambda: row.finished or not self._busy)
@@ -94,7 +94,7 @@ class Batcher:
             self._busy = False
             self._changed.notify_all()
 
-    def _next_batch(self) -> list[_Row]:
+    def _take_next_batch(self) -> list[_Row]:
         """Rows that have waited longest, as many as one batch takes within the model's context."""
         with self._changed:
             batch: list[_Row] = []
@@ -144,12 +144,12 @@ class Batcher:
             self._changed.notify_all()
 
 
-def _under(adaptable: Adaptable | None, states: Sequence[State | None]) -> Any:
+def _under(adaptable: AdaptableModel | None, states: Sequence[State | None]) -> Any:
     assert adaptable is not None or not any(states), "only what can be trained has adapters"
-    return adaptable.per_row_states(states) if adaptable is not None else nullcontext()
+    return adaptable.with_state_per_row(states) if adaptable is not None else nullcontext()
 
 
-def batching_matches_single(model: Any, adaptable: Adaptable | None) -> bool:
+def batching_matches_single(model: Any, adaptable: AdaptableModel | None) -> bool:
     """Whether rows of a batch, one padded and each under other adapters, come out as each does alone: the logits of
     two tokens are compared. False for models below float32, for those that carry a state over padding, and for those
     whose layers see tokens of all rows as one list."""
@@ -170,12 +170,12 @@ def batching_matches_single(model: Any, adaptable: Adaptable | None) -> bool:
     return bool((batched - expected).square().mean().sqrt() <= _MAX_DIFFERENCE * expected.square().mean().sqrt())
 
 
-def _random(adaptable: Adaptable, rng: torch.Generator) -> State:
+def _random(adaptable: AdaptableModel, rng: torch.Generator) -> State:
     return {n: t + 0.05 * torch.randn(t.shape, generator=rng).to(t) for n, t in adaptable.state().items()}
 
 
 def _two_step_logits(
-    model: Any, adaptable: Adaptable | None, rows: Sequence[list[int]], states: Sequence[State | None]
+    model: Any, adaptable: AdaptableModel | None, rows: Sequence[list[int]], states: Sequence[State | None]
 ) -> Tensor:
     """Logits [2, rows, vocabulary] of the first two tokens of answers."""
     ids, mask = padded(rows, 0)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import write_atomic
-from ...core.safe_read import MALFORMED, MANIFEST, check_regular, read_json
+from ...core.safe_read import MALFORMED, MANIFEST, read_json, refuse_irregular_file
 
 FORMAT, _INDEX = 1, "index.json"
 Eviction = Literal["lfu", "lru"]
@@ -63,7 +63,7 @@ class StateCache:
         self._version = ""
         self.hits = self.misses = self.evictions = self.unsaved = 0
         if folder is not None:
-            self._load_folder(folder)
+            self._restore_entries(folder)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -109,9 +109,9 @@ class StateCache:
                 self._drop(min(self._entries.values(), key=self._worth))
                 self.evictions += 1
             self._entries[number] = entry
-            self._save(entry)
+            self._write_entry(entry)
 
-    def bind_to_version(self, version: str) -> None:
+    def drop_other_versions(self, version: str) -> None:
         """Belong to a version of the knowledge base: what another one left is dropped, also by an earlier process."""
         with self._lock:
             if version == self._version:
@@ -135,7 +135,7 @@ class StateCache:
             with suppress(OSError):  # what stays is in no index, and is removed by the next process
                 self._file(entry.number).unlink(missing_ok=True)
 
-    def _save(self, entry: Entry) -> None:
+    def _write_entry(self, entry: Entry) -> None:
         if self._folder is None:
             return
         try:
@@ -157,7 +157,7 @@ class StateCache:
         except OSError:
             self.unsaved += 1
 
-    def _load_folder(self, folder: Path) -> None:
+    def _restore_entries(self, folder: Path) -> None:
         """Load what an earlier process left, where it fits; the rest is removed."""
         try:
             body = read_json(folder / _INDEX, MANIFEST)
@@ -169,7 +169,7 @@ class StateCache:
             rows = {}
         for number, (used, touched, born) in sorted(rows.items()):
             try:
-                check_regular(self._file(number))
+                refuse_irregular_file(self._file(number))
                 tensors = load_file(self._file(number))
                 vector = tensors.pop("vector")
                 state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}

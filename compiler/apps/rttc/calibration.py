@@ -24,14 +24,16 @@ from .signals import signals
 PAIRS = 2000  # random pairs of samples whose nearness says what a false hit looks like
 
 
-def run_trials(client: GuidedModel, dev: Iterable[Sample], verifier: Verifier, settings: Settings) -> list[Trial]:
+def run_all_branches(
+    client: GuidedModel, dev_samples: Iterable[Sample], verifier: Verifier, settings: Settings
+) -> list[Trial]:
     """Answers of each branch to each question: reward, whether it was right, and seconds.
 
     Seconds of a branch are those that a query adds when the branches before it were made already: without those of
     an embedding or a retrieval that another one has paid for.
     """
     result = []
-    for sample in dev:
+    for sample in dev_samples:
         rewards: dict[str, float] = {}
         right: dict[str, bool] = {}
         seconds: dict[str, float] = {}
@@ -55,7 +57,7 @@ def _measured_seconds(branch: str, decision: Decision) -> float:
 
 
 def auc_by_branch(trials_run: Sequence[Trial]) -> dict[str, float]:
-    """By branch and over all answers: how often the reward puts a right answer above a wrong one."""
+    """AUC by branch and over all answers: how often the reward puts a right answer above a wrong one."""
     scores: dict[str, float] = {
         b: auc([t.rewards[b] for t in trials_run], [t.right[b] for t in trials_run]) for b in BRANCHES
     }
@@ -63,7 +65,7 @@ def auc_by_branch(trials_run: Sequence[Trial]) -> dict[str, float]:
     return {**scores, "all": auc([s for s, _ in all_pairs], [r for _, r in all_pairs])}
 
 
-def fit_policy(
+def fit_and_check_policy(
     trials_run: Sequence[Trial], policy: Policy, price_per_second: float, force: bool
 ) -> tuple[Policy, list[Point]]:
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
@@ -76,7 +78,7 @@ def fit_policy(
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
 
 
-def _weak_reward_diagnostic(trials_run: Sequence[Trial], area: float) -> Diagnostic:
+def _weak_reward_diagnostic(trials_run: Sequence[Trial], auc_value: float) -> Diagnostic:
     """Why a reward is refused: it tells nothing, or there was nothing to tell apart."""
     right = [trial.right[branch] for trial in trials_run for branch in BRANCHES]
     sample_text = f"the {len(right)} answers to {len(trials_run)} dev questions"
@@ -88,15 +90,17 @@ def _weak_reward_diagnostic(trials_run: Sequence[Trial], area: float) -> Diagnos
     if all(right):
         return weak_reward(f"all of {sample_text} are right: nothing is to be decided", help="take `policy: direct`")
     return weak_reward(
-        f"the reward's AUC is {area:.3f} over {sample_text}, of which {sum(right)} are right",
+        f"the reward's AUC is {auc_value:.3f} over {sample_text}, of which {sum(right)} are right",
         help="take another reward or dev set, a fixed policy such as `rag`, or `force: true`",
     )
 
 
 def dev_features(client: GuidedModel, dev: Sequence[Sample]) -> Tensor:
     """Features of the dev questions for a router, [n, width + 2]."""
-    vectors = client.base_facts().project(client.embedder.embed([sample.question for sample in dev]))
-    prompt_ids = [client.prompts.conversation_ids([{"role": "user", "content": sample.question}]) for sample in dev]
+    vectors = client.refreshed_base_facts().project(client.embedder.embed([sample.question for sample in dev]))
+    prompt_ids = [
+        client.prompts.tokenize_conversation([{"role": "user", "content": sample.question}]) for sample in dev
+    ]
     signals_of = [signals(client.speaker(), ids) for ids in prompt_ids]  # as they are looked at when queries come
     return torch.stack([features(vector, one) for vector, one in zip(vectors, signals_of, strict=True)])
 
@@ -109,7 +113,7 @@ def prices(router: Router, trials_run: Sequence[Trial], features: Tensor, steps:
     return [measure_router(replace(router, price=price), trials_run, features) for price in grid]
 
 
-def cosine_similarity_thresholds(vectors: Tensor, seed: int = 0) -> dict[str, float]:
+def cache_hit_thresholds(vectors: Tensor, seed: int = 0) -> dict[str, float]:
     """Cosines from which a query may take another's samples, and its adapters: what 1 in 100 and 1 in 1000 pairs of
     different samples pass. They belong to the embedder and the base."""
     if len(vectors) < 2:
@@ -166,7 +170,7 @@ class Calibration:
             self.router.save(destination)
 
 
-def calibrate_policy(
+def calibrate_on_trials(
     client: GuidedModel,
     policy: Policy,
     dev: Sequence[Sample],
@@ -181,7 +185,7 @@ def calibrate_policy(
     Reject (weak-reward) where a coin would choose as well."""
     areas = auc_by_branch(trials_run)
     if policy.kind != "router":
-        fitted, points = fit_policy(trials_run, policy, price_per_second or 0.0, force)
+        fitted, points = fit_and_check_policy(trials_run, policy, price_per_second or 0.0, force)
         return Calibration(fitted, trials_run, points, measure(trials_run, fitted), areas)
     of = dev_features(client, dev)
     router = train_router(trials_run, of, price_per_second, seed=seed, force=force)

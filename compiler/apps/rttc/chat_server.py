@@ -74,12 +74,12 @@ class GuidedServer:
         self.client.lists.flush()
         self.client.states.flush()
 
-    def readiness(self) -> dict[str, Any]:
+    def readiness_body(self) -> dict[str, Any]:
         """Refused (503) where the server stops; without samples it is ready, and says what it lacks."""
         if self._stopped.is_set():
             raise ErrorResponse(503, "the server stops", code="stopping")
         try:
-            facts = self.client.base_facts()
+            facts = self.client.refreshed_base_facts()
         except Unreachable as error:
             return {"status": "ok", "note": f"{error}; answers are direct"}
         return {"status": "ok", "version": facts.version, "samples": facts.samples}
@@ -88,14 +88,16 @@ class GuidedServer:
         check_name(request_body.model, self.name)
         if request_body.alternatives is not None:
             raise ErrorResponse(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
-        answered = await self._answer_in_thread(_messages(request_body, self.client), _settings(request_body), call)
+        answered = await self._answer_in_thread(
+            _request_messages(request_body, self.client), _settings(request_body), call
+        )
         kind = ChatAnswer if isinstance(request_body, ChatRequest) else Answer
         answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
         headers = {BRANCH: answered.decision.branch}
         if request_body.stream:
             extension = {"effc": answered.decision.to_json()}
             return StreamingResponse(
-                sse_events(answer, _pieces(answered), request_body.tells_usage, beside=extension),
+                sse_events(answer, _pieces(answered), request_body.tells_usage, extra_fields=extension),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", **headers},
             )
@@ -151,7 +153,7 @@ async def _leave(call: Call, disconnected: threading.Event) -> None:
     disconnected.set()
 
 
-def _messages(request_body: ChatRequest | CompletionRequest, client: GuidedModel) -> list[dict[str, str]]:
+def _request_messages(request_body: ChatRequest | CompletionRequest, client: GuidedModel) -> list[dict[str, str]]:
     if isinstance(request_body, ChatRequest):
         messages = [message.plain() for message in request_body.messages]
     elif isinstance(request_body.prompt, str):
@@ -181,23 +183,23 @@ async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
         yield Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
 
 
-def make_application(front: GuidedServer) -> FastAPI:
+def make_application(server: GuidedServer) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         yield
-        front.stop()
+        server.stop()
 
     app = FastAPI(title="effc guided", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
-    add_text_routes(app, front.answer)
+    add_text_routes(app, server.answer)
 
     @app.get("/v1/models")
     async def models() -> Any:
-        return {"object": "list", "data": [{"id": front.name, "object": "model", "created": 0, "owned_by": "effc"}]}
+        return {"object": "list", "data": [{"id": server.name, "object": "model", "created": 0, "owned_by": "effc"}]}
 
     @app.get("/ready")
     async def ready() -> Any:
-        return await asyncio.to_thread(front.readiness)
+        return await asyncio.to_thread(server.readiness_body)
 
     @app.get("/health")
     async def health() -> Any:
@@ -205,6 +207,6 @@ def make_application(front: GuidedServer) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Any:
-        return Response(generate_latest(front.registry), media_type=TYPE)
+        return Response(generate_latest(server.registry), media_type=TYPE)
 
     return app

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .policy import Decision
 
 
-def answer_lines(request: RunRequest) -> None:
+def answer_prompt_or_lines(request: RunRequest) -> None:
     """Answer a prompt, or the lines that a person writes until Ctrl-D; each stands for itself."""
     from ...driver.models import model_errors_as_diagnostics
     from .generation import Settings
@@ -21,13 +21,15 @@ def answer_lines(request: RunRequest) -> None:
     with model_errors_as_diagnostics(str(request.artifact)):
         client = open_guided_model(str(request.artifact), request.settings, request.knowledge)
         try:
-            _answer_queries(client, prompt, request, sampling)
+            _answer_prompt_or_stdin(client, prompt, request, sampling)
         finally:
             client.lists.flush()
             client.states.flush()
 
 
-def _answer_queries(client: "GuidedModel", prompt: str | None, request: RunRequest, sampling: "Settings") -> None:
+def _answer_prompt_or_stdin(
+    client: "GuidedModel", prompt: str | None, request: RunRequest, sampling: "Settings"
+) -> None:
     def answer(question: str) -> "Answered":
         return client.answer_conversation([{"role": "user", "content": question}], sampling)
 

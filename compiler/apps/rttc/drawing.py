@@ -58,11 +58,11 @@ def text_chart(points: Sequence[Point], highlighted: Mapping[str, Point]) -> str
     return f"accuracy on the dev set\n{summary}\n+{'-' * _COLUMNS} seconds a query\n" + "\n".join(lines) + "\n"
 
 
-def _axis_scales(points: Sequence[Point], across: tuple[float, float], upright: tuple[float, float]):
+def _axis_scales(points: Sequence[Point], x_range: tuple[float, float], y_range: tuple[float, float]):
     """Functions from seconds and accuracy to places."""
 
     def scale(values: list[float], low: float, high: float):
         least, span = min(values), (max(values) - min(values)) or 1.0
         return lambda value: low + (high - low) * (value - least) / span
 
-    return scale([p.seconds for p in points], *across), scale([p.accuracy for p in points], *upright)
+    return scale([p.seconds for p in points], *x_range), scale([p.accuracy for p in points], *y_range)

@@ -28,7 +28,7 @@ class Embedder(Protocol):
         """Unit vectors [n, width] float32."""
 
 
-class Pooled:
+class MeanPooledEncoder:
     """Mean of the last hidden states over the tokens of a text, scaled to length 1, as MiniLM's authors do it.
 
     encoder   its forward gives hidden states [b, t, width], padding behind does not change them
@@ -56,7 +56,7 @@ class Pooled:
         cut = {"truncation": True, "max_length": self._length}
         return [self._tokenizer(q, a, **cut)["input_ids"] for q, a in zip(questions, answers, strict=True)]
 
-    def mean_of_rows(self, rows: Sequence[list[int]]) -> Tensor:
+    def mean_pooled_states(self, rows: Sequence[list[int]]) -> Tensor:
         """Means [b, width] of the hidden states over the tokens of each row, float32."""
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])  # [b, t]
@@ -67,30 +67,30 @@ class Pooled:
     def _batch(self, texts: Sequence[str]) -> Tensor:
         rows = [self._tokenizer(text, truncation=True, max_length=self._length)["input_ids"] or [0] for text in texts]
         with evaluating(self.encoder):
-            return nn.functional.normalize(self.mean_of_rows(rows), dim=-1)
+            return nn.functional.normalize(self.mean_pooled_states(rows), dim=-1)
 
 
-def model_embedder(model: Any, tokenizer: Any, identity: str) -> Pooled:
+def model_embedder(model: Any, tokenizer: Any, identity: str) -> MeanPooledEncoder:
     """The causal model's own states: coarser than an encoder's, and nothing more to load."""
-    return Pooled(model.get_decoder(), tokenizer, f"own {identity}")
+    return MeanPooledEncoder(model.get_decoder(), tokenizer, f"own {identity}")
 
 
-def folder_embedder(folder: Path, cache_dir: Path) -> Pooled:
+def open_folder_embedder(folder: Path, cache_dir: Path) -> MeanPooledEncoder:
     """A sentence encoder (MiniLM and its kin) as `save_pretrained` wrote it. Its vectors are those of its weights and
     tokenizer, wherever the folder lies."""
     from transformers import MODEL_MAPPING
 
     from ...core.hashes import files_hash
     from ...models.checkpoints.auxiliary_models import open_model_with_head
-    from ...models.checkpoints.model_folder import load_tokenizer, read_config, tokenizer_files
-    from ...models.checkpoints.weights import find_weights
+    from ...models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer, read_model_config
+    from ...models.checkpoints.weights import read_weight_headers
 
-    config, words = read_config(folder / "config.json", str(folder)), tokenizer_files(folder)
+    config, words = read_model_config(folder / "config.json", str(folder)), existing_tokenizer_files(folder)
     if not words or "auto_map" in config:
         reason = "brings its own code" if words else "has no tokenizer"
         raise Reject(no_embedder(f"{folder} {reason}", help="take a MiniLM-class encoder with its tokenizer files"))
-    files = {"config.json": folder / "config.json", **find_weights(folder, str(folder)).files, **words}
+    files = {"config.json": folder / "config.json", **read_weight_headers(folder, str(folder)).files, **words}
     encoder: Any = open_model_with_head(folder, MODEL_MAPPING, str(folder))
     if not getattr(encoder.config, "hidden_size", None):
         raise Reject(no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width"))
-    return Pooled(encoder, load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))
+    return MeanPooledEncoder(encoder, load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))

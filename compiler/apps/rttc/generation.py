@@ -87,11 +87,11 @@ def eos_ids_of(model: Any, prompts: Prompts) -> tuple[int, ...]:
 
 
 def generate_one(
-    model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, stopped: Callable[[], bool]
+    model: Any, prompts: Prompts, ids: Sequence[int], settings: Settings, is_stopped: Callable[[], bool]
 ) -> tuple[str, int, str]:
     """An answer by the engine, as `TokenStream.outcome` tells it."""
     eos_ids = eos_ids_of(model, prompts)
-    growth = TokenStream(prompts, ids, settings, eos_ids, stopped)
+    growth = TokenStream(prompts, ids, settings, eos_ids, is_stopped)
     generate_rows(model, [ids], [growth], [settings], eos_ids)
     return growth.result()
 
@@ -100,14 +100,14 @@ def generate_one(
 def generate_rows(
     model: Any,
     rows: Sequence[Sequence[int]],
-    growth: Sequence[TokenStream],
+    streams: Sequence[TokenStream],
     settings: Sequence[Settings],
     eos_ids: Sequence[int],
     on_end: Callable[[int], None] = lambda row: None,
 ) -> None:
     """Answers of a model to several prompts in one batch, each by settings of its own.
 
-    growth    what each row says is pushed there; `on_end` hears the number of a row as soon as it has ended
+    streams    what each row says is pushed there; `on_end` hears the number of a row as soon as it has ended
     """
     pad = eos_ids[0] if eos_ids else 0
     ids, mask = padded(rows, pad, device_of(model))
@@ -118,11 +118,11 @@ def generate_rows(
         temperature=None,
         top_p=None,
         top_k=None,
-        max_new_tokens=max(one.max_tokens for one in growth),
+        max_new_tokens=max(one.max_tokens for one in streams),
         eos_token_id=list(eos_ids) or None,
         pad_token_id=pad,
         logits_processor=LogitsProcessorList([_SampledTokens(settings)]),
-        stopping_criteria=StoppingCriteriaList([_Finished(growth, on_end)]),
+        stopping_criteria=StoppingCriteriaList([_Finished(streams, on_end)]),
     )
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import digest
-from ...core.safe_read import parse_json
-from .adaptation import Adaptable, State
+from ...core.safe_read import parse_strict_json
+from .adaptation import AdaptableModel, State
 from .batching import Batcher
 from .caching import StateCache
 from .embedder import Embedder
@@ -75,7 +75,7 @@ class GuidedModel:
     policy: Policy
     lists: StateCache
     states: StateCache
-    adaptable: Adaptable | None = None
+    adaptable: AdaptableModel | None = None
     router: Router | None = None
     generator: NativeGenerator | None = None
 
@@ -90,7 +90,7 @@ class GuidedModel:
         self, messages: Sequence[Message], settings: Settings = Settings(), stopped: Callable[[], bool] = lambda: False
     ) -> Answered:
         """Answer a conversation. Raises Cancelled once `stopped` says so; Reject where the prompt is too long."""
-        return _Query(self, list(messages), settings, stopped).run()
+        return _GuidedQuery(self, list(messages), settings, stopped).run()
 
     def speaker(self, branch: Branch = "direct") -> Any:
         """Generator for answers of this branch: the engine where it can."""
@@ -119,9 +119,9 @@ class GuidedModel:
         """Lock for scoring answers and for reading first tokens."""
         return self.batcher.exclusive() if self.generator is None else self._engine
 
-    def base_facts(self) -> Any:
-        """Of the base, asked for again once a minute; a new version empties both caches. Raises Unreachable where none
-        was ever reached."""
+    def refreshed_base_facts(self) -> Any:
+        """Facts of the knowledge base, fetched again once a minute; a new version empties both caches. Raises
+        Unreachable where none was ever reached."""
         if self._facts is None or time.monotonic() > self._queried_at + _MINUTE:
             self._queried_at = time.monotonic()
             try:
@@ -139,21 +139,21 @@ class GuidedModel:
         if facts.embedder != self.embedder.identity:
             raise Unreachable("the knowledge base was embedded by another model than this client's, and is not asked")
         for cache in (self.lists, self.states):
-            cache.bind_to_version(facts.version)
+            cache.drop_other_versions(facts.version)
         self._facts = facts
 
 
-def cache_identity(parts: str, embedder: str, version: str, shape: str) -> str:
+def cache_identity(model_identity: str, embedder_identity: str, base_version: str, adapter_shape: str) -> str:
     """Identity of all that cached states depend on.
 
-    parts     hash of the folder's files and of how they belong together: weights, config, tokenizer, training
-    version   of the knowledge base, or the address of its server
-    shape     of the adapters
+    model_identity   hash of the folder's files and of how they belong together: weights, config, tokenizer, training
+    base_version     of the knowledge base, or the address of its server
+    adapter_shape    of the adapters
     """
-    return digest([parts, embedder, version, shape])
+    return digest([model_identity, embedder_identity, base_version, adapter_shape])
 
 
-class _Query:
+class _GuidedQuery:
     """One on its way."""
 
     def __init__(self, client: GuidedModel, messages: list[Message], settings: Settings, stopped: Callable[[], bool]):
@@ -174,13 +174,13 @@ class _Query:
         client, decision = self._client, self._decision
         try:
             if client.policy.kind != "direct":
-                self._embed()
-            policy = self._route(client.policy)
+                self._embed_question()
+            policy = self._resolve_router(client.policy)
             self._reuses = policy.kind in ("sequential", "ttt")
             if self._answer_with_cached_state() is not None:
                 decision.branch = "ttt"
             else:
-                choose_answer(policy, self._run_branch, self._score, decision)
+                choose_answer(policy, self._answer_by_branch, self._score, decision)
                 self._remember()
         except Reject as rejection:  # a reward without a number; the prompt was taken already
             if "direct" not in self._answers:
@@ -193,17 +193,17 @@ class _Query:
             branch_answer.text, branch_answer.prompt_tokens, branch_answer.new_tokens, branch_answer.finish, decision
         )
 
-    def _embed(self) -> None:
+    def _embed_question(self) -> None:
         """The query's vector, as the base compares them."""
         try:
-            facts = self._client.base_facts()
+            facts = self._client.refreshed_base_facts()
         except Unreachable as error:
             self._decision.note = str(error)
             return
         with self._client.reading(), self._timed("embed"):
             self._vector = facts.project(self._client.embedder.embed([self._question])[0])
 
-    def _route(self, policy: Policy) -> Policy:
+    def _resolve_router(self, policy: Policy) -> Policy:
         """A router's choice, as a policy of that branch alone; without a vector there are no samples to go for."""
         if policy.kind != "router":
             return policy
@@ -217,7 +217,7 @@ class _Query:
 
     def _signals(self) -> Signals:
         with self._client.judging():
-            return signals(self._client.speaker(), self._client.prompts.conversation_ids(self._messages))
+            return signals(self._client.speaker(), self._client.prompts.tokenize_conversation(self._messages))
 
     def _answer_with_cached_state(self) -> str | None:
         """An answer with the adapters of a query that was near enough; None where there was none."""
@@ -227,19 +227,19 @@ class _Query:
         if self._state is None:
             return None
         self._decision.adapter_hit = True
-        return self._generate("ttt", self._client.prompts.conversation_ids(self._messages))
+        return self._generate("ttt", self._client.prompts.tokenize_conversation(self._messages))
 
-    def _run_branch(self, branch: Branch) -> str | None:
+    def _answer_by_branch(self, branch: Branch) -> str | None:
         if self._stopped():
             raise Cancelled
         if branch == "direct":
-            return self._generate(branch, self._client.prompts.conversation_ids(self._messages))
+            return self._generate(branch, self._client.prompts.tokenize_conversation(self._messages))
         matches = self._samples()
         if not matches:
             return None
         if branch == "rag":
             examples = [match.sample for match in matches[: self._client.policy.shown]]
-            ids = self._client.prompts.with_samples(self._messages, examples, self._settings.max_tokens)
+            ids = self._client.prompts.tokenize_with_samples(self._messages, examples, self._settings.max_tokens)
             return None if ids is None else self._generate(branch, ids)
         if self._client.adaptable is None:
             return None
@@ -247,7 +247,7 @@ class _Query:
         known = self._answer_with_cached_state()
         return self._answer_after_training(self._client.adaptable, matches) if known is None else known
 
-    def _answer_after_training(self, adaptable: Adaptable, matches: Sequence[Match]) -> str:
+    def _answer_after_training(self, adaptable: AdaptableModel, matches: Sequence[Match]) -> str:
         with self._client.batcher.exclusive(), self._timed("train"):
             if self._stopped():
                 raise Cancelled
@@ -258,21 +258,21 @@ class _Query:
             finally:
                 adaptable.off()
         self._decision.steps = len(trained.losses)
-        return self._generate("ttt", self._client.prompts.conversation_ids(self._messages))
+        return self._generate("ttt", self._client.prompts.tokenize_conversation(self._messages))
 
     def _samples(self) -> Sequence[Match]:
         """Of an earlier query that was near enough, or of the base; none where it can't be reached."""
         if self._matches is None:
-            self._matches = self._retrieve_samples() if self._vector is not None else ()
+            self._matches = self._cached_or_retrieved_samples() if self._vector is not None else ()
             self._decision.samples = len(self._matches)
         return self._matches
 
-    def _retrieve_samples(self) -> Sequence[Match]:
+    def _cached_or_retrieved_samples(self) -> Sequence[Match]:
         client, vector = self._client, self._vector
         assert vector is not None, "a query without a vector has no samples"
         if (cached := client.lists.find(vector)) is not None:
             self._decision.list_hit = True
-            rows = parse_json(bytes(cached["samples"].tolist()))
+            rows = parse_strict_json(bytes(cached["samples"].tolist()))
             return [Match(parse_sample(body), score) for body, score in rows]
         try:
             with self._timed("retrieve"):

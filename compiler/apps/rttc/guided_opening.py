@@ -9,7 +9,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 if TYPE_CHECKING:
     from ...core.settings import Settings
     from .guided import GuidedModel
-    from .retrieval import Remote
+    from .retrieval import RemoteRetriever
 
 no_such_role = Fault(
     "no-such-role",
@@ -23,20 +23,20 @@ def open_guided_model(location: str, settings: "Settings", knowledge: str | None
     """The client of a folder; its model, base and rewards are compared with the manifest first."""
     from ...artifacts.manifest import read_manifest, verify_files
     from ...driver.models import open_model
-    from .app import open_client, read_app
+    from .app import open_guided_client, read_app
 
     folder, app = Path(location), read_app(Path(location))
-    opened = open_model(location, settings, speaks=True)
+    opened = open_model(location, settings, needs_tokenizer=True)
     verify_files(folder, read_manifest(folder))
-    return open_client(app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote(knowledge))
+    return open_guided_client(app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote(knowledge))
 
 
-def remote(url: str | None) -> "Remote | None":
+def remote(url: str | None) -> "RemoteRetriever | None":
     """A server of samples; EFFC_KNOWLEDGE_KEY is the key that it asks for."""
-    from .retrieval import Remote
+    from .retrieval import RemoteRetriever
 
     if url is None:
         return None
     if not url.startswith(("http://", "https://")):
         raise Reject(no_such_role(f"`{url}` is no address of a server", help="write http://HOST:PORT"))
-    return Remote(url, os.environ.get("EFFC_KNOWLEDGE_KEY", ""))
+    return RemoteRetriever(url, os.environ.get("EFFC_KNOWLEDGE_KEY", ""))

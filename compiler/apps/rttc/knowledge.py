@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.cache import digest, write_atomic
-from ...core.safe_read import CONFIG, MALFORMED, check_regular, read_json
+from ...core.safe_read import CONFIG, MALFORMED, read_json, refuse_irregular_file
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
@@ -94,33 +94,33 @@ class KnowledgeBase:
         return [Match(self.samples[row], float(score)) for row, score in zip(rows, scores, strict=True)]
 
 
-def build_base(
+def build_knowledge_base(
     files: Iterable[Path],
     embedder: Embedder,
     folder: Path,
     *,
-    guard: Sequence[str] = (),
+    evaluation_questions: Sequence[str] = (),
     max_cosine: float = 0.98,
-    drafts: Path | None = None,
+    draft_folder: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda at, of: None,
 ) -> KnowledgeBase:
     """Make a base in `folder`, or go on with one whose build was killed.
 
-    guard         questions of the evaluation: a sample that asks one of them, or comes as near as a cosine of
-                  `max_cosine`, is left out and counted in `dropped`
-    drafts        where vectors are kept until all are there; by default beside `folder`
-    on_progress   called with the number of samples that are embedded, and of all
+    evaluation_questions   questions of the evaluation: a sample that asks one of them, or comes as near as a cosine of
+                           `max_cosine`, is left out and counted in `dropped`
+    draft_folder           where vectors are kept until all are there; by default beside `folder`
+    on_progress            called with the number of samples that are embedded, and of all
     """
     samples = distinct(sample for file in files for sample in read_samples(file))
     if not samples:
         raise Reject(bad_samples("the files hold no sample"))
-    drafts = drafts or folder.with_name(f".{folder.name}.building")
+    draft_folder = draft_folder or folder.with_name(f".{folder.name}.building")
     identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
-    raw = _embed_samples(samples, embedder, drafts / identity, on_progress)
+    raw = _embed_samples(samples, embedder, draft_folder / identity, on_progress)
     centre = raw.mean(0)
     vectors = nn.functional.normalize(raw - centre, dim=-1)
-    guard_vectors = nn.functional.normalize(embedder.embed(list(guard)) - centre, dim=-1)
-    indices = _without_guarded(samples, vectors, guard, guard_vectors, max_cosine)
+    guard_vectors = nn.functional.normalize(embedder.embed(list(evaluation_questions)) - centre, dim=-1)
+    indices = _unguarded_sample_indices(samples, vectors, evaluation_questions, guard_vectors, max_cosine)
     if not indices:
         raise Reject(bad_samples("every sample is one of the evaluation's questions"))
     _write_base(
@@ -131,20 +131,20 @@ def build_base(
         embedder.identity,
         len(samples) - len(indices),
     )
-    shutil.rmtree(drafts / identity, ignore_errors=True)
+    shutil.rmtree(draft_folder / identity, ignore_errors=True)
     with suppress(OSError):  # another base may be on its way there
-        drafts.rmdir()
-    return open_base(folder)
+        draft_folder.rmdir()
+    return open_knowledge_base(folder)
 
 
 def _embed_samples(
-    samples: Sequence[Sample], embedder: Embedder, draft: Path, on_progress: Callable[[int, int], None]
+    samples: Sequence[Sample], embedder: Embedder, draft_folder: Path, on_progress: Callable[[int, int], None]
 ) -> Tensor:
     """Vectors of all samples [n, width]; shards of an earlier run are taken where they are whole."""
-    draft.mkdir(parents=True, exist_ok=True)
+    draft_folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(samples), _SHARD):
-        file, chosen = draft / f"{start:08}.safetensors", samples[start : start + _SHARD]
+        file, chosen = draft_folder / f"{start:08}.safetensors", samples[start : start + _SHARD]
         try:
             part = load_file(file)["raw"]
         except (OSError, SafetensorError, KeyError):
@@ -158,13 +158,18 @@ def _embed_samples(
     return torch.cat(parts)
 
 
-def _without_guarded(
-    samples: Sequence[Sample], vectors: Tensor, guard: Sequence[str], guard_vectors: Tensor, max_cosine: float
+def _unguarded_sample_indices(
+    samples: Sequence[Sample],
+    vectors: Tensor,
+    evaluation_questions: Sequence[str],
+    guard_vectors: Tensor,
+    max_cosine: float,
 ) -> list[int]:
-    """Numbers of the samples that give away no question of `guard`, whose vectors are `guard_vectors` [g, width]."""
-    if not guard:
+    """Numbers of the samples that give away no question of `evaluation_questions`, whose vectors are `guard_vectors`
+    [g, width]."""
+    if not evaluation_questions:
         return list(range(len(samples)))
-    plain = {" ".join(text.lower().split()) for text in guard}
+    plain = {" ".join(text.lower().split()) for text in evaluation_questions}
     closest = torch.stack([vectors @ row for row in guard_vectors]).amax(0)  # [n]
     return [
         i
@@ -199,7 +204,7 @@ def version_of(hashes: Mapping[str, str], embedder: str) -> str:
     return digest([hashes, embedder])[:16]
 
 
-def open_base(folder: Path) -> KnowledgeBase:
+def open_knowledge_base(folder: Path) -> KnowledgeBase:
     """Reject (broken-knowledge-base) unless both files are those that were written."""
     try:
         body = read_json(folder / NAME, CONFIG)
@@ -229,7 +234,7 @@ def open_base(folder: Path) -> KnowledgeBase:
     return base
 
 
-def check_embedder(base: KnowledgeBase, embedder: Embedder) -> None:
+def refuse_other_embedder(base: KnowledgeBase, embedder: Embedder) -> None:
     if base.embedder != embedder.identity:
         raise Reject(
             other_embedder(
@@ -240,7 +245,7 @@ def check_embedder(base: KnowledgeBase, embedder: Embedder) -> None:
 
 
 def _hash(file: Path) -> str:
-    check_regular(file)
+    refuse_irregular_file(file)
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

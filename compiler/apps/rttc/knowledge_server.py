@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ....dsl.syntax.diagnostics import Reject
 from ..serving.answers import ErrorResponse
-from ..serving.body import read_body
+from ..serving.body import parse_body
 from ..serving.errors import install_error_handlers
 from ..serving.metrics import TYPE
 from .engines.index import Unreachable
@@ -101,23 +101,23 @@ class KnowledgeService:
         return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(scores_of)}
 
 
-def make_application(library: KnowledgeService) -> FastAPI:
+def make_application(service: KnowledgeService) -> FastAPI:
     app = FastAPI(title="effc knowledge", docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
 
     @app.post("/v1/retrieve")
     async def retrieve(call: Call) -> Any:
-        request_body = await read_body(call, SampleQuery)
-        return await asyncio.to_thread(library.search, request_body)
+        request_body = await parse_body(call, SampleQuery)
+        return await asyncio.to_thread(service.search, request_body)
 
     @app.post("/v1/score")
     async def score(call: Call) -> Any:
-        request_body = await read_body(call, ScoreQuery)
-        return await asyncio.to_thread(library.scores, request_body)
+        request_body = await parse_body(call, ScoreQuery)
+        return await asyncio.to_thread(service.scores, request_body)
 
     @app.get("/v1/knowledge")
     async def knowledge() -> Any:
-        return library.facts()
+        return service.facts()
 
     @app.get("/health")
     async def health() -> Any:
@@ -125,10 +125,10 @@ def make_application(library: KnowledgeService) -> FastAPI:
 
     @app.get("/ready")
     async def ready() -> Any:
-        return {"status": "ok", "version": library.base.version, "samples": len(library.base.samples)}
+        return {"status": "ok", "version": service.base.version, "samples": len(service.base.samples)}
 
     @app.get("/metrics")
     async def metrics() -> Any:
-        return Response(generate_latest(library.registry), media_type=TYPE)
+        return Response(generate_latest(service.registry), media_type=TYPE)
 
     return app

@@ -1,7 +1,7 @@
 """The native engine as a client's voice: the bare model, and one whose low-rank steps are written anew for a query.
 
 A plan of the engine is a list of steps over registers. Behind a linear layer (LoRA), or behind a whole layer (ReFT),
-three are put in: two small products and a sum. Their weights lie in memory that the engine reads, and `set_state`
+three are put in: two small products and a sum. Their weights lie in memory that the engine reads, and `activate_state`
 writes there what training left. Both engines read the same large weights, which are in memory once.
 """
 
@@ -20,7 +20,7 @@ from ...models.rows.forward import evaluating, logits
 from ...runtimes.model import DecoderModel
 from ...runtimes.native.opening import open_native
 from ...runtimes.native.plan import inputs, renumber_registers, weights
-from .adaptation import Adaptable, State
+from .adaptation import AdaptableModel, State
 
 _KERNEL = "dense_linear"
 # Of root mean squares, between the engine's logits and PyTorch's under the same adapters: bfloat16 weights, keys and
@@ -53,22 +53,26 @@ class NativeGenerator:
 
     def put(self, state: State) -> None:
         assert self._adapted is not None, "this voice has no adapters"
-        self._adapted.set_state(state)
+        self._adapted.activate_state(state)
 
 
-def open_native_generator(folder: Path, adaptable: Adaptable | None, threads: int | None = None) -> NativeGenerator:
-    """Of a folder of the target `native`; adapters are those that `adaptable` trains.
+def open_native_generator(
+    folder: Path, adaptable: AdaptableModel | None, threads: int | None = None
+) -> NativeGenerator:
+    """Open a folder of the target `native` as a generator; adapters are those that `adaptable` trains.
 
     Raises Reject (no-place-for-adapters) where the plan has none for them.
     """
-    bare = open_native(folder, threads=threads, sequences=_SEQUENCES, steady=True, remembers=_SEQUENCES * _REMEMBERED)
+    bare = open_native(
+        folder, threads=threads, sequences=_SEQUENCES, steady=True, prefix_tokens=_SEQUENCES * _REMEMBERED
+    )
     return NativeGenerator(bare, AdaptedEngine(bare, adaptable) if adaptable else None)
 
 
 class AdaptedEngine:
     """A second engine over the weights of a first, with steps for the adapters."""
 
-    def __init__(self, bare: DecoderModel, adaptable: Adaptable):
+    def __init__(self, bare: DecoderModel, adaptable: AdaptableModel):
         assert isinstance(bare.engine, Engine), f"adapters of {type(bare.engine).__name__}"
         self._kind, self._on, regime = adaptable.regime.kind, adaptable.on, adaptable.regime
         self._scale = regime.alpha / regime.rank if self._kind == "lora" else 1.0
@@ -86,12 +90,12 @@ class AdaptedEngine:
             engine, plan, self._parameters, bare.facts, _SEQUENCES, generation, remembers=_SEQUENCES * _REMEMBERED
         ).eval()
 
-    def set_state(self, state: State) -> None:
+    def activate_state(self, state: State) -> None:
         """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""
         ready = self._ready.pop(id(state), None)
         if ready is None:
             self._n_created += 1
-            ready = state, self._pack_state(state), f"state {self._n_created}"
+            ready = state, self._pack_adapter_state(state), f"state {self._n_created}"
         for name, tensor in ready[1].items():
             self._parameters[name].copy_(tensor)
         self.model.owner = ready[2]
@@ -99,7 +103,7 @@ class AdaptedEngine:
         if len(self._ready) > _READY:
             self._ready.popitem(last=False)
 
-    def _pack_state(self, state: State) -> dict[str, Tensor]:
+    def _pack_adapter_state(self, state: State) -> dict[str, Tensor]:
         """Ten times as dear as a copy of what it gives: 21 ms of CPU for LoRA of rank 8 on 30 layers."""
         packed_weights = {}
         for path in self._on:
@@ -130,13 +134,13 @@ def _blank(shape: Sequence[int]) -> Tensor:
 
 
 def plan_with_adapters(
-    plan: Plan, kind: str, adapters: Sequence[str], ranks: Mapping[str, int]
+    plan: Plan, kind: str, adapter_paths: Sequence[str], ranks: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """A plan with steps for adapters behind the places `adapters`, and the shapes of the weights that they read.
+    """A plan with steps for adapters behind the places `adapter_paths`, and the shapes of the weights that they read.
 
     Raises Reject (no-place-for-adapters).
     """
-    path_by_step = {_step_to_adapt(plan, kind, path): path for path in adapters}
+    path_by_step = {_adapted_step_index(plan, kind, path): path for path in adapter_paths}
     steps: list[dict[str, Any]] = []
     widths: list[int] = []
     register_of: dict[int, int] = {}  # a register of the plan -> the one that stands for it
@@ -166,9 +170,9 @@ def plan_with_adapters(
     return {**plan, "steps": steps, "registers": widths, "logits": register_of[plan["logits"]]}, shapes
 
 
-def _step_to_adapt(plan: Plan, kind: str, path: str) -> int:
+def _adapted_step_index(plan: Plan, kind: str, path: str) -> int:
     """The number of the step behind which adapters act."""
-    step_index = _linear(plan, path) if kind == "lora" else _layer_output_step(plan, path)
+    step_index = _linear(plan, path) if kind == "lora" else _layer_output_step_index(plan, path)
     if step_index is None:
         problem = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
         raise Reject(
@@ -183,7 +187,7 @@ def _linear(plan: Plan, path: str) -> int | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def _layer_output_step(plan: Plan, path: str) -> int | None:
+def _layer_output_step_index(plan: Plan, path: str) -> int | None:
     """The first step behind all of a layer's own from which on one register alone, that step's, is read."""
     steps = plan["steps"]
     layer_steps = [i for i, step in enumerate(steps) if any(name.startswith(f"{path}.") for name in weights(step))]
@@ -200,7 +204,7 @@ def _layer_output_step(plan: Plan, path: str) -> int | None:
 # -- equality ------------------------------------------------------------------------------------------------
 
 
-def relative_error(generator: NativeGenerator, adaptable: Adaptable, ids: Sequence[int], seed: int = 0) -> float:
+def relative_error(generator: NativeGenerator, adaptable: AdaptableModel, ids: Sequence[int], seed: int = 0) -> float:
     """Relative error of the engine's logits of a prompt against PyTorch's under the same random adapters, as a share of
     root mean squares. The adapters are as large as it takes to move the logits by a third, and off again afterwards."""
     assert generator.adapted is not None, "there are adapters to compare"
@@ -221,7 +225,7 @@ def relative_error(generator: NativeGenerator, adaptable: Adaptable, ids: Sequen
         adaptable.off()
 
 
-def _logits(adaptable: Adaptable, state: State, row: Tensor) -> Tensor:
+def _logits(adaptable: AdaptableModel, state: State, row: Tensor) -> Tensor:
     adaptable.put(state)
     with evaluating(adaptable.model):
         return logits(adaptable.model, row).float()

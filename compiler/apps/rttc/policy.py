@@ -77,27 +77,31 @@ def good_enough(policy: Policy, branch: Branch, worth: float) -> bool:
 
 
 def choose_answer(
-    policy: Policy, answer: Callable[[Branch], str | None], score: Callable[[str], float], decision: Decision
+    policy: Policy,
+    answer_by_branch: Callable[[Branch], str | None],
+    score_text: Callable[[str], float],
+    decision: Decision,
 ) -> str:
     """Run the branches that the policy asks for, and give the best answer among them; the first of equals.
 
-    answer   makes a branch's answer; None where it can't (no server, no samples): the policy goes on without it
-    score    of an answer
+    answer_by_branch   makes a branch's answer; None where it can't (no server, no samples): the policy goes on without
+                       it
+    score_text         of an answer
     """
     assert policy.kind != "router", "a router's choice is a policy of one branch"
     if policy.kind in BRANCHES:
         only: Branch = policy.kind
-        first_answer = answer(only)
+        first_answer = answer_by_branch(only)
         decision.branch = only if first_answer is not None else "direct"
-        return first_answer if first_answer is not None else answer("direct") or ""
+        return first_answer if first_answer is not None else answer_by_branch("direct") or ""
     texts: dict[Branch, str] = {}
     worth: dict[Branch, float] = {}
     for branch in BRANCHES:
-        text = answer(branch)
+        text = answer_by_branch(branch)
         if text is None:
             continue
         texts[branch] = text
-        decision.rewards[branch] = score(text)
+        decision.rewards[branch] = score_text(text)
         worth[branch] = policy.worth(branch, decision.rewards[branch])
         if policy.scales:
             decision.chances[branch] = worth[branch]
@@ -129,7 +133,7 @@ class Point:
     scaled: bool = False
 
 
-def trial_outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
+def simulate_policy(trial: Trial, policy: Policy) -> tuple[Branch, float]:
     """The branch that a policy takes on a trial, and the seconds it spends until then."""
     decision, spent = Decision(), [0.0]
 
@@ -142,7 +146,7 @@ def trial_outcome(trial: Trial, policy: Policy) -> tuple[Branch, float]:
 
 
 def measure(trials: Sequence[Trial], policy: Policy) -> Point:
-    choices = [trial_outcome(trial, policy) for trial in trials]
+    choices = [simulate_policy(trial, policy) for trial in trials]
     right = sum(trial.right[branch] for trial, (branch, _) in zip(trials, choices, strict=True)) / len(trials)
     shares: dict[str, float] = {name: sum(branch == name for branch, _ in choices) / len(choices) for name in BRANCHES}
     seconds = sum(s for _, s in choices) / len(trials)
@@ -176,7 +180,7 @@ def _levels(rewards: Sequence[float], steps: int) -> list[float]:
     return [ordered[0] - span, *sorted(inner), ordered[-1] + span]
 
 
-def read_policy(text: bytes) -> Policy:
+def parse_policy(text: bytes) -> Policy:
     try:
         body = json.loads(text)
         body["scales"] = {b: tuple(map(float, pair)) for b, pair in body.get("scales", {}).items()}

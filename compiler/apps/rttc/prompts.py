@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...models.rows.chat_template import render_conversation
+from ...models.rows.chat_template import render_template_or_reject
 from .sample import Sample
 
 Message = dict[str, str]
@@ -21,29 +21,31 @@ class Prompts:
     def chats(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def conversation_ids(self, messages: Sequence[Message]) -> list[int]:
+    def tokenize_conversation(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation, ready to be answered. Without a template, the messages one below the other."""
         if self.chats:
-            text = render_conversation(self.tokenizer, messages, add_generation_prompt=True)
+            text = render_template_or_reject(self.tokenizer, messages, add_generation_prompt=True)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         token_ids = self.tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
         return token_ids or [self.tokenizer.bos_token_id or 0]
 
     def question(self, text: str) -> list[int]:
-        return self.conversation_ids([{"role": "user", "content": text if self.chats else f"{text}\n"}])
+        return self.tokenize_conversation([{"role": "user", "content": text if self.chats else f"{text}\n"}])
 
-    def with_samples(
+    def tokenize_with_samples(
         self, messages: Sequence[Message], samples: Sequence[Sample], answer_tokens: int
     ) -> list[int] | None:
         """Prompt ids with as many samples in front of the last message as leave `answer_tokens` for an answer; None
         where not one does. The first sample is the nearest to the message."""
         for count in range(len(samples), 0, -1):
-            ids = self.conversation_ids([*messages[:-1], *self._example_messages(messages[-1], samples[:count])])
+            ids = self.tokenize_conversation(
+                [*messages[:-1], *self._messages_with_samples(messages[-1], samples[:count])]
+            )
             if len(ids) + answer_tokens <= self.context:
                 return ids
         return None
 
-    def _example_messages(self, last: Message, samples: Sequence[Sample]) -> list[Message]:
+    def _messages_with_samples(self, last: Message, samples: Sequence[Sample]) -> list[Message]:
         """A chat model reads answered questions as turns before its own, which it then answers alike; in one message
         with the question a small model takes them for a part of it."""
         answered = [s for s in reversed(samples) if s.question and self.chats]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...core.safe_read import MALFORMED, parse_json
+from ...core.safe_read import MALFORMED, parse_strict_json
 from .engines.index import Unreachable
 from .knowledge import KnowledgeBase, Match
 from .sample import parse_sample
@@ -31,7 +31,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _read_bounded(answer: Any, deadline: float) -> bytes:
+def _read_within_limits(answer: Any, deadline: float) -> bytes:
     """An answer, bounded in bytes and in time, however slowly it comes. Raises TimeoutError."""
     parts, n_bytes = [], 0
     while n_bytes <= _MAX_BYTES and (part := answer.read1(_MAX_BYTES + 1 - n_bytes)):
@@ -86,7 +86,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteRetriever:
     """A server of `effc serve OUT --role server`."""
 
     url: str
@@ -111,7 +111,7 @@ class Remote:
         if len(text) > _MAX_BYTES:
             raise Unreachable(f"{self.url} answered more than {_MAX_BYTES} bytes")
         try:
-            return parse_json(text), len(text)
+            return parse_strict_json(text), len(text)
         except ValueError as error:
             raise Unreachable(f"{self.url} answered no JSON") from error
 
@@ -120,7 +120,7 @@ class Remote:
         request = urllib.request.Request(self.url.rstrip("/") + path, data=request_body, headers=headers)
         try:
             with _OPENER.open(request, timeout=self.seconds) as answer:
-                return _read_bounded(answer, time.monotonic() + _SLOWEST * self.seconds)
+                return _read_within_limits(answer, time.monotonic() + _SLOWEST * self.seconds)
         except urllib.error.HTTPError as error:
             raise Unreachable(f"{self.url} refused with status {error.code}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:

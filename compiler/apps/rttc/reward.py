@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...models.rows.chat_template import render_conversation
+from ...models.rows.chat_template import render_template_or_reject
 from ...models.rows.forward import continuation_logprobs, evaluating
 from .prompts import Prompts
 
@@ -74,10 +74,10 @@ class Judge:
         from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
         from ...models.checkpoints.auxiliary_models import open_model_with_head
-        from ...models.checkpoints.model_folder import load_tokenizer, read_config, tokenizer_files
+        from ...models.checkpoints.model_folder import existing_tokenizer_files, load_tokenizer, read_model_config
 
-        config = read_config(folder / "config.json", str(folder))
-        if "auto_map" in config or not tokenizer_files(folder):
+        config = read_model_config(folder / "config.json", str(folder))
+        if "auto_map" in config or not existing_tokenizer_files(folder):
             reason = "brings its own code" if "auto_map" in config else "has no tokenizer"
             raise Reject(no_judge(f"{folder} {reason}"))
         model: Any = open_model_with_head(folder, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, str(folder))
@@ -91,7 +91,7 @@ class Judge:
         for answer in answers:
             if getattr(self._tokenizer, "chat_template", None):
                 messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                text = render_conversation(self._tokenizer, messages)
+                text = render_template_or_reject(self._tokenizer, messages)
                 inputs = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
             else:
                 inputs = self._tokenizer(question, answer, return_tensors="pt", truncation=True)

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import MALFORMED, check_regular, parse_json
-from .logistic import fit_logistic
+from ...core.safe_read import MALFORMED, parse_strict_json, refuse_irregular_file
+from .logistic import fit_logistic_regression
 from .policy import BRANCHES, Branch, Point, Trial
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import Signals
@@ -79,11 +79,11 @@ class Router:
 
 
 def open_router(folder: Path, width: int) -> Router:
-    """Of a folder; `width` is that of a query's vector."""
+    """Read and check the router of a folder; `width` is that of a query's vector."""
     try:
-        check_regular(folder / NAME)
+        refuse_irregular_file(folder / NAME)
         with safe_open(folder / NAME, "pt") as file:
-            metadata = parse_json(file.metadata()["router"])
+            metadata = parse_strict_json(file.metadata()["router"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         router = Router(
             **tensors,
@@ -114,7 +114,7 @@ def train_router(
     """
     right = torch.tensor([[float(trial.right[b]) for b in BRANCHES] for trial in trials])  # [n, branches]
     blind = torch.cat([features[:, :-_SIGNALS], torch.zeros(len(features), _SIGNALS)], dim=1)
-    looking, blindly = _strongest(features, right, seed), _strongest(blind, right, seed)
+    looking, blindly = _best_penalty(features, right, seed), _best_penalty(blind, right, seed)
     area, features, penalty = looking if looking[0] >= blindly[0] + _TELLING else blindly
     if area < LEAST_AUC and not force:
         raise Reject(
@@ -125,20 +125,20 @@ def train_router(
         )
     seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
     if price_per_second is None:
-        price_per_second = _fair_price(
+        price_per_second = _calibrated_price_per_second(
             _cross_validated_log_odds(features, right, penalty, seed).sigmoid(), right, trials
         )
     return Router(*_fit(features, right, penalty), seconds, price_per_second, area)
 
 
-def _fair_price(chances: Tensor, right: Tensor, trials: Sequence[Trial]) -> float:
-    """Of chances [n, branches] of questions that their router has not seen."""
+def _calibrated_price_per_second(probabilities: Tensor, right: Tensor, trials: Sequence[Trial]) -> float:
+    """Choose the price of a second from chances [n, branches] of questions that their router has not seen."""
     seconds = torch.tensor([[trial.seconds[b] for b in BRANCHES] for trial in trials])  # [n, branches]
     mean = seconds.mean(0)
     better = max((1, 2), key=lambda b: (float(right[:, b].mean()), -float(mean[b])))
     dearest = 1 / max(float(mean.sort().values.diff().min()), 1e-6)  # a branch that is dearer is never worth as much
     for price in (0.0, *(dearest * 1.2**-at for at in range(59, -1, -1))):
-        chosen = (chances - price * mean).argmax(1, keepdim=True)
+        chosen = (probabilities - price * mean).argmax(1, keepdim=True)
         if float(seconds.gather(1, chosen).mean()) <= float(mean[better]):
             return price
     return dearest
@@ -156,14 +156,15 @@ def _fit(features: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tenso
     mean, scale = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)  # of one question too
     # A vector's coordinates tell little each and are many: together they weigh as much as one of the two signals.
     scale = scale * torch.cat([torch.full((features.shape[1] - 2,), (features.shape[1] - 2) ** 0.5), torch.ones(2)])
-    fitted = [fit_logistic((features - mean) / scale, column, penalty) for column in right.T]
+    fitted = [fit_logistic_regression((features - mean) / scale, column, penalty) for column in right.T]
     return torch.stack([weight for weight, _ in fitted]), torch.tensor([bias for _, bias in fitted]), mean, scale
 
 
-def _strongest(features: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
+def _best_penalty(features: Tensor, right: Tensor, seed: int) -> tuple[float, Tensor, float]:
     """The largest area over questions held out that some penalty reaches, the features, and that penalty."""
     areas = {
-        penalty: _spread(_cross_validated_log_odds(features, right, penalty, seed), right) for penalty in PENALTIES
+        penalty: _auc_of_log_odds(_cross_validated_log_odds(features, right, penalty, seed), right)
+        for penalty in PENALTIES
     }
     penalty = max(areas, key=lambda p: areas[p])
     return areas[penalty], features, penalty
@@ -182,6 +183,6 @@ def _cross_validated_log_odds(features: Tensor, right: Tensor, penalty: float, s
     return log_odds
 
 
-def _spread(values: Tensor, right: Tensor) -> float:
+def _auc_of_log_odds(values: Tensor, right: Tensor) -> float:
     """Area under the curve, of all branches together: knowing that one is better than another counts too."""
     return auc(values.flatten().tolist(), [bool(r) for r in right.flatten().tolist()])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import DATA, parse_json, read_regular
+from ...core.safe_read import DATA, parse_strict_json, read_regular_file
 
 bad_samples = Fault(
     "bad-samples",
@@ -58,7 +58,7 @@ def parse_sample(body: Any) -> Sample:
 def read_samples(file: Path) -> Iterator[Sample]:
     """Samples of a file, in its order; Reject with the line that is none."""
     try:
-        text = read_regular(file, DATA).decode()
+        text = read_regular_file(file, DATA).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
         raise Reject(bad_samples(f"{file} can't be read: {reason}")) from error
@@ -68,7 +68,7 @@ def read_samples(file: Path) -> Iterator[Sample]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                yield parse_sample(parse_json(line))
+                yield parse_sample(parse_strict_json(line))
             except (ValueError, RecursionError) as error:
                 raise Reject(bad_samples(f"line {number} of {file} is no sample: {error}")) from error
 

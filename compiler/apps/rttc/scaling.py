@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .logistic import fit_logistic
+from .logistic import fit_logistic_regression
 from .policy import BRANCHES, Policy, Scales, Trial, measure
 
 _PENALTY = 0.003  # on departures and slopes: a branch with ten answers keeps near the others
 
 
 def fit_scales(trials: Sequence[Trial]) -> Scales:
-    """By branch, slope and bias.
+    """Fit a logistic slope and bias for each branch to the trials.
 
     Source: scores to chances by a logistic function, Platt 1999; several groups that share one, as in a mixed model.
     """
@@ -26,7 +26,9 @@ def fit_scales(trials: Sequence[Trial]) -> Scales:
     mean, spread = rewards.mean(), rewards.std().clamp(min=1e-6)
     branch_one_hot = torch.eye(len(BRANCHES)).repeat(len(trials), 1)  # [n * branches, branches]
     z = ((rewards - mean) / spread).flatten()[:, None]
-    weight, bias = fit_logistic(torch.cat([z, z * branch_one_hot, branch_one_hot], dim=1), right.flatten(), _PENALTY)
+    weight, bias = fit_logistic_regression(
+        torch.cat([z, z * branch_one_hot, branch_one_hot], dim=1), right.flatten(), _PENALTY
+    )
     shared, departures, shifts = weight[0], *weight[1:].chunk(2)
     slopes = (shared + departures) / spread
     biases = bias + shifts - slopes * mean

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.cache import write_atomic
-from ...core.safe_read import CONFIG, DATA, MALFORMED, check_regular, parse_json, read_json, read_regular
+from ...core.safe_read import (
+    CONFIG,
+    DATA,
+    MALFORMED,
+    parse_strict_json,
+    read_json,
+    read_regular_file,
+    refuse_irregular_file,
+)
 from .embedder import Embedder
-from .logistic import fit_logistic
+from .logistic import fit_logistic_regression
 from .reward import finite
 from .sample import bad_samples
 
@@ -71,7 +79,7 @@ class Scorer:
 
 def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
     try:
-        check_regular(folder / WEIGHTS)
+        refuse_irregular_file(folder / WEIGHTS)
         body, weight = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)["weight"]
         if body["format"] != FORMAT or body["embedder"] != embedder.identity or weight.shape != (4 * embedder.width,):
             raise ValueError("it was trained over another embedder")
@@ -82,20 +90,20 @@ def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
         ) from error
 
 
-def train_scorer(
-    graded: Sequence[LabelledAnswer],
+def train_logistic_scorer(
+    labelled_answers: Sequence[LabelledAnswer],
     embedder: Embedder,
     *,
     seed: int = 0,
     validation_share: float = 0.25,
-    penalty: float = 1e-3,
+    l2_penalty: float = 1e-3,
     force: bool = False,
 ) -> Scorer:
     """Logistic regression, by L-BFGS. Questions are split, so that no question is on both sides.
 
     Reject (weak-reward) where the AUC on the held-out questions is below 0.55, unless `force`.
     """
-    parts = split_by_question(graded, seed, validation_share)
+    parts = split_by_question(labelled_answers, seed, validation_share)
     (x, y), (x_validation, _) = [
         (
             _pair_features(embedder, [g.question for g in part], [g.answer for g in part]),
@@ -103,38 +111,38 @@ def train_scorer(
         )
         for part in parts
     ]
-    weight, bias = fit_logistic(x, y, penalty)
+    weight, bias = fit_logistic_regression(x, y, l2_penalty)
     area = auc((x_validation @ weight + bias).tolist(), [g.right for g in parts[1]])
-    refuse_weak(area, parts[1], force)
+    refuse_weak_auc(area, parts[1], force)
     return Scorer(weight, bias, embedder, area)
 
 
 def split_by_question(
-    graded: Sequence[LabelledAnswer], seed: int, validation_share: float = 0.25
+    labelled_answers: Sequence[LabelledAnswer], seed: int, validation_share: float = 0.25
 ) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
     """Training and held-out split: a share of the questions, with all of their answers."""
-    questions = sorted({g.question for g in graded})
+    questions = sorted({g.question for g in labelled_answers})
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
     validation_questions = {questions[i] for i in order[: max(1, round(validation_share * len(questions)))]}
-    return [g for g in graded if g.question not in validation_questions], [
-        g for g in graded if g.question in validation_questions
+    return [g for g in labelled_answers if g.question not in validation_questions], [
+        g for g in labelled_answers if g.question in validation_questions
     ]
 
 
-def refuse_weak(area: float, validation: Sequence[LabelledAnswer], force: bool) -> None:
+def refuse_weak_auc(auc_value: float, validation: Sequence[LabelledAnswer], force: bool) -> None:
     """Reject (weak-reward) an area on answers held out that is near a coin's, unless `force`."""
-    if area < LEAST_AUC and not force:
+    if auc_value < LEAST_AUC and not force:
         questions = len({g.question for g in validation})
         raise Reject(
             weak_reward(
-                f"the scorer's AUC is {area:.3f} on {len(validation)} answers to {questions} questions held out",
+                f"the scorer's AUC is {auc_value:.3f} on {len(validation)} answers to {questions} questions held out",
                 help="grade more answers of the own task, or use `force`",
             )
         )
 
 
 def _pair_features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-    """Both vectors, their product and their distance by coordinate, [n, 4 * width]."""
+    """Features of pairs of vectors: both, their product and their distance by coordinate, [n, 4 * width]."""
     if not answers:
         return torch.empty(0, 4 * embedder.width)
     question_vectors, answer_vectors = embedder.embed(questions), embedder.embed(list(answers))
@@ -153,14 +161,14 @@ def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
     """JSON lines with `question`, `answer` and `right`; Reject with the line that is none."""
     graded = []
     try:
-        lines = read_regular(file, DATA).decode().splitlines()
+        lines = read_regular_file(file, DATA).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Reject(bad_samples(f"{file} can't be read")) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            body = parse_json(line)
+            body = parse_strict_json(line)
             if not isinstance(body, dict) or {"question", "answer", "right"} - body.keys():
                 raise ValueError("it has not all of `question`, `answer` and `right`")
             if not isinstance(body["right"], bool):

@@ -18,7 +18,7 @@ def nearest(query: Tensor, vectors: Tensor, count: int) -> list[int]:
     return candidates[torch.sort(scores[candidates], descending=True, stable=True).indices[:count]].tolist()
 
 
-def select_diverse(query: Tensor, vectors: Tensor, count: int, noise: float = 0.01) -> list[int]:
+def select_by_posterior_variance(query: Tensor, vectors: Tensor, count: int, noise: float = 0.01) -> list[int]:
     """Rows that lower the posterior variance at the query fastest: a copy of what is known tells little more.
 
     query    [d] unit vector; vectors [n, d] unit vectors, as a linear kernel of a Gaussian process
@@ -39,4 +39,4 @@ def select_diverse(query: Tensor, vectors: Tensor, count: int, noise: float = 0.
     return [pool[at - 1] for at in chosen]
 
 
-SELECTIONS: dict[str, Selection] = {"nearest": nearest, "diverse": select_diverse}
+SELECTIONS: dict[str, Selection] = {"nearest": nearest, "diverse": select_by_posterior_variance}

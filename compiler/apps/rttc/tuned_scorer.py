@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import write_atomic
-from ...core.safe_read import CONFIG, MALFORMED, check_regular, read_json
+from ...core.safe_read import CONFIG, MALFORMED, read_json, refuse_irregular_file
 from ...models.rows.forward import evaluating
-from .attachment import KINDS, attached, attachment_paths
-from .embedder import Pooled
+from .attachment import KINDS, attached, default_attachment_paths
+from .embedder import MeanPooledEncoder
 from .reward import finite
-from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, refuse_weak, split_by_question
+from .scorer import FORMAT, NAME, WEIGHTS, LabelledAnswer, auc, broken_scorer, refuse_weak_auc, split_by_question
 
 _BATCH, _CLIP = 8, 1.0
 
@@ -32,10 +32,10 @@ class FineTunedScorer:
 
     name, scale = "scorer", "log-odds"
 
-    def __init__(self, embedder: Pooled, kind: str, rank: int, seed: int = 0):
+    def __init__(self, embedder: MeanPooledEncoder, kind: str, rank: int, seed: int = 0):
         self._embedder, self._kind, self._rank, self.auc = embedder, kind, rank, 0.5
         encoder = embedder.encoder
-        self._attachment = attached(kind, encoder, attachment_paths(encoder, kind), rank, 2.0 * rank, seed)
+        self._attachment = attached(kind, encoder, default_attachment_paths(encoder, kind), rank, 2.0 * rank, seed)
         self._head = nn.Linear(embedder.width, 1)
         nn.init.zeros_(self._head.weight)
         nn.init.zeros_(self._head.bias)
@@ -54,14 +54,14 @@ class FineTunedScorer:
         try:
             with evaluating(self._embedder.encoder):
                 for start in range(0, len(rows), _BATCH):
-                    parts.append(self._head(self._embedder.mean_of_rows(rows[start : start + _BATCH]))[:, 0])
+                    parts.append(self._head(self._embedder.mean_pooled_states(rows[start : start + _BATCH]))[:, 0])
         finally:
             self._attachment.switch(enabled=False)
         return torch.cat(parts) if parts else torch.empty(0)
 
     def fit(
         self,
-        graded: Sequence[LabelledAnswer],
+        labelled_answers: Sequence[LabelledAnswer],
         *,
         epochs: int = 2,
         lr: float = 1e-3,
@@ -70,8 +70,8 @@ class FineTunedScorer:
         on_progress: Callable[[int, int], None] = lambda at, of: None,
     ) -> None:
         """AdamW over shuffled answers; no step is begun after `seconds`. Both kinds weigh alike, however many."""
-        rows = self._embedder.pairs([g.question for g in graded], [g.answer for g in graded])
-        right = torch.tensor([float(g.right) for g in graded])
+        rows = self._embedder.pairs([g.question for g in labelled_answers], [g.answer for g in labelled_answers])
+        right = torch.tensor([float(g.right) for g in labelled_answers])
         share = float(right.mean().clamp(0.05, 0.95))
         weights = torch.where(right > 0, 0.5 / share, 0.5 / (1 - share))
         parameters = [*self._attachment.parameters().values(), *self._head.parameters()]
@@ -85,7 +85,7 @@ class FineTunedScorer:
             for step, part in enumerate(parts):
                 if time.monotonic() > until:
                     break
-                odds = self._head(self._embedder.mean_of_rows([rows[i] for i in part.tolist()]))[:, 0]
+                odds = self._head(self._embedder.mean_pooled_states([rows[i] for i in part.tolist()]))[:, 0]
                 loss = nn.functional.binary_cross_entropy_with_logits(odds, right[part], weights[part])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -115,9 +115,9 @@ class FineTunedScorer:
                 parameter.copy_(tensors[name])
 
 
-def train_tuned_scorer(
-    graded: Sequence[LabelledAnswer],
-    embedder: Pooled,
+def train_fine_tuned_scorer(
+    labelled_answers: Sequence[LabelledAnswer],
+    embedder: MeanPooledEncoder,
     kind: str,
     *,
     rank: int = 8,
@@ -127,18 +127,18 @@ def train_tuned_scorer(
 ) -> FineTunedScorer:
     """Train one; questions are split, so that none is on both sides. Reject (weak-reward) where the AUC on those held
     out is below 0.55, unless `force`."""
-    learned, validation = split_by_question(graded, seed)
+    learned, validation = split_by_question(labelled_answers, seed)
     scorer = FineTunedScorer(embedder, kind, rank, seed)
     scorer.fit(learned, seed=seed, **how)
     odds = scorer.log_odds([g.question for g in validation], [g.answer for g in validation])
     scorer.auc = auc(odds.tolist(), [g.right for g in validation])
-    refuse_weak(scorer.auc, validation, force)
+    refuse_weak_auc(scorer.auc, validation, force)
     return scorer
 
 
-def open_tuned_scorer(folder: Path, embedder: Pooled) -> FineTunedScorer:
+def open_tuned_scorer(folder: Path, embedder: MeanPooledEncoder) -> FineTunedScorer:
     try:
-        check_regular(folder / WEIGHTS)
+        refuse_irregular_file(folder / WEIGHTS)
         body, tensors = read_json(folder / NAME, CONFIG), load_file(folder / WEIGHTS)
         kind, rank = body["kind"], body["rank"]
         if kind not in KINDS or type(rank) is not int or not 1 <= rank <= 256 or body["format"] != FORMAT:

@@ -24,7 +24,7 @@ class AccessLog:
         self._out, self._dropped = out, 0
         self._lines: queue.Queue[str] = queue.Queue(_WAITING)
         if out is not None:
-            threading.Thread(target=self._write, name="effc-log", daemon=True).start()
+            threading.Thread(target=self._write_lines_forever, name="effc-log", daemon=True).start()
 
     def add(self, **line: Any) -> None:
         if self._out is None:
@@ -45,7 +45,7 @@ class AccessLog:
             waiting.start()
             waiting.join(1)
 
-    def _write(self) -> None:
+    def _write_lines_forever(self) -> None:
         assert self._out is not None, "a log that goes nowhere has no thread"
         while True:
             line = self._lines.get()

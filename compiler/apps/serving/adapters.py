@@ -19,12 +19,12 @@ no_adapter = Fault(
 )
 
 
-def parse_adapters(texts: Sequence[str]) -> dict[str, Path]:
+def parse_adapter_options(name_folder_pairs: Sequence[str]) -> dict[str, Path]:
     """Folders of interventions by name, out of `NAME=FOLDER`. Raises Reject (no-adapter)."""
     from ...artifacts.reft import FILE, FOLDER
 
     folders: dict[str, Path] = {}
-    for text in texts:
+    for text in name_folder_pairs:
         name, equals, path_text = text.partition("=")
         if not equals or not name or not path_text or any(mark in name for mark in ":/ ") or not name.isprintable():
             raise Reject(no_adapter(f"`--adapter {text}` names no adapter", help="write --adapter NAME=FOLDER"))
@@ -40,12 +40,12 @@ def parse_adapters(texts: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def models_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
+def copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) -> dict[str, Any]:
     """The model once more for every folder, with its interventions on: other modules over the same tensors.
 
     Raises Reject where the model is none of torch, or another than an adapter was trained in.
     """
-    from ...artifacts.reft import attach_interventions, base_hash, other_base, read_reft
+    from ...artifacts.reft import attach_interventions, base_hash, other_base, read_reft_folder
     from ...runtimes.model import DecoderModel
 
     if not folders:
@@ -60,7 +60,7 @@ def models_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) ->
     base_sha, result = base_hash(model), {}
     for name, folder in folders.items():
         _check_files(folder)
-        base, _ = read_reft(folder)
+        base, _ = read_reft_folder(folder)
         if base["sha256"] != base_sha:
             raise Reject(
                 other_base(
@@ -70,7 +70,7 @@ def models_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) ->
             )
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         result[name] = copy.deepcopy(model, shared)
-        attach_interventions(result[name], folder, check=False)
+        attach_interventions(result[name], folder, check_base=False)
         result[name].eval()
     return result
 
@@ -80,7 +80,7 @@ def _check_files(folder: Path) -> None:
     from ...artifacts.manifest import NAME, read_manifest, verify_files
 
     if (folder.parent / NAME).is_file():
-        verify_files(folder.parent, read_manifest(folder.parent), prefix=folder.name)
+        verify_files(folder.parent, read_manifest(folder.parent), only_below=folder.name)
 
 
 class AdapterChats:

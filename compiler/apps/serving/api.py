@@ -51,7 +51,7 @@ class Service:
         """The answer to a request, whole or as a stream."""
         check_name(request_body.model, *self.adapters)
         encode: Callable[[Any], list[int]] = (
-            self._chat_ids if isinstance(request_body, ChatRequest) else self._prompt_ids
+            self._conversation_ids if isinstance(request_body, ChatRequest) else self._prompt_ids
         )
         async with slot(call, len(await call.body())):
             ids = await asyncio.to_thread(encode, request_body)
@@ -88,9 +88,9 @@ class Service:
                 media_type="text/event-stream",
                 background=BackgroundTask(self.scheduler.cancel, job),
             )
-        return await self._complete_response(answer, request_body, pieces, call, job)
+        return await self._response_when_complete(answer, request_body, pieces, call, job)
 
-    async def _complete_response(
+    async def _response_when_complete(
         self, answer: Answer, request_body: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any
     ) -> Any:
         async def leave() -> None:
@@ -112,7 +112,7 @@ class Service:
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
-    def _chat_ids(self, request_body: ChatRequest) -> list[int]:
+    def _conversation_ids(self, request_body: ChatRequest) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
             raise ErrorResponse(
                 400,
@@ -129,7 +129,7 @@ class Service:
                 "messages",
                 "context_length_exceeded",
             )
-        self._check_length(sum(len(message["content"]) for message in messages), "messages")
+        self._refuse_long_text(sum(len(message["content"]) for message in messages), "messages")
         try:
             text = render_template(self.tokenizer, messages, add_generation_prompt=True)
         except (TemplateError, ValueError) as error:
@@ -154,29 +154,29 @@ class Service:
         return ids
 
     def _ids(self, text: str, field: str, add_special_tokens: bool) -> list[int]:
-        self._check_length(len(text), field)
+        self._refuse_long_text(len(text), field)
         try:
             return self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         except Reject as rejection:
             raise ErrorResponse(400, "the model's tokenizer breaks at this text", field) from rejection
 
-    def _check_length(self, characters: int, field: str) -> None:
+    def _refuse_long_text(self, n_characters: int, field: str) -> None:
         """Whether a text may fit: megabytes would take seconds to be found too long token by token."""
-        if characters > self._max_characters:
+        if n_characters > self._max_characters:
             raise ErrorResponse(
                 400,
-                f"the model's context is {self.context} tokens, and {characters} characters are more",
+                f"the model's context is {self.context} tokens, and {n_characters} characters are more",
                 field,
                 "context_length_exceeded",
             )
 
-    def _make_request(self, body: ChatRequest | CompletionRequest, ids: list[int]) -> Request:
-        available = self.context - len(ids)
+    def _make_request(self, body: ChatRequest | CompletionRequest, prompt_ids: list[int]) -> Request:
+        available = self.context - len(prompt_ids)
         max_tokens = max(1, available) if body.token_limit is None else body.token_limit
         if max_tokens > available:
             raise ErrorResponse(
                 400,
-                f"the model's context is {self.context} tokens, and {len(ids)} of the prompt "
+                f"the model's context is {self.context} tokens, and {len(prompt_ids)} of the prompt "
                 f"and {max_tokens} of the answer are more",
                 "messages" if isinstance(body, ChatRequest) else "prompt",
                 "context_length_exceeded",
@@ -188,7 +188,7 @@ class Service:
             "repetition_penalty": body.repetition_penalty,
         }
         return Request(
-            tuple(ids),
+            tuple(prompt_ids),
             max_tokens,
             stops=body.stops,
             alternatives=body.alternatives,

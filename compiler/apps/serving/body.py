@@ -23,7 +23,7 @@ _STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOT
 _slots: WeakKeyDictionary[Any, RequestSlots] = WeakKeyDictionary()  # by application
 
 
-async def read_body(call: Call, form: type[Form]) -> Form:
+async def parse_body(call: Call, body_class: type[Form]) -> Form:
     """Parse the body of a request; ErrorResponse in OpenAI's form where it is wrong.
 
     A browser sends JSON to a stranger's server only after it has asked whether it may: other types are refused,
@@ -40,7 +40,7 @@ async def read_body(call: Call, form: type[Form]) -> Form:
         )
     body = await call.body()
     async with slot(call, len(body)):
-        return await asyncio.to_thread(_validate, body, form)
+        return await asyncio.to_thread(_parse_and_validate, body, body_class)
 
 
 def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
@@ -50,16 +50,18 @@ def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
     return _slots.setdefault(call.app, RequestSlots()).slot(client, size)
 
 
-def add_text_routes(app: FastAPI, answer: Callable[[ChatRequest | CompletionRequest, Call], Awaitable[Any]]) -> None:
+def add_text_routes(
+    app: FastAPI, answer_request: Callable[[ChatRequest | CompletionRequest, Call], Awaitable[Any]]
+) -> None:
     """Give an application the two routes that ask for texts."""
 
     @app.post("/v1/chat/completions")
     async def chat(call: Call) -> Any:
-        return await answer(await read_body(call, ChatRequest), call)
+        return await answer_request(await parse_body(call, ChatRequest), call)
 
     @app.post("/v1/completions")
     async def complete(call: Call) -> Any:
-        return await answer(await read_body(call, CompletionRequest), call)
+        return await answer_request(await parse_body(call, CompletionRequest), call)
 
 
 def _has_too_many_containers(body: bytes) -> bool:
@@ -71,7 +73,7 @@ def _has_too_many_containers(body: bytes) -> bool:
     return any(number >= _MAX_CONTAINERS for number, _ in enumerate(outside))
 
 
-def _validate(body: bytes, form: type[Form]) -> Form:
+def _parse_and_validate(body: bytes, body_class: type[Form]) -> Form:
     if _has_too_many_containers(body):
         raise ErrorResponse(400, f"the body has more than {_MAX_CONTAINERS} lists and objects")
     try:
@@ -83,7 +85,7 @@ def _validate(body: bytes, form: type[Form]) -> Form:
     if len(parsed) > _MAX_FIELDS:  # each that is unknown would be complained of, and the first is told
         raise ErrorResponse(400, f"the body has {len(parsed)} fields, and no request has more than {_MAX_FIELDS}")
     try:
-        return form.model_validate(parsed)
+        return body_class.model_validate(parsed)
     except Unsupported as error:
         raise ErrorResponse(400, str(error), error.name, "unsupported_parameter") from None
     except ValidationError as error:

@@ -9,7 +9,7 @@ import torch
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...artifacts.openers.export import Exported
-from ...models.rows.chat_template import render_conversation
+from ...models.rows.chat_template import render_template_or_reject
 from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
 from .text import TextDecoder
@@ -88,13 +88,13 @@ class ChatSession:
         A KeyboardInterrupt ends the answer; what was said stays in the history.
         """
         messages = [*self.history, {"role": "user", "content": prompt}]
-        inputs, messages = self._encode(messages, prompt)
+        inputs, messages = self._encode_within_context(messages, prompt)
         stream = _Stream(self.tokenizer, on_text)
         started, stop = time.monotonic(), ""
         torch.manual_seed(self.seed)
         try:
             with torch.inference_mode():
-                self.model.generate(**inputs, **self._sampling(), streamer=stream)
+                self.model.generate(**inputs, **self._generation_options(), streamer=stream)
         except KeyboardInterrupt:
             stop = "stopped"
         stream.end()
@@ -104,11 +104,11 @@ class ChatSession:
         prompt_tokens, seconds = inputs["input_ids"].shape[1], time.monotonic() - started
         return Reply(stream.text, prompt_tokens, len(stream.tokens), seconds, stop)
 
-    def _encode(self, messages: list[Message], prompt: str) -> tuple[dict[str, Any], list[Message]]:
+    def _encode_within_context(self, messages: list[Message], prompt: str) -> tuple[dict[str, Any], list[Message]]:
         """Token ids; the oldest exchanges are forgotten where the model has too few positions."""
         max_positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         while True:
-            ids = self._ids(messages, prompt)
+            ids = self._prompt_ids(messages, prompt)
             if ids.shape[1] < max_positions:
                 break
             if len(messages) == 1:
@@ -119,9 +119,9 @@ class ChatSession:
         ids = ids.to(device_of(self.model))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, messages
 
-    def _ids(self, messages: Sequence[Message], prompt: str) -> torch.Tensor:
+    def _prompt_ids(self, messages: Sequence[Message], prompt: str) -> torch.Tensor:
         if self.chats:
-            text = render_conversation(self.tokenizer, messages, add_generation_prompt=True)
+            text = render_template_or_reject(self.tokenizer, messages, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(prompt)["input_ids"]
@@ -129,7 +129,7 @@ class ChatSession:
         ids = ids or [start if start is not None else self.tokenizer.eos_token_id or 0]
         return torch.tensor([ids])
 
-    def _sampling(self) -> dict[str, Any]:
+    def _generation_options(self) -> dict[str, Any]:
         eos = self.model.generation_config.eos_token_id
         eos = self.tokenizer.eos_token_id if eos is None else eos
         pad = self.tokenizer.pad_token_id

@@ -70,7 +70,7 @@ def _length(event: h11.Request | h11.EndOfMessage) -> int:
     return line + sum(len(name) + len(value) + 4 for name, value in event.headers)  # ": " and the line's end
 
 
-class Connection(H11Protocol):
+class UvicornConnection(H11Protocol):
     """Closed where headers don't come in time, at once where as many as may are open.
 
     The time runs from the first moment, or the first byte of a later request, to the end of the headers:
@@ -87,7 +87,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections or self._is_crowd():
-            transport.write(_raw_response(503, "as many connections are open as may", "too_many_connections"))
+            transport.write(_raw_error_response(503, "as many connections are open as may", "too_many_connections"))
             transport.close()
         else:
             self._watch()
@@ -115,7 +115,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP, or headers without end."""
-        self.transport.write(_raw_response(400, "the request is not HTTP, or its headers are too long", None))
+        self.transport.write(_raw_error_response(400, "the request is not HTTP, or its headers are too long", None))
         self.transport.close()
 
     def _watch(self) -> None:
@@ -127,7 +127,9 @@ class Connection(H11Protocol):
     def _late(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
-            self.transport.write(_raw_response(408, f"no whole request came in {self.limits.seconds:g} s", "timeout"))
+            self.transport.write(
+                _raw_error_response(408, f"no whole request came in {self.limits.seconds:g} s", "timeout")
+            )
             self.transport.close()
 
     def _forget(self) -> None:
@@ -136,13 +138,13 @@ class Connection(H11Protocol):
             self._timer = None
 
 
-def protocol_of(limits: Limits) -> type[Connection]:
+def protocol_of(limits: Limits) -> type[UvicornConnection]:
     """The class that uvicorn makes an object of for each connection."""
-    return type("Connection", (Connection,), {"limits": limits})
+    return type("UvicornConnection", (UvicornConnection,), {"limits": limits})
 
 
 def uvicorn_settings(limits: Limits) -> dict[str, Any]:
-    """Of uvicorn's Config."""
+    """Options of uvicorn's Config."""
     return {
         "http": protocol_of(limits),
         "loop": "asyncio",  # which accepts by the socket's own method
@@ -152,7 +154,7 @@ def uvicorn_settings(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _raw_response(status: int, message: str, code: str | None) -> bytes:
+def _raw_error_response(status: int, message: str, code: str | None) -> bytes:
     """A whole answer, for where no request was read that one could belong to."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     body = json.dumps(error_body(message, kind, None, code)).encode()

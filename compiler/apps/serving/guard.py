@@ -16,7 +16,7 @@ from .answers import ErrorResponse
 from .errors import failure, traceback_location
 from .keys import Keys
 from .limits import Limits
-from .rate import Rate
+from .rate import RateLimit
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -39,14 +39,14 @@ class Admission:
 
     keys: Keys = field(default_factory=Keys)
     hosts: Collection[str] | None = None
-    rate: Rate | None = None
+    rate: RateLimit | None = None
 
     def count(self, path: str, key: int | None, address: str) -> None:
         """Refused who asks too often."""
         if self.rate is not None and path not in _OFTEN:
-            self.rate.count_request(f"key {key}" if key is not None else address)
+            self.rate.count_or_refuse(f"key {key}" if key is not None else address)
 
-    def authorize(self, path: str, headers: dict[str, str]) -> int | None:
+    def authorized_key_index(self, path: str, headers: dict[str, str]) -> int | None:
         """The number of the key; Refused who may not ask."""
         host = _name(headers.get("host", ""))
         if self.hosts is not None and host not in self.hosts:
@@ -98,11 +98,11 @@ class _Exchange:
         self._left = False
 
     async def handle(
-        self, app: Any, admission: Admission, log: AccessLog, count: Callable[[str, int, float], None]
+        self, app: Any, admission: Admission, log: AccessLog, count_response: Callable[[str, int, float], None]
     ) -> None:
         started, key, broken = time.monotonic(), None, None
         try:
-            key = admission.authorize(self._scope["path"], self._headers)
+            key = admission.authorized_key_index(self._scope["path"], self._headers)
             self._scope["state"]["key"] = key
             admission.count(self._scope["path"], key, (self._scope.get("client") or ("",))[0])
             if self._scope["method"] == "POST":
@@ -118,10 +118,10 @@ class _Exchange:
                 await self._send_refusal(ErrorResponse(500, failure(self._id), code="internal_error"))
         finally:
             seconds = time.monotonic() - started
-            self._log_line(log, key, broken, seconds)
-            count(self._scope["path"], self._status or 499, seconds)
+            self._log_response(log, key, broken, seconds)
+            count_response(self._scope["path"], self._status or 499, seconds)
 
-    def _log_line(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
+    def _log_response(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
         """A line; health and metrics, asked every few seconds, have none while all is well."""
         path, well = self._scope["path"], self._status < 400 and not broken
         if path in _OFTEN and well:
@@ -149,7 +149,7 @@ class _Exchange:
         try:
             async with asyncio.timeout(self._limits.slow):
                 if length.isdigit() and int(length) > self._limits.drained:
-                    raise self._too_large()
+                    raise self._too_large_error()
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
@@ -159,7 +159,7 @@ class _Exchange:
                     if total > max_bytes:
                         chunks.clear()
                     if total > self._limits.drained or (total > max_bytes and not message.get("more_body")):
-                        raise self._too_large()
+                        raise self._too_large_error()
                     if not message.get("more_body"):
                         return b"".join(chunks)
         except TimeoutError:
@@ -170,7 +170,7 @@ class _Exchange:
                 headers={"Connection": "close"},
             ) from None
 
-    def _too_large(self) -> ErrorResponse:
+    def _too_large_error(self) -> ErrorResponse:
         return ErrorResponse(
             413,
             f"the body has more than {self._limits.body} bytes, the most that this server reads",

@@ -64,7 +64,7 @@ class AnyRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def drop_defaults(cls, body: Any) -> Any:
+    def drop_neutral_settings(cls, body: Any) -> Any:
         """Drop settings that are given as what they are here; refuse other values of them."""
         if not isinstance(body, dict):
             return body
@@ -139,7 +139,7 @@ class ChatRequest(AnyRequest):
 
     @field_validator("messages", mode="before")
     @classmethod
-    def are_few(cls, messages: Any) -> Any:
+    def refuse_many_messages(cls, messages: Any) -> Any:
         """Counted before the first of them is looked at."""
         if not isinstance(messages, list):
             return messages

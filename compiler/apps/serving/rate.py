@@ -10,7 +10,7 @@ from .answers import ErrorResponse
 _MAX_KEYS = 10_000  # clients that are remembered; the one not seen for longest is forgotten, and has a full bucket then
 
 
-class Rate:
+class RateLimit:
     """
     per_minute    requests of one client: of a key, or of an address where there are no keys
     burst         that may come at once after a pause; a quarter of a minute's, one at least
@@ -23,13 +23,13 @@ class Rate:
         self.burst = max(1.0, per_minute / 4)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when it was so
 
-    def count_request(self, client: str) -> None:
+    def count_or_refuse(self, client_address: str) -> None:
         """Count a request of a client; Refused (429) where it asks too often."""
         with self._lock:
             current = self._clock()
-            left, before = self._buckets.pop(client, (self.burst, current))
+            left, before = self._buckets.pop(client_address, (self.burst, current))
             left = min(self.burst, left + (current - before) * self._each)
-            self._buckets[client] = (left - 1 if left >= 1 else left, current)
+            self._buckets[client_address] = (left - 1 if left >= 1 else left, current)
             if len(self._buckets) > _MAX_KEYS:
                 self._buckets.popitem(last=False)
         if left < 1:

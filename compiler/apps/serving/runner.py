@@ -47,7 +47,7 @@ class CachedModel:
         self.context = getattr(config, "max_position_embeddings", None) or 1 << 20
         self.vocabulary = config.vocab_size
 
-    def assign_adapter(self, sequence: int, adapter: str) -> bool:
+    def set_sequence_adapter(self, sequence: int, adapter: str) -> bool:
         """Let a new sequence run on an adapter's model, "" for the plain one; whether its prompt must come whole.
 
         Interventions edit the first and the last tokens of a prompt, which they know if it is read in one forward.
@@ -102,7 +102,7 @@ def try_out(runner: Decoder) -> None:
         raise ValueError(f"logits of {tuple(logits.shape)} for {runner.vocabulary} tokens")
 
 
-def make_runner(model: Any, label: str, adapters: Mapping[str, Any] | None = None) -> Decoder:
+def make_decoder(model: Any, label: str, adapters: Mapping[str, Any] | None = None) -> Decoder:
     """The native engine of an artifact that has one, else the model; Reject where that can't be served.
 
     adapters    as `CachedModel` has them; `adapters.views` makes them

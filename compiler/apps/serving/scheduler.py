@@ -117,7 +117,7 @@ class Scheduler:
 
     def _run_loop(self) -> None:
         try:
-            while self._admit_waiting():
+            while self._wait_and_admit_jobs():
                 self._run_batch()
         finally:  # also where it breaks: nobody waits for ever
             with self._changed:
@@ -125,7 +125,7 @@ class Scheduler:
                 for job in [*self._running, *self._waiting]:
                     self._finish_job(job, "cancelled", STOPS)
 
-    def _admit_waiting(self) -> bool:
+    def _wait_and_admit_jobs(self) -> bool:
         """Wait for work; drop what was cancelled, and give free places to those who wait longest."""
         with self._changed:
             while True:
@@ -151,7 +151,7 @@ class Scheduler:
         return sequence
 
     def _run_batch(self) -> None:
-        """One call of the model, and what follows from it."""
+        """Run the next batch of tokens through the model, and advance or finish its jobs."""
         batch = self._next_batch()
         ids = [token for _, tokens in batch for token in tokens]
         owners = [job.owner for job, tokens in batch for _ in tokens]
@@ -178,7 +178,7 @@ class Scheduler:
             self._advance_job(job, row)
 
     def _next_batch(self) -> list[tuple[Job, list[int]]]:
-        """Whose tokens go into the next call: answers first, then prompts in the order in which they came."""
+        """Choose the tokens of the next call: answers first, then prompts in the order in which they came."""
         growing = [job for job in self._running if not job.starting]
         prompt_budget = SHARED_PROMPT_TOKENS if growing else PROMPT_TOKENS
         batch = [(job, job.pending) for job in growing]

@@ -66,10 +66,13 @@ class NetworkSettings:
     origins: Sequence[str] = ()
 
 
-def make_admission(listener: socket.socket, host: str, keys: Keys, allowed: Sequence[str], insecure: bool) -> Admission:
-    """Who may ask at an address. On this machine's own, only under its own names; elsewhere, only with a key."""
+def make_admission_or_refuse(
+    listener: socket.socket, host: str, keys: Keys, allowed_hosts: Sequence[str], insecure: bool
+) -> Admission:
+    """Admission rules of an address; Reject an open one without a key. On this machine's own, only under its own names;
+    elsewhere, only with a key."""
     if loopback(listener.getsockname()[0]):
-        return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed)})
+        return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed_hosts)})
     if not keys and not insecure:
         raise Reject(
             open_server(
@@ -77,10 +80,10 @@ def make_admission(listener: socket.socket, host: str, keys: Keys, allowed: Sequ
                 help="`--api-key $(openssl rand -hex 24)` makes one; --insecure insists",
             )
         )
-    return Admission(keys, {name.lower() for name in allowed} or None)
+    return Admission(keys, {name.lower() for name in allowed_hosts} or None)
 
 
-def check_certificate(cert: Path | None, key: Path | None) -> None:
+def refuse_unusable_certificate(cert: Path | None, key: Path | None) -> None:
     """Reject files that TLS could not use, before a model is loaded."""
     if cert is None and key is None:
         return
@@ -121,7 +124,7 @@ def url_of(listener: socket.socket, secure: bool = False) -> str:
     return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def with_guard(app: FastAPI, count: Callable[[str, int, float], None], entrance: NetworkSettings) -> Any:
+def with_guard(app: FastAPI, count: Callable[[str, int, float], None], network: NetworkSettings) -> Any:
     """An application behind all that keeps strangers off; `count` hears the path, status and seconds of an answer."""
     known = {getattr(route, "path", "") for route in app.routes}
 
@@ -129,20 +132,20 @@ def with_guard(app: FastAPI, count: Callable[[str, int, float], None], entrance:
         """Paths that strangers make up are one, or they would fill the memory."""
         count(path if path in known else "other", status, seconds)
 
-    guard = Guard(app, entrance.admission, entrance.limits, entrance.log, metric_path)
-    if not entrance.origins:
+    guard = Guard(app, network.admission, network.limits, network.log, metric_path)
+    if not network.origins:
         return guard
     return CORSMiddleware(
         guard,
-        allow_origins=list(entrance.origins),
+        allow_origins=list(network.origins),
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type"],
         expose_headers=["X-Request-Id"],
     )
 
 
-def run_server(
-    app: Any, listener: LimitedSocket, entrance: NetworkSettings, ready: Callable[[], None], stop: Callable[[], None]
+def run_until_signal(
+    app: Any, listener: LimitedSocket, network: NetworkSettings, ready: Callable[[], None], stop: Callable[[], None]
 ) -> None:
     """Answer until a signal comes; it is raised again at the end, as KeyboardInterrupt under `effc`.
 
@@ -156,16 +159,16 @@ def run_server(
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=1,
-        ssl_certfile=entrance.cert,
-        ssl_keyfile=entrance.key,
-        **uvicorn_settings(entrance.limits),
+        ssl_certfile=network.cert,
+        ssl_keyfile=network.key,
+        **uvicorn_settings(network.limits),
     )
-    listener.max_connections = entrance.limits.connections + SPARE
+    listener.max_connections = network.limits.connections + SPARE
     with closing(listener):
         try:
-            _Server(config, ready, stop, entrance.limits.seconds).run(sockets=[listener])
+            _Server(config, ready, stop, network.limits.seconds).run(sockets=[listener])
         finally:
-            entrance.log.close()
+            network.log.close()
 
 
 class _Server(uvicorn.Server):

@@ -20,11 +20,11 @@ def check_name(name: str, *known: str) -> None:
 async def sse_events(
     answer: Answer,
     pieces: AsyncIterator[Piece],
-    usage: bool,
+    with_usage: bool,
     logprobs: bool = False,
-    beside: Mapping[str, Any] | None = None,
+    extra_fields: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[str]:
-    """An answer as server-sent events, as its pieces come. `beside` are fields of the last one."""
+    """An answer as server-sent events, as its pieces come. `extra_fields` are fields of the last one."""
     for chunk in answer.opening():
         yield event(chunk)
     async for piece in pieces:
@@ -33,10 +33,10 @@ async def sse_events(
             return
         answer.add(piece)
         chunk = answer.chunk(piece, logprobs)
-        yield event({**chunk, **(beside or {})} if piece.finish else chunk)
+        yield event({**chunk, **(extra_fields or {})} if piece.finish else chunk)
         if piece.finish:
             break
-    if usage:
+    if with_usage:
         yield event(answer.closing())
     yield DONE
 

@@ -24,16 +24,16 @@ class TextDecoder:
         self._ids.append(token)
         text = self._decoded()
         complete = text.rstrip(_HOLE)  # some decoders make holes of all bytes of a run, also of good ones
-        return self._emit(complete, settled=complete == text)
+        return self._emit(complete, is_final=complete == text)
 
     def end(self) -> str:
         """Flush buffered bytes that form no character."""
-        return self._emit(self._decoded(), settled=True)
+        return self._emit(self._decoded(), is_final=True)
 
-    def _emit(self, text: str, settled: bool) -> str:
+    def _emit(self, text: str, is_final: bool) -> str:
         new_text = text[len(self._emitted) :]
         self._emitted = text if new_text else self._emitted
-        if settled and new_text:
+        if is_final and new_text:
             self._ids = self._ids[self._n_final :]
             self._n_final, self._emitted = len(self._ids), self._decoded()
         return new_text

@@ -76,7 +76,7 @@ def check_packages() -> None:
     check_modules(("jinja2", "vl_convert"), "report", "a report")
 
 
-def draw_chart(
+def render_chart(
     title: str,
     description: str,
     spec: Mapping[str, Any],
@@ -129,18 +129,18 @@ def _render_svg(spec: Mapping[str, Any], width: int, height: int) -> str:
 def clean(svg: str) -> str:
     """Sanitised drawing: known elements and attributes alone, numbers with two decimals."""
     root = ElementTree.fromstring(svg)
-    _sanitise_element(root)
+    _remove_unlisted_svg(root)
     ElementTree.register_namespace("", SVG)
     return ElementTree.tostring(root, encoding="unicode").replace(f' xmlns="{SVG}"', "", 1)
 
 
-def _sanitise_element(element: ElementTree.Element) -> None:
+def _remove_unlisted_svg(element: ElementTree.Element) -> None:
     for child in list(element):
         tag = child.tag.removeprefix(f"{{{SVG}}}") if isinstance(child.tag, str) else ""
         if tag not in TAGS or child.get("opacity") == "0" or child.get("display") == "none":
             element.remove(child)
             continue
-        _sanitise_element(child)
+        _remove_unlisted_svg(child)
         if tag == "g" and not len(child):
             element.remove(child)
     for name, value in list(element.attrib.items()):

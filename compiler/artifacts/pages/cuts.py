@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.quantity import count, count_text, significant_digits
-from ..search_summary import search_counts_text
-from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart, hue
+from ..search_summary import search_summary_text
+from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
 from .sheet import number, table, word
 
 DOTS, MAX_ROWS = 400, 2000  # candidates that are drawn, and cuts that are read
@@ -36,8 +36,8 @@ class Cut:
         return Cut(name, KINDS.get(kind, kind), score, number(decision.get("runner_up")), saved, other_scores)
 
 
-def cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """None where a step cut less than twice."""
+def score_after_cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Chart of the score after each cut; None where a step cut less than twice."""
     steps = [cut for decision in decisions[:MAX_ROWS] if (cut := Cut.from_decision(decision))]
     if len(steps) < 2:
         return None
@@ -47,16 +47,16 @@ def cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
         f"{by} over what is saved, in {count_text(len(steps), 'cut')}: "
         f"{significant_digits(steps[0].score)} after the first, "
         f"{significant_digits(steps[-1].score)} after the last, with {steps[-1].saved:.1f} % saved: "
-        f"{search_counts_text(decisions[:MAX_ROWS])}."
+        f"{search_summary_text(decisions[:MAX_ROWS])}."
     )
     listed = [
         (str(i), cut.name, cut.kind, significant_digits(cut.score), _or_empty(cut.second), f"{cut.saved:.2f} %")
         for i, cut in enumerate(steps, 1)
     ]
-    return draw_chart(
+    return render_chart(
         f"{count_text(len(steps), 'cut')}, chosen by {count(n_scores)} scores",
         description,
-        _cuts_spec(steps, by),
+        _score_after_cuts_spec(steps, by),
         ("cut", "what", "kind", by, "runner-up", "saved"),
         listed,
         note=f"A dot is a cut, at the {by} after it. The faint ones are candidates that were scored and not chosen.",
@@ -64,7 +64,7 @@ def cuts_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     )
 
 
-def _cuts_spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
+def _score_after_cuts_spec(cut_list: Sequence[Cut], by: str) -> dict[str, Any]:
     low, high = min(cut.score for cut in cut_list), max(cut.score for cut in cut_list)
     extent = (high - low) or abs(high) or 1.0
     least, upper = low - 0.12 * extent, high + 0.35 * extent

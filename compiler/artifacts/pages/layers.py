@@ -65,22 +65,22 @@ class Layers:
 def layers(manifest: Manifest) -> list[Layers]:
     """One for a model, one for each point of a front, none where no profile is known."""
     if manifest.members:
-        return [drawing for m in manifest.members if (drawing := _layers_table(m["profile"], m["name"])).rows]
-    drawing = _layers_table(manifest.profile)
+        return [drawing for m in manifest.members if (drawing := _layer_width_table(m["profile"], m["name"])).rows]
+    drawing = _layer_width_table(manifest.profile)
     return [drawing] if drawing.rows else []
 
 
-def _layers_table(profile: Mapping[str, Any], name: str = "") -> Layers:
+def _layer_width_table(profile: Mapping[str, Any], name: str = "") -> Layers:
     before, after = profile.get("before", {}), profile.get("after", {})
-    result = Layers(name, _branch_columns(before, after))
+    result = Layers(name, _width_columns(before, after))
     for path in sorted(before, key=numbered):
-        cells = [_cell(path, column, before[path], after.get(path, {})) for column in result.columns]
+        cells = [_width_cell(path, column, before[path], after.get(path, {})) for column in result.columns]
         if any(cells):
             result.rows.append((path.rpartition(".")[2], path, cells))
     return result
 
 
-def _branch_columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column]:
+def _width_columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Column]:
     """Branches in the order of the first layer that has them, each with the kinds that it counts."""
     columns: dict[tuple[str, str], Column] = {}
     for path, branches in before.items():
@@ -90,7 +90,7 @@ def _branch_columns(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
                 kinds.remove("heads") if "heads" in kinds else None
             for kind in kinds:
                 column = columns.setdefault((branch, kind), Column(branch, kind))
-                full, left = _widths(was, after.get(path, {}).get(branch), kind)
+                full, left = _widths_before_and_after(was, after.get(path, {}).get(branch), kind)
                 column.widest = max(column.widest, full)
                 column.was, column.left = column.was + full, column.left + (full if left is None else left)
     return list(columns.values())
@@ -107,7 +107,9 @@ def _lost_query_heads_only(branch: str, before: Mapping[str, Any], after: Mappin
     return False
 
 
-def _widths(before: Mapping[str, Any], after: Mapping[str, Any] | None, kind: str) -> tuple[int, int | None]:
+def _widths_before_and_after(
+    before: Mapping[str, Any], after: Mapping[str, Any] | None, kind: str
+) -> tuple[int, int | None]:
     """Width before and after: None where packed weights don't tell."""
     if not kind:
         return 1, int(after is not None)
@@ -118,12 +120,12 @@ def _widths(before: Mapping[str, Any], after: Mapping[str, Any] | None, kind: st
     return before[kind], after.get(kind)
 
 
-def _cell(path: str, column: Column, before: Mapping[str, Any], after: Mapping[str, Any]) -> Cell | None:
+def _width_cell(path: str, column: Column, before: Mapping[str, Any], after: Mapping[str, Any]) -> Cell | None:
     was = before.get(column.branch)
     if was is None or (column.kind and column.kind not in was):
         return None
     branch_after = after.get(column.branch)
-    full, left = _widths(was, branch_after, column.kind)
+    full, left = _widths_before_and_after(was, branch_after, column.kind)
     subject = f"{path}, {column.branch}"
     if branch_after is None:
         return Cell(

@@ -24,13 +24,13 @@ class ListingLine:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def recipe_listing(reports: list[ReportData]) -> list[ListingLine]:
+def annotated_recipe_lines(reports: list[ReportData]) -> list[ListingLine]:
     """Sheets are of one recipe, each of another artifact."""
     manifest = reports[0].manifest
     text = manifest.recipe.get("text", "").splitlines()[:LINES]
     lines = [ListingLine(i, tokens) for i, tokens in enumerate(_highlight_tokens(text), 1)]
     for sheet in reports:
-        for at, note in _line_notes(sheet, text):
+        for at, note in _notes_by_line(sheet, text):
             if note not in lines[at].notes:
                 lines[at].notes.append(note)
     return lines
@@ -55,13 +55,13 @@ def _highlight_tokens(text: list[str]) -> Iterator[list[tuple[str, str]]]:
         yield tokens
 
 
-def _line_notes(sheet: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
-    manifest = sheet.manifest
+def _notes_by_line(report: ReportData, text: list[str]) -> Iterator[tuple[int, tuple[str, str]]]:
+    manifest = report.manifest
     timings = {word(s.get("name")): s for s in map(table, rows(manifest.run.get("steps")))}
     for step in manifest.steps:
         at = _find(text, rf"^\s*{re.escape(step.get('name', ''))}\s*=")
         if at is not None and step.get("name"):
-            yield at, ("", _seconds_text(word(step.get("summary")), table(timings.get(step["name"]))))
+            yield at, ("", _step_outcome_text(word(step.get("summary")), table(timings.get(step["name"]))))
     for e in manifest.expectations:
         if 0 < e.line <= len(text) and e.text in " ".join(text[e.line - 1].split()):
             unit = next((m.unit for m in manifest.measures if e.text.startswith(f"{m.metric} ")), "")
@@ -70,13 +70,13 @@ def _line_notes(sheet: ReportData, text: list[str]) -> Iterator[tuple[int, tuple
                 e.line - 1,
                 (e.outcome, " · ".join(filter(None, (f"{e.outcome}: {value}" if value else e.outcome, e.note)))),
             )
-    at = _find(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(sheet.location)}")
-    if at is not None and sheet.location:
+    at = _find(text, rf"^\s*(emit\s.*)?{re.escape(manifest.kind)}\(.*{re.escape(report.location)}")
+    if at is not None and report.location:
         checks = f", {count_text(len(manifest.checks), 'check')} in fresh processes" if manifest.checks else ""
         yield at, ("", f"{size(manifest.bytes)}{checks}")
 
 
-def _seconds_text(summary: str, timing) -> str:
+def _step_outcome_text(summary: str, timing) -> str:
     seconds = number(timing.get("seconds"))
     spent = (
         "from the cache"

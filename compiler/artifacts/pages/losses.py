@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.quantity import significant_digits
-from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart, hue
+from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
 from .sheet import number, rows
 
 MAX_POINTS = 2000
 
 
-def losses_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """None where a step trained nothing."""
+def training_losses_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Chart of the losses of training; None where a step trained nothing."""
     course = next((d for d in decisions if rows(d.get("loss"))), None)
     if course is None:
         return None
@@ -39,7 +39,7 @@ def losses_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     )
     description += f", lowest after step {best:.0f}." if best is not None else "."
     listed = [(v["kind"], f"{v['step']:.0f}", significant_digits(v["loss"])) for v in values]
-    return draw_chart("Loss while it was trained", description, spec, ("rows", "step", "loss"), listed)
+    return render_chart("Loss while it was trained", description, spec, ("rows", "step", "loss"), listed)
 
 
 def _points(value: Any) -> list[tuple[float, float]]:

@@ -22,9 +22,9 @@ class StageUsage:
     peak: str
 
 
-def origin_facts(sheet: ReportData) -> list[tuple[str, str]]:
+def origin_facts(report: ReportData) -> list[tuple[str, str]]:
     """Name and value, those that are known."""
-    manifest = sheet.manifest
+    manifest = report.manifest
     lock, machine = manifest.lock, manifest.machine
     versions = {"effc": manifest.effc, **table(lock.get("versions"))}
     memory = number(machine.get("memory_bytes"))
@@ -59,12 +59,12 @@ def files(sheet: ReportData) -> list[tuple[str, str, str]]:
     return [(word(name), size(bytes_), word(sha)) for name, (bytes_, sha) in list(sheet.manifest.files.items())[:FILES]]
 
 
-def stage_usage(sheet: ReportData) -> list[StageUsage]:
+def stage_time_and_memory(report: ReportData) -> list[StageUsage]:
     stages = []
-    for step in map(table, rows(sheet.manifest.run.get("steps"))[:FILES]):
+    for step in map(table, rows(report.manifest.run.get("steps"))[:FILES]):
         planned, elapsed, peak = (number(step.get(name)) for name in ("planned", "seconds", "peak_bytes"))
         stages.append((word(step.get("name")), planned, elapsed, peak, step.get("cached") is True))
-    measuring = number(table(sheet.manifest.run.get("seconds")).get("measure"))
+    measuring = number(table(report.manifest.run.get("seconds")).get("measure"))
     if measuring is not None:
         stages.append(("measuring", None, measuring, None, False))
     longest = max([v for _, planned, elapsed, *_ in stages for v in (planned, elapsed) if v], default=1.0)
@@ -93,7 +93,7 @@ class ReopenedForm:
     reasons: tuple[str, ...]
 
 
-def reopened_forms(checks: tuple[Check, ...]) -> list[ReopenedForm]:
+def worst_check_by_form(checks: tuple[Check, ...]) -> list[ReopenedForm]:
     forms: dict[str, list[Check]] = {}
     for check in checks:
         forms.setdefault(word(check.what.partition(",")[0]), []).append(check)
@@ -129,9 +129,9 @@ class Row:
     shares: tuple[float, float] = (0.0, 0.0)  # of the larger of both
 
 
-def measure_rows(sheet: ReportData) -> list[Row]:
-    result, left = [], list(sheet.manifest.expectations)
-    for m in sheet.manifest.measures:
+def measure_rows(report: ReportData) -> list[Row]:
+    result, left = [], list(report.manifest.expectations)
+    for m in report.manifest.measures:
         bounds_of = [e for e in left if e.text.startswith(f"{m.metric} ")]
         left = [e for e in left if e not in bounds_of]
         before, after = number(m.original), number(m.compiled)

@@ -15,13 +15,13 @@ from ..manifest import Expectation
 from .accounts import divergence_rows
 from .chart import check_packages
 from .layers import layers
-from .listing import recipe_listing
-from .origin import Row, files, hashes, measure_rows, origin_facts, reopened_forms, stage_usage
-from .points import front_points
+from .listing import annotated_recipe_lines
+from .origin import Row, files, hashes, measure_rows, origin_facts, stage_time_and_memory, worst_check_by_form
+from .points import front_table_and_chart
 from .sheet import ReportData, word
-from .steps import step_sections
-from .timings import timing_charts
-from .ways import branches_chart
+from .steps import step_report_sections
+from .timings import paired_timing_charts
+from .ways import accuracy_against_seconds_chart
 
 PAGE_FOLDER = Path(__file__).parent
 OUTCOMES = {"holds": "✓", "fails": "✕", "undecided": "?", "skipped": "–"}
@@ -46,7 +46,7 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 }
 
 
-def render_page(reports: Sequence[ReportData]) -> str:
+def render_html(reports: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
     check_packages()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -65,7 +65,7 @@ def render_page(reports: Sequence[ReportData]) -> str:
         icons=OUTCOMES,
         names=NAMES,
         percent=lambda share: f"{100 * share:.2f}",
-        **_page_content(list(reports)),
+        **_template_variables(list(reports)),
     )
     return printable(html)  # bidirectional control characters could disguise the recipe
 
@@ -93,7 +93,7 @@ def _coded(text: str) -> str:
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
 
 
-def _page_content(reports: list[ReportData]) -> dict[str, Any]:
+def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
     first = reports[0].manifest
     rows = measure_rows(reports[0])
     expectations = tuple(dict.fromkeys(e for s in reports for e in s.manifest.expectations))
@@ -103,21 +103,21 @@ def _page_content(reports: list[ReportData]) -> dict[str, Any]:
         "origin": next((word(label) for label in first.lock.get("inputs", {}) if not label.startswith("data ")), ""),
         "targets": [(s.location, s.manifest.kind, size(s.manifest.bytes) if s.manifest.files else "") for s in reports],
         "verdict_of": _worst_verdict(expectations),
-        "tiles": _headline_measures(rows, first.members),
-        "tables": _measure_tables(reports),
+        "tiles": _top_measures(rows, first.members),
+        "tables": _distinct_measure_tables(reports),
         "accounts": divergence_rows(reports),
         "where": next((a.where for s in reports for a in s.manifest.accounts), ""),
-        "points": front_points(first),
-        "ways": [chart_of for s in reports if (chart_of := branches_chart(s.calibration))],
+        "points": front_table_and_chart(first),
+        "ways": [chart_of for s in reports if (chart_of := accuracy_against_seconds_chart(s.calibration))],
         "layers": layers(first),
-        "steps": step_sections(first),
-        "timings": [t for s in reports for t in timing_charts(s.manifest)],
-        "lines": recipe_listing(reports),
+        "steps": step_report_sections(first),
+        "timings": [t for s in reports for t in paired_timing_charts(s.manifest)],
+        "lines": annotated_recipe_lines(reports),
         "facts": origin_facts(reports[0]),
         "hashes": list(dict.fromkeys(h for s in reports for h in hashes(s))),
         "files": [(s.location, files(s)) for s in reports if s.manifest.files],
-        "spent": stage_usage(reports[0]),
-        "reopened": [(s.location, reopened_forms(s.manifest.checks)) for s in reports if s.manifest.checks],
+        "spent": stage_time_and_memory(reports[0]),
+        "reopened": [(s.location, worst_check_by_form(s.manifest.checks)) for s in reports if s.manifest.checks],
         "opening": [(s.location, _opening_commands(s)) for s in reports if _opening_commands(s)],
     }
     return sections | {
@@ -125,7 +125,7 @@ def _page_content(reports: list[ReportData]) -> dict[str, Any]:
     }
 
 
-def _measure_tables(reports: list[ReportData]) -> list[tuple[str, list[Row]]]:
+def _distinct_measure_tables(reports: list[ReportData]) -> list[tuple[str, list[Row]]]:
     """Measures of each artifact, those of the first alone where others say the same."""
     tables: list[tuple[str, list[Row]]] = []
     for sheet in reports:
@@ -166,7 +166,7 @@ def _worst_verdict(expectations: Sequence[Expectation]) -> Verdict | None:
     return Verdict(worst, f"{number} of {count_text(len(outcomes), 'expectation')} {one if number == 1 else many}")
 
 
-def _headline_measures(rows: list[Row], members: Sequence[Any]) -> list[Row]:
+def _top_measures(rows: list[Row], members: Sequence[Any]) -> list[Row]:
     """The measures that say most: size, what bounds are on, speed."""
     if members:
         return []

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...core.quantity import count_text, measurement_text
 from ..manifest import Manifest
-from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart
+from .chart import FIELD_LABELS, Chart, axis, dot, render_chart
 
 COSTS = ("params", "bytes", "flops", "decode", "prefill")  # go along the bottom
 SCALES = {"B": (1 << 20, "MiB"), "bytes": (1 << 20, "MiB"), "params": (1e6, "M")}
@@ -20,7 +20,7 @@ class Points:
     rows: tuple[tuple[str, ...], ...]
 
 
-def front_points(manifest: Manifest) -> Points | None:
+def front_table_and_chart(manifest: Manifest) -> Points | None:
     if not manifest.members:
         return None
     first = manifest.members[0]["measures"]
@@ -70,7 +70,7 @@ def _scatter_chart(manifest: Manifest, head: tuple[str, ...], rows: tuple[tuple[
     )
     better = " and ".join(f"{first[i][3]} {first[i][0]}" for i in (up, across))
     note = f"Better is {better}."
-    return draw_chart(f"{up_name} against {across_name}", description, spec, head, rows, note=note, height=340)
+    return render_chart(f"{up_name} against {across_name}", description, spec, head, rows, note=note, height=340)
 
 
 def _scale(unit: str) -> tuple[float, str]:

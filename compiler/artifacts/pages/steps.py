@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from ...core.warned import sentence
 from ..manifest import Manifest
 from .chart import Chart
-from .cuts import cuts_chart
-from .losses import losses_chart
+from .cuts import score_after_cuts_chart
+from .losses import training_losses_chart
 from .sheet import rows, table, word
-from .zeros import zeros_chart
+from .zeros import zero_share_chart
 
 CHANGES = 400
 
@@ -23,11 +23,15 @@ class Step:
     changes: tuple[str, ...]
 
 
-def step_sections(manifest: Manifest) -> list[Step]:
+def step_report_sections(manifest: Manifest) -> list[Step]:
     result = []
     for step in manifest.steps:
         decisions = [table(d) for d in rows(step.get("decisions"))]
-        charts = [chart for draw in (cuts_chart, losses_chart, zeros_chart) if (chart := draw(decisions))]
+        charts = [
+            chart
+            for draw in (score_after_cuts_chart, training_losses_chart, zero_share_chart)
+            if (chart := draw(decisions))
+        ]
         changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])
         name, word_name, summary = (word(step.get(key)) for key in ("name", "word", "summary"))
         warnings = tuple(sentence(table(warning)) for warning in rows(step.get("warnings"))[:CHANGES])

@@ -8,7 +8,7 @@ from typing import Any
 from ...core.quantity import count_text, measurement_text
 from ...evaluation.confidence import CONFIDENCE, median_interval
 from ..manifest import Manifest
-from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart
+from .chart import FIELD_LABELS, Chart, axis, dot, render_chart
 from .sheet import number, rows, table, word
 
 MAX_CHARTS, ROUNDS = 12, 100  # metrics and rounds that are drawn
@@ -23,7 +23,7 @@ class Timing:
     chart: Chart
 
 
-def timing_charts(manifest: Manifest) -> list[Timing]:
+def paired_timing_charts(manifest: Manifest) -> list[Timing]:
     """A drawing for each metric whose rounds were kept."""
     result = []
     for metric, rounds in list(table(manifest.run.get("timings")).items())[:MAX_CHARTS]:
@@ -54,7 +54,7 @@ def _timing_chart(metric: str, unit: str, values: Mapping[str, Sequence[float]])
     return Timing(
         metric,
         description,
-        draw_chart(
+        render_chart(
             metric, description, _timing_spec(unit or metric, unit, values), head, listed, height=130, note=note
         ),
     )

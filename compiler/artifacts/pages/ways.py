@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...core.quantity import count_text
-from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart, hue
+from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
 from .sheet import number, rows, table, word
 
 BRANCHES = {"direct": "direct", "rag": "with samples", "ttt": "after a training"}
@@ -12,9 +12,9 @@ CHOICES = "choices of the policy"
 MAX_ROWS = 2000
 
 
-def branches_chart(calibration: Mapping[str, Any]) -> Chart | None:
-    """None of what was not calibrated."""
-    points = [*_single_branch_points(calibration), *_choices(calibration)][:MAX_ROWS]
+def accuracy_against_seconds_chart(calibration: Mapping[str, Any]) -> Chart | None:
+    """Chart of accuracy over seconds of the calibrated branches; None where nothing was calibrated."""
+    points = [*_points_of_branches(calibration), *_choices(calibration)][:MAX_ROWS]
     if len(points) < 2:
         return None
     values: list[dict[str, Any]] = [
@@ -40,11 +40,13 @@ def branches_chart(calibration: Mapping[str, Any]) -> Chart | None:
     )
     note = f"The reward `{word(calibration.get('reward'))}`{reward_note}" if reward_note else ""
     listed = [(kind, f"{share:.0%}", f"{seconds:.3g} s") for kind, share, seconds in points]
-    return draw_chart("Accuracy against seconds", description, spec, ("way", "right", "a question"), listed, note=note)
+    return render_chart(
+        "Accuracy against seconds", description, spec, ("way", "right", "a question"), listed, note=note
+    )
 
 
-def _single_branch_points(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Each way alone, over all questions."""
+def _points_of_branches(calibration: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Name, accuracy and mean seconds of each branch alone, over all questions."""
     trials, result = [table(trial) for trial in rows(calibration.get("trials"))], []
     for branch, name in BRANCHES.items():
         right = [table(trial.get("right")).get(branch) is True for trial in trials]

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chart import FIELD_LABELS, Chart, axis, dot, draw_chart, hue
+from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
 from .sheet import number, table, word
 
 MAX_ROWS = 2000
 
 
-def zeros_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """None where nothing was made zero."""
+def zero_share_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Chart of the share of zeros of each module; None where nothing was made zero."""
     shares = next((table(d[name]) for d in decisions for name in ("zeros", "quantized") if table(d.get(name))), {})
     read = [(word(path), number(value)) for path, value in list(shares.items())[:MAX_ROWS]]
     module_shares = [(path, share) for path, share in read if share is not None]
@@ -33,4 +33,4 @@ def zeros_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
     low, high = min(share for _, share in module_shares), max(share for _, share in module_shares)
     description = f"Share of zeros in {len(module_shares)} modules, between {low:.0%} and {high:.0%}."
     listed = [(path, f"{share:.1%}") for path, share in module_shares]
-    return draw_chart("Zeros in each module", description, spec, ("module", "zeros"), listed)
+    return render_chart("Zeros in each module", description, spec, ("module", "zeros"), listed)

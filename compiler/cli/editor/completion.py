@@ -40,7 +40,7 @@ MAX_ITEMS = 400  # items of an answer
 
 def complete(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.CompletionList:
     where = context_at(reading.source, offset)
-    items = [] if where.comment else list(_Complete(where, reading, documents).items())
+    items = [] if where.comment else list(_CompletionItems(where, reading, documents).items())
     replaced = reading.lines.between(where.start, offset)
     for item in items:
         item.text_edit = lsp.TextEdit(replaced, item.insert_text or item.label)
@@ -49,7 +49,7 @@ def complete(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Com
     return lsp.CompletionList(is_incomplete=False, items=items[:MAX_ITEMS])
 
 
-class _Complete:
+class _CompletionItems:
     def __init__(self, where: CursorContext, reading: Reading, documents: OpenDocuments):
         self.location, self.reading, self.documents = where, reading, documents
         self.vocabulary: Vocabulary = documents.vocabulary
@@ -57,7 +57,7 @@ class _Complete:
     def items(self) -> Iterator[lsp.CompletionItem]:
         where = self.location
         if where.call:
-            yield from self.call_items(where.call)
+            yield from self.argument_items(where.call)
         elif where.quoted:
             if where.head == "use":
                 yield from self.file_items(".effspec")
@@ -69,9 +69,9 @@ class _Complete:
         elif where.first:
             yield from (_item(head, Kind.Keyword) for head in HEADS)
         else:
-            yield from self.head_items()
+            yield from self.statement_head_items()
 
-    def head_items(self) -> Iterator[lsp.CompletionItem]:
+    def statement_head_items(self) -> Iterator[lsp.CompletionItem]:
         """Behind the keyword of a statement."""
         head, before = self.location.head, self.location.before
         if before == ("use",):
@@ -106,7 +106,7 @@ class _Complete:
         elif head == "profile" and (key := profiles.key(before[-2])):
             yield from self.value_items(key, None)
 
-    def call_items(self, call: Frame) -> Iterator[lsp.CompletionItem]:
+    def argument_items(self, call: Frame) -> Iterator[lsp.CompletionItem]:
         word = self.word(call)
         if word is None:
             return
@@ -192,18 +192,18 @@ class _Complete:
                 declared |= dict(self.module_members(statement))
         return declared
 
-    def module_members(self, use: ast.Use) -> Iterator[tuple[str, Occurrence]]:
+    def module_members(self, statement: ast.Use) -> Iterator[tuple[str, Occurrence]]:
         from ....dsl.checker.modules import module_name
 
-        path = self.documents.module_path(module_name(use.target, self.reading.source.name), self.reading.path)
-        module = self.documents.read_other(path) if path else None
+        path = self.documents.module_path(module_name(statement.target, self.reading.source.name), self.reading.path)
+        module = self.documents.parse_any_file(path) if path else None
         if module is None:
             return
         alias = (
-            use.alias.path
-            if use.alias
-            else use.target.path.rpartition(".")[2]
-            if isinstance(use.target, ast.Name)
+            statement.alias.path
+            if statement.alias
+            else statement.target.path.rpartition(".")[2]
+            if isinstance(statement.target, ast.Name)
             else ""
         )
         for occurrence in occurrences(module.file, self.vocabulary):
@@ -224,7 +224,7 @@ class _Complete:
         yield from self.names("step")
         yield _item("any", Kind.Keyword, "any point of a front")
 
-    def file_items(self, end: str) -> Iterator[lsp.CompletionItem]:
+    def file_items(self, suffix: str) -> Iterator[lsp.CompletionItem]:
         """Files and folders beside the recipe, or in the folder that is written so far."""
         folder, slash, _ = self.location.word.rpartition("/")
         try:
@@ -232,9 +232,9 @@ class _Complete:
         except (OSError, ValueError):
             return
         for entry in entries:
-            if not entry.name.startswith(".") and (entry.is_dir() or entry.name.endswith(end)):
+            if not entry.name.startswith(".") and (entry.is_dir() or entry.name.endswith(suffix)):
                 kind = Kind.Folder if entry.is_dir() else Kind.File
-                start = folder + slash if slash or not end else "./"
+                start = folder + slash if slash or not suffix else "./"
                 yield _item(f"{start}{entry.name}{'/' * entry.is_dir()}", kind)
 
     def module_path_items(self, types: set[str], plugin: Word | None, quotes: str = "") -> Iterator[lsp.CompletionItem]:

@@ -19,11 +19,11 @@ _UNUSED = ("unused-name", "unused-step")
 
 def document_diagnostics(reading: Reading) -> list[lsp.Diagnostic]:
     """Every diagnostic of a recipe; those of a module that it uses stand at its `use`."""
-    return [_to_lsp(diagnostic, reading) for diagnostic in reading.diagnostics]
+    return [_to_lsp_diagnostic(diagnostic, reading) for diagnostic in reading.diagnostics]
 
 
-def _to_lsp(diagnostic: Diagnostic, reading: Reading) -> lsp.Diagnostic:
-    span = _local_span(diagnostic, reading)
+def _to_lsp_diagnostic(diagnostic: Diagnostic, reading: Reading) -> lsp.Diagnostic:
+    span = _span_in_document(diagnostic, reading)
     related = [(where, message) for where, message in diagnostic.related if where]
     if diagnostic.span and diagnostic.span.source.name != reading.source.name:
         related.insert(0, (diagnostic.span, diagnostic.message))
@@ -43,7 +43,7 @@ def _to_lsp(diagnostic: Diagnostic, reading: Reading) -> lsp.Diagnostic:
     )
 
 
-def _local_span(diagnostic: Diagnostic, reading: Reading) -> Span:
+def _span_in_document(diagnostic: Diagnostic, reading: Reading) -> Span:
     """The place in this file: its own, the `use` of the module where it lies, or the first line."""
     if diagnostic.span is None:
         return Span(reading.source, 0, len(reading.source.text.split("\n", 1)[0]))
@@ -71,12 +71,12 @@ def uri_of(source: Source) -> str:
     return uris.from_fs_path(source.name) or source.name
 
 
-def code_actions(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.CodeAction]:
+def quick_fixes(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.CodeAction]:
     """Corrections of the mistakes at a place: those that are sure are preferred; and all sure ones at once."""
     lines, result = reading.lines, []
     start, end = lines.offset(selected.start), lines.offset(selected.end)
     for diagnostic in reading.diagnostics:
-        span = _local_span(diagnostic, reading)
+        span = _span_in_document(diagnostic, reading)
         fix = diagnostic.fix or diagnostic.offer
         if fix is None or fix.span.source.name != reading.source.name or span.end < start or end < span.start:
             continue
@@ -85,7 +85,7 @@ def code_actions(reading: Reading, selected: lsp.Range, uri: str) -> list[lsp.Co
             lsp.CodeAction(
                 _title(diagnostic, fix.span.text, fix.text),
                 lsp.CodeActionKind.QuickFix,
-                diagnostics=[_to_lsp(diagnostic, reading)],
+                diagnostics=[_to_lsp_diagnostic(diagnostic, reading)],
                 is_preferred=diagnostic.fix is not None,
                 edit=lsp.WorkspaceEdit({uri: [edit]}),
             )

@@ -13,7 +13,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import default_cache
 from ...core.quantity import signed
 from ...core.settings import Settings
-from ...driver.api import Session, make_plans
+from ...driver.api import Session, plan_all_pipelines
 
 
 def main() -> int:
@@ -37,9 +37,9 @@ def step_forecasts(path: Path, texts: dict[str, str]) -> list[dict[str, Any]]:
     )
     try:
         recipes = session.check().recipes
-        if not recipes or any(session.known_skeleton(m) is None for r in recipes[:1] for m in r.models.values()):
+        if not recipes or any(session.stored_skeleton(m) is None for r in recipes[:1] for m in r.models.values()):
             return []
-        plan_list = make_plans(session)
+        plan_list = plan_all_pipelines(session)
     except Reject:
         return []
     by_end = {}

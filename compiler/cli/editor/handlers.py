@@ -10,22 +10,28 @@ from pygls.exceptions import JsonRpcInvalidParams
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.format import format_source
 from .completion import complete
-from .diagnostics import code_actions
+from .diagnostics import quick_fixes
 from .hints import inlay_hints
-from .hover import find_declaration, hover, used
+from .hover import find_declaration_of, hover, used
 from .names import at, occurrences
 from .open_documents import path_of
 from .outline import folds, outline
-from .rename import InvalidName, renamable_at, rename, uri_of
+from .rename import InvalidName, renamable_occurrence, rename, uri_of
 from .server import Input, Server
 
 
 def run_language_server() -> int:
-    """Until the editor leaves. Nothing but the protocol goes to stdout: what a library prints there goes to stderr."""
+    """Serve the language server protocol over stdio until the editor leaves. Nothing but the protocol goes to stdout:
+    what a library prints there goes to stderr."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     server = Server()
-    for listen in (_register_documents, _register_names, _register_questions, _register_shapes):
+    for listen in (
+        _register_document_handlers,
+        _register_name_handlers,
+        _register_hover_and_completion,
+        _register_format_and_outline,
+    ):
         listen(server)
     try:
         server.start_io(cast(BinaryIO, Input(sys.stdin.buffer)), out)
@@ -34,7 +40,7 @@ def run_language_server() -> int:
     return 0
 
 
-def _register_documents(server: Server) -> None:
+def _register_document_handlers(server: Server) -> None:
     @server.feature(lsp.INITIALIZE)
     def on_open(params: lsp.InitializeParams) -> None:
         server.begin(params.initialization_options)
@@ -63,7 +69,7 @@ def _register_documents(server: Server) -> None:
         server.text_document_publish_diagnostics(lsp.PublishDiagnosticsParams(params.text_document.uri, []))
 
 
-def _register_names(server: Server) -> None:
+def _register_name_handlers(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_DEFINITION)
     def definition(params: lsp.DefinitionParams) -> lsp.Location | None:
         reading = server.reading(params.text_document.uri)
@@ -71,7 +77,7 @@ def _register_names(server: Server) -> None:
         if module := used(reading, offset, server.documents):
             return lsp.Location(uri_of(module), lsp.Range(lsp.Position(0, 0), lsp.Position(0, 0)))
         occurrence = at(occurrences(reading.file, server.documents.vocabulary), offset)
-        declared = find_declaration(occurrence, reading, server.documents) if occurrence else None
+        declared = find_declaration_of(occurrence, reading, server.documents) if occurrence else None
         if declared is None:
             return None
         home, one = declared
@@ -91,7 +97,7 @@ def _register_names(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_PREPARE_RENAME)
     def prepare(params: lsp.PrepareRenameParams) -> lsp.Range | None:
         reading = server.reading(params.text_document.uri)
-        occurrence = renamable_at(reading, reading.lines.offset(params.position), server.documents)
+        occurrence = renamable_occurrence(reading, reading.lines.offset(params.position), server.documents)
         return reading.lines.range(occurrence.span) if occurrence else None
 
     @server.feature(lsp.TEXT_DOCUMENT_RENAME, lsp.RenameOptions(prepare_provider=True))
@@ -103,7 +109,7 @@ def _register_names(server: Server) -> None:
             raise JsonRpcInvalidParams(str(error)) from None
 
 
-def _register_questions(server: Server) -> None:
+def _register_hover_and_completion(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
     def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
         reading = server.reading(params.text_document.uri)
@@ -120,10 +126,10 @@ def _register_questions(server: Server) -> None:
     )
     def corrected(params: lsp.CodeActionParams) -> list[lsp.CodeAction]:
         uri = params.text_document.uri
-        return code_actions(server.reading(uri), params.range, uri)
+        return quick_fixes(server.reading(uri), params.range, uri)
 
 
-def _register_shapes(server: Server) -> None:
+def _register_format_and_outline(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_FORMATTING)
     def formatted(params: lsp.DocumentFormattingParams) -> list[lsp.TextEdit] | None:
         reading = server.reading(params.text_document.uri)

@@ -11,7 +11,7 @@ from pathlib import Path
 from lsprotocol import types as lsp
 
 from .open_documents import OpenDocuments, Reading
-from .word_pages import resolved_parameters, word_calls
+from .word_pages import parameter_values, plugin_calls
 
 MAX_ITEMS = 3  # defaults of a call; the others are in the tooltip
 
@@ -59,15 +59,15 @@ class Forecasts:
                 if self.closed or self.pending is None:
                     return
                 (reading, texts), self.pending = self.pending, None
-            answer = self._ask_process({"id": 0, "path": str(reading.path), "texts": texts})
+            answer = self._request_from_process({"id": 0, "path": str(reading.path), "texts": texts})
             if len(self.known) > 50:
                 self.known.clear()
             self.known[reading.path, reading.source.text] = answer
             self.on_change()
 
-    def _ask_process(self, question: dict) -> list[dict]:
+    def _request_from_process(self, question: dict) -> list[dict]:
         if self.process is None or self.process.poll() is not None:
-            self.process = _start_process()
+            self.process = _start_forecast_process()
         assert self.process.stdin and self.process.stdout, "the process has pipes"
         try:
             self.process.stdin.write((json.dumps(question) + "\n").encode())
@@ -77,8 +77,8 @@ class Forecasts:
             return []
 
 
-def _start_process() -> subprocess.Popen:
-    """On one thread: what a person types comes first."""
+def _start_forecast_process() -> subprocess.Popen:
+    """Start the forecast process on one thread: what a person types comes first."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EFFC_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "effc.compiler.cli.editor.forecast"],
@@ -90,7 +90,7 @@ def _start_process() -> subprocess.Popen:
 
 
 def inlay_hints(
-    reading: Reading, forecasts: Forecasts, documents: OpenDocuments, defaults: bool
+    reading: Reading, forecasts: Forecasts, documents: OpenDocuments, show_defaults: bool
 ) -> list[lsp.InlayHint]:
     effects = [
         lsp.InlayHint(
@@ -99,14 +99,14 @@ def inlay_hints(
         for step in forecasts.of(reading)
         if step["said"]
     ]
-    return effects + (_default_hints(reading, documents) if defaults else [])
+    return effects + (_default_hints(reading, documents) if show_defaults else [])
 
 
 def _default_hints(reading: Reading, documents: OpenDocuments) -> list[lsp.InlayHint]:
     """Parameters that a call leaves out, before its closing parenthesis."""
     result = []
-    for call, word in word_calls(reading.file, documents.vocabulary):
-        left = [f"{name}: {value}" for name, value, is_explicit in resolved_parameters(word, call) if not is_explicit]
+    for call, word in plugin_calls(reading.file, documents.vocabulary):
+        left = [f"{name}: {value}" for name, value, is_explicit in parameter_values(word, call) if not is_explicit]
         if left and reading.source.text[call.span.end - 1] == ")":
             ellipsis = ", ..." if len(left) > MAX_ITEMS else ""
             label = (", " if call.args else "") + ", ".join(left[:MAX_ITEMS]) + ellipsis

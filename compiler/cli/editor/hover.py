@@ -10,22 +10,22 @@ from ....dsl.syntax import ast
 from ....dsl.syntax.source import Span
 from .names import Occurrence, at, occurrences
 from .open_documents import OpenDocuments, Reading
-from .word_pages import condition_text, page, parameter_text, resolved_parameters, word_calls
+from .word_pages import page, parameter_text, parameter_values, plugin_calls, span_contains_offset
 
 
 def hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
-    for call, word in word_calls(reading.file, documents.vocabulary):
-        if condition_text(call.name.span, offset):
+    for call, word in plugin_calls(reading.file, documents.vocabulary):
+        if span_contains_offset(call.name.span, offset):
             return _hover(reading, call.name.span, page(word) + _parameter_values(word, call))
         for arg in call.args:
             param = word.param(arg.name) if arg.name else None
-            if param and condition_text(arg.name_span, offset):
+            if param and span_contains_offset(arg.name_span, offset):
                 return _hover(reading, arg.name_span or arg.span, parameter_text(param))
             chosen = param and isinstance(arg.value, ast.Name) and arg.value.path in param.choices
-            if param and chosen and condition_text(arg.value.span, offset):
+            if param and chosen and span_contains_offset(arg.value.span, offset):
                 return _hover(reading, arg.value.span, parameter_text(param))
     occurrence = at(occurrences(reading.file, documents.vocabulary), offset)
-    declared = find_declaration(occurrence, reading, documents) if occurrence else None
+    declared = find_declaration_of(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         return None
     return _hover(reading, occurrence.span, _declaration_text(*declared, documents.vocabulary))
@@ -33,19 +33,19 @@ def hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover 
 
 def used(reading: Reading, offset: int, documents: OpenDocuments) -> Path | None:
     """The file of the module whose `use` an offset lies in."""
-    uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and condition_text(s.span, offset))
+    uses = (s for s in reading.file.statements if isinstance(s, ast.Use) and span_contains_offset(s.span, offset))
     use = next(uses, None)
     return documents.module_path(module_name(use.target, reading.source.name), reading.path) if use else None
 
 
-def find_declaration(
+def find_declaration_of(
     occurrence: Occurrence, reading: Reading, documents: OpenDocuments
 ) -> tuple[Reading, Occurrence] | None:
     """Declaration of a name, in this file or in the module that it belongs to."""
     home: Reading | None = reading
     if occurrence.home != reading.source.name:
         path = documents.module_path(occurrence.home, reading.path)
-        home = documents.read_other(path) if path else None
+        home = documents.parse_any_file(path) if path else None
     if home is None:
         return None
     candidates = occurrences(home.file, documents.vocabulary)
@@ -79,7 +79,7 @@ def _node_text(node, vocabulary: Vocabulary) -> str:
 
 def _parameter_values(plugin: Word, call: ast.Call) -> str:
     """The parameters as they are here: what is given, and the defaults of the rest."""
-    rows = resolved_parameters(plugin, call)
+    rows = parameter_values(plugin, call)
     if not rows:
         return ""
     lines = [f"{name}: {value}" + ("" if is_explicit else "    # default") for name, value, is_explicit in rows]

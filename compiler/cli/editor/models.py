@@ -21,11 +21,11 @@ class Models:
         self.looks: dict[str, Future[Skeleton | None]] = {}
         self.notify: Callable[[], None] = lambda: None
 
-    def look_up(self, key: str, find: Callable[[], Skeleton | None]) -> Future[Skeleton | None]:
+    def look_up_in_background(self, key: str, find_skeleton: Callable[[], Skeleton | None]) -> Future[Skeleton | None]:
         if key not in self.looks:
             future: Future[Skeleton | None] = Future()
             self.looks[key] = future
-            threading.Thread(target=_run, args=(future, find), daemon=True).start()
+            threading.Thread(target=_run, args=(future, find_skeleton), daemon=True).start()
             if not wait([future], PATIENCE).done:
                 future.add_done_callback(lambda _: self.notify())
         return self.looks[key]
@@ -51,8 +51,10 @@ class EditorSession(Session):
     skeletons: list[Skeleton] = field(default_factory=list)
     awaited: list[Span | None] = field(default_factory=list)
 
-    def known_skeleton(self, call: Invocation) -> Skeleton | None:
-        future = self.models.look_up(model_key(call), lambda: super(EditorSession, self).known_skeleton(call))
+    def stored_skeleton(self, call: Invocation) -> Skeleton | None:
+        future = self.models.look_up_in_background(
+            model_key(call), lambda: super(EditorSession, self).stored_skeleton(call)
+        )
         if not future.done():
             self.awaited.append(call.span)
             return None

@@ -105,7 +105,7 @@ class OpenDocuments:
         self.origins.clear()
         self.models.forget()
 
-    def read_other(self, path: Path) -> Reading | None:
+    def parse_any_file(self, path: Path) -> Reading | None:
         """A file that need not be open, without its diagnostics; None where it can't be read."""
         if path in self.texts:
             return self.reading(path)
@@ -114,10 +114,10 @@ class OpenDocuments:
         except Reject:
             return None
 
-    def module_path(self, name: str, user: Path) -> Path | None:
-        """The file of a module that the file `user` uses."""
+    def module_path(self, module_name: str, using_file: Path) -> Path | None:
+        """The file of a module that the file `using_file` uses."""
         try:
-            source = self.session(user).library_source(name)
+            source = self.session(using_file).read_library_module(module_name)
         except Reject:
             return None
         return None if source is None or source.foreign else Path(source.name).resolve()

@@ -11,7 +11,7 @@ from pygls import uris
 from ....dsl.checker.modules import module_name
 from ....dsl.syntax import ast
 from ....dsl.syntax.tree_builder import RESERVED
-from .hover import find_declaration
+from .hover import find_declaration_of
 from .names import Occurrence, at, occurrences
 from .open_documents import OpenDocuments, Reading
 
@@ -22,35 +22,35 @@ class InvalidName(Exception):
     """Why a name can't be changed so."""
 
 
-def renamable_at(reading: Reading, offset: int, documents: OpenDocuments) -> Occurrence | None:
+def renamable_occurrence(reading: Reading, offset: int, documents: OpenDocuments) -> Occurrence | None:
     """The name at an offset, where a recipe that may be written declares it."""
     occurrence = at(occurrences(reading.file, documents.vocabulary), offset)
-    declared = find_declaration(occurrence, reading, documents) if occurrence else None
+    declared = find_declaration_of(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None or _shipped(declared[0].path):
         return None
     return occurrence
 
 
-def rename(reading: Reading, offset: int, name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
+def rename(reading: Reading, offset: int, new_name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
     """Raises Conflict."""
-    occurrence = renamable_at(reading, offset, documents)
-    declared = find_declaration(occurrence, reading, documents) if occurrence else None
+    occurrence = renamable_occurrence(reading, offset, documents)
+    declared = find_declaration_of(occurrence, reading, documents) if occurrence else None
     if occurrence is None or declared is None:
         raise InvalidName("only names that a recipe declares can be changed")
-    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED:
-        raise InvalidName(f"`{name}` can't be a name: letters, digits and _, no word of the language")
+    if not re.fullmatch(r"[A-Za-z_]\w*", new_name, re.ASCII) or new_name in RESERVED:
+        raise InvalidName(f"`{new_name}` can't be a name: letters, digits and _, no word of the language")
     home, one = declared
     if one.kind == "module" and one.span.source.text[one.span.start - 1] == ".":
         raise InvalidName("write `as` and a name behind the `use` first")
-    conflicts = [o for o in occurrences(home.file, documents.vocabulary) if o.declares and o.name == name]
+    conflicts = [o for o in occurrences(home.file, documents.vocabulary) if o.declares and o.name == new_name]
     if any(not o.pipeline or not one.pipeline or o.pipeline == one.pipeline for o in conflicts):
-        raise InvalidName(f"`{name}` is declared already")
-    changes = {uri_of(home.path): _edits(home, (home.source.name, *one.key[1:]), name, documents)}
+        raise InvalidName(f"`{new_name}` is declared already")
+    changes = {uri_of(home.path): _edits(home, (home.source.name, *one.key[1:]), new_name, documents)}
     if not one.pipeline and one.kind != "module":
-        for other in possible_users(home.path, documents):
+        for other in readings_that_may_use(home.path, documents):
             for target in _targets(other, home.path, documents):
                 changes.setdefault(uri_of(other.path), []).extend(
-                    _edits(other, (target, "", one.name), name, documents)
+                    _edits(other, (target, "", one.name), new_name, documents)
                 )
     return lsp.WorkspaceEdit({uri_of_file: edits for uri_of_file, edits in changes.items() if edits})
 
@@ -60,7 +60,7 @@ def _edits(reading: Reading, key: tuple[str, str, str], name: str, documents: Op
     return [lsp.TextEdit(reading.lines.range(span), name) for span in spans]
 
 
-def possible_users(path: Path, documents: OpenDocuments) -> Iterator[Reading]:
+def readings_that_may_use(path: Path, documents: OpenDocuments) -> Iterator[Reading]:
     """Recipes that may use a file: those that are open, and those in its folder and below."""
     candidates: list[Path] = []
     for i, (folder, subfolders, files) in enumerate(os.walk(path.parent)):
@@ -69,7 +69,7 @@ def possible_users(path: Path, documents: OpenDocuments) -> Iterator[Reading]:
         if i == FOLDERS or len(candidates) >= FILES:
             break
     for other in dict.fromkeys([*documents.readings, *candidates]):
-        if other != path and (reading := documents.read_other(other)) is not None:
+        if other != path and (reading := documents.parse_any_file(other)) is not None:
             yield reading
 
 

@@ -67,12 +67,16 @@ class Server(LanguageServer):
         self.options: dict[str, Any] = {"plan": True, "defaults": False}
         self.loop: asyncio.AbstractEventLoop | None = None
 
-    def begin(self, options: Any) -> None:
+    def begin(self, initialization_options: Any) -> None:
         """Take an editor's wishes; the first recipe that is read makes the words known, so that no person waits."""
         self.loop = asyncio.get_running_loop()
         self.documents.models.notify = self.looked
-        if isinstance(options, dict):
-            self.options |= {name: options[name] for name in self.options if isinstance(options.get(name), bool)}
+        if isinstance(initialization_options, dict):
+            self.options |= {
+                name: initialization_options[name]
+                for name in self.options
+                if isinstance(initialization_options.get(name), bool)
+            }
         warm = path_of("untitled:effc-warm")
         self.documents.write(warm, 'effspec 1\nmodel m = zoo("tiny-llama")\npipeline p(m) { x = clean.dead() }\n')
         self.documents.close(warm)
@@ -95,7 +99,7 @@ class Server(LanguageServer):
         self.documents.stale.add(path)
 
     def reading(self, uri: str) -> Reading:
-        """Of a document that is open, or of a file as it lies on disk."""
+        """The checked reading of an open document, or of a file as it lies on disk."""
         path = path_of(uri)
         if path in self.documents.texts:
             return self.documents.reading(path)

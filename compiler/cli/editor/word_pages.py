@@ -13,10 +13,10 @@ _KINDS = {"pipeline": "pass", "emit": "target", "expect": "metric"}
 def page(plugin: Word) -> str:
     """The page of a word in Markdown: sentences as they are, tables and lists as they stand."""
     title, _, body = word_page(plugin).partition("\n")
-    return f"**{title}**\n\n{_fence_blocks(body)}"
+    return f"**{title}**\n\n{_doc_to_markdown(body)}"
 
 
-def _fence_blocks(text: str) -> str:
+def _doc_to_markdown(text: str) -> str:
     """Paragraphs of prose, and every other as a block that keeps its columns."""
     out = []
     for block in text.strip().split("\n\n"):
@@ -36,7 +36,7 @@ def parameter_text(param: Param) -> str:
     return f"**{head}**\n\n{doc.strip()}"
 
 
-def resolved_parameters(plugin: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
+def parameter_values(plugin: Word, call: ast.Call) -> list[tuple[str, str, bool]]:
     """(parameter, its value here, whether the recipe gives it), defaults filled in."""
     explicit = {arg.name: arg.value.span.text for arg in call.args if arg.name}
     bare = [arg.value.span.text for arg in call.args if not arg.name]
@@ -48,7 +48,7 @@ def resolved_parameters(plugin: Word, call: ast.Call) -> list[tuple[str, str, bo
     ]
 
 
-def word_calls(file: ast.File, vocabulary: Vocabulary) -> Iterator[tuple[ast.Call, Word]]:
+def plugin_calls(file: ast.File, vocabulary: Vocabulary) -> Iterator[tuple[ast.Call, Word]]:
     """Every call of a word in a file, metrics in arguments and bounds included."""
     for statement in file.statements:
         match statement:
@@ -86,5 +86,5 @@ def _metric_calls(expr: ast.Expr, vocabulary: Vocabulary) -> Iterator[ast.Call]:
                 yield from _metric_calls(item, vocabulary)
 
 
-def condition_text(span: Span | None, offset: int) -> bool:
+def span_contains_offset(span: Span | None, offset: int) -> bool:
     return span is not None and span.start <= offset <= span.end

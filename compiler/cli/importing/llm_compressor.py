@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .steps import DATA, Imported, integer, number, percent, plain, selector_text
+from .steps import DATA, Imported, integer, number, percent, plain, selector_and_remarks
 
 TOOL = "llm-compressor"
 PRUNING = {
@@ -34,25 +34,25 @@ SCHEMES = {
 
 def is_one(body: Any) -> bool:
     """Whether a file has modifiers anywhere a stage or a group may have them."""
-    return any(True for _ in modifiers(body))
+    return any(True for _ in iterate_modifiers(body))
 
 
-def modifiers(body: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def iterate_modifiers(body: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(class, arguments) of every modifier, whatever its stage and group are called."""
     if isinstance(body, dict):
         for key, value in body.items():
             if re.fullmatch(r"[A-Z]\w*Modifier", key):
                 yield key, value if isinstance(value, dict) else {}
             else:
-                yield from modifiers(value)
+                yield from iterate_modifiers(value)
     elif isinstance(body, list):
         for value in body:
-            yield from modifiers(value)
+            yield from iterate_modifiers(value)
 
 
-def import_recipe(body: Any) -> Imported:
+def import_recipe(foreign_recipe: Any) -> Imported:
     out = Imported(TOOL)
-    for name, args in modifiers(body):
+    for name, args in iterate_modifiers(foreign_recipe):
         if name in PRUNING:
             _import_pruning(name, args, out)
         elif name in QUANTIZING:
@@ -62,13 +62,15 @@ def import_recipe(body: Any) -> Imported:
     return out
 
 
-def _import_pruning(name: str, args: Mapping[str, Any], out: Imported) -> None:
-    word = PRUNING[name]
+def _import_pruning(modifier: str, args: Mapping[str, Any], imported: Imported) -> None:
+    word = PRUNING[modifier]
     share = percent(args.get("sparsity", args.get("final_sparsity")))
     if not share:
-        out.remark(f"{name}: its sparsity {plain(args.get('sparsity'))} is no share between 0 and 1, so it is left out")
+        imported.remark(
+            f"{modifier}: its sparsity {plain(args.get('sparsity'))} is no share between 0 and 1, so it is left out"
+        )
         return
-    on, remarks = selector_text(args.get("targets"), args.get("ignore"))
+    on, remarks = selector_and_remarks(args.get("targets"), args.get("ignore"))
     args_out = {"on": on, "sparsity": f"{share} of weights"}
     if word != "sparsify.magnitude":
         args_out["data"] = DATA
@@ -79,7 +81,7 @@ def _import_pruning(name: str, args: Mapping[str, Any], out: Imported) -> None:
         remarks.append(f"`mask_structure` {plain(mask)} has no equivalent here: any weights go")
     if args.get("owl_m") or args.get("sparsity_profile") == "owl":
         args_out["allocation"] = "owl"
-    out.add(
+    imported.add(
         "sps", word, args_out, remarks + _unsaid(args, (*_USUAL, "mask_structure", "sparsity", "final_sparsity", *_OWL))
     )
 
@@ -89,7 +91,7 @@ _AWQ = ("mappings", "duo_scaling", "n_grid")  # what may be scaled is found, and
 _OWL = ("owl_m", "owl_lmbda", "sparsity_profile", "dampening_frac", "preserve_sparsity_mask", "offload_hessians")
 
 
-def _import_quantization(name: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_quantization(modifier: str, args: Mapping[str, Any], imported: Imported) -> None:
     remarks: list[str] = []
     bits, group, active = SCHEMES.get(str(args.get("scheme", "")).upper(), (0, 0, False))
     weights = _weights(args)
@@ -97,25 +99,27 @@ def _import_quantization(name: str, args: Mapping[str, Any], out: Imported) -> N
         bits, group = weights.get("num_bits", bits), weights.get("group_size", group) or 0
         active = active or _has_activations(args)
     if not integer(bits, 2, 8):
-        out.remark(
-            f"{name}: effc has no grid for scheme {plain(args.get('scheme') or 'of its own')}, so it is left out"
+        imported.remark(
+            f"{modifier}: effc has no grid for scheme {plain(args.get('scheme') or 'of its own')}, so it is left out"
         )
         return
     if active:
         remarks.append("activations were quantised, too, which has no equivalent here: only weights are")
-    on, unsaid = selector_text(args.get("targets"), args.get("ignore"))
+    on, unsaid = selector_and_remarks(args.get("targets"), args.get("ignore"))
     args_out = {"on": on, "bits": str(bits), "group": integer(group, 1, 1 << 20) or "0"}
-    if name != "QuantizationModifier" and weights.get("symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"):
+    if modifier != "QuantizationModifier" and weights.get(
+        "symmetric", str(args.get("scheme", "")).upper() != "W4A16_ASYM"
+    ):
         args_out["zero"] = "middle"
-    if name == "AWQModifier":
-        out.add("s", "quantize.scale", {**args_out, "data": DATA})
-    if name == "GPTQModifier":
+    if modifier == "AWQModifier":
+        imported.add("s", "quantize.scale", {**args_out, "data": DATA})
+    if modifier == "GPTQModifier":
         args_out["data"] = DATA
         if weights.get("actorder") is False:
             args_out["order"] = "given"
         args_out["damping"] = number(args.get("dampening_frac"), 1e-6, 10)
     known = (*_USUAL, "scheme", "config_groups", "dampening_frac", "actorder", "offload_hessians", *_AWQ)
-    out.add("q", QUANTIZING[name], args_out, remarks + unsaid + _unsaid(args, known))
+    imported.add("q", QUANTIZING[modifier], args_out, remarks + unsaid + _unsaid(args, known))
 
 
 def _weights(args: Mapping[str, Any]) -> Mapping[str, Any]:

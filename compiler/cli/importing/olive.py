@@ -6,7 +6,7 @@ Source: its documentation and `olive/passes/`, as of version 0.13.
 from collections.abc import Mapping
 from typing import Any
 
-from .steps import DATA, Imported, integer, number, percent, plain, selector_text
+from .steps import DATA, Imported, integer, number, percent, plain, selector_and_remarks
 
 TOOL = "Olive"
 GPTQ = ("gptq", "gptqquantizer", "gptqmodel")
@@ -19,9 +19,9 @@ def is_one(body: Any) -> bool:
     return isinstance(body, dict) and isinstance(body.get("passes"), dict)
 
 
-def import_recipe(body: Mapping[str, Any]) -> Imported:
-    out = Imported(TOOL, _model(body))
-    for label, config in body["passes"].items():
+def import_recipe(foreign_recipe: Mapping[str, Any]) -> Imported:
+    out = Imported(TOOL, _model(foreign_recipe))
+    for label, config in foreign_recipe["passes"].items():
         for one in config if isinstance(config, list) else [config]:
             if isinstance(one, dict):
                 inner = one.get("config")
@@ -31,7 +31,7 @@ def import_recipe(body: Mapping[str, Any]) -> Imported:
             else:
                 out.remark(f"pass `{label}` has no type, so it is left out")
     for key in ("evaluators", "search_strategy", "pass_flows", "systems", "data_configs"):
-        if body.get(key):
+        if foreign_recipe.get(key):
             out.remark(f"`{key}` has no equivalent here: bounds go into `expect`, data into `data`")
     return out
 
@@ -42,52 +42,52 @@ def _model(body: Mapping[str, Any]) -> str:
     return path if isinstance(path, str) and path.isprintable() and '"' not in path else ""
 
 
-def _import_pass(label: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
-    name = kind.lower()
+def _import_pass(label: str, pass_type: str, args: Mapping[str, Any], imported: Imported) -> None:
+    name = pass_type.lower()
     if name in GPTQ or name in ROUND:
-        _import_quantization(name, kind, args, out)
+        _import_quantization(name, pass_type, args, imported)
     elif name == "sparsegpt":
-        _import_sparsity(args, out)
+        _import_sparsity(args, imported)
     elif name in ("lora", "qlora"):
-        _import_lora(name, args, out)
+        _import_lora(name, args, imported)
     elif name in EXPORT:
-        out.emits.append("onnx")
+        imported.emits.append("onnx")
     else:
-        out.remark(f"pass `{label}` of type {plain(kind) or 'none'}: effc has nothing that does the same")
+        imported.remark(f"pass `{label}` of type {plain(pass_type) or 'none'}: effc has nothing that does the same")
 
 
-def _import_quantization(name: str, kind: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_quantization(name: str, pass_type: str, args: Mapping[str, Any], imported: Imported) -> None:
     bits, group = args.get("bits", 4), args.get("group_size", 128)
     if not integer(bits, 2, 8):
-        out.remark(f"{plain(kind)}: effc has no grid of {plain(bits)} bits, so it is left out")
+        imported.remark(f"{plain(pass_type)}: effc has no grid of {plain(bits)} bits, so it is left out")
         return
-    on, remarks = selector_text(None, args.get("modules_to_not_convert"))
+    on, remarks = selector_and_remarks(None, args.get("modules_to_not_convert"))
     args_out = {"on": on, "bits": str(bits), "group": "0" if group == -1 else integer(group, 1, 1 << 20) or "128"}
     if name in GPTQ:
         args_out["data"] = DATA
         args_out["zero"] = "middle" if args.get("sym") else ""
         args_out["order"] = "given" if args.get("desc_act") is False else ""
         args_out["damping"] = number(args.get("damp_percent"), 1e-6, 10)
-        out.add("q", "quantize.gptq", args_out, remarks)
+        imported.add("q", "quantize.gptq", args_out, remarks)
     else:
-        out.add("q", "quantize.round", args_out, remarks)
+        imported.add("q", "quantize.round", args_out, remarks)
 
 
-def _import_sparsity(args: Mapping[str, Any], out: Imported) -> None:
+def _import_sparsity(args: Mapping[str, Any], imported: Imported) -> None:
     sparsity = args.get("sparsity", 0.5)
     pair = sparsity if isinstance(sparsity, list) and len(sparsity) == 2 else None
     pattern = f"{pair[0]}:{pair[1]}" if pair else ""
     share = "50%" if pattern in ("2:4", "4:8") else percent(sparsity)
     if not share:
-        out.remark(f"SparseGPT: a sparsity of {plain(sparsity)} has no equivalent here, so it is left out")
+        imported.remark(f"SparseGPT: a sparsity of {plain(sparsity)} has no equivalent here, so it is left out")
         return
     args_out = {"sparsity": f"{share} of weights", "data": DATA, "pattern": f'"{pattern}"' if pattern else ""}
-    out.add(
+    imported.add(
         "sps", "sparsify.sparsegpt", args_out, ["`layer_interval` has no equivalent here"] * ("layer_interval" in args)
     )
 
 
-def _import_lora(name: str, args: Mapping[str, Any], out: Imported) -> None:
+def _import_lora(name: str, args: Mapping[str, Any], imported: Imported) -> None:
     training = args.get("training_args")
     training = training if isinstance(training, dict) else {}
     args_out = {
@@ -99,7 +99,7 @@ def _import_lora(name: str, args: Mapping[str, Any], out: Imported) -> None:
         "lr": number(training.get("learning_rate"), 1e-9, 10),
     }
     remarks = ["the base was quantised while it learned; here it is not"] if name == "qlora" else []
-    out.add(
+    imported.add(
         "fit",
         "tune.heal",
         args_out,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Source, Span
-from ...core.safe_read import parse_json, read_regular
+from ...core.safe_read import parse_strict_json, read_regular_file
 
 MAX_FILE_BYTES = 256 << 10  # bytes
 DEEPEST = 40
@@ -26,23 +26,23 @@ unreadable_import = Fault(
 )
 
 
-def read_foreign(path: Path) -> tuple[Any, Source]:
+def read_foreign_recipe(path: Path) -> tuple[Any, Source]:
     """The content of a file, plain lists, objects, texts, numbers; and the text itself. Raises Reject."""
     try:
-        text = read_regular(path, MAX_FILE_BYTES).decode("utf-8-sig")
+        text = read_regular_file(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise Reject(unreadable_import(f"there is no file `{path}`")) from error
     except (OSError, UnicodeDecodeError) as error:
         raise Reject(unreadable_import(f"{path} is no text that can be read")) from error
     source = Source(str(path), text)
     value = _json(source) if path.suffix.lower() == ".json" else _parse_yaml(source)
-    _check_plain(value, source, 0)
+    _refuse_non_plain(value, source, 0)
     return value, source
 
 
 def _json(source: Source) -> Any:
     try:
-        return parse_json(source.text)
+        return parse_strict_json(source.text)
     except (ValueError, RecursionError) as error:
         reason = str(getattr(error, "msg", error)).lower()
         raise Reject(unreadable_import(f"this is no JSON: {reason}", _at(source, getattr(error, "pos", 0)))) from error
@@ -61,7 +61,7 @@ def _parse_yaml(source: Source) -> Any:
                 problem = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
                 problem = _DEEP if depth > DEEPEST else f"has {problem}"
                 raise Reject(unreadable_import(f"this {problem}", _at(source, event.start_mark.index)))
-        return yaml.load(source.text, Loader=_strict_loader(yaml.SafeLoader))
+        return yaml.load(source.text, Loader=_loader_refusing_duplicates(yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = str(getattr(error, "problem", "") or "it does not parse")
@@ -72,7 +72,7 @@ def _parse_yaml(source: Source) -> Any:
         raise Reject(unreadable_import(f"{source.name} holds what no recipe does")) from error
 
 
-def _strict_loader(loader: Any) -> Any:
+def _loader_refusing_duplicates(loader: Any) -> Any:
     """A loader that refuses a key that stands twice, which YAML's own overwrites in silence."""
 
     class Once(loader):
@@ -86,17 +86,17 @@ def _strict_loader(loader: Any) -> Any:
     return Once
 
 
-def _check_plain(value: Any, source: Source, depth: int) -> None:
+def _refuse_non_plain(value: Any, source: Source, depth: int) -> None:
     if depth > DEEPEST:
         raise Reject(unreadable_import(f"{source.name} {_DEEP}"))
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise Reject(unreadable_import(f"{source.name} has a key that is no text"))
         for inner in value.values():
-            _check_plain(inner, source, depth + 1)
+            _refuse_non_plain(inner, source, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _check_plain(inner, source, depth + 1)
+            _refuse_non_plain(inner, source, depth + 1)
     elif type(value) is int and abs(value) >= _LARGEST:
         raise Reject(unreadable_import(f"{source.name} holds a number of more than 300 digits"))
     elif not (value is None or isinstance(value, (str, int, float, bool))):

@@ -59,10 +59,10 @@ def number(value: Any, low: float, high: float) -> str:
     return f"{float(value):.10f}".rstrip("0").rstrip(".")
 
 
-def selector_text(targets: Any, ignore: Any) -> tuple[str, list[str]]:
+def selector_and_remarks(targets: Any, ignore: Any) -> tuple[str, list[str]]:
     """`on:` for lists of names and `re:` patterns; "" for all linear modules. And what could not be said."""
-    globs, left = _to_globs(targets)
-    without, unsaid = _to_globs(ignore)
+    globs, left = _globs_and_rest(targets)
+    without, unsaid = _globs_and_rest(ignore)
     without = [g for g in without if "lm_head" not in g]  # outside the layers anyway
     remarks = [f"targets `{plain(t)}` are no glob: all linear modules are taken" for t in left]
     remarks += [f"`{plain(t)}`, which was to be ignored, is no glob: it is not" for t in unsaid]
@@ -72,7 +72,7 @@ def selector_text(targets: Any, ignore: Any) -> tuple[str, list[str]]:
     return (f"({on})" if len(globs) > 1 and without else on) + "".join(f' - "{g}"' for g in without), remarks
 
 
-def _to_globs(items: Any) -> tuple[list[str], list[str]]:
+def _globs_and_rest(items: Any) -> tuple[list[str], list[str]]:
     """(globs, what is none) of a name, a list of names and patterns, or None."""
     listed = [] if items is None else items if isinstance(items, list) else [items]
     globs: list[str] = []

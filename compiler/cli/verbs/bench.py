@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
     def bench() -> None:
         """Measure what effc brings along."""
 
-    @make_verb(group, shows=("machine",))
+    @make_verb(group, flag_panels=("machine",))
     def kernels(
         shared: Shared,
         only: Annotated[str, _only] = "",
@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(f"`--only {unknown[0]}` is no part: {', '.join(PARTS)}")
         if not 0 < seconds <= 600:
             raise typer.BadParameter("`--seconds` is more than 0 and at most 600")
-        shared.check_environment()
+        shared.require_environment()
         threads = shared.threads or cpus()
         screen, plain = shared.screen, shared.format == "text"
         table = Table(seconds, threads)
@@ -70,14 +70,14 @@ def register(app: typer.Typer) -> None:
         if plain:
             screen.answer(goals_summary(table.targets))
         else:
-            screen.answer_json("bench kernels", "error" if code else "ok", **_json_body(table, where, code))
+            screen.answer_json("bench kernels", "error" if code else "ok", **_table_json(table, where, code))
         return code
 
 
-def _json_body(table: "Table", where: dict, code: int) -> dict[str, Any]:
+def _table_json(table: "Table", environment: dict, code: int) -> dict[str, Any]:
     return {
         "exit": code,
-        "machine": where,
+        "machine": environment,
         "lines": [line.to_json() for line in table.lines],
         "targets": [t.to_json() for t in table.targets],
     }

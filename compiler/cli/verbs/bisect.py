@@ -21,21 +21,21 @@ _gate = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
+    @make_verb(app, flag_panels=("inputs", "lock", "cache", "machine", "progress"))
     def bisect(recipe: Annotated[Path, _recipe], shared: Shared, gate: Annotated[str, _gate] = "") -> int:
         """Say which step, or which single cut, broke a bound; exit 4 where one did. What the cache has is not run."""
         from ...driver import api
 
-        shared.check_environment()
+        shared.require_environment()
         with shared.listening() as listener:
             session = shared.session(recipe, listener)
-            plans = api.make_plans(session)
+            plans = api.plan_all_pipelines(session)
             of_result = [
                 (p, b) for p in plans for b in p.pipeline.expects if not b.part
             ]  # of the result, not of a target
             chosen = [(p, b) for p, b in of_result if _matches_name(b, gate)]
             if len(chosen) != 1:
-                raise Reject(_ambiguous_bound(chosen or of_result, bool(chosen), gate))
+                raise Reject(_unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate))
             blame = api.bisect(session, *chosen[0])
         return print_result(blame, shared)
 
@@ -46,7 +46,7 @@ def _matches_name(bound, gate: str) -> bool:
     return "".join(bound_text(bound).split()).startswith("".join(gate.split()))
 
 
-def _ambiguous_bound(bounds, several: bool, gate: str):
+def _unknown_or_ambiguous_bound(bounds, several: bool, gate: str):
     from ...driver.judging.gate import bound_text
 
     texts = list(dict.fromkeys(f"`{bound_text(b)}`" for _, b in bounds))
@@ -67,7 +67,7 @@ def print_result(result: "BisectResult", shared: Shared) -> int:
         )
         return code_of(diagnostics)
     screen.answer(screen.styled(bound_text(result.bound), "bold"))
-    screen.answer(screen.table(result_rows(result), head=False, indent="  "))
+    screen.answer(screen.table(bisect_rows(result), head=False, indent="  "))
     screen.complain(diagnostics, "bisect")
     if not diagnostics:
         screen.note(f"{screen.styled('ok', 'green')}: the result keeps the bound")
@@ -78,7 +78,7 @@ def _name(result: "BisectResult") -> str | None:
     return result.step.name if result.step else None
 
 
-def result_rows(result: "BisectResult") -> list[tuple[str, ...]]:
+def bisect_rows(result: "BisectResult") -> list[tuple[str, ...]]:
     """A row for every result that was measured, and under the step that broke the bound one for each cut."""
     from ...core.quantity import measurement_text
 

@@ -26,18 +26,18 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Look after the cache of finished steps.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="cache")
     _register_listing(group)
-    _register_maintenance(group)
+    _register_gc_and_verify(group)
 
 
 def _register_listing(group: typer.Typer) -> None:
-    @make_verb(group, shows=("cache",))
+    @make_verb(group, flag_panels=("cache",))
     def ls(shared: Shared) -> None:
         """List finished steps, last used first."""
         cache = _cache(shared)
         entries, n_unreadable = cache.entries(), cache.count_unreadable()
         if shared.format == "json":
             rows = [
-                {"key": e.key, "step": _step_text(e), "bytes": e.bytes, "used": e.used, "parts": dict(e.parts)}
+                {"key": e.key, "step": _step_as_call(e), "bytes": e.bytes, "used": e.used, "parts": dict(e.parts)}
                 for e in entries
             ]
             return shared.screen.answer_json(
@@ -58,18 +58,18 @@ def _register_listing(group: typer.Typer) -> None:
         lines = [("key", "step", "size", "used")]
         current_time = time.time()
         lines += [
-            (e.key[:12], _step_text(e), size(e.bytes), f"{duration_text(max(0, current_time - e.used))} ago")
+            (e.key[:12], _step_as_call(e), size(e.bytes), f"{duration_text(max(0, current_time - e.used))} ago")
             for e in entries
         ]
         shared.screen.answer(shared.screen.table(lines, right=(2,)))
         return shared.screen.note(f"{count_text(len(entries), 'step')} in {shared.cache_folder}")
 
-    @make_verb(group, shows=("cache", "inputs", "machine"))
+    @make_verb(group, flag_panels=("cache", "inputs", "machine"))
     def why(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
         """Say for each step of a recipe whether it is kept, and what differs where it is not."""
         from ...driver import api
 
-        plans = api.make_plans(shared.session(recipe))
+        plans = api.plan_all_pipelines(shared.session(recipe))
         rows = [(s.name, s.call.word, "kept" if s.cached else s.reason) for p in plans for s in p.stages]
         if shared.format == "json":
             steps = [{"step": n, "word": w, "cache": r} for n, w, r in rows]
@@ -77,18 +77,18 @@ def _register_listing(group: typer.Typer) -> None:
         return shared.screen.answer(shared.screen.table(rows, head=False))
 
 
-def _register_maintenance(group: typer.Typer) -> None:
-    @make_verb(group, shows=("cache",))
+def _register_gc_and_verify(group: typer.Typer) -> None:
+    @make_verb(group, flag_panels=("cache",))
     def gc(shared: Shared, older_than: Annotated[float, _age] = 30.0) -> None:
         """Free what was not used for a while, and tensors that no step names."""
         from ...core.quantity import size
 
-        freed = _cache(shared).collect_garbage(keep_seconds=older_than * 86400)
+        freed = _cache(shared).delete_unused(keep_seconds=older_than * 86400)
         if shared.format == "json":
             return shared.screen.answer_json("cache gc", freed_bytes=freed)
         return shared.screen.answer(f"freed {size(freed)}")
 
-    @make_verb(group, shows=("cache",))
+    @make_verb(group, flag_panels=("cache",))
     def verify(shared: Shared, delete: Annotated[bool, _delete] = False) -> int:
         """Read every file again and compare it with its name."""
         cache = _cache(shared)
@@ -101,10 +101,10 @@ def _register_maintenance(group: typer.Typer) -> None:
             has_damage = bool(damaged) and not delete
             shared.screen.answer_json("cache verify", "error" if has_damage else "ok", damaged=files)
             return EXITS["environment"] if has_damage else 0
-        return _print_answer(shared, damaged, delete, len(cache.entries()))
+        return _print_verify_result(shared, damaged, delete, len(cache.entries()))
 
 
-def _print_answer(shared: Shared, damaged: list, deleted: bool, steps: int) -> int:
+def _print_verify_result(shared: Shared, damaged: list, deleted: bool, steps: int) -> int:
     from ...core.quantity import count_text
 
     if damaged and not deleted:
@@ -130,7 +130,7 @@ def _cache(shared: Shared) -> "Cache":
     return Cache(shared.cache_folder)
 
 
-def _step_text(entry) -> str:
+def _step_as_call(entry) -> str:
     """The step as a recipe would write it, without what has its default."""
     from ....dsl.checker.value_text import plain
     from ....dsl.checker.values import from_json

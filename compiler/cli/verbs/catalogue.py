@@ -45,10 +45,10 @@ def register(app: typer.Typer) -> None:
             for kind in (TITLES if all_words else ("pass",))
         }
         if shared.format == "json":
-            body: dict[str, Any] = {TITLES[kind]: [_json(w) for w in words] for kind, words in by_kind.items()}
+            body: dict[str, Any] = {TITLES[kind]: [_plugin_json(w) for w in words] for kind, words in by_kind.items()}
             shared.screen.answer_json("passes", **body)
         else:
-            shared.screen.answer(_table_text(by_kind, shared, all_words))
+            shared.screen.answer(_plugin_table_text(by_kind, shared, all_words))
 
     @make_verb(app)
     def recipes(
@@ -69,16 +69,16 @@ def register(app: typer.Typer) -> None:
             return _print_recipe(operands[0], known, shared)
         if action == "copy":
             return _copy_recipe(_find_recipe(operands[0], known), output, shared)
-        return _print_list(
+        return _print_recipe_list(
             [r for r in known.values() if all(_mentions(r, word) for word in operands)], operands, shared
         )
 
 
-def _print_list(matches: "list[LibraryFile]", terms: list[str], shared: Shared) -> None:
+def _print_recipe_list(matches: "list[LibraryFile]", search_terms: list[str], shared: Shared) -> None:
     from ...plugin.library_effects import Effects
 
-    if terms and not matches:
-        raise Reject(unknown_recipe(f"no recipe says `{' '.join(terms)}`", help="`effc recipes` lists all"))
+    if search_terms and not matches:
+        raise Reject(unknown_recipe(f"no recipe says `{' '.join(search_terms)}`", help="`effc recipes` lists all"))
     effects = Effects.read()
     if shared.format == "json":
         rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence, **_effects_json(r, effects)} for r in matches]
@@ -136,12 +136,14 @@ def _copy_recipe(recipe: "LibraryFile", destination: Path, shared: Shared) -> No
 
 
 def _find_recipe(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
-    from ....dsl.syntax.nearest import suggestion
+    from ....dsl.syntax.nearest import nearest_name_help
 
     recipe = known.get(name) or known.get(f"{name}.effspec")
     if recipe is None:
         names = [n.removesuffix(".effspec") for n in known]
-        raise Reject(unknown_recipe(f"the library has no recipe `{name}`", help=suggestion(name, names, "it has")))
+        raise Reject(
+            unknown_recipe(f"the library has no recipe `{name}`", help=nearest_name_help(name, names, "it has"))
+        )
     return recipe
 
 
@@ -161,7 +163,7 @@ def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: Shared) ->
     return None
 
 
-def _table_text(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
+def _plugin_table_text(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
     width = max((len(w.name) for words in by_kind.values() for w in words), default=0)
     blocks = []
     for kind, words in by_kind.items():
@@ -171,7 +173,7 @@ def _table_text(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) 
     return "\n\n".join(blocks)
 
 
-def _json(plugin: "Word") -> dict:
+def _plugin_json(plugin: "Word") -> dict:
     return {
         "name": plugin.name,
         "summary": plugin.summary,

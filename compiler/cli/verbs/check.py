@@ -19,7 +19,7 @@ _resolve = typer.Option("--resolve", help="Look at models not seen before, too; 
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, formats=("text", "json", "github"), shows=("inputs", "cache"))
+    @make_verb(app, formats=("text", "json", "github"), flag_panels=("inputs", "cache"))
     def check(
         recipes: Annotated[list[Path], _recipes],
         shared: Shared,
@@ -29,17 +29,19 @@ def register(app: typer.Typer) -> None:
         """Check recipes: all mistakes at once, each with its place."""
         diagnostics_all, good = [], []
         for path in recipes:
-            variants, diagnostics = check_file(path, shared, fix, resolve)
+            variants, diagnostics = check_and_fix_file(path, shared, fix, resolve)
             diagnostics_all += diagnostics
             good += [(path, variants)] if variants else []
         print_result(diagnostics_all, good, shared, without_model=len(recipes) == 1)
         return code_of(diagnostics_all)
 
 
-def check_file(path: Path, shared: Shared, fix: bool, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
+def check_and_fix_file(
+    path: Path, shared: Shared, fix: bool, resolve: bool
+) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
     """The checked variants of a file, none where it has errors, and what is to be said of it."""
     session = shared.session(path)
-    variants, diagnostics = _checked(session, resolve)
+    variants, diagnostics = _check_session(session, resolve)
     if fix and (sure := [d for d in diagnostics if d.fix and d.span and d.span.source.name == str(path)]):
         from ....dsl.syntax.render import apply_fixes
         from ...core.cache import write_atomic
@@ -47,11 +49,11 @@ def check_file(path: Path, shared: Shared, fix: bool, resolve: bool) -> "tuple[S
 
         write_atomic(path, apply_fixes(sure[0].span.source.text, sure).encode())
         shared.screen.note(f"fixed {count_text(len(sure), 'mistake')} in {path}")
-        variants, diagnostics = _checked(session, resolve)
+        variants, diagnostics = _check_session(session, resolve)
     return variants, diagnostics
 
 
-def _checked(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
+def _check_session(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
     try:
         checked = session.check(resolve=resolve)
     except Reject as rejection:
@@ -60,16 +62,16 @@ def _checked(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diagnostic
     return () if broken else checked.recipes, list(checked.diagnostics)
 
 
-def print_result(diagnostics: list[Diagnostic], good: list, shared: Shared, *, without_model: bool) -> None:
+def print_result(diagnostics: list[Diagnostic], sound_recipes: list, shared: Shared, *, without_model: bool) -> None:
     """Diagnostics, and a summary line for each pipeline of each sound recipe."""
-    rows = [{"path": str(path), **row} for path, variants in good for row in pipeline_summaries(variants)]
+    rows = [{"path": str(path), **row} for path, variants in sound_recipes for row in pipeline_summaries(variants)]
     screen = shared.screen
     screen.complain(diagnostics, "check", recipes=rows)
     if screen.format != "text" or shared.quiet:
         return
     for row in rows:
         screen.answer(
-            screen.styled("ok", "green") + f": {'' if without_model else row['path'] + ': '}{sizes_line(row)}"
+            screen.styled("ok", "green") + f": {'' if without_model else row['path'] + ': '}{pipeline_counts_line(row)}"
         )
 
 
@@ -88,7 +90,7 @@ def pipeline_summaries(variants: "Sequence[Recipe]") -> list[dict[str, Any]]:
     ]
 
 
-def sizes_line(row: dict[str, Any]) -> str:
+def pipeline_counts_line(row: dict[str, Any]) -> str:
     """`lean: 3 steps, 2 artifacts, 2 bounds, 3 variants`."""
     from ...core.quantity import count_text
 

@@ -51,7 +51,7 @@ _dump = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @make_verb(
-        app, formats=("text", "json", "github"), shows=("inputs", "lock", "cache", "machine", "progress", "gate")
+        app, formats=("text", "json", "github"), flag_panels=("inputs", "lock", "cache", "machine", "progress", "gate")
     )
     def compile(
         recipe: Annotated[Path, _recipe],
@@ -72,12 +72,12 @@ def register(app: typer.Typer) -> None:
             from ...driver.worker_pool import parse_workers_option
 
             parse_workers_option(workers)
-        shared.check_environment()
+        shared.require_environment()
         saved = _read_saved_plan(plan) if plan else None
         with shared.listening() as listener:
             session = shared.session(recipe, listener)
             session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
-            results = api.build(session, output, force=force, saved=saved, dump=dump_ir)
+            results = api.build(session, output, force=force, saved_plans=saved, dump=dump_ir)
         return print_results(results, shared)
 
 
@@ -98,10 +98,10 @@ def print_results(results: "Sequence[Result]", shared: Shared) -> int:
     if screen.format == "text":
         for result in results:
             for a in result.artifacts:
-                screen.answer(artifact_lines(a.path, a.manifest, screen) + "\n")
+                screen.answer(artifact_summary_text(a.path, a.manifest, screen) + "\n")
             for summary in result.reports:
                 screen.answer(screen.styled(f"{result.plan.pipeline.name} -> {summary.path}", "bold") + "\n")
-            if accounts := accounts_text(result, screen):
+            if accounts := divergence_table_text(result, screen):
                 screen.answer(accounts + "\n")
     screen.complain(missed, "compile", artifacts=rows)
     if not missed and screen.format == "text":
@@ -125,7 +125,7 @@ def artifact_json(manifest: "Manifest") -> dict[str, Any]:
     }
 
 
-def accounts_text(result: "Result", screen: "Screen") -> str:
+def divergence_table_text(result: "Result", screen: "Screen") -> str:
     """The original, the program in memory and every form of all artifacts, on the same tokens; "" of no language."""
     from ...artifacts.form_losses import account_rows, merge_accounts
 
@@ -136,7 +136,7 @@ def accounts_text(result: "Result", screen: "Screen") -> str:
     return f"{title}\n{screen.table(account_rows(losses), right=(1, 2, 3, 4, 5), indent='  ')}".rstrip("\n")
 
 
-def artifact_lines(path: Path, manifest: "Manifest", screen: "Screen") -> str:
+def artifact_summary_text(path: Path, manifest: "Manifest", screen: "Screen") -> str:
     """`small -> out/small  hf, 4.2 MiB`, and a row for every measure."""
     from ...core.quantity import size
 

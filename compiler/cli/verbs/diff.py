@@ -12,7 +12,7 @@ _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, opens=("before", "after"))
+    @make_verb(app, signed_arguments=("before", "after"))
     def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: Shared) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine."""
         from ...artifacts.diff import diff_artifacts

@@ -11,7 +11,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Reject
 from .flags import Shared, make_verb
-from .verify import read_forms
+from .verify import check_artifact_files
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
 LITTLE = 2 << 30  # bytes free below which a compile of a small model may not fit
@@ -28,7 +28,7 @@ class Finding:
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("cache", "machine"))
+    @make_verb(app, flag_panels=("cache", "machine"))
     def doctor(
         shared: Shared,
         architectures: Annotated[
@@ -51,9 +51,9 @@ def register(app: typer.Typer) -> None:
         if trust is not None:
             return _print_trust(trust, shared)
         if measure:
-            return _measure_speeds(shared)
+            return _measure_and_store_speeds(shared)
         if architectures:
-            return _print_architectures(shared)
+            return _print_support_matrix(shared)
         findings = [*python_findings(), *plugins(), *machine_findings(), *storage_findings(shared.cache_folder)]
         missing = [f for f in findings if f.state == "missing"]
         if shared.format == "json":
@@ -65,10 +65,12 @@ def register(app: typer.Typer) -> None:
 
 
 def _print_trust(path: Path, shared: Shared) -> int:
-    """Every check of an artifact; the exit code of a broken environment where one fails."""
-    from ...artifacts.trust import trust_checks
+    """Print every check of an artifact; the exit code of a broken environment where one fails."""
+    from ...artifacts.trust import all_trust_checks
 
-    checks = trust_checks(path, lambda artifact, manifest: read_forms(artifact, manifest, shared.cache_folder))
+    checks = all_trust_checks(
+        path, lambda artifact, manifest: check_artifact_files(artifact, manifest, shared.cache_folder)
+    )
     has_failure = any(check.state == "bad" for check in checks)
     if shared.format == "json":
         body = [{"topic": c.topic, "fact": c.fact, "state": c.state} for c in checks]
@@ -81,18 +83,18 @@ def _print_trust(path: Path, shared: Shared) -> int:
     return EXITS["environment"] if has_failure else 0
 
 
-def _measure_speeds(shared: Shared) -> int:
+def _measure_and_store_speeds(shared: Shared) -> int:
     """Measure what plans estimate from, keep it, and say it."""
     import torch
 
     from ...core.quantity import count, count_text, duration_text, size
     from ...core.speed_cache import keep
-    from ...core.speeds import measure_speeds
+    from ...core.speeds import measure_machine_speeds
 
     if shared.threads:
         torch.set_num_threads(shared.threads)
     shared.cache_folder.mkdir(parents=True, exist_ok=True)
-    speeds = measure_speeds(shared.cache_folder, seconds_each=0.5)
+    speeds = measure_machine_speeds(shared.cache_folder, seconds_each=0.5)
     keep(shared.cache_folder, speeds)
     threads, screen = torch.get_num_threads(), shared.screen
     if shared.format == "json":
@@ -113,11 +115,11 @@ def _measure_speeds(shared: Shared) -> int:
     return 0
 
 
-def _print_architectures(shared: Shared) -> int:
+def _print_support_matrix(shared: Shared) -> int:
     """The matrix that the test run left, and every sentence that refused something."""
-    from ...core.architectures import read_matrix
+    from ...core.architectures import parse_architecture_matrix
 
-    table, screen = read_matrix(), shared.screen
+    table, screen = parse_architecture_matrix(), shared.screen
     if shared.format == "json":
         screen.answer_json("doctor", "ok", architectures=asdict(table))
         return 0
@@ -159,7 +161,7 @@ def plugins() -> list[Finding]:
 
 def python_findings() -> list[Finding]:
     """Python and every package, with the range that effc states."""
-    from ...core.environment import Package, list_packages, python_version
+    from ...core.environment import Package, python_version, required_packages_with_state
 
     new_enough = sys.version_info >= (3, 11)
     findings = [
@@ -171,7 +173,7 @@ def python_findings() -> list[Finding]:
         )
     ]
     extras: dict[tuple[str, str], list[Package]] = {}  # several want the same, which is said once
-    for p in list_packages():
+    for p in required_packages_with_state():
         extras.setdefault((p.name, p.range), []).append(p)
     for p, *further in extras.values():
         state = "ok" if p.state == "ok" else "note" if p.group else "missing"
@@ -183,13 +185,13 @@ def python_findings() -> list[Finding]:
 
 def machine_findings() -> list[Finding]:
     """Processor, instruction sets that our kernels can use, cores."""
-    from ...core.environment import processor_flags, processor_name
+    from ...core.environment import cpu_flags, cpu_model_name
     from ...core.fingerprint import cpus
 
-    telling = [f for f in TELLING if f in processor_flags()]
+    telling = [f for f in TELLING if f in cpu_flags()]
     cores = cpus()
     return [
-        Finding("processor", f"{processor_name()}, {cores} usable core{'s' * (cores > 1)}"),
+        Finding("processor", f"{cpu_model_name()}, {cores} usable core{'s' * (cores > 1)}"),
         Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),
         kernel_finding(),
         Finding("threads", f"{os.environ.get('OMP_NUM_THREADS') or cores} unless --threads says otherwise"),
@@ -198,7 +200,7 @@ def machine_findings() -> list[Finding]:
 
 def kernel_finding() -> Finding:
     """Whether the native kernels are there, at which level of instruction sets they run, and why at that."""
-    from ....kernels.levels import NoSuchLevel, level_reason, library
+    from ....kernels.levels import NoSuchLevel, active_level_reason, library
 
     if library() is None:
         return Finding(
@@ -208,7 +210,7 @@ def kernel_finding() -> Finding:
             "install effc again, or from a wheel for this platform",
         )
     try:
-        return Finding("kernels", f"compiled, {level_reason()}")
+        return Finding("kernels", f"compiled, {active_level_reason()}")
     except NoSuchLevel as error:
         return Finding("kernels", str(error), "missing", "unset EFFC_ISA, or name a level that is here")
 

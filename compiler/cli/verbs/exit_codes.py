@@ -101,7 +101,7 @@ class VerbException(Exception):
         self.error, self.shared = error, shared
 
 
-def diagnostics_of(error: BaseException, cache: Path | None = None) -> Sequence[Diagnostic]:
+def diagnostics_of_exception(error: BaseException, cache: Path | None = None) -> Sequence[Diagnostic]:
     """Diagnostics for an exception; `cache` is the folder of finished steps, where it is another."""
     match error:
         case Reject():

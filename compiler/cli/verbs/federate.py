@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Deploy a federation here on Flower.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="federate")
 
-    @make_verb(group, name="up", shows=("cache",), opens=("folder",))
+    @make_verb(group, name="up", flag_panels=("cache",), signed_arguments=("folder",))
     def start(
         folder: Annotated[Path, _app],
         shared: Shared,
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         wait: Annotated[bool, _wait] = False,
     ) -> None:
         """Start a SuperLink with TLS and the clients' nodes, and submit the run."""
-        deployment = _deploy(folder.resolve(), shared, data, port)
+        deployment = _start_federation(folder.resolve(), shared, data, port)
         if wait:
             return _until_over(deployment, shared)
         if shared.format == "json":
@@ -66,20 +66,20 @@ def register(app: typer.Typer) -> None:
         return shared.screen.note(f"ended {', '.join(names) or 'nothing'}; results and logs are in {deployment.folder}")
 
 
-def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "Deployment":
+def _start_federation(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "Deployment":
     from ...apps.federation.app import PACKAGE
     from ...apps.federation.declaration import NAME, check_base, read_declaration
-    from ...apps.federation.deployment import check_flower, start_deployment
-    from ...apps.federation.generated_code import check_code
+    from ...apps.federation.deployment import flower_command_folder, start_deployment
+    from ...apps.federation.generated_code import refuse_foreign_code
     from ...apps.federation.simulated_run import recipe_folder
     from ...artifacts.manifest import verify_files
 
     target = deployment_folder(folder)
-    check_flower()
+    flower_command_folder()
     verify_files(folder)
     declared = read_declaration(folder / PACKAGE / NAME)
     if not shared.trust_remote_code:
-        check_code(folder, declared)
+        refuse_foreign_code(folder, declared)
     check_base(declared, folder / declared.folder, shared.cache_folder)
     common = folder if data else recipe_folder(folder)
     deployment = start_deployment(folder, declared, target, common, list(data), shared.cache_folder, port)
@@ -89,10 +89,10 @@ def _deploy(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "D
 
 def deployment_folder(app: Path) -> Path:
     """The folder of an app's deployment, beside it. Raises Reject (odd-file) where links lie in it."""
-    from ...core.safe_read import refuse_links
+    from ...core.safe_read import refuse_unsafe_write_folder
 
     folder = app.with_name(f"{app.name}-deployment")
-    refuse_links(folder)
+    refuse_unsafe_write_folder(folder)
     return folder
 
 
@@ -109,7 +109,7 @@ def _print_status(deployment: "Deployment", shared: Shared) -> None:
     from ...apps.federation.processes import last_log_line
 
     if any(p.name == "superlink" for p in deployment.broken):
-        raise _exit_status(deployment)  # and nobody else knows how the run goes
+        raise _process_ended_error(deployment)  # and nobody else knows how the run goes
     word, details = run_status(deployment)
     if shared.format == "json":
         living = {p.name: p.lives for p in deployment.processes}
@@ -123,10 +123,10 @@ def _print_status(deployment: "Deployment", shared: Shared) -> None:
     if word in ("finished:failed", "finished:stopped"):
         raise Reject(deployment_failed(f"the run is {word}: {details}", help=f"logs are in {deployment.folder}"))
     if deployment.broken and word != "finished:completed":
-        raise _exit_status(deployment)
+        raise _process_ended_error(deployment)
 
 
-def _exit_status(deployment: "Deployment") -> Reject:
+def _process_ended_error(deployment: "Deployment") -> Reject:
     from ...apps.federation.deployment import deployment_failed
     from ...apps.federation.processes import last_log_line
 

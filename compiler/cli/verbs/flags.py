@@ -37,20 +37,20 @@ def parse_size(text: str) -> int:
     """`20GiB`, `500MB`, `1073741824`."""
     from ...core import options
 
-    with _as_parameter(text):
-        return options.byte_count(text)
+    with _as_bad_parameter(text):
+        return options.parse_byte_count(text)
 
 
 def parse_duration(text: str) -> float:
     """Seconds of `90s`, `30m` or `30min`, `2h`."""
     from ...core import options
 
-    with _as_parameter(text):
+    with _as_bad_parameter(text):
         return options.duration(text)
 
 
 @contextmanager
-def _as_parameter(text: str) -> Iterator[None]:
+def _as_bad_parameter(text: str) -> Iterator[None]:
     """Errors of options as those of a flag with that text."""
     from ...core.options import OptionError
 
@@ -169,18 +169,18 @@ class Shared:
             raise typer.BadParameter(f"the cache is a folder, and {folder} is {other_kind(folder) or 'a file'}")
         return folder
 
-    def check_environment(self) -> None:
-        """Before any work: packages in their ranges, the device and the level of the kernels there."""
+    def require_environment(self) -> None:
+        """Refuse packages out of range, an unusable device or kernel level, before any work."""
         from ....kernels.levels import level
-        from ...core.device import check_device
+        from ...core.device import refuse_unusable_device
         from ...core.environment import check_packages
 
         check_packages()
         level()
-        check_device(self.device)
+        refuse_unusable_device(self.device)
 
     def session(self, recipe: Path, listener: "Listener | None" = None) -> "Session":
-        """One recipe with what the flags say; a name of the library where there is no such file."""
+        """Open a session of one recipe with what the flags say; a name of the library where there is no such file."""
         from ...driver.api import open_session
         from ...plugin.recipe_library import resolve_recipe_path
 
@@ -190,12 +190,12 @@ class Shared:
 
     def listening(self) -> "AbstractContextManager[Listener]":
         """Progress as the flags want it: bars on a terminal, lines elsewhere, JSON lines in a file."""
-        from ...core.progress_bars import progress_listener
+        from ...core.progress_bars import listening_to_progress
 
         if self.events and not self.events.absolute().parent.is_dir():  # said before anything is computed
             raise typer.BadParameter(f"`--events {self.events}`: there is no folder {self.events.parent}")
         live = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
-        return progress_listener(
+        return listening_to_progress(
             quiet=self.quiet,
             progress=not self.no_progress,
             bars=live,
@@ -264,30 +264,31 @@ def make_verb(
     name: str | None = None,
     *,
     formats: tuple[str, ...] = ("text", "json"),
-    shows: tuple[str, ...] = (),
-    opens: tuple[str, ...] = (),
+    flag_panels: tuple[str, ...] = (),
+    signed_arguments: tuple[str, ...] = (),
 ) -> Callable:
-    """Make a command. `shows` names the panels of shared flags that matter to it, beside "speech".
+    """Make a command. `flag_panels` names the panels of shared flags that matter to it, beside "speech".
 
-    opens   its parameters that are artifacts, of which `--require-signature` asks for a signature before it runs
+    signed_arguments   its parameters that are artifacts, of which `--require-signature` asks for a signature before it
+                       runs
     """
 
     def wrap(run: Callable) -> Callable:
         parameters = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
-        parameters += [_SIGNED] if opens else []
+        parameters += [_SIGNED] if signed_arguments else []
         names = {p.name for p in parameters}  # a verb's own option goes before a shared one of that name
         shared_names = [f.name for f in fields(Shared) if f.name not in names]
-        added = [_shared_parameter(name, formats, ("speech", *shows)) for name in shared_names]
+        added = [_shared_parameter(name, formats, ("speech", *flag_panels)) for name in shared_names]
 
         def command(**arguments: Any) -> int:
             shared = Shared(**{name: arguments.pop(name) for name in shared_names})
             if shared.offline:  # before huggingface_hub is imported, which reads it once
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:
-                _check_choices(shared, formats)
-                _check_texts({**arguments, **vars(shared)})
+                _refuse_unknown_choices(shared, formats)
+                _refuse_control_characters({**arguments, **vars(shared)})
                 if keys := arguments.pop(_SIGNED.name, ()):
-                    _verify_signers([arguments[name] for name in opens], keys)
+                    _verify_signers([arguments[name] for name in signed_arguments], keys)
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise VerbException(error, shared) from error
@@ -301,13 +302,13 @@ def make_verb(
     return wrap
 
 
-def _shared_parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ...]) -> inspect.Parameter:
+def _shared_parameter(name: str, formats: tuple[str, ...], visible_panels: tuple[str, ...]) -> inspect.Parameter:
     from copy import copy
     from typing import get_args, get_type_hints
 
     kind, option = get_args(get_type_hints(Shared, include_extras=True)[name])
     option = copy(option)
-    option.hidden = option.rich_help_panel not in panels
+    option.hidden = option.rich_help_panel not in visible_panels
     if name == "format":
         option.metavar, option.hidden = "|".join(formats), len(formats) == 1
     default = next(f.default for f in fields(Shared) if f.name == name)
@@ -319,7 +320,7 @@ def _shared_parameter(name: str, formats: tuple[str, ...], panels: tuple[str, ..
     )
 
 
-def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
+def _refuse_unknown_choices(shared: Shared, formats: tuple[str, ...]) -> None:
     for name, value, legal in (
         ("--format", shared.format, formats),
         ("--color", shared.color, ("auto", "always", "never")),
@@ -331,17 +332,17 @@ def _check_choices(shared: Shared, formats: tuple[str, ...]) -> None:
 
 def _verify_signers(values: Sequence[Any], keys: Sequence[str]) -> None:
     """Raises Reject for an artifact, or for the folder of `NAME=FOLDER`, that none of the keys signed."""
-    from ...artifacts.load import verify_signer
+    from ...artifacts.load import verify_signature_and_files
 
     for value in values:
         for path in [Path(value)] if isinstance(value, (str, Path)) else value:
-            verify_signer(Path(path if isinstance(path, Path) else path.partition("=")[2]), keys)
+            verify_signature_and_files(Path(path if isinstance(path, Path) else path.partition("=")[2]), keys)
 
 
 SPOKEN = ("prompt", "sets")  # what a model is told, and values that the recipe's own check reads
 
 
-def _check_texts(arguments: Mapping[str, Any]) -> None:
+def _refuse_control_characters(arguments: Mapping[str, Any]) -> None:
     """Names and paths drive no terminal and end no line of ours; what a system can't spell in UTF-8 is no such mark."""
     from ....dsl.syntax.control_characters import control_character_error, control_in
 

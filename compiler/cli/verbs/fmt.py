@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Write recipes in the one style; comments stay."""
         if to is not None:
-            return _print_one(to, files, shared, check or diff)
+            return _print_converted(to, files, shared, check or diff)
         changed = []
         faults: list[Diagnostic] = []
         for path in files:
@@ -50,14 +50,14 @@ def register(app: typer.Typer) -> None:
                 continue
             if source.text != after:
                 changed.append(path)
-            _write_formatted(path, source, after, shared, check, diff)
+            _write_or_diff(path, source, after, shared, check, diff)
         if faults:
             raise Reject(*faults)
-        return _print_summary(files, changed, shared, check, diff)
+        return _print_fmt_summary(files, changed, shared, check, diff)
 
 
-def _print_one(form: str, files: list[Path], shared: Shared, has_options: bool) -> int:
-    """One recipe to stdout, as text or as JSON."""
+def _print_converted(form: str, files: list[Path], shared: Shared, has_options: bool) -> int:
+    """Print one recipe to stdout, as text or as JSON."""
     if form not in ("effspec", "json"):
         raise typer.BadParameter(f"`--to {form}` is not known here: effspec, json")
     if len(files) != 1 or has_options:
@@ -65,7 +65,7 @@ def _print_one(form: str, files: list[Path], shared: Shared, has_options: bool) 
     from ....dsl.syntax.format import format_file
     from ....dsl.syntax.json_form import file_to_json
 
-    file = _parse_any(files[0])
+    file = _parse_text_or_json(files[0])
     if form == "json":
         shared.screen.answer(json.dumps(file_to_json(file), indent=2, ensure_ascii=False))
         if n_comments := len(file.comments):
@@ -77,14 +77,14 @@ def _print_one(form: str, files: list[Path], shared: Shared, has_options: bool) 
     return 0
 
 
-def _parse_any(path: Path) -> "ast.File":
+def _parse_text_or_json(path: Path) -> "ast.File":
     """Parse a file of text or JSON; Reject where it can't be read."""
-    from ....dsl.syntax.json_form import file_from_source
+    from ....dsl.syntax.json_form import file_from_json_text
     from ....dsl.syntax.parse import parse
 
     source = _source(path)
     if path.suffix == ".json" or (str(path) == "-" and source.text.lstrip().startswith("{")):
-        return file_from_source(source)
+        return file_from_json_text(source)
     parsed = parse(source)
     if errors := [d for d in parsed.diagnostics if d.severity == "error"]:
         raise Reject(*errors)
@@ -105,15 +105,15 @@ def formatted(path: Path) -> tuple[Source, str]:
     return source, format_source(source)
 
 
-def _write_formatted(path: Path, source: Source, after: str, shared: Shared, check: bool, diff: bool) -> None:
-    if diff:
+def _write_or_diff(path: Path, source: Source, after: str, shared: Shared, check_only: bool, show_diff: bool) -> None:
+    if show_diff:
         lines = difflib.unified_diff(
             source.text.splitlines(keepends=True), after.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
         )
         shared.screen.write(_colored("".join(lines), shared))
-    elif str(path) == "-" and not check:
+    elif str(path) == "-" and not check_only:
         shared.screen.write(after)
-    elif source.text != after and not check:
+    elif source.text != after and not check_only:
         from ...core.cache import write_atomic
 
         write_atomic(path, after.encode())
@@ -125,16 +125,18 @@ def _colored(text: str, shared: Shared) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _print_summary(files: list[Path], changed: list[Path], shared: Shared, check: bool, diff: bool) -> int:
+def _print_fmt_summary(
+    files: list[Path], changed: list[Path], shared: Shared, check_only: bool, show_diff: bool
+) -> int:
     from ...core.quantity import count_text
 
     if shared.format == "json":
         names = [str(p) for p in changed]
-        status = "error" if changed and check else "ok"
+        status = "error" if changed and check_only else "ok"
         shared.screen.answer_json("fmt", status, changed=names, files=len(files))
-    elif str(files[0]) != "-" or check:
+    elif str(files[0]) != "-" or check_only:
         for path in changed:
-            shared.screen.note(f"{'would change' if check or diff else 'formatted'} {path}")
+            shared.screen.note(f"{'would change' if check_only or show_diff else 'formatted'} {path}")
         if not changed:
             shared.screen.note(f"{count_text(len(files), 'file')} in style")
-    return EXITS["recipe"] if changed and check else 0
+    return EXITS["recipe"] if changed and check_only else 0

@@ -31,7 +31,7 @@ def at_worst(drift: "Drift") -> str:
     return "" if drift.limit is None else measurement_text(drift.limit, drift.unit)
 
 
-def rows_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
+def results_json(results: "Sequence[Tested]") -> list[dict[str, Any]]:
     return [
         {
             "path": str(r.path),
@@ -99,9 +99,9 @@ def junit_report(results: "Sequence[Tested]") -> str:
             skipped=str(sum(s in ("skipped", "elsewhere") for s in states_here)),
         )
         for o in r.outcomes:
-            _bound_case(suite, o, r)
+            _add_bound_case(suite, o, r)
         for d in r.drifts:
-            _drift_case(suite, d, r)
+            _add_drift_case(suite, d, r)
     for element in top.iter():  # XML has no control characters at all
         element.text = element.text and visible(element.text)
         element.attrib.update({key: visible(value) for key, value in element.attrib.items()})
@@ -116,25 +116,27 @@ def _case(suite: Any, name: str, span: Any, r: "Tested") -> Any:
     return xml.SubElement(suite, "testcase", {"name": name, "classname": r.pipeline, **where})
 
 
-def _bound_case(suite: Any, o: "Outcome", r: "Tested") -> None:
+def _add_bound_case(suite: Any, outcome: "Outcome", result: "Tested") -> None:
     from xml.etree import ElementTree as xml
 
     from ...driver.judging.gate import bound_text
 
-    case = _case(suite, bound_text(o.bound), o.bound.span, r)
-    if o.state == "missed":
-        xml.SubElement(case, "failure", message=f"{value_text(o)}, limit {o.limit}").text = str(r.path)
-    elif o.state == "undecided":
-        xml.SubElement(case, "failure", message=f"undecided: {o.undecided}").text = str(r.path)
-    elif o.state == "skipped":
-        xml.SubElement(case, "skipped", message=o.skipped)
+    case = _case(suite, bound_text(outcome.bound), outcome.bound.span, result)
+    if outcome.state == "missed":
+        xml.SubElement(case, "failure", message=f"{value_text(outcome)}, limit {outcome.limit}").text = str(result.path)
+    elif outcome.state == "undecided":
+        xml.SubElement(case, "failure", message=f"undecided: {outcome.undecided}").text = str(result.path)
+    elif outcome.state == "skipped":
+        xml.SubElement(case, "skipped", message=outcome.skipped)
 
 
-def _drift_case(suite: Any, d: "Drift", r: "Tested") -> None:
+def _add_drift_case(suite: Any, drift: "Drift", result: "Tested") -> None:
     from xml.etree import ElementTree as xml
 
-    case = _case(suite, f"{d.metric}, baseline", d.span, r)
-    if d.state in FAILS:
-        xml.SubElement(case, "failure", message=f"{d.state}: {d.text()}, at worst {at_worst(d)}").text = str(r.path)
-    elif d.state == "elsewhere":
+    case = _case(suite, f"{drift.metric}, baseline", drift.span, result)
+    if drift.state in FAILS:
+        xml.SubElement(
+            case, "failure", message=f"{drift.state}: {drift.text()}, at worst {at_worst(drift)}"
+        ).text = str(result.path)
+    elif drift.state == "elsewhere":
         xml.SubElement(case, "skipped", message="a time of another machine")

@@ -29,7 +29,7 @@ _model = typer.Option("--model", metavar="MODEL", help="The model, where the fil
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, "import", shows=())
+    @make_verb(app, "import", flag_panels=())
     def import_(
         file: Annotated[Path, _file],
         shared: Shared,
@@ -39,9 +39,9 @@ def register(app: typer.Typer) -> None:
         """Write another tool's recipe as .effspec, with comments for what has no equivalent."""
         from ...core.cache import write_atomic
         from ..importing import llm_compressor, olive
-        from ..importing.reading import read_foreign
+        from ..importing.reading import read_foreign_recipe
 
-        body, source = read_foreign(file)
+        body, source = read_foreign_recipe(file)
         tool = next((t for t in (olive, llm_compressor) if t.is_one(body)), None)
         if tool is None:
             message = f"{file} is no recipe of llm-compressor or Olive"
@@ -49,7 +49,9 @@ def register(app: typer.Typer) -> None:
         if output and output.exists():
             raise Reject(import_there(f"{output} exists", help="name another file with -o"))
         imported = tool.import_recipe(body)
-        text, left = recipe_text(imported, _source_expression(imported.model or model), Path(source.name).name, shared)
+        text, left = recipe_text(
+            imported, _model_source_expression(imported.model or model), Path(source.name).name, shared
+        )
         if output:
             write_atomic(output, text.encode())
         if shared.format == "json":
@@ -60,7 +62,7 @@ def register(app: typer.Typer) -> None:
         return shared.screen.note(f"next: read its comments, then effc plan {quote(str(output))}")
 
 
-def _source_expression(model: str) -> str:
+def _model_source_expression(model: str) -> str:
     """Source expression for a model that a foreign file names by a path or a repository."""
     kind, colon, name = model.partition(":")
     if colon and kind == "zoo" and re.fullmatch(r"[\w-]+", name):
@@ -77,7 +79,7 @@ def recipe_text(imported: "Imported", model: str, name: str, shared: Shared) -> 
     sound: list[tuple[str, str, list[str]]] = []
     remarks = list(imported.remarks)
     for step in imported.steps:
-        errors = _recipe_errors(_render_recipe(imported.tool, model, name, [*sound, step], [], []), shared)
+        errors = _check_errors_of_text(_render_recipe(imported.tool, model, name, [*sound, step], [], []), shared)
         if errors:
             remarks.append(f"{step[1]}: {errors[0]}")
         else:
@@ -120,12 +122,12 @@ def _render_recipe(
     return "\n".join(lines)
 
 
-def _recipe_errors(text: str, shared: Shared) -> list[str]:
+def _check_errors_of_text(text: str, shared: Shared) -> list[str]:
     """Errors of a recipe, independent of its model."""
     from ....dsl.checker.check import check
     from ....dsl.syntax.parse import parse
 
     parsed = parse(Source("imported.effspec", text))
     session = shared.session(Path("imported.effspec"))
-    diagnostics = check(parsed.file, session.registry.vocabulary, library=session.library_source).diagnostics
+    diagnostics = check(parsed.file, session.registry.vocabulary, library=session.read_library_module).diagnostics
     return [d.message for d in (*parsed.diagnostics, *diagnostics) if d.severity == "error"]

@@ -25,24 +25,29 @@ _graph = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, formats=("text", "json", "dot", "svg"), shows=("inputs", "cache", "machine"), opens=("model",))
+    @make_verb(
+        app,
+        formats=("text", "json", "dot", "svg"),
+        flag_panels=("inputs", "cache", "machine"),
+        signed_arguments=("model",),
+    )
     def inspect(model: Annotated[str, _model], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
-        front = _front(model)
+        front = _front_manifest(model)
         if shared.format == "svg" and front is None:
             raise typer.BadParameter(f"`--format svg` draws a front, and `{model}` is none")
-        shared.check_environment()
+        shared.require_environment()
         if front is not None:
-            return _print_front(front, model, graph, shared)
+            return _print_front_points(front, model, graph, shared)
         summary = _artifact_summary(model)
         if summary is not None:
             return _print_summary(summary, model, graph, shared)
-        programs = _captured_programs(model, shared) if graph is not None else None
+        programs = _first_captured_program(model, shared) if graph is not None else None
         if programs:
             return _print_graph(programs, str(graph), shared)
-        summaries = _skeletons(model, shared)
+        summaries = _labelled_skeletons(model, shared)
         if shared.format == "json":
             models = [{"label": label, "skeleton": s.to_json()} for label, s in summaries]
             shared.screen.answer_json("inspect", models=models)
@@ -52,7 +57,7 @@ def register(app: typer.Typer) -> None:
         return None
 
 
-def _front(location: str) -> "Manifest | None":
+def _front_manifest(location: str) -> "Manifest | None":
     """The manifest of an artifact that holds several models."""
     from ...artifacts.manifest import NAME, read_manifest
 
@@ -60,7 +65,7 @@ def _front(location: str) -> "Manifest | None":
     return manifest if manifest and manifest.members else None
 
 
-def _print_front(front: "Manifest", location: str, graph: str | None, shared: Shared) -> None:
+def _print_front_points(front: "Manifest", location: str, graph: str | None, shared: Shared) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
     from ...core.front_chart import svg_chart, text_chart
     from ...core.quantity import measurement_text
@@ -109,13 +114,13 @@ def _need_two(location: str, names: list[str]) -> None:
 
 def _artifact_summary(location: str) -> "ArtifactSummary | None":
     """Picture of an artifact by its target, if it has one."""
-    from ...artifacts.load import locate_checkpoint, target_of
+    from ...artifacts.load import locate_checkpoint_and_artifact, target_of
     from ...driver.models import is_artifact
 
     path = Path(location)
     if not (path.is_dir() and is_artifact(path)):
         return None
-    folder, manifest = locate_checkpoint(path)
+    folder, manifest = locate_checkpoint_and_artifact(path)
     return target_of(folder, manifest[1] if manifest else None).summary(folder)
 
 
@@ -149,23 +154,23 @@ def _print_layer_reductions(location: str, shared: Shared) -> None:
     """Draw what each layer of an artifact lost, if anything."""
     from ...analysis.planning.layer_profile import draw_layer_bars
     from ...artifacts.manifest import read_manifest
-    from ...artifacts.search_summary import search_lines
+    from ...artifacts.search_summary import search_summary_lines
     from ...driver.models import is_artifact
 
     if Path(location).is_dir() and is_artifact(Path(location)):
         manifest = read_manifest(Path(location))
-        for line in search_lines(manifest.steps):
+        for line in search_summary_lines(manifest.steps):
             shared.screen.answer(f"\nsearched: {line}")
         profile = manifest.profile
         if profile and profile["before"] != profile["after"]:
             shared.screen.answer("\n" + draw_layer_bars(profile["before"], profile["after"]))
 
 
-def _skeletons(location: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
+def _labelled_skeletons(location: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
     from ...analysis.discovery.discover import skeleton_of
     from ...driver.models import is_artifact, resolve_origin
-    from ...transforms.editing.rehearsed import resolve_skeleton
+    from ...transforms.editing.rehearsed import load_or_discover_skeleton
 
     path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
@@ -175,10 +180,10 @@ def _skeletons(location: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
     if path.is_dir() and is_artifact(path):
         return [(location, skeleton_of(_captured_program(location, shared)))]
     origin = resolve_origin(location, shared.settings())
-    return [(origin.label, resolve_skeleton(origin, shared.settings()))]
+    return [(origin.label, load_or_discover_skeleton(origin, shared.settings()))]
 
 
-def _captured_programs(location: str, shared: Shared) -> Any:
+def _first_captured_program(location: str, shared: Shared) -> Any:
     from ...ir.capture.meta_capture import capture_on_meta
 
     path = Path(location)
@@ -202,22 +207,22 @@ def _captured_program(location: str, shared: Shared) -> Any:
     return capture_on_meta(resolve_origin(location, shared.settings()))
 
 
-def _print_graph(program: Any, name: str, shared: Shared) -> None:
-    from ...analysis.planning.drawing import graph_text, unit_dot
+def _print_graph(program: Any, layer: str, shared: Shared) -> None:
+    from ...analysis.planning.drawing import unit_as_code, unit_as_dot
 
-    unit = _find_unit(program, name)
+    unit = _find_unit(program, layer)
     if shared.format == "dot":
-        shared.screen.answer(unit_dot(unit).rstrip("\n"))
+        shared.screen.answer(unit_as_dot(unit).rstrip("\n"))
     elif shared.format == "json":
         from ...ir.graph_json import graph_to_json
 
         shared.screen.answer_json("inspect", unit=unit.path, graph=graph_to_json(unit.graph))
     else:
-        shared.screen.answer(graph_text(unit).rstrip("\n"))
+        shared.screen.answer(unit_as_code(unit).rstrip("\n"))
 
 
-def _find_unit(program: Any, name: str) -> Any:
-    """By path, by the end of a path, or by number."""
+def _find_unit(program: Any, layer: str) -> Any:
+    """The unit of a layer named by path, by the end of a path, or by number; Reject an unknown one."""
     paths = list(program.units)
     if not paths:
         raise Reject(
@@ -226,11 +231,11 @@ def _find_unit(program: Any, name: str) -> Any:
                 help="leave `--graph` out: `effc inspect` lists its modules",
             )
         )
-    if re.fullmatch(r"-?[0-9]{1,6}", name) and -len(paths) <= int(name) < len(paths):
-        return program.units[paths[int(name)]]
-    matches = [p for p in paths if p == name or p.endswith(f".{name}")]
+    if re.fullmatch(r"-?[0-9]{1,6}", layer) and -len(paths) <= int(layer) < len(paths):
+        return program.units[paths[int(layer)]]
+    matches = [p for p in paths if p == layer or p.endswith(f".{layer}")]
     if matches:
         return program.units[matches[0]]
     raise Reject(
-        unknown_layer(f"the model has no layer `{name}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}")
+        unknown_layer(f"the model has no layer `{layer}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}")
     )

@@ -23,7 +23,7 @@ _announced = threading.Event()  # set once the main thread has told that it stop
 
 
 @contextmanager
-def interrupt_within_a_second() -> Iterator[None]:
+def raise_or_exit_on_signal() -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and end the process if nothing comes of it.
 
     A terminal that closes hangs up: a draft and a process that reopens it would stay behind.
@@ -53,7 +53,7 @@ def _signals() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def local_interrupts() -> Iterator[None]:
+def without_forced_exit() -> Iterator[None]:
     """While this lasts, Ctrl-C only raises KeyboardInterrupt: the caller goes on after it."""
     _patient.set()
     try:

@@ -11,15 +11,15 @@ _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=F
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("inputs", "cache", "machine", "progress"))
+    @make_verb(app, flag_panels=("inputs", "cache", "machine", "progress"))
     def lock(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
         """Write effspec.lock beside a recipe: hashes of model and data, versions, every default. See --locked."""
         from ...core.quantity import count_text
         from ...driver import api
-        from ...plugin.recipe_library import require_user_recipe
+        from ...plugin.recipe_library import refuse_library_recipe
 
-        require_user_recipe(recipe)
-        shared.check_environment()
+        refuse_library_recipe(recipe)
+        shared.require_environment()
         with shared.listening() as listener:
             path, facts = api.lock(shared.session(recipe, listener))
         if shared.format == "json":

@@ -111,7 +111,7 @@ _output = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("cache", "machine"))
+    @make_verb(app, flag_panels=("cache", "machine"))
     def new(
         shared: Shared,
         model: Annotated[str, _model] = "zoo:tiny-llama",
@@ -127,7 +127,7 @@ def register(app: typer.Typer) -> None:
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
             raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
-        text = recipe_that_checks(source, goal, short or "model", path, shared)
+        text = make_checked_recipe(source, goal, short or "model", path, shared)
         from ...core.cache import write_atomic
 
         write_atomic(path, text.encode())
@@ -158,18 +158,18 @@ class NamedSource:
         return Invocation(self.word, {**{p.name: p.default for p in params}, first: self.name})
 
 
-def source_expression(model: str, recipe_path: Path) -> NamedSource:
-    """Source expression, in a recipe in the folder `recipe_path`, for a model of the command line."""
+def source_expression(model: str, recipe_folder: Path) -> NamedSource:
+    """Source expression, in a recipe in the folder `recipe_folder`, for a model of the command line."""
     kind, colon, name = model.partition(":")
     if colon and kind in ("zoo", "hf"):
         return NamedSource(kind, name)
     if Path(model).is_dir():
-        return NamedSource("hf", _relative_folder(Path(model), recipe_path))
+        return NamedSource("hf", _relative_folder(Path(model), recipe_folder))
     if Path(model).is_file() and Path(model).suffix in _FILES:
-        return NamedSource(_FILES[Path(model).suffix], _relative_folder(Path(model), recipe_path))
+        return NamedSource(_FILES[Path(model).suffix], _relative_folder(Path(model), recipe_folder))
     file, _, function = model.rpartition(":")
     if file.endswith(".py") and Path(file).is_file():
-        return NamedSource("module", f"{_relative_folder(Path(file), recipe_path)}:{function}")
+        return NamedSource("module", f"{_relative_folder(Path(file), recipe_folder)}:{function}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return NamedSource("hf", model)
     from ...driver.models import nowhere
@@ -238,7 +238,7 @@ def _relative_folder(folder: Path, recipe_path: Path) -> str:
     return steps if steps.startswith(".") else f"./{steps}"
 
 
-def recipe_that_checks(source: NamedSource, goal: str, model_name: str, path: Path, shared: Shared) -> str:
+def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: Path, shared: Shared) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
     call = source.call(session)
@@ -294,7 +294,7 @@ def _plan_diagnostics(text: str, path: Path, session: "Session") -> list[Diagnos
 
     draft = replace(session, texts={path.resolve(): text}, settings=replace(session.settings, on_event=silent))
     try:
-        api.make_plans(draft)
+        api.plan_all_pipelines(draft)
     except Reject as rejection:
         return list(rejection.diagnostics)
     return []
@@ -307,7 +307,9 @@ def _check_errors(text: str, path: Path, session: "Session") -> list[Diagnostic]
 
     parsed = parse(Source(str(path), text))
     assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
-    checked = check(parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.library_source)
+    checked = check(
+        parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.read_library_module
+    )
     return [d for d in checked.diagnostics if d.severity == "error"]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic
-from ....dsl.syntax.render import as_json, inert, on_a_line, printable, render, visible
+from ....dsl.syntax.render import diagnostics_as_json, inert, on_a_line, printable, render, visible
 from ...core.events import Warned
 
 SCHEMA = 1
@@ -46,7 +46,7 @@ class Screen:
 
     def answer_json(self, verb: str, status: str = "ok", **body: Any) -> None:
         """The answer as one JSON object."""
-        warnings = [] if self.quiet else as_json(self.warnings)["diagnostics"]
+        warnings = [] if self.quiet else diagnostics_as_json(self.warnings)["diagnostics"]
         if warnings:
             body["diagnostics"] = [*body.get("diagnostics", []), *warnings]
         print(json_text({"schema_version": SCHEMA, "verb": verb, "status": status, **body}), file=sys.stdout)
@@ -81,7 +81,11 @@ class Screen:
         if self.format == "json":
             code = code_of(diagnostics)
             self.answer_json(
-                verb, "error" if code else "ok", exit=code, **body, diagnostics=as_json(diagnostics)["diagnostics"]
+                verb,
+                "error" if code else "ok",
+                exit=code,
+                **body,
+                diagnostics=diagnostics_as_json(diagnostics)["diagnostics"],
             )
         elif self.format == "github" and diagnostics:
             print(printable(render(diagnostics, "github").rstrip("\n")), file=sys.stdout)  # lines that are commands

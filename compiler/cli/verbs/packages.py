@@ -46,60 +46,62 @@ _project = typer.Option("--project", metavar="FOLDER", help="The folder of the r
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("cache", "machine"))
+    @make_verb(app, flag_panels=("cache", "machine"))
     def add(shared: Shared, source: Annotated[str, _source] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Add a recipe package: copy it, and pin it in effspec.lock by the hash of its tree."""
         if source:
-            return _print_answer("add", [_pin_package(source, project, shared)], shared)
-        return _print_answer(
+            return _print_packages("add", [_copy_and_pin_package(source, project, shared)], shared)
+        return _print_packages(
             "add",
-            [_fetch_pinned(name, facts, project, shared) for name, facts in _locked_packages(project, "")],
+            [_fetch_pinned_package(name, facts, project, shared) for name, facts in _locked_packages(project, "")],
             shared,
         )
 
-    @make_verb(app, shows=("cache", "machine"))
+    @make_verb(app, flag_panels=("cache", "machine"))
     def update(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Take what the sources of packages hold now, and pin that."""
-        _print_answer(
+        _print_packages(
             "update",
-            [_pin_package(facts["source"], project, shared) for _, facts in _locked_packages(project, name)],
+            [_copy_and_pin_package(facts["source"], project, shared) for _, facts in _locked_packages(project, name)],
             shared,
         )
 
-    @make_verb(app, shows=("cache",))
+    @make_verb(app, flag_panels=("cache",))
     def vendor(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
         """Copy packages beside the recipes, so that a clone of the project has them."""
-        from ...plugin.recipe_packages import VENDORED, copy_package, open_package
+        from ...plugin.recipe_packages import VENDORED, copy_package, read_recipe_package
 
         done = []
         for called, facts in _locked_packages(project, name):
-            package = open_package(_pinned_folder(called, facts, project, shared.cache_folder))
+            package = read_recipe_package(_cached_or_vendored_folder(called, facts, project, shared.cache_folder))
             into = project / VENDORED / called
             into.parent.mkdir(parents=True, exist_ok=True)
             copy_package(package, into)
             done.append(package)
-        _print_answer("vendor", done, shared)
+        _print_packages("vendor", done, shared)
 
 
-def _pinned_folder(name: str, facts: dict[str, str], project: Path, cache: Path) -> Path:
+def _cached_or_vendored_folder(name: str, facts: dict[str, str], project: Path, cache: Path) -> Path:
     """The cache's copy, else the one beside the recipes, which an update of the lock leaves behind."""
-    from ...plugin.recipe_packages import locked_package_folder, package_gone
+    from ...plugin.recipe_packages import package_gone, verified_package_folder
 
     try:
-        return locked_package_folder(name, facts, project, cache, vendored=False)
+        return verified_package_folder(name, facts, project, cache, vendored=False)
     except Reject as rejection:
         if any(d.fault is not package_gone for d in rejection.diagnostics):
             raise
-    return locked_package_folder(name, facts, project, cache)
+    return verified_package_folder(name, facts, project, cache)
 
 
 def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]]]:
-    from ....dsl.syntax.nearest import suggestion
+    from ....dsl.syntax.nearest import nearest_name_help
     from ...plugin import lockfile
 
     packages = lockfile.read_lock(project)["packages"]
     if name and name not in packages:
-        raise Reject(unknown_package(f"the lock has no package `{name}`", help=suggestion(name, packages, "it has")))
+        raise Reject(
+            unknown_package(f"the lock has no package `{name}`", help=nearest_name_help(name, packages, "it has"))
+        )
     chosen = [(n, facts) for n, facts in packages.items() if not name or n == name]
     for called, facts in chosen:
         if not facts.get("source"):
@@ -108,49 +110,49 @@ def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]
     return chosen
 
 
-def _pin_package(source: str, project: Path, shared: Shared) -> "Package":
+def _copy_and_pin_package(source: str, project: Path, shared: Shared) -> "Package":
     """Copy a package into the cache and write it into the lock."""
     from ...plugin import lockfile
-    from ...plugin.recipe_packages import copy_package, installed, open_package, refuse_outside
+    from ...plugin.recipe_packages import copy_package, installed, read_recipe_package, refuse_paths_outside_package
 
-    with _source_folder(source, shared) as (folder, commit):
-        package = open_package(folder)
-        refuse_outside(package)
+    with _checked_out_source(source, shared) as (folder, commit):
+        package = read_recipe_package(folder)
+        refuse_paths_outside_package(package)
         into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copy_package(package, into)
     lock = lockfile.read_lock(project)
     facts = {"source": source, "version": package.version, "tree": package.tree}
     lock["packages"][package.name] = facts | ({"commit": commit} if commit else {})
-    lockfile.write_lock(project, lock)
+    lockfile.write_package_lock(project, lock)
     return package
 
 
-def _fetch_pinned(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
+def _fetch_pinned_package(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
     """A package as the lock pins it, fetched where this machine lacks it."""
     from ...plugin.recipe_packages import (
         copy_package,
         installed,
-        locked_package_folder,
-        open_package,
         package_edited,
         package_gone,
-        refuse_outside,
+        read_recipe_package,
+        refuse_paths_outside_package,
+        verified_package_folder,
     )
 
     try:
-        return open_package(locked_package_folder(name, facts, project, shared.cache_folder))
+        return read_recipe_package(verified_package_folder(name, facts, project, shared.cache_folder))
     except Reject as rejection:
         if any(d.fault not in (package_gone, package_edited) for d in rejection.diagnostics):
             raise
     plain, commit = facts.get("source", ""), facts.get("commit", "")
     source = f"{plain.rpartition('@')[0] or plain}@{commit}" if commit else plain
-    with _source_folder(source, shared) as (folder, _):
-        package = open_package(folder)
+    with _checked_out_source(source, shared) as (folder, _):
+        package = read_recipe_package(folder)
         if package.tree != facts["tree"]:
             message = f"{source} does not hold the `{name}` that effspec.lock pins"
             raise Reject(package_edited(message, help=f"`effc update {name}` takes what it holds now"))
-        refuse_outside(package)
+        refuse_paths_outside_package(package)
         into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copy_package(package, into)
@@ -158,7 +160,7 @@ def _fetch_pinned(name: str, facts: dict[str, str], project: Path, shared: Share
 
 
 @contextmanager
-def _source_folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
+def _checked_out_source(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
     """The folder of a source, and the commit where it is a repository."""
     if not _GIT.fullmatch(source):
         folder = Path(source).expanduser()
@@ -176,10 +178,10 @@ def _source_folder(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
     if shared.offline:
         raise Reject(package_unreachable(f"{source} was to be fetched with --offline", help="leave --offline out"))
     with tempfile.TemporaryDirectory(prefix="effc-package-") as scratch:
-        yield Path(scratch), _clone(source, Path(scratch))
+        yield Path(scratch), _fetch_commit(source, Path(scratch))
 
 
-def _clone(source: str, destination: Path) -> str:
+def _fetch_commit(source: str, destination: Path) -> str:
     """Fetch one commit and write its files; the commit's hash."""
     url, _, revision = source.rpartition("@") if re.search(r"[^/@]@[^@/:]+$", source) else (source, "", "")
     _run_git(destination, "init", "-q")
@@ -261,7 +263,7 @@ def _run_git(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-def _print_answer(action: str, packages: "list[Package]", shared: Shared) -> None:
+def _print_packages(action: str, packages: "list[Package]", shared: Shared) -> None:
     if shared.format == "json":
         rows = [{"name": p.name, "version": p.version, "tree": p.tree} for p in packages]
         return shared.screen.answer_json(action, packages=rows)

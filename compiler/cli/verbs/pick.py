@@ -28,7 +28,7 @@ _force = typer.Option("--force", help="Replace an artifact that exists.", show_d
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("machine", "progress"), opens=("artifact",))
+    @make_verb(app, flag_panels=("machine", "progress"), signed_arguments=("artifact",))
     def pick(
         artifact: Annotated[Path, _front],
         shared: Shared,
@@ -48,9 +48,9 @@ def register(app: typer.Typer) -> None:
         texts = [*(f"{name}={value}" for name, value in limits_by_metric.items() if value), *(limit or ())]
         if any("=" not in text for text in texts):
             raise typer.BadParameter("a limit reads METRIC=VALUE: --limit 'perplexity(heldout)=34'")
-        from ...artifacts.front_kinds import read_front
+        from ...artifacts.front_kinds import read_front_manifest
 
-        read_front(artifact)  # what holds no points is refused first, before anybody imports torch
+        read_front_manifest(artifact)  # what holds no points is refused first, before anybody imports torch
         if texts and point:
             raise typer.BadParameter(f"`--point {point}` says which point: leave it out, or the limit {texts[0]}")
         if not texts and not point:
@@ -60,8 +60,8 @@ def register(app: typer.Typer) -> None:
 
         where = output or artifact.with_name(f"{artifact.name}-picked")
         with shared.listening() as listener:
-            name, manifest = picking.pick_point(
-                artifact, where, point=point, limits=limits, machine=on, force=force, on_event=listener
+            name, manifest = picking.copy_point(
+                artifact, where, point=point, limits=limits, profile_name=on, force=force, on_event=listener
             )
         if shared.format == "json":
             shared.screen.answer_json("pick", point=name, path=str(where), bytes=manifest.bytes)

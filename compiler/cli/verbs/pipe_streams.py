@@ -17,7 +17,7 @@ def outlive_readers() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # or a file that is opened later would be written into
         pass
     os.close(number)
-    sys.stdout, sys.stderr = _outliving(sys.stdout, 1), _outliving(sys.stderr, 2)
+    sys.stdout, sys.stderr = _pipe_safe_stream(sys.stdout, 1), _pipe_safe_stream(sys.stderr, 2)
 
 
 def refuse_silence() -> None:
@@ -40,7 +40,7 @@ def _raw() -> object:
     return getattr(buffer, "raw", buffer)
 
 
-def _outliving(stream: TextIO | None, fd: int) -> TextIO:
+def _pipe_safe_stream(stream: TextIO | None, fd: int) -> TextIO:
     if stream is None:
         return TextIOWrapper(BufferedWriter(PipeSafeStream(fd, "w", closefd=False)), "utf-8", "backslashreplace")
     buffer = getattr(stream, "buffer", None)

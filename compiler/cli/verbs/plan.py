@@ -19,7 +19,7 @@ _detailed = typer.Option(
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("inputs", "lock", "cache", "machine", "progress"))
+    @make_verb(app, flag_panels=("inputs", "lock", "cache", "machine", "progress"))
     def plan(
         recipe: Annotated[Path, _recipe],
         shared: Shared,
@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
         from ...analysis.planning.plan import saved_form
         from ...driver import api
 
-        shared.check_environment()
+        shared.require_environment()
         with shared.listening() as listener:
-            plans = api.make_plans(shared.session(recipe, listener))
+            plans = api.plan_all_pipelines(shared.session(recipe, listener))
         if output:
             from ...core.cache import write_atomic
 
@@ -58,10 +58,10 @@ def _print_plans(plans: list, shared: Shared) -> None:
     shared.screen.answer("\n\n".join(plan_text(p, width).rstrip("\n") for p in plans))
     if shared.verbose:
         for recipe in {id(p.recipe): p.recipe for p in plans}.values():
-            _print_origins(recipe, shared)
+            _print_param_origins(recipe, shared)
 
 
-def _print_origins(recipe, shared: Shared) -> None:
+def _print_param_origins(recipe, shared: Shared) -> None:
     """Print where the value of every param came from."""
     from ....dsl.checker.value_text import value_text
 

@@ -20,7 +20,7 @@ _output = typer.Option("-o", "--output", metavar="FILE", help="Where the page go
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, opens=("artifacts",))
+    @make_verb(app, signed_arguments=("artifacts",))
     def report(
         artifacts: Annotated[list[Path], _artifacts],
         shared: Shared,
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
         """Write one HTML page of an artifact: what it measures, what was cut and how that was decided.
 
         The page loads nothing from anywhere."""
-        from ...artifacts.pages.page import render_page
+        from ...artifacts.pages.page import render_html
         from ...artifacts.pages.sheet import ReportData
         from ...core.cache import write_atomic
         from ...core.quantity import size
@@ -48,8 +48,8 @@ def register(app: typer.Typer) -> None:
                 raise typer.BadParameter(
                     "`-o -` prints the page, and `--format json` prints JSON: leave one of them out"
                 )
-            return shared.screen.write(render_page(sheets))
-        text = render_page(sheets).encode()
+            return shared.screen.write(render_html(sheets))
+        text = render_html(sheets).encode()
         write_atomic(output, text)
         if shared.format == "json":
             shared.screen.answer_json("report", path=str(output), bytes=len(text))

@@ -38,7 +38,7 @@ _explain = typer.Option("--explain", help="Of a folder of `rttc`: say which bran
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("machine",), opens=("model", "adapter"))
+    @make_verb(app, flag_panels=("machine",), signed_arguments=("model", "adapter"))
     def run(
         model: Annotated[str, _model],
         shared: Shared,
@@ -52,12 +52,12 @@ def register(app: typer.Typer) -> None:
         adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
-        shared.check_environment()
+        shared.require_environment()
         check_model_path(model)
         if pick:
-            from ...driver.pick import point_folder
+            from ...driver.pick import point_folder_or_copy
 
-            model = str(point_folder(Path(model), pick, speaks=True))
+            model = str(point_folder_or_copy(Path(model), pick, needs_tokenizer=True))
         from ...artifacts.load import target_of_artifact
         from ...plugin.target import RunRequest
 
@@ -73,32 +73,33 @@ def _run_chat(
     location: str,
     prompt: str | None,
     shared: Shared,
-    longest: int,
+    max_new_tokens: int,
     temperature: float,
     adapters: Sequence[str],
     mapped: bool | None,
 ) -> None:
-    from ...apps.serving.adapters import AdapterChats, models_with_adapters, parse_adapters
+    from ...apps.serving.adapters import AdapterChats, copies_with_adapters, parse_adapter_options
     from ...apps.serving.chat import ChatSession, refuse_without_generate
     from ...driver.models import model_errors_as_diagnostics, open_model
 
-    folders = parse_adapters(adapters)
-    opened = open_model(location, shared.settings(), mapped=mapped, speaks=True)
+    folders = parse_adapter_options(adapters)
+    opened = open_model(location, shared.settings(), mapped=mapped, needs_tokenizer=True)
     refuse_without_generate(opened.model)
-    models = {"": opened.model, **models_with_adapters(opened.model, opened.label, folders)}
+    models = {"": opened.model, **copies_with_adapters(opened.model, opened.label, folders)}
     by_name = {
-        name: ChatSession(model, opened.tokenizer, longest, temperature, shared.seed) for name, model in models.items()
+        name: ChatSession(model, opened.tokenizer, max_new_tokens, temperature, shared.seed)
+        for name, model in models.items()
     }
     chat_session = AdapterChats(by_name) if adapters else by_name[""]
     with model_errors_as_diagnostics(opened.label):
         if prompt is None:
-            chat_loop(chat_session, opened.label, shared)
+            run_chat_loop(chat_session, opened.label, shared)
         else:
             answer_once(chat_session, prompt, shared)
 
 
 def answer_once(chat_session, prompt: str, shared: Shared) -> None:
-    """One prompt: the text to stdout as it comes, or one JSON object."""
+    """Answer one prompt: the text to stdout as it comes, or one JSON object."""
     if shared.format == "json":
         reply = chat_session.answer(prompt, lambda text: None)
         _check_interrupt(reply)
@@ -125,15 +126,15 @@ def _check_interrupt(reply) -> None:
         raise KeyboardInterrupt
 
 
-def chat_loop(chat_session, label: str, shared: Shared) -> None:
+def run_chat_loop(chat_session, label: str, shared: Shared) -> None:
     """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
-    from .interrupt import local_interrupts
+    from .interrupt import without_forced_exit
 
     screen = shared.screen
     kind = "answers" if chat_session.chats else "continues your text"
     screen.note(screen.styled(f"{label} {kind}; Ctrl-C stops it, Ctrl-D ends", "dim", stream=sys.stderr))
     mark = _prompt_mark(screen.styled("> ", "cyan"))
-    with local_interrupts():
+    with without_forced_exit():
         while True:
             try:
                 line = input(mark)
@@ -144,7 +145,7 @@ def chat_loop(chat_session, label: str, shared: Shared) -> None:
                 print()
                 return
             if line.strip():
-                _chat_turn(chat_session, line, shared)
+                _answer_line(chat_session, line, shared)
 
 
 def _prompt_mark(styled: str) -> str:
@@ -156,7 +157,7 @@ def _prompt_mark(styled: str) -> str:
     return re.sub(r"(\x1b\[[0-9;]*m)", "\x01\\1\x02", styled)
 
 
-def _chat_turn(chat_session, line: str, shared: Shared) -> None:
+def _answer_line(chat_session, line: str, shared: Shared) -> None:
     speech = SafeText()
     try:
         reply = chat_session.answer(line, lambda text: _write(speech.push(text)))

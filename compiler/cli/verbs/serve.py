@@ -16,7 +16,7 @@ from ...core.environment import check_modules
 from ...driver.models import check_model_path
 from .exit_codes import interrupted
 from .flags import Shared, finite, knowledge_url, make_verb, mapped_weights, parse_size
-from .services import Service, guided_service, library_service, model_service
+from .services import Service, guided_service, knowledge_service, model_service
 
 if TYPE_CHECKING:
     from ...apps.serving.access_log import AccessLog
@@ -102,7 +102,7 @@ _log = typer.Option("--access-log", metavar="FILE", help="JSON lines without pro
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, shows=("machine",), opens=("model", "adapter"))
+    @make_verb(app, flag_panels=("machine",), signed_arguments=("model", "adapter"))
     def serve(
         model: Annotated[str, _model],
         shared: Shared,
@@ -129,26 +129,28 @@ def register(app: typer.Typer) -> None:
         mapped: Annotated[bool | None, mapped_weights] = None,
     ) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
-        shared.check_environment()
+        shared.require_environment()
         check_model_path(model)
         check_modules(["fastapi", "uvicorn", "prometheus_client"], "serve", "`effc serve`")
         from ...apps.serving import server
         from ...apps.serving.limits import MIB, Limits
-        from ...apps.serving.rate import Rate
+        from ...apps.serving.rate import RateLimit
 
-        server.check_certificate(tls_cert, tls_key)
+        server.refuse_unusable_certificate(tls_cert, tls_key)
         listener = server.open_listener(host, port)
-        admission = server.make_admission(listener, host, _keys(api_key), allow_host, insecure)
-        bounded = replace(admission, rate=Rate(rate) if rate else None)
+        admission = server.make_admission_or_refuse(listener, host, _keys(api_key), allow_host, insecure)
+        bounded = replace(admission, rate=RateLimit(rate) if rate else None)
         _warn(shared, host, insecure and not admission.keys)
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
-        service = _make_service(model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped)
+        service = _make_service_of_location(
+            model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped
+        )
         app = server.with_guard(service.app, service.count, entrance)
         url = server.url_of(listener, secure=tls_cert is not None)
         try:
             on_ready = partial(_print_address, shared, service.name, url)
-            server.run_server(app, listener, entrance, on_ready, service.stop)
+            server.run_until_signal(app, listener, entrance, on_ready, service.stop)
         except KeyboardInterrupt:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
 
@@ -183,7 +185,7 @@ def _warn(shared: Shared, host: str, everybody: bool) -> None:
         shared.screen.note(f"warning: everybody who reaches {host} may use the model")
 
 
-def _make_service(
+def _make_service_of_location(
     location: str,
     name: str | None,
     role: str | None,
@@ -212,7 +214,7 @@ def _make_service(
     if role == "server" and knowledge:
         raise Reject(no_such_role("a server has the base itself", help="give --knowledge to its clients"))
     if role == "server":
-        return library_service(location, name, shared, engine)
+        return knowledge_service(location, name, shared, engine)
     if role not in (None, "client"):
         raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
     if engine != "auto":

@@ -29,26 +29,26 @@ def model_service(
     adapters: Sequence[str] = (),
     mapped: bool | None = None,
 ) -> Service:
-    from ...apps.serving.adapters import models_with_adapters, parse_adapters
+    from ...apps.serving.adapters import copies_with_adapters, parse_adapter_options
     from ...apps.serving.api import Service as Model
     from ...apps.serving.api import make_application
-    from ...apps.serving.runner import CachedModel, make_runner, try_out
+    from ...apps.serving.runner import CachedModel, make_decoder, try_out
     from ...apps.serving.scheduler import Scheduler
     from ...driver.models import model_errors_as_diagnostics, open_model
     from ...models.checkpoints.generation_config import as_tokens
     from ...runtimes.sequence_pool import tokens_in
 
-    folders = parse_adapters(adapters)
-    opened = open_model(location, shared.settings(), steady=True, mapped=mapped, speaks=True)
-    adapters_by_name = models_with_adapters(opened.model, opened.label, folders)
-    runner = make_runner(opened.model, opened.label, adapters_by_name)
+    folders = parse_adapter_options(adapters)
+    opened = open_model(location, shared.settings(), steady=True, mapped=mapped, needs_tokenizer=True)
+    adapters_by_name = copies_with_adapters(opened.model, opened.label, folders)
+    runner = make_decoder(opened.model, opened.label, adapters_by_name)
     with model_errors_as_diagnostics(opened.label):
         try_out(runner)
     known = (opened.model.generation_config.eos_token_id, opened.tokenizer.eos_token_id)
     eos_ids = next((as_tokens(eos) for eos in known if eos is not None), ())
     options: dict[str, Any] = {"remembers": tokens_in(_MAX_CACHE_BYTES, getattr(opened.model, "plan", {}))}
     if isinstance(runner, CachedModel):
-        options = {"choose": runner.assign_adapter}
+        options = {"choose": runner.set_sequence_adapter}
     scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), queue, parallel, **options)
     service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters_by_name))
     return Service(name, make_application(service), scheduler.metrics.add_answer, scheduler.stop)
@@ -66,13 +66,13 @@ def guided_service(location: str, name: str, shared: Shared, queue: int, knowled
     )
 
 
-def library_service(location: str, name: str, shared: Shared, engine: str) -> Service:
+def knowledge_service(location: str, name: str, shared: Shared, engine: str) -> Service:
     """The base of a folder, searched by an engine. No model is loaded but a judge or scorer that needs none of the
     client's."""
-    from ...apps.rttc.app import EMBEDDER, KNOWLEDGE, REWARD, open_reward, read_app
+    from ...apps.rttc.app import EMBEDDER, KNOWLEDGE, REWARD, open_encoder_reward, read_app
     from ...apps.rttc.app_folder import NAME
-    from ...apps.rttc.embedder import folder_embedder
-    from ...apps.rttc.knowledge import open_base
+    from ...apps.rttc.embedder import open_folder_embedder
+    from ...apps.rttc.knowledge import open_knowledge_base
     from ...apps.rttc.knowledge_server import KnowledgeService, make_application
     from ...apps.rttc.reward import Judge
     from ...artifacts.manifest import read_manifest, verify_files
@@ -80,13 +80,13 @@ def library_service(location: str, name: str, shared: Shared, engine: str) -> Se
     folder, app = Path(location), read_app(Path(location))
     manifest = read_manifest(folder)
     for part in (NAME, KNOWLEDGE, EMBEDDER, REWARD):
-        verify_files(folder, manifest, prefix=part)
+        verify_files(folder, manifest, only_below=part)
     reward: Any = None
     if app.reward == "judge":
         reward = Judge(folder / REWARD)
     elif app.reward == "scorer" and app.embed == "folder":
-        reward = open_reward(folder, folder_embedder(folder / EMBEDDER, shared.cache_folder))
-    library = KnowledgeService(open_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
+        reward = open_encoder_reward(folder, open_folder_embedder(folder / EMBEDDER, shared.cache_folder))
+    library = KnowledgeService(open_knowledge_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
     return Service(
         name,
         make_application(library),

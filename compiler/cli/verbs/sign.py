@@ -45,9 +45,9 @@ def register(app: typer.Typer) -> None:
             return _print_signer(shared, "made", signature.write_key_pair(new_key), new_key)
         assert artifact is not None, "both other ways name one"
         if verify_key:
-            from ...artifacts.load import verify_signer
+            from ...artifacts.load import verify_signature_and_files
 
-            return _print_signer(shared, "signed", verify_signer(artifact, verify_key), artifact)
+            return _print_signer(shared, "signed", verify_signature_and_files(artifact, verify_key), artifact)
         from ...artifacts.signature import sign_artifact
 
         assert key is not None, "what is left"

@@ -23,13 +23,13 @@ class SafeText:
         opened = _OPEN.search(text if self._is_prefix else f"x{text}")
         at = len(text) if opened is None else opened.start() - (not self._is_prefix)
         at = at if len(text) - at <= _MAX_VALUE else len(text)
-        return self._emit(text, at)
+        return self._split_and_escape(text, at)
 
     def end(self) -> str:
         """The rest."""
-        return self._emit(self._tail, len(self._tail))
+        return self._split_and_escape(self._tail, len(self._tail))
 
-    def _emit(self, text: str, at: int) -> str:
+    def _split_and_escape(self, text: str, at: int) -> str:
         free, self._tail = text[:at], text[at:]
         if not free:
             return ""

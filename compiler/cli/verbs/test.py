@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....dsl.syntax.render import as_json
+from ....dsl.syntax.render import diagnostics_as_json
 from .flags import Shared, make_verb
-from .gate_report import at_worst, junit_report, markdown_report, rows_json, value_text
+from .gate_report import at_worst, junit_report, markdown_report, results_json, value_text
 from .output import SCHEMA, code_of, json_text
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def register(app: typer.Typer) -> None:
     @make_verb(
         app,
         formats=("text", "json", "junit", "github", "md"),
-        shows=("inputs", "lock", "cache", "machine", "progress", "gate"),
-        opens=("place",),
+        flag_panels=("inputs", "lock", "cache", "machine", "progress", "gate"),
+        signed_arguments=("place",),
     )
     def test(
         place: Annotated[Path, _subject],
@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
         """Measure again what `expect` demands, and compare with the recipe's baseline; exit 4 on a miss."""
         from ...driver import api
         from ...driver.judging import baseline
-        from ...driver.judging.retest import recipe_and_params, test_artifact, test_recipe
+        from ...driver.judging.retest import recipe_and_params, remeasure_recipe, test_artifact
 
         for file in report_file:
             if file.suffix not in REPORTS:
@@ -65,12 +65,12 @@ def register(app: typer.Typer) -> None:
             if not file.parent.is_dir():  # said before anything is measured
                 raise typer.BadParameter(f"`--report {file}`: there is no folder {file.parent}")
         if bless:
-            from ...plugin.recipe_library import require_user_recipe
+            from ...plugin.recipe_library import refuse_library_recipe
 
-            require_user_recipe(place)
+            refuse_library_recipe(place)
         if bless and place.is_dir():
             raise typer.BadParameter("`--bless` takes a recipe: a baseline holds all its artifacts")
-        shared.check_environment()
+        shared.require_environment()
         with shared.listening() as listener:
             if place.is_dir():
                 file, params = recipe_and_params(place, recipe)
@@ -78,12 +78,12 @@ def register(app: typer.Typer) -> None:
                 baseline.read_baseline(
                     session.path
                 )  # one that is broken is told before anything is planned or measured
-                results = test_artifact(place, session, api.make_plans(session))
+                results = test_artifact(place, session, api.plan_all_pipelines(session))
             else:
                 session = shared.session(place, listener)
                 if not bless:
                     baseline.read_baseline(session.path)
-                results = test_recipe(session, api.make_plans(session), output, bless)
+                results = remeasure_recipe(session, api.plan_all_pipelines(session), output, bless)
         if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
             baseline_file = baseline.baseline_path(session.path)
             shared.screen.note(
@@ -91,7 +91,7 @@ def register(app: typer.Typer) -> None:
             )
         print_results(results, shared)
         for file in report_file:
-            file.write_text(report_text(results, file.suffix), encoding="utf-8")
+            file.write_text(report_file_text(results, file.suffix), encoding="utf-8")
         if bless:
             shared.screen.note(f"wrote {baseline.baseline_path(place)}")
         return code_of([d for r in results for d in r.diagnostics])
@@ -104,31 +104,31 @@ def print_results(results: "Sequence[Tested]", shared: Shared) -> None:
     elif screen.format == "md":
         screen.answer(markdown_report(results))
     elif screen.format in ("json", "github"):
-        screen.complain(diagnostics, "test", artifacts=rows_json(results))
+        screen.complain(diagnostics, "test", artifacts=results_json(results))
         if screen.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             with open(summary, "a", encoding="utf-8") as file:  # as GitHub wants it: other steps write there, too
                 file.write(markdown_report(results) + "\n")
     else:
-        screen.answer("\n\n".join(_result_lines(r, shared) for r in results))
+        screen.answer("\n\n".join(_result_text(r, shared) for r in results))
         screen.complain(diagnostics, "test")
-        _print_summary(results, shared)
+        _print_test_summary(results, shared)
 
 
-def report_text(results: "Sequence[Tested]", suffix: str) -> str:
+def report_file_text(results: "Sequence[Tested]", suffix: str) -> str:
     """The text of a report file."""
     if suffix == ".json":
-        diagnostics_json = as_json([d for r in results for d in r.diagnostics])["diagnostics"]
+        diagnostics_json = diagnostics_as_json([d for r in results for d in r.diagnostics])["diagnostics"]
         body = {
             "schema_version": SCHEMA,
             "verb": "test",
-            "artifacts": rows_json(results),
+            "artifacts": results_json(results),
             "diagnostics": diagnostics_json,
         }
         return json_text(body) + "\n"
     return (junit_report(results) if suffix == ".xml" else markdown_report(results)) + "\n"
 
 
-def _result_lines(result: "Tested", shared: Shared) -> str:
+def _result_text(result: "Tested", shared: Shared) -> str:
     from ...driver.judging.gate import bound_text
 
     screen = shared.screen
@@ -158,7 +158,7 @@ def _drift_lines(result: "Tested", shared: Shared) -> list[str]:
     ]
 
 
-def _print_summary(results: "Sequence[Tested]", shared: Shared) -> None:
+def _print_test_summary(results: "Sequence[Tested]", shared: Shared) -> None:
     from ...core.quantity import count_text
 
     states = [o.state for r in results for o in r.outcomes]

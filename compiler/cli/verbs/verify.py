@@ -26,13 +26,13 @@ def register(app: typer.Typer) -> None:
         """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
 
         Nothing of it is run."""
-        from ...artifacts.load import verify_signer
+        from ...artifacts.load import verify_signature_and_files
         from ...artifacts.manifest import read_manifest
         from ...core.quantity import count_text
 
-        signed = verify_signer(artifact, verify_key) if verify_key else ""
+        signed = verify_signature_and_files(artifact, verify_key) if verify_key else ""
         manifest = read_manifest(artifact)
-        forms = read_forms(artifact, manifest, shared.cache_folder)
+        forms = check_artifact_files(artifact, manifest, shared.cache_folder)
         if shared.format == "json":
             return shared.screen.answer_json(
                 "verify",
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
         return None
 
 
-def read_forms(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
+def check_artifact_files(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
     """The forms of an artifact. Raises Reject for what loading one, or running the artifact, would refuse of its files;
     `effc doctor --trust` reads them by this, too."""
     from ...artifacts.finite_weights import check_finite

@@ -42,7 +42,7 @@ class Accounting:
     bytes: int = 0
 
     @staticmethod
-    def of_plan(plan: "Plan", ctx: Context) -> "Accounting":
+    def for_plan(plan: "Plan", ctx: Context) -> "Accounting":
         """Tokens that a bound reads, else what a step reads, else random ones; none of what is no language model."""
         words = ctx.origin.vocabulary or 256
         if not plan.skeleton.facts.get("causal_lm"):
@@ -65,16 +65,16 @@ class Accounting:
         if self.text is not None and self.base is None:
             self.base, self.bytes = _logits(original, self.text), _bytes(original)
 
-    def make_row(self, label: str, logits: Tensor, bytes_: int, program: Tensor | None = None) -> Account:
-        """A row of the table. `program` are the logits of the program in memory that a form holds."""
+    def make_account(self, label: str, logits: Tensor, bytes_: int, program_logits: Tensor | None = None) -> Account:
+        """A row of the table. `program_logits` are the logits of the program in memory that a form holds."""
         assert self.base is not None and self.text is not None, "the original was not heard"
         divergences, drift, token_log_probs = [], [], []
         for row, ids in enumerate(self.text.cpu()):  # one by one: a vocabulary's probabilities are large
             part = slice(row * len(ids), (row + 1) * len(ids))
             log_probs = logits[part].log_softmax(-1)
             divergences.append(_divergence(self.base[part].log_softmax(-1), log_probs))
-            if program is not None:
-                drift.append(_divergence(program[part].log_softmax(-1), log_probs))
+            if program_logits is not None:
+                drift.append(_divergence(program_logits[part].log_softmax(-1), log_probs))
             if self.of:
                 token_log_probs.append(log_probs[:-1].gather(-1, ids[1:, None]))
         return Account(
@@ -113,14 +113,14 @@ class RecordedLogits:
     def divergence_rows(self) -> tuple[Account, ...]:
         if self.accounting.base is None or not self.forms:
             return ()
-        rows = [self.accounting.make_row(ORIGINAL, self.accounting.base, self.accounting.bytes)]
+        rows = [self.accounting.make_account(ORIGINAL, self.accounting.base, self.accounting.bytes)]
         for member, (program, bytes_) in self.programs.items():
             suffix = f" of {member}" if member else ""
-            rows.append(self.accounting.make_row(f"{PROGRAM}{suffix}", program, bytes_))
+            rows.append(self.accounting.make_account(f"{PROGRAM}{suffix}", program, bytes_))
             for form, logits in self.forms:
                 if form.member == member:
                     rows.append(
-                        self.accounting.make_row(_name(form), logits, _size(self.folder / form.folder), program)
+                        self.accounting.make_account(_name(form), logits, _size(self.folder / form.folder), program)
                     )
         return tuple(rows)
 

@@ -18,7 +18,7 @@ from ...analysis.planning import keys
 from ...artifacts.manifest import Measure
 from ...core.cache import write_atomic
 from ...core.fingerprint import machine_facts
-from ...core.quantity import distinct_texts, measurement_text, relative_change_text, significant_digits
+from ...core.quantity import distinguishable_value_texts, measurement_text, relative_change_text, significant_digits
 from ...core.safe_read import MALFORMED, MIB, read_json
 from ...evaluation.confidence import median_interval
 from .gate import metric_label
@@ -102,7 +102,7 @@ class Drift:
             return "not measured any more"
         if self.then is None:
             return measurement_text(self.now, self.unit)
-        return " against ".join(distinct_texts(self.now, self.then, self.unit))
+        return " against ".join(distinguishable_value_texts(self.now, self.then, self.unit))
 
     def to_json(self) -> dict[str, Any]:
         def finite(x: float | None) -> float | str | None:
@@ -121,8 +121,9 @@ def baseline_path(recipe: Path) -> Path:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def write_baseline(recipe: Path, results: "Sequence[Tested]", context: "Any") -> Path:
-    """Write the baseline of a recipe; `context` makes the Context of a plan. Raises Reject where a bound is missed."""
+def write_baseline(recipe_path: Path, results: "Sequence[Tested]", make_context: "Any") -> Path:
+    """Write the baseline of a recipe; `make_context` makes the Context of a plan. Raises Reject where a bound is
+    missed."""
     missed = [d for r in results for d in r.diagnostics if d.severity == "error" and d.fault not in BASELINE_FAULTS]
     if missed:
         raise Reject(
@@ -130,21 +131,21 @@ def write_baseline(recipe: Path, results: "Sequence[Tested]", context: "Any") ->
         )
     body = {
         "format": FORMAT,
-        "recipe": recipe.name,
+        "recipe": recipe_path.name,
         "machine": machine_facts(),
         "tolerance": TOLERANCE,
         "artifacts": [
             {
                 **named(r.plan, r.name),
-                "inputs": inputs(r.plan, context(r.plan)),
+                "inputs": inputs(r.plan, make_context(r.plan)),
                 "measures": [_baseline_measure(m, r) for m in r.compared.measures if _is_compared(m.metric, r)],
             }
             for r in results
         ],
     }
     text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(baseline_path(recipe), text.encode())
-    return baseline_path(recipe)
+    write_atomic(baseline_path(recipe_path), text.encode())
+    return baseline_path(recipe_path)
 
 
 def _is_compared(metric: str, result: "Tested") -> bool:
@@ -178,9 +179,9 @@ def inputs(plan: "Plan", ctx: "Context") -> dict[str, str]:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_baseline(recipe: Path) -> dict[str, Any] | None:
+def read_baseline(recipe_path: Path) -> dict[str, Any] | None:
     """The baseline beside a recipe, checked; None where there is none."""
-    file = baseline_path(recipe)
+    file = baseline_path(recipe_path)
     try:
         body = read_json(file, MIB)
     except FileNotFoundError:
@@ -193,8 +194,10 @@ def read_baseline(recipe: Path) -> dict[str, Any] | None:
         reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
         reason = "a part is of another form" if isinstance(error, TypeError) else reason
         raise Reject(broken_baseline(f"{file} is no baseline: {reason}", help=_REMEDY)) from error
-    if body["recipe"] != recipe.name:
-        raise Reject(foreign_baseline(f"{file} was written for {body['recipe']}, not for {recipe.name}", help=_REMEDY))
+    if body["recipe"] != recipe_path.name:
+        raise Reject(
+            foreign_baseline(f"{file} was written for {body['recipe']}, not for {recipe_path.name}", help=_REMEDY)
+        )
     return body
 
 
@@ -225,13 +228,13 @@ def _check_baseline_form(body: Any) -> None:
 # -- comparing -----------------------------------------------------------------------------------------------
 
 
-def baseline_entry(
-    body: Mapping[str, Any], named: Mapping[str, str], plan: "Plan", ctx: "Context"
+def find_comparable_entry(
+    body: Mapping[str, Any], artifact_key: Mapping[str, str], plan: "Plan", ctx: "Context"
 ) -> Mapping[str, Any]:
     """Entry of an artifact in a baseline. Raises Reject (foreign-baseline), before anything is measured."""
-    entry = next((a for a in body["artifacts"] if {n: a[n] for n in named} == dict(named)), None)
+    entry = next((a for a in body["artifacts"] if {n: a[n] for n in artifact_key} == dict(artifact_key)), None)
     if entry is None:
-        message = f"the baseline has no artifact `{named['artifact']}` of pipeline `{named['pipeline']}`"
+        message = f"the baseline has no artifact `{artifact_key['artifact']}` of pipeline `{artifact_key['pipeline']}`"
         raise Reject(foreign_baseline(message, plan.pipeline.span, help=_REMEDY))
     current = inputs(plan, ctx)
     for name in sorted(current.keys() & entry["inputs"].keys()):
@@ -247,11 +250,11 @@ def named(plan: "Plan", artifact: str) -> dict[str, str]:
 
 
 def compare_to_baseline(body: Mapping[str, Any], entry: Mapping[str, Any], result: "Tested") -> tuple[Drift, ...]:
-    """Every measure of an artifact against what the baseline has of it."""
+    """Compare every measure of an artifact with what the baseline has of it."""
     previous = {m["metric"]: m for m in entry["measures"]}
     current = {m.metric: m for m in result.compared.measures if m.metric in previous or _is_compared(m.metric, result)}
     return tuple(
-        _measure_drift(name, previous.get(name), current.get(name), result, body)
+        _drift_of_measure(name, previous.get(name), current.get(name), result, body)
         for name in dict.fromkeys([*current, *previous])
     )
 
@@ -261,7 +264,7 @@ def _span(name: str, plan: "Plan") -> Span | None:
     return (plan.recipe.data[data] if kind == "data" else plan.recipe.models[plan.pipeline.model]).span
 
 
-def _measure_drift(
+def _drift_of_measure(
     name: str, previous: Any, current: Measure | None, result: "Tested", body: Mapping[str, Any]
 ) -> Drift:
     span = _bound_span(name, result)
@@ -278,7 +281,7 @@ def _measure_drift(
             return Drift(name, unit, "elsewhere", old, value, None, span)
         limit = _changes(old, float(body["tolerance"]["time"]), current.better)
         interval = median_interval(ratios) or (min(ratios), max(ratios))
-        state = _timed_state(value, interval, limit, old, current.better)
+        state = _timed_drift_state(value, interval, limit, old, current.better)
         return Drift(name, unit, state, old, value, limit, span, clocked=True)
     exact = not _differs(body, this_machine, SAME)
     is_exact_count = name.partition(" of ")[0] in EXACT
@@ -293,7 +296,7 @@ def _measure_drift(
     return Drift(name, unit, state, old, value, limit, span)
 
 
-def _timed_state(value: float, interval: tuple[float, float], limit: float, old: float, better: str) -> str:
+def _timed_drift_state(value: float, interval: tuple[float, float], limit: float, old: float, better: str) -> str:
     """Worse where all of the interval is; a median beyond the limit whose interval is not decides nothing."""
     nearest = interval[0] if better == "lower" else interval[1]
     if _worse(nearest, limit, better):
@@ -341,14 +344,14 @@ def drift_diagnostics(drifts: Sequence[Drift], body: Mapping[str, Any], undecide
         previous, current = (
             (significant_digits(d.then), significant_digits(d.now))
             if d.clocked
-            else distinct_texts(d.then, d.now, d.unit)
+            else distinguishable_value_texts(d.then, d.now, d.unit)
         )
         limit = (
             previous
             if d.limit == d.then
             else significant_digits(d.limit)
             if d.clocked
-            else distinct_texts(d.limit, d.now, d.unit)[0]
+            else distinguishable_value_texts(d.limit, d.now, d.unit)[0]
         )
         message = f"{prefix}`{d.metric}` was {previous} and is {current} ({difference}), at worst {limit}"
         fault, help = baseline_missed, "if that is meant, write a new baseline with `--bless`"

@@ -16,7 +16,7 @@ from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, no_cache
 from ...plugin.context import Context
-from .gate import Known, Outcome, measure, measure_bounds, metric_label
+from .gate import Known, Outcome, measure, measure_and_judge_bounds, metric_label
 from .timed_bounds import SECONDS, interval_decides, undecided_reason
 
 if TYPE_CHECKING:
@@ -35,31 +35,32 @@ class Comparison:
     ratios: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each round, of what a clock measured
 
 
-def compare_with_original(
+def measure_beside_original(
     model: Any,
     plan: "Plan",
     cache: Cache,
     ctx: Context,
-    inspect_original: Callable[[Any], None] = lambda original: None,
+    on_original: Callable[[Any], None] = lambda original: None,
     scores: Sequence[MetricRef] | None = None,
 ) -> Comparison:
     """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
 
-    inspect_original    looks at the original, too
-    scores  what else is measured; by default what the steps were scored by, where no bound says how good it must be
+    on_original  looks at the original, too
+    scores       what else is measured; by default what the steps were scored by, where no bound says how good it must
+                 be
     """
     started = time.time()
     original = ctx.origin.load().eval()
-    inspect_original(original)
-    known = known_original_values(plan, cache, ctx)
+    on_original(original)
+    known = cached_original_values(plan, cache, ctx)
     before = dict(known)
-    timings = timed_in_turns(original, model, plan, ctx)
+    timings = time_interleaved(original, model, plan, ctx)
     pairs_timed = {metric: (t.values["original"], t.values["original"] * t.ratio) for metric, t in timings.items()}
     known |= {(plan.pipeline.model, metric): pair[0] for metric, pair in pairs_timed.items()}
-    outcomes = measure_bounds(
+    outcomes = measure_and_judge_bounds(
         plan.pipeline, model, ctx, known, {metric: pair[1] for metric, pair in pairs_timed.items()}
     )
-    outcomes = [with_undecided(o, timings, plan.pipeline.model) for o in outcomes]
+    outcomes = [mark_undecided(o, timings, plan.pipeline.model) for o in outcomes]
     remember(known, before, plan, cache, ctx)
     pairs = original_and_result_values(outcomes, pairs_timed)
     scores = unjudged_scores(plan, ctx) if scores is None else scores
@@ -105,8 +106,8 @@ def stored_rounds(timings: InterleavedTimes, unit: str) -> dict[str, Any]:
     return {"unit": unit} | {name: [float(f"{r[name]:.5g}") for r in rounds] for name in timings.values}
 
 
-def with_undecided(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> Outcome:
-    """The same, unless it was timed in turns that don't decide it."""
+def mark_undecided(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTimes], model: str) -> Outcome:
+    """The outcome, marked undecided where it was timed in turns that don't decide it."""
     bound = outcome.bound
     if bound.metric not in timings or bound.profile or bound.baseline not in (None, model):
         return outcome
@@ -115,7 +116,7 @@ def with_undecided(outcome: Outcome, timings: Mapping[MetricRef, InterleavedTime
     return replace(outcome, passed=False, undecided=reason) if reason else outcome
 
 
-def timed_in_turns(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, InterleavedTimes]:
+def time_interleaved(original: Any, model: Any, plan: "Plan", ctx: Context) -> dict[MetricRef, InterleavedTimes]:
     """Times of both models, taking turns: those that a bound names, and one that every table has.
 
     The former are timed until they decide their bounds, or for SECONDS; of the latter a third of the steps a round
@@ -141,8 +142,8 @@ def timed_in_turns(original: Any, model: Any, plan: "Plan", ctx: Context) -> dic
                 {"original": original, "compiled": model},
                 ctx.metric(metric),
                 rounds=cost.ROUNDS,
-                enough=enough,
-                seconds=SECONDS,
+                is_decided=enough,
+                min_seconds=SECONDS,
                 calls_per_round=1 if metric in bounded else cost.ROUNDS,
                 max_seconds=math.inf if metric in bounded else cost.UNASKED,
             )
@@ -183,7 +184,7 @@ def measured(metric: MetricRef, name: str, original: float | None, compiled: flo
     return Measure(name, word.unit, original, compiled, compiled / original if original else None, word.better)
 
 
-def known_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
+def cached_original_values(plan: "Plan", cache: Cache, ctx: Context) -> Known:
     """Values of the original that an earlier compile measured; times are measured anew every time."""
     result = {}
     for bound in plan.pipeline.expects:

@@ -1,7 +1,7 @@
 """The gate: what a pipeline's `expect` block demands, measured and judged.
 
-`judge_bound` is pure. `measure_bounds` measures each metric once on the result and once on each named baseline;
-latency bounds therefore compare two numbers of one process on one machine.
+`judge_bound` is pure. `measure_and_judge_bounds` measures each metric once on the result and once on each named
+baseline; latency bounds therefore compare two numbers of one process on one machine.
 """
 
 import math
@@ -15,9 +15,9 @@ from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
-from ...core.error_location import with_location
+from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text
-from ...models.rows.batch_limit import retry_on_oom
+from ...models.rows.batch_limit import retry_with_smaller_batches_on_oom
 
 if TYPE_CHECKING:
     import torch
@@ -155,20 +155,20 @@ def limit_in_unit(limit: Any, unit: str) -> float:
     return float(limit)
 
 
-def measure_bounds(
+def measure_and_judge_bounds(
     pipeline: Pipeline,
     model: "torch.nn.Module",
     ctx: "Context",
-    known: "Known | None" = None,
-    timed: "Mapping[MetricRef, float] | None" = None,
+    baseline_values: "Known | None" = None,
+    timed_values: "Mapping[MetricRef, float] | None" = None,
 ) -> list[Outcome]:
     """Measure and judge every bound of a pipeline on its result, in the order they are written.
 
-    `known` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
-    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `timed`
+    `baseline_values` holds values of baselines by (model name, metric) and is filled with those measured here; pass the
+    same one again to measure no baseline twice. A baseline's weights are loaded once and dropped again. `timed_values`
     holds values of the result that were measured already, in turn with a baseline's.
     """
-    known = {} if known is None else known
+    baseline_values = {} if baseline_values is None else baseline_values
     values: dict[tuple[MetricRef, str | None], tuple[float, str]] = {}
     skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
@@ -177,25 +177,27 @@ def measure_bounds(
         if key not in values:
             with with_profile_threads(bound.profile, ctx):
                 metric = ctx.metric(bound.metric)
-                value = None if bound.profile else (timed or {}).get(bound.metric)
+                value = None if bound.profile else (timed_values or {}).get(bound.metric)
                 value = measure(metric, model, ctx) if value is None else value
                 values[key] = (value, metric.unit)
             ctx.record(metric_label(bound), *values[key])
-    _measure_baselines(judged_bounds, ctx, known)
+    _measure_missing_baselines(judged_bounds, ctx, baseline_values)
     outcomes = []
     for bound in pipeline.expects:
         if bound in skipped_bounds:
             outcomes.append(Outcome(bound, None, skipped=skipped_bounds[bound]))
             continue
         value, unit = values[bound.metric, bound.profile]
-        original = known[_baseline_key(bound)] if bound.baseline else None
+        original = baseline_values[_baseline_key(bound)] if bound.baseline else None
         outcomes.append(judge_bound(bound, original, value, unit))
     return outcomes
 
 
 def measure(metric: Any, model: Any, ctx: "Context") -> float:
     """Value of a metric for a model, with fewer rows at once where a device is out of memory."""
-    return float(retry_on_oom(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event))
+    return float(
+        retry_with_smaller_batches_on_oom(partial(metric.measure, model, ctx), ctx.settings.device, ctx.emit_event)
+    )
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
@@ -206,7 +208,7 @@ def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:
     return bound.baseline or "", metric
 
 
-def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) -> None:
+def _measure_missing_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) -> None:
     for name in dict.fromkeys(b.baseline for b in bounds if b.baseline):
         by_key = {_baseline_key(b): b for b in bounds if b.baseline == name}
         missing = {key: b for key, b in by_key.items() if key not in known}
@@ -224,12 +226,12 @@ def _measure_baselines(bounds: Sequence[Bound], ctx: "Context", known: Known) ->
 def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
     call = ctx.recipe.models[name]
-    with with_location(call.span):
+    with diagnostics_located_at(call.span):
         origin = ctx.registry.make("model", call).resolve(ctx.relative_to(call))
-    return origin.with_span(call.span, ctx.settings.device)
+    return origin.located_at(call.span, ctx.settings.device)
 
 
-def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
+def unmet_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail") -> list[Diagnostic]:
     """A diagnostic at the recipe line of every bound that was missed or left open, a warning for every one skipped.
 
     undecided   "fail", or "pass" for a warning
@@ -254,15 +256,20 @@ def missed_bound_diagnostics(outcomes: Sequence[Outcome], undecided: str = "fail
     return diagnostics
 
 
-def _missed_bound_diagnostic(o: Outcome) -> Diagnostic:
-    assert o.value is not None, "a skipped bound is no miss"
-    name = metric_label(o.bound)
-    name += f"` of `{o.where}" if o.where else ""
-    message = f"`{name}` is {measurement_text(o.value, o.unit)}, {_VERDICT_WORDS[o.bound.op]} {o.limit}"
-    if math.isnan(o.value):
+def _missed_bound_diagnostic(outcome: Outcome) -> Diagnostic:
+    assert outcome.value is not None, "a skipped bound is no miss"
+    name = metric_label(outcome.bound)
+    name += f"` of `{outcome.where}" if outcome.where else ""
+    measured = measurement_text(outcome.value, outcome.unit)
+    message = f"`{name}` is {measured}, {_VERDICT_WORDS[outcome.bound.op]} {outcome.limit}"
+    if math.isnan(outcome.value):
         message = f"`{name}` is not a number"
-    note = f"`{o.bound.baseline}` measures {measurement_text(o.original, o.unit)}" if o.original is not None else ""
-    return expectation_missed(message, o.bound.span, note=note)
+    note = (
+        f"`{outcome.bound.baseline}` measures {measurement_text(outcome.original, outcome.unit)}"
+        if outcome.original is not None
+        else ""
+    )
+    return expectation_missed(message, outcome.bound.span, note=note)
 
 
 def bound_text(bound: Bound) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.recipe import Emit
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...core.safe_read import read_regular
+from ...core.safe_read import read_regular_file
 
 if TYPE_CHECKING:
     from ...analysis.planning.plan import Plan
@@ -78,8 +78,8 @@ class Tested:
         return all(o.passed for o in self.outcomes)
 
 
-def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: bool = False) -> list[Tested]:
-    """Every artifact below `out` that the recipe emits, against the bounds that it has now and its baseline.
+def remeasure_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: bool = False) -> list[Tested]:
+    """Measure every artifact below `out` that the recipe emits, against the bounds that it has now and its baseline.
 
     bless   write a baseline of what is measured instead
     """
@@ -103,7 +103,7 @@ def test_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, bless: b
         )
     if stale:
         raise Reject(*stale)
-    results = _test_artifacts(artifacts, session, bless)
+    results = _remeasure_artifacts(artifacts, session, bless)
     if bless:
         baseline.write_baseline(session.path, results, lambda plan: session.context(plan.recipe, plan.pipeline))
     return results
@@ -139,17 +139,17 @@ def recipe_and_params(path: Path, recipe: Path | None) -> tuple[Path, dict[str, 
                 help="test the artifact of another target of the same recipe",
             )
         )
-    file = recipe or find_recipe(path, manifest)
+    file = recipe or find_recipe_file(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise Reject(
             recipe_lost(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
         )
-    return file, compiled_params(manifest)
+    return file, params_set_at_compile(manifest)
 
 
 def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> list[Tested]:
-    """One artifact, against the bounds of the recipe that it was compiled from."""
+    """Measure one artifact against the bounds of the recipe that it was compiled from."""
     from ...artifacts.manifest import read_manifest
 
     manifest = read_manifest(path)
@@ -162,10 +162,10 @@ def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> li
                 help="name the recipe of the artifact with --recipe",
             )
         )
-    return _test_artifacts([(path, matching[0])], session)
+    return _remeasure_artifacts([(path, matching[0])], session)
 
 
-def _test_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
+def _remeasure_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
     if not any(plan.pipeline.expects for _, plan in artifacts):
         raise Reject(
             nothing_expected(f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`")
@@ -182,16 +182,16 @@ def _test_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session", bl
 
     body = None if bless else baseline.read_baseline(session.path)
     if body is None:
-        return [_test_one(path, plan, session) for path, plan in spoken]
+        return [_remeasure_one(path, plan, session) for path, plan in spoken]
     entries = [
-        baseline.baseline_entry(
+        baseline.find_comparable_entry(
             body, baseline.named(plan, _name(path, plan)), plan, session.context(plan.recipe, plan.pipeline)
         )
         for path, plan in spoken
     ]
     judged = []
     for (path, plan), entry in zip(spoken, entries, strict=True):
-        result = _test_one(path, plan, session)
+        result = _remeasure_one(path, plan, session)
         drifts = baseline.compare_to_baseline(body, entry, result)
         complaints = tuple(baseline.drift_diagnostics(drifts, body, session.settings.undecided))
         judged.append(replace(result, drifts=drifts, diagnostics=(*result.diagnostics, *complaints)))
@@ -206,12 +206,12 @@ def _speaks_of(plan: "Plan", path: Path) -> bool:
     return any(manifest.members or bound.part in ("", manifest.kind) for bound in plan.pipeline.expects)
 
 
-def _test_one(path: Path, plan: "Plan", session: "Session") -> Tested:
+def _remeasure_one(path: Path, plan: "Plan", session: "Session") -> Tested:
     from ...artifacts.manifest import verify_files
     from ...core.cache import Cache
     from ...core.events import StageBegan, StageEnded, tick
     from ..models import model_errors_as_diagnostics
-    from .gate import missed_bound_diagnostics
+    from .gate import unmet_bound_diagnostics
 
     listener = session.settings.on_event
     listener(StageBegan(f"test {plan.pipeline.name}", str(path)))
@@ -219,9 +219,9 @@ def _test_one(path: Path, plan: "Plan", session: "Session") -> Tested:
     verify_files(path)
     ctx = session.context(plan.recipe, plan.pipeline)
     with model_errors_as_diagnostics(str(path)):
-        compared = _compare_artifact(path, plan, Cache(session.settings.cache_dir), ctx)
+        compared = _judge_artifact(path, plan, Cache(session.settings.cache_dir), ctx)
     listener(StageEnded(f"test {plan.pipeline.name}", compared.run["seconds"]["measure"]))
-    missed = missed_bound_diagnostics(compared.outcomes, session.settings.undecided)
+    missed = unmet_bound_diagnostics(compared.outcomes, session.settings.undecided)
     return Tested(path, _name(path, plan), plan, compared, tuple(missed))
 
 
@@ -239,11 +239,11 @@ def _measurable(manifest: "Manifest") -> bool:
     return bool(manifest.members) or has_checkpoint(manifest)
 
 
-def _compare_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
+def _judge_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") -> "Comparison":
     """The bounds that speak of an artifact, judged on what lies there."""
-    from ...artifacts.load import facts, front_members, load_to_judge
+    from ...artifacts.load import checkpoint_folder_by_point, facts, load_to_judge
     from ...artifacts.manifest import read_manifest
-    from .comparison import compare_with_original
+    from .comparison import measure_beside_original
     from .verdicts import Verdicts
 
     def open_form(folder: Path) -> Any:
@@ -251,9 +251,9 @@ def _compare_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") 
 
     manifest = read_manifest(path)
     if manifest.members:
-        models = ((name, open_form(folder)) for name, folder in front_members(path, manifest))
+        models = ((name, open_form(folder)) for name, folder in checkpoint_folder_by_point(path, manifest))
         return Verdicts(plan, cache, ctx).judge_front(models)[0]
-    target: Any = ctx.registry.load_class("target", manifest.kind)
+    target: Any = ctx.registry.import_plugin_class("target", manifest.kind)
     results = target.results(path, ctx)
     bounds = tuple(b for b in plan.pipeline.expects if b.part in ("", manifest.kind))
     if results is not None:
@@ -268,10 +268,10 @@ def _compare_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") 
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=bounds))
     if results is not None:
         return Verdicts(plan, cache, ctx).judge_front(results)[0]
-    return compare_with_original(open_form(path), plan, cache, ctx)
+    return measure_beside_original(open_form(path), plan, cache, ctx)
 
 
-def find_recipe(path: Path, manifest: "Manifest") -> Path | None:
+def find_recipe_file(path: Path, manifest: "Manifest") -> Path | None:
     """The recipe's file in a folder above the artifact, in the working folder or in the library, with the same text."""
     from ...plugin.recipe_library import library_files
 
@@ -287,7 +287,7 @@ def find_recipe(path: Path, manifest: "Manifest") -> Path | None:
 def _reads(file: Path, text: str) -> bool:
     """Whether a file holds a text; the artifact that names it may come from anybody."""
     try:
-        return file.is_file() and read_regular(file, RECIPE).decode(errors="replace") == text
+        return file.is_file() and read_regular_file(file, RECIPE).decode(errors="replace") == text
     except (OSError, ValueError, Reject):
         return False
 
@@ -299,7 +299,7 @@ def _around(path: Path) -> Iterator[Path]:
     yield from sorted(f for f in cwd.glob("*/") if not f.name.startswith("."))
 
 
-def compiled_params(manifest: "Manifest") -> dict[str, Any]:
+def params_set_at_compile(manifest: "Manifest") -> dict[str, Any]:
     """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
     from ....dsl.checker.value_text import plain
     from ....dsl.checker.values import from_json

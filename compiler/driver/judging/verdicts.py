@@ -16,7 +16,7 @@ from ...artifacts.load import facts
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...plugin.context import Context
-from .comparison import Comparison, compare_with_original
+from .comparison import Comparison, measure_beside_original
 from .gate import Outcome as Verdict
 from .gate import judge_bound, metric_label
 
@@ -35,22 +35,24 @@ class Verdicts:
     totals: dict[str, Comparison] = field(default_factory=dict)
 
     def judge_model(
-        self, target: Emit, model: Callable[[], Any], rounds: bool
+        self, target: Emit, model: Callable[[], Any], is_rounded: bool
     ) -> tuple[Comparison, tuple[Verdict, ...]]:
         """All that is to be said of an artifact, and the verdicts among it that are new.
 
-        model    makes what is measured: the artifact reopened, or the program in memory
-        rounds   the artifact's numbers are not the result's
+        model        makes what is measured: the artifact reopened, or the program in memory
+        is_rounded   the artifact's numbers are not the result's
         """
-        known = None if rounds else self.totals.get(target.source)
+        known = None if is_rounded else self.totals.get(target.source)
         word, later = target.call.word, facts(target.call.word).get("later", "")
         wait = tuple(Verdict(b, None, skipped=later) for b in self.plan.pipeline.expects if later and b.part == word)
         bounds = [
             b for b in self.plan.pipeline.expects if (b.part == word and not later) or (not b.part and known is None)
         ]
-        compared = compare_with_original(model(), self._with(bounds), self.cache, self.ctx, self.on_original)
+        compared = measure_beside_original(
+            model(), self._plan_with_bounds(bounds), self.cache, self.ctx, self.on_original
+        )
         if known is None:
-            if not rounds:
+            if not is_rounded:
                 self.totals[target.source] = compared
             return replace(compared, outcomes=(*compared.outcomes, *wait)), (*compared.outcomes, *wait)
         clocked = {name for b in self.plan.pipeline.expects if self.ctx.metric(b.metric).timed for name in _names(b)}
@@ -62,7 +64,7 @@ class Verdicts:
         return replace(compared, outcomes=(*rejudged, *compared.outcomes, *wait), measures=measures), new
 
     def judge_front(self, models: Iterator[tuple[str, Any]]) -> tuple[Comparison, tuple[Verdict, ...]]:
-        """Every point against the bounds that speak of it: one verdict a bound, on the point that decides it."""
+        """Judge every point by the bounds that speak of it: one verdict a bound, on the point that decides it."""
         judged = [(name, self._point(name, model)) for name, model in models]
         point_verdicts = [replace(v, where=name) for name, compared in judged for v in compared.outcomes]
         verdicts = [
@@ -82,14 +84,16 @@ class Verdicts:
 
     def _point(self, name: str, model: Any) -> Comparison:
         bounds = [b for b in self.plan.pipeline.expects if b.part in ("", "all", "any", name)]
-        return compare_with_original(model, self._with(bounds), self.cache, self.ctx, self.on_original, self._scores())
+        return measure_beside_original(
+            model, self._plan_with_bounds(bounds), self.cache, self.ctx, self.on_original, self._scores()
+        )
 
     def _scores(self) -> list[MetricRef]:
         """Metrics of the front, equal for every point; times are measured interleaved."""
         lists = [step.call.args.get("measure", ()) for step in self.plan.pipeline.steps]
         return [m for refs in lists for m in refs if isinstance(m, MetricRef) and not self.ctx.metric(m).timed]
 
-    def _with(self, bounds: list[Bound]) -> "Plan":
+    def _plan_with_bounds(self, bounds: list[Bound]) -> "Plan":
         return replace(self.plan, pipeline=replace(self.plan.pipeline, expects=tuple(bounds)))
 
 

@@ -22,12 +22,12 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.machine_profile import named, with_profile_threads
 from ...analysis.planning.plan import Plan, Stage
 from ...core.cache import Cache
-from ...core.memory import anonymous_bytes, available
+from ...core.memory import anonymous_memory_of_process, available
 from ...core.safe_read import read_json
 from ...core.settings import Settings
 from ...plugin.context import Context
 from ...plugin.remote_scorer import Task, TaskSource
-from ..api import Session, make_plans, open_session
+from ..api import Session, open_session, plan_all_pipelines
 from ..pipeline import Build
 from ..worker_team import TOKEN, facts
 
@@ -48,7 +48,7 @@ class Replica(TaskSource):
         self.message: dict[str, Any] | None = None  # that is answered next
         self.reply: Callable[[str], None] = lambda line: None
         self.description: str = ""  # the step that is running
-        Thread(target=self._serve, daemon=True).start()
+        Thread(target=self._serve_steps, daemon=True).start()
 
     def submit(self, line: str, reply: Callable[[str], None]) -> None:
         """`reply` hears the answer, from another thread."""
@@ -63,7 +63,7 @@ class Replica(TaskSource):
     # -- for the pass ----------------------------------------------------------------------------------------
 
     def next(self) -> Task:
-        message = self._peek()
+        message = self._next_message()
         if message["about"] != self.description:
             raise _Dismissed
         self.message = None
@@ -77,7 +77,7 @@ class Replica(TaskSource):
 
     # -- the thread ------------------------------------------------------------------------------------------
 
-    def _peek(self) -> dict[str, Any]:
+    def _next_message(self) -> dict[str, Any]:
         while self.message is None:
             line, self.reply = self.tasks.get()
             message = json.loads(line)
@@ -87,9 +87,9 @@ class Replica(TaskSource):
                 self.message = {**message, "about": json.dumps(message["step"], sort_keys=True)}
         return self.message
 
-    def _serve(self) -> None:
+    def _serve_steps(self) -> None:
         while True:
-            message = self._peek()
+            message = self._next_message()
             self.description = message["about"]
             try:
                 with ExitStack() as stack:
@@ -109,19 +109,19 @@ class Replica(TaskSource):
 
 def _run(step: Mapping[str, Any], task_source: TaskSource, stack: ExitStack) -> None:
     """Run a step's pass, which asks `task_source` for what to do."""
-    _check_shared(step)
+    _refuse_unshared_cache(step)
     os.environ.update(step["environment"])
-    opened, plan, stage = _stage_of(step)
+    opened, plan, stage = _plan_and_find_stage(step)
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
     outcome = build.load_outcome(stage.source)
-    settings = replace(opened.settings, max_memory=anonymous_bytes() + available() // max(1, step["size"]))
-    workdir = _scratch(Path(step["scratch"]), stack)
+    settings = replace(opened.settings, max_memory=anonymous_memory_of_process() + available() // max(1, step["size"]))
+    workdir = _copy_scratch(Path(step["scratch"]), stack)
     ctx: Context = replace(build.context(stage), settings=settings, workdir=workdir, task_source=task_source)
     with with_profile_threads(named(stage.call), ctx):
         ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
 
 
-def _check_shared(step: Mapping[str, Any]) -> None:
+def _refuse_unshared_cache(step: Mapping[str, Any]) -> None:
     try:
         token = read_json(Path(step["scratch"]) / TOKEN, 1 << 10)
     except (OSError, ValueError, Reject):
@@ -130,14 +130,14 @@ def _check_shared(step: Mapping[str, Any]) -> None:
         raise WorkerMismatch(f"{step['settings']['cache_dir']} is not the same folder here: give one that all share")
 
 
-def _stage_of(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
+def _plan_and_find_stage(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
     settings = Settings(**{**step["settings"], "cache_dir": Path(step["settings"]["cache_dir"])})
     params = step["params"]
     try:
         opened = open_session(
             step["recipe"], settings=settings, set=step["set"], params=Path(params) if params else None
         )
-        plan_list = make_plans(opened)
+        plan_list = plan_all_pipelines(opened)
     except Reject as rejection:
         raise WorkerMismatch(f"the recipe is refused here: {rejection.diagnostics[0].message}") from rejection
     for plan in plan_list:
@@ -147,7 +147,7 @@ def _stage_of(step: Mapping[str, Any]) -> tuple[Session, Plan, Stage]:
     raise WorkerMismatch(f"step {step['name']} has another key here: recipe, data or effc itself are not the same")
 
 
-def _scratch(asker_folder: Path, stack: ExitStack) -> Path:
+def _copy_scratch(asker_folder: Path, stack: ExitStack) -> Path:
     """A folder of our own with what the one who asks knows: journals are copied, since they write to them."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effc-worker-")))
     for path in asker_folder.iterdir():

@@ -8,7 +8,7 @@ from ....dsl.checker.values import DataRef
 from ...models.rows.forward import batches, evaluating, finite, logits
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ..reference import load_reference
+from ..reference import load_or_make_reference
 
 
 class Agreement(Metric):
@@ -27,7 +27,7 @@ class Agreement(Metric):
     data: DataRef = param("Rows to predict.", positional=True)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        rows, top = ctx.rows(self.data), load_reference(ctx, self.data).top
+        rows, top = ctx.rows(self.data), load_or_make_reference(ctx, self.data).top
         same, at = 0, 0
         with evaluating(model):
             for batch in batches(model, rows):

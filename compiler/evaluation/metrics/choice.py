@@ -35,7 +35,7 @@ class Choice(Metric):
             raise Reject(
                 no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
             )
-        items = data.tokenized_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
+        items = data.tokenize_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))
         requests = [(row, begin) for item in items for row, begin in zip(item.rows, item.starts, strict=True)]
         sums = iter(continuation_logprobs(model, requests))
         right = 0

@@ -7,7 +7,7 @@ from torch import nn
 from ....dsl.checker.values import DataRef
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ..reference import load_reference, mean_kl_divergence
+from ..reference import load_or_make_reference, mean_kl_divergence
 
 
 class Divergence(Metric):
@@ -28,5 +28,5 @@ class Divergence(Metric):
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
         return mean_kl_divergence(
-            model, ctx.rows(self.data), load_reference(ctx, self.data), "divergence", self.data.name
+            model, ctx.rows(self.data), load_or_make_reference(ctx, self.data), "divergence", self.data.name
         )

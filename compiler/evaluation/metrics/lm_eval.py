@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.nearest import suggestion
+from ....dsl.syntax.nearest import nearest_name_help
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
 from ...inputs.windows import require_tokenizer
-from ...models.checkpoints.checkpoint import quiet_libraries
+from ...models.checkpoints.checkpoint import without_library_logs
 from ...models.checkpoints.model_folder import remote_code
 from ...models.rows.forward import evaluating, finite
 from ...plugin.context import Context
@@ -57,7 +57,8 @@ class LmEval(Metric):
         if self.score not in values:
             raise Reject(
                 unknown_task(
-                    f"the task `{self.task}` has no score `{self.score}`", help=suggestion(self.score, values, "it has")
+                    f"the task `{self.task}` has no score `{self.score}`",
+                    help=nearest_name_help(self.score, values, "it has"),
                 )
             )
         return finite(values[self.score], f"lm_eval `{self.task}`")
@@ -70,11 +71,13 @@ class LmEval(Metric):
         manager = TaskManager(include_path=str(ctx.folder / self.tasks) if self.tasks else None)
         if self.task not in manager.all_tasks:
             raise Reject(
-                unknown_task(f"the harness has no task `{self.task}`", help=suggestion(self.task, manager.all_tasks))
+                unknown_task(
+                    f"the harness has no task `{self.task}`", help=nearest_name_help(self.task, manager.all_tasks)
+                )
             )
         tokenizer = require_tokenizer(ctx.tokenizer, ctx)
         try:
-            with quiet_libraries(), redirect_stderr(StringIO()), evaluating(model):  # its bars have no switch
+            with without_library_logs(), redirect_stderr(StringIO()), evaluating(model):  # its bars have no switch
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch)
                 result = simple_evaluate(
                     wrapped,

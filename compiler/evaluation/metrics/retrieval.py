@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ....dsl.checker.values import DataRef
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...inputs.data.texts import Texts
-from ...models.rows.encoder_states import all_states, resolve_pooling
+from ...models.rows.encoder_states import all_states, resolve_pooling_name
 from ...models.rows.forward import finite
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
@@ -47,7 +47,7 @@ class Retrieval(Metric):
                     help='make it with `texts`, and name two: `fields: ["question", "answer"]`',
                 )
             )
-        pooling = resolve_pooling(ctx.origin.folder, self.pooling)
+        pooling = resolve_pooling_name(ctx.origin.folder, self.pooling)
         pooled = [reciprocal.pooled.double() for reciprocal in all_states(model, ctx.rows(self.data), pooling)]
         queries, sought = nn.functional.normalize(torch.cat(pooled), dim=-1).chunk(2)
         reciprocal = 1.0 / ranks(queries @ sought.T)

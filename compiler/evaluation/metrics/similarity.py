@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from ....dsl.checker.values import DataRef
-from ...models.rows.encoder_states import resolve_pooling
+from ...models.rows.encoder_states import resolve_pooling_name
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
 from .. import similarity
@@ -40,9 +40,9 @@ class Similarity(Metric):
     )
 
     def measure(self, model: nn.Module, ctx: Context) -> float:
-        original = similarity.load_states(ctx, self.data, self.pooling)
+        original = similarity.load_or_make_states(ctx, self.data, self.pooling)
         measured = similarity.mean_cosine if self.by == "cosine" else similarity.linear_cka
         pooled, tokens = measured(
-            model, ctx.rows(self.data), original, resolve_pooling(ctx.origin.folder, self.pooling)
+            model, ctx.rows(self.data), original, resolve_pooling_name(ctx.origin.folder, self.pooling)
         )
         return {"pooled": pooled, "tokens": tokens, "both": (pooled + tokens) / 2}[self.of]

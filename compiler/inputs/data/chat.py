@@ -7,7 +7,7 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, bad_record, check_field, read_records, text_of
+from ..records import Record, bad_record, read_records, require_field, text_of
 from ..windows import content_identity, encode, find_files, require_tokenizer, token_windows
 
 no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
@@ -39,10 +39,10 @@ class Chat(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         ids: list[int] = []
         for messages in self._conversations(ctx):
-            ids += encode(self._rendered(messages, require_tokenizer(tokenizer, ctx)), tokenizer)
+            ids += encode(self._render_checked(messages, require_tokenizer(tokenizer, ctx)), tokenizer)
             if _is_open(ids, tokenizer):
                 ids.append(tokenizer.eos_token_id)
-        return self._cut(ids, ctx)
+        return self._cut_into_rows(ids, ctx)
 
     def speech(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         """Masks of the assistants' tokens, with the end token; a token that overlaps counts."""
@@ -57,7 +57,7 @@ class Chat(Data):
         ids: list[int] = []
         mask: list[int] = []
         for messages in self._conversations(ctx):
-            text = self._rendered(messages, tokenizer)
+            text = self._render_checked(messages, tokenizer)
             spans = self._assistant_spans(messages, text, tokenizer)
             encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
             ids += encoded["input_ids"]
@@ -65,9 +65,9 @@ class Chat(Data):
             if _is_open(ids, tokenizer):
                 ids.append(tokenizer.eos_token_id)
                 mask.append(messages[-1]["role"] == "assistant")
-        return self._cut(mask, ctx)
+        return self._cut_into_rows(mask, ctx)
 
-    def _cut(self, values: list[int], ctx: Context) -> Iterator[Any]:
+    def _cut_into_rows(self, values: list[int], ctx: Context) -> Iterator[Any]:
         return token_windows(values, self.length, None, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def _conversations(self, ctx: Context) -> Iterator[list[dict[str, str]]]:
@@ -89,10 +89,10 @@ class Chat(Data):
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
         for name in [f for f in (self.prompt, self.response) if f] or [self.messages]:
-            check_field(records, name, path)
+            require_field(records, name, path)
         return records
 
-    def _rendered(self, messages: list[dict[str, str]], tokenizer: Any) -> str:
+    def _render_checked(self, messages: list[dict[str, str]], tokenizer: Any) -> str:
         return (
             self._render_template(messages, tokenizer) if tokenizer.chat_template else "\n".join(self._lines(messages))
         )
@@ -127,7 +127,7 @@ class Chat(Data):
                 before = (
                     self._render_template(messages[:number], tokenizer, add_generation_prompt=True) if number else ""
                 )
-                after = self._rendered(messages[: number + 1], tokenizer)
+                after = self._render_checked(messages[: number + 1], tokenizer)
                 if not (text.startswith(after) and after.startswith(before)):
                     raise Reject(
                         no_speakers(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, bad_record, check_field, read_records, text_of
+from ..records import Record, bad_record, read_records, require_field, text_of
 from ..windows import content_identity, encode, find_files, require_tokenizer, start_token, token_windows
 
 
@@ -48,13 +48,13 @@ class Choices(Data):
     seed: int | None = param("Decides which; the run's own seed where it is left out.", default=None)
     length: int = param("Tokens in a row, where it is used as rows.", default=256, ge=2, unit="tokens")
 
-    def tokenized_questions(self, tokenizer: Any, ctx: Context) -> list[Item]:
+    def tokenize_questions(self, tokenizer: Any, ctx: Context) -> list[Item]:
         """The questions for scoring: every option behind its question."""
         tokenizer = require_tokenizer(tokenizer, ctx)
         start = start_token(tokenizer, "auto")
         front = [] if start is None else [start]
         items = []
-        for prompt, options, answer in self._chosen_questions(ctx):
+        for prompt, options, answer in self._read_and_sample_questions(ctx):
             rows = [(*front, *encode(f"{prompt} {option}", tokenizer)) for option in options]
             begin = max(len(front) + len(encode(prompt, tokenizer)), 1)
             starts = tuple(min(begin, len(row) - 1) for row in rows)
@@ -63,7 +63,9 @@ class Choices(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
-        text = "\n\n".join(f"{prompt} {options[answer]}" for prompt, options, answer in self._chosen_questions(ctx))
+        text = "\n\n".join(
+            f"{prompt} {options[answer]}" for prompt, options, answer in self._read_and_sample_questions(ctx)
+        )
         return token_windows(encode(text, tokenizer), self.length, start_token(tokenizer, "auto"), None, 0)
 
     def identity(self, ctx: Context) -> str:
@@ -74,7 +76,7 @@ class Choices(Data):
         facts["seed"] = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
         return content_identity("choices", find_files(self.path, ctx.folder), facts, ctx)
 
-    def _chosen_questions(self, ctx: Context) -> list[tuple[str, list[str], int]]:
+    def _read_and_sample_questions(self, ctx: Context) -> list[tuple[str, list[str], int]]:
         """(prompt, options, index of the right one) for the questions that `samples` leaves."""
         import torch
 
@@ -92,7 +94,7 @@ class Choices(Data):
         records = read_records(path)
         fields = () if self.fixed else (self.options,) if isinstance(self.options, str) else self.options
         for name in (self.question, *fields, self.answer):
-            check_field(records, name, path)
+            require_field(records, name, path)
         return records
 
     def _parse_record(self, record: Record, line_number: int, path: Path) -> tuple[str, list[str], int]:

@@ -7,10 +7,10 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.keys import versions
 from ...core.cache import Cache, digest
 from ...core.deadline import DeadlineExceeded
-from ...ir.capture.first_calls import stock_failure_diagnostic
-from ...models.rows.forward import not_a_number, without_dropout
+from ...ir.capture.first_calls import model_failure_diagnostic
+from ...models.rows.forward import in_eval_mode, not_a_number
 from ...models.rows.inputs import device_of
-from ...models.rows.packed_inputs import generates_from_ids
+from ...models.rows.packed_inputs import can_generate_from_ids_alone
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ...plugin.row_checks import bad_rows
@@ -56,7 +56,7 @@ class Generated(Data):
         }
         rows = cache.value(parts)
         if rows is None:
-            rows = self._generate(tokenizer, ctx).tolist()
+            rows = self._generate_rows(tokenizer, ctx).tolist()
             ctx.origin.refuse_changed_files()
             cache.keep(parts, rows)
         return iter(torch.tensor(rows, dtype=torch.int64))
@@ -67,32 +67,32 @@ class Generated(Data):
     def _seed(self, ctx: Context) -> int:
         return ctx.seed if self.seed is None else self.seed
 
-    def _generate(self, tokenizer: Any, ctx: Context) -> "torch.Tensor":
+    def _generate_rows(self, tokenizer: Any, ctx: Context) -> "torch.Tensor":
         """[count, length] on the CPU."""
         import torch
 
         model = (ctx.original and ctx.original.model) or ctx.origin.load().eval()
-        if not generates_from_ids(model):
+        if not can_generate_from_ids_alone(model):
             raise Reject(
                 bad_rows(
                     f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
                     help='take rows from a text: `text("calib.txt")`, or of `sounds` where it hears',
                 )
             )
-        with torch.random.fork_rng(devices=_devices(device_of(model))), without_dropout(model):
+        with torch.random.fork_rng(devices=_devices(device_of(model))), in_eval_mode(model):
             torch.manual_seed(self._seed(ctx))
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
             steps = self.length * len(sizes)
             ticks = ctx.each(range(steps), "writing tokens of rows", steps)
-            done = [self._generate_batch(model, _start_tokens(model, tokenizer, ctx, n), ticks) for n in sizes]
+            done = [self._generate_batch(model, _draw_start_tokens(model, tokenizer, ctx, n), ticks) for n in sizes]
         return torch.cat(done)
 
-    def _generate_batch(self, model: Any, first: "torch.Tensor", ticks: Iterator[int]) -> "torch.Tensor":
+    def _generate_batch(self, model: Any, start_ids: "torch.Tensor", progress: Iterator[int]) -> "torch.Tensor":
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
         def hook(_ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
-            next(ticks)  # a token of every row
+            next(progress)  # a token of every row
             return _require_finite(logits)
 
         new_tokens = self.length - 1
@@ -109,15 +109,15 @@ class Generated(Data):
         try:
             with torch.no_grad():
                 return model.generate(
-                    first,
-                    attention_mask=torch.ones_like(first),
+                    start_ids,
+                    attention_mask=torch.ones_like(start_ids),
                     generation_config=config,
                     logits_processor=LogitsProcessorList([hook]),
                 ).cpu()
         except (Reject, DeadlineExceeded):
             raise
         except Exception as error:  # a model's own code may raise anything
-            raise Reject(stock_failure_diagnostic(model, "writes", error)) from error
+            raise Reject(model_failure_diagnostic(model, "writes", error)) from error
 
 
 def _require_finite(logits: "torch.Tensor") -> "torch.Tensor":
@@ -132,7 +132,7 @@ def _require_finite(logits: "torch.Tensor") -> "torch.Tensor":
     return logits
 
 
-def _start_tokens(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tensor":
+def _draw_start_tokens(model: Any, tokenizer: Any, ctx: Context, count: int) -> "torch.Tensor":
     """[count, 1]: the token that texts begin with, else the one that they end with, else drawn like any other."""
     import torch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.nearest import suggestion
+from ....dsl.syntax.nearest import nearest_name_help
 from ...core.cache import digest
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
@@ -51,7 +51,7 @@ class Hub(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         tokenizer = require_tokenizer(tokenizer, ctx)
-        ids = encode("\n\n".join(self._texts(ctx)), tokenizer)
+        ids = encode("\n\n".join(self._read_texts(ctx)), tokenizer)
         seed = ctx.seed if self.seed is None else self.seed
         return token_windows(ids, self.length, start_token(tokenizer, self.start), self.samples, seed)
 
@@ -59,21 +59,21 @@ class Hub(Data):
         import hashlib
 
         content = hashlib.sha256()
-        for text in self._texts(ctx):
+        for text in self._read_texts(ctx):
             content.update(hashlib.sha256(text.encode()).digest())
         seed = (ctx.seed if self.seed is None else self.seed) if self.samples else 0
         return digest(
             ["hub", content.hexdigest(), self.length, self.samples, seed, self.start, ctx.origin.tokenizer_identity]
         )
 
-    def _texts(self, ctx: Context) -> list[str]:
+    def _read_texts(self, ctx: Context) -> list[str]:
         check_modules(self.requires, self.extra, "data hub")
         dataset = _load_dataset(self.name, self.config, self.split, self.revision, ctx.folder, ctx.settings.offline)
         if self.field not in dataset.column_names:
             raise Reject(
                 no_field(
                     f"`{self.name}` has no field `{self.field}`",
-                    help=suggestion(self.field, dataset.column_names, "it has"),
+                    help=nearest_name_help(self.field, dataset.column_names, "it has"),
                 )
             )
         texts = dataset[self.field][:]
@@ -90,7 +90,7 @@ def _load_dataset(name: str, config: str | None, split: str, revision: str | Non
     datasets.disable_progress_bars()
     how = datasets.DownloadConfig(local_files_only=offline)
     try:
-        if local := _local_files(name, folder):
+        if local := _local_builder_and_files(name, folder):
             kind, files = local
             return datasets.load_dataset(kind, config, data_files=files, split=split)
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=how)
@@ -111,7 +111,7 @@ def _load_dataset(name: str, config: str | None, split: str, revision: str | Non
             datasets.enable_progress_bars()
 
 
-def _local_files(name: str, folder: Path) -> tuple[str, list[str]] | None:
+def _local_builder_and_files(name: str, folder: Path) -> tuple[str, list[str]] | None:
     """The builder and the files of a local name; None for a name of the hub."""
     path = Path(name).expanduser()
     if path.suffix not in FORMATS and not name.startswith((".", "/", "~")):

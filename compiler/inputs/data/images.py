@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ....dsl.syntax.nearest import suggestion
+from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import read_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
@@ -53,19 +53,19 @@ class Images(Data):
     def _choose(self, values: Any, ctx: Context) -> Iterator[Any]:
         return choose_rows(values, self.samples, ctx.seed if self.seed is None else self.seed)
 
-    def _read_tensor(self, name: str, kinds: tuple[str, ...], axes: int, ctx: Context) -> Any:
+    def _read_tensor(self, name: str, dtypes: tuple[str, ...], ndim: int, ctx: Context) -> Any:
         from safetensors import safe_open
 
         (path,) = find_files(self.path, ctx.folder)
         slots = read_header(path).slots
         if name not in slots:
-            raise Reject(no_field(f"{path} has no tensor `{name}`", help=suggestion(name, slots, "it has")))
+            raise Reject(no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")))
         slot = slots[name]
-        if slot.dtype not in kinds or len(slot.shape) != axes or min(slot.shape) < 1:
+        if slot.dtype not in dtypes or len(slot.shape) != ndim or min(slot.shape) < 1:
             raise Reject(
                 bad_record(
                     f"`{name}` of {path} is {slot.dtype} of shape {list(slot.shape)}",
-                    help=f"{' or '.join(kinds)} with {axes} axes, none of them empty",
+                    help=f"{' or '.join(dtypes)} with {ndim} axes, none of them empty",
                 )
             )
         with safe_open(path, "pt") as file:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.nearest import suggestion
+from ....dsl.syntax.nearest import nearest_name_help
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import check_field, drop_too_long, read_records, text_of
+from ..records import drop_or_refuse_too_long, read_records, require_field, text_of
 from ..windows import choose_rows, content_identity, find_files, require_tokenizer
 
 unknown_class = Fault("unknown-class", "A record's label is none of the classes that a recipe names.")
@@ -43,38 +43,46 @@ class Labels(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         return self._choose(
-            [[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._tokenized_texts(tokenizer, ctx)], ctx
+            [[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._tokenize_texts_and_classes(tokenizer, ctx)],
+            ctx,
         )
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        return (int(n) for n in self._choose([len(ids) for ids, _ in self._tokenized_texts(tokenizer, ctx)], ctx))
+        return (
+            int(n) for n in self._choose([len(ids) for ids, _ in self._tokenize_texts_and_classes(tokenizer, ctx)], ctx)
+        )
 
     def labels(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        return (int(n) for n in self._choose([number for _, number in self._tokenized_texts(tokenizer, ctx)], ctx))
+        return (
+            int(n)
+            for n in self._choose([number for _, number in self._tokenize_texts_and_classes(tokenizer, ctx)], ctx)
+        )
 
     def _choose(self, values: list, ctx: Context) -> Iterator[Any]:
         import torch
 
         return choose_rows(torch.tensor(values), self.samples, ctx.seed if self.seed is None else self.seed)
 
-    def _tokenized_texts(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], int]]:
+    def _tokenize_texts_and_classes(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], int]]:
         """Ids and class of every text that fits."""
         tokenizer, items = require_tokenizer(tokenizer, ctx), []
         for path in find_files(self.path, ctx.folder):
             records = read_records(path)
             for name in (self.text, self.label):
-                check_field(records, name, path)
+                require_field(records, name, path)
             for number, record in enumerate(records, start=1):
                 ids = tokenizer(text_of(record, self.text, number, path), verbose=False)["input_ids"]
                 items.append((ids, self._label_index(str(record[self.label]), number, path)))
-        return drop_too_long(items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts")
+        return drop_or_refuse_too_long(
+            items, [len(ids) for ids, _ in items], self.length, self.longer, text_too_long, "texts"
+        )
 
     def _label_index(self, label: str, line_number: int, path: Path) -> int:
         if label not in self.classes:
             raise Reject(
                 unknown_class(
                     f"the label of record {line_number} of {path} is `{label}`",
-                    help=suggestion(label, self.classes, "`classes` has"),
+                    help=nearest_name_help(label, self.classes, "`classes` has"),
                 )
             )
         return self.classes.index(label)

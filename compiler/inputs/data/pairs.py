@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, drop_too_long, read_records, text_of
+from ..records import Record, drop_or_refuse_too_long, read_records, require_field, text_of
 from ..windows import choose_rows, content_identity, encode, find_files, require_tokenizer, start_token
 
 pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
@@ -73,12 +73,12 @@ class Pairs(Data):
             return None
         return (int(row.sum()) for row in self._fill_rows(tokenizer, ctx, lambda pair: (1,) * len(pair.prompt), 0))
 
-    def _fill_rows(self, tokenizer: Any, ctx: Context, values_of: Any, fill: int) -> Iterator[Any]:
-        """A row of numbers for each pair that is chosen: what `values_of` says of its tokens, then `fill`."""
+    def _fill_rows(self, tokenizer: Any, ctx: Context, row_values_of: Any, pad: int) -> Iterator[Any]:
+        """A row of numbers for each pair that is chosen: what `row_values_of` says of its tokens, then `pad`."""
         import torch
 
-        rows = [values_of(pair) for pair in self._read_pairs(tokenizer, ctx)]
-        full = torch.tensor([[*row, *(fill,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
+        rows = [row_values_of(pair) for pair in self._read_pairs(tokenizer, ctx)]
+        full = torch.tensor([[*row, *(pad,) * (self.length - len(row))] for row in rows], dtype=torch.int64)
         return choose_rows(full, self.samples, ctx.seed if self.seed is None else self.seed)
 
     def _read_pairs(self, tokenizer: Any, ctx: Context) -> list[_Pair]:
@@ -90,7 +90,7 @@ class Pairs(Data):
         ]
         two_sided = self._is_pair(ctx)
         sizes = [_size(pair, two_sided) for pair in pairs]
-        return drop_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
+        return drop_or_refuse_too_long(pairs, sizes, self.length, self.longer, pair_too_long, "pairs")
 
     def _parse_pair(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> _Pair:
         start = start_token(tokenizer, "auto")
@@ -123,5 +123,5 @@ class Pairs(Data):
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
         for name in (self.prompt, self.answer):
-            check_field(records, name, path)
+            require_field(records, name, path)
         return records

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import DATA, read_regular
+from ...core.safe_read import DATA, read_regular_file
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, drop_too_long, read_records, text_of
+from ..records import Record, drop_or_refuse_too_long, read_records, require_field, text_of
 from ..windows import choose_rows, content_identity, find_files, require_tokenizer
 from .labels import text_too_long
 
@@ -50,14 +50,14 @@ class Sounds(Data):
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         import torch
 
-        tokenizer, extract = require_tokenizer(tokenizer, ctx), _feature_extractor(ctx)
+        tokenizer, extract = require_tokenizer(tokenizer, ctx), _load_feature_extractor(ctx)
         recordings = [
             (self._file(record, number, path), self._speech(record, number, path, tokenizer))
             for path in find_files(self.path, ctx.folder)
             for number, record in enumerate(self._records(path), start=1)
         ]
         sizes = [len(ids) for _, ids in recordings]
-        recordings = drop_too_long(recordings, sizes, self.length, self.longer, text_too_long, "texts")
+        recordings = drop_or_refuse_too_long(recordings, sizes, self.length, self.longer, text_too_long, "texts")
         fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         rows = []
         for file, ids in recordings:
@@ -77,7 +77,7 @@ class Sounds(Data):
     def _records(self, path: Path) -> list[Record]:
         records = read_records(path)
         for name in (self.sound, self.text):
-            check_field(records, name, path)
+            require_field(records, name, path)
         return records
 
     def _file(self, record: Record, line_number: int, path: Path) -> Path:
@@ -93,7 +93,7 @@ class Sounds(Data):
         return tuple(ids)
 
 
-def _feature_extractor(ctx: Context) -> Any:
+def _load_feature_extractor(ctx: Context) -> Any:
     """Feature extractor of sounds; a class of transformers, never code of the folder."""
     from transformers import AutoFeatureExtractor
 
@@ -108,12 +108,14 @@ def _feature_extractor(ctx: Context) -> Any:
     return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _extract_features(file: Path, extract: Any, ctx: Context) -> Any:
+def _extract_features(file: Path, feature_extractor: Any, ctx: Context) -> Any:
     """Pictures of one recording, [bands, frames] as the model hears them."""
     import torch
 
-    extracted = extract(
-        _read_wav(file, extract.sampling_rate), sampling_rate=extract.sampling_rate, return_tensors="np"
+    extracted = feature_extractor(
+        _read_wav(file, feature_extractor.sampling_rate),
+        sampling_rate=feature_extractor.sampling_rate,
+        return_tensors="np",
     )
     features = torch.from_numpy(extracted["input_features"][0]).float()
     expected = ctx.origin.config.get("num_mel_bins"), 2 * int(ctx.origin.config.get("max_source_positions", 0))
@@ -127,19 +129,19 @@ def _extract_features(file: Path, extract: Any, ctx: Context) -> Any:
     return features
 
 
-def _read_wav(file: Path, rate: int) -> Any:
+def _read_wav(file: Path, sampling_rate: int) -> Any:
     """Samples of a WAV file in -1..1, [t] float32."""
     import numpy
 
     try:
-        with wave.open(io.BytesIO(read_regular(file, DATA)), "rb") as sound:
+        with wave.open(io.BytesIO(read_regular_file(file, DATA)), "rb") as sound:
             width, channels, file_rate = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
             data = sound.readframes(sound.getnframes())
     except (wave.Error, EOFError) as error:
         raise Reject(bad_sound(f"{file} is no WAV file of PCM samples", help="convert it to 16-bit PCM")) from error
-    if file_rate != rate:
-        fact = f"{file} has {file_rate} samples a second, and the model hears {rate}"
-        raise Reject(bad_sound(fact, help=f"resample it to {rate} Hz"))
+    if file_rate != sampling_rate:
+        fact = f"{file} has {file_rate} samples a second, and the model hears {sampling_rate}"
+        raise Reject(bad_sound(fact, help=f"resample it to {sampling_rate} Hz"))
     if width not in (*_WIDTHS, 3) or len(data) < width * channels:
         raise Reject(bad_sound(f"{file} has {len(data)} bytes of samples of {width}", help="convert it to 16-bit PCM"))
     data = data[: len(data) // (width * channels) * width * channels]  # a file that was cut off

@@ -57,11 +57,11 @@ class Synthetic(Data):
         import torch
 
         from ...ir.capture.sample import sample_inputs
-        from ...models.rows.packed_inputs import packed_parts, tokens_of
+        from ...models.rows.packed_inputs import packed_input_parts, tokens_of
 
         with torch.device("meta"):
             model: Any = ctx.origin.build().to("meta")
-        several = packed_parts(model)
+        several = packed_input_parts(model)
         if words is not None and not several and getattr(model, "main_input_name", TOKENS) == TOKENS:
             return (), words
         if several and all(part.dtype.is_floating_point for part in several):

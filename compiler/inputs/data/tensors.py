@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ....dsl.syntax.nearest import suggestion
+from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
@@ -40,11 +40,11 @@ class Tensors(Data):
 
         (path,) = find_files(self.path, ctx.folder)
         header, expected = read_header(path), _input_shapes(ctx)
-        names = _check_names(header, expected, path)
+        names = _checked_tensor_names(header, expected, path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in names}
         for name, values in tensors.items():
-            _check_values(name, values, expected[name], path)
+            _refuse_unfit_values(name, values, expected[name], path)
             if expected[name] is None:
                 check_rows(values.long(), name, ctx.origin)
         if len({len(x) for x in tensors.values()}) > 1:
@@ -65,23 +65,25 @@ def _input_shapes(ctx: Context) -> dict[str, tuple[int, ...] | None]:
     import torch
 
     from ...ir.capture.sample import sample_inputs
-    from ...models.rows.packed_inputs import packed_parts, tokens_of
+    from ...models.rows.packed_inputs import packed_input_parts, tokens_of
 
     with torch.device("meta"):
         model = ctx.origin.build().to("meta")
         inputs = {name: x for name, x in sample_inputs(model).items() if isinstance(x, torch.Tensor)}
-    several = {part.name: part.shape for part in packed_parts(model)}
+    several = {part.name: part.shape for part in packed_input_parts(model)}
     if several:
         return several | ({tokens_of(model): None} if tokens_of(model) else {})
     name, first = next(iter(inputs.items()))
     return {name: None if name == "input_ids" else tuple(first.shape[1:])}
 
 
-def _check_names(header: Header, expected: Mapping[str, Any], path: Path) -> list[str]:
+def _checked_tensor_names(header: Header, expected: Mapping[str, Any], path: Path) -> list[str]:
     """The names of what is read, in the order of a row; refuses a file that lacks one, or has another."""
     for name in expected:
         if name not in header.slots:
-            raise Reject(no_field(f"{path} has no tensor `{name}`", help=suggestion(name, header.slots, "it has")))
+            raise Reject(
+                no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, header.slots, "it has"))
+            )
     unknown = sorted(set(header.slots) - set(expected))
     if unknown:
         names_text = ", ".join(f"`{name}`" for name in expected)
@@ -89,7 +91,7 @@ def _check_names(header: Header, expected: Mapping[str, Any], path: Path) -> lis
     return list(expected)
 
 
-def _check_values(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:
+def _refuse_unfit_values(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:
     """Refuse what is no row of that input, and numbers that a packed row would round."""
     from ...models.rows.packed_inputs import EXACT
 

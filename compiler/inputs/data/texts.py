@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ....dsl.syntax.diagnostics import Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, check_field, read_records, text_of
+from ..records import Record, read_records, require_field, text_of
 from ..windows import choose_rows, content_identity, find_files, read_text, require_tokenizer
 from .labels import text_too_long
 
@@ -33,11 +33,11 @@ class Texts(Data):
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
         fill = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else 0
-        ids_by_record = self._tokenized_records(require_tokenizer(tokenizer, ctx), ctx)
+        ids_by_record = self._tokenize_and_sample_records(require_tokenizer(tokenizer, ctx), ctx)
         return iter([self._filled(ids, fill) for field in zip(*ids_by_record, strict=True) for ids in field])
 
     def prompts(self, tokenizer: Any, ctx: Context) -> Iterator[int]:
-        ids_by_record = self._tokenized_records(require_tokenizer(tokenizer, ctx), ctx)
+        ids_by_record = self._tokenize_and_sample_records(require_tokenizer(tokenizer, ctx), ctx)
         return iter([len(ids) for field in zip(*ids_by_record, strict=True) for ids in field])
 
     def identity(self, ctx: Context) -> str:
@@ -50,7 +50,7 @@ class Texts(Data):
 
         return torch.tensor([*ids, *[fill] * (self.length - len(ids))])
 
-    def _tokenized_records(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], ...]]:
+    def _tokenize_and_sample_records(self, tokenizer: Any, ctx: Context) -> list[tuple[list[int], ...]]:
         """Ids of the texts of each record that is chosen."""
         import torch
 
@@ -60,7 +60,7 @@ class Texts(Data):
                 for text in record
             )
             for path in find_files(self.path, ctx.folder)
-            for record in self._read_records(path)
+            for record in self._read_text_tuples(path)
         ]
         longest = max(len(ids) for record in records for ids in record)
         fitting = [record for record in records if max(map(len, record)) <= self.length]
@@ -75,10 +75,10 @@ class Texts(Data):
         order = choose_rows(torch.arange(len(fitting)), self.samples, ctx.seed if self.seed is None else self.seed)
         return [fitting[int(number)] for number in order]
 
-    def _read_records(self, path: Path) -> list[tuple[str, ...]]:
+    def _read_text_tuples(self, path: Path) -> list[tuple[str, ...]]:
         if path.suffix not in (".jsonl", ".json", ".csv"):
             return [(line,) * len(self.fields) for line in read_text(path).splitlines() if line.strip()]
         records: list[Record] = read_records(path)
         for name in self.fields:
-            check_field(records, name, path)
+            require_field(records, name, path)
         return [tuple(text_of(r, name, n, path) for name in self.fields) for n, r in enumerate(records, start=1)]

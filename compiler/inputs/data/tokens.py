@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
-from ....dsl.syntax.nearest import suggestion
+from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
@@ -39,7 +39,7 @@ class Tokens(Data):
 
         (path,) = find_files(self.path, ctx.folder)
         header = read_header(path)
-        name = self._tensor_name(header, path)
+        name = self._resolve_tensor_name(header, path)
         slot = header.slots[name]
         if slot.dtype not in INTEGERS or len(slot.shape) != 2:
             raise Reject(
@@ -67,10 +67,10 @@ class Tokens(Data):
         }
         return content_identity("tokens", find_files(self.path, ctx.folder), facts, ctx)
 
-    def _tensor_name(self, header: Header, path: Path) -> str:
+    def _resolve_tensor_name(self, header: Header, path: Path) -> str:
         if self.tensor is None and len(header.slots) == 1:
             return next(iter(header.slots))
         if self.tensor is None or self.tensor not in header.slots:
             fact = f"has no tensor `{self.tensor}`" if self.tensor else f"has {len(header.slots)} tensors"
-            raise Reject(no_field(f"{path} {fact}", help=suggestion(self.tensor or "", header.slots, "it has")))
+            raise Reject(no_field(f"{path} {fact}", help=nearest_name_help(self.tensor or "", header.slots, "it has")))
         return self.tensor

@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from ...core.cache import digest
-from ...models.checkpoints.config_bounds import check_config_numbers
-from ...models.checkpoints.model_folder import load_tokenizer, may_run_code, no_tokenizer, read_config, tokenizer_files
+from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
+from ...models.checkpoints.model_folder import (
+    existing_tokenizer_files,
+    load_tokenizer,
+    no_tokenizer,
+    read_model_config,
+    runs_remote_code_or_refuse,
+)
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.source_files import SourceFiles
 from ...plugin.context import Context
@@ -35,11 +41,11 @@ class Config(Source):
     def resolve(self, ctx: Context) -> Origin:
         path = ctx.folder / Path(self.path).expanduser()
         label = f'config("{self.path}")'
-        config = read_config(path, label)
-        may_run_code(config | {"auto_map": {}} if "auto_map" in config else config, label, ctx.settings)
-        check_config_numbers(config, None, label)
+        config = read_model_config(path, label)
+        runs_remote_code_or_refuse(config | {"auto_map": {}} if "auto_map" in config else config, label, ctx.settings)
+        refuse_excessive_config_numbers(config, None, label)
         dtype = self._dtype(config)
-        tokenizers = tokenizer_files(path.parent)
+        tokenizers = existing_tokenizer_files(path.parent)
         files = SourceFiles(ctx.settings.cache_dir)
         return Origin(
             label=label,
@@ -62,9 +68,9 @@ class Config(Source):
 
 
 def _build(config: dict, dtype: str):
-    from ...models.checkpoints.checkpoint import build_module
+    from ...models.checkpoints.checkpoint import build_model_from_config
 
-    return build_module(config, dtype)
+    return build_model_from_config(config, dtype)
 
 
 def _random(config: dict, seed: int, dtype: str):

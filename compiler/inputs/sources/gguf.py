@@ -12,19 +12,19 @@ from typing import Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source_file import other_kind
-from ...core.cache import digest, write_if_permitted
+from ...core.cache import digest, write_atomic_if_permitted
 from ...core.environment import check_modules
-from ...core.hashes import file_hash
+from ...core.hashes import cached_file_hash
 from ...core.json_errors import first_line, is_out_of_memory
-from ...core.safe_read import check_regular
+from ...core.safe_read import refuse_irregular_file
 from ...core.sealed_json import cache_damaged, read_self_named_record, sealed
-from ...models.checkpoints.config_bounds import check_config_numbers
-from ...models.checkpoints.gguf_header import check_header
+from ...models.checkpoints.config_bounds import refuse_excessive_config_numbers
+from ...models.checkpoints.gguf_header import check_gguf_header
 from ...models.checkpoints.model_folder import WIDTHS
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.safetensors_header import Slot
 from ...models.checkpoints.source_files import SourceFiles
-from ...models.checkpoints.weights import find_weights, no_model
+from ...models.checkpoints.weights import no_model, read_weight_headers
 from ...plugin.context import Context
 from ...plugin.interfaces import Source, param
 
@@ -72,9 +72,9 @@ class Gguf(Source):
         content = files.hash(path)
         key = digest([FORMAT, content, version("transformers"), version("gguf")])
         folder = ctx.settings.cache_dir / "gguf" / key
-        description = _cached_description(path, folder.with_name(f"{key}.json"), label, files)
+        description = _config_and_weight_count(path, folder.with_name(f"{key}.json"), label, files)
         config = description["config"]
-        converted = partial(_converted_folder, path, folder, config, label, files)
+        converted = partial(_convert_once, path, folder, config, label, files)
         return Origin(
             label=label,
             config=config,
@@ -90,20 +90,20 @@ class Gguf(Source):
         )
 
 
-def _cached_description(path: Path, cache_file: Path, label: str, files: SourceFiles) -> dict[str, Any]:
+def _config_and_weight_count(path: Path, cache_file: Path, label: str, files: SourceFiles) -> dict[str, Any]:
     """`config` as transformers derives it, and the number of `weights`; once, because that needs torch."""
     known = read_self_named_record(cache_file, cache_file.parent)
     if known is not None:
         return known
-    slots = tensor_table(path, label)
+    slots = read_tensor_shapes(path, label)
     weights = sum(slot.count for slot in slots.values())
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from ...models.checkpoints.checkpoint import quiet_libraries
+    from ...models.checkpoints.checkpoint import without_library_logs
 
     try:
-        with quiet_libraries(), _isolated_folder(path) as folder:
+        with without_library_logs(), _isolated_folder(path) as folder:
             parsed = AutoConfig.from_pretrained(folder, gguf_file=FILE, **OFFLINE_OPTIONS)
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
         assert isinstance(kind, type), f"several classes for a {type(parsed).__name__}"
@@ -112,10 +112,10 @@ def _cached_description(path: Path, cache_file: Path, label: str, files: SourceF
     config = json.loads(parsed.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
-    check_config_numbers(config, slots, label)
+    refuse_excessive_config_numbers(config, slots, label)
     description = {"key": cache_file.stem, "config": config, "weights": weights}
     files.refuse_changed_files()
-    write_if_permitted(cache_file, sealed(description))
+    write_atomic_if_permitted(cache_file, sealed(description))
     return description
 
 
@@ -127,13 +127,13 @@ def _isolated_folder(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def tensor_table(path: Path, label: str) -> dict[str, Slot]:
+def read_tensor_shapes(path: Path, label: str) -> dict[str, Slot]:
     """The file's tensor table, shapes alone; every tensor lies inside the file, else `Reject`."""
     from gguf import GGUFReader
 
-    check_regular(path)
+    refuse_irregular_file(path)
     try:
-        check_header(path)
+        check_gguf_header(path)
         tensors = GGUFReader(path).tensors
         return {str(t.name): Slot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
     except (*_BREAKS, MemoryError) as error:
@@ -146,13 +146,13 @@ def tensor_table(path: Path, label: str) -> dict[str, Slot]:
         ) from error
 
 
-def _converted_folder(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
+def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
     """The folder of safetensors that the file became, made if it is not there; appears whole or not at all.
 
     Raises Reject (cache-damaged) where a file of it holds something else than was written.
     """
     if folder.is_dir():
-        find_weights(folder, label)  # whole: a disk may have lost what was written last
+        read_weight_headers(folder, label)  # whole: a disk may have lost what was written last
         known = read_self_named_record(folder / f"{_FILES}.json", folder)
         if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, files.hash):
             raise Reject(
@@ -167,7 +167,11 @@ def _converted_folder(path: Path, folder: Path, config: dict[str, Any], label: s
         _convert_to_safetensors(path, draft, label)
         (draft / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
         seal = sealed(
-            {"key": _FILES, "of": folder.name, "files": _hashes(draft, partial(file_hash, cache_dir=files.cache_dir))}
+            {
+                "key": _FILES,
+                "of": folder.name,
+                "files": _hashes(draft, partial(cached_file_hash, cache_dir=files.cache_dir)),
+            }
         )
         (draft / f"{_FILES}.json").write_bytes(seal)
         files.refuse_changed_files()  # it was read piece by piece, and its hash names the folder
@@ -177,7 +181,7 @@ def _converted_folder(path: Path, folder: Path, config: dict[str, Any], label: s
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return _converted_folder(path, folder, config, label, files)
+    return _convert_once(path, folder, config, label, files)
 
 
 def _hashes(folder: Path, hash: Callable[[Path], str]) -> dict[str, str]:
@@ -194,12 +198,12 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
     from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ...models.checkpoints.checkpoint import check_finite, check_loading_info, quiet_libraries
-    from ...models.checkpoints.tokenizer import panics_as_diagnostics
+    from ...models.checkpoints.checkpoint import check_finite, refuse_mismatched_weights, without_library_logs
+    from ...models.checkpoints.tokenizer import tokenizer_panics_as_diagnostics
 
     try:
         bars = redirect_stderr(io.StringIO())  # a progress bar of its own that nothing turns off
-        with quiet_libraries(), panics_as_diagnostics(label), _isolated_folder(path) as folder, bars:
+        with without_library_logs(), tokenizer_panics_as_diagnostics(label), _isolated_folder(path) as folder, bars:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=FILE, dtype=torch.float32, output_loading_info=True, **OFFLINE_OPTIONS
             )
@@ -209,25 +213,25 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
         if is_out_of_memory(error):
             raise
         raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
-    check_loading_info(info, label)
+    refuse_mismatched_weights(info, label)
     check_finite(model, label)
     save_model(model, str(destination / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
 
 
 def _build(config: dict[str, Any], dtype: str):
-    from ...models.checkpoints.checkpoint import build_module
+    from ...models.checkpoints.checkpoint import build_model_from_config
 
-    return build_module(config, dtype)
+    return build_model_from_config(config, dtype)
 
 
 def _load(converted, config: dict[str, Any], dtype: str, label: str):
-    from ...models.checkpoints.checkpoint import load_module
+    from ...models.checkpoints.checkpoint import load_checked_model
 
     folder = converted()
-    return load_module(folder, config, dtype, label, find_weights(folder, label))
+    return load_checked_model(folder, config, dtype, label, read_weight_headers(folder, label))
 
 
 def _tokenizer(converted, label: str):
-    from ...models.checkpoints.tokenizer import open_tokenizer
+    from ...models.checkpoints.tokenizer import load_checked_tokenizer
 
-    return open_tokenizer(converted(), label)
+    return load_checked_tokenizer(converted(), label)

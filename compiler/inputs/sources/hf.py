@@ -7,7 +7,7 @@ from typing import Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.settings import Settings
-from ...models.checkpoints.model_folder import open_folder
+from ...models.checkpoints.model_folder import origin_of_folder
 from ...models.checkpoints.origin import Origin
 from ...plugin.context import Context
 from ...plugin.interfaces import Source, param
@@ -64,17 +64,19 @@ class Hf(Source):
         label = f'hf("{self.name}")'
         if self.name.startswith((".", "/", "~")):
             folder = ctx.folder / Path(self.name).expanduser()
-            return open_folder(folder, label, self.dtype, ctx.settings, help="a folder is named relative to the recipe")
+            return origin_of_folder(
+                folder, label, self.dtype, ctx.settings, help="a folder is named relative to the recipe"
+            )
         try:
-            fetched = self._fetch(label, ctx.settings)
+            fetched = self._download_snapshot(label, ctx.settings)
         except Reject as rejection:
             if os.path.isfile(ctx.folder / self.name / "config.json"):
                 help = f'a folder of that name lies beside the recipe: write hf("./{self.name}")'
                 raise Reject(*(replace(d, help=help) for d in rejection.diagnostics)) from rejection
             raise
-        return open_folder(fetched, label, self.dtype, ctx.settings)
+        return origin_of_folder(fetched, label, self.dtype, ctx.settings)
 
-    def _fetch(self, label: str, settings: Settings) -> Path:
+    def _download_snapshot(self, label: str, settings: Settings) -> Path:
         from huggingface_hub import errors, snapshot_download
 
         patterns = [*HUB_PATTERNS, *(("*.py",) if settings.trust_remote_code else ())]
@@ -98,7 +100,7 @@ class Hf(Source):
                 )
             ) from error
         except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
-            raise Reject(_unreachable(label, offline)) from error
+            raise Reject(_hub_unreachable_diagnostic(label, offline)) from error
 
 
 def _offline() -> bool:
@@ -107,7 +109,7 @@ def _offline() -> bool:
     return constants.is_offline_mode()
 
 
-def _unreachable(label: str, offline: bool):
+def _hub_unreachable_diagnostic(label: str, offline: bool):
     if offline:
         return hub_unreachable(
             f"{label} is not in the hub's cache and fetching is off",

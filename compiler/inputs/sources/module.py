@@ -61,7 +61,7 @@ class Module(Source):
         config = _read_config(ctx.folder / self.config, label) if self.config else None
         files = SourceFiles(ctx.settings.cache_dir)
         code = files.hash(file)
-        make = partial(_build_module, file, function, config, self.seed, label)
+        make = partial(_run_user_function, file, function, config, self.seed, label)
         return Origin(
             label=label,
             config={"model_type": "module", "function": function, **(config or {})},
@@ -85,7 +85,7 @@ def _read_config(path: Path, label: str) -> dict[str, Any]:
     return config
 
 
-def _build_module(file: Path, function: str, config: dict | None, seed: int, label: str) -> "nn.Module":
+def _run_user_function(file: Path, function: str, config: dict | None, seed: int, label: str) -> "nn.Module":
     from importlib.util import module_from_spec, spec_from_file_location
 
     import torch

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.nearest import suggestion
-from ...models.checkpoints.model_folder import open_folder
+from ....dsl.syntax.nearest import nearest_name_help
+from ...models.checkpoints.model_folder import origin_of_folder
 from ...models.checkpoints.origin import Origin
 from ...plugin.context import Context
 from ...plugin.interfaces import Source, param
@@ -30,8 +30,10 @@ class Zoo(Source):
     def resolve(self, ctx: Context) -> Origin:
         known = zoo()
         if self.name not in known:
-            raise Reject(unknown_model(f"the zoo has no `{self.name}`", help=suggestion(self.name, known, "it has")))
-        return open_folder(known[self.name], f'zoo("{self.name}")', "auto", ctx.settings)
+            raise Reject(
+                unknown_model(f"the zoo has no `{self.name}`", help=nearest_name_help(self.name, known, "it has"))
+            )
+        return origin_of_folder(known[self.name], f'zoo("{self.name}")', "auto", ctx.settings)
 
 
 def zoo() -> dict[str, Path]:

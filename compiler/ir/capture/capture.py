@@ -20,17 +20,25 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from ....dsl.checker.skeleton import is_submodule
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.forward import main_output, without_dropout
+from ...models.rows.forward import in_eval_mode, main_tensor_of_output
 from ...models.rows.inputs import is_encoder_decoder, vocabulary_size, without_cache
 from ..graphs import name_of
 from ..program import Program
 from ..surgery import unshare_config
 from ..unit import Unit, argument_names, code_key
-from .dropout import adopt_dropout_probabilities, has_dropout
-from .first_calls import Call, Calls, other_calls, record_first_calls, source_line, split_arguments, unsupported_model
+from .dropout import adopt_dropout_probabilities, has_attention_dropout
+from .first_calls import (
+    Call,
+    Calls,
+    further_unit_calls,
+    record_first_calls,
+    source_line,
+    split_traced_and_constant,
+    unsupported_model,
+)
 from .patches import patch_module_calls
 from .refresh import refresh_metadata
-from .sample import meta_masks, sample_inputs
+from .sample import masks_without_data, sample_inputs
 from .trace import Trace, trace
 
 _TAKE_NONE = ("scaled_dot_product_attention",)
@@ -55,7 +63,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
         model.to("meta")  # norms of weights take numbers apart that have none, and are left elsewhere
     unshare_config(model)
     program = Program(model, sample_inputs(model) if inputs is None else inputs)
-    recapture(program)
+    retrace_units(program)
     if not program.units and not program.shared:
         raise Reject(
             unsupported_model(
@@ -67,7 +75,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
 
 
 @patch_module_calls()
-def recapture(program: Program, touched: set[str] | None = None) -> None:
+def retrace_units(program: Program, touched: set[str] | None = None) -> None:
     """Trace the units again (all, or those `touched`), keep edited graphs, and raise the version."""
     program.inputs = _in_vocabulary(program.model, program.inputs)
     calls = record_first_calls(program.model, program.inputs)
@@ -75,13 +83,13 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
     if not program.shared:  # where all are, the whole is seen through them
         program.opaque.update(calls.irregular)
     known: dict[Any, _Traced] = {}
-    further = other_calls(program.model, program.inputs, _unseen(program, calls))
+    further = further_unit_calls(program.model, program.inputs, _unseen(program, calls))
     units: dict[str, Unit] = {}
     for path in calls.order:
         old = program.units.get(path)
         if old is not None and old.edited:
             call = calls.first[calls.signatures[path]]
-            with without_dropout(program.model):
+            with in_eval_mode(program.model):
                 values = tuple(map(call.free.get, old.placeholders))
                 refresh_metadata(old.graph, old.module(program.model), values)
         if old is not None and (old.edited or (touched is not None and path not in touched)):
@@ -89,10 +97,10 @@ def recapture(program: Program, touched: set[str] | None = None) -> None:
             continue
         signature = calls.signatures[path]
         if signature in known and known[signature].of_this_layer:
-            further |= other_calls(program.model, program.inputs, [path])
+            further |= further_unit_calls(program.model, program.inputs, [path])
             del known[signature]
         if signature not in known:
-            known[signature] = _trace_layer(
+            known[signature] = _trace_unit(
                 program,
                 path,
                 [calls.first[signature], *further.get(path, ())],
@@ -155,32 +163,38 @@ class _Traced:
         )
 
 
-def _trace_layer(program: Program, path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()) -> _Traced:
-    model, layer = program.model, program.model.get_submodule(path)
-    known = {p.removeprefix(f"{path}."): reason for p, reason in program.opaque.items() if is_submodule(p, path)}
-    with without_dropout(model), meta_masks(model):
-        traced = _trace_calls(model, path, calls, known, optional=optional)
-        if has_dropout(traced.graph, layer):
+def _trace_unit(
+    program: Program, unit_path: str, calls: list[Call], *, optional: frozenset[str] = frozenset()
+) -> _Traced:
+    model, layer = program.model, program.model.get_submodule(unit_path)
+    known = {
+        p.removeprefix(f"{unit_path}."): reason for p, reason in program.opaque.items() if is_submodule(p, unit_path)
+    }
+    with in_eval_mode(model), masks_without_data(model):
+        traced = _trace_until_consistent(model, unit_path, calls, known, optional=optional)
+        if has_attention_dropout(traced.graph, layer):
             adopt_dropout_probabilities(
                 traced.graph,
-                lambda: _trace_calls(model, path, calls[:1], traced.opaque, optional=traced.optional).graph,
+                lambda: (
+                    _trace_until_consistent(model, unit_path, calls[:1], traced.opaque, optional=traced.optional).graph
+                ),
                 layer,
             )
     return traced
 
 
-def _trace_calls(
+def _trace_until_consistent(
     model: nn.Module,
     path: str,
     calls: list[Call],
     opaque: dict[str, str],
     *,
     optional: frozenset[str] = frozenset(),
-    pick: Callable[[Any], Any] = lambda result: result,
+    select_result: Callable[[Any], Any] = lambda result: result,
 ) -> _Traced:
     """Trace all calls; the innermost module that fails, or that runs other operations in another call, becomes
     a leaf, and all is traced again."""
-    layer, opaque, calls = model.get_submodule(path), dict(opaque), _fullest_first(calls)
+    layer, opaque, calls = model.get_submodule(path), dict(opaque), _most_arguments_first(calls)
     optional |= frozenset(name for call in calls if call.plain for name in calls[0].free if name not in call.free)
     for _ in range(_RETRIES):
         traces: list[Trace] = []
@@ -193,12 +207,12 @@ def _trace_calls(
                         calls[0].statics,
                         family=type(model).__module__,
                         opaque=frozenset(opaque),
-                        pick=pick,
+                        select_result=select_result,
                         optional=optional,
                     )
                 )
                 _agree(traces[0].graph, traces[-1].graph)
-            _accepts_none(traces[0].graph, optional)
+            _check_optional_readers(traces[0].graph, optional)
             return _Traced(traces[0].graph, calls[0], opaque, any(t.of_this_layer for t in traces), optional)
         except Exception as error:  # a forward may raise anything
             inner, reason = vars(error)["effc_path"], f"{error} at {source_line(error, model)}"
@@ -218,7 +232,7 @@ def _trace_calls(
     )
 
 
-def _fullest_first(calls: list[Call]) -> list[Call]:
+def _most_arguments_first(calls: list[Call]) -> list[Call]:
     """The call with most arguments first, where the first one lacks some: a mask is None where it hides nothing, and
     CANINE's hides nothing of a short row. Calls without those arguments are taken as calls of whole rows."""
     fullest = max(calls, key=lambda call: len(call.free))
@@ -245,7 +259,7 @@ def _agree(first: fx.Graph, other: fx.Graph) -> None:
             raise Differs(scope[-1] if scope else "", "it runs other operations on other sizes, or while decoding")
 
 
-def _accepts_none(graph: fx.Graph, optional: frozenset[str]) -> None:
+def _check_optional_readers(graph: fx.Graph, optional: frozenset[str]) -> None:
     """Whether all that reads an argument that may be None takes a None: leaves and modules that stay whole do."""
     for node in graph.nodes:
         if node.op == "placeholder" and node.target in optional:
@@ -264,12 +278,12 @@ def _call_of(node: fx.Node) -> tuple[tuple[str, ...], str]:
 
 def flat(program: Program) -> Unit:
     """The whole model as one graph that returns logits or the last hidden state; made once for a version."""
-    return program.analysis(_flatten)
+    return program.analysis(_trace_whole_model)
 
 
-def _flatten(program: Program) -> Unit:
+def _trace_whole_model(program: Program) -> Unit:
     model = program.model
-    call = split_arguments(program.inputs)
+    call = split_traced_and_constant(program.inputs)
     call.statics |= {name: call.free.pop(name) for name in ("use_cache",) if name in call.free}
     if is_encoder_decoder(model):  # the decoder's masks ask its two caches what a graph of both would not know
         call.statics |= without_cache(model)
@@ -284,9 +298,11 @@ def _flatten(program: Program) -> Unit:
     )
     if cached and "cache" in argument_names(type(model)):
         call.free["cache"] = _empty_cache(model)
-    with without_dropout(model), meta_masks(model):
+    with in_eval_mode(model), masks_without_data(model):
         # What is opaque in a unit is so here: finding it again would take a trace for each.
-        return _trace_calls(model, "", [call], program.opaque, pick=main_output).unit(program, "")
+        return _trace_until_consistent(model, "", [call], program.opaque, select_result=main_tensor_of_output).unit(
+            program, ""
+        )
 
 
 def _model_cache(model: nn.Module) -> type[DynamicCache] | None:

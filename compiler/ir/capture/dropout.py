@@ -17,7 +17,7 @@ from ....dsl.syntax.diagnostics import Reject
 _OPTION = "dropout"
 
 
-def has_dropout(graph: fx.Graph, layer: nn.Module) -> bool:
+def has_attention_dropout(graph: fx.Graph, layer: nn.Module) -> bool:
     """Whether attention in the unit may drop anything in training, judged by attributes that say so."""
     if not any(_OPTION in node.kwargs for node in _attentions(graph)):
         return False

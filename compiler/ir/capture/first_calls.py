@@ -16,12 +16,12 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...models.rows.forward import without_dropout
+from ...models.rows.forward import in_eval_mode
 from ...models.rows.inputs import is_encoder_decoder
 from ..layers.leaves import is_modeling
 from ..unit import argument_names
 from .random_draws import NoDraws, RandomDraw
-from .sample import knows_inputs, meta_masks, sample_inputs
+from .sample import knows_inputs, masks_without_data, sample_inputs
 from .signature import call_signature, module_signature
 
 unsupported_model = Fault(
@@ -68,7 +68,7 @@ class Calls:
     irregular: dict[str, str] = field(default_factory=dict)  # path -> why a list element is no unit
 
 
-def unit_candidates(model: nn.Module) -> dict[str, nn.Module]:
+def outermost_list_elements(model: nn.Module) -> dict[str, nn.Module]:
     """The elements of module lists that lie in no other element, by path."""
     modules: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
@@ -83,7 +83,7 @@ def record_first_calls(model: nn.Module, inputs: dict[str, Any]) -> Calls:
     A module that is none of transformers and has no repeated layers is one unit, "".
     Raises Reject (unsupported-model) if the model's own forward fails.
     """
-    calls = _record_calls(model, inputs, unit_candidates(model))
+    calls = _record_calls(model, inputs, outermost_list_elements(model))
     if not calls.order and not isinstance(model, PreTrainedModel):
         root_calls = _record_calls(model, inputs, {"": model})
         root_calls.irregular = calls.irregular
@@ -105,7 +105,7 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
             signature = (structure[path], call_signature(arguments))
             calls.signatures[path] = signature
             if signature not in calls.first:
-                calls.first[signature] = split_arguments(arguments)
+                calls.first[signature] = split_traced_and_constant(arguments)
 
         return keep
 
@@ -122,7 +122,7 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
             unsupported_model(
                 f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
                 f"at {source_line(error, model)}",
-                help=_failure_remedy(error, model, inputs),
+                help=_remedy_for_failed_forward(error, model, inputs),
             )
         ) from error
     for path in [path for path in calls.order if counts[path] > 1]:
@@ -151,7 +151,7 @@ def _random_draw_diagnostic(error: Exception, model: nn.Module) -> Diagnostic:
     )
 
 
-def _failure_remedy(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
+def _remedy_for_failed_forward(error: Exception, model: nn.Module, inputs: dict[str, Any]) -> str:
     if _NO_KERNEL.search(str(error)):
         return (
             "torch has no code for that operation on the device that effc looks at models on: register a fake and "
@@ -180,7 +180,7 @@ def needs_weights(rejection: Reject) -> bool:
     return any((diagnostic.help or "").startswith(_WITHOUT_WEIGHTS) for diagnostic in rejection.diagnostics)
 
 
-def stock_failure_diagnostic(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
+def model_failure_diagnostic(model: nn.Module, verb: str, error: Exception) -> Diagnostic:
     """Diagnostic of an exception that a model's own forward or `generate` raised."""
     message = f"{type(error).__name__}: {first_sentence(error)} at {source_line(error, model)}"
     return stock_failure(
@@ -223,7 +223,7 @@ class _Enough(Exception):
     """All layers that were asked for have been called."""
 
 
-def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[Call]]:
+def further_unit_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, list[Call]]:
     """Calls of some units on another shape and in a decode step: a right graph is equal for all.
 
     Nothing for inputs that were not made by `sample`, and nothing for what the model itself can't run.
@@ -232,14 +232,14 @@ def other_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> d
     if not paths or not knows_inputs(model) or set(inputs) != set(sample_inputs(model)):
         return result
     for calls in (
-        _first_calls_of(model, sample_inputs(model, *_OTHER_SHAPE), paths),
+        _record_until_all_called(model, sample_inputs(model, *_OTHER_SHAPE), paths),
         _decode_calls(model, inputs, paths),
     ):
         for path, call in calls.items():
             result[path].append(call)
     for path, call in _generation_calls(model, inputs, paths).items():
         result[path].append(call)
-    for path, call in _plain_calls(model, inputs, paths).items():
+    for path, call in _unpadded_calls(model, inputs, paths).items():
         result[path].append(replace(call, plain=True))
     return result
 
@@ -257,10 +257,10 @@ def _generation_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]
     except Exception:  # whatever a model's own code raises: it asks for a cache, or for values
         return {}
     prepared = {name: value for name, value in prepared.items() if isinstance(value, torch.Tensor)}
-    return _first_calls_of(model, prepared, paths) if set(prepared) - set(inputs) else {}
+    return _record_until_all_called(model, prepared, paths) if set(prepared) - set(inputs) else {}
 
 
-def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
+def _unpadded_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
     """Calls of units for rows without padding: encoders pass them no mask then."""
     if "attention_mask" not in inputs or not isinstance(model, PreTrainedModel):
         return {}
@@ -269,7 +269,7 @@ def _plain_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> 
         for name, value in sample_inputs(model, padding=0).items()
         if name not in ("attention_mask", "position_ids", "decoder_attention_mask")
     }
-    return _first_calls_of(model, unmasked, paths)
+    return _record_until_all_called(model, unmasked, paths)
 
 
 def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) -> dict[str, Call]:
@@ -278,7 +278,7 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
         return {}
     if "cache" in argument_names(type(model)):
         caches: list[Cache] = []
-        _first_calls_of(model, inputs, paths, caches)
+        _record_until_all_called(model, inputs, paths, caches)
         left: dict[str, Any] = {"cache": caches[0]} if caches else {}
     else:
         inputs = sample_inputs(model, batch=1)  # more rows RWKV itself decodes wrongly: it broadcasts its state
@@ -289,23 +289,23 @@ def _decode_calls(model: nn.Module, inputs: dict[str, Any], paths: list[str]) ->
     if "decoder_input_ids" in inputs:
         longer = sample_inputs(model, batch, length + 1)
         step = {"decoder_input_ids": longer["decoder_input_ids"][:, -1:]}
-        return _first_calls_of(
+        return _record_until_all_called(
             model, inputs | {"decoder_attention_mask": longer["decoder_attention_mask"]} | step | left, paths
         )
     step = sample_inputs(model, batch, length + 1)
     step |= {name: step[name][:, -1:] for name in ("input_ids", "position_ids") if name in step}
-    return _first_calls_of(model, step | left, paths)
+    return _record_until_all_called(model, step | left, paths)
 
 
 def _returned_state(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Outputs of a forward under a name that is also an input."""
-    with torch.no_grad(), without_dropout(model), meta_masks(model):
+    with torch.no_grad(), in_eval_mode(model), masks_without_data(model):
         out = model(**inputs)
     names = set(argument_names(type(model))) - set(inputs)
     return {name: out[name] for name in names if name in out and is_free(out[name])}
 
 
-def _first_calls_of(
+def _record_until_all_called(
     model: nn.Module, inputs: dict[str, Any], paths: list[str], caches: list[Cache] | None = None
 ) -> dict[str, Call]:
     """The first calls of these units; the forward is left as soon as the last of them has returned.
@@ -320,14 +320,14 @@ def _first_calls_of(
                 raise _Enough
             if path in paths and path not in calls:
                 arguments = _arguments(layer, args, kwargs)
-                calls[path] = split_arguments(arguments)
+                calls[path] = split_traced_and_constant(arguments)
                 if caches is not None:
                     caches.extend(value for value in arguments.values() if isinstance(value, Cache))
 
         return keep
 
     try:
-        _run_with_hooks(model, inputs, hook, {"": model} if "" in paths else unit_candidates(model))
+        _run_with_hooks(model, inputs, hook, {"": model} if "" in paths else outermost_list_elements(model))
     except _Enough:
         pass
     except _CANT_RUN:
@@ -350,7 +350,7 @@ def _run_with_hooks(
 ) -> None:
     handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with torch.no_grad(), without_dropout(model), meta_masks(model):
+        with torch.no_grad(), in_eval_mode(model), masks_without_data(model):
             model(**inputs, **_default_encoder_cache(model, inputs))
     finally:
         for handle in handles:
@@ -381,7 +381,7 @@ def is_free(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, Cache, MutableMapping))
 
 
-def split_arguments(arguments: dict[str, Any]) -> Call:
+def split_traced_and_constant(arguments: dict[str, Any]) -> Call:
     """Free and baked arguments; copied, because the rest of the forward goes on writing to the cache.
 
     `use_cache` is free where no cache says by itself whether it is there: RWKV's state is a list.

@@ -5,7 +5,7 @@ language. On the meta device there are none; these are captured again, on number
 """
 
 from ....dsl.syntax.diagnostics import Reject
-from ...models.checkpoints.fake_weights import with_fake_weights
+from ...models.checkpoints.fake_weights import build_with_random_weights
 from ...models.checkpoints.meta_init import without_storage
 from ...models.checkpoints.origin import Origin
 from ..program import Program
@@ -23,6 +23,6 @@ def capture_on_meta(origin: Origin) -> Program:
         if not needs_weights(rejection):
             raise
         try:
-            return capture(with_fake_weights(origin))
+            return capture(build_with_random_weights(origin))
         except Reject as real:
             raise rejection if needs_weights(real) else real from None

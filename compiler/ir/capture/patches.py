@@ -45,7 +45,7 @@ def patch_for_tracing(tracer: Any) -> Iterator[None]:
     """Calls of modules, reads of parameters, factories, attention and leaf functions report to `tracer`."""
     with patch_module_calls(), ExitStack() as undo:
         for name in _FACTORIES:
-            _exchange(undo, torch, name, _record_wrapper(tracer, getattr(torch, name)))
+            _exchange(undo, torch, name, _recording_wrapper(tracer, getattr(torch, name)))
         _exchange(undo, torch, "is_tensor", lambda x: isinstance(_original(x), torch.Tensor))
         _exchange(undo, Distribution, "_validate_args", False)  # it asks what numbers are, of constants
         _patch_attention(tracer, undo)
@@ -103,7 +103,7 @@ def patch_module_calls() -> Iterator[None]:
         yield
 
 
-def _record_wrapper(tracer: Any, function: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:
+def _recording_wrapper(tracer: Any, function: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:
     @functools.wraps(function)
     def record(*args: Any, **kwargs: Any) -> Any:
         if not tracer.on:
@@ -114,13 +114,13 @@ def _record_wrapper(tracer: Any, function: Callable[..., Any], target: Callable[
     return record
 
 
-def _patch_attention(tracer: Any, undo: ExitStack) -> None:
+def _patch_attention(tracer: Any, exit_stack: ExitStack) -> None:
     find = AttentionInterface.get_interface
 
     def traced_find(self: Any, implementation: str, default: Any) -> Any:
         return _attention_by_name if tracer.on else find(self, implementation, default)
 
-    _exchange(undo, AttentionInterface, "get_interface", traced_find)
+    _exchange(exit_stack, AttentionInterface, "get_interface", traced_find)
 
 
 def _attention_by_name(
@@ -130,26 +130,26 @@ def _attention_by_name(
     return leaves.attention(module, query, key, value, attention_mask, **options)
 
 
-def _patch_source_file(tracer: Any, source: Any, undo: ExitStack) -> None:
+def _patch_source_file(tracer: Any, source: Any, exit_stack: ExitStack) -> None:
     # Proxies must not claim to be tensors to torch's C++ (it would read them as such), only to model source.
-    _exchange(undo, source, "isinstance", lambda x, kind: isinstance(_original(x), kind))
+    _exchange(exit_stack, source, "isinstance", lambda x, kind: isinstance(_original(x), kind))
     for name, value in list(vars(source).items()):
         if name == leaves.ROTARY:
-            _exchange(undo, source, name, _rotary_wrapper(tracer, value))
+            _exchange(exit_stack, source, name, _recording_rotary_wrapper(tracer, value))
         elif leaves.is_library_leaf(value) and not name.startswith("__"):
-            _exchange(undo, source, name, _record_wrapper(tracer, value))
+            _exchange(exit_stack, source, name, _recording_wrapper(tracer, value))
 
 
-def _patch_bound_graph(tracer: Any, module: nn.Module, undo: ExitStack) -> None:
+def _patch_bound_graph(tracer: Any, module: nn.Module, exit_stack: ExitStack) -> None:
     """A layer that runs a graph already calls leaf functions by the names in that graph's code."""
     names = getattr(vars(module).get("forward"), "effc_names", {})
     for name, value in list(names.items()):
         if leaves.is_library_leaf(value) and not hasattr(value, "__effc_original__"):
-            undo.callback(names.__setitem__, name, value)
-            names[name] = _record_wrapper(tracer, value)
+            exit_stack.callback(names.__setitem__, name, value)
+            names[name] = _recording_wrapper(tracer, value)
 
 
-def _rotary_wrapper(tracer: Any, function: Callable[..., Any]) -> Any:
+def _recording_rotary_wrapper(tracer: Any, function: Callable[..., Any]) -> Any:
     @functools.wraps(function)
     def record(*args: Any, **kwargs: Any) -> Any:
         if not tracer.on:

@@ -101,23 +101,27 @@ class Value(fx.Proxy):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tracer = _first_value(args).tracer if _first_value(args) is not None else _first_value(kwargs).tracer
+        tracer = (
+            _first_traced_value(args).tracer
+            if _first_traced_value(args) is not None
+            else _first_traced_value(kwargs).tracer
+        )
         if torch.overrides.is_tensor_method_or_property(function):
             return tracer.create_proxy("call_method", function.__name__, args, kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
 
 
-def _first_value(tree: Any) -> "Value | None":
+def _first_traced_value(tree: Any) -> "Value | None":
     if isinstance(tree, Value):
         return tree
     if isinstance(tree, dict):
         tree = tuple(tree.values())
     if isinstance(tree, (tuple, list)):
-        return next((value for value in map(_first_value, tree) if value is not None), None)
+        return next((value for value in map(_first_traced_value, tree) if value is not None), None)
     return None
 
 
-def _install_comparison(name: str) -> None:
+def _define_comparison(name: str) -> None:
     compare = getattr(operator, name)
 
     def answer(self: Value, other: Any) -> Any:
@@ -129,7 +133,7 @@ def _install_comparison(name: str) -> None:
 
 
 for _name in _COMPARISONS:
-    _install_comparison(_name)
+    _define_comparison(_name)
 
 
 class CacheHalf:

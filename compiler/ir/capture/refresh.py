@@ -11,16 +11,16 @@ from torch import fx, nn
 
 from ..graphs import shape_and_dtype
 from ..surgery import attribute
-from ..traced_integers import evaluate_source
+from ..traced_integers import evaluate_expression
 
 
-def with_current_ints(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
+def with_current_integers(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
     """A copy of the graph with its sourced literals evaluated anew; None if none has changed."""
     fresh = copy.deepcopy(graph)
     changed = False
     for node in fresh.nodes:
         current = tuple(
-            (path, evaluate_source(source, _attribute_reader(layer, node)), source)
+            (path, evaluate_expression(source, _make_attribute_reader(layer, node)), source)
             for path, _, source in node.meta.get("ints", ())
         )
         if current != node.meta.get("ints", ()):
@@ -31,7 +31,7 @@ def with_current_ints(graph: fx.Graph, layer: nn.Module) -> fx.Graph | None:
     return fresh if changed else None
 
 
-def _attribute_reader(layer: nn.Module, node: fx.Node):
+def _make_attribute_reader(layer: nn.Module, node: fx.Node):
     def read(path: str) -> int:
         if path.startswith("config."):
             scope = node.meta["scope"][-1] if node.meta["scope"] else ""
@@ -43,22 +43,22 @@ def _attribute_reader(layer: nn.Module, node: fx.Node):
 
 def write(node: fx.Node, path: list[str], value: int) -> None:
     if path[0] == "args":
-        node.args = _replace_at(node.args, path[1:], value)
+        node.args = _replace_nested(node.args, path[1:], value)
     else:
-        node.kwargs = _replace_at(node.kwargs, path[1:], value)
+        node.kwargs = _replace_nested(node.kwargs, path[1:], value)
 
 
-def _replace_at(tree: Any, path: list[str], value: int) -> Any:
+def _replace_nested(tree: Any, path: list[str], value: int) -> Any:
     if not path:
         return value
     head, tail = path[0], path[1:]
     if isinstance(tree, slice):
         parts = {name: getattr(tree, name) for name in ("start", "stop", "step")}
-        parts[head] = _replace_at(parts[head], tail, value)
+        parts[head] = _replace_nested(parts[head], tail, value)
         return slice(*parts.values())
     if isinstance(tree, dict):
-        return {key: _replace_at(item, tail, value) if key == head else item for key, item in tree.items()}
-    items = [_replace_at(item, tail, value) if str(i) == head else item for i, item in enumerate(tree)]
+        return {key: _replace_nested(item, tail, value) if key == head else item for key, item in tree.items()}
+    items = [_replace_nested(item, tail, value) if str(i) == head else item for i, item in enumerate(tree)]
     return items if isinstance(tree, list) else tuple(items)
 
 

@@ -55,7 +55,7 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     that read neither one sequence of tokens nor images.
     """
     if not isinstance(model, PreTrainedModel):
-        return _module_inputs(model, batch)
+        return _declared_dummy_inputs(model, batch)
     names = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
     device = next(model.parameters()).device
     main = getattr(model, "main_input_name", "input_ids")
@@ -81,7 +81,7 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
         return {main: series(model.config, batch, device).to(dtype_of(model))}
     if bands := bands_of(model):
         return {main: _numbers((batch, FRAMES, bands), 0).sub(1).to(device).to(dtype_of(model))}
-    _refuse_other_inputs(model, main)
+    _refuse_unsupported_inputs(model, main)
     inputs = sample_tokens(config.vocab_size, batch, length, padding, device)
     if has_image_and_text_towers(model):
         inputs["pixel_values"] = image_rows(model.config, batch, device).to(dtype_of(model))
@@ -100,7 +100,7 @@ def spoken(ids: Tensor) -> dict[str, Tensor]:
     return {"decoder_input_ids": target, "decoder_attention_mask": mask}
 
 
-def _refuse_other_inputs(model: PreTrainedModel, main: str) -> None:
+def _refuse_unsupported_inputs(model: PreTrainedModel, main: str) -> None:
     """Models that read something else than one row of tokens or one image."""
     name = type(model).__name__
     if main != "input_ids":
@@ -124,17 +124,17 @@ def first_position(model: nn.Module) -> int:
 
     compiler/artifacts/verify_child.py has the same for itself: it runs where nothing of effc is imported.
     """
-    position_ids, padding = _position_function(model)
+    position_ids, padding = _position_function_and_padding(model)
     return 0 if position_ids is None else int(position_ids(torch.tensor([[padding + 1]]), padding)[0, 0])
 
 
 def uncounted(model: nn.Module) -> int | None:
     """The token that gets no position wherever it stands, in such a model."""
-    position_ids, padding = _position_function(model)
+    position_ids, padding = _position_function_and_padding(model)
     return None if position_ids is None else padding
 
 
-def _position_function(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None, int]:
+def _position_function_and_padding(model: nn.Module) -> tuple[Callable[[Tensor, int], Tensor] | None, int]:
     """Function that numbers a model's tokens by their kind, and the number that it leaves out."""
     for module in model.modules():
         home = sys.modules.get(type(module).__module__)  # which counts for Luke and MPNet, whose classes do not
@@ -220,7 +220,7 @@ def knows_inputs(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) or isinstance(getattr(model, "dummy_inputs", None), Mapping)
 
 
-def _module_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
+def _declared_dummy_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
     """Example inputs that a plain module declares, with another number of rows."""
     if not knows_inputs(model):
         raise Reject(
@@ -254,8 +254,9 @@ def sample_tokens(
 
 
 @contextmanager
-def meta_masks(model: nn.Module) -> Iterator[None]:
-    """On the meta device, masks are built without looking whether padding occurs: nothing is there to see.
+def masks_without_data(model: nn.Module) -> Iterator[None]:
+    """Inside, masks of a model on the meta device are built without looking whether padding occurs: nothing is there to
+    see.
 
     Experts are computed in batches there: grouped products have no shapes but for bfloat16, and a loop over the
     experts that were hit needs numbers.

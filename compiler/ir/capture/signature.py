@@ -30,7 +30,7 @@ def module_signature(module: nn.Module) -> Hashable:
 
 def call_signature(arguments: dict[str, Any]) -> Hashable:
     """The form of a call: shapes and types of tensors, values of everything else."""
-    return tuple((name, _form_key(value)) for name, value in sorted(arguments.items()))
+    return tuple((name, _call_signature_key(value)) for name, value in sorted(arguments.items()))
 
 
 def _attributes(module: nn.Module) -> Hashable:
@@ -71,12 +71,12 @@ def _content_key(value: Any) -> Hashable:
     return "object", str(id(value))
 
 
-def _form_key(value: Any) -> Hashable:
+def _call_signature_key(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
         return shape_and_dtype(value)
     if isinstance(value, (tuple, list)):
-        return tuple(map(_form_key, value))
+        return tuple(map(_call_signature_key, value))
     if isinstance(value, MutableMapping):
-        return tuple((str(key), _form_key(item)) for key, item in value.items())
+        return tuple((str(key), _call_signature_key(item)) for key, item in value.items())
     kind = shape_and_dtype(value)[1]
     return kind if kind == "cache" else _content_key(value)

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from ..graphs import is_impure, shape_and_dtype
 from ..layers import leaves
-from ..traced_integers import LayerIndex, TracedInt, trace_integers
+from ..traced_integers import LayerIndex, TracedInt, with_traced_integers
 from .patches import patch_for_tracing
 from .proxy import Method, Value
 
@@ -240,29 +240,29 @@ class Tracer(TracerBase):
 def trace(
     root: nn.Module,
     arguments: Mapping[str, Any],
-    constants: Mapping[str, Any],
+    constant_arguments: Mapping[str, Any],
     *,
     family: str,
     opaque: frozenset[str] = frozenset(),
     inline: bool = False,
     optional: frozenset[str] = frozenset(),
-    pick: Callable[[Any], Any] = lambda result: result,
+    select_result: Callable[[Any], Any] = lambda result: result,
 ) -> Trace:
     """The graph of `root.forward(**arguments, **statics)` with the arguments as placeholders.
 
-    Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `constants` are baked.
+    Tensors, tuples and caches in `arguments` may have other sizes when the graph runs; `constant_arguments` are baked.
     `inline` looks inside modules that keep a state in the cache: good for analysis, wrong for decoding.
     `optional` arguments may be None when the graph runs: what they are added to stays as it is then.
-    `pick` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
+    `select_result` chooses what the graph returns. An exception leaves with `effc_path`, the innermost module that it
     passed.
     """
     tracer = Tracer(root, family, opaque, inline, optional)
     leaves.entered(tracer)
     tables = _tables(root)
     try:
-        with torch.no_grad(), patch_for_tracing(tracer), trace_integers(tracer.paths, tracer):
+        with torch.no_grad(), patch_for_tracing(tracer), with_traced_integers(tracer.paths, tracer):
             values = {name: _placeholder(tracer, name, value) for name, value in arguments.items()}
-            result = pick(root.forward(**values, **constants))
+            result = select_result(root.forward(**values, **constant_arguments))
             tracer.graph.output(tracer.to_graph_argument(result, "args", []))
         tracer.graph.eliminate_dead_code(is_impure)
     except Exception as error:

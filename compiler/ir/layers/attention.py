@@ -49,7 +49,7 @@ class PackedLayer(CacheLayerMixin):
         self.length = 0  # positions, padding included
         self.stores: list[tuple[int, list[int], Store]] = []  # padding, sequences, their tokens
 
-    def store_prompt(self, k: Tensor, v: Tensor, padding: list[int]) -> None:
+    def append_prompt(self, k: Tensor, v: Tensor, padding: list[int]) -> None:
         """Take a prompt: k and v [b, g, s, d]."""
         if k.shape[3] != v.shape[3]:
             raise KernelError(f"keys of {k.shape[3]} and values of {v.shape[3]} dimensions don't fit the cache")
@@ -78,7 +78,7 @@ class PackedLayer(CacheLayerMixin):
         """Whether sequences are padded as they were."""
         return padding == self._padding()
 
-    def select_sequences(self, indices: list[int]) -> None:
+    def gather_sequences(self, indices: list[int]) -> None:
         """Go on with these of the sequences, in this order; one may be chosen several times."""
         selected = []
         for pad, rows, store in self.stores:
@@ -89,13 +89,13 @@ class PackedLayer(CacheLayerMixin):
         self.stores = selected
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.select_sequences(beam_idx.tolist())
+        self.gather_sequences(beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.select_sequences([i for i in range(len(self._padding())) for _ in range(repeats)])
+        self.gather_sequences([i for i in range(len(self._padding())) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.select_sequences(torch.arange(len(self._padding()))[indices].tolist())
+        self.gather_sequences(torch.arange(len(self._padding()))[indices].tolist())
 
     def _padding(self) -> list[int]:
         pad_of = {row: pad for pad, rows, _ in self.stores for row in rows}
@@ -126,16 +126,16 @@ class PackedLayer(CacheLayerMixin):
 def grown(store: Store) -> Store:
     """Copy of a store with capacity for twice as many tokens."""
     new = Store(store.heads, store.d, 2 * store.longest, store.sequences, store.keep, store.window, store.sinks)
-    return _copy_rows(new, store, list(range(len(store.keys))))
+    return _copy_cached_rows(new, store, list(range(len(store.keys))))
 
 
 def picked(store: Store, sequences: list[int]) -> Store:
     """The tokens of some sequences, in this order."""
     new = Store(store.heads, store.d, store.longest, len(sequences), store.keep, store.window, store.sinks)
-    return _copy_rows(new, store, [s * store.heads + h for s in sequences for h in range(store.heads)])
+    return _copy_cached_rows(new, store, [s * store.heads + h for s in sequences for h in range(store.heads)])
 
 
-def _copy_rows(new: Store, old: Store, rows: list[int]) -> Store:
+def _copy_cached_rows(new: Store, old: Store, rows: list[int]) -> Store:
     used = int(old.offsets[:, old.blocks].max())
     new.stream[:, :used] = old.stream[rows, :used]
     new.offsets[:, : old.blocks + 1] = old.offsets[rows, : old.blocks + 1]
@@ -145,7 +145,9 @@ def _copy_rows(new: Store, old: Store, rows: list[int]) -> Store:
     return new
 
 
-def packed_layer_at(cache: Any, slot: int, keep: tuple[float, float], window: int, sinks: int) -> PackedLayer:
+def get_or_create_packed_layer(
+    cache: Any, slot: int, keep: tuple[float, float], window: int, sinks: int
+) -> PackedLayer:
     """The place of a layer in transformers' cache, made ours when it is first used."""
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= slot:
@@ -178,7 +180,7 @@ def left_padding_counts(mask: Tensor | None, batch: int, length: int) -> list[in
     return pads
 
 
-def attend_token_by_token(
+def append_and_attend_each(
     layer: PackedLayer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """Attention of tokens that come after others: one by one, as each sees what the ones before it left."""

@@ -59,18 +59,18 @@ Step = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 _proven: "WeakKeyDictionary[nn.Module, Step | None]" = WeakKeyDictionary()
 
 
-def run_decode_step(call: "Call") -> Any:
+def step_or_full_forward(call: "Call") -> Any:
     """A mixer's forward for one position: a step where there is one for this call, else the whole."""
-    states = _mixer_states(call)
+    states = _cached_mixer_states(call)
     if states is None:
         return call.full_result()
     if call.mixer not in _proven:
-        return _checked_step(call, states)
+        return _full_forward_and_prove_step(call, states)
     step = _proven[call.mixer]
     return call.full_result() if step is None else step(call.mixer, call.hidden, *states)
 
 
-def _checked_step(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
+def _full_forward_and_prove_step(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
     """The whole, and from then on the step that gives the same."""
     copies = [state.clone() for state in states]
     expected = call.full_result()
@@ -81,7 +81,7 @@ def _checked_step(call: "Call", states: tuple[Tensor, Tensor]) -> Any:
     return expected
 
 
-def _mixer_states(call: "Call") -> tuple[Tensor, Tensor] | None:
+def _cached_mixer_states(call: "Call") -> tuple[Tensor, Tensor] | None:
     """The states that a step moves on; None where a call is no plain step."""
     index = vars(call.mixer).get("layer_idx")
     if call.cache is None or call.mask is not None or index is None or call.cache.is_recording_past(index):
@@ -91,15 +91,20 @@ def _mixer_states(call: "Call") -> tuple[Tensor, Tensor] | None:
 
 
 def _step_matches(
-    step: Step, mixer: nn.Module, hidden: Tensor, before: list[Tensor], expected: Tensor, after: tuple[Tensor, ...]
+    step: Step,
+    mixer: nn.Module,
+    hidden: Tensor,
+    states_before: list[Tensor],
+    expected: Tensor,
+    states_after: tuple[Tensor, ...],
 ) -> bool:
     """Whether a step gives what the mixer gave, and leaves the states as it did."""
-    copies = [state.clone() for state in before]
+    copies = [state.clone() for state in states_before]
     try:
         actual = step(mixer, hidden, *copies)
     except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
         return False
-    return all(allclose(a, b) for a, b in zip((actual, *copies), (expected, *after), strict=True))
+    return all(allclose(a, b) for a, b in zip((actual, *copies), (expected, *states_after), strict=True))
 
 
 def allclose(actual: Tensor, expected: Tensor) -> bool:

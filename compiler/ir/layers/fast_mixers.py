@@ -24,14 +24,14 @@ DECAY = "A_log"
 _NORM = re.compile(r"\w*RMSNorm(Gated)?")
 
 
-def use_kernels(model: nn.Module, *, enabled: bool = False) -> list[str]:
+def use_mixer_kernels(model: nn.Module, *, only_marked: bool = False) -> list[str]:
     """Let the state-space mixers of a model run on kernels; their paths, none where no kernels are compiled.
 
-    enabled   only those that carry `MARK`
+    only_marked   only those that carry `MARK`
     """
     if levels.library() is None:
         return []
-    paths = [path for path in mixers_in(model) if not enabled or is_marked(model, path)]
+    paths = [path for path in mixers_in(model) if not only_marked or is_marked(model, path)]
     for path in paths:
         module = model.get_submodule(path)
         names = _graph_names(module)
@@ -45,8 +45,8 @@ def use_kernels(model: nn.Module, *, enabled: bool = False) -> list[str]:
     return paths
 
 
-def restore_forward(model: nn.Module) -> None:
-    """Undo `use_kernels`."""
+def remove_mixer_kernels(model: nn.Module) -> None:
+    """Undo `use_mixer_kernels`."""
     for module in model.modules():
         if is_quick(module):
             del module.forward
@@ -60,7 +60,7 @@ def is_marked(model: nn.Module, path: str) -> bool:
 
 
 @contextmanager
-def without_kernels(model: nn.Module) -> Iterator[bool]:
+def without_mixer_kernels(model: nn.Module) -> Iterator[bool]:
     """Run a model as plain transformers does, within a block; whether that is another way than before."""
     bound = [(module, module.forward) for module in model.modules() if is_quick(module)]
     graphs = [
@@ -68,7 +68,7 @@ def without_kernels(model: nn.Module) -> Iterator[bool]:
         for names in map(_graph_names, model.modules())
         if names and kernel_causal_conv() in names.values()
     ]
-    restore_forward(model)
+    remove_mixer_kernels(model)
     try:
         yield bool(bound or graphs)
     finally:
@@ -85,7 +85,7 @@ def is_quick(module: nn.Module) -> bool:
 
 def mixers_in(model: nn.Module) -> list[str]:
     """Modules that scan or convolve along the sequence by functions that have a kernel."""
-    return [path for path, module in model.named_modules() if _calls_kernels(module)]
+    return [path for path, module in model.named_modules() if _can_use_kernels(module)]
 
 
 def scans(model: nn.Module) -> list[str]:
@@ -99,7 +99,7 @@ def _scans(module: nn.Module) -> bool:
     return any("conv" not in name for name in _kernel_functions_called(kind)) and DECAY in module._parameters
 
 
-def _calls_kernels(module: nn.Module) -> bool:
+def _can_use_kernels(module: nn.Module) -> bool:
     names = _graph_names(module)
     if names is not None:
         return any(
@@ -173,7 +173,7 @@ def _forward_with_kernels(kind: type[nn.Module]) -> Callable[..., Any]:
     names = dict(inner.__globals__)
     cached: type = kind
     for name in _kernel_functions_called(cached):
-        names[name] = functions.with_kernel(name, names[name])
+        names[name] = functions.wrap_with_kernel(name, names[name])
     return _with_global_names(kind.forward, inner, names)
 
 
@@ -210,7 +210,7 @@ def kernel_causal_conv() -> Callable[..., Any]:
     def causal_conv(*args: Any, **kwargs: Any) -> Any:
         if leaves.is_tracing() or torch.compiler.is_compiling():
             return leaves.causal_conv(*args, **kwargs)
-        return functions.leaf_convolution(*args, **kwargs)
+        return functions.causal_conv_leaf_on_kernel(*args, **kwargs)
 
     vars(causal_conv)["__effc_original__"] = leaves.causal_conv
     return causal_conv

@@ -29,7 +29,7 @@ class UnsupportedCall(Exception):
     """A call is none for a kernel."""
 
 
-def with_kernel(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_with_kernel(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """The function over a kernel; what that can't take goes to the original."""
     over = QUICK[name]
 
@@ -60,7 +60,7 @@ def _need(fits: bool) -> None:
         raise UnsupportedCall
 
 
-def _per_head_value(x: Tensor | None) -> Tensor | None:
+def _undo_head_expansion(x: Tensor | None) -> Tensor | None:
     """The number per head of a tensor that was expanded to channels and states."""
     if x is None:
         return None
@@ -177,11 +177,11 @@ def _ssd_step(
         state,
         hidden_states,
         dt[:, :, 0],
-        _per_head_value(A),
+        _undo_head_expansion(A),
         B,
         C,
-        _per_head_value(D),
-        _per_head_value(dt_bias),
+        _undo_head_expansion(D),
+        _undo_head_expansion(dt_bias),
         dt_softplus,
         False,
     )
@@ -197,7 +197,7 @@ QUICK: dict[str, Callable[..., Any]] = {
 }
 
 
-def leaf_convolution(
+def causal_conv_leaf_on_kernel(
     cache: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, layer_idx: int
 ) -> Tensor:
     """`leaves.causal_conv` over the kernel."""

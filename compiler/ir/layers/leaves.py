@@ -122,17 +122,20 @@ def packed_attention(
     sinks: int,
     **options: Any,
 ) -> Any:
-    """As `attention` with a `cache_update` before it; what is older than `window` keeps its largest numbers only.
+    """`attention` with a `cache_update` before it, over a packed cache; what is older than `window` keeps its largest
+    numbers only.
 
     A prompt attends to itself whole. Without a cache nothing is forgotten.
     """
-    from .attention import attend_token_by_token, left_padding_counts, packed_layer_at
+    from .attention import append_and_attend_each, get_or_create_packed_layer, left_padding_counts
 
-    layer = None if cache is None else packed_layer_at(cache, layer_idx, (keep_keys, keep_values), window, sinks)
+    layer = (
+        None if cache is None else get_or_create_packed_layer(cache, layer_idx, (keep_keys, keep_values), window, sinks)
+    )
     if layer is not None and layer.length:
-        return attend_token_by_token(layer, q, k, v, mask, options.get("scaling")), None
+        return append_and_attend_each(layer, q, k, v, mask, options.get("scaling")), None
     if layer is not None:
-        layer.store_prompt(k, v, left_padding_counts(mask, k.shape[0], k.shape[2]))
+        layer.append_prompt(k, v, left_padding_counts(mask, k.shape[0], k.shape[2]))
     return attention(module, q, k, v, mask, **options)
 
 

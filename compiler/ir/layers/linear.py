@@ -116,7 +116,7 @@ def count_params(model: nn.Module) -> int:
     return sum(packed) + sum(p.numel() for p in model.parameters())
 
 
-def settle_packed_weights(model: nn.Module) -> None:
+def check_and_copy_packed_weights(model: nn.Module) -> None:
     """Settle every packed weight that came from a file; Reject (packed-damaged) with the module's path."""
     for path, module in lowered(model):
         if module.packed.is_meta:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels.sequences import FLOATS
-from .decode_steps import run_decode_step
+from .decode_steps import step_or_full_forward
 from .scan_chunks import scan_in_chunks_or_whole
 
 
@@ -33,4 +33,4 @@ def run_mixer(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ..
     cache = args[1] if len(args) > 1 else kwargs.get("cache")
     mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
     call = Call(forward, mixer, args, kwargs, hidden, cache, mask)
-    return run_decode_step(call) if hidden.shape[1] == 1 else scan_in_chunks_or_whole(call)
+    return step_or_full_forward(call) if hidden.shape[1] == 1 else scan_in_chunks_or_whole(call)

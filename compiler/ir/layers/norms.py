@@ -36,7 +36,7 @@ def run_norm(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """A norm's forward: the kernel where that does the same, else its class's."""
     x = args[0] if args else kwargs.get("hidden_states")
     gate = args[1] if len(args) > 1 else kwargs.get("gate")
-    form = None if torch.is_grad_enabled() else _norm_form(norm)
+    form = None if torch.is_grad_enabled() else _proven_or_candidate_form(norm)
     if form is None or not _fits(x, form) or not (gate is None or _fits(gate, form, x.shape)):
         return type(norm).forward(norm, *args, **kwargs)
     weight = norm.weight
@@ -55,7 +55,7 @@ def _fits(x: Any, form: Form, shape: tuple[int, ...] | None = None) -> TypeGuard
     return x.shape[-1] == form.width and shape in (None, x.shape)
 
 
-def _norm_form(norm: nn.Module) -> Form | None:
+def _proven_or_candidate_form(norm: nn.Module) -> Form | None:
     """The one that is proven, or that its attributes tell."""
     if norm in _proven:
         return _proven[norm]

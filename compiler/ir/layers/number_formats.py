@@ -39,14 +39,15 @@ class NumberFormat:
     head: str = ""
 
 
-def _paces(
+def _by_isa_level(
     portable: float | tuple[float, float],
     avx2: float | tuple[float, float],
     avx512: float | tuple[float, float],
     avx512_bf16: float | tuple[float, float],
     amx: float | tuple[float, float],
 ) -> Mapping[str, float | tuple[float, float]]:
-    """By level: of a Zen 4 (EPYC, 3.7 GHz) with kernels held to it; amx of a Xeon (3.6 GHz, `bench/pace.py`)."""
+    """Speeds of a format by kernel level: of a Zen 4 (EPYC, 3.7 GHz) with kernels held to it; amx of a Xeon (3.6 GHz,
+    `bench/pace.py`)."""
     return MappingProxyType(
         {"portable": portable, "avx2": avx2, "avx512": avx512, "avx512_bf16": avx512_bf16, "amx": amx}
     )
@@ -58,13 +59,13 @@ def _paces(
 # or sum is 0.4 and more there. Of int8 whose inputs keep 16 bits it is 0.011..0.048, in SmolLM2 0.036. What is finer is
 # seen with bfloat16, whose plan is the same.
 NUMBER_FORMATS = (
-    NumberFormat("dense_bf16", "dense_linear", "bf16", 2.0, _paces(3.5, 1.2, 1.0, 0.85, 0.73), 0.04, grid=False),
+    NumberFormat("dense_bf16", "dense_linear", "bf16", 2.0, _by_isa_level(3.5, 1.2, 1.0, 0.85, 0.73), 0.04, grid=False),
     NumberFormat(
         "sparse_bf16",
         "sparse_linear",
         "bf16",
         2.0,
-        _paces(14.9, 2.1, 1.2, 1.1, 1.2),
+        _by_isa_level(14.9, 2.1, 1.2, 1.1, 1.2),
         0.04,
         grid=False,
         skips="weights",
@@ -75,21 +76,27 @@ NUMBER_FORMATS = (
         "block_sparse_linear",
         "bf16",
         2.0,
-        _paces((0.5, 3.2), (0.4, 0.85), (0.4, 0.65), (0.4, 0.57), (0.01, 0.8)),
+        _by_isa_level((0.5, 3.2), (0.4, 0.85), (0.4, 0.65), (0.4, 0.57), (0.01, 0.8)),
         0.04,
         grid=False,
         skips="blocks",
         worth_from=0.2,
     ),
     NumberFormat(
-        "dense_int8", "dense_linear_int8", "int8", 1.0, _paces(18.9, 1.3, 0.85, 0.6, 0.24), 0.4, exact_tables=True
+        "dense_int8",
+        "dense_linear_int8",
+        "int8",
+        1.0,
+        _by_isa_level(18.9, 1.3, 0.85, 0.6, 0.24),
+        0.4,
+        exact_tables=True,
     ),
     NumberFormat(
         "sparse_int8",
         "sparse_linear_int8",
         "int8",
         1.0,
-        _paces(30.4, 2.5, 1.1, 0.76, 0.48),
+        _by_isa_level(30.4, 2.5, 1.1, 0.76, 0.48),
         0.4,
         skips="weights",
         worth_from=0.05,
@@ -101,7 +108,7 @@ NUMBER_FORMATS = (
         "dense_linear_int8_int16",
         "int8_int16",
         1.0,
-        _paces(37.8, 2.6, 1.7, 1.2, 0.24),
+        _by_isa_level(37.8, 2.6, 1.7, 1.2, 0.24),
         0.1,
         exact_tables=True,
     ),
@@ -111,7 +118,7 @@ NUMBER_FORMATS = (
         "dense_linear_int4",
         "int4",
         0.56,
-        _paces(18.9, 1.3, 0.85, 0.6, 0.3),
+        _by_isa_level(18.9, 1.3, 0.85, 0.6, 0.3),
         0.8,
         grouped=True,
         head="int8",

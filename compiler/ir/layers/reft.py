@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
-from ...models.rows.prompt_positions import Cells, Prompts, attach_prompts
+from ...models.rows.prompt_positions import Cells, Prompts, get_or_attach_prompts
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Reft(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.prompts.on or hidden.is_meta:
             return hidden
-        spans = self.prompts.edited_cells(hidden, self.first, self.last)
+        spans = self.prompts.first_and_last_prompt_cells(hidden, self.first, self.last)
         if spans is None:
             return hidden
         prefix, suffix = spans
@@ -235,6 +235,6 @@ def share_prompt_positions(model: nn.Module) -> None:
     """Let all interventions of a model ask one object where its prompts lie; nothing where it has none."""
     modules = [module for _, module in interventions(model)]
     if modules:
-        one = attach_prompts(model)
+        one = get_or_attach_prompts(model)
         for module in modules:
             module.prompts = one

@@ -43,12 +43,12 @@ _proven: "WeakKeyDictionary[nn.Module, Family | None]" = WeakKeyDictionary()
 def scan_in_chunks_or_whole(call: "Call") -> Any:
     """A mixer's forward: by pieces where it is of a family and nothing came before, else the whole."""
     mixer: Any = call.mixer  # a module of any class, until it has proven to be of a family
-    if not _is_supported(call):
+    if not _can_scan_in_chunks(call):
         return call.full_result()
     if mixer not in _proven:
         first = call.hidden[:, :LEAST]
         expected = call.forward(mixer, first)
-        _proven[mixer] = next((f for f in (selective, ssd) if _agrees(f, mixer, first, expected)), None)
+        _proven[mixer] = next((f for f in (selective, ssd) if _chunk_matches(f, mixer, first, expected)), None)
     family = _proven[mixer]
     if family is None:
         return call.full_result()
@@ -65,7 +65,7 @@ def _size(sequences: int, length: int) -> int:
     return -(-length // -(-length // largest))
 
 
-def _is_supported(call: "Call") -> bool:
+def _can_scan_in_chunks(call: "Call") -> bool:
     if call.hidden.shape[1] < LEAST or not call.hidden.numel():
         return False
     if any(call.kwargs.get(word) is not None for word in PACKED):
@@ -80,7 +80,7 @@ def _is_supported(call: "Call") -> bool:
     return call.cache.get_conv_state(index) is None and not call.cache.is_recording_past(index)
 
 
-def _agrees(family: Family, mixer: Any, hidden: Tensor, expected: Tensor) -> bool:
+def _chunk_matches(family: Family, mixer: Any, hidden: Tensor, expected: Tensor) -> bool:
     try:
         actual, _ = scan_in_chunks(family, mixer, hidden, None, LEAST // 2)
     except (AttributeError, RuntimeError, ValueError, TypeError):  # it is no mixer of that family
@@ -89,16 +89,16 @@ def _agrees(family: Family, mixer: Any, hidden: Tensor, expected: Tensor) -> boo
 
 
 def scan_in_chunks(
-    family: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, size: int
+    run_chunk: Family, mixer: Filtered, hidden: Tensor, mask: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, ChunkState]:
-    """A mixer over hidden [b, t, w], `size` positions at a time, and what is carried after the last."""
+    """A mixer over hidden [b, t, w], `chunk_size` positions at a time, and what is carried after the last."""
     filters = mixer.conv1d.weight
     carried = ChunkState(hidden.new_zeros(len(hidden), len(filters), filters.shape[-1]), None)
     out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-    for start in range(0, hidden.shape[1], size):
-        piece = slice(start, start + size)
+    for start in range(0, hidden.shape[1], chunk_size):
+        piece = slice(start, start + chunk_size)
         live = None if mask is None else mask[:, piece, None]
-        out[:, piece], carried = family(mixer, _masked(hidden[:, piece], live), live, carried)
+        out[:, piece], carried = run_chunk(mixer, _masked(hidden[:, piece], live), live, carried)
     return out, carried
 
 
@@ -111,7 +111,7 @@ def selective(
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
     channels, n = mixer.A_log.shape
     x, z = mixer.in_proj(hidden).split(channels, 2)
-    x, window = _convolve_chunk(mixer, x, mask, initial_state.window)
+    x, window = _convolve_chunk_and_window(mixer, x, mask, initial_state.window)
     parts = mixer.x_proj(x).split([mixer.x_proj.out_features - 2 * n, n, n], 2)
     dt, b, c = normed(mixer, parts)
     dt = linear(dt, mixer.dt_proj.weight)  # the scan adds the bias
@@ -127,7 +127,7 @@ def ssd(mixer: Ssd, hidden: Tensor, mask: Tensor | None, initial_state: ChunkSta
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
     channels = initial_state.window.shape[1]
     gate, mixed, dt = mixer.in_proj(hidden).split([inner, channels, heads], 2)
-    mixed, window = _convolve_chunk(mixer, mixed, mask, initial_state.window)
+    mixed, window = _convolve_chunk_and_window(mixer, mixed, mask, initial_state.window)
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
     least, upper = map(float, mixer.time_step_limit)
@@ -149,7 +149,9 @@ def ssd(mixer: Ssd, hidden: Tensor, mask: Tensor | None, initial_state: ChunkSta
     return mixer.out_proj(y.to(hidden.dtype)), ChunkState(window, state)
 
 
-def _convolve_chunk(mixer: Filtered, x: Tensor, mask: Tensor | None, window: Tensor) -> tuple[Tensor, Tensor]:
+def _convolve_chunk_and_window(
+    mixer: Filtered, x: Tensor, mask: Tensor | None, window: Tensor
+) -> tuple[Tensor, Tensor]:
     """x [b, t, c] after the convolution, and what it has seen by then."""
     weight, k = mixer.conv1d.weight[:, 0], window.shape[2]
     if CausalConv.accepts(weight, mixer.activation):

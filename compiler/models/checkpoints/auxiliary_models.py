@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from .checkpoint import (
-    attention_implementation,
-    check_module_size,
-    from_pretrained_files,
-    library_errors_as_diagnostics,
-    parse_config,
-    quiet_libraries,
+    attn_implementation_of_class,
+    config_and_model_class,
+    from_pretrained_with_weights,
+    refuse_oversized_module,
+    transformers_errors_as_bad_config,
+    without_library_logs,
 )
-from .config_bounds import check_config_numbers
-from .model_folder import read_config, refuse_adapter
-from .weights import find_weights
+from .config_bounds import refuse_excessive_config_numbers
+from .model_folder import read_model_config, refuse_adapter_folder
+from .weights import read_weight_headers
 
 
 def open_model_with_head(folder: Path, table: Mapping[type, Any], label: str) -> nn.Module:
@@ -26,19 +26,19 @@ def open_model_with_head(folder: Path, table: Mapping[type, Any], label: str) ->
     Its config comes from anybody: sizes are those that its weights have room for, attention is effc's choice, kernels,
     quantisation and code of its author are left out, an adapter that would name another model is refused.
     """
-    refuse_adapter(folder, label)
-    config, weights = read_config(folder / "config.json", label), find_weights(folder, label)
-    check_config_numbers(config, weights.slots, label)
-    parsed, _ = parse_config(config)
-    with quiet_libraries(), library_errors_as_diagnostics(label):
+    refuse_adapter_folder(folder, label)
+    config, weights = read_model_config(folder / "config.json", label), read_weight_headers(folder, label)
+    refuse_excessive_config_numbers(config, weights.slots, label)
+    parsed, _ = config_and_model_class(config)
+    with without_library_logs(), transformers_errors_as_bad_config(label):
         kind = table[type(parsed)]
         with torch.device("meta"):
-            check_module_size(kind(parsed), weights.count)
-        return from_pretrained_files(
+            refuse_oversized_module(kind(parsed), weights.count)
+        return from_pretrained_with_weights(
             kind,
             parsed,
             folder,
             weights,
-            attn_implementation=attention_implementation(kind, parsed),
+            attn_implementation=attn_implementation_of_class(kind, parsed),
             dtype=torch.float32,
         ).eval()

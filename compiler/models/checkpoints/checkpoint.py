@@ -20,11 +20,11 @@ from ...core.events import follow
 from ...core.json_errors import first_line
 from ...core.quantity import count_text
 from .config_bounds import bad_config
-from .config_classes import exported, model_class, plain_config
+from .config_classes import drop_unsafe_config_keys, exported, model_class_from_architectures
 from .generation_config import NAME as GENERATION
-from .generation_config import read_generation
+from .generation_config import read_generation_config
 from .mamba_rescale import as_stored
-from .tensor_files import mapped_tensors
+from .tensor_files import iterate_mapped_tensors
 from .weights import Weights
 
 other_weights = Fault(
@@ -54,28 +54,28 @@ SLACK = 1 << 24  # numbers that a model may have beside its weights: tables of p
 HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
 
 
-def build_module(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn.Module:
+def build_model_from_config(config: Mapping[str, Any], dtype: str, code: Path | None = None) -> nn.Module:
     """The module of a config, initialised at random; under `torch.device("meta")` without storage.
 
     `code` is the folder whose own modeling code may run; None: transformers' classes only.
     """
     if code is not None:
-        with quiet_libraries(), code_errors_as_diagnostics(code):
+        with without_library_logs(), remote_code_errors_as_diagnostics(code):
             parsed = transformers.AutoConfig.from_pretrained(code, trust_remote_code=True)
             return transformers.AutoModelForCausalLM.from_config(
                 parsed, dtype=getattr(torch, dtype), trust_remote_code=True
             )
-    parsed, kind = parse_config(config)
-    with quiet_libraries(), library_errors_as_diagnostics(f"a `{config['model_type']}`"):
+    parsed, kind = config_and_model_class(config)
+    with without_library_logs(), transformers_errors_as_bad_config(f"a `{config['model_type']}`"):
         module = kind._from_config(
-            parsed, dtype=getattr(torch, dtype), attn_implementation=attention_implementation(kind, parsed)
+            parsed, dtype=getattr(torch, dtype), attn_implementation=attn_implementation_of_class(kind, parsed)
         )
     return module.eval()
 
 
 @contextmanager
-def library_errors_as_diagnostics(label: str) -> Iterator[None]:
-    """Say of whatever transformers raises while it makes a model that its config is why: anyone wrote it."""
+def transformers_errors_as_bad_config(label: str) -> Iterator[None]:
+    """Turn whatever transformers raises while it makes a model into Reject (bad-config): anyone wrote the config."""
     try:
         yield
     except (Reject, MemoryError):
@@ -91,26 +91,26 @@ def library_errors_as_diagnostics(label: str) -> Iterator[None]:
         ) from error
 
 
-def check_module_size(module: nn.Module, count: int, spare: int = 1) -> None:
+def refuse_oversized_module(module: nn.Module, weight_count: int, size_factor: int = 1) -> None:
     """Reject (other-weights) where a module asks for far more numbers than the weights have.
 
     Names and shapes are compared when weights are read; this comes before room is made for them.
     """
     n_params = sum(p.numel() for p in module.parameters())
     n_buffers = sum(b.numel() for b in module.buffers())
-    if n_params > spare * (2 * count + SLACK) or n_buffers > spare * (2 * count + 16 * SLACK):
+    if n_params > size_factor * (2 * weight_count + SLACK) or n_buffers > size_factor * (2 * weight_count + 16 * SLACK):
         raise Reject(
             other_weights(
                 f"the config asks for {count_text(max(n_params, n_buffers), 'number')}, and the weights have "
-                f"{count_text(count, 'number')}",
+                f"{count_text(weight_count, 'number')}",
                 help="take config.json from the same revision",
             )
         )
 
 
 @contextmanager
-def code_errors_as_diagnostics(folder: Path) -> Iterator[None]:
-    """Say of whatever a model's own code raises that it was that code."""
+def remote_code_errors_as_diagnostics(folder: Path) -> Iterator[None]:
+    """Turn whatever a model's own code raises into Reject (model-code)."""
     try:
         yield
     except Exception as error:  # anyone wrote it
@@ -126,7 +126,7 @@ def code_errors_as_diagnostics(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def parse_config(
+def config_and_model_class(
     config: Mapping[str, Any],
 ) -> "tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]":
     """The config object and the model class; causal language models where `architectures` is silent."""
@@ -143,8 +143,8 @@ def parse_config(
             )
         )
     try:
-        with quiet_libraries():
-            parsed = known[model_type].from_dict(plain_config(dict(config)))
+        with without_library_logs():
+            parsed = known[model_type].from_dict(drop_unsafe_config_keys(dict(config)))
     except (
         ValueError,
         TypeError,
@@ -157,23 +157,23 @@ def parse_config(
         raise Reject(
             bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
         ) from error
-    _refuse_timm(parsed)
+    _refuse_timm_backbone(parsed)
     names = config.get("architectures") or ()
-    kind = model_class(model_type, names)
+    kind = model_class_from_architectures(model_type, names)
     if kind is None:
         classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
         if type(parsed) not in classes or (
             isinstance(names, (list, tuple))
             and not exported().isdisjoint(name for name in names if isinstance(name, str))
         ):
-            raise _no_class_rejection(model_type, names)
+            raise _unknown_class_rejection(model_type, names)
         listed = classes[type(parsed)]
         assert isinstance(listed, type), f"several classes for a {type(parsed).__name__}"
         kind = listed
     return parsed, kind
 
 
-def _no_class_rejection(model_type: str, names: Any) -> Reject:
+def _unknown_class_rejection(model_type: str, names: Any) -> Reject:
     """Why none of the names is taken: nobody's class, or that of another model type."""
     named = names if isinstance(names, (list, tuple)) else [names]
     message = f"{', '.join(map(str, named)) or model_type} is no model class of transformers {transformers.__version__}"
@@ -189,7 +189,7 @@ def _no_class_rejection(model_type: str, names: Any) -> Reject:
     return Reject(unknown_architecture(message, help="name one in `architectures` of config.json"))
 
 
-def _refuse_timm(config: "transformers.PreTrainedConfig") -> None:
+def _refuse_timm_backbone(config: "transformers.PreTrainedConfig") -> None:
     if any("timm" in part.model_type for part in _configs(config)):
         raise Reject(
             unknown_architecture(
@@ -207,20 +207,20 @@ def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.
             yield from _configs(part)
 
 
-def attention_implementation(
+def attn_implementation_of_class(
     kind: "type[transformers.PreTrainedModel]", config: "transformers.PreTrainedConfig"
 ) -> str | dict[str, Any]:
     """Attention of a class, as `attn_implementation`: torch's fused one wherever it is supported.
 
     Parts that a config names are models of their own: DETR has it, and its ResNet does not.
     """
-    return _attention_by_part("sdpa", config) if kind._supports_sdpa else "eager"
+    return _attn_by_sub_config("sdpa", config) if kind._supports_sdpa else "eager"
 
 
-def _attention_by_part(implementation: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
+def _attn_by_sub_config(implementation: str, config: "transformers.PreTrainedConfig") -> str | dict[str, Any]:
     sub_configs = {name: getattr(config, name, None) for name in config.sub_configs}
     parts = {
-        name: _attention_by_part(_attention_of_part(part), part)
+        name: _attn_by_sub_config(_sdpa_or_eager_of_config(part), part)
         for name, part in sub_configs.items()
         if part is not None
     }
@@ -231,7 +231,7 @@ def _attention_by_part(implementation: str, config: "transformers.PreTrainedConf
     )
 
 
-def _attention_of_part(config: "transformers.PreTrainedConfig") -> str:
+def _sdpa_or_eager_of_config(config: "transformers.PreTrainedConfig") -> str:
     auto = transformers.models.auto.modeling_auto
     classes: list[type[transformers.PreTrainedModel]] = []
     for table in (auto.MODEL_MAPPING, auto.MODEL_FOR_BACKBONE_MAPPING):
@@ -240,44 +240,44 @@ def _attention_of_part(config: "transformers.PreTrainedConfig") -> str:
     return "sdpa" if all(kind._supports_sdpa for kind in classes) else "eager"
 
 
-def load_module(
+def load_checked_model(
     folder: Path, config: Mapping[str, Any], dtype: str, label: str, weights: Weights, trusted: bool = False
 ) -> nn.Module:
     """The module with its weights, mapped from disk where the dtype is the stored one; one copy otherwise.
 
     trusted   the folder's own code makes the model
     """
-    module, info = _read_module(folder, config, dtype, weights, trusted)
-    check_loading_info(info, label)
+    module, info = _load_model_and_loading_info(folder, config, dtype, weights, trusted)
+    refuse_mismatched_weights(info, label)
     check_finite(module, label)
     return module.eval()
 
 
-def _read_module(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool):
+def _load_model_and_loading_info(folder: Path, config: Mapping[str, Any], dtype: str, weights: Weights, trusted: bool):
     options = {"dtype": getattr(torch, dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
     if trusted:
-        with quiet_libraries(), code_errors_as_diagnostics(folder):
+        with without_library_logs(), remote_code_errors_as_diagnostics(folder):
             with torch.device("meta"):
-                empty: Any = build_module(config, dtype, folder)
-            return from_pretrained_files(type(empty), empty.config, folder, weights, **options)
-    return load_stock(folder, config, weights, **options)
+                empty: Any = build_model_from_config(config, dtype, folder)
+            return from_pretrained_with_weights(type(empty), empty.config, folder, weights, **options)
+    return load_by_from_pretrained(folder, config, weights, **options)
 
 
-def load_stock(folder: Path, config: Mapping[str, Any], weights: Weights, **options: Any) -> Any:
+def load_by_from_pretrained(folder: Path, config: Mapping[str, Any], weights: Weights, **options: Any) -> Any:
     """Model by `from_pretrained` of the class that a config names, after a check that the weights fit in memory."""
-    read_generation(folder)
+    read_generation_config(folder)
     with torch.device("meta"):
-        check_module_size(build_module(config, "float32"), weights.count)
-    parsed, kind = parse_config(config)
+        refuse_oversized_module(build_model_from_config(config, "float32"), weights.count)
+    parsed, kind = config_and_model_class(config)
     as_stored(parsed)
-    with quiet_libraries(), library_errors_as_diagnostics(str(folder)):
-        return from_pretrained_files(
-            kind, parsed, folder, weights, attn_implementation=attention_implementation(kind, parsed), **options
+    with without_library_logs(), transformers_errors_as_bad_config(str(folder)):
+        return from_pretrained_with_weights(
+            kind, parsed, folder, weights, attn_implementation=attn_implementation_of_class(kind, parsed), **options
         )
 
 
-def from_pretrained_files(
-    kind: Any, config: "transformers.PreTrainedConfig", folder: Path, weights: Weights, **options: Any
+def from_pretrained_with_weights(
+    model_class: Any, config: "transformers.PreTrainedConfig", folder: Path, weights: Weights, **options: Any
 ) -> Any:
     """A model of a class as `from_pretrained` gives it, and what `options` add, from tensors of these files alone.
 
@@ -293,7 +293,7 @@ def from_pretrained_files(
                 help="take a model whose weights lie in model.safetensors, or in shards that an index names",
             )
         )
-    read = kind.from_pretrained(None, config=config, state_dict=dict(mapped_tensors(weights)), **options)
+    read = model_class.from_pretrained(None, config=config, state_dict=dict(iterate_mapped_tensors(weights)), **options)
     model = read[0] if isinstance(read, tuple) else read
     if model.can_generate():
         has_generation = (folder / GENERATION).is_file()
@@ -304,8 +304,8 @@ def from_pretrained_files(
     return read
 
 
-def check_loading_info(info: Mapping[str, Any], label: str) -> None:
-    """Everything that `from_pretrained` would have papered over, as one diagnostic each kind."""
+def refuse_mismatched_weights(info: Mapping[str, Any], label: str) -> None:
+    """Reject shapes, names and weights that `from_pretrained` would have papered over, one diagnostic each kind."""
     faults = []
     shapes = sorted((name, tuple(stored), tuple(expected)) for name, stored, expected in info["mismatched_keys"])
     if shapes:
@@ -347,7 +347,7 @@ def _extra_keys(items: list) -> str:
 
 @torch.no_grad()
 def check_finite(module: nn.Module, label: str) -> None:
-    """One pass over the weights without a temporary: the extremes of a tensor show NaN and infinity."""
+    """Reject NaN or infinite weights; one pass without a temporary: the extremes of a tensor show them."""
     broken = [
         name
         for name, p in follow(module.named_parameters(), "weights read", _count(module))
@@ -371,15 +371,15 @@ def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:
     """The module of a config with the weights that a seed decides; leaves torch's own generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_module(config, dtype)
+        return build_model_from_config(config, dtype)
 
 
 _LOGGERS = ("huggingface_hub", "datasets", "lm_eval", "accelerate", "httpx")
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Libraries without progress bars and log lines: effc tells what happens by its own events."""
+def without_library_logs() -> Iterator[None]:
+    """Inside, libraries show no progress bars and log lines: effc tells what happens by its own events."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     if level == log.CRITICAL and not bars:  # inside of another: each change of a level empties every logger's cache

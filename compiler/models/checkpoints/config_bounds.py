@@ -33,22 +33,22 @@ _DEEPEST = 24
 WITHOUT_WEIGHTS = {"layers": 4096, "size": 1 << 24}  # of models with random weights
 
 
-def check_config_numbers(
-    config: Mapping[str, Any], slots: Mapping[str, Slot] | None, label: str, spare: int = 1
+def refuse_excessive_config_numbers(
+    config: Mapping[str, Any], slots: Mapping[str, Slot] | None, label: str, size_factor: int = 1
 ) -> None:
     """Reject (bad-config) where a number is larger than any that the weights have.
 
-    slots   the tensors that are there; None for a model that gets random weights
-    spare   how many times as large the model was whose weights these are
+    slots         the tensors that are there; None for a model that gets random weights
+    size_factor   how many times as large the model was whose weights these are
     """
-    _check_heads(config, label)
+    _refuse_indivisible_head_counts(config, label)
     if slots is None:
         layers, size = WITHOUT_WEIGHTS["layers"], WITHOUT_WEIGHTS["size"]
     else:
         stacked = [max(slot.shape) for slot in slots.values() if len(slot.shape) > 2]
-        layers = spare * max([len(slots), *stacked])
-        size = spare * max([1 << 16, *(math.prod(slot.shape) for slot in slots.values())])
-    for name, value in _config_numbers(config, "", 0):
+        layers = size_factor * max([len(slots), *stacked])
+        size = size_factor * max([1 << 16, *(math.prod(slot.shape) for slot in slots.values())])
+    for name, value in _iterate_config_numbers(config, "", 0):
         key = name.rpartition(".")[2]
         counts = _REPEATS.fullmatch(key) and (config.get("model_type"), name) not in _ROWS
         if value < 1 and _INPUT_SIZES.fullmatch(key):
@@ -69,7 +69,7 @@ def check_config_numbers(
             )
 
 
-def _check_heads(config: Mapping[str, Any], label: str) -> None:
+def _refuse_indivisible_head_counts(config: Mapping[str, Any], label: str) -> None:
     """Reject groups of query heads that are not equally large: no attention computes with them."""
     queries, keys = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if type(queries) is int and type(keys) is int and queries > keys > 0 and queries % keys:
@@ -82,14 +82,14 @@ def _check_heads(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def _config_numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
+def _iterate_config_numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
     if depth > _DEEPEST:
         raise Reject(bad_config("the config is nested too deep", help="take the model's own config.json"))
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _config_numbers(item, f"{name}.{key}" if name else str(key), depth + 1)
+            yield from _iterate_config_numbers(item, f"{name}.{key}" if name else str(key), depth + 1)
     elif isinstance(value, list):
         for item in value:
-            yield from _config_numbers(item, name, depth + 1)
+            yield from _iterate_config_numbers(item, name, depth + 1)
     elif type(value) in (int, float):
         yield name, value

@@ -47,18 +47,18 @@ _DROPPED_KEYS = frozenset(
 )
 
 
-def plain_config(value: Any) -> Any:
+def drop_unsafe_config_keys(value: Any) -> Any:
     """A config without keys that lead to code, kernels or files; infinity as a number, as transformers spells it."""
     if isinstance(value, list):
-        return [plain_config(item) for item in value]
+        return [drop_unsafe_config_keys(item) for item in value]
     if not isinstance(value, dict):
         return value
     if set(value) == {"__float__"}:
         return float(value["__float__"])
-    return {key: plain_config(item) for key, item in value.items() if key not in _DROPPED_KEYS}
+    return {key: drop_unsafe_config_keys(item) for key, item in value.items() if key not in _DROPPED_KEYS}
 
 
-def class_names(model_type: str) -> Iterator[str]:
+def model_class_names(model_type: str) -> Iterator[str]:
     """Names of the model classes that transformers has for a model type, whatever the task."""
     from transformers.models.auto import modeling_auto
 
@@ -70,7 +70,7 @@ def class_names(model_type: str) -> Iterator[str]:
 
 @cache
 def _listed(model_type: str) -> frozenset[str]:
-    return frozenset(class_names(model_type))
+    return frozenset(model_class_names(model_type))
 
 
 @cache
@@ -81,7 +81,7 @@ def exported() -> frozenset[str]:
     return frozenset(dir(transformers))
 
 
-def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
+def model_class_from_architectures(model_type: str, architectures: Any) -> "type[PreTrainedModel] | None":
     """The first class of `architectures` that transformers has for the model type.
 
     Either its tables list it there, or it is one of its own, with a config of that type: `PatchTSTForPrediction` and
@@ -91,7 +91,7 @@ def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
     from transformers import PreTrainedModel
 
     listed = _listed(model_type)
-    for name in named if isinstance(named, (list, tuple)) else ():
+    for name in architectures if isinstance(architectures, (list, tuple)) else ():
         known = isinstance(name, str) and (name in listed or name in exported())
         kind = getattr(transformers, name, None) if known else None
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
@@ -102,7 +102,7 @@ def model_class(model_type: str, named: Any) -> "type[PreTrainedModel] | None":
     return None
 
 
-def class_note_of(config: Mapping[str, Any]) -> str:
+def fallback_class_note(config: Mapping[str, Any]) -> str:
     """Note for the user where a config names no class that transformers has, and another is taken; else "".
 
     Modeling files are looked into first: torch, which the tables of classes need, is slow to import.
@@ -115,7 +115,7 @@ def class_note_of(config: Mapping[str, Any]) -> str:
 
     class_name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     known = not exported().isdisjoint(names)
-    if class_name is None or known or model_class(model_type, names) is not None:
+    if class_name is None or known or model_class_from_architectures(model_type, names) is not None:
         return ""  # it opens as that class, or is refused once it is made
     if not named:
         return f"`architectures` of the config names no class: opened as {class_name}"
@@ -143,7 +143,7 @@ _GENERIC = frozenset(
 )
 
 
-def is_known_tokenizer(name: Any) -> bool:
+def is_known_tokenizer_class(name: Any) -> bool:
     """Whether a tokenizer's files may name a class: one of transformers' own table of tokenizers."""
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 

@@ -7,15 +7,15 @@ sinks) is small, and has numbers of its own.
 import torch
 from torch import Tensor, nn
 
-from .meta_init import parameters_on_meta
+from .meta_init import registering_parameters_on_meta
 from .origin import Origin
 
 _MAX_NUMEL = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
 
 
-def with_fake_weights(origin: Origin) -> nn.Module:
-    """The model with random numbers on the CPU that take no room; tensors that are one stay one."""
-    with parameters_on_meta():
+def build_with_random_weights(origin: Origin) -> nn.Module:
+    """Build the model with random numbers on the CPU that take no room; tensors that are one stay one."""
+    with registering_parameters_on_meta():
         model = origin.build().eval()
     generator, known = torch.Generator().manual_seed(0), dict[int, nn.Parameter]()
     for module in model.modules():

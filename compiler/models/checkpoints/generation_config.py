@@ -20,7 +20,7 @@ bad_generation = Fault(
 )
 
 
-def read_generation(folder: Path) -> dict[str, Any]:
+def read_generation_config(folder: Path) -> dict[str, Any]:
     """The values of a folder's file, {} where there is none; Reject (bad-generation-config) odd ones."""
     path = folder / NAME
     if not path.exists():
@@ -34,7 +34,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Reject(bad_generation(f"{path} is no JSON object", help=_HELP))
     for name, value in body.items():
-        if not _is_valid_value(name, value):
+        if not _is_valid_generation_value(name, value):
             raise Reject(bad_generation(f"{path}: `{name[:60]}` is {str(value)[:60]!r}", help=_HELP))
     return body
 
@@ -46,7 +46,7 @@ def as_tokens(value: Any) -> tuple[int, ...] | None:
     return tuple(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 
-def _is_valid_value(name: str, value: Any) -> bool:
+def _is_valid_generation_value(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, Mapping):  # what a library's version writes beside the values of generation

@@ -39,7 +39,7 @@ class Reader:
         return [self.read_value(inner, depth + 1) for _ in range(count)]
 
 
-def check_header(path: Path) -> None:
+def check_gguf_header(path: Path) -> None:
     """Raises ValueError or LookupError where a header of any GGUF counts more than its file holds.
 
     Other readers believe what a file says, and count to 2**63.
@@ -58,10 +58,10 @@ def read_header(reader: Reader) -> tuple[dict[str, Any], list[tuple[str, int, tu
     for _ in range(keys):
         name = reader.text()
         facts[name] = reader.read_value(reader.number(4))
-    return facts, [_read_tensor_entry(reader) for _ in range(tensors)]
+    return facts, [_read_tensor_info(reader) for _ in range(tensors)]
 
 
-def _read_tensor_entry(reader: Reader) -> tuple[str, int, tuple[int, ...], int]:
+def _read_tensor_info(reader: Reader) -> tuple[str, int, tuple[int, ...], int]:
     name, axes = reader.text(), reader.number(4)
     if axes > 4:
         raise ValueError(f"`{name[:80]}` has {axes} axes")

@@ -14,15 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ....dsl.syntax.diagnostics import Reject
-from .checkpoint import build_module, parse_config, unknown_architecture
+from .checkpoint import build_model_from_config, config_and_model_class, unknown_architecture
 
 
-def empty_model(config: Mapping[str, Any], dtype: str) -> nn.Module:
+def build_meta_model(config: Mapping[str, Any], dtype: str) -> nn.Module:
     """The transformers model of a config; a parameter exists for no longer than it takes to register it.
 
     The config may come from a file that anyone wrote: only transformers' own model classes are made.
     """
-    kind = parse_config(config)[1]
+    kind = config_and_model_class(config)[1]
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         names = ", ".join(map(str, config.get("architectures") or ()))
         raise Reject(
@@ -30,8 +30,8 @@ def empty_model(config: Mapping[str, Any], dtype: str) -> nn.Module:
                 f"{names} is no model class of transformers", help="name one in `architectures` of config.json"
             )
         )
-    with parameters_on_meta():
-        return build_module(config, dtype)
+    with registering_parameters_on_meta():
+        return build_model_from_config(config, dtype)
 
 
 def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -43,12 +43,12 @@ def cut_tables(model: nn.Module, resized: Iterable[str]) -> dict[str, torch.Tens
 @contextmanager
 def without_storage() -> Iterator[None]:
     """All that a constructor makes is on the meta device, even what it asks of the CPU by `torch.FloatTensor`."""
-    with torch.device("meta"), parameters_on_meta():
+    with torch.device("meta"), registering_parameters_on_meta():
         yield
 
 
 @contextmanager
-def parameters_on_meta() -> Iterator[None]:
+def registering_parameters_on_meta() -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

@@ -15,15 +15,15 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source_file import other_kind
 from ...core.cache import digest
 from ...core.json_errors import describe_json_error
-from ...core.safe_read import CONFIG, TOKENIZER, check_regular, read_json
+from ...core.safe_read import CONFIG, TOKENIZER, read_json, refuse_irregular_file
 from ...core.settings import Settings
-from .config_bounds import bad_config, check_config_numbers
-from .config_classes import class_note_of
+from .config_bounds import bad_config, refuse_excessive_config_numbers
+from .config_classes import fallback_class_note
 from .mamba_rescale import NOTE, rescales
 from .origin import Origin
 from .safetensors_header import FLOATS
 from .source_files import SourceFiles, root_of
-from .weights import Weights, find_weights, folder_hint, no_model
+from .weights import Weights, missing_weights_hint, no_model, read_weight_headers
 
 remote_code = Fault(
     "remote-code",
@@ -69,7 +69,7 @@ SLOW_FLOAT16 = (
 )
 
 
-def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
+def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
     """The origin of a local folder. `dtype` "auto" keeps what the files hold."""
     if not os.path.isdir(folder):  # false of a name that is too long for the system, too
         message = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
@@ -77,16 +77,16 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         raise Reject(no_model(f"{label}: {message}", help=help))
     for name in ("config.json", *COMPANIONS):
         if (folder / name).exists():
-            check_regular(folder / name, TOKENIZER, root_of(folder))
-    config = read_config(folder / "config.json", label)
-    trusted = may_run_code(config, label, settings)
-    weights = find_weights(folder, label)
-    stored_dtype = _check_dtype(config, weights, label)
-    refuse_adapter(folder, label)
+            refuse_irregular_file(folder / name, TOKENIZER, root_of(folder))
+    config = read_model_config(folder / "config.json", label)
+    trusted = runs_remote_code_or_refuse(config, label, settings)
+    weights = read_weight_headers(folder, label)
+    stored_dtype = _stored_dtype_or_refuse(config, weights, label)
+    refuse_adapter_folder(folder, label)
     if not trusted:
-        check_config_numbers(config, weights.slots, label)
+        refuse_excessive_config_numbers(config, weights.slots, label)
     chosen = stored_dtype if dtype == "auto" else dtype
-    tokenizers = tokenizer_files(folder)
+    tokenizers = existing_tokenizer_files(folder)
     decides = {"config.json": folder / "config.json", **weights.files}
     files = SourceFiles(settings.cache_dir)
     return Origin(
@@ -94,7 +94,9 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
         config=config,
         folder=folder,
         identity=digest([files.hash_all(decides), chosen]),
-        build=partial(_build_checked, config, chosen, folder if trusted else None, None if trusted else weights.count),
+        build=partial(
+            _build_within_weight_count, config, chosen, folder if trusted else None, None if trusted else weights.count
+        ),
         load=partial(_load, folder, config, chosen, label, weights, trusted),
         tokenizer=cache(partial(load_tokenizer, folder, label, trusted)) if tokenizers else no_tokenizer,
         dtype=chosen,
@@ -107,7 +109,7 @@ def open_folder(folder: Path, label: str, dtype: str, settings: Settings, help: 
 
 
 def _notes(config: Mapping[str, Any], dtype: str, device: str, trusted: bool) -> tuple[str, ...]:
-    class_note = "" if trusted else class_note_of(config)
+    class_note = "" if trusted else fallback_class_note(config)
     notes = {SLOW_FLOAT16: dtype == "float16" and device == "cpu", NOTE: rescales(config), class_note: class_note != ""}
     return tuple(note for note, applies in notes.items() if applies)
 
@@ -119,12 +121,12 @@ def no_tokenizer() -> None:
     """The tokenizer of a source that has none."""
 
 
-def read_config(path: Path, label: str) -> dict[str, Any]:
+def read_model_config(path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
     if not os.path.isfile(path):
         kind = other_kind(path)
         message = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
-        raise Reject(no_model(f"{label}: {message}", help=folder_hint(path.parent)))
+        raise Reject(no_model(f"{label}: {message}", help=missing_weights_hint(path.parent)))
     try:
         config = read_json(path, CONFIG)
     except OSError as error:
@@ -145,7 +147,7 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     return config
 
 
-def may_run_code(config: Mapping[str, Any], label: str, settings: Settings) -> bool:
+def runs_remote_code_or_refuse(config: Mapping[str, Any], label: str, settings: Settings) -> bool:
     """Whether the model's own code is to run: never unless transformers lacks the architecture and it was granted."""
     if "auto_map" not in config or _is_native(config["model_type"]):
         return False
@@ -166,7 +168,7 @@ def _is_native(model_type: str) -> bool:
     return name.isidentifier() and (Path(spec.submodule_search_locations[0]) / "models" / name).is_dir()
 
 
-def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str:
+def _stored_dtype_or_refuse(config: Mapping[str, Any], weights: Weights, label: str) -> str:
     method = config.get("quantization_config")
     if isinstance(method, dict):
         name = method.get("quant_method", "some method")
@@ -194,11 +196,11 @@ def _check_dtype(config: Mapping[str, Any], weights: Weights, label: str) -> str
     return "float32" if weights.dtype == "float64" else weights.dtype
 
 
-def tokenizer_files(folder: Path) -> dict[str, Path]:
+def existing_tokenizer_files(folder: Path) -> dict[str, Path]:
     """Files that make the tokenizer; empty where no vocabulary is among them."""
     existing = {n: folder / n for n in TOKENIZER_FILES if (folder / n).exists()}
     for path in existing.values():
-        check_regular(path, TOKENIZER, root_of(folder))
+        refuse_irregular_file(path, TOKENIZER, root_of(folder))
     vocabularies = {
         "tokenizer.json",
         "tokenizer.model",
@@ -215,7 +217,7 @@ def _code(folder: Path) -> dict[str, Path]:
     return {file.name: file for file in sorted(folder.glob("*.py"))}
 
 
-def refuse_adapter(folder: Path, label: str) -> None:
+def refuse_adapter_folder(folder: Path, label: str) -> None:
     """transformers would fetch the model that an adapter names in place of the folder's own."""
     if (folder / "adapter_config.json").exists():
         raise Reject(
@@ -226,22 +228,22 @@ def refuse_adapter(folder: Path, label: str) -> None:
         )
 
 
-def _build_checked(config: dict[str, Any], dtype: str, code: Path | None, count: int | None):
-    from .checkpoint import build_module, check_module_size
+def _build_within_weight_count(config: dict[str, Any], dtype: str, code_folder: Path | None, weight_count: int | None):
+    from .checkpoint import build_model_from_config, refuse_oversized_module
 
-    module = build_module(config, dtype, code)
-    if count is not None:
-        check_module_size(module, count)
+    module = build_model_from_config(config, dtype, code_folder)
+    if weight_count is not None:
+        refuse_oversized_module(module, weight_count)
     return module
 
 
 def _load(folder: Path, config: dict[str, Any], dtype: str, label: str, weights: Weights, trusted: bool):
-    from .checkpoint import load_module
+    from .checkpoint import load_checked_model
 
-    return load_module(folder, config, dtype, label, weights, trusted)
+    return load_checked_model(folder, config, dtype, label, weights, trusted)
 
 
 def load_tokenizer(folder: Path, label: str, trusted: bool = False):
-    from .tokenizer import open_tokenizer
+    from .tokenizer import load_checked_tokenizer
 
-    return open_tokenizer(folder, label, trusted)
+    return load_checked_tokenizer(folder, label, trusted)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.source import Span
-from ...core.device import out_of_device_memory
-from ...core.error_location import with_location
+from ...core.device import out_of_device_memory_diagnostic
+from ...core.error_location import diagnostics_located_at
 from ...core.quantity import size
 from .source_files import SourceFiles
 
@@ -41,7 +41,7 @@ class Origin:
                         has made it); None for random weights and modules
     identity            sha256 over what decides the weights: file hashes or (config, seed), and `dtype`
     build               makes the module; inside a `torch.device("meta")` context it has no weights
-    load                makes the module with its weights, in `dtype`, on the CPU (see `with_span`), all finite
+    load                makes the module with its weights, in `dtype`, on the CPU (see `located_at`), all finite
     tokenizer           the tokenizer, the same object every time, or None where the source has none
     dtype               what the weights are held and computed in: "float32", "bfloat16", "float16"
     tokenizer_identity  sha256 over the tokenizer's files; "" where there is none
@@ -67,25 +67,25 @@ class Origin:
     files: SourceFiles | None = field(default=None, repr=False, compare=False)
     span: Span | None = None
 
-    def with_span(self, span: Span | None, device: str) -> "Origin":
+    def located_at(self, span: Span | None, device: str) -> "Origin":
         """Origin with the `span` of the recipe that names it, for diagnostics; `load` moves it to a device."""
 
         def build() -> "torch.nn.Module":
-            with with_location(span):
+            with diagnostics_located_at(span):
                 return self.build()
 
         def load() -> "torch.nn.Module":
             import torch
 
-            with with_location(span):
+            with diagnostics_located_at(span):
                 try:
                     return self.load().to(device)
                 except torch.OutOfMemoryError as error:
                     size_text = f", whose weights take {size(self.weight_bytes)}," if self.weight_bytes else ""
-                    raise Reject(out_of_device_memory(device, f"the model{size_text}")) from error
+                    raise Reject(out_of_device_memory_diagnostic(device, f"the model{size_text}")) from error
 
         def tokenizer() -> Any:
-            with with_location(span):
+            with diagnostics_located_at(span):
                 return self.tokenizer()
 
         return replace(self, build=build, load=load, tokenizer=tokenizer, span=span)
@@ -96,7 +96,7 @@ class Origin:
         To be asked before anything is kept that was computed from the model's weights.
         """
         if self.files is not None:
-            with with_location(self.span):
+            with diagnostics_located_at(self.span):
                 self.files.refuse_changed_files()
 
     @cached_property
@@ -122,13 +122,13 @@ class Origin:
     @property
     def positions(self) -> int | None:
         """The longest row that the model was made for, where the config says."""
-        return longest_row(self.config)
+        return max_row_tokens(self.config)
 
     def _number(self, name: str) -> int | None:
         return _number(self.config, name)
 
 
-def longest_row(config: Mapping[str, Any]) -> int | None:
+def max_row_tokens(config: Mapping[str, Any]) -> int | None:
     """Maximum length of a row in tokens; None where the config, as plain JSON, does not state it."""
     longest = next(filter(None, (_number(config, name) for name in POSITIONS)), None)
     if longest and config.get("model_type") in _BEHIND_PADDING:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...core.json_errors import describe_json_error
-from ...core.safe_read import check_regular
+from ...core.safe_read import refuse_irregular_file
 
 damaged_weights = Fault(
     "damaged-weights",
@@ -75,7 +75,7 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The header of a file, or `Reject`: its length, its JSON, and that tensors cover the file exactly."""
-    check_regular(path)
+    refuse_irregular_file(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         first = file.read(8)
@@ -97,16 +97,16 @@ def read_header(path: Path) -> Header:
             )
         if length > LIMIT:
             raise Reject(_header_error(path, f"states a header of {length} bytes; the format allows {LIMIT}"))
-        body = _parse_header(path, file.read(length))
+        body = _parse_header_json(path, file.read(length))
     metadata = body.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise Reject(_header_error(path, "has metadata other than text"))
-    slots = {name: _parse_slot(path, name, entry) for name, entry in body.items()}
-    _check_cover(path, slots, size - 8 - length)
+    slots = {name: _parse_tensor_entry(path, name, entry) for name, entry in body.items()}
+    _refuse_gaps_and_overlaps(path, slots, size - 8 - length)
     return Header(path, slots, metadata, 8 + length)
 
 
-def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
+def _parse_header_json(path: Path, text: bytes) -> dict[str, Any]:
     def once(pairs):
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice")
@@ -128,7 +128,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= _AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
-def _parse_slot(path: Path, name: str, entry: Any) -> Slot:
+def _parse_tensor_entry(path: Path, name: str, entry: Any) -> Slot:
     """One entry, checked for itself: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise Reject(_header_error(path, f"describes `{name}` by other fields than dtype, shape and data_offsets"))
@@ -153,7 +153,7 @@ def _bytes(bits: int) -> str:
     return f"{bits / 8:g}" if bits < 1 << 64 else "more than any file has"
 
 
-def _check_cover(path: Path, slots: Mapping[str, Slot], size: int) -> None:
+def _refuse_gaps_and_overlaps(path: Path, slots: Mapping[str, Slot], size: int) -> None:
     """Tensors follow each other without holes or overlaps and end where the file ends."""
     reached = 0
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)):

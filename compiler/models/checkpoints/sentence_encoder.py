@@ -17,9 +17,9 @@ no_pooling = Fault(
 MODULES = "modules.json"
 
 
-def read_modules(folder: Path) -> list[tuple[str, str]]:
+def read_sentence_modules(folder: Path) -> list[tuple[str, str]]:
     """Kind and folder of each module that modules.json names; folders beside it are none."""
-    read = json_of(folder / MODULES)
+    read = read_module_json(folder / MODULES)
     named = [m for m in read if isinstance(m, dict)] if isinstance(read, list) else []
     kinds = [(str(m.get("type", "")).rpartition(".")[2], str(m.get("path", ""))) for m in named]
     outside = [path for _, path in kinds if Path(path).is_absolute() or ".." in Path(path).parts]
@@ -30,10 +30,10 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
 
 def module_paths(folder: Path) -> list[str]:
     """The folders of a folder of sentence-transformers that hold more modules, the transformer's own left out."""
-    return [path for _, path in read_modules(folder) if path]
+    return [path for _, path in read_sentence_modules(folder) if path]
 
 
-def json_of(path: Path) -> Any:
+def read_module_json(path: Path) -> Any:
     try:
         return read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...core.safe_read import TOKENIZER, check_regular
+from ...core.safe_read import TOKENIZER, refuse_irregular_file
 from .model_folder import COMPANIONS, TOKENIZER_FILES
 from .origin import Origin
 from .pretrained import pretrained
@@ -24,7 +24,7 @@ def copy_sidecar_files(model: nn.Module, origin: Origin, folder: Path) -> None:
         for file in (*(origin.folder / n for n in COMPANIONS), *sorted(origin.folder.glob(TEMPLATES))):
             if file.is_file():
                 _copy(file, folder / file.relative_to(origin.folder), root_of(origin.folder))
-        _copy_sentence_modules(origin.folder, folder)
+        _copy_sentence_transformers_files(origin.folder, folder)
     if not any((folder / n).exists() for n in TOKENIZER_FILES) and (tokenizer := origin.tokenizer()) is not None:
         tokenizer.save_pretrained(folder)
     hf_model = pretrained(model)
@@ -32,7 +32,7 @@ def copy_sidecar_files(model: nn.Module, origin: Origin, folder: Path) -> None:
         hf_model.generation_config.save_pretrained(folder)
 
 
-def _copy_sentence_modules(origin: Path, folder: Path) -> None:
+def _copy_sentence_transformers_files(origin: Path, folder: Path) -> None:
     """Copy the files that make a folder one of sentence-transformers; the transformer itself is in the folder."""
     if not (origin / MODULES).is_file():
         return
@@ -47,6 +47,6 @@ def _copy_sentence_modules(origin: Path, folder: Path) -> None:
 
 def _copy(file: Path, target: Path, root: Path) -> None:
     """A file's bytes; a link that leads out of the model would bring somebody else's into the artifact."""
-    check_regular(file, TOKENIZER, root)
+    refuse_irregular_file(file, TOKENIZER, root)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, target)

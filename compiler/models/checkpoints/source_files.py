@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.cache import digest
-from ...core.hashes import file_hash, hash_file_contents
+from ...core.hashes import cached_file_hash, sha256_of_file
 
 model_changed = Fault(
     "model-changed",
@@ -35,7 +35,7 @@ class SourceFiles:
     def hash(self, path: Path) -> str:
         """sha256 of a file, which is looked at from now on."""
         fact = _fact(path)
-        content = file_hash(path, self.cache_dir)
+        content = cached_file_hash(path, self.cache_dir)
         self.facts.setdefault(path, fact)
         if self._hashes.setdefault(path, content) != content:
             self._broken = path
@@ -57,7 +57,7 @@ class SourceFiles:
         for path, fact in self.facts.items():
             try:
                 current = _fact(path)
-                if self._broken is None and current != fact and hash_file_contents(path) != self._hashes[path]:
+                if self._broken is None and current != fact and sha256_of_file(path) != self._hashes[path]:
                     self._broken = path
             except (FileNotFoundError, NotADirectoryError):
                 self._broken = self._broken or path

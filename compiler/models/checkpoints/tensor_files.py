@@ -58,27 +58,28 @@ class Piece:
         return Piece(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def write_tensors(folder: Path, pieces: Iterable[Piece], shard_bytes: int) -> None:
-    """One file, or shards and their index as transformers reads them. A tensor is never split."""
-    shards = _split_into_shards(list(pieces), shard_bytes)
+def write_tensors(folder: Path, tensors: Iterable[Piece], shard_bytes: int) -> None:
+    """Write tensors to one safetensors file, or to shards and their index as transformers reads them. A tensor is never
+    split."""
+    shards = _split_into_shards(list(tensors), shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / SINGLE, shards[0])
+        _write_safetensors_file(folder / SINGLE, shards[0])
         return
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_file(folder / name, shard)
+        _write_safetensors_file(folder / name, shard)
         where |= {piece.name: name for piece in shard}
     total = sum(piece.bytes for shard in shards for piece in shard)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _split_into_shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
+def _split_into_shards(pieces: list[Piece], max_shard_bytes: int) -> list[list[Piece]]:
     shards: list[list[Piece]] = [[]]
     size = 0
     for piece in pieces:
-        if shards[-1] and size + piece.bytes > limit:
+        if shards[-1] and size + piece.bytes > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(piece)
@@ -86,7 +87,7 @@ def _split_into_shards(pieces: list[Piece], limit: int) -> list[list[Piece]]:
     return shards
 
 
-def _write_file(path: Path, pieces: list[Piece]) -> None:
+def _write_safetensors_file(path: Path, pieces: list[Piece]) -> None:
     pieces = sorted(pieces, key=lambda p: p.bytes % ALIGN != 0)  # stable: odd sizes last
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -112,8 +113,9 @@ def _bytes(piece: Piece) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
-def mapped_tensors(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the files whose headers were checked, mapped privately: training on it leaves the file alone."""
+def iterate_mapped_tensors(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor of files whose headers were checked, mapped privately: training on it leaves the file
+    alone."""
     from safetensors import safe_open
 
     for path in weights.files.values():

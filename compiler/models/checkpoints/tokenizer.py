@@ -10,12 +10,12 @@ import transformers
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.json_errors import first_line
-from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, check_regular, read_json, read_regular
-from .checkpoint import quiet_libraries
-from .config_classes import is_known_tokenizer
+from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, read_json, read_regular_file, refuse_irregular_file
+from .checkpoint import without_library_logs
+from .config_classes import is_known_tokenizer_class
 from .source_files import root_of
-from .tokenizer_checks import TEMPLATES, check_added_tokens, check_tokenizer_json
-from .tokenizer_pieces import check_sentencepiece, check_tekken, check_tiktoken
+from .tokenizer_checks import TEMPLATES, refuse_unbounded_tokenizer_json, refuse_unknown_added_token_fields
+from .tokenizer_pieces import check_tiktoken, refuse_unbounded_sentencepiece, refuse_unbounded_tekken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,12 +34,12 @@ bad_tokenizer = Fault(
 )
 
 
-def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
+def load_checked_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
     """The tokenizer of a folder. Reject (bad-tokenizer) where its files are damaged, or ask for what none needs."""
-    files = () if trusted else _check_config(folder, label)
-    _check_form(folder, label)
+    files = () if trusted else _checked_file_fields_of_config(folder, label)
+    _refuse_malformed_tokenizer_files(folder, label)
     try:
-        with quiet_libraries(), panics_as_diagnostics(label):
+        with without_library_logs(), tokenizer_panics_as_diagnostics(label):
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trusted, **dict.fromkeys(files)
             )
@@ -55,30 +55,30 @@ def open_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
                 note=first_line(error),
             )
         ) from error
-    return _guard_panics(tokenizer, label)
+    return _with_panics_as_diagnostics(tokenizer, label)
 
 
-def _file_checks(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+def _tokenizer_files_with_checks(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
     """Files of a folder that a library makes a tokenizer of, each with what refuses it by `MALFORMED`."""
     for path in sorted(folder.iterdir()):
         name = path.name
         if name == FAST_TOKENIZER:
-            yield path, lambda file: check_tokenizer_json(read_json(file, TOKENIZER))
+            yield path, lambda file: refuse_unbounded_tokenizer_json(read_json(file, TOKENIZER))
         elif name in TOKENS:
-            yield path, lambda file: check_added_tokens(read_json(file, CONFIG))
+            yield path, lambda file: refuse_unknown_added_token_fields(read_json(file, CONFIG))
         elif "tekken" in name and path.suffix == ".json":
-            yield path, lambda file: check_tekken(read_json(file, TOKENIZER))
+            yield path, lambda file: refuse_unbounded_tekken(read_json(file, TOKENIZER))
         elif "tiktoken" in name:
-            yield path, lambda file: check_tiktoken(read_regular(file, TOKENIZER))
+            yield path, lambda file: check_tiktoken(read_regular_file(file, TOKENIZER))
         elif ".model" in name.removeprefix("model") or path.suffix == ".spm":
-            yield path, lambda file: check_sentencepiece(read_regular(file, TOKENIZER))
+            yield path, lambda file: refuse_unbounded_sentencepiece(read_regular_file(file, TOKENIZER))
 
 
-def _check_form(folder: Path, label: str) -> None:
+def _refuse_malformed_tokenizer_files(folder: Path, label: str) -> None:
     for path in (*folder.iterdir(), *folder.glob(TEMPLATES)):
         if path.suffix in _READ:
-            check_regular(path, TOKENIZER, root_of(folder))
-    for path, reading in _file_checks(folder):
+            refuse_irregular_file(path, TOKENIZER, root_of(folder))
+    for path, reading in _tokenizer_files_with_checks(folder):
         try:
             reading(path)
         except (OSError, *MALFORMED) as error:
@@ -92,7 +92,7 @@ def _check_form(folder: Path, label: str) -> None:
 
 
 @contextmanager
-def panics_as_diagnostics(label: str) -> Iterator[None]:
+def tokenizer_panics_as_diagnostics(label: str) -> Iterator[None]:
     """The library's panics as Reject (bad-tokenizer): they are no Exception, and would end a server's thread."""
     try:
         yield
@@ -108,7 +108,7 @@ def panics_as_diagnostics(label: str) -> Iterator[None]:
         ) from error
 
 
-def _guard_panics(tokenizer: Any, label: str) -> Any:
+def _with_panics_as_diagnostics(tokenizer: Any, label: str) -> Any:
     """Wrap a tokenizer so that it raises Reject where the library panics."""
     kind = type(tokenizer)
     if not tokenizer.is_fast:
@@ -119,7 +119,7 @@ def _guard_panics(tokenizer: Any, label: str) -> Any:
 
         @wraps(inner)
         def call(self: Any, *arguments: Any, **named: Any) -> Any:
-            with panics_as_diagnostics(label):
+            with tokenizer_panics_as_diagnostics(label):
                 return inner(self, *arguments, **named)
 
         return call
@@ -141,7 +141,7 @@ def _plain(kind: "type[PreTrainedTokenizerBase]", state: dict[str, Any]) -> Any:
 _ELSEWHERE = ("gguf_file", "fast_tokenizer_files", "tokenizer_object", "init_inputs")
 
 
-def _check_config(folder: Path, label: str) -> tuple[str, ...]:
+def _checked_file_fields_of_config(folder: Path, label: str) -> tuple[str, ...]:
     """Names of the config's fields that are files, which transformers is to take from the folder alone.
 
     Reject (bad-tokenizer) where a tokenizer names a class that is none, or has a field by which transformers reads
@@ -162,7 +162,7 @@ def _check_config(folder: Path, label: str) -> tuple[str, ...]:
             bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
         )
     name = body.get("tokenizer_class")
-    if name is not None and not is_known_tokenizer(name):
+    if name is not None and not is_known_tokenizer_class(name):
         raise Reject(
             bad_tokenizer(
                 f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",

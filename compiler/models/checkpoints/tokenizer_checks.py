@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from .tokenizer_steps import Unbounded, check_parts, steps
+from .tokenizer_steps import Unbounded, refuse_unknown_tokenizer_parts, steps
 
 TEMPLATES = "additional_chat_templates/*.jinja"
 _MAX_GROWTH = (
@@ -28,8 +28,8 @@ _FORMS_GROWTH, _BYTES_GROWTH = 18, 4  # of one character in such a table; of one
 _TOKEN = frozenset({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"})
 
 
-def check_added_tokens(body: Any) -> None:
-    """Of `tokenizer_config.json` and its kin: added tokens say of themselves what such tokens say, and nothing else."""
+def refuse_unknown_added_token_fields(body: Any) -> None:
+    """Refuse added tokens in `tokenizer_config.json` and its kin that have other fields than such tokens have."""
     left = [body]
     while left:
         value = left.pop()
@@ -45,31 +45,32 @@ def check_added_tokens(body: Any) -> None:
             left.extend(value)
 
 
-def check_tokenizer_json(body: Any) -> None:
-    """Of a file that was read. Raises Unbounded, or another of `regular.MISFIT` where a part is of another form."""
-    check_parts(body)
+def refuse_unbounded_tokenizer_json(body: Any) -> None:
+    """Refuse a tokenizer.json whose steps, templates or added tokens could take unbounded time or memory. Raises
+    Unbounded, or another of `regular.MISFIT` where a part is of another form."""
+    refuse_unknown_tokenizer_parts(body)
     before = [*steps(body, "normalizer"), *steps(body, "pre_tokenizer")]
     for row in (before, list(steps(body, "decoder"))):
-        _within(len(row), _MAX_STEPS, "the number of its steps")
-        _within(_text_growth(row), _MAX_GROWTH, "the number of characters that one becomes")
-        _within(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
+        _require_at_most(len(row), _MAX_STEPS, "the number of its steps")
+        _require_at_most(_max_characters_per_character(row), _MAX_GROWTH, "the number of characters that one becomes")
+        _require_at_most(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
         for step in row:
-            _check_step(step)
+            _refuse_unbounded_step(step)
     processors = list(steps(body, "post_processor"))
     for processor in processors:
-        _check_template(processor)
-    _within(len(processors), _MAX_STEPS, "the number of its templates")
-    _within(prod(map(_repeats, processors)), _MAX_PIECES, "how often a text stands in its template")
-    _check_eos(body.get("truncation"), body.get("padding"))
-    _within(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
+        _refuse_long_template(processor)
+    _require_at_most(len(processors), _MAX_STEPS, "the number of its templates")
+    _require_at_most(prod(map(_repeats, processors)), _MAX_PIECES, "how often a text stands in its template")
+    _refuse_unbounded_truncation_or_padding(body.get("truncation"), body.get("padding"))
+    _require_at_most(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
 
 
-def _within(value: Any, bound: int, label: str) -> None:
+def _require_at_most(value: Any, bound: int, label: str) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value <= bound:
         raise Unbounded(f"{label} is {str(value)[:20]}, more than the {bound} that are taken")
 
 
-def _text_growth(row: Sequence[Mapping[str, Any]]) -> int:
+def _max_characters_per_character(row: Sequence[Mapping[str, Any]]) -> int:
     """Characters that steps make of one at most: each multiplies what one before it may have put there."""
     factors: list[int] = []
     for step in row:
@@ -98,11 +99,11 @@ def _text(step: Mapping[str, Any]) -> str:
     return str(pattern.get("String") or "") if step.get("type") == "Replace" and isinstance(pattern, dict) else ""
 
 
-def _check_step(step: Mapping[str, Any]) -> None:
+def _refuse_unbounded_step(step: Mapping[str, Any]) -> None:
     for name in ("content", "prepend", "replacement", "prefix", "suffix"):
-        _within(len(step.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
+        _require_at_most(len(step.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
     for name in ("start", "stop"):
-        _within(step.get(name) or 0, _MAX_CUT, f"`{name}`")
+        _require_at_most(step.get(name) or 0, _MAX_CUT, f"`{name}`")
     if step.get("type") == "FixedLength" and not step["length"] > 0:
         raise Unbounded("it cuts texts into pieces of nothing")
     if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
@@ -114,16 +115,18 @@ def check_forms(table: bytes) -> None:
     length = int.from_bytes(table[:4], "little")
     if len(table) < 4 or length % 4 or not 0 < length <= len(table) - 4:
         raise Unbounded("its table of Unicode forms is cut")
-    _within(max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,")
+    _require_at_most(
+        max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,"
+    )
 
 
-def _check_template(step: Mapping[str, Any]) -> None:
+def _refuse_long_template(step: Mapping[str, Any]) -> None:
     for name in ("single", "pair"):
-        _within(len(step.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
+        _require_at_most(len(step.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
     special = step.get("special_tokens") or {}
     for token in special.values() if isinstance(special, dict) else special:
         if isinstance(token, dict):
-            _within(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
+            _require_at_most(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
 
 
 def _repeats(step: Mapping[str, Any]) -> int:
@@ -132,11 +135,11 @@ def _repeats(step: Mapping[str, Any]) -> int:
     return max(1, sum("Sequence" in piece for piece in pieces))
 
 
-def _check_eos(truncation: Any, padding: Any) -> None:
+def _refuse_unbounded_truncation_or_padding(truncation: Any, padding: Any) -> None:
     if truncation is not None and not 0 <= truncation["stride"] < max(1, truncation["max_length"]):
         raise Unbounded("it cuts texts so that pieces never end")
     if padding is not None:
         strategy = padding["strategy"]
         fixed = strategy.get("Fixed", 0) if isinstance(strategy, dict) else 0
         for number in (fixed, padding.get("pad_to_multiple_of") or 0):
-            _within(number, _MAX_PAD, "the length that it pads texts to")
+            _require_at_most(number, _MAX_PAD, "the length that it pads texts to")

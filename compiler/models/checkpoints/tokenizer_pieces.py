@@ -14,15 +14,17 @@ _MAX_PIECES, _LONGEST, _MAX_CUTS = 1 << 20, 1024, 1 << 24  # the second in bytes
 _MAX_PATTERN = 4096  # characters of an expression that cuts texts
 
 
-def check_sentencepiece(data: bytes) -> None:
-    """Of a model of sentencepiece: pieces are field 1 with their text in field 1, the table of Unicode forms is field 2
-    of field 3. Raises Unbounded."""
+def refuse_unbounded_sentencepiece(data: bytes) -> None:
+    """Refuse a model of sentencepiece with too long pieces or an endless table: pieces are field 1 with their text in
+    field 1, the table of Unicode forms is field 2 of field 3. Raises Unbounded."""
     pieces = []
-    for number, part in _protobuf_fields(data):
+    for number, part in _iterate_protobuf_fields(data):
         if number == 1 and isinstance(part, bytes):
-            pieces += [len(text) for inner, text in _protobuf_fields(part) if inner == 1 and isinstance(text, bytes)]
+            pieces += [
+                len(text) for inner, text in _iterate_protobuf_fields(part) if inner == 1 and isinstance(text, bytes)
+            ]
         elif number == 3 and isinstance(part, bytes):
-            for inner, table in _protobuf_fields(part):
+            for inner, table in _iterate_protobuf_fields(part):
                 if inner == 2 and table:
                     check_forms(table if isinstance(table, bytes) else b"")
     _check_lengths(pieces)
@@ -39,8 +41,9 @@ def _length(words: list[bytes]) -> int:
     return len(base64.b64decode(words[0], validate=True))
 
 
-def check_tekken(body: Any) -> None:
-    """Of a file of Mistral's. Raises Unbounded, or another of `regular.MISFIT`."""
+def refuse_unbounded_tekken(body: Any) -> None:
+    """Refuse a tekken file of Mistral's without a vocabulary, or with too long pieces or pattern. Raises Unbounded, or
+    another of `regular.MISFIT`."""
     if not isinstance(body, dict) or not isinstance(body.get("vocab"), list):
         raise Unbounded("it has no vocabulary")
     special = body.get("special_tokens") or []
@@ -56,17 +59,17 @@ def _check_lengths(lengths: list[int]) -> None:
         raise Unbounded(f"it has {len(lengths)} pieces of up to {max(lengths, default=0)} bytes")
 
 
-def _protobuf_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+def _iterate_protobuf_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
     """Numbers and values of a message in the encoding of protocol buffers."""
     at = 0
     while at < len(data):
-        key, at = _varint(data, at)
+        key, at = _read_varint(data, at)
         if key & 7 == 0:
-            value, at = _varint(data, at)
+            value, at = _read_varint(data, at)
             yield key >> 3, value
             continue
         if key & 7 == 2:
-            length, at = _varint(data, at)
+            length, at = _read_varint(data, at)
         else:
             length = {1: 8, 5: 4}[key & 7]
         if at + length > len(data):
@@ -75,7 +78,7 @@ def _protobuf_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
         at += length
 
 
-def _varint(data: bytes, offset: int) -> tuple[int, int]:
+def _read_varint(data: bytes, offset: int) -> tuple[int, int]:
     """A number in groups of seven bits, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):

@@ -75,7 +75,7 @@ class Unbounded(ValueError):
     """A tokenizer that could take any memory or time; the text says where."""
 
 
-def check_parts(body: Any) -> None:
+def refuse_unknown_tokenizer_parts(body: Any) -> None:
     """Refuse parts that a file does not have, and a model of no known type; older files name no type of a model."""
     if not isinstance(body, dict):
         raise Unbounded("it is no object")
@@ -93,10 +93,10 @@ def check_parts(body: Any) -> None:
 def steps(body: Mapping[str, Any], component: str) -> Iterator[Mapping[str, Any]]:
     """The steps of a part of a file in order, each of a known type with its own fields alone."""
     if body.get(component) is not None:
-        yield from _flatten_steps(body[component], component)
+        yield from _iterate_checked_steps(body[component], component)
 
 
-def _flatten_steps(step: Any, component: str) -> Iterator[Mapping[str, Any]]:
+def _iterate_checked_steps(step: Any, component: str) -> Iterator[Mapping[str, Any]]:
     if not isinstance(step, dict):
         raise Unbounded(f"a step of its {component} is no object")
     kind = step.get("type")
@@ -110,7 +110,7 @@ def _flatten_steps(step: Any, component: str) -> Iterator[Mapping[str, Any]]:
     if not isinstance(inner, list):
         raise Unbounded(f"a sequence of its {component} has no steps")
     for each in inner:
-        yield from _flatten_steps(each, component)
+        yield from _iterate_checked_steps(each, component)
 
 
 def _reject_unknown_fields(declared: Mapping[str, Any], fields: frozenset[str], label: str) -> None:

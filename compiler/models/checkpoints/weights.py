@@ -56,7 +56,7 @@ class Weights:
         return FLOATS.get(count.most_common(1)[0][0], "") if count else ""
 
 
-def find_weights(folder: Path, label: str) -> Weights:
+def read_weight_headers(folder: Path, label: str) -> Weights:
     """Headers of the safetensors files, or `Reject` saying what lies there instead.
 
     These alone are a folder's weights: they are hashed, locked and, by `mapped`, loaded. One file counts before an
@@ -65,7 +65,7 @@ def find_weights(folder: Path, label: str) -> Weights:
     if (folder / SINGLE).is_file():
         return Weights({SINGLE: folder / SINGLE}, {SINGLE: read_header(folder / SINGLE)})
     if (folder / INDEX).is_file():
-        return _read_shards(folder, label)
+        return _read_sharded_headers(folder, label)
     pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
     if pickles:
         raise Reject(
@@ -82,14 +82,14 @@ def find_weights(folder: Path, label: str) -> Weights:
     raise Reject(
         no_model(
             f"{label}: there is no {SINGLE} in {folder}",
-            help=folder_hint(folder)
+            help=missing_weights_hint(folder)
             if any(folder.glob("*.gguf"))
             else 'fetch the weights; config.json alone is read with config("config.json"), which makes random ones',
         )
     )
 
 
-def _read_shards(folder: Path, label: str) -> Weights:
+def _read_sharded_headers(folder: Path, label: str) -> Weights:
     index = folder / INDEX
     try:
         read = read_json(index, MANIFEST)
@@ -138,7 +138,7 @@ def _read_shards(folder: Path, label: str) -> Weights:
     return Weights({INDEX: index, **{n: folder / n for n in names}}, headers)
 
 
-def folder_hint(folder: Path) -> str:
+def missing_weights_hint(folder: Path) -> str:
     if not os.path.isdir(folder):
         return "take a folder that `save_pretrained` wrote"
     if any(folder.glob("*.gguf")):

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.device import empty_device_cache, out_of_device_memory
+from ...core.device import empty_device_cache, out_of_device_memory_diagnostic
 from ...core.events import Listener, Said
 
 T = TypeVar("T")
@@ -28,19 +28,19 @@ def parts_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return rows.split(BatchLimit.fewer or len(rows))
 
 
-def retry_on_oom(work: Callable[[], T], device: str, on_event: Listener) -> T:
-    """Result of `work`, called again with half as many rows at once each time the device runs out of memory.
+def retry_with_smaller_batches_on_oom(function: Callable[[], T], device: str, on_event: Listener) -> T:
+    """Result of `function`, called again with half as many rows at once each time the device runs out of memory.
 
     Scores differ by rounding then, as they do between devices. Raises Reject (device-full) where one row is too much.
     """
     while True:
         try:
-            return work()
+            return function()
         except torch.OutOfMemoryError:
             pass  # what the traceback holds is let go before it begins again
         empty_device_cache(device)
         current = rows_at_once()
         if current == 1:
-            raise Reject(out_of_device_memory(device, "running one row at a time"))
+            raise Reject(out_of_device_memory_diagnostic(device, "running one row at a time"))
         BatchLimit.fewer = current // 2
         on_event(Said(f"{device} has no room for {current} rows at once: begun again, {BatchLimit.fewer} at once"))

@@ -35,8 +35,8 @@ def render_template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **var
     return _renderer().request(request)
 
 
-def render_conversation(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-    """The same, as a mistake of whoever gave the tokenizer. Raises Reject (bad-chat-template)."""
+def render_template_or_reject(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    """Render a conversation by the tokenizer's chat template. Raises Reject (bad-chat-template)."""
     try:
         return render_template(tokenizer, messages, **variables)
     except (TemplateError, ValueError) as error:
@@ -59,13 +59,13 @@ class _Renderer:
     def request(self, request: Mapping[str, Any]) -> str:
         line = json.dumps(request, default=str) + "\n"
         with self._lock:
-            answer = self._read_answer(line)
+            answer = self._exchange_line(line)
         if "text" in answer:
             return answer["text"]
         raise TemplateError(answer["error"])
 
-    def _read_answer(self, line: str) -> dict[str, str]:
-        process = self._process or self._start()
+    def _exchange_line(self, line: str) -> dict[str, str]:
+        process = self._process or self._start_child()
         assert process.stdin and process.stdout, "both are pipes"
         answer = ""
         with suppress(BrokenPipeError):
@@ -79,7 +79,7 @@ class _Renderer:
         code = process.wait()
         raise TooLong(f"it takes more than {SECONDS:g} s or more memory than there is for it (signal {-code})")
 
-    def _start(self) -> "subprocess.Popen[str]":
+    def _start_child(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_child.py")), str(SECONDS)]
         self._process = process = subprocess.Popen(
             command,

@@ -13,18 +13,18 @@ other_classes = Fault("other-classes", "A model's head has other outputs than th
 EACH = 32  # rows of a forward that is not learned from
 
 
-def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor | None, active: Tensor | None = None) -> Tensor:
+def class_logits(model: nn.Module, rows: Tensor, row_lengths: Tensor | None, subspace: Tensor | None = None) -> Tensor:
     """Logits [b, classes] of rows [b, t] of which the first so many tokens count; of images [b, c, h, w], no lengths.
 
     Raises Reject (other-classes) where the model gives logits for positions.
     """
-    if lengths is None:
+    if row_lengths is None:
         logits = output_logits(model(rows.to(device_of(model))))
     else:
-        width = int(lengths.max())
+        width = int(row_lengths.max())
         ids = rows[:, :width].to(device_of(model))
-        mask = (torch.arange(width) < lengths[:, None]).long().to(ids.device)
-        with prompts(model, subspace=active):
+        mask = (torch.arange(width) < row_lengths[:, None]).long().to(ids.device)
+        with prompts(model, subspace=subspace):
             logits = output_logits(model(input_ids=ids, attention_mask=mask))
     if logits.dim() != 2:
         raise Reject(
@@ -35,7 +35,7 @@ def class_logits(model: nn.Module, rows: Tensor, lengths: Tensor | None, active:
     return logits
 
 
-def check_classes(logits: Tensor, labels: Tensor, name: str) -> None:
+def refuse_labels_beyond_outputs(logits: Tensor, labels: Tensor, name: str) -> None:
     """Reject labels that the head has no output for."""
     if int(labels.max()) >= logits.shape[1]:
         raise Reject(
@@ -49,12 +49,12 @@ def check_classes(logits: Tensor, labels: Tensor, name: str) -> None:
 def classification_loss_and_accuracy(
     model: nn.Module, rows: Tensor, lengths: Tensor | None, labels: Tensor, name: str
 ) -> tuple[float, float]:
-    """Mean nats of the right class, and the share of rows whose likeliest class is the right one."""
+    """Mean loss (nats of the right class) and accuracy of rows."""
     nats, right = 0.0, 0
     with evaluating(model):
         for part in torch.arange(len(rows)).split(EACH):
             logits = class_logits(model, rows[part], None if lengths is None else lengths[part]).float().cpu()
-            check_classes(logits, labels[part], name)
+            refuse_labels_beyond_outputs(logits, labels[part], name)
             nats += nn.functional.cross_entropy(logits, labels[part], reduction="sum").item()
             right += int((logits.argmax(1) == labels[part]).sum())
     return nats / len(rows), right / len(rows)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ..checkpoints.pretrained import is_pretrained
-from ..checkpoints.sentence_encoder import MODULES, json_of, no_pooling, read_modules
-from .forward import batches, evaluating, main_output
-from .inputs import forward_arguments, non_padding, padding
+from ..checkpoints.sentence_encoder import MODULES, no_pooling, read_module_json, read_sentence_modules
+from .forward import batches, evaluating, main_tensor_of_output
+from .inputs import forward_args_and_kwargs, non_padding_mask, padding
 
 Pooling = Callable[[Tensor, Tensor], Tensor]  # states [b, t, d], which of them count [b, t] -> [b, d]
 
@@ -26,12 +26,12 @@ class States:
     pooled: Tensor
 
 
-def encode_rows(model: nn.Module, rows: Tensor, pooling: str) -> States:
+def pooled_hidden_states(model: nn.Module, rows: Tensor, pooling: str) -> States:
     """Hidden states without a cache; of a model with a head, those below it. Images give patches, maps their pixels."""
     encoder = model.base_model if is_pretrained(model) else model
-    args, kwargs = forward_arguments(encoder, rows)
+    args, kwargs = forward_args_and_kwargs(encoder, rows)
     output = encoder(*args, **kwargs)
-    tokens = main_output(output)
+    tokens = main_tensor_of_output(output)
     if tokens.dim() == 2:
         tokens = tokens[:, None]
     elif tokens.dim() > 3:
@@ -46,12 +46,12 @@ def all_states(model: nn.Module, rows: Tensor, pooling: str) -> Iterator[States]
     """States of all rows, in batches that are a function of shapes alone."""
     with evaluating(model):
         for batch in batches(model, rows):
-            yield encode_rows(model, batch, pooling)
+            yield pooled_hidden_states(model, batch, pooling)
 
 
 def _mask(model: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
     if rows.shape[:2] == tokens.shape[:2]:
-        return non_padding(rows.to(tokens.device), padding(model))
+        return non_padding_mask(rows.to(tokens.device), padding(model))
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
@@ -91,14 +91,14 @@ _WORDS = {"mean": "mean", "cls": "first", "lasttoken": "last", "max": "max"}
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
-def resolve_pooling(folder: Path | None, requested: str) -> str:
+def resolve_pooling_name(folder: Path | None, requested: str) -> str:
     """The pooling that is asked for; for "auto" the one that a folder of sentence-transformers names, else the mean."""
     if requested != "auto":
         return requested
     if folder is None or not (folder / MODULES).is_file():
         return "mean"
-    path = _pooling_path(folder)
-    config = json_of(path)
+    path = _checked_pooling_config_path(folder)
+    config = read_module_json(path)
     poolings = [name for flag, name in _FLAGS.items() if config.get(flag) is True]
     word = config.get("pooling_mode")
     poolings = poolings or [_WORDS[word]] if word in _WORDS else poolings
@@ -112,9 +112,9 @@ def resolve_pooling(folder: Path | None, requested: str) -> str:
     return poolings[0]
 
 
-def _pooling_path(folder: Path) -> Path:
+def _checked_pooling_config_path(folder: Path) -> Path:
     """The config of a folder's pooling; Reject where what follows the transformer is more than that."""
-    kinds = dict(read_modules(folder))
+    kinds = dict(read_sentence_modules(folder))
     unknown = [kind for kind in kinds if kind not in _MODULES]
     if unknown or "Pooling" not in kinds:
         fact = f"has a module {unknown[0]}, which effc does not run" if unknown else "names no pooling"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import follow
 from .batch_limit import rows_at_once
-from .inputs import forward_arguments, predictions, vocabulary_size
+from .inputs import forward_args_and_kwargs, predictions, vocabulary_size
 from .prompt_positions import prompts
 
 not_a_number = Fault(
@@ -31,7 +31,7 @@ CHUNK_BYTES = 64 << 20  # what their float32 copy may take
 
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
-    args, kwargs = forward_arguments(model, ids)
+    args, kwargs = forward_args_and_kwargs(model, ids)
     values = output_logits(model(*args, **kwargs))
     return values if values.dim() > 2 else values[:, None]
 
@@ -40,7 +40,7 @@ def last_logits(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     """As `logits`, of the last `count` tokens alone, which many models can compute without the others."""
     if "logits_to_keep" not in signature(model.forward).parameters:
         return logits(model, ids)[:, -count:]
-    args, kwargs = forward_arguments(model, ids)
+    args, kwargs = forward_args_and_kwargs(model, ids)
     return output_logits(model(*args, **kwargs, logits_to_keep=count))[:, -count:]
 
 
@@ -65,7 +65,7 @@ def predicts(output: Any) -> bool:
 
 def output_kind_of(model: nn.Module, rows: Tensor) -> str:
     """Output kind of a model: "tokens", "classes" of whole rows, or "states" without a head."""
-    args, kwargs = forward_arguments(model, rows)
+    args, kwargs = forward_args_and_kwargs(model, rows)
     with evaluating(model):
         output = model(*args, **kwargs)
     if not predicts(output):
@@ -77,14 +77,14 @@ def output_kind_of(model: nn.Module, rows: Tensor) -> str:
 
 def outputs(model: nn.Module, ids: Tensor) -> Tensor:
     """Outputs of a forward without a cache: logits, or the states of a model without a head."""
-    args, kwargs = forward_arguments(model, ids)
-    return main_output(model(*args, **kwargs))
+    args, kwargs = forward_args_and_kwargs(model, ids)
+    return main_tensor_of_output(model(*args, **kwargs))
 
 
-def main_output(output: Any) -> Tensor:
+def main_tensor_of_output(output: Any) -> Tensor:
     """Logits, or else the first thing that a forward returns."""
     if isinstance(output, (tuple, list)):
-        return main_output(output[0])
+        return main_tensor_of_output(output[0])
     if isinstance(output, Mapping):
         if has_two_towers(output):  # what each says, not who fits whom
             return torch.cat([output["text_embeds"], output["image_embeds"]], -1)
@@ -103,12 +103,12 @@ def main_name(output: Mapping[str, Any]) -> str:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the modules' modes come back."""
-    with without_dropout(model), torch.no_grad():
+    with in_eval_mode(model), torch.no_grad():
         yield
 
 
 @contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode. Modules that were training train again afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -138,12 +138,12 @@ def positions(values: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, values.shape[0]))
 
 
-def token_losses(values: Tensor, targets: Tensor) -> Tensor:
+def token_losses(token_logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy per position in float32, whatever the dtype: [n, vocab], targets [n] -> [n] nats."""
     return torch.cat(
         [
-            nn.functional.cross_entropy(values[part].float(), targets[part], reduction="none")
-            for part in positions(values)
+            nn.functional.cross_entropy(token_logits[part].float(), targets[part], reduction="none")
+            for part in positions(token_logits)
         ]
     )
 
@@ -202,7 +202,7 @@ def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[in
     log_probs = [0.0] * len(requests)
     order = sorted(range(len(requests)), key=lambda i: len(requests[i][0]))
     with evaluating(model):
-        for group in follow(list(_batches_by_length(model, order, requests)), "batches of questions"):
+        for group in follow(list(_index_batches_within_logits_bytes(model, order, requests)), "batches of questions"):
             width = len(requests[group[-1]][0])
             ids = torch.tensor([[*requests[i][0], *[0] * (width - len(requests[i][0]))] for i in group])  # [b, t]
             with prompts(model, torch.tensor([requests[i][1] for i in group])):
@@ -216,7 +216,7 @@ def continuation_logprobs(model: nn.Module, requests: Sequence[tuple[Sequence[in
     return log_probs
 
 
-def _batches_by_length(
+def _index_batches_within_logits_bytes(
     model: nn.Module, order: Sequence[int], requests: Sequence[tuple[Sequence[int], int]]
 ) -> Iterator[Sequence[int]]:
     """Indices in batches whose logits fit `BATCH_BYTES`, padded to the longest of each."""

@@ -14,15 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
-from ..checkpoints.config_classes import model_class
+from ..checkpoints.config_classes import model_class_from_architectures
 from ..checkpoints.pretrained import is_pretrained, pretrained
-from .packed_inputs import SAMPLES, is_speech_encoder_decoder, other_parts, packed_parts, tokens_of, unpack_rows
+from .packed_inputs import (
+    SAMPLES,
+    is_speech_encoder_decoder,
+    other_parts,
+    packed_input_parts,
+    tokens_of,
+    unpack_inputs_and_tokens,
+)
 
 
-def forward_arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def forward_args_and_kwargs(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a model for rows [b, t], on its device, without a cache."""
     rows, no_cache = rows.to(device_of(model)), without_cache(model)
-    if packed_parts(model):
+    if packed_input_parts(model):
         return (), _packed_arguments(model, rows) | no_cache
     if rows.is_floating_point():
         return (rows.to(dtype_of(model)),), no_cache
@@ -43,7 +50,7 @@ def forward_arguments(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], 
 
 def _packed_arguments(model: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Arguments of a model for rows that pack several inputs."""
-    named, tokens = unpack_rows(model, rows)
+    named, tokens = unpack_inputs_and_tokens(model, rows)
     if not tokens_of(model):
         return named
     if is_speech_encoder_decoder(model):
@@ -74,7 +81,7 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 def is_two_sided(config: Mapping[str, Any]) -> bool:
     """Whether a config, as plain JSON, is that of an encoder-decoder."""
-    kind = model_class(str(config.get("model_type")), config.get("architectures"))
+    kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
     return kind is not None and "decoder_input_ids" in _names(kind.forward)
 
 
@@ -128,18 +135,18 @@ def padding(model: nn.Module) -> int | None:
     return token if isinstance(token, int) else None
 
 
-def non_padding(rows: Tensor, fill: int | None) -> Tensor:
+def non_padding_mask(rows: Tensor, pad_id: int | None) -> Tensor:
     """Mask of tokens in rows [b, t] that are no padding at the end; a row of padding alone keeps its first."""
-    if fill is None or rows.is_floating_point():
+    if pad_id is None or rows.is_floating_point():
         return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-    behind = (rows != fill).flip(1).long().cumsum(1).flip(1) > 0  # [b, t] a token that is none follows, or is here
+    behind = (rows != pad_id).flip(1).long().cumsum(1).flip(1) > 0  # [b, t] a token that is none follows, or is here
     behind[:, 0] = True
     return behind
 
 
 def _mask(rows: Tensor, fill: int | None) -> dict[str, Tensor]:
     """A mask where rows are filled up; whole rows go without one."""
-    attended = non_padding(rows, fill)
+    attended = non_padding_mask(rows, fill)
     return {} if bool(attended.all()) else {"attention_mask": attended.long()}
 
 
@@ -147,5 +154,7 @@ def predictions(model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets of a model's logits for rows, [b, p], and the mask of those that count, [b, p]: None for all."""
     if not is_encoder_decoder(model):
         return rows[:, 1:], None
-    target = unpack_rows(model, rows)[1] if is_speech_encoder_decoder(model) else source_and_target(rows)[1]
-    return target, non_padding(target, padding(model))
+    target = (
+        unpack_inputs_and_tokens(model, rows)[1] if is_speech_encoder_decoder(model) else source_and_target(rows)[1]
+    )
+    return target, non_padding_mask(target, padding(model))

@@ -74,10 +74,10 @@ def has_image_and_text_towers(model: nn.Module) -> bool:
     return hasattr(image_config, "image_size") and hasattr(image_config, "num_channels")
 
 
-def generates_from_ids(model: Any) -> bool:
+def can_generate_from_ids_alone(model: Any) -> bool:
     """Whether a model goes on from token ids alone: Whisper hears first, Pop2Piano's own `generate` wants sounds, and a
     decoder beside an encoder begins with a token that its config names."""
-    if not getattr(model, "can_generate", bool)() or packed_parts(model) or not is_start(model):
+    if not getattr(model, "can_generate", bool)() or packed_input_parts(model) or not is_start(model):
         return False
     signature = inspect.signature(model.generate).parameters.values()
     needed = {p.name for p in signature if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
@@ -92,7 +92,7 @@ def is_start(model: Any) -> bool:
     return any(getattr(config, name, None) is not None for name in ("decoder_start_token_id", "bos_token_id"))
 
 
-def packed_parts(model: nn.Module) -> tuple[Part, ...]:
+def packed_input_parts(model: nn.Module) -> tuple[Part, ...]:
     """Inputs at the start of a packed row; empty for models with one input."""
     if is_speech_encoder_decoder(model):
         return (Part("input_features", sound_shape(model.config), torch.float32),)
@@ -114,12 +114,12 @@ def tokens_of(model: nn.Module) -> str:
     return "input_ids" if has_image_and_text_towers(model) else ""
 
 
-def unpack_rows(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def unpack_inputs_and_tokens(model: nn.Module, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The parts of rows [b, n] by name, as wide as the model's numbers, and the tokens behind them [b, t]."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    layout, at = packed_parts(model), 0
+    layout, at = packed_input_parts(model), 0
     inputs: dict[str, Any] = {}
-    _check_rows(model, layout, rows)
+    _refuse_rows_of_other_layout(model, layout, rows)
     for part in layout:
         values = rows[:, at : at + part.size].reshape(len(rows), *part.shape)
         inputs[part.name] = values.to(kind if part.dtype.is_floating_point else part.dtype)
@@ -135,7 +135,7 @@ def packed(inputs: Mapping[str, Tensor], order: tuple[str, ...]) -> Tensor:
     return torch.cat([inputs[name].reshape(len(inputs[name]), -1).float() for name in order], dim=1)
 
 
-def _check_rows(model: nn.Module, layout: tuple[Part, ...], rows: Tensor) -> None:
+def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[Part, ...], rows: Tensor) -> None:
     size, has_tokens = sum(part.size for part in layout), bool(tokens_of(model))
     fits = (
         rows.is_floating_point() and rows.dim() == 2 and (rows.shape[1] > size if has_tokens else rows.shape[1] == size)

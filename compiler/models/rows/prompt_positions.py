@@ -43,8 +43,8 @@ class Prompts:
         self.extent: tuple[Tensor, Tensor] | None = None
         self._cache: dict[tuple[int, int], tuple[Cells, Cells]] = {}
 
-    def on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A pre-hook of the forward that is given token ids."""
+    def locate_prompts_before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Locate the prompts of a batch before the forward that is given token ids (a pre-hook)."""
         inputs = dict(zip(_names(type(model)), args, strict=False)) | kwargs
         rows = next((inputs[name] for name in _ROWS if inputs.get(name) is not None), None)
         if rows is not None and not isinstance(rows, Tensor):
@@ -52,14 +52,16 @@ class Prompts:
         self._cache.clear()
         self.shape = None if rows is None else (rows.shape[0], rows.shape[1])
         self.extent = (
-            None if rows is None or _continues(inputs) else self._read_prompts(rows, inputs.get("attention_mask"))
+            None
+            if rows is None or _continues(inputs)
+            else self._prompt_start_and_stop(rows, inputs.get("attention_mask"))
         )
 
-    def _read_prompts(self, rows: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
+    def _prompt_start_and_stop(self, rows: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
         b, t = rows.shape[:2]
         start = torch.zeros(b, dtype=torch.int64, device=rows.device)
         stop = torch.full_like(start, t)
-        real = None if rows.is_meta else _real_tokens(mask, b, t)  # [b, t]
+        real = None if rows.is_meta else _non_padding_of_mask(mask, b, t)  # [b, t]
         if real is not None:
             positions = torch.arange(t, device=real.device)
             start = torch.where(real, positions, t).amin(1).to(rows.device)
@@ -70,22 +72,24 @@ class Prompts:
             stop = torch.minimum(start + self.mask.to(rows.device), stop)
         return start, torch.maximum(start, stop)
 
-    def edited_cells(self, hidden: Tensor, first: int, last: int) -> tuple[Cells, Cells] | None:
+    def first_and_last_prompt_cells(self, hidden: Tensor, first: int, last: int) -> tuple[Cells, Cells] | None:
         """The first and the last so many positions of the prompts of [b, t, d]; None where none is being read.
 
         Layers that run without their model, as a search does it, are given whole rows.
         """
         b, t = hidden.shape[:2]
         if self.shape != (b, t):
-            return _make_cells(torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device)
+            return _cells_at_both_ends(
+                torch.zeros(b, dtype=torch.int64), torch.full((b,), t), first, last, t, hidden.device
+            )
         if self.extent is None:
             return None
         if (first, last) not in self._cache:
-            self._cache[first, last] = _make_cells(*self.extent, first, last, t, hidden.device)
+            self._cache[first, last] = _cells_at_both_ends(*self.extent, first, last, t, hidden.device)
         return self._cache[first, last]
 
 
-def edited_spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+def edited_counts_at_both_ends(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     """Number of edited positions at the start and at the end of prompts of these lengths [b], without overlap.
 
     A prompt shorter than both together is halved, the middle one of an odd number behind. Source: LoReFT (Wu et al.
@@ -97,11 +101,11 @@ def edited_spans(length: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]
     return (torch.where(short, half.clamp(max=first), first), torch.where(short, (length - half).clamp(max=last), last))
 
 
-def _make_cells(
-    start: Tensor, stop: Tensor, first: int, last: int, t: int, device: torch.device
+def _cells_at_both_ends(
+    start: Tensor, stop: Tensor, first: int, last: int, row_length: int, device: torch.device
 ) -> tuple[Cells, Cells]:
-    front, behind = edited_spans(stop - start, first, last)
-    positions = torch.arange(t, device=start.device)  # [t]
+    front, behind = edited_counts_at_both_ends(stop - start, first, last)
+    positions = torch.arange(row_length, device=start.device)  # [t]
     start, stop = start[:, None], stop[:, None]
     prefix = (positions >= start) & (positions < start + front[:, None])  # [b, t]
     suffix = (positions < stop) & (positions >= stop - behind[:, None])
@@ -111,10 +115,10 @@ def _make_cells(
 
 def _continues(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward comes after tokens that a cache or a state already holds."""
-    return any(_has_entries(inputs[name]) for name in _STATES if inputs.get(name) is not None)
+    return any(_cache_has_entries(inputs[name]) for name in _STATES if inputs.get(name) is not None)
 
 
-def _has_entries(state: Any) -> bool:
+def _cache_has_entries(state: Any) -> bool:
     from transformers.cache_utils import Cache
 
     if not isinstance(state, Cache):
@@ -128,7 +132,7 @@ def _has_entries(state: Any) -> bool:
     return False
 
 
-def _real_tokens(mask: Any, b: int, t: int) -> Tensor | None:
+def _non_padding_of_mask(mask: Any, b: int, t: int) -> Tensor | None:
     """Mask of tokens that are no padding, [b, t]; None where it is unknown.
 
     mask   [b, t] as tokenizers give it, or what generation with a fixed cache makes of it: [b, 1, t, s], True or
@@ -154,12 +158,12 @@ def listener(model: nn.Module) -> Prompts | None:
     return next((owner for owner in owners if isinstance(owner, Prompts)), None)
 
 
-def attach_prompts(model: nn.Module) -> Prompts:
-    """The same, put there where none is."""
+def get_or_attach_prompts(model: nn.Module) -> Prompts:
+    """The model's prompt hook, registered where there is none."""
     hook = listener(model)
     if hook is None:
         hook = Prompts()
-        _door(model).register_forward_pre_hook(hook.on_forward, with_kwargs=True)
+        _door(model).register_forward_pre_hook(hook.locate_prompts_before_forward, with_kwargs=True)
     return hook
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     seconds = float(sys.argv[1])
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    _limit_memory()
+    _limit_process_memory()
     for line in sys.stdin:
         request = json.loads(line)
         _limit_time(seconds)
@@ -46,7 +46,7 @@ def _limit_time(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _limit_memory() -> None:
+def _limit_process_memory() -> None:
     with contextlib.suppress(ImportError, OSError, ValueError, StopIteration):  # a system that counts otherwise
         import resource
 

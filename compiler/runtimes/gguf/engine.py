@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...models.checkpoints.generation_config import read_generation
+from ...models.checkpoints.generation_config import read_generation_config
 from ..decoder import Rows
 from ..model import DecoderModel
 from .facts import FACTORS, Facts, read_facts, read_weights
@@ -44,7 +44,7 @@ class Engine(Rows):
     def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
         head = "output" if "output.weight" in self.weights else "token_embd"
         states = [self._hidden_states(number, row) for number, row in zip(numbers, ids, strict=True)]
-        logits = self._linear(self._norm(torch.stack(states), "output_norm"), head)
+        logits = self._linear(self._norm_if_present(torch.stack(states), "output_norm"), head)
         scale, cap = self.facts.scales[3], self.facts.caps[1]
         if scale:
             logits = logits / scale if self.facts.architecture == "granite" else logits * scale
@@ -59,12 +59,14 @@ class Engine(Rows):
         for i, heads in enumerate(self.facts.heads):
             layer, normed = f"blk.{i}.", x
             if heads:
-                normed = self._norm(x, f"{layer}attn_norm")
-                attended = self._norm(self._attention(i, normed, before, cache_layers), f"{layer}post_attention_norm")
+                normed = self._norm_if_present(x, f"{layer}attn_norm")
+                attended = self._norm_if_present(
+                    self._attention(i, normed, before, cache_layers), f"{layer}post_attention_norm"
+                )
                 x = x + share * attended
             is_parallel = self.kind.before and f"{layer}ffn_norm.weight" not in self.weights
-            read = normed if is_parallel else self._norm(x, f"{layer}ffn_norm")
-            x = x + share * self._norm(self._mlp(layer, read), f"{layer}post_ffw_norm")
+            read = normed if is_parallel else self._norm_if_present(x, f"{layer}ffn_norm")
+            x = x + share * self._norm_if_present(self._mlp(layer, read), f"{layer}post_ffw_norm")
         self._lengths[sequence] = before + len(ids)
         return x
 
@@ -76,24 +78,24 @@ class Engine(Rows):
         gate, up = up.chunk(2, -1) if self.kind.gate == "fused" else (self._linear(x, f"{layer}ffn_gate"), up)
         return self._linear(act(gate) * up, f"{layer}ffn_down")
 
-    def _attention(self, i: int, x: Tensor, past_length: int, cache_layers: list) -> Tensor:
-        t, window = len(x), self.facts.windows[i]
-        q, k, v = self._qkv(i, x)  # [h, t, d]
-        if self.kind.rotates(i, window):
+    def _attention(self, layer_index: int, x: Tensor, past_length: int, cache_layers: list) -> Tensor:
+        t, window = len(x), self.facts.windows[layer_index]
+        q, k, v = self._qkv(layer_index, x)  # [h, t, d]
+        if self.kind.rotates(layer_index, window):
             q, k = self._apply_rope(q, past_length, window), self._apply_rope(k, past_length, window)
-        if cache_layers[i] is not None:
-            k, v = torch.cat([cache_layers[i][0], k], 1), torch.cat([cache_layers[i][1], v], 1)
-        cache_layers[i] = (k, v)
+        if cache_layers[layer_index] is not None:
+            k, v = torch.cat([cache_layers[layer_index][0], k], 1), torch.cat([cache_layers[layer_index][1], v], 1)
+        cache_layers[layer_index] = (k, v)
         visible = torch.ones(t, past_length + t, dtype=torch.bool).tril(past_length)
         if window:
             visible &= ~torch.ones_like(visible).tril(past_length - self.facts.window)
-        repeat = self.facts.heads[i] // self.facts.kv_heads[i]
+        repeat = self.facts.heads[layer_index] // self.facts.kv_heads[layer_index]
         k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
         scores = q @ k.transpose(1, 2) * (self.facts.scales[2] or self._scale())  # [h, t, before + t]
         cap = self.facts.caps[0]
         scores = cap * (scores / cap).tanh() if cap else scores
         out = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v  # [h, t, d]
-        return self._linear(out.transpose(0, 1).reshape(t, -1), f"blk.{i}.attn_output")
+        return self._linear(out.transpose(0, 1).reshape(t, -1), f"blk.{layer_index}.attn_output")
 
     def _scale(self) -> float:
         """Of scores; the largest of a generation of Gemma are told by how many layers they have."""
@@ -101,26 +103,37 @@ class Engine(Rows):
             return (self.weights["output_norm.weight"].numel() // self.facts.heads[0]) ** -0.5
         return self.facts.head_dim**-0.5
 
-    def _qkv(self, i: int, x: Tensor) -> tuple[Tensor, ...]:
+    def _qkv(self, layer_index: int, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, [h, t, d] each."""
-        stem, d = f"blk.{i}.attn_", self.facts.head_dim
+        stem, d = f"blk.{layer_index}.attn_", self.facts.head_dim
         if self.kind.fused:
-            sizes = [n * d for n in (self.facts.heads[i], self.facts.kv_heads[i], self.facts.kv_heads[i])]
+            sizes = [
+                n * d
+                for n in (
+                    self.facts.heads[layer_index],
+                    self.facts.kv_heads[layer_index],
+                    self.facts.kv_heads[layer_index],
+                )
+            ]
             parts = self._linear(x, f"{stem}qkv").split(sizes, -1)
         else:
             parts = tuple(self._linear(x, stem + name) for name in "qkv")
         if self.kind.norms == "row":
-            parts = (self._norm(parts[0], f"{stem}q_norm"), self._norm(parts[1], f"{stem}k_norm"), parts[2])
+            parts = (
+                self._norm_if_present(parts[0], f"{stem}q_norm"),
+                self._norm_if_present(parts[1], f"{stem}k_norm"),
+                parts[2],
+            )
         q, k, v = (part.view(len(x), -1, d).transpose(0, 1) for part in parts)
         if self.kind.norms == "head":
-            q, k = self._norm(q, f"{stem}q_norm"), self._norm(k, f"{stem}k_norm")
+            q, k = self._norm_if_present(q, f"{stem}q_norm"), self._norm_if_present(k, f"{stem}k_norm")
         return q, k, v
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        """As it is where the architecture has no such norm."""
+    def _norm_if_present(self, x: Tensor, name: str) -> Tensor:
+        """Apply the norm of this name, or return the input where the architecture has none."""
         weight = self.weights.get(f"{name}.weight")
         if weight is None:
             return x
@@ -128,9 +141,9 @@ class Engine(Rows):
             return F.layer_norm(x, x.shape[-1:], weight, self.weights.get(f"{name}.bias"), self.facts.epsilon)
         return F.rms_norm(x, x.shape[-1:], weight, self.facts.epsilon)
 
-    def _apply_rope(self, x: Tensor, past_length: int, window: bool) -> Tensor:
+    def _apply_rope(self, x: Tensor, past_length: int, in_window: bool) -> Tensor:
         angle = (
-            torch.arange(past_length, past_length + x.shape[1])[:, None] * self._frequencies[window]
+            torch.arange(past_length, past_length + x.shape[1])[:, None] * self._frequencies[in_window]
         )  # [t, turns / 2]
         cos, sin = angle.cos(), angle.sin()
         x, passed = x[..., : self.facts.n_rotated], x[..., self.facts.n_rotated :]
@@ -158,7 +171,7 @@ def open_gguf(folder: Path) -> DecoderModel:
         "params": sum(t.numel() for name, t in weights.items() if name != FACTORS),
     }
     plan = {"vocabulary": facts.vocabulary, "context": facts.context}
-    model = DecoderModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation(folder))
+    model = DecoderModel(Engine(facts, weights), plan, weights, model_facts, _SEQUENCES, read_generation_config(folder))
     model.engine_name = "the engine of GGUF files"
     model.stored_bytes = sum(entry.bytes for entry in stored.entries.values())
     model.name_or_path = model.config._name_or_path = str(folder)

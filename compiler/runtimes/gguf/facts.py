@@ -81,7 +81,7 @@ def read_facts(stored: Stored) -> Facts:
         raise unsupported(
             stored, f"rotates {rope_dims} of the {dim} numbers of a head, or stretches positions as effc does not"
         )
-    window, windows = _window_layers(stored, name, kind, len(each("attention.head_count")))
+    window, windows = _read_window_layers(stored, name, kind, len(each("attention.head_count")))
     return Facts(
         name,
         each("attention.head_count"),
@@ -102,7 +102,7 @@ def read_facts(stored: Stored) -> Facts:
     )
 
 
-def _window_layers(stored: Stored, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
+def _read_window_layers(stored: Stored, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
     """Number of tokens of a window, and the layers that have one."""
     window = stored.facts.get(f"{name}.attention.sliding_window", 0)
     pattern_stored = stored.facts.get(f"{name}.attention.sliding_window_pattern")
@@ -121,10 +121,10 @@ def _window_layers(stored: Stored, name: str, kind: Architecture, count: int) ->
 
 
 def read_weights(stored: Stored, facts: Facts) -> dict[str, Tensor]:
-    """Every tensor by name, of the shape that the head says. Raises Reject (refused-gguf)."""
+    """Read every tensor by name and check that it has the shape that the header says. Raises Reject (refused-gguf)."""
     tensors = {name: stored.read_tensor(name) for name in stored.entries}
     hidden = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
-    needed, allowed = _outer_shapes(facts, hidden)
+    needed, allowed = _required_and_optional_shapes(facts, hidden)
     for i, (heads, kv, width) in enumerate(zip(facts.heads, facts.kv_heads, facts.widths, strict=True)):
         if heads and (not kv or heads % kv):
             raise unsupported(stored, f"has {heads} heads over {kv} in layer {i}")
@@ -146,7 +146,9 @@ def read_weights(stored: Stored, facts: Facts) -> dict[str, Tensor]:
     return tensors
 
 
-def _outer_shapes(facts: Facts, hidden: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def _required_and_optional_shapes(
+    facts: Facts, hidden: int
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Shapes outside the layers: of what must be there, and of what may."""
     table, row = (facts.vocabulary, hidden), (hidden,)
     needed: dict[str, tuple[int, ...]] = {"token_embd.weight": table, "output_norm.weight": row}
@@ -161,19 +163,23 @@ def _outer_shapes(facts: Facts, hidden: int) -> tuple[dict[str, tuple[int, ...]]
 
 
 def _layer_shapes(
-    facts: Facts, hidden: int, q: int, k: int, width: int, is_parallel: bool
+    facts: Facts, hidden: int, q_width: int, kv_width: int, width: int, is_parallel: bool
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's weights. `is_parallel`: both branches read what one norm gives."""
     kind, row = facts.kind, (hidden,)
     shapes: dict[str, tuple[int, ...]] = {}
-    if q:
-        shapes["attn_output"] = (hidden, q)
-        shapes |= {"attn_qkv": (q + 2 * k, hidden)} if kind.fused else {}
-        shapes |= {} if kind.fused else {"attn_q": (q, hidden), "attn_k": (k, hidden), "attn_v": (k, hidden)}
+    if q_width:
+        shapes["attn_output"] = (hidden, q_width)
+        shapes |= {"attn_qkv": (q_width + 2 * kv_width, hidden)} if kind.fused else {}
+        shapes |= (
+            {}
+            if kind.fused
+            else {"attn_q": (q_width, hidden), "attn_k": (kv_width, hidden), "attn_v": (kv_width, hidden)}
+        )
         shapes |= {"attn_norm": row} if kind.before else {}
         each = (facts.head_dim,)
         shapes |= {"attn_q_norm": each, "attn_k_norm": each} if kind.norms == "head" else {}
-        shapes |= {"attn_q_norm": (q,), "attn_k_norm": (k,)} if kind.norms == "row" else {}
+        shapes |= {"attn_q_norm": (q_width,), "attn_k_norm": (kv_width,)} if kind.norms == "row" else {}
     shapes |= {"ffn_norm": row} if kind.before and not is_parallel else {}
     shapes |= {"post_attention_norm": row, "post_ffw_norm": row} if kind.after else {}
     shapes |= {"ffn_up": (width * (2 if kind.gate == "fused" else 1), hidden), "ffn_down": (hidden, width)}

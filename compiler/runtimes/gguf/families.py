@@ -46,7 +46,7 @@ class Family:
         return KINDS[self.kind]
 
 
-def _gemma_scale_options(config: Any) -> dict[str, bool]:
+def _gemma_unsupported(config: Any) -> dict[str, bool]:
     """llama.cpp tells the largest of a generation by its layers, and scales the scores of others by their heads."""
     largest = {"gemma2": 46, "gemma3_text": 62}[config.model_type]
     expected = config.head_dim
@@ -65,7 +65,7 @@ def _gemma2(config: Any) -> dict[str, Any]:
 
 
 def _gemma2_unsupported(config: Any) -> dict[str, bool]:
-    return _gemma_scale_options(config) | {
+    return _gemma_unsupported(config) | {
         "scores or logits without a cap": not (config.attn_logit_softcapping and config.final_logit_softcapping)
     }
 
@@ -80,7 +80,7 @@ def _gemma3(config: Any) -> dict[str, Any]:
 
 def _gemma3_unsupported(config: Any) -> dict[str, bool]:
     local = config.rope_parameters["sliding_attention"].get("rope_type", "default")
-    return _gemma_scale_options(config) | {
+    return _gemma_unsupported(config) | {
         "scores with a cap": bool(config.attn_logit_softcapping),
         "attention in both directions": bool(getattr(config, "use_bidirectional_attention", False)),
         f"positions by `{local}` in windows": local != "default",

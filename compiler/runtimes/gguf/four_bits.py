@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
-from ....kernels.codes import BITS, Codes, exact_codes
+from ....kernels.codes import BITS, Codes, codes_if_on_grid
 from ...plugin.interfaces import Pass
 from ...transforms.search.quantizing import Quantizer
 from .refusal import unfit_type
@@ -26,12 +26,12 @@ def no_codes(kind: str) -> Diagnostic:
     )
 
 
-def codes_of(weight: Tensor, name: str, kind: str) -> Codes | None:
+def exact_block_codes(weight: Tensor, name: str, kind: str) -> Codes | None:
     """The codes of a matrix [n, k] that is on such a grid; None of one that is on none.
 
     Raises Reject (unfit-type) where the grid is one that `kind` has not.
     """
-    grid_codes = exact_codes(weight, BLOCK) if weight.shape[1] % BLOCK == 0 else None
+    grid_codes = codes_if_on_grid(weight, BLOCK) if weight.shape[1] % BLOCK == 0 else None
     if grid_codes is None:
         return None
     if kind == "q4_0" and (grid_codes.zero != _MIDDLE).any():

@@ -42,7 +42,7 @@ TEXTS = (
 )
 
 
-def pretokenizer_of(body: dict[str, Any]) -> tuple[str, list[str]]:
+def pretokenizer_name_and_doubts(body: dict[str, Any]) -> tuple[str, list[str]]:
     """llama.cpp's name for how text is cut before merges, from tokenizer.json; sentences where that may be wrong."""
     cutting = body.get("pre_tokenizer") or {}
     parts = cutting.get("pretokenizers", [cutting])
@@ -84,7 +84,7 @@ def ambiguous_merge_notes(texts: list[str], merges: list[tuple[str, ...]]) -> li
     return [DOUBT] if split_merges or missing else []
 
 
-def check_with_llama(file: Path, tokenizer: Any, notes: list[str]) -> list[str]:
+def resolve_doubt_with_llama(file: Path, tokenizer: Any, notes: list[str]) -> list[str]:
     """The notes, with llama.cpp's own word on `TEXTS` in place of a doubt, where `llama-cpp-python` is installed.
 
     It is asked in a process of its own: it ends a process that it can't go on in.

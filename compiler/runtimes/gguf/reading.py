@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.safe_read import MALFORMED, check_regular
+from ...core.safe_read import MALFORMED, refuse_irregular_file
 from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_header
 from .refusal import rejected_gguf
 
@@ -57,17 +57,17 @@ class Stored:
 def read_gguf(path: Path) -> Stored:
     """Raises Reject (refused-gguf) unless the file is whole and has numbers that effc writes."""
     try:
-        check_regular(path)
+        refuse_irregular_file(path)
         with path.open("rb") as file:
             header = file.read(MAX_HEADER)
-        return _parse(path, Reader(header))
+        return _parse_header(path, Reader(header))
     except OSError as error:
         raise Reject(rejected_gguf(f"{path} can't be read: {error.strerror}")) from error
     except (struct.error, *MALFORMED) as error:
         raise Reject(rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY)) from error
 
 
-def _parse(path: Path, reader: Reader) -> Stored:
+def _parse_header(path: Path, reader: Reader) -> Stored:
     facts, table = read_header(reader)
     alignment = facts.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 4096:

@@ -47,7 +47,7 @@ class Shape:
     layers: tuple[Layer, ...]
 
 
-def shape_of(model: Any) -> Shape:
+def gguf_shape(model: Any) -> Shape:
     """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
     refuse_config(model.config)
     family = FAMILIES[model.config.model_type]
@@ -56,11 +56,11 @@ def shape_of(model: Any) -> Shape:
     if len(dims) != 1:
         raise Reject(cannot_write_gguf("layers have heads of several sizes or none, and GGUF states one", help=INSTEAD))
     (dim,), layers = dims, tuple(layer for layer, _ in layer_shapes)
-    return Shape(_architecture_name(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
+    return Shape(_gguf_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
 
 
-def _architecture_name(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
-    """Of layers that differ it is another one."""
+def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
+    """llama.cpp's name for the architecture; `deci` where layers differ."""
     if len(set(layers)) > 1 or any(not layer.heads or layer.width == STAND_IN for layer in layers):
         if family.kind != "llama":
             raise Reject(
@@ -153,7 +153,7 @@ def _epsilon(config: Any) -> float:
 
 
 def named_tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under llama.cpp's name. Raises Reject where one has no place."""
+    """Yield every weight under llama.cpp's name. Raises Reject where one has no place."""
     config, weights = model.config, model.state_dict()
     if rope_of(config).get("rope_type", "default") == "llama3":
         yield "rope_freqs.weight", rotary_factors(model, shape.head_dim)

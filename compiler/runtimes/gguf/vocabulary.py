@@ -3,27 +3,27 @@
 import json
 from typing import Any
 
-from .pretokenizers import ambiguous_merge_notes, pretokenizer_of
+from .pretokenizers import ambiguous_merge_notes, pretokenizer_name_and_doubts
 
 _NO_TOKENIZER = "The GGUF file has no tokenizer: "
 
 
-def write_vocabulary(writer: Any, tokenizer: Any, size: int) -> list[str]:
+def write_vocabulary(gguf_writer: Any, tokenizer: Any, size: int) -> list[str]:
     """Adds what the tokenizer says; sentences where llama.cpp may cut text in another way. None: no vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     body = json.loads(backend.to_str()) if backend is not None else None
     if reason := _unsupported_tokenizer_reason(body):
-        writer.add_tokenizer_model("no_vocab")
+        gguf_writer.add_tokenizer_model("no_vocab")
         return [_NO_TOKENIZER + reason]
     assert body is not None
-    notes = _write_tokens(writer, tokenizer, body, size)
+    notes = _write_tokens_and_merges(gguf_writer, tokenizer, body, size)
     for name in ("bos", "eos", "unk", "pad"):
         if (token := getattr(tokenizer, f"{name}_token_id", None)) is not None:
-            getattr(writer, f"add_{name}_token_id")(token)
+            getattr(gguf_writer, f"add_{name}_token_id")(token)
     ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
+    gguf_writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
     if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+        gguf_writer.add_chat_template(tokenizer.chat_template)
     return notes
 
 
@@ -36,7 +36,7 @@ def _unsupported_tokenizer_reason(body: dict[str, Any] | None) -> str | None:
     return None if body["model"]["merges"] else "llama.cpp takes none without merges."
 
 
-def _write_tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> list[str]:
+def _write_tokens_and_merges(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) -> list[str]:
     from gguf import TokenType
 
     special, added = set(tokenizer.all_special_ids), {entry["id"] for entry in body["added_tokens"]}
@@ -64,7 +64,7 @@ def _write_tokens(writer: Any, tokenizer: Any, body: dict[str, Any], size: int) 
     if sentences:
         return ambiguous_merge_notes(texts, merges)
     writer.add_token_merges([" ".join(merge) for merge in merges])
-    cut, doubts = pretokenizer_of(body)
+    cut, doubts = pretokenizer_name_and_doubts(body)
     writer.add_tokenizer_pre(cut)
     return doubts
 

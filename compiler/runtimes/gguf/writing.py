@@ -8,9 +8,9 @@ import torch
 from ....dsl.syntax.diagnostics import Reject
 from . import four_bits
 from .families import context_of, window_keys
-from .pretokenizers import check_with_llama
+from .pretokenizers import resolve_doubt_with_llama
 from .refusal import unfit_type
-from .shapes import Shape, named_tensors, shape_metadata, shape_of
+from .shapes import Shape, gguf_shape, named_tensors, shape_metadata
 from .vocabulary import write_vocabulary
 
 FILE = "model.gguf"
@@ -25,21 +25,21 @@ def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]
     """
     import gguf
 
-    shape = shape_of(model)
+    shape = gguf_shape(model)
     writer = gguf.GGUFWriter(folder / FILE, shape.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
     for key, value in shape_metadata(model, shape).items():
         _add_key(writer, f"{shape.architecture}.{key}", value)
     notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
-    exact = [_add_tensor(writer, name, tensor, kind) for name, tensor in named_tensors(model, shape)]
+    exact = [_add_tensor_exactly(writer, name, tensor, kind) for name, tensor in named_tensors(model, shape)]
     if kind in four_bits.KINDS and not any(exact):
         raise Reject(four_bits.no_codes(kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return check_with_llama(folder / FILE, tokenizer, notes) + _usage_notes(model.config, shape)
+    return resolve_doubt_with_llama(folder / FILE, tokenizer, notes) + _usage_notes(model.config, shape)
 
 
 _FILE_TYPES = {"f32": "ALL_F32"} | {k: f"MOSTLY_{k.upper()}" for k in ("f16", "bf16", "q8_0", *four_bits.KINDS)}
@@ -56,12 +56,12 @@ def _add_key(writer: Any, key: str, value: Any) -> None:
         writer.add_uint32(key, value)
 
 
-def _add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool:
+def _add_tensor_exactly(writer: Any, name: str, tensor: torch.Tensor, kind: str) -> bool:
     """Write it; whether it kept codes that it had."""
     import gguf
 
     if kind in four_bits.KINDS:
-        codes = four_bits.codes_of(tensor.detach().cpu(), name, kind) if tensor.ndim == 2 else None
+        codes = four_bits.exact_block_codes(tensor.detach().cpu(), name, kind) if tensor.ndim == 2 else None
         if codes is not None:
             raw = four_bits.pack_blocks(codes, kind).numpy()
             writer.add_tensor(name, raw, raw_dtype=getattr(gguf.GGMLQuantizationType, kind.upper()))

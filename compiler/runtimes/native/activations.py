@@ -84,9 +84,9 @@ def close(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=_SHARE, atol=_SHARE, equal_nan=True))
 
 
-def _candidate_constants(constants: list[float]) -> list[float]:
+def _candidate_constants(literals: list[float]) -> list[float]:
     """Constants, their inverses and negatives, and products of such."""
-    distinct = list(dict.fromkeys(c for c in constants if c and math.isfinite(c)))[:_MAX_NODES]
+    distinct = list(dict.fromkeys(c for c in literals if c and math.isfinite(c)))[:_MAX_NODES]
     single = [s for c in distinct for s in (c, 1 / c)]
     chosen = [
         math.prod(parts)

@@ -38,7 +38,7 @@ def lower_attention(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
     sizes = (heads, kv_heads, head_dim, value_dim)
     mask_fn = _mask(builder, mask) if key_bias is None else key_score_bias.attention_mask(builder, key_bias)
     try:
-        gains = partial(_score_bias, builder, node, module, heads, *gaining[:1])
+        gains = partial(_probe_score_bias, builder, node, module, heads, *gaining[:1])
         form = (
             heads % kv_heads == 0
             and len(gaining) < 2
@@ -54,24 +54,24 @@ def lower_attention(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
         q, k = key_score_bias.append_bias_column(builder, node, module, form, key_bias, q, k)
         sizes = (heads, kv_heads, head_dim + 1, value_dim)
     by_head = any(x is not None for x in (form.slopes, form.sinks, form.distances))
-    kv_order, order = (None, None) if by_head else _unrepeat_heads(k.index, v.index, heads)
+    kv_order, order = (None, None) if by_head else _deduplicate_heads(k.index, v.index, heads)
     if kv_order is not None and order is not None:
         q, k, v = Rows(q.index[:, order], q.pending), *(Rows(x.index[:, kv_order], x.pending) for x in (k, v))
         sizes = (heads, len(kv_order), *sizes[2:])
-    register = (cross_attention_register if recalls else attention_register)(builder, node, form, [q, k, v], sizes)
+    register = (append_cross_attention if recalls else append_attention)(builder, node, form, [q, k, v], sizes)
     batch, length = builder.shape
     rows = builder.rows(register).view(batch, length, heads, value_dim)
     return Rows(rows if order is None else rows[:, :, order.argsort()]), None
 
 
-def attention_register(
+def append_attention(
     builder: PlanBuilder, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]
 ) -> int:
     """The register of attention of queries to keys and values; `sizes` as a step has them."""
     plan, (heads, kv_heads, head_dim, value_dim) = builder.plan, sizes
-    slopes = None if form.slopes is None else plan.vector_entry(f"{node.name}.slopes", form.slopes)
-    sinks = None if form.sinks is None else plan.vector_entry(f"{node.name}.sinks", form.sinks)
-    distance_table = None if form.distances is None else plan.vector_entry(f"{node.name}.distances", form.distances)
+    slopes = None if form.slopes is None else plan.add_vector(f"{node.name}.slopes", form.slopes)
+    sinks = None if form.sinks is None else plan.add_vector(f"{node.name}.sinks", form.sinks)
+    distance_table = None if form.distances is None else plan.add_vector(f"{node.name}.distances", form.distances)
     registers = {name: builder.register(x)[0] for name, x in zip("qkv", qkv, strict=True)}
     window = form.window if form.window is not None and form.window < plan.context else None
     return plan.append_step(
@@ -93,7 +93,7 @@ def attention_register(
     )
 
 
-def cross_attention_register(
+def append_cross_attention(
     builder: PlanBuilder, node: fx.Node, form: attentions.Attention, qkv: list[Rows], sizes: tuple[int, ...]
 ) -> int:
     """The register of attention of queries to a source, whose keys and values its encoder remembers."""
@@ -108,7 +108,7 @@ def cross_attention_register(
         "recall",
         heads * value_dim,
         q=builder.register(qkv[0])[0],
-        slot=source.plan.store_source_keys(k, v, kv_heads, head_dim, value_dim),
+        slot=source.plan.append_source_cache(k, v, kv_heads, head_dim, value_dim),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -129,7 +129,7 @@ def _is_score_bias(builder: PlanBuilder, node: fx.Node, name: str, value: Any) -
         return False
 
 
-def _score_bias(
+def _probe_score_bias(
     builder: PlanBuilder,
     node: fx.Node,
     module: torch.nn.Module,
@@ -148,7 +148,7 @@ def _score_bias(
 
     def distance_table() -> Tensor | None:
         config = getattr(module, "config", builder.model.config)
-        table = distances.bias_table(at, heads, bidirectional, config, plan.context)
+        table = distances.bias_by_distance(at, heads, bidirectional, config, plan.context)
         plan.context = plan.context if table is None else min(plan.context, table[1])
         return None if table is None else table[0]
 
@@ -164,8 +164,9 @@ def _mask(builder: PlanBuilder, mask: Positional | None) -> Any:
     return lambda length: builder.positions.at(mask.node, length)
 
 
-def _unrepeat_heads(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
-    """Of keys and values [b, heads, t, d] with copies of heads: those that differ, and the order of queries by them."""
+def _deduplicate_heads(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor | None, Tensor | None]:
+    """Find keys and values [b, heads, t, d] that are copies of heads: those that differ, and the order of queries by
+    them."""
     first = torch.unique(torch.stack([k[0, :, 0, 0], v[0, :, 0, 0]]), dim=1, return_inverse=True)[1]
     numbers = [(first == first[i]).nonzero()[0, 0] for i in range(len(first))]
     numbers_of = torch.stack(numbers)

@@ -66,30 +66,30 @@ def recognise_attention(
     mask: Any,
     sizes: tuple[int, int, int, int],
     options: dict[str, Any],
-    gains: Callable[..., ScoreBias | None] = lambda bidirectional: None,
+    score_bias_of: Callable[..., ScoreBias | None] = lambda bidirectional: None,
 ) -> Attention | None:
     """Attention that the module's `attention` computes, or None.
 
-    mask      n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
-    sizes     heads, key heads, width of a key, width of a value
-    gains     whether a text is seen whole -> what scores gain by distance, if anything
+    mask             n -> the mask of n keys as the module is handed it: [1, 1, n, n] or None
+    sizes            heads, key heads, width of a key, width of a value
+    score_bias_of    whether a text is seen whole -> what scores gain by distance, if anything
     """
     heads, _, head_dim, _ = sizes
     module = _as_float32(module)
     named = candidate_windows(module, options)
     bidirectional = is_bidirectional(module, mask, sizes, options)
-    gain = gains(bidirectional=bidirectional)
+    gain = score_bias_of(bidirectional=bidirectional)
     if gain is not None:
         options = {**options, gain.option: gain}
     if bidirectional:
         named = list(dict.fromkeys(n for w in named for n in (w, w + 1, w // 2 + 1)))
-        known = [row for n in lengths(named) for row in _run_bidirectional_trial(module, mask, sizes, options, n)]
+        known = [row for n in lengths(named) for row in _record_bidirectional_trial(module, mask, sizes, options, n)]
         forms = [
-            replace(form, bidirectional=True) for form in _candidate_forms(module, head_dim, heads, options, named)
+            replace(form, bidirectional=True) for form in _candidate_attentions(module, head_dim, heads, options, named)
         ]
     else:
-        known = [(*_run_causal_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
-        forms = [*_candidate_forms(module, head_dim, heads, options, named)]
+        known = [(*_record_causal_trial(module, mask, sizes, options, n), None) for n in lengths(named)]
+        forms = [*_candidate_attentions(module, head_dim, heads, options, named)]
     for form in forms:
         form = form if gain is None or not gain.table.any() else replace(form, distances=gain.table)
         pairs = [(form(q, k, v, at), expected) for q, k, v, expected, at in known]
@@ -110,7 +110,7 @@ def is_bidirectional(module: nn.Module, mask: Any, sizes: tuple[int, int, int, i
     return not torch.equal(first[0, 0], other[0, 0])
 
 
-def _run_bidirectional_trial(
+def _record_bidirectional_trial(
     module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
 ) -> list[tuple[Any, ...]]:
     """Trial of bidirectional attention, at the first position, one in the middle and the last."""
@@ -132,7 +132,7 @@ def _floats(mask: Tensor | None) -> Tensor | None:
     return mask.float() if mask is not None and mask.dtype.is_floating_point else mask
 
 
-def _run_causal_trial(
+def _record_causal_trial(
     module: nn.Module, mask: Any, sizes: tuple[int, int, int, int], options: dict[str, Any], length: int
 ) -> tuple[Tensor, ...]:
     """q of the last position, k, v and what the module makes of them."""
@@ -180,7 +180,7 @@ def lengths(windows: list[int]) -> list[int]:
     return [SHORT, *(w + 3 for w in windows)]
 
 
-def _candidate_forms(
+def _candidate_attentions(
     module: nn.Module, head_dim: int, heads: int, options: dict[str, Any], windows: list[int]
 ) -> Iterator[Attention]:
     named = (options.get("scaling"), getattr(module, "scaling", None), head_dim**-0.5)

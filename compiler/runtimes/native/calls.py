@@ -91,7 +91,7 @@ def operation(node: fx.Node) -> str:
     return name_of(node) if node.op == "call_method" else name_of(node).strip("_")
 
 
-def run_on_indices(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+def apply_to_indices(node: fx.Node, args: Any, kwargs: Any) -> Tensor | tuple[Tensor, ...]:
     """Run a call on element numbers. They may lie otherwise in memory than what they stand for: no view of that."""
     if node.op == "call_method":
         name = "reshape" if node.target == "view" and not isinstance(args[1], torch.dtype) else str(node.target)

@@ -29,8 +29,8 @@ def _lower_convolution(
     if not plain or weight.shape[0] != x.index.shape[1]:
         raise builder.rejection(node, "a convolution of another form than one filter for each channel")
     plan, (register, lane) = builder.plan, builder.register(x)
-    filters = plan.vector_entry(f"{node.name}.filters", weight.mT)
-    shift = None if bias is None else plan.vector_entry(f"{node.name}.bias", bias)
+    filters = plan.add_vector(f"{node.name}.filters", weight.mT)
+    shift = None if bias is None else plan.add_vector(f"{node.name}.bias", bias)
     silu = activation in _SILU
     rows_out = builder.elementwise("convolve", x.index.shape, lane, x=register, filters=filters, bias=shift, silu=silu)
     return (
@@ -72,8 +72,8 @@ def lower_depthwise_convolution(builder: PlanBuilder, call: Call) -> Any:
         raise IrregularColumns
     x = Rows(inside.mT)  # [batch, tokens, channels]
     register, lane = builder.register(x)
-    filters = builder.plan.vector_entry(f"{node.target}.filters", weight[:, 0].mT)
-    bias = None if module.bias is None else builder.plan.vector_entry(f"{node.target}.bias", module.bias)
+    filters = builder.plan.add_vector(f"{node.target}.filters", weight[:, 0].mT)
+    bias = None if module.bias is None else builder.plan.add_vector(f"{node.target}.bias", module.bias)
     fields = {"filters": filters, "bias": bias, "silu": False}
     output = builder.elementwise("convolve", x.index.shape, lane, x=register, **fields)
     return Rows(F.pad(output.index.mT, (0, index.shape[-1] - size + 1 - length), value=shifting.BEHIND))

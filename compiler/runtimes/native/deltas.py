@@ -33,7 +33,9 @@ def recognise_delta_rule(
     function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any]
 ) -> DeltaRuleLayer | None:
     """Delta rule that a function (q, k, v, g=, beta=, ...) computes of values of these shapes [b, t, ...], or None."""
-    trials = [_run_trial(function, shapes, options, size) for size in (1.0, 2e-3)]  # the second feels epsilon
+    trials = [
+        _trial_inputs_and_output(function, shapes, options, size) for size in (1.0, 2e-3)
+    ]  # the second feels epsilon
     known = [trial for trial in trials if trial is not None]
     if len(known) < len(trials):
         return None
@@ -43,13 +45,13 @@ def recognise_delta_rule(
     return None
 
 
-def _run_trial(
-    function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any], size: float
+def _trial_inputs_and_output(
+    function: Callable[..., Any], shapes: dict[str, tuple[int, ...]], options: dict[str, Any], qk_scale: float
 ) -> tuple[tuple[Tensor, ...], Tensor] | None:
     generator = torch.Generator().manual_seed(0)
     inputs = {name: torch.randn((1, _LENGTH, *shape[2:]), generator=generator) for name, shape in shapes.items()}
     q, k, v, decay, beta = (inputs[name] for name in ("q", "k", "v", "g", "beta"))
-    q, k, decay, beta = q * size, k * size, -decay.abs(), beta.sigmoid()
+    q, k, decay, beta = q * qk_scale, k * qk_scale, -decay.abs(), beta.sigmoid()
     try:
         output = function(q, k, v, g=decay, beta=beta, **options)
     except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else

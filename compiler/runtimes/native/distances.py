@@ -18,8 +18,8 @@ def of_row(value: Any, length: int) -> bool:
 
 
 @torch.no_grad()
-def bias_table(
-    at: Callable[[int], Tensor], heads: int, bidirectional: bool, config: Any, context: int
+def bias_by_distance(
+    bias_of_length: Callable[[int], Tensor], heads: int, bidirectional: bool, config: Any, context: int
 ) -> tuple[Tensor, int] | None:
     """[heads, columns] float32 by distance, and how many tokens of a text it holds for; None where more than distance
     counts.
@@ -27,12 +27,12 @@ def bias_table(
     The last column is that of the token itself, those before it of as many tokens back; of `bidirectional` attention
     it is the one in the middle. Tokens further away count as the outermost column.
 
-    at   the length of a row -> [1, heads, n, n]
+    bias_of_length   the length of a row -> [1, heads, n, n]
     """
     named = (getattr(config, name, None) for name in vars(config) if name.endswith("max_distance"))
     far = max((_TIMES * n for n in named if type(n) is int), default=0)
     length = min(max(_ROW, far), _MAX_ROW, context)
-    values = at(length).float()
+    values = bias_of_length(length).float()
     if not of_row(values, length):
         return None
     square = values[0].expand(heads, length, length)

@@ -74,14 +74,14 @@ def _retained(builder: PlanBuilder, node: fx.Node) -> None:
     builder.values[node] = CachedRows(value) if isinstance(value, Rows) else value
 
 
-def lower_scores(builder: PlanBuilder, call: Call) -> Any:
+def lower_score_operation(builder: PlanBuilder, call: Call) -> Any:
     """Scores on their way to weights, or the attention that spends them."""
     node, args, name, inputs = call.node, call.args, call.name, call.node.all_input_nodes
     if name in PRODUCTS and isinstance(args[0], ScorePairs) and isinstance(args[1], Rows):
         _retained(builder, _second(node))
     operands = [builder.values[used] for used in inputs]
     if name in calls.SIZE_CALLS:
-        return graph_values.lower_sample_size(builder, call)
+        return graph_values.lower_size_of_sample(builder, call)
     spends = any(isinstance(x, ScorePairs) for x in operands) and any(isinstance(x, CachedRows) for x in operands)
     if name == SDPA or (name in PRODUCTS and spends):
         return _lower_attention(builder, node, name)
@@ -98,13 +98,13 @@ def _lower_attention(builder: PlanBuilder, node: fx.Node, name: str) -> Rows:
     (kv_heads, key_dim), (value_heads, value_dim) = _leaf(builder, k, 1).sizes, _leaf(builder, v, 1).sizes
     form = None
     if key_dim == head_dim and kv_heads == value_heads and heads % kv_heads == 0:
-        form = _recognise(builder, node, module, leaves)
+        form = _recognise_attention(builder, node, module, leaves)
     if form is None:
         raise builder.rejection(node, _REASON)
-    register = attention_lowering.attention_register(
+    register = attention_lowering.append_attention(
         builder, node, form, [_rows(builder, x) for x in leaves], (heads, kv_heads, head_dim, value_dim)
     )
-    return Rows(_register_indices(builder, node, register, heads, value_dim))
+    return Rows(_register_as_sample_value(builder, node, register, heads, value_dim))
 
 
 def _rows(builder: PlanBuilder, node: fx.Node) -> Rows:
@@ -154,46 +154,50 @@ def _leaf(builder: PlanBuilder, node: fx.Node, length: int) -> Leaf:
 
 
 @torch.no_grad()
-def _recognise(builder: PlanBuilder, node: fx.Node, module: nn.Module, leaves: tuple[fx.Node, ...]) -> Attention | None:
+def _recognise_attention(
+    builder: PlanBuilder, node: fx.Node, module: nn.Module, qkv_nodes: tuple[fx.Node, ...]
+) -> Attention | None:
     windows = attentions.candidate_windows(module, {})
     try:
         context = builder.plan.context
         lengths = [min(length, context) for length in attentions.lengths([w for w in windows if w < context])]
-        known = [row for length in lengths for row in _run_trials(builder, node, leaves, length)]
-        slopes = _alibi_slopes(builder, node, leaves)
+        known = [row for length in lengths for row in _trial_attention_outputs(builder, node, qkv_nodes, length)]
+        slopes = _probe_alibi_slopes(builder, node, qkv_nodes)
     except (RuntimeError, TypeError, ValueError, IndexError):  # made for something else than one row
         return None
-    head_dim = _leaf(builder, leaves[0], 1).sizes[1]
-    for form in _candidate_forms(module, head_dim, windows, slopes):
+    head_dim = _leaf(builder, qkv_nodes[0], 1).sizes[1]
+    for form in _candidate_attentions(module, head_dim, windows, slopes):
         if all(torch.allclose(form(q, k, v, at), out, atol=2e-5, rtol=2e-5) for q, k, v, at, out in known):
             return form
     return None
 
 
-def _run_trials(builder: PlanBuilder, node: fx.Node, leaves: tuple[fx.Node, ...], length: int) -> list[tuple[Any, ...]]:
-    """Of a few positions q, keys and values [heads, length, d], which it is, and what the program makes of them."""
+def _trial_attention_outputs(
+    builder: PlanBuilder, node: fx.Node, leaves: tuple[fx.Node, ...], length: int
+) -> list[tuple[Any, ...]]:
+    """Run attention on random q, keys and values [heads, length, d]; inputs and results at a few positions."""
     generator = torch.Generator().manual_seed(length)
     q, k, v = (torch.randn((length, *_leaf(builder, x, length).sizes), generator=generator) for x in leaves)
-    out = _run_program(builder, node, leaves, (q, k, v))
+    out = _evaluate_attention(builder, node, leaves, (q, k, v))
     positions = dict.fromkeys((0, length // 2, length - 1))
     return [(q[at], k.transpose(0, 1), v.transpose(0, 1), at, out[at]) for at in positions]
 
 
-def _alibi_slopes(builder: PlanBuilder, node: fx.Node, leaves: tuple[fx.Node, ...]) -> Tensor | None:
+def _probe_alibi_slopes(builder: PlanBuilder, node: fx.Node, leaves: tuple[fx.Node, ...]) -> Tensor | None:
     """Slope of the scores per token of distance, by head, from queries of zeros and distinct values."""
     (heads, d), (kv_heads, key_dim), (_, wide) = (_leaf(builder, x, 1).sizes for x in leaves)
     length = min(wide, attentions.SHORT)
     if length < 2:
         return None
     v = torch.eye(length, wide)[:, None].expand(length, kv_heads, wide)
-    shares = _run_program(
+    shares = _evaluate_attention(
         builder, node, leaves, (torch.zeros(length, heads, d), torch.zeros(length, kv_heads, key_dim), v)
     )[-1]
     slopes = (shares[:, length - 1] / shares[:, length - 2]).log()
     return slopes if bool(slopes.isfinite().all()) and float(slopes.abs().max()) > 1e-6 else None
 
 
-def _run_program(
+def _evaluate_attention(
     builder: PlanBuilder, node: fx.Node, leaf_nodes: tuple[fx.Node, ...], qkv: tuple[Tensor, ...]
 ) -> Tensor:
     """[length, heads, d] of the program, of these queries, keys and values [length, heads, d]."""
@@ -205,7 +209,7 @@ def _run_program(
     return out[0].transpose(0, 1) if out.shape == (1, heads, length, wide) else out.view(length, heads, wide)
 
 
-def _register_indices(builder: PlanBuilder, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
+def _register_as_sample_value(builder: PlanBuilder, node: fx.Node, register: int, heads: int, wide: int) -> Tensor:
     """Element numbers of a register in the shape of the sample's result."""
     batch, length = builder.shape
     shape = node.meta["shape"]
@@ -222,17 +226,17 @@ class _Trial(Positions):
         super().__init__(builder.model, builder.values, builder.plan.layout, builder.shape)
         self.builder, self.leaves = builder, leaves
 
-    def _evaluate(self, node: fx.Node, length: int) -> Any:
+    def _evaluate_at_length(self, node: fx.Node, length: int) -> Any:
         if node in self.leaves:
             return self.leaves[node]
         value = self.builder.values.get(node)
         rows = value.rows if isinstance(value, CachedRows) else value
         if isinstance(rows, Rows) and not self.builder.ids.are(rows.index):
             return torch.zeros(self.shape_for_length(rows.index, length)[0])
-        return super()._evaluate(node, length)
+        return super()._evaluate_at_length(node, length)
 
 
-def _candidate_forms(
+def _candidate_attentions(
     module: nn.Module, head_dim: int, windows: list[int], slopes: Tensor | None
 ) -> Iterator[Attention]:
     floats = [value for value in vars(module).values() if isinstance(value, float)]

@@ -12,16 +12,16 @@ from .values import ElementwiseExpr, Positional, Rows
 
 
 def lower_unary(builder: PlanBuilder, call: Call) -> Rows:
-    return Rows(call.first.index, _defer(call, call.first.pending))
+    return Rows(call.first.index, _compose_pending(call, call.first.pending))
 
 
-def _defer(call: Call, before: ElementwiseExpr | None) -> ElementwiseExpr:
+def _compose_pending(call: Call, pending: ElementwiseExpr | None) -> ElementwiseExpr:
     """An elementwise function of what is made before it."""
     if call.name == "rsqrt":
-        return ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (before,), call.node),), call.node)
+        return ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (pending,), call.node),), call.node)
     compute, options = calls.UNARY[call.name], call.args[1:]
     options_kw = {key: value for key, value in call.kwargs.items() if key != "inplace"}
-    return ElementwiseExpr(lambda x: compute(x, *options, **options_kw), (before,), call.node)
+    return ElementwiseExpr(lambda x: compute(x, *options, **options_kw), (pending,), call.node)
 
 
 def lower_activation(builder: PlanBuilder, call: Call) -> Rows:
@@ -30,10 +30,10 @@ def lower_activation(builder: PlanBuilder, call: Call) -> Rows:
 
 
 def lower_binary(builder: PlanBuilder, call: Call) -> Rows:
-    return lower_binary_of(builder, call.node, call.name, *call.args)
+    return lower_binary_operands(builder, call.node, call.name, *call.args)
 
 
-def lower_binary_of(builder: PlanBuilder, node: fx.Node, name: str, a: Any, b: Any) -> Rows:
+def lower_binary_operands(builder: PlanBuilder, node: fx.Node, name: str, a: Any, b: Any) -> Rows:
     compute = calls.BINARY[name]
     for x, y in ((a, b), (b, a)):
         single = isinstance(y, (int, float)) or (isinstance(y, Tensor) and y.dim() == 0)
@@ -48,7 +48,7 @@ def lower_binary_of(builder: PlanBuilder, node: fx.Node, name: str, a: Any, b: A
         if isinstance(x, Rows) and isinstance(y, Tensor):
             return builder.elementwise_with_vector(node, name, x, y, swapped=x is b)
         if isinstance(x, Rows) and isinstance(y, Positional) and name in ("add", "mul"):
-            table = tables.positional_rows(builder, node, y)
+            table = tables.append_position_table(builder, node, y)
             return x if table is None else builder.elementwise_of_two(name, x, table)
     raise builder.rejection(node, f"`{name}` of these operands is not among the engine's steps")
 

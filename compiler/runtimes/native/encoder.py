@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ..inputs import check_ids, check_mask, class_loss, unfit_inputs
+from ..inputs import check_ids, check_mask, classification_loss, unfit_inputs
 from ..model import DecoderModel, Output
 from ..position_offsets import other_positions, refuse_visible_padding
 from .plan_files import native_damaged
@@ -80,7 +80,7 @@ class NativeEncoder(DecoderModel):
             )
         if position_ids is None:
             refuse_visible_padding(input_ids, mask, self.uncounted)
-        self._check_positions(mask.bool(), position_ids)
+        self._refuse_other_positions(mask.bool(), position_ids)
         rows = [ids[is_token] for ids, is_token in zip(input_ids, mask.bool(), strict=True)]
         width = self.engine.width
         output = torch.zeros((len(rows), width) if self.first else (*input_ids.shape, width))
@@ -88,11 +88,11 @@ class NativeEncoder(DecoderModel):
             part = range(start, min(len(rows), start + max(1, self.spare)))
             nonempty = [row for row in part if len(rows[row])]
             if nonempty:
-                self._encode(output, mask.bool(), nonempty, [rows[row] for row in nonempty])
-        loss = {} if labels is None else {"loss": class_loss(output, labels, mask)}
+                self._encode_rows_into(output, mask.bool(), nonempty, [rows[row] for row in nonempty])
+        loss = {} if labels is None else {"loss": classification_loss(output, labels, mask)}
         return Output(**loss, **{"last_hidden_state" if self.states else "logits": output})
 
-    def _check_positions(self, mask: Tensor, position_ids: Tensor | None) -> None:
+    def _refuse_other_positions(self, mask: Tensor, position_ids: Tensor | None) -> None:
         """Refuse rows whose tokens the model would count otherwise than a text's own."""
         expected = (mask.cumsum(-1) - 1).clamp(min=0)
         requested = torch.arange(mask.shape[1]) if position_ids is None else position_ids - self.first_position
@@ -109,7 +109,7 @@ class NativeEncoder(DecoderModel):
                 )
             )
 
-    def _encode(self, output: Tensor, mask: Tensor, row_indices: list[int], texts: list[Tensor]) -> None:
+    def _encode_rows_into(self, output: Tensor, mask: Tensor, row_indices: list[int], texts: list[Tensor]) -> None:
         """Write what the engine gives for some rows to where it belongs."""
         with self.sequences_of(len(texts)) as numbers:
             states_flat = self.feed(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")

@@ -9,7 +9,7 @@ from ...analysis.planning.keys import versions
 from ...core.cache import Cache
 from ...core.source_closure import fingerprint
 from ...ir.capture.meta_capture import capture_on_meta
-from ...models.checkpoints.fake_weights import with_fake_weights
+from ...models.checkpoints.fake_weights import build_with_random_weights
 from ...models.checkpoints.origin import Origin
 from ...plugin.context import Context
 from .linears import Numbers
@@ -49,7 +49,7 @@ def unsupported_reason(origin: Origin, weights: str) -> Reject | None:
     """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
     program = capture_on_meta(origin)
     try:
-        Reader(program, weights, with_fake_weights(origin)).build_plan()
+        Reader(program, weights, build_with_random_weights(origin)).build_plan()
     except Reject as rejection:
         return rejection
     return None

@@ -56,14 +56,14 @@ class Router:
         return self.copies[sample // self._batches]
 
 
-def sampled(builder: PlanBuilder, rows: Rows, sample: int) -> Tensor:
+def sampled(builder: PlanBuilder, rows: Rows, sample_index: int) -> Tensor:
     """Random numbers of rows, equal where they are the same numbers of tokens."""
     index, layout = rows.index.reshape(-1), builder.plan.layout
     registers, _ = layout.locate(index)
     numbers = torch.zeros(len(index))
     for register in registers.unique().tolist():
         if register >= 0:  # else a token before a text, whose numbers are zeros
-            generator = torch.Generator().manual_seed((sample << 20) + register)
+            generator = torch.Generator().manual_seed((sample_index << 20) + register)
             block = torch.randn(layout.tokens * layout.widths[register], generator=generator)
             of_register = registers == register
             numbers[of_register] = block[index[of_register] - layout.starts[register]]
@@ -71,13 +71,13 @@ def sampled(builder: PlanBuilder, rows: Rows, sample: int) -> Tensor:
     return numbers if rows.pending is None else rows.pending(numbers)
 
 
-def lower_choice(
+def lower_expert_choice(
     builder: PlanBuilder, router: Router, numbers: list[Tensor], weights: list[Tensor] | None
 ) -> Choice | None:
     """The steps of a choice by the first rule that fits all samples of a copy; None where there is none."""
     if weights is not None and any(w.shape != n.shape for w, n in zip(weights, numbers, strict=True)):
         return None
-    fits, width, rule = (routers.fit_routing, routers.fit_sequential_routing), router.x.index.shape[-1], None
+    fits, width, rule = (routers.infer_routing, routers.infer_sequential_routing), router.x.index.shape[-1], None
     for copy, fit in zip(router.copies, fits, strict=True):
         samples = [s for s in router.samples if router.copy(s) is copy]
         x = torch.cat([sampled(builder, router.x, s).reshape(-1, width) for s in samples])
@@ -88,7 +88,7 @@ def lower_choice(
         return None
     fields = {"kind": rule.kind, "normal": rule.normal, "eps": rule.eps, "scale": rule.scale}
     if router.choice is None:
-        router.choice, router.rule, router.is_weighed = _lower_route(builder, router, rule, fields), rule, False
+        router.choice, router.rule, router.is_weighed = _append_route(builder, router, rule, fields), rule, False
     elif weights is not None and rule != router.rule:
         if router.is_weighed or router.rule is None or rule.choice != router.rule.choice:
             return None  # one router, and two choices
@@ -99,11 +99,11 @@ def lower_choice(
     return router.choice
 
 
-def _lower_route(builder: PlanBuilder, router: Router, rule: routers.Routing, fields: dict[str, Any]) -> Choice:
+def _append_route(builder: PlanBuilder, router: Router, rule: routers.Routing, fields: dict[str, Any]) -> Choice:
     plan, path, tensors = builder.plan, router.path, routers.named_tensors(router.module, router.extra)
-    weight, experts = plan.vector_entry(f"{path}.{rule.weight}", tensors[rule.weight]), len(tensors[rule.weight])
+    weight, experts = plan.add_vector(f"{path}.{rule.weight}", tensors[rule.weight]), len(tensors[rule.weight])
     bias, shift = (
-        None if name is None else plan.vector_entry(f"{path}.{name}", tensors[name].flatten())
+        None if name is None else plan.add_vector(f"{path}.{name}", tensors[name].flatten())
         for name in (rule.bias, rule.shift)
     )
     scores = plan.append_step("scores", experts, x=_in_order(builder, router.x), weight=weight, bias=bias)
@@ -120,33 +120,35 @@ def _in_order(builder: PlanBuilder, value: Rows) -> int:
     return register
 
 
-def lower_outputs(
+def append_expert_outputs(
     builder: PlanBuilder, node: fx.Node, experts: Experts, choice: Choice, value: Rows, *, summed: bool
 ) -> int:
     """The register of outputs of the chosen experts for a value of each token, or one for each of them."""
     x = _in_order(builder, value)
     for layer, middle in zip(experts.layers, (*experts.middles, None), strict=True):
-        x = _lower_layer(builder, layer, choice, x, summed=summed and middle is None)
+        x = _append_expert_layer(builder, layer, choice, x, summed=summed and middle is None)
         if middle is not None:
             rows = Rows(builder.rows(x).view(builder.plan.layout.tokens * choice.count, -1))
-            x = _in_order(builder, _lower_middle(builder, node, middle, rows))
+            x = _in_order(builder, _lower_expert_activation(builder, node, middle, rows))
     return x
 
 
-def lower_outputs_of_weighed(builder: PlanBuilder, node: fx.Node, experts: Experts, choice: Choice, value: Rows) -> int:
+def append_outputs_of_weighted_input(
+    builder: PlanBuilder, node: fx.Node, experts: Experts, choice: Choice, value: Rows
+) -> int:
     """The register of a sum of the chosen experts, for a value times the weight of each."""
     weights = Rows(builder.rows(choice.register)[:, : choice.count, None])
     weighed = builder.product(Rows(value.index[:, None].expand(-1, choice.count, -1), value.pending), weights)
-    register = lower_outputs(builder, node, experts, choice, weighed, summed=False)
+    register = append_expert_outputs(builder, node, experts, choice, weighed, summed=False)
     parts = builder.rows(register).view(len(value.index), choice.count, -1)
     return builder.register(reductions.total(builder, [Rows(parts[:, i]) for i in range(choice.count)]))[0]
 
 
-def add_identity_experts(builder: PlanBuilder, choice: Choice, real: int, x: Rows, output: Rows) -> Rows:
+def add_identity_experts(builder: PlanBuilder, choice: Choice, n_real_experts: int, x: Rows, output: Rows) -> Rows:
     """Outputs of experts on x, plus x times the weights of identity experts."""
     parts = builder.rows(choice.register)
     weights, numbers = parts[:, : choice.count], parts[:, choice.count :]
-    above = builder.apply(Rows(numbers), operator.sub, float(real - 1))
+    above = builder.apply(Rows(numbers), operator.sub, float(n_real_experts - 1))
     idle = builder.apply(above, torch.clamp, 0.0, 1.0)  # one of those, else zero
     shares = builder.product(idle, Rows(weights))
     share = reductions.total(builder, [Rows(shares.index[:, i : i + 1]) for i in range(choice.count)])
@@ -154,32 +156,34 @@ def add_identity_experts(builder: PlanBuilder, choice: Choice, real: int, x: Row
     return builder.elementwise_of_two("add", output, builder.product(x, spread))
 
 
-def _lower_layer(builder: PlanBuilder, layer: Layer, choice: Choice, x: int, *, summed: bool) -> int:
+def _append_expert_layer(builder: PlanBuilder, layer: Layer, choice: Choice, register: int, *, summed: bool) -> int:
     plan, numbers = builder.plan, builder.numbers
     names, zero_weights = [], tuple(torch.zeros_like(w[0]) for w in layer.weights)  # of experts that are not there
     for expert in range(choice.experts):
         expert_weights = tuple(w[expert] for w in layer.weights if expert < len(w))
         linear = linears.Stacked(expert_weights or zero_weights)
         entry = Entry("packed", linear.shape, linear.make(numbers.weights, numbers.group))
-        names.append(plan.add_entry(f"{layer.name}.{expert}.weight", entry, linear.key))
+        names.append(plan.add_weight_entry(f"{layer.name}.{expert}.weight", entry, linear.key))
     width = layer.outputs * (1 if summed else choice.count)
-    biases = None if layer.bias is None else plan.vector_entry(f"{layer.name}.biases", layer.bias)
-    return plan.append_step("experts", width, x=x, chosen=choice.register, weights=names, biases=biases, summed=summed)
+    biases = None if layer.bias is None else plan.add_vector(f"{layer.name}.biases", layer.bias)
+    return plan.append_step(
+        "experts", width, x=register, chosen=choice.register, weights=names, biases=biases, summed=summed
+    )
 
 
-def _lower_middle(builder: PlanBuilder, node: fx.Node, middle: fx.GraphModule, rows: Rows) -> Rows:
+def _lower_expert_activation(builder: PlanBuilder, node: fx.Node, graph: fx.GraphModule, rows: Rows) -> Rows:
     """Lower the operations between the layers of an expert, step by step."""
     values: dict[fx.Node, Any] = {}
-    for inner in middle.graph.nodes:
+    for inner in graph.graph.nodes:
         args, kwargs = fx.map_arg((inner.args, inner.kwargs), values.__getitem__)
         if inner.op == "output":
             return args[0]
         if inner.op == "placeholder":
             values[inner] = rows
         elif inner.op == "get_attr":
-            values[inner] = getattr(middle, inner.target)
+            values[inner] = getattr(graph, inner.target)
         else:
-            part = middle.get_submodule(inner.target) if inner.op == "call_module" else None
+            part = graph.get_submodule(inner.target) if inner.op == "call_module" else None
             inner.meta = node.meta | inner.meta
             role = None if part is None else "activation"
             values[inner] = builder.lower(Call(inner, args, kwargs, role, part))

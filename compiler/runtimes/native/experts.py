@@ -84,36 +84,36 @@ class Assignment(NamedTuple):
 Run = Callable[[nn.Module, Assignment], Tensor]  # output of a module of experts for rows that are given to them
 
 
-def recognise_experts(module: nn.Module, width: int, experts: int, run: Run) -> Experts | None:
+def recognise_experts(module: nn.Module, width: int, n_experts: int, run: Run) -> Experts | None:
     """Experts that a module computes where each row is given to several, which it sums by their weights; or None."""
-    real = _real_experts(module, experts)
+    real = _real_experts(module, n_experts)
     if real is None:
         return None
-    light, picked, idle = _few_experts(module, experts, real)
+    light, picked, idle = _module_of_few_experts(module, n_experts, real)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((_ROWS, width), generator=generator)
     weights = torch.rand((_ROWS, 1 + len(picked)), generator=generator)
     sample = Assignment(x, torch.arange(len(picked)).repeat(_ROWS, 1), weights[:, : len(picked)])
-    number = _matching_form(light, width, len(picked) + idle, sample, _output(run, light, sample))
+    number = _matching_form_index(light, width, len(picked) + idle, sample, _output(run, light, sample))
     if number is None or not idle:
-        return None if number is None else _form(module, width, experts, number)
+        return None if number is None else _form(module, width, n_experts, number)
     both = Assignment(x, torch.tensor([[0, len(picked)]] * _ROWS), weights[:, :2])
     with_idle, first = _output(run, light, both), Assignment(x, both.numbers[:, :1], weights[:, :1])
     form = _form(light, width, len(picked) + idle, number)
     back = with_idle is not None and _agrees(form, first, with_idle - x * weights[:, 1:2])
-    return replace(_form(module, width, experts, number), idle=experts - real) if back else None
+    return replace(_form(module, width, n_experts, number), idle=n_experts - real) if back else None
 
 
-def recognise_dispatched_experts(module: nn.Module, width: int, experts: int, run: Run) -> Experts | None:
+def recognise_dispatched_experts(module: nn.Module, width: int, n_experts: int, run: Run) -> Experts | None:
     """Experts that a module computes on rows in the order of the experts that each of them is given to; or None."""
-    if _real_experts(module, experts) != experts:
+    if _real_experts(module, n_experts) != n_experts:
         return None
-    light, picked, _ = _few_experts(module, experts, experts)
+    light, picked, _ = _module_of_few_experts(module, n_experts, n_experts)
     x = torch.randn((len(picked) * _ROWS, width), generator=torch.Generator().manual_seed(0))
     numbers = torch.arange(len(picked)).repeat_interleave(_ROWS)[:, None]
     sample = Assignment(x, numbers, torch.ones(len(x), 1))
-    number = _matching_form(light, width, len(picked), sample, _output(run, light, sample))
-    return None if number is None else _form(module, width, experts, number)
+    number = _matching_form_index(light, width, len(picked), sample, _output(run, light, sample))
+    return None if number is None else _form(module, width, n_experts, number)
 
 
 def _real_experts(module: nn.Module, experts: int) -> int | None:
@@ -131,13 +131,13 @@ def _output(run: Run, light: nn.Module, sample: Assignment) -> Tensor | None:
 
 
 @torch.no_grad()
-def _matching_form(
-    light: nn.Module, width: int, experts: int, sample: Assignment, expected: Tensor | None
+def _matching_form_index(
+    light: nn.Module, width: int, n_experts: int, sample: Assignment, expected: Tensor | None
 ) -> int | None:
     """Number of the first form that gives the output of a sample, or None."""
     if expected is None:
         return None
-    forms = enumerate(_candidate_forms(light, width, experts))
+    forms = enumerate(_candidate_experts(light, width, n_experts))
     return next((number for number, form in forms if _agrees(form, sample, expected)), None)
 
 
@@ -150,23 +150,26 @@ def _agrees(form: Experts, sample: Assignment, expected: Tensor) -> bool:
 
 
 def _form(module: nn.Module, width: int, experts: int, number: int) -> Experts:
-    return next(islice(_candidate_forms(module, width, experts), number, None))
+    return next(islice(_candidate_experts(module, width, experts), number, None))
 
 
-def _few_experts(module: nn.Module, experts: int, real: int) -> tuple[nn.Module, Tensor, int]:
+def _module_of_few_experts(module: nn.Module, n_experts: int, n_real_experts: int) -> tuple[nn.Module, Tensor, int]:
     """Experts of which a few are there, in float32, without a copy of the others; which; and how many idle ones."""
-    picked, idle = torch.tensor([0, real - 1][:real]), min(experts - real, len([0, 1][:real]))
-    idle = min(idle, 1) if experts != 2 * real else idle  # numbers of as many mean the same
-    with_idle = torch.cat([picked, torch.arange(real, real + idle)])
-    index_by_count = {experts: with_idle, real: picked}
+    picked, idle = (
+        torch.tensor([0, n_real_experts - 1][:n_real_experts]),
+        min(n_experts - n_real_experts, len([0, 1][:n_real_experts])),
+    )
+    idle = min(idle, 1) if n_experts != 2 * n_real_experts else idle  # numbers of as many mean the same
+    with_idle = torch.cat([picked, torch.arange(n_real_experts, n_real_experts + idle)])
+    index_by_count = {n_experts: with_idle, n_real_experts: picked}
 
     def fewer(p: Tensor) -> nn.Parameter:
-        if p.dim() == 2 and len(p) not in index_by_count and len(p) % experts == 0:  # one expert after another
-            return nn.Parameter(p.view(experts, -1, p.shape[1])[with_idle].flatten(0, 1).float(), requires_grad=False)
+        if p.dim() == 2 and len(p) not in index_by_count and len(p) % n_experts == 0:  # one expert after another
+            return nn.Parameter(p.view(n_experts, -1, p.shape[1])[with_idle].flatten(0, 1).float(), requires_grad=False)
         return nn.Parameter((p[index_by_count[len(p)]] if len(p) in index_by_count else p).float(), requires_grad=False)
 
     light = copy.deepcopy(module, {id(p): fewer(p.detach()) for p in module.parameters()})
-    sizes = {experts - real: idle, real: len(picked), experts: len(with_idle)}
+    sizes = {n_experts - n_real_experts: idle, n_real_experts: len(picked), n_experts: len(with_idle)}
     for part in light.modules():
         for name, value in [*vars(part).items()]:
             if type(value) is int and value in sizes and "expert" in name:
@@ -174,13 +177,13 @@ def _few_experts(module: nn.Module, experts: int, real: int) -> tuple[nn.Module,
     return light, picked, idle
 
 
-def _candidate_forms(module: nn.Module, width: int, experts: int) -> Iterator[Experts]:
+def _candidate_experts(module: nn.Module, width: int, n_experts: int) -> Iterator[Experts]:
     """Ways in which tensors of three axes may meet, in an order that does not depend on how many experts there are."""
     parameters = [p.detach() for p in module.parameters()]
     solid = [p for p in parameters if p.dim() == 3]
     if not solid:  # one expert after another
-        rows = [p for p in parameters if p.dim() == 2 and p.shape[1] == width and len(p) % experts == 0]
-        solid = [p.view(experts, -1, width) for p in rows]
+        rows = [p for p in parameters if p.dim() == 2 and p.shape[1] == width and len(p) % n_experts == 0]
+        solid = [p.view(n_experts, -1, width) for p in rows]
     flat = [None, *(p for p in parameters if p.dim() == 2)]
     for *first, last in permutations(solid):
         for turned, back in product((False, True), repeat=2):
@@ -190,7 +193,7 @@ def _candidate_forms(module: nn.Module, width: int, experts: int) -> Iterator[Ex
             for up_bias, down_bias in product(flat, repeat=2):
                 layers = Layer(".up", up, up_bias), Layer(".down", (down,), down_bias)
                 if up and all(layer.bias is None or layer.bias.shape[1] == layer.outputs for layer in layers):
-                    yield from (Experts(layers, (middle,)) for middle in _middle_graphs(module))
+                    yield from (Experts(layers, (middle,)) for middle in _candidate_activation_graphs(module))
     for weight, bias in product(chain.from_iterable((w, w.mT) for w in solid), flat):
         if weight.shape[2] == width and (bias is None or bias.shape == weight.shape[:2]):
             yield Experts((Layer("", (weight,), bias),))
@@ -232,7 +235,7 @@ class _Tracer(fx.Tracer):
         return True
 
 
-def _middle_graphs(module: nn.Module) -> Iterator[fx.GraphModule]:
+def _candidate_activation_graphs(module: nn.Module) -> Iterator[fx.GraphModule]:
     acts = [part for part in module.modules() if leaves.module_role(part) == "activation"]
     for root in (
         *([_ModuleFunction(module)] if hasattr(module, "_apply_gate") else ()),

@@ -47,7 +47,7 @@ def is_positional(builder: PlanBuilder, call: Call) -> bool:
 
 
 def lower_positional(builder: PlanBuilder, call: Call) -> Any:
-    return lower_sample_size(builder, call) if call.name in calls.SIZE_CALLS else Positional(call.node)
+    return lower_size_of_sample(builder, call) if call.name in calls.SIZE_CALLS else Positional(call.node)
 
 
 def reads_cache(builder: PlanBuilder, call: Call) -> bool:
@@ -69,7 +69,7 @@ def lower_constant(builder: PlanBuilder, call: Call) -> Any:
     return call_node(call.node, builder.model, call.args, call.kwargs)
 
 
-def lower_sample_size(builder: PlanBuilder, call: Call) -> Any:
+def lower_size_of_sample(builder: PlanBuilder, call: Call) -> Any:
     """A size of something that depends on positions alone: that of the sample batch."""
     of: Any = call.node.args[0]
     shape = of.meta.get("shape")

@@ -21,13 +21,17 @@ _SHORT_LENGTH, _LONG_LENGTH = 4, 7  # tokens
 def lower_position_choice(builder: PlanBuilder, call: Call) -> Any:
     """All positions, where a module chooses among no more than it may."""
     mixed = any(isinstance(x, Rows) for x in call.operands) and any(isinstance(x, Positional) for x in call.operands)
-    if not mixed or call.module is None or not _selects_all_positions(builder, call.module, call.args, call.kwargs):
+    if (
+        not mixed
+        or call.module is None
+        or not _selects_all_and_limit_context(builder, call.module, call.args, call.kwargs)
+    ):
         return NotImplemented
     return AllPositions(call.node)
 
 
 @torch.no_grad()
-def _selects_all_positions(builder: PlanBuilder, module: nn.Module, args: Any, kwargs: Any) -> bool:
+def _selects_all_and_limit_context(builder: PlanBuilder, module: nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a module names every position for each token of a context, which is made as short as that asks."""
     module = copy.deepcopy(module).float()
     for name, count in vars(module).items():

@@ -29,7 +29,7 @@ class _Enough(Exception):
     """A forward has come to the module that was asked for."""
 
 
-def is_key_score_bias(builder: PlanBuilder, call: Call) -> bool:
+def makes_key_score_bias(builder: PlanBuilder, call: Call) -> bool:
     """Whether a call has such numbers among its operands, or hides some of those that a token's key gains."""
     if KeyScoreBias in call.kinds:
         return True
@@ -45,7 +45,7 @@ def lower_key_score_bias(builder: PlanBuilder, call: Call) -> Any:
     if name in calls.SIZE_CALLS and isinstance(first, KeyScoreBias):
         return graph_values.lower_size_of(builder, call, first.rows.index)
     if name in calls.MOVES and isinstance(first, KeyScoreBias):
-        mapped = calls.run_on_indices(node, (first.rows.index, *map(index, args[1:])), kwargs)
+        mapped = calls.apply_to_indices(node, (first.rows.index, *map(index, args[1:])), kwargs)
         if isinstance(mapped, Tensor):
             return KeyScoreBias(Rows(mapped, first.rows.pending), first.hides)
     raise builder.rejection(node, _REASON)
@@ -72,7 +72,7 @@ def append_bias_column(
     fits = gains.dim() == 4 and gains.shape[1] == heads and form.softcap is None
     if not fits or not torch.equal(gains, per_key) or not torch.equal(gains, by_group):
         raise builder.rejection(node, _REASON)
-    _shorten_context(builder, module)
+    _limit_context_to_cached_keys(builder, module)
     columns = builder.materialised(Rows(gains[:, :: heads // kv_heads, 0, :, None], key_bias.rows.pending)).index
     q, k = builder.materialised(q), builder.materialised(k)
     one, _ = builder.register(Rows(q.index[:, :1, :, :1]))
@@ -82,29 +82,30 @@ def append_bias_column(
     return Rows(torch.cat([q.index, shares], -1)), Rows(torch.cat([k.index, columns], -1))
 
 
-def _shorten_context(builder: PlanBuilder, module: nn.Module) -> None:
+def _limit_context_to_cached_keys(builder: PlanBuilder, module: nn.Module) -> None:
     """A context of as many tokens as a layer keeps all keys of."""
     integers = [name for name, value in vars(module).items() if type(value) is int and value > 0]
     limits = builder.remember(
-        ("limits of keys", type(module)), lambda: [name for name in integers if _limits_keys(builder, module, name)]
+        ("limits of keys", type(module)),
+        lambda: [name for name in integers if _limits_visible_keys(builder, module, name)],
     )
     plan = builder.plan
     plan.context = min([plan.context, *(vars(module)[name] for name in limits)])
 
 
-def _limits_keys(builder: PlanBuilder, module: nn.Module, name: str) -> bool:
+def _limits_visible_keys(builder: PlanBuilder, module: nn.Module, attribute: str) -> bool:
     """Whether a number that a module holds, as it is made small, changes what longer texts give, and only those."""
-    original = vars(module)[name]
+    original = vars(module)[attribute]
     try:
         outputs = {
-            (n, length): _output_with_number(builder, module, name, n, length)
+            (n, length): _output_with_attribute(builder, module, attribute, n, length)
             for n in (_SHORT_LENGTH, _FULL_LENGTH)
             for length in (_SHORT_LENGTH, _LONG_LENGTH)
         }
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # it is something else's number
         return False
     finally:
-        setattr(module, name, original)
+        setattr(module, attribute, original)
     short, long = (
         (outputs[_SHORT_LENGTH, length], outputs[_FULL_LENGTH, length]) for length in (_SHORT_LENGTH, _LONG_LENGTH)
     )
@@ -112,7 +113,7 @@ def _limits_keys(builder: PlanBuilder, module: nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def _output_with_number(builder: PlanBuilder, module: nn.Module, name: str, value: int, length: int) -> Tensor:
+def _output_with_attribute(builder: PlanBuilder, module: nn.Module, name: str, value: int, length: int) -> Tensor:
     """Output of a module for a text, with one of its numbers changed."""
     outputs: list[Tensor] = []
 

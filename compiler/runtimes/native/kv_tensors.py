@@ -11,16 +11,16 @@ from ...ir.capture.sample import sample_inputs
 
 
 def decoder_sample_inputs(
-    model: nn.Module, fault: Fault, instead: str, batch: int = 2, length: int = 3, past_length: int = 5
+    model: nn.Module, fault: Fault, remedy: str, batch: int = 2, length: int = 3, past_length: int = 5
 ) -> tuple[dict, list, list]:
     """Example inputs of a decoder: tokens after a cache, with padding in one row.
 
-    fault     what a model is refused with that keeps anything else
-    instead   what holds such a model
+    fault    what a model is refused with that keeps anything else
+    remedy   what holds such a model
     """
     sequence = sample_inputs(model, batch=batch, length=past_length + length, padding=1)
     past, slots = _cached_keys_and_values(
-        model, fault, instead, {n: x[:, :past_length] if isinstance(x, Tensor) else x for n, x in sequence.items()}
+        model, fault, remedy, {n: x[:, :past_length] if isinstance(x, Tensor) else x for n, x in sequence.items()}
     )
     current = {
         n: x if n == "attention_mask" else x[:, past_length:] for n, x in sequence.items() if isinstance(x, Tensor)

@@ -102,7 +102,7 @@ class ColumnRun:
     count: int
 
 
-def column_runs(layout: Layout, columns: Tensor) -> list[ColumnRun]:
+def split_into_column_runs(layout: Layout, columns: Tensor) -> list[ColumnRun]:
     """Columns as few regular runs, in order."""
     pieces: list[list[int]] = []  # [register, start, length]
     for element in columns.tolist():

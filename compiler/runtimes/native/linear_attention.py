@@ -73,7 +73,7 @@ def lower_linear_attention(builder: PlanBuilder, call: Call) -> Any:
     if recognised is None:
         return NotImplemented
     form, is_tuple = recognised
-    rows_out = _lower_steps(builder, node, module, form, builder.materialised(rows[0]))
+    rows_out = _append_linear_attention_steps(builder, node, module, form, builder.materialised(rows[0]))
     return (rows_out, None) if is_tuple else rows_out
 
 
@@ -82,7 +82,7 @@ def recognise_linear_attention(
     builder: PlanBuilder, module: nn.Module, rows: Rows, args: Any, kwargs: Any
 ) -> tuple[LinearAttention, bool] | None:
     """Decay of a linear attention, and whether it returns more than its output; None for another layer."""
-    forms = [*_candidate_forms(module, rows.index.shape[-1])]
+    forms = [*_candidate_linear_attentions(module, rows.index.shape[-1])]
     if not forms:
         return None
     dtype = next(module.parameters()).dtype
@@ -104,7 +104,10 @@ def recognise_linear_attention(
     if not isinstance(expected_tensor, Tensor) or expected_tensor.shape != (1, *x.shape):
         return None
     bound = (_SHARE if dtype == torch.float32 else 2e-2) * float(expected_tensor.abs().max())
-    cut = [output[0] if isinstance(output, tuple) else output for output in map(matches, _with_small_chunks(module))]
+    cut = [
+        output[0] if isinstance(output, tuple) else output
+        for output in map(matches, _variants_with_small_blocks(module))
+    ]
     variants = [output for output in cut if isinstance(output, Tensor) and output.shape == expected_tensor.shape]
     for form in forms:
         computed = form(module, x.float())
@@ -113,7 +116,7 @@ def recognise_linear_attention(
     return None
 
 
-def _with_small_chunks(module: nn.Module) -> Iterator[nn.Module]:
+def _variants_with_small_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The module with a number that it holds made small: texts may be cut into blocks of so many tokens."""
     for name, value in vars(module).items():
         if type(value) is int and value > _LENGTH:
@@ -122,7 +125,7 @@ def _with_small_chunks(module: nn.Module) -> Iterator[nn.Module]:
             yield light
 
 
-def _candidate_forms(module: nn.Module, width: int) -> Iterator[LinearAttention]:
+def _candidate_linear_attentions(module: nn.Module, width: int) -> Iterator[LinearAttention]:
     children = dict(module.named_children())
     layers = {name: tuple(p.weight.shape) for name, p in children.items() if isinstance(p, nn.Linear)}
     bare = [name for name, part in children.items() if leaves.module_role(part) == "activation"]
@@ -148,7 +151,9 @@ def _called(module: nn.Module, name: str, x: Tensor) -> Tensor:
     return part(x.to(next((p.dtype for p in part.parameters()), x.dtype))).float()
 
 
-def _lower_steps(builder: PlanBuilder, node: fx.Node, module: nn.Module, form: LinearAttention, x: Rows) -> Rows:
+def _append_linear_attention_steps(
+    builder: PlanBuilder, node: fx.Node, module: nn.Module, form: LinearAttention, x: Rows
+) -> Rows:
     qkv = builder.apply(builder.lower_submodule(node, form.inputs, x), module.get_submodule(form.act))
     q, k, v = (Rows(part) for part in form.parts(qkv.index))  # [b, t, heads, d]
     heads, width = v.index.shape[2:]
@@ -167,7 +172,7 @@ def _lower_steps(builder: PlanBuilder, node: fx.Node, module: nn.Module, form: L
         head_dim=width,
         groups=heads,
         states=width,
-        rates=builder.plan.vector_entry(f"{node.target}.rates", -form.rates),
+        rates=builder.plan.add_vector(f"{node.target}.rates", -form.rates),
         skip=None,
         bias=None,
         softplus=False,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....kernels import packed as packing
 from ....kernels.ops import LINEARS
-from ....kernels.packed_linear import unpack_weight
+from ....kernels.packed_linear import unpack_packed_weight
 from ...ir.layers.number_formats import DENSE
 from .plan import Entry, Plan
 
@@ -54,7 +54,7 @@ class Linear:
     weight: Tensor | None = None
     packed: Tensor | None = None
 
-    def packer(self, weights: str, group: int) -> Callable[[], Tensor]:
+    def make_packer(self, weights: str, group: int) -> Callable[[], Tensor]:
         """Function that returns the packed bytes."""
         packed, weight = self.packed, self.weight
         if packed is not None:
@@ -88,19 +88,19 @@ class Stacked:
 
     def make(self, weights: str, group: int) -> Callable[[], Tensor]:
         """Function that returns the packed bytes."""
-        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).packer(weights, group)()
+        return lambda: Linear(self.shape, None, weight=torch.cat(self.parts)).make_packer(weights, group)()
 
 
 def has_rows(packed: Tensor, table: Tensor) -> bool:
     """Whether a packed weight has exactly the rows of a table, so that they can be read from it."""
     if packing.kernel_of(packed) != DENSE["bf16"].kernel:
         return False
-    return torch.equal(unpack_weight(packed).to(table.dtype), table)
+    return torch.equal(unpack_packed_weight(packed).to(table.dtype), table)
 
 
 def pack_head(plan: Plan, numbers: Numbers, name: str, linear: Linear) -> None:
     """Let the layer that makes the logits be stored in its own numbers."""
-    plan.entries[name] = Entry("packed", linear.shape, linear.packer(numbers.of_head, numbers.group))
+    plan.entries[name] = Entry("packed", linear.shape, linear.make_packer(numbers.of_head, numbers.group))
 
 
 def tie_embedding_weights(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:

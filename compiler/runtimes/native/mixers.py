@@ -39,16 +39,16 @@ def _inline_mixer(
     arguments = dict(zip(names, args, strict=False)) | kwargs
     copies: dict[fx.Node, Any] = {}
     assert mixer.graph is not None, mixer.reason
-    closed = _opaque_parts(program.model.get_submodule(mixer.path), mixer.graph)
+    closed = _unrolled_recurrences(program.model.get_submodule(mixer.path), mixer.graph)
     for old in mixer.graph.nodes:
         if old in closed:
-            copies[old] = _call_part(graph, closed[old], copies, mixer.path)
+            copies[old] = _call_recurrence(graph, closed[old], copies, mixer.path)
         elif old.op == "placeholder":
             copies[old] = arguments.get(old.target)
         elif old.op == "output":
             return fx.map_arg(old.args[0], copies.__getitem__)
         else:
-            copies[old] = _copy_node(graph, old, copies, mixer.path)
+            copies[old] = _copy_mixer_node(graph, old, copies, mixer.path)
     raise AssertionError(f"the graph of {mixer.path} has no output")
 
 
@@ -61,7 +61,7 @@ class _Closed:
     result: fx.Node
 
 
-def _opaque_parts(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
+def _unrolled_recurrences(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
     """The nodes of every part whose loop over the sample's tokens was traced turn by turn."""
     closed_parts: dict[fx.Node, _Closed] = {}
     for name, part in module.named_children():
@@ -77,16 +77,16 @@ def _opaque_parts(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Closed]:
     return closed_parts
 
 
-def _call_part(graph: fx.Graph, subgraph: _Closed, copies: dict[fx.Node, Any], path: str) -> fx.Node:
-    if subgraph.result in copies:
-        return copies[subgraph.result]
-    call = graph.call_module(f"{path}.{subgraph.name}", tuple(copies[x] for x in subgraph.operands))
-    call.meta = {**subgraph.result.meta, "scope": (path, f"{path}.{subgraph.name}"), "role": None}
-    copies[subgraph.result] = call
+def _call_recurrence(graph: fx.Graph, recurrence: _Closed, copies: dict[fx.Node, Any], path: str) -> fx.Node:
+    if recurrence.result in copies:
+        return copies[recurrence.result]
+    call = graph.call_module(f"{path}.{recurrence.name}", tuple(copies[x] for x in recurrence.operands))
+    call.meta = {**recurrence.result.meta, "scope": (path, f"{path}.{recurrence.name}"), "role": None}
+    copies[recurrence.result] = call
     return call
 
 
-def _copy_node(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], path: str) -> fx.Node:
+def _copy_mixer_node(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], path: str) -> fx.Node:
     new = graph.node_copy(old, copies.__getitem__)
     if new.op in ("call_module", "get_attr"):
         new.target = f"{path}.{old.target}"

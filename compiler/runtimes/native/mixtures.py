@@ -60,24 +60,24 @@ class Dispatch:
 
 
 def lower_router(builder: PlanBuilder, call: Call) -> Routed:
-    value = _routed(builder, call)
+    value = _sample_router(builder, call)
     if value is None:
         reason = f"a {type(call.module).__name__} chooses experts in a way that the engine does not have"
         raise builder.rejection(call.node, reason)
     return value
 
 
-def lower_sorting_router(builder: PlanBuilder, call: Call) -> Any:
+def sample_router_outputs(builder: PlanBuilder, call: Call) -> Any:
     """Outputs of a router that is called something else: of rows [n, width], numbers that are counted among them."""
     is_layer = call.role in ("linear", "norm", "activation")
     if is_layer or len(call.args) != 1 or not isinstance(call.first, Rows) or call.first.index.dim() != 2:
         return NotImplemented
-    value = _routed(builder, call)
+    value = _sample_router(builder, call)
     parts = value.samples[0] if value is not None and isinstance(value.samples[0], tuple) else ()
     return value if any(isinstance(x, Tensor) and not x.is_floating_point() for x in parts) else NotImplemented
 
 
-def _routed(builder: PlanBuilder, call: Call) -> Routed | None:
+def _sample_router(builder: PlanBuilder, call: Call) -> Routed | None:
     """Samples of what a router gives, None where it takes something else than rows and constants."""
     if call.module is None or call.kwargs or any(not isinstance(x, Tensor | None) for x in call.args[1:]):
         return None
@@ -97,7 +97,7 @@ def lower_function_of_logits(builder: PlanBuilder, call: Call) -> Any:
     if logits is None:
         return NotImplemented
     logits.router.node, logits.router.reason = call.node, reason
-    return lower_routed(builder, replace(call, args=(logits, *call.args[1:])))
+    return lower_after_router(builder, replace(call, args=(logits, *call.args[1:])))
 
 
 def _logits(builder: PlanBuilder, node: fx.Node) -> Routed | None:
@@ -107,9 +107,9 @@ def _logits(builder: PlanBuilder, node: fx.Node) -> Routed | None:
         return None
     if call.module is None:
         first = _logits(builder, node.all_input_nodes[0])
-        value = None if first is None else lower_routed(builder, replace(call, args=(first, *call.args[1:])))
+        value = None if first is None else lower_after_router(builder, replace(call, args=(first, *call.args[1:])))
     else:
-        value = _routed(builder, call) if call.role == "linear" else None
+        value = _sample_router(builder, call) if call.role == "linear" else None
     if isinstance(value, Routed):
         builder.values[node] = value  # others read it as well
         return value
@@ -117,7 +117,7 @@ def _logits(builder: PlanBuilder, node: fx.Node) -> Routed | None:
 
 
 @torch.no_grad()
-def lower_routed(builder: PlanBuilder, call: Call) -> Any:
+def lower_after_router(builder: PlanBuilder, call: Call) -> Any:
     """Value of a call behind a router, or the rows of tokens that a sum of experts gives."""
     routed = [x for x in call.operands if isinstance(x, Routed)]
     router = routed[0].router
@@ -126,7 +126,7 @@ def lower_routed(builder: PlanBuilder, call: Call) -> Any:
     is_layer = call.module is not None and call.role != "experts" and any(True for _ in call.module.parameters())
     if is_layer or any(x.router is not router for x in routed):
         raise builder.rejection(router.node, router.reason)
-    lower = _lower_experts if call.role == "experts" else _lower_function
+    lower = _lower_experts if call.role == "experts" else _evaluate_on_samples
     value = lower(builder, call, router)
     for node in call.node.all_input_nodes:  # rows of every expert, in every layer: those that nobody reads again go
         read = builder.values[node]
@@ -135,7 +135,7 @@ def lower_routed(builder: PlanBuilder, call: Call) -> Any:
     return value
 
 
-def _lower_function(builder: PlanBuilder, call: Call, router: Router) -> Routed | Rows:
+def _evaluate_on_samples(builder: PlanBuilder, call: Call, router: Router) -> Routed | Rows:
     """Value of a function of values behind a router, computed for each sample."""
     routed = [x for x in call.operands if isinstance(x, Routed)]
 
@@ -151,7 +151,7 @@ def _lower_function(builder: PlanBuilder, call: Call, router: Router) -> Routed 
         raise builder.rejection(call.node, router.reason) from None
     inputs = (*(x for x in call.operands if isinstance(x, Rows)), *(rows for x in routed for rows in x.inputs))
     dispatch = next((x.dispatch for x in reversed(routed) if x.dispatch is not None), None)
-    return _closed(builder, Routed(router, samples, inputs, dispatch))
+    return _lower_if_expert_result(builder, Routed(router, samples, inputs, dispatch))
 
 
 # -- experts -------------------------------------------------------------------------------------------------
@@ -159,16 +159,16 @@ def _lower_function(builder: PlanBuilder, call: Call, router: Router) -> Routed 
 
 def _lower_experts(builder: PlanBuilder, call: Call, router: Router) -> Any:
     """Outputs of experts: their sum, where a module is handed numbers and weights, else rows of each."""
-    order = [_part(x) for x in (*call.args, *call.kwargs.values())]
+    order = [_operand_kind(x) for x in (*call.args, *call.kwargs.values())]
     is_sum = sorted(order) == ["numbers", "weights", "x"]
-    value = (_summed_experts if is_sum else _dispatched_experts)(builder, call, router, order)
+    value = (_lower_weighted_experts if is_sum else _lower_dispatched_experts)(builder, call, router, order)
     if value is None:
         reason = f"a {type(call.module).__name__} computes something else than layers for each expert"
         raise builder.rejection(call.node, reason)
     return value
 
 
-def _part(value: Any) -> str:
+def _operand_kind(value: Any) -> str:
     if isinstance(value, Rows):
         return "x"
     sample = value.samples[0] if isinstance(value, Routed) else None
@@ -177,15 +177,15 @@ def _part(value: Any) -> str:
     return "sizes" if isinstance(value, Routed) else ""
 
 
-def _summed_experts(builder: PlanBuilder, call: Call, router: Router, order: list[str]) -> Rows | None:
-    named = dict(zip(order, (*call.args, *call.kwargs.values()), strict=True))
+def _lower_weighted_experts(builder: PlanBuilder, call: Call, router: Router, operand_kinds: list[str]) -> Rows | None:
+    named = dict(zip(operand_kinds, (*call.args, *call.kwargs.values()), strict=True))
     x, first = named["x"], len(call.args)
-    choice = expert_steps.lower_choice(builder, router, named["numbers"].samples, named["weights"].samples)
+    choice = expert_steps.lower_expert_choice(builder, router, named["numbers"].samples, named["weights"].samples)
     if choice is None:
         raise builder.rejection(call.node, router.reason)
 
     def run(light: nn.Module, batch: Assignment) -> Tensor:
-        values = [{"x": batch.x, "numbers": batch.numbers, "weights": batch.weights}[name] for name in order]
+        values = [{"x": batch.x, "numbers": batch.numbers, "weights": batch.weights}[name] for name in operand_kinds]
         return light(*values[:first], **dict(zip(call.kwargs, values[first:], strict=True)))
 
     assert call.module is not None, f"{call.node.name} calls no module"
@@ -193,14 +193,16 @@ def _summed_experts(builder: PlanBuilder, call: Call, router: Router, order: lis
     if experts is None:
         return None
     experts = experts.under(str(call.node.target))
-    output = Rows(builder.rows(expert_steps.lower_outputs(builder, call.node, experts, choice, x, summed=True)))
+    output = Rows(builder.rows(expert_steps.append_expert_outputs(builder, call.node, experts, choice, x, summed=True)))
     output = Rows(output.index.view(x.index.shape))
     return expert_steps.add_identity_experts(builder, choice, experts.count, x, output) if experts.idle else output
 
 
-def _dispatched_experts(builder: PlanBuilder, call: Call, router: Router, order: list[str]) -> Routed | Rows | None:
+def _lower_dispatched_experts(
+    builder: PlanBuilder, call: Call, router: Router, operand_kinds: list[str]
+) -> Routed | Rows | None:
     """Outputs of rows in the order of their experts, with or without how many of them each expert takes."""
-    if order not in (["weights"], ["weights", "sizes"]) or call.kwargs or call.module is None:
+    if operand_kinds not in (["weights"], ["weights", "sizes"]) or call.kwargs or call.module is None:
         return None
     rows, sizes = (*call.args, None)[:2]
     count = next((len(p) for p in call.module.parameters() if p.dim() == 3), 0)
@@ -222,16 +224,18 @@ def _dispatched_experts(builder: PlanBuilder, call: Call, router: Router, order:
         if len(numbers[-1]) != len(value):
             return None
     if rows.dispatch is not None:
-        dispatch = _next_layer(builder, call.node, rows, experts, numbers)
+        dispatch = _extend_dispatch(builder, call.node, rows, experts, numbers)
     else:
-        dispatches = (_dispatch(builder, call.node, x, rows, experts, numbers) for x in (*rows.inputs, router.x))
+        dispatches = (_first_dispatch(builder, call.node, x, rows, experts, numbers) for x in (*rows.inputs, router.x))
         dispatch = next((x for x in dispatches if x is not None), None)
     if dispatch is None:
         return None
-    return _closed(builder, Routed(router, [sample.answers for sample in dispatch.samples], (), dispatch))
+    return _lower_if_expert_result(
+        builder, Routed(router, [sample.answers for sample in dispatch.samples], (), dispatch)
+    )
 
 
-def _dispatch(
+def _first_dispatch(
     builder: PlanBuilder, node: fx.Node, x: Rows, rows: Routed, experts: Experts, numbers: list[Tensor]
 ) -> Dispatch | None:
     """Call of experts on rows that are multiples of x's; None where they are something else."""
@@ -265,12 +269,12 @@ def _dispatch(
     return Dispatch(node, experts, Rows(by_token[:, 0] if is_token else by_token.flatten(1)), samples)
 
 
-def _next_layer(
+def _extend_dispatch(
     builder: PlanBuilder, node: fx.Node, rows: Routed, experts: Experts, numbers: list[Tensor]
 ) -> Dispatch | None:
     """Call of a layer more of the same experts, behind functions of each row; None where it is something else."""
     before, generator, samples = rows.dispatch, torch.Generator().manual_seed(1), []
-    middle = _graph_between(builder, before.node, node.all_input_nodes[0])
+    middle = _subgraph_between(builder, before.node, node.all_input_nodes[0])
     if middle is None:
         return None
     for sample, value, number in zip(before.samples, rows.samples, numbers, strict=True):
@@ -284,7 +288,7 @@ def _next_layer(
     return Dispatch(node, Experts(layers, (*before.experts.middles, middle, *experts.middles)), before.x, samples)
 
 
-def _graph_between(builder: PlanBuilder, first: fx.Node, last: fx.Node) -> fx.GraphModule | None:
+def _subgraph_between(builder: PlanBuilder, first: fx.Node, last: fx.Node) -> fx.GraphModule | None:
     """Graph from the value of one node to that of another; None where values of tokens go into it beside that."""
     graph = fx.Graph()
     copies = {first: graph.placeholder("x")}
@@ -307,7 +311,7 @@ def _graph_between(builder: PlanBuilder, first: fx.Node, last: fx.Node) -> fx.Gr
 # -- the end of a region -------------------------------------------------------------------------------------
 
 
-def _closed(builder: PlanBuilder, value: Routed) -> Routed | Rows:
+def _lower_if_expert_result(builder: PlanBuilder, value: Routed) -> Routed | Rows:
     """Rows of tokens that a value is: sums of experts by weights, or outputs of each expert of a token."""
     dispatch, first, tokens = value.dispatch, value.samples[0], builder.plan.layout.tokens
     if dispatch is None or not dispatch.samples or not isinstance(first, Tensor) or not first.is_floating_point():
@@ -317,15 +321,15 @@ def _closed(builder: PlanBuilder, value: Routed) -> Routed | Rows:
     register = None
     flat = [sample.reshape(-1, first.shape[-1]) for sample in value.samples]
     if len(flat[0]) == tokens:
-        register = _sum_register(builder, value.router, dispatch, flat)
+        register = _append_expert_sum(builder, value.router, dispatch, flat)
         if register is not None:
             dispatch.samples.clear()
     elif len(flat[0]) == len(dispatch.samples[0].rows):
-        register = _slots_register(builder, value.router, dispatch, flat)
+        register = _append_expert_slots(builder, value.router, dispatch, flat)
     return value if register is None else Rows(builder.rows(register).view(first.shape))
 
 
-def _sum_register(builder: PlanBuilder, router: Router, dispatch: Dispatch, sums: list[Tensor]) -> int | None:
+def _append_expert_sum(builder: PlanBuilder, router: Router, dispatch: Dispatch, sums: list[Tensor]) -> int | None:
     """The register of rows that are sums of what experts make, whose outputs are weighed, or their inputs."""
     numbers, scales, weights = [], [], []
     for sample, value in zip(dispatch.samples, sums, strict=True):
@@ -346,13 +350,19 @@ def _sum_register(builder: PlanBuilder, router: Router, dispatch: Dispatch, sums
         weights.append(weight[..., 0][is_chosen].view(len(value), -1))
     node, experts, x = dispatch.node, dispatch.experts, dispatch.x
     if all(map(_are_ones, scales)):
-        choice = expert_steps.lower_choice(builder, router, numbers, weights)
-        return None if choice is None else expert_steps.lower_outputs(builder, node, experts, choice, x, summed=True)
-    choice = expert_steps.lower_choice(builder, router, numbers, scales) if all(map(_are_ones, weights)) else None
-    return None if choice is None else expert_steps.lower_outputs_of_weighed(builder, node, experts, choice, x)
+        choice = expert_steps.lower_expert_choice(builder, router, numbers, weights)
+        return (
+            None
+            if choice is None
+            else expert_steps.append_expert_outputs(builder, node, experts, choice, x, summed=True)
+        )
+    choice = (
+        expert_steps.lower_expert_choice(builder, router, numbers, scales) if all(map(_are_ones, weights)) else None
+    )
+    return None if choice is None else expert_steps.append_outputs_of_weighted_input(builder, node, experts, choice, x)
 
 
-def _slots_register(builder: PlanBuilder, router: Router, dispatch: Dispatch, slots: list[Tensor]) -> int | None:
+def _append_expert_slots(builder: PlanBuilder, router: Router, dispatch: Dispatch, slots: list[Tensor]) -> int | None:
     """The register of rows that are what each expert of a token makes, side by side."""
     tokens, numbers = builder.plan.layout.tokens, []
     for sample, value in zip(dispatch.samples, slots, strict=True):
@@ -363,11 +373,13 @@ def _slots_register(builder: PlanBuilder, router: Router, dispatch: Dispatch, sl
         if not _are_ones(sample.scales):
             return None
         numbers.append(sample.numbers[row].view(tokens, -1))
-    choice = expert_steps.lower_choice(builder, router, numbers, None)
+    choice = expert_steps.lower_expert_choice(builder, router, numbers, None)
     if choice is None:
         return None
     router.slots = numbers
-    return expert_steps.lower_outputs(builder, dispatch.node, dispatch.experts, choice, dispatch.x, summed=False)
+    return expert_steps.append_expert_outputs(
+        builder, dispatch.node, dispatch.experts, choice, dispatch.x, summed=False
+    )
 
 
 def _are_ones(x: Tensor) -> bool:

@@ -52,12 +52,12 @@ def recognise_norm(module: nn.Module, shape: torch.Size) -> Norm | None:
             gain = antisymmetric / normal(x, kind, eps)
             # The same gain for all rows, and for a sample of another size: so it is this norm and epsilon.
             if _same_for_all(gain) and _close(probe, normal(small, kind, eps) * gain + shift):
-                return Norm(kind, eps, _exact_weight(gain, module), _exact_weight(shift, module))
+                return Norm(kind, eps, _matching_parameter(gain, module), _matching_parameter(shift, module))
     return None
 
 
 @torch.no_grad()
-def recognise_inverse(module: nn.Module, shape: torch.Size) -> float | None:
+def recognise_inverse_rms(module: nn.Module, shape: torch.Size) -> float | None:
     """The epsilon of a module that gives one over the root mean square of x [shape], a number for each row; or None."""
     module, generator = copy.deepcopy(module).float().eval(), torch.Generator().manual_seed(0)
     samples = [torch.randn(shape, generator=generator) * size for size in (1.0, 3e-3)]  # the second feels epsilon
@@ -83,7 +83,7 @@ class GatedNorm:
 
 
 @torch.no_grad()
-def recognise_gated(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
+def recognise_gated_norm(module: nn.Module, shape: torch.Size) -> GatedNorm | None:
     """The gated norm that a module computes of x and a gate [shape], or None."""
     module, width = copy.deepcopy(module).float().eval(), shape[-1]
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +118,7 @@ def gated(norm: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     return y if norm.gate_first else y * opened
 
 
-def _exact_weight(measured: Tensor, module: nn.Module) -> Tensor:
+def _matching_parameter(measured: Tensor, module: nn.Module) -> Tensor:
     """A parameter of the module, or one more than it, where that is what was found: without the rounding."""
     for parameter in module.parameters():
         for exact in (parameter, 1 + parameter):
@@ -160,7 +160,7 @@ def lower_norm_of(builder: PlanBuilder, node: fx.Node, module: nn.Module, x: Row
     """The step of a norm, or those of one over the root of a mean square."""
     x = builder.materialised(x)
     norm = recognise_norm(module, x.index.shape)
-    eps = recognise_inverse(module, x.index.shape) if norm is None else None
+    eps = recognise_inverse_rms(module, x.index.shape) if norm is None else None
     if eps is not None:
         return reductions.inverse_root(builder, node, x, eps)
     if norm is None:
@@ -177,7 +177,7 @@ def lower_norm_of(builder: PlanBuilder, node: fx.Node, module: nn.Module, x: Row
             short = vector[:group].expand(width // group, group)
             if torch.allclose(vector.view(-1, group), short, rtol=1e-6, atol=1e-7):
                 vector = short[0]
-            fields[key] = builder.plan.vector_entry(f"{node.target}.{key}", vector)
+            fields[key] = builder.plan.add_vector(f"{node.target}.{key}", vector)
     return builder.elementwise(
         "norm", x.index.shape, lane, x=register, kind=norm.kind, eps=norm.eps, group=group, **fields
     )

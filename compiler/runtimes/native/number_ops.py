@@ -44,12 +44,12 @@ def lower_copy(builder: PlanBuilder, call: Call) -> Any:
 
 
 def lower_inplace(builder: PlanBuilder, call: Call) -> Rows:
-    value: Rows = elementwise.lower_binary_of(builder, call.node, _INPLACE_OPS[call.name], *call.args)
+    value: Rows = elementwise.lower_binary_operands(builder, call.node, _INPLACE_OPS[call.name], *call.args)
     _record_in_place(builder, call.node, value)
     return value
 
 
-def lower_assignment(builder: PlanBuilder, call: Call) -> Any:
+def lower_setitem(builder: PlanBuilder, call: Call) -> Any:
     """A part of a value is another from here on."""
     x, subscript, by = call.args
     if not isinstance(by, Rows):
@@ -76,7 +76,7 @@ def lower_concatenation(builder: PlanBuilder, call: Call) -> Rows:
     if not all(isinstance(part, Rows) for part in call.first):
         raise builder.rejection(call.node, "it joins numbers of tokens with others")
     parts = [builder.without_pending(part).index for part in call.first]
-    joined = calls.run_on_indices(call.node, (parts, *call.args[1:]), call.kwargs)
+    joined = calls.apply_to_indices(call.node, (parts, *call.args[1:]), call.kwargs)
     assert isinstance(joined, Tensor), f"{call.node.name} joins into several"
     return Rows(joined)
 
@@ -97,7 +97,7 @@ def lower_constant_move(builder: PlanBuilder, call: Call) -> Any:
 
 def lower_move(builder: PlanBuilder, call: Call) -> Any:
     x = call.first
-    return wrapped(calls.run_on_indices(call.node, (x.index, *map(index, call.args[1:])), call.kwargs), x.pending)
+    return wrapped(calls.apply_to_indices(call.node, (x.index, *map(index, call.args[1:])), call.kwargs), x.pending)
 
 
 def lower_functional_linear(builder: PlanBuilder, call: Call) -> Rows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
-from ...models.checkpoints.generation_config import read_generation
+from ...models.checkpoints.generation_config import read_generation_config
 from ..model import DecoderModel
 from ..seq2seq import Seq2SeqModel
 from .encoder import NativeEncoder
@@ -31,21 +31,21 @@ def open_native(
     threads: int | None = None,
     sequences: int = SEQUENCES,
     mapped: bool | None = None,
-    believed: bool = False,
+    skip_checks: bool = False,
     steady: bool = False,
-    remembers: int = 0,
+    prefix_tokens: int = 0,
 ) -> DecoderModel:
     """The model of a folder that the target `native` wrote.
 
-    threads     that compute; as many as torch has by default
-    sequences   that can be open at once
-    mapped      leave weights on disk, mapped: no copy is made, processes share the memory, and computing is slower
-                where the system caches files in small pages; they must stay as they are for as long as the model is
-                open. By default those are mapped that take more than a quarter of the machine's memory
-    believed    do not hold weights against their checksums, which reads each whole
-    steady      logits of a sequence are the same to the bit whatever else a call computes
-    remembers   tokens of earlier prompts that are held, for prompts that begin alike; sums are then rounded in another
-                order than of a prompt that is read whole
+    threads         that compute; as many as torch has by default
+    sequences       that can be open at once
+    mapped          leave weights on disk, mapped: no copy is made, processes share the memory, and computing is slower
+                    where the system caches files in small pages; they must stay as they are for as long as the model is
+                    open. By default those are mapped that take more than a quarter of the machine's memory
+    skip_checks     do not hold weights against their checksums, which reads each whole
+    steady          logits of a sequence are the same to the bit whatever else a call computes
+    prefix_tokens   tokens of earlier prompts that are held, for prompts that begin alike; sums are then rounded in
+                    another order than of a prompt that is read whole
     """
     import torch
 
@@ -55,37 +55,37 @@ def open_native(
     stored = read_plan(folder)
     weights = load_weights(folder, stored, mapped=mapped, threads=threads)
     try:
-        if not believed:
-            check_weights(weights, stored.entries, threads)
+        if not skip_checks:
+            verify_weights(weights, stored.entries, threads)
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
-        _check_vocabulary(stored, engine)
+        _check_vocabulary_size(stored, engine)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
     start = stored.facts.get("start")
     if engine.sources and (type(start) is not int or not 0 <= start < stored.plan["vocabulary"]):
         raise Reject(native_damaged("plan.json names no token that a target begins with", help="compile again"))
     kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in stored.facts else DecoderModel
-    generation = read_generation(folder)
-    model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=remembers)
+    generation = read_generation_config(folder)
+    model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=prefix_tokens)
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
-def verify_checksums(folder: Path, threads: int = 1) -> None:
+def verify_native_folder(folder: Path, threads: int = 1) -> None:
     """Hold every weight of a folder against its checksum, and every step against what it reads; nothing computes.
     Raises Reject (native-damaged)."""
-    from ....kernels.engine_plan import check_plan
+    from ....kernels.engine_plan import check_plan_and_weights
 
     stored = read_plan(folder)
     try:
         weights = load_weights(folder, stored, mapped=True, threads=threads)
-        check_weights(weights, stored.entries, threads)
-        check_plan(stored.plan, weights)
+        verify_weights(weights, stored.entries, threads)
+        check_plan_and_weights(stored.plan, weights)
     except KernelError as error:
         raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
 
 
-def _check_vocabulary(stored: "Stored", engine: "Engine") -> None:
+def _check_vocabulary_size(stored: "Stored", engine: "Engine") -> None:
     """Raises KernelError where a plan's vocabulary is no number of tokens, or another than its logits are of."""
     vocabulary = stored.plan.get("vocabulary")
     if type(vocabulary) is not int or vocabulary < 1:
@@ -94,7 +94,7 @@ def _check_vocabulary(stored: "Stored", engine: "Engine") -> None:
         raise KernelError(f"the plan has a vocabulary of {vocabulary} and {engine.width} logits of a token")
 
 
-def check_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
+def verify_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[str, Any]], threads: int) -> None:
     """Read every weight whole. Raises KernelError with its name.
 
     A packed one has a checksum of its own, and a mask that does not fit its values would send a kernel out of bounds;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....kernels.engine_steps import SILENT, STATEFUL, STEPS
-from .layout import Layout, column_runs
+from .layout import Layout, split_into_column_runs
 
 VERSION = 1
 
@@ -70,7 +70,7 @@ class Plan:
         if self.encoder is not None:
             self.entries, self._names = self.encoder.entries, self.encoder._names
 
-    def store_source_keys(self, k: int, v: int, kv_heads: int, head_dim: int, value_dim: int) -> int:
+    def append_source_cache(self, k: int, v: int, kv_heads: int, head_dim: int, value_dim: int) -> int:
         """The slot in which these keys and values of a source are kept."""
         key = ("remember", k, v, kv_heads, head_dim, value_dim)
         if key not in self._known:
@@ -88,15 +88,15 @@ class Plan:
         self.steps.append({"op": op, "to": register, **fields})
         return register
 
-    def vector_entry(self, name: str, values: Tensor) -> str:
+    def add_vector(self, name: str, values: Tensor) -> str:
         """A float32 entry; one of the same values is used again."""
         values = values.detach().float().contiguous().cpu()
         name = f"{name}.{len(self.entries)}" if name in self.entries else name  # a node may have several
-        return self.add_entry(
+        return self.add_weight_entry(
             name, Entry("f32", tuple(values.shape), lambda: values), (tuple(values.shape), values.numpy().tobytes())
         )
 
-    def add_entry(self, name: str, entry: Entry, key: Any) -> str:
+    def add_weight_entry(self, name: str, entry: Entry, key: Any) -> str:
         """The name under which an entry is kept; entries with one key are one."""
         if key not in self._names:
             assert name not in self.entries, f"two weights are called {name}"
@@ -118,16 +118,16 @@ class Plan:
         register, _ = self.layout.owner(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):
             return register
-        columns = self._from_copies(columns)
+        columns = self._prefer_copied_columns(columns)
         register, _ = self.layout.owner(int(columns[0]))
         if torch.equal(columns, self.layout.columns(register)):
             return register
-        parts = [self._run_indices(run) for run in column_runs(self.layout, columns)]
+        parts = [self._append_column_run(run) for run in split_into_column_runs(self.layout, columns)]
         if len(parts) == 1:
             return parts[0]
         return self.append_step("join", len(columns), **{"from": parts})
 
-    def _run_indices(self, run: Any) -> int:
+    def _append_column_run(self, run: Any) -> int:
         width = run.block * run.count
         if run.count == 1 and width == self.layout.widths[run.register]:
             return run.register
@@ -135,7 +135,7 @@ class Plan:
             "columns", width, x=run.register, start=run.start, block=run.block, stride=run.stride, count=run.count
         )
 
-    def _from_copies(self, columns: Tensor) -> Tensor:
+    def _prefer_copied_columns(self, columns: Tensor) -> Tensor:
         """Columns read from a register that has copies of them beside what else is asked for."""
         owners = [self.layout.owner(element) for element in columns.tolist()]
         registers = {register for register, _ in owners}

@@ -95,12 +95,12 @@ class PlanBuilder:
         if x.index.shape[-1] != width or self.plan.layout.widths[register] != width:
             reason = "a linear layer over a part of what a token has is not among the engine's steps"
             raise self.rejection(node, reason)
-        entry = Entry("packed", layer.shape, layer.packer(weights or self.numbers.weights, self.numbers.group))
-        weight = self.plan.add_entry(f"{name}.weight", entry, layer.key)
+        entry = Entry("packed", layer.shape, layer.make_packer(weights or self.numbers.weights, self.numbers.group))
+        weight = self.plan.add_weight_entry(f"{name}.weight", entry, layer.key)
         if layer.packed is not None:
             self.lowered[weight] = layer.packed
         self.last = weight, layer
-        bias = None if layer.bias is None else self.plan.vector_entry(f"{name}.bias", layer.bias)
+        bias = None if layer.bias is None else self.plan.add_vector(f"{name}.bias", layer.bias)
         output = self.plan.append_step("linear", outputs, x=register, weight=weight, bias=bias)
         _, token = self.plan.layout.locate(x.index[..., 0])
         return Rows(self.plan.layout.rows(output)[token])
@@ -140,7 +140,7 @@ class PlanBuilder:
         rows = values.reshape(-1)[lane.order].view(self.plan.layout.tokens, -1)
         if not torch.equal(rows, rows[:1].expand_as(rows)):
             raise IrregularColumns
-        vector = self.plan.vector_entry(node.name, rows[0])
+        vector = self.plan.add_vector(node.name, rows[0])
         return self.elementwise(f"{op}_vector", index.shape, lane, x=register, vector=vector)
 
     # -- registers -------------------------------------------------------------------------------------------
@@ -173,32 +173,36 @@ class PlanBuilder:
         """The value with places before a text as they are, where no function is pending that would change them."""
         if value.pending is None:
             return value
-        return self._apply_elementwise(Rows(value.index), value.pending)
+        return self._append_elementwise(Rows(value.index), value.pending)
 
-    def _apply_elementwise(self, base: Rows, expr: ElementwiseExpr) -> Rows:
+    def _append_elementwise(self, base: Rows, expr: ElementwiseExpr) -> Rows:
         recognised = activations.recognise_elementwise(expr)
         if recognised is None:
-            return self._apply_piecewise(base, expr)
+            return self._append_operand_by_operand(base, expr)
         if not recognised.op:
             return base
         register, lane = self.register(base)
         return self.elementwise(recognised.op, base.index.shape, lane, x=register, **recognised.fields)
 
-    def _apply_piecewise(self, base: Rows, expr: ElementwiseExpr) -> Rows:
+    def _append_operand_by_operand(self, base: Rows, expr: ElementwiseExpr) -> Rows:
         """A function that no step computes, operand by operand."""
         node = self.current
         op = {calls.BINARY[name]: name for name in ("add", "sub", "mul")}.get(expr.call)
         parts = [
-            base if part is None else self._apply_elementwise(base, part) if isinstance(part, ElementwiseExpr) else part
+            base
+            if part is None
+            else self._append_elementwise(base, part)
+            if isinstance(part, ElementwiseExpr)
+            else part
             for part in expr.operands
         ]
         first, second = (*parts, None, None)[:2]
         if len(parts) == 1 and expr.operands[0] is not None and isinstance(first, Rows):
-            return self._apply_elementwise(first, ElementwiseExpr(expr.call, (None,), expr.at))
+            return self._append_elementwise(first, ElementwiseExpr(expr.call, (None,), expr.at))
         if len(parts) == 2 and op and isinstance(first, Rows) and isinstance(second, Rows):
             return self.elementwise_of_two(op, first, second)
         if len(parts) == 2 and any(part is not base for part in parts if isinstance(part, Rows)):
             operand = next(part for part in parts if isinstance(part, Rows))
             numbers = tuple(None if isinstance(part, Rows) else part for part in parts)
-            return self._apply_elementwise(operand, ElementwiseExpr(expr.call, numbers, expr.at))
+            return self._append_elementwise(operand, ElementwiseExpr(expr.call, numbers, expr.at))
         raise self.rejection(expr.at or node, "an elementwise function that is not among the engine's steps")

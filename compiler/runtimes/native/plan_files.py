@@ -23,7 +23,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ....kernels.native import KernelError
 from ...core.events import follow
 from ...core.memory import is_large
-from ...core.safe_read import MANIFEST, check_regular, read_json
+from ...core.safe_read import MANIFEST, read_json, refuse_irregular_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,16 +140,16 @@ def read_plan(folder: Path) -> Stored:
             f"was written on a machine of {order}-endian byte order, and this one is {sys.byteorder}-endian",
             help="compile on a machine of this kind",
         )
-    if problem := _missing_features(stored.facts.get("isa", "portable")):
+    if problem := _isa_problem(stored.facts.get("isa", "portable")):
         raise _damaged(folder / PLAN, f"is for another processor: {problem}", help="compile on a machine of this kind")
-    size = _weights_size(folder / WEIGHTS)
+    size = _checked_weights_size(folder / WEIGHTS)
     for name, entry in stored.entries.items():
-        if problem := _entry_error(entry, size):
+        if problem := _entry_problem(entry, size):
             raise _damaged(folder / PLAN, f"has an entry `{name}` {problem}")
     return stored
 
 
-def _missing_features(isa: Any) -> str:
+def _isa_problem(isa: Any) -> str:
     """Missing features of this machine for an instruction set; "" where it has them."""
     from ....kernels import levels
 
@@ -176,10 +176,10 @@ def _read_json(file: Path) -> Any:
     return body
 
 
-def _weights_size(file: Path) -> int:
+def _checked_weights_size(file: Path) -> int:
     """The size of the weights' file, as it is and as its header says."""
     try:
-        check_regular(file)
+        refuse_irregular_file(file)
         size = file.stat().st_size
         with open(file, "rb") as stream:
             head = stream.read(_HEADER.size)
@@ -197,7 +197,7 @@ def _weights_size(file: Path) -> int:
     return size
 
 
-def _entry_error(entry: Any, size: int) -> str:
+def _entry_problem(entry: Any, size: int) -> str:
     """Error of an entry of the table; "" where it is valid."""
     if not isinstance(entry, dict) or not {"at", "bytes", "kind", "shape"} <= entry.keys():
         return "of another form"
@@ -239,10 +239,10 @@ def load_weights(folder: Path, stored: Stored, *, mapped: bool | None = False, t
     if mapped:
         blob = torch.frombuffer(_map_file(file, size), dtype=torch.uint8)
     else:
-        from ....kernels.packed import allocate_zeros
+        from ....kernels.packed import allocate_zero_bytes
 
-        blob = allocate_zeros(size)
-        _read_into(blob.numpy().data, file, threads)
+        blob = allocate_zero_bytes(size)
+        _read_into_buffer(blob.numpy().data, file, threads)
     kinds = {"packed": torch.uint8, "f32": torch.float32, "bf16": torch.bfloat16}
     result = {}
     for name, entry in stored.entries.items():
@@ -262,7 +262,7 @@ def _map_file(file: Path, size: int) -> mmap.mmap:
     return view
 
 
-def _read_into(buffer: memoryview, file: Path, threads: int) -> None:
+def _read_into_buffer(buffer: memoryview, file: Path, threads: int) -> None:
     """Read a file into memory, each thread a part of it."""
     each = -(-len(buffer) // threads)
 

@@ -41,10 +41,10 @@ class Positions:
         """Value of a node for a length; of rows of tokens, only their number."""
         known = self._memory.setdefault(length, {})
         if node not in known:
-            known[node] = self._evaluate(node, length)
+            known[node] = self._evaluate_at_length(node, length)
         return known[node]
 
-    def available_positions(self, node: fx.Node, context: int) -> int:
+    def max_positions_of(self, node: fx.Node, context: int) -> int:
         """Number of positions of a context that a node has values for: some tables are shorter."""
         least, upper = 0, context
         while least < upper:
@@ -57,7 +57,7 @@ class Positions:
         return least
 
     @torch.no_grad()
-    def ignores_ids(self, node: fx.Node, length: int = 3) -> bool:
+    def uses_only_length_of_ids(self, node: fx.Node, length: int = 3) -> bool:
         """Whether a module that is handed token ids asks only how many there are: no table has rows of such ids."""
         ids = torch.full((1, length), _NO_ID)
 
@@ -84,7 +84,7 @@ class Positions:
     def forget(self) -> None:
         self._memory.clear()
 
-    def _evaluate(self, node: fx.Node, length: int) -> Any:
+    def _evaluate_at_length(self, node: fx.Node, length: int) -> Any:
         if self.source is not None and self.source.knows(node):
             return self.source.at(node, length)  # of a source that is as long
         value = self._values.get(node)
@@ -114,7 +114,7 @@ class Positions:
 
     def _stand_in(self, node: fx.Node, rows: Rows, length: int) -> Tensor:
         """Zeros in the shape that rows of tokens have."""
-        dtype = _as_float32(getattr(torch, str(node.meta.get("dtype")), torch.float32))
+        dtype = _halves_to_float32(getattr(torch, str(node.meta.get("dtype")), torch.float32))
         shape = torch.Size(self.shape_for_length(rows.index, length)[0])
         return torch.zeros(shape if shape.numel() <= _WRITABLE else (), dtype=dtype).expand(shape)
 
@@ -132,14 +132,14 @@ class Positions:
         return tuple(shape), token_axis
 
 
-def _as_float32(value: Any) -> Any:
+def _halves_to_float32(value: Any) -> Any:
     """Arguments of a call, with float32 in place of types of half precision."""
     if isinstance(value, torch.dtype):
         return torch.float32 if value in _HALVES else value
     if isinstance(value, tuple | list):
-        return type(value)(map(_as_float32, value))
+        return type(value)(map(_halves_to_float32, value))
     if isinstance(value, dict):
-        return {key: _as_float32(part) for key, part in value.items()}
+        return {key: _halves_to_float32(part) for key, part in value.items()}
     return value
 
 
@@ -147,7 +147,7 @@ def call_in_float32(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> 
     """Run a node with these arguments, with float32 wherever it casts to half precision."""
     if node.op == "call_method" and node.target in _CASTS:
         return getattr(args[0], _CASTS[node.target])()
-    return call_node(node, model, _as_float32(args), _as_float32(kwargs))
+    return call_node(node, model, _halves_to_float32(args), _halves_to_float32(kwargs))
 
 
 def call_node(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -69,7 +69,7 @@ def recognise_recurrence(module: nn.Module) -> Recurrence | None:
         return None
     vectors, matrices, biases = ([p.float() for p in group] for group in (vectors, matrices, biases))
     x = torch.randn((_LENGTH, width), generator=torch.Generator().manual_seed(0))
-    expected = _run_trials(module, x)
+    expected = _output_on_sample(module, x)
     if expected is None:
         return None
     for first, second in permutations(range(2)):
@@ -81,7 +81,7 @@ def recognise_recurrence(module: nn.Module) -> Recurrence | None:
     return None
 
 
-def _run_trials(module: nn.Module, x: Tensor) -> Tensor | None:
+def _output_on_sample(module: nn.Module, x: Tensor) -> Tensor | None:
     light = copy.deepcopy(module).float()
     for name in [name for name, value in vars(light).items() if isinstance(value, Tensor)]:
         setattr(light, name, None)  # what it remembers of another text
@@ -100,27 +100,27 @@ def lower_recurrence(builder: PlanBuilder, call: Call) -> Any:
     form = recognise_recurrence(call.module) if call.module is not None and args[0].index.dim() == 3 else None
     if form is None:
         return NotImplemented
-    return _lower_steps(builder, call.node, form, builder.materialised(args[0]))
+    return _append_recurrence_steps(builder, call.node, form, builder.materialised(args[0]))
 
 
-def _lower_steps(builder: PlanBuilder, node: fx.Node, form: Recurrence, x: Rows) -> Rows:
+def _append_recurrence_steps(builder: PlanBuilder, node: fx.Node, form: Recurrence, x: Rows) -> Rows:
     """Steps of one recurrence, elementwise ones one after another."""
-    keeps = _lower_gate(builder, node, "keeps", form.keeps, x)
+    keeps = _append_sigmoid_gate(builder, node, "keeps", form.keeps, x)
     step = builder.elementwise_with_vector(node, "mul", keeps, form.decay)
     squared = builder.apply(builder.apply(builder.apply(step, torch.mul, -2.0), torch.exp), torch.mul, -1.0)
     share = builder.apply(builder.apply(squared, torch.add, 1.0), torch.sqrt)  # [b, t, channels]
     share = _set_first_token_to_one(builder, share)
-    gated = builder.product(builder.product(x, _lower_gate(builder, node, "takes", form.gate, x)), share)
+    gated = builder.product(builder.product(x, _append_sigmoid_gate(builder, node, "takes", form.gate, x)), share)
     scaled = builder.product(gated, builder.apply(step, torch.reciprocal))
     register, lane = builder.register(scaled)
     one = builder.plan.append_step("clip", 1, x=builder.register(Rows(x.index[..., :1]))[0], least=1.0, most=1.0)
-    rates = builder.plan.vector_entry(f"{node.target}.rates", torch.full((x.index.shape[-1], 1), -1.0))
+    rates = builder.plan.add_vector(f"{node.target}.rates", torch.full((x.index.shape[-1], 1), -1.0))
     fields: dict[str, Any] = {"b": one, "c": one, "gate": None, "skip": None, "bias": None, "softplus": False}
     dt = builder.register(step)[0]
     return builder.elementwise("selective", x.index.shape, lane, x=register, dt=dt, states=1, rates=rates, **fields)
 
 
-def _lower_gate(builder: PlanBuilder, node: fx.Node, name: str, gate: Gate, x: Rows) -> Rows:
+def _append_sigmoid_gate(builder: PlanBuilder, node: fx.Node, name: str, gate: Gate, x: Rows) -> Rows:
     parts, width = [], gate.weight.shape[1]
     for head, (matrix, bias) in enumerate(zip(gate.weight, gate.bias, strict=True)):
         head_rows = Rows(x.index[..., head * width : (head + 1) * width])
@@ -135,7 +135,7 @@ def _set_first_token_to_one(builder: PlanBuilder, x: Rows) -> Rows:
     plan = builder.plan
     rows = torch.zeros(plan.context, 1)
     rows[0] = 1.0
-    name = plan.add_entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
+    name = plan.add_weight_entry("first.rows", Entry("f32", tuple(rows.shape), lambda: rows), ("first", plan.context))
     first = Rows(builder.rows(plan.append_step("positions", 1, table=name)).view(*builder.shape, 1))
     complement = builder.apply(builder.apply(x, torch.mul, -1.0), torch.add, 1.0)
     return builder.elementwise_of_two("add", x, builder.product(complement, first))

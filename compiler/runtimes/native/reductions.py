@@ -27,18 +27,18 @@ def lower_reduction(builder: PlanBuilder, call: Call) -> Rows:
     if name in ("std", "var"):
         if not biased:
             raise builder.rejection(node, f"a `{name}` with a correction is not among the engine's steps")
-        middle = lower_mean(builder, node, x, dim)
+        middle = append_mean(builder, node, x, dim)
         off = builder.elementwise_of_two("sub", x, middle)
-        value = lower_mean(builder, node, Rows(off.index, ElementwiseExpr(torch.square, (None,))), dim)
+        value = append_mean(builder, node, Rows(off.index, ElementwiseExpr(torch.square, (None,))), dim)
         value = Rows(value.index, ElementwiseExpr(torch.sqrt, (value.pending,))) if name == "std" else value
     else:
-        value = lower_mean(builder, node, x, dim)
+        value = append_mean(builder, node, x, dim)
         if name == "sum":
             value = Rows(value.index, ElementwiseExpr(calls.BINARY["mul"], (value.pending, float(x.index.shape[dim]))))
     return value if keeps else Rows(value.index.squeeze(dim), value.pending)
 
 
-def lower_mean(builder: PlanBuilder, node: fx.Node, x: Rows, dim: int) -> Rows:
+def append_mean(builder: PlanBuilder, node: fx.Node, x: Rows, dim: int) -> Rows:
     """Over an axis, which is left with one number."""
     x, size = builder.materialised(x), x.index.shape[dim]
     dim %= x.index.dim()
@@ -58,7 +58,7 @@ def lower_mean(builder: PlanBuilder, node: fx.Node, x: Rows, dim: int) -> Rows:
 
 def inverse_root(builder: PlanBuilder, node: fx.Node, x: Rows, eps: float) -> Rows:
     """One over the root of the mean square over the last axis, which is left with that."""
-    mean_square = lower_mean(builder, node, Rows(x.index, ElementwiseExpr(torch.square, (x.pending,))), -1)
+    mean_square = append_mean(builder, node, Rows(x.index, ElementwiseExpr(torch.square, (x.pending,))), -1)
     shifted = ElementwiseExpr(calls.BINARY["add"], (mean_square.pending, eps))
     return Rows(mean_square.index, ElementwiseExpr(torch.reciprocal, (ElementwiseExpr(torch.sqrt, (shifted,)),)))
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ...models.checkpoints.pretrained import pretrained
 from . import calls, rotations
-from .layout import ColumnRun, column_runs
+from .layout import ColumnRun, split_into_column_runs
 from .plan_builder import PlanBuilder
 from .positional import call_node
 from .rule import Call
@@ -25,10 +25,12 @@ def lower_rotary(builder: PlanBuilder, call: Call) -> Any:
     turned_parts = []
     for number, index in enumerate(positions):
         rotary = _RotaryCall(builder, node, args, kwargs, index, number)
-        rotation = builder.remember(("rotation", rotary.cache_key), partial(_recognise_rotation, builder, rotary))
+        rotation = builder.remember(
+            ("rotation", rotary.cache_key), partial(_recognise_rotation_and_limit_context, builder, rotary)
+        )
         if rotation is None:
             raise builder.rejection(node, "a rotary embedding that the engine does not have")
-        turned_parts.append(_rotate(builder, args[index], rotation, _is_joined(node, len(positions))))
+        turned_parts.append(_append_rotation(builder, args[index], rotation, _is_joined(node, len(positions))))
     return turned_parts[0] if len(turned_parts) == 1 else tuple(turned_parts)
 
 
@@ -38,14 +40,18 @@ def _is_joined(node: fx.Node, count: int) -> bool:
     return any(calls.operation(user) in calls.JOINS for part in parts for user in part.users)
 
 
-def _recognise_rotation(builder: PlanBuilder, rotary: "_RotaryCall") -> rotations.Rotation | None:
+def _recognise_rotation_and_limit_context(builder: PlanBuilder, rotary: "_RotaryCall") -> rotations.Rotation | None:
     for context in dict.fromkeys((builder.plan.context, _original_context(builder))):
         probe = min(rotations.PROBE, context)
         x = torch.ones(1, probe, rotary.width)
         try:
-            if not torch.allclose(rotary.apply_tables(x, 0, context), rotary.apply_tables(x, 0, probe), atol=1e-6):
+            if not torch.allclose(
+                rotary.evaluate_rotation(x, 0, context), rotary.evaluate_rotation(x, 0, probe), atol=1e-6
+            ):
                 continue  # frequencies that depend on the length
-            rotation = rotations.recognise_rotation(partial(rotary.apply_tables, length=context), context, rotary.width)
+            rotation = rotations.recognise_rotation(
+                partial(rotary.evaluate_rotation, length=context), context, rotary.width
+            )
         except (RuntimeError, TypeError, ValueError, IndexError):  # made for other operands than one row's
             return None
         builder.plan.context = min(builder.plan.context, context)
@@ -62,12 +68,12 @@ def _original_context(builder: PlanBuilder) -> int:
     return length if type(length) is int else builder.plan.context
 
 
-def _rotate(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
+def _append_rotation(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation, wide: bool) -> Rows:
     """`wide`: what was cut off the heads is joined again later, so whole heads are turned at once."""
     if not rotation.width:
         return Rows(_sorted(x.index, rotation), x.pending)
     plan, x = builder.plan, builder.materialised(x)
-    name = plan.vector_entry(f"{builder.current.name}.frequencies", rotation.frequencies.values)
+    name = plan.add_vector(f"{builder.current.name}.frequencies", rotation.frequencies.values)
     fields = {
         "rotary_dim": rotation.width,
         "inverse_frequencies": name,
@@ -76,8 +82,8 @@ def _rotate(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation, wide: b
     }
     lane = plan.layout.row_layout(x.index)
     head_dim = x.index.shape[-1]
-    lane_runs = column_runs(plan.layout, lane.columns)
-    if wide and len(lane_runs) == 1 and _cuts_heads(lane_runs[0], plan.layout.widths):
+    lane_runs = split_into_column_runs(plan.layout, lane.columns)
+    if wide and len(lane_runs) == 1 and _is_part_of_every_head(lane_runs[0], plan.layout.widths):
         run = lane_runs[0]
         full_width = plan.layout.widths[run.register]
         turned_register = plan.append_step(
@@ -142,7 +148,7 @@ class _RotaryCall:
         ]
         return self.node.target, self.position, *operands
 
-    def apply_tables(self, x: Tensor, start: int, length: int) -> Tensor:
+    def evaluate_rotation(self, x: Tensor, start: int, length: int) -> Tensor:
         """x [heads, t, width] turned by the tables of a context from position `start` on."""
 
         def operand(value: Any) -> Any:
@@ -184,7 +190,7 @@ def _part(value: Any, length: int, start: int, count: int) -> Any:
     return value if axis is None else value.narrow(axis, start, count)
 
 
-def _cuts_heads(run: ColumnRun, widths: list[int]) -> bool:
+def _is_part_of_every_head(run: ColumnRun, widths: list[int]) -> bool:
     """Whether a run is a part of every head of a register."""
     return (
         run.block < run.stride

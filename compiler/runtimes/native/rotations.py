@@ -102,7 +102,7 @@ def recognise_rotation(rotate: RotationFunction, context: int, head_dim: int) ->
     probe = min(PROBE, context)
     turned_basis = rotate(torch.eye(head_dim)[:, None].expand(head_dim, probe, head_dim), 0)  # [from, t, to]
     order = _order(turned_basis[:, 0])
-    if order is None or (pairs := _find_pairs(turned_basis[..., order])) is None:
+    if order is None or (pairs := _rotated_width_and_interleaving(turned_basis[..., order])) is None:
         return None
     rotation = Rotation(Frequencies(torch.zeros(0), 1.0), *pairs, order)
     first, second = rotation.pairs()
@@ -128,7 +128,7 @@ def _order(first: Tensor) -> Tensor | None:
     return nonzero.long().argmax(1)
 
 
-def _find_pairs(turned_basis: Tensor) -> tuple[int, bool] | None:
+def _rotated_width_and_interleaving(turned_basis: Tensor) -> tuple[int, bool] | None:
     """(width, interleaved) of columns that turn into each other; `turned_basis` [from, t, to]."""
     mixed = (turned_basis != 0).any(1)
     mixed.fill_diagonal_(False)

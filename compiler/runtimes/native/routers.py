@@ -57,7 +57,7 @@ class Routing:
             left = left.scatter(-1, number, -torch.inf)
         return torch.cat(weights, -1), torch.cat(numbers, -1)
 
-    def choose_experts(self, logits: Tensor, shift: Tensor | None) -> Tensor:
+    def top_k_experts(self, logits: Tensor, shift: Tensor | None) -> Tensor:
         """[n, count] numbers of experts, ascending."""
         scores = logits if self.kind == "logits" else self.shares(logits)
         scores = scores if shift is None else scores + shift
@@ -125,7 +125,7 @@ def named_tensors(module: nn.Module, extra: list[Tensor | None]) -> dict[str, Te
 
 
 @torch.no_grad()
-def fit_routing(module: nn.Module, sample: Sample) -> Routing | None:
+def infer_routing(module: nn.Module, sample: Sample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
     for logits, form in _logits(sample):
         for kind, groups in product(_KINDS, _candidate_groups(module, logits.shape[-1])):
@@ -138,7 +138,7 @@ def fit_routing(module: nn.Module, sample: Sample) -> Routing | None:
 
 
 @torch.no_grad()
-def fit_sequential_routing(module: nn.Module, sample: Sample) -> Routing | None:
+def infer_sequential_routing(module: nn.Module, sample: Sample) -> Routing | None:
     """The rule of a router that takes one expert after another, of a sample whose experts are nearly alike; or None."""
     if sample.weights is None:
         return None
@@ -157,7 +157,7 @@ def _with_fitted_weights(rule: Routing, logits: Tensor, sample: Sample) -> Routi
     """The rule with weights as the sample has them, where it chooses the same experts."""
     if rule.groups > 1 and rule.count > rule.n_groups_chosen * (logits.shape[-1] // rule.groups):
         return None
-    chosen = rule.choose_experts(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
+    chosen = rule.top_k_experts(logits, None if rule.shift is None else sample.tensors[rule.shift].flatten())
     expected_numbers, order = sample.numbers.sort(-1)
     if not torch.equal(chosen, expected_numbers):
         return None

@@ -36,7 +36,7 @@ VALUES = (  # no numbers of a target's tokens
     Rule(graph_values.is_attribute, graph_values.lower_attribute),
     Rule(role("mask"), graph_values.lower_mask),
     Rule(role("rotary_embedding", "cache_length"), graph_values.lower_positions),
-    Rule(wrapped_rows.reads_source, wrapped_rows.lower_in_source),
+    Rule(wrapped_rows.reads_source, wrapped_rows.lower_in_encoder),
     Rule(graph_values.is_positional, graph_values.lower_positional),
     Rule(graph_values.reads_cache, graph_values.reject_cache),
     Rule(graph_values.is_constant, graph_values.lower_constant),
@@ -45,12 +45,12 @@ ATTENTION = (
     Rule(role("cache_update"), attention_lowering.lower_cache_update),
     Rule(role("rotary"), rotary_lowering.lower_rotary),
     Rule(role("attention"), attention_lowering.lower_attention),
-    Rule(operand(FirstTokenRows), wrapped_rows.lower_of_first_token),
+    Rule(operand(FirstTokenRows), wrapped_rows.lower_on_first_token),
 )
 REGIONS = (  # values between a router and a sum of experts, or between scores and what they weigh
-    Rule(operand(Routed), mixtures.lower_routed),
-    Rule(key_score_bias.is_key_score_bias, key_score_bias.lower_key_score_bias),
-    Rule(eager_attention.mixes_tokens, eager_attention.lower_scores),
+    Rule(operand(Routed), mixtures.lower_after_router),
+    Rule(key_score_bias.makes_key_score_bias, key_score_bias.lower_key_score_bias),
+    Rule(eager_attention.mixes_tokens, eager_attention.lower_score_operation),
     Rule(operand(CachedRows), wrapped_rows.lower_cached),
 )
 MODULES = (
@@ -67,7 +67,7 @@ MODULES = (
     Rule(module(), recurrences.lower_recurrence),
     Rule(module(), rwkv.lower_rwkv),
     Rule(module(), linear_attention.lower_linear_attention),
-    Rule(module(), mixtures.lower_sorting_router),
+    Rule(module(), mixtures.sample_router_outputs),
     Rule(module(), indexers.lower_position_choice),
     Rule(role("norm", first=Rows), scanning.lower_gated_norm),
     Rule(layer_rules.layer("linear"), layer_rules.lower_linear),
@@ -82,7 +82,7 @@ FUNCTIONS = (
     Rule(function("new_empty", "new_zeros", "zeros_like", first=Rows), number_ops.lower_zeros),
     Rule(function("copy_", first=Rows), number_ops.lower_copy),
     Rule(function(*number_ops.INPLACE, first=Rows), number_ops.lower_inplace),
-    Rule(function("setitem", first=Rows), number_ops.lower_assignment),
+    Rule(function("setitem", first=Rows), number_ops.lower_setitem),
     Rule(function(*calls.JOINS), number_ops.lower_concatenation),
     Rule(number_ops.picks_first_token, number_ops.lower_first_token),
     Rule(function(*calls.MOVES, first=Tensor), number_ops.lower_constant_move),

@@ -40,7 +40,7 @@ class TimeMixing:
     decay: Tensor
     first: Tensor
 
-    def wkv_mean(self, k: Tensor, v: Tensor) -> Tensor:
+    def wkv(self, k: Tensor, v: Tensor) -> Tensor:
         """k and v [tokens, channels] from a text's first token on."""
         top, bottom, out = torch.zeros_like(k[0]), torch.zeros_like(k[0]), []
         for weight, value in zip(k.exp(), v, strict=True):
@@ -69,7 +69,7 @@ def lower_rwkv(builder: PlanBuilder, call: Call) -> Any:
     if form is None:
         return NotImplemented
     x = builder.materialised(args[0])
-    lower: Any = _lower_time_mixing if isinstance(form, TimeMixing) else _lower_channel_mixing
+    lower: Any = _append_time_mixing_steps if isinstance(form, TimeMixing) else _lower_channel_mixing
     output = lower(builder, node, form, x)
     # The engine's own steps keep what the model puts into its state, which stays empty here.
     return output, next((value for value in (*args[1:], *kwargs.values()) if not isinstance(value, bool)), None)
@@ -96,11 +96,11 @@ def recognise_rwkv(
     expected = expected[0] if isinstance(expected, tuple) else expected
     if not isinstance(expected, Tensor) or expected.shape != (batch, *x.shape):
         return None
-    outputs, call = _outputs(layers, shares, x), _linear_calls(layers)
+    outputs, call = _outputs(layers, shares, x), _make_layer_call(layers)
     forms = (
-        _fit_time_mixing(layers, shares, vectors, outputs, call)
+        _candidate_time_mixings(layers, shares, vectors, outputs, call)
         if vectors
-        else _fit_channel_mixing(layers, shares, outputs, call)
+        else _candidate_channel_mixings(layers, shares, outputs, call)
     )
     bound = (_SHARE if expected.dtype == torch.float32 else 2e-2) * float(expected.abs().max())
     for form, value in forms:
@@ -116,12 +116,12 @@ LayerCall = Callable[[str, Tensor], Tensor | None]
 def _outputs(layers: dict[str, nn.Linear], shares: list[Tensor], x: Tensor) -> Outputs:
     before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     mixed = [x * share + before * (1 - share) for share in shares]
-    call = _linear_calls(layers)
+    call = _make_layer_call(layers)
     values = {(name, i): call(name, mixed_x) for name, (i, mixed_x) in product(layers, enumerate(mixed))}
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _linear_calls(layers: dict[str, nn.Linear]) -> LayerCall:
+def _make_layer_call(layers: dict[str, nn.Linear]) -> LayerCall:
     def call(name: str, x: Tensor) -> Tensor | None:
         layer = layers[name]
         bias = None if layer.bias is None else layer.bias.float()
@@ -130,8 +130,8 @@ def _linear_calls(layers: dict[str, nn.Linear]) -> LayerCall:
     return call
 
 
-def _fit_time_mixing(
-    layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call: LayerCall
+def _candidate_time_mixings(
+    layers: Any, shares: list[Tensor], vectors: list[Tensor], outputs: Outputs, call_layer: LayerCall
 ) -> Any:
     for (decay, first), order, share_order in product(
         permutations(vectors), permutations(layers), permutations(range(3))
@@ -142,26 +142,26 @@ def _fit_time_mixing(
         if k is None or v is None or r is None:
             continue
         if all(part.shape[-1] == len(decay) for part in (k, v, r)):
-            yield past, call(order[3], r.sigmoid() * past.wkv_mean(k, v))
+            yield past, call_layer(order[3], r.sigmoid() * past.wkv(k, v))
 
 
-def _fit_channel_mixing(layers: Any, shares: list[Tensor], outputs: Outputs, call: LayerCall) -> Any:
+def _candidate_channel_mixings(layers: Any, shares: list[Tensor], outputs: Outputs, call_layer: LayerCall) -> Any:
     for order, share_order in product(permutations(layers), permutations(range(2))):
         k, r = (outputs.get((name, i)) for name, i in zip((order[0], order[2]), share_order, strict=True))
-        value = None if k is None or r is None else call(order[1], k.relu().square())
+        value = None if k is None or r is None else call_layer(order[1], k.relu().square())
         if value is not None and r is not None and value.shape == r.shape:
             of_k, of_r = (shares[i] for i in share_order)
             yield ChannelMixing(order, (of_k, of_r)), value * r.sigmoid()
 
 
-def _lower_time_mixing(builder: PlanBuilder, node: fx.Node, form: TimeMixing, x: Rows) -> Rows:
+def _append_time_mixing_steps(builder: PlanBuilder, node: fx.Node, form: TimeMixing, x: Rows) -> Rows:
     k, v, r = (
         builder.lower_submodule(node, name, _mixed(builder, node, x, share))
         for name, share in zip(form.layers, form.shares, strict=False)
     )
     weights = builder.apply(builder.apply(k, torch.clamp, -_MAX_VALUE, _MAX_VALUE), torch.exp)
     both = Rows(torch.cat([builder.product(weights, v).index, weights.index], -1))
-    before = _decayed_sums(builder, node, both, form.decay.repeat(2))
+    before = _append_decayed_sums(builder, node, both, form.decay.repeat(2))
     share = builder.elementwise_with_vector(node, "mul", both, form.first.exp().repeat(2))
     top, bottom = builder.elementwise_of_two("add", before, share).index.chunk(2, -1)
     mean = builder.product(Rows(top), builder.apply(Rows(bottom), torch.reciprocal))
@@ -176,13 +176,13 @@ def _lower_channel_mixing(builder: PlanBuilder, node: fx.Node, form: ChannelMixi
     return builder.product(builder.lower_submodule(node, form.layers[1], squared), gate)
 
 
-def _decayed_sums(builder: PlanBuilder, node: fx.Node, x: Rows, decay: Tensor) -> Rows:
+def _append_decayed_sums(builder: PlanBuilder, node: fx.Node, x: Rows, decay: Tensor) -> Rows:
     """Sums [b, t, channels] of the tokens before each, of which every token leaves exp(decay)."""
     plan, (register, lane) = builder.plan, builder.register(x)
     one = plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
     single = plan.gather(plan.layout.columns(one)[:1])
     fields: dict[str, Any] = {"b": single, "c": single, "gate": None, "skip": None, "bias": None, "softplus": False}
-    rates = plan.vector_entry(f"{node.target}.rates", decay[:, None])
+    rates = plan.add_vector(f"{node.target}.rates", decay[:, None])
     sums = builder.elementwise("selective", x.index.shape, lane, x=register, dt=one, states=1, rates=rates, **fields)
     return _token_before(builder, sums)
 
@@ -195,4 +195,4 @@ def _mixed(builder: PlanBuilder, node: fx.Node, x: Rows, share: Tensor) -> Rows:
 
 
 def _token_before(builder: PlanBuilder, x: Rows) -> Rows:
-    return Rows(shifting.shifted_back(builder, x.index.flatten(0, 1), 1).view(x.index.shape))
+    return Rows(shifting.append_token_shift(builder, x.index.flatten(0, 1), 1).view(x.index.shape))

@@ -35,7 +35,7 @@ def lower_ssd(builder: PlanBuilder, call: Call) -> Rows:
         x=register,
         **_registers(builder, dt=dt, b=B, c=C),
         **sizes,
-        rates=plan.vector_entry(f"{node.name}.rates", A),
+        rates=plan.add_vector(f"{node.name}.rates", A),
         **_vectors(builder, node, skip=options.get("D"), bias=options.get("dt_bias")),
         softplus=bool(options.get("dt_softplus")),
         least=max(least, 0.0),
@@ -59,7 +59,7 @@ def lower_selective(builder: PlanBuilder, call: Call) -> Rows:
         **_registers(builder, dt=dt, b=B, c=C),
         **gate,
         states=A.shape[1],
-        rates=builder.plan.vector_entry(f"{node.name}.rates", A),
+        rates=builder.plan.add_vector(f"{node.name}.rates", A),
         **_vectors(builder, node, skip=options.get("D"), bias=options.get("delta_bias")),
         softplus=bool(options.get("delta_softplus")),
     )
@@ -82,7 +82,7 @@ def lower_delta_rule(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
     q, k, v, decay, beta = operands.values()
     (heads, value_dim), (groups, head_dim) = v.index.shape[2:], k.index.shape[2:]
     if form.eps is not None:
-        q, k = (_normalise_length(builder, node, x, form.eps, by) for x, by in ((q, form.scale), (k, 1.0)))
+        q, k = (_append_l2_norm(builder, node, x, form.eps, by) for x, by in ((q, form.scale), (k, 1.0)))
     elif form.scale != 1.0:
         q = Rows(q.index, ElementwiseExpr(calls.BINARY["mul"], (q.pending, form.scale)))
     register, lane = builder.register(v)
@@ -101,11 +101,11 @@ def lower_delta_rule(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
     return output, None
 
 
-def _normalise_length(builder: PlanBuilder, node: fx.Node, x: Rows, eps: float, by: float) -> Rows:
-    """Heads of length `by`: what a root mean square leaves, over the root of how many numbers there are."""
+def _append_l2_norm(builder: PlanBuilder, node: fx.Node, x: Rows, eps: float, length: float) -> Rows:
+    """Heads of length `length`: what a root mean square leaves, over the root of how many numbers there are."""
     register, lane = builder.register(x)
     width = x.index.shape[-1]
-    gain = builder.plan.vector_entry(f"{node.name}.length.{by:.6g}", torch.full((width,), by * width**-0.5))
+    gain = builder.plan.add_vector(f"{node.name}.length.{length:.6g}", torch.full((width,), length * width**-0.5))
     fields = {"kind": "rms", "eps": eps / width, "group": width, "weight": gain, "bias": None}
     return builder.elementwise("norm", x.index.shape, lane, x=register, **fields)
 
@@ -116,7 +116,7 @@ def _registers(builder: PlanBuilder, **values: Rows) -> dict[str, int]:
 
 def _vectors(builder: PlanBuilder, node: fx.Node, **values: Tensor | None) -> dict[str, str | None]:
     return {
-        name: None if value is None else builder.plan.vector_entry(f"{node.name}.{name}", value)
+        name: None if value is None else builder.plan.add_vector(f"{node.name}.{name}", value)
         for name, value in values.items()
     }
 
@@ -129,14 +129,14 @@ def lower_gated_norm(builder: PlanBuilder, call: Call) -> Any:
     if len(gates) != 1 or not isinstance(gates[0], Rows) or call.module is None:
         return NotImplemented
     node, module, x, gate = call.node, call.module, call.first, gates[0]
-    norm = norms.recognise_gated(module, x.index.shape)
+    norm = norms.recognise_gated_norm(module, x.index.shape)
     if norm is None:
         raise builder.rejection(node, f"a {type(module).__name__} is no gated norm that the engine has")
     opened = Rows(gate.index, ElementwiseExpr(norms.GATES[norm.gate], (gate.pending,)))
     if norm.gate_first:
         x = builder.product(x, opened)
     register, lane = builder.register(x)
-    gain = builder.plan.vector_entry(f"{node.target}.weight", norm.gain)
+    gain = builder.plan.add_vector(f"{node.target}.weight", norm.gain)
     output = builder.elementwise(
         "norm", x.index.shape, lane, x=register, kind="rms", eps=norm.eps, group=norm.group, weight=gain, bias=None
     )

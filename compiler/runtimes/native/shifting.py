@@ -32,12 +32,12 @@ def lower_token_shifts(builder: "PlanBuilder", index: Tensor) -> Tensor:
     """Element numbers without places before a text: numbers of tokens before are those of a step."""
     axis = _token_axis(builder, index)
     ordered = index.movedim(axis, 1)  # [batch, tokens, ...]
-    line = _analyse(builder, ordered.flatten(2) if index.dim() > 2 else ordered[..., None])
+    line = _token_shift_columns(builder, ordered.flatten(2) if index.dim() > 2 else ordered[..., None])
     elements = line.base.clone()
     for back in line.back.unique().tolist():
         if back:
             columns = line.back == back
-            elements[:, columns] = shifted_back(builder, line.base[:, columns], back)
+            elements[:, columns] = append_token_shift(builder, line.base[:, columns], back)
     return elements.view(ordered.shape).movedim(1, axis)
 
 
@@ -52,8 +52,9 @@ def _token_axis(builder: "PlanBuilder", index: Tensor) -> int:
     raise IrregularColumns
 
 
-def _analyse(builder: "PlanBuilder", index: Tensor) -> _Line:
-    """Of an index [batch, tokens, width]; Scattered where its columns are no numbers of tokens before."""
+def _token_shift_columns(builder: "PlanBuilder", index: Tensor) -> _Line:
+    """Express an index [batch, tokens, width] as a shift by tokens; Scattered where its columns are no numbers of
+    tokens before."""
     layout, (batch, length) = builder.plan.layout, builder.shape
     last = index[:, -1]
     register, token = layout.locate(last.reshape(-1))
@@ -68,14 +69,14 @@ def _analyse(builder: "PlanBuilder", index: Tensor) -> _Line:
     return _Line(base.flatten(0, 1), back[0])
 
 
-def shifted_back(builder: "PlanBuilder", base: Tensor, back: int) -> Tensor:
-    """Element numbers [tokens, width] of what these were `back` tokens before."""
+def append_token_shift(builder: "PlanBuilder", base: Tensor, distance: int) -> Tensor:
+    """Element numbers [tokens, width] of what these were `distance` tokens before."""
     x, _ = builder.register(Rows(base))
 
     def convolve() -> int:
-        taps = torch.zeros(back + 1, base.shape[1])
+        taps = torch.zeros(distance + 1, base.shape[1])
         taps[0] = 1.0
-        filters = builder.plan.vector_entry(f"{builder.current.name}.back.{back}.{x}", taps)
+        filters = builder.plan.add_vector(f"{builder.current.name}.back.{distance}.{x}", taps)
         return builder.plan.append_step("convolve", base.shape[1], x=x, filters=filters, bias=None, silu=False)
 
-    return builder.plan.layout.rows(builder.remember(("shifted", x, back), convolve))
+    return builder.plan.layout.rows(builder.remember(("shifted", x, distance), convolve))

@@ -15,7 +15,7 @@ PROBE = 8  # ids whose rows an embedding is compared by
 
 
 def lower_embedding(builder: PlanBuilder, call: Call) -> Any:
-    if builder.positions.ignores_ids(call.node):
+    if builder.positions.uses_only_length_of_ids(call.node):
         return Positional(call.node)
     node, module, ids_value = call.node, call.module, call.first
     assert module is not None, f"{node.name} calls no module"
@@ -37,7 +37,7 @@ def lower_embedding(builder: PlanBuilder, call: Call) -> Any:
     table = _transformed_table(builder, node, table, ids_value.pending)
     scale = next((s for s in (1.0, *_numbers(module)) if abs(s / scale - 1) < 2**-7), scale)
     entry = Entry("bf16", tuple(table.shape), lambda: table.detach().bfloat16().contiguous())
-    name = builder.plan.add_entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
+    name = builder.plan.add_weight_entry(f"{node.target}.rows", entry, ("table", *linears.identity(table)))
     register = builder.plan.append_step("embedding", table.shape[1], table=name)
     rows = Rows(builder.rows(register).view(*builder.shape, -1))
     return rows if scale == 1.0 else Rows(rows.index, ElementwiseExpr(calls.BINARY["mul"], (None, scale)))
@@ -56,9 +56,9 @@ def _transformed_table(builder: PlanBuilder, node: fx.Node, table: Tensor, funct
     return table if torch.equal(picked, ids) else table[picked]
 
 
-def positional_rows(builder: PlanBuilder, node: fx.Node, value: Positional) -> Rows | None:
+def append_position_table(builder: PlanBuilder, node: fx.Node, value: Positional) -> Rows | None:
     """Rows that depend on the position alone; None where there are none, as of a mask that hides nothing."""
-    context = builder.plan.context = builder.positions.available_positions(value.node, builder.plan.context)
+    context = builder.plan.context = builder.positions.max_positions_of(value.node, builder.plan.context)
     table = builder.positions.at(value.node, context)
     if table is None:
         return None
@@ -66,7 +66,7 @@ def positional_rows(builder: PlanBuilder, node: fx.Node, value: Positional) -> R
     axis = next((axis for axis in range(1, table.dim() - 1) if table.shape[axis] == context), 0)
     if not axis or table[..., :1].numel() != context:
         raise builder.rejection(node, "it adds something that is not one row for every position")
-    name = builder.plan.add_entry(
+    name = builder.plan.add_weight_entry(
         f"{value.node.name}.rows",
         Entry("f32", (context, table.shape[-1]), lambda: table.reshape(context, -1).float().contiguous()),
         ("positions", value.node.name),

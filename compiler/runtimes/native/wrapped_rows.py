@@ -23,7 +23,7 @@ def reads_source(builder: PlanBuilder, call: Call) -> bool:
     return SourceTokens in call.kinds and call.role != "attention"
 
 
-def lower_in_source(builder: PlanBuilder, call: Call) -> Any:
+def lower_in_encoder(builder: PlanBuilder, call: Call) -> Any:
     """Value computed from the source alone and sizes of the target: part of the encoder."""
     source = builder.source
     assert source is not None, "only behind an encoder there is a source"
@@ -35,7 +35,7 @@ def lower_in_source(builder: PlanBuilder, call: Call) -> Any:
     return _as_source_tokens(value)
 
 
-def lower_of_first_token(builder: PlanBuilder, call: Call) -> FirstTokenRows:
+def lower_on_first_token(builder: PlanBuilder, call: Call) -> FirstTokenRows:
     """Value computed from a text's first token, computed for each."""
     reason = "it does more with a text's first token than layers and functions of it"
     if call.module is None and call.name not in (*calls.UNARY, *calls.SAME):

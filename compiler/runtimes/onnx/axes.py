@@ -13,7 +13,7 @@ _LENGTHS = {
 }
 
 
-def name_axes(model: Any) -> None:
+def rename_symbolic_axes(model: Any) -> None:
     """Rename symbols everywhere in a model of `onnx_ir`: `past_sequence_length + sequence_length` for `s13 + s57`."""
     values = [*model.graph.inputs, *model.graph.outputs, *(v for n in model.graph.all_nodes() for v in n.outputs)]
     has_past = any(value.name.startswith("past") for value in model.graph.inputs)
@@ -28,7 +28,8 @@ def name_axes(model: Any) -> None:
 
 
 def _axis_names(name: str, has_past: bool) -> tuple[str, ...]:
-    """Of an input, "" where an axis has one length; `has_past` whether keys and values go in as well."""
+    """Names of the dynamic axes of an input, "" where an axis has one length; `has_past` whether keys and values go in
+    as well."""
     if name.startswith("past"):
         return "batch_size", "", "encoder_sequence_length" if ".encoder." in name else "past_sequence_length"
     if name == "attention_mask":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
-from ...core.safe_read import MALFORMED, MIB, open_regular, parse_json, read_regular
+from ...core.safe_read import MALFORMED, MIB, open_regular, parse_strict_json, read_regular_file
 from .refusal import rejected_onnx
 
 if TYPE_CHECKING:
@@ -61,25 +61,25 @@ def graphs_in(folder: Path) -> tuple[str, ...]:
     return (ENCODER, BEGINNING, CONTINUATION) if is_seq2seq else (NAME,)
 
 
-def check_onnx(folder: Path, name: str = NAME) -> Stored:
+def read_checked_onnx(folder: Path, name: str = NAME) -> Stored:
     """Raises Reject (refused-onnx) unless a folder's file of that name holds what effc writes."""
     import onnx
 
     path = folder / f"{name}.onnx"
     try:
-        graph = read_regular(path, _MAX_BYTES)
+        graph = read_regular_file(path, _MAX_BYTES)
         model = onnx.load_model_from_string(graph)
     except OSError as error:
         raise Reject(rejected_onnx(f"{path} can't be read: {error.strerror}")) from error
     except Exception as error:  # what protobuf raises is of its own kind
         raise _rejected(path, f"is no ONNX: {first_line(error)}") from error
-    _check_schema(path, model)
-    foreign = _unknown_domains(model)
+    _refuse_unknown_fields(path, model)
+    foreign = _unsupported_domains(model)
     if foreign or model.functions:
         raise _rejected(path, f"calls ops of {', '.join(foreign) or 'its own functions'}, not of ONNX")
     external = f"{path.name}.data"
     data = _map_data(path.with_name(external))
-    _check_tensors(path, model, len(data))
+    _check_tensor_locations(path, model, len(data))
     return Stored(model, graph, external, data, tuple(i.name for i in model.graph.input), _read_facts(path, model))
 
 
@@ -97,7 +97,7 @@ def nodes(message: Any) -> Iterator[Any]:
     return (inner for inner in nested_messages(message) if inner.DESCRIPTOR.name == "NodeProto")
 
 
-def _check_schema(path: Path, model: Any) -> None:
+def _refuse_unknown_fields(path: Path, model: Any) -> None:
     """Refuse what another reader of the same bytes may understand otherwise, and kinds of messages that effc never
     writes."""
     size = model.ByteSize()
@@ -115,7 +115,7 @@ def _check_schema(path: Path, model: Any) -> None:
                 raise _rejected(path, "holds names that are not UTF-8")
 
 
-def _unknown_domains(model: Any) -> list[str]:
+def _unsupported_domains(model: Any) -> list[str]:
     """Domains of ops that effc does not write, each with the op where others of the domain are written."""
     foreign = {o.domain for o in model.opset_import if o.domain not in DOMAINS and o.domain not in RUNTIME}
     for node in nodes(model):
@@ -137,7 +137,7 @@ def _map_data(path: Path) -> bytearray | mmap.mmap:
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray()
 
 
-def _check_tensors(path: Path, model: Any, size: int) -> None:
+def _check_tensor_locations(path: Path, model: Any, size: int) -> None:
     """Refuse a tensor that lies elsewhere than in the graph's own bytes: initializers of the graph alone may lie in the
     data file, whose size in bytes is `size`."""
     tensors = [message for message in nested_messages(model) if message.DESCRIPTOR.name == "TensorProto"]
@@ -150,10 +150,10 @@ def _check_tensors(path: Path, model: Any, size: int) -> None:
     if sum(tensor.data_location == tensor.EXTERNAL for tensor in tensors) > len(external):
         raise _rejected(path, f"has a weight inside of an op that lies in another file than {path.name}.data")
     for tensor in external:
-        _check_region(path, tensor, size)
+        _check_external_region(path, tensor, size)
 
 
-def _check_region(path: Path, tensor: Any, size: int) -> None:
+def _check_external_region(path: Path, tensor: Any, size: int) -> None:
     entry = {e.key: e.value for e in tensor.external_data}
     if len(entry) < len(tensor.external_data):  # readers differ in which of two they take
         raise _rejected(path, f"has a weight `{tensor.name}` with two places")
@@ -167,7 +167,7 @@ def _check_region(path: Path, tensor: Any, size: int) -> None:
         raise _rejected(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
-def initializers(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
+def load_initializers(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
     """The initializers by name: large ones mapped from disk, where they take no memory of their own."""
     import numpy as np
     import onnx
@@ -185,12 +185,12 @@ def initializers(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, t
                 raise _rejected(path, f"has a weight `{tensor.name}` of another size than its shape")
             array = np.frombuffer(stored.data, dtype, prod(shape), start).reshape(shape)
         else:
-            array = _embedded_numbers(path, tensor)
+            array = _inline_tensor(path, tensor)
         result[tensor.name] = torch.from_numpy(array)
     return result
 
 
-def _embedded_numbers(path: Path, tensor: Any) -> Any:
+def _inline_tensor(path: Path, tensor: Any) -> Any:
     """The numbers that lie in the graph itself."""
     import onnx
 
@@ -203,7 +203,7 @@ def _embedded_numbers(path: Path, tensor: Any) -> Any:
 def _read_facts(path: Path, model: Any) -> dict[str, Any]:
     metadata = {p.key: p.value for p in model.metadata_props}
     try:
-        facts = parse_json(metadata.get(FACTS, ""))
+        facts = parse_strict_json(metadata.get(FACTS, ""))
         kinds = {"class": str, "model_type": str, "params": int, "decodes": bool}
         if path.name != FILE:  # of an encoder with a decoder
             kinds |= {"start": int, "source_vocabulary": int}

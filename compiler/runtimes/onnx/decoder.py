@@ -20,12 +20,12 @@ class Decoder(nn.Module):
         self.model, self.slots = model, slots
 
     def forward(self, given: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        cache = filled_cache(past, self.slots)
+        cache = make_filled_cache(past, self.slots)
         logits = self.model(**given, cache=cache, use_cache=True).logits
         return logits.float(), [part for n in self.slots for part in (cache.layers[n].keys, cache.layers[n].values)]
 
 
-def filled_cache(past: list[Tensor], slots: list[int]) -> Any:
+def make_filled_cache(past: list[Tensor], slots: list[int]) -> Any:
     """A cache with keys and values in it; it never forgets, as windows are in the mask."""
     from transformers import DynamicCache
 

@@ -19,53 +19,55 @@ from ...core.json_errors import first_line
 from ...evaluation.results import first_result_of, tensors_of
 from ...ir.layers.linear import count_params
 from ...ir.program import Program
-from ...models.checkpoints.origin import longest_row
+from ...models.checkpoints.origin import max_row_tokens
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.forward import has_two_towers, main_name, without_dropout
+from ...models.rows.forward import has_two_towers, in_eval_mode, main_name
 from ...models.rows.inputs import decoder_start_id, is_encoder_decoder, padding
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
 from ..native.kv_tensors import decoder_sample_inputs
 from . import seq2seq_export
-from .axes import name_axes
-from .checking import FACTS, NAME, check_onnx
+from .axes import rename_symbolic_axes
+from .checking import FACTS, NAME, read_checked_onnx
 from .decoder import KEEPS, Decoder
 from .refusal import cannot_write_onnx
 
 _OPSET = 18  # what torch's exporter translates to itself; later ones are converted
 
 
-def export_onnx(program: Program, folder: Path, dynamic: str) -> None:
+def export_onnx(program: Program, folder: Path, dynamic_quantization: str) -> None:
     """`model.onnx` and `model.onnx.data`: a decoder with its cache as inputs and outputs, anything else as it is.
 
     Of an encoder with a decoder three graphs, each with the file of its weights.
 
-    dynamic   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
+    dynamic_quantization   "int8": weights of matrix products in int8, what they multiply rounded as it comes; "none"
     """
     model = as_float(program.model)
     if is_encoder_decoder(model):
-        seq2seq_export.refuse_unsupported(model)
-        with without_dropout(model), torch.no_grad(), _silence_exporter():
+        seq2seq_export.refuse_unsupported_encoder_decoder(model)
+        with in_eval_mode(model), torch.no_grad(), _silence_exporter():
             for graph in seq2seq_export.export_graphs(model):
-                exported = _export(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
-                _save_graph(exported, program.model, folder, graph.name, dynamic)
+                exported = _export_module(graph.module, graph.arguments, graph.shapes, graph.inputs, graph.outputs)
+                _save_quantize_and_check(exported, program.model, folder, graph.name, dynamic_quantization)
         return
-    with without_dropout(model), torch.no_grad(), _silence_exporter():
-        exported = _decoder(model) if decodes(model) else _plain_forward(model, tensors_of(program))
-    _save_graph(exported, program.model, folder, NAME, dynamic)
+    with in_eval_mode(model), torch.no_grad(), _silence_exporter():
+        exported = _decoder(model) if decodes(model) else _export_forward(model, tensors_of(program))
+    _save_quantize_and_check(exported, program.model, folder, NAME, dynamic_quantization)
 
 
-def _save_graph(exported: Any, model: nn.Module, folder: Path, name: str, dynamic: str) -> None:
+def _save_quantize_and_check(
+    exported: Any, model: nn.Module, folder: Path, name: str, dynamic_quantization: str
+) -> None:
     for node in exported.model.graph.all_nodes():  # they say whose files lay where
         node.metadata_props.clear()
         node.doc_string = None
-    name_axes(exported.model)
+    rename_symbolic_axes(exported.model)
     exported.model.metadata_props[FACTS] = json.dumps(artifact_facts(model))
     path = folder / f"{name}.onnx"
-    if dynamic == "none":
+    if dynamic_quantization == "none":
         exported.save(path, external_data=True)
     else:
         _quantize_dynamic(exported, path)
-    check_onnx(folder, name)
+    read_checked_onnx(folder, name)
 
 
 def decodes(model: nn.Module) -> bool:
@@ -87,15 +89,15 @@ def artifact_facts(model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "model_type": getattr(config, "model_type", ""),
         "params": count_params(model),
-        "context": longest_row(text.to_dict())
+        "context": max_row_tokens(text.to_dict())
         if is_speech_encoder_decoder(model)
         else getattr(text, "max_position_embeddings", None),
         "decodes": decodes(model),
-        **(_of_sources(model) if is_encoder_decoder(model) else {}),
+        **(_encoder_decoder_facts(model) if is_encoder_decoder(model) else {}),
     }
 
 
-def _of_sources(model: nn.Module) -> dict[str, Any]:
+def _encoder_decoder_facts(model: nn.Module) -> dict[str, Any]:
     vocabulary = (
         0 if is_speech_encoder_decoder(model) else pretrained(model).get_encoder().get_input_embeddings().num_embeddings
     )
@@ -104,15 +106,15 @@ def _of_sources(model: nn.Module) -> dict[str, Any]:
 
 def _decoder(model: nn.Module) -> Any:
     inputs, past, slots = decoder_sample_inputs(model, cannot_write_onnx, KEEPS)
-    with _batched_experts(model):
-        return _decoder_step(Decoder(model, slots), inputs, past)
+    with _experts_as_batched_matmul(model):
+        return _export_decoder_step(Decoder(model, slots), inputs, past)
 
 
-def _decoder_step(decoder: Decoder, inputs: dict[str, Any], past: list[Any]) -> Any:
+def _export_decoder_step(decoder: Decoder, inputs: dict[str, Any], past: list[Any]) -> Any:
     free = torch.export.Dim.DYNAMIC
     layers = range(len(past) // 2)
     parts = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
-    return _export(
+    return _export_module(
         decoder,
         {"given": inputs, "past": past},
         {"given": {name: {0: free, 1: free} for name in inputs}, "past": [{0: free, 2: free} for _ in past]},
@@ -121,16 +123,18 @@ def _decoder_step(decoder: Decoder, inputs: dict[str, Any], past: list[Any]) -> 
     )
 
 
-def _plain_forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
+def _export_forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
     free, axes = torch.export.Dim.AUTO, 2 if "input_ids" in inputs else 1
     inputs = {name: x.float() if x.is_floating_point() else x for name, x in inputs.items()}
     shapes = {name: dict.fromkeys(range(axes), free) if x.dim() else None for name, x in inputs.items()}
     output = model(**inputs) if isinstance(model, PreTrainedModel) else None
     outputs = [main_name(output)] if isinstance(output, Mapping) and not has_two_towers(output) else None
-    return _export(first_result_of(model), inputs, shapes, list(inputs), outputs)
+    return _export_module(first_result_of(model), inputs, shapes, list(inputs), outputs)
 
 
-def _export(module: nn.Module, example_inputs: Any, shapes: Any, inputs: list[str], outputs: list[str] | None) -> Any:
+def _export_module(
+    module: nn.Module, example_inputs: Any, shapes: Any, inputs: list[str], outputs: list[str] | None
+) -> Any:
     kind = type(getattr(module, "model", module)).__name__
     try:
         return torch.onnx.export(
@@ -165,7 +169,7 @@ def _quantize_dynamic(exported: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _batched_experts(model: Any) -> Iterator[None]:
+def _experts_as_batched_matmul(model: Any) -> Iterator[None]:
     """Experts by products of batches: the loop over those that were hit, and grouped products, have no translation."""
     before = getattr(model.config, "_experts_implementation", None)
     if before is None:

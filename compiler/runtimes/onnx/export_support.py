@@ -15,6 +15,6 @@ def refuse_unsupported_model(ctx: Context) -> None:
     with without_storage():
         model = ctx.origin.build()
     if is_encoder_decoder(model):
-        seq2seq_export.refuse_unsupported(model)
+        seq2seq_export.refuse_unsupported_encoder_decoder(model)
     elif decodes(model):
         refuse_recurrent_layers(model, cannot_write_onnx, KEEPS)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
-from ...models.checkpoints.generation_config import read_generation
+from ...models.checkpoints.generation_config import read_generation_config
 from ..padded import SEQUENCES, PaddedModel, PaddedRows
-from .checking import ENCODER, FEATURES, FILE, Stored, check_onnx, graphs_in, initializers
+from .checking import ENCODER, FEATURES, FILE, Stored, graphs_in, load_initializers, read_checked_onnx
 from .refusal import rejected_onnx
 from .session import Session
 
@@ -51,19 +51,21 @@ def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
         from .seq2seq import open_seq2seq
         from .speech_seq2seq import open_hearing
 
-        is_speech = FEATURES in check_onnx(folder, ENCODER).inputs
+        is_speech = FEATURES in read_checked_onnx(folder, ENCODER).inputs
         return (open_hearing if is_speech else open_seq2seq)(folder, threads)
-    stored = check_onnx(folder)
-    session, tensors = Session(folder / FILE, stored, threads), initializers(folder, stored)
+    stored = read_checked_onnx(folder)
+    session, tensors = Session(folder / FILE, stored, threads), load_initializers(folder, stored)
     if not stored.facts["decodes"]:
         return OnnxModule(session, tensors, stored.facts)
-    plan = _read_sizes(folder, session, stored)
-    model = PaddedModel(PaddedRows(session, plan), plan, tensors, stored.facts, SEQUENCES, read_generation(folder))
+    plan = _vocabulary_and_context(folder, session, stored)
+    model = PaddedModel(
+        PaddedRows(session, plan), plan, tensors, stored.facts, SEQUENCES, read_generation_config(folder)
+    )
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
-def _read_sizes(folder: Path, session: Session, stored: Stored) -> dict[str, int]:
+def _vocabulary_and_context(folder: Path, session: Session, stored: Stored) -> dict[str, int]:
     """Sizes of the vocabulary and of the context."""
     shape = session.results.get("logits", ())
     past = all(len(session.shapes[n]) == 4 and type(session.shapes[n][1]) is int for n in session.past)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
-from ...models.checkpoints.generation_config import read_generation
+from ...models.checkpoints.generation_config import read_generation_config
 from ..decoder import Rows
 from ..padded import SEQUENCES
 from ..seq2seq import Seq2SeqModel
-from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, check_onnx, initializers
+from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, load_initializers, read_checked_onnx
 from .refusal import rejected_onnx
 from .seq2seq_export import SIDE_NAMES
 from .session import Session
@@ -66,10 +66,10 @@ class SourceRows(Rows):
     def extend(self, numbers: list[int], ids: Tensor) -> Tensor:
         """Rows of one length, each behind a source and a beginning of its own."""
         return torch.cat(
-            [self._step_alone(number, row.numpy()[None]) for number, row in zip(numbers, ids, strict=True)]
+            [self._step_one_sequence(number, row.numpy()[None]) for number, row in zip(numbers, ids, strict=True)]
         )
 
-    def _step_alone(self, sequence: int, ids: np.ndarray) -> Tensor:
+    def _step_one_sequence(self, sequence: int, ids: np.ndarray) -> Tensor:
         mask = np.ones((1, self.source(sequence)), np.int64)
         inputs: dict[str, np.ndarray] = {"encoder_attention_mask": mask, "input_ids": ids}
         if sequence not in self._history:
@@ -89,33 +89,36 @@ class SourceRows(Rows):
 
 
 def open_seq2seq(
-    folder: Path, threads: int | None, rows: type[SourceRows] = SourceRows, kind: type[Seq2SeqModel] = Seq2SeqModel
+    folder: Path,
+    threads: int | None,
+    engine_class: type[SourceRows] = SourceRows,
+    model_class: type[Seq2SeqModel] = Seq2SeqModel,
 ) -> Seq2SeqModel:
     """The model of a folder with three graphs. Raises Reject (refused-onnx).
 
     rows, kind   what asks the graphs, and the model over that
     """
-    stored = {name: check_onnx(folder, name) for name in (ENCODER, BEGINNING, CONTINUATION)}
+    stored = {name: read_checked_onnx(folder, name) for name in (ENCODER, BEGINNING, CONTINUATION)}
     sessions = {name: Session(folder / f"{name}.onnx", graph_file, threads) for name, graph_file in stored.items()}
     tensors = {
         f"{name}/{key}": x
         for name, graph_file in stored.items()
-        for key, x in initializers(folder, graph_file, name).items()
+        for key, x in load_initializers(folder, graph_file, name).items()
     }
     facts = stored[BEGINNING].facts
-    vocabulary = _vocabulary_size(folder, sessions)
+    vocabulary = _check_graphs_and_vocabulary(folder, sessions)
     if not 0 <= facts["start"] < vocabulary:
         raise Reject(rejected_onnx(f"{folder} names no token that a target begins with", help=_REMEDY))
     context = facts["context"] or _UNBOUND
-    engine = rows(sessions, context, vocabulary, facts["source_vocabulary"])
+    engine = engine_class(sessions, context, vocabulary, facts["source_vocabulary"])
     plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}
-    model = kind(engine, plan, tensors, facts, SEQUENCES, read_generation(folder))
+    model = model_class(engine, plan, tensors, facts, SEQUENCES, read_generation_config(folder))
     model.engine_name = "ONNX Runtime"
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
 
-def _vocabulary_size(folder: Path, sessions: dict[str, Session]) -> int:
+def _check_graphs_and_vocabulary(folder: Path, sessions: dict[str, Session]) -> int:
     """Number of logits per token; Reject where the graphs' inputs and outputs do not match."""
     encoder, beginning, continuation = (sessions[name] for name in (ENCODER, BEGINNING, CONTINUATION))
     past = [name for name in continuation.shapes if name.startswith("past_key_values.")]

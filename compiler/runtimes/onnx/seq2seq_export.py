@@ -22,7 +22,7 @@ SIDE_NAMES = (
 _FREE = torch.export.Dim.DYNAMIC
 
 
-def refuse_unsupported(model: nn.Module) -> None:
+def refuse_unsupported_encoder_decoder(model: nn.Module) -> None:
     """Raise Reject of an encoder with a decoder that takes neither texts nor sounds, or has no head."""
     kind = type(model).__name__
     if model.main_input_name != "input_ids" and not is_speech_encoder_decoder(model):

@@ -64,7 +64,7 @@ class SpeechSeq2Seq(Seq2SeqModel):
     def check_inputs(self, inputs: Any, mask: Any) -> None:
         """Sounds are checked where they are read: `generate` takes those of several lengths apart."""
 
-    def sources_of(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def split_sources(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
         expected = self.engine.shape
         if features.dim() != 3 or tuple(features.shape[1:]) != expected:
             raise Reject(
@@ -97,7 +97,8 @@ class SpeechSeq2Seq(Seq2SeqModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Output:
-        """Of masked tokens zeros. With `use_cache` it gives `encoder_last_hidden_state` and a `cache` too."""
+        """Logits of target tokens for sounds; zeros for masked tokens. With `use_cache` it gives
+        `encoder_last_hidden_state` and a `cache` too."""
         use_cache = use_cache or isinstance(encoder_outputs, tuple)
         sources = (input_features, attention_mask, decoder_input_ids)
         output = super().forward(*sources, encoder_outputs=encoder_outputs, cache=cache, use_cache=use_cache, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ....dsl.syntax.render import on_a_line
 from ...core.quantity import count, size
-from .checking import check_onnx, graphs_in, initializers
+from .checking import graphs_in, load_initializers, read_checked_onnx
 
 _MAX_ITEMS = 12  # ops and shapes; the rest are counted
 
@@ -50,12 +50,12 @@ class OnnxSummary:
 
 def summarise_onnx(folder: Path) -> OnnxSummary:
     """Picture of a folder of the target `onnx`. Raises Reject (refused-onnx)."""
-    graphs = {name: check_onnx(folder, name) for name in graphs_in(folder)}
+    graphs = {name: read_checked_onnx(folder, name) for name in graphs_in(folder)}
     shapes: dict[str, tuple[int, int]] = {}
     operators: Counter[str] = Counter()
     for stored in graphs.values():
         operators.update(stored.operators)
-    for tensor in (x for name, stored in graphs.items() for x in initializers(folder, stored, name).values()):
+    for tensor in (x for name, stored in graphs.items() for x in load_initializers(folder, stored, name).values()):
         shape = " x ".join(map(str, tensor.shape)) if tensor.dim() > 1 else "vectors"
         entries, n_bytes = shapes.get(shape, (0, 0))
         shapes[shape] = (entries + 1, n_bytes + tensor.nbytes)

@@ -8,7 +8,7 @@ from torch import fx
 
 from ....dsl.checker.inputs import wide_rank
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.nearest import suggestion
+from ....dsl.syntax.nearest import nearest_name_help
 from ...ir.layers.reft import FORMS, Reft, interventions, share_prompt_positions
 from ...ir.program import Program
 from .rewrite import Rewriter
@@ -83,36 +83,36 @@ def make_interventions(
     paths: tuple[str, ...],
     form: str,
     rank: int,
-    edges: tuple[int, int],
+    first_last_counts: tuple[int, int],
     tied: bool,
     drop: float,
-    start: str,
+    init: str,
     seed_of_layer,
 ) -> dict[str, Reft]:
     """New interventions for layers, with their first values.
 
-    edges          how many positions in front of and behind a prompt
-    seed_of_layer  path -> seed of its first values
+    first_last_counts  how many positions in front of and behind a prompt
+    seed_of_layer      path -> seed of its first values
     Raises Reject (rank-too-large, no-stream).
     """
     result = {}
     for path, width in hidden_widths(program, paths).items():
         if rank > width:
             raise Reject(wide_rank(rank, width, f" of {path}"))
-        assert form in FORMS, suggestion(form, FORMS, "there is")
+        assert form in FORMS, nearest_name_help(form, FORMS, "there is")
         spec = {
             "form": form,
             "width": width,
             "rank": rank,
-            "first": edges[0],
-            "last": edges[1],
+            "first": first_last_counts[0],
+            "last": first_last_counts[1],
             "tied": tied,
             "dropout": drop,
         }
         result[path] = Reft.from_spec(program.model.get_submodule(path), spec)
         generator = torch.Generator().manual_seed(seed_of_layer(path))
         for function in result[path].interventions():
-            function.init_weights(start, generator)
+            function.init_weights(init, generator)
         result[path].train(program.model.get_submodule(path).training)
     return result
 

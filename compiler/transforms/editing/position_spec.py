@@ -14,7 +14,7 @@ bad_positions = Fault(
 _EDGE = re.compile(r"([fl])([1-9]\d{0,5})")
 
 
-def parse_positions(text: str) -> tuple[int, int]:
+def parse_first_last_counts(text: str) -> tuple[int, int]:
     """Numbers of first and last positions: (7, 7) of `f7+l7`, (0, 1) of `l1`. Raises Reject (bad-positions)."""
     counts: dict[str, int] = {}
     for part in text.replace(" ", "").split("+"):

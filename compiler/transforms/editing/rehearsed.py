@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...ir.program import Program
 
 
-def resolve_skeleton(origin: Origin, settings: Settings) -> Skeleton:
+def load_or_discover_skeleton(origin: Origin, settings: Settings) -> Skeleton:
     """The skeleton of a model: shipped, kept, or discovered on the meta device and kept."""
     known = shipped_skeleton(origin) or cached_skeleton(origin, settings)
     if known is None:

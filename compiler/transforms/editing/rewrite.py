@@ -14,10 +14,10 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.discovery.dead_rows import live_indices, narrowed_matmul_modules, unread_labels, with_narrowed_literals
 from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
-from ...ir.capture.capture import recapture
-from ...ir.capture.refresh import with_current_ints
+from ...ir.capture.capture import retrace_units
+from ...ir.capture.refresh import with_current_integers
 from ...ir.edits import Swappable, moved_path
-from ...ir.graphs import ancestors, attends, is_masked, referenced, uses_cache
+from ...ir.graphs import ancestors, attends, is_masked, referenced, uses_self_attention_cache
 from ...ir.layers import swap_table
 from ...ir.liveness import eliminate_dead_code
 from ...ir.program import Program
@@ -53,11 +53,11 @@ class Rewriter:
         if not self.dirty:
             return
         for unit in [unit for unit in self.program.units.values() if unit.edited]:
-            fresh = with_current_ints(unit.graph, unit.module(self.program.model))
+            fresh = with_current_integers(unit.graph, unit.module(self.program.model))
             if fresh is not None:
                 unit.graph, unit.key = fresh, code_key(fresh)
                 self.bind_edited_unit(unit)
-        recapture(self.program, self.touched)
+        retrace_units(self.program, self.touched)
         self.touched, self.dirty = set(), False
 
     # -- edits of the tree -----------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Rewriter:
     def _uncounted_layer_reason(self, path: str) -> str | None:
         """Why the config can't say that a layer is gone. `num_hidden_layers` of two stacks is the encoder's alone."""
         model = self.program.model
-        where = surgery.saved_config(model, surgery.split(path)[0])
+        where = surgery.saved_config_path(model, surgery.split(path)[0])
         if where is None or (isinstance(model, PreTrainedModel) and is_encoder_decoder(model)):
             return "effc keeps no number of layers for each stack of such a model"
         if not isinstance(getattr(surgery.attribute(model, where), "num_hidden_layers", None), int):
@@ -137,12 +137,12 @@ class Rewriter:
             moved_path(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
         }
         self.touched = {moved_path(p, new_paths) for p in self.touched if p != path}
-        program.units = {u.path: u for u in self._reindex_units(path, new_paths)}
-        self._shorten_config(owner, int(index))
-        self._assign_slots({moved_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
+        program.units = {u.path: u for u in self._update_remaining_unit_paths(path, new_paths)}
+        self._remove_layer_from_config(owner, int(index))
+        self._assign_cache_slots({moved_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
         self.dirty = True
 
-    def _reindex_units(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
+    def _update_remaining_unit_paths(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
         for unit in self.program.units.values():
             if unit.path != dropped:
                 unit.path = moved_path(unit.path, new_paths)
@@ -150,7 +150,7 @@ class Rewriter:
                     unit.bind(self.program.model)
                 yield unit
 
-    def _shorten_config(self, owner: str, index: int) -> None:
+    def _remove_layer_from_config(self, owner: str, index: int) -> None:
         where = surgery.config_path(self.program.model, owner)
         config = surgery.attribute(self.program.model, where)
         count = config.num_hidden_layers
@@ -158,7 +158,9 @@ class Rewriter:
         shorter = {
             name: slots.without_entry(value, index) for name, value in slots.per_layer_values(config, count).items()
         }
-        shorter |= {name: slots.renumbered(value, index) for name, value in slots.index_lists(config, count).items()}
+        shorter |= {
+            name: slots.renumbered(value, index) for name, value in slots.layer_index_lists(config, count).items()
+        }
         for name, value in shorter.items():
             self.set_attr(f"{where}.{name}", value)
         self.set_attr(f"{where}.num_hidden_layers", count - 1)
@@ -196,28 +198,28 @@ class Rewriter:
             )
         self._remove_branch(path, join, keep, unread)
 
-    def _remove_branch(self, path: str, join: str, keep: str | None, unread: frozenset[int]) -> None:
+    def _remove_branch(self, path: str, add_name: str, remaining_operand: str | None, unread: frozenset[int]) -> None:
         program = self.program
         kinds = self._cache_kinds()
         unit = program.units[path]
         before = referenced(unit.graph)
         graph = copy.deepcopy(unit.graph)
-        add = next((node for node in graph.nodes if node.name == join), None)
-        assert add is not None and add.target in _ADDS, f"{join} is no addition in {path}"
-        stays = _kept_operand(add, keep)
+        add = next((node for node in graph.nodes if node.name == add_name), None)
+        assert add is not None and add.target in _ADDS, f"{add_name} is no addition in {path}"
+        stays = _remaining_operand(add, remaining_operand)
         removed = ancestors(add) - ancestors(stays) - {stays}
         add.replace_all_uses_with(stays)
         graph.erase_node(add)
-        _replace_with_none(graph, unread, removed)
+        _replace_unread_outputs_with_none(graph, unread, removed)
         eliminate_dead_code(graph)
         graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         program.units[path] = edited
-        self._delete_unused(edited, before)
+        self._delete_unreferenced_modules(edited, before)
         if any(narrowed_matmul_modules(unit.graph, edited.graph)):
             self._remove_dead_rows(edited)
         self.bind_edited_unit(edited)
-        self._assign_slots(kinds)
+        self._assign_cache_slots(kinds)
 
     def _remove_dead_rows(self, unit: Unit) -> None:
         """Take away rows that only a part read which is gone: branches may hang on one projection.
@@ -258,13 +260,13 @@ class Rewriter:
         }
         self.dirty = True
 
-    def _delete_unused(self, unit: Unit, before: set[str]) -> None:
+    def _delete_unreferenced_modules(self, unit: Unit, referenced_before: set[str]) -> None:
         after = referenced(unit.graph)
         layer = unit.module(self.program.model)
         dead: list[str] = []
         for inner, _ in layer.named_modules():
             if inner and not any(is_submodule(inner, deleted) for deleted in dead):
-                used_before = any(is_submodule(p, inner) or is_submodule(inner, p) for p in before)
+                used_before = any(is_submodule(p, inner) or is_submodule(inner, p) for p in referenced_before)
                 used_after = any(is_submodule(p, inner) or is_submodule(inner, p) for p in after)
                 if used_before and not used_after:
                     dead.append(inner)
@@ -280,7 +282,7 @@ class Rewriter:
             return dict.fromkeys(program.units, slots.UNIFORM)
         if not program.edits.kinds:
             first = next(iter(program.units), "")
-            where = surgery.saved_config(
+            where = surgery.saved_config_path(
                 program.model, first
             )  # a copy of it, as CANINE gives some layers, has no words
             config = surgery.attribute(program.model, where) if where is not None else None
@@ -290,11 +292,11 @@ class Rewriter:
             program.edits.kinds = dict(zip(program.units, kinds, strict=True))
         return program.edits.kinds
 
-    def _assign_slots(self, kinds: dict[str, str]) -> None:
+    def _assign_cache_slots(self, kinds: dict[str, str]) -> None:
         program, paths = self.program, list(self.program.units)
         program.edits.kinds = kinds
         if is_encoder_decoder(program.model):
-            self._assign_by_stack(kinds)
+            self._assign_cache_slots_by_stack(kinds)
             return
         assigned = self._slots(paths, kinds)
         numbers = dict(zip(paths, assigned.slots, strict=True))
@@ -302,14 +304,14 @@ class Rewriter:
         surgery.number_layers(program.model, numbers)
         if not paths or not isinstance(program.model, PreTrainedModel):
             return
-        where = surgery.saved_config(program.model, paths[0])
+        where = surgery.saved_config_path(program.model, paths[0])
         if where is None:
             return
         config = surgery.attribute(program.model, where)
         if _LAYER_TYPES in slots.per_layer_values(config, len(paths)):
             self.set_attr(f"{where}.{_LAYER_TYPES}", list(assigned.kinds))
 
-    def _assign_by_stack(self, kinds: dict[str, str]) -> None:
+    def _assign_cache_slots_by_stack(self, kinds: dict[str, str]) -> None:
         """An encoder's layers and a decoder's are numbered apart."""
         stacks: dict[str, list[str]] = {}
         for path in self.program.units:
@@ -323,8 +325,10 @@ class Rewriter:
 
     def _slots(self, paths: list[str], kinds: dict[str, str]) -> slots.Slots:
         graphs = [self.program.units[path].graph for path in paths]
-        live, attend, masked = (tuple(map(predicate, graphs)) for predicate in (uses_cache, attends, is_masked))
-        return slots.assign_slots(tuple(kinds[path] for path in paths), live, attend, masked)
+        live, attend, masked = (
+            tuple(map(predicate, graphs)) for predicate in (uses_self_attention_cache, attends, is_masked)
+        )
+        return slots.assign_cache_slots(tuple(kinds[path] for path in paths), live, attend, masked)
 
     def _touch(self, path: str) -> None:
         unit = next((unit for unit in self.program.units if is_submodule(path, unit)), None)
@@ -337,7 +341,7 @@ def _size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _replace_with_none(graph: fx.Graph, unread: frozenset[int], removed: set[fx.Node]) -> None:
+def _replace_unread_outputs_with_none(graph: fx.Graph, unread: frozenset[int], removed: set[fx.Node]) -> None:
     """Give None for values that nobody reads and that only what is lost was needed for."""
     output = next(node for node in graph.nodes if node.op == "output")
     returned = list(output.args[0]) if unread else []
@@ -356,7 +360,7 @@ def _entry(new: nn.Module) -> dict[str, Any]:
     return {"class": swap_table.name_of(new), "spec": new.spec()}
 
 
-def _kept_operand(add: fx.Node, keep: str | None) -> fx.Node:
+def _remaining_operand(add: fx.Node, keep: str | None) -> fx.Node:
     operands = [node for node in add.args[:2] if isinstance(node, fx.Node)]
     assert len(operands) == 2, f"{add.name} adds other things than two values"
     if keep is not None:

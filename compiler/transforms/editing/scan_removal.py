@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from ...analysis.discovery.mixers.graphs import CACHE, CONV, mixer_graphs
-from ...analysis.discovery.mixers.scanless import remove_scan
+from ...analysis.discovery.mixers.scanless import graph_without_scan
 from ...ir.layers import leaves
 from ...ir.liveness import eliminate_dead_code
 from ...ir.program import Program
@@ -24,16 +24,18 @@ _WORD = re.compile(r"[A-Za-z_][\w.]*")
 
 def without_scan(program: Program, scan: "Scan") -> Unit:
     """The unit with the mixer opened and the scan left out, all weights as they are; nothing is changed yet."""
-    return _splice_mixer_graph(
-        program, scan, remove_scan(mixer_graphs(program)[scan.site], program.model.get_submodule(scan.site)).graph
+    return _inline_mixer_graph(
+        program,
+        scan,
+        graph_without_scan(mixer_graphs(program)[scan.site], program.model.get_submodule(scan.site)).graph,
     )
 
 
 def drop_scan(program: Program, rewrite: Rewriter, scan: "Scan") -> None:
     """Leave the scan out for good, with all that only it used."""
     mixer = program.model.get_submodule(scan.site)
-    plan = remove_scan(mixer_graphs(program)[scan.site], mixer)
-    unit = _splice_mixer_graph(program, scan, plan.narrow)
+    plan = graph_without_scan(mixer_graphs(program)[scan.site], mixer)
+    unit = _inline_mixer_graph(program, scan, plan.narrow)
     program.units[scan.unit] = unit
     program.opaque.pop(scan.site, None)
     for path in plan.dead:
@@ -44,7 +46,7 @@ def drop_scan(program: Program, rewrite: Rewriter, scan: "Scan") -> None:
     rewrite.bind_edited_unit(unit)
 
 
-def _splice_mixer_graph(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
+def _inline_mixer_graph(program: Program, scan: "Scan", inner: fx.Graph) -> Unit:
     """The unit's graph with the mixer's in place of its one node."""
     unit = program.units[scan.unit]
     mixer_path = scan.site.removeprefix(f"{scan.unit}.")
@@ -60,14 +62,16 @@ def _splice_mixer_graph(program: Program, scan: "Scan", inner: fx.Graph) -> Unit
             elif old.op == "output":
                 node.replace_all_uses_with(fx.map_arg(old.args[0], copies.__getitem__))
             else:
-                copies[old] = _copy_node(graph, old, copies, mixer_path, node)
-        _share_state(graph, mixer, mixer_path, arguments.get(CACHE), node)
+                copies[old] = _copy_node_into_unit(graph, old, copies, mixer_path, node)
+        _give_convolutions_the_cache(graph, mixer, mixer_path, arguments.get(CACHE), node)
     graph.erase_node(node)
     eliminate_dead_code(graph)
     return replace(unit, graph=graph, key=code_key(graph), edited=True)
 
 
-def _copy_node(graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], mixer_path: str, node: fx.Node) -> fx.Node:
+def _copy_node_into_unit(
+    graph: fx.Graph, old: fx.Node, copies: dict[fx.Node, Any], mixer_path: str, node: fx.Node
+) -> fx.Node:
     new = graph.node_copy(old, copies.__getitem__)
     if new.op in ("call_module", "get_attr"):
         new.target = f"{mixer_path}.{old.target}"
@@ -87,7 +91,9 @@ def _unit_expression(source: str, mixer_path: str) -> str:
     return _WORD.sub(lambda m: m[0] if m[0].startswith("config.") else f"{mixer_path}.{m[0]}", source)
 
 
-def _share_state(graph: fx.Graph, mixer: nn.Module, mixer_path: str, cache: Any, before: fx.Node) -> None:
+def _give_convolutions_the_cache(
+    graph: fx.Graph, mixer: nn.Module, mixer_path: str, cache: Any, before: fx.Node
+) -> None:
     """The convolution, which was traced without one, keeps its state in the unit's cache."""
     for conv in [n for n in graph.nodes if n.meta.get("role") == CONV and n.target is not leaves.causal_conv]:
         x, weight, *operands = conv.args

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def running_graphs(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
+def with_bound_graphs(program: "Program", units: Sequence["Unit"]) -> Iterator[None]:
     """Layers run these graphs, also where they are their own: a layer's own forward is another kind of code."""
     try:
         for unit in units:
@@ -31,7 +31,7 @@ def branch_skipped(program: "Program", branch: Branch) -> AbstractContextManager
     """The branch's unit runs a copy of its graph in which the residual add is its other operand."""
     unit = program.units[branch.unit]
     graph = without_branch(unit.graph, branch)
-    return running_graphs(program, [replace(unit, graph=graph, key=code_key(graph), edited=True)])
+    return with_bound_graphs(program, [replace(unit, graph=graph, key=code_key(graph), edited=True)])
 
 
 @contextmanager

@@ -46,10 +46,11 @@ def attention_calls(program: "Program", selector: Selector | None) -> tuple[Atte
 def rewrite_attention_calls(
     program: "Program",
     selected: Sequence[AttentionCall],
-    refuse: Callable[[fx.Node], str],
-    put: Callable[[fx.Graph, fx.Node], None],
+    refusal_reason: Callable[[fx.Node], str],
+    rewrite_call: Callable[[fx.Graph, fx.Node], None],
 ) -> dict[str, str]:
-    """Let `put` rewrite each call in a copy of its graph; site -> why of those that `refuse` has a reason against.
+    """Let `rewrite_call` rewrite each call in a copy of its graph; site -> why of those that `refusal_reason` has a
+    reason against.
 
     Raises Reject (no-attention) where none is left.
     """
@@ -60,10 +61,10 @@ def rewrite_attention_calls(
             nodes = {node.name: node for node in graph.nodes}
             changed = False
             for one in (a for a in selected if a.unit == path):
-                if reason := refuse(nodes[one.node]):
+                if reason := refusal_reason(nodes[one.node]):
                     refusals[one.site] = reason
                 else:
-                    put(graph, nodes[one.node])
+                    rewrite_call(graph, nodes[one.node])
                     changed = True
             if changed:
                 rewrite.exchange_graph(path, graph)
@@ -100,7 +101,7 @@ def replace_call(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, .
     graph.erase_node(node)
 
 
-def cache_update_of(node: fx.Node) -> fx.Node | None:
+def exclusive_cache_update(node: fx.Node) -> fx.Node | None:
     """The cache update whose two results a call attends to, if it is one and nothing else reads them."""
     sources = [
         x.args[0] if isinstance(x, fx.Node) and x.op == "call_function" and x.args else None for x in node.args[2:4]

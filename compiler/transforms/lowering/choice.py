@@ -102,7 +102,7 @@ class Choice:
         }
 
 
-def site_of(path: str, module: nn.Module) -> Site:
+def linear_site_of(path: str, module: nn.Module) -> Site:
     """Raises Reject (not-a-number) where a weight holds NaN or infinity."""
     weight = weight_of(module)
     if not weight.isfinite().all():
@@ -129,7 +129,7 @@ def unsupported_reason(program: "Program", paths: Sequence[str]) -> dict[str, st
         for path, kind in kinds.items():
             module = program.model.get_submodule(path)
             handles.append(module.register_forward_pre_hook(lambda *_, p=path: called.add(p)))
-            module.__class__ = _recording_class(kind, path, read)
+            module.__class__ = _class_recording_weight_reads(kind, path, read)
         with evaluating(program.model):
             observed(program)
     finally:
@@ -142,7 +142,7 @@ def unsupported_reason(program: "Program", paths: Sequence[str]) -> dict[str, st
     }
 
 
-def _recording_class(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
+def _class_recording_weight_reads(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
     """The class, noting where the weight is read outside of its own forward."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -178,8 +178,8 @@ def usable_kernels(site: Site, format: str) -> tuple[list[str], str]:
 def choose_kernel(
     site: Site,
     kernels: Sequence[str],
-    times: Mapping[str, float],
-    error: Callable[[str], float | None],
+    seconds_by_kernel: Mapping[str, float],
+    error_of: Callable[[str], float | None],
     max_error: float,
 ) -> tuple[str, str]:
     """(kernel or "", why) of a module whose contenders were timed.
@@ -191,10 +191,10 @@ def choose_kernel(
 
     def fits(kernel: str) -> bool:
         if kernel not in off:
-            off[kernel] = (error(kernel) or 0.0) if kernel in ROUNDED else 0.0
+            off[kernel] = (error_of(kernel) or 0.0) if kernel in ROUNDED else 0.0
         return off[kernel] <= max_error or kernel not in ROUNDED
 
-    by_time = sorted((k for k in kernels if k in times), key=times.__getitem__)
+    by_time = sorted((k for k in kernels if k in seconds_by_kernel), key=seconds_by_kernel.__getitem__)
     fastest = next(filter(fits, by_time), None)
     barred = [k for k in by_time if off.get(k, 0.0) > max_error]
     barred_text = ", ".join(f"{FORMAT_OF[k]} would be off by {off[k]:.1%} of its outputs" for k in barred)
@@ -202,23 +202,24 @@ def choose_kernel(
     if fastest is None:
         return "", f"no kernel takes it{left_out}"
     behind = by_time[by_time.index(fastest) + 1 :]
-    tied = [fastest, *(k for k in behind if times[k] <= times[fastest] * WINS)]
-    kernel = next(filter(fits, sorted(tied, key=lambda k: (BY_KERNEL[k].tolerance, times[k]))))
-    if times[kernel] * WINS > times[EAGER]:
+    tied = [fastest, *(k for k in behind if seconds_by_kernel[k] <= seconds_by_kernel[fastest] * WINS)]
+    kernel = next(filter(fits, sorted(tied, key=lambda k: (BY_KERNEL[k].tolerance, seconds_by_kernel[k]))))
+    if seconds_by_kernel[kernel] * WINS > seconds_by_kernel[EAGER]:
         return "", (
-            f"torch takes {duration_text(times[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
-            f"{duration_text(times[kernel])}{left_out}"
+            f"torch takes {duration_text(seconds_by_kernel[EAGER])} and the fastest kernel, {FORMAT_OF[kernel]}, "
+            f"{duration_text(seconds_by_kernel[kernel])}{left_out}"
         )
-    return kernel, f"{significant_digits(times[EAGER] / times[kernel], 3)} times as fast as torch{left_out}"
+    speedup = significant_digits(seconds_by_kernel[EAGER] / seconds_by_kernel[kernel], 3)
+    return kernel, f"{speedup} times as fast as torch{left_out}"
 
 
-def more_exact_kernels(choices: Sequence[Choice], tolerated_slowdown: float) -> dict[str, str]:
+def more_exact_kernels(choices: Sequence[Choice], error_share_to_remove: float) -> dict[str, str]:
     """Paths of modules that are to be more exact -> the fastest kernel of a finer grid that took part in the race.
 
     The furthest off come first, as many as make up this share of all squared errors; {} where none can be finer.
     """
     off = sorted((c for c in choices if c.kernel in ROUNDED and c.error), key=lambda c: -(c.error or 0.0))
-    target, removed_error = tolerated_slowdown * sum((c.error or 0.0) ** 2 for c in off), 0.0
+    target, removed_error = error_share_to_remove * sum((c.error or 0.0) ** 2 for c in off), 0.0
     changes: dict[str, str] = {}
     for c in off:
         if changes and removed_error >= target:

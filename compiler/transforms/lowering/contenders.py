@@ -18,11 +18,11 @@ GROUPED = "torch grouped rows"
 
 
 def kernel_contender(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Contender:
-    """One of our kernels on a weight [n, k], packed for it."""
+    """Pack a weight [n, k] for one of our kernels, as a contender of the race."""
     first = LINEARS[kernel].pack(w)
 
     def repack() -> Tensor:
-        copied = packed.allocate_zeros(first.numel())
+        copied = packed.allocate_zero_bytes(first.numel())
         copied.copy_(first)
         packed.check(kernel, copied, len(w))
         return copied
@@ -73,7 +73,7 @@ def torch_contenders(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED,
 
 def memory_read_contender(bytes: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
-    operands = copies(lambda: packed.allocate_zeros(bytes).fill_(1), bytes)
+    operands = copies(lambda: packed.allocate_zero_bytes(bytes).fill_(1), bytes)
     call, level = native.function("read"), levels.code()
 
     def read(memory: Tensor) -> object:  # and keeps it: a pointer alone would not

@@ -16,20 +16,20 @@ class Vectors:
     """Goals of processors without AMX."""
 
     @staticmethod
-    def gemv_goals(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
+    def add_gemv_goals(table: "Table", race: "KernelRace", label: str, sparsity: float) -> None:
         if sparsity > 0.5:
             goal = {0.7: 2.2, 0.8: 2.3, 0.9: 2.4}[sparsity]
-            table.ratio(f"{at} sparse / own dense", line, "dense_linear", "sparse_linear", goal)
+            table.ratio(f"{label} sparse / own dense", race, "dense_linear", "sparse_linear", goal)
             return
-        table.target(f"{at} dense, of read", line.of_read("dense_linear"), 0.85, 1)
-        table.ratio(f"{at} dense / torch bf16", line, EAGER, "dense_linear", 3)
-        table.target(f"{at} sparse, of read", line.of_read("sparse_linear"), 0.85, 1)
-        table.ratio(f"{at} sparse / own dense", line, "dense_linear", "sparse_linear", 1.6)
-        table.ratio(f"{at} sparse / torch bf16", line, EAGER, "sparse_linear", 5)
-        table.ratio(f"{at} sparse / torch pre-packed", line, PREPACKED, "sparse_linear", 3)
-        table.target(f"{at} sparse int8, of read", line.of_read("sparse_linear_int8"), 0.8, 1)
-        table.ratio(f"{at} sparse int8 / torch dynamic int8", line, DYNAMIC, "sparse_linear_int8", 2.2)
-        table.ratio(f"{at} sparse int8 / torch bf16", line, EAGER, "sparse_linear_int8", 9)
+        table.target(f"{label} dense, of read", race.of_read("dense_linear"), 0.85, 1)
+        table.ratio(f"{label} dense / torch bf16", race, EAGER, "dense_linear", 3)
+        table.target(f"{label} sparse, of read", race.of_read("sparse_linear"), 0.85, 1)
+        table.ratio(f"{label} sparse / own dense", race, "dense_linear", "sparse_linear", 1.6)
+        table.ratio(f"{label} sparse / torch bf16", race, EAGER, "sparse_linear", 5)
+        table.ratio(f"{label} sparse / torch pre-packed", race, PREPACKED, "sparse_linear", 3)
+        table.target(f"{label} sparse int8, of read", race.of_read("sparse_linear_int8"), 0.8, 1)
+        table.ratio(f"{label} sparse int8 / torch dynamic int8", race, DYNAMIC, "sparse_linear_int8", 2.2)
+        table.ratio(f"{label} sparse int8 / torch bf16", race, EAGER, "sparse_linear_int8", 9)
 
     @staticmethod
     def rows(table: "Table", line: "KernelRace", count: int) -> None:
@@ -52,13 +52,13 @@ class Tiles:
     """Goals of processors with AMX."""
 
     @staticmethod
-    def gemv_goals(table: "Table", line: "KernelRace", at: str, sparsity: float) -> None:
+    def add_gemv_goals(table: "Table", race: "KernelRace", label: str, sparsity: float) -> None:
         goal = {0.5: 0.85, 0.7: 0.8, 0.8: 0.75, 0.9: 0.65}[sparsity]
-        table.target(f"{at} sparse, of read", line.of_read("sparse_linear"), goal, 1)
+        table.target(f"{label} sparse, of read", race.of_read("sparse_linear"), goal, 1)
         if sparsity == 0.5:
-            table.target(f"{at} dense, of read", line.of_read("dense_linear"), 0.85, 1)
-            table.target(f"{at} dense int8, of read", line.of_read("dense_linear_int8"), 0.85, 1)
-            table.target(f"{at} sparse int8, of read", line.of_read("sparse_linear_int8"), 0.8, 1)
+            table.target(f"{label} dense, of read", race.of_read("dense_linear"), 0.85, 1)
+            table.target(f"{label} dense int8, of read", race.of_read("dense_linear_int8"), 0.85, 1)
+            table.target(f"{label} sparse int8, of read", race.of_read("sparse_linear_int8"), 0.8, 1)
 
     @staticmethod
     def rows(table: "Table", line: "KernelRace", count: int) -> None:

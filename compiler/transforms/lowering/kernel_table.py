@@ -141,7 +141,7 @@ class Table:
     lines: list[KernelRace] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
-    def race_line(self, title: str, contenders: Sequence[Contender], roofline_bytes: int = 0) -> KernelRace:
+    def run_race(self, title: str, contenders: Sequence[Contender], roofline_bytes: int = 0) -> KernelRace:
         """Race contenders; with `roofline_bytes` bytes the read roofline beside them."""
         contenders = [*contenders, *([memory_read_contender(roofline_bytes, self.threads)] if roofline_bytes else [])]
         race(contenders, self.seconds, self.real_time)
@@ -185,7 +185,7 @@ def table_environment(table: Table) -> dict[str, Any]:
     return {
         **machine_facts(),
         "threads": table.threads,
-        "kernels": levels.level_reason(),
+        "kernels": levels.active_level_reason(),
         "bursts": "real-time" if raised else "ordinary",
         "load": round(os.getloadavg()[0], 1),
     }
@@ -196,12 +196,12 @@ def measure_gemv(table: Table, shapes: Sequence[tuple[int, int]]) -> None:
         for sparsity in (0.5, 0.7, 0.8, 0.9) if (n, k) == (2048, 8192) else (0.5,):
             w, x = random_weight(n, k, sparsity), torch.randn(1, k).bfloat16()
             half = kernel_contender("sparse_linear", w, x)
-            line = table.race_line(
+            line = table.run_race(
                 f"{n} x {k}, {sparsity:.0%} zeros, 1 row",
                 [*torch_contenders(w, x), half, *_of_formats(w, x, but=half.name)],
                 half.bytes,
             )
-            table.goals.gemv_goals(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
+            table.goals.add_gemv_goals(table, line, f"{n} x {k} {sparsity:.0%}", sparsity)
 
 
 def _of_formats(w: torch.Tensor, x: torch.Tensor, but: str = "") -> list[Contender]:
@@ -210,11 +210,11 @@ def _of_formats(w: torch.Tensor, x: torch.Tensor, but: str = "") -> list[Contend
     return [kernel_contender(kernel, w, x) for kernel in kernels]
 
 
-def measure_blocks(table: Table, _shapes: object) -> None:
+def measure_block_sparse(table: Table, _shapes: object) -> None:
     for sparsity, goal in ((0.8, 14), (0.9, 25)):
         w, x = random_weight(2048, 8192, sparsity, block=True), torch.randn(1, 8192).bfloat16()
         block_contender = kernel_contender("block_sparse_linear", w, x)
-        line = table.race_line(
+        line = table.run_race(
             f"2048 x 8192, {sparsity:.0%} of 16x2 blocks zero, 1 row",
             [eager(w, x), kernel_contender("dense_linear", w, x), block_contender],
             block_contender.bytes,
@@ -226,7 +226,7 @@ def measure_rows(table: Table, _shapes: object) -> None:
     for count in (2, 4, 8, 16):
         w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
         half = kernel_contender("sparse_linear", w, x)
-        line = table.race_line(
+        line = table.run_race(
             f"2048 x 8192, 50% zeros, {count} rows",
             [*torch_contenders(w, x, (PREPACKED,)), kernel_contender("dense_linear", w, x), half],
             half.bytes,
@@ -237,7 +237,7 @@ def measure_rows(table: Table, _shapes: object) -> None:
 def measure_prefill(table: Table, _shapes: object) -> None:
     for n, k, count in ((2048, 8192, 32), (2048, 8192, 512), (1536, 576, 256)):
         w, x = random_weight(n, k, 0.5), torch.randn(count, k).bfloat16()
-        line = table.race_line(f"{n} x {k}, 50% zeros, {count} rows", [*torch_contenders(w, x), *_of_formats(w, x)])
+        line = table.run_race(f"{n} x {k}, 50% zeros, {count} rows", [*torch_contenders(w, x), *_of_formats(w, x)])
         if count == 512:
             table.goals.prefill(table, line)
 
@@ -248,7 +248,7 @@ def measure_attention(table: Table, _shapes: object) -> None:
         q = torch.randn(1, heads * group, d).bfloat16()
         half = cached_attention_contender(q, k, v, 0.5)
         at = f"{heads} key heads, {group} query heads each, {d} dimensions, {count} tokens"
-        line = table.race_line(
+        line = table.run_race(
             f"{at}, 50% kept", [grouped_rows(q, k, v), cached_attention_contender(q, k, v, 1.0), half], half.bytes
         )
         table.goals.attention(table, line, f"attention {count} x {d}")
@@ -257,13 +257,13 @@ def measure_attention(table: Table, _shapes: object) -> None:
 def packing(table: Table, _shapes: object) -> None:
     w = random_weight(4096, 4096, 0.5)
     contenders = [Contender(name, [partial(LINEARS[name].pack, w, table.threads)], w.nbytes) for name in packed.KINDS]
-    for c in table.race_line("packing 4096 x 4096", contenders).contenders:
+    for c in table.run_race("packing 4096 x 4096", contenders).contenders:
         table.target(f"packing {c.name}, GB/s of bfloat16", c.bytes / c.seconds / 1e9, 1)
 
 
 PARTS: dict[str, Callable[[Table, Any], None]] = {
     "gemv": measure_gemv,
-    "block": measure_blocks,
+    "block": measure_block_sparse,
     "rows": measure_rows,
     "prefill": measure_prefill,
     "attention": measure_attention,

@@ -40,14 +40,14 @@ class OutputsBefore:
     """Outputs of a model before a step, stored on disk."""
 
     rows: Tensor
-    reference: reference.Reference
+    reference: reference.OriginalOutputs
     perplexity: float | None
 
     @staticmethod
     def record(program: "Program", ctx: "Context", rows: Tensor) -> "OutputsBefore":
         file = ctx.workdir / "before.safetensors"
         head = ctx.workdir / "before-head.safetensors"
-        reference.write_reference(ctx, program.model, rows, file, head, "before")
+        reference.write_original_outputs(ctx, program.model, rows, file, head, "before")
         return OutputsBefore(rows, reference.open_reference(file, head), _perplexity(program.model, rows))
 
     def compare_to(self, model: nn.Module) -> Accuracy:

@@ -51,7 +51,7 @@ def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool 
         burst_start = time.perf_counter()
         try:
             while time.perf_counter() - burst_start < BURST:
-                _race_round(contenders if call_index % 2 else contenders[::-1], call_index)
+                _time_one_call_each(contenders if call_index % 2 else contenders[::-1], call_index)
                 call_index += 1
         finally:
             if raised:
@@ -60,7 +60,7 @@ def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool 
         time.sleep(BURST)
 
 
-def _race_round(contenders: Sequence[Contender], call_index: int) -> None:
+def _time_one_call_each(contenders: Sequence[Contender], call_index: int) -> None:
     for c in contenders:
         call = c.calls[call_index % len(c.calls)]
         before, start = involuntary_switches(), time.perf_counter()
@@ -101,10 +101,10 @@ def bytes_of_copies(bytes: int) -> int:
 
 
 def _number_of_copies(bytes: int) -> int:
-    return max(1, min(256, -(-cold_bytes() // max(bytes, 1))))
+    return max(1, min(256, -(-bytes_exceeding_caches() // max(bytes, 1))))
 
 
-def cold_bytes() -> int:
+def bytes_exceeding_caches() -> int:
     """Bytes of all copies of a contender.
 
     At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where

@@ -77,23 +77,25 @@ class KernelCase:
 def race_kernels(weight: Tensor, kernels: Sequence[str], rows: int, isa: str) -> dict[str, float]:
     """Seconds of torch's contenders and of the kernels, by name."""
     x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    with torch.inference_mode(), nullcontext() if isa == "native" else levels.force_level(isa):
+    with torch.inference_mode(), nullcontext() if isa == "native" else levels.at_forced_level(isa):
         contenders = [*torch_contenders(weight, x), *(kernel_contender(kernel, weight, x) for kernel in kernels)]
         race(contenders, SECONDS)
     return {c.name: c.seconds for c in contenders}
 
 
-def estimate_seconds(case: KernelCase, sizes: Mapping[str, int], rows: int, isa: str, threads: int) -> dict[str, float]:
+def estimate_seconds(
+    case: KernelCase, packed_bytes: Mapping[str, int], rows: int, isa: str, threads: int
+) -> dict[str, float]:
     """Seconds on a machine with that level and so many cores, from bytes and from what expanding them takes.
 
-    sizes   kernel -> bytes of the packed weight
+    packed_bytes   kernel -> bytes of the packed weight
     """
     level = isa if isa in PACES else "avx512_bf16"
     pace = PACES[level]
     width = 4 if case.dtype == "float32" else 2
     read = case.n * case.k * width / (pace.torch_read[width] * threads)
     seconds = {EAGER: CALL + read * max(1.0, rows / pace.torch_rows)}
-    for kernel, size in sizes.items():
+    for kernel, size in packed_bytes.items():
         each = BY_KERNEL[kernel].nanoseconds[level]
         if isinstance(each, tuple):
             each = each[0] + each[1] * (1 - case.blocks)

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ...core.journal import Journal
 from ...ir.surgery import tensor_at
-from ...models.rows.forward import batches, evaluating, main_output, predicts
-from ...models.rows.inputs import forward_arguments
+from ...models.rows.forward import batches, evaluating, main_tensor_of_output, predicts
+from ...models.rows.inputs import forward_args_and_kwargs
 from ...plugin.context import Context
 from .layerwise import Layerwise, Norms, Stage
 from .masks import keep_mask
@@ -51,9 +51,9 @@ def allocate_layer_sparsity(
     norms = journal.get_or_compute("norms", lambda: _norms(program, inside, rows))
     if method == "owl":
         ratios = {s.unit: journal.get_or_compute(s.unit, partial(_outliers, program, s, norms)) for s in inside}
-        spread = owl_shares(ratios, weights, sparsity)
+        spread = owl_sparsities(ratios, weights, sparsity)
     else:
-        spread = equal_cost_shares(
+        spread = equal_cost_sparsities(
             _sparsity_costs(program, inside, rows, sparsity, norms, journal, ctx), weights, sparsity
         )
     return {s.unit: spread.get(s.unit, sparsity) for s in stages}
@@ -75,33 +75,35 @@ def _outliers(program: "Program", stage: Stage, norms: Mapping[str, list[float]]
     return sum(int((s > OUTLIER * mean).sum()) for s in scores) / sum(s.numel() for s in scores)
 
 
-def owl_shares(ratios: Mapping[str, float], weights: Mapping[str, int], sparsity: float) -> dict[str, float]:
+def owl_sparsities(
+    outlier_ratios: Mapping[str, float], weight_counts: Mapping[str, int], sparsity: float
+) -> dict[str, float]:
     """Layers with more outliers keep more: shares at most 0.16 apart.
 
     Source: OWL (Yin et al. 2023, arXiv 2310.05175), section 3.2 and its code, the mean weighed by sizes.
     """
-    low, high = min(ratios.values()), max(ratios.values())
-    scaled = {unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in ratios.items()}
-    mean = math.fsum(scaled[unit] * weights[unit] for unit in scaled) / sum(weights.values())
+    low, high = min(outlier_ratios.values()), max(outlier_ratios.values())
+    scaled = {unit: (r - low) * 2 * SPREAD / (high - low) if high > low else 0.0 for unit, r in outlier_ratios.items()}
+    mean = math.fsum(scaled[unit] * weight_counts[unit] for unit in scaled) / sum(weight_counts.values())
     targets = {unit: sparsity + mean - x for unit, x in scaled.items()}
     return _solve_for_mean(
-        lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weights, sparsity
+        lambda shift: {u: min(0.999, max(0.0, w + shift)) for u, w in targets.items()}, weight_counts, sparsity
     )
 
 
 # -- by measured sensitivity ---------------------------------------------------------------------------------
 
 
-def equal_cost_shares(
-    costs: Mapping[str, Sequence[tuple[float, float]]], weights: Mapping[str, int], sparsity: float
+def equal_cost_sparsities(
+    probed_costs: Mapping[str, Sequence[tuple[float, float]]], weight_counts: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
     """The shares at which one more zero costs the same in every layer.
 
-    costs    unit -> (share, divergence in nats per token when only this layer has that share), two points
+    probed_costs    unit -> (share, divergence in nats per token when only this layer has that share), two points
     Between and beyond the points a layer's cost is taken to rise exponentially, within 20% of the mean share.
     """
     curves = {}
-    for unit, ((low, cheap), (high, dear)) in costs.items():
+    for unit, ((low, cheap), (high, dear)) in probed_costs.items():
         cheap = max(cheap, 1e-9)
         rise = max(math.log(max(dear, cheap) / cheap) / (high - low), 1.0)
         curves[unit] = rise, math.log(cheap) - rise * low
@@ -110,24 +112,24 @@ def equal_cost_shares(
     def at(slope: float) -> dict[str, float]:
         """Shares at which the cost per weight, exp(rise * s + start) * rise / weights, is exp(slope)."""
         return {
-            unit: min(upper, max(least, (slope - start - math.log(rise / weights[unit])) / rise))
+            unit: min(upper, max(least, (slope - start - math.log(rise / weight_counts[unit])) / rise))
             for unit, (rise, start) in curves.items()
         }
 
-    return _solve_for_mean(at, weights, sparsity)
+    return _solve_for_mean(at, weight_counts, sparsity)
 
 
 def _solve_for_mean(
-    shares_at: Callable[[float], dict[str, float]], weights: Mapping[str, int], sparsity: float
+    sparsities_at: Callable[[float], dict[str, float]], weight_counts: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
-    """`shares_at` of the number at which the weighed mean is `sparsity`; the mean rises with the number."""
+    """`sparsities_at` of the number at which the weighed mean is `sparsity`; the mean rises with the number."""
     low, high = -100.0, 100.0
     for _ in range(80):
         middle = (low + high) / 2
-        level = shares_at(middle)
-        mean = math.fsum(level[unit] * weights[unit] for unit in level) / sum(weights.values())
+        level = sparsities_at(middle)
+        mean = math.fsum(level[unit] * weight_counts[unit] for unit in level) / sum(weight_counts.values())
         low, high = (middle, high) if mean < sparsity else (low, middle)
-    return shares_at(low)
+    return sparsities_at(low)
 
 
 def _sparsity_costs(
@@ -168,16 +170,16 @@ class _Probing:
 
     def cost(self, stage: Stage, sparsity: float, norms: Mapping[str, list[float]]) -> float:
         return self.prefix.measure_from(
-            self._divergence, stage.unit, partial(_with_zeros, self.program, stage, sparsity, norms)
+            self._divergence, stage.unit, partial(_with_temporary_zeros, self.program, stage, sparsity, norms)
         )
 
     def _divergence(self) -> float:
         total, first = 0.0, not self.outputs
         with evaluating(self.program.model):
             for number, batch in enumerate(batches(self.program.model, self.rows)):
-                args, kwargs = forward_arguments(self.program.model, batch)
+                args, kwargs = forward_args_and_kwargs(self.program.model, batch)
                 output = self.program.model(*args, **kwargs)
-                outputs, distance = main_output(output).float(), _squares
+                outputs, distance = main_tensor_of_output(output).float(), _squares
                 if predicts(output):
                     outputs, distance = outputs.log_softmax(-1), _divergence
                 if first:
@@ -196,7 +198,9 @@ def _squares(outputs: Tensor, reference: Tensor) -> Tensor:
 
 
 @contextmanager
-def _with_zeros(program: "Program", stage: Stage, sparsity: float, norms: Mapping[str, list[float]]) -> Iterator[None]:
+def _with_temporary_zeros(
+    program: "Program", stage: Stage, sparsity: float, norms: Mapping[str, list[float]]
+) -> Iterator[None]:
     """A layer with zeros for as long as the context lasts."""
     with ExitStack() as stack:
         for path in stage.modules:

@@ -90,7 +90,7 @@ class Layers(Pool):
         self.program, self.savings_table = program, savings_table
         self.names = list(skeleton_of(program).units)  # of what is left, in order
         self.allowed = set(selected)
-        self.free = self._removable()
+        self.free = self._removable_layer_names()
         self.independent = self.free == self.allowed
 
     def candidates(self) -> list["LayerCut"]:
@@ -107,12 +107,12 @@ class Layers(Pool):
     def leave(self, name: str) -> None:
         """Note that a layer was cut."""
         self.names.remove(name)
-        self.free = self.free - {name} if self.independent else self._removable()
+        self.free = self.free - {name} if self.independent else self._removable_layer_names()
 
     def _pairs(self) -> Iterable[tuple[str, str]]:
         return zip(self.names, skeleton_of(self.program).units, strict=True)
 
-    def _removable(self) -> set[str]:
+    def _removable_layer_names(self) -> set[str]:
         """The names of the layers that may go and that the model, as it is, runs without; the last one stays."""
         if len(self.names) <= 1:
             return set()

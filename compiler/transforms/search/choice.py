@@ -167,11 +167,11 @@ class Racing(Choice):
                 left -= saved
         return companions
 
-    def _marginal_cost(self, costs: Sequence[tuple[float, Candidate]], needed: float) -> float:
+    def _marginal_cost(self, costs: Sequence[tuple[float, Candidate]], required_savings: float) -> float:
         """The cost of the last candidate, from the cheapest on, that it takes to save so much."""
         for cost, candidate in costs:
-            needed -= _saved(candidate, self.per)
-            if needed <= 0:
+            required_savings -= _saved(candidate, self.per)
+            if required_savings <= 0:
                 return cost
         return -math.inf
 

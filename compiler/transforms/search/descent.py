@@ -15,19 +15,19 @@ BLOCK = 128  # columns whose effect on each other is followed one by one, on the
 
 @torch.no_grad()
 def coordinate_descent(
-    weight: Tensor, gram: Tensor, scales: Scales, first: Tensor, keep: Tensor | None, sweeps: int
+    weight: Tensor, gram: Tensor, scales: Scales, initial: Tensor, keep: Tensor | None, sweeps: int
 ) -> tuple[Tensor, Scales]:
-    """Values on grids, and their scales, no worse than `first` over the inputs.
+    """Values on grids, and their scales, no worse than `initial` over the inputs.
 
-    weight   [out, in] float32
-    gram     [in, in] float32, its diagonal positive
-    first    [out, in] values on the grids of `scales`
-    keep     [out, in] bool: where it is False values are and stay 0
-    sweeps   how often scales are fitted to the codes, and then every code is looked at
+    weight    [out, in] float32
+    gram      [in, in] float32, its diagonal positive
+    initial   [out, in] values on the grids of `scales`
+    keep      [out, in] bool: where it is False values are and stay 0
+    sweeps    how often scales are fitted to the codes, and then every code is looked at
     Source: the descent is QuantEase (Behdin et al. 2023, arXiv 2309.01885), algorithm 2; fitting the scales between is
     own: least squares over all groups of an output at once.
     """
-    values = first
+    values = initial
     for _ in range(sweeps):
         scales, values = fit_scales(weight, gram, scales, values)
         values = sweep_columns(weight, gram, scales, values, keep)
@@ -35,7 +35,7 @@ def coordinate_descent(
 
 
 def sweep_columns(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor, keep: Tensor | None) -> Tensor:
-    """Every column becomes what is best for the outputs while the others stay, one after another."""
+    """Coordinate descent over columns: set each in turn to what is best for the outputs while the others stay."""
     width, values = weight.shape[1] // scales.scale.shape[1], values.clone()
     slope = (values - weight) @ gram  # half the error's gradient, [out, in]
     for start in range(0, weight.shape[1], BLOCK):
@@ -60,7 +60,7 @@ def fit_scales(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor) -> 
     steps = (values.unflatten(1, (count, width)) / scales.scale[:, :, None]).round()  # [out, groups, group]
     rows = max(1, SQUARES // count**2)
     parts = zip((weight @ gram).split(rows), steps.split(rows), strict=True)
-    best = torch.cat([best_scales(gram, *part) for part in parts]).bfloat16().float()
+    best = torch.cat([least_squares_scales(gram, *part) for part in parts]).bfloat16().float()
     is_close = steps.any(2) & (best > 0.5 * scales.scale) & (best < 2 * scales.scale)  # and no NaN
     best = torch.where(is_close, best, scales.scale)
     candidate = (steps * best[:, :, None]).flatten(1)
@@ -69,21 +69,21 @@ def fit_scales(weight: Tensor, gram: Tensor, scales: Scales, values: Tensor) -> 
     return Scales(scales.max_code, scale, scales.zero), torch.where(gains[:, None], candidate, values)
 
 
-def best_scales(gram: Tensor, targets: Tensor, steps: Tensor) -> Tensor:
+def least_squares_scales(gram: Tensor, weighted_gram: Tensor, centered_codes: Tensor) -> Tensor:
     """The scales [out, groups] that lose least for steps C = code - zero [out, groups, group]; NaN where none do.
 
     The squared error of an output is a square in its scales: A s = b with A the sums of C H C^T over pairs of groups
-    and b those of C times `targets`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150 rows and more
-    fails or hangs with several threads.
+    and b those of C times `weighted_gram`, W H [out, in]. Not by linalg.solve: MKL's LU of many matrices of 150 rows
+    and more fails or hangs with several threads.
     """
-    count, width = steps.shape[1:]
-    pairs = gram.new_empty(len(steps), count, count)
+    count, width = centered_codes.shape[1:]
+    pairs = gram.new_empty(len(centered_codes), count, count)
     for g in range(count):
-        products = steps[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
-        pairs[:, g] = (products.unflatten(1, (count, width)) * steps).sum(2)
+        products = centered_codes[:, g] @ gram[g * width : (g + 1) * width]  # [out, in]
+        pairs[:, g] = (products.unflatten(1, (count, width)) * centered_codes).sum(2)
     diagonal = pairs.diagonal(dim1=1, dim2=2)
-    diagonal.add_(torch.where(steps.any(2), 1e-6 * diagonal, 1.0))  # a group of zeros asks for nothing
-    sums = (targets.unflatten(1, (count, width)) * steps).sum(2).double()[:, :, None]
+    diagonal.add_(torch.where(centered_codes.any(2), 1e-6 * diagonal, 1.0))  # a group of zeros asks for nothing
+    sums = (weighted_gram.unflatten(1, (count, width)) * centered_codes).sum(2).double()[:, :, None]
     lower, failed = torch.linalg.cholesky_ex(pairs.double())
     solution = torch.linalg.solve_triangular(lower, sums, upper=False)
     solution = torch.linalg.solve_triangular(lower.mT, solution, upper=True)[:, :, 0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
 from ...analysis.planning.peak_memory import itemsize
-from ...core.memory import memory_budget
+from ...core.memory import keep_in_memory_budget
 from ...inputs.data.generated import AT_ONCE, Generated
 from ...plugin.interfaces import Effort
 from .importance import parts
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _SOLVED = 3 * 8  # bytes per entry: the float64 factor, what is solved, and the weights that read it
 
 
-def fitting_effort(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data: DataRef | None) -> Effort:
+def estimate_fitting_effort(
+    skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], data: DataRef | None
+) -> Effort:
     """Moments of all that reads the groups, over the data's rows or over rows that the model writes first."""
     shapes = skeleton.shapes()
     widths = {m.tensor: shapes[m.tensor][m.axis] for g in groups for m in readers(g)}
@@ -28,7 +30,7 @@ def fitting_effort(skeleton: Skeleton, ctx: "Context", groups: Sequence[Group], 
     files = sum(map(bytes_on_disk, widths.values()))
     widest, moments = max(widths.values()), sum(4 * w * w for w in widths.values())
     solving, factored = _SOLVED * widest**2, sum(map(_factored, widths.values()))
-    collecting = min(moments, max(memory_budget(ctx.settings.max_memory), 4 * widest**2))
+    collecting = min(moments, max(keep_in_memory_budget(ctx.settings.max_memory), 4 * widest**2))
     rounds, rows = math.ceil(moments / collecting), Generated.fitting(ctx.origin)
     tokens = rows.count * rows.length if data is None else ctx.rows(data).numel()
     work = {"float64": factored, "float32": 2.0 * tokens * sum(w * w for w in widths.values())}

@@ -11,7 +11,7 @@ from .savings import OF_MODEL, SCANS, SavingsTable, steps
 from .uniform_widths import refreshed
 
 
-def with_budget_met(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
+def shrink_to_budget(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -> tuple[Skeleton, int]:
     """The skeleton when a budget is met, and after how many cuts.
 
     Groups are narrowed alike. Kinds whose cuts are large come first and give no more than smaller cuts can't, so that
@@ -41,7 +41,7 @@ def with_budget_met(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) ->
         cuts += cut_count
     for removable in sorted((p for p in parts if isinstance(p, RemovableParts)), key=lambda p: p.kind == SCANS):
         if not met(left):
-            left, cut_count = removable.remove_smallest(left, met)
+            left, cut_count = removable.remove_smallest_until(left, met)
             cuts += cut_count
     return left, cuts
 
@@ -63,11 +63,11 @@ def _of_cut(savings_table: SavingsTable, kind: WidthParts, group: Group, quantit
 
 
 def _narrow_evenly(
-    skeleton: Skeleton, goal: Budget, saved: Callable[[Skeleton], float], kind: WidthParts
+    skeleton: Skeleton, goal: Budget, savings_of: Callable[[Skeleton], float], kind: WidthParts
 ) -> tuple[Skeleton, int]:
     """All groups narrowed by the same share, rounded down; then one step of each in turn until the budget is met."""
     left, savings_table = skeleton, SavingsTable(skeleton)
-    missing = goal.goal - saved(left)
+    missing = goal.goal - savings_of(left)
     if missing <= 0:
         return left, 0
     groups = [refreshed(skeleton, g) for g in kind.groups if _is_left(skeleton, g)]
@@ -76,14 +76,14 @@ def _narrow_evenly(
     cuts = {(g.site, g.kind): int(share * kind.max_cuts(g)) for g in groups}
     for group in groups:
         left = _less(left, group, cuts[group.site, group.kind] * kind.stride(group))
-    while not goal.is_met(saved(left)):
+    while not goal.is_met(savings_of(left)):
         able = [g for g in groups if cuts[g.site, g.kind] < kind.max_cuts(g)]
         if not able:
             break
         for group in able:
             left = _less(left, group, kind.stride(group))
             cuts[group.site, group.kind] += 1
-            if goal.is_met(saved(left)):
+            if goal.is_met(savings_of(left)):
                 break
     return left, sum(cuts.values())
 

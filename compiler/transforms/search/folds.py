@@ -19,7 +19,7 @@ from ...analysis.discovery.discover import skeleton_of
 from ...ir.graphs import name_of
 from ...ir.surgery import tensor_at
 from ...ir.unit import Unit
-from ...models.rows.forward import evaluating, main_output
+from ...models.rows.forward import evaluating, main_tensor_of_output
 from .reconstruct import module_of, readers
 from .widths import with_parameters
 
@@ -208,10 +208,10 @@ class _Trial:
     def is_equal(self, unit: Unit, fold: Fold) -> bool:
         key = id(unit.graph), fold.writer.removeprefix(unit.path), fold.rows
         if key not in self._known:
-            self._known[key] = self._keeps_outputs(fold)
+            self._known[key] = self._preserves_outputs(fold)
         return self._known[key]
 
-    def _keeps_outputs(self, fold: Fold) -> bool:
+    def _preserves_outputs(self, fold: Fold) -> bool:
         if self._before is None:
             self._before = self._outputs()
         device = tensor_at(self.program.model, f"{fold.writer}.weight").device
@@ -222,7 +222,7 @@ class _Trial:
 
     def _outputs(self) -> Tensor:
         with evaluating(self.program.model):
-            return main_output(self.program.model(**self.program.inputs)).float()
+            return main_tensor_of_output(self.program.model(**self.program.inputs)).float()
 
 
 def _group_folds(program: "Program", unit: Unit, trial: _Trial) -> Iterator[Fold]:
@@ -242,7 +242,7 @@ def _is_input(model: nn.Module, member: Member) -> bool:
 
 
 def _candidate_folds(program: "Program", group: Group) -> Iterator[Fold]:
-    """Each row of channels that a linear module writes, as if it alone reached the readers."""
+    """Yield a fold for each row of channels that a linear module writes, as if it alone reached the readers."""
     writers = group.members[: len(group.members) - group.readers]
     parts = [(module_of(m), segment) for m in writers if m.tensor.endswith(".weight") for segment in m.segments]
     reading = readers(group)

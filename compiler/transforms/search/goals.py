@@ -43,7 +43,7 @@ def make_budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | No
     return Budget(of, size - amount.remaining(size), size)
 
 
-def make_schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
+def cumulative_schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:
     """(kinds that compete, share of what is to go that must have gone when their turn ends)."""
     if split is None:
         return [(tuple(order), 1.0)]
@@ -90,11 +90,11 @@ def _each(savings_table: SavingsTable, group: Group, quantity: str) -> float:
     return savings_table.of_step(group.site, group.kind, quantity)
 
 
-def refuse_coarse(parameter: str, step: int, sites: Sequence[Group]) -> None:
+def refuse_oversized_step(parameter: str, step: int, groups: Sequence[Group]) -> None:
     """Reject a step that is larger than every group of its kind."""
-    largest = max((steps(g) for g in sites), default=step)
+    largest = max((steps(g) for g in groups), default=step)
     if step > largest:
-        noun = sites[0].kind.replace("_", " ").replace("kv", "KV")
+        noun = groups[0].kind.replace("_", " ").replace("kv", "KV")
         raise Reject(
             too_coarse(
                 f"`{parameter}` is {step}, and no module has more than {largest} {noun}",

@@ -66,12 +66,12 @@ class Gradients:
                 by_layer.setdefault(units[candidate.unit], []).append(candidate)
         count = len(units)
         with _without_weight_gradients(program.model):
-            grads, tokens = self._loss_gradients() if prefix.chain and count and by_layer else (None, 0)
+            grads, tokens = self._last_layer_gradients() if prefix.chain and count and by_layer else (None, 0)
             if grads is None:
                 return
             for layer in reversed(range(min(by_layer), count)):
                 layer_candidates = by_layer.get(layer, ())
-                plain = prefix.output_of(layer) if layer_candidates else []
+                plain = prefix.layer_outputs(layer) if layer_candidates else []
                 for candidate in layer_candidates:
                     changed = prefix.of_one(layer, candidate.applied)
                     yield candidate, _taylor_estimate(grads, plain, changed, tokens)
@@ -79,12 +79,12 @@ class Gradients:
                     grads = [self._through(layer, call, grad) for call, grad in enumerate(grads)]
                     prefix.layers_run += 2 + self.draws
 
-    def _loss_gradients(self) -> tuple[list[Tensor] | None, int]:
+    def _last_layer_gradients(self) -> tuple[list[Tensor] | None, int]:
         """Gradients of the summed losses by what the last layer gives, in every call [1 + draws, b, t, h]; tokens."""
         prefix, gradients, tokens = self.prefix, [], 0
         generator = torch.Generator().manual_seed(self.seed)
         for number, call in enumerate(prefix.calls):
-            leaf, logits = prefix.layer_with_input_leaf(len(prefix.program.units), number)  # [b, t, vocab]
+            leaf, logits = prefix.forward_with_input_leaf(len(prefix.program.units), number)  # [b, t, vocab]
             ids = call.args[0] if call.args else None
             if not (_are_tokens(ids) and logits.shape[:-1] == ids.shape and leaf.is_leaf and logits.requires_grad):
                 return None, 0
@@ -101,7 +101,7 @@ class Gradients:
 
     def _through(self, layer: int, call: int, grad: Tensor) -> Tensor:
         """The gradients by what a layer is given, from those by what it gives."""
-        leaf, output = self.prefix.layer_with_input_leaf(layer, call)
+        leaf, output = self.prefix.forward_with_input_leaf(layer, call)
         last = len(grad) - 1
         return torch.stack([torch.autograd.grad(output, leaf, g, retain_graph=n < last)[0] for n, g in enumerate(grad)])
 
@@ -110,9 +110,9 @@ def _are_tokens(ids: object) -> TypeGuard[Tensor]:
     return isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point()
 
 
-def _taylor_estimate(grads: list[Tensor], plain: list, changed: list, tokens: int) -> Estimate:
+def _taylor_estimate(grads: list[Tensor], outputs_before: list, outputs_after: list, tokens: int) -> Estimate:
     first = second = 0.0
-    for grad, before, after in zip(grads, plain, changed, strict=True):
+    for grad, before, after in zip(grads, outputs_before, outputs_after, strict=True):
         delta = stream(after).float() - stream(before).float()
         along = torch.einsum("nbth,bth->nbt", grad.float(), delta).double()
         first += along[0].sum().item()

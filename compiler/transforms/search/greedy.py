@@ -22,14 +22,14 @@ from ...plugin.interfaces import Effort
 from .budget import CUTS, Budget
 from .choice import Choice, Exact, Racing
 from .compensation import Fit, Fitting
-from .effort import fitting_effort
-from .estimate import with_budget_met
+from .effort import estimate_fitting_effort
+from .estimate import shrink_to_budget
 from .goals import (
+    cumulative_schedule,
     make_budget,
-    make_schedule,
     max_savings,
-    refuse_coarse,
     refuse_overshoot,
+    refuse_oversized_step,
     refuse_unreachable,
     smallest_savings,
 )
@@ -40,7 +40,7 @@ from .overfit import OverfitCheck, check_enough_rows
 from .parts import Parts, RemovableParts
 from .savings import OF_MODEL, SavingsTable, steps, stride
 from .score_estimates import ScoreEstimates
-from .uniform_widths import forecast_even_widths, narrow_evenly, record_refusals, split_cuttable
+from .uniform_widths import forecast_even_widths, narrow_evenly, report_refusals, split_cuttable
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -108,7 +108,7 @@ class Greedy:
         search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
         fitting = Fitting(program, ctx, search, self.widths or self.score, self.fit)
         try:
-            able = self._cuttable_parts(program, search, fitting, goal)
+            able = self._prepare_cuttable_parts(program, search, fitting, goal)
         except DeadlineExceeded:
             raise search.too_short(sum(p.count for p in self.parts)) from None
         pools = {p.kind: p.pool(program, savings_table, fitting) for p in able}
@@ -126,12 +126,14 @@ class Greedy:
             search.warn_overshoot(goal)
         search.apply_cuts(list(pools.values()))
 
-    def _cuttable_parts(self, program: "Program", search: Search, fitting: Fitting, goal: Budget) -> list[Parts]:
+    def _prepare_cuttable_parts(
+        self, program: "Program", search: Search, fitting: Fitting, goal: Budget
+    ) -> list[Parts]:
         """The parts without groups that can't be cut, each of which is said with the reason; their items ranked."""
         able = []
         for parts in self.parts:
             groups, refusals = split_cuttable(program, [(g, stride(g, parts.step)) for g in parts.groups])
-            record_refusals(program, refusals, search.ctx.emit_event)
+            report_refusals(program, refusals, search.ctx.emit_event)
             search.rejected |= {f"{group.site}:{group.kind}": reason for group, reason in refusals}
             able += [parts.only(groups)] if groups or not parts.groups else []
         if not able:
@@ -152,7 +154,7 @@ class Greedy:
                     argument="order",
                 )
             )
-        return make_schedule(order, self.split)
+        return cumulative_schedule(order, self.split)
 
     def _choice(self, goal: Budget) -> Choice:
         per = goal.of if self.rank == "ratio" and (goal.of in OF_MODEL or goal.of == "latency") else ""
@@ -179,7 +181,7 @@ class Greedy:
     def _refuse_unreachable(self, savings_table: SavingsTable, goal: Budget) -> None:
         for parts in self.parts:
             if parts.parameter:
-                refuse_coarse(parts.parameter, parts.step, parts.groups)
+                refuse_oversized_step(parts.parameter, parts.step, parts.groups)
         if goal.of in OF_MODEL and not self.overshoots:
             refuse_overshoot(smallest_savings(savings_table, goal.of, self.parts), 0.0, goal)
         if goal.of != CUTS:
@@ -188,7 +190,8 @@ class Greedy:
     # -- what `plan` says ------------------------------------------------------------------------------------
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        """As if groups went alike, and of whole parts the smallest, as many as the budget takes."""
+        """Forecast the skeleton after the search: as if groups went alike, and of whole parts the smallest, as many as
+        the budget takes."""
         if self.score is None:
             self._refuse_without_score()
             return forecast_even_widths(skeleton, self.groups, self.amount, self.align)
@@ -198,7 +201,7 @@ class Greedy:
             return skeleton
         if self.amount.of != "latency":
             self._refuse_unreachable(SavingsTable(skeleton, self.norms), goal)
-        return with_budget_met(skeleton, goal, self.parts)[0]
+        return shrink_to_budget(skeleton, goal, self.parts)[0]
 
     def _refuse_without_score(self) -> None:
         if self.amount.of in ("flops", "bytes") or (self.amount.of == "params" and not self.even_params):
@@ -215,7 +218,7 @@ class Greedy:
         if self.score is None:
             return 0
         goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
-        cuts = int(goal.goal) if goal.of == CUTS else with_budget_met(skeleton, goal, self.parts)[1]
+        cuts = int(goal.goal) if goal.of == CUTS else shrink_to_budget(skeleton, goal, self.parts)[1]
         removable = sum(p.count for p in self.parts if isinstance(p, RemovableParts))
         removed = min(cuts, removable) if removable == first else 0
         fewer = removed * (removed - 1) // 2  # what is gone is asked no more
@@ -230,7 +233,7 @@ class Greedy:
         if self.score is not None and not self.exact and (goal := self.goal(skeleton)).of in OF_MODEL:
             check_enough_rows(self.score, goal.goal / goal.total * params(skeleton), ctx)
         fitted = [] if self.score is None else self.fit.groups_to_observe(self.parts)
-        effort = fitting_effort(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
+        effort = estimate_fitting_effort(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
         routed, data = any(p.kind == "experts" and p.groups for p in self.parts), self.fit.data
         tokens = effort.tokens + (ctx.rows(data).numel() if data is not None and routed else 0)
         work = {"look": 4.0 * params(skeleton), **effort.work}

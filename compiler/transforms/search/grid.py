@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from ....dsl.checker.inputs import group_mismatch
+from ....dsl.checker.inputs import group_size_diagnostic
 from ....dsl.checker.skeleton import Part
 from ....dsl.syntax.diagnostics import Reject
 
 
 def check_groups(selected: Sequence[Part], group: int) -> None:
     """Reject (unfit-group) groups that don't divide the inputs of a module."""
-    if fault := group_mismatch(selected, group):
+    if fault := group_size_diagnostic(selected, group):
         raise Reject(fault)

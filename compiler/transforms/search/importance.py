@@ -96,7 +96,7 @@ def obs_importance(program: "Program", group: Group, moments: Moments, damping: 
     if not any(has_moments(program.model, member) for member in readers(group)):
         return l1_importance(program, group)
     for member in readers(group):
-        moment = moments.moment_of(module_of(member))
+        moment = moments.load_moment(module_of(member))
         if moment is None:
             continue
         weight = program.model.get_parameter(member.tensor).detach()
@@ -126,16 +126,17 @@ def _removal_errors(
     weight: torch.Tensor,
     member: Member,
     gram: torch.Tensor,
-    items: Sequence[Sequence[int]],
-    inputs: Sequence[int],
+    item_columns: Sequence[Sequence[int]],
+    fitted_columns: Sequence[int],
     damping: float,
 ) -> torch.Tensor:
-    """[items] float64 on the CPU: what is lost with each item's inputs where the others of `inputs` make up for it."""
-    lower = cholesky_factor(gram, inputs, damping)
+    """[items] float64 on the CPU: what is lost with each item's inputs where the others of `fitted_columns` make up for
+    it."""
+    lower = cholesky_factor(gram, fitted_columns, damping)
     inverse = torch.cholesky_inverse(lower, out=lower)
-    index = torch.tensor(items, device=gram.device)  # [items, size]
+    index = torch.tensor(item_columns, device=gram.device)  # [items, size]
     where = torch.empty(len(gram), dtype=torch.int64, device=gram.device)
-    where[torch.tensor(inputs, device=gram.device)] = torch.arange(len(inputs), device=gram.device)
+    where[torch.tensor(fitted_columns, device=gram.device)] = torch.arange(len(fitted_columns), device=gram.device)
     at = where[index]
     blocks = inverse[at[:, :, None], at[:, None, :]]  # [items, size, size]
     item_weights = as_matrix(weight, member).to(gram.device)[:, index].double().permute(1, 2, 0)  # [items, size, out]

@@ -10,11 +10,11 @@ from ....dsl.checker.values import MetricRef
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.discovery.bypass import without_branch
 from ...analysis.discovery.discover import skeleton_of
-from ...evaluation.timing import WARMUP, quiet_clock
+from ...evaluation.timing import WARMUP, timing_conditions
 from ...ir.unit import Unit, code_key
 from ...plugin.clock import Clock
 from ..editing.scan_removal import without_scan
-from ..editing.trial import running_graphs
+from ..editing.trial import with_bound_graphs
 
 if TYPE_CHECKING:
     from ...core.journal import Journal
@@ -47,12 +47,12 @@ def measure_latency(program: "Program", search: "Search", clock: MetricRef) -> L
     metric = search.ctx.metric(clock)
     if not metric.timed:
         raise Reject(no_clock(f"`{value_text(clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
-    latency = time_without_roles(program, metric, search.journal)
+    latency = latency_by_role(program, metric, search.journal)
     program.note(latency=latency.total, of=value_text(clock), per_branch=latency.per_branch)
     return latency
 
 
-def time_without_roles(program: "Program", metric: Any, journal: "Journal") -> Latency:
+def latency_by_role(program: "Program", metric: Any, journal: "Journal") -> Latency:
     """Time the model as it is and without all branches of each role, the cases taking turns step by step.
 
     Single branches cost less than a clock tells apart, so a role's are left out together and share what that saves:
@@ -61,23 +61,23 @@ def time_without_roles(program: "Program", metric: Any, journal: "Journal") -> L
     The table is journalled: a search that goes on after a kill goes on with the same one.
     Source: own; latency tables as in HALP (Shen et al. 2021, arXiv 2110.10811).
     """
-    return Latency(**journal.get_or_compute("latency", lambda: _measure_table(program, metric)))
+    return Latency(**journal.get_or_compute("latency", lambda: _time_model_without_roles(program, metric)))
 
 
-def _measure_table(program: "Program", metric: Any) -> dict[str, Any]:
+def _time_model_without_roles(program: "Program", metric: Any) -> dict[str, Any]:
     counts = Counter(b.role for b in skeleton_of(program).branches)
     if skeleton_of(program).scans:
         counts[SCAN] = len(skeleton_of(program).scans)
-    cases = {role: _without_role(program, role) for role in ("", *counts)}
+    cases = {role: _units_without_role(program, role) for role in ("", *counts)}
     totals: list[float] = []
     between: dict[str, list[float]] = {role: [] for role in counts}
     for _ in range(ROUNDS):
         clocks: dict[str, Clock] = {case: metric.clock(program.model) for case in cases}
         seconds_by_case: dict[str, list[float]] = {case: [] for case in cases}
-        with quiet_clock(program.model):
+        with timing_conditions(program.model):
             for step in range(WARMUP + clocks[""].count):
                 for case in list(cases)[:: 1 if step % 2 == 0 else -1]:
-                    with running_graphs(program, cases[case]):
+                    with with_bound_graphs(program, cases[case]):
                         seconds_by_case[case].append(clocks[case].step())
         value = clocks[""].value
         totals.append(value(seconds_by_case[""][WARMUP:]))
@@ -88,8 +88,9 @@ def _measure_table(program: "Program", metric: Any) -> dict[str, Any]:
     return {"total": median(totals), "per_branch": saved}
 
 
-def _without_role(program: "Program", role: str) -> list[Unit]:
-    """Every layer's graph without its branches of a role; made once, since fresh code runs slower at first."""
+def _units_without_role(program: "Program", role: str) -> list[Unit]:
+    """Copies of every layer's graph without its branches of a role; made once, since fresh code runs slower at
+    first."""
     units = []
     scans = {s.unit: s for s in skeleton_of(program).scans} if role == SCAN else {}
     for path, unit in program.units.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....dsl.checker.skeleton import Part, is_submodule
 from ....dsl.syntax.diagnostics import Reject
 from ...models.rows.forward import REMEDY, batches, evaluating, not_a_number, outputs
-from ...models.rows.inputs import forward_arguments
+from ...models.rows.inputs import forward_args_and_kwargs
 from .prefix import Call, Prefix
 from .reconstruct import as_matrix_inputs
 
@@ -51,10 +51,10 @@ class Layerwise:
         self.program, self.rows = program, rows
         self._prefix: Prefix | None = None
 
-    def observe_inputs(self, stage: Stage, listen: Listen) -> None:
-        """Let `listen` hear what the modules of a stage are given over all rows, batch by batch."""
+    def observe_inputs(self, stage: Stage, callback: Listen) -> None:
+        """Let `callback` hear what the modules of a stage are given over all rows, batch by batch."""
         chain = self.layer_chain if stage.unit else None  # is tried now, before anyone listens
-        with _input_hooks(self.program.model, stage.modules, listen):
+        with _input_hooks(self.program.model, stage.modules, callback):
             if chain is not None and chain.chain:
                 chain.passing(self._index(stage.unit))
             else:
@@ -71,7 +71,7 @@ class Layerwise:
         if self._prefix is None:
             model = self.program.model
             sample_batches = list(batches(model, self.rows))
-            calls = [Call(*forward_arguments(model, batch), batch.numel()) for batch in sample_batches]
+            calls = [Call(*forward_args_and_kwargs(model, batch), batch.numel()) for batch in sample_batches]
             self._prefix = prefix = Prefix(self.program, max_bytes=0)
             with evaluating(model):
                 prefix.measure_from(lambda: float(outputs(model, sample_batches[0]).numel()))
@@ -84,7 +84,7 @@ class Layerwise:
 
     def _full_output(self, last: nn.Module | None) -> None:
         model = self.program.model
-        with evaluating(model), _stop_after(last):
+        with evaluating(model), _stop_forward_after(last):
             for batch in batches(model, self.rows):
                 with suppress(_Enough):
                     outputs(model, batch)
@@ -152,7 +152,8 @@ class Grams:
             self.sums[path] = rows.T @ rows
 
     def gram_of(self, path: str) -> Tensor | None:
-        """None of a module that was not run. Reject (not-a-number) where a number is none."""
+        """Gram matrix of a module's inputs; None of a module that was not run. Reject (not-a-number) where a number is
+        none."""
         if path not in self.leader:
             return None
         gram = self.sums[self.leader[path]]
@@ -171,7 +172,7 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _stop_after(module: nn.Module | None) -> Iterator[None]:
+def _stop_forward_after(module: nn.Module | None) -> Iterator[None]:
     """Forwards end with `_Enough` once a module has run."""
 
     def leave(*_: Any) -> None:

@@ -20,7 +20,7 @@ from ...core.quantity import count, count_text, size
 from ...core.warned import far_beyond
 from ...inputs.data.generated import Generated
 from ...models.rows.forward import batches, evaluating, not_a_number, outputs
-from ...models.rows.packed_inputs import generates_from_ids
+from ...models.rows.packed_inputs import can_generate_from_ids_alone
 from ..editing.dry_run import frees_nothing, layer_needed
 from .budget import CUTS, Budget
 from .candidate import Candidate, Cut, JointCandidate, Pool
@@ -30,8 +30,8 @@ from .overfit import OverfitCheck, Rows
 from .prefix import Prefix
 from .reconstruct import Moments
 from .refusals import SCORE_HELP, no_candidate_diagnostic, no_finite_score, saved_less
-from .remote_candidates import Follower, key_of, task_of
-from .score_estimates import estimate_scores
+from .remote_candidates import ScoringWorker, key_of, task_of
+from .score_estimates import forecast_scores
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -81,7 +81,7 @@ class Search:
             self.rows[-1].warn_too_few(self)
         while not budget.is_met(saved := self.saved.get(budget.of, 0.0)):
             if self.overfit and not self.ctx.task_source:  # a worker looks at nothing but what it is asked
-                self.overfit.check_if_due(self, saved, metric)
+                self.overfit.measure_if_due(self, saved, metric)
             pairs = [(pool, c) for pool in pools for c in pool.candidates() if c.location not in self.rejected]
             if not pairs:
                 return
@@ -93,13 +93,13 @@ class Search:
             try:
                 self._decide_round(pairs, metric, budget, choice)
             except DeadlineExceeded:
-                self._stop_early(len(pairs), budget)
+                self._record_early_stop(len(pairs), budget)
                 return
 
-    def _stop_early(self, candidates: int, budget: Budget) -> None:
+    def _record_early_stop(self, candidate_count: int, budget: Budget) -> None:
         """Leave it at the cuts that were made. Raises Reject (no-time) where there are none."""
         if not self.cuts:
-            raise self.too_short(candidates)
+            raise self.too_short(candidate_count)
         deadline, of = self.ctx.run.deadline, budget.of
         assert deadline, "nobody said how long a search may take"
         share = "" if of == CUTS else f", {self.saved[of] / budget.total:.1%} of {of}"
@@ -136,7 +136,7 @@ class Search:
 
     def _generated_rows(self) -> Tensor | None:
         """None where the model is none that writes, or writes of what it hears alone."""
-        if not generates_from_ids(self.program.model):
+        if not can_generate_from_ids_alone(self.program.model):
             return None
         return torch.stack(list(Generated.fitting(self.ctx.origin).rows(self.ctx.tokenizer, self.ctx)))
 
@@ -159,8 +159,8 @@ class Search:
         """
         if self.overfit and self.cuts:
             assert self.scored_by is not None, "cuts that nothing scored"
-            self.overfit.check_if_due(self, self.saved[self.budget_of], self.scored_by, last=True)
-            self.overfit.record_checkpoint(self)
+            self.overfit.measure_if_due(self, self.saved[self.budget_of], self.scored_by, last=True)
+            self.overfit.record_and_warn_overfit(self)
         for pool in pools:
             pool.finish()
         self._refuse_shortfall()
@@ -179,7 +179,7 @@ class Search:
         )
 
     def warn_overshoot(self, goal: Budget) -> None:
-        """Say where far more went than was asked for: parts that could go were that large."""
+        """Warn where far more went than was asked for: parts that could go were that large."""
         saved = self.saved.get(goal.of, 0.0)
         if self.cuts and goal.is_beyond(saved):
             share, allowed = f"{saved / goal.total:.1%} of {goal.of}", f"{goal.goal / goal.total:.1%}"
@@ -223,12 +223,12 @@ class Search:
             self._prefetch,
         )
         if self.ctx.task_source:
-            choice = Follower(self.ctx.task_source, number, lambda: self.layers_run)
+            choice = ScoringWorker(self.ctx.task_source, number, lambda: self.layers_run)
         self.rows[-1].begin(self)
         if not self.cuts or self.scored_by != metric:
-            choice.foresee(partial(estimate_scores, self, number, round_.candidates, metric))
+            choice.foresee(partial(forecast_scores, self, number, round_.candidates, metric))
         while (best := choice.choose(round_)) is not None:
-            group, score = self._joint_choice(number, round_, best, choice, metric)
+            group, score = self._choose_joint_cut(number, round_, best, choice, metric)
             names = [c.name for c in group]  # before the cut: they say what is left
             if first := self._try_cut(best, round_, budget):
                 break
@@ -249,7 +249,7 @@ class Search:
         self.rows[-1].warn_improving_score(self, score)
         self.ctx.emit_event(Pruned(names[-1]))
 
-    def _joint_choice(
+    def _choose_joint_cut(
         self, cut_index: int, round_: Round, best: Candidate, choice: Choice, metric: MetricRef
     ) -> tuple[list[Candidate], float]:
         """Removed candidates, and the score: the best, and others with it where that costs no more than expected."""
@@ -329,7 +329,8 @@ class Search:
         with listening_with(partial(_within, tick, self.ctx.tick)):
             if self.ctx.remote_scorer:
                 with self.ctx.run.searching():
-                    return self.ctx.remote_scorer.fetch_value(self.journal, key, task_of(self.cuts, candidate), measure)
+                    task = task_of(self.cuts, candidate)
+                    return self.ctx.remote_scorer.value_from_workers(self.journal, key, task, measure)
             return self.journal.get_or_compute(key, measure)
 
     def _prefetch(self, candidates: Sequence[Candidate]) -> None:

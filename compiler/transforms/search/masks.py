@@ -44,7 +44,7 @@ def keep_mask(score: Tensor, sparsity: float, pattern: str, scope: str) -> Tenso
         assert score.shape[1] % of == 0, f"{score.shape[1]} inputs in groups of {of}"
         return spare_groups(score, zeros, of)
     flat = score if scope == "row" else score.reshape(1, -1)
-    return keep_largest(flat, flat.shape[1] - int(sparsity * flat.shape[1])).view(score.shape)
+    return largest_mask(flat, flat.shape[1] - int(sparsity * flat.shape[1])).view(score.shape)
 
 
 def spare_groups(score: Tensor, zeros: int, group_size: int) -> Tensor:
@@ -54,7 +54,7 @@ def spare_groups(score: Tensor, zeros: int, group_size: int) -> Tensor:
     return keep.view(score.shape)
 
 
-def keep_largest(score: Tensor, count: int) -> Tensor:
+def largest_mask(score: Tensor, count: int) -> Tensor:
     """True at the `count` largest of every row, [n, m] bool; of equal ones the last stay."""
     n_removed = score.shape[1] - count
     if not n_removed or not count:

@@ -29,15 +29,16 @@ FALLEN = 0.995  # of the whole model's score: less than that is no accident of r
 FITTED = 1.25  # how many times faster than the score it may grow before that is said
 
 
-def check_enough_rows(metric: MetricRef, removed: float, ctx: "Context") -> None:
-    """Raise Reject (too-few-rows) where a metric that reads tokens has fewer than `removed` parameters ask for."""
+def check_enough_rows(metric: MetricRef, removed_params: float, ctx: "Context") -> None:
+    """Raise Reject (too-few-rows) where a metric that reads tokens has fewer than `removed_params` parameters ask
+    for."""
     if ctx.metric(metric).dearer(1.0, 0.0) is None:
         return
-    least, tokens = min(LEAST, math.ceil(removed / PER_TOKEN)), tokens_of(metric, ctx)
+    least, tokens = min(LEAST, math.ceil(removed_params / PER_TOKEN)), tokens_of(metric, ctx)
     if tokens < least:
         raise Reject(
             too_few_rows(
-                f"{value_text(metric)} reads {count(tokens)} tokens, too few to choose {count(round(removed))} "
+                f"{value_text(metric)} reads {count(tokens)} tokens, too few to choose {count(round(removed_params))} "
                 "parameters by",
                 help=f"give it {count(least)} or more, of more than one kind of text",
                 argument="score",
@@ -126,7 +127,7 @@ class OverfitCheck:
     every: float = 0.25
     looks: list[Checkpoint] = field(default_factory=list)
 
-    def check_if_due(self, search: "Search", saved_amount: float, metric: MetricRef, last: bool = False) -> None:
+    def measure_if_due(self, search: "Search", saved_amount: float, metric: MetricRef, last: bool = False) -> None:
         """Measure if it is time to; `metric` is what the search scores by now."""
         share = round(saved_amount / self.goal, 6)
         if self.looks and not last and share < self.looks[-1].share + self.every and metric == self.looks[-1].by:
@@ -135,7 +136,7 @@ class OverfitCheck:
         self.looks.append(Checkpoint(share, metric, search.base(metric), value))
         search.ctx.record(f"{value_text(self.metric)} after {count_text(len(search.cuts), 'cut')}", value)
 
-    def record_checkpoint(self, search: "Search") -> None:
+    def record_and_warn_overfit(self, search: "Search") -> None:
         """Note what was seen, and warn where the metric grew much faster than the score since that was in use."""
         search.program.note(beside=value_text(self.metric), seen=[self._row(s) for s in self.looks])
         last = self.looks[-1]

@@ -73,7 +73,9 @@ class RemovableParts(Parts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         """The skeleton when one of them is gone."""
 
-    def remove_smallest(self, skeleton: Skeleton, met: Callable[[Skeleton], bool]) -> tuple[Skeleton, int]:
+    def remove_smallest_until(
+        self, skeleton: Skeleton, is_budget_met: Callable[[Skeleton], bool]
+    ) -> tuple[Skeleton, int]:
         """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""
         savings_table = SavingsTable(skeleton)
         order = sorted(self.names, key=lambda name: self.weigh(savings_table, name, "params"))
@@ -85,7 +87,7 @@ class RemovableParts(Parts):
                 current = self.without(current, name)
             return current
 
-        count = bisect_left(range(limit), True, key=lambda count: met(left(count)))
+        count = bisect_left(range(limit), True, key=lambda count: is_budget_met(left(count)))
         return left(count), count
 
 
@@ -222,12 +224,12 @@ def select_parts(
     skeleton: Skeleton,
     selector: Selector | None,
     order: Sequence[str],
-    sizes: Mapping[str, int],
+    step_sizes: Mapping[str, int],
     least_experts: int = 1,
 ) -> tuple[Parts, ...]:
     """Parts of several kinds, as far as the model has them, inside of what `selector` selects.
 
-    sizes   how much a cut takes, by the name of the parameter that says it
+    step_sizes   how much a cut takes, by the name of the parameter that says it
     """
     blocks, inside = removable(skeleton, selector), competing_groups(skeleton, selector)
     result: list[Parts] = []
@@ -239,7 +241,7 @@ def select_parts(
             free = tuple(s for s in skeleton.scans if any(s.site in b.parts for b in around))
             result += [ScanParts(kind, all=len(skeleton.scans), scans=free)] if free else []
         elif groups := inside.get(_INSIDE_SCANS.get(kind, kind), ()):
-            size = sizes[_STEPS[kind]]
+            size = step_sizes[_STEPS[kind]]
             if kind in _INSIDE_SCANS:
                 result.append(SliceParts(kind, groups=groups, step=size))
             elif kind == "experts":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...models.rows.forward import evaluating, main_output, without_dropout
+from ...models.rows.forward import evaluating, in_eval_mode, main_tensor_of_output
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -67,24 +67,24 @@ class Prefix:
 
     # -- measuring -------------------------------------------------------------------------------------------
 
-    def measure_from(self, run: Callable[[], float], first: str | None = None, change=None) -> float:
-        """`run()` with the change applied; layers before `first` are not run. `change` makes a context."""
+    def measure_from(self, run: Callable[[], float], first_unit: str | None = None, change_context=None) -> float:
+        """`run()` with the change applied; layers before `first_unit` are not run. `change_context` makes a context."""
         if self.chain is None:
             value = self._record_first_run(run)
-            if change is None:
+            if change_context is None:
                 return value
-        index = self._index(first)
+        index = self._index(first_unit)
         if self.chain and index > 0:
             try:
-                return self._measure_entered(run, index, change)
+                return self._measure_from_layer(run, index, change_context)
             except _OtherForwards:  # a metric whose forwards depend on what the model says
                 self._disable()
-        return self._measure_entered(run, 0, change)
+        return self._measure_from_layer(run, 0, change_context)
 
-    def _measure_entered(self, run: Callable[[], float], index: int, change) -> float:
+    def _measure_from_layer(self, run: Callable[[], float], index: int, change) -> float:
         with ExitStack() as stack:
             if index > 0:
-                stack.enter_context(self._enter_at(index, self.output_of(index - 1)))
+                stack.enter_context(self._replay_layers_before(index, self.layer_outputs(index - 1)))
             if change is not None:
                 stack.enter_context(change())
             value = run()
@@ -102,7 +102,7 @@ class Prefix:
         if self.front and self.front[0] >= index:
             self.front = None
 
-    def output_of(self, layer: int) -> list[Any]:
+    def layer_outputs(self, layer: int) -> list[Any]:
         """Outputs of a layer in every call, from the nearest stored output before it."""
         if layer in self.outputs:
             return self.outputs[layer]
@@ -114,7 +114,7 @@ class Prefix:
             start, inputs = self.front
         elif start >= 0:
             inputs = self.outputs[start]
-        self.front = (layer, self._advance(start, inputs, layer))
+        self.front = (layer, self._run_layers_between(start, inputs, layer))
         self.bytes_stored = max(self.bytes_stored, sum(self.sizes.values()) + _bytes(self.front[1]))
         return self.front[1]
 
@@ -126,15 +126,15 @@ class Prefix:
     def of_one(self, layer: int, change=None) -> list[Any]:
         """Outputs of one layer with a change, over the unchanged outputs before it."""
         assert self.chain, "layers can't be entered in the middle"
-        inputs = self.output_of(layer - 1) if layer else None
+        inputs = self.layer_outputs(layer - 1) if layer else None
         with change() if change is not None else nullcontext():
-            return self._advance(layer - 1, inputs, layer, keep=False)
+            return self._run_layers_between(layer - 1, inputs, layer, keep=False)
 
-    def layer_with_input_leaf(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
+    def forward_with_input_leaf(self, layer: int, call: int) -> tuple[Tensor, Tensor]:
         """A layer's input in one call, as a leaf that takes gradients, and what it gives, or for the one behind the
         last layer the model's main output; gradients flow from the second to the first."""
         assert self.chain and layer > 0, "layers can't be entered in the middle"
-        leaf, inputs = _with_leaf(self.output_of(layer - 1)[call])
+        leaf, inputs = _with_leaf(self.layer_outputs(layer - 1)[call])
         model, layers, one = self.program.model, self._layers(), self.calls[call]
         outputs: dict[int, Any] = {}
         with ExitStack() as stack:
@@ -142,10 +142,10 @@ class Prefix:
             stack.callback(model.register_forward_pre_hook(at.begin, with_kwargs=True).remove)
             for skipped in layers[:layer]:
                 stack.enter_context(_with_forward(skipped, at.instead_of(skipped.forward)))
-            stack.enter_context(without_dropout(model))
+            stack.enter_context(in_eval_mode(model))
             stack.enter_context(torch.enable_grad())
             if layer == len(layers):
-                return leaf, main_output(model(*one.args, **one.kwargs))
+                return leaf, main_tensor_of_output(model(*one.args, **one.kwargs))
             stack.callback(
                 layers[layer].register_forward_hook(_collect_outputs_hook(outputs, layer, True, detach=False)).remove
             )
@@ -156,7 +156,7 @@ class Prefix:
     def passing(self, layer: int) -> None:
         """Run one layer over what those before it give, for whoever listens; its outputs are not kept."""
         assert self.chain, "layers can't be entered in the middle"
-        self._advance(layer - 1, self.output_of(layer - 1) if layer else None, layer)
+        self._run_layers_between(layer - 1, self.layer_outputs(layer - 1) if layer else None, layer)
 
     def _index(self, first: str | None) -> int:
         return list(self.program.units).index(first) if first in self.program.units else 0
@@ -208,10 +208,10 @@ class Prefix:
         count, call = len(self._layers()), self.calls[0]
         share = call.tokens / sum(c.tokens for c in self.calls)
         for index in sorted({count // 2, count - 1} - {0}):
-            inputs = self.output_of(index - 1)
-            with evaluating(self.program.model), self._enter_at(index, inputs):
+            inputs = self.layer_outputs(index - 1)
+            with evaluating(self.program.model), self._replay_layers_before(index, inputs):
                 try:
-                    result = main_output(self.program.model(*call.args, **call.kwargs))
+                    result = main_tensor_of_output(self.program.model(*call.args, **call.kwargs))
                 except _MISSING:  # what a layer looked for was made by one that did not run
                     return False
             self.layers_run += (count - index) * share
@@ -222,7 +222,7 @@ class Prefix:
     # -- entering and leaving in the middle ------------------------------------------------------------------
 
     @contextmanager
-    def _enter_at(self, index: int, inputs: list[Any]) -> Iterator[None]:
+    def _replay_layers_before(self, index: int, inputs: list[Any]) -> Iterator[None]:
         """The layers before `index` hand on what layer `index - 1` gave; forwards come in the order known."""
         at = _Position(self.calls, inputs)
         with ExitStack() as stack:
@@ -236,7 +236,7 @@ class Prefix:
                 self._disable()
 
     @torch.no_grad()
-    def _advance(self, start: int, inputs: list[Any] | None, layer: int, keep: bool = True) -> list[Any]:
+    def _run_layers_between(self, start: int, inputs: list[Any] | None, layer: int, keep: bool = True) -> list[Any]:
         """Run the layers behind `start` up to `layer`; outputs of those between are kept by the stride."""
         model, layers, results = self.program.model, self._layers(), []
         strides = [k for k in range(start + 1, layer + 1) if keep and (k + 1) % self.stride == 0]
@@ -301,7 +301,7 @@ class _FirstForward:
     def end(self, _module, _args, output) -> None:
         self.is_chain &= self.next == self.count
         if self.result is None and self.is_chain:
-            self.result = main_output(output)
+            self.result = main_tensor_of_output(output)
 
 
 class _Position:

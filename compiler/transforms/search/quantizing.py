@@ -67,9 +67,10 @@ def nonzero_mask(weight: Tensor) -> Tensor | None:
 
 
 def record_grids(
-    program: "Program", selected: Sequence[Part], zeros: Mapping[str, float], grid: Grid, **extra: Any
+    program: "Program", selected: Sequence[Part], zero_shares: Mapping[str, float], grid: Grid, **extra: Any
 ) -> None:
-    """Say what the grids are, how many bits a weight would take, and how much of each module is zero."""
+    """Note in the program what the grids are, how many bits a weight would take, and how much of each module is
+    zero."""
     weights = sizes(selected)
     bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in selected) / sum(weights.values())
     program.changed()
@@ -78,6 +79,6 @@ def record_grids(
         group=grid.group,
         symmetric=grid.symmetric,
         bits_per_weight=round(bits, 3),
-        quantized={path: round(share, 4) for path, share in zeros.items()},
+        quantized={path: round(share, 4) for path, share in zero_shares.items()},
         **extra,
     )

@@ -65,7 +65,7 @@ class Moments:
         self.folder = folder
 
     def collect_in_passes(
-        self, program: "Program", modules: Sequence[str], run: Callable[[], object], max_bytes: int
+        self, program: "Program", modules: Sequence[str], run_model: Callable[[], object], max_bytes: int
     ) -> int:
         """Run the model over the rows as often as `max_bytes` bytes of moments make necessary; returns how often.
 
@@ -81,15 +81,15 @@ class Moments:
                 for path in chunk:
                     handle = program.model.get_submodule(path).register_forward_pre_hook(_sum_hook(sums, path))
                     stack.callback(handle.remove)
-                run()
+                run_model()
             for path, moment in sums.items():
                 _refuse_non_finite(path, moment.diagonal())
                 self._write_moment(path, moment)
             rounds += 1
         return rounds
 
-    def moment_of(self, module: str) -> Tensor | None:
-        """None where the module was not run."""
+    def load_moment(self, module: str) -> Tensor | None:
+        """Load the second-moment matrix of a module's inputs; None where the module was not run."""
         file = self._file(module)
         if not file.exists():
             return None
@@ -134,29 +134,30 @@ class Reconstruction:
         self.program, self.moments, self.damping = program, moments, damping
         self._solved: dict[tuple[str, str, str], tuple[object, Takeover | None]] = {}
 
-    def weights_without(self, group: Group, dead: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
-        """`dead` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
+    def weights_without(self, group: Group, removed_before: Collection[int], items: Sequence[int]) -> dict[str, Tensor]:
+        """`removed_before` went before, `items` go now; readers that aren't plain matrices only lose their columns."""
         weights = reader_weights_without(self.program.model, group, items)
         for member in readers(group):
-            takeover = self._fit_takeover(group, member, sorted(dead), list(items))
+            takeover = self._cached_takeover(group, member, sorted(removed_before), list(items))
             if takeover is not None:
                 weight = self.program.model.get_parameter(member.tensor).detach()
                 new = takeover.apply_to(as_matrix(weight, member))
                 weights[member.tensor] = new.view(weight.shape) if member.axis == 1 else new.T.contiguous()
         return weights
 
-    def _fit_takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
-        """None where the module was not run, or is no matrix."""
+    def _cached_takeover(self, group: Group, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+        """Fit, or take from the cache, how other items take over removed ones; None where the module was not run, or is
+        no matrix."""
         key = (group.site, group.kind, member.tensor)
         known = self._solved.get(key)
         if known is None or known[0] != (dead, items):
             self._solved.pop(key, None)
-            known = self._solved[key] = ((dead, items), self._solve(member, dead, items))
+            known = self._solved[key] = ((dead, items), self._solve_takeover(member, dead, items))
         return known[1]
 
-    def _solve(self, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
+    def _solve_takeover(self, member: Member, dead: list[int], items: list[int]) -> "Takeover | None":
         module = self.program.model.get_submodule(module_of(member))
-        moment = self.moments.moment_of(module_of(member)) if _is_matrix(module, member) else None
+        moment = self.moments.load_moment(module_of(member)) if _is_matrix(module, member) else None
         if moment is None:
             return None
         weight = self.program.model.get_parameter(member.tensor)

@@ -26,9 +26,10 @@ SCORE_HELP = "score on other data, or look at what made the model's weights"
 
 
 def no_candidate_diagnostic(
-    round_: "Round", refusals: Mapping[str, str], quantity: str, goal_share: float
+    round_: "Round", refusals: Mapping[str, str], quantity: str, saved_share: float
 ) -> Diagnostic:
-    """For a round that has no winner; `refusals` parts can't go, each with its reason, and a share is saved so far."""
+    """Diagnostic for a round that has no winner; `refusals` parts can't go, each with its reason, and a share is saved
+    so far."""
     if refusals and not round_.candidates:
         return out_of_reach(
             f"none of the {len(refusals)} parts that are left can go",
@@ -37,7 +38,7 @@ def no_candidate_diagnostic(
         )
     if any(math.isfinite(score) for score in round_.scores.values()):
         return out_of_reach(
-            f"nothing that is left saves {quantity}, and {goal_share:.1%} are saved",
+            f"nothing that is left saves {quantity}, and {saved_share:.1%} are saved",
             help=f"remove less of {quantity}, or of `params`",
             argument="keep remove",
         )

@@ -21,7 +21,7 @@ def task_of(cuts: Sequence[Cut], candidate: Candidate) -> "Task":
     return {"cuts": [[cut.name, cut.score] for cut in cuts], "candidate": candidate.name}
 
 
-class Follower(Choice):
+class ScoringWorker(Choice):
     """In a worker: scores what is asked of a round, and takes the candidate that was chosen elsewhere.
 
     number   of cuts that were made before this round

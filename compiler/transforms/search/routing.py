@@ -31,7 +31,7 @@ def check_expert_count(skeleton: Skeleton, group: Group, remaining: int, argumen
         )
 
 
-def expert_counts_stated_above(
+def expert_counts_in_parents(
     program: "Program", selected: Sequence[Group], groups: Sequence[Group]
 ) -> Iterator[tuple[str, int]]:
     """Numbers of experts that modules around the layers state, and what they are.
@@ -58,7 +58,7 @@ def least_experts(skeleton: Skeleton) -> int:
 def router_weight_sums(
     program: "Program", ctx: "Context", data: DataRef, selected: Sequence[Group], max_rows: int | None = None
 ) -> dict[str, Tensor]:
-    """For each layer, [count] float64: the sum of the weights that the router gave each expert over `max_rows` rows."""
+    """Sum for each layer the weights that the router gave each expert over `max_rows` rows, [count] float64."""
     totals = {g.site: torch.zeros(g.count, dtype=torch.float64) for g in selected}
     handles = []
     for group in selected:

@@ -65,33 +65,33 @@ class Scaling:
     def of(model: nn.Module, grid: Grid, sums: Sums, paths: Sequence[str], in_int8: bool) -> "Scaling":
         return Scaling(model, grid, sums, {p: weight_of(model.get_submodule(p)).float() for p in paths}, in_int8)
 
-    def output_error(self, path: str, inputs: Tensor, outputs: Tensor, grid: Grid) -> float:
+    def output_error(self, path: str, input_scales: Tensor, output_scales: Tensor, grid: Grid) -> float:
         """Squared error of a module's outputs over all tokens, in the size that they had; 0 of one that was not run."""
         gram, weight = self.sums.grams.gram_of(path), self.weights[path]
         if gram is None:
             return 0.0
-        scaled = weight * inputs / outputs[:, None]
+        scaled = weight * input_scales / output_scales[:, None]
         rounded = grid.fit_scales(scaled).round(scaled)
-        off = rounded * outputs[:, None] / inputs - weight
+        off = rounded * output_scales[:, None] / input_scales - weight
         total = float(((off @ gram) * off).sum(dtype=torch.float64))
         if self.in_int8:
-            samples = self.sums.samples[path] / inputs
+            samples = self.sums.samples[path] / input_scales
             step = (samples.abs().amax(1, keepdim=True) / MAX_CODE).clamp(min=torch.finfo(torch.float32).tiny)
-            error = ((samples / step).round() * step - samples) @ rounded.T * outputs
+            error = ((samples / step).round() * step - samples) @ rounded.T * output_scales
             total += float(error.square().sum(dtype=torch.float64)) * self.sums.tokens[path] / len(samples)
         return total
 
-    def error_with_fold(self, fold: Fold, by: Tensor, grid: Grid) -> float:
+    def error_with_fold(self, fold: Fold, fold_factors: Tensor, grid: Grid) -> float:
         """Error in all modules that a fold changes."""
         total = 0.0
         for reader in fold.readers:
             if reader.path in self.weights:
-                factors = fold.spread(reader, by, len(self.inputs[reader.path]))
+                factors = fold.spread(reader, fold_factors, len(self.inputs[reader.path]))
                 total += self.output_error(
                     reader.path, self.inputs[reader.path] * factors, self.outputs[reader.path], grid
                 )
         if fold.writer in self.weights:
-            less = self._less(fold, by)
+            less = self._less(fold, fold_factors)
             total += self.output_error(fold.writer, self.inputs[fold.writer], self.outputs[fold.writer] * less, grid)
         return total
 
@@ -116,7 +116,7 @@ class Scaling:
             best_factor = best_factor if better else None
         return best_factor
 
-    def apply_factor(self, fold: Fold, factors: Tensor) -> None:
+    def accumulate_factors(self, fold: Fold, factors: Tensor) -> None:
         """Scale by this from now on."""
         for reader in fold.readers:
             if reader.path in self.weights:
@@ -134,7 +134,7 @@ class Scaling:
         Source: AWQ (Lin et al. 2023, arXiv 2306.00978), section 3.2 and its code's `duo_scaling`, which are
         SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), section 4.
         """
-        activation_size, weighed = self._channel_sizes(fold)
+        activation_size, weighed = self._input_rms_and_max_weight(fold)
         alive, seen_powers = (activation_size > 0) & (weighed > 0), set()
         if not bool(alive.any()):
             return
@@ -148,7 +148,7 @@ class Scaling:
                     seen_powers.add(key)
                     yield fold.representable_factors(self.model, 2.0**powers)
 
-    def _channel_sizes(self, fold: Fold) -> tuple[Tensor, Tensor]:
+    def _input_rms_and_max_weight(self, fold: Fold) -> tuple[Tensor, Tensor]:
         """[channels]: the root mean square of each, and the largest weight that reads it, over the fold's readers."""
         squares, weighed, count = torch.zeros(3, len(fold.rows), device=self._device(fold))
         for reader in fold.readers:

@@ -10,7 +10,7 @@ from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ..editing.rewrite import Rewriter
 from ..editing.scan_removal import drop_scan, without_scan
-from ..editing.trial import running_graphs
+from ..editing.trial import with_bound_graphs
 from .candidate import Candidate, Pool
 from .latency import SCAN
 from .savings import OF_MODEL, SCANS, SavingsTable
@@ -76,7 +76,7 @@ class ScanCut(Candidate):
         return self.scan.unit
 
     def applied(self) -> AbstractContextManager[None]:
-        return running_graphs(self.pool.program, [without_scan(self.pool.program, self.scan)])
+        return with_bound_graphs(self.pool.program, [without_scan(self.pool.program, self.scan)])
 
     def cut(self) -> None:
         pool = self.pool

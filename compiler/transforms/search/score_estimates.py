@@ -78,7 +78,7 @@ class ScoreEstimates:
         return round_.sign * (score - round_.base())
 
 
-def estimate_scores(
+def forecast_scores(
     search: "Search", cut_index: int, candidates: Sequence[Candidate], metric: MetricRef
 ) -> Forecast | None:
     """Estimates by place, and how the score follows from them; None where it doesn't. Journalled under the number of

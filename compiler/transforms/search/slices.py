@@ -34,7 +34,7 @@ class Ranked:
     alive: list[int]
     order: list[int]
 
-    def next_items(self, count: int) -> list[int]:
+    def least_important_items(self, count: int) -> list[int]:
         """The `count` least important ones of every block that are left."""
         by_block: dict[int, list[int]] = {}
         for item in self.order:
@@ -111,7 +111,7 @@ class Slice(Candidate):
         return f"{self.group.site}:{self.group.kind}"
 
     def applied(self) -> AbstractContextManager[None]:
-        return with_sliced_group(self.pool.program, self.group, self._positions())
+        return with_narrowed_group_temporarily(self.pool.program, self.group, self._positions())
 
     def cut(self) -> None:
         pool, positions = self.pool, self._positions()
@@ -126,14 +126,14 @@ class Slice(Candidate):
     def _positions(self) -> set[int]:
         """Current positions of the step's items."""
         ranked = self.pool.ranked[self.group.site]
-        return {ranked.alive.index(item) for item in ranked.next_items(self.pool.step)}
+        return {ranked.alive.index(item) for item in ranked.least_important_items(self.pool.step)}
 
     def saves(self, quantity: str) -> float:
         return self.pool.step_savings(self.group, quantity)
 
 
 @contextmanager
-def with_sliced_group(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
+def with_narrowed_group_temporarily(program: "Program", group: Group, dead: set[int]) -> Iterator[None]:
     """The model with a group narrowed, for as long as the context lasts; tensors and numbers come back after."""
     model = program.model
     tensors = {m.tensor: surgery.tensor_at(model, m.tensor).data for m in group.members}

@@ -67,7 +67,7 @@ class ReconstructingSparsifier(Pass):
                 return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
             return self.solve(weight, gram, spread[unit])
 
-        zeros = replace_weights(program, ctx, chosen, rows, replacement)
+        zeros = solve_layerwise(program, ctx, chosen, rows, replacement)
         record_zero_shares(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -77,7 +77,9 @@ class ReconstructingSparsifier(Pass):
         return shrink.sparse(skeleton, self.sparsity.value)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        return layerwise_effort(skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation)
+        return estimate_layerwise_effort(
+            skeleton, chosen_parts(skeleton, self.on), ctx.rows(self.data), self.allocation
+        )
 
     def _chosen(self, skeleton: Skeleton) -> tuple[Part, ...]:
         chosen = chosen_parts(skeleton, self.on)
@@ -85,15 +87,15 @@ class ReconstructingSparsifier(Pass):
         return chosen
 
 
-def replace_weights(
-    program: "Program", ctx: Context, selected: Sequence[Part], rows: Tensor, new: New
+def solve_layerwise(
+    program: "Program", ctx: Context, selected: Sequence[Part], rows: Tensor, solve_weight: New
 ) -> dict[str, float]:
     """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
     shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
     parts, zero_shares, shards = stages(program, selected), {}, Shards(ctx.workdir / "layers")
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
-        weights = shards.get_or_compute(stage.unit, partial(_solve_stage, program, walk, stage, new))
+        weights = shards.get_or_compute(stage.unit, partial(_solve_stage, program, walk, stage, solve_weight))
         for path in stage.modules:
             device = tensor_at(program.model, f"{path}.weight").device
             zero_shares[path] = replace_weight(program, path, weights[path].to(device), ctx)
@@ -101,17 +103,18 @@ def replace_weights(
     return zero_shares
 
 
-def _solve_stage(program: "Program", layerwise: Layerwise, stage: Stage, new: New) -> dict[str, Tensor]:
+def _solve_stage(program: "Program", layerwise: Layerwise, stage: Stage, solve_weight: New) -> dict[str, Tensor]:
     grams, weights = Grams(), {}
     layerwise.observe_inputs(stage, grams.accumulate)
     for path in stage.modules:
         weight = finite_weight(program, path)
-        weights[path] = new(stage.unit, weight, grams.gram_of(path)).to(weight.dtype)
+        weights[path] = solve_weight(stage.unit, weight, grams.gram_of(path)).to(weight.dtype)
     return weights
 
 
-def layerwise_effort(skeleton: Skeleton, selected: Sequence[Part], rows: Tensor, method: str) -> Effort:
-    """Every layer runs twice; solving costs about as much as so many tokens more. Held are a layer's sums."""
+def estimate_layerwise_effort(skeleton: Skeleton, selected: Sequence[Part], rows: Tensor, method: str) -> Effort:
+    """Estimate the effort of a layerwise solver: every layer runs twice; solving costs about as much as so many tokens
+    more. Held are a layer's sums."""
     flops, gram_bytes = 0, 0
     for part in selected:
         n, k = dict(part.tensors)["weight"]

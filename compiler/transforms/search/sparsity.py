@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from ....dsl.checker.inputs import PATTERNS, pattern_mismatch
+from ....dsl.checker.inputs import PATTERNS, sparsity_pattern_diagnostics
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.checker.values import Ratio, Selector
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.planning.selection import inner_parts
 from ...ir.layers.linear import weight_of
-from ...ir.surgery import replace_tensor, tensor_at
+from ...ir.surgery import replace_tensor_everywhere, tensor_at
 from ...models.rows.forward import REMEDY, not_a_number
 from .masks import apply_mask, magnitude
 
@@ -51,7 +51,7 @@ def chosen_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, .
 
 def check_pattern(selected: Sequence[Part], pattern: str, sparsity: Ratio, allocation: str = "uniform") -> None:
     """Reject (unfit-pattern) a pattern that the modules or the share of zeros don't allow."""
-    if faults := pattern_mismatch(selected, pattern, sparsity, allocation):
+    if faults := sparsity_pattern_diagnostics(selected, pattern, sparsity, allocation):
         raise Reject(*faults)
 
 
@@ -84,7 +84,7 @@ def replace_weight(program: "Program", path: str, weight: Tensor, ctx: "Context"
     module = program.model.get_submodule(path)
     weight = weight.to(tensor_at(module, "weight").dtype)
     stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
-    replace_tensor(program.model, f"{path}.weight", ctx.map_from_cache(stored))
+    replace_tensor_everywhere(program.model, f"{path}.weight", ctx.map_from_cache(stored))
     return zeros(weight)
 
 
@@ -108,7 +108,7 @@ def looking(selected: Sequence[Part], pattern: str = "any", scope: str = "module
 def record_zero_shares(
     program: "Program", selected: Sequence[Part], zero_shares: Mapping[str, float], **extra: Any
 ) -> None:
-    """Say of every module, and of all together, how much of it is zero."""
+    """Note in the program how much of every module, and of all together, is zero."""
     weights = sizes(selected)
     overall = sum(zero_shares[path] * weights[path] for path in zero_shares) / sum(weights.values())
     program.changed()

@@ -33,7 +33,7 @@ def narrow_evenly(
     listener: Callable[[Event], None] = lambda event: None,
     store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Every group that can be cut is narrowed as `forecast_even_widths` says; the items of least weight magnitude go.
+    """Narrow every group that can be cut as `forecast_even_widths` says; the items of least weight magnitude go.
 
     listener   is told which groups stay, and why
     store  takes a tensor that is narrow now, and gives it from where it shall lie
@@ -45,7 +45,7 @@ def narrow_evenly(
         (s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count for s in sites
     }
     able, refusals = split_cuttable(program, [(s.group, removed[s.group.site, s.group.kind]) for s in sites])
-    record_refusals(program, refusals, listener)
+    report_refusals(program, refusals, listener)
     if refusals and not any(removed[g.site, g.kind] for g in able):
         raise Reject(
             out_of_reach(
@@ -53,7 +53,9 @@ def narrow_evenly(
                 help="cut other kinds of parts, or whole blocks",
             )
         )
-    cuts = [(s.group, set(s.next_items(removed[s.group.site, s.group.kind]))) for s in sites if s.group in able]
+    cuts = [
+        (s.group, set(s.least_important_items(removed[s.group.site, s.group.kind]))) for s in sites if s.group in able
+    ]
     with Rewriter(program) as rewrite:
         slice_all(program, rewrite, [(group, items) for group, items in cuts if items], store)
 
@@ -61,7 +63,7 @@ def narrow_evenly(
 def split_cuttable(
     program: "Program", cuts: Sequence[tuple[Group, int]]
 ) -> tuple[list[Group], list[tuple[Group, str]]]:
-    """Of groups and how many steps each is to lose: those that the model runs without, and the others with why not.
+    """Split groups into those that the model runs without so many steps, and the others with why not.
 
     Tried on a copy without weights; all at once, and where that fails one of each kind of layer by itself.
     """
@@ -86,7 +88,7 @@ def split_cuttable(
     return [group for group, _ in cuts if group in able], refusals
 
 
-def record_refusals(
+def report_refusals(
     program: "Program", refusals: Sequence[tuple[Group, str]], listener: Callable[[Event], None]
 ) -> None:
     """Note which groups stay as they are and why, and tell of the first of them."""
@@ -99,15 +101,15 @@ def record_refusals(
 
 def _cut_refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
     """Why a model does not run when groups have lost their first steps; None where it does, or nothing tells."""
-    reason = _forward_failure(copy_on_meta(program), cuts)
+    reason = _forward_failure_after(copy_on_meta(program), cuts)
     if reason is None or forward_runs(copy_on_meta(program)):
         return reason
     trial = small_copy(program)  # its code asks for numbers, as mixtures that look which experts were chosen do
-    return None if trial is None else _forward_failure(trial, cuts)
+    return None if trial is None else _forward_failure_after(trial, cuts)
 
 
-def _forward_failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
-    sliced = [(g, set(Site(g, list(range(g.count))).next_items(count))) for g, count in cuts]
+def _forward_failure_after(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
+    sliced = [(g, set(Site(g, list(range(g.count))).least_important_items(count))) for g, count in cuts]
     try:
         with Rewriter(trial) as rewrite:
             slice_all(trial, rewrite, [(g, items) for g, items in sliced if items])
@@ -123,14 +125,14 @@ def _forward_failure(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str
 def forecast_even_widths(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
     """The skeleton with every group narrowed by the same share: exact when even, an estimate when searched."""
     if amount.of == "params":
-        return _forecast_params(skeleton, groups, amount, align)
+        return _forecast_to_param_count(skeleton, groups, amount, align)
     for group in groups:
         remaining = amount.remaining(steps(group), stride(group, align)) * group.count // steps(group)
         skeleton = shrink.with_narrowed_group(skeleton, refreshed(skeleton, group), remaining)
     return skeleton
 
 
-def _forecast_params(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
+def _forecast_to_param_count(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
     """The largest share of the items that every group can keep within the parameters; Reject where none can."""
     full_size = left = shrink.params(skeleton)
     limit, largest = amount.remaining(full_size), max(steps(g) for g in groups)

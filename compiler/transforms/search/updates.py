@@ -12,7 +12,7 @@ from torch import Tensor
 from ....dsl.checker.inputs import PATTERNS
 from ....kernels.grid import Grid, joined
 from .descent import coordinate_descent
-from .masks import keep_largest, keep_mask, spare_groups
+from .masks import keep_mask, largest_mask, spare_groups
 from .reconstruct import cholesky_factor
 
 BLOCK = 128  # columns that are settled together before those behind them follow
@@ -21,7 +21,7 @@ DAMPING = 0.01  # of the mean diagonal of H
 Rounded = Callable[[int, Tensor], Tensor]  # column number, its weights [out] -> what they become
 
 
-def inverse_factor(gram: Tensor, damping: float) -> Tensor:
+def inverse_cholesky_factor(gram: Tensor, damping: float) -> Tensor:
     """Upper R with R^T R = (H + damping * mean diagonal)^-1, [in, in] float32, solved in float64.
 
     Inputs that are always zero get 1 on the diagonal first: their weights are worth nothing and ask for nothing.
@@ -52,7 +52,7 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, dampi
     code.
     """
     work = weight.float() * alive_inputs(gram)
-    upper = inverse_factor(gram, damping)
+    upper = inverse_cholesky_factor(gram, damping)
     keep = torch.ones_like(work, dtype=torch.bool)
     group = PATTERNS[pattern][1] if pattern in PATTERNS else 0
 
@@ -69,55 +69,63 @@ def sparsegpt(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, dampi
 
 @torch.no_grad()
 def update_columns(
-    work: Tensor,
+    weight: Tensor,
     upper: Tensor,
-    rounded: Rounded,
-    inspect: Callable[[int, Tensor], None] | None = None,
+    round_column: Rounded,
+    on_block: Callable[[int, Tensor], None] | None = None,
     stride: int = BLOCK,
 ) -> Tensor:
-    """Columns become what `rounded` says, one after another; those behind give back what that costs.
+    """Columns become what `round_column` says, one after another; those behind give back what that costs.
 
-    work     [out, in] float32; overwritten with the result
-    upper    the factor of the inverse, `inverse_factor`
-    inspect     is shown the columns start .. start + every, as they are then, before they are settled; `stride`
-             divides 128
+    weight      [out, in] float32; overwritten with the result
+    upper       the factor of the inverse, `inverse_cholesky_factor`
+    on_block    is shown the columns start .. start + every, as they are then, before they are settled; `stride`
+                divides 128
     Source: the blocked loop of GPTQ (Frantar et al. 2022, arXiv 2210.17323), section 3.3.
     """
-    for start in range(0, work.shape[1], BLOCK):
-        stop = min(start + BLOCK, work.shape[1])
-        block, inner = work[:, start:stop].T.contiguous(), upper[start:stop, start:stop]  # [block, out]
+    for start in range(0, weight.shape[1], BLOCK):
+        stop = min(start + BLOCK, weight.shape[1])
+        block, inner = weight[:, start:stop].T.contiguous(), upper[start:stop, start:stop]  # [block, out]
         errors = torch.empty_like(block)
         for i in range(stop - start):
-            if inspect is not None and i % stride == 0:
-                inspect(start + i, block[i : i + stride].T)
-            new = rounded(start + i, block[i])
+            if on_block is not None and i % stride == 0:
+                on_block(start + i, block[i : i + stride].T)
+            new = round_column(start + i, block[i])
             errors[i] = (block[i] - new) / inner[i, i]
             block[i] = new
             if i + 1 < stop - start:
                 block[i + 1 :].addr_(inner[i, i + 1 :], errors[i], alpha=-1)
-        work[:, start:stop] = block.T
-        work[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
-    return work
+        weight[:, start:stop] = block.T
+        weight[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
+    return weight
 
 
 @torch.no_grad()
 def gptq(
-    weight: Tensor, gram: Tensor, grid: Grid, order: str, keep: Tensor | None, damping: float = DAMPING, sweeps: int = 0
+    weight: Tensor,
+    gram: Tensor,
+    grid: Grid,
+    column_order_name: str,
+    keep: Tensor | None,
+    damping: float = DAMPING,
+    sweeps: int = 0,
 ) -> Tensor:
     """W on a grid by GPTQ, [out, in] float32: what a column loses by rounding, those behind it give back.
 
-    order   "activation": columns with large inputs first, on scales that were fitted to W before; or "given": as
-            they lie, each group's scales fitted when its turn comes
-    keep    [out, in] bool: where it is False the result is 0, and what that costs is given back, too
-    sweeps  how often scales and codes are looked at again after that, `descent`
+    column_order_name  "activation": columns with large inputs first, on scales that were fitted to W before; or
+                       "given": as they lie, each group's scales fitted when its turn comes
+    keep               [out, in] bool: where it is False the result is 0, and what that costs is given back, too
+    sweeps             how often scales and codes are looked at again after that, `descent`
     Source: Frantar et al. 2022 (arXiv 2210.17323), section 3.3; activation order with static groups as in its code.
     """
     target = weight.float() * alive_inputs(gram)
     order_index = (
-        gram.diagonal().argsort(descending=True, stable=True) if order == "activation" else torch.arange(len(gram))
+        gram.diagonal().argsort(descending=True, stable=True)
+        if column_order_name == "activation"
+        else torch.arange(len(gram))
     )
     width, squares = grid.width(len(gram)), gram.diagonal()
-    late = order == "given" and BLOCK % width == 0
+    late = column_order_name == "given" and BLOCK % width == 0
     fitted = [] if late else [grid.fit_scales(target, squares)]
     column_order = order_index.tolist()
 
@@ -128,7 +136,7 @@ def gptq(
         new = fitted[-1].round_column(w, 0 if late else column_order[column] // width)
         return new if keep is None else torch.where(keep[:, column_order[column]], new, 0.0)
 
-    upper = inverse_factor(gram[order_index][:, order_index], damping)
+    upper = inverse_cholesky_factor(gram[order_index][:, order_index], damping)
     done = update_columns(target[:, order_index], upper, rounded, fit if late else None, width if late else BLOCK)
     done = torch.empty_like(done).index_copy_(1, order_index, done)
     if not sweeps:
@@ -165,17 +173,17 @@ def admm(weight: Tensor, gram: Tensor, sparsity: float, pattern: str, damping: f
     current, dual, zeroed = first, torch.zeros_like(first), first
     for step in range(ADMM_STEPS):
         if step <= ADMM_GROWTH:
-            keep = _cubic_mask((current + dual).abs(), sparsity, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
+            keep = _gradual_mask((current + dual).abs(), sparsity, pattern, min(1.0, (step + 1) / ADMM_GROWTH))
         zeroed = (current + dual) * keep
         dual = dual + current - zeroed
         current = (target + zeroed - dual) @ inverse
     return torch.where(keep, (current + dual) / norms, 0.0)
 
 
-def _cubic_mask(size: Tensor, sparsity: float, pattern: str, progress: float) -> Tensor:
+def _gradual_mask(size: Tensor, sparsity: float, pattern: str, progress: float) -> Tensor:
     """The mask on the way there: a cubic rise, as of gradual pruning (Zhu and Gupta 2017, arXiv 1710.01878)."""
     if pattern in PATTERNS:
         zeros, of = PATTERNS[pattern]
         return spare_groups(size, max(1, round(zeros * (1 - (1 - progress) ** 3))), of)
     zeros = int(sparsity * size.shape[1] * (1 - (1 - progress) ** 3)) if progress < 1 else int(sparsity * size.shape[1])
-    return keep_largest(size, size.shape[1] - zeros)
+    return largest_mask(size, size.shape[1] - zeros)

@@ -17,7 +17,7 @@ from ....dsl.checker.skeleton import Group
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...analysis.discovery.discover import skeleton_of
 from ...core.events import follow
-from ...ir.surgery import attribute, replace_tensor, tensor_at
+from ...ir.surgery import attribute, replace_tensor_everywhere, tensor_at
 from ..editing.rewrite import Rewriter
 from .candidate import Candidate, Pool
 from .importance import ascending
@@ -51,7 +51,7 @@ class Site:
     def left(self) -> int:
         return self.size - len(self.dead) * self.size // self.group.count
 
-    def next_items(self, count: int) -> list[int]:
+    def least_important_items(self, count: int) -> list[int]:
         """The items of the `count` least important steps that are left."""
         alive = [i for i in self.order if i not in self.dead]
         block = self.group.per_block or self.group.count
@@ -147,11 +147,13 @@ class Narrowing(Candidate):
         return f"{self.site.group.site}:{self.site.group.kind}"
 
     def applied(self) -> AbstractContextManager[None]:
-        return with_parameters(self.pool.program, self.pool.weights_without(self.site, self.site.next_items(self.step)))
+        return with_parameters(
+            self.pool.program, self.pool.weights_without(self.site, self.site.least_important_items(self.step))
+        )
 
     def cut(self) -> None:
         pool, site = self.pool, self.site
-        items = site.next_items(self.step)
+        items = site.least_important_items(self.step)
         for path, value in pool.weights_without(site, items).items():
             pool.program.model.get_parameter(path).data = value
         site.dead.update(items)
@@ -203,7 +205,7 @@ def slice_all(
             rewrite.narrow(tensor, axis, [i for i in range(total) if i not in indices])
         narrow = tensor_at(program.model, tensor)
         if (stored := store(narrow)) is not narrow:
-            replace_tensor(program.model, tensor, stored)
+            replace_tensor_everywhere(program.model, tensor, stored)
     for group, dead in cuts:
         left = group.count - len(dead)
         for module, name, per in group.attributes:
@@ -212,8 +214,8 @@ def slice_all(
         program.note(site=group.site, kind=group.kind, removed=sorted(dead), kept=left)
 
 
-def _check_expert_width(group: Group, removed: int) -> None:
-    left = group.count - removed
+def _check_expert_width(group: Group, n_removed: int) -> None:
+    left = group.count - n_removed
     if left % group.multiple:
         raise Reject(
             odd_experts(

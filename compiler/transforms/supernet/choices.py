@@ -133,7 +133,7 @@ class ChoiceSampler:
     choices: list[dict[str, int]] = field(default_factory=list)
     step: int = 0
 
-    def begin_step(self, step: int) -> None:
+    def draw_for_step(self, step: int) -> None:
         """Draw for a step, counted from 1, and take the first."""
         share = 1.0 if not self.opening else min(1.0, (step - 1) / self.opening)
         random_choices = [self.space.draw(seed_of("choice", self.seed, step, i), share) for i in range(self.each)]

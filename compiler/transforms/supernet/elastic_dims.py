@@ -22,7 +22,7 @@ from ..search.uniform_widths import split_cuttable
 from .choices import BLOCKS, KERNEL, LAYERS, ElasticDim
 from .kernels import reduced_padding
 from .mixtures import EXPERTS
-from .subnet_masks import is_maskable
+from .subnet_masks import can_be_masked
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -35,13 +35,15 @@ one_choice = Fault(
 
 
 def width_dims(
-    groups: Sequence[Group], shares: Sequence[Ratio], shared_by: Literal["layer", "model"], align: int
+    groups: Sequence[Group], remaining_shares: Sequence[Ratio], shared_by: Literal["layer", "model"], align: int
 ) -> list[ElasticDim]:
     """A dimension for each group, or one for all groups of a size; a group in which all shares are the same has
     none."""
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
-        values = sorted({Amount(share).remaining(steps(group), stride(group, align)) for share in shares}, reverse=True)
+        values = sorted(
+            {Amount(share).remaining(steps(group), stride(group, align)) for share in remaining_shares}, reverse=True
+        )
         name = f"{group.site}:{group.kind}" if shared_by == "layer" else f"{group.kind} of {steps(group)}"
         if len(values) > 1:
             sites.setdefault((name, tuple(values)), []).append(group.site)
@@ -57,7 +59,7 @@ def chosen(skeleton: Skeleton, selector: Selector | None, kind: str) -> tuple[Gr
 def able(program: "Program", groups: Sequence[Group], dims: Sequence[ElasticDim]) -> list[Group]:
     """Groups that masks can represent, and that allow the largest cut of their dimension."""
     least = {(site, d.kind): d.values[-1] for d in dims for site in d.places}
-    narrow = [g for g in groups if (g.site, g.kind) in least and is_maskable(program, g)]
+    narrow = [g for g in groups if (g.site, g.kind) in least and can_be_masked(program, g)]
     cuttable_groups, _ = split_cuttable(program, [(g, steps(g) - least[g.site, g.kind]) for g in narrow])
     return cuttable_groups
 
@@ -68,11 +70,11 @@ def depth_dims(program: "Program", selector: Selector | None, kind: str) -> list
     bare, skeleton, dims = copy_on_meta(program), skeleton_of(program), []
     if kind == LAYERS:
         for unit in reversed(layers(skeleton, selector)[1:]):
-            if _runs_after(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
+            if _succeeds_without_needed_layer(lambda unit=unit: Rewriter(bare).drop_layer(unit)):
                 dims.append(ElasticDim(f"{unit}:{LAYERS}", LAYERS, (1, 0), (unit,)))
     else:
         for branch in reversed(branches(skeleton, selector)[1:]):
-            if _runs_after(lambda branch=branch: _drop(bare, branch)):
+            if _succeeds_without_needed_layer(lambda branch=branch: _drop(bare, branch)):
                 dims.append(ElasticDim(f"{branch.site}:{BLOCKS}", BLOCKS, (1, 0), (branch.site,)))
     return dims[::-1]
 
@@ -84,7 +86,7 @@ def _drop(meta_program: "Program", branch: Branch) -> None:
     Rewriter(trial).drop_branch(branch.unit, branch.join, keep=keep)
 
 
-def _runs_after(edit) -> bool:
+def _succeeds_without_needed_layer(edit) -> bool:
     try:
         edit()
     except Reject as rejection:
@@ -94,7 +96,7 @@ def _runs_after(edit) -> bool:
     return True
 
 
-def check_kernels(sizes: Sequence[int], skeleton: Skeleton, selector: Selector | None) -> None:
+def require_larger_kernels(sizes: Sequence[int], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (one-choice) sizes that no convolution is larger than."""
     if sizes and not larger_kernels(skeleton, selector, sizes):
         raise Reject(
@@ -150,14 +152,14 @@ def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, selector: Selecto
         check_expert_count(skeleton, group, left, EXPERTS)
 
 
-def item_orders(
-    program: "Program", groups: Sequence[Group], trust: Mapping[str, Tensor] = MappingProxyType({})
+def pruning_orders(
+    program: "Program", groups: Sequence[Group], router_sums: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, list[int]]:
-    """Of every group which items a narrower choice does without first: those whose weights are least.
+    """Order the items of every group by which a narrower choice does without first: those whose weights are least.
 
-    trust   of layers of experts, by site: those that it has least of, instead
+    router_sums   of layers of experts, by site: those that it has least of, instead
     """
-    experts = {f"{site}:{EXPERTS}": ascending(scores) for site, scores in trust.items()}
+    experts = {f"{site}:{EXPERTS}": ascending(scores) for site, scores in router_sums.items()}
     return {f"{g.site}:{g.kind}": ascending(l1_importance(program, g)) for g in groups} | experts
 
 

@@ -131,11 +131,11 @@ class Explorer:
         if genome not in self.known:
             choice = self.space.decoded(genome)
             self.known[genome] = tuple(o.sign * self.objective_value(o, choice) for o in self.objectives)
-            self.ctx.tick(Ticked("evaluated", len(self.known), self.evals, self._summary()))
+            self.ctx.tick(Ticked("evaluated", len(self.known), self.evals, self._progress_text()))
         return self.known[genome]
 
     def objective_value(self, objective: Objective, choice: Mapping[str, int]) -> float:
-        """Of one metric; infinitely bad where it is not finite."""
+        """Value of one metric for a choice, from the journal or measured; infinitely bad where it is not finite."""
         name = objective.ref.name
         if name in _COUNTS:
             return float(_COUNTS[name](self.family.smaller(choice), **dict(objective.ref.args)))
@@ -146,7 +146,7 @@ class Explorer:
         measure = partial(self._timely, objective, choice)
         if self.ctx.remote_scorer:
             with nullcontext() if self.is_over else self.ctx.run.searching():
-                return self.ctx.remote_scorer.fetch_value(self.journal, key, task, measure)
+                return self.ctx.remote_scorer.value_from_workers(self.journal, key, task, measure)
         return self.journal.get_or_compute(key, measure)
 
     def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
@@ -156,7 +156,7 @@ class Explorer:
         self._spent += time.monotonic() - started
         return value
 
-    def stop_early(self) -> None:
+    def record_early_stop(self) -> None:
         """Leave it at what was evaluated. Raises Reject (no-time) where that is nothing."""
         deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
@@ -179,9 +179,9 @@ class Explorer:
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
             self.ctx.remote_scorer.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
 
-    def answer(self, task_source: "TaskSource", extra: Iterable[Objective]) -> None:
-        """In a worker: measure what is asked, for as long as it is."""
-        known = {value_text(o.ref): o for o in (*self.objectives, *extra)}
+    def answer(self, task_source: "TaskSource", report_objectives: Iterable[Objective]) -> None:
+        """Serve tasks in a worker: measure what is asked, for as long as it is."""
+        known = {value_text(o.ref): o for o in (*self.objectives, *report_objectives)}
         while True:
             task = task_source.next()
             choice = self.space.decoded(task["genome"])
@@ -197,7 +197,7 @@ class Explorer:
                 raise
             return objective.sign * math.inf
 
-    def _summary(self) -> str:
+    def _progress_text(self) -> str:
         front = self.pareto_front()
         best = min(front, key=lambda g: self.known[g])
         best_text = ", ".join(
@@ -222,23 +222,24 @@ def beats(one: Values, other: Values) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
 
 
-def non_dominated(known: Mapping[Any, Values]) -> list[Any]:
+def non_dominated(values_by_genome: Mapping[Any, Values]) -> list[Any]:
     """Pareto front by values; of equal ones the first."""
     first: dict[Values, Any] = {}
-    for genome, values in known.items():
+    for genome, values in values_by_genome.items():
         if all(math.isfinite(v) for v in values):
             first.setdefault(values, genome)
     return [first[v] for v in sorted(first) if not any(beats(other, v) for other in first)]
 
 
-def thin_front(front: list[Genome], known: Mapping[Genome, Values], limit: int) -> list[Genome]:
-    """At most so many, the best of every objective among them: the one that is closest to its neighbours goes.
+def thin_front(front: list[Genome], values_by_genome: Mapping[Genome, Values], limit: int) -> list[Genome]:
+    """Thin a front to at most so many points, the best of every objective among them: the one that is closest to its
+    neighbours goes.
 
     Source: crowding distance, Deb et al. 2002 (NSGA-II), section III-B.
     """
     front = list(front)
     while len(front) > max(limit, 1):
-        scores = crowding_distances([known[g] for g in front])
+        scores = crowding_distances([values_by_genome[g] for g in front])
         front.pop(min(range(len(front)), key=lambda i: (scores[i], -i)))
     return front
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ....dsl.checker.inputs import rank_mismatch
+from ....dsl.checker.inputs import rank_too_large_diagnostic
 from ....dsl.checker.skeleton import Part, Skeleton
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.grid import Grid
@@ -22,10 +22,10 @@ from ...ir.weights import assign_tensors
 from ...models.checkpoints.origin import Origin
 from ..search.masks import is_sparse
 from ..training.adapters import Adapters, Shape, with_adapters
-from ..training.unmerged import Unmerged
+from ..training.unmerged import UnmergedAdapters
 from .choices import RANK, ChoiceSampler, Space
-from .form_checks import check_family
-from .norms import recalibrate_batch_norms, restore_statistics
+from .form_checks import check_family_fits_program
+from .norms import recalibrate_batch_norms, with_statistics_restored
 from .subnet_masks import SubnetMasks, materialise_choice, skeleton_of_choice
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Family(Outcome):
     base      key of the program's own result; "" of the recipe's model, None of the model that the step works on
     space     the choices
     shape     of adapters: the largest rank, scale and dropout; of every choice the scale is alpha / largest rank
-    tensors   of adapters, as `Unmerged` has them; none where the weights themselves were trained, or nothing was
+    tensors   of adapters, as `UnmergedAdapters` has them; none where the weights themselves were trained, or nothing
+              was
     masked    whether adapters give nothing where a sparse weight is zero
     orders    "SITE:KIND" -> items of a group, those that a narrower choice does without first in front
     weights   parameters that were trained, by name; `program` has them
@@ -93,7 +94,7 @@ class Family(Outcome):
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Family":
         tensors = {name: results.cache.load_tensor(blob) for name, blob in body["tensors"].items()}
         family = cls.from_json(body["family"], results.base_program(body["family"]["base"]), tensors)
-        check_family(family)
+        check_family_fits_program(family)
         family.program.notes = list(body["notes"].get("program", ()))
         return family
 
@@ -126,9 +127,9 @@ class Family(Outcome):
         """Whether more than ranks may be chosen."""
         return any(dim.kind != RANK for dim in self.space.dims)
 
-    def unmerged(self, choice: Mapping[str, int]) -> Unmerged:
+    def unmerged(self, choice: Mapping[str, int]) -> UnmergedAdapters:
         assert self.shape is not None, "the family has no adapters"
-        return Unmerged(self.program, self.base, self.shape, self.extract_adapters(choice))
+        return UnmergedAdapters(self.program, self.base, self.shape, self.extract_adapters(choice))
 
     @contextmanager
     def running_choices(self) -> Iterator[Callable[[Mapping[str, int]], None]]:
@@ -137,14 +138,14 @@ class Family(Outcome):
         with ExitStack() as stack:
             sampler = ChoiceSampler(self.space, 0, on_choice=switches.set_active_subnet)
             if self.shape is not None:
-                adapters = stack.enter_context(self._with_adapters(self.tensors))
+                adapters = stack.enter_context(self._loaded_adapters(self.tensors))
                 sampler.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
                 adapters.follow(sampler.ranks)
             stack.enter_context(switches.active())
             if self.norms is None:
                 yield sampler.take
                 return
-            stack.enter_context(restore_statistics(self.program.model))
+            stack.enter_context(with_statistics_restored(self.program.model))
             yield partial(self._take_measured, sampler)
 
     def _take_measured(self, sampler: ChoiceSampler, choice: Mapping[str, int]) -> None:
@@ -165,7 +166,7 @@ class Family(Outcome):
             yield
 
     @contextmanager
-    def _with_adapters(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
+    def _loaded_adapters(self, tensors: Mapping[str, Tensor]) -> Iterator[Adapters]:
         assert self.shape is not None, "the family has no adapters"
         zeros = "keep" if self.masked else "fill"
         with with_adapters(self.program.model, self.paths, self.shape, seed=0, zeros=zeros, grid=self.grid) as adapters:
@@ -177,7 +178,7 @@ class Family(Outcome):
     def cut_to_choice(self, choice: Mapping[str, int]) -> Program:
         """The smaller program that a choice is, its adapters merged; the family is no more."""
         if self.shape is not None:
-            with self._with_adapters(self.extract_adapters(choice)) as adapters:
+            with self._loaded_adapters(self.extract_adapters(choice)) as adapters:
                 adapters.merge()
             self.program.changed()
         if self.has_shapes:
@@ -245,5 +246,5 @@ class Family(Outcome):
 
 def check_ranks(ranks: Sequence[int], selected: Sequence[Part]) -> None:
     """Reject (unfit-ranks) a rank that is larger than a module."""
-    if fault := rank_mismatch(selected, ranks):
+    if fault := rank_too_large_diagnostic(selected, ranks):
         raise Reject(fault)

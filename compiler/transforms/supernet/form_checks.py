@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.skeleton import Group
 from ...analysis.discovery.discover import skeleton_of
 from ..search.savings import steps
-from ..training.adapter_checks import check_adapters
+from ..training.adapter_checks import check_adapters_fit_program
 from .choices import BLOCKS, KERNEL, LAYERS, RANK, WIDTHS, ElasticDim
 from .elastic_dims import larger_kernels
-from .kernels import init_kernel_crops
+from .kernels import init_crop_matrices
 from .mixtures import EXPERTS, is_routed
 from .scans import SCANNED, is_maskable_scan
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .family import Family
 
 
-def check_family(family: "Family") -> None:
+def check_family_fits_program(family: "Family") -> None:
     """Raises AssertionError, or what comes of taking data of another form, unless its choices are the program's."""
     assert isinstance(family.base, str) and type(family.masked) is bool, "a family without a base"
     assert family.shape is not None or not family.tensors, "adapters without a shape"
     if family.shape is not None:
-        check_adapters(family.program, family.shape, family.tensors)
+        check_adapters_fit_program(family.program, family.shape, family.tensors)
     if family.grid is not None:
         _check_grid(family)
     if family.norms is not None:
@@ -54,7 +54,7 @@ def check_family(family: "Family") -> None:
         if dim.kind == RANK:
             upper, least = family.shape.rank if family.shape else 0, 1
         assert dim.places and _is_within(dim, least, upper), f"{dim.name} has values beyond {upper}"
-    learned = init_kernel_crops(family.space) if family.crops else {}
+    learned = init_crop_matrices(family.space) if family.crops else {}
     assert family.crops.keys() == learned.keys(), "kernels that were learned for other sizes"
     assert all(t.shape == learned[n].shape and t.is_floating_point() for n, t in family.crops.items()), "no kernels"
 

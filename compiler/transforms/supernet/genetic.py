@@ -8,7 +8,7 @@ from .explorer import Explorer
 from .search_pass import TIRED, extreme_choices, sizes
 
 
-def evolve(explorer: Explorer, rng: random.Random, population: int) -> None:
+def run_nsga2(explorer: Explorer, rng: random.Random, population: int) -> None:
     """Generation after generation, until the explorer has ended or pymoo proposes nothing new any more.
 
     A choice that may not be taken breaks a constraint, and is not evaluated.

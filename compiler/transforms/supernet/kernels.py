@@ -21,7 +21,7 @@ def transform_name(path: str, size: int) -> str:
     return f"{path} {size}"
 
 
-def init_kernel_crops(space: Space) -> dict[str, nn.Parameter]:
+def init_crop_matrices(space: Space) -> dict[str, nn.Parameter]:
     """New parameters: for every size below the largest a matrix over the positions of its kernel, the identity."""
     return {
         transform_name(path, size): nn.Parameter(torch.eye(size * size))
@@ -31,13 +31,15 @@ def init_kernel_crops(space: Space) -> dict[str, nn.Parameter]:
     }
 
 
-def crop_weight(weight: Tensor, path: str, values: Sequence[int], size: int, crops: Mapping[str, Tensor]) -> Tensor:
+def crop_weight(
+    weight: Tensor, path: str, kernel_sizes: Sequence[int], size: int, crops: Mapping[str, Tensor]
+) -> Tensor:
     """[out, in, k, k] -> [out, in, size, size]: from one value to the next the middle, times what was learned for it.
 
     Source: kernel transformation matrices of Once-for-all (Cai et al. 2020, arXiv 1908.09791), section 3.3, which
     BootstrapNAS uses (Munoz et al. 2021, arXiv 2112.10878).
     """
-    for value in values[1:]:
+    for value in kernel_sizes[1:]:
         if value < size:
             break
         rim = (weight.shape[-1] - value) // 2
@@ -53,7 +55,7 @@ def surrounded(small: Tensor, size: int) -> Tensor:
     return nn.functional.pad(small, [rim] * 4)
 
 
-def crop_kernels(program: "Program", space: Space, choice: Mapping[str, int], crops: Mapping[str, Tensor]) -> None:
+def crop_to_choice(program: "Program", space: Space, choice: Mapping[str, int], crops: Mapping[str, Tensor]) -> None:
     """Give convolutions the kernels of a choice, and as much less zeros around."""
     weights = {}
     with Rewriter(program) as rewrite:
@@ -76,8 +78,8 @@ def crop_kernels(program: "Program", space: Space, choice: Mapping[str, int], cr
 # -- zeros around --------------------------------------------------------------------------------------------
 
 
-def reduced_padding(program: "Program", path: str, rim: int) -> dict[str, Any] | None:
-    """Attributes that make the zeros around a convolution fewer, so that a kernel without its outermost `rim` places
+def reduced_padding(program: "Program", path: str, border: int) -> dict[str, Any] | None:
+    """Attributes that make the zeros around a convolution fewer, so that a kernel without its outermost `border` places
     gives as many outputs; None where it can't be told who puts them there.
 
     They are the module's own, or those of a ZeroPad2d within it or right before it.
@@ -85,22 +87,24 @@ def reduced_padding(program: "Program", path: str, rim: int) -> dict[str, Any] |
     module = program.model.get_submodule(path)
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or type(module.weight) is not nn.Parameter:
         return None
-    less = [rim * step for step in module.dilation]  # [high, wide]
-    attributes = _kernel_weight(module, path, less)
+    less = [border * step for step in module.dilation]  # [high, wide]
+    attributes = _reduced_padding_of_kernel(module, path, less)
     if attributes is None:
-        attributes = _less(_pad_before(program, path), less)
-    elif type(module).forward is not nn.Conv2d.forward and not _is_crop(module, path, rim, attributes):
+        attributes = _less(_preceding_zero_pad(program, path), less)
+    elif type(module).forward is not nn.Conv2d.forward and not _smaller_padding_equals_crop(
+        module, path, border, attributes
+    ):
         attributes = None
     return attributes
 
 
-def _kernel_weight(module: nn.Conv2d, path: str, smaller: Sequence[int]) -> dict[str, Any] | None:
+def _reduced_padding_of_kernel(module: nn.Conv2d, path: str, reduction: Sequence[int]) -> dict[str, Any] | None:
     if module.padding == "same":
         return {}
-    if isinstance(module.padding, tuple | list) and all(p >= n for p, n in zip(module.padding, smaller, strict=True)):
-        return {f"{path}.padding": [p - n for p, n in zip(module.padding, smaller, strict=True)]}
+    if isinstance(module.padding, tuple | list) and all(p >= n for p, n in zip(module.padding, reduction, strict=True)):
+        return {f"{path}.padding": [p - n for p, n in zip(module.padding, reduction, strict=True)]}
     inner = [(f"{path}.{name}", child) for name, child in module.named_children() if type(child) is nn.ZeroPad2d]
-    return _less(inner[0], smaller) if len(inner) == 1 else None
+    return _less(inner[0], reduction) if len(inner) == 1 else None
 
 
 def _less(pad: tuple[str, nn.ZeroPad2d] | None, smaller: Sequence[int]) -> dict[str, Any] | None:
@@ -111,7 +115,7 @@ def _less(pad: tuple[str, nn.ZeroPad2d] | None, smaller: Sequence[int]) -> dict[
     return {f"{path}.padding": left} if min(left) >= 0 else None
 
 
-def _pad_before(program: "Program", path: str) -> tuple[str, nn.ZeroPad2d] | None:
+def _preceding_zero_pad(program: "Program", path: str) -> tuple[str, nn.ZeroPad2d] | None:
     """A ZeroPad2d whose output one convolution alone is given."""
     module = program.model.get_submodule(path)
     if type(module).forward is not nn.Conv2d.forward or module.padding not in ("valid", (0, 0)):
@@ -128,14 +132,14 @@ def _pad_before(program: "Program", path: str) -> tuple[str, nn.ZeroPad2d] | Non
 
 
 @torch.no_grad()
-def _is_crop(module: nn.Conv2d, path: str, rim: int, smaller: Mapping[str, Any]) -> bool:
+def _smaller_padding_equals_crop(module: nn.Conv2d, path: str, border: int, attributes: Mapping[str, Any]) -> bool:
     """Whether a convolution of another class, smaller and with fewer zeros around, gives what its middle does."""
     original, size = copy.deepcopy(module).float(), module.kernel_size[0]
     small = copy.deepcopy(original)
-    middle = original.weight[..., rim : size - rim, rim : size - rim].clone()
+    middle = original.weight[..., border : size - border, border : size - border].clone()
     original.weight.copy_(surrounded(middle, size))
-    small.weight, small.kernel_size = nn.Parameter(middle), (size - 2 * rim,) * 2
-    for where, value in smaller.items():
+    small.weight, small.kernel_size = nn.Parameter(middle), (size - 2 * border,) * 2
+    for where, value in attributes.items():
         owner, _, name = where.removeprefix(f"{path}.").rpartition(".")
         setattr(small.get_submodule(owner), name, value)
     x = torch.randn(1, module.in_channels, 2 * size, 2 * size, generator=torch.Generator().manual_seed(0))

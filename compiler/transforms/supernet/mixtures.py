@@ -85,11 +85,11 @@ class Mixtures:
         self.alive.clear()
         self.around.clear()
 
-    def mask_experts(self, group: Group, removed: Iterable[int]) -> None:
+    def mask_experts(self, group: Group, masked: Iterable[int]) -> None:
         """Do without these experts of a layer from now on."""
         model = self.program.model
         device = tensor_at(model, group.members[0].tensor).device
-        left = torch.tensor(sorted(set(range(group.count)) - set(removed)), device=device)
+        left = torch.tensor(sorted(set(range(group.count)) - set(masked)), device=device)
         self.alive[group.site] = left
         for member in _scores(group):
             if not self._is_inside(member.tensor, group):
@@ -101,7 +101,7 @@ class Mixtures:
                 original = self.around[attribute_path] = attribute(model, attribute_path)
                 set_attribute(model, attribute_path, round(original - (group.count - len(left)) * per))
 
-    def changed_expert_counts(self, unit: str) -> tuple[tuple[str, int], ...]:
+    def current_expert_counts(self, unit: str) -> tuple[tuple[str, int], ...]:
         """Numbers around the layers of a unit that are others now, which a graph has as literals."""
         return tuple(
             (path, attribute(self.program.model, path))
@@ -114,9 +114,9 @@ class Mixtures:
         hooks: list[Any] = []
         for group in groups:
             router, experts = self._router(group), module_of(readers(group)[0])
-            hooks += self._narrowing_hooks(group, router)
+            hooks += self._router_narrowing_hooks(group, router)
             module = self.program.model.get_submodule(experts)
-            hooks.append(module.register_forward_pre_hook(self._renumbering_hook(group.site), with_kwargs=True))
+            hooks.append(module.register_forward_pre_hook(self._expert_renumbering_hook(group.site), with_kwargs=True))
         return hooks
 
     def _router(self, group: Group) -> str:
@@ -127,7 +127,7 @@ class Mixtures:
         """Whether it is the router's, which has its own while it is called, or the experts', which stay whole."""
         return any(is_submodule(path_inside, path) for path in (self._router(group), module_of(readers(group)[0])))
 
-    def _narrowing_hooks(self, group: Group, path: str) -> list[Any]:
+    def _router_narrowing_hooks(self, group: Group, path: str) -> list[Any]:
         router = self.program.model.get_submodule(path)
         rows = [(m.tensor.removeprefix(f"{path}."), m.axis) for m in _scores(group) if is_submodule(m.tensor, path)]
         counts = [(name, per) for owner, name, per in group.attributes if owner == path]
@@ -157,7 +157,7 @@ class Mixtures:
         before = router.register_forward_pre_hook(narrow)
         return [before, router.register_forward_hook(widen, always_call=True)]
 
-    def _renumbering_hook(self, path: str) -> Any:
+    def _expert_renumbering_hook(self, path: str) -> Any:
         def number(value: Any, left: Tensor) -> Any:
             return left[value] if isinstance(value, Tensor) and not value.is_floating_point() else value
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...models.rows.forward import evaluating
-from ...models.rows.inputs import forward_arguments
+from ...models.rows.inputs import forward_args_and_kwargs
 
 EACH = 32  # rows of a forward; the statistics are the mean over forwards
 
@@ -35,7 +35,7 @@ def recalibrate_batch_norms(model: nn.Module, rows: Tensor) -> None:
             norm.momentum = None  # the mean of all forwards
             norm.train()
         for batch in rows.split(EACH):
-            args, named = forward_arguments(model, batch)
+            args, named = forward_args_and_kwargs(model, batch)
             model(*args, **named)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -43,7 +43,7 @@ def recalibrate_batch_norms(model: nn.Module, rows: Tensor) -> None:
 
 
 @contextmanager
-def restore_statistics(model: nn.Module) -> Iterator[None]:
+def with_statistics_restored(model: nn.Module) -> Iterator[None]:
     """The statistics afterwards are the ones before."""
     norms = batch_norms(model)
     before = [(n.running_mean, n.running_var, n.num_batches_tracked) for n in norms]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.journal import Journal
-from ...models.rows.classifier import check_classes, class_logits
+from ...models.rows.classifier import class_logits, refuse_labels_beyond_outputs
 from ...models.rows.forward import evaluating, logits
 from ..training.objective import Objective
 from .choices import ChoiceSampler
@@ -32,7 +32,7 @@ def refuse_unlabelled_images(rows: Tensor, name: str) -> None:
 
 @dataclass(frozen=True)
 class LargestOutputs:
-    """Outputs of the largest choice for one batch, with the interface of a `Reference`."""
+    """Outputs of the largest choice for one batch, with the interface of a `OriginalOutputs`."""
 
     numbers: Sequence[int]
     values: Tensor  # [b, t, vocab]
@@ -55,18 +55,18 @@ class SubnetObjective:
     journal: Journal
     share: float = 0.0
 
-    def accumulate_gradients(self, mask: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, row_indices: Tensor, weight: float) -> float:
         """Mean loss over the step's choices; adds `weight` times its gradient to the parameters'."""
         choices, total = list(self.sampler.choices), 0.0
-        teacher = self._largest(mask) if self.share else None
+        teacher = self._largest(row_indices) if self.share else None
         largest = self.sampler.space.choice("largest")
         for number, choice in enumerate(choices):
             self.sampler.take(choice)
             lesson = self.objective
             if teacher is not None and choice != largest:
                 lesson = replace(lesson, original=teacher, share=self.share)
-            loss = lesson.accumulate_gradients(mask, weight / len(choices))
-            self.journal.get_or_compute(f"{self.sampler.step}:{number}:{int(mask[0])}", partial(float, loss))
+            loss = lesson.accumulate_gradients(row_indices, weight / len(choices))
+            self.journal.get_or_compute(f"{self.sampler.step}:{number}:{int(row_indices[0])}", partial(float, loss))
             total += loss / len(choices)
         return total
 
@@ -79,7 +79,7 @@ class SubnetObjective:
         result = []
         sampler = replace(self.sampler, on_choice=None, ranks={}, choices=[])  # what runs stays as it is
         for step in range(1, steps + 1):
-            sampler.begin_step(step)
+            sampler.draw_for_step(step)
             for number, choice in enumerate(sampler.choices):
                 values = by_step[step, number]
                 result.append((choice, sum(values) / len(values)))
@@ -93,7 +93,7 @@ class SubnetObjective:
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassificationObjective:
     """Cross-entropy with a row's class, for models with a head over rows or images; the rest as `Objective`."""
 
     model: nn.Module
@@ -108,12 +108,12 @@ class Classes:
         lengths = None if self.lengths is None else self.lengths[mask]
         return class_logits(self.model, self.rows[mask], lengths)[:, None]  # [b, 1, classes]
 
-    def accumulate_gradients(self, mask: Tensor, weight: float) -> float:
-        logits = self.predicted(mask)[:, 0]
-        check_classes(logits, self.labels[mask], self.name)
-        loss = nn.functional.cross_entropy(logits.float(), self.labels[mask].to(logits.device))
+    def accumulate_gradients(self, row_indices: Tensor, weight: float) -> float:
+        logits = self.predicted(row_indices)[:, 0]
+        refuse_labels_beyond_outputs(logits, self.labels[row_indices], self.name)
+        loss = nn.functional.cross_entropy(logits.float(), self.labels[row_indices].to(logits.device))
         if self.original is not None:
-            teacher = torch.cat([self.original.logits(slice(n, n + 1), slice(0, 1)) for n in mask.tolist()])
+            teacher = torch.cat([self.original.logits(slice(n, n + 1), slice(0, 1)) for n in row_indices.tolist()])
             q, p = logits.float().log_softmax(-1), teacher.log_softmax(-1)
             kl = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
             loss = (1 - self.share) * loss + self.share * kl

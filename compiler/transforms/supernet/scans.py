@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Group, Member
-from ...ir.surgery import replace_tensor, tensor_at
+from ...ir.surgery import replace_tensor_everywhere, tensor_at
 from ..search.reconstruct import has_moments, module_of, readers
 
 SCANNED = ("ssm_heads", "ssm_channels", "ssm_state")
@@ -27,7 +27,7 @@ def is_maskable_scan(model: nn.Module, group: Group) -> bool:
     """Whether hooks can stand for what slicing would do to a scan's group: its norms are tried."""
     roles = {module_of(m): _member_role(model, group, m) for m in group.members}
     norms = [m for m in group.members if roles[module_of(m)] == "norm"]
-    if group.count < 2 or not all(_norm_follows_mask(model, group, m) for m in norms):
+    if group.count < 2 or not all(_norm_equals_sliced_norm(model, group, m) for m in norms):
         return False
     if group.kind == "ssm_state":  # [channels, states] is the decay of the mixer, which a silent state may keep
         return all(m.axis == (1 if roles[module_of(m)] == "mixer" else 0) for m in group.members)
@@ -51,7 +51,7 @@ def _epsilon(module: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def _norm_follows_mask(model: nn.Module, group: Group, member: Member) -> bool:
+def _norm_equals_sliced_norm(model: nn.Module, group: Group, member: Member) -> bool:
     """Whether a norm over every second item is that over all, the others at zero, as is said above: it is tried."""
     module, path, chance = model.get_submodule(module_of(member)), module_of(member), torch.Generator().manual_seed(0)
     name = _epsilon(module)
@@ -65,7 +65,7 @@ def _norm_follows_mask(model: nn.Module, group: Group, member: Member) -> bool:
     parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     inputs = [torch.randn(1, 3, width, generator=chance) for _ in parameters]
     narrow = copy.deepcopy(original)
-    replace_tensor(narrow, "weight", weight[indices].clone())
+    replace_tensor_everywhere(narrow, "weight", weight[indices].clone())
     for owner, count, per in group.attributes:
         if owner == path:
             setattr(narrow, count, round(getattr(narrow, count) - (group.count - len(items)) * per))
@@ -98,7 +98,7 @@ class Scans:
 
     def timeouts(self, group: Group, removed: Iterable[int]) -> None:
         """Do without these items of a group from now on."""
-        for masks, key, member in self._masks_of(group):
+        for masks, key, member in self._mask_table_entries(group):
             tensor = self._tensor(member)
             mask = masks.setdefault(key, torch.ones(tensor.shape[0], device=tensor.device))
             mask[[i for item in sorted(removed) for i in member.indices(item)]] = 0
@@ -108,7 +108,7 @@ class Scans:
         owners: dict[str, str] = {}  # module -> the mask's owner
         hooks: list[Any] = []
         for group in groups:
-            for masks, key, member in self._masks_of(group):
+            for masks, key, member in self._mask_table_entries(group):
                 path = module_of(member)
                 if masks is self.weights:
                     hooks += self._parameter_swap_hooks(group.site, key)
@@ -174,7 +174,7 @@ class Scans:
         adapted = "base_layer" in dict(self.model.get_submodule(path).named_children())
         return tensor_at(self.model, f"{path}.base_layer.{name}" if adapted else member.tensor)
 
-    def _masks_of(self, group: Group) -> list[tuple[dict[str, Tensor], str, Member]]:
+    def _mask_table_entries(self, group: Group) -> list[tuple[dict[str, Tensor], str, Member]]:
         result = []
         for member in group.members:
             path, role = module_of(member), _member_role(self.model, group, member)

@@ -77,11 +77,11 @@ class Method(Pass):
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
             except DeadlineExceeded:
-                explorer.stop_early()
+                explorer.record_early_stop()
             front = explorer.pareto_front(self.points)
             if not front:
                 raise Reject(no_finite(len(explorer.known)))
-            points = [self._make_point(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
+            points = [self._point_with_metrics(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
         outcome.program.note(
             evaluated=len(explorer.known),
             choices=float(outcome.space.size),
@@ -90,7 +90,7 @@ class Method(Pass):
         )
         return Front(tuple(points), ctx.results)
 
-    def _make_point(self, index: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
+    def _point_with_metrics(self, index: int, genome: Genome, explorer: Explorer, ctx: Context) -> Point:
         choice = explorer.space.decoded(genome)
         values = zip(explorer.objectives, explorer.evaluate(genome), strict=True)
         measures = {value_text(o.ref): (o.sign * value, o.unit, o.better) for o, value in values}
@@ -176,10 +176,10 @@ def parallel_proposals(explorer: Explorer, rng: random.Random, propose: Callable
     return result
 
 
-def sample_new(explorer: Explorer, rng: random.Random, tries: int = 200) -> Genome:
+def sample_allowed_genome(explorer: Explorer, rng: random.Random, attempts: int = 200) -> Genome:
     """An allowed genome that is new; where none turns up, the last one drawn moved towards the smallest."""
     genome: Genome = ()
-    for _ in range(tries):
+    for _ in range(attempts):
         genome = tuple(rng.randrange(size) for size in sizes(explorer))
         if genome not in explorer.known and explorer.allows(genome):
             return genome

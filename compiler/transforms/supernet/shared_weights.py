@@ -16,13 +16,13 @@ from ...ir.capture.capture import capture
 from ...ir.program import Program
 from ...models.checkpoints.origin import Origin
 from .family import Family
-from .form_checks import check_family
+from .form_checks import check_family_fits_program
 
 WEIGHTS, FAMILY, TENSORS = "shared/model", "family.json", "family.safetensors"
 
 
 def write_family(family: Family, choices: Mapping[str, Mapping[str, int]], destination: Path) -> None:
-    """All of a family but its program's weights; `choices` are the points by name.
+    """Write a family but its program's weights; `choices` are the points by name.
 
     What training changed in the weights is in those, so that nothing of it is written here.
     """
@@ -34,14 +34,14 @@ def write_family(family: Family, choices: Mapping[str, Mapping[str, int]], desti
         save_file(tensors, destination / TENSORS)
 
 
-def load_point(path: Path, name: str, origin: Origin) -> Program:
+def load_program_of_point(path: Path, point_name: str, origin: Origin) -> Program:
     """The program of a point: the shared weights, loaded as `origin` has it, cut to the point's choice.
 
     Raises Reject (cache-damaged) where files don't fit each other: they may come from anybody.
     """
     try:
         body = read_json(path / FAMILY, CONFIG)
-        choice, family = body["points"][name], _read_family(path, body["family"], origin)
+        choice, family = body["points"][point_name], _read_family(path, body["family"], origin)
         known = {dim.name: dim.values for dim in family.space.dims}
         assert choice.keys() == known.keys(), "a point of another family"
         assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dimensions"
@@ -62,7 +62,7 @@ def _read_family(path: Path, body: Mapping[str, Any], origin: Origin) -> Family:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     program = capture(origin.load())
     family = Family.from_json(body, program, tensors)
-    check_family(family)
+    check_family_fits_program(family)
     if body["learned"]:  # its weights are those of the model
         family.weights = dict(program.model.named_parameters())
     return family

@@ -18,17 +18,17 @@ from ....dsl.checker.skeleton import Group, Member, Skeleton
 from ...analysis.discovery.bypass import staying, without_branch
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
-from ...ir.capture.refresh import with_current_ints
-from ...ir.surgery import replace_tensor, tensor_at
+from ...ir.capture.refresh import with_current_integers
+from ...ir.surgery import replace_tensor_everywhere, tensor_at
 from ...ir.unit import Unit, code_key
 from ..editing.rewrite import Rewriter
 from ..search.reconstruct import has_moments, module_of, readers
-from ..search.routing import expert_counts_stated_above
+from ..search.routing import expert_counts_in_parents
 from ..search.savings import steps
 from ..search.uniform_widths import refreshed
 from ..search.widths import Site, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
-from .kernels import crop_kernels, crop_weight, surrounded
+from .kernels import crop_to_choice, crop_weight, surrounded
 from .mixtures import EXPERTS, Mixtures, is_routed
 from .scans import SCANNED, Scans, is_maskable_scan
 
@@ -40,7 +40,7 @@ State = tuple[frozenset[str], tuple[tuple[str, int], ...]]  # branches that a un
 FULL_STATE: State = (frozenset(), ())
 
 
-def is_maskable(program: "Program", group: Group) -> bool:
+def can_be_masked(program: "Program", group: Group) -> bool:
     """Whether zeros in what its readers are given do to a group what slicing would: readers are matrices. Of a scan's
     groups, whether `Scans` does, and of experts, whether `Mixtures` does."""
     model = program.model
@@ -48,11 +48,13 @@ def is_maskable(program: "Program", group: Group) -> bool:
         return is_routed(program, group)
     if group.kind in SCANNED:
         return is_maskable_scan(model, group)
-    return bool(group.readers) and all(has_moments(model, m) or _is_narrowed_by_zeros(model, m) for m in readers(group))
+    return bool(group.readers) and all(
+        has_moments(model, m) or _zeroed_inputs_equal_slicing(model, m) for m in readers(group)
+    )
 
 
 @torch.no_grad()
-def _is_narrowed_by_zeros(model: nn.Module, member: Member) -> bool:
+def _zeroed_inputs_equal_slicing(model: nn.Module, member: Member) -> bool:
     """Whether a convolution of another class, such as one that pads by itself, is narrowed by zeros: it is tried.
 
     One that makes its weight anew over all of its inputs is not.
@@ -68,14 +70,14 @@ def _is_narrowed_by_zeros(model: nn.Module, member: Member) -> bool:
     x = torch.randn(1, module.in_channels, side, side, generator=chance).to(original.weight.device)
     x[:, ::2] = 0
     narrow = copy.deepcopy(original)
-    replace_tensor(narrow, "weight", original.weight[:, 1::2].clone())
+    replace_tensor_everywhere(narrow, "weight", original.weight[:, 1::2].clone())
     one, other = original(x), narrow(x[:, 1::2])
     return torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
 
 
 def dead(orders: Orders, group: Group, remaining: int) -> set[int]:
     """The items that are gone where so many steps of a group are left."""
-    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).next_items(steps(group) - remaining))
+    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).least_important_items(steps(group) - remaining))
 
 
 @dataclass
@@ -114,14 +116,14 @@ class SubnetMasks:
         self.experts.unmask_all()
         for kind in WIDTHS:
             for site, left in self.space.by_path(choice, kind).items():
-                self._mask_group(self.groups[site, kind], left)
+                self._mask_items_beyond(self.groups[site, kind], left)
         largest = self.space.by_path(self.space.choice("largest"), KERNEL)
         self.kernels = {p: n for p, n in self.space.by_path(choice, KERNEL).items() if n < largest[p]}
         self.off.clear()
         self.off.update(unit for unit, on in self.space.by_path(choice, LAYERS).items() if not on)
         self._skip_branches(frozenset(site for site, on in self.space.by_path(choice, BLOCKS).items() if not on))
 
-    def _mask_group(self, group: Group, remaining: int) -> None:
+    def _mask_items_beyond(self, group: Group, remaining: int) -> None:
         removed = dead(self.orders, group, remaining)
         if group.kind == EXPERTS:
             if removed:
@@ -149,11 +151,11 @@ class SubnetMasks:
         for path, unit in self.program.units.items():
             without = sites_by_unit.get(path, frozenset())
             follows = without or unit.edited  # else it runs its class's forward, which reads the numbers itself
-            state = without, self.experts.changed_expert_counts(path) if follows else ()
+            state = without, self.experts.current_expert_counts(path) if follows else ()
             if self._bound.get(path, FULL_STATE) != state:
-                self._bind_unit(path, state)
+                self._bind_unit_without_branches(path, state)
 
-    def _bind_unit(self, path: str, state: State) -> None:
+    def _bind_unit_without_branches(self, path: str, state: State) -> None:
         unit, model = self.program.units[path], self.program.model
         if state == FULL_STATE:
             del self._bound[path]
@@ -163,7 +165,7 @@ class SubnetMasks:
             graph = unit.graph
             for site in sorted(state[0]):
                 graph = without_branch(graph, self.branches[site])
-            graph = with_current_ints(graph, unit.module(model)) or graph if state[1] else graph
+            graph = with_current_integers(graph, unit.module(model)) or graph if state[1] else graph
             self._units[path, state] = replace(unit, graph=graph, key=code_key(graph), edited=True)
         self._units[path, state].bind(model)
         self._bound[path] = state
@@ -183,7 +185,9 @@ class SubnetMasks:
                 for path in dim.places:
                     handles += self._kernel_hooks(path, dim.values)
             for unit in self._sites(LAYERS):
-                handles.append(model.get_submodule(unit).register_forward_hook(self._skip_hook(unit), with_kwargs=True))
+                handles.append(
+                    model.get_submodule(unit).register_forward_hook(self._layer_skip_hook(unit), with_kwargs=True)
+                )
             yield self
         finally:
             for handle in handles:
@@ -208,7 +212,7 @@ class SubnetMasks:
 
         return mask
 
-    def _kernel_hooks(self, path: str, values: Sequence[int]) -> list[Any]:
+    def _kernel_hooks(self, path: str, kernel_sizes: Sequence[int]) -> list[Any]:
         """A convolution runs with a smaller kernel in zeros while it is called, and has its own one afterwards."""
         module = self.program.model.get_submodule(path)
 
@@ -216,9 +220,9 @@ class SubnetMasks:
             if path in self.kernels:
                 original = module._parameters["weight"]
                 assert original is not None, f"{path} runs inside of itself"
-                small = crop_weight(original, path, values, self.kernels[path], self.crops)
+                small = crop_weight(original, path, kernel_sizes, self.kernels[path], self.crops)
                 module._parameters["weight"], vars(module)["whole"] = None, original
-                vars(module)["weight"] = surrounded(small, values[0])
+                vars(module)["weight"] = surrounded(small, kernel_sizes[0])
 
         def restore(module: nn.Module, _args: Any, _output: Any) -> None:
             if "whole" in vars(module):
@@ -228,7 +232,7 @@ class SubnetMasks:
         before = module.register_forward_pre_hook(exchange)
         return [before, module.register_forward_hook(restore, always_call=True)]
 
-    def _skip_hook(self, unit: str) -> Any:
+    def _layer_skip_hook(self, unit: str) -> Any:
         def skip(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if unit not in self.off:
                 return output
@@ -238,20 +242,22 @@ class SubnetMasks:
         return skip
 
 
-def vanishes_with(skeleton: Skeleton, path: str, removed_units: Sequence[str], sites: Sequence[str]) -> bool:
+def is_site_removed(
+    skeleton: Skeleton, path: str, removed_units: Sequence[str], removed_branch_sites: Sequence[str]
+) -> bool:
     """Whether a group's site goes with a layer, or with the innermost branch that it lies in.
 
     The site of one branch may lie in another's: BERT's MLP branch is called as its layer is.
     """
     within = unit_of(path, sorted((b.site for b in skeleton.branches), key=len, reverse=True))
-    return bool(unit_of(path, removed_units)) or within in sites
+    return bool(unit_of(path, removed_units)) or within in removed_branch_sites
 
 
 def materialise_choice(
     program: "Program", space: Space, orders: Orders, choice: Mapping[str, int], crops: Mapping[str, Tensor]
 ) -> None:
     """Make a program the smaller one that a choice is: kernels, widths, branches, then layers from the last."""
-    crop_kernels(program, space, choice, crops)
+    crop_to_choice(program, space, choice, crops)
     removed_units = [unit for unit, on in space.by_path(choice, LAYERS).items() if not on]
     sites = [site for site, on in space.by_path(choice, BLOCKS).items() if not on]
     skeleton = skeleton_of(program)
@@ -259,17 +265,17 @@ def materialise_choice(
     for kind in WIDTHS:
         for site, left in space.by_path(choice, kind).items():
             group = next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind))
-            if not vanishes_with(skeleton, site, removed_units, sites) and (items := dead(orders, group, left)):
+            if not is_site_removed(skeleton, site, removed_units, sites) and (items := dead(orders, group, left)):
                 cuts.append((group, items))
     if cuts:
         all_experts = [
             g
             for g in skeleton.groups
-            if g.kind == EXPERTS and not vanishes_with(skeleton, g.site, removed_units, sites)
+            if g.kind == EXPERTS and not is_site_removed(skeleton, g.site, removed_units, sites)
         ]
         fewer = [(group, len(items)) for group, items in cuts if group.kind == EXPERTS]
         is_even = len({count for _, count in fewer}) == 1
-        above = list(expert_counts_stated_above(program, [group for group, _ in fewer], all_experts)) if is_even else []
+        above = list(expert_counts_in_parents(program, [group for group, _ in fewer], all_experts)) if is_even else []
         with Rewriter(program) as rewrite:
             slice_all(program, rewrite, cuts)
             for name, count in above:
@@ -293,7 +299,7 @@ def skeleton_of_choice(skeleton: Skeleton, space: Space, choice: Mapping[str, in
     full, branches = skeleton, {b.site: b for b in skeleton.branches}
     for kind in WIDTHS:
         for site, left in space.by_path(choice, kind).items():
-            if not vanishes_with(full, site, removed_units, sites):
+            if not is_site_removed(full, site, removed_units, sites):
                 group = refreshed(skeleton, next(g for g in skeleton.groups if (g.site, g.kind) == (site, kind)))
                 count = left * group.count // steps(group)
                 skeleton = shrink.with_narrowed_group(skeleton, group, count) if count != group.count else skeleton

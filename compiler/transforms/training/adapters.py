@@ -135,12 +135,12 @@ class Adapters:
             parameter[tuple(slice(n) for n in tensors[name].shape)] = tensors[name].to(parameter.device)
 
     @contextmanager
-    def per_row_adapters(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
+    def with_per_row_adapters(self, stacked: Mapping[str, Tensor]) -> Iterator[None]:
         """Within it each row of a batch [rows, t, in] has an adapter of its own: `stacked` are such as `parameters`
         gives, one behind the other [rows, ...]. Those that are on the layers must be off."""
         hooks = [
             layer.register_forward_hook(
-                _per_row_hook(layer, *(stacked[f"{path}.{side}"] for side in ("lora_A", "lora_B")))
+                _per_row_adapter_hook(layer, *(stacked[f"{path}.{side}"] for side in ("lora_A", "lora_B")))
             )
             for path, layer in self.layers.items()
         ]
@@ -179,7 +179,7 @@ def _keep_zeros(layer: Any) -> None:
         layer.forward = _adapter_forward(layer, None)
 
 
-def _share_grid(layer: Any, grid: Grid) -> None:
+def _round_weight_and_adapter_together(layer: Any, grid: Grid) -> None:
     """Let weight and adapter be rounded together, on scales that fit the weight and stay."""
     weight = weight_of(layer.get_base_layer())
     vars(layer)[_SCALES] = grid.fit_scales(weight.float())
@@ -188,16 +188,17 @@ def _share_grid(layer: Any, grid: Grid) -> None:
     layer.forward = _adapter_forward(layer, None)
 
 
-def _adapter_forward(layer: Any, rank: Callable[[], int] | None) -> Callable[..., Tensor]:
-    """Of a layer, its mask honoured where it has one; with the first `rank()` of its ranks, or all."""
+def _adapter_forward(layer: Any, active_rank: Callable[[], int] | None) -> Callable[..., Tensor]:
+    """Forward function of an adapted layer, its mask honoured where it has one; with the first `rank()` of its ranks,
+    or all."""
     base, mask, scales = layer.get_base_layer(), vars(layer).get(_MASK), vars(layer).get(_SCALES)
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result, (a, b), scale = base(x, *args, **kwargs), _lora_matrices(layer), layer.scaling[_NAME]
         if layer.disable_adapters:
             return result
-        if rank is not None:
-            a, b = a[: rank()], b[:, : rank()]
+        if active_rank is not None:
+            a, b = a[: active_rank()], b[:, : active_rank()]
         dropped = layer.lora_dropout[_NAME](x.to(a.dtype))
         if scales is not None:
             added = RoundedProduct.apply(dropped, a, b, mask, scale, weight_of(base), scales)
@@ -210,7 +211,7 @@ def _adapter_forward(layer: Any, rank: Callable[[], int] | None) -> Callable[...
     return forward
 
 
-def _per_row_hook(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
+def _per_row_adapter_hook(layer: Any, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
     """A hook behind a layer: what adapters a [rows, rank, in] and b [rows, out, rank] add to its rows."""
     mask, scale = vars(layer).get(_MASK), layer.scaling[_NAME]
 
@@ -262,7 +263,7 @@ def with_adapters(
                 _keep_zeros(layer)
         if grid:
             for layer in layers.values():
-                _share_grid(layer, grid)
+                _round_weight_and_adapter_together(layer, grid)
         yield Adapters(layers)
     finally:
         _remove(model, paths, LoraLayer)

@@ -12,28 +12,29 @@ STATE, COPY = 16, 4
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
-def training_effort(
+def estimate_training_effort(
     skeleton: Skeleton,
-    trained: int,
-    batch: int,
-    learned: int,
-    measured: int,
+    n_trained: int,
+    batch_tokens: int,
+    training_tokens: int,
+    evaluation_tokens: int,
     *,
-    narrow: bool = False,
-    recomputed: bool = False,
+    has_masters: bool = False,
+    checkpointing: bool = False,
 ) -> Effort:
-    """`trained` parameters, `batch` tokens in a forward; `learned` and `measured` tokens in the whole run.
+    """`n_trained` parameters, `batch_tokens` tokens in a forward; `training_tokens` and `evaluation_tokens` tokens in
+    the whole run.
 
-    narrow       the trained parameters have the model's type and that is narrower than float32
-    recomputed   one layer at a time keeps its activations, the others what they were given
+    has_masters     the trained parameters have the model's type and that is narrower than float32
+    checkpointing   one layer at a time keeps its activations, the others what they were given
     """
     item, activations = WIDTHS.get(skeleton.facts.get("dtype", "float32"), 4), _activations(skeleton.parts)
-    if recomputed:
+    if checkpointing:
         layers = max(len(skeleton.units), 1)
         activations = activations // layers + layers * skeleton.facts.get("hidden", 0)
-    activations = batch * (activations + 2 * (skeleton.facts.get("vocab") or 0)) * item
-    state = trained * (STATE + (COPY if narrow else 0))
-    return Effort((4 if recomputed else 3) * learned + measured, state + activations)
+    activations = batch_tokens * (activations + 2 * (skeleton.facts.get("vocab") or 0)) * item
+    state = n_trained * (STATE + (COPY if has_masters else 0))
+    return Effort((4 if checkpointing else 3) * training_tokens + evaluation_tokens, state + activations)
 
 
 def _activations(parts: Iterable[Part]) -> int:

@@ -21,7 +21,7 @@ from ...core.quantity import size
 from ...evaluation.reference import no_space
 from ...models.rows.batch_limit import parts_of
 from ...plugin.context import Context
-from .run_files import Saved
+from .run_files import RunCheckpoints
 from .schedule import RowOrder, learning_rate_factor, seed_of
 from .trainable import Trained
 
@@ -101,7 +101,7 @@ class Run:
 
     def __post_init__(self):
         shapes = {name: list(p.shape) for name, p in self.trained.parameters.items()}
-        self.saved = Saved(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
+        self.saved = RunCheckpoints(self.ctx.workdir, digest([asdict(self.regime), self.rows, shapes]))
         self.order = RowOrder(self.rows, self.regime.seed)
         self.course, self.saved_step = TrainingState(), 0  # kept: the step of the last checkpoint
         self.optimizer = torch.optim.AdamW(
@@ -113,18 +113,18 @@ class Run:
         with torch.random.fork_rng():
             self._resume()
             if not self.course.finished:
-                self._train()
+                self._train_remaining_steps()
         self._use_best()
         return self.course
 
-    def _train(self) -> None:
+    def _train_remaining_steps(self) -> None:
         self._check_disk_space()
         if self.judge and not self.course.held_out:
-            self._evaluate(0)
+            self._evaluate_and_save_best(0)
         for step in range(self.course.step + 1, self.regime.steps + 1):
             loss = self._train_step(step)
             if self.judge and (step % self.regime.every == 0 or step == self.regime.steps):
-                self._evaluate(step)
+                self._evaluate_and_save_best(step)
             self.course.finished = self.course.finished or step == self.regime.steps
             if step % self.regime.save == 0 or self.course.finished:
                 self._save()
@@ -149,21 +149,21 @@ class Run:
             for some in parts_of(rows):
                 share = len(some) / len(rows) / regime.accumulate
                 loss += self.learn(some, share) * share
-            self._check_finite(loss, "loss", step)
-        self.trained.collect_gradients()
+            self._refuse_non_finite(loss, "loss", step)
+        self.trained.move_gradients_to_masters()
         norm = torch.nn.utils.clip_grad_norm_(masters, regime.clip).item()
         if not math.isfinite(norm) and self.course.step > self.saved_step:
             self._save()  # the loss was a number, so the weights are sound
-        self._check_finite(norm, "gradient", step)
+        self._refuse_non_finite(norm, "gradient", step)
         for group in self.optimizer.param_groups:
             group["lr"] = regime.lr * learning_rate_factor(step, regime.steps, regime.warmup, regime.schedule)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trained.spread()
-        self._log_loss(step, loss)
+        self._record_step_loss(step, loss)
         return loss
 
-    def _log_loss(self, step: int, loss: float) -> None:
+    def _record_step_loss(self, step: int, loss: float) -> None:
         course = self.course
         course.step = step
         course.pending.append(loss)
@@ -172,7 +172,7 @@ class Run:
             course.pending.clear()
             self.ctx.record(f"step {step}: loss", course.curve[-1][1], "nats/token")
 
-    def _check_finite(self, value: float, label: str, step: int) -> None:
+    def _refuse_non_finite(self, value: float, label: str, step: int) -> None:
         if math.isfinite(value):
             return
         notes = [f"the loss was {loss:.3g} at step {number}" for number, loss in self.course.curve[-1:]]
@@ -192,11 +192,11 @@ class Run:
 
     # -- held-out data ---------------------------------------------------------------------------------------
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate_and_save_best(self, step: int) -> None:
         """Measure; keep the weights if they are the best so far; end a run that has long got no better."""
         assert self.judge is not None
         course, nats = self.course, self.judge()
-        self._check_finite(nats, "held-out loss", step)
+        self._refuse_non_finite(nats, "held-out loss", step)
         better = not course.held_out or nats < course.lowest
         course.held_out.append((step, nats))
         self.ctx.record(f"step {step}: held-out loss", nats, "nats/token")
@@ -229,7 +229,8 @@ class Run:
         self.saved_step = self.course.step
 
     def _check_disk_space(self) -> None:
-        """Two checkpoints, each of weights and two moments, and two best weights lie there for a moment."""
+        """Reject where the disk lacks room for two checkpoints, each of weights and two moments, and two best
+        weights."""
         needed = sum(m.nbytes for m in self.trained.masters.values()) * (8 if self.judge else 6)
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
@@ -242,7 +243,7 @@ class Run:
             )
 
     def _resume(self) -> None:
-        stored = self.saved.read_checkpoint()
+        stored = self.saved.read_checkpoint_and_clean_up()
         if stored is None:
             return
         self.course = TrainingState(
@@ -254,9 +255,9 @@ class Run:
         )
         tensors, self.saved_step = self.saved.tensors(f"state-{self.course.step}"), self.course.step
         self.trained.load({name: tensors[f"weight:{name}"] for name in self.trained.masters})
-        self.optimizer.load_state_dict(self._state(tensors))
+        self.optimizer.load_state_dict(self._optimizer_state_dict(tensors))
 
-    def _state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def _optimizer_state_dict(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         numbers = {name: number for number, name in enumerate(self.trained.masters)}
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():

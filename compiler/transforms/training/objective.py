@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
-from ...evaluation.reference import Reference, other_vocabulary
+from ...evaluation.reference import OriginalOutputs, other_vocabulary
 from ...models.rows.forward import are_of_tokens, logits, positions
 from ...models.rows.inputs import predictions
 
@@ -24,24 +24,24 @@ class Objective:
 
     model: nn.Module
     rows: Tensor
-    original: Reference | None = None
+    original: OriginalOutputs | None = None
     share: float = 0.0
     temperature: float = 1.0
     learned: Tensor | None = None
 
-    def accumulate_gradients(self, mask: Tensor, weight: float) -> float:
+    def accumulate_gradients(self, row_indices: Tensor, weight: float) -> float:
         """Mean loss over the rows of these numbers; adds `weight` times its gradient to the parameters'.
 
         The gradient of the logits is taken piece by piece, so that float32 copies of all of them never exist.
         """
-        ids = self._needed(mask)  # [b, t]
+        ids = self._needed(row_indices)  # [b, t]
         values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
         targets, learned = self._targets(ids.to(values.device), values)
         if self.learned is not None:
-            learned = self.learned[mask, 1 : ids.shape[1]].to(values.device)
+            learned = self.learned[row_indices, 1 : ids.shape[1]].to(values.device)
         count, total = targets.numel() if learned is None else int(learned.sum()), 0.0
-        for row, number in enumerate(mask.tolist()):
+        for row, number in enumerate(row_indices.tolist()):
             for part in positions(values[row, : targets.shape[1]]):
                 chunk = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
                 keep = None if learned is None else learned[row, part]
@@ -67,9 +67,11 @@ class Objective:
         positions_used = torch.arange(self.rows.shape[1]) * self.learned[mask]
         return self.rows[mask, : int(positions_used.max()) + 1]
 
-    def _loss(self, logits: Tensor, targets: Tensor, row_index: int, positions: slice, keep: Tensor | None) -> Tensor:
-        """Sum over some positions of one row, or over those of them to `keep`, [c] bool."""
-        student, selected_targets = (logits, targets) if keep is None else (logits[keep], targets[keep])
+    def _loss(
+        self, logits: Tensor, targets: Tensor, row_index: int, positions: slice, loss_mask: Tensor | None
+    ) -> Tensor:
+        """Sum over some positions of one row, or over those of them to `loss_mask`, [c] bool."""
+        student, selected_targets = (logits, targets) if loss_mask is None else (logits[loss_mask], targets[loss_mask])
         loss = (
             nn.functional.cross_entropy(student, selected_targets, reduction="sum")
             if self.share < 1
@@ -86,6 +88,9 @@ class Objective:
                     help="heal without `distill`",
                 )
             )
-        q, p = ((x / self.temperature).log_softmax(-1) for x in (student, teacher if keep is None else teacher[keep]))
+        q, p = (
+            (x / self.temperature).log_softmax(-1)
+            for x in (student, teacher if loss_mask is None else teacher[loss_mask])
+        )
         kl = nn.functional.kl_div(q, p, reduction="sum", log_target=True)
         return (1 - self.share) * loss + self.share * self.temperature**2 * kl

@@ -17,19 +17,19 @@ from typing import Any
 from torch import Tensor
 
 from ...core.cache import canonical, fsync_path, write_atomic
-from ...models.checkpoints.tensor_files import Piece, mapped_tensors, write_tensors
-from ...models.checkpoints.weights import find_weights
+from ...models.checkpoints.tensor_files import Piece, iterate_mapped_tensors, write_tensors
+from ...models.checkpoints.weights import read_weight_headers
 
 MANIFEST = "training.json"
 
 
-class Saved:
+class RunCheckpoints:
     """`identity` tells runs apart: a manifest of another one is not read."""
 
     def __init__(self, folder: Path, identity: str):
         self.folder, self.identity = folder, identity
 
-    def read_checkpoint(self) -> dict[str, Any] | None:
+    def read_checkpoint_and_clean_up(self) -> dict[str, Any] | None:
         """Data of the last `finish`, or None; folders that it doesn't name are removed."""
         try:
             body = json.loads((self.folder / MANIFEST).read_bytes())
@@ -41,7 +41,7 @@ class Saved:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Tensors of a folder, mapped from disk."""
-        return dict(mapped_tensors(find_weights(self.folder / name, name)))
+        return dict(iterate_mapped_tensors(read_weight_headers(self.folder / name, name)))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """A folder of tensors, there whole or not at all; it counts once `finish` names it."""

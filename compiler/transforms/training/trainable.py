@@ -33,7 +33,7 @@ class Trained:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters.values())
 
-    def collect_gradients(self) -> None:
+    def move_gradients_to_masters(self) -> None:
         """Give the masters the gradients that a backward pass left at the parameters."""
         for name, p in self.parameters.items():
             master = self.masters[name]

@@ -67,9 +67,9 @@ def run_training(
     program: Program,
     ctx: Context,
     weights: Mapping[str, nn.Parameter],
-    rows: int,
-    learn: Callable[[Tensor, float], float],
-    judge: Callable[[], float],
+    n_rows: int,
+    accumulate_gradients: Callable[[Tensor, float], float],
+    evaluate: Callable[[], float],
     *,
     masks: Mapping[str, Tensor] | None = None,
     begin: Callable[[int], None] | None = None,
@@ -78,15 +78,15 @@ def run_training(
 ) -> TrainingState:
     """Train `weights` as `Run` says, and leave the best in place.
 
-    masks     what may change of a parameter, as `Trained.masks`
-    judge    nats per token on `held_out`; asked only where that is given
-    verb     what a run is called where something is said of it
+    masks       what may change of a parameter, as `Trained.masks`
+    evaluate    nats per token on `held_out`; asked only where that is given
+    verb        what a run is called where something is said of it
     Fewer rows than a batch has are told: every step learns the same ones.
     Raises Reject (not-healed) where the start was the best.
     """
-    if rows < params.batch:
+    if n_rows < params.batch:
         ctx.emit_event(
-            Said(f"{verb}: {count_text(rows, 'row')} for a batch of {params.batch}, which has the same ones again")
+            Said(f"{verb}: {count_text(n_rows, 'row')} for a batch of {params.batch}, which has the same ones again")
         )
     layers = [unit.module(program.model) for unit in program.units.values()]
     with (
@@ -96,9 +96,9 @@ def run_training(
         course = Run(
             Trained(weights, masks),
             training_settings(params, ctx.seed, weight_decay),
-            rows,
-            learn,
-            judge if params.held_out else None,
+            n_rows,
+            accumulate_gradients,
+            evaluate if params.held_out else None,
             ctx,
             begin,
         ).run()

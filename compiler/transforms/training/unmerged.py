@@ -15,7 +15,7 @@ from ...ir.outcome import Members, Outcome
 from ...ir.program import Program
 from ...models.checkpoints.origin import Origin
 from ...models.checkpoints.pretrained import pretrained
-from .adapter_checks import check_adapters
+from .adapter_checks import check_adapters_fit_program
 from .adapters import Shape, with_adapters
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Unmerged(Outcome):
+class UnmergedAdapters(Outcome):
     """Low-rank adapters and the program that they were trained on.
 
     base      key of the program's own result; "" of the recipe's model, None of the model that the step works on
@@ -63,15 +63,15 @@ class Unmerged(Outcome):
         }
 
     @classmethod
-    def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Unmerged":
+    def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "UnmergedAdapters":
         tensors = {name: results.cache.load_tensor(blob) for name, blob in body["tensors"].items()}
         base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
         restored = cls(results.base_program(base), base, shape, tensors)
-        check_adapters(restored.program, shape, tensors)
+        check_adapters_fit_program(restored.program, shape, tensors)
         restored.program.notes = list(body["notes"].get("program", ()))
         return restored
 
-    def with_base(self, key: str) -> "Unmerged":
+    def with_base(self, key: str) -> "UnmergedAdapters":
         return replace(self, base=key) if self.base is None else self
 
     @contextmanager

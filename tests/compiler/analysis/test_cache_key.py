@@ -4,7 +4,12 @@ import ast
 from pathlib import Path
 
 from effc.compiler.analysis.planning.keys import LOADING, value_key_parts
-from effc.compiler.core.source_closure import direct_imports, executed_nodes, fingerprint, import_closure
+from effc.compiler.core.source_closure import (
+    directly_imported_effc_files,
+    effc_import_closure,
+    executed_nodes,
+    fingerprint,
+)
 from effc.compiler.plugin import interfaces
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.checker.values import MetricRef
@@ -18,7 +23,7 @@ VOCABULARY = Registry().vocabulary
 def sources(kind: str, name: str) -> set[str]:
     """The closure of a word as paths below the repository, such as `compiler/models/rows/forward.py`."""
     word = VOCABULARY.word(kind, name)
-    return {str(file.relative_to(ROOT)) for file in import_closure(Path(word.path))}
+    return {str(file.relative_to(ROOT)) for file in effc_import_closure(Path(word.path))}
 
 
 def test_a_change_in_discovery_keeps_a_measured_perplexity_and_one_in_the_forward_over_rows_does_not():
@@ -42,13 +47,15 @@ def test_a_pass_depends_on_discovery():
 
 def test_base_classes_of_plug_ins_import_their_rules_alone_but_for_types():
     """Whatever they imported would be part of every key of a finished step."""
-    assert [file.name for file in direct_imports(Path(interfaces.__file__).resolve())] == ["rules.py"]
-    assert direct_imports(ROOT / "dsl" / "checker" / "rules.py") == ()
+    assert [file.name for file in directly_imported_effc_files(Path(interfaces.__file__).resolve())] == ["rules.py"]
+    assert directly_imported_effc_files(ROOT / "dsl" / "checker" / "rules.py") == ()
 
 
 def test_a_pass_of_another_package_depends_on_what_it_takes_from_the_interface_of_plug_ins(tmp_path):
     (tmp_path / "halve.py").write_text("from effc.plugin import Pass, replace_weight\n")
-    files = {str(file.relative_to(ROOT)) for file in import_closure(tmp_path / "halve.py") if file.is_relative_to(ROOT)}
+    files = {
+        str(file.relative_to(ROOT)) for file in effc_import_closure(tmp_path / "halve.py") if file.is_relative_to(ROOT)
+    }
     assert "compiler/transforms/search/masks.py" in files and "compiler/plugin/interfaces.py" in files
     assert not any(file.startswith("compiler/analysis/discovery/") for file in files)
 
@@ -62,7 +69,12 @@ def test_only_imports_that_run_are_followed(tmp_path):
         "if TYPE_CHECKING:\n    from .types_only import T\nelse:\n    from .other import T\n"
         "def run():\n    from .lazy import go\n    go()\n"
     )
-    assert [file.stem for file in import_closure(tmp_path / "pack" / "word.py")] == ["lazy", "other", "top", "word"]
+    assert [file.stem for file in effc_import_closure(tmp_path / "pack" / "word.py")] == [
+        "lazy",
+        "other",
+        "top",
+        "word",
+    ]
 
 
 def test_a_change_in_a_file_that_runs_is_another_key_and_one_in_a_file_for_types_is_not(tmp_path):

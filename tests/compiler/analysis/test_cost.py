@@ -8,7 +8,7 @@ import torch
 from effc.compiler.analysis.planning.free_space import refuse_insufficient_space
 from effc.compiler.core import speed_cache as kept
 from effc.compiler.core.cache import Cache, digest
-from effc.compiler.core.speeds import Speeds, measure_speeds
+from effc.compiler.core.speeds import Speeds, measure_machine_speeds
 from effc.compiler.driver import api
 from effc.compiler.transforms.lowering import racing
 from effc.dsl.syntax.diagnostics import Reject
@@ -49,7 +49,7 @@ def told(tmp_path):
         return made
 
     yield plan
-    kept.cached_speeds.cache_clear()
+    kept.cached_or_measured_speeds.cache_clear()
 
 
 STEPS = [
@@ -98,20 +98,20 @@ def test_speeds_are_kept_sealed_and_a_forged_file_is_refused(tmp_path):
     torch.set_num_threads(1)
     (tmp_path / "cache").mkdir()
     kept.keep(tmp_path / "cache", SLOW)
-    assert kept.cached_speeds(tmp_path / "cache") == SLOW
+    assert kept.cached_or_measured_speeds(tmp_path / "cache") == SLOW
     path = tmp_path / "cache" / "values" / f"{digest(kept.key_of(1))}.json"
     path.write_text(path.read_text().replace("1000000.0", "2000000.0", 1))
-    kept.cached_speeds.cache_clear()
+    kept.cached_or_measured_speeds.cache_clear()
     with pytest.raises(Reject) as refused:
-        kept.cached_speeds(tmp_path / "cache")
+        kept.cached_or_measured_speeds(tmp_path / "cache")
     assert refused.value.diagnostics[0].slug == "cache-damaged"
     Cache(tmp_path / "cache").keep(kept.key_of(1), {"hash": -1.0})
-    assert kept.cached_speeds(tmp_path / "cache").hash > 0  # looked at instead
-    kept.cached_speeds.cache_clear()
+    assert kept.cached_or_measured_speeds(tmp_path / "cache").hash > 0  # looked at instead
+    kept.cached_or_measured_speeds.cache_clear()
 
 
 def test_speeds_are_of_this_machine():
-    found = measure_speeds(seconds_each=0.0)
+    found = measure_machine_speeds(seconds_each=0.0)
     assert 1e6 < found.hash < 1e12 and 1e6 < found.float32 < 1e15 and not found.measured
 
 

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.analysis.planning.drawing import draw_skeleton, graph_text, human_count, unit_dot
+from effc.compiler.analysis.planning.drawing import draw_skeleton, human_count, unit_as_code, unit_as_dot
 from effc.compiler.analysis.planning.shrink import params, with_narrowed_group, without_branch
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.skeleton import Part, Skeleton
@@ -33,7 +33,7 @@ def test_a_tree_as_a_person_would_draw_it(name, golden):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_program_as_a_person_would_write_it(name, golden):
-    golden(graph_text(first_unit(name)) + "\n", f"graph-{name}.txt")
+    golden(unit_as_code(first_unit(name)) + "\n", f"graph-{name}.txt")
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -78,7 +78,7 @@ def test_a_model_without_modules_is_a_title():
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_every_call_of_a_layer_is_written_and_every_arrow_has_two_ends(name):
     unit = first_unit(name)
-    text, arrows = graph_text(unit), unit_dot(unit)
+    text, arrows = unit_as_code(unit), unit_as_dot(unit)
     for node in unit.graph.nodes:
         if node.op == "call_module":
             assert f"self.{node.target}(" in text

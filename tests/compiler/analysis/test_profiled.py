@@ -63,7 +63,7 @@ def test_latency_is_measured_with_the_threads_of_the_machine(recipe, monkeypatch
     monkeypatch.setattr(P50, "clock", lambda self, model: (seen.add(torch.get_num_threads()), real(self, model))[1])
     path = recipe(f"threads: {before + 1}")
     opened = api.open_session(path, cache_dir=path.parent / "cache", threads=before)
-    (plan,) = api.make_plans(opened)
+    (plan,) = api.plan_all_pipelines(opened)
     from effc.compiler.driver.pipeline import Build
 
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(path.parent / "cache"))

@@ -11,9 +11,9 @@ from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.evaluation import similarity
 from effc.compiler.evaluation.metrics.retrieval import ranks
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.models.rows import inputs
-from effc.compiler.models.rows.encoder_states import encode_rows, resolve_pooling
+from effc.compiler.models.rows.encoder_states import pooled_hidden_states, resolve_pooling_name
 from effc.dsl.checker.values import DataRef, MetricRef
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -62,7 +62,7 @@ def world(tmp_path_factory):
 
 
 def context(world, **data):
-    return worlds.context(world, open_folder(world / "bert", "x", "auto", Settings(world / "cache")), data)
+    return worlds.context(world, origin_of_folder(world / "bert", "x", "auto", Settings(world / "cache")), data)
 
 
 # -- what rows are to a model --------------------------------------------------------------------------------
@@ -70,10 +70,10 @@ def context(world, **data):
 
 def test_filling_behind_a_text_is_masked_and_a_whole_row_is_not():
     model, rows = bert(), torch.tensor([[5, 6, 7, PAD, PAD], [5, PAD, 7, 8, 9]])
-    (given,), more = inputs.forward_arguments(model, rows)
+    (given,), more = inputs.forward_args_and_kwargs(model, rows)
     assert torch.equal(given, rows)
     assert more["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]  # the one in the middle is a token
-    assert "attention_mask" not in inputs.forward_arguments(model, rows[1:])[1]
+    assert "attention_mask" not in inputs.forward_args_and_kwargs(model, rows[1:])[1]
 
 
 def test_states_of_a_text_do_not_depend_on_how_far_it_is_filled_up():
@@ -81,7 +81,7 @@ def test_states_of_a_text_do_not_depend_on_how_far_it_is_filled_up():
     filled = torch.tensor([[0, 7, 8, 9, PAD, PAD, PAD]])
     with torch.no_grad():
         for pooling in ("mean", "first", "last", "max"):
-            whole, more = encode_rows(model, row, pooling), encode_rows(model, filled, pooling)
+            whole, more = pooled_hidden_states(model, row, pooling), pooled_hidden_states(model, filled, pooling)
             assert torch.allclose(whole.pooled, more.pooled, atol=1e-5)
             assert torch.allclose(whole.tokens[0], more.tokens[0, :4], atol=1e-5)
 
@@ -90,9 +90,9 @@ def test_pooling_is_what_sentence_transformers_writes_out():
     model, rows = bert(), torch.tensor([[0, 7, 8, 9, PAD], [0, 4, 5, 6, 7]])
     with torch.no_grad():
         tokens = model(rows, attention_mask=(rows != PAD).long()).last_hidden_state
-        assert torch.allclose(encode_rows(model, rows, "mean").pooled[0], tokens[0, :4].mean(0), atol=1e-6)
-        assert torch.equal(encode_rows(model, rows, "last").pooled[0], tokens[0, 3])
-        assert torch.equal(encode_rows(model, rows, "max").pooled[0], tokens[0, :4].amax(0))
+        assert torch.allclose(pooled_hidden_states(model, rows, "mean").pooled[0], tokens[0, :4].mean(0), atol=1e-6)
+        assert torch.equal(pooled_hidden_states(model, rows, "last").pooled[0], tokens[0, 3])
+        assert torch.equal(pooled_hidden_states(model, rows, "max").pooled[0], tokens[0, :4].amax(0))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_a_folder_says_how_it_pools(tmp_path, told, found):
     (tmp_path / "modules.json").write_text(json.dumps(MODULES))
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(told))
-    assert resolve_pooling(tmp_path, "auto") == found
-    assert resolve_pooling(tmp_path, "max") == "max"
+    assert resolve_pooling_name(tmp_path, "auto") == found
+    assert resolve_pooling_name(tmp_path, "max") == "max"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_folder_says_how_it_pools(tmp_path, told, found):
 )
 def test_what_effc_does_not_run_behind_a_transformer_is_refused(tmp_path, modules, said):
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    assert said in worlds.refused(partial(resolve_pooling, tmp_path, "auto")).diagnostics[0].message
+    assert said in worlds.refused(partial(resolve_pooling_name, tmp_path, "auto")).diagnostics[0].message
 
 
 # -- data and metrics ----------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_cka_forgives_a_turn_that_cosine_does_not(ctx):
     """Against the definition: the share that centred Gram matrices have in common."""
     model = ctx.origin.load()
     turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
-    kept = similarity.load_states(ctx, DataRef("both"))
+    kept = similarity.load_or_make_states(ctx, DataRef("both"))
     turned = {"t": kept["t"] @ turn.T, "v": kept["v"] @ turn.T}
     rows = ctx.rows_by_name("both")
     assert similarity.linear_cka(model, rows, turned, "mean") == pytest.approx((1.0, 1.0), abs=1e-6)
@@ -188,7 +188,7 @@ def test_a_rank_counts_all_that_are_as_near():
 def test_retrieval_finds_what_the_vectors_say(ctx):
     model, rows = ctx.origin.load(), ctx.rows_by_name("both")
     with torch.no_grad():
-        vectors = normalize(encode_rows(model, rows, "mean").pooled, dim=-1)
+        vectors = normalize(pooled_hidden_states(model, rows, "mean").pooled, dim=-1)
     near = (vectors[:12] @ vectors[12:].T).argsort(1, descending=True)
     places = [near[i].tolist().index(i) + 1 for i in range(12)]
     assert metric(ctx, "retrieval", model) == pytest.approx(sum(p == 1 for p in places) / 12)
@@ -236,7 +236,7 @@ def test_an_embedder_is_pruned_healed_written_and_opened_as_what_it_was(world, t
     given = rows.rows_by_name("both")
     with torch.no_grad():
         compact, compat = load(tmp_path / "hf" / "compact"), BertModel.from_pretrained(tmp_path / "hf" / "compat")
-        one, other = (encode_rows(m.eval(), given, "mean").pooled for m in (compact, compat))
+        one, other = (pooled_hidden_states(m.eval(), given, "mean").pooled for m in (compact, compat))
     assert torch.allclose(one, other, atol=1e-4)
 
 
@@ -251,5 +251,5 @@ def test_sentence_transformers_opens_what_was_written(world, tmp_path):
     records = [json.loads(line) for line in (world / "questions.jsonl").read_text().splitlines()]
     made = torch.tensor(theirs.encode([r["answer"] for r in records]))
     with torch.no_grad():
-        ours = encode_rows(load(tmp_path / "hf" / "compact").eval(), ctx.rows_by_name("both"), "mean").pooled
+        ours = pooled_hidden_states(load(tmp_path / "hf" / "compact").eval(), ctx.rows_by_name("both"), "mean").pooled
     assert torch.allclose(normalize(ours, dim=-1), made, atol=1e-4)

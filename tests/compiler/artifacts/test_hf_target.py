@@ -11,7 +11,7 @@ import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts import openers, verify_child
-from effc.compiler.artifacts.compat import plan_padding
+from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.artifacts.stock import stock_config
 from effc.compiler.artifacts.verify import attention_of, compare_outputs
 from effc.compiler.artifacts.verify_child import inputs_for_config, probe_model
@@ -293,7 +293,7 @@ def test_a_width_outside_all_groups_can_not_be_filled_up():
     program = capture(tiny.model("llama"))
     with Rewriter(program) as rewrite:
         rewrite.narrow("lm_head.weight", 0, range(120))
-    assert "lm_head.weight is 120 x 64, which can't be filled up to 128 x 64" in plan_padding(program).reasons
+    assert "lm_head.weight is 120 x 64, which can't be filled up to 128 x 64" in plan_padding_to_stock(program).reasons
 
 
 # -- what a folder holds -------------------------------------------------------------------------------------
@@ -337,10 +337,10 @@ def test_half_precision_keeps_its_type_and_its_logits(tmp_path):
 
 
 def test_tokenizer_and_generation_config_come_along_byte_for_byte(tmp_path):
-    from effc.compiler.models.checkpoints.model_folder import open_folder
+    from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 
     ctx = context(tmp_path)
-    ctx.origin = open_folder(zoo()["tiny-llama"], "zoo", "auto", ctx.settings)
+    ctx.origin = origin_of_folder(zoo()["tiny-llama"], "zoo", "auto", ctx.settings)
     program = capture(ctx.origin.load())
     drop(program, "mlp", 1)
     Hf(path="a").emit(program, tmp_path, ctx)

@@ -57,14 +57,14 @@ def test_a_loaded_artifact_is_the_model_it_was_written_from(tmp_path, change):
 
 def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
     """Mamba-2 limits its time step by infinity, which is no number of JSON."""
-    from effc.compiler.models.checkpoints.model_folder import open_folder, read_config
+    from effc.compiler.models.checkpoints.model_folder import origin_of_folder, read_model_config
 
     torch.manual_seed(0)
     source = tiny.model("mamba2")
     source.save_pretrained(tmp_path / "source")
     assert "Infinity" in (tmp_path / "source" / "config.json").read_text()
     ctx = context(tmp_path)
-    ctx.origin = open_folder(tmp_path / "source", "here", "auto", ctx.settings)
+    ctx.origin = origin_of_folder(tmp_path / "source", "here", "auto", ctx.settings)
     program = capture(ctx.origin.load())
     drop(program, "ssm", 1)
 
@@ -76,13 +76,13 @@ def test_infinity_in_a_config_is_read_as_transformers_writes_it(tmp_path):
     for form in ("compact", "compat"):
         made = load(tmp_path / "a" / form, kernels=False)  # sums in the same order
         assert list(made.config.time_step_limit) == [0.0, float("inf")] and same(made, program.model)
-    assert config_of(read_config(tmp_path / "source" / "config.json", "here")).time_step_limit[1] == float("inf")
+    assert config_of(read_model_config(tmp_path / "source" / "config.json", "here")).time_step_limit[1] == float("inf")
 
 
 def config_of(config):
-    from effc.compiler.models.checkpoints.checkpoint import parse_config
+    from effc.compiler.models.checkpoints.checkpoint import config_and_model_class
 
-    return parse_config(config)[0]
+    return config_and_model_class(config)[0]
 
 
 def test_a_config_value_of_another_type_is_refused():
@@ -119,9 +119,9 @@ def test_weights_are_mapped_not_read(tmp_path):
 
 
 def anonymous() -> int:
-    from effc.compiler.core.memory import anonymous_bytes
+    from effc.compiler.core.memory import anonymous_memory_of_process
 
-    return anonymous_bytes()
+    return anonymous_memory_of_process()
 
 
 # -- used as any model ---------------------------------------------------------------------------------------

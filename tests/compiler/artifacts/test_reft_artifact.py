@@ -13,7 +13,7 @@ from effc.compiler.driver.models import is_artifact
 from effc.compiler.inputs.sources.hf import Hf
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.reft import interventions
-from effc.compiler.targets.hf import write_compact
+from effc.compiler.targets.hf import write_compact_checkpoint
 from effc.compiler.targets.reft import Reft
 from effc.dsl.checker.recipe import Invocation
 from effc.dsl.checker.values import Ratio
@@ -179,7 +179,7 @@ def test_a_model_without_interventions_is_none_to_write(ctx, tmp_path):
 
 
 def test_other_artifacts_go_onto_no_base(ctx, tmp_path):
-    write_compact(edited(ctx), tmp_path, ctx, 1 << 40)
+    write_compact_checkpoint(edited(ctx), tmp_path, ctx, 1 << 40)
     assert worlds.slug(lambda: load(tmp_path / "compact", base=ctx.origin.load())) == "other-kind"
 
 

@@ -58,20 +58,21 @@ def test_a_step_whose_tensor_is_gone_counts_as_unfinished(tmp_path):
 def test_why_names_the_first_part_that_differs(tmp_path):
     cache = Cache(tmp_path)
     parts = finished(cache, "k", input="a", seed=0)
-    assert cache.miss_reason({**parts, "seed": 1}) == "the seed was 0 and is 1"
+    assert cache.cache_miss_reason({**parts, "seed": 1}) == "the seed was 0 and is 1"
     step = {**parts["step"], "args": {"keep": 0.5, "on": None}}
     assert (
-        cache.miss_reason({**parts, "step": step, "input": "c"}) == "no result of prune.blocks is kept for this model"
+        cache.cache_miss_reason({**parts, "step": step, "input": "c"})
+        == "no result of prune.blocks is kept for this model"
     )
     parts = finished(cache, "l", input="b", step=step, seed=0)
-    told = cache.miss_reason({**parts, "step": {**step, "args": {"keep": 0.75, "on": None}}})
+    told = cache.cache_miss_reason({**parts, "step": {**step, "args": {"keep": 0.75, "on": None}}})
     assert told == "`keep` was 0.5 and is 0.75"
     shares = [{"Ratio": {"value": 1.0, "of": None}}, {"Ratio": {"value": 0.5, "of": None}}]
-    told = cache.miss_reason({**parts, "step": {**step, "args": {"keep": shares, "on": None}}})
+    told = cache.cache_miss_reason({**parts, "step": {**step, "args": {"keep": shares, "on": None}}})
     assert told == "`keep` was 0.5 and is [100%, 50%]"
-    told = cache.miss_reason({**parts, "input": "c" * 64})
+    told = cache.cache_miss_reason({**parts, "input": "c" * 64})
     assert told == "it works on another result than the one that is kept"
-    assert cache.miss_reason({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
+    assert cache.cache_miss_reason({**parts, "step": {"word": "prune.heads"}}) == "no result of prune.heads is kept"
 
 
 def test_damage_is_found_and_said(tmp_path):
@@ -90,9 +91,9 @@ def test_damage_is_found_and_said(tmp_path):
 def test_collecting_drops_old_steps_and_the_tensors_that_no_step_names(tmp_path):
     cache = Cache(tmp_path)
     finished(cache, "k", seed=0)
-    assert cache.collect_garbage(keep_seconds=3600) == 0
+    assert cache.delete_unused(keep_seconds=3600) == 0
     assert cache.has("k")
-    assert cache.collect_garbage(keep_seconds=-1) > 0
+    assert cache.delete_unused(keep_seconds=-1) > 0
     assert not list((tmp_path / "blobs").glob("*/*"))
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.core.cache import Cache
-from effc.compiler.core.device import check_device
+from effc.compiler.core.device import refuse_unusable_device
 from effc.compiler.driver import api
 from effc.compiler.driver.judging.gate import baseline_origin
 from effc.compiler.ir.step_results import StepResults
@@ -61,5 +61,5 @@ def test_a_kept_step_is_restored_to_the_device(recipe):
 @pytest.mark.parametrize("name", ["", "gpu", "auto:1"])
 def test_a_word_that_is_no_device_is_a_wrong_flag(name):
     with pytest.raises(Reject) as refused:
-        check_device(name)
+        refuse_unusable_device(name)
     assert refused.value.diagnostics[0].slug == "unknown-device" and refused.value.exit == 2

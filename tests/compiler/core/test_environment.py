@@ -4,7 +4,7 @@ from importlib import metadata
 
 import pytest
 from effc.compiler.core import environment
-from effc.compiler.core.environment import Package, check_modules, check_packages, list_packages
+from effc.compiler.core.environment import Package, check_modules, check_packages, required_packages_with_state
 from effc.dsl.syntax.diagnostics import Reject
 
 
@@ -29,14 +29,14 @@ def test_a_version_lies_in_its_range_or_not(version, spread, state):
 
 
 def test_the_ranges_are_those_of_the_metadata():
-    named = {p.name: p for p in list_packages()}
+    named = {p.name: p for p in required_packages_with_state()}
     assert named["torch"].group == "" and named["gguf"].group == "gguf" and "pytest" not in named
     assert all(p.state == "ok" for p in named.values() if not p.group)
 
 
 def test_a_missing_optional_package_names_its_group():
     package = Package("gguf", ">=0.17", "gguf")
-    assert environment.package_diagnostic(package).help == 'pip install "effc[gguf]"'
+    assert environment.package_problem_diagnostic(package).help == 'pip install "effc[gguf]"'
 
 
 def test_a_package_outside_its_range_is_refused_with_exit_5(monkeypatch):

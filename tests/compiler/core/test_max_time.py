@@ -73,7 +73,7 @@ def test_scores_of_a_search_that_was_stopped_are_not_asked_again(recipe):
     journal = Cache(recipe.parent / "own").work(plan.stages[0].key) / "scores.jsonl"
     before = journal.read_bytes().splitlines()
     session = api.open_session(recipe, cache_dir=recipe.parent / "own", threads=1)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(recipe.parent / "own"))
     kept = []
     finish = build.cache.finish
@@ -118,6 +118,6 @@ def test_a_search_over_a_family_stops_at_the_front_so_far(recipe):
 def test_only_what_may_be_left_is_broken_off():
     deadline = Deadline(0.0)
     deadline.check()
-    with pytest.raises(DeadlineExceeded), deadline.interruptible():
+    with pytest.raises(DeadlineExceeded), deadline.checks_interrupt():
         pytest.fail("there was no time for this")
     deadline.check()

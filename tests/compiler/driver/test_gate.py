@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from effc.compiler.driver.judging.gate import judge_bound, measure_bounds, missed_bound_diagnostics
+from effc.compiler.driver.judging.gate import judge_bound, measure_and_judge_bounds, unmet_bound_diagnostics
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.dsl.checker.recipe import Bound, Invocation, Pipeline
 from effc.dsl.checker.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio
@@ -76,7 +76,7 @@ def test_a_miss_points_at_its_line_and_names_both_values():
     text = "expect lean {\n  perplexity(heldout) <= 1.15 * base\n}\n"
     start = text.index("perplexity")
     span = Span(Source("lean.effspec", text), start, text.index("\n}"))
-    (missed,) = missed_bound_diagnostics([judge_bound(bound(span=span), 19.04, 23.4)])
+    (missed,) = unmet_bound_diagnostics([judge_bound(bound(span=span), 19.04, 23.4)])
     assert missed.message == "`perplexity(heldout)` is 23.4, above 21.9"
     assert missed.note == "`base` measures 19.04"
     assert (missed.exit, missed.slug, missed.span) == (4, "expectation-missed", span)
@@ -138,11 +138,11 @@ def test_the_result_is_measured_once_and_the_baseline_loaded_once():
     bounds = (bound(limit=0.6), bound(">=", 0.4), bound(limit=3, baseline=None))
     pipeline = Pipeline("lean", "base", (), bounds)
     known = {}
-    outcomes = measure_bounds(pipeline, linear(0.5), ctx, known)
+    outcomes = measure_and_judge_bounds(pipeline, linear(0.5), ctx, known)
     assert [(o.value, o.original) for o in outcomes] == [(2.0, 4.0), (2.0, 4.0), (2.0, None)]
     assert all(o.passed for o in outcomes)
     assert len(ctx.used.asked) == 2 and len(ctx.loads) == 1
-    measure_bounds(pipeline, linear(0.5), ctx, known)
+    measure_and_judge_bounds(pipeline, linear(0.5), ctx, known)
     assert len(ctx.loads) == 1
 
 
@@ -150,7 +150,7 @@ def test_a_profile_sets_the_threads_of_the_result_and_of_the_baseline():
     ctx = context({"one": {"isa": "portable", "threads": 1}})
     pipeline = Pipeline("lean", "base", (), (bound(profile="one"),))
     before = torch.get_num_threads()
-    measure_bounds(pipeline, linear(0.5), ctx)
+    measure_and_judge_bounds(pipeline, linear(0.5), ctx)
     assert [threads for _, threads in ctx.used.asked] == [1, 1]
     assert torch.get_num_threads() == before
 
@@ -158,7 +158,7 @@ def test_a_profile_sets_the_threads_of_the_result_and_of_the_baseline():
 def test_a_bound_for_another_machine_is_skipped_and_said_so():
     ctx = context({"far": {"isa": "sve9"}})
     pipeline = Pipeline("lean", "base", (), (bound(profile="far"),))
-    (outcome,) = measure_bounds(pipeline, linear(0.5), ctx)
+    (outcome,) = measure_and_judge_bounds(pipeline, linear(0.5), ctx)
     assert outcome.state == "skipped" and not ctx.loads
-    (warning,) = missed_bound_diagnostics([outcome])
+    (warning,) = unmet_bound_diagnostics([outcome])
     assert warning.severity == "warning" and "sve9, which this machine lacks" in warning.note

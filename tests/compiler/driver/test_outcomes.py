@@ -11,7 +11,7 @@ import torch
 from effc.compiler.artifacts.artifact import artifact_hash
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.driver import api
-from effc.compiler.driver.pick import pick_point, refuse_other_machine
+from effc.compiler.driver.pick import copy_point, refuse_other_machine
 from effc.compiler.driver.point_limits import Limit
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.levels import NAMES
@@ -116,7 +116,7 @@ def test_every_point_was_reopened_in_a_process_of_its_own(front):
 def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tmp_path):
     path = front.artifacts[0].path
     events = []
-    name, manifest = pick_point(path, tmp_path / "small", limits=(Limit("params", "1B"),), on_event=events.append)
+    name, manifest = copy_point(path, tmp_path / "small", limits=(Limit("params", "1B"),), on_event=events.append)
     assert {e.stage for e in events if type(e).__name__ in ("StageBegan", "StageEnded")} == {"pick"}
     best = min(read_manifest(path).members, key=lambda m: m["measures"][0][1])["name"]
     assert name == best and manifest.kind == "hf" and manifest.checks
@@ -139,7 +139,7 @@ def test_what_is_picked_is_the_point_itself_and_an_artifact_of_its_own(front, tm
 )
 def test_a_pick_that_fits_no_point_is_refused_and_leaves_nothing(front, tmp_path, asked, slug):
     with pytest.raises(Reject) as caught:
-        pick_point(front.artifacts[0].path, tmp_path / "small", **asked)
+        copy_point(front.artifacts[0].path, tmp_path / "small", **asked)
     assert [d.fault.slug for d in caught.value.diagnostics] == [slug]
     assert not list(tmp_path.iterdir())
 
@@ -171,7 +171,7 @@ def test_an_edited_point_is_not_picked(front, tmp_path):
     weights = next((tmp_path / "front/points/slim").rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(Reject) as caught:
-        pick_point(tmp_path / "front", tmp_path / "small", point="slim")
+        copy_point(tmp_path / "front", tmp_path / "small", point="slim")
     assert caught.value.diagnostics[0].fault.slug == "artifact-edited"
 
 
@@ -196,7 +196,7 @@ def test_a_front_is_tested_again_point_by_point(front):
 
     path = front.artifacts[0].path
     session = api.open_session(path.parents[1] / "r.effspec", cache_dir=path.parents[1] / "cache", threads=1)
-    (tested,) = again(path, session, api.make_plans(session))
+    (tested,) = again(path, session, api.plan_all_pipelines(session))
     assert [o.state for o in tested.outcomes] == ["ok", "ok", "missed"]
 
 
@@ -328,13 +328,13 @@ def test_a_front_is_not_replaced_by_its_own_point(front):
     path = front.artifacts[0].path
     for into in (path, path / "points/new", path.parent):
         with pytest.raises(Reject) as caught:
-            pick_point(path, into, point="slim", force=True)
+            copy_point(path, into, point="slim", force=True)
         assert caught.value.diagnostics[0].fault.slug == "into-itself"
 
 
 @pytest.mark.slow
 def test_a_test_of_a_recipe_leaves_out_what_no_bound_speaks_of(tmp_path):
-    from effc.compiler.driver.judging.retest import test_recipe as again
+    from effc.compiler.driver.judging.retest import remeasure_recipe as again
 
     text = (
         HEAD
@@ -346,5 +346,5 @@ emit lean { hf("a", form: compact)  pt2("b") }
     )
     compiled(tmp_path, text)
     session = api.open_session(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1)
-    tested = again(session, api.make_plans(session), tmp_path / "out")
+    tested = again(session, api.plan_all_pipelines(session), tmp_path / "out")
     assert [(t.path.name, [o.state for o in t.outcomes]) for t in tested] == [("b", ["ok"])]

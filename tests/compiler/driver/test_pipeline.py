@@ -88,7 +88,7 @@ def test_killed_anywhere_and_often_a_compile_goes_on_to_the_same_bytes(recipe, t
 
 def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeypatch):
     session = api.open_session(recipe, cache_dir=recipe.parent / "cache", threads=1)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     work = Cache(session.settings.cache_dir).work(plan.stages[0].key)
     computed, remember = [], Journal.get_or_compute
 
@@ -142,7 +142,7 @@ def test_a_saved_plan_is_followed_and_its_drift_refused(recipe):
 
     options = {"cache_dir": recipe.parent / "cache", "threads": 1}
     saved = json.loads(json.dumps(saved_form(api.plan(recipe, **options))))
-    api.build(api.open_session(recipe, **options), recipe.parent / "out", saved=saved)
+    api.build(api.open_session(recipe, **options), recipe.parent / "out", saved_plans=saved)
     recipe.write_text(RECIPE.replace("remove: 2", "remove: 1"))
     with pytest.raises(Reject, match=r"plan-drift.*`remove` of step slim"):
-        api.build(api.open_session(recipe, **options), recipe.parent / "out", saved=saved, force=True)
+        api.build(api.open_session(recipe, **options), recipe.parent / "out", saved_plans=saved, force=True)

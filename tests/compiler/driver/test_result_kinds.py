@@ -7,17 +7,17 @@ from pathlib import Path
 import effc
 import pytest
 import torch
-from effc.compiler.artifacts.load import front_members
+from effc.compiler.artifacts.load import checkpoint_folder_by_point
 from effc.compiler.core.cache import Cache
 from effc.compiler.core.events import StageEnded
 from effc.compiler.driver import api
-from effc.compiler.driver.pick import pick_point
+from effc.compiler.driver.pick import copy_point
 from effc.compiler.ir.outcome import kind_of_entry
 from effc.compiler.ir.step_results import StepResults
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.plugin.registry import Plugins, Registry
 from effc.compiler.transforms.supernet.family import Family
-from effc.compiler.transforms.training.unmerged import Unmerged
+from effc.compiler.transforms.training.unmerged import UnmergedAdapters
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.driver.test_outcomes import HEAD, write
@@ -25,7 +25,7 @@ from tests.worlds import context
 
 torch.set_num_threads(1)
 STORED = Path(__file__).parents[2] / "stored" / "outcomes.tar.xz"
-KINDS = {"search.": "front", "supernet.": "family", "tune.": Unmerged.kind, "prune.": "model"}
+KINDS = {"search.": "front", "supernet.": "family", "tune.": UnmergedAdapters.kind, "prune.": "model"}
 
 SCALED = '''
 """Multiply every weight by some factors."""
@@ -133,7 +133,7 @@ def stored(tmp_path_factory):
 
 def test_an_entry_of_each_kind_is_restored_and_stored_again_as_it_was(stored):
     cache = Cache(stored / "cache")
-    origin = open_folder(stored / "m", "m", "auto", context(stored).settings)
+    origin = origin_of_folder(stored / "m", "m", "auto", context(stored).settings)
     entries = cache.entries()
     assert {body.parts["step"]["word"].split(".")[0] for body in entries} == {k.rstrip(".") for k in KINDS}
     for entry in entries:
@@ -148,7 +148,7 @@ def test_an_entry_of_each_kind_is_restored_and_stored_again_as_it_was(stored):
 @pytest.mark.parametrize("keys", [{"points", "family"}, {"novel"}])
 def test_an_entry_of_no_kind_or_of_two_is_refused(stored, keys):
     cache = Cache(stored / "cache")
-    origin = open_folder(stored / "m", "m", "auto", context(stored).settings)
+    origin = origin_of_folder(stored / "m", "m", "auto", context(stored).settings)
     body = {"tensors": {}, "borrowed": {}, "edits": {}, "notes": {}}
     cache.finish("k" * 64, {}, {**body, **{key: {} for key in keys}})
     with pytest.raises(Reject, match="cache-damaged"):
@@ -194,12 +194,14 @@ def test_a_new_kind_of_result_is_one_class_and_a_target(tmp_path, monkeypatch):
     assert [m.metric for m in artifact.manifest.measures if m.metric.startswith("params")] == [
         f"params of {name}" for name in names
     ]
-    loaded = [effc.load(folder).state_dict() for _, folder in front_members(artifact.path, artifact.manifest)]
+    loaded = [
+        effc.load(folder).state_dict() for _, folder in checkpoint_folder_by_point(artifact.path, artifact.manifest)
+    ]
     assert all(torch.equal(2 * loaded[0][name], weight) for name, weight in loaded[1].items())
     again = built(recipe, registry, second).artifacts[0]
     assert [e.stage for e in second if isinstance(e, StageEnded) and e.cached] == ["thin", "all"]
     assert again.manifest.files == artifact.manifest.files
-    pick_point(artifact.path, tmp_path / "picked", point="by_4")
+    copy_point(artifact.path, tmp_path / "picked", point="by_4")
     assert torch.equal(effc.load(tmp_path / "picked").state_dict()["lm_head.weight"], loaded[1]["lm_head.weight"])
 
 

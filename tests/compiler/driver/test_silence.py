@@ -9,7 +9,7 @@ def waited(timeouts, place, seconds, is_stopped=False):
     told = []
     for second in range(1, seconds + 1):
         timeouts.wait(1.0)
-        if timeouts.reportable_silence(place):
+        if timeouts.silence_to_report(place):
             told.append(second)
         if timeouts.is_stale(place, lambda _: is_stopped):
             return told, second
@@ -50,4 +50,4 @@ def test_time_in_which_nobody_looked_is_not_held_against_a_worker():
     timeouts = ResponseTimeouts(longest={("step", True): 1.0})
     timeouts.begin(0, "step")
     timeouts.wait(10_000.0)  # who asks was stopped itself
-    assert not timeouts.reportable_silence(0) and timeouts.owed[0].waited == POLL_SECONDS
+    assert not timeouts.silence_to_report(0) and timeouts.owed[0].waited == POLL_SECONDS

@@ -39,18 +39,18 @@ def judged(tmp_path_factory):
     (tmp_path / "tiny.json").write_text(json.dumps(config))
     (tmp_path / "r.effspec").write_text(RECIPE)
     session = api.open_session(tmp_path / "r.effspec", settings=Settings(tmp_path / "cache", threads=1))
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     ctx = session.context(plan.recipe, plan.pipeline)
     verdicts = Verdicts(plan, Cache(tmp_path / "cache"), ctx)
     first, later = plan.pipeline.emits
-    shown, new = verdicts.judge_model(first, ctx.origin.load, rounds=False)
+    shown, new = verdicts.judge_model(first, ctx.origin.load, is_rounded=False)
     assert [o.state for o in new] == ["ok", "ok"] and shown.outcomes == new
     return verdicts, later, ctx.origin.load()
 
 
 def test_a_bound_is_judged_again_where_an_artifact_measures_something_else(judged):
     verdicts, target, model = judged
-    shown, new = verdicts.judge_model(target, lambda: Forward(model, more=10**6), rounds=False)
+    shown, new = verdicts.judge_model(target, lambda: Forward(model, more=10**6), is_rounded=False)
     params = next(m for m in shown.measures if m.metric == "params")
     (missed,) = [o for o in shown.outcomes if not o.passed]
     assert missed.value == params.compiled > missed.high and missed in new and missed.where == "pt"
@@ -58,12 +58,12 @@ def test_a_bound_is_judged_again_where_an_artifact_measures_something_else(judge
 
 def test_what_another_artifact_measures_alike_is_not_said_twice(judged):
     verdicts, target, model = judged
-    shown, new = verdicts.judge_model(target, lambda: model, rounds=False)
+    shown, new = verdicts.judge_model(target, lambda: model, is_rounded=False)
     assert [o.state for o in shown.outcomes if o.bound.metric.name == "params"] == ["ok"] and new == ()
 
 
 def test_times_of_another_artifact_are_not_shown(judged):
     verdicts, target, model = judged
-    shown, _ = verdicts.judge_model(target, lambda: Forward(model), rounds=False)
+    shown, _ = verdicts.judge_model(target, lambda: Forward(model), is_rounded=False)
     assert not [m.metric for m in shown.measures if m.metric.startswith("decode")]
     assert not [o for o in shown.outcomes if o.bound.metric.name.startswith("decode")]

@@ -35,7 +35,7 @@ def model(ctx):
 
 
 def measure(ctx, name: str, model, **args) -> float:
-    return ctx.registry.load_class("metric", name)(**args).measure(model, ctx)
+    return ctx.registry.import_plugin_class("metric", name)(**args).measure(model, ctx)
 
 
 def disturbed(ctx, by: float = 0.3):
@@ -158,7 +158,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
     origin = Config(path="config.json").resolve(worlds.context(tmp_path))
     ctx = worlds.context(tmp_path, origin, {"noise": ("synthetic", {"count": 3, "length": 9})})
     reference.prepare(ctx, model, NOISE)
-    kept = reference.load_reference(ctx, NOISE)
+    kept = reference.load_or_make_reference(ctx, NOISE)
     assert kept.head is not None, "hidden states, not log-probabilities"
     with torch.no_grad():
         exact = model(ctx.rows(NOISE)).logits.flatten(0, 1)
@@ -168,7 +168,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
 def test_a_tail_that_is_not_known_is_kept_as_log_probabilities(ctx, model):
     model.forward = _doubled(model.forward)
     reference.prepare(ctx, model, NOISE)
-    kept = reference.load_reference(ctx, NOISE)
+    kept = reference.load_or_make_reference(ctx, NOISE)
     assert kept.head is None and kept.outputs.dtype == torch.float16
     # float16 keeps 11 bits of each log-probability; on SmolLM2 that is 3e-7 nats.
     assert measure(ctx, "divergence", model, data=NOISE) < 1e-5
@@ -202,7 +202,7 @@ def test_what_is_kept_and_was_edited_is_compared_with_nothing(ctx, model):
     data = bytearray(place.read_bytes())
     data[len(data) // 2] ^= 1
     place.write_bytes(data)
-    found = worlds.refused(lambda: reference.load_reference(ctx, NOISE)).diagnostics[0]
+    found = worlds.refused(lambda: reference.load_or_make_reference(ctx, NOISE)).diagnostics[0]
     assert found.slug == "cache-damaged" and str(place) in found.message
 
 
@@ -268,7 +268,7 @@ def quiz(ctx):
 @pytest.mark.parametrize("normalised", [False, True])
 def test_choice_equals_a_loop_over_options(quiz, model, normalised):
     right = 0
-    items = quiz.data(DataRef("quiz")).tokenized_questions(quiz.tokenizer, quiz)
+    items = quiz.data(DataRef("quiz")).tokenize_questions(quiz.tokenizer, quiz)
     for item in items:
         scores = []
         for row, begin, length in zip(item.rows, item.starts, item.lengths, strict=True):

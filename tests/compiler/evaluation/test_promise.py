@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effc.compiler.evaluation.promise import Promise
+from effc.compiler.evaluation.promise import OutputPromise
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.interfaces import Close
 from effc.compiler.transforms.editing.rewrite import Rewriter
@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 )
 def test_outputs_that_change_in_one_situation_only_break_the_promise(where):
     program = capture(tiny.model("llama"))
-    promise = Promise.of(program)
+    promise = OutputPromise.of(program)
     promise.check(program, Close(atol=0.0))
     program.model.model.layers[1].register_forward_hook(lambda _, args, out: out * 1.01 if where(out) else out)
     reject = refused(lambda: promise.check(program, Close(atol=1e-4)))
@@ -35,13 +35,13 @@ def test_outputs_that_change_in_one_situation_only_break_the_promise(where):
 
 def test_an_edit_within_its_tolerance_keeps_the_promise():
     program = capture(tiny.model("gpt2"))
-    promise = Promise.of(program)
+    promise = OutputPromise.of(program)
     with torch.no_grad():
         for block in program.model.transformer.h:
             block.mlp.c_proj.weight[::2] = 0
     changed = refused(lambda: promise.check(program, Close(atol=1e-4)))
     assert "the pass promises at most 0.0001" in changed.diagnostics[0].message
-    promise = Promise.of(program)
+    promise = OutputPromise.of(program)
     with Rewriter(program) as rewrite:
         for path in program.units:
             keep = range(1, 96, 2)
@@ -52,7 +52,7 @@ def test_an_edit_within_its_tolerance_keeps_the_promise():
 
 def test_outputs_that_are_no_numbers_break_the_promise():
     program = capture(tiny.model("llama"))
-    promise = Promise.of(program)
+    promise = OutputPromise.of(program)
     with torch.no_grad():
         program.model.lm_head.weight[3, 3] = torch.nan
     assert refused(lambda: promise.check(program, Close(atol=1e9))).diagnostics[0].slug == "promise-broken"
@@ -70,7 +70,7 @@ def test_a_module_of_the_user_s_own_is_held_to_its_promise_on_its_inputs():
             return (x,)
 
     program = capture(Tower(), inputs={"x": torch.ones(2, 3, 8)})
-    promise = Promise.of(program)
+    promise = OutputPromise.of(program)
     promise.check(program, Close(atol=0.0))
     with torch.no_grad():
         program.model.layers[0][0].bias += 1
@@ -80,5 +80,5 @@ def test_a_module_of_the_user_s_own_is_held_to_its_promise_on_its_inputs():
 def test_the_model_is_as_it_was_after_a_check():
     model = tiny.model("llama").train()
     program = capture(model)
-    Promise.of(program).check(program, Close(atol=0.0))
+    OutputPromise.of(program).check(program, Close(atol=0.0))
     assert all(module.training for module in model.modules())

@@ -16,7 +16,10 @@ torch.set_num_threads(1)  # tests run side by side: threads that wait for each o
 @pytest.mark.parametrize("name", ["prefill.p50", "prefill.p95", "decode.p50", "decode.p95", "throughput"])
 def test_times_are_positive(tmp_path, name):
     args = {"prompt": 8, **({"repeats": 3} if "prefill" in name else {"steps": 3})}
-    assert Registry().load_class("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path)) > 0
+    assert (
+        Registry().import_plugin_class("metric", name)(**args).measure(tiny.model("llama"), worlds.context(tmp_path))
+        > 0
+    )
 
 
 def test_decoding_uses_the_cache():
@@ -114,5 +117,5 @@ def test_rounds_may_divide_the_timings_among_them():
 
 def test_a_deeper_model_takes_longer():
     shallow, deep = tiny.model("llama", num_hidden_layers=1), tiny.model("llama", num_hidden_layers=12)
-    metric = Registry().load_class("metric", "prefill.p50")(prompt=16, repeats=5)
+    metric = Registry().import_plugin_class("metric", "prefill.p50")(prompt=16, repeats=5)
     assert timing.measure_interleaved({"shallow": shallow, "deep": deep}, metric, rounds=7).ratio > 1.5

@@ -324,7 +324,7 @@ def test_a_missing_field_names_the_nearest(ctx):
 )
 def test_every_layout_of_choices_means_the_same(ctx, record, args):
     lines(ctx.folder / "q.jsonl", [record])
-    (item,) = Choices(path="q.jsonl", **args).tokenized_questions(ctx.tokenizer, ctx)
+    (item,) = Choices(path="q.jsonl", **args).tokenize_questions(ctx.tokenizer, ctx)
     assert item.answer == 1 and item.lengths == (2, 3)
     front, back = item.rows[1][: item.starts[1]], item.rows[1][item.starts[1] :]
     assert ctx.tokenizer.decode(front) == "<s>Question: Q\nAnswer:" and ctx.tokenizer.decode(back) == " yes"
@@ -349,7 +349,7 @@ def test_true_and_false_are_answers():
 )
 def test_questions_that_are_none(ctx, record):
     lines(ctx.folder / "q.jsonl", [record])
-    assert worlds.slug(lambda: Choices(path="q.jsonl").tokenized_questions(ctx.tokenizer, ctx)) == "bad-record"
+    assert worlds.slug(lambda: Choices(path="q.jsonl").tokenize_questions(ctx.tokenizer, ctx)) == "bad-record"
 
 
 def test_choices_as_rows_hold_the_right_answers(ctx):

@@ -6,12 +6,12 @@ import gc
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.evaluation.equivalence import max_logit_difference, record_logits
+from effc.compiler.evaluation.equivalence import max_logit_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture import patches
 from effc.compiler.ir.capture.capture import capture, flat
-from effc.compiler.ir.capture.first_calls import other_calls, record_first_calls
+from effc.compiler.ir.capture.first_calls import further_unit_calls, record_first_calls
 from effc.compiler.ir.capture.sample import sample_inputs, sample_tokens
-from effc.compiler.ir.traced_integers import TracedInt, evaluate_source
+from effc.compiler.ir.traced_integers import TracedInt, evaluate_expression
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
@@ -198,13 +198,13 @@ def test_literals_know_the_attribute_that_they_came_from():
 
 def test_a_source_expression_evaluates_to_the_literal_it_explains():
     width = (TracedInt(12, "mlp.width") * 2 - 4) // TracedInt(5, "layers.0.parts")
-    assert (int(width), evaluate_source(width.source, {"mlp.width": 12, "layers.0.parts": 5}.get)) == (4, 4)
+    assert (int(width), evaluate_expression(width.source, {"mlp.width": 12, "layers.0.parts": 5}.get)) == (4, 4)
 
 
 @pytest.mark.parametrize("text", ["", "(", "(a", "(a + b", "(a / b)", "a b", "(a // 0)", "a; b", "f('os')"])
 def test_a_text_that_is_no_source_expression_is_refused(text):
     with pytest.raises(ValueError):
-        evaluate_source(text, lambda path: 3)
+        evaluate_expression(text, lambda path: 3)
 
 
 def test_notes_on_nodes_are_plain_data():
@@ -296,7 +296,7 @@ def test_layers_are_also_called_on_another_shape_and_in_a_decode_step(name):
         call.free
         for call in [
             record_first_calls(model, sample_inputs(model)).first.popitem()[1],
-            *other_calls(model, sample_inputs(model), [path])[path],
+            *further_unit_calls(model, sample_inputs(model), [path])[path],
         ]
     )
     assert list(first) == list(other) == list(step) and plain.keys() <= first.keys()
@@ -387,5 +387,5 @@ def test_a_copy_of_a_bound_model_runs_its_own_weights():
 
 
 def test_observations_of_the_same_model_are_equal():
-    seen = [record_logits(tiny.model("llama")) for _ in range(2)]
+    seen = [record_logits_of_sample_calls(tiny.model("llama")) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

@@ -12,12 +12,12 @@ from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.load import load
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.artifacts.verify import verify_forms
-from effc.compiler.cli.verbs.exit_codes import diagnostics_of
+from effc.compiler.cli.verbs.exit_codes import diagnostics_of_exception
 from effc.compiler.evaluation.metrics.params import Params
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.graph_json import graph_to_json
-from effc.compiler.ir.layers.linear import KernelLinear, lowered, settle_packed_weights
+from effc.compiler.ir.layers.linear import KernelLinear, check_and_copy_packed_weights, lowered
 from effc.compiler.ir.outcome import Model
 from effc.compiler.ir.program import Program
 from effc.compiler.ir.step_results import StepResults
@@ -222,7 +222,7 @@ def one(kernel: str = "sparse_linear") -> torch.nn.Module:
 def test_a_packed_weight_that_was_cut_is_refused_when_it_is_settled(kernel, cut):
     model = one(kernel)
     model[0].packed = model[0].packed[:-cut].clone()
-    found = refused(lambda: settle_packed_weights(model)).diagnostics[0]
+    found = refused(lambda: check_and_copy_packed_weights(model)).diagnostics[0]
     assert (found.slug, found.exit) == ("packed-damaged", 5) and "longer or shorter" in found.message
 
 
@@ -233,20 +233,23 @@ def test_masks_that_disagree_with_the_values_are_refused_even_behind_a_right_che
     at = Header.from_buffer_copy(bytes(packed[:128].numpy())).stream_at
     packed[at : at + 4] ^= 255
     model[0].packed = sealed(packed)
-    found = refused(lambda: settle_packed_weights(model)).diagnostics[0]
+    found = refused(lambda: check_and_copy_packed_weights(model)).diagnostics[0]
     assert found.slug == "packed-damaged" and "masks do not agree" in found.message and found.message.startswith("0:")
 
 
 def test_a_packed_weight_of_another_kernel_or_size_is_refused():
     model = one()
     model[0].packed = one("dense_linear")[0].packed
-    assert "packed for another kernel" in refused(lambda: settle_packed_weights(model)).diagnostics[0].message
+    assert "packed for another kernel" in refused(lambda: check_and_copy_packed_weights(model)).diagnostics[0].message
     model = one()
     model[0].in_features = 95
-    assert "it has 96 inputs" in refused(lambda: settle_packed_weights(model)).diagnostics[0].message
+    assert "it has 96 inputs" in refused(lambda: check_and_copy_packed_weights(model)).diagnostics[0].message
     model = one()
     model[0].out_features = 47
-    assert "sizes are not those of this layer" in refused(lambda: settle_packed_weights(model)).diagnostics[0].message
+    assert (
+        "sizes are not those of this layer"
+        in refused(lambda: check_and_copy_packed_weights(model)).diagnostics[0].message
+    )
 
 
 def test_a_weight_changed_in_place_is_checked_again_before_it_runs():
@@ -258,7 +261,7 @@ def test_a_weight_changed_in_place_is_checked_again_before_it_runs():
 
 
 def test_what_a_kernel_refuses_is_a_sentence_of_the_command_line():
-    found = diagnostics_of(KernelError("the packed weight can't be used: it is not a row of bytes"))[0]
+    found = diagnostics_of_exception(KernelError("the packed weight can't be used: it is not a row of bytes"))[0]
     assert (found.slug, found.exit) == ("kernel-refused", 5) and "row of bytes" in found.message
 
 

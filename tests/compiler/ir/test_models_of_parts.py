@@ -8,7 +8,7 @@ from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, open
 from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.meta_capture import capture_on_meta
-from effc.compiler.models.checkpoints.model_folder import open_folder
+from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.plugin.target import Form
 from transformers import (
     DetrConfig,
@@ -46,7 +46,7 @@ def opened(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         detr().save_pretrained(folder)
-    return open_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
+    return origin_of_folder(folder, "here", "auto", worlds.context(folder.parent).settings)
 
 
 def test_a_part_without_fused_attention_runs_its_own_and_the_rest_the_fused_one(opened):

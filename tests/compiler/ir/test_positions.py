@@ -5,8 +5,8 @@ import torch
 import transformers
 from effc.compiler.driver.judging.comparison import default_speed_metric
 from effc.compiler.evaluation.timing import WARMUP, decode_step
-from effc.compiler.ir.slots import index_lists, per_layer_values
-from effc.compiler.models.checkpoints.origin import longest_row
+from effc.compiler.ir.slots import layer_index_lists, per_layer_values
+from effc.compiler.models.checkpoints.origin import max_row_tokens
 from effc.dsl.syntax.diagnostics import Reject
 
 SIZES = {
@@ -39,7 +39,7 @@ def decoder(kind: str, **more) -> torch.nn.Module:
 )
 def test_the_longest_row_is_the_longest_that_runs(kind, more):
     model = decoder(kind, **more)
-    longest = longest_row(model.config.to_dict())
+    longest = max_row_tokens(model.config.to_dict())
     model(input_ids=torch.full((1, longest), 7))
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, longest + 1), 7))
@@ -70,4 +70,4 @@ def test_configs_whose_layers_differ_are_read_without_asking_for_one_value():
         layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
     )
     assert list(per_layer_values(config, 4)) == ["layer_types"]
-    assert index_lists(config, 4) == {}
+    assert layer_index_lists(config, 4) == {}

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 
 import pytest
-from effc.compiler.core.speeds import measure_speeds
+from effc.compiler.core.speeds import measure_machine_speeds
 
 from bench import giant
 
@@ -22,7 +22,7 @@ def large(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def speeds(tmp_path_factory):
-    return json.dumps(asdict(measure_speeds(tmp_path_factory.mktemp("disk"))))
+    return json.dumps(asdict(measure_machine_speeds(tmp_path_factory.mktemp("disk"))))
 
 
 @pytest.mark.parametrize("name", giant.RECIPES)

@@ -41,7 +41,7 @@ def build(folder, step):
     origin = session.model_origin(call)
     counted = replace(origin, load=lambda: loads.append(1) or origin.load())
     session.origins = dict.fromkeys(session.origins, counted)
-    (plan,) = api.make_plans(session)
+    (plan,) = api.plan_all_pipelines(session)
     return Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)), loads
 
 

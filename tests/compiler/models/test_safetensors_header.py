@@ -74,16 +74,16 @@ def test_a_settled_file_is_hashed_once_and_a_changed_one_again(tmp_path, monkeyp
     path, kept = tmp_path / "f", tmp_path / "cache"
     path.write_bytes(b"one")
     monkeypatch.setattr(hashes, "SETTLED", -1.0)
-    first = hashes.file_hash(path, kept)
+    first = hashes.cached_file_hash(path, kept)
     monkeypatch.setattr(hashes.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-    assert hashes.file_hash(path, kept) == first
+    assert hashes.cached_file_hash(path, kept) == first
     monkeypatch.undo()
     path.write_bytes(b"other")
-    assert hashes.file_hash(path, kept) != first
+    assert hashes.cached_file_hash(path, kept) != first
 
 
 def test_a_file_just_written_is_not_remembered(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(b"one")
-    hashes.file_hash(path, tmp_path / "cache")
+    hashes.cached_file_hash(path, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

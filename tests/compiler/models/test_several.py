@@ -18,8 +18,8 @@ from effc.compiler.inputs.data.sounds import _read_wav
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.sample import sample_inputs
 from effc.compiler.models.rows.forward import outputs
-from effc.compiler.models.rows.inputs import forward_arguments, predictions
-from effc.compiler.models.rows.packed_inputs import generates_from_ids, packed, packed_parts
+from effc.compiler.models.rows.inputs import forward_args_and_kwargs, predictions
+from effc.compiler.models.rows.packed_inputs import can_generate_from_ids_alone, packed, packed_input_parts
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.transforms.search.layerwise import Layerwise, stages
 from effc.dsl.syntax.diagnostics import Reject
@@ -79,7 +79,7 @@ def test_rows_of_a_module_of_several_inputs_are_what_it_would_be_given_by_name()
     model = randomized(Denoiser)
     rows = packed(model.dummy_inputs, tuple(model.dummy_inputs))
     assert torch.equal(outputs(model, rows), model(**model.dummy_inputs))
-    given = forward_arguments(model, rows)[1]
+    given = forward_args_and_kwargs(model, rows)[1]
     assert given["timestep"].dtype == torch.int64 and given["timestep"].tolist() == [3, 7]
 
 
@@ -89,10 +89,10 @@ def test_two_towers_are_one_program_of_units_in_both(kind):
     program, reference = capture(model), towers(kind)
     assert {path.split(".")[0] for path in program.units} == {"text_model", "vision_model"}
     assert not program.opaque
-    said = equivalence.record_logits(reference)
+    said = equivalence.record_logits_of_sample_calls(reference)
     for unit in program.units.values():
         unit.bind(program.model)
-    assert equivalence.distance(said, equivalence.record_logits(program.model)) == 0.0
+    assert equivalence.distance(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
     assert {g.site.split(".")[0] for g in skeleton_of(program).groups} == {"text_model", "vision_model"}
 
 
@@ -135,16 +135,16 @@ def test_time_series_are_what_a_model_that_continues_them_is_captured_with(kind)
     assert "channels" in {g.kind for g in skeleton_of(capture(model)).groups}
     assert set(probe_model(model, make_probe_inputs(model))) == {"outputs of a batch"}
     with pytest.raises(Reject, match="takes `past_values`"):
-        forward_arguments(model, torch.ones(1, 8, dtype=torch.int64))
+        forward_args_and_kwargs(model, torch.ones(1, 8, dtype=torch.int64))
 
 
 def test_a_model_whose_own_generate_wants_sounds_writes_nothing_and_is_compared_by_its_logits():
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     config = transformers.Pop2PianoConfig(**sizes, num_decoder_layers=2)
     model = randomized(lambda: transformers.Pop2PianoForConditionalGeneration(config))
-    assert model.can_generate() and not generates_from_ids(model)
+    assert model.can_generate() and not can_generate_from_ids_alone(model)
     assert {name.split()[0] for name in probe_model(model, make_probe_inputs(model))} == {"logits"}
-    assert generates_from_ids(
+    assert can_generate_from_ids_alone(
         randomized(lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=32, n_head=4)))
     )
 
@@ -159,7 +159,7 @@ def test_norms_of_weights_are_captured_without_weights():
 def test_tokens_are_no_rows_of_a_model_that_takes_waves():
     config = transformers.Wav2Vec2Config(**{**_TEXT, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4})
     with pytest.raises(Reject, match="takes `input_values`"):
-        forward_arguments(transformers.Wav2Vec2ForCTC(config), torch.ones(1, 8, dtype=torch.int64))
+        forward_args_and_kwargs(transformers.Wav2Vec2ForCTC(config), torch.ones(1, 8, dtype=torch.int64))
 
 
 def test_pictures_of_sound_are_what_a_spectrogram_transformer_is_captured_with():
@@ -228,11 +228,11 @@ def test_a_target_is_what_is_said_of_a_sound(folder):
     opened = api.open_session(recipe_of(folder), settings=Settings(folder / "cache", threads=1))
     (recipe,) = opened.recipes()
     rows = opened.context(recipe, recipe.pipelines["small"]).rows_by_name("heard")
-    (part,) = packed_parts(model)
+    (part,) = packed_input_parts(model)
     assert part.shape == (16, 100) and rows.shape == (6, 1600 + 10)
     wanted, counted = predictions(model, rows)
     assert wanted[3].tolist()[:7] == [0, *[2 + i for i in ids_of(folder, "tone 3")]] or counted[3].sum() == 7
-    given = forward_arguments(model, rows)[1]
+    given = forward_args_and_kwargs(model, rows)[1]
     assert given["input_features"].shape == (6, 16, 100) and given["decoder_input_ids"][:, 0].tolist() == [0] * 6
 
 
@@ -309,7 +309,9 @@ def test_towers_that_are_given_everything_by_name_are_thinned_and_refused_by_the
     program = capture(model)
     given = sample_inputs(model)
     rows = packed({"pixel_values": given["pixel_values"], "ids": given["input_ids"]}, ("pixel_values", "ids"))
-    assert forward_arguments(model, rows)[0] == (), "a picture comes before the text, so nothing is given by place"
+    assert forward_args_and_kwargs(model, rows)[0] == (), (
+        "a picture comes before the text, so nothing is given by place"
+    )
     layers, paths = Layerwise(program, rows), set()
     for stage in stages(program, [m for m in skeleton_of(program).parts if m.path.endswith("q_proj")]):
         layers.observe_inputs(stage, lambda path, module, x: paths.add(path))

@@ -216,8 +216,8 @@ def test_a_package_in_the_working_directory_is_not_installed(process, tmp_path):
 
 def test_doctor_and_the_bill_of_materials_name_packages_with_plug_ins(process, acme, tmp_path):  # noqa: F811
     assert "effc_acme, of effc_acme 1.0" in process("doctor", PYTHONPATH=acme).out
-    code = "from effc.compiler.artifacts.sbom import sbom_json; from effc.compiler.artifacts.manifest import Manifest\n"
-    code += "print(sbom_json(Manifest('hf')).decode())"
+    code = "from effc.compiler.artifacts.sbom import cyclonedx_json; from effc.compiler.artifacts.manifest import Manifest\n"
+    code += "print(cyclonedx_json(Manifest('hf')).decode())"
     environment = {**os.environ, "PYTHONPATH": acme}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     components = json.loads(done.stdout)["components"]

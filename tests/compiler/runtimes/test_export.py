@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.analysis.discovery.discover import skeleton_of
-from effc.compiler.artifacts.exported import load_program
+from effc.compiler.artifacts.exported import load_exported_model
 from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.evaluation.metrics.bytes import Bytes
 from effc.compiler.evaluation.metrics.params import Params
@@ -52,13 +52,13 @@ def test_a_program_of_a_language_model_holds_for_other_lengths_masks_and_positio
     checks = verify_forms(folder, model, target.forms())
     assert [c.what.partition(": ")[2] for c in checks] == ["logits of a batch", "logits of a left-padded batch"]
     ids = torch.arange(3, 33)[None]
-    assert torch.allclose(load_program(folder / "program")(ids), model(ids).logits, atol=ROUNDING)
+    assert torch.allclose(load_exported_model(folder / "program")(ids), model(ids).logits, atol=ROUNDING)
 
 
 def test_a_tied_head_of_a_program_counts_once(tmp_path):
     model = tiny.model("llama", tie_word_embeddings=True)
     folder, _ = emitted(tmp_path, model)
-    opened = load_program(folder / "program")
+    opened = load_exported_model(folder / "program")
     for metric in (Params(), Bytes()):
         assert metric.measure(opened, None) == metric.measure(model, None)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.artifacts.exported import check, load_program
+from effc.compiler.artifacts.exported import check, load_exported_model
 from effc.compiler.artifacts.verify import verify_forms
 from effc.compiler.artifacts.verify_child import generate_greedy
 from effc.compiler.ir.capture.capture import capture
@@ -73,7 +73,7 @@ def test_torch_alone_takes_the_same_tokens_from_a_program_that_continues_text(ll
 
 
 def test_effc_opens_both_programs_as_one_model_that_generates_batches_of_any_padding(llama):
-    model, opened = tiny.model("llama"), load_program(llama[0] / "program")
+    model, opened = tiny.model("llama"), load_exported_model(llama[0] / "program")
     ids = torch.randint(3, 128, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :4] = mask[2, :7] = 0
@@ -86,7 +86,7 @@ def test_effc_opens_both_programs_as_one_model_that_generates_batches_of_any_pad
 
 
 def test_every_mode_gives_what_transformers_generates(llama):
-    assert_generates_alike(tiny.model("llama"), load_program(llama[0] / "program"))
+    assert_generates_alike(tiny.model("llama"), load_exported_model(llama[0] / "program"))
 
 
 OTHERS = ("gemma2", "gemma3_text", "opt", "phi3", "cohere", "mistral")

@@ -7,8 +7,8 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.plugin.target import LoadRequest
 from effc.compiler.runtimes.gguf.architectures import KINDS
 from effc.compiler.runtimes.gguf.families import FAMILIES
-from effc.compiler.runtimes.gguf.pretokenizers import DOUBT, ambiguous_merge_notes, pretokenizer_of
-from effc.compiler.targets.gguf import Gguf, refuse_config_early
+from effc.compiler.runtimes.gguf.pretokenizers import DOUBT, ambiguous_merge_notes, pretokenizer_name_and_doubts
+from effc.compiler.targets.gguf import Gguf, refuse_gguf_unwritable_config
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -143,7 +143,7 @@ def test_a_config_that_an_architecture_does_not_compute_is_refused_by_name(case,
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(Reject, match=words) as refused:
-        refuse_config_early(model)
+        refuse_gguf_unwritable_config(model)
     assert f"llama.cpp's `{FAMILIES[name].kind}`" in refused.value.diagnostics[0].message
 
 
@@ -185,7 +185,7 @@ def split(pattern):
 )
 def test_only_a_way_of_cutting_that_is_llama_cpps_own_is_named_without_a_doubt(cutting, whole, name):
     body = {"model": {"ignore_merges": whole}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": cutting}}
-    assert pretokenizer_of(body) == ((name, []) if name else ("default", [DOUBT]))
+    assert pretokenizer_name_and_doubts(body) == ((name, []) if name else ("default", [DOUBT]))
 
 
 def test_tokens_that_are_joined_by_score_are_doubted_where_merges_say_more():

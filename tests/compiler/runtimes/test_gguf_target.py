@@ -19,7 +19,7 @@ from effc.compiler.runtimes.gguf.refusal import cannot_write_gguf
 from effc.compiler.runtimes.onnx.refusal import cannot_write_onnx
 from effc.compiler.targets.gguf import Gguf
 from effc.dsl.syntax.diagnostics import EXITS, Reject
-from effc.kernels.codes import exact_codes
+from effc.kernels.codes import codes_if_on_grid
 from effc.kernels.grid import Grid
 
 from tests import tiny, worlds
@@ -172,9 +172,9 @@ def test_four_bits_keep_the_codes_that_a_quantiser_left(tmp_path, kind, symmetri
         weight = model.get_submodule(f"model.layers.0.{path}").weight.detach()
         known, entry = stored.read_tensor(f"blk.0.{name}.weight"), stored.entries[f"blk.0.{name}.weight"]
         assert entry.bytes * 8 == weight.numel() * bits
-        step = exact_codes(weight, 32).scale.repeat_interleave(32, 1)
+        step = codes_if_on_grid(weight, 32).scale.repeat_interleave(32, 1)
         # q4_1 states what code 0 stands for in 11 bits; a bfloat16 model holds code * scale in 8.
-        exact = (exact_codes(weight, 32).code - exact_codes(weight, 32).zero.repeat_interleave(32, 1)) * step
+        exact = (codes_if_on_grid(weight, 32).code - codes_if_on_grid(weight, 32).zero.repeat_interleave(32, 1)) * step
         assert ((known - exact).abs() <= (step / 200 if kind == "q4_1" else 0)).all()
     assert all(check.holds for check in verify_forms(folder, model, target.forms()))
 
@@ -224,11 +224,11 @@ def test_codes_of_four_bits_that_no_step_gives_are_refused_in_plan(tmp_path, mod
     )
     granted = Settings(tmp_path / "cache", on_event=lambda event: told.append(getattr(event, "message", "")))
     if slug in ("", "told"):
-        api.make_plans(api.open_session(recipe, settings=granted))
+        api.plan_all_pipelines(api.open_session(recipe, settings=granted))
         assert any("it is refused at the end" in said for said in told) == bool(slug)
         return
     with pytest.raises(Reject) as refused:
-        api.make_plans(api.open_session(recipe, settings=granted))
+        api.plan_all_pipelines(api.open_session(recipe, settings=granted))
     (fault,) = (d for d in refused.value.diagnostics if d.severity == "error")
     assert fault.slug == slug and fault.exit == 3 and fault.span is not None
     assert f'gguf("g", type: {kind})' in fault.span.text

@@ -9,7 +9,7 @@ from effc.compiler.artifacts.load import load
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.compiler.runtimes.onnx.model import open_onnx
-from effc.compiler.runtimes.onnx.seq2seq_export import refuse_unsupported
+from effc.compiler.runtimes.onnx.seq2seq_export import refuse_unsupported_encoder_decoder
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.runtimes.native.test_translators import BART, GREEDY, assert_near, made, sources
@@ -133,9 +133,11 @@ def test_graphs_that_do_not_belong_together_are_refused(compiled, change, said, 
 
 def test_a_decoder_without_a_head_and_one_that_hears_otherwise_are_refused_by_name():
     with pytest.raises(Reject, match="has no head of logits"):
-        refuse_unsupported(transformers.BartModel(transformers.BartConfig(**BART)))
+        refuse_unsupported_encoder_decoder(transformers.BartModel(transformers.BartConfig(**BART)))
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 64}
     sizes |= {"input_feat_per_channel": 8, "pad_token_id": 0}  # frames that a mask shows some of
     with pytest.raises(Reject, match="takes `input_features`"):
-        refuse_unsupported(transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(**sizes)))
+        refuse_unsupported_encoder_decoder(
+            transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(**sizes))
+        )

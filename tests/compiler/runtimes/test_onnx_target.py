@@ -161,7 +161,7 @@ def test_what_the_graph_does_not_give_is_said_in_a_sentence(slim):
 
 def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
     """External weights that lie elsewhere, ops of other domains and changed bytes: refused, never opened."""
-    from effc.compiler.runtimes.onnx.checking import check_onnx
+    from effc.compiler.runtimes.onnx.checking import read_checked_onnx
 
     def changed(change):
         shutil.rmtree(tmp_path / "onnx", ignore_errors=True)
@@ -185,12 +185,12 @@ def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
 
     for change, words in ((elsewhere, "another file"), (beyond, "outside of"), (foreign, "calls ops of evil")):
         with pytest.raises(Reject, match=words):
-            check_onnx(changed(change))
+            read_checked_onnx(changed(change))
     file = changed(lambda model: None) / "model.onnx"
     name = onnx.load(file, load_external_data=False).graph.node[0].op_type.encode()
     file.write_bytes(file.read_bytes().replace(name, b"\xff" + name[1:]))
     with pytest.raises(Reject, match="not UTF-8"):
-        check_onnx(file.parent)
+        read_checked_onnx(file.parent)
     honest = (slim.path / "onnx" / "model.onnx").read_bytes()
     draw = random.Random(0)
     for _ in range(60):
@@ -199,7 +199,7 @@ def test_equal_weights_of_another_file_are_not_read(slim, tmp_path):
             data[draw.randrange(len(data))] = draw.randrange(256)
         (tmp_path / "onnx" / "model.onnx").write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
         try:
-            check_onnx(tmp_path / "onnx")
+            read_checked_onnx(tmp_path / "onnx")
         except Reject as refused:
             assert refused.diagnostics[0].slug in ("refused-onnx", "odd-file")
 

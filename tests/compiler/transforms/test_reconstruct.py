@@ -50,9 +50,9 @@ class OneDevice(TorchDispatchMode):
 class Real(Moments):
     """Moments that are read as they are where everything else is only shapes."""
 
-    def moment_of(self, module):
+    def load_moment(self, module):
         with _disable_current_modes():
-            return super().moment_of(module)
+            return super().load_moment(module)
 
     def input_norms(self, module):
         with _disable_current_modes():
@@ -126,7 +126,7 @@ def test_an_item_costs_more_the_fewer_others_may_make_up_for_it(tmp_path, monkey
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
 
     weight, size = program.model.get_parameter(reader.tensor).detach().double(), inputs // group.count
-    moment, half = moments.moment_of(reader.tensor.removesuffix(".weight")).double(), inputs // 2
+    moment, half = moments.load_moment(reader.tensor.removesuffix(".weight")).double(), inputs // 2
     for item in range(group.count):  # the others of its half take over, by least squares
         start = item * size // half * half
         gone = set(range(item * size, (item + 1) * size))
@@ -158,9 +158,9 @@ class Counting(Moments):
 
     reads = 0
 
-    def moment_of(self, module):
+    def load_moment(self, module):
         self.reads += 1
-        return super().moment_of(module)
+        return super().load_moment(module)
 
 
 def test_a_trial_and_its_cut_are_solved_once_and_give_the_same_bits(tmp_path):
@@ -300,10 +300,10 @@ def test_moments_are_kept_up_to_the_diagonal_and_come_back_whole(tmp_path, monke
     program = capture(tiny.model("llama"))
     module = "model.layers.0.mlp.down_proj"  # 96 inputs
     whole = read(program, tmp_path / "whole")
-    expected = whole.moment_of(module)
+    expected = whole.load_moment(module)
     monkeypatch.setattr(reconstruct, "STRIPE", 20)
     parts = read(program, tmp_path / "parts")
-    assert torch.allclose(parts.moment_of(module), expected, rtol=1e-6)
+    assert torch.allclose(parts.load_moment(module), expected, rtol=1e-6)
     files = {kept: next(kept.folder.glob(parts._file(module).name)).stat().st_size for kept in (whole, parts)}
     assert files[parts] < 0.7 * files[whole]
     assert 4 * 96 + reconstruct.bytes_on_disk(96) <= files[parts] < 4 * 96 + reconstruct.bytes_on_disk(96) + 1000

@@ -8,14 +8,14 @@ import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.layers.reft import FORMS, Reft, has_identity, interventions, orthonormalize
-from effc.compiler.models.rows.prompt_positions import edited_spans, prompts, without_interventions
+from effc.compiler.models.rows.prompt_positions import edited_counts_at_both_ends, prompts, without_interventions
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.transforms.editing.interventions import (
     insert_interventions,
     make_interventions,
     remove_interventions,
 )
-from effc.compiler.transforms.editing.position_spec import parse_positions
+from effc.compiler.transforms.editing.position_spec import parse_first_last_counts
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ def intervened(model, form="loreft", positions="f2+l3", rank=4, tied=True, start
     paths = tuple(p for i, p in enumerate(program.units) if on is None or i in on)
     seeds = {path: i for i, path in enumerate(paths)}
     made = make_interventions(
-        program, paths, form, rank, parse_positions(positions), tied, drop, start, seeds.__getitem__
+        program, paths, form, rank, parse_first_last_counts(positions), tied, drop, start, seeds.__getitem__
     )
     insert_interventions(program, made)
     return program
@@ -179,7 +179,7 @@ def test_rows_are_made_orthonormal_and_orthonormal_rows_are_left(rank, seed, sca
     ],
 )
 def test_published_parameter_counts_come_out(width, layers, rank, tied, positions, published):
-    first, last = parse_positions(positions)
+    first, last = parse_first_last_counts(positions)
     with torch.device("meta"):
         module = Reft("loreft", width, rank, first, last, tied, 0.0)
     assert layers * sum(p.numel() for p in module.parameters()) == published
@@ -189,7 +189,7 @@ def test_published_parameter_counts_come_out(width, layers, rank, tied, position
 
 
 def test_positions_are_read_as_written():
-    assert [parse_positions(text) for text in ("f7+l7", "f3", "l1", "l2+f1", "f1 + l1")] == [
+    assert [parse_first_last_counts(text) for text in ("f7+l7", "f3", "l1", "l2+f1", "f1 + l1")] == [
         (7, 7),
         (3, 0),
         (0, 1),
@@ -201,13 +201,13 @@ def test_positions_are_read_as_written():
 @pytest.mark.parametrize("text", ["", "f0", "7", "f7+f3", "x3", "f7+", "f-1", "F7"])
 def test_other_positions_are_refused(text):
     with pytest.raises(Reject) as caught:
-        parse_positions(text)
+        parse_first_last_counts(text)
     assert caught.value.diagnostics[0].slug == "bad-positions"
 
 
 @given(n=st.integers(0, 12), first=st.integers(0, 5), last=st.integers(0, 5))
 def test_edges_of_a_prompt_never_meet_and_are_as_long_as_it_allows(n, first, last):
-    p, s = (int(x) for x in edited_spans(torch.tensor([n]), first, last))
+    p, s = (int(x) for x in edited_counts_at_both_ends(torch.tensor([n]), first, last))
     assert p + s <= n and p <= first and s <= last
     assert p + s == n or (p, s) == (first, last) or n < first + last
     if first and last and n < first + last:
@@ -339,7 +339,7 @@ def test_dropout_is_of_the_edited_state_and_of_training_alone():
 def test_the_checker_takes_the_positions_that_the_pass_takes(text):
     spelled = Registry().vocabulary.word("pass", "reft.insert").param("positions").spelled
     try:
-        parse_positions(text)
+        parse_first_last_counts(text)
         fits = True
     except Reject:
         fits = False

@@ -6,11 +6,11 @@ import operator
 
 import pytest
 import torch
-from effc.compiler.evaluation.equivalence import distance, max_logit_difference, record_logits
+from effc.compiler.evaluation.equivalence import distance, max_logit_difference, record_logits_of_sample_calls
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.edits import Edits, replay_edits
 from effc.compiler.ir.graphs import ancestors
-from effc.compiler.ir.slots import assign_slots
+from effc.compiler.ir.slots import assign_cache_slots
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -161,11 +161,16 @@ def test_a_layer_that_the_model_does_not_run_without_is_refused_before_anything_
     model = tiny.model(name)
     program = capture(model)
     path = list(program.units)[layer]
-    before = record_logits(model), copy.deepcopy(program.edits), vars(copy.deepcopy(model.config)), list(program.units)
+    before = (
+        record_logits_of_sample_calls(model),
+        copy.deepcopy(program.edits),
+        vars(copy.deepcopy(model.config)),
+        list(program.units),
+    )
     (diagnostic,) = refused(lambda: Rewriter(program).drop_layer(path)).diagnostics
     assert diagnostic.slug == "layer-needed" and path in diagnostic.message and diagnostic.exit == 3
     assert (program.version, program.edits, vars(model.config), list(program.units)) == (1, *before[1:])
-    assert distance(before[0], record_logits(model)) == 0.0
+    assert distance(before[0], record_logits_of_sample_calls(model)) == 0.0
 
 
 @given(st.data())
@@ -174,7 +179,7 @@ def test_no_kind_of_cache_has_an_empty_first_slot(data):
         data.draw(st.lists(st.sampled_from(["full_attention", "sliding_attention", "chunked"]), min_size=1, max_size=8))
     )
     live = tuple(data.draw(st.lists(st.booleans(), min_size=len(kinds), max_size=len(kinds))))
-    found = assign_slots(kinds, live)
+    found = assign_cache_slots(kinds, live)
     assert sorted(found.slots) == list(range(len(kinds)))
     used = {slot for slot, alive in zip(found.slots, live, strict=True) if alive}
     for layer, alive in enumerate(live):
@@ -294,13 +299,13 @@ def test_tied_weights_are_narrowed_together():
     model = tiny.model("llama", tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     program = capture(model)
-    before = record_logits(model, vocab=100)
+    before = record_logits_of_sample_calls(model, vocab=100)
     with Rewriter(program) as rewrite:
         rewrite.narrow("model.embed_tokens.weight", 0, range(100))
         rewrite.set_attr("config.vocab_size", 100)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert (model.lm_head.out_features, model.model.embed_tokens.num_embeddings) == (100, 100)
-    assert distance([logits[..., :100] for logits in before], record_logits(model)) < ROUNDING
+    assert distance([logits[..., :100] for logits in before], record_logits_of_sample_calls(model)) < ROUNDING
     again = rebuilt(program, "llama", tie_word_embeddings=True)
     assert again.lm_head.weight is again.model.embed_tokens.weight
     assert max_logit_difference(model, again) == 0.0
@@ -326,11 +331,11 @@ def test_indices_that_repeat_or_lie_outside_are_refused(keep):
 
 def test_layers_that_read_the_keys_of_another_keep_their_kind():
     kinds = ("sliding_attention", "full_attention", "sliding_attention", "full_attention")
-    whole = assign_slots(kinds, (True, True, False, False), masked=(True, True, True, True))
+    whole = assign_cache_slots(kinds, (True, True, False, False), masked=(True, True, True, True))
     assert whole.kinds == kinds and whole.slots == (0, 1, 2, 3)
-    without = assign_slots(kinds, (False, True, False, False), masked=(False, True, True, True))
+    without = assign_cache_slots(kinds, (False, True, False, False), masked=(False, True, True, True))
     assert without.kinds[1:] == kinds[1:] and without.slots[1] == 0 and without.kinds[0] == "full_attention"
-    assert assign_slots(kinds, (True, False, False, False), masked=(True, False, True, True)).kinds == (
+    assert assign_cache_slots(kinds, (True, False, False, False), masked=(True, False, True, True)).kinds == (
         "sliding_attention",
         "sliding_attention",
         "sliding_attention",

@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx, nn
 
-from ....ir.capture.first_calls import Call, split_arguments
-from ....ir.capture.sample import meta_masks
+from ....ir.capture.first_calls import Call, split_traced_and_constant
+from ....ir.capture.sample import masks_without_data
 from ....ir.capture.signature import call_signature, module_signature
 from ....ir.capture.trace import trace
 from ....ir.layers.leaves import is_state_space
 from ....ir.unit import argument_names
-from ....models.rows.forward import without_dropout
+from ....models.rows.forward import in_eval_mode
 
 if TYPE_CHECKING:
     from ....ir.program import Program
@@ -45,11 +45,11 @@ def mixer_graphs(program: "Program") -> dict[str, MixerGraph]:
 
 def _trace_mixers(program: "Program") -> dict[str, MixerGraph]:
     model = program.model
-    mixers = {path: model.get_submodule(path) for path in program.opaque if _exists(model, path)}
+    mixers = {path: model.get_submodule(path) for path in program.opaque if _module_exists(model, path)}
     mixers = {path: mixer for path, mixer in mixers.items() if is_state_space(mixer)}
     known = _known.setdefault(model, {})
     signatures = {path: module_signature(mixer) for path, mixer in mixers.items()}
-    calls = _first_calls(program, mixers)
+    calls = _record_mixer_calls(program, mixers)
     graphs = {}
     for path, call in calls.items():
         key = (signatures[path], call_signature(call.free))
@@ -59,7 +59,7 @@ def _trace_mixers(program: "Program") -> dict[str, MixerGraph]:
     return graphs
 
 
-def _exists(model: nn.Module, path: str) -> bool:
+def _module_exists(model: nn.Module, path: str) -> bool:
     """Whether a pass has left the module: notes of opaque ones outlive them."""
     try:
         model.get_submodule(path)
@@ -68,21 +68,21 @@ def _exists(model: nn.Module, path: str) -> bool:
     return True
 
 
-def _first_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, Call]:
+def _record_mixer_calls(program: "Program", mixers: dict[str, nn.Module]) -> dict[str, Call]:
     """Arguments of each mixer in a forward of the program's inputs."""
     calls: dict[str, Call] = {}
 
     def hook(path: str):
         def keep(mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             arguments = dict(zip(argument_names(type(mixer)), args, strict=False)) | kwargs
-            calls.setdefault(path, split_arguments(arguments))
+            calls.setdefault(path, split_traced_and_constant(arguments))
 
         return keep
 
     handles = [m.register_forward_pre_hook(hook(path), with_kwargs=True) for path, m in mixers.items()]
     try:
         if mixers:
-            with torch.no_grad(), without_dropout(program.model), meta_masks(program.model):
+            with torch.no_grad(), in_eval_mode(program.model), masks_without_data(program.model):
                 program.model(**program.inputs)
     finally:
         for handle in handles:
@@ -94,7 +94,7 @@ def _trace_mixer(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.G
     free = {name: value for name, value in call.free.items() if name != CACHE}
     family = type(program.model).__module__
     try:
-        with without_dropout(program.model), meta_masks(program.model):
+        with in_eval_mode(program.model), masks_without_data(program.model):
             return trace(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
     except Exception as error:  # a forward may raise anything
         return None, f"it can't be captured without its state: {error}"

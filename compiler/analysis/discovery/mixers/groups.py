@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from .....dsl.checker.skeleton import Group, Kind, Member
-from ....ir.traced_integers import evaluate_source
+from ....ir.traced_integers import evaluate_expression
 from ..coupling import IrregularLayout, member_segments
 from ..dependent_integers import Baked, Name, Need, literal_needs, read
 from ..labels import NO_LABEL, STREAM
@@ -35,7 +35,7 @@ def parts_of_mixer(graph: fx.Graph, mixer: nn.Module) -> Parts:
     if len(labelling.scans) != 1:
         problems = labelling.unsupported or [f"it has {len(labelling.scans)} scans"]
         return Parts(rejected=tuple(problems), understood=False)
-    return _Mixer(labelling, mixer).scan_parts(labelling.scans[0])
+    return _Mixer(labelling, mixer).groups_of_scan(labelling.scans[0])
 
 
 class _Mixer:
@@ -44,7 +44,7 @@ class _Mixer:
         self.root = labelling.component_roots()
         self.blocked = {root: reason for labels, reason in labelling.blocked for root in self.root[labels].tolist()}
 
-    def scan_parts(self, scan: Scan) -> Parts:
+    def groups_of_scan(self, scan: Scan) -> Parts:
         groups, refusals = [], []
         blocks = len(scan.states)
         if scan.heads:
@@ -61,7 +61,7 @@ class _Mixer:
                 refusals.append(f"{_NAMES[kind]}: {error}")
         return Parts(tuple(groups), tuple(refusals))
 
-    def make_group(self, kind: Kind, items: np.ndarray, blocks: int) -> Group:
+    def make_group(self, kind: Kind, items: np.ndarray, n_blocks: int) -> Group:
         count = len(items)
         if len(set(items.tolist())) < count:
             raise IrregularLayout("a norm or a mixing function runs over several of them")
@@ -70,12 +70,12 @@ class _Mixer:
         blocked = next((self.blocked[r] for r in items.tolist() if r in self.blocked), None)
         if blocked:
             raise IrregularLayout(blocked)
-        if count % blocks:
-            raise IrregularLayout(f"{count} of them don't divide into {blocks} groups")
+        if count % n_blocks:
+            raise IrregularLayout(f"{count} of them don't divide into {n_blocks} groups")
         writers, reading = list(self.members(items, False)), list(self.members(items, True))
-        attributes = self.dependent_attributes(kind, items, blocks)
+        attributes = self.dependent_attributes(kind, items, n_blocks)
         return Group(
-            "", kind, count, (*writers, *reading), attributes, count // blocks if blocks > 1 else 0, len(reading)
+            "", kind, count, (*writers, *reading), attributes, count // n_blocks if n_blocks > 1 else 0, len(reading)
         )
 
     def members(self, items: np.ndarray, is_read: bool) -> Iterator[Member]:
@@ -88,22 +88,22 @@ class _Mixer:
 
     # -- integers that follow --------------------------------------------------------------------------------
 
-    def dependent_attributes(self, kind: Kind, items: np.ndarray, blocks: int) -> tuple[tuple[str, str, float], ...]:
+    def dependent_attributes(self, kind: Kind, items: np.ndarray, n_blocks: int) -> tuple[tuple[str, str, float], ...]:
         """(module, attribute, what one item less takes from it). Raises Baked."""
-        if len(items) == blocks:
+        if len(items) == n_blocks:
             return ()
-        probed = items[:: len(items) // blocks]
+        probed = items[:: len(items) // n_blocks]
         removed = np.zeros(self.labelling.count, bool)
         removed[probed] = True
         needs = list(literal_needs(self.labelling, torch.from_numpy(removed[self.root]), self.mixer))
-        values = _solve_attributes(needs, self.mixer)
+        values = _infer_attribute_values(needs, self.mixer)
         attributes = [
             (module, name, (read(self.mixer, (module, name)) - value) / len(probed))
             for (module, name), value in values.items()
         ]
-        return (*attributes, *self.norm_spans(kind, items), *self.unreferenced_attributes(kind, items, needs))
+        return (*attributes, *self.norm_size_changes(kind, items), *self.unread_channel_counts(kind, items, needs))
 
-    def unreferenced_attributes(
+    def unread_channel_counts(
         self, kind: Kind, items: np.ndarray, needs: Sequence[Need]
     ) -> Iterator[tuple[str, str, float]]:
         """Attributes that say the number of channels and that no literal is read from: initialisers read them."""
@@ -115,7 +115,7 @@ class _Mixer:
                 if type(value) is int and value == len(items) and name not in named
             )
 
-    def norm_spans(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:
+    def norm_size_changes(self, kind: Kind, items: np.ndarray) -> Iterator[tuple[str, str, float]]:
         """Sizes over which norms behind the scan take their means, evenly over its groups."""
         if kind == "ssm_state":
             return
@@ -124,7 +124,7 @@ class _Mixer:
             yield span.module, span.attribute, width * span.size / span.channels
 
 
-def _solve_attributes(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
+def _infer_attribute_values(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int]:
     """The attributes that must take other values: those that a literal is read from as they are, or where none is, one
     that gives every literal the value it needs. Raises Baked."""
     values: dict[Name, int] = {}
@@ -147,7 +147,7 @@ def _solve_attributes(needs: Sequence[Need], mixer: nn.Module) -> dict[Name, int
 def _unmet(needs: Sequence[Need], values: dict[Name, int], mixer: nn.Module) -> Need | None:
     """A literal that would have another value than it needs."""
     for need in needs:
-        if evaluate_source(need.source, partial(_value, need.source_names(), values, mixer)) != need.needed:
+        if evaluate_expression(need.source, partial(_value, need.source_names(), values, mixer)) != need.needed:
             return need
     return None
 

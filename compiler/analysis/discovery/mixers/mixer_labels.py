@@ -91,7 +91,7 @@ class _ScanStep(NodeRules):
 
     def label_module(self, module: nn.Module) -> Any:
         if self.node.meta.get("role") == "norm":
-            return self.label_inner_norm(module)
+            return self.label_norm_in_mixer(module)
         return super().label_module(module)
 
     def convolution(self) -> Tensor:
@@ -171,7 +171,7 @@ class _ScanStep(NodeRules):
 
     # -- norms -----------------------------------------------------------------------------------------------
 
-    def label_inner_norm(self, module: nn.Module) -> Tensor:
+    def label_norm_in_mixer(self, module: nn.Module) -> Tensor:
         """Its statistics run over the channels or states that are left: what goes changes the scale of the others."""
         x, *gates = tensors_in((self.args, self.kwargs))
         for other in gates:

@@ -37,7 +37,7 @@ class ScanFreeMixer:
     dead: tuple[str, ...]
 
 
-def remove_scan(mixer_graph: MixerGraph, mixer: nn.Module) -> ScanFreeMixer:
+def graph_without_scan(mixer_graph: MixerGraph, mixer: nn.Module) -> ScanFreeMixer:
     """Raises Baked where what the scan alone needs can't be told from the rest."""
     assert mixer_graph.graph is not None, mixer_graph.reason
     graph = copy.deepcopy(mixer_graph.graph)
@@ -47,7 +47,7 @@ def remove_scan(mixer_graph: MixerGraph, mixer: nn.Module) -> ScanFreeMixer:
     labelling = label_mixer(graph, mixer)
     *_, last = labelling.values.values()
     dead_labels = unread_labels(labelling, np.concatenate([np.unique(x.numpy()) for x in tensors_in(last)]))
-    dead = tuple(_scan_only_parts(mixer, mixer_graph.graph, graph))
+    dead = tuple(_no_longer_used_paths(mixer, mixer_graph.graph, graph))
     return ScanFreeMixer(
         graph, with_narrowed_literals(graph, labelling, dead_labels, mixer), live_indices(labelling, dead_labels), dead
     )
@@ -74,7 +74,7 @@ def _scan_input(graph: fx.Graph, scan: fx.Node) -> fx.Node:
     return gated
 
 
-def _scan_only_parts(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
+def _no_longer_used_paths(mixer: nn.Module, before: fx.Graph, after: fx.Graph) -> Iterator[str]:
     """Modules and parameters that the scan alone used."""
     used_before, used_after = referenced(before), referenced(after)
     unused: list[str] = []

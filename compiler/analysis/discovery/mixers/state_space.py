@@ -7,7 +7,7 @@ from .....dsl.checker.skeleton import Group, Scan
 from ..dependent_integers import Baked
 from .graphs import MixerGraph, mixer_graphs, scans_in
 from .groups import Parts, parts_of_mixer
-from .scanless import ScanFreeMixer, remove_scan
+from .scanless import ScanFreeMixer, graph_without_scan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,7 @@ class StateSpace:
     mixers: frozenset[str] = frozenset()
 
 
-def find_state_space(program: "Program") -> StateSpace:
+def find_state_spaces(program: "Program") -> StateSpace:
     groups: list[Group] = []
     scans, refusals, looked = [], [], set()
     known: dict[int, tuple[Parts, ScanFreeMixer | str]] = {}
@@ -44,18 +44,18 @@ def find_state_space(program: "Program") -> StateSpace:
         if isinstance(less, str):
             refusals += [(path, less)] if less else []
         else:
-            scans.append(Scan(path, unit, tuple(_scan_cut(path, mixer, less))))
+            scans.append(Scan(path, unit, tuple(_changed_shapes_without_scan(path, mixer, less))))
     return StateSpace(tuple(groups), tuple(scans), tuple(refusals), frozenset(looked))
 
 
 def _without(mixer_graph: MixerGraph, mixer: "nn.Module") -> ScanFreeMixer | str:
     try:
-        return remove_scan(mixer_graph, mixer)
+        return graph_without_scan(mixer_graph, mixer)
     except Baked as reason:
         return str(reason)
 
 
-def _scan_cut(path: str, mixer: "nn.Module", scan_free: ScanFreeMixer):
+def _changed_shapes_without_scan(path: str, mixer: "nn.Module", scan_free: ScanFreeMixer):
     shapes = {name: tuple(p.shape) for name, p in mixer.named_parameters(remove_duplicate=False)}
     for name, shape in shapes.items():
         if any(f"{name}.".startswith(f"{dead}.") for dead in scan_free.dead):

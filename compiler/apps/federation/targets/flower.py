@@ -70,17 +70,17 @@ class Flower(FederationTarget):
     requires: ClassVar[tuple[str, ...]] = ("peft",)
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
-        from ..app import write_app
+        from ..app import write_flower_app
         from ..declaration import base_hash
-        from ..request import client_sizes, make_declaration, state_shapes
+        from ..request import make_declaration, size_per_client, state_shapes
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
-        full, sizes = state_shapes(self, program, ctx), client_sizes(self, program, ctx)
+        full, sizes = state_shapes(self, program, ctx), size_per_client(self, program, ctx)
         folder = self._write_model(program, destination, ctx)
         declared = make_declaration(
             self, full, sizes, folder, base_hash(destination / folder, ctx.settings.cache_dir), ctx
         )
-        write_app(declared, Path(self.path).name, destination)
+        write_flower_app(declared, Path(self.path).name, destination)
 
     def foresee(self, ctx: Context) -> None:
         from ....core.environment import check_modules
@@ -103,9 +103,9 @@ class Flower(FederationTarget):
 
     @classmethod
     def run(cls, request: RunRequest) -> bool:
-        from ..simulated_run import simulate_artifact
+        from ..simulated_run import simulate_and_write_results
 
-        simulate_artifact(request)
+        simulate_and_write_results(request)
         return True
 
     @classmethod
@@ -120,9 +120,9 @@ class Flower(FederationTarget):
 
     @classmethod
     def results(cls, path: Path, ctx: Context) -> "Iterator[tuple[str, nn.Module]] | None":
-        from ..outcomes import models_with_states
+        from ..outcomes import models_with_trained_states
 
-        return models_with_states(path, ctx)
+        return models_with_trained_states(path, ctx)
 
     # -- the model ---------------------------------------------------------------------------------------------
 
@@ -135,7 +135,9 @@ class Flower(FederationTarget):
 
             (destination / "edits").mkdir()
             dtype = str(program.model.dtype).removeprefix("torch.")
-            reft.write_reft(program, destination / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype})
+            reft.write_reft_folder(
+                program, destination / "edits", {"place": "", "config": ctx.origin.config, "dtype": dtype}
+            )
             (destination / "edits" / "model.safetensors").unlink()
         form: Literal["compact", "stock"] = "compact" if stock_config(program.model)[1] else "stock"
         Hf(path=self.path, form=form).emit(program, destination, ctx)

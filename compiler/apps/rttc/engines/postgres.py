@@ -29,7 +29,7 @@ class Postgres:
         self._table = sql.Identifier(f"effc_{version}")
         try:
             self._connection = self._connect()
-            self._store_vectors(vectors, f"effc_{version}")
+            self._store_vectors_unless_stored(vectors, f"effc_{version}")
         except psycopg.Error as error:
             raise Reject(
                 no_engine(f"PostgreSQL can't be used: {_line(error)}", help="see `effc explain no-vector-engine`")
@@ -43,7 +43,7 @@ class Postgres:
                 connection.execute(f"SET LOCAL hnsw.ef_search = {min(_EFFORT, max(100, 2 * count))}")
                 return [row for (row,) in connection.execute(statement, (_literal(query), count))]
 
-        return self._run_query(find)
+        return self._run_with_reconnect(find)
 
     def close(self) -> None:
         self._connection.close()
@@ -53,12 +53,12 @@ class Postgres:
             self._url, autocommit=True, connect_timeout=_SECONDS, options=f"-c statement_timeout={_SECONDS * 1000}"
         )
 
-    def _run_query(self, find: Callable[[Any], Result]) -> Result:
+    def _run_with_reconnect(self, query: Callable[[Any], Result]) -> Result:
         """Run a query; a broken connection is opened again, once."""
         with self._lock:
             for last in (False, True):
                 try:
-                    return find(self._connection)
+                    return query(self._connection)
                 except psycopg.OperationalError as error:
                     if last:
                         raise Unreachable("PostgreSQL does not answer") from error
@@ -72,14 +72,14 @@ class Postgres:
         except psycopg.OperationalError as error:
             raise Unreachable("PostgreSQL does not answer") from error
 
-    def _store_vectors(self, vectors: Tensor, name: str) -> None:
+    def _store_vectors_unless_stored(self, vectors: Tensor, table_name: str) -> None:
         """Vectors and graph in one transaction: another server that starts now waits, and finds all of it."""
         count, width = vectors.shape
         with self._connection.transaction():
             self._connection.execute("SET LOCAL statement_timeout = 0")
-            self._connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))
+            self._connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (table_name,))
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            exists = self._connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()[0] is not None
+            exists = self._connection.execute("SELECT to_regclass(%s)", (table_name,)).fetchone()[0] is not None
             count_query = sql.SQL("SELECT count(*) FROM {}").format(self._table)
             if exists and self._connection.execute(count_query).fetchone()[0] == count:
                 return

@@ -24,7 +24,7 @@ class Qdrant:
         self._name = f"effc_{version}"
         try:
             self._client = QdrantClient(location) if location == ":memory:" else _client(location)
-            self._store_vectors(vectors)
+            self._store_vectors_unless_stored(vectors)
         except Exception as error:  # the client raises those of httpx, grpc and its own
             raise Reject(
                 no_engine(f"Qdrant can't be used: {type(error).__name__}", help="see `effc explain`")
@@ -37,7 +37,7 @@ class Qdrant:
             raise Unreachable("Qdrant does not answer") from error
         return [int(point.id) for point in response.points]
 
-    def _store_vectors(self, vectors: Tensor) -> None:
+    def _store_vectors_unless_stored(self, vectors: Tensor) -> None:
         client, (count, width) = self._client, vectors.shape
         if client.collection_exists(self._name):
             if client.count(self._name).count == count:

@@ -166,7 +166,7 @@ class Rttc(CheckpointTarget):
             Native(path=self.path).foresee(ctx)
         for _ in read_samples(ctx.folder / self.knowledge):
             pass
-        self._dev_questions(ctx)
+        self._read_dev_samples(ctx)
         if self.reward == "scorer":
             read_labelled_answers(ctx.folder / self.graded)
         for _, folder_name, fault in self._companion_models():
@@ -177,7 +177,7 @@ class Rttc(CheckpointTarget):
         from ....core.cache import write_atomic
         from ..app import KNOWLEDGE, App, embedder_of
         from ..app_folder import NAME
-        from ..calibration import cosine_similarity_thresholds
+        from ..calibration import cache_hit_thresholds
 
         Hf(path=self.path).emit(program, destination, ctx)
         model, tokenizer, cache = program.model, ctx.tokenizer, ctx.settings.cache_dir
@@ -195,22 +195,24 @@ class Rttc(CheckpointTarget):
         self._copy(destination, ctx)
         embedder = embedder_of(app, destination, model, tokenizer, cache)
         base = self._build_base(destination / KNOWLEDGE, embedder, ctx)
-        self._train_scorer(destination, embedder, ctx)
-        app = replace(app, near=cosine_similarity_thresholds(base.vectors, ctx.seed))
-        app = replace(app, engine=self._write_engine(app, program, destination, base.samples[0].subject, ctx))
+        self._train_and_save_scorer(destination, embedder, ctx)
+        app = replace(app, near=cache_hit_thresholds(base.vectors, ctx.seed))
+        app = replace(
+            app, engine=self._write_native_engine_or_note(app, program, destination, base.samples[0].subject, ctx)
+        )
         if self.dev:
-            app = self._calibrate_app(app, destination, model, tokenizer, ctx)
-        for note in [*self._usage_commands(), *_left_out(base)]:
+            app = self._app_with_calibrated_policy(app, destination, model, tokenizer, ctx)
+        for note in [*self._usage_lines(), *_left_out(base)]:
             _note(destination, note)
         write_atomic(destination / NAME, (json.dumps(app.to_json(), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
     def check_artifact(cls, artifact: Path, cache_folder: Path) -> None:
         from ..app import KNOWLEDGE, read_app
-        from ..knowledge import open_base
+        from ..knowledge import open_knowledge_base
 
         read_app(artifact)
-        open_base(artifact / KNOWLEDGE)
+        open_knowledge_base(artifact / KNOWLEDGE)
         if (artifact / FOLDER).is_dir():
             Native.check_folder(artifact / FOLDER)
 
@@ -220,18 +222,20 @@ class Rttc(CheckpointTarget):
 
     @classmethod
     def run(cls, request: RunRequest) -> bool:
-        from ..conversation import answer_lines
+        from ..conversation import answer_prompt_or_lines
 
-        answer_lines(request)
+        answer_prompt_or_lines(request)
         return True
 
     def forms(self) -> tuple[Form, ...]:
         return (*FORMS, *Native(path=self.path).forms())
 
-    def _write_engine(self, app: Any, program: Program, destination: Path, probe_question: str, ctx: Context) -> str:
+    def _write_native_engine_or_note(
+        self, app: Any, program: Program, destination: Path, probe_question: str, ctx: Context
+    ) -> str:
         """Write the engine's folder, and say what generates; why it is not the engine goes into the notes."""
         from ....runtimes.native.refusal import cannot_run_natively
-        from ..app import select_engine
+        from ..app import engine_and_reason
 
         if self.generation == "torch":
             return "torch"
@@ -243,12 +247,12 @@ class Rttc(CheckpointTarget):
             shutil.rmtree(destination / FOLDER)
             _note(destination, f"PyTorch answers, not the native engine: {rejection.diagnostics[0].message}.")
             return "torch"
-        engine, reason = select_engine(destination, program.model, ctx.tokenizer, app, probe_question)
+        engine, reason = engine_and_reason(destination, program.model, ctx.tokenizer, app, probe_question)
         if reason:
             _note(destination, f"Answers after a training come from PyTorch, not the native engine: {reason}.")
         return engine
 
-    def _usage_commands(self) -> list[str]:
+    def _usage_lines(self) -> list[str]:
         """Commands that use the folder, for its model card."""
         commands = [
             '`effc run . --prompt "..." --explain` answers, and says which way, why, and what it took.',
@@ -302,19 +306,21 @@ class Rttc(CheckpointTarget):
 
     def _build_base(self, folder: Path, embedder: Any, ctx: Context) -> Any:
         from ....core.events import Ticked
-        from ..knowledge import build_base
+        from ..knowledge import build_knowledge_base
 
-        guard = [sample.question for sample in self._dev_questions(ctx)]
-        return build_base(
+        guard = [sample.question for sample in self._read_dev_samples(ctx)]
+        return build_knowledge_base(
             [ctx.folder / self.knowledge],
             embedder,
             folder,
-            guard=guard,
-            drafts=ctx.settings.cache_dir / "rttc" / "building",  # what is beside the folder goes with a killed compile
+            evaluation_questions=guard,
+            draft_folder=ctx.settings.cache_dir
+            / "rttc"
+            / "building",  # what is beside the folder goes with a killed compile
             on_progress=lambda at, of: ctx.tick(Ticked("embedding samples", at, of)),
         )
 
-    def _dev_questions(self, ctx: Context) -> Sequence[Any]:
+    def _read_dev_samples(self, ctx: Context) -> Sequence[Any]:
         from ..sample import read_samples
 
         samples = [s for s in read_samples(ctx.folder / self.dev) if s.question] if self.dev else []
@@ -322,45 +328,47 @@ class Rttc(CheckpointTarget):
             raise Reject(no_questions(f"{self.dev} has no question with an answer"))
         return samples
 
-    def _train_scorer(self, destination: Path, embedder: Any, ctx: Context) -> None:
+    def _train_and_save_scorer(self, destination: Path, embedder: Any, ctx: Context) -> None:
         from ....core.events import Ticked
         from ..app import REWARD
-        from ..scorer import read_labelled_answers, train_scorer
-        from ..tuned_scorer import train_tuned_scorer
+        from ..scorer import read_labelled_answers, train_logistic_scorer
+        from ..tuned_scorer import train_fine_tuned_scorer
 
         if self.reward == "scorer":
             graded = read_labelled_answers(ctx.folder / self.graded)
             if self.scorer == "head":
-                scorer: Any = train_scorer(graded, embedder, seed=ctx.seed, force=self.force)
+                scorer: Any = train_logistic_scorer(graded, embedder, seed=ctx.seed, force=self.force)
             else:
 
                 def report(at: int, of: int) -> None:
                     ctx.tick(Ticked("training the scorer", at, of))
 
-                scorer = train_tuned_scorer(
+                scorer = train_fine_tuned_scorer(
                     graded, embedder, self.scorer, on_progress=report, seed=ctx.seed, force=self.force
                 )
             scorer.save(destination / REWARD)
             ctx.record("AUC of the scorer", scorer.auc)
 
-    def _calibrate_app(self, app: Any, destination: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
+    def _app_with_calibrated_policy(self, app: Any, destination: Path, model: Any, tokenizer: Any, ctx: Context) -> Any:
         """With the thresholds, or the router, of the dev questions; what they showed goes into files of its own."""
-        from ..app import open_client
-        from ..calibration import calibrate_policy, run_trials
+        from ..app import open_guided_client
+        from ..calibration import calibrate_on_trials, run_all_branches
         from ..generation import Settings
         from ..reward import Verifier
 
-        questions = self._dev_questions(ctx)
+        questions = self._read_dev_samples(ctx)
         best_policy = replace(app.policy, kind="best")  # a router is not there yet
         off = replace(
             app, policy=best_policy, near={"lists": 2.0, "states": 2.0}, bytes=dict.fromkeys(("lists", "states"), 0)
         )  # every question on its own
-        client = open_client(off, destination, model, tokenizer, ctx.workdir)
+        client = open_guided_client(off, destination, model, tokenizer, ctx.workdir)
         verifier = Verifier(self.check, {s.question: s.answer for s in questions}, self.options)
         try:
             tracked = ctx.each(questions, "calibrating", len(questions))
-            trials_run = run_trials(client, tracked, verifier, Settings(max_tokens=self.length, seed=ctx.seed))
-            calibration = calibrate_policy(client, app.policy, questions, trials_run, self.price, ctx.seed, self.force)
+            trials_run = run_all_branches(client, tracked, verifier, Settings(max_tokens=self.length, seed=ctx.seed))
+            calibration = calibrate_on_trials(
+                client, app.policy, questions, trials_run, self.price, ctx.seed, self.force
+            )
         finally:
             if client.adaptable is not None:
                 client.adaptable.close()

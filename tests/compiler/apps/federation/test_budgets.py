@@ -5,8 +5,15 @@ import pytest
 import torch
 from effc.compiler.analysis.planning.shrink import flops_per_token, params
 from effc.compiler.apps.federation.budgets import Load, training_bytes
-from effc.compiler.apps.federation.coverage import sandwich_sizes
-from effc.compiler.apps.federation.sizes import STEPS, Coverage, Scale, Size, sizes_for, skeleton_at_size
+from effc.compiler.apps.federation.coverage import assign_sandwich_sizes
+from effc.compiler.apps.federation.sizes import (
+    STEPS,
+    Coverage,
+    Scale,
+    Size,
+    largest_sub_networks,
+    skeleton_of_sub_network,
+)
 from effc.compiler.apps.federation.strategy import TrainedState
 from effc.compiler.ir.capture.capture import capture
 from effc.dsl.checker.values import Bytes, Duration
@@ -42,7 +49,7 @@ def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
 
 def test_what_a_size_takes_is_counted_on_what_is_left(scale):
     size = scale.size(STEPS // 2)
-    skeleton = skeleton_at_size(scale.program, size)
+    skeleton = skeleton_of_sub_network(scale.program, size)
     assert params(skeleton) == size.params
     assert scale.share_of("flops", STEPS // 2) == flops_per_token(skeleton, LOAD.length)
     # weights, gradients and two moments are 16 bytes a parameter, the states of a round 12
@@ -53,7 +60,7 @@ def test_what_a_size_takes_is_counted_on_what_is_left(scale):
 def test_an_update_that_takes_long_enough_is_of_the_whole_model():
     program = capture(tiny.model("llama"))
     before = {n: p.detach().clone() for n, p in program.model.named_parameters()}
-    (size,) = sizes_for(program, [Duration(60.0)], load=LOAD)
+    (size,) = largest_sub_networks(program, [Duration(60.0)], load=LOAD)
     assert not size.indices
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in program.model.named_parameters())
 
@@ -69,17 +76,17 @@ def test_an_update_that_takes_long_enough_is_of_the_whole_model():
 )
 def test_a_budget_that_nothing_fits_names_the_least(budget, counts, says, help_):
     with pytest.raises(Reject) as refused:
-        sizes_for(capture(tiny.model("llama")), [1.0, budget], counts, LOAD)
+        largest_sub_networks(capture(tiny.model("llama")), [1.0, budget], counts, LOAD)
     (wrong,) = refused.value.diagnostics
     assert wrong.slug == "budget-too-small" and wrong.argument == "budgets"
     assert says in wrong.message and help_ in wrong.help
 
 
 def test_the_least_that_is_named_is_enough(scale):
-    from effc.compiler.apps.federation.budgets import amount_phrase, budget_text
+    from effc.compiler.apps.federation.budgets import amount_phrase, smallest_fitting_budget_text
 
     whole, least = scale.share_of("memory", STEPS), scale.share_of("memory", 1)
-    said = budget_text("memory", least, whole)
+    said = smallest_fitting_budget_text("memory", least, whole)
     assert said.endswith("KiB") and amount_phrase("memory", least)
     assert scale.largest_within(Bytes(int(said.removesuffix("KiB")) * 1024), "memory").params == scale.size(1).params
 
@@ -87,8 +94,8 @@ def test_the_least_that_is_named_is_enough(scale):
 @given(clients=st.integers(1, 9), sizes=st.integers(1, 4), seed=st.integers(0, 999), data=st.data())
 def test_nobody_draws_more_than_it_affords_and_both_ends_are_drawn(clients, sizes, seed, data):
     most = {k: data.draw(st.integers(0, sizes - 1)) for k in range(clients)}
-    drawn = sandwich_sizes(list(range(clients)), list(range(sizes)), seed, most)
-    assert drawn == sandwich_sizes(list(range(clients)), list(range(sizes)), seed, most)
+    drawn = assign_sandwich_sizes(list(range(clients)), list(range(sizes)), seed, most)
+    assert drawn == assign_sandwich_sizes(list(range(clients)), list(range(sizes)), seed, most)
     assert all(drawn[k] >= most[k] for k in range(clients))
     assert min(drawn.values()) == min(most.values())
     assert clients == 1 or max(drawn.values()) == sizes - 1

@@ -10,10 +10,10 @@ from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.client_host import ClientHost
 from effc.compiler.apps.federation.coverage import part_of
 from effc.compiler.apps.federation.declaration import read_declaration
-from effc.compiler.apps.federation.language import Local, private_gradient
+from effc.compiler.apps.federation.language import Local, accumulate_dp_sgd_gradient
 from effc.compiler.apps.federation.results import write_results
-from effc.compiler.apps.federation.simulation import simulate
-from effc.compiler.apps.federation.sizes import apply_size, sizes_for
+from effc.compiler.apps.federation.simulation import simulate_federation
+from effc.compiler.apps.federation.sizes import cut_to_sub_network, largest_sub_networks
 from effc.compiler.artifacts import reft
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -53,7 +53,7 @@ def base():
 
 
 def run(path, declared, tmp_path):
-    return simulate(declared, path / declared.folder, path.parents[1], Settings(tmp_path / "cache"))
+    return simulate_federation(declared, path / declared.folder, path.parents[1], Settings(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -98,19 +98,19 @@ def test_a_clients_size_is_the_largest_within_its_budget_and_the_least_is_named(
     program = capture(base())
     whole = sum(p.numel() for p in program.model.parameters())
     shares = (1.0, 0.8, 0.6, 0.8)
-    sizes = sizes_for(program, shares)
+    sizes = largest_sub_networks(program, shares)
     assert sizes[0].params == whole and not sizes[0].indices and sizes[1] == sizes[3]
     assert all((share - 0.05) * whole < s.params <= share * whole for s, share in zip(sizes, shares, strict=True))
     with pytest.raises(Reject) as refused:
-        sizes_for(program, [0.01])
+        largest_sub_networks(program, [0.01])
     assert "give it at least" in refused.value.diagnostics[0].help
 
 
 def test_a_sub_network_is_a_part_of_the_whole_and_runs():
     program = capture(base())
-    size = sizes_for(program, [0.7])[0]
+    size = largest_sub_networks(program, [0.7])[0]
     whole = {n: p.detach().numpy().copy() for n, p in program.model.named_parameters()}
-    apply_size(program, size)
+    cut_to_sub_network(program, size)
     part = part_of(whole, size.index())
     left = {n: p.detach().numpy() for n, p in program.model.named_parameters()}
     assert left.keys() == part.keys() and all(np.array_equal(left[n], part[n]) for n in left)
@@ -120,7 +120,7 @@ def test_a_sub_network_is_a_part_of_the_whole_and_runs():
 def test_clients_of_different_size_learn_together_and_send_what_they_hold(edited, tmp_path):
     path, declared = edited
     program = capture(api.load(path))
-    sizes = sizes_for(program, [1.0, 0.8, 0.6])
+    sizes = largest_sub_networks(program, [1.0, 0.8, 0.6])
     full = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     wanted = {"trains": "full", "strategy": "coverage", "full": full, "sizes": tuple(sizes), "size_of": (0, 1, 2)}
     made = run(path, declared.with_changes(**wanted, lr=5e-4), tmp_path)
@@ -133,7 +133,7 @@ def test_clients_of_different_size_learn_together_and_send_what_they_hold(edited
 def test_sizes_that_are_drawn_anew_are_trained_by_clients_that_afford_them(edited, tmp_path):
     path, declared = edited
     program = capture(api.load(path))
-    sizes = sizes_for(program, [1.0, 0.6])
+    sizes = largest_sub_networks(program, [1.0, 0.6])
     full = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     wanted = {"trains": "full", "strategy": "coverage", "full": full, "sizes": tuple(sizes), "size_of": (0, 0, 1)}
     made = run(path, declared.with_changes(**wanted, allocation="sandwich", rounds=3, steps=1), tmp_path)
@@ -159,7 +159,9 @@ def test_the_gradient_of_a_private_step_is_a_mean_of_clipped_rows():
         (weight * torch.tensor([100.0, 0.0, 0.0])).sum().backward()
         return 0.0
 
-    private_gradient(held, learn, 4, Local(1, 4, 0.1, clip=0.5, noise=0.0))  # with batch 4 of 4 all rows are taken
+    accumulate_dp_sgd_gradient(
+        held, learn, 4, Local(1, 4, 0.1, clip=0.5, noise=0.0)
+    )  # with batch 4 of 4 all rows are taken
     assert math.isclose(weight.grad.norm().item(), 4 * 0.5 / 4, rel_tol=1e-6)
 
 

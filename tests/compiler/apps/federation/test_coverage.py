@@ -1,7 +1,7 @@
 """Clients that hold parts: counted coverage, budgets and the sandwich."""
 
 import numpy as np
-from effc.compiler.apps.federation.coverage import coverage_mean, heads_prefix, part_of, sandwich_sizes
+from effc.compiler.apps.federation.coverage import assign_sandwich_sizes, coverage_mean, heads_prefix, part_of
 from effc.compiler.apps.federation.state import mean, size_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,8 +77,8 @@ def test_bytes_up_follow_the_size_of_the_part():
 
 def test_a_sandwich_has_both_ends_and_is_the_same_for_a_seed():
     options, clients = ("large", "middle", "small"), list(range(6))
-    chosen = sandwich_sizes(clients, options, 3)
-    assert chosen == sandwich_sizes(clients, options, 3)
+    chosen = assign_sandwich_sizes(clients, options, 3)
+    assert chosen == assign_sandwich_sizes(clients, options, 3)
     assert {"large", "small"} <= set(chosen.values())
-    assert len({tuple(sandwich_sizes(clients, options, seed).values()) for seed in range(5)}) > 1
-    assert sandwich_sizes([7], options, 0) == {7: "large"}
+    assert len({tuple(assign_sandwich_sizes(clients, options, seed).values()) for seed in range(5)}) > 1
+    assert assign_sandwich_sizes([7], options, 0) == {7: "large"}

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from effc.compiler.apps.federation import deployment
 from effc.compiler.apps.federation.declaration import read_declaration
-from effc.compiler.apps.federation.generated_code import check_code
-from effc.compiler.apps.federation.identities import check_certificates, make_identities
+from effc.compiler.apps.federation.generated_code import refuse_foreign_code
+from effc.compiler.apps.federation.identities import check_certificates, write_keys_and_certificates
 from effc.compiler.apps.federation.processes import (
     Process,
     answers,
-    end_processes,
     free_ports,
     is_port_in_use,
     last_log_line,
     start_process,
+    terminate_processes,
 )
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -34,7 +34,7 @@ pytest.importorskip("cryptography")
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "keys"
-    make_identities(folder, 2)
+    write_keys_and_certificates(folder, 2)
     return folder
 
 
@@ -97,8 +97,8 @@ def test_a_process_is_known_by_its_start_and_ended_with_what_it_started(tmp_path
         time.sleep(0.05)
     assert made.lives
     other = Process("other", made.pid, "123", made.log)  # its id was given to another process since
-    assert not other.lives and end_processes([other]) == [] and made.lives
-    assert end_processes([made]) == ["one"] and not made.lives
+    assert not other.lives and terminate_processes([other]) == [] and made.lives
+    assert terminate_processes([made]) == ["one"] and not made.lives
     with pytest.raises(ProcessLookupError):
         for _ in range(100):  # nothing of its session is left
             os.killpg(made.pid, 0)
@@ -143,7 +143,7 @@ def flower(tmp_path, monkeypatch):
         file = commands / name
         file.write_text(f"#!{sys.executable}\n{body}\n")
         file.chmod(0o700)
-    monkeypatch.setattr(deployment, "check_flower", lambda: commands)
+    monkeypatch.setattr(deployment, "flower_command_folder", lambda: commands)
     return commands
 
 
@@ -199,12 +199,12 @@ def test_a_process_that_is_none_does_not_live_because_it_has_no_start(tmp_path):
 )
 def test_code_that_effc_did_not_write_is_not_deployed(tmp_path, name, text):
     declared = read_declaration(honest_app(tmp_path) / "fedapp" / "federation.json")
-    check_code(tmp_path / "flower", declared)
+    refuse_foreign_code(tmp_path / "flower", declared)
     file = tmp_path / "flower" / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     with pytest.raises(Reject) as refused:
-        check_code(tmp_path / "flower", declared)
+        refuse_foreign_code(tmp_path / "flower", declared)
     assert slug(refused) == "foreign-code" and name in str(refused.value)
 
 
@@ -299,7 +299,7 @@ def test_without_flower_or_with_another_the_range_is_named(monkeypatch):
     for found, says in ((absent, "flwr is not installed"), (lambda name: "1.20.0", "flwr 1.20.0 is installed")):
         monkeypatch.setattr(metadata, "version", found)
         with pytest.raises(Reject) as refused:
-            deployment.check_flower()
+            deployment.flower_command_folder()
         assert slug(refused) == "no-flower" and says in str(refused.value)
         assert ">=1.42,<1.43" in str(refused.value) + refused.value.diagnostics[0].help
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from effc.compiler.apps.federation import deployment
-from effc.compiler.apps.federation.app import FLWR, app_readme
-from effc.compiler.apps.federation.processes import answers, end_processes, free_ports, start_process
+from effc.compiler.apps.federation.app import FLWR, make_readme
+from effc.compiler.apps.federation.processes import answers, free_ports, start_process, terminate_processes
 
 pytest.importorskip("flwr")
 pytest.importorskip("peft")
@@ -98,7 +98,7 @@ def test_extras_install_beside_each_other():
     ],
 )
 def test_the_page_says_what_flower_needs_to_be_told(artifact, line):
-    assert line in app_readme(declared(artifact), "fed")
+    assert line in make_readme(declared(artifact), "fed")
 
 
 def test_an_environment_of_a_deployment_asks_nobody_and_installs_nothing():
@@ -194,7 +194,7 @@ def test_the_same_app_runs_in_flowers_simulation_to_the_same_bits(artifact, tmp_
             status = flwr("list", "--run-id", str(made["run-id"]), "--format", "json")["runs"][0]["status"]
         assert status == "finished:completed", (tmp_path / "superlink.log").read_text()[-3000:]
     finally:
-        end_processes([process])
+        terminate_processes([process])
     whole = run(artifact, tmp_path / "simulated")
     write_results(whole.strategy.results(), whole.course, declared(artifact), tmp_path / "wanted")
     for client in range(3):

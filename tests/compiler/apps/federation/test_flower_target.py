@@ -17,7 +17,7 @@ from effc.compiler.apps.federation.personal import MANY
 from effc.compiler.apps.federation.results import write_results
 from effc.compiler.apps.federation.rounds import Federation
 from effc.compiler.apps.federation.secure import LEAST
-from effc.compiler.apps.federation.simulation import simulate
+from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.apps.federation.targets.flower import Flower
 from effc.compiler.artifacts.load import target_of_artifact
@@ -66,7 +66,7 @@ def declared(artifact: Path, **changes):
 
 def run(artifact: Path, tmp_path: Path, **changes):
     said = declared(artifact, **changes)
-    return simulate(said, artifact / said.folder, artifact.parents[1], Settings(tmp_path / "cache"))
+    return simulate_federation(said, artifact / said.folder, artifact.parents[1], Settings(tmp_path / "cache"))
 
 
 def hashes(run) -> dict[str, str]:
@@ -130,7 +130,9 @@ def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifa
     checkpoint = Checkpoint(tmp_path / "two" / "cache" / "federations" / said.identity, said.identity)
     place = ClientHost(said, artifact / "model", artifact.parents[1], Settings(tmp_path / "two" / "cache"))
     with place.participants([0, 1, 2]) as clients:  # a server that is gone after its first round
-        Federation(LocalGrid(clients), make_strategy(said), said.with_changes(rounds=1).round_terms(), checkpoint).run()
+        Federation(
+            LocalGrid(clients), make_strategy(said), said.with_changes(rounds=1).make_round_terms(), checkpoint
+        ).run()
     again = run(artifact, tmp_path / "two")
     assert hashes(again) == hashes(whole)
     assert not (tmp_path / "two" / "cache" / "federations" / said.identity).exists()  # nothing is left to go on with
@@ -142,7 +144,7 @@ def test_training_leaves_the_model_as_it_was(artifact, tmp_path):
     with place.participants([0, 1, 2]) as clients:
         model = clients[0].learner.slots.model
         names = {n: p.detach().clone() for n, p in model.named_parameters() if "lora" not in n}
-        Federation(LocalGrid(clients), make_strategy(said), said.round_terms()).run()
+        Federation(LocalGrid(clients), make_strategy(said), said.make_round_terms()).run()
     held = dict(model.named_parameters())
     assert all(torch.equal(p, held[n.replace(".base_layer", "")]) for n, p in names.items())
 
@@ -206,7 +208,7 @@ def test_a_model_that_was_changed_is_refused_before_anything_runs(artifact, tmp_
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
     with pytest.raises(Reject) as refused:
-        simulate(declared(artifact), other, artifact.parents[1], Settings(tmp_path / "cache"))
+        simulate_federation(declared(artifact), other, artifact.parents[1], Settings(tmp_path / "cache"))
     assert refused.value.diagnostics[0].slug == "other-federation-base"
 
 

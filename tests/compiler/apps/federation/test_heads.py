@@ -10,7 +10,7 @@ from effc.compiler.apps.federation.client_host import ClientHost, attach_slots
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.outcomes import read_state
 from effc.compiler.apps.federation.results import write_results
-from effc.compiler.apps.federation.simulation import simulate
+from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -82,7 +82,7 @@ def heard(said, path, home, tmp_path, sent, monkeypatch):
         take(self, number, replies)
 
     monkeypatch.setattr(kind, "aggregate", take_and_tell)
-    return simulate(said, path / said.folder, home, Settings(tmp_path / "cache"))
+    return simulate_federation(said, path / said.folder, home, Settings(tmp_path / "cache"))
 
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 4, 6, 11]])
@@ -106,7 +106,7 @@ def by_us(said, path, state):
 def test_a_stack_goes_on_from_the_heads_mean_and_merges_what_was_learned(app, tmp_path):
     home, path, told = app
     said = told.with_changes(strategy="stack")
-    made = simulate(said, path / said.folder, home, Settings(tmp_path / "cache"))
+    made = simulate_federation(said, path / said.folder, home, Settings(tmp_path / "cache"))
     with ClientHost(said, path / said.folder, home, Settings(tmp_path / "cache")).participants([0]) as (client,):
         learner = client.learner
         found = learner.evaluate(made.strategy.results()["global"], {})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation.low_rank import (
     padded_mean,
-    resize_rank,
     stack_factors,
+    truncate_or_pad_rank,
     truncate_to_rank,
     update,
     useful_rank,
@@ -70,14 +70,16 @@ def test_identical_clients_get_back_what_they_sent_by_every_method():
 
 def test_cutting_to_a_rank_and_filling_up_again_is_idempotent():
     for state in MIXED.values():
-        once = resize_rank(resize_rank(state, 3, ALPHA), 7, ALPHA)
-        twice = resize_rank(resize_rank(once, 3, ALPHA), 7, ALPHA)
+        once = truncate_or_pad_rank(truncate_or_pad_rank(state, 3, ALPHA), 7, ALPHA)
+        twice = truncate_or_pad_rank(truncate_or_pad_rank(once, 3, ALPHA), 7, ALPHA)
         np.testing.assert_allclose(product(once), product(twice), atol=1e-12)
 
 
 def test_a_larger_rank_leaves_the_update_as_it_was():
     state = adapter(0, 3)
-    np.testing.assert_allclose(update(resize_rank(state, 8, ALPHA), "q", ALPHA), update(state, "q", ALPHA), atol=1e-12)
+    np.testing.assert_allclose(
+        update(truncate_or_pad_rank(state, 8, ALPHA), "q", ALPHA), update(state, "q", ALPHA), atol=1e-12
+    )
 
 
 def test_the_scale_is_in_a_padded_mean_once_also_where_ranks_differ():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.declaration import read_declaration
-from effc.compiler.apps.federation.outcomes import models_with_states, read_state
+from effc.compiler.apps.federation.outcomes import models_with_trained_states, read_state
 from effc.compiler.apps.federation.results import MARK, write_results
-from effc.compiler.apps.federation.simulation import simulate
+from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.apps.federation.state import state_hash
 from effc.compiler.apps.federation.table import round_line
 from effc.compiler.apps.federation.targets.flower import Flower
@@ -52,7 +52,7 @@ def compiled(folder: Path, more: str, bound="perplexity(words) <= 0.9 * base", d
 
 def ran(path: Path):
     declared = read_declaration(path / PACKAGE / "federation.json")
-    run = simulate(declared, path / declared.folder, path.parents[1], Settings(path.parents[1] / "cache"))
+    run = simulate_federation(declared, path / declared.folder, path.parents[1], Settings(path.parents[1] / "cache"))
     write_results(run.strategy.results(), run.course, declared, path.with_name("fed-result"), path)
     return run, declared
 
@@ -60,7 +60,7 @@ def ran(path: Path):
 def judged(path: Path):
     file, given = retest.recipe_and_params(path, None)
     session = api.open_session(file, settings=Settings(path.parents[1] / "cache"), set=given)
-    return retest.test_artifact(path, session, api.make_plans(session))[0]
+    return retest.test_artifact(path, session, api.plan_all_pipelines(session))[0]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,9 @@ def test_every_state_is_judged_and_the_worst_of_them_decides(alone):
     limit = sorted(values.values())[1] / made.outcomes[1].original  # one state is worse
     (path.parents[1] / "s.effspec").write_text(text.replace("0.9 * base", f"{limit:.6f} * base"))
     session = api.open_session(path.parents[1] / "s.effspec", settings=Settings(path.parents[1] / "cache"))
-    (missed,) = [o for o in retest.test_artifact(path, session, api.make_plans(session))[0].outcomes if not o.passed]
+    (missed,) = [
+        o for o in retest.test_artifact(path, session, api.plan_all_pipelines(session))[0].outcomes if not o.passed
+    ]
     assert missed.where == max(values, key=values.get).removeprefix("perplexity(words) of ")
 
 
@@ -136,8 +138,8 @@ def test_whatever_is_trained_comes_back_as_a_model_that_does_what_its_client_saw
     assert outcome.passed and np.log(outcome.value) == pytest.approx(run.course.rounds[-1].loss, abs=1.0)
     file, _ = retest.recipe_and_params(path, None)
     session = api.open_session(file, settings=Settings(path.parents[1] / "cache"))
-    (plan,) = api.make_plans(session)
-    names = [name for name, _ in models_with_states(path, session.context(plan.recipe, plan.pipeline))]
+    (plan,) = api.plan_all_pipelines(session)
+    names = [name for name, _ in models_with_trained_states(path, session.context(plan.recipe, plan.pipeline))]
     assert names == ["global"]
     for name, state in run.strategy.results().items():
         assert state_hash(read_state(path.with_name("fed-result") / name, declared)) == state_hash(state)

@@ -1,7 +1,7 @@
 """Whose rows are whose."""
 
 import pytest
-from effc.compiler.apps.federation.partition import partition_rows, split_rows
+from effc.compiler.apps.federation.partition import partition_rows, split_train_and_validation
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ def test_a_client_without_rows_is_refused_by_name(split):
 
 
 def test_rows_held_back_are_not_learned_from():
-    learn, held = split_rows(20, 0.25, 3)
+    learn, held = split_train_and_validation(20, 0.25, 3)
     assert len(held) == 5 and sorted(learn + held) == list(range(20))
-    assert split_rows(1, 0.5, 0) == ([0], [])
-    assert split_rows(5, 0.0, 0) == ([0, 1, 2, 3, 4], [])
+    assert split_train_and_validation(1, 0.5, 0) == ([0], [])
+    assert split_train_and_validation(5, 0.0, 0) == ([0, 1, 2, 3, 4], [])

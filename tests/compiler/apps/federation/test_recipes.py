@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.declaration import base_hash, read_declaration
-from effc.compiler.apps.federation.simulation import simulate
+from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 
@@ -24,7 +24,7 @@ def test_a_shipped_federation_learns_for_every_client_and_leaves_the_model_as_it
     (made,) = api.compile(RECIPES / f"{name}.effspec", out=tmp_path, cache_dir=tmp_path / "cache", force=True)
     path = made.artifacts[0].path
     declared = read_declaration(path / PACKAGE / "federation.json")
-    run = simulate(declared, path / declared.folder, RECIPES, Settings(tmp_path / "cache"))
+    run = simulate_federation(declared, path / declared.folder, RECIPES, Settings(tmp_path / "cache"))
     first, last = run.course.rounds[0], run.course.rounds[-1]
     assert not last.faults and sorted(last.updates) == list(range(declared.clients))
     before = {client: turn.before for client, turn in first.updates.items()}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from effc.compiler.apps.federation import leave_one_out, personal
 from effc.compiler.apps.federation.leave_one_out import LeaveOneOut
-from effc.compiler.apps.federation.median import geometric_median, pull_of_median
+from effc.compiler.apps.federation.median import geometric_median, geometric_median_weights
 from effc.compiler.apps.federation.personal import AllButMe
-from effc.compiler.apps.federation.rotations import combine_states, polar, projected
+from effc.compiler.apps.federation.rotations import polar, projected, weighted_intervention_mean
 from effc.compiler.apps.federation.state import normal, shapes, vector, weighted_sum
 from effc.compiler.apps.federation.strategy import TrainedState
 from hypothesis import given
@@ -82,7 +82,7 @@ def test_the_common_frame_gives_nearly_what_aligning_with_each_receiver_does():
         k: projected({n: (start[0][n] + 0.05 * a).astype(np.float32) for n, a in s.items()}) for k, s in states.items()
     }
     found = LeaveOneOut(near, dict.fromkeys(near, 1.0), "align").mean_for(2, near[2])
-    wanted = combine_states(near, {k: 0.2 for k in near if k != 2}, near[2], "align")
+    wanted = weighted_intervention_mean(near, {k: 0.2 for k in near if k != 2}, near[2], "align")
     assert np.abs(edit(found) - edit(wanted)).max() < 2e-3 < np.abs(edit(wanted)).max() / 100
 
 
@@ -105,11 +105,11 @@ def test_one_median_of_many_gives_each_nearly_the_median_of_its_others_and_no_ou
 def test_the_pull_of_a_median_is_that_of_the_median():
     states, weights = clients(30, 2)
     weights = {k: w + 1 for k, w in weights.items()}
-    pull = pull_of_median(states, weights)
+    pull = geometric_median_weights(states, weights)
     found = weighted_sum(states, pull)
     np.testing.assert_allclose(vector(found), vector(geometric_median(states, weights)), atol=1e-4)
     same = dict.fromkeys(range(3), states[0])
-    assert pull_of_median(same, dict.fromkeys(same, 1.0)) == pytest.approx(dict.fromkeys(same, 1 / 3))
+    assert geometric_median_weights(same, dict.fromkeys(same, 1.0)) == pytest.approx(dict.fromkeys(same, 1 / 3))
 
 
 def test_a_round_looks_at_every_state_a_few_times_however_many_clients_there_are(monkeypatch):

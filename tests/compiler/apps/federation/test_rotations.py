@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from effc.compiler.apps.federation.median import median_shares
+from effc.compiler.apps.federation.median import geometric_median_shares
 from effc.compiler.apps.federation.mixing import mix
-from effc.compiler.apps.federation.rotations import align_rotation, combine_states, function_gram, polar
+from effc.compiler.apps.federation.rotations import align_rotation, function_gram, polar, weighted_intervention_mean
 
 
 def intervention(seed, rank=4, width=32, path="layers.0"):
@@ -55,7 +55,7 @@ def test_a_rotated_basis_of_a_client_does_not_change_the_aggregate(way):
     rotated = clients | {1: turned(clients[1], 7)}
     np.testing.assert_allclose(phi(rotated[1], H), phi(clients[1], H), atol=1e-12)
     third = dict.fromkeys(range(3), 1 / 3)
-    made = [phi(combine_states(some, third, clients[0], way), H) for some in (clients, rotated)]
+    made = [phi(weighted_intervention_mean(some, third, clients[0], way), H) for some in (clients, rotated)]
     np.testing.assert_allclose(*made, atol=1e-9)
 
 
@@ -63,7 +63,7 @@ def test_the_naive_aggregate_depends_on_the_basis():
     clients = {k: intervention(k) for k in range(3)}
     rotated = clients | {1: turned(clients[1], 7)}
     third = dict.fromkeys(range(3), 1 / 3)
-    made = [phi(combine_states(some, third, clients[0], "project"), H) for some in (clients, rotated)]
+    made = [phi(weighted_intervention_mean(some, third, clients[0], "project"), H) for some in (clients, rotated)]
     assert np.abs(made[0] - made[1]).max() > 0.1
 
 
@@ -71,7 +71,7 @@ def test_the_naive_aggregate_depends_on_the_basis():
 def test_clients_that_learned_the_same_in_rotated_bases_keep_it(way):
     one = intervention(0)
     clients = {0: one, 1: turned(one, 5), 2: turned(one, 6)}
-    made = combine_states(clients, dict.fromkeys(range(3), 1 / 3), turned(one, 8), way)
+    made = weighted_intervention_mean(clients, dict.fromkeys(range(3), 1 / 3), turned(one, 8), way)
     np.testing.assert_allclose(phi(made, H), phi(one, H), atol=1e-9)
 
 
@@ -88,7 +88,7 @@ def test_in_function_space_the_aggregate_is_the_nearest_of_its_rank():
             "layers.0.b": np.concatenate([state["layers.0.b"], np.zeros(2)]),
         }
         np.testing.assert_allclose(phi(padded[k], H), phi(state, H), atol=1e-12)
-    made = combine_states(padded, {0: 0.5, 1: 0.5}, padded[0], "function")
+    made = weighted_intervention_mean(padded, {0: 0.5, 1: 0.5}, padded[0], "function")
     np.testing.assert_allclose(phi(made, H), (phi(clients[0], H) + phi(clients[1], H)) / 2, atol=1e-9)
 
 
@@ -96,7 +96,7 @@ def test_distances_of_functions_do_not_see_rotations():
     clients = {k: intervention(k) for k in range(4)}
     rotated = clients | {2: turned(clients[2], 3)}
     np.testing.assert_allclose(function_gram(clients), function_gram(rotated), atol=1e-9)
-    shares = median_shares(function_gram(clients | {4: turned(clients[0], 2)}), np.ones(5))
+    shares = geometric_median_shares(function_gram(clients | {4: turned(clients[0], 2)}), np.ones(5))
     assert shares[0] == pytest.approx(shares[4], abs=1e-6)
 
 
@@ -108,4 +108,4 @@ def test_aligned_states_are_the_same_functions():
 def test_other_arrays_are_combined_entry_by_entry():
     clients = {k: intervention(k) | {"head.weight": np.full(3, float(k))} for k in range(2)}
     for way in ("project", "align", "function"):
-        assert (combine_states(clients, {0: 0.5, 1: 0.5}, clients[0], way)["head.weight"] == 0.5).all()
+        assert (weighted_intervention_mean(clients, {0: 0.5, 1: 0.5}, clients[0], way)["head.weight"] == 0.5).all()

@@ -14,7 +14,7 @@ from effc.compiler.apps.federation.checkpoint import Checkpoint
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.low_rank import update
 from effc.compiler.apps.federation.personal import AllButMe
-from effc.compiler.apps.federation.products import Pad, Stack, Truncate
+from effc.compiler.apps.federation.products import PaddedAverage, Stack, TruncatedAverage
 from effc.compiler.apps.federation.rounds import fault_lines
 from effc.compiler.apps.federation.state import state_hash
 from effc.dsl.syntax.diagnostics import Reject
@@ -26,8 +26,8 @@ STRATEGIES = {
     "fedavg": lambda: FedAvg(FULL),
     "ffa": lambda: FrozenA(FULL),
     "stack": lambda: Stack(FULL, ALPHA, RANKS),
-    "svd": lambda: Truncate(FULL, ALPHA, RANKS),
-    "hetlora": lambda: Pad(FULL, ALPHA, RANKS),
+    "svd": lambda: TruncatedAverage(FULL, ALPHA, RANKS),
+    "hetlora": lambda: PaddedAverage(FULL, ALPHA, RANKS),
     "abm mean": lambda: AllButMe(FULL, "mean", "align", 0.5),
     "abm median": lambda: AllButMe(FULL, "median", "align", 0.5),
     "abm adaptive": lambda: AllButMe(FULL, "mean", "align", None),

@@ -13,10 +13,10 @@ from effc.compiler.apps.federation.search import (
     RetrievalClient,
     RetrievalFederation,
     RetrievalStrategy,
-    merge_replies,
+    merge_top_documents,
     top_documents,
 )
-from effc.compiler.apps.federation.simulation import simulate
+from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 from effc.dsl.syntax.diagnostics import Reject
@@ -35,7 +35,9 @@ def unit(draw, count, width=8):
 def test_the_best_of_the_bests_are_those_of_one_index(counts, best, seed):
     draw = np.random.default_rng(seed)
     questions, shares = unit(draw, 3), [unit(draw, n) for n in counts]
-    owners, numbers = merge_replies({k: top_documents(questions, own, best) for k, own in enumerate(shares)}, best)
+    owners, numbers = merge_top_documents(
+        {k: top_documents(questions, own, best) for k, own in enumerate(shares)}, best
+    )
     _, wanted = top_documents(questions, np.concatenate(shares), best)
     starts = np.cumsum([0, *counts])
     np.testing.assert_array_equal(starts[owners] + numbers, wanted)
@@ -102,7 +104,7 @@ def test_the_shipped_index_finds_every_verse_wherever_it_is_and_as_one_index_doe
     (made,) = api.compile(RECIPES / "index-federation.effspec", out=tmp_path, cache_dir=tmp_path / "c", force=True)
     path = made.artifacts[0].path
     declared = read_declaration(path / PACKAGE / "federation.json")
-    run = simulate(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
+    run = simulate_federation(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
     assert [r.updates[k].accuracy for k, r in enumerate(run.course.rounds)] == [1.0] * 4
     place = ClientHost(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))
     with place.participants([0, 1, 2, 3]) as seats:

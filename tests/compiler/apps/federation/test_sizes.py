@@ -6,7 +6,7 @@ from statistics import mean
 
 import pytest
 import torch
-from effc.compiler.apps.federation.sizes import Size, apply_size, cuttable_groups, sizes_for
+from effc.compiler.apps.federation.sizes import Size, cut_to_sub_network, cuttable_groups, largest_sub_networks
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.surgery import tensor_at
@@ -69,7 +69,7 @@ def test_under_rotary_positions_no_group_permutes_q_and_k_inside_of_heads():
 def loss(model, ids, cuts) -> float:
     """Of a copy without these items."""
     program = capture(deepcopy(model))
-    apply_size(program, Size(0, cuts, {}))
+    cut_to_sub_network(program, Size(0, cuts, {}))
     nats, tokens = total_nll(program.model, ids)
     return nats / tokens
 
@@ -90,7 +90,7 @@ def test_heads_that_weigh_least_are_missed_less_than_some_by_chance_and_those_th
 
 def test_a_size_drops_the_items_that_weigh_least():
     program = capture(tiny.model("llama"))
-    (size,) = sizes_for(program, [0.7])
+    (size,) = largest_sub_networks(program, [0.7])
     for group in cuttable_groups(program):
         items = size.cuts[f"{group.site} {group.kind}"]
         assert set(items) == set(ascending(l1_importance(program, group))[: len(items)])

@@ -9,7 +9,7 @@ from effc.compiler.apps.federation.app import PACKAGE
 from effc.compiler.apps.federation.averaging import FedAvg
 from effc.compiler.apps.federation.declaration import read_declaration
 from effc.compiler.apps.federation.history import ClientUpdate, History, Round
-from effc.compiler.apps.federation.simulation import simulate
+from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.apps.federation.stream import forgetting_by_task, task_of
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
@@ -118,7 +118,7 @@ def test_the_shipped_stream_forgets_less_with_its_anchor_than_without(tmp_path):
     worse, gains = [], []
     for anchor in (declared.anchor, 0.0):
         said = declared.with_changes(anchor=anchor)
-        rounds = simulate(said, path / said.folder, RECIPES, Settings(tmp_path / "c")).course.rounds
+        rounds = simulate_federation(said, path / said.folder, RECIPES, Settings(tmp_path / "c")).course.rounds
         worse.append(forgetting_by_task(rounds)[0])
         gains.append(np.mean([t.by_task[1] for t in rounds[-1].updates.values()]))
     assert worse[0] < worse[1]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
+from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
 from effc.compiler.apps.rttc.app import read_app
 from effc.compiler.apps.rttc.app_folder import NAME
-from effc.compiler.apps.rttc.attachment import attachment_paths
+from effc.compiler.apps.rttc.attachment import default_attachment_paths
 from effc.compiler.apps.rttc.caching import StateCache
 from effc.compiler.apps.rttc.embedder import model_embedder
 from effc.compiler.apps.rttc.guided import GuidedModel, cache_identity
-from effc.compiler.apps.rttc.knowledge import build_base
+from effc.compiler.apps.rttc.knowledge import build_knowledge_base
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.prompts import Prompts
 from effc.compiler.apps.rttc.retrieval import Local
@@ -45,11 +45,11 @@ class World:
     def prompts(self) -> Prompts:
         return Prompts(self.tokenizer, self.model.config.max_position_embeddings)
 
-    def adaptable(self, **regime) -> Adaptable:
+    def adaptable(self, **regime) -> AdaptableModel:
         settings = {"rank": 4, "lr": 5e-3, "batch": 4, "epochs": 2, **regime}
         made = AdapterSettings(**settings)
-        return Adaptable(
-            self.model, self.tokenizer, attachment_paths(self.model, made.kind), made, self.prompts.question
+        return AdaptableModel(
+            self.model, self.tokenizer, default_attachment_paths(self.model, made.kind), made, self.prompts.question
         )
 
     def client(
@@ -105,5 +105,5 @@ def world(tmp_path_factory) -> World:
     model = LlamaForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     embedder = model_embedder(model, tokenizer, "world")
-    base = build_base([write_samples(folder / "kb.jsonl")], embedder, folder / "kb")
+    base = build_knowledge_base([write_samples(folder / "kb.jsonl")], embedder, folder / "kb")
     return World(folder, model, tokenizer, embedder, base)

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 from effc.compiler.apps.rttc import batching
-from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
-from effc.compiler.apps.rttc.attachment import attachment_paths
+from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
+from effc.compiler.apps.rttc.attachment import default_attachment_paths
 from effc.compiler.apps.rttc.batching import ROWS, Batcher, batching_matches_single
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
 from effc.compiler.apps.rttc.policy import Policy
@@ -90,8 +90,8 @@ def test_adapters_of_sparse_weights_are_off_when_they_are_switched_off():
     model, row = thinned(tiny.model("llama")), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         bare = model(row).logits
-        adaptable = Adaptable(
-            model, None, attachment_paths(model), AdapterSettings(rank=4, alpha=8.0), lambda text: [1]
+        adaptable = AdaptableModel(
+            model, None, default_attachment_paths(model), AdapterSettings(rank=4, alpha=8.0), lambda text: [1]
         )
         adaptable.put(scattered(adaptable, 0, 0.2))
         assert not torch.equal(model(row).logits, bare)
@@ -103,13 +103,17 @@ def test_adapters_of_sparse_weights_are_off_when_they_are_switched_off():
 @pytest.mark.parametrize("name", ["sparse", *grids.wide(tiny.NAMES, tiny.STAND)])
 def test_logits_of_a_row_under_gathered_adapters_are_those_under_its_own_on_the_model(name, kind):
     model = thinned(tiny.model("llama")) if name == "sparse" else tiny.model(name)
-    adaptable = Adaptable(
-        model, None, attachment_paths(model, kind), AdapterSettings(kind=kind, rank=4, alpha=8.0), lambda text: [1]
+    adaptable = AdaptableModel(
+        model,
+        None,
+        default_attachment_paths(model, kind),
+        AdapterSettings(kind=kind, rank=4, alpha=8.0),
+        lambda text: [1],
     )
     rows = torch.randint(60, (3, 7), generator=torch.Generator().manual_seed(1))
     states = [scattered(adaptable, 0, 0.1), None, scattered(adaptable, 1, 0.1)]
     with torch.no_grad():
-        with adaptable.per_row_states(states):
+        with adaptable.with_state_per_row(states):
             found = model(rows).logits
         for row, state, logits in zip(rows, states, found, strict=True):
             adaptable.off() if state is None else adaptable.put(state)

@@ -79,15 +79,15 @@ def test_states_of_another_model_embedder_base_or_shape_are_removed(tmp_path):
 
 def test_what_belongs_to_another_version_of_the_base_is_dropped_also_over_a_restart(tmp_path):
     first = StateCache("x", 0.5, 10**6, folder=tmp_path)
-    first.bind_to_version("one")
+    first.drop_other_versions("one")
     put(first, 1)
-    first.bind_to_version("one")
+    first.drop_other_versions("one")
     assert found(first, 1) == 1
     again = StateCache("x", 0.5, 10**6, folder=tmp_path)
-    again.bind_to_version("one")
+    again.drop_other_versions("one")
     assert found(again, 1) == 1
     later = StateCache("x", 0.5, 10**6, folder=tmp_path)
-    later.bind_to_version("two")
+    later.drop_other_versions("two")
     assert len(later) == 0 and not list(tmp_path.glob("entry-*"))
     assert len(StateCache("x", 0.5, 10**6, folder=tmp_path)) == 0
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from effc.compiler.apps.rttc.engines.index import Flat, Unreachable
 from effc.compiler.apps.rttc.engines.opening import open_index
-from effc.compiler.apps.rttc.knowledge import build_base
+from effc.compiler.apps.rttc.knowledge import build_knowledge_base
 from effc.compiler.apps.rttc.retrieval import Local
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -98,7 +98,7 @@ def test_a_real_postgresql_is_filled_once_searched_and_found_again_after_it_stop
     assert recall(index, vectors) > 0.97
     again = open_index(server.get_uri(), vectors, VERSION)  # what is there is taken
     assert again.nearest(vectors[7], 5) == index.nearest(vectors[7], 5) and again.nearest(vectors[7], 1) == [7]
-    base = build_base([world.folder / "kb.jsonl"], world.embedder, tmp_path / "kb")
+    base = build_knowledge_base([world.folder / "kb.jsonl"], world.embedder, tmp_path / "kb")
     query = base.vectors[2]
     assert base.searched_by(server.get_uri()).search(query, 4) == base.search(query, 4)
     server.cleanup()

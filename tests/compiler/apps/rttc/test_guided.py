@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import above_threshold
+from effc.compiler.apps.rttc.adaptation import indices_above_threshold
 from effc.compiler.apps.rttc.generation import Cancelled, Settings
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.retrieval import Local, Unreachable
@@ -49,7 +49,7 @@ def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
     adaptable.train(samples)
     width, layers = world.model.config.hidden_size, world.model.config.num_hidden_layers
     assert sum(t.numel() for t in adaptable.state().values()) == layers * (2 * 4 * width + 4)
-    ids = torch.tensor([adaptable._tokenize_sample(samples[0])[0]])
+    ids = torch.tensor([adaptable._sample_ids_and_answer_start(samples[0])[0]])
     with torch.no_grad():
         edited = world.model(ids).logits
         adaptable.off()
@@ -59,7 +59,7 @@ def test_states_of_reft_are_small_and_edit_every_position(world, adaptable):
 
 def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):
     samples = [Sample(q, answer_of(q)) for q in QUESTIONS[:3]]
-    rows = [adaptable._tokenize_sample(sample) for sample in samples]
+    rows = [adaptable._sample_ids_and_answer_start(sample) for sample in samples]
     adaptable.put(adaptable._initial)
     own = adaptable._parameters
     for parameter in own.values():
@@ -73,7 +73,7 @@ def test_the_gradient_is_that_of_the_plain_loss(world, adaptable):
     found = {}
     optimizer = torch.optim.SGD(own.values(), lr=0.0)
     optimizer.register_step_pre_hook(lambda *_: found.update({n: p.grad.clone() for n, p in own.items()}))
-    loss = adaptable._step(optimizer, rows, [1.0] * 3)
+    loss = adaptable._optimizer_step(optimizer, rows, [1.0] * 3)
     norm = torch.stack([g.norm() for g in wanted]).norm().clamp(min=1.0)  # clipped at 1
     assert loss == pytest.approx(float(total.detach()) / count, abs=1e-5)
     for gradient, mine in zip(wanted, found.values(), strict=True):
@@ -247,7 +247,7 @@ def test_data_reduction_keeps_exactly_the_scores_above_the_lower_of_mean_and_med
     bound = min(statistics.fmean(scores), statistics.median(scores))
     wanted = [i for i, score in enumerate(scores) if score > bound + 1e-15]
     if not any(abs(score - bound) < 1e-12 and score != bound for score in scores):
-        assert above_threshold(scores) == (wanted or list(range(len(scores))))
+        assert indices_above_threshold(scores) == (wanted or list(range(len(scores))))
 
 
 def test_training_stops_when_its_seconds_are_over(world):

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.knowledge import build_base, check_embedder, open_base
+from effc.compiler.apps.rttc.knowledge import build_knowledge_base, open_knowledge_base, refuse_other_embedder
 from effc.compiler.apps.rttc.sample import distinct, parse_sample, read_samples
-from effc.compiler.apps.rttc.selection import nearest, select_diverse
+from effc.compiler.apps.rttc.selection import nearest, select_by_posterior_variance
 from effc.compiler.apps.rttc.targets.rttc import Rttc
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -39,7 +39,7 @@ def test_each_sample_of_a_diverse_selection_lowers_the_variance_at_the_query_mos
         inner = torch.linalg.solve(x @ x.T + noise * torch.eye(len(chosen), dtype=torch.float64), x @ query)
         return float(query @ query - (x @ query) @ inner)
 
-    chosen = select_diverse(query.float(), vectors.float(), min(4, rows), noise)
+    chosen = select_by_posterior_variance(query.float(), vectors.float(), min(4, rows), noise)
     for at in range(len(chosen)):
         rest = [i for i in range(rows) if i not in chosen[:at]]
         best = min(variance([*chosen[:at], i]) for i in rest)
@@ -50,9 +50,9 @@ def test_each_sample_of_a_diverse_selection_lowers_the_variance_at_the_query_mos
 def test_a_diverse_selection_takes_no_copies_before_something_new():
     vectors = torch.nn.functional.normalize(torch.tensor([[1, 0.1, 0], [1, 0.1, 0.001], [1, -0.4, 0]]), dim=-1)
     query = torch.tensor([1.0, 0.0, 0.0])
-    assert (nearest(query, vectors, 2) == [0, 1] and set(select_diverse(query, vectors, 2)) == {0, 2}) or set(
-        select_diverse(query, vectors, 2)
-    ) == {1, 2}
+    assert (
+        nearest(query, vectors, 2) == [0, 1] and set(select_by_posterior_variance(query, vectors, 2)) == {0, 2}
+    ) or set(select_by_posterior_variance(query, vectors, 2)) == {1, 2}
 
 
 def test_a_question_of_the_base_finds_itself(world):
@@ -64,17 +64,17 @@ def test_a_question_of_the_base_finds_itself(world):
 
 
 def test_a_base_is_the_same_when_opened_and_its_version_follows_its_content(world, tmp_path):
-    again = open_base(world.folder / "kb")
+    again = open_knowledge_base(world.folder / "kb")
     assert torch.equal(again.vectors, world.base.vectors) and again.version == world.base.version
-    same = build_base([write_samples(tmp_path / "a.jsonl")], world.embedder, tmp_path / "a")
-    other = build_base([write_samples(tmp_path / "b.jsonl", QUESTIONS[1:])], world.embedder, tmp_path / "b")
+    same = build_knowledge_base([write_samples(tmp_path / "a.jsonl")], world.embedder, tmp_path / "a")
+    other = build_knowledge_base([write_samples(tmp_path / "b.jsonl", QUESTIONS[1:])], world.embedder, tmp_path / "b")
     assert same.version == world.base.version != other.version
 
 
 @pytest.mark.parametrize("name", ["kb.json", "samples.jsonl", "vectors.safetensors"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
 def test_a_base_that_is_not_whole_is_refused(world, tmp_path, name, harm):
-    base = build_base([write_samples(tmp_path / "kb.jsonl")], world.embedder, tmp_path / "kb")
+    base = build_knowledge_base([write_samples(tmp_path / "kb.jsonl")], world.embedder, tmp_path / "kb")
     file, data = tmp_path / "kb" / name, (tmp_path / "kb" / name).read_bytes()
     if harm == "gone":
         file.unlink()
@@ -83,18 +83,20 @@ def test_a_base_that_is_not_whole_is_refused(world, tmp_path, name, harm):
         file.write_bytes(data[:at] if harm == "cut" else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     if name == "kb.json" and harm == "flip":
         try:
-            found = open_base(tmp_path / "kb")
+            found = open_knowledge_base(tmp_path / "kb")
         except Reject:
             return
         assert torch.equal(found.vectors, base.vectors)  # the bit was of a count or of the version
     else:
         with pytest.raises(Reject, match="no whole knowledge base"):
-            open_base(tmp_path / "kb")
+            open_knowledge_base(tmp_path / "kb")
 
 
 def test_samples_that_are_the_same_count_once_and_the_evaluations_own_are_left_out(world, tmp_path):
     file = write_samples(tmp_path / "kb.jsonl", [*QUESTIONS, *QUESTIONS[:5]])
-    base = build_base([file], world.embedder, tmp_path / "kb", guard=[QUESTIONS[2].upper(), f"{QUESTIONS[7]} "])
+    base = build_knowledge_base(
+        [file], world.embedder, tmp_path / "kb", evaluation_questions=[QUESTIONS[2].upper(), f"{QUESTIONS[7]} "]
+    )
     asked = {sample.question for sample in base.samples}
     assert len(asked) == len(base.samples) and not asked & {QUESTIONS[2], QUESTIONS[7]}
     assert base.dropped == len(QUESTIONS) - len(base.samples) >= 2
@@ -123,14 +125,14 @@ def test_a_build_that_was_killed_goes_on(world, tmp_path, monkeypatch, emitted):
 
     monkeypatch.setattr(knowledge, "_SHARD", 8)  # what a vector's last bits are depends on what is embedded beside it
     file = write_samples(tmp_path / "kb.jsonl")
-    whole = build_base([file], world.embedder, tmp_path / "whole")
+    whole = build_knowledge_base([file], world.embedder, tmp_path / "whole")
     target, ctx = Rttc(path="app", knowledge="kb.jsonl", policy="rag"), worlds.context(tmp_path)
 
     def made(embedder, folder):
         (tmp_path / folder).mkdir(exist_ok=True)
         if emitted:
             return target._build_base(tmp_path / folder / "kb", embedder, ctx)
-        return build_base([file], embedder, tmp_path / "kb")
+        return build_knowledge_base([file], embedder, tmp_path / "kb")
 
     with pytest.raises(Killed):
         made(Dying(2), "first")
@@ -146,7 +148,7 @@ def test_a_base_of_another_embedder_or_a_vector_of_another_width_is_refused(worl
         identity, width = "other", 3
 
     with pytest.raises(Reject, match="embedded by another model"):
-        check_embedder(world.base, Other())
+        refuse_other_embedder(world.base, Other())
     with pytest.raises(Reject, match="a query has 3 numbers"):
         world.base.search(torch.ones(3), 1)
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from effc.compiler.apps.rttc.calibration import fit_policy
+from effc.compiler.apps.rttc.calibration import fit_and_check_policy
 from effc.compiler.apps.rttc.policy import (
     BRANCHES,
     Decision,
@@ -13,7 +13,7 @@ from effc.compiler.apps.rttc.policy import (
     choose_answer,
     curve,
     measure,
-    read_policy,
+    parse_policy,
 )
 from effc.compiler.apps.rttc.scaling import fit_scales
 from effc.dsl.syntax.diagnostics import Reject
@@ -133,13 +133,13 @@ def test_a_reward_that_tells_nothing_is_refused_and_why_is_said(right, words):
     answers = dict(zip(BRANCHES, right, strict=True))
     many = [Trial(dict.fromkeys(BRANCHES, 0.5), answers, dict.fromkeys(BRANCHES, 1.0))] * 4
     with pytest.raises(Reject, match=words):
-        fit_policy(many, Policy(), 0.0, force=False)
-    assert fit_policy(many, Policy(), 0.0, force=True)[1]
+        fit_and_check_policy(many, Policy(), 0.0, force=False)
+    assert fit_and_check_policy(many, Policy(), 0.0, force=True)[1]
 
 
 def test_a_policy_with_scales_is_the_same_from_its_file():
     policy = Policy(direct=0.4, scales={"direct": (1.5, -0.25), "ttt": (-2.0, 1.0)})
-    assert read_policy(json.dumps(policy.to_json()).encode()) == policy
+    assert parse_policy(json.dumps(policy.to_json()).encode()) == policy
 
 
 def test_a_branch_that_can_not_answer_is_passed_over():
@@ -178,4 +178,4 @@ def test_the_curve_holds_both_ends():
 )
 def test_a_policy_of_another_form_is_refused(text):
     with pytest.raises(Reject, match="can't be read"):
-        read_policy(text)
+        parse_policy(text)

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from effc.compiler.apps.rttc import knowledge_server
-from effc.compiler.apps.rttc.embedder import folder_embedder
+from effc.compiler.apps.rttc.embedder import open_folder_embedder
 from effc.compiler.apps.rttc.reward import Judge, Verifier, finite, last_number
-from effc.compiler.apps.rttc.scorer import LabelledAnswer, auc, open_scorer, train_scorer
-from effc.compiler.apps.rttc.tuned_scorer import open_tuned_scorer, train_tuned_scorer
+from effc.compiler.apps.rttc.scorer import LabelledAnswer, auc, open_scorer, train_logistic_scorer
+from effc.compiler.apps.rttc.tuned_scorer import open_tuned_scorer, train_fine_tuned_scorer
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +54,7 @@ def graded():
 
 
 def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(world, tmp_path):
-    scorer = train_scorer(graded(), world.embedder)
+    scorer = train_logistic_scorer(graded(), world.embedder)
     good, bad = scorer.score("Which colour has the moon?", ["It is surely the sea, the moon?", "7 7 7 no idea 7 7"])
     assert scorer.auc > 0.9 and good > bad
     scorer.save(tmp_path / "scorer")
@@ -64,8 +64,8 @@ def test_a_scorer_learns_to_tell_right_answers_and_is_the_same_after_saving(worl
 def test_a_scorer_that_can_not_tell_is_refused_unless_insisted_on(world):
     same = [LabelledAnswer(question, "sea", right) for question in QUESTIONS for right in (True, False)]
     with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
-        train_scorer(same, world.embedder)
-    assert train_scorer(same, world.embedder, force=True).auc == 0.5
+        train_logistic_scorer(same, world.embedder)
+    assert train_logistic_scorer(same, world.embedder, force=True).auc == 0.5
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def encoder(tmp_path_factory):
     torch.manual_seed(0)
     facts = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     BertModel(BertConfig(vocab_size=261, max_position_embeddings=128, **facts)).save_pretrained(folder)
-    return lambda: folder_embedder(folder, folder / "cache")
+    return lambda: open_folder_embedder(folder, folder / "cache")
 
 
 @pytest.mark.parametrize("kind", ["lora", "reft"])
@@ -86,7 +86,7 @@ def test_a_scorer_tuned_through_its_encoder_tells_is_the_same_after_saving_and_l
 ):
     embedder = encoder()
     before = embedder.embed(QUESTIONS[:3])
-    scorer = train_tuned_scorer(graded(), embedder, kind, rank=4, epochs=2, lr=5e-3)
+    scorer = train_fine_tuned_scorer(graded(), embedder, kind, rank=4, epochs=2, lr=5e-3)
     assert scorer.auc > 0.9 and torch.equal(embedder.embed(QUESTIONS[:3]), before)
     scorer.save(tmp_path)
     again = open_tuned_scorer(tmp_path, encoder())
@@ -101,8 +101,8 @@ def test_a_scorer_tuned_through_its_encoder_tells_is_the_same_after_saving_and_l
 def test_a_tuned_scorer_that_can_not_tell_is_refused_unless_insisted_on(encoder):
     same = [LabelledAnswer(question, "sea", right) for question in QUESTIONS for right in (True, False)]
     with pytest.raises(Reject, match=r"AUC is 0\.500 on 12 answers to 6 questions"):
-        train_tuned_scorer(same, encoder(), "lora", epochs=1)
-    assert train_tuned_scorer(same, encoder(), "lora", epochs=1, force=True).auc == 0.5
+        train_fine_tuned_scorer(same, encoder(), "lora", epochs=1)
+    assert train_fine_tuned_scorer(same, encoder(), "lora", epochs=1, force=True).auc == 0.5
 
 
 def test_a_judge_is_a_classifier_with_one_logit(tmp_path):
@@ -150,7 +150,7 @@ def test_a_small_model_beside_a_model_says_no_more_than_its_weights_have_room_fo
     tokenizer(tmp_path)
 
     def opened():
-        return folder_embedder(tmp_path, tmp_path / "cache") if kind == "embedder" else Judge(tmp_path)
+        return open_folder_embedder(tmp_path, tmp_path / "cache") if kind == "embedder" else Judge(tmp_path)
 
     opened()
     if change is None:

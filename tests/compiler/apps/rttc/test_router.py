@@ -119,7 +119,7 @@ def test_a_router_is_the_same_from_its_file_and_a_cut_one_is_refused(tmp_path):
 
 
 def test_signals_are_those_of_the_first_token(world):
-    ids = world.prompts.conversation_ids([{"role": "user", "content": QUESTIONS[0]}])
+    ids = world.prompts.tokenize_conversation([{"role": "user", "content": QUESTIONS[0]}])
     with torch.no_grad():
         chances = world.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
     first, second = chances.topk(2).values

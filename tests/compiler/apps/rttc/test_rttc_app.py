@@ -9,9 +9,9 @@ import httpx
 import pytest
 from effc.compiler.apps.rttc.app import read_app
 from effc.compiler.apps.rttc.app_folder import NAME
-from effc.compiler.apps.rttc.knowledge import open_base
+from effc.compiler.apps.rttc.knowledge import open_knowledge_base
 from effc.compiler.apps.rttc.policy import Policy
-from effc.compiler.apps.rttc.retrieval import Remote, Unreachable
+from effc.compiler.apps.rttc.retrieval import RemoteRetriever, Unreachable
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny, worlds
@@ -198,18 +198,18 @@ def test_what_is_wrong_is_refused_in_openais_form_and_the_log_has_no_word_of_a_q
 
 
 def test_the_server_gives_samples_for_vectors_to_those_with_a_key(library, app):
-    remote = Remote(library.url, "a-key-of-the-library")
+    remote = RemoteRetriever(library.url, "a-key-of-the-library")
     facts = remote.facts()
-    base = open_base(app / "knowledge")
+    base = open_knowledge_base(app / "knowledge")
     assert facts.version == base.version and facts.samples == len(base.samples)
     found = remote.retrieve(base.vectors[3], 4)
     wanted = base.search(base.vectors[3], 4)
     assert [m.sample for m in found.matches] == [m.sample for m in wanted] and found.bytes > 0
     assert [m.score for m in found.matches] == pytest.approx([m.score for m in wanted], abs=1e-4)
     with pytest.raises(Unreachable, match="status 401"):
-        Remote(library.url, "another-key-of-nobody").facts()
+        RemoteRetriever(library.url, "another-key-of-nobody").facts()
     with pytest.raises(Unreachable, match="does not answer"):
-        Remote("http://127.0.0.1:9", seconds=2).facts()
+        RemoteRetriever("http://127.0.0.1:9", seconds=2).facts()
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from effc.compiler.apps.rttc.adaptation import Adaptable, AdapterSettings
-from effc.compiler.apps.rttc.attachment import attachment_paths
+from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
+from effc.compiler.apps.rttc.attachment import default_attachment_paths
 from effc.compiler.apps.rttc.generation import Settings
 from effc.compiler.apps.rttc.native_generator import (
     MAX_ERROR,
@@ -39,7 +39,7 @@ def written(model, folder: Path) -> Path:
 def voice_of(model, folder: Path, kind: str):
     written(model, folder)
     regime = AdapterSettings(kind=kind, rank=4, alpha=8.0)
-    adaptable = Adaptable(model, None, attachment_paths(model, kind), regime, lambda text: IDS)
+    adaptable = AdaptableModel(model, None, default_attachment_paths(model, kind), regime, lambda text: IDS)
     return open_native_generator(folder, adaptable, threads=1), adaptable
 
 
@@ -100,7 +100,7 @@ def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(wor
             adaptable.train([Sample(q, answer_of(q)) for q in QUESTIONS[:4]])
             generator.put(adaptable.state())
         for question in QUESTIONS[:3]:
-            asked = world.prompts.conversation_ids([{"role": "user", "content": question}])
+            asked = world.prompts.tokenize_conversation([{"role": "user", "content": question}])
             row = (generator.adapted if kind else generator.bare).generate(torch.tensor([asked]), max_new_tokens=12)
             with torch.no_grad():
                 values = world.model(row).logits[0, len(asked) - 1 : -1]

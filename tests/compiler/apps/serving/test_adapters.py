@@ -6,12 +6,12 @@ import threading
 import httpx
 import pytest
 import torch
-from effc.compiler.apps.serving.adapters import AdapterChats, models_with_adapters, parse_adapters
+from effc.compiler.apps.serving.adapters import AdapterChats, copies_with_adapters, parse_adapter_options
 from effc.compiler.apps.serving.chat import ChatSession
 from effc.compiler.apps.serving.request import Request
-from effc.compiler.apps.serving.runner import CachedModel, make_runner
+from effc.compiler.apps.serving.runner import CachedModel, make_decoder
 from effc.compiler.apps.serving.scheduler import SHARED_PROMPT_TOKENS, Scheduler
-from effc.compiler.artifacts.load import verify_signer
+from effc.compiler.artifacts.load import verify_signature_and_files
 from effc.compiler.artifacts.reft import base_hash
 from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
 from effc.compiler.core.settings import Settings
@@ -49,8 +49,8 @@ def opened(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(opened, folders):
     """The plain model and the two others, over the same tensors."""
-    found = parse_adapters([f"{name}={folder}" for name, folder in folders.items()])
-    return {"": opened.model, **models_with_adapters(opened.model, "tiny", found)}
+    found = parse_adapter_options([f"{name}={folder}" for name, folder in folders.items()])
+    return {"": opened.model, **copies_with_adapters(opened.model, "tiny", found)}
 
 
 def alone(model, ids, count):
@@ -73,7 +73,7 @@ def test_views_share_every_tensor_and_leave_the_base_as_it_was(models, folders):
 
 def test_requests_at_once_are_each_answered_by_their_own_adapter_and_long_prompts_too(models, opened):
     runner = CachedModel(models[""], 4, {name: m for name, m in models.items() if name})
-    scheduler = Scheduler(runner, opened.tokenizer, (), 64, 4, runner.assign_adapter)
+    scheduler = Scheduler(runner, opened.tokenizer, (), 64, 4, runner.set_sequence_adapter)
     verses, asked = ("And it came to pass", "And the LORD said", "In the beginning God", "Then Moses went"), []
     for n in range(12):
         ids = opened.tokenizer(verses[n % 4])["input_ids"]
@@ -146,34 +146,34 @@ def test_lines_of_a_talk_choose_who_answers_and_a_single_adapter_does_from_the_s
 @pytest.mark.parametrize("text", ["left", "=x", "a:b=x", "a/b=x", "left=/nowhere"])
 def test_what_names_no_adapter_is_refused(text):
     with pytest.raises(Reject) as refused:
-        parse_adapters([text])
+        parse_adapter_options([text])
     assert refused.value.diagnostics[0].slug == "no-adapter"
 
 
 def test_another_base_and_the_native_engine_are_refused_by_name(folders, artifact, opened):
-    found = parse_adapters([f"left={folders['left']}"])
+    found = parse_adapter_options([f"left={folders['left']}"])
     engine = open_model(str(artifact), Settings(artifact.parent / "cache"))
     assert isinstance(engine.model, DecoderModel)
     with pytest.raises(Reject) as refused:
-        models_with_adapters(engine.model, "served", found)
+        copies_with_adapters(engine.model, "served", found)
     assert "native engine, which has no step for interventions" in str(refused.value)
     other = open_model("zoo:tiny-llama", Settings(artifact.parent / "cache")).model
     with torch.no_grad():
         next(other.parameters()).add_(1)
     with pytest.raises(Reject) as refused:
-        models_with_adapters(other, "other", found)
+        copies_with_adapters(other, "other", found)
     assert refused.value.diagnostics[0].slug == "other-base"
-    assert make_runner(opened.model, "tiny").assign_adapter(0, "") is False
+    assert make_decoder(opened.model, "tiny").set_sequence_adapter(0, "") is False
 
 
 def test_where_a_signature_is_required_adapters_need_one_too(folders, tmp_path):
     key = write_key_pair(tmp_path / "key")
     shutil.copytree(folders["left"], tmp_path / "left")
-    (found,) = parse_adapters([f"left={tmp_path / 'left'}"]).values()
+    (found,) = parse_adapter_options([f"left={tmp_path / 'left'}"]).values()
     with pytest.raises(Reject, match="is not signed"):
-        verify_signer(found, [key])
+        verify_signature_and_files(found, [key])
     sign_artifact(tmp_path / "left", tmp_path / "key")
-    assert verify_signer(found, [key]) == key
+    assert verify_signature_and_files(found, [key]) == key
     (tmp_path / "left" / "more.txt").write_text("")
     with pytest.raises(Reject, match="is not in the manifest"):
-        verify_signer(found, [key])
+        verify_signature_and_files(found, [key])

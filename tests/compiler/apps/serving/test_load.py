@@ -12,10 +12,10 @@ import pytest
 import torch
 from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.api import Service, make_application
-from effc.compiler.apps.serving.body import _validate
+from effc.compiler.apps.serving.body import _parse_and_validate
 from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatRequest
 from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
-from effc.compiler.apps.serving.runner import make_runner
+from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.apps.serving.scheduler import Scheduler
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
@@ -59,7 +59,7 @@ def model(chatty):
 
 @pytest.fixture
 def app(model):
-    runner, words = make_runner(model[0], "m"), model[1]
+    runner, words = make_decoder(model[0], "m"), model[1]
     return make_application(Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary))
 
 
@@ -104,26 +104,26 @@ def test_eight_large_requests_hold_up_no_small_one(app, name):
 def test_messages_and_parts_are_counted_before_one_is_read(messages, what):
     body = json.dumps({"model": "m", "messages": messages}).encode()
     with pytest.raises(ErrorResponse) as refused:
-        _validate(body, ChatRequest)
+        _parse_and_validate(body, ChatRequest)
     assert refused.value.status == 400 and f" {what}, and" in str(refused.value.body)
 
 
 def test_brackets_in_a_text_are_no_lists():
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": '[{"\\' * 30_000}]}).encode()
-    assert len(_validate(body, ChatRequest).messages) == 1
+    assert len(_parse_and_validate(body, ChatRequest).messages) == 1
 
 
 @pytest.mark.parametrize("body", [b"[" * MIB, b'"\\"' * MIB, b'{"a":' * 30_000, b'"' + b"[" * MIB])
 def test_bodies_that_are_no_json_are_refused_in_time(body):
     started = time.monotonic()
     with pytest.raises(ErrorResponse):
-        _validate(body, ChatRequest)
+        _parse_and_validate(body, ChatRequest)
     assert time.monotonic() - started < 2
 
 
 def test_as_many_messages_as_may_be_are_read():
     body = json.dumps({"model": "m", "messages": [EMPTY] * MAX_MESSAGES}).encode()
-    assert len(_validate(body, ChatRequest).messages) == MAX_MESSAGES
+    assert len(_parse_and_validate(body, ChatRequest).messages) == MAX_MESSAGES
 
 
 def test_large_requests_of_one_client_take_turns_and_small_ones_pass():

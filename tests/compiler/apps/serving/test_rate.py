@@ -9,7 +9,7 @@ from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.keys import Keys
 from effc.compiler.apps.serving.limits import Limits
-from effc.compiler.apps.serving.rate import Rate
+from effc.compiler.apps.serving.rate import RateLimit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ class Clock:
 
 def granted(rate, client) -> bool:
     try:
-        rate.count_request(client)
+        rate.count_or_refuse(client)
     except ErrorResponse:
         return False
     return True
@@ -32,7 +32,7 @@ def granted(rate, client) -> bool:
 @given(per_minute=st.integers(1, 600), pauses=st.lists(st.floats(0, 5), min_size=1, max_size=80))
 def test_over_any_time_no_more_is_granted_than_the_rate_and_a_burst(per_minute, pauses):
     clock = Clock()
-    rate, total = Rate(per_minute, clock), 0
+    rate, total = RateLimit(per_minute, clock), 0
     for pause in pauses:
         clock.now += pause
         total += granted(rate, "a")
@@ -41,18 +41,18 @@ def test_over_any_time_no_more_is_granted_than_the_rate_and_a_burst(per_minute, 
 
 def test_one_who_waits_as_told_is_let_in_and_others_are_not_held_up():
     clock = Clock()
-    rate = Rate(12, clock)
+    rate = RateLimit(12, clock)
     assert [granted(rate, "a") for _ in range(4)] == [True, True, True, False] and granted(rate, "b")
     with pytest.raises(ErrorResponse) as refused:
-        rate.count_request("a")
+        rate.count_or_refuse("a")
     clock.now += int(refused.value.headers["Retry-After"])
     assert refused.value.status == 429 and granted(rate, "a")
 
 
 def test_clients_that_are_made_up_do_not_fill_the_memory():
-    rate = Rate(1, Clock())
+    rate = RateLimit(1, Clock())
     for number in range(10_050):
-        rate.count_request(str(number))
+        rate.count_or_refuse(str(number))
     assert len(rate._buckets) == 10_000
 
 
@@ -79,7 +79,7 @@ async def application(scope, receive, send):
 
 def test_a_guard_counts_by_key_and_lets_health_be_asked_always():
     keys = ["a-key-of-sixteen-1", "a-key-of-sixteen-2"]
-    admission = Admission(Keys(keys), rate=Rate(4, Clock()))
+    admission = Admission(Keys(keys), rate=RateLimit(4, Clock()))
     guard = Guard(application, admission, Limits(), AccessLog(None), lambda *_: None)
     assert asked(guard, "/v1/models", keys[0])[0] == 200
     status, body = asked(guard, "/v1/models", keys[0])

@@ -133,9 +133,9 @@ def test_what_answers_no_prompt_is_not_served(effc, tmp_path):  # noqa: F811
 
 
 def test_a_model_that_would_misread_pieces_of_a_prompt_is_not_served():
-    from effc.compiler.apps.serving.runner import make_runner
+    from effc.compiler.apps.serving.runner import make_decoder
     from effc.dsl.syntax.diagnostics import Reject
 
     for name in ("mamba", "rwkv"):
         with pytest.raises(Reject, match=f"{name} keeps a state"):
-            make_runner(tiny.model(name), name)
+            make_decoder(tiny.model(name), name)

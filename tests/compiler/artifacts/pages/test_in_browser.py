@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from effc.compiler.artifacts.pages.page import render_page
+from effc.compiler.artifacts.pages.page import render_html
 from effc.compiler.artifacts.pages.sheet import ReportData
 
 from tests.chromium import BROWSER, browsing
@@ -82,7 +82,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     sheets = {"whole": sheet(), "large": large()}
     sheets |= {p.parent.name: ReportData.of(p.parent) for p in sorted((folder / "kinds").glob("*/manifest.json"))}
     for name, made in sheets.items():
-        (folder / f"{name}.html").write_text(render_page([made]), encoding="utf-8")
+        (folder / f"{name}.html").write_text(render_html([made]), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in sheets}
 
 

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 from effc.compiler.artifacts.pages.chart import ATTRIBUTES, TAGS, clean
-from effc.compiler.artifacts.pages.page import render_page
+from effc.compiler.artifacts.pages.page import render_html
 from effc.compiler.artifacts.pages.sheet import ReportData
-from effc.compiler.artifacts.pages.ways import branches_chart
+from effc.compiler.artifacts.pages.ways import accuracy_against_seconds_chart
 from effc.compiler.cli.main import main
 from effc.dsl.syntax.diagnostics import EXITS
 
@@ -52,7 +52,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole() -> str:
-    return render_page([sheet()])
+    return render_html([sheet()])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_each_outcome_is_said_in_words_and_the_worst_leads(whole):
     said = Reader(whole).text
     assert "1 of 2 expectations is undecided" in said
     assert "✓ holds" in said and "after 8 rounds it lies somewhere" in said
-    assert "The expectation holds" in render_page([sheet(expectations=manifest().expectations[:1])])
+    assert "The expectation holds" in render_html([sheet(expectations=manifest().expectations[:1])])
 
 
 def test_forms_stand_beside_the_original_and_memory(whole):
@@ -129,7 +129,7 @@ def test_lines_of_the_recipe_have_what_came_of_them(whole):
 
 @pytest.mark.parametrize("kind", ["whole", "front", "flower", "peft", "reft", "rttc"])
 def test_a_page_of_any_kind_loads_nothing_and_runs_its_own_script_alone(kind, whole, kinds):
-    text = whole if kind == "whole" else render_page([ReportData.of(kinds / kind)])
+    text = whole if kind == "whole" else render_html([ReportData.of(kinds / kind)])
     found = Reader(text)
     for tag, attributes in found.elements:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "image", "use", "foreignobject")
@@ -159,7 +159,7 @@ def test_nothing_that_an_artifact_says_becomes_markup():
         }
         for side, all_ in made.profile.items()
     }
-    text = render_page(
+    text = render_html(
         [
             ReportData(
                 EVIL,
@@ -197,7 +197,7 @@ def test_nothing_that_an_artifact_says_becomes_markup():
     ],
 )
 def test_tables_of_another_form_are_left_out(run):
-    assert "Where it comes from" in render_page([sheet(run=run)])
+    assert "Where it comes from" in render_html([sheet(run=run)])
 
 
 def test_what_draws_charts_leaves_known_elements_alone():
@@ -231,12 +231,12 @@ def test_test_time_compute_shows_what_each_way_is_worth_and_what_there_was_to_ch
     trial = {"right": {"direct": False, "rag": True, "ttt": True}, "seconds": {"direct": 0.1, "rag": 0.3, "ttt": 4.0}}
     curve = [{"accuracy": share, "seconds": share + 0.2, "direct": 0, "rag": 0} for share in (0.25, 0.75)]
     told = {"reward": "self", "auc": {"all": 0.625}, "trials": [trial, trial], "curve": curve}
-    shown = Reader(render_page([replace(sheet(), calibration=told)]))
+    shown = Reader(render_html([replace(sheet(), calibration=told)]))
     assert "Ways to answer" in shown.text and "area of 0.62 under the curve" in shown.text
     assert "with samples 100% 0.3 s" in shown.text and "choices of the policy 75% 0.95 s" in shown.text
-    assert "Ways to answer" not in Reader(render_page([sheet()])).text
+    assert "Ways to answer" not in Reader(render_html([sheet()])).text
 
 
 @pytest.mark.parametrize("told", [{}, {"trials": 5, "curve": [1, {"accuracy": "<b>"}]}, {"trials": [{"right": 1}] * 3}])
 def test_a_calibration_of_another_form_shows_nothing(told):
-    assert branches_chart(told) is None
+    assert accuracy_against_seconds_chart(told) is None

@@ -82,11 +82,11 @@ def test_a_model_that_takes_long_to_look_at_holds_nobody_up_and_is_told_of_when_
     def find():
         go.wait(60)
 
-    first = models.look_up("large", find)
-    assert not first.done() and models.look_up("large", find) is first and not told.is_set()
+    first = models.look_up_in_background("large", find)
+    assert not first.done() and models.look_up_in_background("large", find) is first and not told.is_set()
     models.forget()
-    assert models.look_up("large", find) is first  # it is still being looked at
+    assert models.look_up_in_background("large", find) is first  # it is still being looked at
     go.set()
     assert told.wait(60) and first.result() is None
     models.forget()
-    assert models.look_up("large", lambda: None) is not first and PATIENCE <= 0.05
+    assert models.look_up_in_background("large", lambda: None) is not first and PATIENCE <= 0.05

@@ -36,7 +36,7 @@ def test_goals_of_every_processor_are_judged_on_any(goals, count):
     table = Table(goals=goals)
     line = made(EAGER, PREPACKED, DYNAMIC, GROUPED, *KERNELS)
     for sparsity in (0.5, 0.7, 0.8, 0.9):
-        goals.gemv_goals(table, line, "1 x 1", sparsity)
+        goals.add_gemv_goals(table, line, "1 x 1", sparsity)
     for rows in (2, 4):
         goals.rows(table, line, rows)
     goals.prefill(table, line)
@@ -47,9 +47,9 @@ def test_goals_of_every_processor_are_judged_on_any(goals, count):
 
 
 def test_tiles_have_goals_of_their_own():
-    with levels.force_level(levels.MODEL):
+    with levels.at_forced_level(levels.MODEL):
         assert Table().goals is Tiles
-    with levels.force_level("portable"):
+    with levels.at_forced_level("portable"):
         assert Table().goals is Vectors
 
 
@@ -127,7 +127,7 @@ def test_a_race_calls_all_in_turn_and_cycles_through_their_copies():
 
 def test_a_table_frees_the_copies_of_a_line(monkeypatch):
     table = Table(0.001, 1)
-    found = table.race_line("nothing", [Contender("a", [lambda: None], 1)], roofline_bytes=64)
+    found = table.run_race("nothing", [Contender("a", [lambda: None], 1)], roofline_bytes=64)
     assert all(not c.calls for c in found.contenders) and found.of_read("read") == pytest.approx(1)
 
 

@@ -27,7 +27,7 @@ def values(tmp_path_factory):
             body = "\n".join(line for line in body.splitlines() if "slim =" not in line)
         (folder / "v.effspec").write_text(body + "\n")
         session = api.open_session(folder / "v.effspec", cache_dir=folder / "cache", threads=1)
-        (plan,) = api.make_plans(session)
+        (plan,) = api.plan_all_pipelines(session)
         blame = api.bisect(session, plan, plan.pipeline.expects[0])
         assert blame.diagnostics == []
         found.append(blame.looks[-1].verdict.value)

@@ -11,8 +11,8 @@ import time
 
 import pytest
 import typer
-from effc.compiler.artifacts.output_lock import OutputPath, lock_outputs
-from effc.compiler.cli.verbs.exit_codes import MEANINGS, diagnostics_of, exit_table
+from effc.compiler.artifacts.output_lock import OutputPath, lock_output_paths
+from effc.compiler.cli.verbs.exit_codes import MEANINGS, diagnostics_of_exception, exit_table
 from effc.compiler.cli.verbs.flags import parse_duration
 from effc.compiler.cli.verbs.output import code_of
 from effc.dsl.checker.recipe import Invocation
@@ -28,7 +28,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 def ends_with(error: BaseException) -> tuple[str, int]:
-    diagnostics = diagnostics_of(error)
+    diagnostics = diagnostics_of_exception(error)
     return diagnostics[0].slug, code_of(diagnostics)
 
 
@@ -120,7 +120,7 @@ def test_events_that_can_not_be_written_are_refused_before_anything_is_computed(
 
 def test_a_second_compile_into_a_place_is_refused_before_it_computes(effc, write, tmp_path):
     recipe = write()
-    with lock_outputs([OutputPath(tmp_path / "out", Invocation("hf", {"path": "small"}))], False):
+    with lock_output_paths([OutputPath(tmp_path / "out", Invocation("hf", {"path": "small"}))], False):
         run = effc("compile", recipe, "--no-progress", "--cache-dir", "cache")
     assert run.code == 2 and "error[output-busy]" in run.err and "r.effspec:" in run.err
     assert not list((tmp_path / "cache").rglob("steps/*"))  # nothing was computed
@@ -129,8 +129,8 @@ def test_a_second_compile_into_a_place_is_refused_before_it_computes(effc, write
 
 def test_what_fills_the_cache_is_freed_by_its_verb_and_what_was_named_is_not(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "cache" / "x"))
-    assert "cache gc" in diagnostics_of(full, tmp_path / "cache")[0].help
-    assert "cache gc" not in diagnostics_of(full, tmp_path / "other")[0].help
+    assert "cache gc" in diagnostics_of_exception(full, tmp_path / "cache")[0].help
+    assert "cache gc" not in diagnostics_of_exception(full, tmp_path / "other")[0].help
 
 
 def test_a_traceback_is_shown_only_with_debug(effc, write):

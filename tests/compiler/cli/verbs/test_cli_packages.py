@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 from effc.compiler.plugin import lockfile
-from effc.compiler.plugin.recipe_packages import VENDORED, open_package
+from effc.compiler.plugin.recipe_packages import VENDORED, read_recipe_package
 
 TIGHT = """effspec 1
 \"\"\"Prune tightly.\"\"\"
@@ -121,11 +121,11 @@ def test_a_recipe_of_a_package_names_nothing_outside_it(effc, tmp_path, path, li
 
 def vendored(theirs, project):
     """A package in a project that nobody asked when it was added: a clone has such, lock and all."""
-    found = open_package(theirs)
+    found = read_recipe_package(theirs)
     shutil.copytree(theirs, project / VENDORED / found.name)
     lock = lockfile.read_lock(project)
     lock["packages"][found.name] = {"source": "theirs", "version": found.version, "tree": found.tree}
-    lockfile.write_lock(project, lock)
+    lockfile.write_package_lock(project, lock)
 
 
 def test_a_package_that_turned_is_not_taken_by_an_update(effc, added):

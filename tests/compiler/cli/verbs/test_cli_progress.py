@@ -4,8 +4,17 @@ import io
 import json
 import time
 
-from effc.compiler.core.events import Recorded, StageBegan, StageEnded, Ticked, Warned, announce, follow, listening_with
-from effc.compiler.core.progress_bars import BarRenderer, ItemRate, JsonLines, PlainRenderer, progress_listener
+from effc.compiler.core.events import (
+    Recorded,
+    StageBegan,
+    StageEnded,
+    Ticked,
+    Warned,
+    announcing_stage,
+    follow,
+    listening_with,
+)
+from effc.compiler.core.progress_bars import BarRenderer, ItemRate, JsonLines, PlainRenderer, listening_to_progress
 from effc.compiler.core.warned import model_remark
 
 MIB = 1 << 20
@@ -54,7 +63,11 @@ def test_the_time_left_is_reckoned_from_the_work_at_hand_and_not_from_what_came_
 
 def test_work_in_one_piece_says_what_comes_then():
     out = io.StringIO()
-    with PlainRenderer(out, heartbeat=0.1) as listen, listening_with(listen), announce("writing", "then measuring"):
+    with (
+        PlainRenderer(out, heartbeat=0.1) as listen,
+        listening_with(listen),
+        announcing_stage("writing", "then measuring"),
+    ):
         deadline = time.monotonic() + 10
         while not out.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -74,7 +87,7 @@ def test_work_that_is_done_is_not_told_while_other_work_goes_on():
 
 def test_what_is_deep_below_a_stage_is_told_as_a_part_of_it():
     heard = []
-    with listening_with(heard.append), announce("measuring"):
+    with listening_with(heard.append), announcing_stage("measuring"):
         assert list(follow("ab", "batches")) == ["a", "b"]
     assert [e.label for e in heard] == ["measuring", *["measuring: batches"] * 2, "measuring"]
     assert list(follow("ab", "batches")) == ["a", "b"] and len(heard) == 4
@@ -115,6 +128,6 @@ def test_every_event_is_a_line_of_json():
 
 
 def test_quiet_silences_people_but_not_the_file(tmp_path, capsys):
-    with progress_listener(quiet=True, events=tmp_path / "e.jsonl") as listen:
+    with listening_to_progress(quiet=True, events=tmp_path / "e.jsonl") as listen:
         stage(listen)
     assert capsys.readouterr().err == "" and len((tmp_path / "e.jsonl").read_text().splitlines()) == 3

@@ -90,9 +90,9 @@ def test_events_that_nobody_reads_end_no_compile(run, write, tmp_path):
 def test_a_signal_ends_a_command_whose_words_nobody_reads(unread, tmp_path):
     code = f"""
 from pathlib import Path
-from effc.compiler.cli.verbs.interrupt import interrupt_within_a_second
+from effc.compiler.cli.verbs.interrupt import raise_or_exit_on_signal
 import time
-with interrupt_within_a_second():
+with raise_or_exit_on_signal():
     Path({str(tmp_path / "began")!r}).touch()
     while True:  # as a long call into torch, which hears nothing
         try:

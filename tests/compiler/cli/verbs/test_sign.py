@@ -13,7 +13,7 @@ import effc as package
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from effc.compiler.artifacts.manifest import Manifest
-from effc.compiler.artifacts.sbom import sbom_json
+from effc.compiler.artifacts.sbom import cyclonedx_json
 from effc.compiler.artifacts.signature import sign_artifact, statement, write_key_pair
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -163,10 +163,10 @@ def test_an_edited_artifact_is_not_signed(artifact, keys, tmp_path):  # noqa: F8
 
 
 def test_the_bill_of_materials_is_the_same_whatever_the_process_had_imported():
-    code = "import sys; from effc.compiler.artifacts.sbom import sbom_json; from effc.compiler.artifacts.manifest import Manifest"
-    code += "; sys.stdout.buffer.write(sbom_json(Manifest('hf')))"
+    code = "import sys; from effc.compiler.artifacts.sbom import cyclonedx_json; from effc.compiler.artifacts.manifest import Manifest"
+    code += "; sys.stdout.buffer.write(cyclonedx_json(Manifest('hf')))"
     fresh = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-    here = json.loads(sbom_json(Manifest("hf")))
+    here = json.loads(cyclonedx_json(Manifest("hf")))
     assert fresh["components"] == here["components"] and fresh["serialNumber"] == here["serialNumber"]
     names = {c["name"] for c in here["components"]}
     assert {"effc", "torch", "huggingface-hub"} <= names and not names & {"pytest", "hypothesis"}

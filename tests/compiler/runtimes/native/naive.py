@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from effc.kernels.packed_linear import unpack_weight
+from effc.kernels.packed_linear import unpack_packed_weight
 from torch import Tensor
 
 ACTS = {
@@ -38,7 +38,7 @@ class Naive:
 
     def __init__(self, plan: Mapping[str, Any], weights: Mapping[str, Tensor], rounded: bool = False):
         self.plan, self.rounded = plan, rounded
-        self.weights = {n: unpack_weight(w) if w.dtype == torch.uint8 else w.float() for n, w in weights.items()}
+        self.weights = {n: unpack_packed_weight(w) if w.dtype == torch.uint8 else w.float() for n, w in weights.items()}
         self.caches: dict[int, dict[int, list[tuple[Tensor, Tensor]]]] = {}
         self.lengths: dict[int, int] = {}
         self.states: dict[tuple[int, int], Tensor] = {}

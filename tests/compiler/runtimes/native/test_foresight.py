@@ -11,7 +11,7 @@ from effc.compiler.analysis.discovery.discover import discover
 from effc.compiler.analysis.planning import shrink
 from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.models.checkpoints.fake_weights import with_fake_weights
+from effc.compiler.models.checkpoints.fake_weights import build_with_random_weights
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.registry import Registry
 from effc.compiler.runtimes.native.engine_support import unsupported_reason
@@ -70,11 +70,11 @@ def test_what_is_recognised_by_trying_is_so_with_numbers_that_stand_in(name):
 
 
 def test_numbers_that_stand_in_for_weights_take_no_room():
-    model = with_fake_weights(origin_of("llama"))
+    model = build_with_random_weights(origin_of("llama"))
     assert not any(p.is_meta for p in model.parameters())
     assert model.lm_head.weight.isfinite().all()
     wide = partial(tiny.blank, "llama", vocab_size=1 << 20, tie_word_embeddings=True)
-    model = with_fake_weights(Origin("wide", {}, None, "wide", wide, wide, lambda: None))
+    model = build_with_random_weights(Origin("wide", {}, None, "wide", wide, wide, lambda: None))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.untyped_storage().nbytes() == 4 * 64
 
@@ -101,7 +101,7 @@ def test_a_plan_refuses_what_the_engine_has_no_step_for_where_the_target_stands(
     assert found.span.text == 'native("cpu")'
     assert "mlp.act_fn (MishActivation" in found.message  # not the multiplication that wants its result
     monkeypatch.setattr(
-        "effc.compiler.runtimes.native.engine_support.unsupported_reason", lambda *_: pytest.fail("looked at again")
+        "effc.compiler.runtimes.native.engine_support.engine_rejection", lambda *_: pytest.fail("looked at again")
     )
     with pytest.raises(Reject, match=re.escape(found.message)):
         api.plan(path, cache_dir=path.parent / "cache")

@@ -14,7 +14,7 @@ from effc.dsl.checker.values import Ratio
 from effc.dsl.syntax.diagnostics import Reject
 from effc.kernels.native import KernelError
 from effc.kernels.packed import kernel_of
-from effc.kernels.packed_linear import unpack_weight
+from effc.kernels.packed_linear import unpack_packed_weight
 
 from tests import mixers, tiny
 from tests.compiler.runtimes.native.test_plans import ATOL, halved, made, naive, rows_of
@@ -190,7 +190,7 @@ def test_int8_is_asked_for_by_the_target_and_packs_what_is_not_lowered():
     packed = plan.entries["transformer.h.0.attn.c_attn.weight"].make()
     weight = model.transformer.h[0].attn.c_attn.weight.T
     step = weight.abs().amax(1, keepdim=True) / 127
-    assert ((unpack_weight(packed) - weight) / step).abs().max() <= 0.5001  # rounding to the nearest code
+    assert ((unpack_packed_weight(packed) - weight) / step).abs().max() <= 0.5001  # rounding to the nearest code
 
 
 def test_inputs_of_16_bits_are_those_of_all_int8_layers_which_hold_the_bytes_that_they_held():

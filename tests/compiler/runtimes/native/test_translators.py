@@ -7,7 +7,7 @@ import effc
 import pytest
 import torch
 import transformers
-from effc.compiler.apps.serving.runner import make_runner
+from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.artifacts.load import load
 from effc.compiler.cli.main import main
 from effc.compiler.ir.capture.capture import capture
@@ -237,7 +237,7 @@ def test_a_fresh_process_says_what_the_program_says_and_the_command_line_says_it
     answer = json.loads(capsys.readouterr().out)
     assert answer["new_tokens"] == 5 and answer["prompt_tokens"] == 17
     with pytest.raises(Reject, match="reads a source and answers with a target"):
-        make_runner(model, "thin")
+        make_decoder(model, "thin")
     shown = summarise_native(result.artifacts[0].path / "native")
     assert shown.steps["recall"] == 2 and shown.source["remember"] == 2 and "a source: " in shown.to_text()
 
