@@ -19,14 +19,14 @@ LENGTHS, BATCHES, ROUNDS = (16, 128), (1, 32), 7
 
 def open_native_encoder(model, weights: str, threads: int):
     from effc.compiler.ir.capture.capture import capture
-    from effc.compiler.runtimes.native.emission import artifact_facts
+    from effc.compiler.runtimes.native.emission import native_artifact_facts
     from effc.compiler.runtimes.native.opening import open_native
     from effc.compiler.runtimes.native.plan_files import write_plan
     from effc.compiler.runtimes.native.reader import Reader
 
     plan = Reader(capture(model), weights).build_plan()
     with tempfile.TemporaryDirectory() as folder:
-        write_plan(plan, Path(folder), artifact_facts(model, weights, plan.output))
+        write_plan(plan, Path(folder), native_artifact_facts(model, weights, plan.output))
         return open_native(Path(folder), threads=threads, sequences=max(BATCHES))
 
 

@@ -67,7 +67,7 @@ def place_of(folder: Path, name: str) -> Path:
 def write_native(folder: Path, name: str, steps: int) -> None:
     from effc.compiler.ir.layers.linear import KernelLinear
     from effc.compiler.runtimes.native import plan_files
-    from effc.compiler.runtimes.native.emission import artifact_facts
+    from effc.compiler.runtimes.native.emission import native_artifact_facts
     from effc.compiler.runtimes.native.linears import Numbers
     from effc.compiler.runtimes.native.reader import Reader
 
@@ -83,7 +83,9 @@ def write_native(folder: Path, name: str, steps: int) -> None:
     place = place_of(folder, name)
     place.mkdir(parents=True)
     program.changed()
-    plan_files.write_plan(Reader(program, Numbers(weights, 32)).build_plan(), place, artifact_facts(model, weights))
+    plan_files.write_plan(
+        Reader(program, Numbers(weights, 32)).build_plan(), place, native_artifact_facts(model, weights)
+    )
 
 
 def write_llama_cpp_quant(folder: Path, name: str) -> None:

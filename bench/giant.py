@@ -47,7 +47,7 @@ TARGETS = {"hf": 'hf("out")', "native": 'native("out")', "native int8": 'native(
 
 def write_random_checkpoint(size: str, folder: Path, shard_bytes: int = 2 << 30, seed: int = 0) -> None:
     """A checkpoint folder of these shapes, weights drawn as Llamas begin: normal, 0.02; norms are one."""
-    from effc.compiler.models.checkpoints.tensor_files import Piece, write_tensors
+    from effc.compiler.models.checkpoints.tensor_files import Piece, write_safetensors_files
 
     hidden, layers, heads, kv, mlp, vocabulary, tied = SHAPES[size]
     generator, width = torch.Generator().manual_seed(seed), hidden // heads
@@ -80,7 +80,7 @@ def write_random_checkpoint(size: str, folder: Path, shard_bytes: int = 2 << 30,
     if not tied:
         pieces.append(random_tensor("lm_head.weight", vocabulary, hidden))
     folder.mkdir(parents=True)
-    write_tensors(folder, pieces, shard_bytes)
+    write_safetensors_files(folder, pieces, shard_bytes)
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],

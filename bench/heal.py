@@ -55,10 +55,10 @@ def perplexity_after_healing(folder: Path, cut: str, heal: str, steps: int, seed
     """Held-out perplexity after healing, and what that took in seconds."""
     build = build_of(folder, cut, heal, steps, seed)
     first, last = build.plan.stages
-    build.run_step(first)
+    build.run_step_unless_cached(first)
     build.load_outcome(first.key)
     started = time.perf_counter()
-    build.run_step(last)
+    build.run_step_unless_cached(last)
     seconds = time.perf_counter() - started
     return heldout_perplexity(build.load_outcome(last.key).program, build.ctx), seconds
 
@@ -91,7 +91,7 @@ def main() -> None:
         for cut in CUTS:
             build = build_of(Path(folder), cut, "lora", steps, SEEDS[0])
             original = heldout_perplexity(build.load_outcome(build.plan.identity).program, build.ctx)
-            build.run_step(build.plan.stages[0])
+            build.run_step_unless_cached(build.plan.stages[0])
             pruned = heldout_perplexity(build.load_outcome(build.plan.stages[0].key).program, build.ctx)
             for heal in HEALS:
                 after, seconds = zip(

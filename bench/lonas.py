@@ -67,7 +67,7 @@ def run_step(folder: Path, step: str, seed: int) -> tuple[Build, str]:
     (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
-        build.run_step(stage)
+        build.run_step_unless_cached(stage)
     return build, plan.stages[-1].key
 
 

@@ -68,7 +68,7 @@ def lower_model(folder: Path, model: str, steps: list[str], threads: int):
     build = build_of(folder, model, steps, threads)
     started = time.perf_counter()
     for stage in build.plan.stages:
-        build.run_step(stage)
+        build.run_step_unless_cached(stage)
     return (
         build.results.outcome.program.model,
         build.results.outcome.program.notes[-1],

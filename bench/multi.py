@@ -112,7 +112,7 @@ def run_build(build: Build) -> tuple[torch.nn.Module, float]:
     """The model after the last step, and seconds of the steps that ran."""
     started = time.perf_counter()
     for stage in build.plan.stages:
-        build.run_step(stage)
+        build.run_step_unless_cached(stage)
     COSTS["seconds"] = time.perf_counter() - started
     key = build.plan.stages[-1].key
     kept = build.cache.folder / "bench" / f"{key}.json"

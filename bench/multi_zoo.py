@@ -44,7 +44,7 @@ def perplexity_and_forwards(removed_share: float, more: str, rows: int, seed: in
         )
         (plan,) = plan_all_pipelines(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
-        build.run_step(plan.stages[0])
+        build.run_step_unless_cached(plan.stages[0])
         model = build.load_outcome(plan.stages[0].key).program.model.eval()
         value = build.ctx.metric(plan.pipeline.expects[0].metric).measure(model, build.ctx)
     return value, costs["layer forwards"], costs["layer forwards, were every candidate scored by the whole model"]

@@ -37,7 +37,7 @@ from effc.compiler.apps.rttc.scorer import LabelledAnswer
 from effc.compiler.apps.rttc.signals import signals
 from effc.compiler.apps.rttc.tuned_scorer import train_fine_tuned_scorer
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.emission import artifact_facts
+from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -62,7 +62,9 @@ def open_smollm2(folder: Path) -> tuple[Any, Any]:
         model.save_pretrained(place)
         tokenizer().save_pretrained(place)
         (place / "native").mkdir(exist_ok=True)
-        write_plan(Reader(capture(model.eval()), "bf16").build_plan(), place / "native", artifact_facts(model, "bf16"))
+        write_plan(
+            Reader(capture(model.eval()), "bf16").build_plan(), place / "native", native_artifact_facts(model, "bf16")
+        )
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).eval()
     return model, AutoTokenizer.from_pretrained(place)
 
@@ -112,7 +114,7 @@ def answer_by_every_branch(client: GuidedModel, one: Asked, length: int, trained
     assert told is not None and adaptable is not None, "the model has room for four samples"
 
     def say(asked: list[int], state: Any = None) -> str:
-        return client.answer(asked, settings, lambda: False, state)[0]
+        return client.generate_answer(asked, settings, lambda: False, state)[0]
 
     def learn() -> Any:
         adaptable.train(samples)
@@ -157,7 +159,7 @@ def collect(names: Sequence[str], data: Path, folder: Path, minutes: float, trai
     until, file = time.monotonic() + 60 * minutes, folder / "answers.jsonl"
     done = {json.loads(line)["question"] for line in file.read_text().splitlines()} if file.exists() else set()
     client = client_of(folder, tasks)
-    before = client.adaptable.checksum()
+    before = client.adaptable.frozen_weights_checksum()
     with file.open("a") as out:
         for part, task, one in interleave_questions(tasks):
             if one.sample.question in done:
@@ -167,7 +169,7 @@ def collect(names: Sequence[str], data: Path, folder: Path, minutes: float, trai
             row = {"part": part, "task": task.name, "question": one.sample.question, "answer": one.sample.answer}
             out.write(json.dumps({**row, **answer_by_every_branch(client, one, task.length, trained)}) + "\n")
             out.flush()
-    assert client.adaptable.checksum() == before, "the base model was changed"
+    assert client.adaptable.frozen_weights_checksum() == before, "the base model was changed"
 
 
 # -- a reward of one's own -----------------------------------------------------------------------------------

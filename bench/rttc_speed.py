@@ -115,13 +115,16 @@ def time_batches(rows: int = 8, length: int = 16) -> None:
             for seed in range(rows)
         ]
         batcher, settings = Batcher(model, prompts, adaptable), Settings(max_tokens=length)
-        say = [partial(batcher.answer, ids, settings, lambda: False, s) for ids, s in zip(asked, states, strict=True)]
+        say = [
+            partial(batcher.generate_in_batch, ids, settings, lambda: False, s)
+            for ids, s in zip(asked, states, strict=True)
+        ]
         assert batching_matches_single(model, adaptable), "rows of a batch are those alone"
         started = time.process_time()
         alone = [one() for one in say]
         single, started = time.process_time() - started, time.process_time()
         with ThreadPoolExecutor(rows) as pool:
-            with batcher.exclusive():
+            with batcher.exclusive_model():
                 waited = [pool.submit(one) for one in say]
                 while len(batcher._waiting) < rows:
                     time.sleep(0.01)

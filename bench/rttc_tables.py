@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from effc.compiler.apps.rttc.calibration import auc_by_branch
-from effc.compiler.apps.rttc.drawing import svg_chart
+from effc.compiler.apps.rttc.drawing import svg_accuracy_chart
 from effc.compiler.apps.rttc.policy import BRANCHES, Point, Trial, calibrate_thresholds, simulate_policy
 from effc.compiler.apps.rttc.router import Router, features
 from effc.compiler.apps.rttc.router import train_router as router_of
-from effc.compiler.apps.rttc.scaling import better_scaled, fit_scales
+from effc.compiler.apps.rttc.scaling import better_scaled, fit_branch_scales
 from effc.compiler.apps.rttc.scorer import auc
 from effc.compiler.apps.rttc.signals import Signals
 
@@ -80,7 +80,7 @@ def threshold_policy_result(
 ) -> Result:
     """By thresholds of dev questions; `scaled` may compare chances in place of rewards, as a compile does."""
     known = trials_of(dev, reward)
-    scales = fit_scales(known) if scaled else {}
+    scales = fit_branch_scales(known) if scaled else {}
     chosen = calibrate_thresholds(known, price_per_second, scales=scales)[0]
     kept = chosen.scales if kind != "best" else scales if scaled and better_scaled(known, scales) else {}
     chosen = replace(chosen, kind=kind, scales=kept)
@@ -204,7 +204,7 @@ def chart(dev: Sequence[Row], test: Sequence[Row], rewards: Sequence[str]) -> st
     router = next(name for name in points if name.startswith("router") and "the default" in name)
     named = [name for name in points if name.startswith("always")] + ["random, equal shares", router]
     marked = {name.split(", ")[0]: points[name] for name in named}
-    return svg_chart([point for name, point in points.items() if name != "oracle"], marked, "test questions")
+    return svg_accuracy_chart([point for name, point in points.items() if name != "oracle"], marked, "test questions")
 
 
 def main(folder: Path, drawn: Path | None = None) -> None:

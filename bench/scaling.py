@@ -80,7 +80,7 @@ def main() -> None:
     print(f"\n| | learning rate | {' | '.join(f'rank {r}' for r in RANKS)} |\n|---|---|{'---|' * len(RANKS)}")
     with tempfile.TemporaryDirectory() as folder:
         build = build_of(Path(folder), "60% of MLP channels", "lora", 1, 0)
-        build.run_step(build.plan.stages[0])
+        build.run_step_unless_cached(build.plan.stages[0])
         program = build.load_outcome(build.plan.stages[0].key).program
         for name, rule in RULES.items():
             for lr in asked.lr:

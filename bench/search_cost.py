@@ -101,7 +101,7 @@ def method_row(
         (plan,) = plan_all_pipelines(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
         started = time.perf_counter()
-        build.run_step(plan.stages[0])
+        build.run_step_unless_cached(plan.stages[0])
         seconds = time.perf_counter() - started
         program = build.load_outcome(plan.stages[0].key).program
         return _result_row(program, build, said, seconds, tokens)

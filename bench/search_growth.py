@@ -68,7 +68,7 @@ def search_forwards(widths: str, layers: int, tokens: int, search: str, removed_
         (plan,) = plan_all_pipelines(opened)
         build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(folder / "cache"))
         started = time.perf_counter()
-        build.run_step(plan.stages[0])
+        build.run_step_unless_cached(plan.stages[0])
         return {
             "cuts": sum(name.startswith("cut ") for name in said),
             "run": said["layer forwards"],

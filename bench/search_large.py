@@ -111,7 +111,7 @@ def run_search(folder: Path, size: str, options: argparse.Namespace) -> dict[str
     stage = plan.stages[0]
     build = Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(cache))
     started, busy = time.perf_counter(), time.process_time()
-    build.run_step(stage)
+    build.run_step_unless_cached(stage)
     kept = Path("/proc/self/status").read_text()
     program = build.load_outcome(stage.key).program
     rounds = [note["scores"] for note in program.notes if "scores" in note]

@@ -110,7 +110,7 @@ def run_route(folder: Path, name: str, asked, seed: int):
     (plan,) = api.plan_all_pipelines(session)
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
-        build.run_step(stage)
+        build.run_step_unless_cached(stage)
     outcome = build.load_outcome(plan.stages[-1].key if plan.stages else plan.identity)
     return (outcome.load(outcome.points[0]) if hasattr(outcome, "points") else outcome.program), build.ctx
 

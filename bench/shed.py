@@ -118,7 +118,7 @@ def measure_point(folder: Path, model: str, kind: str, step: str, heal: int, ori
     recorded = lambda event: told.update({event.name: event.value} if isinstance(event, Recorded) else {})  # noqa: E731
     build.ctx = replace(build.ctx, settings=replace(build.ctx.settings, on_event=recorded))
     started = time.perf_counter()
-    build.run_step(build.plan.stages[0])
+    build.run_step_unless_cached(build.plan.stages[0])
     seconds = time.perf_counter() - started
     program = build.load_outcome(build.plan.stages[0].key).program
     use_mixer_kernels(program.model)
@@ -130,7 +130,7 @@ def measure_point(folder: Path, model: str, kind: str, step: str, heal: int, ori
     shed = perplexity(program.model, build.ctx)
     healed = None
     if heal:
-        build.run_step(build.plan.stages[1])
+        build.run_step_unless_cached(build.plan.stages[1])
         healed = perplexity(build.load_outcome(build.plan.stages[1].key).program.model, build.ctx)
     return Point(
         kind,

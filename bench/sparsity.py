@@ -95,7 +95,7 @@ def main() -> None:
             if not number:
                 print(line.format("dense", "", "", f"{perplexity(program, build.ctx):.2f}", ""), flush=True)
             started = time.perf_counter()
-            build.run_step(stage)
+            build.run_step_unless_cached(stage)
             seconds = time.perf_counter() - started
             program = build.load_outcome(stage.key).program
             zeros = next(note["sparsity"] for note in program.notes if "sparsity" in note)

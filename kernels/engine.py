@@ -119,7 +119,7 @@ class Engine:
         self._refuse_bad_batch(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
         with self._handle_in_use() as handle:
-            status = native.function("engine_run")(
+            status = native.library_function("engine_run")(
                 handle, len(ids), *(_address(n) for n in (ids, owners)), len(rows), _address(rows), logits.data_ptr()
             )
         if status == 17:
@@ -145,7 +145,7 @@ class Engine:
         if longest > self.sources:
             raise KernelError(f"a source of {longest} tokens exceeds the {self.sources} that the encoder reads")
         with self._handle_in_use() as handle:
-            status = native.function("engine_encode")(handle, len(ids), *(_address(n) for n in (ids, owners)))
+            status = native.library_function("engine_encode")(handle, len(ids), *(_address(n) for n in (ids, owners)))
         if status == 17:
             raise Cancelled("the call was cancelled; its sequences are as before")
         if status:
@@ -255,7 +255,7 @@ class Engine:
 
 def _refuse_stale_kernels() -> None:
     try:
-        layout = native.function("engine_layout")()
+        layout = native.library_function("engine_layout")()
     except AttributeError:
         layout = 0
     if layout != LAYOUT:

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def scores(self: _Reader, step: Mapping, to: int, width: int) -> None:
-    matrix = self.retained.matrix(step["weight"], width, self.width(step["x"]))
-    self.emit("scores", to, x=step["x"], weight=matrix, bias=self.retained.vector(step["bias"], width))
+    matrix = self.retained.matrix_index(step["weight"], width, self.width(step["x"]))
+    self.emit("scores", to, x=step["x"], weight=matrix, bias=self.retained.vector_index(step["bias"], width))
 
 
-def route(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_route_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     experts, count, groups, top_groups = self.width(step["x"]), step["count"], step["groups"], step["kept"]
     self.need(experts <= MAX_EXPERTS, f"it chooses among {experts} experts, and the engine takes {MAX_EXPERTS}")
     self.need(
@@ -38,7 +38,7 @@ def route(self: _Reader, step: Mapping, destination: int, width: int) -> None:
         destination,
         x=step["x"],
         kind=STEPS["route"]["kind"].split().index(step["kind"]),
-        weight=self.retained.vector(step["bias"], experts),
+        weight=self.retained.vector_index(step["bias"], experts),
         count=count,
         group=groups,
         block=top_groups,
@@ -49,17 +49,17 @@ def route(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     )
 
 
-def experts(self: _Reader, step: Mapping, destination: int, width: int) -> None:
-    self.need(step["chosen"] in self.chosen, f"register {step['chosen']} is not what a `route` chose")
+def read_experts_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+    self.need(step["chosen"] in self.chosen, f"register {step['chosen']} is not what a `read_route_step` chose")
     known, count = self.chosen[step["chosen"]]
     names, x = step["weights"], self.width(step["x"])
     self.need(len(names) == known, f"it has {len(names)} weights, and its router {known} experts")
-    first = self.retained.several(names)
+    first = self.retained.append_packed_weights(names)
     n, k = self.retained.laid[first].n, self.retained.laid[first].k
     self.need(x in (k, count * k), f"its weights take {k} numbers, and register {step['x']} has {x}")
     columns = n if step["summed"] else count * n
     self.need(width == columns, f"it writes {columns} columns, and register {destination} has {width}")
-    biases = -1 if step["biases"] is None else self.retained.matrix(step["biases"], known, n)
+    biases = -1 if step["biases"] is None else self.retained.matrix_index(step["biases"], known, n)
     self.emit(
         "experts",
         destination,

@@ -40,7 +40,7 @@ def check_plan_and_weights(plan: Mapping, weights: Mapping[str, Tensor], deep: b
     weights   uint8 rows of bytes as `packed.pack` makes them, float32 or bfloat16; contiguous, in memory
     deep      read every packed weight whole and compare checksums, instead of sizes and headers alone
     """
-    return _Reader(plan, weights, deep).read()
+    return _Reader(plan, weights, deep).read_layout()
 
 
 class _Reader:
@@ -63,7 +63,7 @@ class _Reader:
         if not so:
             raise self.refuse(problem)
 
-    def read(self) -> Layout:
+    def read_layout(self) -> Layout:
         plan = self.plan
         self.need(isinstance(plan, Mapping), "it is not an object")
         self.need(
@@ -73,23 +73,23 @@ class _Reader:
         self.need(all(_int(w, 1) for w in widths), "its registers are no list of widths")
         slots = self.list_of("slots", "its slots are no list")
         self.need(_int(plan.get("context"), 1), "its context is no number of tokens")
-        self.out = Layout([*widths], [self.slot(s) for s in slots], -1, plan["context"], 0)
+        self.out = Layout([*widths], [self.read_cache_slot(s) for s in slots], -1, plan["context"], 0)
         if "encoder" in plan:
-            self.out.encoder = engine_sources.encoder(self, plan["encoder"])
+            self.out.encoder = engine_sources.read_encoder_plan(self, plan["encoder"])
         steps = self.list_of("steps", "it has no steps")
         self.need(bool(steps), "it has no steps")
         for number, step in enumerate(steps):
             op = step.get("op") if isinstance(step, Mapping) else None
             self.need(isinstance(op, str) and op in STEPS, f"step {number} is none that the engine knows")
             self.location = f"{self.title}, step {number}, {op}" if self.inside else f"step {number}, {op}"
-            self.step(step)
+            self.read_step(step)
         self.location = self.title
         self.need(len(self.used_slots) == len(slots), "a slot of its cache is not used by any attention")
         self.need(bool(self.ids), "it has no embedding of tokens")
         if self.inside:
             engine_sources.finish(self, plan, steps)
         else:
-            self.finish(plan.get("logits"), steps)
+            self.check_logits_register(plan.get("logits"), steps)
         self.out.stateful = any(s["op"] in STATEFUL for s in steps)
         self.need(
             not (self.out.bidirectional and self.out.stateful),
@@ -109,7 +109,7 @@ class _Reader:
             raise self.refuse(problem)
         return value
 
-    def finish(self, logits, steps: list) -> None:
+    def check_logits_register(self, logits, steps: list) -> None:
         self.need(
             _int(logits, 0) and logits in self.assigned, f"its logits are register {logits}, which no step writes"
         )
@@ -133,7 +133,7 @@ class _Reader:
             if r is not None
         ]
 
-    def slot(self, slot) -> Slot:
+    def read_cache_slot(self, slot) -> Slot:
         fields = slot if isinstance(slot, Mapping) else {}
         head_dim = fields.get("head_dim", 0)
         sizes = [fields.get("kv_heads", 0), head_dim, fields.get("value_dim", head_dim)]
@@ -143,9 +143,9 @@ class _Reader:
         )
         return Slot(*sizes)
 
-    def step(self, fields: Mapping) -> None:
+    def read_step(self, fields: Mapping) -> None:
         step = {**{name: value for name, value in LATER.items() if name in STEPS[fields["op"]]}, **fields}
-        self.fields(step)
+        self.check_step_fields(step)
         if step["op"] in SILENT:
             getattr(self, f"_{step['op']}")(step)
             return
@@ -153,23 +153,23 @@ class _Reader:
         getattr(self, f"_{step['op']}")(step, to, self.out.widths[to])
         self.assigned.add(to)
 
-    def fields(self, step: Mapping) -> None:
+    def check_step_fields(self, step: Mapping) -> None:
         kinds = {**({} if step["op"] in SILENT else {"to": "t"}), **STEPS[step["op"]]}
         for name in step.keys() - kinds.keys() - {"op"}:
             raise self.refuse(f"it has a field `{name}`, which this op does not have")
         for name, kind in kinds.items():
             self.need(name in step, f"it has no `{name}`")
-            self.need(self.fits(step[name], kind), f"its `{name}` is {step[name]!r}")
+            self.need(self.is_field_of_kind(step[name], kind), f"its `{name}` is {step[name]!r}")
 
-    def fits(self, value, kind: str) -> bool:
+    def is_field_of_kind(self, value, kind: str) -> bool:
         if kind == "t":
             return _int(value, 0) and value < len(self.out.widths) and value not in self.assigned
         if kind in ("r", "r?"):
             return (_int(value, 0) and value in self.assigned) or (kind == "r?" and value is None)
         if kind == "R":
-            return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "r") for v in value)
+            return isinstance(value, list) and len(value) > 0 and all(self.is_field_of_kind(v, "r") for v in value)
         if kind == "W":
-            return isinstance(value, list) and len(value) > 0 and all(self.fits(v, "w") for v in value)
+            return isinstance(value, list) and len(value) > 0 and all(self.is_field_of_kind(v, "w") for v in value)
         if kind in ("w", "w?"):
             return (isinstance(value, str) and value in self.retained.given) or (kind == "w?" and value is None)
         if kind in ("+", "0", "+?"):
@@ -190,14 +190,14 @@ class _Reader:
     # -- ops
 
     def _embedding(self, step, to, width) -> None:
-        number = self.retained.number(step["table"])
+        number = self.retained.weight_index(step["table"])
         table = self.retained.laid[number]
         self.need(table.k == width, f"its rows have {table.k} numbers, and register {to} has {width}")
         self.ids.append(table.n)
         self.emit("embedding", to, weight=number)
 
     def _positions(self, step, to, width) -> None:
-        number = self.retained.number(step["table"])
+        number = self.retained.weight_index(step["table"])
         table = self.retained.laid[number]
         self.need(table.form >= 16 and table.k == width, f"its table is not rows of {width} float32 or bfloat16")
         self.out.context = min(self.out.context, table.n)
@@ -214,8 +214,8 @@ class _Reader:
             kind=("rms", "layer").index(step["kind"]),
             group=group,
             number=step["eps"],
-            weight=self.retained.vector(step["weight"], group, width),
-            bias=self.retained.vector(step["bias"], group, width),
+            weight=self.retained.vector_index(step["weight"], group, width),
+            bias=self.retained.vector_index(step["bias"], group, width),
         )
 
     def _mean(self, step, to, width) -> None:
@@ -224,13 +224,15 @@ class _Reader:
         self.emit("mean", to, x=step["x"], group=group)
 
     def _linear(self, step, destination, width) -> None:
-        number = self.retained.number(step["weight"])
+        number = self.retained.weight_index(step["weight"])
         w, k = self.retained.laid[number], self.width(step["x"])
         self.need(w.form < 16, f"weight `{step['weight']}` is not packed for any kernel")
         self.need(
             (w.n, w.k) == (width, k), f"its weight takes {w.k} numbers to {w.n}, and its registers have {k} and {width}"
         )
-        self.emit("linear", destination, x=step["x"], weight=number, bias=self.retained.vector(step["bias"], width))
+        self.emit(
+            "linear", destination, x=step["x"], weight=number, bias=self.retained.vector_index(step["bias"], width)
+        )
 
     def _columns(self, step, destination, width) -> None:
         start, block, stride, count = (step[name] for name in ("start", "block", "stride", "count"))
@@ -255,7 +257,7 @@ class _Reader:
         key = (step["inverse_frequencies"], step["scale"])
         if key not in self.angles:
             self.out.widths.append(turned)
-            number = self.retained.vector(step["inverse_frequencies"], turned // 2)
+            number = self.retained.vector_index(step["inverse_frequencies"], turned // 2)
             self.angles[key] = len(self.out.widths) - 1
             self.emit("angles", self.angles[key], weight=number, scale=step["scale"])
         self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
@@ -297,9 +299,9 @@ class _Reader:
             softcap=step["softcap"] or 0.0,
             window=min(step["window"] or 0, 2**31 - 1),
             count=int(bidirectional),
-            weight=self.retained.vector(step["sinks"], heads),
-            skip=self.retained.vector(step["slopes"], heads),
-            bias=self.distances(step["distances"], heads, bidirectional),
+            weight=self.retained.vector_index(step["sinks"], heads),
+            skip=self.retained.vector_index(step["slopes"], heads),
+            bias=self.read_distance_table(step["distances"], heads, bidirectional),
         )
 
     def claim_cache_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
@@ -314,9 +316,9 @@ class _Reader:
             f"its sizes are not those of slot {slot}",
         )
 
-    def distances(self, name: str | None, heads: int, bidirectional: bool) -> int:
+    def read_distance_table(self, name: str | None, heads: int, bidirectional: bool) -> int:
         """A table of what scores gain: of a text seen whole as many columns on both sides of the token's own."""
-        number = -1 if name is None else self.retained.matrix(name, heads, None)
+        number = -1 if name is None else self.retained.matrix_index(name, heads, None)
         columns = self.retained.laid[number].k if number >= 0 else 1
         self.need(
             not bidirectional or columns % 2 == 1, f"weight `{name}` has {columns} columns, and none is in their middle"
@@ -355,13 +357,21 @@ class _Reader:
         self.pointwise(step, to, width, most=step["square"], scale=step["exponential"], number=step["linear"])
 
     def _add_vector(self, step, to, width) -> None:
-        self.pointwise(step, to, width, weight=self.retained.vector(step["vector"], width))
+        self.pointwise(step, to, width, weight=self.retained.vector_index(step["vector"], width))
 
     _mul_vector = _add_vector
-    _scores, _route, _experts = engine_mixtures.scores, engine_mixtures.route, engine_mixtures.experts
-    _convolve, _ssd, _selective = engine_scans.convolve, engine_scans.ssd, engine_scans.selective
-    _delta = engine_scans.delta
-    _remember, _recall = engine_sources.remember, engine_sources.recall
+    _scores, _route, _experts = (
+        engine_mixtures.scores,
+        engine_mixtures.read_route_step,
+        engine_mixtures.read_experts_step,
+    )
+    _convolve, _ssd, _selective = (
+        engine_scans.read_convolution_step,
+        engine_scans.read_ssd_step,
+        engine_scans.read_selective_scan_step,
+    )
+    _delta = engine_scans.read_delta_rule_step
+    _remember, _recall = engine_sources.read_remember_step, engine_sources.read_recall_step
 
 
 def _int(value, minimum: int) -> bool:

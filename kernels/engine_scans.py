@@ -17,9 +17,9 @@ def keep(self: _Reader, op: str, to: int, step: Mapping, **fields) -> None:
     self.states += 1
 
 
-def convolve(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_convolution_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     self.need(self.width(step["x"]) == width, f"registers {[step['x'], destination]} have different widths")
-    filters = self.retained.matrix(step["filters"], None, width)
+    filters = self.retained.matrix_index(step["filters"], None, width)
     keep(
         self,
         "convolve",
@@ -28,11 +28,11 @@ def convolve(self: _Reader, step: Mapping, destination: int, width: int) -> None
         kind=step["silu"],
         weight=filters,
         count=self.retained.laid[filters].n,
-        bias=self.retained.vector(step["bias"], width),
+        bias=self.retained.vector_index(step["bias"], width),
     )
 
 
-def ssd(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_ssd_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, states = (step[name] for name in ("heads", "groups", "states"))
     self.need(
         self.width(step["x"]) == width == heads * step["head_dim"] and heads % groups == 0,
@@ -41,7 +41,7 @@ def ssd(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     scanned(self, step, {"dt": heads, "b": groups * states, "c": groups * states})
     upper = math.inf if step["most"] is None else step["most"]
     self.need(0 <= step["least"] <= upper, f"its time steps are to be {step['least']} to {upper}")
-    rates, skip, bias = (self.retained.vector(step[name], heads) for name in ("rates", "skip", "bias"))
+    rates, skip, bias = (self.retained.vector_index(step[name], heads) for name in ("rates", "skip", "bias"))
     keep(
         self,
         "ssd",
@@ -63,7 +63,7 @@ def ssd(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     )
 
 
-def selective(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_selective_scan_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     states, gate = step["states"], step["gate"]
     widths = {"x": width, "dt": width, "b": states, "c": states}
     scanned(self, step, widths if gate is None else {**widths, "gate": width})
@@ -76,9 +76,9 @@ def selective(self: _Reader, step: Mapping, destination: int, width: int) -> Non
         z=step["b"],
         c=step["c"],
         gate=-1 if gate is None else gate,
-        weight=self.retained.matrix(step["rates"], width, states),
-        skip=self.retained.vector(step["skip"], width),
-        bias=self.retained.vector(step["bias"], width),
+        weight=self.retained.matrix_index(step["rates"], width, states),
+        skip=self.retained.vector_index(step["skip"], width),
+        bias=self.retained.vector_index(step["bias"], width),
         kind=step["softplus"],
         states=states,
     )
@@ -94,7 +94,7 @@ def fit(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
         self.need(self.width(step[name]) == width, f"its `{name}` has {self.width(step[name])} columns, not {width}")
 
 
-def delta(self: _Reader, step: Mapping, destination: int, width: int) -> None:
+def read_delta_rule_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     heads, groups, n, p = (step[name] for name in ("heads", "groups", "head_dim", "value_dim"))
     self.need(
         self.width(step["x"]) == width == heads * p and heads % groups == 0,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .engine_plan import Layout, _Reader
 
 
-def encoder(self: "_Reader", plan: object) -> "Layout":
+def read_encoder_plan(self: "_Reader", plan: object) -> "Layout":
     """The encoder of a plan; its weights are numbered with those of the decoder."""
     self.need(not self.inside, "its encoder has an encoder")
     self.need(isinstance(plan, Mapping), "its encoder is not an object")
@@ -21,7 +21,7 @@ def encoder(self: "_Reader", plan: object) -> "Layout":
     inner = type(self)({**plan, "version": VERSION}, {}, False)
     inner.retained, inner.inside, inner.location, inner.title = self.retained, True, "the encoder", "the encoder"
     refuse, self.retained.refuse = self.retained.refuse, inner.refuse
-    laid = inner.read()
+    laid = inner.read_layout()
     self.retained.refuse = refuse
     return laid
 
@@ -33,7 +33,7 @@ def finish(self: "_Reader", plan: Mapping, steps: list) -> None:
     self.out.bidirectional = True  # a source comes in one call
 
 
-def remember(self: "_Reader", step: Mapping) -> None:
+def read_remember_step(self: "_Reader", step: Mapping) -> None:
     self.need(self.inside, "only an encoder remembers sources")
     slot, kv, d, v = (step[name] for name in ("slot", "kv_heads", "head_dim", "value_dim"))
     self.claim_cache_slot(slot, (kv, d, v))
@@ -43,7 +43,7 @@ def remember(self: "_Reader", step: Mapping) -> None:
     self.emit("remember", -1, y=step["k"], z=step["v"], slot=slot, kv_heads=kv, head_dim=d, value_dim=v)
 
 
-def recall(self: "_Reader", step: Mapping, destination: int, width: int) -> None:
+def read_recall_step(self: "_Reader", step: Mapping, destination: int, width: int) -> None:
     slot, heads = step["slot"], step["heads"]
     kv, d, v = (step[name] for name in ("kv_heads", "head_dim", "value_dim"))
     source = self.out.encoder

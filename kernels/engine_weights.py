@@ -25,16 +25,16 @@ class Weights:
         if not so:
             raise self.refuse(problem)
 
-    def number(self, name: str | None) -> int:
+    def weight_index(self, name: str | None) -> int:
         """The number of a weight that C++ knows it by."""
         if name is None:
             return -1
         if name not in self.numbers:
             self.numbers[name] = len(self.laid)
-            self.laid.append(self.entry(name, self.given[name]))
+            self.laid.append(self.check_and_make_entry(name, self.given[name]))
         return self.numbers[name]
 
-    def entry(self, name: str, tensor: Tensor) -> Weight:
+    def check_and_make_entry(self, name: str, tensor: Tensor) -> Weight:
         self.need(
             isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.is_contiguous(),
             f"weight `{name}` is no contiguous tensor of this machine's memory",
@@ -44,7 +44,7 @@ class Weights:
             kernel = packed.kernel_of(tensor)
             self.need(bool(kernel), f"weight `{name}` is not packed for any kernel")
             try:
-                packed.check(kernel, tensor, deep=self.deep)
+                packed.check_packed_weight(kernel, tensor, deep=self.deep)
             except KernelError as error:
                 raise self.refuse(f"weight `{name}`: {error}") from error
             facts = packed.facts(tensor)
@@ -56,9 +56,9 @@ class Weights:
         rows = len(tensor) if tensor.dim() == 2 else 1
         return Weight(at, count, rows, tensor.shape[-1], FORMS[tensor.dtype])
 
-    def vector(self, name: str | None, *lengths: int) -> int:
+    def vector_index(self, name: str | None, *lengths: int) -> int:
         """A float32 vector of one of these lengths."""
-        number = self.number(name)
+        number = self.weight_index(name)
         if number >= 0:
             w = self.laid[number]
             self.need(
@@ -67,19 +67,19 @@ class Weights:
             )
         return number
 
-    def several(self, names: list[str]) -> int:
+    def append_packed_weights(self, names: list[str]) -> int:
         """The first number of packed weights of one shape, which are numbered one after another."""
         first = len(self.laid)
         for name in names:
-            self.laid.append(self.entry(name, self.given[name]))
+            self.laid.append(self.check_and_make_entry(name, self.given[name]))
             w, head = self.laid[-1], self.laid[first]
             self.need(w.form < 16, f"weight `{name}` is not packed for any kernel")
             self.need((w.n, w.k) == (head.n, head.k), f"weight `{name}` has another shape than `{names[0]}`")
         return first
 
-    def matrix(self, name: str, rows: int | None, columns: int | None) -> int:
+    def matrix_index(self, name: str, rows: int | None, columns: int | None) -> int:
         """A float32 matrix of so many rows and columns, where they are said."""
-        number = self.number(name)
+        number = self.weight_index(name)
         w = self.laid[number]
         self.need(
             w.form == 16 and columns in (None, w.k) and rows in (None, w.n),

@@ -24,7 +24,7 @@ class NoSuchLevel(ValueError):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they were not installed, or before their sources changed."""
     from . import __path__ as folders  # an editable install has two, and the library lies in one
 
@@ -54,7 +54,7 @@ def available() -> tuple[str, ...]:
 
 def unavailable_reason(name: str) -> str:
     """Why a level can't run here, as a sentence; "" where it can."""
-    lib = library()
+    lib = load_library()
     if lib is None:
         reason = "the kernels are not compiled, or by an older effc; install it again"
         return "" if name == "portable" else reason

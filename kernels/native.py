@@ -86,8 +86,8 @@ class KernelError(ValueError):
 
 
 @cache
-def function(name: str):
-    lib = levels.library()
+def library_function(name: str):
+    lib = levels.load_library()
     if lib is None:
         raise KernelError("effc is here without its compiled kernels; install a wheel for this platform")
     c_function = getattr(lib, f"effc_{name}")
@@ -107,12 +107,12 @@ def error_of(status: int, label: str = "the packed weight") -> KernelError:
 
 def call(name: str, *arguments, label: str = "the packed weight") -> None:
     """Call an exported function; raise what it answers, unless that is 0."""
-    status = function(name)(*arguments)
+    status = library_function(name)(*arguments)
     if status:
         raise error_of(status, label)
 
 
 def watch_mapped_files() -> None:
     """Have this process say why it ends where a mapped file is cut; for processes that are ours alone."""
-    if hasattr(levels.library(), "effc_watch_mapped_files"):  # a build of one's own may be older
+    if hasattr(levels.load_library(), "effc_watch_mapped_files"):  # a build of one's own may be older
         call("watch_mapped_files")

@@ -112,14 +112,14 @@ def trust(kernel: str, packed: Tensor) -> None:
     setattr(packed, _CHECKED, (KINDS[kernel], _version(packed)))
 
 
-def adopt(kernel: str, packed: Tensor, n: int) -> Tensor:
+def checked_aligned_copy(kernel: str, packed: Tensor, n: int) -> Tensor:
     """A buffer that came from outside, checked deeply and copied to where a kernel reads it fastest."""
     packed = packed.detach().to("cpu")
     if packed.dtype != torch.uint8 or packed.dim() != 1:
         raise native.KernelError("the packed weight can't be used: it is not a row of bytes")
     aligned = allocate_zero_bytes(packed.numel())
     aligned.copy_(packed)
-    check(kernel, aligned, n)
+    check_packed_weight(kernel, aligned, n)
     return aligned
 
 
@@ -131,7 +131,7 @@ def kernel_of(packed: Tensor) -> str:
     return next((name for name, code in KINDS.items() if code == kind), "")
 
 
-def check(kernel: str, packed: Tensor, n: int = -1, deep: bool = True) -> None:
+def check_packed_weight(kernel: str, packed: Tensor, n: int = -1, deep: bool = True) -> None:
     """Raise where a buffer is not a sound packed weight for this kernel; remember where it is.
 
     deep   read it whole; else its header and sizes alone, which is not remembered

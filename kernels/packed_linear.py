@@ -32,11 +32,11 @@ class PackedLinear(Kernel):
     @classmethod
     def unpack(cls, packed: Tensor) -> Tensor:
         """The weight [n, k] float32 that a packed one stands for, without the compiled library's help."""
-        packing.check(cls.name, packed)
+        packing.check_packed_weight(cls.name, packed)
         return unpack_packed_weight(packed)
 
     @classmethod
-    def call(cls, x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    def call_op_or_kernel(cls, x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
         """Result of the op. Where nothing records it, its body is called at once: for one row of a small layer
         torch's dispatcher takes a quarter as long as the product, mostly to find that no gradient is wanted.
         """
@@ -55,7 +55,7 @@ class PackedLinear(Kernel):
 
     @classmethod
     def native(cls, x, packed, bias, n):
-        packing.check(cls.name, packed, n)
+        packing.check_packed_weight(cls.name, packed, n)
         shape, dtype = x.shape, x.dtype
         if not shape:
             raise native.KernelError("a single number can't be a layer's input")
@@ -73,7 +73,7 @@ class PackedLinear(Kernel):
         if bias is not None:
             bias = _fit(bias, n)
         y = torch.empty((*shape[:-1], n), dtype=dtype)
-        status = native.function(cls.name)(
+        status = native.library_function(cls.name)(
             levels.code(),
             packed.data_ptr(),
             packed.numel(),

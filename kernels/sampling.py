@@ -42,7 +42,7 @@ class Sampler:
                 raise KernelError(f"sampling with `{name}` {getattr(self, name)} has no meaning")
         self._state = ctypes.c_uint64(self.seed)
 
-    def choose(self, logits: Tensor, tokens: Tensor | Sequence[int] | None = None) -> int:
+    def sample_next_token(self, logits: Tensor, tokens: Tensor | Sequence[int] | None = None) -> int:
         """The next token.
 
         logits   [vocabulary] float32
@@ -52,7 +52,7 @@ class Sampler:
         penalised = tokens is not None and self.repetition_penalty != 1
         penalised_ids = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
         token = ctypes.c_int64()
-        status = native.function("sample")(
+        status = native.library_function("sample")(
             levels.code(),
             logits.data_ptr(),
             logits.numel(),

@@ -12,7 +12,7 @@ FLOATS = (torch.float32, torch.bfloat16)
 
 def run(name: str, *arguments) -> None:
     """Call a compiled body at the level of now."""
-    status = native.function(name)(levels.code(), *arguments)
+    status = native.library_function(name)(levels.code(), *arguments)
     if status:
         raise native.error_of(status, "the sequence")
 

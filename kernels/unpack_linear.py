@@ -25,7 +25,7 @@ class UnpackLinear(Kernel):
     @staticmethod
     def native(packed, n, k):
         kernel = packing.kernel_of(packed)
-        packing.check(kernel or "dense_linear", packed, n)
+        packing.check_packed_weight(kernel or "dense_linear", packed, n)
         weight = torch.empty((n, k))
         native.call(
             "unpack_linear",

@@ -58,10 +58,10 @@ def check(folder: Path) -> None:
 
 def _check_tensor_header(folder: Path, body: dict[str, Any]) -> None:
     """Hold names and ranks of the weights, by their header, against the config, before peft makes room for them."""
-    from ..models.checkpoints.safetensors_header import read_header
+    from ..models.checkpoints.safetensors_header import read_safetensors_header
 
     try:
-        slots = read_header(folder / WEIGHTS).slots
+        slots = read_safetensors_header(folder / WEIGHTS).slots
     except OSError as error:
         raise Reject(rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
     expected = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}

@@ -62,7 +62,7 @@ def artifact_draft(destination: Path, force: bool = False) -> Iterator[Draft]:
         refuse_output_path(destination, force)
         created = [folder for folder in destination.parents if not folder.exists()]  # the innermost first
         destination.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_drafts(destination.parent)
+        recover_or_remove_stale_drafts(destination.parent)
         folder = destination.parent / f".{destination.name}.effc-{os.getpid()}-{_process_start_time(os.getpid())}"
         folder.mkdir()
         try:
@@ -174,7 +174,7 @@ def _swap_folders(draft: Path, destination: Path, backup: Path) -> None:
         raise
 
 
-def remove_stale_drafts(folder: Path) -> None:
+def recover_or_remove_stale_drafts(folder: Path) -> None:
     """Remove drafts of processes that are gone; bring back what was aside when its writer died."""
     for path in folder.iterdir():
         match = _DRAFT.fullmatch(path.name)

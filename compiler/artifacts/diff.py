@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from ...dsl.syntax.render import on_a_line
 from ..core.quantity import measurement_text, size
-from ..models.checkpoints.safetensors_header import Slot, read_header
+from ..models.checkpoints.safetensors_header import Slot, read_safetensors_header
 from .load import forms_of
 from .manifest import Manifest, read_manifest
 
@@ -111,7 +111,7 @@ def stored_tensor_slots(path: Path, manifest: Manifest) -> dict[str, Slot]:
         if any(n.startswith(f"{form}/") for n in names):
             names = [n for n in names if n.startswith(f"{form}/")]
             break
-    headers = [read_header(path / name) for name in sorted(names)]
+    headers = [read_safetensors_header(path / name) for name in sorted(names)]
     return {name: slot for header in headers for name, slot in header.slots.items()}
 
 

@@ -23,7 +23,7 @@ weights_not_finite = Fault(
 )
 
 
-def check_finite(path: Path, manifest: Manifest) -> None:
+def refuse_non_finite_weights(path: Path, manifest: Manifest) -> None:
     """Raises Reject (weights-not-finite) with the tensors of an artifact that hold NaN or infinity; its forms were
     checked before."""
     tensors = target_class(manifest.kind).tensors

@@ -49,7 +49,7 @@ class ForkServer:
         """A fork of this process has no nursery of its own yet; one that idled has ended."""
         return self.owner == os.getpid() and self.process.poll() is None and self.imported == _imported(env)
 
-    def run(
+    def run_job(
         self,
         arguments: list[str],
         env: dict[str, str],
@@ -110,7 +110,7 @@ def run_verify_child(
                 _nursery.end()
             _nursery = ForkServer(env)
         try:
-            return _nursery.run(arguments, env, timeout_s, on_poll)
+            return _nursery.run_job(arguments, env, timeout_s, on_poll)
         except BrokenPipeError:  # it idled, and ended between our look and our word
             _nursery = ForkServer(env)
-            return _nursery.run(arguments, env, timeout_s, on_poll)
+            return _nursery.run_job(arguments, env, timeout_s, on_poll)

@@ -126,14 +126,14 @@ def _option_rules() -> dict[str, options.Rule]:
         "path": options.path,
         "device": options.optional(options.checked_device_name),
         "dtype": options.optional(options.checked_float_dtype),
-        "check": options.choice("sha256", "size", "auto"),
-        "threads": options.optional(options.integer(1, MAX_THREADS)),
-        "sequences": options.optional(options.integer(1, MAX_SEQUENCES)),
+        "check": options.choice_rule("sha256", "size", "auto"),
+        "threads": options.optional(options.integer_rule(1, MAX_THREADS)),
+        "sequences": options.optional(options.integer_rule(1, MAX_SEQUENCES)),
         "steady": options.boolean,
         "kernels": options.boolean,
         "mapped": options.optional(options.boolean),
         "on_event": options.listener,
-        "signed_by": options.optional(options.texts),
+        "signed_by": options.optional(options.text_list_option),
     }
 
 

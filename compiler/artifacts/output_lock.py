@@ -63,7 +63,7 @@ def lock_output_paths(outputs: Sequence[OutputPath], force: bool) -> Iterator[No
         check_outputs(outputs, force)  # who held one before may have left an artifact there
         yield
         for output in outputs:
-            unfinished_marker.forget(output.path)
+            unfinished_marker.remove_marker(output.path)
 
 
 def check_outputs(outputs: Sequence[OutputPath], force: bool) -> None:

@@ -61,7 +61,7 @@ def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str,
     from ..ir.edits import Edits
     from ..ir.layers.reft import interventions
     from ..ir.weights import distinct_tensors
-    from ..models.checkpoints.tensor_files import Piece, write_tensors
+    from ..models.checkpoints.tensor_files import Piece, write_safetensors_files
 
     paths = [path for path, _ in interventions(program.model)]
     units = [path.rpartition(".")[0] for path in paths]
@@ -69,7 +69,9 @@ def write_reft_folder(program: "Program", folder: Path, base_facts: Mapping[str,
         swapped={path: program.edits.swapped[path] for path in paths},
         graphs={unit: program.edits.graphs[unit] for unit in units},
     )
-    write_tensors(folder, [Piece.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft(name)], 1 << 62)
+    write_safetensors_files(
+        folder, [Piece.of(name, t) for name, t in distinct_tensors(program.model) if _is_reft(name)], 1 << 62
+    )
     edits_json = edits.to_json()
     graphs = list({canonical(graph): graph for graph in edits_json["graphs"].values()}.values())  # layers are alike
     edits_json["graphs"] = {unit: graphs.index(graph) for unit, graph in edits_json["graphs"].items()}

@@ -31,7 +31,7 @@ def is_unfinished_output_of(path: Path, call: Invocation) -> bool:
         return False
 
 
-def forget(path: Path) -> None:
+def remove_marker(path: Path) -> None:
     with suppress(OSError):
         _note(path).unlink(missing_ok=True)
 

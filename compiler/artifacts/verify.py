@@ -96,7 +96,7 @@ def verify_forms(
             expected, plain = by_steps[form.steps]
             probe_inputs = inputs if text_ids is None else {**inputs, TEXT: text_ids}
             folder, opener = artifact / form.folder, opener_of(form)
-            actual = reopen(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
+            actual = probe_in_fresh_process(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
             if text_ids is not None:
                 on_text_logits(form, actual.pop(TEXT))
             reference = plain if form.opens == "plain" else expected
@@ -216,7 +216,7 @@ def opener_of(form: Form) -> Path:
     return file
 
 
-def reopen(
+def probe_in_fresh_process(
     folder: Path,
     opener: Path,
     inputs: Mapping[str, torch.Tensor],

@@ -49,7 +49,7 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
     ids, mask = inputs["ids"], inputs["mask"]
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         return probe_encoder_decoder(model, ids, mask, steps)
-    padded = first_output(model(input_ids=ids, attention_mask=mask, **row_positions(model, mask)))
+    padded = first_output(model(input_ids=ids, attention_mask=mask, **position_arguments(model, mask)))
     side = "right" if mask[:, 0].all() else "left"
     outputs = {
         "logits of a batch": first_output(model(input_ids=ids)),
@@ -67,7 +67,7 @@ def probe_model(model: nn.Module, inputs: dict[str, Tensor], steps: int = STEPS)
 def logits_of_rows(model: nn.Module, rows: Tensor) -> Tensor:
     """[rows, length, vocabulary] in float32, each row computed alone; all of its tokens have positions."""
     skips = first_position(model) or getattr(model, "uncounted", None) is not None  # RoBERTa's kin, some tokens
-    kwargs = row_positions(model, torch.ones_like(rows[:1])) if skips else {}
+    kwargs = position_arguments(model, torch.ones_like(rows[:1])) if skips else {}
     return torch.cat([first_output(model(input_ids=row[None], **kwargs)) for row in rows])
 
 
@@ -101,7 +101,7 @@ def probe_sounds(model: nn.Module, sounds: Tensor, ids: Tensor, steps: int) -> d
     return {"logits of a batch, and of decode steps": torch.cat(parts, 1)}
 
 
-def row_positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+def position_arguments(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
     """Positions that count a row's own tokens, for models that take some, from the first that the model knows."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
@@ -137,7 +137,7 @@ def generate_greedy(model: Any, ids: Tensor, mask: Tensor, steps: int):
 
     plain = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": 0, "output_logits": True}
     greedy = GenerationConfig(max_new_tokens=steps, min_new_tokens=steps, return_dict_in_generate=True, **plain)
-    kwargs = row_positions(model, mask) if first_position(model) else {}
+    kwargs = position_arguments(model, mask) if first_position(model) else {}
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy, **kwargs)
 
 

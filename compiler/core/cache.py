@@ -150,9 +150,9 @@ class Cache:
 
     # -- steps ------------------------------------------------------------------------------------------------
     def has(self, key: str) -> bool:
-        return self.read_step(key) is not None
+        return self.read_complete_step(key) is not None
 
-    def read_step(self, key: str) -> dict | None:
+    def read_complete_step(self, key: str) -> dict | None:
         """A finished step, or None; one whose tensors are not all there counts as unfinished."""
         path = self.folder / "steps" / f"{key}.json"
         body = self._read_checked_step_record(path)
@@ -212,7 +212,7 @@ class Cache:
             write_atomic(path, *_pad_safetensors_header(save({"t": tensor.detach().cpu().contiguous()})))
         return name
 
-    def load_tensor(self, name: str) -> "torch.Tensor":
+    def load_verified_tensor(self, name: str) -> "torch.Tensor":
         """A stored tensor, mapped from disk; Reject (cache-damaged) where its hash is another than its name."""
         from safetensors import SafetensorError, safe_open
 
@@ -268,7 +268,7 @@ class Cache:
         )
 
     # -- care -------------------------------------------------------------------------------------------------
-    def entries(self) -> list[Entry]:
+    def finished_steps(self) -> list[Entry]:
         """Finished steps, last used first."""
         entries = []
         for path in (self.folder / "steps").glob("*.json"):
@@ -285,11 +285,11 @@ class Cache:
 
     def count_unreadable(self) -> int:
         """Number of records of steps that `entries` leaves out."""
-        return sum(1 for _ in (self.folder / "steps").glob("*.json")) - len(self.entries())
+        return sum(1 for _ in (self.folder / "steps").glob("*.json")) - len(self.finished_steps())
 
     def cache_miss_reason(self, key_fields: Mapping[str, Any]) -> str:
         """Why a step with these parts is not in the cache: the first part that differs from its nearest kin."""
-        kin = [e for e in self.entries() if e.parts.get("step", {}).get("word") == key_fields["step"]["word"]]
+        kin = [e for e in self.finished_steps() if e.parts.get("step", {}).get("word") == key_fields["step"]["word"]]
         if not kin:
             return f"no result of {key_fields['step']['word']} is kept"
         kin = [e for e in kin if any(e.parts.get(k) == key_fields[k] for k in ("input", "step"))]
@@ -301,19 +301,19 @@ class Cache:
                 return first_difference_text(name, nearest.parts.get(name), value)
         return "kept, but some of its tensors are gone"
 
-    def damaged(self) -> Iterator[tuple[Path, str]]:
+    def damaged_files(self) -> Iterator[tuple[Path, str]]:
         """Yield every file that does not hold what its name says, with the reason."""
         for path in sorted((self.folder / "blobs").glob("*/*")):
             if not HASH.fullmatch(path.name) and not _DRAFT.fullmatch(path.name):
                 yield path, "no name of a tensor"
             elif not _DRAFT.fullmatch(path.name):
-                yield from _rejected(path, partial(self.load_tensor, path.name))
+                yield from _rejected(path, partial(self.load_verified_tensor, path.name))
         for path in sorted((self.folder / "steps").glob("*.json")):
             refusals = list(_rejected(path, partial(self._read_checked_step_record, path)))
             yield from refusals
             if not refusals and self._read_checked_step_record(path) is None:
                 yield path, "written before steps had seals, and no longer used"
-            elif not refusals and self.read_step(path.stem) is None:
+            elif not refusals and self.read_complete_step(path.stem) is None:
                 yield path, "tensors that it names are gone"
         for path in sorted((self.folder / "values").glob("*.json")):
             yield from _rejected(path, partial(self._read_checked_value, path))
@@ -326,10 +326,10 @@ class Cache:
     def delete_unused(self, *, keep_seconds: float) -> int:
         """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
         freed, horizon = 0, time.time() - keep_seconds
-        for entry in self.entries():
+        for entry in self.finished_steps():
             if entry.used <= horizon:
                 freed += _unlink_and_return_size(self.folder / "steps" / f"{entry.key}.json")
-        named = {h for e in self.entries() for h in e.body["tensors"].values()}
+        named = {h for e in self.finished_steps() for h in e.body["tensors"].values()}
         for path in (self.folder / "blobs").glob("*/*"):
             if path.name not in named and path.stat().st_mtime <= horizon:
                 freed += _unlink_and_return_size(path)
@@ -337,9 +337,9 @@ class Cache:
             if path.stat().st_mtime <= horizon:
                 freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
                 shutil.rmtree(path, ignore_errors=True)
-        return freed + self.remove_stale_drafts()
+        return freed + self.delete_stale_drafts()
 
-    def remove_stale_drafts(self) -> int:
+    def delete_stale_drafts(self) -> int:
         """Drop the drafts that killed runs left in any folder of the cache; bytes freed."""
         horizon, freed = time.time() - STRAY, 0
         for folder, _, names in os.walk(self.folder):  # which minds no folder that vanishes

@@ -68,7 +68,7 @@ class Deadline:
         stop, self.stop = self.stop, None
         return stop
 
-    def too_short(self, decision: str, remaining: float) -> Reject:
+    def too_short_rejection(self, decision: str, remaining: float) -> Reject:
         """Rejection for a time that is too short for the first decision of a search; it takes about so many seconds
         `remaining`."""
         least = self.elapsed + remaining

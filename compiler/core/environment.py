@@ -78,7 +78,7 @@ def distributions_of_dependencies() -> dict[str, metadata.Distribution]:
     return closure
 
 
-def check_packages(names: Iterable[str] = ()) -> None:
+def refuse_missing_packages(names: Iterable[str] = ()) -> None:
     """Reject required packages (or those named) that are missing or outside their range."""
     selected = {_plain(n) for n in names}
     chosen = [p for p in required_packages_with_state() if (_plain(p.name) in selected if selected else not p.group)]

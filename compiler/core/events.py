@@ -131,8 +131,8 @@ def listening_with(listener: Listener) -> Iterator[None]:
 
 
 def follow(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """`each` for the listener of the running stage."""
-    return each(items, label, _listener.get(), total)
+    """`iterate_with_progress` for the listener of the running stage."""
+    return iterate_with_progress(items, label, _listener.get(), total)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def tick(label: str, note: str = "") -> None:
     _listener.get()(Ticked(label, 0, 0, note))
 
 
-def each(items: Iterable[T], label: str, listener: Listener, total: int | None = None) -> Iterator[T]:
+def iterate_with_progress(items: Iterable[T], label: str, listener: Listener, total: int | None = None) -> Iterator[T]:
     """Iterate and tell how far it is, at most ten times a second."""
     items = list(items) if total is None else items
     total = len(items) if total is None else total  # type: ignore[arg-type]

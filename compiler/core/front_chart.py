@@ -9,7 +9,7 @@ COLUMNS, ROWS = 56, 14
 WIDTH, HEIGHT, EDGE = 640, 400, 60
 
 
-def text_chart(points: Sequence[ChartPoint], x_label: str, y_label: str) -> str:
+def ascii_scatter_plot(points: Sequence[ChartPoint], x_label: str, y_label: str) -> str:
     """A plot of numbers: `x_label` grows to the right, `y_label` upwards; what lies on the same place shares it."""
     grid = [[" "] * (COLUMNS + 3) for _ in range(ROWS)]
     for name, x, y in reversed(_scale_points_to_area(points, COLUMNS - 1, ROWS - 1)):
@@ -19,7 +19,7 @@ def text_chart(points: Sequence[ChartPoint], x_label: str, y_label: str) -> str:
     return "\n".join(lines)
 
 
-def svg_chart(points: Sequence[ChartPoint], x_label: str, y_label: str) -> str:
+def svg_scatter_plot(points: Sequence[ChartPoint], x_label: str, y_label: str) -> str:
     """Chart as a standalone SVG."""
     marks = []
     extents = {axis: (min(p[axis] for p in points), max(p[axis] for p in points)) for axis in (1, 2)}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...dsl.checker.value_text import plain
-from ...dsl.checker.values import from_json
+from ...dsl.checker.values import value_from_json
 from .safe_read import MALFORMED
 from .sealed_json import canonical
 
@@ -38,7 +38,7 @@ def first_difference_text(field_name: str, previous: Any, current: Any) -> str:
 def _value_text(value: Any) -> str:
     """A value as a recipe writes it, or as JSON; the middle of a long one is left out."""
     try:
-        text = plain(from_json(value)) if not isinstance(value, str) else value
+        text = plain(value_from_json(value)) if not isinstance(value, str) else value
     except MALFORMED:
         text = canonical(value)
     return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"

@@ -66,7 +66,7 @@ class MemoryWatch:
             self.peak = max(self.peak, anonymous_memory_of_process())
             self._stop.wait(self.interval)
 
-    def check(self) -> None:
+    def refuse_exceeded_limit(self) -> None:
         if self.limit is not None and self.peak > self.limit:
             raise Reject(
                 memory_bound(

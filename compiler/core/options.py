@@ -50,7 +50,7 @@ def optional(rule: Rule) -> Rule:
     return lambda value: None if value is None else rule(value)
 
 
-def integer(minimum: int, maximum: int) -> Rule:
+def integer_rule(minimum: int, maximum: int) -> Rule:
     """Rule of whole numbers from `minimum` to `maximum`."""
 
     def rule(value: Any) -> int:
@@ -62,7 +62,7 @@ def integer(minimum: int, maximum: int) -> Rule:
     return rule
 
 
-def choice(*names: str) -> Rule:
+def choice_rule(*names: str) -> Rule:
     """Rule of a few texts."""
 
     def rule(value: Any) -> str:
@@ -103,7 +103,7 @@ def parse_byte_count(value: Any) -> int:
     return int(number)
 
 
-def duration(value: Any) -> float:
+def parse_duration_with_unit(value: Any) -> float:
     """Seconds of `90s`, `30m` or `30min`, `2h`; on the command line a number alone has no meaning."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value)
     units = {**DURATIONS, "m": 60.0}
@@ -115,17 +115,17 @@ def duration(value: Any) -> float:
     return number
 
 
-def seconds(value: Any) -> float:
-    """Seconds of a number, or of a text as `duration` reads it."""
+def parse_seconds(value: Any) -> float:
+    """Seconds of a number, or of a text as `parse_duration_with_unit` reads it."""
     if isinstance(value, str):
-        return duration(value)
+        return parse_duration_with_unit(value)
     number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
     if not isfinite(number) or not 0 < number < LIMIT:
         raise OptionError("is no time", "give seconds, or a text such as 90s, 30m or 2h")
     return number
 
 
-def texts(value: Any) -> Sequence[str]:
+def text_list_option(value: Any) -> Sequence[str]:
     """Texts or paths, one at least; one alone is no list of its letters."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise OptionError("is no list", "give a list of texts")

@@ -127,7 +127,9 @@ def doing(tick: Ticked | None) -> str:
     return f"{progress}, {tick.note}" if tick.note else progress
 
 
-def standing(stage: StageBegan, tick: Ticked | None, elapsed: float, seconds_left: float | None = None) -> str:
+def running_stage_line(
+    stage: StageBegan, tick: Ticked | None, elapsed: float, seconds_left: float | None = None
+) -> str:
     """One line for a stage that runs: `2/6  thin  scoring 34/60, best 21.3  (45 s, about 30 s left)`."""
     position = f"{stage.index}/{stage.total}" if stage.total else ""
     remaining = (
@@ -175,7 +177,7 @@ class PlainRenderer(Renderer):
                 at = time.monotonic()
                 if self.stage and at - self.last_line_at >= self.heartbeat:
                     left = self.pace.left(self.tick, time.time()) if self.pace and self.tick else None
-                    self.line(standing(self.stage, self.tick, at - self.since, left))
+                    self.line(running_stage_line(self.stage, self.tick, at - self.since, left))
 
 
 class BarRenderer(Renderer):

@@ -22,7 +22,7 @@ class RunState:
         """Raises Reject (memory-bound) where the stage holds more than it may, and DeadlineExceeded in searches."""
         for limit in (self.watch, self.deadline):
             if limit:
-                limit.check()
+                limit.refuse_exceeded_limit()
 
     def searching(self) -> AbstractContextManager[None]:
         """Context in which `check` raises DeadlineExceeded once the time of a search is over."""

@@ -40,15 +40,15 @@ class Settings:
 
 RULES: dict[str, options.Rule] = {
     "cache_dir": options.path,
-    "seed": options.integer(0, MAX_SEED),
+    "seed": options.integer_rule(0, MAX_SEED),
     "device": options.checked_device_name,
     "offline": options.boolean,
     "trust_remote_code": options.boolean,
     "max_memory": options.optional(options.parse_byte_count),
-    "threads": options.optional(options.integer(1, MAX_THREADS)),
-    "undecided": options.choice(*UNDECIDED),
+    "threads": options.optional(options.integer_rule(1, MAX_THREADS)),
+    "undecided": options.choice_rule(*UNDECIDED),
     "locked": options.boolean,
     "on_event": options.listener,
     "workers": options.workers,
-    "max_time": options.optional(options.seconds),
+    "max_time": options.optional(options.parse_seconds),
 }

@@ -18,7 +18,7 @@ class Shards:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def get_or_compute(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def get_or_compute_tensors(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of `name`, made once; on disk before they are returned."""
         file = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
         if file.exists():

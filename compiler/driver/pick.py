@@ -164,7 +164,7 @@ def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
     measures = _measures_by_point(front)
     fit = [name for name in measures if all(limit.is_met(measures[name]) for limit in limits)]
     if not fit:
-        nearest = min(measures, key=lambda n: max(limit.distance(measures[n]) for limit in limits))
+        nearest = min(measures, key=lambda n: max(limit.relative_excess(measures[n]) for limit in limits))
         values_text = ", ".join(
             f"{name} {measurement_text(value, unit)}" for name, (value, unit, _) in measures[nearest].items()
         )

@@ -83,7 +83,7 @@ class Build:
         self.total = len(self.plan.stages) + len(self.plan.pipeline.emits)
         refuse_other_machine_profiles([s.call for s in self.plan.stages if not self.cache.has(s.key)], self.ctx)
         for index in range(len(self.plan.stages)):  # one whose search is stopped changes the plan of those behind it
-            self.run_step(self.plan.stages[index])
+            self.run_step_unless_cached(self.plan.stages[index])
         accounting = Accounting.for_plan(self.plan, self.ctx)
         verdicts = Verdicts(self.plan, self.cache, self.ctx, accounting.on_original)
         result = Result(self.plan, stopped=self.stopped)
@@ -105,7 +105,7 @@ class Build:
             ):
                 artifacts = of.setdefault(target.source, [])
                 if describes(target.call.word):
-                    report = emission.write_about(target, artifacts, partial(self.reach_step, target.source))
+                    report = emission.write_report(target, artifacts, partial(self.reach_step, target.source))
                     result.reports.append(report)
                     done.change = size(report.path.stat().st_size)
                     continue
@@ -113,7 +113,7 @@ class Build:
                 result.artifacts.append(artifacts[-1])
                 done.change = artifacts[-1].summary
 
-    def run_step(self, stage: Stage) -> None:
+    def run_step_unless_cached(self, stage: Stage) -> None:
         """Run one step unless its result is kept; nothing is loaded for one that is."""
         if self.cache.has(stage.key):
             self.index += 1
@@ -136,7 +136,7 @@ class Build:
             done.change, dump = facts["summary"], facts.pop("dump")
             done.dump = dump if self.dump else ""
             with announcing_stage("keeping the result"):
-                self.results.save(stage.key, result, stage.parts, facts)
+                self.results.save_outcome(stage.key, result, stage.parts, facts)
         self.costs[stage.name] = {
             "planned": round(stage.seconds, 2),
             "seconds": round(done.seconds, 2),
@@ -146,7 +146,7 @@ class Build:
 
     def repeat_warnings(self, stage: Stage) -> None:
         """Tell the warnings of a step whose result the cache has."""
-        body = self.cache.read_step(stage.key)
+        body = self.cache.read_complete_step(stage.key)
         assert body is not None, f"the result of {stage.name} is not in the cache"
         for diagnostic in warned.from_json(body["notes"].get("warnings", ()), stage.span):
             self.ctx.emit_event(Warned(diagnostic))
@@ -157,7 +157,7 @@ class Build:
         outcome = (
             Front((), self.results) if references_in(stage.call.args, StepRef) else self.load_outcome(stage.source)
         )
-        ctx = self.context(stage)
+        ctx = self.step_context(stage)
         self.results.release()  # from here until it is stored, the program is between steps
         warnings = Warnings(self.ctx.emit_event, stage)
         ctx = replace(ctx, settings=replace(ctx.settings, on_event=warnings))
@@ -211,7 +211,7 @@ class Build:
         return self.load_outcome(self.plan.key_of(name))
 
     def load_outcome(self, key: str) -> Outcome:
-        return self.results.reach(key)
+        return self.results.load_outcome(key)
 
     def store_original_outputs(self, program: Program) -> None:
         """Keep what the original says on the data that it is compared on, while it is still the original."""
@@ -221,22 +221,22 @@ class Build:
             metric = self.ctx.metric(ref)
             if metric.needs_original and metric.compares == "predictions":
                 for data in references_in(dict(ref.args), DataRef):
-                    reference.prepare(self.ctx, program.model, data)
+                    reference.write_reference_once(self.ctx, program.model, data)
             elif metric.needs_original:
-                similarity.prepare(self.ctx, program.model, metric.data, metric.pooling)
+                similarity.write_states_once(self.ctx, program.model, metric.data, metric.pooling)
         for step in self.plan.pipeline.steps:
             for data in self.ctx.registry.make("pass", step.call).originals():
-                reference.prepare(self.ctx, program.model, data)
+                reference.write_reference_once(self.ctx, program.model, data)
 
     def write_artifact(self, target: Emit, emission: Emission) -> Artifact:
         outcome = self.load_outcome(self.plan.key_of(target.source))
         if outcome.program is not None:
             outcome.program.to_cpu()  # files are written from there
-        artifact = emission.emit(outcome, target)
+        artifact = emission.write_and_verify_artifact(outcome, target)
         self.results.release()
         return artifact
 
-    def context(self, stage: Stage) -> Context:
+    def step_context(self, stage: Stage) -> Context:
         scratch = self.cache.make_checked_scratch(stage.key)
         return replace(
             self.ctx.relative_to(stage.call),
@@ -283,7 +283,7 @@ class Build:
             self.ctx.run.watch = watch
             with listening_with(self.ctx.tick):
                 yield done
-        watch.check()
+        watch.refuse_exceeded_limit()
         done.seconds, done.peak = time.monotonic() - started, watch.peak
         self.ctx.emit_event(StageEnded(name, done.seconds, change=done.change, peak_bytes=done.peak, dump=done.dump))
 

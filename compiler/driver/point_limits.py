@@ -39,9 +39,9 @@ class Limit:
     value: str
 
     def is_met(self, measures: Measures) -> bool:
-        return self.distance(measures) <= 0
+        return self.relative_excess(measures) <= 0
 
-    def distance(self, measures: Measures) -> float:
+    def relative_excess(self, measures: Measures) -> float:
         """Distance of a point from the limit, as a share of it; at most 0 where it is met."""
         from .judging.gate import limit_in_unit  # which imports torch: words are checked before
 

@@ -67,7 +67,7 @@ class Team:
     pids: dict[int, int] = field(default_factory=dict)
     timeouts: ResponseTimeouts = field(default_factory=ResponseTimeouts)
 
-    def start_worker(self) -> None:
+    def start_workers(self) -> None:
         self.hired = True
         for index in range(self.transport.size):
             self._start_worker(index)
@@ -96,7 +96,7 @@ class Team:
         self.timeouts.begin(index, task[0])
         self.transport.send(index, line)
 
-    def receive(self, timeout_s: float) -> Sequence[tuple[int, str, bool]]:
+    def receive_or_drop_silent(self, timeout_s: float) -> Sequence[tuple[int, str, bool]]:
         """Received answers and lost workers; one that is silent for too long is stopped, and counts as lost."""
         start_time = time.monotonic()
         replies = list(self.transport.receive(timeout_s))
@@ -203,7 +203,7 @@ class StepScorer(RemoteScorer):
         self.met = True
         (Path(self.step["scratch"]) / TOKEN).write_text(json.dumps(self.step["token"]))
         if not self.team.hired:
-            self.team.start_worker()
+            self.team.start_workers()
         self.step = {**self.step, "size": self.size}
 
     def _send_and_receive_tasks(self, journal: Journal, timeout_s: float) -> None:
@@ -211,7 +211,7 @@ class StepScorer(RemoteScorer):
         self._hand_out()
         if timeout_s:
             self.team.run.check()
-        for index, text, alive in self.team.receive(timeout_s):
+        for index, text, alive in self.team.receive_or_drop_silent(timeout_s):
             step, key = self.team.busy.pop(index, ("", ""))
             key = key if step == self.step["key"] else ""  # of an earlier step nothing is wanted any more
             answer = json.loads(text) if alive else {}

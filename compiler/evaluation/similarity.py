@@ -16,7 +16,7 @@ from ..plugin.context import Context
 from .reference import full, map_verified_file, other_vocabulary, reference_path
 
 
-def prepare(ctx: Context, model: nn.Module, ref: DataRef, pooling_name: str = "auto") -> None:
+def write_states_once(ctx: Context, model: nn.Module, ref: DataRef, pooling_name: str = "auto") -> None:
     """Keep the hidden states that `model`, the original as loaded, has of a data set; nothing where they are kept."""
     path, rows = _reference_path(ctx, ref, pooling_name), ctx.rows(ref)
     if not path.is_file():
@@ -39,12 +39,12 @@ def write_hidden_states(ctx: Context, model: nn.Module, rows: Tensor, path: Path
 
 
 def load_or_make_states(ctx: Context, ref: DataRef, pooling_name: str = "auto") -> dict[str, Tensor]:
-    """States written by `prepare`, mapped from disk: "t" [n, t, d] and "v" [n, d]; the same object every time."""
+    """States written by `write_states_once`, mapped from disk: "t" [n, t, d], "v" [n, d]; one object for all calls."""
     name = f"states of {ref.name} by {pooling_name}"
     if name not in ctx._references:
         path = _reference_path(ctx, ref, pooling_name)
         if not path.is_file():
-            prepare(ctx, ctx.origin.load(), ref, pooling_name)
+            write_states_once(ctx, ctx.origin.load(), ref, pooling_name)
         ctx._references[name] = map_verified_file(path)
     return ctx._references[name]
 

@@ -8,7 +8,7 @@ from torch import nn
 from ..plugin.clock import Clock
 from ..plugin.context import Context
 from ..plugin.interfaces import Metric, param
-from .timing import decode_step, make_prefill_step, measure_single, percentile
+from .timing import make_decode_step, make_prefill_step, measure_single, percentile
 
 
 class Wait(Metric):
@@ -32,7 +32,7 @@ class Decode(Wait):
     steps: int = param("How many tokens are timed.", default=32, ge=1, unit="tokens")
 
     def clock(self, model: nn.Module) -> Clock:
-        return Clock(decode_step(model, self.prompt), self.steps, self.value)
+        return Clock(make_decode_step(model, self.prompt), self.steps, self.value)
 
 
 class Prefill(Wait):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ...dsl.syntax.source_file import other_kind
+from ...dsl.syntax.source_file import irregular_kind_of_path
 from ..core.cache import digest
 from ..core.hashes import cached_file_hash
 from ..core.safe_read import DATA, read_regular_file
@@ -47,7 +47,7 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
         if os.path.isfile(path):
             result.append(path)
             continue
-        if kind := other_kind(path):
+        if kind := irregular_kind_of_path(path):
             raise Reject(no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)))
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
@@ -58,11 +58,11 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
 
 
 def _file_suggestion(path: Path) -> str:
-    from ...dsl.syntax.nearest import nearest
+    from ...dsl.syntax.nearest import nearest_name
 
     if not os.path.isdir(path.parent):
         return "paths are relative to the recipe"
-    closest = nearest(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
+    closest = nearest_name(path.name, [f.name for f in path.parent.iterdir() if f.is_file()])
     return f"did you mean `{closest}`?" if closest else "paths are relative to the recipe"
 
 

@@ -30,7 +30,7 @@ class StepResults:
     outcome: Outcome | None = None
     key: str = ""
 
-    def reach(self, key: str) -> Outcome:
+    def load_outcome(self, key: str) -> Outcome:
         """Result under a key: the one in memory, a stored one, or the original captured.
 
         Raises Reject (cache-damaged) where the stored one does not fit its model.
@@ -45,7 +45,7 @@ class StepResults:
         """Forget the result in memory: it is used up, or about to be changed."""
         self.outcome, self.key = None, ""
 
-    def save(self, key: str, outcome: Outcome, key_fields: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def save_outcome(self, key: str, outcome: Outcome, key_fields: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Store a finished step, whose result is then the one in memory.
 
         Raises Reject (model-changed) where it was computed from other files than were hashed.
@@ -57,14 +57,14 @@ class StepResults:
 
     def program_of(self, key: str) -> Program:
         """Program of a step that gives a model; the caller has it, nobody else does."""
-        outcome = self.reach(key)
+        outcome = self.load_outcome(key)
         assert outcome.in_place and outcome.program, f"{key} gives {outcome.kind}"
         self.release()
         return outcome.program
 
     def program_at(self, point: Point) -> Program:
         """Program of a front's point: a step's, or a choice of a family, cut out."""
-        outcome = self.reach(point.key)
+        outcome = self.load_outcome(point.key)
         self.release()
         return outcome.program_at(point)
 
@@ -80,7 +80,7 @@ class StepResults:
 
     def _restore_outcome(self, key: str) -> Outcome:
         with announcing_stage("loading the result of the step before"):
-            body = self.cache.read_step(key)
+            body = self.cache.read_complete_step(key)
             assert body is not None, f"step {key} is not in the cache"
             try:
                 return kind_of_entry(body).restore(body, self)

@@ -61,7 +61,7 @@ def restore_program(body: Mapping[str, Any], cache: Cache, origin: Origin) -> Pr
         sources.add(source)
     device = next(model.parameters()).device
     current = model.state_dict(keep_vars=True)
-    values |= {name: cache.load_tensor(blob) for name, blob in body["tensors"].items()}
+    values |= {name: cache.load_verified_tensor(blob) for name, blob in body["tensors"].items()}
     for name, value in values.items():
         assert value.shape == current[name].shape, f"{name} is of another shape"
     assign_tensors(model, {name: value.to(device) for name, value in values.items()})

@@ -9,7 +9,7 @@ from ...dsl.checker.recipe import Invocation, Recipe
 from ...dsl.checker.values import DataRef, MetricRef, StepRef
 from ...dsl.syntax.source import Source
 from ..core.error_location import diagnostics_located_at
-from ..core.events import Event, Listener, Recorded, each
+from ..core.events import Event, Listener, Recorded, iterate_with_progress
 from ..core.run_state import RunState
 from ..core.settings import Settings
 
@@ -97,12 +97,12 @@ class Context:
         if name not in self._rows:
             import torch
 
-            from .row_checks import check_rows
+            from .row_checks import refuse_rows_beyond_model
 
             call = self.recipe.data[name]
             with diagnostics_located_at(call):
                 rows = torch.stack(list(self.data(DataRef(name)).rows(self.tokenizer, self.relative_to(call))))
-                check_rows(rows, name, self.origin)
+                refuse_rows_beyond_model(rows, name, self.origin)
             self._rows[name] = rows
         return self._rows[name]
 
@@ -149,7 +149,7 @@ class Context:
 
     def each(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Iterate with progress; raises Reject (memory-bound) once the stage holds more than it may."""
-        for item in each(items, label, self.emit_event, total):
+        for item in iterate_with_progress(items, label, self.emit_event, total):
             self.run.check()
             yield item
 

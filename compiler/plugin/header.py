@@ -43,7 +43,7 @@ Chain = list[tuple[ast.ClassDef, Path]]
 Types = tuple[tuple[str, ...], tuple[str, ...], bool]  # of a parameter, its choices, and whether it may be None
 
 
-def read_header(kind: str, name: str, path: Path, package: str = "effc") -> Word:
+def read_plugin_header(kind: str, name: str, path: Path, package: str = "effc") -> Word:
     """The declaration of the one class of a file, and of classes of its package between it and its kind."""
     base, tree = BASES[kind], ast.parse(path.read_text(encoding="utf-8"))
     chains = [

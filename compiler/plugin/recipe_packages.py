@@ -158,7 +158,7 @@ def installed(cache: Path, tree: str) -> Path:
 def read_package_module(name: str, project: Path, cache: Path) -> Source | None:
     """The file that `use PACKAGE.NAME` means in a recipe of the folder `project`; None of no package."""
     package, _, module_name = name.partition(".")
-    facts = lockfile.read_lock(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
+    facts = lockfile.read_package_lock(project)["packages"].get(package) if (project / lockfile.NAME).exists() else None
     if facts is None or not module_name:
         return None
     root = verified_package_folder(package, facts, project, cache)

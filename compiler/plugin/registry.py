@@ -48,10 +48,12 @@ class Plugins(Mapping[str, Word]):
 
     def __getitem__(self, name: str) -> Word:
         if name not in self.read:
-            from .header import read_header
+            from .header import read_plugin_header
 
             try:
-                self.read[name] = read_header(self.kind, name, self.paths[name], self.modules[name].partition(".")[0])
+                self.read[name] = read_plugin_header(
+                    self.kind, name, self.paths[name], self.modules[name].partition(".")[0]
+                )
             except (AssertionError, SyntaxError, ValueError, TypeError) as error:
                 if self.modules[name].startswith("effc."):
                     raise  # a mistake of effc

@@ -14,7 +14,7 @@ bad_rows = Fault(
 )
 
 
-def check_rows(rows: "torch.Tensor", name: str, origin: "Origin") -> None:
+def refuse_rows_beyond_model(rows: "torch.Tensor", name: str, origin: "Origin") -> None:
     """Reject ids that the model's embedding lacks and rows that are longer than its positions."""
     if rows.is_floating_point():
         return

@@ -78,7 +78,7 @@ class SequenceCache:
                 missing[self.numbers[old]] = torch.tensor(rest)
         self.numbers, self.tokens = numbers, tokens
         if missing:
-            self._model.feed(missing, "last")
+            self._model.append_tokens(missing, "last")
 
     def _crop_to_common_prefix(self, row: int, target_ids: list[int]) -> int:
         """Cut a row back to what it has in common with `target_ids`; how many tokens that are."""

@@ -55,7 +55,7 @@ class SourceDecoder(Decoder, Protocol):
         """Read sources, each into an open sequence that has none."""
 
 
-class Rows(ABC):
+class BatchedRun(ABC):
     """A `Decoder` over one method that computes logits of rows of equal length.
 
     sequences    that can be open at once

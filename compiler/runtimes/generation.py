@@ -45,7 +45,7 @@ class Generation:
         prompts = [row[is_token.bool()] for row, is_token in zip(ids, mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
             raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
-        slots = self.model.begin([prompt.tolist() for prompt in prompts])
+        slots = self.model.start_sequences([prompt.tolist() for prompt in prompts])
         numbers, self._sequences = [number for number, _ in slots], ids
         try:
             begin(numbers)
@@ -70,7 +70,7 @@ class Generation:
         rows = live = list(range(len(numbers)))
         n_new, context = 0, self.model.plan["context"]
         while live:
-            logits = self.model.feed(new_tokens, "last")  # [live, vocabulary]
+            logits = self.model.append_tokens(new_tokens, "last")  # [live, vocabulary]
             if len(live) < len(rows):
                 logits = logits.new_zeros(len(rows), logits.shape[1]).index_copy(0, torch.tensor(live), logits)
             chosen = self._next_tokens(logits)

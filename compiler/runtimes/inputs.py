@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForSequenceClassificationLoss
 
 from ...dsl.syntax.diagnostics import Fault, Reject
-from ..core.options import apply_option_rules, integer
+from ..core.options import apply_option_rules, integer_rule
 from .generation import bad_sampling
 
 unfit_inputs = Fault(
@@ -23,9 +23,9 @@ unfit_inputs = Fault(
 IGNORED = -100  # label of tokens that a loss leaves out; transformers' number
 _LIMIT = 2**31
 _RULES = {
-    **dict.fromkeys(("num_beams", "num_return_sequences", "max_new_tokens", "max_length"), integer(1, _LIMIT)),
-    **dict.fromkeys(("min_length", "min_new_tokens"), integer(0, _LIMIT)),
-    "seed": integer(-(2**63), 2**64 - 1),  # of a generator of torch
+    **dict.fromkeys(("num_beams", "num_return_sequences", "max_new_tokens", "max_length"), integer_rule(1, _LIMIT)),
+    **dict.fromkeys(("min_length", "min_new_tokens"), integer_rule(0, _LIMIT)),
+    "seed": integer_rule(-(2**63), 2**64 - 1),  # of a generator of torch
 }
 
 

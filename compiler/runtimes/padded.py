@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decoder import Rows
+from .decoder import BatchedRun
 from .inputs import check_ids, check_mask
 from .model import DecoderModel, Output, check_token_ids
 
@@ -30,7 +30,7 @@ class Stepper(Protocol):
         ...
 
 
-class PaddedRows(Rows):
+class PaddedRows(BatchedRun):
     """Keys and values of a sequence are arrays [heads, t, d], layer by layer."""
 
     def __init__(self, session: Stepper, plan: dict[str, int]):

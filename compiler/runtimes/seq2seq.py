@@ -116,7 +116,7 @@ class Seq2SeqModel(DecoderModel):
             cache = SequenceCache(self) if cache is None else cache
             if cache.open(len(ids)):
                 self._read(cache.numbers, encoder_outputs)
-            logits = self._logits(cache.numbers, ids, mask, ids.shape[1])
+            logits = self._last_logits(cache.numbers, ids, mask, ids.shape[1])
             cache.append(ids, mask)
             return Output(logits=logits, cache=cache)
         logits, step = torch.zeros((*ids.shape, self.plan["vocabulary"])), max(1, self.spare)
@@ -124,7 +124,7 @@ class Seq2SeqModel(DecoderModel):
             part = slice(start, start + step)
             with self.sequences_of(len(ids[part])) as numbers:
                 self._read(numbers, {n: None if x is None else x[part] for n, x in encoder_outputs.items()})
-                logits[part] = self._logits(numbers, ids[part], mask[part], ids.shape[1])
+                logits[part] = self._last_logits(numbers, ids[part], mask[part], ids.shape[1])
         return Output(logits=logits)
 
     def _behind_start(self, labels: Tensor) -> Tensor:

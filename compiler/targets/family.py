@@ -52,7 +52,7 @@ class Family(Target):
                     help='write `front("sizes")`, or search a family: `supernet.elastic`, then `search.*`',
                 )
             )
-        family = outcome.results.reach(outcome.points[0].key)
+        family = outcome.results.load_outcome(outcome.points[0].key)
         assert isinstance(family, Choices), f"points are choices of {family.kind}"
         config, reasons = stock_config(family.program.model)
         if reasons:

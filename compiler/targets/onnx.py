@@ -23,7 +23,7 @@ SHARE, SHARE_OF_HALF, SHARE_OF_INT8 = 1e-3, 0.06, 0.4
 _REASON = "ONNX Runtime sums in an order of its own, and rounds weights where it is asked to"
 
 
-def logit_tolerance(dynamic: str, model: "nn.Module") -> float:
+def onnx_logit_tolerance(dynamic: str, model: "nn.Module") -> float:
     """Tolerance of logits; a model in half precision is written in float32, and differs from it by that much."""
     import torch
 
@@ -87,7 +87,7 @@ class Onnx(Target):
         refuse_unsupported_model(ctx)
 
     def forms(self) -> tuple[Form, ...]:
-        return (Form(FOLDER, "engine", rounds=partial(logit_tolerance, self.dynamic), reason=_REASON, steps=32),)
+        return (Form(FOLDER, "engine", rounds=partial(onnx_logit_tolerance, self.dynamic), reason=_REASON, steps=32),)
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:

@@ -64,7 +64,7 @@ class Peft(Target):
                 )
             )
         hf.write_stock_checkpoint(program, config, destination, ctx, self.shard.value, BASE)
-        outcome.save(destination / ADAPTER, BASE)
+        outcome.save_as_peft(destination / ADAPTER, BASE)
         copy_sidecar_files(program.model, ctx.origin, destination / ADAPTER)
 
     def forms(self) -> tuple[Form, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest, nearest_name_help
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Span
 from ..syntax.syntax_error import is_unit, wrong_sign
 from .recipe import Invocation
@@ -53,7 +53,7 @@ def resolve_plugin_or_report(kind: str, name: ast.Name, scope: Scope) -> Word | 
     if kind == "metric" and (split_unit := _detached_unit_diagnostic(name)):
         scope.report(split_unit)
         return None
-    closest = nearest(name.path, words)
+    closest = nearest_name(name.path, words)
     other = next((k for k in NOUNS if k != kind and name.path in scope.session.vocabulary.words(k)), None)
     note = f"`{name.path}` is a {NOUNS[other]}" if other else ""
     scope.report(
@@ -102,7 +102,7 @@ def _type_anyway(call: ast.Call, scope: Scope) -> None:
     """Mark names in the arguments of an unknown word as used, so that they aren't reported as well."""
     for arg in call.args:
         for name in names_in_expression(arg.value):
-            scope.find(name.path)
+            scope.resolve_name(name.path)
 
 
 def names_in_expression(expr: ast.Expr) -> list[ast.Name]:
@@ -195,13 +195,13 @@ def _report_too_many_positional(plugin: Word, arg: ast.Arg, limit: int, out: dic
     )
     scope.report(too_many_arguments(f"`{plugin.name}` takes {count} without a name", arg.span, help=help))
     for name in names_in_expression(arg.value):
-        scope.find(name.path)
+        scope.resolve_name(name.path)
     return False
 
 
 def _report_unknown_parameter(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
     names = [p.name for p in plugin.params]
-    closest = nearest(arg.name, names)
+    closest = nearest_name(arg.name, names)
     span = arg.name_span or arg.span
     scope.report(
         unknown_parameter(
@@ -212,7 +212,7 @@ def _report_unknown_parameter(plugin: Word, arg: ast.Arg, scope: Scope) -> bool:
         )
     )
     for name in names_in_expression(arg.value):
-        scope.find(name.path)
+        scope.resolve_name(name.path)
     return False
 
 

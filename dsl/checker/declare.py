@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from ..syntax import ast
 from ..syntax.diagnostics import Fault, Fix
-from ..syntax.nearest import nearest, nearest_name_help
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Span
 from . import profiles
 from .calls import check_plugin_call
-from .modules import add_module
+from .modules import declare_used_module
 from .params import declare_param
 from .scope import POISON, Entry, Scope, duplicate_name
 from .typed import typed_value
@@ -39,7 +39,7 @@ def declared(statement: ast.Statement) -> ast.Name | None:
 def _declare_statement_name(statement: ast.Statement, scope: Scope, file: ast.File) -> None:
     match statement:
         case ast.Use():
-            add_module(statement, scope, file.source.name)
+            declare_used_module(statement, scope, file.source.name)
         case ast.Param():
             declare_param(statement, scope)
         case ast.Declare(kind, name, call):
@@ -52,12 +52,12 @@ def _declare_statement_name(statement: ast.Statement, scope: Scope, file: ast.Fi
                 scope,
             )
         case ast.Pipeline(name):
-            scope.define(name, Entry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
+            scope.declare(name, Entry("pipeline", scope.prefix + name.path, name.span, None, statement, scope))
 
 
 def _add(entry: Entry, name: ast.Name, scope: Scope) -> None:
     """Define a name; what the recipe itself declares is a part of it, what a module declares once reached."""
-    scope.define(name, entry)
+    scope.declare(name, entry)
     if not scope.prefix and entry.value is not None and scope.names.get(name.path) is entry:
         scope.variant.table(entry.kind)[entry.name] = entry.value
 
@@ -70,7 +70,7 @@ def _read_profile_entries(entries: tuple[ast.Entry, ...], scope: Scope) -> dict:
         param: Param | None = profiles.key(name)
         if param is None:
             known = [k.name for k in profiles.KEYS]
-            closest = nearest(name, known)
+            closest = nearest_name(name, known)
             scope.report(
                 unknown_key(
                     f"a profile has no `{name}`",

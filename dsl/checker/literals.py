@@ -5,7 +5,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
-from ..syntax.nearest import nearest
+from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .limits import out_of_range
 from .selectors import InvalidGlob, parse_glob
@@ -40,7 +40,7 @@ def literal_value(expr: ast.Expr) -> Any:
 def number_literal_value(expr: ast.Number, digits: str, unit: str) -> Any:
     value = parse_number_with_unit(digits, unit)
     if value is None:
-        closest = nearest(unit, ALL)
+        closest = nearest_name(unit, ALL)
         raise InvalidLiteral(
             unknown_unit(
                 f"`{unit}` is no unit",

@@ -26,7 +26,7 @@ _MAX_VALUE = 2000
 nameless_module = Fault("nameless-module", "A `use` of a path gives the module no name.")
 
 
-def add_module(node: ast.Use, scope: Scope, file_name: str) -> None:
+def declare_used_module(node: ast.Use, scope: Scope, file_name: str) -> None:
     """Add the module that a line names. `file_name` is the name of the file that the line stands in."""
     alias = node.alias or _local_name(node)
     if alias is None:
@@ -37,7 +37,7 @@ def add_module(node: ast.Use, scope: Scope, file_name: str) -> None:
         )
         return
     entry = Entry("module", alias.path, alias.span)
-    scope.define(alias, entry)
+    scope.declare(alias, entry)
     name = module_name(node.target, file_name)
     if file := _parse_module(node, name, scope):
         entry.node = file

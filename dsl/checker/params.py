@@ -39,7 +39,7 @@ def declare_param(node: ast.Param, scope: Scope) -> None:
     """Add a param with its value: the one given from elsewhere, else its default."""
     name = node.name.path
     entry = Entry("param", name, node.name.span, POISON, node)
-    scope.define(node.name, entry)
+    scope.declare(node.name, entry)
     param = param_of_declaration(node, scope)
     if param is None:
         return

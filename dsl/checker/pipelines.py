@@ -75,7 +75,7 @@ def read_pipeline(pipeline: ast.Pipeline, scope: Scope) -> PipelineBuild | None:
 
 def _model_entry_of_pipeline(pipeline: ast.Pipeline, scope: Scope) -> Entry | None:
     name = pipeline.model
-    entry = scope.find(name.path)
+    entry = scope.resolve_name(name.path)
     if entry is None:
         scope.report_unknown_name(name, ("model",), noun="model")
     elif entry.kind != "model":
@@ -108,7 +108,7 @@ def _append_steps(
             build.stages.append(Stage(name, source, step.span, word, call, caller, sound, _origin(step)))
             result = name
         scope.later.pop(step.name.path, None)
-        scope.define(step.name, Entry("step", result, step.name.span))
+        scope.declare(step.name, Entry("step", result, step.name.span))
         source = result
     return source
 
@@ -137,7 +137,7 @@ def resolve_from_argument(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, st
         return None
     if value.path == pipeline.model.path:
         return start
-    entry = scope.find(value.path)
+    entry = scope.resolve_name(value.path)
     if entry is None:
         scope.report_unknown_name(value, ("step",), (pipeline.model.path,), "step")
         return None
@@ -177,7 +177,7 @@ def _inline_module_pipeline(
     opened = instantiate_module(module.node, _file_scope(scope), alias, arguments, name)
     pipeline = callee.node
     inner = opened.inner({s.name.path: s.name.span for s in pipeline.steps})
-    model = opened.find(pipeline.model.path)
+    model = opened.resolve_name(pipeline.model.path)
     if model is None:
         opened.report_unknown_name(pipeline.model, ("model",), noun="model")
     kind = "step" if any(s.name == source for s in build.stages) else "model"

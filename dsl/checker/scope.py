@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest, nearest_name_help
+from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Source, Span
 from .recipe import Invocation
 from .skeleton import Skeleton
@@ -120,7 +120,7 @@ class Scope:
     def inner(self, later: dict[str, Span]) -> "Scope":
         return Scope(self.session, self.variant, self, self.prefix, self.instance, later=later, early=self.early)
 
-    def define(self, name: ast.Name, entry: Entry) -> None:
+    def declare(self, name: ast.Name, entry: Entry) -> None:
         """Add a name; the first declaration stays where there are two."""
         if name.path == "":
             return  # the parser reported that it is missing
@@ -140,7 +140,7 @@ class Scope:
         """The entry of a name without following modules."""
         return self.names.get(path) or (self.parent.local_entry(path) if self.parent else None)
 
-    def find(self, path: str) -> Entry | None:
+    def resolve_name(self, path: str) -> Entry | None:
         """The entry of a name, `alias.name` in a module included; marks it as used."""
         entry = self.local_entry(path)
         if entry is None and "." in path:
@@ -148,7 +148,7 @@ class Scope:
             module = self.local_entry(alias)
             if module and module.kind == "module":
                 module.used = True
-                return module.scope.find(remainder) if module.scope else None
+                return module.scope.resolve_name(remainder) if module.scope else None
         if entry:
             entry.used = True
         return entry
@@ -161,9 +161,9 @@ class Scope:
             module.used = True
         return is_unread
 
-    def reachable(self) -> dict[str, Entry]:
+    def entries_by_usable_name(self) -> dict[str, Entry]:
         """Every name that may be used here, those of modules included."""
-        out = self.parent.reachable() if self.parent else {}
+        out = self.parent.entries_by_usable_name() if self.parent else {}
         for name, entry in self.names.items():
             out[name] = entry
             if entry.kind == "module" and entry.scope:
@@ -191,11 +191,11 @@ class Scope:
                 )
             )
             return
-        kinds, known = tuple(kinds), self.reachable()
+        kinds, known = tuple(kinds), self.entries_by_usable_name()
         fitting = [n for n, e in known.items() if e.kind in kinds]
-        if entry := known.get(nearest(name.path, fitting)):
+        if entry := known.get(nearest_name(name.path, fitting)):
             entry.used = True  # or the typo would be reported a second time, as unused
-        closest = nearest(name.path, [*fitting, *also])
+        closest = nearest_name(name.path, [*fitting, *also])
         text = f'write `"{name.path}"`' if quotes else ""
         self.report(
             unknown_name(

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..syntax.diagnostics import Fault, Fix
-from ..syntax.nearest import nearest
+from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
 from .amounts import report_bad_amount
-from .inputs import check_inputs
+from .inputs import report_unfit_module_widths
 from .literals import inside
 from .pipelines import PipelineBuild, Stage
 from .selectors import UnmatchedPart, matches, resolve_selector, unmatched_parts
@@ -100,7 +100,7 @@ def report_steps_unfit_for_skeleton(build: PipelineBuild, skeleton: Skeleton) ->
                 continue
         if stage.sound:
             report_bad_amount(stage, candidates.kind, candidates, candidates.selected(on), build)
-            check_inputs(stage, candidates.selected(on), skeleton, build)
+            report_unfit_module_widths(stage, candidates.selected(on), skeleton, build)
 
 
 def _has_selection(stage: Stage) -> bool:
@@ -246,7 +246,7 @@ def _closest_glob_or_alternative(unmatched: UnmatchedPart, paths: Sequence[str])
         tail = after.partition("}")[2].split(".", 1)[0]
         if set(head + tail) & set("*{}"):
             return ""
-        closest = nearest(head + unmatched.text + tail, known)
+        closest = nearest_name(head + unmatched.text + tail, known)
         inner = (
             closest[len(head) : len(closest) - len(tail)] if closest.startswith(head) and closest.endswith(tail) else ""
         )
@@ -254,7 +254,7 @@ def _closest_glob_or_alternative(unmatched: UnmatchedPart, paths: Sequence[str])
     if any(matches(f"{unmatched.glob}.**", p) for p in paths):
         return f"{unmatched.glob}.**"
     words = [
-        c if set(c) & set("*{") or c.isdigit() or c in known else nearest(c, known) or c
+        c if set(c) & set("*{") or c.isdigit() or c in known else nearest_name(c, known) or c
         for c in unmatched.glob.split(".")
     ]
     guess = ".".join(words)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
-from ..syntax.nearest import nearest
+from ..syntax.nearest import nearest_name
 from ..syntax.quotes import quotes_for
 from .limits import keeps_bounds_or_report
 from .list_bounds import keeps_list_bounds_or_report
@@ -95,7 +95,7 @@ def _is_one(expr: ast.Expr, param: Param, scope: Scope) -> bool:
 def _evaluate_literal_or_param(expr: ast.Expr, scope: Scope) -> Any:
     """The value of a literal or of a `param`, of whatever type it is."""
     if isinstance(expr, ast.Name):
-        entry = scope.find(expr.path)
+        entry = scope.resolve_name(expr.path)
         if entry and entry.kind == "param":
             return entry.value
         _report_not_a_value(expr, entry, scope, ("param",), "param")
@@ -165,7 +165,7 @@ def with_ratio_base(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
                 help=f"write `{value_text(Ratio(ratio.value))}`",
             )
         )
-    closest = nearest(ratio.of, param.of) or (param.of[0] if len(param.of) == 1 else "")
+    closest = nearest_name(ratio.of, param.of) or (param.of[0] if len(param.of) == 1 else "")
     raise InvalidLiteral(
         wrong_base(
             f"`{param.name}` is a share of {bases}, not of {ratio.of}",
@@ -201,7 +201,7 @@ def _certain_unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
 
 
 def _unknown_choice_diagnostic(expr: ast.Expr, text: str, param: Param) -> Diagnostic:
-    closest = nearest(text, param.choices)
+    closest = nearest_name(text, param.choices)
     return unknown_choice(
         f"`{param.name}` is `{text}`, which is none of {', '.join(param.choices)}",
         expr.span,
@@ -223,7 +223,7 @@ def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
 
     if "choice" in param.types and expr.path in param.choices:
         return expr.path
-    entry = scope.find(expr.path)
+    entry = scope.resolve_name(expr.path)
     if entry is None and "metric" in param.types and expr.path in scope.session.vocabulary.words("metric"):
         return metric_ref(expr, scope)
     if entry is None or entry.kind not in ("param", *HANDLES):

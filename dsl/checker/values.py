@@ -89,30 +89,30 @@ _KINDS = {
 }
 
 
-def to_json(value: Any) -> Any:
+def value_to_json(value: Any) -> Any:
     """Plain JSON that tells types apart: `{"Ratio": {"value": 0.85, "of": "channels"}}`."""
     if type(value) in _KINDS.values():
-        return {type(value).__name__: {f.name: to_json(getattr(value, f.name)) for f in fields(value)}}
+        return {type(value).__name__: {f.name: value_to_json(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, (tuple, list)):
-        return [to_json(v) for v in value]
+        return [value_to_json(v) for v in value]
     assert value is None or isinstance(value, (bool, int, float, str)), f"no recipe value: {value!r}"
     return value
 
 
-def from_json(data: Any) -> Any:
-    """The inverse of `to_json`; lists become tuples. Raises KeyError or TypeError on other data."""
+def value_from_json(data: Any) -> Any:
+    """The inverse of `value_to_json`; lists become tuples. Raises KeyError or TypeError on other data."""
     if isinstance(data, list):
-        return tuple(from_json(v) for v in data)
+        return tuple(value_from_json(v) for v in data)
     if isinstance(data, dict):
         ((name, body),) = data.items()
-        return _KINDS[name](**{k: from_json(v) for k, v in body.items()})
+        return _KINDS[name](**{k: value_from_json(v) for k, v in body.items()})
     return data
 
 
 def is_value_json(data: Any) -> bool:
-    """Whether it is what `to_json` makes of a value."""
+    """Whether it is what `value_to_json` makes of a value."""
     try:
-        from_json(data)
+        value_from_json(data)
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
     return True

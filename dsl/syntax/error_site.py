@@ -85,7 +85,7 @@ class ErrorSite:
         return stack
 
     @property
-    def inner(self) -> str:
+    def innermost_bracket(self) -> str:
         """The innermost bracket open inside the item, as a kind of token: `LBRACE` holds shares; "" for none."""
         return (
             ""

@@ -28,7 +28,7 @@ class Excerpt:
         """Columns of the line numbers."""
         return max(4, *(len(str(span.line)) for span, _, _ in self.spans))
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
+    def printable_rows(self) -> Iterator[tuple[str, str, str]]:
         """(gutter, text, mark): lines in order, each followed by its marks; `...` for those left out."""
         by_line: dict[int, list[Marked]] = {}
         for marked in sorted(self.spans, key=lambda m: (m[0].start, m[1] != "^")):

@@ -53,7 +53,7 @@ def _compile_token_pattern() -> re.Pattern:
     return re.compile(f"{FOREIGN}|{known}|{BROKEN}", re.DOTALL)
 
 
-def scan(source: Source) -> tuple[list[Token], list[Comment]]:
+def tokenize(source: Source) -> tuple[list[Token], list[Comment]]:
     """Tokens with lines and columns, an end token last; and comments. Keywords are scanned as names."""
     tokens, comments = [], []
     line, line_start, last_line = 1, 0, 0  # last_line: where the last token ended

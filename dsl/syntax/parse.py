@@ -41,12 +41,12 @@ def parse(source: Source) -> Parsed:
     if len(source.text) > LIMIT:
         fault = too_large(source.name, len(source.text)).at(Span(source, 0, 0))
         return Parsed(File(source, EDITION, None, ()), (fault,))
-    from .lexer import scan
+    from .lexer import tokenize
     from .tree_builder import TreeBuilder  # lark costs 60 ms: only those who parse pay
 
-    tokens, comments = scan(source)
+    tokens, comments = tokenize(source)
     reader = _Reader(source, tokens)
-    tree = reader.read()
+    tree = reader.parse_tree()
     build = TreeBuilder(source, tuple(comments))
     file = build.transform(tree)
     return Parsed(file, sorted_distinct_diagnostics(reader.diagnostics + build.diagnostics))
@@ -81,14 +81,14 @@ class _Reader:
         self.parser = grammar().parse_interactive()
         self.words = terminal_by_keyword()
 
-    def read(self):
+    def parse_tree(self):
         """Lark's tree of all that is grammatical."""
         at, last = self.feed_header(), len(self.tokens) - 1
         while at < last:
             if len(self.diagnostics) >= MAX_ITEMS:
                 self.stop_after_many_mistakes(at)
                 break
-            at = self.advance(at)
+            at = self.feed_token_or_recover(at)
         if self.block is not None or not self.complete():
             self.report_and_recover(last)
         return self.parser.feed_token(self.tokens[last])
@@ -101,7 +101,7 @@ class _Reader:
         used = 2
         if first != "effspec":
             empty = first.type == "$END"
-            self.report(
+            self.report_once_per_item(
                 missing_edition(
                     "the file has no statements" if empty else f"the file does not start with `effspec {EDITION}`",
                     self.span(first),
@@ -115,7 +115,7 @@ class _Reader:
         ):
             while self.tokens[used].line == first.line and self.tokens[used].type not in ("LONG_STRING", "$END"):
                 used += 1
-            self.report(
+            self.report_once_per_item(
                 unknown_edition(
                     f"`{second}` is no edition of the language",
                     self.span(second),
@@ -124,7 +124,7 @@ class _Reader:
                 )
             )
         elif second.type != "NUMBER" or second.line != first.line:
-            self.report(
+            self.report_once_per_item(
                 missing_edition(
                     "the edition of the language is missing",
                     self.span(first),
@@ -134,7 +134,7 @@ class _Reader:
             )
             used = 1
         elif second != str(EDITION):
-            self.report(
+            self.report_once_per_item(
                 unknown_edition(
                     f"this effc reads edition {EDITION} of the language, not {second}",
                     self.span(second),
@@ -145,7 +145,7 @@ class _Reader:
         self.put("NUMBER", str(EDITION), self.tokens[used].start_pos)
         return used
 
-    def advance(self, token_index: int) -> int:
+    def feed_token_or_recover(self, token_index: int) -> int:
         """Feed one token, or recover; the index to go on with."""
         from lark import Token, UnexpectedToken
 
@@ -243,7 +243,7 @@ class _Reader:
         if complete and not mistake.put:
             self.blamed = is_repeat
         self.dropped = (site.statement, mistake.diagnostic.message) if mistake.drops else None
-        self.report(mistake.diagnostic, mistake.repairs)
+        self.report_once_per_item(mistake.diagnostic, mistake.repairs)
         repaired = site.statement if mistake.drops else start
         self.repairs = self.repairs + 1 if repaired == self.repaired else 1
         self.repaired = repaired
@@ -283,7 +283,7 @@ class _Reader:
 
     # Reporting
 
-    def report(self, diagnostic: Diagnostic, repairs: bool = False) -> None:
+    def report_once_per_item(self, diagnostic: Diagnostic, repairs: bool = False) -> None:
         """Add a diagnostic, one per item; further slips of an item that are repaired add their fix to it."""
         if not self.blamed:
             self.diagnostics.append(diagnostic)

@@ -60,7 +60,7 @@ def _source_snippets(diagnostic: Diagnostic, span: Span, paint) -> list[str]:
         line, column = spans[0][0].source.position(spans[0][0].start)
         excerpt = Excerpt(spans)
         lines.append(f"{' ' * (excerpt.width - 2)}{paint('gutter', arrow)} {visible(on_a_line(name))}:{line}:{column}")
-        for gutter, text, mark in excerpt.rows():
+        for gutter, text, mark in excerpt.printable_rows():
             tint = {"^": diagnostic.severity, "-": "gutter"}.get(mark)
             lines.append((paint("gutter", gutter) + (paint(tint, text) if tint else text)).rstrip())
     return lines

@@ -68,7 +68,7 @@ def _kind(mode: int) -> str:
     return next((name for is_kind, name in known if is_kind(mode)), "a device")
 
 
-def other_kind(path: Path) -> str:
+def irregular_kind_of_path(path: Path) -> str:
     """Kind of a path that is no regular file, as `a pipe`; "" for a file, and where nothing exists."""
     try:
         mode = path.stat().st_mode

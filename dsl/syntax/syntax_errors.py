@@ -26,7 +26,7 @@ from .syntax_error import (
     too_deep,
     wrong_sign,
 )
-from .unknown_tokens import quoted, unknown_token, unquoted_text_mistake, unterminated_string_mistake
+from .unknown_tokens import quoted, unknown_token_mistake, unquoted_text_mistake, unterminated_string_mistake
 
 WORDS = {"True": "true", "False": "false"}
 
@@ -51,7 +51,7 @@ def _unclosed_bracket_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     at_end = (
         token.type == "$END"
         or error_site.begins_statement(error_site.at)
-        or (error_site.inner and error_site.at > error_site.start and error_site.begins_step(error_site.at))
+        or (error_site.innermost_bracket and error_site.at > error_site.start and error_site.begins_step(error_site.at))
     )
     crossed = (
         token.type in CLOSERS
@@ -134,7 +134,7 @@ def _equal_for_compare(error_site: ErrorSite) -> SyntaxMistake:
 
 
 def _missing_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
-    if not error_site.inner:
+    if not error_site.innermost_bracket:
         return None
     unit = spaced_unit_mistake(error_site)
     if unit:
@@ -183,7 +183,7 @@ def _spaced_unit_in_block_mistake(error_site: ErrorSite) -> SyntaxMistake | None
 
 
 def _needless_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
-    if error_site.inner:
+    if error_site.innermost_bracket:
         return None
     item = ITEMS.get(error_site.owner, ("", ""))[0].split(" ")[-1] or "statement"
     return dropped(
@@ -243,7 +243,7 @@ def _pattern(error_site: ErrorSite) -> SyntaxMistake:
 def _quoted_share_name_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{"blocks": 44}`, as in JSON."""
     text = error_site.token[1:-1]
-    if error_site.inner != "LBRACE" or not text.isidentifier() or not text.isascii():
+    if error_site.innermost_bracket != "LBRACE" or not text.isidentifier() or not text.isascii():
         return None
     return replace_token_mistake(
         error_site, "NAME", text, "names of shares stand without quotes", f"write `{text}`", foreign_spelling
@@ -252,7 +252,7 @@ def _quoted_share_name_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
 
 def _unquoted_braces_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     """`{q,k}_proj`, whose braces look like shares."""
-    if error_site.inner != "LBRACE" or error_site.tokens[error_site.at - 2].type not in ("LBRACE", "COMMA"):
+    if error_site.innermost_bracket != "LBRACE" or error_site.tokens[error_site.at - 2].type not in ("LBRACE", "COMMA"):
         return None
     return SyntaxMistake(
         syntax(
@@ -318,7 +318,7 @@ TABLE: tuple[Row, ...] = (
     _row("RPAR RSQB RBRACE", "", _unopened_bracket_mistake),
     _row("", "", unquoted_text_mistake),
     _row("QUOTED", "STRING", quoted),
-    _row("QUOTED STRANGE FOREIGN", "", unknown_token),
+    _row("QUOTED STRANGE FOREIGN", "", unknown_token_mistake),
     _row("NAME", "NUMBER", _python_word_mistake),
     _row("EQUAL COMPARE", "COLON", _equal_for_colon_mistake),
     _row("COLON COMPARE", "EQUAL", _colon_for_equal_mistake),

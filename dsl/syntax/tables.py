@@ -36,7 +36,7 @@ def load_precomputed_parser() -> Lark | None:
     return Lark._load_from_dict(body["data"], {int(number): item for number, item in body["memo"].items()})
 
 
-def expected_text() -> str:
+def parser_tables_text() -> str:
     """Required content of the file."""
     data, memo = build().memo_serialize([TerminalDef, Rule])
     return (
@@ -50,4 +50,4 @@ def _hash() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(expected_text(), encoding="utf-8")
+    FILE.write_text(parser_tables_text(), encoding="utf-8")

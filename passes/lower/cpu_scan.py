@@ -53,7 +53,7 @@ class CpuScan(Pass):
                     help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads",
                 )
             )
-        if levels.library() is None:
+        if levels.load_library() is None:
             raise Reject(no_cpu("effc is here without its compiled kernels", help="install a wheel for this platform"))
         model = program.model
         if not fast_mixers.scans(model):

@@ -109,7 +109,7 @@ class SparseCpu(Pass):
             )
         rows = prediction_error.calibration_rows(program, ctx, self.data)
         before = None if rows is None else prediction_error.OutputsBefore.record(program, ctx, rows)
-        unsuitable = choice.unsupported_reason(program, paths)
+        unsuitable = choice.unsupported_reasons(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
         sites = [choice.linear_site_of(path, module) for path, module in modules.items()]
         samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
@@ -160,7 +160,7 @@ class SparseCpu(Pass):
                     if kernel := finer.get(chosen.site.path):
                         trial = trials[chosen.site.path]
                         rewrite.swap_module(chosen.site.path, trial.pack(kernel))
-                        choices[number] = chosen.on(kernel, trial)
+                        choices[number] = chosen.with_finer_kernel(kernel, trial)
             previous, cost = cost.divergence, before.compare_to(program.model)
             nats, nats_now = significant_digits(previous), significant_digits(cost.divergence)
             message = f"predictions moved by {nats} nats, now by {nats_now}"

@@ -14,7 +14,7 @@ from ...compiler.transforms.search import routing
 from ...compiler.transforms.search.importance import ascending, l1_importance
 from ...compiler.transforms.search.savings import steps
 from ...compiler.transforms.search.uniform_widths import forecast_even_widths
-from ...compiler.transforms.search.widths import Site, slice_all
+from ...compiler.transforms.search.widths import RankedGroup, slice_all
 from ...dsl.checker.skeleton import Group, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 
@@ -46,8 +46,8 @@ class Experts(Pass):
         cuts = []
         for group in chosen:
             scores = trusted[group.site] if group.site in trusted else l1_importance(program, group)
-            site = Site(group, ascending(scores))
-            removed = site.least_important_items(site.size - Amount(self.keep).remaining(site.size))
+            site = RankedGroup(group, ascending(scores))
+            removed = site.least_important_items(site.size - Amount(self.keep).remaining_count(site.size))
             cuts += [(group, set(removed))] if removed else []
         dry_run(
             program,
@@ -63,7 +63,7 @@ class Experts(Pass):
         slice_all(program, rewrite, cuts)
         expert_groups = [g for g in skeleton_of(program).groups if g.kind == "experts"]
         for name, count in routing.expert_counts_in_parents(program, [group for group, _ in cuts], expert_groups):
-            rewrite.set_attr(name, Amount(self.keep).remaining(count))
+            rewrite.set_attr(name, Amount(self.keep).remaining_count(count))
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         return forecast_even_widths(skeleton, self._expert_groups_or_reject(skeleton), Amount(self.keep), 1)
@@ -75,6 +75,6 @@ class Experts(Pass):
         """The layers of experts; Reject where one would be left with fewer than are chosen for a token."""
         expert_groups = require_groups(skeleton, "experts", groups(skeleton, "experts", self.on))
         for group in expert_groups:
-            remaining = Amount(self.keep).remaining(steps(group)) * group.count // steps(group)
+            remaining = Amount(self.keep).remaining_count(steps(group)) * group.count // steps(group)
             routing.check_expert_count(skeleton, group, remaining, "keep")
         return expert_groups

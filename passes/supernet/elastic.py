@@ -267,7 +267,7 @@ class Elastic(Learner):
             else:
                 weights = dict(program.model.named_parameters())
                 weight_masks = masks(weights)
-            stack.enter_context(switches.active())
+            stack.enter_context(switches.hooks_installed())
             lesson = SubnetObjective(
                 self._objective(program.model, ctx), sampler, Journal(ctx.workdir / "losses.jsonl"), self.distill.value
             )

@@ -20,9 +20,9 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
 from ...compiler.transforms.training.effort import estimate_training_effort
-from ...compiler.transforms.training.loop import Run, TrainingSettings, TrainingState
+from ...compiler.transforms.training.loop import TrainingLoop, TrainingSettings, TrainingState
 from ...compiler.transforms.training.objective import Objective
-from ...compiler.transforms.training.trainable import Trained, activation_checkpointing, training_mode
+from ...compiler.transforms.training.trainable import TrainedParameters, activation_checkpointing, training_mode
 from ...compiler.transforms.training.trained_pass import Learner
 from ...dsl.checker.demands import no_prompts
 from ...dsl.checker.rules import MissingStep, Problem
@@ -154,7 +154,7 @@ class Reft(Learner):
         judge = self._make_validation_loss_function(model, edits, ctx, active) if self.held_out else None
         layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
         with training_mode(model, weights), activation_checkpointing(layers):
-            course = Run(Trained(weights), regime, len(rows), learn, judge, ctx).run()
+            course = TrainingLoop(TrainedParameters(weights), regime, len(rows), learn, judge, ctx).run()
         if self.held_out and course.best == 0:
             raise Reject(no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], "training"))
         return course

@@ -183,7 +183,7 @@ def compiled(word: str, folder: Path) -> tuple[str, str]:
     try:
         session = api.open_session(path, cache_dir=folder / "cache")
         call = NamedSource("hf", "./model").call(session)
-        judge = choose_evaluation(session.model_origin(call), session.skeleton(call))
+        judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
         for share in REMOVED:
             path.write_text(_recipe(word, judge.metric, share), encoding="utf-8")
             faults = [d for d in api.check(path, cache_dir=folder / "cache").diagnostics if d.severity == "error"]

@@ -141,7 +141,7 @@ def test_targets_of_one_program_refuse_them_before_any_pass_runs(tmp_path, word)
     assert "pt2" not in found.help, "which refuses them too"
 
 
-@pytest.mark.parametrize("clock", [timing.make_prefill_step, timing.decode_step])
+@pytest.mark.parametrize("clock", [timing.make_prefill_step, timing.make_decode_step])
 def test_a_source_is_timed_and_tokens_are_said_behind_it(clock):
     step = clock(table.model("t5"), 8)
     with torch.no_grad():

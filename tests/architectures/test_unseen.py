@@ -23,7 +23,7 @@ from effc.compiler.models.checkpoints.mamba_rescale import NOTE
 from effc.compiler.models.checkpoints.meta_init import without_storage
 from effc.compiler.models.checkpoints.model_folder import origin_of_folder
 from effc.compiler.models.checkpoints.origin import Origin
-from effc.compiler.models.rows.forward import output_logits
+from effc.compiler.models.rows.forward import logits_of_output
 from effc.compiler.models.rows.inputs import forward_args_and_kwargs
 from effc.compiler.plugin.context import Context
 from effc.compiler.plugin.registry import Registry
@@ -225,7 +225,7 @@ def test_what_can_not_go_is_refused_with_the_reason_that_is_about_it(name, kind,
 
 def test_a_score_of_logits_is_refused_where_there_are_none():
     with pytest.raises(Reject, match="returns pooled, and no logits"):
-        output_logits({"pooled": torch.zeros(2, 3)})
+        logits_of_output({"pooled": torch.zeros(2, 3)})
 
 
 @pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from effc.compiler.plugin.registry import Registry
-from effc.dsl.checker.check import Checked, check
+from effc.dsl.checker.check import Checked, check_recipe_file
 from effc.dsl.checker.overrides import read_overrides
 from effc.dsl.checker.rules import Rules
 from effc.dsl.checker.values import Bytes, DataRef, Duration, MetricRef, Range, Ratio, Selector, StepRef
@@ -109,7 +109,7 @@ emit main {{ files("out") {emits} }}
 def checked(text: str, library=lambda _: None, **overrides) -> Checked:
     parsed = parse(Source("main.effspec", text))
     assert parsed.diagnostics == ()
-    return check(parsed.file, VOCABULARY, overrides=read_overrides(**overrides), library=library)
+    return check_recipe_file(parsed.file, VOCABULARY, overrides=read_overrides(**overrides), library=library)
 
 
 def framed(steps: str = "  thin = cut(keep: 50% of channels)", top="", bounds="", emits="", **more) -> Checked:
@@ -279,7 +279,7 @@ def test_models_without_a_skeleton_are_named():
 @given(st.text(alphabet='abc(){}[]:=,.%|-&*<>"# \n123', max_size=80))
 def test_no_text_makes_the_checker_crash(text):
     parsed = parse(Source("main.effspec", FRAME.format(steps=text, top="", bounds="", emits="")))
-    check(parsed.file, VOCABULARY)
+    check_recipe_file(parsed.file, VOCABULARY)
 
 
 @given(
@@ -307,14 +307,14 @@ def test_no_text_makes_the_checker_crash(text):
 )
 def test_no_order_of_statements_makes_the_checker_crash(statements):
     parsed = parse(Source("main.effspec", "effspec 1\n" + "\n".join(statements)))
-    check(parsed.file, VOCABULARY)
+    check_recipe_file(parsed.file, VOCABULARY)
 
 
 @pytest.mark.parametrize("bound", ["bytes <= 24 GiB in hf", "decode.p50 <= 30 ms in native", "bytes <= 24 GiB"])
 def test_a_unit_apart_from_its_number_is_joined_whatever_the_bound_goes_on_with(bound):
     text = f'effspec 1\nmodel m = zoo("x")\npipeline p(m) {{ s = prune.heads(keep: 1) }}\nexpect p {{ {bound} }}\n'
     parsed = parse(Source("r.effspec", text))
-    found = [*parsed.diagnostics, *check(parsed.file, Registry().vocabulary).diagnostics]
+    found = [*parsed.diagnostics, *check_recipe_file(parsed.file, Registry().vocabulary).diagnostics]
     (apart,) = [d for d in found if d.slug == "wrong-sign"]
     number, unit = bound.split()[2:4]
     assert apart.help == f"write `{number}{unit}`" and apart.span.text == f"{number} {unit}"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from effc.compiler.plugin.registry import Registry
-from effc.dsl.checker.check import check
+from effc.dsl.checker.check import check_recipe_file
 from effc.dsl.syntax.parse import parse
 from effc.dsl.syntax.source import Source
 
@@ -29,7 +29,7 @@ def test_a_module_that_can_lose_no_head_is_named_with_its_heads_and_a_remedy(cou
     skeleton = tiny_llama.skeleton()
     first = replace(skeleton.groups[0], count=count, per_block=per_block)
     changed = replace(skeleton, groups=(first, *skeleton.groups[1:]))
-    checked = check(parse(Source("r", RECIPE)).file, Registry().vocabulary, skeleton=lambda model: changed)
+    checked = check_recipe_file(parse(Source("r", RECIPE)).file, Registry().vocabulary, skeleton=lambda model: changed)
     (diagnostic,) = [d for d in checked.diagnostics if d.slug == "illegal-head-count"]
     assert fact in diagnostic.message and remedy in diagnostic.help
     assert "100%" not in diagnostic.message + diagnostic.help and diagnostic.offer is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.plugin.registry import Registry
-from effc.dsl.checker.check import check
+from effc.dsl.checker.check import check_recipe_file
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.format import format_file
 from effc.dsl.syntax.json_form import file_from_json, file_to_json
@@ -66,9 +66,9 @@ def test_formatted_lines_have_no_trailing_space_and_blank_lines_stand_alone(file
 
 
 def tokens(text: str) -> list[tuple[int, int]]:
-    from effc.dsl.syntax.lexer import scan
+    from effc.dsl.syntax.lexer import tokenize
 
-    return [(t.start_pos, t.end_pos) for t in scan(Source("made", text))[0][:-1]]
+    return [(t.start_pos, t.end_pos) for t in tokenize(Source("made", text))[0][:-1]]
 
 
 def sprinkle(text: str, places: list[tuple[int, int, bool]]) -> tuple[str, list[str]]:
@@ -158,7 +158,7 @@ def survives(text: str) -> None:
     source = Source("fuzzed", text)
     parsed = parse(source)
     broken = any(d.severity == "error" for d in parsed.diagnostics)
-    checked = check(parsed.file, VOCABULARY, skeleton=tiny_llama.of, broken=broken)
+    checked = check_recipe_file(parsed.file, VOCABULARY, skeleton=tiny_llama.of, broken=broken)
     took = time.process_time() - started
     assert took < 1, f"{took:.2f} s"
     assert len(parsed.diagnostics) <= MAX_ITEMS + 3 * text.count("\\") + 1

@@ -5,12 +5,12 @@ from math import isclose
 
 import pytest
 from effc.compiler.cli.explain import explain_page
-from effc.compiler.plugin.header import read_header
-from effc.dsl.checker.check import check
+from effc.compiler.plugin.header import read_plugin_header
+from effc.dsl.checker.check import check_recipe_file
 from effc.dsl.checker.limits import keeps_bounds_or_report
 from effc.dsl.checker.overrides import read_overrides
 from effc.dsl.checker.value_text import plain, value_text
-from effc.dsl.checker.values import Shares, from_json, to_json
+from effc.dsl.checker.values import Shares, value_from_json, value_to_json
 from effc.dsl.checker.vocabulary import Param, Vocabulary, Word
 from effc.dsl.syntax.format import format_source
 from effc.dsl.syntax.json_form import file_from_json, file_to_json
@@ -57,7 +57,7 @@ def recipe(split: str) -> str:
 def checked(split: str, **given):
     parsed = parse(Source("recipe.effspec", recipe(split)))
     assert not parsed.diagnostics
-    return check(parsed.file, WORDS, overrides=read_overrides(**given))
+    return check_recipe_file(parsed.file, WORDS, overrides=read_overrides(**given))
 
 
 def split_of(found) -> Shares:
@@ -75,7 +75,7 @@ def close(a: Shares, b: Shares) -> bool:
 
 @given(divided)
 def test_shares_survive_json(shares):
-    assert from_json(json.loads(json.dumps(to_json(shares)))) == shares
+    assert value_from_json(json.loads(json.dumps(value_to_json(shares)))) == shares
 
 
 @given(divided)
@@ -155,9 +155,9 @@ def test_any_text_of_a_command_line_has_a_value(text):
 def test_the_nearest_name_is_put_in_its_place():
     text = recipe("{blocks: 44, chanels: 52}")
     file = parse(Source("recipe.effspec", text)).file
-    mended = apply_fixes(text, check(file, WORDS).diagnostics)
+    mended = apply_fixes(text, check_recipe_file(file, WORDS).diagnostics)
     assert "{blocks: 44, channels: 52}" in mended
-    assert not check(parse(Source("recipe.effspec", mended)).file, WORDS).diagnostics
+    assert not check_recipe_file(parse(Source("recipe.effspec", mended)).file, WORDS).diagnostics
 
 
 def test_every_wrong_share_is_told():
@@ -173,7 +173,7 @@ def test_every_wrong_share_is_told():
 
 def test_shares_in_the_arguments_of_an_unknown_word_count_as_used():
     text = recipe("{blocks: most}").replace("cut(", "cutt(").replace("model base", "param most: int = 3\nmodel base")
-    found = check(parse(Source("recipe.effspec", text)).file, WORDS).diagnostics
+    found = check_recipe_file(parse(Source("recipe.effspec", text)).file, WORDS).diagnostics
     assert [d.slug for d in found] == ["unknown-word"]
 
 
@@ -207,14 +207,14 @@ class Cut(Pass):
 def test_a_pass_declares_shares_by_type_and_names(tmp_path):
     path = tmp_path / "cut.py"
     path.write_text(HEADER, encoding="utf-8")
-    split, order = read_header("pass", "cut", path).params
+    split, order = read_plugin_header("pass", "cut", path).params
     assert (split.types, split.of, split.default) == (("shares",), ("blocks", "channels"), None)
     assert order.default == Shares((("blocks", 2.0),)) and keeps_bounds_or_report(
         order.default, order, None, lambda fault: None
     )
     path.write_text(HEADER.replace('of=("blocks", "channels"), ', ""), encoding="utf-8")
     with pytest.raises(AssertionError, match="`split` divides among its `of`"):
-        read_header("pass", "cut", path)
+        read_plugin_header("pass", "cut", path)
 
 
 def test_the_page_of_a_pass_shows_the_names_and_how_shares_are_written():

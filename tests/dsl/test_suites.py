@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.plugin.registry import Registry
-from effc.dsl.checker.check import check
+from effc.dsl.checker.check import check_recipe_file
 from effc.dsl.checker.overrides import read_overrides
 from effc.dsl.syntax.parse import parse
 from effc.dsl.syntax.source import Source
@@ -30,7 +30,7 @@ def diagnostics(case):
     """All that parser and checker say of a recipe."""
     parsed = parse(Source("recipe.effspec", case.text))
     texts = {name: Source(name, text) for name, text in case.modules.items()}
-    checked = check(
+    checked = check_recipe_file(
         parsed.file,
         VOCABULARY,
         skeleton=tiny_llama.of,

@@ -93,9 +93,9 @@ def locks(honest: Path) -> list[bytes]:
 
 def read_lock(data: bytes, folder: Path) -> None:
     (folder / lockfile.NAME).write_bytes(data)
-    found = lockfile.read_lock(folder)
+    found = lockfile.read_package_lock(folder)
     lockfile.write_package_lock(folder, found)
-    assert lockfile.read_lock(folder) == found, "a lock that was written is read as it was"
+    assert lockfile.read_package_lock(folder) == found, "a lock that was written is read as it was"
     for name, facts in found["packages"].items():
         with suppress(Reject):  # what it pins is not here
             recipe_packages.verified_package_folder(name, facts, folder, folder / "cache")
@@ -217,9 +217,9 @@ def read_step(data: bytes, folder: Path) -> None:
     before = file.read_bytes() if file.exists() else None
     file.write_bytes(record)
     try:
-        list(cache.entries())
-        if cache.read_step(key) is not None:
-            _use(StepResults(cache, _origin(world)).reach(key))
+        list(cache.finished_steps())
+        if cache.read_complete_step(key) is not None:
+            _use(StepResults(cache, _origin(world)).load_outcome(key))
     finally:
         file.write_bytes(before) if before is not None else file.unlink()
 

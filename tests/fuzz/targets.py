@@ -13,7 +13,7 @@ from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.core.safe_read import parse_strict_json
 from effc.compiler.inputs.sources.gguf import read_tensor_shapes
 from effc.compiler.ir import graph_json
-from effc.compiler.models.checkpoints.safetensors_header import read_header
+from effc.compiler.models.checkpoints.safetensors_header import read_safetensors_header
 from effc.compiler.runtimes.native import opening, plan_files
 from effc.compiler.runtimes.onnx import checking
 from effc.dsl.syntax.diagnostics import Reject
@@ -82,7 +82,7 @@ def _buffer(data: bytes, folder: Path) -> None:
     if data:
         tensor = packed.allocate_zero_bytes(len(data))
         tensor.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        packed.check(packed.kernel_of(tensor) or "dense_linear", tensor)
+        packed.check_packed_weight(packed.kernel_of(tensor) or "dense_linear", tensor)
 
 
 def _plans(kind: str) -> Callable[[Path], list[bytes]]:
@@ -137,7 +137,7 @@ def _headers(honest: Path) -> list[bytes]:
 
 def _header(data: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(data)
-    read_header(folder / "x.safetensors")
+    read_safetensors_header(folder / "x.safetensors")
 
 
 def _archives(honest: Path) -> list[bytes]:

@@ -20,7 +20,7 @@ from effc.compiler.artifacts.finite_weights import _is_finite_or_mask
 from effc.compiler.artifacts.load import load, target_class
 from effc.compiler.artifacts.manifest import read_manifest
 from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
-from effc.compiler.models.checkpoints.safetensors_header import read_header
+from effc.compiler.models.checkpoints.safetensors_header import read_safetensors_header
 from effc.compiler.runtimes.gguf import reading as gguf
 from effc.compiler.runtimes.native.plan_files import pieces
 from effc.dsl.syntax.diagnostics import Reject
@@ -284,7 +284,7 @@ def test_verify_holds_native_weights_against_their_checksums_though_the_manifest
 
 
 def spoil_safetensors(file: Path, number: bytes) -> str:
-    header = read_header(file)
+    header = read_safetensors_header(file)
     name, slot = next((n, s) for n, s in header.slots.items() if s.dtype in ("F32", "BF16") and len(s.shape) == 2)
     start = file.stat().st_size - max(s.end for s in header.slots.values())
     put(file, start + slot.start, number, 4 if slot.dtype == "F32" else 2)

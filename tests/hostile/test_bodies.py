@@ -12,7 +12,7 @@ import torch
 from effc.compiler.apps.rttc import chat_server, knowledge_server
 from effc.compiler.apps.rttc.app import open_guided_client, read_app
 from effc.compiler.apps.rttc.knowledge import open_knowledge_base
-from effc.compiler.apps.serving.api import Service, make_application
+from effc.compiler.apps.serving.api import Service, make_openai_application
 from effc.compiler.apps.serving.runner import make_decoder, try_out
 from effc.compiler.apps.serving.scheduler import Scheduler
 from effc.compiler.artifacts.load import load
@@ -48,9 +48,9 @@ def servers(tmp_path_factory):
     scheduler = Scheduler(runner, words, (1,), 4, 2)
     guided = open_guided_client(read_app(place), place, load(place), words, folder / "cache")
     apps = {
-        "model": make_application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
-        "guided": chat_server.make_application(chat_server.GuidedServer("m", guided)),
-        "library": knowledge_server.make_application(
+        "model": make_openai_application(Service("m", scheduler, words, runner.context, runner.vocabulary)),
+        "guided": chat_server.make_chat_application(chat_server.GuidedServer("m", guided)),
+        "library": knowledge_server.make_knowledge_application(
             knowledge_server.KnowledgeService(open_knowledge_base(place / "knowledge"), "diverse")
         ),
     }
@@ -137,7 +137,9 @@ def test_a_model_of_nonsense_is_found_out_before_it_is_served_and_stops_no_serve
     assert refused.value.diagnostics[0].slug == "model-breaks"
     words = servers["guided"].app.state.words
     scheduler = Scheduler(Nonsense(rows, wide), words, (), 4, 2)
-    with TestClient(make_application(Service("m", scheduler, words, 64, 9)), raise_server_exceptions=False) as client:
+    with TestClient(
+        make_openai_application(Service("m", scheduler, words, 64, 9)), raise_server_exceptions=False
+    ) as client:
         for _ in range(2):
             answer = client.post("/v1/completions", json={"model": "m", "prompt": [1, 2], "max_tokens": 1})
             assert answer.status_code == 500 and answer.json()["error"]["code"] == "failed"

@@ -71,8 +71,10 @@ def damage_of(call) -> str:
 def test_a_blob_that_was_edited_is_not_used(cache):
     blob = only(cache, "blobs")
     blob.write_bytes(save({"t": torch.full((8,), 2.0)}))
-    assert "another tensor than its name says" in damage_of(lambda: cache.load_tensor(tensor_hash(torch.ones(8))))
-    assert [path for path, _ in cache.damaged()] == [blob]
+    assert "another tensor than its name says" in damage_of(
+        lambda: cache.load_verified_tensor(tensor_hash(torch.ones(8)))
+    )
+    assert [path for path, _ in cache.damaged_files()] == [blob]
 
 
 def test_a_skeleton_that_was_edited_or_is_another_ones_is_found_again(cache):
@@ -80,11 +82,11 @@ def test_a_skeleton_that_was_edited_or_is_another_ones_is_found_again(cache):
     skeleton_store.store_skeleton(folder, "one", Skeleton("x", (), ()))
     path = folder / "one.json"
     whole = path.read_bytes()
-    assert skeleton_store.load_skeleton(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged())
+    assert skeleton_store.load_skeleton(folder, "one") == Skeleton("x", (), ()) and not list(cache.damaged_files())
     (folder / "two.json").write_bytes(whole)
     path.write_bytes(whole.replace(b'"x"', b'"y"'))
     assert skeleton_store.load_skeleton(folder, "one") is None and skeleton_store.load_skeleton(folder, "two") is None
-    assert [found.name for found, _ in cache.damaged()] == ["one.json", "two.json"]
+    assert [found.name for found, _ in cache.damaged_files()] == ["one.json", "two.json"]
 
 
 def test_a_remembered_hash_that_was_edited_is_computed_again(tmp_path, monkeypatch):
@@ -103,7 +105,7 @@ def test_a_measured_value_that_was_edited_is_not_used(cache):
     body = json.loads(path.read_text())
     path.write_text(json.dumps(body | {"value": 340.0}))
     assert "was changed" in damage_of(lambda: cache.value({"metric": "perplexity", "of": "base"}))
-    assert [found for found, _ in cache.damaged()] == [path]
+    assert [found for found, _ in cache.damaged_files()] == [path]
 
 
 def test_a_value_in_anothers_place_is_not_used(cache):
@@ -117,8 +119,8 @@ def test_a_step_without_a_seal_is_computed_again(cache):
     body = json.loads(path.read_text())
     body.pop("seal")
     path.write_text(json.dumps(body))
-    assert cache.read_step(path.stem) is None and not cache.entries()
-    assert [found for found, _ in cache.damaged()] == [path]
+    assert cache.read_complete_step(path.stem) is None and not cache.finished_steps()
+    assert [found for found, _ in cache.damaged_files()] == [path]
 
 
 def test_a_step_in_anothers_place_is_not_used(cache):
@@ -126,7 +128,7 @@ def test_a_step_in_anothers_place_is_not_used(cache):
     body = json.loads(path.read_text())
     body.pop("seal")
     path.with_name(f"{other}.json").write_text(json.dumps(body | {"key": other}))
-    assert "no record of a finished step" in damage_of(lambda: cache.read_step(other))
+    assert "no record of a finished step" in damage_of(lambda: cache.read_complete_step(other))
 
 
 def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tmp_path, monkeypatch):
@@ -134,20 +136,20 @@ def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tm
     (tmp_path / "file").write_text("content")
     right = hashes.cached_file_hash(tmp_path / "file", cache.folder)
     (kept,) = cache.folder.glob("hashes/*/*")
-    assert not list(cache.damaged())
+    assert not list(cache.damaged_files())
     whole = kept.read_bytes()
     for at in range(len(whole)):
         for bit in range(8):
             kept.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
-            assert [path for path, _ in cache.damaged()] == [kept], (at, bit)
+            assert [path for path, _ in cache.damaged_files()] == [kept], (at, bit)
             if bit == at % 8:
                 assert hashes.cached_file_hash(tmp_path / "file", cache.folder) == right and kept.read_bytes() == whole
     kept.write_bytes(whole)
     other = kept.with_name("0" * 64)
     other.write_bytes(whole)
-    assert [path for path, _ in cache.damaged()] == [other]
+    assert [path for path, _ in cache.damaged_files()] == [other]
     other.write_text(right)  # as caches of before there were seals have it: not used, and no damage
-    assert not list(cache.damaged())
+    assert not list(cache.damaged_files())
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "{}", "3", '"x"', "", "{", '{"tensors": []}', "[" * 50_000, "\udcff"])
@@ -155,12 +157,14 @@ def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tm
 def test_files_of_another_form_are_said_to_be_damaged(cache, folder, text):
     path = only(cache, folder)
     path.write_bytes(text.encode(errors="surrogateescape"))
-    cache.entries()
+    cache.finished_steps()
     if (folder, text) != ("values", "{}") and (folder, text) != ("values", '{"tensors": []}'):
-        assert path in [found for found, _ in cache.damaged()]
+        assert path in [found for found, _ in cache.damaged_files()]
         damage_of(
             lambda: (
-                cache.read_step(path.stem) if folder == "steps" else cache.value({"metric": "perplexity", "of": "base"})
+                cache.read_complete_step(path.stem)
+                if folder == "steps"
+                else cache.value({"metric": "perplexity", "of": "base"})
             )
         )
 
@@ -170,8 +174,8 @@ def test_a_step_without_a_seal_whose_key_is_of_a_number_beyond_floats_is_said_to
     body = json.loads(path.read_text())
     body.pop("seal")
     path.write_text(json.dumps(body | {"parts": {"seed": 0.5}}).replace("0.5", "1e999"))
-    assert not cache.entries()
-    assert path in [found for found, _ in cache.damaged()]
+    assert not cache.finished_steps()
+    assert path in [found for found, _ in cache.damaged_files()]
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", 3, "a" * 63])
@@ -180,7 +184,7 @@ def test_a_tensor_is_named_by_a_hash(cache, name):
     body = json.loads(path.read_text())
     body.pop("seal")
     path.write_text(json.dumps(body | {"tensors": {"w": name}}))
-    assert "no record of a finished step" in damage_of(lambda: cache.read_step(path.stem))
+    assert "no record of a finished step" in damage_of(lambda: cache.read_complete_step(path.stem))
 
 
 @pytest.mark.parametrize("folder", ["steps", "values", "blobs"])
@@ -196,8 +200,8 @@ def test_links_and_devices_are_not_read(cache, tmp_path, folder, leads):
         path.symlink_to(tmp_path / "elsewhere")
     else:
         path.symlink_to(leads)
-    assert path in [found for found, _ in cache.damaged()]
-    cache.entries()
+    assert path in [found for found, _ in cache.damaged_files()]
+    cache.finished_steps()
 
 
 @pytest.mark.parametrize("place", ["work", "work/k", "work/k/scores.jsonl", "work/k/layers/a.safetensors"])
@@ -238,7 +242,7 @@ def test_a_folder_that_others_can_write_to_is_refused(cache, folder):
 def edited(world, change):
     """The cache of `world` with the step that packed its weights changed; its key."""
     cache = Cache(world / "cache")
-    key = next(e.key for e in cache.entries() if e.parts["step"]["word"] == "lower.sparse_cpu")
+    key = next(e.key for e in cache.finished_steps() if e.parts["step"]["word"] == "lower.sparse_cpu")
     path = world / "cache" / "steps" / f"{key}.json"
     body = json.loads(path.read_text())
     change(body["edits"])
@@ -274,5 +278,5 @@ def graph_calls(target):
 def test_a_step_is_read_by_the_rules_for_artifacts(world, change):
     cache, key = edited(world, change)
     with pytest.raises(Reject) as reject:
-        StepResults(cache, origin_in(world)).reach(key)
+        StepResults(cache, origin_in(world)).load_outcome(key)
     assert reject.value.diagnostics[0].slug in ("refused-edits", "refused-graph")

@@ -13,7 +13,7 @@ from effc.compiler.apps.federation.client import Participant
 from effc.compiler.apps.federation.flower import FlowerGrid
 from effc.compiler.apps.federation.grid import Answer, Message
 from effc.compiler.apps.federation.personal import AllButMe
-from effc.compiler.apps.federation.products import PaddedAverage, Stack, TruncatedAverage
+from effc.compiler.apps.federation.products import PaddedAverage, StackedAverage, TruncatedAverage
 from effc.compiler.apps.federation.secure import SecureSum
 from effc.compiler.apps.federation.strategy import TrainedState
 from effc.dsl.syntax.diagnostics import Reject
@@ -23,7 +23,7 @@ from tests.compiler.apps.federation.least_squares import ALPHA, FULL, RANK, Regr
 STRATEGIES = {
     "fedavg": lambda: FedAvg(FULL),
     "clipped": lambda: FedAvg(FULL, clip=1.0, noise=0.1, seed=1),
-    "stack": lambda: Stack(FULL, ALPHA, {}),
+    "stack": lambda: StackedAverage(FULL, ALPHA, {}),
     "svd": lambda: TruncatedAverage(FULL, ALPHA, {}),
     "hetlora": lambda: PaddedAverage(FULL, ALPHA, {}),
     "abm mean": lambda: AllButMe(FULL, "mean", "align", 0.5),

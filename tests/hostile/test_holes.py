@@ -6,7 +6,7 @@ import time
 import pytest
 from effc.compiler.artifacts.manifest import Manifest, verify_files
 from effc.compiler.inputs.sources.hf import Hf
-from effc.compiler.models.checkpoints.safetensors_header import read_header
+from effc.compiler.models.checkpoints.safetensors_header import read_safetensors_header
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import worlds
@@ -34,7 +34,7 @@ def test_weights_of_holes_are_refused_by_their_folder(tmp_path):
     folder = worlds.llama(tmp_path / "model")
     holes(folder / "model.safetensors")
     for reading in (
-        lambda: read_header(folder / "model.safetensors"),
+        lambda: read_safetensors_header(folder / "model.safetensors"),
         lambda: Hf(name=str(folder)).resolve(worlds.context(tmp_path)),
     ):
         with pytest.raises(Reject, match="odd-file"):

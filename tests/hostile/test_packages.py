@@ -99,7 +99,7 @@ def test_toml_that_takes_hours_is_refused_at_once(tmp_path, text):
     started = time.process_time()
     (tmp_path / recipe_packages.PACKAGE_FILE).write_text(text)
     (tmp_path / lockfile.NAME).write_text(text)
-    for read in (recipe_packages.read_recipe_package, lockfile.read_lock):
+    for read in (recipe_packages.read_recipe_package, lockfile.read_package_lock):
         with pytest.raises(Reject, match="is no TOML that can be read"):
             read(tmp_path)
     assert time.process_time() - started < 5

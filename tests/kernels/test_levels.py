@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from effc.kernels import levels
-from effc.kernels.levels import NoSuchLevel, library
+from effc.kernels.levels import NoSuchLevel, load_library
 from effc.kernels.ops import KERNELS
 
 from tests.kernels.layers import run, weight
@@ -36,7 +36,7 @@ def test_the_highest_level_runs_unless_told_otherwise(monkeypatch):
 
 
 def test_the_model_of_amx_runs_wherever_it_was_built():
-    built = bool(library().effc_built(levels.CODES[levels.MODEL]))
+    built = bool(load_library().effc_built(levels.CODES[levels.MODEL]))
     assert levels.unavailable_reason(levels.MODEL) == ("" if built else "this build has no model of AMX")
 
 

@@ -9,7 +9,7 @@ from effc.compiler.cli.verbs.exit_codes import file_cut
 from effc.dsl.syntax.diagnostics import EXITS
 from effc.kernels import levels
 
-pytestmark = pytest.mark.skipif(levels.library() is None, reason="the kernels are not compiled")
+pytestmark = pytest.mark.skipif(levels.load_library() is None, reason="the kernels are not compiled")
 
 READ = """
 import mmap, os, sys

@@ -33,7 +33,7 @@ def changed(own: torch.Tensor, **fields) -> torch.Tensor:
 def sealed(own: torch.Tensor) -> torch.Tensor:
     """A copy whose checksum is right, as one who means harm would make it."""
     found = own.clone()
-    seal = native.levels.library().effc_seal_for_tests
+    seal = native.levels.load_library().effc_seal_for_tests
     seal.argtypes, seal.restype = (ctypes.c_void_p, ctypes.c_int64), None
     seal(found.data_ptr(), found.numel())
     return found
@@ -61,7 +61,7 @@ WRONG = [
 @pytest.mark.parametrize("kernel", LINEAR)
 def test_a_header_that_says_something_else_is_refused(kernel, fields, sentence):
     with pytest.raises(KernelError, match=sentence):
-        packed.adopt(kernel, changed(sample(kernel), **fields), N if "n" not in fields else -1)
+        packed.checked_aligned_copy(kernel, changed(sample(kernel), **fields), N if "n" not in fields else -1)
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
@@ -69,9 +69,9 @@ def test_a_cut_buffer_is_refused_wherever_it_is_cut(kernel):
     own = sample(kernel)
     for length in (0, 1, 127, 128, 200, own.numel() // 2, own.numel() - 64, own.numel() - 1):
         with pytest.raises(KernelError, match="shorter"):
-            packed.adopt(kernel, own[:length], N)
+            packed.checked_aligned_copy(kernel, own[:length], N)
     with pytest.raises(KernelError, match="longer or shorter"):
-        packed.adopt(kernel, torch.cat([own, own[:1]]), N)
+        packed.checked_aligned_copy(kernel, torch.cat([own, own[:1]]), N)
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
@@ -81,7 +81,7 @@ def test_any_flipped_bit_is_noticed(kernel, at, bit):
     own = sample(kernel)
     own[int(at * own.numel())] ^= 1 << bit
     with pytest.raises(KernelError):
-        packed.adopt(kernel, own, N)
+        packed.checked_aligned_copy(kernel, own, N)
 
 
 @pytest.mark.parametrize("kernel", LINEAR)
@@ -97,7 +97,7 @@ def test_flipped_bits_behind_a_right_checksum_never_leave_the_buffer(kernel, fli
         own[int(at * room)] ^= 1 << bit
     own = sealed(own)
     try:
-        own = packed.adopt(kernel, own, N)
+        own = packed.checked_aligned_copy(kernel, own, N)
     except KernelError:
         return
     head = Header.from_buffer_copy(bytes(own[:128].numpy()))
@@ -111,7 +111,7 @@ def test_a_mask_that_disagrees_with_its_values_is_refused(kernel):
     mask = own[head.stream_at : head.stream_at + 4]
     mask[:] = torch.tensor([255, 255, 255, 255], dtype=torch.uint8)
     with pytest.raises(KernelError, match="its masks do not agree with the values that follow"):
-        packed.adopt(kernel, sealed(own), N)
+        packed.checked_aligned_copy(kernel, sealed(own), N)
 
 
 def test_block_numbers_out_of_order_or_range_are_refused():
@@ -122,7 +122,7 @@ def test_block_numbers_out_of_order_or_range_are_refused():
         bad = own.clone()
         bad[at + 4 : at + 6] = torch.tensor([wrong], dtype=torch.int32).view(torch.uint8)[:2]
         with pytest.raises(KernelError, match="masks do not agree"):
-            packed.adopt("block_sparse_linear", sealed(bad), N)
+            packed.checked_aligned_copy("block_sparse_linear", sealed(bad), N)
 
 
 def test_an_op_checks_bytes_that_nobody_checked_and_again_when_they_change():
@@ -154,14 +154,16 @@ def test_an_op_refuses_what_does_not_fit_the_packed_weight():
 def test_an_adopted_buffer_works_like_the_packed_one(kernel):
     own, x = sample(kernel), torch.randn(4, K)
     foreign = torch.cat([torch.zeros(3, dtype=torch.uint8), own])[3:]  # at an odd address
-    assert torch.equal(run(kernel, x, packed.adopt(kernel, foreign, N), None, N), run(kernel, x, own, None, N))
+    assert torch.equal(
+        run(kernel, x, packed.checked_aligned_copy(kernel, foreign, N), None, N), run(kernel, x, own, None, N)
+    )
     with torch.inference_mode():
         assert torch.equal(run(kernel, x, own.clone(), None, N), run(kernel, x, own, None, N))
-        assert torch.equal(KERNELS[kernel].pack(weight(N, K, 0.5)), packed.adopt(kernel, own, N))
+        assert torch.equal(KERNELS[kernel].pack(weight(N, K, 0.5)), packed.checked_aligned_copy(kernel, own, N))
 
 
 def test_large_buffers_lie_on_the_boundary_of_a_huge_page():
     room = packed.allocate_zero_bytes(3 << 20)
     assert room.numel() == 3 << 20 and not room.any()
     assert room.data_ptr() % packed.HUGE == 0
-    assert levels.library() is not None
+    assert levels.load_library() is not None

@@ -41,7 +41,7 @@ def test_only_tokens_that_transformers_keeps_are_drawn_and_all_of_them(seed, tem
     sampler = Sampler(temperature, top_k, top_p, penalty, seed)
     counts = torch.zeros(40)
     for _ in range(600):
-        counts[sampler.choose(logits, tokens)] += 1
+        counts[sampler.sample_next_token(logits, tokens)] += 1
     assert not counts[kept == 0].any()
     spread = (kept * (1 - kept) / 600).sqrt()
     assert ((counts / 600 - kept).abs() <= 5 * spread + 2 / 600).all()  # five deviations: 1 in 10**6 draws
@@ -65,8 +65,8 @@ def test_of_a_wide_vocabulary_the_same_tokens_are_drawn_at_every_level(seed, spr
     for name in levels.available():
         sampler = Sampler(0.9, top_k, top_p, 1.2, seed)
         with levels.at_forced_level(name):
-            drawn.add(tuple(sampler.choose(logits, tokens) for _ in range(20)))
-            assert Sampler(0.0).choose(logits) == int(logits.argmax())
+            drawn.add(tuple(sampler.sample_next_token(logits, tokens) for _ in range(20)))
+            assert Sampler(0.0).sample_next_token(logits) == int(logits.argmax())
     (row,) = drawn
     # Of equals at the border of top_p transformers keeps others: as likely, and as many.
     assert kept[list(row)].all() or coarse
@@ -79,28 +79,30 @@ def logits_of(chosen, logits, tokens):
 
 
 def test_temperature_zero_takes_the_first_of_the_most_likely():
-    assert Sampler(0.0).choose(torch.tensor([1.0, 3.0, 3.0, -2.0])) == 1
-    assert Sampler(0.0, repetition_penalty=2.0).choose(torch.tensor([1.0, 3.0, 2.5]), torch.tensor([1])) == 2
-    assert Sampler(0.0, repetition_penalty=2.0).choose(torch.tensor([-1.0, -1.5]), torch.tensor([0])) == 1
+    assert Sampler(0.0).sample_next_token(torch.tensor([1.0, 3.0, 3.0, -2.0])) == 1
+    assert Sampler(0.0, repetition_penalty=2.0).sample_next_token(torch.tensor([1.0, 3.0, 2.5]), torch.tensor([1])) == 2
+    assert Sampler(0.0, repetition_penalty=2.0).sample_next_token(torch.tensor([-1.0, -1.5]), torch.tensor([0])) == 1
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_others():
     logits = torch.zeros(1000)
-    rows = [[s.choose(logits) for _ in range(20)] for s in (Sampler(seed=1), Sampler(seed=1), Sampler(seed=2))]
+    rows = [
+        [s.sample_next_token(logits) for _ in range(20)] for s in (Sampler(seed=1), Sampler(seed=1), Sampler(seed=2))
+    ]
     assert rows[0] == rows[1] != rows[2]
 
 
 @pytest.mark.parametrize("logits", [[float("nan"), 1.0], [float("inf"), 1.0], [float("-inf")] * 2])
 def test_logits_that_are_no_numbers_are_refused(logits):
     with pytest.raises(KernelError, match="NaN or infinite"):
-        Sampler().choose(torch.tensor(logits))
+        Sampler().sample_next_token(torch.tensor(logits))
 
 
 def test_masked_tokens_are_never_drawn():
     logits = torch.full((50,), float("-inf"))
     logits[[3, 7]] = 0.0
     sampler = Sampler(temperature=5.0)
-    assert {sampler.choose(logits) for _ in range(100)} == {3, 7}
+    assert {sampler.sample_next_token(logits) for _ in range(100)} == {3, 7}
 
 
 @pytest.mark.parametrize(
@@ -121,4 +123,4 @@ def test_settings_without_meaning_are_refused(settings):
 
 def test_a_seen_token_outside_the_vocabulary_is_refused():
     with pytest.raises(KernelError):
-        Sampler(repetition_penalty=1.5).choose(torch.zeros(4), torch.tensor([4]))
+        Sampler(repetition_penalty=1.5).sample_next_token(torch.zeros(4), torch.tensor([4]))

@@ -36,8 +36,8 @@ from tests.worlds import context, refused, slug
 
 ALL = (*mixers.MAMBA1, *mixers.MAMBA2)
 STEPS = {
-    **dict.fromkeys(mixers.MAMBA1, decode_steps.selective),
-    **dict.fromkeys(mixers.MAMBA2, decode_steps.ssd),
+    **dict.fromkeys(mixers.MAMBA1, decode_steps.selective_step),
+    **dict.fromkeys(mixers.MAMBA2, decode_steps.ssd_step),
     "falcon_h1": None,
 }  # gates without a norm, and weighs what it projects
 IDS = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -97,7 +97,8 @@ def test_a_mixer_of_a_known_family_decodes_in_one_step(name):
 
 
 PIECES = {
-    name: step and {decode_steps.selective: scan_chunks.selective, decode_steps.ssd: scan_chunks.ssd}[step]
+    name: step
+    and {decode_steps.selective_step: scan_chunks.selective_chunk, decode_steps.ssd_step: scan_chunks.ssd_chunk}[step]
     for name, step in STEPS.items()
 }
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from effc.compiler.core.front_chart import svg_chart, text_chart
+from effc.compiler.core.front_chart import ascii_scatter_plot, svg_scatter_plot
 from effc.compiler.driver import api
 from effc.compiler.driver import pick as picking
 from effc.compiler.inputs.sources.zoo import zoo
@@ -135,7 +135,7 @@ def test_a_front_of_choices_is_emitted_and_one_is_picked_later(tmp_path):
     assert name == "choice_2" and "perplexity(test)" in measures[1]
     assert picking.point_folder_or_copy(tmp_path / "out/sizes", f"params={int(least)}").name == name
     drawn = [(str(i), m["params"], m["perplexity(few)"]) for i, m in enumerate(measures, 1)]
-    assert svg_chart(drawn, "params", "perplexity(few)").count("<circle") == 2 and "+----" in text_chart(
+    assert svg_scatter_plot(drawn, "params", "perplexity(few)").count("<circle") == 2 and "+----" in ascii_scatter_plot(
         drawn, "a", "b"
     )
     assert sum(p.numel() for p in api.load(tmp_path / "picked").parameters()) == least

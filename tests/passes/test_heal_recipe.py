@@ -28,15 +28,15 @@ def stepped(recipe, cache):
     """What the cache keeps of the last step, after all steps have run."""
     build = building(recipe, cache)
     for stage in build.plan.stages:
-        build.run_step(stage)
-    return build.cache.read_step(build.plan.stages[-1].key)
+        build.run_step_unless_cached(stage)
+    return build.cache.read_complete_step(build.plan.stages[-1].key)
 
 
 def test_a_kept_result_is_the_healed_model(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 9, lr: 1e-2)")
     first, second = building(recipe, "cache"), building(recipe, "cache")
     for stage in first.plan.stages:
-        first.run_step(stage)
+        first.run_step_unless_cached(stage)
     key, rows = first.plan.stages[-1].key, first.ctx.rows(DataRef("rows"))
     assert loss(second.load_outcome(key).program.model, rows) == loss(first.load_outcome(key).program.model, rows)
     assert loss(second.load_outcome(key).program.model, rows) < loss(
@@ -72,7 +72,7 @@ pipeline lean(base) {
 emit lean { hf("lean") }
 """)
     build = building(tmp_path / "chat.effspec", "cache")
-    build.run_step(build.plan.stages[0])
+    build.run_step_unless_cached(build.plan.stages[0])
     (note,) = [n for n in build.results.outcome.program.notes if "held_out" in n]
     tokenizer, model = build.ctx.tokenizer, build.ctx.origin.load()
     ids = build.ctx.rows(DataRef("dev"))
@@ -93,7 +93,7 @@ def test_rows_in_which_nobody_speaks_have_no_responses(tmp_path):
 def test_the_original_is_asked_before_the_first_pass(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 2, lr: 1e-2, distill: 50%)")
     build = building(recipe, "cache")
-    build.run_step(build.plan.stages[0])
+    build.run_step_unless_cached(build.plan.stages[0])
     assert list((tmp_path / "cache" / "references").glob("*.safetensors"))
 
 

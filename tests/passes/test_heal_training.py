@@ -15,10 +15,10 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.batch_limit import BatchLimit
 from effc.compiler.models.rows.forward import total_nll
 from effc.compiler.transforms.training.adapters import Shape, adaptable_modules, with_adapters
-from effc.compiler.transforms.training.loop import Run, TrainingSettings
+from effc.compiler.transforms.training.loop import TrainingLoop, TrainingSettings
 from effc.compiler.transforms.training.objective import Objective
 from effc.compiler.transforms.training.schedule import RowOrder, learning_rate_factor
-from effc.compiler.transforms.training.trainable import Trained, activation_checkpointing, training_mode
+from effc.compiler.transforms.training.trainable import TrainedParameters, activation_checkpointing, training_mode
 from effc.dsl.checker.values import Selector
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
@@ -217,7 +217,9 @@ def trained(folder, stop_at=None, judged=True, dtype=torch.float32, nan=("", 0),
 
     parameters = dict(model.named_parameters())
     with training_mode(model, parameters):
-        course = Run(Trained(parameters), regime(**changes), len(ROWS), learn, judge if judged else None, ctx).run()
+        course = TrainingLoop(
+            TrainedParameters(parameters), regime(**changes), len(ROWS), learn, judge if judged else None, ctx
+        ).run()
     return model.state_dict(), course
 
 
@@ -263,8 +265,8 @@ def test_accumulating_two_batches_is_one_batch_of_twice_the_rows(tmp_path, monke
         monkeypatch.setattr(BatchLimit, "fewer", fewer)
         ctx = context_of(tmp_path, model, recipe_of([]))
         parameters = dict(model.named_parameters())
-        course = Run(
-            Trained(parameters),
+        course = TrainingLoop(
+            TrainedParameters(parameters),
             regime(**facts, **more, save=100 + len(more)),
             len(ROWS),
             Objective(model, ROWS).accumulate_gradients,

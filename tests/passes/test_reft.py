@@ -150,8 +150,8 @@ def test_rows_stay_orthonormal_through_training_saving_loading_and_the_step_afte
     program = taught(ctx, lr=0.3)
     assert off_orthonormal(program.model) < 1e-5
     cache = Cache(tmp_path / "cache")
-    StepResults(cache, ctx.origin).save(digest({}), Model(program), {}, {"program": program.notes})
-    again = StepResults(cache, ctx.origin).reach(digest({})).program
+    StepResults(cache, ctx.origin).save_outcome(digest({}), Model(program), {}, {"program": program.notes})
+    again = StepResults(cache, ctx.origin).load_outcome(digest({})).program
     ids = ctx.rows(DataRef("dev"))
     with torch.no_grad():
         assert torch.equal(again.model(ids).logits, program.model(ids).logits)

@@ -116,8 +116,12 @@ def stepped(recipe, cache, workers="", deadly=False, frozen=False):
         ctx, kept = session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir)
         build = Build(plan, ctx, kept, team=team)
         for stage in plan.stages:
-            build.run_step(stage)
-    return [kept.read_step(stage.key) for stage in plan.stages], heard, hands.killed if deadly or frozen else []
+            build.run_step_unless_cached(stage)
+    return (
+        [kept.read_complete_step(stage.key) for stage in plan.stages],
+        heard,
+        hands.killed if deadly or frozen else [],
+    )
 
 
 @pytest.mark.timeout(300)

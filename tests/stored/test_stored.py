@@ -52,14 +52,14 @@ def test_an_artifact_of_8d012cb_loads_and_computes_what_it_did(stored, artifact,
 
 def test_a_step_that_8d012cb_kept_is_restored_with_its_packed_weights(stored):
     said, cache = load_file(stored / "logits.safetensors"), Cache(stored / "cache")
-    assert not cache.entries()  # it has no seals, so it would be computed again
+    assert not cache.finished_steps()  # it has no seals, so it would be computed again
     for path in (stored / "cache" / "steps").iterdir():
         path.write_bytes(sealed(json.loads(path.read_bytes())))
-    kept = {entry.parts["step"]["word"]: entry for entry in cache.entries()}
+    kept = {entry.parts["step"]["word"]: entry for entry in cache.finished_steps()}
     assert set(kept) == {"prune.blocks", "prune.channels", "lower.sparse_cpu"}
     old = json.dumps(kept["lower.sparse_cpu"].body["edits"])
     assert '"compiler.lowering.lowered:KernelLinear"' in old
-    program = StepResults(cache, origin_in(stored)).reach(kept["lower.sparse_cpu"].key).program
+    program = StepResults(cache, origin_in(stored)).load_outcome(kept["lower.sparse_cpu"].key).program
     assert [path for path, _ in lowered(program.model)] == list(program.edits.swapped)
     with torch.no_grad():
         logits = program.model(input_ids=said["ids"]).logits

@@ -21,7 +21,7 @@ def label_rotary(step: "NodeRules") -> Any:
     if not isinstance(step.node.meta["dtype"], tuple):
         return turned[0]
     if len(turned) != len(step.node.meta["dtype"]):
-        return step.block_unknown(f"`{name_of(step.node)}`")
+        return step.block_unknown_operation(f"`{name_of(step.node)}`")
     return turned
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from transformers.integrations.moe import ExpertsInterface
 
 from ....dsl.checker.skeleton import Group, Member, Skeleton
-from ...ir.capture.trace import trace
+from ...ir.capture.trace import trace_forward
 from ...ir.layers.leaves import module_role
 from ...ir.surgery import attribute
 from ...ir.unit import argument_names
@@ -174,7 +174,7 @@ def trace_leaf_module(
     experts.get_interface = lambda self, name, default: _by_position(self[_BATCHED])
     try:
         statics = {name: x for name, x in shapes.items() if name not in tensors}
-        graph = trace(module, tensors, statics, family=type(module).__module__, inline=True).graph
+        graph = trace_forward(module, tensors, statics, family=type(module).__module__, inline=True).graph
     except Exception as error:  # a forward may raise anything; then the module is taken as a whole
         return None, f": {type(error).__name__}: {error}"
     finally:

@@ -74,7 +74,7 @@ class GraphRun:
                 self.out.values[node] = step.label_node(self.stream)
             except _MISFITS:
                 # The arguments have another form than the rule for this name expects: it is some other function.
-                self.out.values[node] = step.block_unknown(f"`{name_of(node)}`")
+                self.out.values[node] = step.block_unknown_operation(f"`{name_of(node)}`")
         raise AssertionError("a graph without an output")
 
     def inside(self, graph: fx.Graph, module: nn.Module, path: str, args: tuple, kwargs: Mapping) -> Any:
@@ -139,16 +139,16 @@ class NodeRules:
         if name in NEW_TENSOR_METHODS:
             return unlabelled_like(self.node.meta.get("shape"))
         if name in MOVES or (not labelled and _is_plain(self.node)):
-            return self.execute()
+            return self.run_on_labels()
         if name in POINTWISE:
             return self.label_pointwise(labelled)
         if name in MIXES | REDUCES and labelled:
             return self.label_reduction(name, labelled[0])
         if name in PRODUCTS and all(x.ndim > 1 for x in labelled):
             return self.product(labelled)
-        return self.block_unknown(f"`{name}`")
+        return self.block_unknown_operation(f"`{name}`")
 
-    def execute(self) -> Any:
+    def run_on_labels(self) -> Any:
         target = self.node.target
         if target is operator.getitem and packed_rules.picks(self.args[1]):
             return packed_rules.couple_indexed_axes(self, *self.args)
@@ -236,7 +236,7 @@ class NodeRules:
             self.out.rejected.append((self.path, "its weight is packed for a kernel"))
         elif next(module.parameters(), None) is not None:
             self.out.rejected.append((self.path, f"a {kind} is taken as a whole{reason}"))
-        return self.block_unknown(f"{kind} {self.path}")
+        return self.block_unknown_operation(f"{kind} {self.path}")
 
     def claim(self, name: str, axis: int, labels: Tensor, is_read: bool = False) -> Tensor:
         """Note a claim of a parameter of the module that is called, or of the one that is read."""
@@ -259,7 +259,7 @@ class NodeRules:
             self.out.couple_along(x, -axis)
         return x
 
-    def block_unknown(self, operation: str) -> Any:
+    def block_unknown_operation(self, operation: str) -> Any:
         """No rule: what goes in can't be narrowed, nor what its result meets."""
         reason = f"{operation} does something unknown with its channels"
         result = unlabelled_like(self.node.meta.get("shape"))

@@ -60,7 +60,7 @@ def label_function_of_weight(step: "NodeRules", name: str) -> Any:
         return label_product(step, name)
     if name in POINTWISE:
         return label_elementwise(step, parameters)
-    return block_unknown(step, parameters, name)
+    return block_weights(step, parameters, name)
 
 
 def label_weight_view(step: "NodeRules", w: Weight) -> Any:
@@ -131,7 +131,7 @@ def label_elementwise(step: "NodeRules", parameters: list[Weight]) -> Tensor | W
     """A sum or a product place by place."""
     activations = list(tensors_in((step.args, step.kwargs)))
     if not activations:
-        return block_unknown(step, parameters, "arithmetic")
+        return block_weights(step, parameters, "arithmetic")
     x = step.label_pointwise(activations)
     if len(parameters) == 1 and not (x > NO_LABEL).any():  # a mask and the like: the parameter goes on
         shape = torch.broadcast_shapes(x.shape, parameters[0].axes[0].shape)
@@ -164,7 +164,7 @@ def claim(step: "NodeRules", w: Weight, axis: int, is_read: bool = False) -> Non
     step.out.claim_axis(w.tensor, axis, w.rows[axis], is_read)
 
 
-def block_unknown(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
+def block_weights(step: "NodeRules", parameters: list[Weight], name: str) -> Any:
     """No rule: what meets the parameter is blocked."""
     labels = step.out.fresh(1)
     read = f"the parameter {parameters[0].tensor} is read" if parameters else "something is read"
@@ -175,7 +175,7 @@ def block_unknown(step: "NodeRules", parameters: list[Weight], name: str) -> Any
     return (
         labels.expand(shape)
         if shape is not None and all(isinstance(n, int) for n in shape)
-        else step.block_unknown(name)
+        else step.block_unknown_operation(name)
     )
 
 
@@ -194,7 +194,7 @@ def label_convolution(step: "NodeRules") -> Any:
     arguments = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
     w = arguments["weight"]
     if not isinstance(w, Weight) or w.axes[0].shape != tuple(map(len, w.rows)):
-        return block_unknown(step, weights_in((step.args, step.kwargs)), "convolution")
+        return block_weights(step, weights_in((step.args, step.kwargs)), "convolution")
     if isinstance(arguments.get("bias"), Tensor):
         step.out.couple(arguments["bias"], w.rows[0])
     return image_rules.label_convolution(step, arguments["input"], w.rows[0], w.tensor, arguments.get("groups", 1))

@@ -14,12 +14,12 @@ class Amount:
     removes: bool = False  # `remove:` rather than `keep:`
 
     @overload
-    def remaining(self, total: int, align: int = 1) -> int: ...
+    def remaining_count(self, total: int, align: int = 1) -> int: ...
 
     @overload
-    def remaining(self, total: float, align: int = 1) -> float: ...
+    def remaining_count(self, total: float, align: int = 1) -> float: ...
 
-    def remaining(self, total: float, align: int = 1) -> float:
+    def remaining_count(self, total: float, align: int = 1) -> float:
         """Number of `total` items that stay: the nearest multiple of `align`, at least one step, at most all.
 
         Ties go to keeping more.

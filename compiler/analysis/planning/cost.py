@@ -87,7 +87,7 @@ def estimate_emission(
     if target.describes_artifacts:
         return Emission(emit.call, emit.source, 1.0, 0, 1 << 20)
     file_bytes, packing = target.files(
-        shrink.weight_counts(current, original, _layers_stay_uniform(emit.source, pipeline, ctx))
+        shrink.weight_sizes(current, original, _layers_stay_uniform(emit.source, pipeline, ctx))
     )
     read = (PROBES + ROWS) * (model_bytes + file_bytes) + ROWS * shrink.bytes_(original)
     tokens = sum(_tokens(dict(bound.metric.args), ctx) for bound in pipeline.expects if bound.metric.args)
@@ -108,7 +108,7 @@ def estimate_emission(
 
 def _searched(source: str, pipeline: Pipeline) -> bool:
     """Whether a step in front of a target scores candidates."""
-    return any(references_in(step.call.args, MetricRef) for step in pipeline.ancestors(source))
+    return any(references_in(step.call.args, MetricRef) for step in pipeline.step_and_ancestors(source))
 
 
 def _layers_stay_uniform(source: str, pipeline: Pipeline, ctx: "Context") -> bool:

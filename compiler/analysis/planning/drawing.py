@@ -40,14 +40,14 @@ class _Module:
         self.children.append(_Module(name, f"{self.path}.{name}" if self.path else name))
         return self.children[-1]
 
-    def signature(self) -> Any:
+    def equality_key(self) -> Any:
         """Equal for modules that look the same but for their name."""
         return (
             self.kind,
             self.notes,
             self.tied,
             self.part and self.part.tensors,
-            tuple((c.name, c.n_copies, c.signature()) for c in self.children),
+            tuple((c.name, c.n_copies, c.equality_key()) for c in self.children),
         )
 
     def count(self) -> int:
@@ -140,7 +140,7 @@ def _collapse_module_tree(module: _Module) -> _Module:
     children: list[_Module] = []
     for child in map(_collapse_module_tree, module.children):
         last = children[-1] if children else None
-        if last and child.name.isdigit() and _follows(last, child) and last.signature() == child.signature():
+        if last and child.name.isdigit() and _follows(last, child) and last.equality_key() == child.equality_key():
             last.name, last.n_copies = f"{last.name.split('..')[0]}..{child.name}", last.n_copies + 1
         else:
             children.append(child)

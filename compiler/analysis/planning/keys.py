@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ....dsl.checker.recipe import Invocation, Recipe
-from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, to_json
+from ....dsl.checker.values import DataRef, MetricRef, ProfileRef, StepRef, references_in, value_to_json
 from ...core.cache import digest
 from ...core.environment import installed
 from ...core.error_location import diagnostics_located_at
@@ -87,14 +87,14 @@ def versions(*extra: str) -> dict[str, str]:
 
 
 def to_jsonable(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: to_json(value) for name, value in sorted(args.items())}
+    return {name: value_to_json(value) for name, value in sorted(args.items())}
 
 
 def value_key_parts(metric: MetricRef, origin: str, ctx: Context) -> dict[str, Any]:
     """The parts of a measured value's key; `origin` is the identity of the model measured."""
     data = {ref.name: data_identity(ref, ctx) for ref in references_in(dict(metric.args), DataRef)}
     return {
-        "metric": to_json(metric),
+        "metric": value_to_json(metric),
         "model": origin,
         "data": data,
         "source": word_source("metric", metric.name, ctx),

@@ -31,7 +31,7 @@ def itemsize(skeleton: Skeleton) -> int:
     return shrink.bytes_(skeleton) // max(1, shrink.params(skeleton))
 
 
-def peak_bytes(
+def estimate_peak_bytes(
     call: "Invocation", before: Skeleton, after: Skeleton, is_first_step: bool, ctx: "Context", effort: Effort
 ) -> int:
     """Bytes that a step holds at most; the `is_first_step` works on the model itself, later ones on what came of it."""

@@ -27,7 +27,7 @@ def bytes_(skeleton: Skeleton) -> int:
     return params(skeleton) * _ITEMSIZE.get(skeleton.facts.get("dtype", "float32"), 4)
 
 
-def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True) -> Weights:
+def weight_sizes(current: Skeleton, original: Skeleton, uniform: bool = True) -> Weights:
     """Weight counts from which targets estimate the size of their files."""
     tables = {
         f"{part.path}.{name}": math.prod(shape)

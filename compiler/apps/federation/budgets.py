@@ -84,13 +84,13 @@ def update_seconds(model: "nn.Module", load: Load) -> float:
     """Seconds of an update of all weights on this machine, in the median; the model is left as it was."""
     import torch
 
-    from ...evaluation.timing import prompt_ids
+    from ...evaluation.timing import make_prompt_ids
     from ...models.rows.inputs import without_cache
 
     copy_ = copy.deepcopy(model).train()
     for p in copy_.parameters():
         p.requires_grad_(True)
-    ids = prompt_ids(copy_, load.batch, load.length)
+    ids = make_prompt_ids(copy_, load.batch, load.length)
     optimizer = torch.optim.AdamW(copy_.parameters(), lr=1e-6)
 
     def update() -> float:

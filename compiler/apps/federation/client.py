@@ -19,8 +19,8 @@ from ...transforms.training.schedule import seed_of
 from .bounds import Bounds, client_refuses
 from .grid import Answer, Message
 from .low_rank import modules
-from .masks import Keys, fixed, mean_without
-from .mixing import adaptive, mix
+from .masks import Keys, mean_of_others, to_fixed_point
+from .mixing import best_mix, mix
 from .rotations import projected
 from .secure import LEAST
 from .state import State, shapes, state_fault
@@ -106,7 +106,7 @@ class Participant:
             return Answer({"own": self.learner.initial_state(int(message.config.get("seed", 0)))})
         if message.kind != "train":
             raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
-        return self._train(message, memory)
+        return self._answer_training(message, memory)
 
     def _learner_for(self, message: Message) -> Learner:
         """Learner of the size that a message names, the client's where it names none."""
@@ -119,7 +119,7 @@ class Participant:
             raise Reject(client_refuses(f"sub-network {size} is more than this client affords"))
         return self.sizes[size]
 
-    def _train(self, message: Message, memory: dict[str, Any]) -> Answer:
+    def _answer_training(self, message: Message, memory: dict[str, Any]) -> Answer:
         config, started = message.config, time.monotonic()
         self._refuse_other_base(message)
         self.learner.begin(message.number, int(config["rounds"]))
@@ -171,8 +171,8 @@ class Participant:
         keys, client = keys_of(memory), int(message.config["client"])
         if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(client) != keys.public:
             raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))
-        values = fixed(memory["own"], len(publics))
-        return Answer({"masked": {"sum": values + keys.mask(client, publics, message.number, len(values))}})
+        values = to_fixed_point(memory["own"], len(publics))
+        return Answer({"masked": {"sum": values + keys.mask_for_client(client, publics, message.number, len(values))}})
 
     def _refuse_other_base(self, message: Message) -> None:
         if message.config["base"] != self.learner.base:
@@ -227,7 +227,7 @@ class Participant:
         if not local:
             return projected(mean), math.nan
         peer_state = (
-            mean_without({name: array * among for name, array in mean.items()}, local, among) if among else mean
+            mean_of_others({name: array * among for name, array in mean.items()}, local, among) if among else mean
         )
         return self._mix_peer_state(local, peer_state, config, delta)
 
@@ -237,7 +237,7 @@ class Participant:
         if not peer_state:
             return local, 0.0
         if config["mix"] == "adaptive":
-            share, state = adaptive(local, peer_state, lambda s: _of(self.learner.loss(s, delta)), config["way"])
+            share, state = best_mix(local, peer_state, lambda s: _of(self.learner.loss(s, delta)), config["way"])
             return state, share
         return mix(local, peer_state, float(config["mix"]), config["way"]), float(config["mix"])
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ....dsl.checker.recipe import Invocation, Recipe
-from ....dsl.checker.values import from_json
+from ....dsl.checker.values import value_from_json
 from ....dsl.syntax.source import Source
 from ...core.settings import Settings
 from ...driver.models import open_model, resolve_origin
@@ -18,7 +18,7 @@ from ...plugin.context import Context
 from ...plugin.registry import Registry
 from .bounds import Bounds
 from .client import Learner, Participant
-from .declaration import Declaration, base_hash, check_base
+from .declaration import Declaration, base_hash, refuse_other_base
 from .partition import partition_rows, split_train_and_validation
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ClientHost:
 
     def check_base(self) -> None:
         """Reject where the folder holds another model."""
-        check_base(self.declared, self.model, self.settings.cache_dir)
+        refuse_other_base(self.declared, self.model, self.settings.cache_dir)
 
     @contextmanager
     def participants(self, clients: list[int]) -> "Iterator[Sequence[Participant | RetrievalClient]]":
@@ -113,7 +113,9 @@ class ClientHost:
         """Rows of every data set."""
         from .rows import rows_of
 
-        calls = {d.name: Invocation(d.word, {k: from_json(v) for k, v in d.args.items()}) for d in self.declared.data}
+        calls = {
+            d.name: Invocation(d.word, {k: value_from_json(v) for k, v in d.args.items()}) for d in self.declared.data
+        }
         recipe = Recipe(Source("federation.json", ""), "", {}, {}, calls, {}, {})
         origin = resolve_origin(str(self.model), self.settings)
         context = Context(self.settings, recipe, self.data, Registry(), origin, self.settings.cache_dir)
@@ -166,7 +168,7 @@ def rows_by_client(declaration: Declaration, rows: "list[Rows]") -> "list[Rows]"
 @contextmanager
 def attach_slots(model: Any, declaration: Declaration, size: int = -1) -> "Iterator[Slots]":
     """Slots of a federation's states in a model; `size` names the sub-network that it becomes, -1 for none."""
-    from .slots import AllWeights, ClassifierSlots, Edited, LowRank, SoftPrompt
+    from .slots import AllWeights, ClassifierSlots, Edited, LowRankSlots, SoftPrompt
 
     full = declaration.full
     if size >= 0:
@@ -174,9 +176,9 @@ def attach_slots(model: Any, declaration: Declaration, size: int = -1) -> "Itera
         from .sizes import cut_to_sub_network
 
         cut_to_sub_network(capture(model), declaration.sizes[size])
-        full = declaration.sizes[size].shapes(full)
+        full = declaration.sizes[size].sub_network_shapes(full)
     if declaration.trains == "lora":
-        with LowRank.attached(model, full, declaration.alpha) as slots:
+        with LowRankSlots.attached(model, full, declaration.alpha) as slots:
             yield ClassifierSlots(slots, full)
     elif declaration.trains == "reft":
         yield ClassifierSlots(Edited(model, full), full)

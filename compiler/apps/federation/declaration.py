@@ -17,12 +17,12 @@ from .grid import Grid
 from .history import Round
 from .partition import Split
 from .personal import AllButMe
-from .products import PaddedAverage, Stack, TruncatedAverage
+from .products import PaddedAverage, StackedAverage, TruncatedAverage
 from .rotations import Way
 from .rounds import Federation, Terms
 from .search import RetrievalFederation, RetrievalStrategy
 from .secure import SecureSum
-from .sizes import Coverage, Size
+from .sizes import Coverage, SubNetwork
 from .state import Shapes
 from .strategy import Strategy
 
@@ -96,7 +96,7 @@ class Declaration:
     seed: int
     protects: str
     secure: bool
-    sizes: tuple[Size, ...]
+    sizes: tuple[SubNetwork, ...]
     size_of: tuple[int, ...]
     stream: bool
     anchor: float
@@ -153,7 +153,7 @@ class Declaration:
             "full": {str(n): tuple(int(x) for x in shape) for n, shape in body["full"].items()},
             "ranks": tuple(int(r) for r in body["ranks"]),
             "data": tuple(DataSet(**d) for d in body["data"]),
-            "sizes": tuple(Size.from_json(size) for size in body["sizes"]),
+            "sizes": tuple(SubNetwork.from_json(size) for size in body["sizes"]),
             "size_of": tuple(int(n) for n in body["size_of"]),
             "budgets": tuple(body.get("budgets", ())),
         }
@@ -166,7 +166,7 @@ class Declaration:
         ):
             raise ValueError("`data` is of another form")
         if not (
-            all(size.fits(declared.full) for size in declared.sizes)
+            all(size.indices_fit(declared.full) for size in declared.sizes)
             and (not declared.sizes or len(declared.size_of) == declared.clients)
             and all(0 <= n < len(declared.sizes) for n in declared.size_of)
             and len(declared.budgets) in (0, declared.clients)
@@ -238,7 +238,7 @@ def base_hash(folder: Path, cache_dir: Path) -> str:
     return files_hash(files, cache_dir)
 
 
-def check_base(declaration: Declaration, folder: Path, cache_dir: Path) -> None:
+def refuse_other_base(declaration: Declaration, folder: Path, cache_dir: Path) -> None:
     """Reject where the folder holds another model."""
     actual = base_hash(folder, cache_dir)
     if actual != declaration.base:
@@ -267,8 +267,8 @@ def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy
     if declaration.strategy == "ffa":
         return FrozenA(declaration.full, clip, declaration.noise, seed)
     if declaration.strategy in ("stack", "svd", "hetlora"):
-        kinds: dict[str, type[Stack] | type[TruncatedAverage] | type[PaddedAverage]] = {
-            "stack": Stack,
+        kinds: dict[str, type[StackedAverage] | type[TruncatedAverage] | type[PaddedAverage]] = {
+            "stack": StackedAverage,
             "svd": TruncatedAverage,
             "hetlora": PaddedAverage,
         }

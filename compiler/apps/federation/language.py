@@ -13,7 +13,7 @@ from ...models.rows.forward import total_nll
 from ...models.rows.prompt_positions import prompts
 from ...transforms.training.objective import Objective
 from ...transforms.training.schedule import RowOrder, seed_of
-from ...transforms.training.trainable import Trained, training_mode
+from ...transforms.training.trainable import TrainedParameters, training_mode
 from .bounds import client_refuses
 from .client import Learner
 from .rows import Rows
@@ -58,7 +58,7 @@ class CausalLmLearner(Learner):
         validation = self.held_out
         if not len(validation):
             return math.nan, math.nan
-        self.slots.put(state, delta)
+        self.slots.load_state(state, delta)
         if validation.labels is not None:
             return classification_loss_and_accuracy(
                 self.slots.model, validation.ids, validation.prompts, validation.labels, "the data"
@@ -67,10 +67,10 @@ class CausalLmLearner(Learner):
         return nats / tokens, math.nan
 
     def train(self, state: State, names: frozenset[str], delta: State, seed: int, deadline: float) -> State:
-        self.slots.put(state, delta)
+        self.slots.load_state(state, delta)
         chosen = {name: p for name, p in self.slots.parameters().items() if name in names}
         with training_mode(self.slots.model, chosen), torch.random.fork_rng(devices=[]):
-            trained_params = Trained(chosen)
+            trained_params = TrainedParameters(chosen)
             optimizer = torch.optim.AdamW(trained_params.masters.values(), lr=self.local.lr, weight_decay=0.0)
             learn, order = self._make_accumulate_gradients(), RowOrder(len(self.rows), seed)
             for step in range(self.local.steps):
@@ -92,7 +92,7 @@ class CausalLmLearner(Learner):
         return {name: arrays.get(name, array) for name, array in state.items()}
 
     @torch.no_grad()
-    def _pull(self, trained_params: Trained) -> None:
+    def _pull(self, trained_params: TrainedParameters) -> None:
         """Some of the way back to where the task began."""
         if self.local.anchor:
             for name, master in trained_params.masters.items():
@@ -120,7 +120,7 @@ class CausalLmLearner(Learner):
 
 
 def accumulate_dp_sgd_gradient(
-    trained_params: Trained, accumulate_gradients: Callable[[Tensor, float], float], n_rows: int, local: Local
+    trained_params: TrainedParameters, accumulate_gradients: Callable[[Tensor, float], float], n_rows: int, local: Local
 ) -> None:
     """The noisy mean of clipped gradients of single rows, one backward pass each, at the masters.
 

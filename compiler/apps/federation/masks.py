@@ -42,7 +42,9 @@ class Keys:
 
         self._key.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
 
-    def mask(self, client: int, public_keys: Mapping[int, bytes], round_number: int, count: int) -> np.ndarray:
+    def mask_for_client(
+        self, client: int, public_keys: Mapping[int, bytes], round_number: int, count: int
+    ) -> np.ndarray:
         """The sum of the masks of client `client` with each of the others in a round, uint32 [count]."""
         total = np.zeros(count, np.uint32)
         for other in sorted(public_keys.keys() - {client}):
@@ -68,7 +70,7 @@ class Keys:
         return np.frombuffer(stream, "<u4").astype(np.uint32)
 
 
-def fixed(state: State, n_clients: int) -> np.ndarray:
+def to_fixed_point(state: State, n_clients: int) -> np.ndarray:
     """A state in fixed point, by name, uint32; Reject where the sum over the clients could pass its range."""
     from .state import vector
 
@@ -95,7 +97,7 @@ def from_fixed_point(total: np.ndarray, shapes: Shapes) -> dict[str, np.ndarray]
     return arrays
 
 
-def mean_without(total: State, local: State, n_clients: int) -> dict[str, np.ndarray]:
+def mean_of_others(total: State, local: State, n_clients: int) -> dict[str, np.ndarray]:
     """All-But-Me from the sum of all: (S - own) / (clients - 1), which every client works out by itself."""
     assert n_clients > 1, "nobody else is there"
     return {

@@ -13,7 +13,7 @@ from .state import State, normal, vector
 STEPS, TOLERANCE = 1000, 1e-12
 
 
-def gram(states: Mapping[int, State]) -> np.ndarray:
+def centered_gram(states: Mapping[int, State]) -> np.ndarray:
     """Inner products of the states, sorted by client, [k, k], around their median by coordinate.
 
     Distances are differences of such products; around a point amid most states, an outlier a million times as far
@@ -74,7 +74,7 @@ def geometric_median(states: Mapping[int, State], weights: Mapping[int, float]) 
 
     used = normal(weights)
     states = {k: states[k] for k in used}
-    shares = geometric_median_shares(gram(states), np.array([used[k] for k in sorted(used)]))
+    shares = geometric_median_shares(centered_gram(states), np.array([used[k] for k in sorted(used)]))
     return weighted_sum(states, dict(zip(sorted(used), shares.tolist(), strict=True)))
 
 

@@ -17,7 +17,7 @@ def mix(local: State, aggregate: State, weight: float, personalisation: Way = "a
     return weighted_intervention_mean({0: local, 1: aggregate}, {0: 1 - weight, 1: weight}, local, personalisation)
 
 
-def adaptive(
+def best_mix(
     local: State,
     aggregate: State,
     loss: Callable[[State], float],

@@ -9,7 +9,7 @@ import numpy as np
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import MALFORMED, read_json
 from .app import PACKAGE
-from .declaration import NAME, Declaration, check_base, read_declaration
+from .declaration import NAME, Declaration, read_declaration, refuse_other_base
 from .history import Round
 from .low_rank import modules
 from .results import MARK, PREFIX, STATE
@@ -61,7 +61,7 @@ def models_with_trained_states(app: Path, ctx: "Context") -> "Iterator[tuple[str
     declared = read_declaration(app / PACKAGE / NAME)
     if declared.trains == "index":
         return None
-    check_base(declared, app / declared.folder, ctx.settings.cache_dir)
+    refuse_other_base(declared, app / declared.folder, ctx.settings.cache_dir)
     _refuse_other_result(folder, declared)
     states = sorted(f for f in folder.iterdir() if f.is_dir())
     if not states:
@@ -78,7 +78,7 @@ def _models_one_by_one(
     model = open_model(str(app / declaration.folder), ctx.settings).model
     with attach_slots(model, declaration) as slots:
         for folder in states:
-            slots.put(read_state(folder, declaration), {})
+            slots.load_state(read_state(folder, declaration), {})
             yield folder.name, slots.model.eval()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from .all_but_me import Center, leave_one_out_shares
 from .leave_one_out import LeaveOneOut
-from .median import geometric_median_weights, gram
+from .median import centered_gram, geometric_median_weights
 from .rotations import Way, function_gram, paths, weighted_intervention_mean
 from .state import Shapes, State, normal
 from .strategy import Payload, Strategy, TrainedState
@@ -71,7 +71,9 @@ class AllButMe(Strategy):
             return
         some = next(iter(self.states.values()))
         if self.center == "median" and len(self.states) <= MANY:
-            products = function_gram(self.states) if self.way == "function" and paths(some) else gram(self.states)
+            products = (
+                function_gram(self.states) if self.way == "function" and paths(some) else centered_gram(self.states)
+            )
             self._shares = leave_one_out_shares(dict.fromkeys(self.examples, 1.0), products)
         elif self.way != "function" or not paths(some):
             equal = dict.fromkeys(self.examples, 1.0)

@@ -16,7 +16,7 @@ def shapes_at_rank(full_shapes: Shapes, rank: int) -> dict[str, tuple[int, ...]]
     return result
 
 
-class Stack(Strategy):
+class StackedAverage(Strategy):
     """FLoRA: the exact mean. What a round learned is merged into every client's weights, and new adapters begin.
 
     The server keeps the stacks of all rounds: a client that has been away gets those that it missed, in their order.

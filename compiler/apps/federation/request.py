@@ -5,27 +5,27 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.checker.values import DataRef, Ratio, to_json
+from ....dsl.checker.values import DataRef, Ratio, value_to_json
 from ....dsl.syntax.diagnostics import Reject
 from .budgets import Budget, Load, literal
 from .declaration import DataSet, Declaration
 from .faults import unfit_strategy
 from .partition import partition_rows, refuse_small_clients
 from .trainable_shapes import (
-    check_forms,
-    check_ranks,
     refuse_data_without_pairs,
     refuse_prompt_beyond_positions,
+    refuse_ranks_above_widths,
     refuse_short_prompts,
+    refuse_unfit_intervention_forms,
     require_full_size,
-    shapes_of,
+    trainable_state_shapes,
 )
 
 if TYPE_CHECKING:
     from ....dsl.checker.recipe import Invocation
     from ...ir.program import Program
     from ...plugin.context import Context
-    from .sizes import Size
+    from .sizes import SubNetwork
 
 
 def refs_of(request: Any) -> tuple[DataRef, ...]:
@@ -33,7 +33,7 @@ def refs_of(request: Any) -> tuple[DataRef, ...]:
     return request.data if isinstance(request.data, tuple) else (request.data,)
 
 
-def check_rows(request: Any, ctx: "Context") -> None:
+def refuse_unfit_rows(request: Any, ctx: "Context") -> None:
     """Reject where a client would have no rows, or rows are not such as are to be learned from."""
     refs = refs_of(request)
     if request.trains == "index":
@@ -77,15 +77,15 @@ def _classifies(request: Any, ctx: "Context") -> bool:
     return any(ctx.labels(ref) is not None for ref in refs_of(request))
 
 
-def state_shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
+def declared_state_shapes(request: Any, program: "Program", ctx: "Context") -> dict[str, tuple[int, ...]]:
     """Check the request against the model; shapes of the arrays of a whole state, the head's among them where rows have
     classes."""
     rank = max(request.ranks or (request.rank,))
     if request.trains == "reft":
-        check_forms(program, request.strategy == "abm", request.way)
+        refuse_unfit_intervention_forms(program, request.strategy == "abm", request.way)
         refuse_short_prompts(program, ctx, refs_of(request))
-    result = shapes_of(program, request.trains, request.tokens, rank, request.on)
-    check_ranks(result, rank, "ranks" if request.ranks else "rank")
+    result = trainable_state_shapes(program, request.trains, request.tokens, rank, request.on)
+    refuse_ranks_above_widths(result, rank, "ranks" if request.ranks else "rank")
     if _classifies(request, ctx):
         from ...models.rows.prompt_positions import head
 
@@ -97,7 +97,7 @@ def _budgets(request: Any) -> list[Budget]:
     return [b.value if isinstance(b, Ratio) else b for b in request.budgets or ()]
 
 
-def size_per_client(request: Any, program: "Program", ctx: "Context") -> "list[Size]":
+def size_per_client(request: Any, program: "Program", ctx: "Context") -> "list[SubNetwork]":
     """The sub-network of every client; none where no budgets are given."""
     from .sizes import largest_sub_networks
 
@@ -112,7 +112,7 @@ def size_per_client(request: Any, program: "Program", ctx: "Context") -> "list[S
 def make_declaration(
     request: Any,
     full_shapes: dict[str, tuple[int, ...]],
-    sizes: "list[Size]",
+    sizes: "list[SubNetwork]",
     folder: str,
     base_hash: str,
     ctx: "Context",
@@ -121,7 +121,7 @@ def make_declaration(
 
     def data(ref: DataRef) -> DataSet:
         call: Invocation = ctx.recipe.data[ref.name]
-        return DataSet(ref.name, call.word, {k: to_json(v) for k, v in call.args.items()})
+        return DataSet(ref.name, call.word, {k: value_to_json(v) for k, v in call.args.items()})
 
     distinct = {size.params: size for size in sizes}
     same: tuple[str, ...] = (

@@ -151,12 +151,12 @@ class Federation:
         """The client that a node is, or None, with the reason in `faults`."""
         client = _client(reply)
         try:
-            return self._admit(client, reply)
+            return self._checked_member(client, reply)
         except Exception as error:  # of what a stranger sent: it is left out, whatever that was
             self.faults[client if client >= 0 else -1 - len(self.faults)] = _sentence(error)
             return None
 
-    def _admit(self, client: int, reply: Reply) -> Member:
+    def _checked_member(self, client: int, reply: Reply) -> Member:
         """Raises ValueError with the reason where the node can't take part."""
         base, examples = reply.config.get("base"), finite_or_nan(reply.config.get("examples"))
         public = str(reply.config.get("public", ""))

@@ -38,7 +38,7 @@ from .strategy import Payload, TrainedState
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Group, Skeleton
     from ...ir.program import Program
-    from ...transforms.search.widths import Site
+    from ...transforms.search.widths import RankedGroup
 
 STEPS = 32  # into which every group is divided; a size keeps some of them
 
@@ -46,7 +46,7 @@ budget_too_small = Fault("budget-too-small", "No sub-network of a model is as sm
 
 
 @dataclass(frozen=True)
-class Size:
+class SubNetwork:
     """
     params   that the sub-network has
     cuts     "site kind" -> items that go
@@ -58,15 +58,15 @@ class Size:
     indices: Mapping[str, tuple[tuple[int, ...] | None, ...]]
 
     @staticmethod
-    def from_json(body: Mapping[str, Any]) -> "Size":
+    def from_json(body: Mapping[str, Any]) -> "SubNetwork":
         cuts = {str(n): tuple(int(i) for i in items) for n, items in body["cuts"].items()}
         remaining = {
             str(n): tuple(None if axis is None else tuple(int(i) for i in axis) for axis in axes)
             for n, axes in body["kept"].items()
         }
-        return Size(int(body["params"]), cuts, remaining)
+        return SubNetwork(int(body["params"]), cuts, remaining)
 
-    def fits(self, full_shapes: Shapes) -> bool:
+    def indices_fit(self, full_shapes: Shapes) -> bool:
         """Whether it names arrays that are there, and indices in them, ascending."""
         return all(
             name in full_shapes
@@ -84,7 +84,7 @@ class Size:
             for name, axes in self.indices.items()
         }
 
-    def shapes(self, full_shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    def sub_network_shapes(self, full_shapes: Shapes) -> dict[str, tuple[int, ...]]:
         """Shapes of the sub-network's arrays."""
         axes: dict[str, tuple[Any, ...]] = {
             n: self.indices.get(n, (None,) * len(shape)) for n, shape in full_shapes.items()
@@ -100,7 +100,7 @@ class Size:
 
 def largest_sub_networks(
     program: "Program", budgets: Sequence[Budget], budget_kind: str = "params", load: Load = Load()
-) -> list[Size]:
+) -> list[SubNetwork]:
     """For each budget the largest size within it; `budget_kind` says what shares and plain numbers are of.
 
     Raises Reject (budget-too-small), with the least that is possible, where none fits.
@@ -114,14 +114,16 @@ class Scale:
 
     def __init__(self, program: "Program", load: Load):
         from ...transforms.search.importance import ascending, l1_importance
-        from ...transforms.search.widths import Site
+        from ...transforms.search.widths import RankedGroup
 
         self.program, self.load = program, load
-        self.sites = [Site(group, ascending(l1_importance(program, group))) for group in cuttable_groups(program)]
-        self._sizes: dict[int, Size] = {STEPS: Size(shrink.params(skeleton_of(program)), {}, {})}
+        self.sites = [
+            RankedGroup(group, ascending(l1_importance(program, group))) for group in cuttable_groups(program)
+        ]
+        self._sizes: dict[int, SubNetwork] = {STEPS: SubNetwork(shrink.params(skeleton_of(program)), {}, {})}
         self._cost: dict[tuple[str, int], float] = {}
 
-    def size(self, step: int) -> Size:
+    def size(self, step: int) -> SubNetwork:
         if step not in self._sizes:
             self._sizes[step] = _sub_network_at_step(self.program, self.sites, step)
         return self._sizes[step]
@@ -132,7 +134,7 @@ class Scale:
             self._cost[kind, step] = self._compute_cost(kind, self.size(step))
         return self._cost[kind, step]
 
-    def _compute_cost(self, kind: str, size: Size) -> float:
+    def _compute_cost(self, kind: str, size: SubNetwork) -> float:
         if kind == "params":
             return size.params
         if kind == "latency":
@@ -144,7 +146,7 @@ class Scale:
         skeleton = skeleton_of_sub_network(self.program, size)
         return training_bytes(skeleton, self.load) if kind == "memory" else flops_per_token(skeleton, self.load.length)
 
-    def largest_within(self, budget: Budget, kind: str) -> Size:
+    def largest_within(self, budget: Budget, kind: str) -> SubNetwork:
         """The largest size within a budget."""
         full_cost = self.share_of(kind, STEPS)
         available = absolute_budget(budget, full_cost)
@@ -162,7 +164,7 @@ class Scale:
         )
 
 
-def skeleton_of_sub_network(program: "Program", size: Size) -> "Skeleton":
+def skeleton_of_sub_network(program: "Program", size: SubNetwork) -> "Skeleton":
     """The program's skeleton when it is that sub-network."""
     from ...transforms.search.uniform_widths import refreshed
 
@@ -174,7 +176,7 @@ def skeleton_of_sub_network(program: "Program", size: Size) -> "Skeleton":
     return skeleton
 
 
-def _sub_network_at_step(program: "Program", sites: Sequence["Site"], step: int) -> Size:
+def _sub_network_at_step(program: "Program", sites: Sequence["RankedGroup"], step: int) -> SubNetwork:
     """So many of STEPS parts of every group that can be cut, those that weigh most."""
     from ....dsl.checker.values import Ratio
     from ...analysis.planning.amount import Amount
@@ -198,7 +200,7 @@ def cuttable_groups(program: "Program") -> list["Group"]:
     return [g for g in groups if g.kind in ("channels", heads)]
 
 
-def _sub_network_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> Size:
+def _sub_network_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Sequence[int]]]) -> SubNetwork:
     shapes = {name: tuple(p.shape) for name, p in program.model.named_parameters()}
     removed: dict[tuple[str, int], set[int]] = {}
     for group, items in cuts:
@@ -210,14 +212,14 @@ def _sub_network_of_cuts(program: "Program", cuts: Sequence[tuple["Group", Seque
         if name in shapes:
             axes = axes_of.setdefault(name, [None] * len(shapes[name]))
             axes[axis] = tuple(i for i in range(shapes[name][axis]) if i not in removed_indices)
-    size = Size(
+    size = SubNetwork(
         0, {f"{g.site} {g.kind}": tuple(sorted(items)) for g, items in cuts}, {n: tuple(a) for n, a in axes_of.items()}
     )
-    count = sum(int(np.prod(shape)) for shape in size.shapes(shapes).values())
-    return Size(count, size.cuts, size.indices)
+    count = sum(int(np.prod(shape)) for shape in size.sub_network_shapes(shapes).values())
+    return SubNetwork(count, size.cuts, size.indices)
 
 
-def cut_to_sub_network(program: "Program", size: Size) -> None:
+def cut_to_sub_network(program: "Program", size: SubNetwork) -> None:
     """Make a program's model that sub-network: smaller tensors, fewer heads, nothing masked."""
     from ...transforms.editing.rewrite import Rewriter
     from ...transforms.search.widths import slice_all
@@ -240,7 +242,7 @@ class Coverage(FedAvg):
     def __init__(
         self,
         full_shapes: Shapes,
-        options: Sequence[Size],
+        options: Sequence[SubNetwork],
         size_of: Mapping[int, int],
         weighting: CountMode = "all",
         seed: int | None = None,
@@ -268,7 +270,11 @@ class Coverage(FedAvg):
         return self._indices[self.assignment[client]] if client in self.assignment else {}
 
     def required(self, client: int) -> Shapes:
-        return self.options[self.assignment[client]].shapes(self.full) if client in self.assignment else self.full
+        return (
+            self.options[self.assignment[client]].sub_network_shapes(self.full)
+            if client in self.assignment
+            else self.full
+        )
 
     def aggregate(self, round_number: int, client_states: Mapping[int, TrainedState]) -> None:
         parts: dict[int, State] = {k: s.state for k, s in client_states.items()}

@@ -37,7 +37,7 @@ class Slots(ABC):
         """A state to start from: one that changes nothing, where there is such a state."""
 
     @abstractmethod
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         """Put a state into the model, over a base to which `delta` ([out, in] by module) was added."""
 
     @abstractmethod
@@ -53,7 +53,7 @@ def _draw(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(seed_of("slots", seed, name))
 
 
-class LowRank(Slots):
+class LowRankSlots(Slots):
     """Adapters, as peft has them; a state may be of any rank."""
 
     def __init__(self, model: nn.Module, layers: "Mapping[str, LoraLayer]", full_shapes: Shapes, alpha: float):
@@ -62,11 +62,11 @@ class LowRank(Slots):
 
     @staticmethod
     @contextmanager
-    def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRank]":
+    def attached(model: nn.Module, full_shapes: Shapes, alpha: float) -> "Iterator[LowRankSlots]":
         """Adapters on a model; afterwards it is as it was."""
         rank = max(full_shapes[f"{path}.A"][0] for path in modules(full_shapes))
         with with_adapters(model, tuple(modules(full_shapes)), Shape(rank, alpha, 0.0), 0) as adapters:
-            slots = LowRank(model, adapters.layers, full_shapes, alpha)
+            slots = LowRankSlots(model, adapters.layers, full_shapes, alpha)
             try:
                 yield slots
             finally:
@@ -84,7 +84,7 @@ class LowRank(Slots):
         return state
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         for path, layer in self.layers.items():
             name, factors = _adapter_matrices(layer)
             layer.scaling[name] = self.alpha / len(state[f"{path}.A"])
@@ -128,7 +128,7 @@ class Edited(Slots):
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         for name, parameter in self.parameters().items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -169,8 +169,8 @@ class ClassifierSlots(Slots):
         return {**self.inner.initial_state(seed, rank), **{name: array.copy() for name, array in self.start.items()}}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
-        self.inner.put(state, delta)
+    def load_state(self, state: State, delta: State) -> None:
+        self.inner.load_state(state, delta)
         for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -194,7 +194,7 @@ class AllWeights(Slots):
         return {name: array.copy() for name, array in self.start.items()}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         for name, parameter in self.trained.items():
             parameter.copy_(torch.from_numpy(state[name]))
 
@@ -236,7 +236,7 @@ class SoftPrompt(Slots):
         return {"prompt": self.words.detach()[torch.from_numpy(ids)].float().cpu().numpy()}
 
     @torch.no_grad()
-    def put(self, state: State, delta: State) -> None:
+    def load_state(self, state: State, delta: State) -> None:
         self.model.prompt.copy_(torch.from_numpy(state["prompt"]))
 
     def parameters(self) -> dict[str, nn.Parameter]:

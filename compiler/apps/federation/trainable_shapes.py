@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from ...ir.layers.reft import Intervention
     from ...ir.program import Program
     from ...plugin.context import Context
-    from .sizes import Size
+    from .sizes import SubNetwork
 
 
-def shapes_of(
+def trainable_state_shapes(
     program: "Program", trains: str, tokens: int, rank: int, selector: "Selector | None"
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that `trains` names, without a head: `trains` as the target `flower` has it, adapters of
@@ -46,7 +46,7 @@ def shapes_of(
     return full
 
 
-def check_ranks(full_shapes: Shapes, rank: int, argument: str) -> None:
+def refuse_ranks_above_widths(full_shapes: Shapes, rank: int, argument: str) -> None:
     """Reject (rank-too-large) adapters whose product needs no such rank: B A is at most as wide as a weight."""
     widths = {path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in modules(full_shapes)}
     path = min(widths, key=lambda p: widths[p], default="")
@@ -75,7 +75,7 @@ def _interventions(program: "Program") -> "dict[str, Intervention]":
     return result
 
 
-def check_forms(program: "Program", personal: bool, way: str) -> None:
+def refuse_unfit_intervention_forms(program: "Program", personal: bool, way: str) -> None:
     """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
     forms = {function.form for function in _interventions(program).values()}
     if personal and way != "project" and forms - {"loreft", "odireft"}:
@@ -128,7 +128,7 @@ def refuse_prompt_beyond_positions(prompt_tokens: int, row_length: int, max_posi
         )
 
 
-def require_full_size(program: "Program", sizes: "Sequence[Size]") -> None:
+def require_full_size(program: "Program", sizes: "Sequence[SubNetwork]") -> None:
     """Reject sizes of which none is the whole model: one client tells the others the weights to start from."""
     from ...analysis.planning.shrink import params
 

@@ -103,7 +103,7 @@ class AdaptableModel:
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
 
-    def checksum(self) -> str:
+    def frozen_weights_checksum(self) -> str:
         """sha256 over all of the model but the adapters."""
         adapter_ids, total = {id(p) for p in self._parameters.values()}, hashlib.sha256()
         for name, tensor in sorted([*self.model.named_parameters(), *self.model.named_buffers()], key=lambda p: p[0]):

@@ -29,7 +29,7 @@ from .caching import EVICTIONS, Eviction, StateCache
 from .embedder import Embedder, MeanPooledEncoder, model_embedder, open_folder_embedder
 from .guided import GuidedModel, cache_identity
 from .knowledge import open_knowledge_base, refuse_other_embedder
-from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_native_generator, relative_error
+from .native_generator import MAX_ERROR, NativeGenerator, no_place, open_native_generator, relative_logit_error
 from .policy import Policy, parse_policy
 from .prompts import Prompts
 from .retrieval import Local, RemoteRetriever, Retriever
@@ -123,7 +123,7 @@ def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_
     )
     try:
         ids = prompts.question(probe_question)[: prompts.context]  # a sample may be a whole page
-        off = relative_error(open_native_generator(folder / NATIVE, adaptable), adaptable, ids)
+        off = relative_logit_error(open_native_generator(folder / NATIVE, adaptable), adaptable, ids)
     except Reject as rejection:
         if rejection.diagnostics[0].fault != no_place:
             raise

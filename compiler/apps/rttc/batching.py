@@ -50,7 +50,7 @@ class Batcher:
         self.largest = 0
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive_model(self) -> Iterator[None]:
         """Within it nobody else computes on the model."""
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
@@ -60,7 +60,7 @@ class Batcher:
         finally:
             self._leave()
 
-    def answer(
+    def generate_in_batch(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
     ) -> tuple[str, int, str]:
         """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
@@ -72,7 +72,7 @@ class Batcher:
             threading.Thread(target=self._work, name="effc-batch", daemon=True).start()
         if row.error is not None:
             raise row.error
-        return growth.result()
+        return growth.text_count_and_finish()
 
     def _work(self) -> None:
         """One batch, in a thread of its own: whoever asked for a short answer is not kept by the long ones beside."""

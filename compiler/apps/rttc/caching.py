@@ -74,7 +74,7 @@ class StateCache:
         with self._lock:
             return sum(entry.bytes for entry in self._entries.values())
 
-    def find(self, vector: Tensor) -> Mapping[str, Tensor] | None:
+    def find_nearest(self, vector: Tensor) -> Mapping[str, Tensor] | None:
         """The state of the nearest query, where it is near enough."""
         with self._lock:
             self._counter += 1

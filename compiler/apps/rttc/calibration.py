@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
-from .drawing import svg_chart, text_chart
+from .drawing import svg_accuracy_chart, text_accuracy_chart
 from .generation import Settings
 from .guided import GuidedModel
 from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate_thresholds, measure
 from .reward import Reward, Verifier
 from .router import Router, features, measure_router, train_router
 from .sample import Sample
-from .scaling import better_scaled, fit_scales
+from .scaling import better_scaled, fit_branch_scales
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import signals
 
@@ -72,7 +72,7 @@ def fit_and_check_policy(
     total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
         raise Reject(_weak_reward_diagnostic(trials_run, total_auc))
-    scales = fit_scales(trials_run)
+    scales = fit_branch_scales(trials_run)
     chosen, points = calibrate_thresholds(trials_run, price_per_second, scales=scales)
     scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points
@@ -162,8 +162,8 @@ class Calibration:
         names = {**fixed, "best of all": best, f"policy {self.policy.kind}": self.chosen}
         for suffix, content in (
             (".json", json.dumps(body, indent=1, sort_keys=True) + "\n"),
-            (".svg", svg_chart(self.points, names)),
-            (".txt", text_chart(self.points, names)),
+            (".svg", svg_accuracy_chart(self.points, names)),
+            (".txt", text_accuracy_chart(self.points, names)),
         ):
             (destination / f"calibration{suffix}").write_text(content, encoding="utf-8")
         if self.router is not None:

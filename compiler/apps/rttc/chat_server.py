@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ....dsl.syntax.diagnostics import Reject
-from ..serving.answers import Answer, ChatAnswer, ErrorResponse
+from ..serving.answers import AnswerBuilder, ChatAnswer, ErrorResponse
 from ..serving.body import add_text_routes
 from ..serving.chat import prompt_too_long
 from ..serving.errors import install_error_handlers, traceback_location, write_down
@@ -91,7 +91,7 @@ class GuidedServer:
         answered = await self._answer_in_thread(
             _request_messages(request_body, self.client), _settings(request_body), call
         )
-        kind = ChatAnswer if isinstance(request_body, ChatRequest) else Answer
+        kind = ChatAnswer if isinstance(request_body, ChatRequest) else AnswerBuilder
         answer = kind(self.name, answered.prompt_tokens, self.client.prompts.tokenizer)
         headers = {BRANCH: answered.decision.branch}
         if request_body.stream:
@@ -183,7 +183,7 @@ async def _pieces(answered: Answered) -> AsyncIterator[Piece]:
         yield Piece(text[start : start + _PIECE], answered.new_tokens, answered.finish if last else "")  # type: ignore[arg-type]
 
 
-def make_application(server: GuidedServer) -> FastAPI:
+def make_chat_application(server: GuidedServer) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         yield

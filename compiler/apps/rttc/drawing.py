@@ -19,7 +19,9 @@ def pareto_points(points: Sequence[Point]) -> list[Point]:
     return result
 
 
-def svg_chart(points: Sequence[Point], highlighted: Mapping[str, Point], background: str = "the dev set") -> str:
+def svg_accuracy_chart(
+    points: Sequence[Point], highlighted: Mapping[str, Point], background: str = "the dev set"
+) -> str:
     """All pairs of thresholds grey, the best ones joined; `highlighted` by name: the branches, and what was chosen."""
     x, y = _axis_scales([*points, *highlighted.values()], (_EDGE, _WIDTH - 120), (_HEIGHT - _EDGE, 24))
     dots = [f'<circle cx="{x(p.seconds):.1f}" cy="{y(p.accuracy):.1f}" r="2.5" fill="#bbb"/>' for p in points]
@@ -44,7 +46,7 @@ def svg_chart(points: Sequence[Point], highlighted: Mapping[str, Point], backgro
     )
 
 
-def text_chart(points: Sequence[Point], highlighted: Mapping[str, Point]) -> str:
+def text_accuracy_chart(points: Sequence[Point], highlighted: Mapping[str, Point]) -> str:
     """Chart in characters: a dot for each pair of thresholds, a letter for each of `highlighted`, told below."""
     x, y = _axis_scales([*points, *highlighted.values()], (0, _COLUMNS - 1), (_ROWS - 1, 0))
     cells = [[" "] * _COLUMNS for _ in range(_ROWS)]

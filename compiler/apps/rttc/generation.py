@@ -68,12 +68,12 @@ class TokenStream:
         met = any(stop in self._decoded() for stop in self._targets)
         self.finished = met or token in self._eos_ids or len(self.tokens) >= self.max_tokens or self._stopped()
 
-    def result(self) -> tuple[str, int, str]:
+    def text_count_and_finish(self) -> tuple[str, int, str]:
         """The text, the number of its tokens, and why it ended: "stop" or "length". Raises Cancelled."""
         if self._stopped():
             raise Cancelled
         stops = StopStrings(self._targets)
-        text = stops.push(self._decoded()) + stops.end()
+        text = stops.push_text(self._decoded()) + stops.end()
         is_stopped = stops.met or (bool(self.tokens) and self.tokens[-1] in self._eos_ids)
         return text, len(self.tokens), "stop" if is_stopped else "length"
 
@@ -93,7 +93,7 @@ def generate_one(
     eos_ids = eos_ids_of(model, prompts)
     growth = TokenStream(prompts, ids, settings, eos_ids, is_stopped)
     generate_rows(model, [ids], [growth], [settings], eos_ids)
-    return growth.result()
+    return growth.text_count_and_finish()
 
 
 @torch.no_grad()  # training follows: no inference tensors

@@ -97,13 +97,13 @@ class GuidedModel:
         spoken = self.generator and (self.generator.adapted if branch == "ttt" else self.generator.bare)
         return spoken or self.model
 
-    def answer(
+    def generate_answer(
         self, ids: list[int], settings: Settings, stopped: Callable[[], bool], state: State | None = None
     ) -> tuple[str, int, str]:
         """An answer under the adapters of `state`, or of the bare model; as `Growth.outcome` tells it."""
         speaker = self.speaker("direct" if state is None else "ttt")
         if speaker is self.model:
-            return self.batcher.answer(ids, settings, stopped, state)
+            return self.batcher.generate_in_batch(ids, settings, stopped, state)
         with self._engine:
             if state is not None:
                 assert self.generator is not None, "the engine is a voice"
@@ -113,11 +113,15 @@ class GuidedModel:
     def reading(self) -> AbstractContextManager[Any]:
         """Lock for embedding questions: that of the sentence encoder, or the model where it embeds itself."""
         encoder = getattr(self.embedder, "encoder", self.model)
-        return self.batcher.exclusive() if any(encoder is module for module in self.model.modules()) else self._engine
+        return (
+            self.batcher.exclusive_model()
+            if any(encoder is module for module in self.model.modules())
+            else self._engine
+        )
 
     def judging(self) -> AbstractContextManager[Any]:
         """Lock for scoring answers and for reading first tokens."""
-        return self.batcher.exclusive() if self.generator is None else self._engine
+        return self.batcher.exclusive_model() if self.generator is None else self._engine
 
     def refreshed_base_facts(self) -> Any:
         """Facts of the knowledge base, fetched again once a minute; a new version empties both caches. Raises
@@ -223,7 +227,7 @@ class _GuidedQuery:
         """An answer with the adapters of a query that was near enough; None where there was none."""
         if not self._reuses or self._vector is None or self._client.adaptable is None:
             return None
-        self._state = self._client.states.find(self._vector)
+        self._state = self._client.states.find_nearest(self._vector)
         if self._state is None:
             return None
         self._decision.adapter_hit = True
@@ -248,7 +252,7 @@ class _GuidedQuery:
         return self._answer_after_training(self._client.adaptable, matches) if known is None else known
 
     def _answer_after_training(self, adaptable: AdaptableModel, matches: Sequence[Match]) -> str:
-        with self._client.batcher.exclusive(), self._timed("train"):
+        with self._client.batcher.exclusive_model(), self._timed("train"):
             if self._stopped():
                 raise Cancelled
             try:
@@ -270,7 +274,7 @@ class _GuidedQuery:
     def _cached_or_retrieved_samples(self) -> Sequence[Match]:
         client, vector = self._client, self._vector
         assert vector is not None, "a query without a vector has no samples"
-        if (cached := client.lists.find(vector)) is not None:
+        if (cached := client.lists.find_nearest(vector)) is not None:
             self._decision.list_hit = True
             rows = parse_strict_json(bytes(cached["samples"].tolist()))
             return [Match(parse_sample(body), score) for body, score in rows]
@@ -300,7 +304,7 @@ class _GuidedQuery:
     def _generate(self, branch: Branch, ids: list[int]) -> str:
         with self._timed(branch):
             state = self._state if branch == "ttt" else None
-            generated = self._client.answer(ids, self._settings, self._stopped, state)
+            generated = self._client.generate_answer(ids, self._settings, self._stopped, state)
         self._answers[branch] = BranchAnswer(generated[0], len(ids), generated[1], generated[2])
         return generated[0]
 

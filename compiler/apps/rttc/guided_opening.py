@@ -28,10 +28,12 @@ def open_guided_model(location: str, settings: "Settings", knowledge: str | None
     folder, app = Path(location), read_app(Path(location))
     opened = open_model(location, settings, needs_tokenizer=True)
     verify_files(folder, read_manifest(folder))
-    return open_guided_client(app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote(knowledge))
+    return open_guided_client(
+        app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote_knowledge(knowledge)
+    )
 
 
-def remote(url: str | None) -> "RemoteRetriever | None":
+def remote_knowledge(url: str | None) -> "RemoteRetriever | None":
     """A server of samples; EFFC_KNOWLEDGE_KEY is the key that it asks for."""
     from .retrieval import RemoteRetriever
 

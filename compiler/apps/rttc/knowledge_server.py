@@ -55,7 +55,7 @@ class KnowledgeService:
             "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
         )
 
-    def facts(self) -> dict[str, Any]:
+    def facts_body(self) -> dict[str, Any]:
         return {
             "version": self.base.version,
             "embedder": self.base.embedder,
@@ -63,7 +63,7 @@ class KnowledgeService:
             "centre": [round(v, 6) for v in self.base.centre.tolist()],
         }
 
-    def search(self, request_body: SampleQuery) -> dict[str, Any]:
+    def search_body(self, request_body: SampleQuery) -> dict[str, Any]:
         width = self.base.centre.numel()
         if len(request_body.vector) != width:
             raise ErrorResponse(
@@ -88,7 +88,7 @@ class KnowledgeService:
             "matches": [{"sample": m.sample.to_json(), "score": round(m.score, 6)} for m in matches],
         }
 
-    def scores(self, request_body: ScoreQuery) -> dict[str, Any]:
+    def score_answers(self, request_body: ScoreQuery) -> dict[str, Any]:
         if self.reward is None:
             message = "this server scores no answers: the reward of its folder needs the client's model"
             raise ErrorResponse(404, message, code="no_reward")
@@ -101,23 +101,23 @@ class KnowledgeService:
         return {"reward": self.reward.name, "scale": self.reward.scale, "scores": list(scores_of)}
 
 
-def make_application(service: KnowledgeService) -> FastAPI:
+def make_knowledge_application(service: KnowledgeService) -> FastAPI:
     app = FastAPI(title="effc knowledge", docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
 
     @app.post("/v1/retrieve")
     async def retrieve(call: Call) -> Any:
         request_body = await parse_body(call, SampleQuery)
-        return await asyncio.to_thread(service.search, request_body)
+        return await asyncio.to_thread(service.search_body, request_body)
 
     @app.post("/v1/score")
     async def score(call: Call) -> Any:
         request_body = await parse_body(call, ScoreQuery)
-        return await asyncio.to_thread(service.scores, request_body)
+        return await asyncio.to_thread(service.score_answers, request_body)
 
     @app.get("/v1/knowledge")
     async def knowledge() -> Any:
-        return service.facts()
+        return service.facts_body()
 
     @app.get("/health")
     async def health() -> Any:

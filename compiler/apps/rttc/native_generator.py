@@ -204,7 +204,9 @@ def _layer_output_step_index(plan: Plan, path: str) -> int | None:
 # -- equality ------------------------------------------------------------------------------------------------
 
 
-def relative_error(generator: NativeGenerator, adaptable: AdaptableModel, ids: Sequence[int], seed: int = 0) -> float:
+def relative_logit_error(
+    generator: NativeGenerator, adaptable: AdaptableModel, ids: Sequence[int], seed: int = 0
+) -> float:
     """Relative error of the engine's logits of a prompt against PyTorch's under the same random adapters, as a share of
     root mean squares. The adapters are as large as it takes to move the logits by a third, and off again afterwards."""
     assert generator.adapted is not None, "there are adapters to compare"

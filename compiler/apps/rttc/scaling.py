@@ -16,7 +16,7 @@ from .policy import BRANCHES, Policy, Scales, Trial, measure
 _PENALTY = 0.003  # on departures and slopes: a branch with ten answers keeps near the others
 
 
-def fit_scales(trials: Sequence[Trial]) -> Scales:
+def fit_branch_scales(trials: Sequence[Trial]) -> Scales:
     """Fit a logistic slope and bias for each branch to the trials.
 
     Source: scores to chances by a logistic function, Platt 1999; several groups that share one, as in a mixed model.

@@ -26,7 +26,7 @@ class AccessLog:
         if out is not None:
             threading.Thread(target=self._write_lines_forever, name="effc-log", daemon=True).start()
 
-    def add(self, **line: Any) -> None:
+    def log_request(self, **line: Any) -> None:
         if self._out is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -37,7 +37,7 @@ def event(body: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-class Answer:
+class AnswerBuilder:
     """One answer in the making. `prompt` is the number of its tokens."""
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
@@ -106,7 +106,7 @@ class Answer:
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(AnswerBuilder):
     prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def opening(self) -> list[dict[str, Any]]:

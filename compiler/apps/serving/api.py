@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
-from .answers import Answer, ChatAnswer, ErrorResponse
+from .answers import AnswerBuilder, ChatAnswer, ErrorResponse
 from .body import add_text_routes, slot
 from .errors import install_error_handlers, write_down
 from .metrics import TYPE
@@ -47,7 +47,7 @@ class Service:
         self.created = int(time.time())
         self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
-    async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
+    async def answer_request(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(request_body.model, *self.adapters)
         encode: Callable[[Any], list[int]] = (
@@ -78,7 +78,7 @@ class Service:
             raise ErrorResponse(503, "the server stops", code="stopping") from stopped
         except KernelError as error:  # settings that no kernel can draw by
             raise ErrorResponse(400, str(error)) from error
-        answer = (ChatAnswer if isinstance(request_body, ChatRequest) else Answer)(
+        answer = (ChatAnswer if isinstance(request_body, ChatRequest) else AnswerBuilder)(
             request_body.model, len(ids), self.tokenizer
         )
         if request_body.stream:
@@ -91,7 +91,7 @@ class Service:
         return await self._response_when_complete(answer, request_body, pieces, call, job)
 
     async def _response_when_complete(
-        self, answer: Answer, request_body: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any
+        self, answer: AnswerBuilder, request_body: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any
     ) -> Any:
         async def leave() -> None:
             await leaving(call)
@@ -197,7 +197,7 @@ class Service:
             **{name: value for name, value in chosen.items() if value is not None},
         )
 
-    def model(self, name: str) -> dict[str, Any]:
+    def model_entry(self, name: str) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
@@ -214,7 +214,7 @@ async def _stream(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:
         yield await pieces.get()
 
 
-def make_application(service: Service) -> FastAPI:
+def make_openai_application(service: Service) -> FastAPI:
     """Routes and errors; it starts and stops the scheduler."""
 
     @asynccontextmanager
@@ -226,16 +226,16 @@ def make_application(service: Service) -> FastAPI:
 
     app = FastAPI(title="effc serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
-    add_text_routes(app, service.answer)
+    add_text_routes(app, service.answer_request)
 
     @app.get("/v1/models")
     async def models() -> Any:
-        return {"object": "list", "data": [service.model(name) for name in service.adapters]}
+        return {"object": "list", "data": [service.model_entry(name) for name in service.adapters]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Any:
         check_name(name, *service.adapters)
-        return service.model(name)
+        return service.model_entry(name)
 
     @app.get("/health")
     async def health() -> Any:

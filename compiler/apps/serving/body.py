@@ -47,7 +47,7 @@ def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
     """The turn of a request at work whose cost grows with the bytes of its body."""
     key = call.scope.get("state", {}).get("key")
     client = f"key {key}" if key is not None else (call.client.host if call.client else "")
-    return _slots.setdefault(call.app, RequestSlots()).slot(client, size)
+    return _slots.setdefault(call.app, RequestSlots()).wait_for_slot(client, size)
 
 
 def add_text_routes(

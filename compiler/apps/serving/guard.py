@@ -79,7 +79,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        return await _Exchange(scope, receive, send, self._limits).handle(
+        return await _Exchange(scope, receive, send, self._limits).handle_request(
             self._app, self._admission, self._log, self._count
         )
 
@@ -97,7 +97,7 @@ class _Exchange:
         self._body: bytes | None = None
         self._left = False
 
-    async def handle(
+    async def handle_request(
         self, app: Any, admission: Admission, log: AccessLog, count_response: Callable[[str, int, float], None]
     ) -> None:
         started, key, broken = time.monotonic(), None, None
@@ -128,7 +128,7 @@ class _Exchange:
             return
         client = self._scope.get("client")
         fault = broken or self._scope.get("state", {}).get("fault")
-        log.add(
+        log.log_request(
             request=self._id,
             client=client[0] if client else None,
             method=self._scope["method"],

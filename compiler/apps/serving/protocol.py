@@ -166,7 +166,7 @@ class CompletionRequest(AnyRequest):
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def is_one(cls, prompt: Any) -> Any:
+    def single_prompt(cls, prompt: Any) -> Any:
         """A text or its tokens; OpenAI also takes lists of such."""
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
             if len(prompt) > 1:

@@ -110,9 +110,9 @@ class Job:
         """The tokens that its sequence has."""
         return self._history[: len(self._history) - len(self.pending)]
 
-    def advance(self, logits: Tensor) -> Piece:
+    def append_next_token(self, logits: Tensor) -> Piece:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
-        token = self._sampler.choose(logits, self._history)
+        token = self._sampler.sample_next_token(logits, self._history)
         self.count += 1
         if self.request.alternatives is not None:
             self._untold.append(_token(token, logits, self.request.alternatives))
@@ -122,10 +122,10 @@ class Job:
         else:
             self._history.append(token)
             self.pending = [token]
-            text = self._stops.push(self._words.push(token))
+            text = self._stops.push_text(self._words.push(token))
             finish = "length" if self.count >= self.request.max_tokens else ""
         if finish:
-            text += self._stops.push(self._words.end())
+            text += self._stops.push_text(self._words.end())
             text += self._stops.end()
         finish = "stop" if self._stops.met else finish
         return Piece(text, self.count, finish, tokens=self._certain(), n_cached=self.n_cached)

@@ -23,7 +23,7 @@ class RequestSlots:
         self._bytes: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def slot(self, client: str, size: int) -> AsyncIterator[None]:
+    async def wait_for_slot(self, client: str, size: int) -> AsyncIterator[None]:
         """Wait for a slot for a request of `size` bytes; ErrorResponse (429) where too many of the client wait."""
         if size <= SMALL:
             async with self._small:

@@ -65,12 +65,12 @@ class CachedModel:
                 piece = len(ids)
             while end < len(ids) and sequences[end] == sequences[start] and end - start < piece:
                 end += 1
-            logits = self._forward(sequences[start], ids[start:end])
+            logits = self._forward_with_cache(sequences[start], ids[start:end])
             logits_rows += [logits[i - start].float().cpu() for i in range(start, end) if i in outputs_set]
             start = end
         return torch.stack(logits_rows) if logits_rows else torch.empty(0, self.vocabulary)
 
-    def _forward(self, sequence: int, ids: Sequence[int]) -> Tensor:
+    def _forward_with_cache(self, sequence: int, ids: Sequence[int]) -> Tensor:
         from transformers.cache_utils import DynamicCache
 
         if sequence not in self._caches:

@@ -145,7 +145,9 @@ class Scheduler:
 
     def _allocate(self, job: Job) -> int:
         """A sequence for a request; what it holds of the prompt is not read again."""
-        job.sequence, job.n_cached = sequence, _ = self._free.take(job.request.ids, job.request.owner)
+        job.sequence, job.n_cached = sequence, _ = self._free.take_longest_prefix_match(
+            job.request.ids, job.request.owner
+        )
         job.pending = job.pending[job.n_cached :]
         self.metrics.cached_tokens.inc(job.n_cached)
         return sequence
@@ -197,7 +199,7 @@ class Scheduler:
             return
         starting = job.starting
         try:
-            piece = job.advance(logits)
+            piece = job.append_next_token(logits)
         except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
             self._finish_job(job, "failed", traceback_location(error))
             return

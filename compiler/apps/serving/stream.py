@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import Request as Call
 
-from .answers import DONE, Answer, ErrorResponse, error_body, event
+from .answers import DONE, AnswerBuilder, ErrorResponse, error_body, event
 from .request import Piece
 
 
@@ -18,7 +18,7 @@ def check_name(name: str, *known: str) -> None:
 
 
 async def sse_events(
-    answer: Answer,
+    answer: AnswerBuilder,
     pieces: AsyncIterator[Piece],
     with_usage: bool,
     logprobs: bool = False,

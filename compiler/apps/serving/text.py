@@ -59,7 +59,7 @@ class StopStrings:
         """Whether some text is held back, since it may be part of a stop string."""
         return bool(self._buffered)
 
-    def push(self, text: str) -> str:
+    def push_text(self, text: str) -> str:
         """Text so far that can't be part of a stop string."""
         if self.met:
             return ""

@@ -16,7 +16,7 @@ class Row:
     shares: tuple[float, float]
 
 
-def divergence_rows(reports: Sequence[ReportData]) -> list[Row]:
+def divergence_table_rows(reports: Sequence[ReportData]) -> list[Row]:
     losses = merge_accounts({sheet.location: sheet.manifest.accounts for sheet in reports if sheet.manifest.accounts})
     if not losses:
         return []

@@ -15,7 +15,7 @@ from ....dsl.checker.vocabulary import Param, Vocabulary, Word
 from ....dsl.syntax import ast
 from ....dsl.syntax.edition import HEADS
 from ...plugin.recipe_library import library_files
-from .cursor import CursorContext, Frame, context_at
+from .cursor import CursorContext, Frame, cursor_context_at
 from .names import Occurrence, occurrences
 from .open_documents import OpenDocuments, Reading
 from .word_pages import parameter_text
@@ -38,8 +38,8 @@ _GROUPS = {
 MAX_ITEMS = 400  # items of an answer
 
 
-def complete(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.CompletionList:
-    where = context_at(reading.source, offset)
+def completion_list(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.CompletionList:
+    where = cursor_context_at(reading.source, offset)
     items = [] if where.comment else list(_CompletionItems(where, reading, documents).items())
     replaced = reading.lines.between(where.start, offset)
     for item in items:

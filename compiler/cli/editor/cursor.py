@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ....dsl.syntax.edition import HEADS
-from ....dsl.syntax.lexer import scan
+from ....dsl.syntax.lexer import tokenize
 from ....dsl.syntax.source import Source
 
 _WORD = re.compile(r"[A-Za-z_][\w.]*$")
@@ -53,8 +53,8 @@ class CursorContext:
         return sum(bool(f.call) for f in self.frames)
 
 
-def context_at(source: Source, offset: int) -> CursorContext:
-    scanned: tuple[list[Any], list[Any]] = scan(source)
+def cursor_context_at(source: Source, offset: int) -> CursorContext:
+    scanned: tuple[list[Any], list[Any]] = tokenize(source)
     tokens, comments = scanned
     text = source.text[:offset]
     if any(c.span.start < offset <= c.span.end for c in comments):

@@ -9,14 +9,14 @@ from pygls.exceptions import JsonRpcInvalidParams
 
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.format import format_source
-from .completion import complete
+from .completion import completion_list
 from .diagnostics import quick_fixes
 from .hints import inlay_hints
-from .hover import find_declaration_of, hover, used
+from .hover import find_declaration_of, hover_text_at, used
 from .names import at, occurrences
 from .open_documents import path_of
-from .outline import folds, outline
-from .rename import InvalidName, renamable_occurrence, rename, uri_of
+from .outline import document_symbols, folds
+from .rename import InvalidName, renamable_occurrence, rename_everywhere, uri_of
 from .server import Input, Server
 
 
@@ -104,7 +104,7 @@ def _register_name_handlers(server: Server) -> None:
     def renamed(params: lsp.RenameParams) -> lsp.WorkspaceEdit:
         reading = server.reading(params.text_document.uri)
         try:
-            return rename(reading, reading.lines.offset(params.position), params.new_name, server.documents)
+            return rename_everywhere(reading, reading.lines.offset(params.position), params.new_name, server.documents)
         except InvalidName as error:
             raise JsonRpcInvalidParams(str(error)) from None
 
@@ -113,12 +113,12 @@ def _register_hover_and_completion(server: Server) -> None:
     @server.feature(lsp.TEXT_DOCUMENT_HOVER)
     def hover_at(params: lsp.HoverParams) -> lsp.Hover | None:
         reading = server.reading(params.text_document.uri)
-        return hover(reading, reading.lines.offset(params.position), server.documents)
+        return hover_text_at(reading, reading.lines.offset(params.position), server.documents)
 
     @server.feature(lsp.TEXT_DOCUMENT_COMPLETION, lsp.CompletionOptions(trigger_characters=[".", '"', ":", "=", "("]))
     def completed(params: lsp.CompletionParams) -> lsp.CompletionList:
         reading = server.reading(params.text_document.uri)
-        return complete(reading, reading.lines.offset(params.position), server.documents)
+        return completion_list(reading, reading.lines.offset(params.position), server.documents)
 
     @server.feature(
         lsp.TEXT_DOCUMENT_CODE_ACTION,
@@ -147,7 +147,7 @@ def _register_format_and_outline(server: Server) -> None:
 
     @server.feature(lsp.TEXT_DOCUMENT_DOCUMENT_SYMBOL)
     def outlined(params: lsp.DocumentSymbolParams) -> list[lsp.DocumentSymbol]:
-        return outline(server.reading(params.text_document.uri))
+        return document_symbols(server.reading(params.text_document.uri))
 
     @server.feature(lsp.TEXT_DOCUMENT_FOLDING_RANGE)
     def folded(params: lsp.FoldingRangeParams) -> list[lsp.FoldingRange]:

@@ -13,7 +13,7 @@ from .open_documents import OpenDocuments, Reading
 from .word_pages import page, parameter_text, parameter_values, plugin_calls, span_contains_offset
 
 
-def hover(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
+def hover_text_at(reading: Reading, offset: int, documents: OpenDocuments) -> lsp.Hover | None:
     for call, word in plugin_calls(reading.file, documents.vocabulary):
         if span_contains_offset(call.name.span, offset):
             return _hover(reading, call.name.span, page(word) + _parameter_values(word, call))

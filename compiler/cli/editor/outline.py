@@ -9,7 +9,7 @@ Kind = lsp.SymbolKind
 _KINDS = {"model": Kind.Class, "data": Kind.Array}
 
 
-def outline(reading: Reading) -> list[lsp.DocumentSymbol]:
+def document_symbols(reading: Reading) -> list[lsp.DocumentSymbol]:
     symbols = []
     for statement in reading.file.statements:
         match statement:

@@ -31,7 +31,7 @@ def renamable_occurrence(reading: Reading, offset: int, documents: OpenDocuments
     return occurrence
 
 
-def rename(reading: Reading, offset: int, new_name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
+def rename_everywhere(reading: Reading, offset: int, new_name: str, documents: OpenDocuments) -> lsp.WorkspaceEdit:
     """Raises Conflict."""
     occurrence = renamable_occurrence(reading, offset, documents)
     declared = find_declaration_of(occurrence, reading, documents) if occurrence else None

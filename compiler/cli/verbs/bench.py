@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ...transforms.lowering.kernel_table import Table
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
     @make_verb(group, flag_panels=("machine",))
     def kernels(
-        shared: Shared,
+        shared: SharedFlags,
         only: Annotated[str, _only] = "",
         seconds: Annotated[float, _seconds] = 0.3,
         shape: Annotated[list[str] | None, _shape] = None,

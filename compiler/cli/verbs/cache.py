@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Reject
-from .flags import Shared, finite, make_verb
+from .flags import SharedFlags, finite, make_verb
 
 if TYPE_CHECKING:
     from ...core.cache import Cache
@@ -31,10 +31,10 @@ def register(app: typer.Typer) -> None:
 
 def _register_listing(group: typer.Typer) -> None:
     @make_verb(group, flag_panels=("cache",))
-    def ls(shared: Shared) -> None:
+    def ls(shared: SharedFlags) -> None:
         """List finished steps, last used first."""
         cache = _cache(shared)
-        entries, n_unreadable = cache.entries(), cache.count_unreadable()
+        entries, n_unreadable = cache.finished_steps(), cache.count_unreadable()
         if shared.format == "json":
             rows = [
                 {"key": e.key, "step": _step_as_call(e), "bytes": e.bytes, "used": e.used, "parts": dict(e.parts)}
@@ -65,7 +65,7 @@ def _register_listing(group: typer.Typer) -> None:
         return shared.screen.note(f"{count_text(len(entries), 'step')} in {shared.cache_folder}")
 
     @make_verb(group, flag_panels=("cache", "inputs", "machine"))
-    def why(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
+    def why(recipe: Annotated[Path, _recipe], shared: SharedFlags) -> None:
         """Say for each step of a recipe whether it is kept, and what differs where it is not."""
         from ...driver import api
 
@@ -79,7 +79,7 @@ def _register_listing(group: typer.Typer) -> None:
 
 def _register_gc_and_verify(group: typer.Typer) -> None:
     @make_verb(group, flag_panels=("cache",))
-    def gc(shared: Shared, older_than: Annotated[float, _age] = 30.0) -> None:
+    def gc(shared: SharedFlags, older_than: Annotated[float, _age] = 30.0) -> None:
         """Free what was not used for a while, and tensors that no step names."""
         from ...core.quantity import size
 
@@ -89,10 +89,10 @@ def _register_gc_and_verify(group: typer.Typer) -> None:
         return shared.screen.answer(f"freed {size(freed)}")
 
     @make_verb(group, flag_panels=("cache",))
-    def verify(shared: Shared, delete: Annotated[bool, _delete] = False) -> int:
+    def verify(shared: SharedFlags, delete: Annotated[bool, _delete] = False) -> int:
         """Read every file again and compare it with its name."""
         cache = _cache(shared)
-        damaged = list(cache.damaged())
+        damaged = list(cache.damaged_files())
         if delete:
             for path, _ in damaged:
                 path.unlink(missing_ok=True)
@@ -101,10 +101,10 @@ def _register_gc_and_verify(group: typer.Typer) -> None:
             has_damage = bool(damaged) and not delete
             shared.screen.answer_json("cache verify", "error" if has_damage else "ok", damaged=files)
             return EXITS["environment"] if has_damage else 0
-        return _print_verify_result(shared, damaged, delete, len(cache.entries()))
+        return _print_verify_result(shared, damaged, delete, len(cache.finished_steps()))
 
 
-def _print_verify_result(shared: Shared, damaged: list, deleted: bool, steps: int) -> int:
+def _print_verify_result(shared: SharedFlags, damaged: list, deleted: bool, steps: int) -> int:
     from ...core.quantity import count_text
 
     if damaged and not deleted:
@@ -124,7 +124,7 @@ def _print_verify_result(shared: Shared, damaged: list, deleted: bool, steps: in
     return 0
 
 
-def _cache(shared: Shared) -> "Cache":
+def _cache(shared: SharedFlags) -> "Cache":
     from ...core.cache import Cache
 
     return Cache(shared.cache_folder)
@@ -133,13 +133,13 @@ def _cache(shared: Shared) -> "Cache":
 def _step_as_call(entry) -> str:
     """The step as a recipe would write it, without what has its default."""
     from ....dsl.checker.value_text import plain
-    from ....dsl.checker.values import from_json
+    from ....dsl.checker.values import value_from_json
     from ...plugin.registry import Registry
 
     step = entry.parts.get("step", {})
     word = Registry().vocabulary.word("pass", step.get("word", ""))
     usual = {p.name: p.default for p in word.params} if word else {}
-    step_args = {name: from_json(value) for name, value in step.get("args", {}).items()}
+    step_args = {name: value_from_json(value) for name, value in step.get("args", {}).items()}
     args = [
         f"{name}: {plain(step_args[name])}"
         for name in sorted(step_args, key=list({**usual, **step_args}).index)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.checker.vocabulary import Word
@@ -35,7 +35,7 @@ _all = typer.Option("--all", help="Targets, metrics, data and models, too.", sho
 
 def register(app: typer.Typer) -> None:
     @make_verb(app)
-    def passes(shared: Shared, all_words: Annotated[bool, _all] = False) -> None:
+    def passes(shared: SharedFlags, all_words: Annotated[bool, _all] = False) -> None:
         """List the passes, each with its sentence; `effc explain` has pages."""
         from ...plugin.registry import Registry
 
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
 
     @make_verb(app)
     def recipes(
-        shared: Shared,
+        shared: SharedFlags,
         words: Annotated[list[str], _words] = (),  # type: ignore[assignment]
         output: Annotated[Path, _output] = Path(),
     ) -> None:
@@ -74,7 +74,7 @@ def register(app: typer.Typer) -> None:
         )
 
 
-def _print_recipe_list(matches: "list[LibraryFile]", search_terms: list[str], shared: Shared) -> None:
+def _print_recipe_list(matches: "list[LibraryFile]", search_terms: list[str], shared: SharedFlags) -> None:
     from ...plugin.library_effects import Effects
 
     if search_terms and not matches:
@@ -116,7 +116,7 @@ def _mentions(recipe: "LibraryFile", word: str) -> bool:
     return word.lower() in f"{recipe.name} {recipe.text}".lower()
 
 
-def _copy_recipe(recipe: "LibraryFile", destination: Path, shared: Shared) -> None:
+def _copy_recipe(recipe: "LibraryFile", destination: Path, shared: SharedFlags) -> None:
     """Write a recipe and the files that it names; what is there already stays."""
     from ...core.cache import write_atomic
     from ...plugin.recipe_library import with_files
@@ -147,7 +147,7 @@ def _find_recipe(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
     return recipe
 
 
-def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: Shared) -> None:
+def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: SharedFlags) -> None:
     from ...plugin.library_effects import Effects
 
     recipe, effects = _find_recipe(name, known), Effects.read()
@@ -163,7 +163,7 @@ def _print_recipe(name: str, known: "dict[str, LibraryFile]", shared: Shared) ->
     return None
 
 
-def _plugin_table_text(by_kind: "dict[str, list[Word]]", shared: Shared, titled: bool) -> str:
+def _plugin_table_text(by_kind: "dict[str, list[Word]]", shared: SharedFlags, titled: bool) -> str:
     width = max((len(w.name) for words in by_kind.values() for w in words), default=0)
     blocks = []
     for kind, words in by_kind.items():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 _before = typer.Argument(metavar="A", help="An artifact.", show_default=False)
 _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
@@ -13,7 +13,7 @@ _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
 
 def register(app: typer.Typer) -> None:
     @make_verb(app, signed_arguments=("before", "after"))
-    def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: Shared) -> None:
+    def diff(before: Annotated[Path, _before], after: Annotated[Path, _after], shared: SharedFlags) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine."""
         from ...artifacts.diff import diff_artifacts
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 from .verify import check_artifact_files
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
@@ -30,7 +30,7 @@ class Finding:
 def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("cache", "machine"))
     def doctor(
-        shared: Shared,
+        shared: SharedFlags,
         architectures: Annotated[
             bool, typer.Option("--architectures", help="Show instead which architectures were tried with which passes.")
         ] = False,
@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
             return _measure_and_store_speeds(shared)
         if architectures:
             return _print_support_matrix(shared)
-        findings = [*python_findings(), *plugins(), *machine_findings(), *storage_findings(shared.cache_folder)]
+        findings = [*python_findings(), *plugin_findings(), *machine_findings(), *storage_findings(shared.cache_folder)]
         missing = [f for f in findings if f.state == "missing"]
         if shared.format == "json":
             body = [{"topic": f.topic, "fact": f.fact, "state": f.state, "remedy": f.remedy} for f in findings]
@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
         return EXITS["environment"] if missing else 0
 
 
-def _print_trust(path: Path, shared: Shared) -> int:
+def _print_trust(path: Path, shared: SharedFlags) -> int:
     """Print every check of an artifact; the exit code of a broken environment where one fails."""
     from ...artifacts.trust import all_trust_checks
 
@@ -83,7 +83,7 @@ def _print_trust(path: Path, shared: Shared) -> int:
     return EXITS["environment"] if has_failure else 0
 
 
-def _measure_and_store_speeds(shared: Shared) -> int:
+def _measure_and_store_speeds(shared: SharedFlags) -> int:
     """Measure what plans estimate from, keep it, and say it."""
     import torch
 
@@ -115,7 +115,7 @@ def _measure_and_store_speeds(shared: Shared) -> int:
     return 0
 
 
-def _print_support_matrix(shared: Shared) -> int:
+def _print_support_matrix(shared: SharedFlags) -> int:
     """The matrix that the test run left, and every sentence that refused something."""
     from ...core.architectures import parse_architecture_matrix
 
@@ -134,7 +134,7 @@ def _print_support_matrix(shared: Shared) -> int:
     return 0
 
 
-def _print_findings(findings: list[Finding], missing: list[Finding], shared: Shared) -> None:
+def _print_findings(findings: list[Finding], missing: list[Finding], shared: SharedFlags) -> None:
     screen = shared.screen
     colors = {"ok": "green", "note": "yellow", "missing": "red"}
     width = max(len(f.topic) for f in findings)
@@ -148,7 +148,7 @@ def _print_findings(findings: list[Finding], missing: list[Finding], shared: Sha
     screen.note("" if not missing else f"{count_text(len(missing), 'required thing')} missing")
 
 
-def plugins() -> list[Finding]:
+def plugin_findings() -> list[Finding]:
     """Installed packages with plug-ins: their code runs with effc's rights."""
     from ...plugin.plugin_packages import bad_plugin, packages
 
@@ -200,9 +200,9 @@ def machine_findings() -> list[Finding]:
 
 def kernel_finding() -> Finding:
     """Whether the native kernels are there, at which level of instruction sets they run, and why at that."""
-    from ....kernels.levels import NoSuchLevel, active_level_reason, library
+    from ....kernels.levels import NoSuchLevel, active_level_reason, load_library
 
-    if library() is None:
+    if load_library() is None:
         return Finding(
             "kernels",
             "not compiled, or by an older effc; torch is used instead",

@@ -14,7 +14,7 @@ from ...core.json_errors import is_out_of_memory
 from .interrupt import SENTENCE
 
 if TYPE_CHECKING:
-    from .flags import Shared
+    from .flags import SharedFlags
 
 UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
@@ -96,7 +96,7 @@ _FULL = ("No space left on device", "os error 28")
 class VerbException(Exception):
     """Brings an exception out of a verb past typer, with the flags of that verb."""
 
-    def __init__(self, error: BaseException, shared: "Shared | None"):
+    def __init__(self, error: BaseException, shared: "SharedFlags | None"):
         super().__init__(str(error))
         self.error, self.shared = error, shared
 

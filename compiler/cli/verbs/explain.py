@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 from .help_sections import SECTIONS
 
 _name = typer.Argument(
@@ -16,7 +16,7 @@ _name = typer.Argument(
 
 def register(app: typer.Typer) -> None:
     @make_verb(app)
-    def explain(name: Annotated[str, _name], shared: Shared) -> None:
+    def explain(name: Annotated[str, _name], shared: SharedFlags) -> None:
         """Explain a word of recipes, or a diagnostic by its slug."""
         from ....dsl.syntax.diagnostics import Reject
         from ..explain import explain_page

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ...apps.federation.deployment import Deployment
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(group, name="up", flag_panels=("cache",), signed_arguments=("folder",))
     def start(
         folder: Annotated[Path, _app],
-        shared: Shared,
+        shared: SharedFlags,
         data: Annotated[list[Path], _data] = (),  # type: ignore[assignment]
         port: Annotated[int, _port] = 0,
         wait: Annotated[bool, _wait] = False,
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
         return shared.screen.note(f"effc federate status {quote(str(folder.resolve()))}")
 
     @make_verb(group, name="status")
-    def watch(folder: Annotated[Path, _app], shared: Shared, wait: Annotated[bool, _wait] = False) -> None:
+    def watch(folder: Annotated[Path, _app], shared: SharedFlags, wait: Annotated[bool, _wait] = False) -> None:
         """Say how the run goes and which processes live; the exit code is that of a run that is over."""
         from ...apps.federation.deployment import read_deployment
 
@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
         return _until_over(deployment, shared) if wait else _print_status(deployment, shared)
 
     @make_verb(group, name="down")
-    def stop(folder: Annotated[Path, _app], shared: Shared) -> None:
+    def stop(folder: Annotated[Path, _app], shared: SharedFlags) -> None:
         """End the deployment's processes; logs, checkpoints and results stay."""
         from ...apps.federation.deployment import read_deployment, stop_deployment
 
@@ -66,9 +66,9 @@ def register(app: typer.Typer) -> None:
         return shared.screen.note(f"ended {', '.join(names) or 'nothing'}; results and logs are in {deployment.folder}")
 
 
-def _start_federation(folder: Path, shared: Shared, data: Sequence[Path], port: int) -> "Deployment":
+def _start_federation(folder: Path, shared: SharedFlags, data: Sequence[Path], port: int) -> "Deployment":
     from ...apps.federation.app import PACKAGE
-    from ...apps.federation.declaration import NAME, check_base, read_declaration
+    from ...apps.federation.declaration import NAME, read_declaration, refuse_other_base
     from ...apps.federation.deployment import flower_command_folder, start_deployment
     from ...apps.federation.generated_code import refuse_foreign_code
     from ...apps.federation.simulated_run import recipe_folder
@@ -80,7 +80,7 @@ def _start_federation(folder: Path, shared: Shared, data: Sequence[Path], port: 
     declared = read_declaration(folder / PACKAGE / NAME)
     if not shared.trust_remote_code:
         refuse_foreign_code(folder, declared)
-    check_base(declared, folder / declared.folder, shared.cache_folder)
+    refuse_other_base(declared, folder / declared.folder, shared.cache_folder)
     common = folder if data else recipe_folder(folder)
     deployment = start_deployment(folder, declared, target, common, list(data), shared.cache_folder, port)
     shared.screen.note(f"run {deployment.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{deployment.port}")
@@ -96,7 +96,7 @@ def deployment_folder(app: Path) -> Path:
     return folder
 
 
-def _until_over(deployment: "Deployment", shared: Shared) -> None:
+def _until_over(deployment: "Deployment", shared: SharedFlags) -> None:
     from ...apps.federation.deployment import run_status
 
     while not deployment.broken and not run_status(deployment)[0].startswith("finished"):
@@ -104,7 +104,7 @@ def _until_over(deployment: "Deployment", shared: Shared) -> None:
     _print_status(deployment, shared)
 
 
-def _print_status(deployment: "Deployment", shared: Shared) -> None:
+def _print_status(deployment: "Deployment", shared: SharedFlags) -> None:
     from ...apps.federation.deployment import deployment_failed, run_status
     from ...apps.federation.processes import last_log_line
 

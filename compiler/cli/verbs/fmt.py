@@ -10,7 +10,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic, Reject
 from ....dsl.syntax.source import Source
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.syntax import ast
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app)
     def fmt(
         files: Annotated[list[Path], _files],
-        shared: Shared,
+        shared: SharedFlags,
         check: Annotated[bool, _check] = False,
         diff: Annotated[bool, _diff] = False,
         to: Annotated[str | None, _to] = None,
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         return _print_fmt_summary(files, changed, shared, check, diff)
 
 
-def _print_converted(form: str, files: list[Path], shared: Shared, has_options: bool) -> int:
+def _print_converted(form: str, files: list[Path], shared: SharedFlags, has_options: bool) -> int:
     """Print one recipe to stdout, as text or as JSON."""
     if form not in ("effspec", "json"):
         raise typer.BadParameter(f"`--to {form}` is not known here: effspec, json")
@@ -105,7 +105,9 @@ def formatted(path: Path) -> tuple[Source, str]:
     return source, format_source(source)
 
 
-def _write_or_diff(path: Path, source: Source, after: str, shared: Shared, check_only: bool, show_diff: bool) -> None:
+def _write_or_diff(
+    path: Path, source: Source, after: str, shared: SharedFlags, check_only: bool, show_diff: bool
+) -> None:
     if show_diff:
         lines = difflib.unified_diff(
             source.text.splitlines(keepends=True), after.splitlines(keepends=True), f"{path}", f"{path} (formatted)"
@@ -119,14 +121,14 @@ def _write_or_diff(path: Path, source: Source, after: str, shared: Shared, check
         write_atomic(path, after.encode())
 
 
-def _colored(text: str, shared: Shared) -> str:
+def _colored(text: str, shared: SharedFlags) -> str:
     styles = {"+": "green", "-": "red", "@": "cyan"}
     lines = [shared.screen.styled(line, styles[line[0]]) if line[:1] in styles else line for line in text.splitlines()]
     return "\n".join(lines) + "\n" if lines else ""
 
 
 def _print_fmt_summary(
-    files: list[Path], changed: list[Path], shared: Shared, check_only: bool, show_diff: bool
+    files: list[Path], changed: list[Path], shared: SharedFlags, check_only: bool, show_diff: bool
 ) -> int:
     from ...core.quantity import count_text
 

@@ -9,7 +9,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Source
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ..importing.steps import Imported
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, "import", flag_panels=())
     def import_(
         file: Annotated[Path, _file],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path | None, _output] = None,
         model: Annotated[str, _model] = "zoo:tiny-llama",
     ) -> None:
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
         if output and output.exists():
             raise Reject(import_there(f"{output} exists", help="name another file with -o"))
         imported = tool.import_recipe(body)
-        text, left = recipe_text(
+        text, left = checked_recipe_and_remarks(
             imported, _model_source_expression(imported.model or model), Path(source.name).name, shared
         )
         if output:
@@ -72,7 +72,9 @@ def _model_source_expression(model: str) -> str:
     return f'hf("./{model}")'
 
 
-def recipe_text(imported: "Imported", model: str, name: str, shared: Shared) -> tuple[str, list[str]]:
+def checked_recipe_and_remarks(
+    imported: "Imported", model: str, name: str, shared: SharedFlags
+) -> tuple[str, list[str]]:
     """The recipe as text, and all that it has no equivalent for."""
     from ....dsl.syntax.format import format_source
 
@@ -122,12 +124,14 @@ def _render_recipe(
     return "\n".join(lines)
 
 
-def _check_errors_of_text(text: str, shared: Shared) -> list[str]:
+def _check_errors_of_text(text: str, shared: SharedFlags) -> list[str]:
     """Errors of a recipe, independent of its model."""
-    from ....dsl.checker.check import check
+    from ....dsl.checker.check import check_recipe_file
     from ....dsl.syntax.parse import parse
 
     parsed = parse(Source("imported.effspec", text))
     session = shared.session(Path("imported.effspec"))
-    diagnostics = check(parsed.file, session.registry.vocabulary, library=session.read_library_module).diagnostics
+    diagnostics = check_recipe_file(
+        parsed.file, session.registry.vocabulary, library=session.read_library_module
+    ).diagnostics
     return [d.message for d in (*parsed.diagnostics, *diagnostics) if d.severity == "error"]

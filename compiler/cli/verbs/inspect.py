@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
         flag_panels=("inputs", "cache", "machine"),
         signed_arguments=("model",),
     )
-    def inspect(model: Annotated[str, _model], shared: Shared, graph: Annotated[str | None, _graph] = None) -> None:
+    def inspect(
+        model: Annotated[str, _model], shared: SharedFlags, graph: Annotated[str | None, _graph] = None
+    ) -> None:
         """Draw a model: modules, shapes, heads, channels, or one layer's program."""
         if shared.format == "dot" and graph is None:
             raise typer.BadParameter("`--format dot` draws one layer: add --graph UNIT")
@@ -65,9 +67,9 @@ def _front_manifest(location: str) -> "Manifest | None":
     return manifest if manifest and manifest.members else None
 
 
-def _print_front_points(front: "Manifest", location: str, graph: str | None, shared: Shared) -> None:
+def _print_front_points(front: "Manifest", location: str, graph: str | None, shared: SharedFlags) -> None:
     """A row for every point and a column for every measure, in the recipe's order."""
-    from ...core.front_chart import svg_chart, text_chart
+    from ...core.front_chart import ascii_scatter_plot, svg_scatter_plot
     from ...core.quantity import measurement_text
 
     if graph is not None:
@@ -85,7 +87,7 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
     names = [metric for metric, *_ in front.members[0]["measures"]][1::-1]
     if shared.format == "svg":
         _need_two(location, names)
-        return shared.screen.answer(svg_chart(marks, *names))
+        return shared.screen.answer(svg_scatter_plot(marks, *names))
     head = ("", "point", *(metric for metric, *_ in front.members[0]["measures"]))
     rows = [
         (str(number), m["name"], *(measurement_text(value, unit) for _, value, unit, _ in m["measures"]))
@@ -96,7 +98,7 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
     if (error := _latency_error(front)) is not None:
         shared.screen.note(f"times were added up from a table, {error:.1%} off at most where whole models were timed")
     if len(names) == 2:
-        shared.screen.note("\n" + text_chart(marks, *names))
+        shared.screen.note("\n" + ascii_scatter_plot(marks, *names))
     return None
 
 
@@ -124,7 +126,7 @@ def _artifact_summary(location: str) -> "ArtifactSummary | None":
     return target_of(folder, manifest[1] if manifest else None).summary(folder)
 
 
-def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None, shared: Shared) -> None:
+def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None, shared: SharedFlags) -> None:
     if graph is not None:
         raise Reject(
             unknown_layer(
@@ -139,7 +141,7 @@ def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None,
     return _print_layer_reductions(location, shared)
 
 
-def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: Shared) -> None:
+def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: SharedFlags) -> None:
     from shutil import get_terminal_size
 
     from ...analysis.planning.drawing import draw_skeleton
@@ -150,7 +152,7 @@ def _print_skeletons(summaries: "list[tuple[str, Skeleton]]", shared: Shared) ->
         shared.screen.answer(draw_skeleton(skeleton, width=width).rstrip("\n"))
 
 
-def _print_layer_reductions(location: str, shared: Shared) -> None:
+def _print_layer_reductions(location: str, shared: SharedFlags) -> None:
     """Draw what each layer of an artifact lost, if anything."""
     from ...analysis.planning.layer_profile import draw_layer_bars
     from ...artifacts.manifest import read_manifest
@@ -166,7 +168,7 @@ def _print_layer_reductions(location: str, shared: Shared) -> None:
             shared.screen.answer("\n" + draw_layer_bars(profile["before"], profile["after"]))
 
 
-def _labelled_skeletons(location: str, shared: Shared) -> "list[tuple[str, Skeleton]]":
+def _labelled_skeletons(location: str, shared: SharedFlags) -> "list[tuple[str, Skeleton]]":
     """The models that a place names: a recipe may have several."""
     from ...analysis.discovery.discover import skeleton_of
     from ...driver.models import is_artifact, resolve_origin
@@ -176,25 +178,25 @@ def _labelled_skeletons(location: str, shared: Shared) -> "list[tuple[str, Skele
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         calls = {c.word + repr(c.args): (n, c) for r in session.recipes() for n, c in r.models.items()}
-        return [(f"{n} = {session.model_origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
+        return [(f"{n} = {session.resolve_model_origin(c).label}", session.skeleton(c)) for n, c in calls.values()]
     if path.is_dir() and is_artifact(path):
         return [(location, skeleton_of(_captured_program(location, shared)))]
     origin = resolve_origin(location, shared.settings())
     return [(origin.label, load_or_discover_skeleton(origin, shared.settings()))]
 
 
-def _first_captured_program(location: str, shared: Shared) -> Any:
+def _first_captured_program(location: str, shared: SharedFlags) -> Any:
     from ...ir.capture.meta_capture import capture_on_meta
 
     path = Path(location)
     if path.is_file() and path.suffix == ".effspec":
         session = shared.session(path)
         first = session.recipes()[0]
-        return capture_on_meta(session.model_origin(next(iter(first.models.values()))))
+        return capture_on_meta(session.resolve_model_origin(next(iter(first.models.values()))))
     return _captured_program(location, shared)
 
 
-def _captured_program(location: str, shared: Shared) -> Any:
+def _captured_program(location: str, shared: SharedFlags) -> Any:
     """The captured program; an artifact is loaded, since its shapes are its own."""
     from ...driver.models import is_artifact, resolve_origin
     from ...ir.capture.meta_capture import capture_on_meta
@@ -207,7 +209,7 @@ def _captured_program(location: str, shared: Shared) -> Any:
     return capture_on_meta(resolve_origin(location, shared.settings()))
 
 
-def _print_graph(program: Any, layer: str, shared: Shared) -> None:
+def _print_graph(program: Any, layer: str, shared: SharedFlags) -> None:
     from ...analysis.planning.drawing import unit_as_code, unit_as_dot
 
     unit = _find_unit(program, layer)

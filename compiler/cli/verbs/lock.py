@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 
 
 def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("inputs", "cache", "machine", "progress"))
-    def lock(recipe: Annotated[Path, _recipe], shared: Shared) -> None:
+    def lock(recipe: Annotated[Path, _recipe], shared: SharedFlags) -> None:
         """Write effspec.lock beside a recipe: hashes of model and data, versions, every default. See --locked."""
         from ...core.quantity import count_text
         from ...driver import api

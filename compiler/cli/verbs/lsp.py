@@ -2,12 +2,12 @@
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 
 def register(app: typer.Typer) -> None:
     @make_verb(app)
-    def lsp(shared: Shared) -> int:
+    def lsp(shared: SharedFlags) -> int:
         """Serve an editor over stdin and stdout; its extension starts this (docs/editor.md)."""
         from ...core.environment import check_modules
 

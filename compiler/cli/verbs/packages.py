@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ...plugin.recipe_packages import Package
@@ -47,7 +47,9 @@ _project = typer.Option("--project", metavar="FOLDER", help="The folder of the r
 
 def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("cache", "machine"))
-    def add(shared: Shared, source: Annotated[str, _source] = "", project: Annotated[Path, _project] = Path()) -> None:
+    def add(
+        shared: SharedFlags, source: Annotated[str, _source] = "", project: Annotated[Path, _project] = Path()
+    ) -> None:
         """Add a recipe package: copy it, and pin it in effspec.lock by the hash of its tree."""
         if source:
             return _print_packages("add", [_copy_and_pin_package(source, project, shared)], shared)
@@ -58,7 +60,9 @@ def register(app: typer.Typer) -> None:
         )
 
     @make_verb(app, flag_panels=("cache", "machine"))
-    def update(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
+    def update(
+        shared: SharedFlags, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()
+    ) -> None:
         """Take what the sources of packages hold now, and pin that."""
         _print_packages(
             "update",
@@ -67,7 +71,9 @@ def register(app: typer.Typer) -> None:
         )
 
     @make_verb(app, flag_panels=("cache",))
-    def vendor(shared: Shared, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()) -> None:
+    def vendor(
+        shared: SharedFlags, name: Annotated[str, _name] = "", project: Annotated[Path, _project] = Path()
+    ) -> None:
         """Copy packages beside the recipes, so that a clone of the project has them."""
         from ...plugin.recipe_packages import VENDORED, copy_package, read_recipe_package
 
@@ -97,7 +103,7 @@ def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]
     from ....dsl.syntax.nearest import nearest_name_help
     from ...plugin import lockfile
 
-    packages = lockfile.read_lock(project)["packages"]
+    packages = lockfile.read_package_lock(project)["packages"]
     if name and name not in packages:
         raise Reject(
             unknown_package(f"the lock has no package `{name}`", help=nearest_name_help(name, packages, "it has"))
@@ -110,7 +116,7 @@ def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]
     return chosen
 
 
-def _copy_and_pin_package(source: str, project: Path, shared: Shared) -> "Package":
+def _copy_and_pin_package(source: str, project: Path, shared: SharedFlags) -> "Package":
     """Copy a package into the cache and write it into the lock."""
     from ...plugin import lockfile
     from ...plugin.recipe_packages import copy_package, installed, read_recipe_package, refuse_paths_outside_package
@@ -121,14 +127,14 @@ def _copy_and_pin_package(source: str, project: Path, shared: Shared) -> "Packag
         into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
         copy_package(package, into)
-    lock = lockfile.read_lock(project)
+    lock = lockfile.read_package_lock(project)
     facts = {"source": source, "version": package.version, "tree": package.tree}
     lock["packages"][package.name] = facts | ({"commit": commit} if commit else {})
     lockfile.write_package_lock(project, lock)
     return package
 
 
-def _fetch_pinned_package(name: str, facts: dict[str, str], project: Path, shared: Shared) -> "Package":
+def _fetch_pinned_package(name: str, facts: dict[str, str], project: Path, shared: SharedFlags) -> "Package":
     """A package as the lock pins it, fetched where this machine lacks it."""
     from ...plugin.recipe_packages import (
         copy_package,
@@ -160,7 +166,7 @@ def _fetch_pinned_package(name: str, facts: dict[str, str], project: Path, share
 
 
 @contextmanager
-def _checked_out_source(source: str, shared: Shared) -> Iterator[tuple[Path, str]]:
+def _checked_out_source(source: str, shared: SharedFlags) -> Iterator[tuple[Path, str]]:
     """The folder of a source, and the commit where it is a repository."""
     if not _GIT.fullmatch(source):
         folder = Path(source).expanduser()
@@ -263,7 +269,7 @@ def _run_git(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-def _print_packages(action: str, packages: "list[Package]", shared: Shared) -> None:
+def _print_packages(action: str, packages: "list[Package]", shared: SharedFlags) -> None:
     if shared.format == "json":
         rows = [{"name": p.name, "version": p.version, "tree": p.tree} for p in packages]
         return shared.screen.answer_json(action, packages=rows)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 _front = typer.Argument(metavar="ARTIFACT", help="What the target `front` wrote.", show_default=False)
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the picked model goes.", show_default=False)
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("machine", "progress"), signed_arguments=("artifact",))
     def pick(
         artifact: Annotated[Path, _front],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path | None, _out] = None,
         point: Annotated[str, _point] = "",
         params: Annotated[str, _params] = "",

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 several_pipelines = Fault(
     "several-pipelines",
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, signed_arguments=("artifacts",))
     def report(
         artifacts: Annotated[list[Path], _artifacts],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path, _output] = Path("report.html"),
     ) -> None:
         """Write one HTML page of an artifact: what it measures, what was cut and how that was decided.

@@ -10,7 +10,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Reject
 from ...driver.models import check_model_path
-from .flags import Shared, finite, knowledge_url, make_verb, mapped_weights
+from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights
 from .pipe_streams import refuse_silence
 from .speech import SafeText
 
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("machine",), signed_arguments=("model", "adapter"))
     def run(
         model: Annotated[str, _model],
-        shared: Shared,
+        shared: SharedFlags,
         prompt: Annotated[str | None, _prompt] = None,
         max_new_tokens: Annotated[int, _length] = 256,
         temperature: Annotated[float, _warmth] = 0.0,
@@ -72,7 +72,7 @@ def register(app: typer.Typer) -> None:
 def _run_chat(
     location: str,
     prompt: str | None,
-    shared: Shared,
+    shared: SharedFlags,
     max_new_tokens: int,
     temperature: float,
     adapters: Sequence[str],
@@ -98,7 +98,7 @@ def _run_chat(
             answer_once(chat_session, prompt, shared)
 
 
-def answer_once(chat_session, prompt: str, shared: Shared) -> None:
+def answer_once(chat_session, prompt: str, shared: SharedFlags) -> None:
     """Answer one prompt: the text to stdout as it comes, or one JSON object."""
     if shared.format == "json":
         reply = chat_session.answer(prompt, lambda text: None)
@@ -126,7 +126,7 @@ def _check_interrupt(reply) -> None:
         raise KeyboardInterrupt
 
 
-def run_chat_loop(chat_session, label: str, shared: Shared) -> None:
+def run_chat_loop(chat_session, label: str, shared: SharedFlags) -> None:
     """A chat: Ctrl-C stops the answer, Ctrl-D ends."""
     from .interrupt import without_forced_exit
 
@@ -157,7 +157,7 @@ def _prompt_mark(styled: str) -> str:
     return re.sub(r"(\x1b\[[0-9;]*m)", "\x01\\1\x02", styled)
 
 
-def _answer_line(chat_session, line: str, shared: Shared) -> None:
+def _answer_line(chat_session, line: str, shared: SharedFlags) -> None:
     speech = SafeText()
     try:
         reply = chat_session.answer(line, lambda text: _write(speech.push(text)))

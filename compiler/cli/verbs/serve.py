@@ -15,7 +15,7 @@ from ...apps.rttc.guided_opening import no_such_role
 from ...core.environment import check_modules
 from ...driver.models import check_model_path
 from .exit_codes import interrupted
-from .flags import Shared, finite, knowledge_url, make_verb, mapped_weights, parse_size
+from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, parse_size
 from .services import Service, guided_service, knowledge_service, model_service
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("machine",), signed_arguments=("model", "adapter"))
     def serve(
         model: Annotated[str, _model],
-        shared: Shared,
+        shared: SharedFlags,
         host: Annotated[str, _host] = "127.0.0.1",
         port: Annotated[int, _port] = 8000,
         name: Annotated[str | None, _name] = None,
@@ -163,7 +163,7 @@ def _keys(key_files: Sequence[str]) -> "Keys":
     return Keys([*key_files, *from_environment])
 
 
-def _log_to(destination: str, shared: Shared) -> "AccessLog":
+def _log_to(destination: str, shared: SharedFlags) -> "AccessLog":
     from ...apps.serving.access_log import open_access_log
 
     return open_access_log("none" if shared.quiet and destination == "-" else destination)
@@ -180,7 +180,7 @@ def _default_name(location: str) -> str:
     return path.parent.name if kind_of(path.name) else path.name
 
 
-def _warn(shared: Shared, host: str, everybody: bool) -> None:
+def _warn(shared: SharedFlags, host: str, everybody: bool) -> None:
     if everybody:
         shared.screen.note(f"warning: everybody who reaches {host} may use the model")
 
@@ -191,7 +191,7 @@ def _make_service_of_location(
     role: str | None,
     knowledge: str | None,
     engine: str,
-    shared: Shared,
+    shared: SharedFlags,
     parallel: int,
     queue: int,
     adapters: Sequence[str],
@@ -222,7 +222,7 @@ def _make_service_of_location(
     return guided_service(location, name, shared, queue, knowledge)
 
 
-def _print_address(shared: Shared, name: str, url: str) -> None:
+def _print_address(shared: SharedFlags, name: str, url: str) -> None:
     if shared.format == "json":
         shared.screen.answer_json("serve", model=name, url=url)
     else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .flags import Shared
+from .flags import SharedFlags
 
 _MAX_CACHE_BYTES = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
 
@@ -23,7 +23,7 @@ class Service:
 def model_service(
     location: str,
     name: str,
-    shared: Shared,
+    shared: SharedFlags,
     parallel: int,
     queue: int,
     adapters: Sequence[str] = (),
@@ -31,7 +31,7 @@ def model_service(
 ) -> Service:
     from ...apps.serving.adapters import copies_with_adapters, parse_adapter_options
     from ...apps.serving.api import Service as Model
-    from ...apps.serving.api import make_application
+    from ...apps.serving.api import make_openai_application
     from ...apps.serving.runner import CachedModel, make_decoder, try_out
     from ...apps.serving.scheduler import Scheduler
     from ...driver.models import model_errors_as_diagnostics, open_model
@@ -51,29 +51,32 @@ def model_service(
         options = {"choose": runner.set_sequence_adapter}
     scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), queue, parallel, **options)
     service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters_by_name))
-    return Service(name, make_application(service), scheduler.metrics.add_answer, scheduler.stop)
+    return Service(name, make_openai_application(service), scheduler.metrics.add_answer, scheduler.stop)
 
 
-def guided_service(location: str, name: str, shared: Shared, queue: int, knowledge: str | None) -> Service:
-    from ...apps.rttc.chat_server import GuidedServer, make_application
+def guided_service(location: str, name: str, shared: SharedFlags, queue: int, knowledge: str | None) -> Service:
+    from ...apps.rttc.chat_server import GuidedServer, make_chat_application
     from ...apps.rttc.guided_opening import open_guided_model
     from ...driver.models import model_errors_as_diagnostics
 
     with model_errors_as_diagnostics(location):
         front = GuidedServer(name, open_guided_model(location, shared.settings(), knowledge), queue)
     return Service(
-        name, make_application(front), lambda path, status, _: front.answers.labels(path, str(status)).inc(), front.stop
+        name,
+        make_chat_application(front),
+        lambda path, status, _: front.answers.labels(path, str(status)).inc(),
+        front.stop,
     )
 
 
-def knowledge_service(location: str, name: str, shared: Shared, engine: str) -> Service:
+def knowledge_service(location: str, name: str, shared: SharedFlags, engine: str) -> Service:
     """The base of a folder, searched by an engine. No model is loaded but a judge or scorer that needs none of the
     client's."""
     from ...apps.rttc.app import EMBEDDER, KNOWLEDGE, REWARD, open_encoder_reward, read_app
     from ...apps.rttc.app_folder import NAME
     from ...apps.rttc.embedder import open_folder_embedder
     from ...apps.rttc.knowledge import open_knowledge_base
-    from ...apps.rttc.knowledge_server import KnowledgeService, make_application
+    from ...apps.rttc.knowledge_server import KnowledgeService, make_knowledge_application
     from ...apps.rttc.reward import Judge
     from ...artifacts.manifest import read_manifest, verify_files
 
@@ -89,7 +92,7 @@ def knowledge_service(location: str, name: str, shared: Shared, engine: str) -> 
     library = KnowledgeService(open_knowledge_base(folder / KNOWLEDGE).searched_by(engine), app.selection, reward)
     return Service(
         name,
-        make_application(library),
+        make_knowledge_application(library),
         lambda path, status, _: library.answers.labels(path, str(status)).inc(),
         lambda: None,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 _folder = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
 _key = typer.Option("--key", metavar="FILE", help="The secret key to sign with.", show_default=False)
@@ -26,7 +26,7 @@ _note = typer.Option("--note", metavar="TEXT", help="A word that is signed too."
 def register(app: typer.Typer) -> None:
     @make_verb(app)
     def sign(
-        shared: Shared,
+        shared: SharedFlags,
         artifact: Annotated[Path | None, _folder] = None,
         key: Annotated[Path | None, _key] = None,
         new_key: Annotated[Path | None, _new] = None,
@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
         return _print_signer(shared, "signed", sign_artifact(artifact, key, note).key, artifact)
 
 
-def _print_signer(shared: Shared, outcome: str, key: str, path: Path) -> None:
+def _print_signer(shared: SharedFlags, outcome: str, key: str, path: Path) -> None:
     if shared.format == "json":
         shared.screen.answer_json("sign", outcome=outcome, key=key, path=str(path))
     elif outcome == "made":

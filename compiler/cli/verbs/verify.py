@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ...artifacts.manifest import Manifest
@@ -22,7 +22,11 @@ _key = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @make_verb(app)
-    def verify(artifact: Annotated[Path, _folder], shared: Shared, verify_key: Annotated[list[str], _key] = ()) -> None:  # type: ignore[assignment]
+    def verify(
+        artifact: Annotated[Path, _folder],
+        shared: SharedFlags,
+        verify_key: Annotated[list[str], _key] = (),  # type: ignore[assignment]
+    ) -> None:
         """Check an artifact: hashes of all files, what each form holds, that weights are numbers, and signatures.
 
         Nothing of it is run."""
@@ -55,11 +59,11 @@ def register(app: typer.Typer) -> None:
 def check_artifact_files(artifact: Path, manifest: "Manifest", cache: Path) -> list[str]:
     """The forms of an artifact. Raises Reject for what loading one, or running the artifact, would refuse of its files;
     `effc doctor --trust` reads them by this, too."""
-    from ...artifacts.finite_weights import check_finite
-    from ...artifacts.form_checks import check_forms
+    from ...artifacts.finite_weights import refuse_non_finite_weights
+    from ...artifacts.form_checks import check_present_forms
     from ...artifacts.load import target_class
 
-    forms = check_forms(artifact, manifest)
-    check_finite(artifact, manifest)
+    forms = check_present_forms(artifact, manifest)
+    refuse_non_finite_weights(artifact, manifest)
     target_class(manifest.kind).check_artifact(artifact, cache)
     return forms

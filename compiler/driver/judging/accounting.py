@@ -110,7 +110,7 @@ class RecordedLogits:
             self.programs[member] = _logits(model, self.text), _bytes(model)
         return lambda form, logits: self.forms.append((form, logits.flatten(0, 1)))
 
-    def divergence_rows(self) -> tuple[Account, ...]:
+    def make_accounts(self) -> tuple[Account, ...]:
         if self.accounting.base is None or not self.forms:
             return ()
         rows = [self.accounting.make_account(ORIGINAL, self.accounting.base, self.accounting.bytes)]

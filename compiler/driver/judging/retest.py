@@ -115,7 +115,7 @@ def _stale_diagnostics(path: Path, emit: Emit, plan: "Plan") -> Iterator[Diagnos
     from ...artifacts.manifest import read_manifest
 
     done = [(s["name"], s["word"], s["args"]) for s in read_manifest(path).steps]
-    for then, step in zip_longest(done, plan.pipeline.ancestors(emit.source)):
+    for then, step in zip_longest(done, plan.pipeline.step_and_ancestors(emit.source)):
         if step is None or then != (step.name, step.call.word, to_jsonable(step.call.args)):
             message = f"`{step.name}` is another now" if step else f"`{then[0]}` is gone"
             yield stale_artifact(
@@ -148,7 +148,7 @@ def recipe_and_params(path: Path, recipe: Path | None) -> tuple[Path, dict[str, 
     return file, params_set_at_compile(manifest)
 
 
-def test_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> list[Tested]:
+def remeasure_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") -> list[Tested]:
     """Measure one artifact against the bounds of the recipe that it was compiled from."""
     from ...artifacts.manifest import read_manifest
 
@@ -302,8 +302,8 @@ def _around(path: Path) -> Iterator[Path]:
 def params_set_at_compile(manifest: "Manifest") -> dict[str, Any]:
     """The params that the artifact was compiled with, as `--set` would say them; not those of a matrix."""
     from ....dsl.checker.value_text import plain
-    from ....dsl.checker.values import from_json
+    from ....dsl.checker.values import value_from_json
 
     swept = {pair.partition("=")[0].strip() for pair in str(manifest.recipe.get("variant", "")).split(",")}
     params = manifest.recipe.get("params", {})
-    return {name: plain(from_json(value)) for name, value in params.items() if name not in swept}
+    return {name: plain(value_from_json(value)) for name, value in params.items() if name not in swept}

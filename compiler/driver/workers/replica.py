@@ -93,7 +93,7 @@ class Replica(TaskSource):
             self.description = message["about"]
             try:
                 with ExitStack() as stack:
-                    _run(json.loads(self.description), self, stack)
+                    _run_pass_as_worker(json.loads(self.description), self, stack)
                 raise WorkerMismatch(f"step {json.loads(self.description)['name']} asks no worker")
             except _Dismissed:
                 continue
@@ -107,7 +107,7 @@ class Replica(TaskSource):
             self.reply(json.dumps(answer))
 
 
-def _run(step: Mapping[str, Any], task_source: TaskSource, stack: ExitStack) -> None:
+def _run_pass_as_worker(step: Mapping[str, Any], task_source: TaskSource, stack: ExitStack) -> None:
     """Run a step's pass, which asks `task_source` for what to do."""
     _refuse_unshared_cache(step)
     os.environ.update(step["environment"])
@@ -116,7 +116,7 @@ def _run(step: Mapping[str, Any], task_source: TaskSource, stack: ExitStack) -> 
     outcome = build.load_outcome(stage.source)
     settings = replace(opened.settings, max_memory=anonymous_memory_of_process() + available() // max(1, step["size"]))
     workdir = _copy_scratch(Path(step["scratch"]), stack)
-    ctx: Context = replace(build.context(stage), settings=settings, workdir=workdir, task_source=task_source)
+    ctx: Context = replace(build.step_context(stage), settings=settings, workdir=workdir, task_source=task_source)
     with with_profile_threads(named(stage.call), ctx):
         ctx.registry.make("pass", stage.call).result_of(outcome, ctx)
 

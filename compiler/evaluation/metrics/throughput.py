@@ -7,7 +7,7 @@ from torch import nn
 from ...plugin.clock import Clock
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
-from ..timing import decode_step, measure_single
+from ..timing import make_decode_step, measure_single
 
 
 class Throughput(Metric):
@@ -33,7 +33,7 @@ class Throughput(Metric):
 
     def clock(self, model: nn.Module) -> Clock:
         return Clock(
-            decode_step(model, self.prompt, self.batch),
+            make_decode_step(model, self.prompt, self.batch),
             self.steps,
             lambda seconds: self.batch * len(seconds) / sum(seconds),
         )

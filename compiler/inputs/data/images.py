@@ -5,7 +5,7 @@ from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.nearest import nearest_name_help
-from ...models.checkpoints.safetensors_header import read_header
+from ...models.checkpoints.safetensors_header import read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import bad_record, no_field
@@ -57,7 +57,7 @@ class Images(Data):
         from safetensors import safe_open
 
         (path,) = find_files(self.path, ctx.folder)
-        slots = read_header(path).slots
+        slots = read_safetensors_header(path).slots
         if name not in slots:
             raise Reject(no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")))
         slot = slots[name]

@@ -7,7 +7,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import digest
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ...plugin.row_checks import bad_rows, check_rows
+from ...plugin.row_checks import bad_rows, refuse_rows_beyond_model
 
 TOKENS = "input_ids"  # the main input of models that read
 
@@ -38,7 +38,7 @@ class Synthetic(Data):
             return iter(torch.randint(words, (self.count, self.length), generator=generator))
         numbers = torch.randn(self.count, *ahead, generator=generator)
         ids = torch.randint(words, (self.count, self.length), generator=generator)
-        check_rows(ids, "synthetic", ctx.origin)
+        refuse_rows_beyond_model(ids, "synthetic", ctx.origin)
         return iter(torch.cat([numbers, ids.float()], dim=1))
 
     def identity(self, ctx: Context) -> str:

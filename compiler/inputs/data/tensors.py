@@ -6,10 +6,10 @@ from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.nearest import nearest_name_help
-from ...models.checkpoints.safetensors_header import Header, read_header
+from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ...plugin.row_checks import check_rows
+from ...plugin.row_checks import refuse_rows_beyond_model
 from ..records import bad_record, no_field
 from ..windows import choose_rows, content_identity, find_files
 
@@ -39,14 +39,14 @@ class Tensors(Data):
         from ...models.rows.packed_inputs import packed
 
         (path,) = find_files(self.path, ctx.folder)
-        header, expected = read_header(path), _input_shapes(ctx)
+        header, expected = read_safetensors_header(path), _input_shapes(ctx)
         names = _checked_tensor_names(header, expected, path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in names}
         for name, values in tensors.items():
             _refuse_unfit_values(name, values, expected[name], path)
             if expected[name] is None:
-                check_rows(values.long(), name, ctx.origin)
+                refuse_rows_beyond_model(values.long(), name, ctx.origin)
         if len({len(x) for x in tensors.values()}) > 1:
             counts = ", ".join(f"`{name}` {len(x)}" for name, x in tensors.items())
             raise Reject(bad_record(f"the tensors of {path} have different numbers of rows: {counts}"))

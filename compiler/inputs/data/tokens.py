@@ -6,7 +6,7 @@ from typing import Any
 
 from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.nearest import nearest_name_help
-from ...models.checkpoints.safetensors_header import Header, read_header
+from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ...plugin.row_checks import bad_rows
@@ -38,7 +38,7 @@ class Tokens(Data):
         from safetensors import safe_open
 
         (path,) = find_files(self.path, ctx.folder)
-        header = read_header(path)
+        header = read_safetensors_header(path)
         name = self._resolve_tensor_name(header, path)
         slot = header.slots[name]
         if slot.dtype not in INTEGERS or len(slot.shape) != 2:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.source_file import other_kind
+from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import digest, write_atomic_if_permitted
 from ...core.environment import check_modules
 from ...core.hashes import cached_file_hash
@@ -64,7 +64,7 @@ class Gguf(Source):
         check_modules(self.requires, self.extra, "model source gguf")
         path = ctx.folder / Path(self.path).expanduser()
         label = f'gguf("{self.path}")'
-        if kind := other_kind(path):
+        if kind := irregular_kind_of_path(path):
             raise Reject(no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file"))
         if not os.path.isfile(path):
             raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
@@ -198,7 +198,11 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
     from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ...models.checkpoints.checkpoint import check_finite, refuse_mismatched_weights, without_library_logs
+    from ...models.checkpoints.checkpoint import (
+        refuse_mismatched_weights,
+        refuse_non_finite_parameters,
+        without_library_logs,
+    )
     from ...models.checkpoints.tokenizer import tokenizer_panics_as_diagnostics
 
     try:
@@ -214,7 +218,7 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
             raise
         raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
     refuse_mismatched_weights(info, label)
-    check_finite(model, label)
+    refuse_non_finite_parameters(model, label)
     save_model(model, str(destination / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.source_file import other_kind
+from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import digest
 from ...core.json_errors import describe_json_error, first_line
 from ...core.safe_read import CONFIG, read_json
@@ -52,7 +52,7 @@ class Module(Source):
                 user_module(f"{label} does not name a file and a function", help='write it as "./file.py:make"')
             )
         file = ctx.folder / Path(name).expanduser()
-        if kind := other_kind(file):
+        if kind := irregular_kind_of_path(file):
             raise Reject(user_module(f"{label}: {file} is {kind}, where a file is needed", help="name a file"))
         if not os.path.isfile(file):
             raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
@@ -110,8 +110,8 @@ def _run_user_function(file: Path, function: str, config: dict | None, seed: int
 
 
 def _load(make: "Callable[[], nn.Module]", label: str) -> "nn.Module":
-    from ...models.checkpoints.checkpoint import check_finite
+    from ...models.checkpoints.checkpoint import refuse_non_finite_parameters
 
     module = make()
-    check_finite(module, label)
+    refuse_non_finite_parameters(module, label)
     return module

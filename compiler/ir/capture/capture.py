@@ -39,7 +39,7 @@ from .first_calls import (
 from .patches import patch_module_calls
 from .refresh import refresh_metadata
 from .sample import masks_without_data, sample_inputs
-from .trace import Trace, trace
+from .trace import Trace, trace_forward
 
 _TAKE_NONE = ("scaled_dot_product_attention",)
 _RETRIES = 8  # how many modules of one unit may turn out opaque before the unit is given up
@@ -201,7 +201,7 @@ def _trace_until_consistent(
         try:
             for call in (call for call in calls if not call.plain):
                 traces.append(
-                    trace(
+                    trace_forward(
                         layer,
                         _arguments(call, calls[0]),
                         calls[0].statics,

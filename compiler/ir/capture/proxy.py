@@ -46,7 +46,7 @@ class Value(fx.Proxy):
             return UncachedFlags() if name == "is_updated" else CacheHalf(self, crossed=name == "cross_attention_cache")
         member = getattr(value, name)  # an AttributeError here is what the running model would raise
         if isinstance(value, Cache) and callable(member):
-            return self.tracer.cache_method(self, name)
+            return self.tracer.traced_cache_method(self, name)
         return Method(self, name) if callable(member) else member
 
     def read(self, name: str) -> Any:
@@ -73,7 +73,7 @@ class Value(fx.Proxy):
         return len(self.value)
 
     def __contains__(self, item: Any) -> bool:
-        return self.tracer.unwrap(item) in self.plain()
+        return self.tracer.concrete_values(item) in self.plain()
 
     def __bool__(self) -> bool:
         return bool(self.plain())
@@ -127,7 +127,7 @@ def _define_comparison(name: str) -> None:
     def answer(self: Value, other: Any) -> Any:
         if isinstance(self.value, torch.Tensor) or isinstance(getattr(other, "value", None), torch.Tensor):
             return self.tracer.create_proxy("call_function", compare, (self, other), {})
-        return compare(self.value, self.tracer.unwrap(other))
+        return compare(self.value, self.tracer.concrete_values(other))
 
     setattr(Value, f"__{name}__", answer)
 

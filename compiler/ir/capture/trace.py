@@ -77,7 +77,7 @@ class Tracer(TracerBase):
 
     # -- values ----------------------------------------------------------------------------------------------
 
-    def unwrap(self, tree: Any) -> Any:
+    def concrete_values(self, tree: Any) -> Any:
         """The concrete values in a tree of arguments."""
         if isinstance(tree, Value):
             return tree.value
@@ -86,15 +86,17 @@ class Tracer(TracerBase):
         if isinstance(tree, LayerIndex):
             return tree.value
         if isinstance(tree, slice):
-            return slice(self.unwrap(tree.start), self.unwrap(tree.stop), self.unwrap(tree.step))
+            return slice(
+                self.concrete_values(tree.start), self.concrete_values(tree.stop), self.concrete_values(tree.step)
+            )
         if type(tree) in (tuple, list, torch.Size):
-            return (list if type(tree) is list else tuple)(map(self.unwrap, tree))
+            return (list if type(tree) is list else tuple)(map(self.concrete_values, tree))
         if type(tree) is dict:
-            return {key: self.unwrap(value) for key, value in tree.items()}
+            return {key: self.concrete_values(value) for key, value in tree.items()}
         return tree
 
-    def execute(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = self.unwrap(args), self.unwrap(kwargs)
+    def run_untraced(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = self.concrete_values(args), self.concrete_values(kwargs)
         with self.off():
             if kind == "call_function":
                 return target(*args, **kwargs)
@@ -129,16 +131,16 @@ class Tracer(TracerBase):
             kwargs = {**kwargs, "training": self.attribute(path, kwargs["training"])}
         if target in _ADDS and len(args) == 2 and any(map(self.may_be_none, args)):
             target, args = leaves.masked, args if self.may_be_none(args[1]) else args[::-1]
-        value = self.execute(kind, target, args, kwargs)
+        value = self.run_untraced(kind, target, args, kwargs)
         if isinstance(value, _PLAIN) and target is not operator.setitem:
             return value
-        return self.record(kind, target, args, kwargs, value)
+        return self.record_node(kind, target, args, kwargs, value)
 
     def may_be_none(self, value: Any) -> bool:
         """Whether a value is an argument that isn't given in some calls."""
         return isinstance(value, Value) and value.node.op == "placeholder" and value.node.target in self.optional
 
-    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Value:
+    def record_node(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Value:
         if not isinstance(value, _RESULTS):
             raise Uncapturable(f"`{getattr(target, '__name__', target)}` gives a {type(value).__name__}")
         ints: list[tuple[str, int, str]] = []
@@ -204,7 +206,7 @@ class Tracer(TracerBase):
     def attribute(self, path: str, value: Any) -> Value:
         """The read of a module, tensor, config or layer index of the tree."""
         if path not in self.reads:
-            self.reads[path] = self.record("get_attr", path, (), {}, value)
+            self.reads[path] = self.record_node("get_attr", path, (), {}, value)
         return self.reads[path]
 
     # -- calls -----------------------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ class Tracer(TracerBase):
         finally:
             self.stack.pop()
 
-    def cache_method(self, cache: Value, name: str) -> Callable[..., Any]:
+    def traced_cache_method(self, cache: Value, name: str) -> Callable[..., Any]:
         if name == "update":
             # Whatever else is passed is for caches that this library release doesn't have.
             return lambda k, v, layer_idx, *_, **__: leaves.cache_update(cache, k, v, layer_idx)
@@ -237,7 +239,7 @@ class Tracer(TracerBase):
         return Method(cache, name)
 
 
-def trace(
+def trace_forward(
     root: nn.Module,
     arguments: Mapping[str, Any],
     constant_arguments: Mapping[str, Any],

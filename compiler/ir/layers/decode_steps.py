@@ -75,7 +75,11 @@ def _full_forward_and_prove_step(call: "Call", states: tuple[Tensor, Tensor]) ->
     copies = [state.clone() for state in states]
     expected = call.full_result()
     _proven[call.mixer] = next(
-        (step for step in (selective, ssd) if _step_matches(step, call.mixer, call.hidden, copies, expected, states)),
+        (
+            step
+            for step in (selective_step, ssd_step)
+            if _step_matches(step, call.mixer, call.hidden, copies, expected, states)
+        ),
         None,
     )
     return expected
@@ -118,7 +122,7 @@ def allclose(actual: Tensor, expected: Tensor) -> bool:
 # -- the two families ----------------------------------------------------------------------------------------
 
 
-def selective(mixer: Selective, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
+def selective_step(mixer: Selective, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
     """Mamba-1: hidden [b, 1, w], seen [b, c, k], state [b, c, n] -> [b, 1, w]."""
     channels, n = state.shape[1:]
     both = _product(mixer.in_proj, hidden[:, 0])  # [b, 2 c]
@@ -132,7 +136,7 @@ def selective(mixer: Selective, hidden: Tensor, window: Tensor, state: Tensor) -
     return _product(mixer.out_proj, y)[:, None]
 
 
-def ssd(mixer: Ssd, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
+def ssd_step(mixer: Ssd, hidden: Tensor, window: Tensor, state: Tensor) -> Tensor:
     """Mamba-2: hidden [b, 1, w], seen [b, c, k], state [b, h, p, n] -> [b, 1, w]."""
     (batch, heads, p, n), channels = state.shape, window.shape[1]
     inner = heads * p

@@ -29,7 +29,7 @@ def use_mixer_kernels(model: nn.Module, *, only_marked: bool = False) -> list[st
 
     only_marked   only those that carry `MARK`
     """
-    if levels.library() is None:
+    if levels.load_library() is None:
         return []
     paths = [path for path in mixers_in(model) if not only_marked or is_marked(model, path)]
     for path in paths:

@@ -51,7 +51,7 @@ class KernelLinear(nn.Module):
         return cls(kernel, weight.shape[1], weight.shape[0], packed, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return LINEARS[self.kernel].call(x, self.packed, self.bias, self.out_features)
+        return LINEARS[self.kernel].call_op_or_kernel(x, self.packed, self.bias, self.out_features)
 
     def extra_repr(self) -> str:
         return f"{self.kernel}, in_features={self.in_features}, out_features={self.out_features}"
@@ -83,7 +83,7 @@ class KernelLinear(nn.Module):
 
         Raises `KernelError`. A file is mapped in small pages, which cost a quarter of the bandwidth.
         """
-        packed = packing.adopt(self.kernel, self.packed, self.out_features)
+        packed = packing.checked_aligned_copy(self.kernel, self.packed, self.out_features)
         inputs = packing.facts(packed).k
         if inputs != self.in_features:
             raise KernelError(

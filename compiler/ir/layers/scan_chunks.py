@@ -48,7 +48,9 @@ def scan_in_chunks_or_whole(call: "Call") -> Any:
     if mixer not in _proven:
         first = call.hidden[:, :LEAST]
         expected = call.forward(mixer, first)
-        _proven[mixer] = next((f for f in (selective, ssd) if _chunk_matches(f, mixer, first, expected)), None)
+        _proven[mixer] = next(
+            (f for f in (selective_chunk, ssd_chunk) if _chunk_matches(f, mixer, first, expected)), None
+        )
     family = _proven[mixer]
     if family is None:
         return call.full_result()
@@ -105,7 +107,7 @@ def scan_in_chunks(
 # -- the two families ----------------------------------------------------------------------------------------
 
 
-def selective(
+def selective_chunk(
     mixer: Selective, hidden: Tensor, mask: Tensor | None, initial_state: ChunkState
 ) -> tuple[Tensor, ChunkState]:
     """Mamba-1: hidden [b, t, w] -> [b, t, w]; the state is [b, c, n]."""
@@ -122,7 +124,7 @@ def selective(
     return mixer.out_proj(y.mT), ChunkState(window, state)
 
 
-def ssd(mixer: Ssd, hidden: Tensor, mask: Tensor | None, initial_state: ChunkState) -> tuple[Tensor, ChunkState]:
+def ssd_chunk(mixer: Ssd, hidden: Tensor, mask: Tensor | None, initial_state: ChunkState) -> tuple[Tensor, ChunkState]:
     """Mamba-2: hidden [b, t, w] -> [b, t, w]; the state is [b, h, p, n]."""
     heads, groups, inner = mixer.num_heads, mixer.n_groups, mixer.num_heads * mixer.head_dim
     channels = initial_state.window.shape[1]

@@ -130,12 +130,12 @@ def config_and_model_class(
     config: Mapping[str, Any],
 ) -> "tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]":
     """The config object and the model class; causal language models where `architectures` is silent."""
-    from ....dsl.syntax.nearest import nearest
+    from ....dsl.syntax.nearest import nearest_name
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     model_type = config["model_type"]
     if model_type not in known:
-        closest = nearest(model_type, list(known))
+        closest = nearest_name(model_type, list(known))
         raise Reject(
             unknown_architecture(
                 f"transformers {transformers.__version__} does not know the model type `{model_type}`",
@@ -249,7 +249,7 @@ def load_checked_model(
     """
     module, info = _load_model_and_loading_info(folder, config, dtype, weights, trusted)
     refuse_mismatched_weights(info, label)
-    check_finite(module, label)
+    refuse_non_finite_parameters(module, label)
     return module.eval()
 
 
@@ -346,7 +346,7 @@ def _extra_keys(items: list) -> str:
 
 
 @torch.no_grad()
-def check_finite(module: nn.Module, label: str) -> None:
+def refuse_non_finite_parameters(module: nn.Module, label: str) -> None:
     """Reject NaN or infinite weights; one pass without a temporary: the extremes of a tensor show them."""
     broken = [
         name

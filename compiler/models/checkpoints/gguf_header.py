@@ -45,10 +45,10 @@ def check_gguf_header(path: Path) -> None:
     Other readers believe what a file says, and count to 2**63.
     """
     with path.open("rb") as file:
-        read_header(Reader(file.read(MAX_HEADER)))
+        read_gguf_header(Reader(file.read(MAX_HEADER)))
 
 
-def read_header(reader: Reader) -> tuple[dict[str, Any], list[tuple[str, int, tuple[int, ...], int]]]:
+def read_gguf_header(reader: Reader) -> tuple[dict[str, Any], list[tuple[str, int, tuple[int, ...], int]]]:
     if reader.take(4) != b"GGUF" or reader.number(4) not in (2, 3):
         raise ValueError("it does not begin as GGUF does")
     tensors, keys = reader.number(10), reader.number(10)

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.source_file import other_kind
+from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import digest
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, TOKENIZER, read_json, refuse_irregular_file
@@ -72,7 +72,7 @@ SLOW_FLOAT16 = (
 def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, help: str = "") -> Origin:
     """The origin of a local folder. `dtype` "auto" keeps what the files hold."""
     if not os.path.isdir(folder):  # false of a name that is too long for the system, too
-        message = f"{folder} is {other_kind(folder) or 'a file'}, where a folder is needed"
+        message = f"{folder} is {irregular_kind_of_path(folder) or 'a file'}, where a folder is needed"
         message = message if os.path.exists(folder) else f"there is no folder {folder}"
         raise Reject(no_model(f"{label}: {message}", help=help))
     for name in ("config.json", *COMPANIONS):
@@ -124,7 +124,7 @@ def no_tokenizer() -> None:
 def read_model_config(path: Path, label: str) -> dict[str, Any]:
     """config.json as it is, checked to be an object that says what the model is."""
     if not os.path.isfile(path):
-        kind = other_kind(path)
+        kind = irregular_kind_of_path(path)
         message = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
         raise Reject(no_model(f"{label}: {message}", help=missing_weights_hint(path.parent)))
     try:

@@ -73,7 +73,7 @@ class Header:
     begin: int  # offset of the first tensor byte in the file
 
 
-def read_header(path: Path) -> Header:
+def read_safetensors_header(path: Path) -> Header:
     """The header of a file, or `Reject`: its length, its JSON, and that tensors cover the file exactly."""
     refuse_irregular_file(path)
     size = path.stat().st_size

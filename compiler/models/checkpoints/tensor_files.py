@@ -58,7 +58,7 @@ class Piece:
         return Piece(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def write_tensors(folder: Path, tensors: Iterable[Piece], shard_bytes: int) -> None:
+def write_safetensors_files(folder: Path, tensors: Iterable[Piece], shard_bytes: int) -> None:
     """Write tensors to one safetensors file, or to shards and their index as transformers reads them. A tensor is never
     split."""
     shards = _split_into_shards(list(tensors), shard_bytes)

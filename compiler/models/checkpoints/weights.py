@@ -9,7 +9,7 @@ from pathlib import Path
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import MALFORMED, MANIFEST, read_json
-from .safetensors_header import FLOATS, Header, damaged_weights, read_header
+from .safetensors_header import FLOATS, Header, damaged_weights, read_safetensors_header
 
 no_model = Fault("no-model", "A model source points at something that holds no model.", exit="environment")
 pickle_weights = Fault(
@@ -63,7 +63,7 @@ def read_weight_headers(folder: Path, label: str) -> Weights:
     index, as in transformers.
     """
     if (folder / SINGLE).is_file():
-        return Weights({SINGLE: folder / SINGLE}, {SINGLE: read_header(folder / SINGLE)})
+        return Weights({SINGLE: folder / SINGLE}, {SINGLE: read_safetensors_header(folder / SINGLE)})
     if (folder / INDEX).is_file():
         return _read_sharded_headers(folder, label)
     pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
@@ -115,7 +115,7 @@ def _read_sharded_headers(folder: Path, label: str) -> Weights:
                 help=f"fetch them into {folder}",
             )
         )
-    headers = {n: read_header(folder / n) for n in names}
+    headers = {n: read_safetensors_header(folder / n) for n in names}
     unindexed = [t for t, n in weight_map.items() if t not in headers[n].slots]
     if unindexed:
         raise Reject(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
 from .architectures import KINDS, Architecture, pattern
-from .reading import Stored
+from .reading import GgufFile
 from .refusal import rejected_gguf
 
 FACTORS = "rope_freqs.weight"  # of frequencies; no parameters
@@ -49,7 +49,7 @@ class Facts:
         return KINDS[self.architecture]
 
 
-def read_facts(stored: Stored) -> Facts:
+def read_facts(stored: GgufFile) -> Facts:
     """Raises Reject (refused-gguf) where a key is missing, or of another kind."""
     known: Mapping[str, Any] = stored.facts
     name = known.get("general.architecture")
@@ -102,7 +102,7 @@ def read_facts(stored: Stored) -> Facts:
     )
 
 
-def _read_window_layers(stored: Stored, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
+def _read_window_layers(stored: GgufFile, name: str, kind: Architecture, count: int) -> tuple[int, tuple[bool, ...]]:
     """Number of tokens of a window, and the layers that have one."""
     window = stored.facts.get(f"{name}.attention.sliding_window", 0)
     pattern_stored = stored.facts.get(f"{name}.attention.sliding_window_pattern")
@@ -120,7 +120,7 @@ def _read_window_layers(stored: Stored, name: str, kind: Architecture, count: in
     return window, windows
 
 
-def read_weights(stored: Stored, facts: Facts) -> dict[str, Tensor]:
+def read_weights(stored: GgufFile, facts: Facts) -> dict[str, Tensor]:
     """Read every tensor by name and check that it has the shape that the header says. Raises Reject (refused-gguf)."""
     tensors = {name: stored.read_tensor(name) for name in stored.entries}
     hidden = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
@@ -186,5 +186,5 @@ def _layer_shapes(
     return shapes | ({"ffn_gate": (width, hidden)} if kind.gate == "beside" else {})
 
 
-def unsupported(stored: Stored, problem: str) -> Reject:
+def unsupported(stored: GgufFile, problem: str) -> Reject:
     return Reject(rejected_gguf(f"{stored.path} {problem}", help="compile it again with this effc"))

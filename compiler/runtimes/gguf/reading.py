@@ -10,7 +10,7 @@ import torch
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.safe_read import MALFORMED, refuse_irregular_file
-from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_header
+from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_gguf_header
 from .refusal import rejected_gguf
 
 _TYPES = {  # name, block, its bytes
@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Stored:
+class GgufFile:
     path: Path
     facts: dict[str, Any]
     entries: dict[str, Entry]
@@ -54,7 +54,7 @@ class Stored:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32).reshape(entry.shape))
 
 
-def read_gguf(path: Path) -> Stored:
+def read_gguf(path: Path) -> GgufFile:
     """Raises Reject (refused-gguf) unless the file is whole and has numbers that effc writes."""
     try:
         refuse_irregular_file(path)
@@ -67,8 +67,8 @@ def read_gguf(path: Path) -> Stored:
         raise Reject(rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY)) from error
 
 
-def _parse_header(path: Path, reader: Reader) -> Stored:
-    facts, table = read_header(reader)
+def _parse_header(path: Path, reader: Reader) -> GgufFile:
+    facts, table = read_gguf_header(reader)
     alignment = facts.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 4096:
         raise ValueError("its alignment is no number of bytes")
@@ -86,4 +86,4 @@ def _parse_header(path: Path, reader: Reader) -> Stored:
         if begin + offset + n_bytes > size:
             raise ValueError(f"`{name}` lies beyond its end")
         entries[name] = Entry(kind, shape, begin + offset, n_bytes)
-    return Stored(path, facts, entries)
+    return GgufFile(path, facts, entries)

@@ -35,7 +35,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Shape:
+class GgufShape:
     """architecture   llama.cpp's name; "deci" where layers differ
     n_rotated      of each head, how many numbers rotate
     """
@@ -47,7 +47,7 @@ class Shape:
     layers: tuple[Layer, ...]
 
 
-def gguf_shape(model: Any) -> Shape:
+def gguf_shape(model: Any) -> GgufShape:
     """Raises Reject (cannot-write-gguf) where llama.cpp has no architecture that computes the same."""
     refuse_config(model.config)
     family = FAMILIES[model.config.model_type]
@@ -56,7 +56,7 @@ def gguf_shape(model: Any) -> Shape:
     if len(dims) != 1:
         raise Reject(cannot_write_gguf("layers have heads of several sizes or none, and GGUF states one", help=INSTEAD))
     (dim,), layers = dims, tuple(layer for layer, _ in layer_shapes)
-    return Shape(_gguf_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
+    return GgufShape(_gguf_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
 
 
 def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ...], dim: int) -> str:
@@ -117,7 +117,7 @@ def refuse_names(model: nn.Module) -> None:
         _gguf_name(name, family, family.kind, config.tie_word_embeddings)
 
 
-def shape_metadata(model: Any, shape: Shape) -> dict[str, Any]:
+def shape_metadata(model: Any, shape: GgufShape) -> dict[str, Any]:
     """Keys below the architecture's name, per-layer ones as lists where layers differ."""
     config, even = model.config, shape.architecture != "deci"
 
@@ -152,7 +152,7 @@ def _epsilon(config: Any) -> float:
     return float(next(value for name in names if (value := getattr(config, name, None)) is not None))
 
 
-def named_tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
+def gguf_named_tensors(model: Any, shape: GgufShape) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight under llama.cpp's name. Raises Reject where one has no place."""
     config, weights = model.config, model.state_dict()
     if rope_of(config).get("rope_type", "default") == "llama3":
@@ -169,7 +169,7 @@ def named_tensors(model: Any, shape: Shape) -> Iterator[tuple[str, Tensor]]:
     yield from _zero_mlps(config.hidden_size, shape, weights)
 
 
-def _zero_mlps(hidden: int, shape: Shape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _zero_mlps(hidden: int, shape: GgufShape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """MLPs of zeros, of layers that have none."""
     for number, layer in enumerate(shape.layers):
         if f"model.layers.{number}.mlp.down_proj.weight" not in weights and shape.architecture == "deci":

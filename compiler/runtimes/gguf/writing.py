@@ -10,7 +10,7 @@ from . import four_bits
 from .families import context_of, window_keys
 from .pretokenizers import resolve_doubt_with_llama
 from .refusal import unfit_type
-from .shapes import Shape, gguf_shape, named_tensors, shape_metadata
+from .shapes import GgufShape, gguf_named_tensors, gguf_shape, shape_metadata
 from .vocabulary import write_vocabulary
 
 FILE = "model.gguf"
@@ -32,7 +32,7 @@ def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]
     for key, value in shape_metadata(model, shape).items():
         _add_key(writer, f"{shape.architecture}.{key}", value)
     notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
-    exact = [_add_tensor_exactly(writer, name, tensor, kind) for name, tensor in named_tensors(model, shape)]
+    exact = [_add_tensor_exactly(writer, name, tensor, kind) for name, tensor in gguf_named_tensors(model, shape)]
     if kind in four_bits.KINDS and not any(exact):
         raise Reject(four_bits.no_codes(kind))
     writer.write_header_to_file()
@@ -85,7 +85,7 @@ def _add_tensor_exactly(writer: Any, name: str, tensor: torch.Tensor, kind: str)
     return False
 
 
-def _usage_notes(config: Any, shape: Shape) -> list[str]:
+def _usage_notes(config: Any, shape: GgufShape) -> list[str]:
     notes = []
     if shape.architecture == "deci":
         notes.append(

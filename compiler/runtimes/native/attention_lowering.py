@@ -36,7 +36,7 @@ def lower_attention(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
     (_, heads, _, head_dim), value_dim = q.index.shape, v.index.shape[3]
     kv_heads = k.index.shape[1]
     sizes = (heads, kv_heads, head_dim, value_dim)
-    mask_fn = _mask(builder, mask) if key_bias is None else key_score_bias.attention_mask(builder, key_bias)
+    mask_fn = _mask(builder, mask) if key_bias is None else key_score_bias.mask_by_length(builder, key_bias)
     try:
         gains = partial(_probe_score_bias, builder, node, module, heads, *gaining[:1])
         form = (

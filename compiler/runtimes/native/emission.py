@@ -26,12 +26,12 @@ def emit_native(program: Program, folder: Path, ctx: Context, numbers: Numbers) 
     plan = Reader(program, numbers).build_plan()
     copy_sidecar_files(program.model, ctx.origin, folder)
     try:
-        write_plan(plan, folder, artifact_facts(program.model, numbers.weights, plan.output))
+        write_plan(plan, folder, native_artifact_facts(program.model, numbers.weights, plan.output))
     except KernelError as error:  # a weight that is not finite, or no memory for it
         raise model_rejection(program.model, str(error)) from error
 
 
-def artifact_facts(model: Any, weights: str, output_form: Output = Output()) -> dict[str, Any]:
+def native_artifact_facts(model: Any, weights: str, output_form: Output = Output()) -> dict[str, Any]:
     """Facts of an artifact about the model and the machines that may run it: packed weights are equal at every
     level."""
     known = _model_identity(model, weights)

@@ -112,7 +112,7 @@ class NativeEncoder(DecoderModel):
     def _encode_rows_into(self, output: Tensor, mask: Tensor, row_indices: list[int], texts: list[Tensor]) -> None:
         """Write what the engine gives for some rows to where it belongs."""
         with self.sequences_of(len(texts)) as numbers:
-            states_flat = self.feed(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")
+            states_flat = self.append_tokens(dict(zip(numbers, texts, strict=True)), "first" if self.first else "all")
         if self.first:
             output[row_indices] = states_flat
             return

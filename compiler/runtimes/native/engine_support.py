@@ -38,14 +38,14 @@ def refuse_unsupported_model(ctx: Context, numbers: Numbers) -> None:
     }
     known = store.value(parts)
     if known is None:
-        rejection = unsupported_reason(ctx.origin, weights)
+        rejection = engine_rejection(ctx.origin, weights)
         known = [[d.message, d.help] for d in rejection.diagnostics] if rejection else []
         store.keep(parts, known)
     if known:
         raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
 
 
-def unsupported_reason(origin: Origin, weights: str) -> Reject | None:
+def engine_rejection(origin: Origin, weights: str) -> Reject | None:
     """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
     program = capture_on_meta(origin)
     try:

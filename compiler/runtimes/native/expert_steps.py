@@ -56,7 +56,7 @@ class Router:
         return self.copies[sample // self._batches]
 
 
-def sampled(builder: PlanBuilder, rows: Rows, sample_index: int) -> Tensor:
+def sample_rows(builder: PlanBuilder, rows: Rows, sample_index: int) -> Tensor:
     """Random numbers of rows, equal where they are the same numbers of tokens."""
     index, layout = rows.index.reshape(-1), builder.plan.layout
     registers, _ = layout.locate(index)
@@ -80,7 +80,7 @@ def lower_expert_choice(
     fits, width, rule = (routers.infer_routing, routers.infer_sequential_routing), router.x.index.shape[-1], None
     for copy, fit in zip(router.copies, fits, strict=True):
         samples = [s for s in router.samples if router.copy(s) is copy]
-        x = torch.cat([sampled(builder, router.x, s).reshape(-1, width) for s in samples])
+        x = torch.cat([sample_rows(builder, router.x, s).reshape(-1, width) for s in samples])
         weight = None if weights is None else torch.cat([weights[s] for s in samples]).float()
         sample = routers.Sample(copy.tensors, x, torch.cat([numbers[s] for s in samples]), weight)
         rule = rule or fit(router.owner, sample)

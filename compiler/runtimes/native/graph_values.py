@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import calls
 from .plan_builder import PlanBuilder
-from .positional import call_node
+from .positional import run_node
 from .rule import Call
 from .trees import attribute
 from .values import CACHE, Mask, Positional, Rows
@@ -66,7 +66,7 @@ def is_constant(builder: PlanBuilder, call: Call) -> bool:
 def lower_constant(builder: PlanBuilder, call: Call) -> Any:
     if call.role == "embedding" and builder.positions.grows_with_length(call.node):
         return Positional(call.node)  # it is handed how many tokens there are
-    return call_node(call.node, builder.model, call.args, call.kwargs)
+    return run_node(call.node, builder.model, call.args, call.kwargs)
 
 
 def lower_size_of_sample(builder: PlanBuilder, call: Call) -> Any:
@@ -75,9 +75,9 @@ def lower_size_of_sample(builder: PlanBuilder, call: Call) -> Any:
     shape = of.meta.get("shape")
     if not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
         return Positional(call.node)
-    return call_node(call.node, builder.model, (torch.empty(shape, device="meta"), *call.args[1:]), {})
+    return run_node(call.node, builder.model, (torch.empty(shape, device="meta"), *call.args[1:]), {})
 
 
 def lower_size_of(builder: PlanBuilder, call: Call, index: Tensor) -> Any:
     """A size of a value that has the shape of an index."""
-    return call_node(call.node, builder.model, (index, *call.args[1:]), {})
+    return run_node(call.node, builder.model, (index, *call.args[1:]), {})

@@ -51,7 +51,7 @@ def lower_key_score_bias(builder: PlanBuilder, call: Call) -> Any:
     raise builder.rejection(node, _REASON)
 
 
-def attention_mask(builder: PlanBuilder, key_bias: KeyScoreBias) -> Any:
+def mask_by_length(builder: PlanBuilder, key_bias: KeyScoreBias) -> Any:
     """Mask argument of an attention: n -> [1, 1, n, n]."""
 
     def at(length: int) -> Tensor:

@@ -8,7 +8,7 @@ from .rule import Call, Predicate
 from .values import Rows
 
 
-def layer(role: str) -> Predicate:
+def is_layer_of_role(role: str) -> Predicate:
     """Predicate of modules of a role that take numbers of tokens alone."""
 
     def matches(builder: PlanBuilder, call: Call) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import calls, expert_steps
-from .expert_steps import Router, sampled
+from .expert_steps import Router, sample_rows
 from .experts import Assignment, Experts, recognise_dispatched_experts, recognise_experts
 from .plan_builder import PlanBuilder
 from .positional import call_in_float32
@@ -85,7 +85,7 @@ def _sample_router(builder: PlanBuilder, call: Call) -> Routed | None:
     owner = builder.model.get_submodule(scope[-1]) if call.role == "linear" and scope else call.module
     router = Router(call.node, call.module, owner, call.first, list(call.args[1:]), builder.plan.layout.tokens)
     try:
-        return Routed(router, [router.copy(s)(sampled(builder, router.x, s)) for s in router.samples])
+        return Routed(router, [router.copy(s)(sample_rows(builder, router.x, s)) for s in router.samples])
     except _ERRORS:
         return None
 
@@ -93,20 +93,20 @@ def _sample_router(builder: PlanBuilder, call: Call) -> Routed | None:
 def lower_function_of_logits(builder: PlanBuilder, call: Call) -> Any:
     """Value of a function without a step, whose operand may be the logits that a linear layer makes for a choice."""
     reason = f"`{call.name}` of numbers that differ from token to token is not among the engine's steps"
-    logits = _logits(builder, call.node.all_input_nodes[0])
+    logits = _sample_logits(builder, call.node.all_input_nodes[0])
     if logits is None:
         return NotImplemented
     logits.router.node, logits.router.reason = call.node, reason
     return lower_after_router(builder, replace(call, args=(logits, *call.args[1:])))
 
 
-def _logits(builder: PlanBuilder, node: fx.Node) -> Routed | None:
+def _sample_logits(builder: PlanBuilder, node: fx.Node) -> Routed | None:
     """Value of a node behind a linear layer, as that of a router; None where another module made it."""
-    call = builder.call(node)
+    call = builder.resolve_call(node)
     if not isinstance(call.first, Rows):
         return None
     if call.module is None:
-        first = _logits(builder, node.all_input_nodes[0])
+        first = _sample_logits(builder, node.all_input_nodes[0])
         value = None if first is None else lower_after_router(builder, replace(call, args=(first, *call.args[1:])))
     else:
         value = _sample_router(builder, call) if call.role == "linear" else None
@@ -142,7 +142,7 @@ def _evaluate_on_samples(builder: PlanBuilder, call: Call, router: Router) -> Ro
     def operand(sample: int, value: Any) -> Any:
         if isinstance(value, Routed):
             return value.samples[sample]
-        return sampled(builder, value, sample) if isinstance(value, Rows) else value
+        return sample_rows(builder, value, sample) if isinstance(value, Rows) else value
 
     try:
         operands = [call.mapped(partial(operand, s)) for s in router.samples]
@@ -251,7 +251,7 @@ def _first_dispatch(
     is_token = torch.equal(by_token, by_token[:, :1].expand_as(by_token))  # every expert takes the token itself
     generator, samples = torch.Generator().manual_seed(0), []
     for s, value in enumerate(rows.samples):
-        table = sampled(builder, x, s).reshape(-1, width)
+        table = sample_rows(builder, x, s).reshape(-1, width)
         row = (F.normalize(value) @ F.normalize(table).T).abs().argmax(1)
         scale = (value * table[row]).sum(1) / table[row].square().sum(1)
         if not torch.allclose(value, table[row] * scale[:, None], atol=_ATOL):

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from . import calls, elementwise, linears
 from .plan_builder import PlanBuilder
-from .positional import call_node
+from .positional import run_node
 from .rule import Call
 from .trees import index, wrapped
 from .values import FirstTokenRows, Rows, picks_first
@@ -17,7 +17,7 @@ INPLACE = frozenset(_INPLACE_OPS)
 
 
 def lower_size(builder: PlanBuilder, call: Call) -> Any:
-    return call_node(call.node, builder.model, (call.first.index, *call.args[1:]), call.kwargs)
+    return run_node(call.node, builder.model, (call.first.index, *call.args[1:]), call.kwargs)
 
 
 def lower_identity(builder: PlanBuilder, call: Call) -> Any:
@@ -92,7 +92,7 @@ def lower_first_token(builder: PlanBuilder, call: Call) -> FirstTokenRows:
 
 def lower_constant_move(builder: PlanBuilder, call: Call) -> Any:
     """Constant that is moved into the shape of numbers of tokens."""
-    return call_node(call.node, builder.model, (call.first, *map(index, call.args[1:])), call.kwargs)
+    return run_node(call.node, builder.model, (call.first, *map(index, call.args[1:])), call.kwargs)
 
 
 def lower_move(builder: PlanBuilder, call: Call) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ....kernels.engine import Engine
-    from .plan_files import Stored
+    from .plan_files import NativePlanFile
 
 SEQUENCES = 16  # open at once, unless asked for otherwise; each reserves room, and takes it as it grows
 _REMEDY = "copy the artifact again, or compile again"
@@ -85,7 +85,7 @@ def verify_native_folder(folder: Path, threads: int = 1) -> None:
         raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
 
 
-def _check_vocabulary_size(stored: "Stored", engine: "Engine") -> None:
+def _check_vocabulary_size(stored: "NativePlanFile", engine: "Engine") -> None:
     """Raises KernelError where a plan's vocabulary is no number of tokens, or another than its logits are of."""
     vocabulary = stored.plan.get("vocabulary")
     if type(vocabulary) is not int or vocabulary < 1:
@@ -123,7 +123,7 @@ def verify_weights(weights: "dict[str, Tensor]", entries: Mapping[str, Mapping[s
 def _check_packed(tensor: "Tensor") -> None:
     from ....kernels import packed as packing
 
-    packing.check(packing.kernel_of(tensor) or "dense_linear", tensor)
+    packing.check_packed_weight(packing.kernel_of(tensor) or "dense_linear", tensor)
 
 
 def _hash_checks(tensor: "Tensor", hashes: Any) -> "list[Callable[[], None]]":

@@ -65,7 +65,7 @@ class PlanBuilder:
 
     # -- rules -----------------------------------------------------------------------------------------------
 
-    def call(self, node: fx.Node) -> Call:
+    def resolve_call(self, node: fx.Node) -> Call:
         """The call of a node, with the values of its operands."""
         if node.op in ("placeholder", "get_attr") or (self.source is not None and node in self.source.values):
             return Call(node)

@@ -50,7 +50,7 @@ _REMEDY = "copy the artifact again, or compile again"
 
 
 @dataclass(frozen=True)
-class Stored:
+class NativePlanFile:
     """Parsed `plan.json`.
 
     plan      what the engine runs
@@ -120,11 +120,11 @@ def _bytes(tensor: "Tensor") -> memoryview:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_plan(folder: Path) -> Stored:
+def read_plan(folder: Path) -> NativePlanFile:
     """The plan and the table, with the sizes of the weights' file checked against it."""
     body = _read_json(folder / PLAN)
     try:
-        stored = Stored(_mapping(body["plan"]), _mapping(body["entries"]), _mapping(body["facts"]))
+        stored = NativePlanFile(_mapping(body["plan"]), _mapping(body["entries"]), _mapping(body["facts"]))
         version, order = stored.facts["version"], stored.facts["byte_order"]
     except (KeyError, TypeError) as error:
         raise _damaged(folder / PLAN, f"lacks a field or has one of another form: {error}") from error
@@ -224,7 +224,9 @@ def _damaged(file: Path, problem: str, help: str = _REMEDY) -> Reject:
     return Reject(native_damaged(f"{file} {problem}", help=help))
 
 
-def load_weights(folder: Path, stored: Stored, *, mapped: bool | None = False, threads: int = 1) -> dict[str, "Tensor"]:
+def load_weights(
+    folder: Path, stored: NativePlanFile, *, mapped: bool | None = False, threads: int = 1
+) -> dict[str, "Tensor"]:
     """The weights by name; `mapped` leaves them on disk, else they are read to where memory is fastest.
 
     None maps a file of more than a quarter of the memory: its copy would take seconds, and room that the cache of

@@ -66,7 +66,7 @@ class Positions:
 
         try:
             args, kwargs = (fx.map_arg(part, operand) for part in (node.args, node.kwargs))
-            return isinstance(call_node(node, self.model, args, kwargs), Tensor)
+            return isinstance(run_node(node, self.model, args, kwargs), Tensor)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
 
@@ -147,10 +147,10 @@ def call_in_float32(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> 
     """Run a node with these arguments, with float32 wherever it casts to half precision."""
     if node.op == "call_method" and node.target in _CASTS:
         return getattr(args[0], _CASTS[node.target])()
-    return call_node(node, model, _halves_to_float32(args), _halves_to_float32(kwargs))
+    return run_node(node, model, _halves_to_float32(args), _halves_to_float32(kwargs))
 
 
-def call_node(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
+def run_node(node: fx.Node, model: nn.Module, args: Any, kwargs: Any) -> Any:
     """Run a node with these arguments."""
     if node.op == "call_module":
         return model.get_submodule(str(node.target))(*args, **kwargs)

@@ -72,7 +72,7 @@ class Reader(PlanBuilder):
                 self.plan.logits = self._lower_output(node)
             else:
                 try:
-                    self.values[node] = self.lower(self.call(node))
+                    self.values[node] = self.lower(self.resolve_call(node))
                 except IrregularColumns:
                     reason = "it mixes numbers of different tokens, or picks others for each"
                     raise self.rejection(node, reason) from None

@@ -11,7 +11,7 @@ from ...models.checkpoints.pretrained import pretrained
 from . import calls, rotations
 from .layout import ColumnRun, split_into_column_runs
 from .plan_builder import PlanBuilder
-from .positional import call_node
+from .positional import run_node
 from .rule import Call
 from .values import CachedRows, Positional, Rows
 
@@ -163,7 +163,7 @@ class _RotaryCall:
             self._to_value_axes(x, value) if value is turned_value and i == self.position else operand(value)
             for i, value in enumerate(self.args)
         ]
-        output = call_node(self.node, self.builder.model, args, {k: operand(v) for k, v in self.options.items()})
+        output = run_node(self.node, self.builder.model, args, {k: operand(v) for k, v in self.options.items()})
         output = output[self.number] if isinstance(output, tuple | list) else output
         return self._to_value_axes(output, turned_value, back=True).float()
 

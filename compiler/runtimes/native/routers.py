@@ -127,7 +127,7 @@ def named_tensors(module: nn.Module, extra: list[Tensor | None]) -> dict[str, Te
 @torch.no_grad()
 def infer_routing(module: nn.Module, sample: Sample) -> Routing | None:
     """The rule by which a sample was chosen, of logits that a matrix makes; or None."""
-    for logits, form in _logits(sample):
+    for logits, form in _candidate_logits(sample):
         for kind, groups in product(_KINDS, _candidate_groups(module, logits.shape[-1])):
             for shift in (None, *_vectors(sample, logits.shape[-1])):
                 rule = Routing(*form, shift, kind, sample.numbers.shape[-1], *groups)
@@ -143,7 +143,7 @@ def infer_sequential_routing(module: nn.Module, sample: Sample) -> Routing | Non
     if sample.weights is None:
         return None
     floats = [value for value in vars(module).values() if isinstance(value, float) and value > 0]
-    for logits, form in _logits(sample):
+    for logits, form in _candidate_logits(sample):
         for eps in dict.fromkeys(times * value for value in floats for times in (1, 2)):
             rule = Routing(*form, None, "near", sample.numbers.shape[-1], eps=eps)
             weights, numbers = rule.choose_sequentially(logits)
@@ -177,7 +177,7 @@ def _vectors(sample: Sample, experts: int) -> list[str]:
     return [name for name, tensor in sample.tensors.items() if tensor.numel() == experts]
 
 
-def _logits(sample: Sample) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
+def _candidate_logits(sample: Sample) -> Iterator[tuple[Tensor, tuple[str, str | None]]]:
     for name, weight in sample.tensors.items():
         if weight.dim() == 2 and weight.shape[1] == sample.x.shape[1]:
             logits = sample.x @ weight.T

@@ -70,9 +70,9 @@ MODULES = (
     Rule(module(), mixtures.sample_router_outputs),
     Rule(module(), indexers.lower_position_choice),
     Rule(role("norm", first=Rows), scanning.lower_gated_norm),
-    Rule(layer_rules.layer("linear"), layer_rules.lower_linear),
-    Rule(layer_rules.layer("norm"), norms.lower_norm),
-    Rule(layer_rules.layer("activation"), elementwise.lower_activation),
+    Rule(layer_rules.is_layer_of_role("linear"), layer_rules.lower_linear),
+    Rule(layer_rules.is_layer_of_role("norm"), norms.lower_norm),
+    Rule(layer_rules.is_layer_of_role("activation"), elementwise.lower_activation),
     Rule(module(), layer_rules.reject_module),
 )
 FUNCTIONS = (

@@ -32,7 +32,7 @@ _REMEDY = "compile it again with this effc"
 
 
 @dataclass(frozen=True)
-class Stored:
+class OnnxFile:
     """Parsed file: the graph, its input names, and the metadata that effc wrote.
 
     graph   the bytes that `model` was read of: what runs is what was checked, whatever the file became since
@@ -61,7 +61,7 @@ def graphs_in(folder: Path) -> tuple[str, ...]:
     return (ENCODER, BEGINNING, CONTINUATION) if is_seq2seq else (NAME,)
 
 
-def read_checked_onnx(folder: Path, name: str = NAME) -> Stored:
+def read_checked_onnx(folder: Path, name: str = NAME) -> OnnxFile:
     """Raises Reject (refused-onnx) unless a folder's file of that name holds what effc writes."""
     import onnx
 
@@ -80,7 +80,7 @@ def read_checked_onnx(folder: Path, name: str = NAME) -> Stored:
     external = f"{path.name}.data"
     data = _map_data(path.with_name(external))
     _check_tensor_locations(path, model, len(data))
-    return Stored(model, graph, external, data, tuple(i.name for i in model.graph.input), _read_facts(path, model))
+    return OnnxFile(model, graph, external, data, tuple(i.name for i in model.graph.input), _read_facts(path, model))
 
 
 def nested_messages(message: Any) -> Iterator[Any]:
@@ -167,7 +167,7 @@ def _check_external_region(path: Path, tensor: Any, size: int) -> None:
         raise _rejected(path, f"has a weight `{tensor.name}` outside of {path.name}.data")
 
 
-def load_initializers(folder: Path, stored: Stored, name: str = NAME) -> "dict[str, torch.Tensor]":
+def load_initializers(folder: Path, stored: OnnxFile, name: str = NAME) -> "dict[str, torch.Tensor]":
     """The initializers by name: large ones mapped from disk, where they take no memory of their own."""
     import numpy as np
     import onnx

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation_config
 from ..padded import SEQUENCES, PaddedModel, PaddedRows
-from .checking import ENCODER, FEATURES, FILE, Stored, graphs_in, load_initializers, read_checked_onnx
+from .checking import ENCODER, FEATURES, FILE, OnnxFile, graphs_in, load_initializers, read_checked_onnx
 from .refusal import rejected_onnx
 from .session import Session
 
@@ -65,7 +65,7 @@ def open_onnx(folder: Path, threads: int | None = None) -> nn.Module:
     return model.eval()
 
 
-def _vocabulary_and_context(folder: Path, session: Session, stored: Stored) -> dict[str, int]:
+def _vocabulary_and_context(folder: Path, session: Session, stored: OnnxFile) -> dict[str, int]:
     """Sizes of the vocabulary and of the context."""
     shape = session.results.get("logits", ())
     past = all(len(session.shapes[n]) == 4 and type(session.shapes[n][1]) is int for n in session.past)

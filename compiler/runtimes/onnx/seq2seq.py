@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation_config
-from ..decoder import Rows
+from ..decoder import BatchedRun
 from ..padded import SEQUENCES
 from ..seq2seq import Seq2SeqModel
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES, load_initializers, read_checked_onnx
@@ -22,7 +22,7 @@ _UNBOUND = 1 << 20  # positions of a model that states no limit
 _REMEDY = "compile it again"
 
 
-class SourceRows(Rows):
+class SourceRows(BatchedRun):
     """Engine interface of a translator: a batch of sources, and of targets that grow together.
 
     sources             tokens of a source at most; `source_vocabulary` how many of them are known

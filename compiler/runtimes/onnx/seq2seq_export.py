@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Reject
 from ...ir.capture.sample import sample_inputs
 from ...models.checkpoints.pretrained import pretrained
-from ...models.rows.forward import output_logits
+from ...models.rows.forward import logits_of_output
 from ...models.rows.packed_inputs import is_speech_encoder_decoder
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
 from .refusal import cannot_write_onnx
@@ -207,4 +207,4 @@ def _decoder_logits(model: nn.Module, mask: Tensor | None, ids: Tensor, states: 
         cache=cache,
         use_cache=True,
     )
-    return output_logits(out).float()
+    return logits_of_output(out).float()

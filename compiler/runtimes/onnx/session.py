@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
-from .checking import Stored
+from .checking import OnnxFile
 from .refusal import rejected_onnx
 
 
 class Session:
     """A graph that ONNX Runtime runs, with torch's tensors."""
 
-    def __init__(self, path: Path, stored: Stored, threads: int | None):
+    def __init__(self, path: Path, stored: OnnxFile, threads: int | None):
         """`path` is what messages name; what runs are the bytes that were checked."""
         import onnxruntime as ort
 

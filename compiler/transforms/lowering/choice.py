@@ -74,7 +74,7 @@ class Choice:
         chosen_seconds = self.seconds.get(self.kernel or EAGER)
         return round(self.seconds[other] / chosen_seconds, 3) if chosen_seconds and other in self.seconds else None
 
-    def on(self, kernel: str, trial: "Trial") -> "Choice":
+    def with_finer_kernel(self, kernel: str, trial: "Trial") -> "Choice":
         """Choice of a kernel with a finer grid for this module."""
         reason = f"{FORMAT_OF[self.kernel]} was off by {self.error:.1%} of its outputs, and all together by too much"
         return replace(
@@ -119,7 +119,7 @@ def block_zeros(weight: Tensor) -> float:
     return 1.0 - int(nonzero_blocks.count_nonzero()) / nonzero_blocks.numel()
 
 
-def unsupported_reason(program: "Program", paths: Sequence[str]) -> dict[str, str]:
+def unsupported_reasons(program: "Program", paths: Sequence[str]) -> dict[str, str]:
     """Why modules can't run a kernel: their weight is read past them, or nothing calls them."""
     read: set[str] = set()
     called: set[str] = set()

@@ -24,11 +24,11 @@ def kernel_contender(kernel: str, w: Tensor, x: Tensor, label: str = "") -> Cont
     def repack() -> Tensor:
         copied = packed.allocate_zero_bytes(first.numel())
         copied.copy_(first)
-        packed.check(kernel, copied, len(w))
+        packed.check_packed_weight(kernel, copied, len(w))
         return copied
 
     packed_copies = copies(repack, first.numel())
-    call, n = LINEARS[kernel].call, len(w)
+    call, n = LINEARS[kernel].call_op_or_kernel, len(w)
     return Contender(label or kernel, [partial(call, x, p, None, n) for p in packed_copies], first.numel())
 
 
@@ -74,7 +74,7 @@ def torch_contenders(w: Tensor, x: Tensor, optional: Sequence[str] = (PREPACKED,
 def memory_read_contender(bytes: int, threads: int) -> Contender:
     """Reading as many bytes and doing nothing with them."""
     operands = copies(lambda: packed.allocate_zero_bytes(bytes).fill_(1), bytes)
-    call, level = native.function("read"), levels.code()
+    call, level = native.library_function("read"), levels.code()
 
     def read(memory: Tensor) -> object:  # and keeps it: a pointer alone would not
         return call(level, memory.data_ptr(), bytes, threads)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Reject
 from ...evaluation.timing import cache_of
-from ...models.rows.forward import evaluating, finite, output_logits, token_losses
+from ...models.rows.forward import evaluating, finite, logits_of_output, token_losses
 from ...plugin.row_checks import bad_rows
 from .prediction_error import Accuracy
 
@@ -72,5 +72,5 @@ def decode_logits(model: nn.Module, ids: Tensor, prompt: int, ctx: "Context", la
         out = model(input_ids=ids[:, :prompt], use_cache=True)
         for position in ctx.each(range(prompt, ids.shape[1]), label, ids.shape[1] - prompt):
             out = model(input_ids=ids[:, position : position + 1], use_cache=True, **cache_of(out))
-            logits.append(output_logits(out)[:, -1].float())
+            logits.append(logits_of_output(out)[:, -1].float())
     return torch.stack(logits, 1)

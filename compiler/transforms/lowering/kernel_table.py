@@ -222,7 +222,7 @@ def measure_block_sparse(table: Table, _shapes: object) -> None:
         table.ratio(f"block 16x2 {sparsity:.0%} / torch bf16", line, EAGER, "block_sparse_linear", goal)
 
 
-def measure_rows(table: Table, _shapes: object) -> None:
+def measure_several_rows(table: Table, _shapes: object) -> None:
     for count in (2, 4, 8, 16):
         w, x = random_weight(2048, 8192, 0.5), torch.randn(count, 8192).bfloat16()
         half = kernel_contender("sparse_linear", w, x)
@@ -264,7 +264,7 @@ def packing(table: Table, _shapes: object) -> None:
 PARTS: dict[str, Callable[[Table, Any], None]] = {
     "gemv": measure_gemv,
     "block": measure_block_sparse,
-    "rows": measure_rows,
+    "rows": measure_several_rows,
     "prefill": measure_prefill,
     "attention": measure_attention,
     "pack": packing,

@@ -166,14 +166,16 @@ class _Probing:
         self.program, self.rows = program, rows
         self.outputs: list[Tensor] = []  # log-probabilities of the model as it is, by batch
         self.prefix = Prefix(program, CACHE_BYTES)
-        self.prefix.measure_from(self._divergence)
+        self.prefix.measure_from(self._divergence_from_first_run)
 
     def cost(self, stage: Stage, sparsity: float, norms: Mapping[str, list[float]]) -> float:
         return self.prefix.measure_from(
-            self._divergence, stage.unit, partial(_with_temporary_zeros, self.program, stage, sparsity, norms)
+            self._divergence_from_first_run,
+            stage.unit,
+            partial(_with_temporary_zeros, self.program, stage, sparsity, norms),
         )
 
-    def _divergence(self) -> float:
+    def _divergence_from_first_run(self) -> float:
         total, first = 0.0, not self.outputs
         with evaluating(self.program.model):
             for number, batch in enumerate(batches(self.program.model, self.rows)):

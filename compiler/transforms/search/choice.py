@@ -77,7 +77,7 @@ class Choice(ABC):
     def foresee(self, estimates: Callable[[], Forecast | None]) -> None:  # noqa: B027 (who scores all needs none)
         """Take estimates of the candidates, where they are of use."""
 
-    def notes(self, round_: Round) -> dict[str, Any]:
+    def statistics(self, round_: Round) -> dict[str, Any]:
         """Facts of a decision besides its scores."""
         return {}
 
@@ -185,7 +185,7 @@ class Racing(Choice):
         if self.score_estimates is not None and (forecast := estimates()) is not None:
             self.score_estimates.take(*forecast)
 
-    def notes(self, round_: Round) -> dict[str, Any]:
+    def statistics(self, round_: Round) -> dict[str, Any]:
         if self.score_estimates is None or not self.score_estimates.estimates:
             return {}
         left = sum(c.location not in self.known for c in round_.candidates)
@@ -222,7 +222,7 @@ class _Race:
         growths = self.current.growths(candidates) if candidates else []
         for index, candidate, growth in zip(indices, candidates, growths, strict=True):
             if candidate.location not in self.racing.known and self.racing.foresees(candidate):
-                self.racing.score_estimates.update(candidate, growth, self.current)
+                self.racing.score_estimates.widen_slack_from(candidate, growth, self.current)
             self.racing.known[candidate.location] = growth
             cost = (self.current.cost(candidate, growth, self.racing.per), index)
             if math.isfinite(cost[0]) and cost < self.least:

@@ -59,7 +59,7 @@ class Fitting:
             max_bytes = bytes_on(settings.device, settings.max_memory)
             self.search.collect_moments(self.moments, modules, self.score, self.fit.data, max_bytes)
 
-    def important(self, group: Group) -> torch.Tensor:
+    def item_importance(self, group: Group) -> torch.Tensor:
         """[count] float64, larger for items that matter more."""
         if self.fit.order == "l1":
             return importance.l1_importance(self.program, group)

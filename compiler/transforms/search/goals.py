@@ -40,7 +40,7 @@ def make_budget(skeleton: Skeleton, amount: Amount, kind: str, total: float | No
         share = amount.value.value * size
         return Budget(of, share if amount.removes else size - share, size)
     size = total if total is not None else int(model_total(skeleton, of))
-    return Budget(of, size - amount.remaining(size), size)
+    return Budget(of, size - amount.remaining_count(size), size)
 
 
 def cumulative_schedule(order: Sequence[str], split: Shares | None) -> list[tuple[tuple[str, ...], float]]:

@@ -102,7 +102,7 @@ class Greedy:
             latency = measure_latency(program, search, self.clock)
         savings_table, goal = (
             SavingsTable(skeleton_of(program), self.norms, latency),
-            self.goal(skeleton_of(program), latency),
+            self.search_budget(skeleton_of(program), latency),
         )
         self._refuse_unreachable(savings_table, goal)
         search.limit = None if self.overshoots or goal.of not in OF_MODEL else goal
@@ -111,7 +111,7 @@ class Greedy:
             able = self._prepare_cuttable_parts(program, search, fitting, goal)
         except DeadlineExceeded:
             raise search.too_short(sum(p.count for p in self.parts)) from None
-        pools = {p.kind: p.pool(program, savings_table, fitting) for p in able}
+        pools = {p.kind: p.candidate_pool(program, savings_table, fitting) for p in able}
         if len(pools) == 1:
             refuse_unreachable(next(iter(pools.values())).reachable(goal.of), goal, search.rejected)
         choice, search.overfit = self._choice(goal), OverfitCheck(self.check, goal.goal) if self.check else None
@@ -168,7 +168,7 @@ class Greedy:
     def groups(self) -> list[Group]:
         return [g for parts in self.parts for g in parts.groups]
 
-    def goal(self, skeleton: Skeleton, latency: Latency | None = None) -> Budget:
+    def search_budget(self, skeleton: Skeleton, latency: Latency | None = None) -> Budget:
         """The budget; one of a latency that is not measured yet as if time went with operations."""
         value = self.amount.value
         if self.budget_kind == CUTS and isinstance(value, int):
@@ -196,7 +196,7 @@ class Greedy:
             self._refuse_without_score()
             return forecast_even_widths(skeleton, self.groups, self.amount, self.align)
         self.schedule()
-        goal = self.goal(skeleton)
+        goal = self.search_budget(skeleton)
         if goal.of == CUTS:
             return skeleton
         if self.amount.of != "latency":
@@ -212,12 +212,12 @@ class Greedy:
                 )
             )
 
-    def forwards(self, skeleton: Skeleton) -> int:
+    def estimated_score_count(self, skeleton: Skeleton) -> int:
         """Number of scores it takes: every candidate for each cut where it is exact, about three where it races; with
         estimates a sweep, a third of the candidates, and three for every round."""
         if self.score is None:
             return 0
-        goal, first = self.goal(skeleton), sum(p.count for p in self.parts)
+        goal, first = self.search_budget(skeleton), sum(p.count for p in self.parts)
         cuts = int(goal.goal) if goal.of == CUTS else shrink_to_budget(skeleton, goal, self.parts)[1]
         removable = sum(p.count for p in self.parts if isinstance(p, RemovableParts))
         removed = min(cuts, removable) if removable == first else 0
@@ -228,9 +228,9 @@ class Greedy:
             begin = min(first, SWEEP + first // max(1, len(skeleton.units)) + first // 3)
         return all_scores if self.exact else min(all_scores, begin + 3 * rounds)
 
-    def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
+    def estimate_cost(self, skeleton: Skeleton, ctx: "Context") -> Effort:
         """Ranking and refitting, and the rows that the model writes for them. Raises Reject (too-few-rows)."""
-        if self.score is not None and not self.exact and (goal := self.goal(skeleton)).of in OF_MODEL:
+        if self.score is not None and not self.exact and (goal := self.search_budget(skeleton)).of in OF_MODEL:
             check_enough_rows(self.score, goal.goal / goal.total * params(skeleton), ctx)
         fitted = [] if self.score is None else self.fit.groups_to_observe(self.parts)
         effort = estimate_fitting_effort(skeleton, ctx, fitted, self.fit.data) if fitted else Effort()
@@ -254,10 +254,10 @@ class GreedyPruner(ABC):
         return self.greedy(skeleton).forecast(skeleton)
 
     def forwards(self, skeleton: Skeleton) -> int:
-        return self.greedy(skeleton).forwards(skeleton)
+        return self.greedy(skeleton).estimated_score_count(skeleton)
 
     def effort(self, skeleton: Skeleton, ctx: "Context") -> Effort:
-        return self.greedy(skeleton).effort(skeleton, ctx)
+        return self.greedy(skeleton).estimate_cost(skeleton, ctx)
 
 
 def items(groups: Sequence[Group]) -> int:

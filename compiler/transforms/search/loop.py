@@ -113,7 +113,7 @@ class Search:
         deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
         each = self._spent / self.scored if self.scored else deadline.allowed
-        return deadline.too_short("one cut", max(1, candidates - self.scored) * each)
+        return deadline.too_short_rejection("one cut", max(1, candidates - self.scored) * each)
 
     def collect_moments(
         self, moments: Moments, modules: Sequence[str], metric: MetricRef, data: DataRef | None, max_bytes: int
@@ -245,7 +245,7 @@ class Search:
                 self.saved[of] = self.saved.get(of, 0.0) + value
             scores, second = (round_.scores, round_.runner_up(name)) if name == names[0] else ({}, None)
             cut = Cut(name, kinds[name], score, second, scores, self.saved[budget.of], budget.total)
-            self._record_cut(cut, metric, {**choice.notes(round_), **({"together": names} if len(names) > 1 else {})})
+            self._record_cut(cut, metric, choice.statistics(round_) | ({"together": names} if len(names) > 1 else {}))
         self.rows[-1].warn_improving_score(self, score)
         self.ctx.emit_event(Pruned(names[-1]))
 

@@ -41,7 +41,7 @@ class Parts(ABC):
         """Number of candidates at the start."""
 
     @abstractmethod
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         """The candidates of a search."""
 
     def only(self, groups: Sequence[Group]) -> "Parts":
@@ -107,7 +107,7 @@ class BlockParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_branch(skeleton, next(b for b in skeleton.branches if b.site == name))
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         return Branches(program, self.branches, savings_table)
 
 
@@ -115,7 +115,7 @@ class BlockParts(RemovableParts):
 class MixerParts(BlockParts):
     """Residual branches of state-space mixers: layers where each chosen one is a layer that the model runs without."""
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         single_branch = {u for u in program.units if sum(b.unit == u for b in skeleton_of(program).branches) == 1}
         units = [b.unit for b in self.branches]
         if single_branch.issuperset(units):
@@ -141,7 +141,7 @@ class LayerParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_unit(skeleton, name)
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         return Layers(program, self.units, savings_table)
 
 
@@ -165,7 +165,7 @@ class ScanParts(RemovableParts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         return shrink.without_scan(skeleton, next(s for s in skeleton.scans if s.site == name))
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         return Scans(program, self.scans, savings_table)
 
 
@@ -192,8 +192,8 @@ class WidthParts(Parts):
         """Number of steps that a group loses per cut."""
         return stride(group, self.step)
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
-        return Widths(program, self.groups, self.step, savings_table, fitting.important, fitting.repair)
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+        return Widths(program, self.groups, self.step, savings_table, fitting.item_importance, fitting.repair)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class SliceParts(WidthParts):
     least: int = 1
     sliced = True
 
-    def pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
+    def candidate_pool(self, program: "Program", savings_table: SavingsTable, fitting: "Fitting") -> Pool:
         ranked = fitting.trusted(self.groups) if self.kind == "experts" else fitting.ranked
         kind = self.groups[0].kind if self.groups else self.kind
         return Slices(program, self.groups, self.step, savings_table, ranked, kind, self.least)

@@ -177,8 +177,8 @@ class Prefix:
             stack.callback(hook.remove)
             for k, layer in enumerate(layers):
                 for handle in (
-                    layer.register_forward_pre_hook(first_run.on_enter(k), with_kwargs=True),
-                    layer.register_forward_hook(first_run.on_leave(k)),
+                    layer.register_forward_pre_hook(first_run.make_enter_hook(k), with_kwargs=True),
+                    layer.register_forward_hook(first_run.make_leave_hook(k)),
                 ):
                     stack.callback(handle.remove)
             value = run()
@@ -281,7 +281,7 @@ class _FirstForward:
         self.calls.append(Call(args, dict(kwargs), tensors[0].numel() if tensors else 1))
         self.next, self.stream = 0, None
 
-    def on_enter(self, k: int):
+    def make_enter_hook(self, k: int):
         def hook(_module, args, kwargs):
             hidden = args[0] if args else kwargs.get("hidden_states")
             known = self.stream is None or (isinstance(hidden, Tensor) and hidden is self.stream)
@@ -289,7 +289,7 @@ class _FirstForward:
 
         return hook
 
-    def on_leave(self, k: int):
+    def make_leave_hook(self, k: int):
         def hook(_module, _args, output):
             self.next = k + 1
             self.stream = stream(output)

@@ -39,10 +39,10 @@ class Scans(Pool):
     def saved(self, scan: Scan, quantity: str) -> float:
         if quantity == "latency":
             return self.savings_table.latency.per_branch.get(SCAN, 0.0)
-        return saved(skeleton_of(self.program), scan, quantity)
+        return scan_savings(skeleton_of(self.program), scan, quantity)
 
 
-def saved(skeleton: Skeleton, scan: Scan, quantity: str) -> float:
+def scan_savings(skeleton: Skeleton, scan: Scan, quantity: str) -> float:
     """Savings of removing a scan, by arithmetic on shapes."""
     if quantity == SCANS:
         return 1

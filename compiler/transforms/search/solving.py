@@ -95,7 +95,7 @@ def solve_layerwise(
     parts, zero_shares, shards = stages(program, selected), {}, Shards(ctx.workdir / "layers")
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
-        weights = shards.get_or_compute(stage.unit, partial(_solve_stage, program, walk, stage, solve_weight))
+        weights = shards.get_or_compute_tensors(stage.unit, partial(_solve_stage, program, walk, stage, solve_weight))
         for path in stage.modules:
             device = tensor_at(program.model, f"{path}.weight").device
             zero_shares[path] = replace_weight(program, path, weights[path].to(device), ctx)

@@ -19,7 +19,7 @@ from ..editing.rewrite import Rewriter
 from .importance import ascending, l1_importance
 from .refusals import out_of_reach
 from .savings import steps, stride
-from .widths import Site, slice_all, unit_of
+from .widths import RankedGroup, slice_all, unit_of
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -40,7 +40,7 @@ def narrow_evenly(
     Raises Reject (out-of-reach) where none can.
     """
     left = {(g.site, g.kind): g.count for g in forecast_even_widths(skeleton_of(program), groups, amount, align).groups}
-    sites = [Site(group, ascending(l1_importance(program, group))) for group in groups]
+    sites = [RankedGroup(group, ascending(l1_importance(program, group))) for group in groups]
     removed = {
         (s.group.site, s.group.kind): s.size - left[s.group.site, s.group.kind] * s.size // s.group.count for s in sites
     }
@@ -109,7 +109,7 @@ def _cut_refusal(program: "Program", cuts: Sequence[tuple[Group, int]]) -> str |
 
 
 def _forward_failure_after(trial: "Program", cuts: Sequence[tuple[Group, int]]) -> str | None:
-    sliced = [(g, set(Site(g, list(range(g.count))).least_important_items(count))) for g, count in cuts]
+    sliced = [(g, set(RankedGroup(g, list(range(g.count))).least_important_items(count))) for g, count in cuts]
     try:
         with Rewriter(trial) as rewrite:
             slice_all(trial, rewrite, [(g, items) for g, items in sliced if items])
@@ -127,7 +127,7 @@ def forecast_even_widths(skeleton: Skeleton, groups: Sequence[Group], amount: Am
     if amount.of == "params":
         return _forecast_to_param_count(skeleton, groups, amount, align)
     for group in groups:
-        remaining = amount.remaining(steps(group), stride(group, align)) * group.count // steps(group)
+        remaining = amount.remaining_count(steps(group), stride(group, align)) * group.count // steps(group)
         skeleton = shrink.with_narrowed_group(skeleton, refreshed(skeleton, group), remaining)
     return skeleton
 
@@ -135,7 +135,7 @@ def forecast_even_widths(skeleton: Skeleton, groups: Sequence[Group], amount: Am
 def _forecast_to_param_count(skeleton: Skeleton, groups: Sequence[Group], amount: Amount, align: int) -> Skeleton:
     """The largest share of the items that every group can keep within the parameters; Reject where none can."""
     full_size = left = shrink.params(skeleton)
-    limit, largest = amount.remaining(full_size), max(steps(g) for g in groups)
+    limit, largest = amount.remaining_count(full_size), max(steps(g) for g in groups)
     for remaining in range(largest // align, 0, -1):
         narrowed = forecast_even_widths(skeleton, groups, Amount(Ratio(remaining * align / largest, "")), align)
         left = shrink.params(narrowed)

@@ -36,7 +36,7 @@ odd_experts = Fault(
 
 
 @dataclass
-class Site:
+class RankedGroup:
     """One group while it is being cut; `order` has its items from the least to the most important."""
 
     group: Group
@@ -80,7 +80,7 @@ class Widths(Pool):
     ):
         self.program, self.step, self.savings_table, self.repair = program, step, savings_table, repair
         self.kind = groups[0].kind if groups else "channels"
-        self.sites = [Site(g, ascending(important(g))) for g in groups]
+        self.sites = [RankedGroup(g, ascending(important(g))) for g in groups]
 
     def candidates(self) -> list["Narrowing"]:
         units = skeleton_of(self.program).units
@@ -90,7 +90,7 @@ class Widths(Pool):
             if s.left > stride(s.group, self.step)
         ]
 
-    def _remaining_sites(self) -> list[Site]:
+    def _remaining_sites(self) -> list[RankedGroup]:
         """The sites that the program still has, as it has them: a branch that went takes its tensors out of a group."""
         left = []
         for site in self.sites:
@@ -107,7 +107,7 @@ class Widths(Pool):
             for step in (stride(s.group, self.step),)
         )
 
-    def weights_without(self, site: Site, items: Sequence[int]) -> dict[str, torch.Tensor]:
+    def weights_without(self, site: RankedGroup, items: Sequence[int]) -> dict[str, torch.Tensor]:
         """The readers' weights when items go, by tensor path."""
         if self.repair is not None:
             return self.repair.weights_without(site.group, site.dead, items)
@@ -134,7 +134,7 @@ class Narrowing(Candidate):
     joins: ClassVar[bool] = True
 
     pool: Widths
-    site: Site
+    site: RankedGroup
     unit: str
     step: int
 

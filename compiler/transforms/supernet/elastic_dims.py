@@ -42,7 +42,8 @@ def width_dims(
     sites: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for group in groups:
         values = sorted(
-            {Amount(share).remaining(steps(group), stride(group, align)) for share in remaining_shares}, reverse=True
+            {Amount(share).remaining_count(steps(group), stride(group, align)) for share in remaining_shares},
+            reverse=True,
         )
         name = f"{group.site}:{group.kind}" if shared_by == "layer" else f"{group.kind} of {steps(group)}"
         if len(values) > 1:
@@ -148,7 +149,7 @@ def kernel_dims(
 def check_experts(shares: Sequence[Ratio], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (too-few-experts) shares that would leave fewer than are chosen for a token."""
     for group in chosen(skeleton, selector, EXPERTS) if shares else ():
-        left = Amount(shares[-1]).remaining(steps(group)) * group.count // steps(group)
+        left = Amount(shares[-1]).remaining_count(steps(group)) * group.count // steps(group)
         check_expert_count(skeleton, group, left, EXPERTS)
 
 

@@ -152,7 +152,7 @@ class Explorer:
     def _timely(self, objective: Objective, choice: Mapping[str, int]) -> float:
         started = time.monotonic()
         with nullcontext() if self.is_over else self.ctx.run.searching():
-            value = self.measure(objective, choice)
+            value = self.measure_choice(objective, choice)
         self._spent += time.monotonic() - started
         return value
 
@@ -161,7 +161,7 @@ class Explorer:
         deadline = self.ctx.run.deadline
         assert deadline, "nobody said how long a search may take"
         if not self.known:
-            raise deadline.too_short("one choice", self._spent or deadline.allowed)
+            raise deadline.too_short_rejection("one choice", self._spent or deadline.allowed)
         self.is_over = True  # what is on the front may still be measured for the report
         reached = f"{count_text(len(self.known), 'choice')} of {self.evals} evaluated"
         deadline.stop = EarlyStop(reached, {"evaluated": len(self.known)})
@@ -179,15 +179,15 @@ class Explorer:
             new = [g for g in dict.fromkeys(genomes) if g not in self.known]
             self.ctx.remote_scorer.prefetch(self.journal, dict(self._task_of(o, g) for g in new for o in remote))
 
-    def answer(self, task_source: "TaskSource", report_objectives: Iterable[Objective]) -> None:
+    def serve_tasks(self, task_source: "TaskSource", report_objectives: Iterable[Objective]) -> None:
         """Serve tasks in a worker: measure what is asked, for as long as it is."""
         known = {value_text(o.ref): o for o in (*self.objectives, *report_objectives)}
         while True:
             task = task_source.next()
             choice = self.space.decoded(task["genome"])
-            task_source.answer(self.measure(known[task["metric"]], choice))
+            task_source.answer(self.measure_choice(known[task["metric"]], choice))
 
-    def measure(self, objective: Objective, choice: Mapping[str, int]) -> float:
+    def measure_choice(self, objective: Objective, choice: Mapping[str, int]) -> float:
         assert self._take is not None, "the explorer is not open"
         self._take(choice)
         try:

@@ -92,7 +92,7 @@ class Family(Outcome):
 
     @classmethod
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "Family":
-        tensors = {name: results.cache.load_tensor(blob) for name, blob in body["tensors"].items()}
+        tensors = {name: results.cache.load_verified_tensor(blob) for name, blob in body["tensors"].items()}
         family = cls.from_json(body["family"], results.base_program(body["family"]["base"]), tensors)
         check_family_fits_program(family)
         family.program.notes = list(body["notes"].get("program", ()))
@@ -141,7 +141,7 @@ class Family(Outcome):
                 adapters = stack.enter_context(self._loaded_adapters(self.tensors))
                 sampler.ranks.update(dict.fromkeys(self.paths, self.shape.rank))
                 adapters.follow(sampler.ranks)
-            stack.enter_context(switches.active())
+            stack.enter_context(switches.hooks_installed())
             if self.norms is None:
                 yield sampler.take
                 return

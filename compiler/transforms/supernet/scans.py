@@ -96,7 +96,7 @@ class Scans:
         for masks in (self.outputs, self.weights, self.norms):
             masks.clear()
 
-    def timeouts(self, group: Group, removed: Iterable[int]) -> None:
+    def mask_items(self, group: Group, removed: Iterable[int]) -> None:
         """Do without these items of a group from now on."""
         for masks, key, member in self._mask_table_entries(group):
             tensor = self._tensor(member)

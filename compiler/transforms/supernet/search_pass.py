@@ -73,7 +73,7 @@ class Method(Pass):
         explorer = Explorer(outcome, ctx, objectives, self.evals, self.at_most, table)
         with explorer.open():
             if ctx.task_source:
-                explorer.answer(ctx.task_source, [Objective.of(ref, ctx) for ref in self.report])
+                explorer.serve_tasks(ctx.task_source, [Objective.of(ref, ctx) for ref in self.report])
             try:
                 self.explore(explorer, random.Random(seed_of("search", ctx.seed)))
             except DeadlineExceeded:

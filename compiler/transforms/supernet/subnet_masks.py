@@ -26,7 +26,7 @@ from ..search.reconstruct import has_moments, module_of, readers
 from ..search.routing import expert_counts_in_parents
 from ..search.savings import steps
 from ..search.uniform_widths import refreshed
-from ..search.widths import Site, slice_all, unit_of
+from ..search.widths import RankedGroup, slice_all, unit_of
 from .choices import BLOCKS, KERNEL, LAYERS, WIDTHS, Space
 from .kernels import crop_to_choice, crop_weight, surrounded
 from .mixtures import EXPERTS, Mixtures, is_routed
@@ -77,7 +77,9 @@ def _zeroed_inputs_equal_slicing(model: nn.Module, member: Member) -> bool:
 
 def dead(orders: Orders, group: Group, remaining: int) -> set[int]:
     """The items that are gone where so many steps of a group are left."""
-    return set(Site(group, list(orders[f"{group.site}:{group.kind}"])).least_important_items(steps(group) - remaining))
+    return set(
+        RankedGroup(group, list(orders[f"{group.site}:{group.kind}"])).least_important_items(steps(group) - remaining)
+    )
 
 
 @dataclass
@@ -130,7 +132,7 @@ class SubnetMasks:
                 self.experts.mask_experts(group, removed)
             return
         if group.kind in SCANNED and removed:
-            self.scans.timeouts(group, removed)
+            self.scans.mask_items(group, removed)
         for member in readers(group) if removed else ():
             path = module_of(member)
             weight = tensor_at(self.program.model, f"{self._inside(path)}.weight")
@@ -171,7 +173,7 @@ class SubnetMasks:
         self._bound[path] = state
 
     @contextmanager
-    def active(self) -> Iterator["SubnetMasks"]:
+    def hooks_installed(self) -> Iterator["SubnetMasks"]:
         """Follow what is taken; afterwards the program is as it was."""
         model, handles = self.program.model, []
         matrices = [self.groups[s, k] for k in WIDTHS if k != EXPERTS for s in self._sites(k)]

@@ -23,7 +23,7 @@ from ...models.rows.batch_limit import parts_of
 from ...plugin.context import Context
 from .run_files import RunCheckpoints
 from .schedule import RowOrder, learning_rate_factor, seed_of
-from .trainable import Trained
+from .trainable import TrainedParameters
 
 diverged = Fault(
     "diverged",
@@ -83,7 +83,7 @@ class TrainingState:
 
 
 @dataclass
-class Run:
+class TrainingLoop:
     """One training run.
 
     learn(rows, weight)   loss over the rows of these numbers; adds `weight` times its gradient
@@ -91,7 +91,7 @@ class Run:
     begin(step)           is told of each step before it learns, of one that runs again after a kill, too
     """
 
-    trained: Trained
+    trained: TrainedParameters
     regime: TrainingSettings
     rows: int
     learn: Callable[[Tensor, float], float]

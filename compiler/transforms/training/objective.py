@@ -37,7 +37,7 @@ class Objective:
         ids = self._needed(row_indices)  # [b, t]
         values = logits(self.model, ids)  # [b, t, vocab]
         gradient = torch.zeros_like(values)
-        targets, learned = self._targets(ids.to(values.device), values)
+        targets, learned = self._targets_and_loss_mask(ids.to(values.device), values)
         if self.learned is not None:
             learned = self.learned[row_indices, 1 : ids.shape[1]].to(values.device)
         count, total = targets.numel() if learned is None else int(learned.sum()), 0.0
@@ -45,14 +45,14 @@ class Objective:
             for part in positions(values[row, : targets.shape[1]]):
                 chunk = values.detach()[row, part].float().requires_grad_()  # [c, vocab]
                 keep = None if learned is None else learned[row, part]
-                loss = self._loss(chunk, targets[row, part], number, part, keep)
+                loss = self._summed_loss(chunk, targets[row, part], number, part, keep)
                 (slope,) = torch.autograd.grad(loss, chunk)
                 gradient[row, part] = (slope * (weight / count)).to(gradient.dtype)
                 total += loss.item()
         values.backward(gradient)
         return total / count
 
-    def _targets(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _targets_and_loss_mask(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Targets of rows, [b, p], and the mask of those that count; a placeholder [b, 1] for pure distillation."""
         targets, learned = predictions(self.model, rows)
         if are_of_tokens(self.model, values, rows, targets):
@@ -67,7 +67,7 @@ class Objective:
         positions_used = torch.arange(self.rows.shape[1]) * self.learned[mask]
         return self.rows[mask, : int(positions_used.max()) + 1]
 
-    def _loss(
+    def _summed_loss(
         self, logits: Tensor, targets: Tensor, row_index: int, positions: slice, loss_mask: Tensor | None
     ) -> Tensor:
         """Sum over some positions of one row, or over those of them to `loss_mask`, [c] bool."""

@@ -14,7 +14,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 no_checkpointing = Fault("no-checkpointing", "Gradient checkpointing is asked of a model whose layers don't do it.")
 
 
-class Trained:
+class TrainedParameters:
     """Parameters under training. A narrow one is trained by a float32 copy: small steps would be rounded off.
 
     masters    what the optimizer changes: the parameter itself, or its copy

@@ -12,8 +12,8 @@ from ...core.quantity import count_text
 from ...ir.program import Program
 from ...plugin.context import Context
 from .acceptance import no_gain_diagnostic
-from .loop import Run, TrainingSettings, TrainingState
-from .trainable import Trained, activation_checkpointing, training_mode
+from .loop import TrainingLoop, TrainingSettings, TrainingState
+from .trainable import TrainedParameters, activation_checkpointing, training_mode
 
 
 class TrainingParams(Protocol):
@@ -93,8 +93,8 @@ def run_training(
         training_mode(program.model, weights),
         activation_checkpointing(layers if params.gradient_checkpointing else ()),
     ):
-        course = Run(
-            Trained(weights, masks),
+        course = TrainingLoop(
+            TrainedParameters(weights, masks),
             training_settings(params, ctx.seed, weight_decay),
             n_rows,
             accumulate_gradients,

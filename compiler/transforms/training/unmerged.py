@@ -52,7 +52,7 @@ class UnmergedAdapters(Outcome):
 
     def members(self) -> Members:
         """The program with its adapters on, for as long as it is its turn."""
-        with self.applied():
+        with self.with_adapters_applied():
             yield "", self.program
 
     def store(self, cache: Cache, origin: Origin) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class UnmergedAdapters(Outcome):
 
     @classmethod
     def restore(cls, body: Mapping[str, Any], results: "StepResults") -> "UnmergedAdapters":
-        tensors = {name: results.cache.load_tensor(blob) for name, blob in body["tensors"].items()}
+        tensors = {name: results.cache.load_verified_tensor(blob) for name, blob in body["tensors"].items()}
         base, shape = body["adapters"]["base"], Shape(**body["adapters"]["shape"])
         restored = cls(results.base_program(base), base, shape, tensors)
         check_adapters_fit_program(restored.program, shape, tensors)
@@ -75,7 +75,7 @@ class UnmergedAdapters(Outcome):
         return replace(self, base=key) if self.base is None else self
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def with_adapters_applied(self) -> Iterator[None]:
         with (
             with_adapters(self.program.model, self.paths, self.shape, seed=0, zeros="fill") as adapters,
             torch.no_grad(),
@@ -85,7 +85,7 @@ class UnmergedAdapters(Outcome):
                 layer.eval()  # new modules would drop some of what they are given
             yield
 
-    def save(self, folder: Path, base: str) -> None:
+    def save_as_peft(self, folder: Path, base: str) -> None:
         """Write peft's own files; `base` is what they call the model beneath."""
         from peft import LoraConfig
         from safetensors.torch import save_file

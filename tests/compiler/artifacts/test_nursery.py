@@ -33,7 +33,7 @@ def job(folder: Path) -> list[str]:
 
 def test_a_job_that_ends_badly_says_why_and_the_next_is_not_touched_by_it(mine, tmp_path):
     for _ in range(2):
-        done = mine.run(job(tmp_path), ENV, 120)
+        done = mine.run_job(job(tmp_path), ENV, 120)
         assert done.returncode == 1 and "FileNotFoundError" in done.stderr.splitlines()[-1]
     assert mine.serves(ENV)
 
@@ -51,7 +51,7 @@ def test_a_fork_of_its_owner_has_none(mine):
 
 def test_a_job_that_takes_too_long_ends_with_its_nursery(mine, tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
-        mine.run(job(tmp_path), ENV, 0.0)
+        mine.run_job(job(tmp_path), ENV, 0.0)
     assert not mine.serves(ENV)
 
 
@@ -60,7 +60,7 @@ def test_a_job_that_takes_seconds_is_looked_at_while_it_runs(tmp_path):
     fork_server.end()
     slow = [sys.executable, "-c", "import time; input(); time.sleep(2.5); print(0)"]
     fork_server.process = subprocess.Popen(slow, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    assert fork_server.run([], ENV, 60, seen.append).returncode == 0 and len(seen) >= 2
+    assert fork_server.run_job([], ENV, 60, seen.append).returncode == 0 and len(seen) >= 2
 
 
 def test_what_a_fresh_process_does_is_told_in_parts(tmp_path):
@@ -82,4 +82,4 @@ def test_a_nursery_that_idled_out_with_a_job_unread_has_not_done_it():
     ends = [sys.executable, "-c", "input()"]
     fork_server.process = subprocess.Popen(ends, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     with pytest.raises(BrokenPipeError):
-        fork_server.run([], ENV, 60)
+        fork_server.run_job([], ENV, 60)

@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool,
 def test_a_tensor_comes_back_bit_for_bit(tmp_path_factory, shape, dtype, seed):
     cache = Cache(tmp_path_factory.mktemp("cache"))
     tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
-    again = cache.load_tensor(cache.store_tensor(tensor))
+    again = cache.load_verified_tensor(cache.store_tensor(tensor))
     assert again.dtype == dtype and torch.equal(again, tensor)
 
 
@@ -26,7 +26,7 @@ def test_a_tensor_from_the_cache_lies_where_torch_would_put_a_new_one(tmp_path):
     for shape in ((3,), (7, 11), (1,), (130, 64), ()):
         for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
             tensor = torch.ones(shape).to(dtype)
-            again = cache.load_tensor(cache.store_tensor(tensor))
+            again = cache.load_verified_tensor(cache.store_tensor(tensor))
             assert torch.equal(again, tensor) and again.data_ptr() % 64 == torch.empty(64).data_ptr() % 64
 
 
@@ -82,10 +82,10 @@ def test_damage_is_found_and_said(tmp_path):
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.write_bytes(data)
-    assert [path for path, _ in cache.damaged()] == [blob]
+    assert [path for path, _ in cache.damaged_files()] == [blob]
     blob.write_bytes(b"cut")
     with pytest.raises(Reject, match="cache-damaged"):
-        cache.load_tensor(name)
+        cache.load_verified_tensor(name)
 
 
 def test_collecting_drops_old_steps_and_the_tensors_that_no_step_names(tmp_path):
@@ -109,7 +109,7 @@ def test_a_draft_that_a_killed_run_left_goes_with_the_next_compile_and_one_being
         write_atomic(path, b"64 characters, some day")
     for path in (old, whole):
         os.utime(path, (0, 0))
-    assert cache.remove_stale_drafts() == len(b"64 characters, some day")
+    assert cache.delete_stale_drafts() == len(b"64 characters, some day")
     assert sorted(p.name for p in old.parent.iterdir()) == [".abce.4712", "abcd"]
 
 

@@ -50,10 +50,10 @@ def test_an_original_is_loaded_to_the_device_as_a_baseline_too(recipe):
 def test_a_kept_step_is_restored_to_the_device(recipe):
     api.compile(recipe, recipe.parent / "out", cache_dir=recipe.parent / "cache", threads=1)
     cache = Cache(recipe.parent / "cache")
-    (entry,) = cache.entries()
+    (entry,) = cache.finished_steps()
     for device in ("cpu", "meta"):
         origin = context(recipe, device).origin
-        program = StepResults(cache, origin).reach(entry.key).program
+        program = StepResults(cache, origin).load_outcome(entry.key).program
         assert devices(program.model) == {device} and {g.count for g in skeleton_of(program).groups} == {48, 4, 2}
         assert program.inputs["input_ids"].device.type == device
 

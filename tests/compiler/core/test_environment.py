@@ -4,7 +4,7 @@ from importlib import metadata
 
 import pytest
 from effc.compiler.core import environment
-from effc.compiler.core.environment import Package, check_modules, check_packages, required_packages_with_state
+from effc.compiler.core.environment import Package, check_modules, refuse_missing_packages, required_packages_with_state
 from effc.dsl.syntax.diagnostics import Reject
 
 
@@ -43,7 +43,7 @@ def test_a_package_outside_its_range_is_refused_with_exit_5(monkeypatch):
     true = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "5.23.0" if name == "transformers" else true(name))
     with pytest.raises(Reject) as caught:
-        check_packages()
+        refuse_missing_packages()
     (fault,) = caught.value.diagnostics
     assert fault.message == "transformers 5.23.0 is installed, effc needs >=5.24,<6"
     assert fault.help == 'pip install "transformers>=5.24,<6"' and caught.value.exit == 5

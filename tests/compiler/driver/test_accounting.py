@@ -44,7 +44,7 @@ def test_rows_are_what_torch_computes_of_the_same_logits(accounting, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights").write_bytes(b"x" * 123)
     heard.program("", ours)(Form("out", "effc"), form(accounting.text).detach())
-    original, program, written = heard.divergence_rows()
+    original, program, written = heard.make_accounts()
     logs = [m(accounting.text).flatten(0, 1).log_softmax(-1).detach() for m in (Words(0), ours, form)]
 
     def kl(truth, other):
@@ -67,14 +67,14 @@ def test_random_tokens_have_no_perplexity(accounting, tmp_path):
     accounting.of = ""
     heard = RecordedLogits(accounting, tmp_path)
     heard.program("", Words(1))(Form("out", "effc"), Words(1)(accounting.text).detach())
-    assert {a.perplexity for a in heard.divergence_rows()} == {None}
-    assert heard.divergence_rows()[0].where == "21 random tokens"
+    assert {a.perplexity for a in heard.make_accounts()} == {None}
+    assert heard.make_accounts()[0].where == "21 random tokens"
 
 
 def test_an_artifact_without_forms_has_no_account(accounting, tmp_path):
     heard = RecordedLogits(accounting, tmp_path)
     heard.program("", Words(1))
-    assert heard.divergence_rows() == () == RecordedLogits(Accounting(None), tmp_path).divergence_rows()
+    assert heard.make_accounts() == () == RecordedLogits(Accounting(None), tmp_path).make_accounts()
 
 
 @pytest.mark.parametrize("words", [50, 50_000, 300_000])

@@ -192,7 +192,7 @@ def test_a_point_loads_by_its_path_and_only_as_its_manifest_has_it(front, tmp_pa
 
 
 def test_a_front_is_tested_again_point_by_point(front):
-    from effc.compiler.driver.judging.retest import test_artifact as again
+    from effc.compiler.driver.judging.retest import remeasure_artifact as again
 
     path = front.artifacts[0].path
     session = api.open_session(path.parents[1] / "r.effspec", cache_dir=path.parents[1] / "cache", threads=1)

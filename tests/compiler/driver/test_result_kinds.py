@@ -134,10 +134,10 @@ def stored(tmp_path_factory):
 def test_an_entry_of_each_kind_is_restored_and_stored_again_as_it_was(stored):
     cache = Cache(stored / "cache")
     origin = origin_of_folder(stored / "m", "m", "auto", context(stored).settings)
-    entries = cache.entries()
+    entries = cache.finished_steps()
     assert {body.parts["step"]["word"].split(".")[0] for body in entries} == {k.rstrip(".") for k in KINDS}
     for entry in entries:
-        outcome = StepResults(cache, origin).reach(entry.key)
+        outcome = StepResults(cache, origin).load_outcome(entry.key)
         word = entry.parts["step"]["word"]
         assert outcome.kind == next(kind for prefix, kind in KINDS.items() if word.startswith(prefix))
         again = json.loads(json.dumps(outcome.store(cache, origin)))
@@ -152,7 +152,7 @@ def test_an_entry_of_no_kind_or_of_two_is_refused(stored, keys):
     body = {"tensors": {}, "borrowed": {}, "edits": {}, "notes": {}}
     cache.finish("k" * 64, {}, {**body, **{key: {} for key in keys}})
     with pytest.raises(Reject, match="cache-damaged"):
-        StepResults(cache, origin).reach("k" * 64)
+        StepResults(cache, origin).load_outcome("k" * 64)
     assert kind_of_entry({**body, "family": {}}) is Family
 
 

@@ -32,7 +32,7 @@ def test_decoding_uses_the_cache():
 
     watched.__signature__ = __import__("inspect").signature(forward)
     model.forward = watched
-    step = timing.decode_step(model, 8)
+    step = timing.make_decode_step(model, 8)
     for _ in range(timing.WARMUP + 4):
         step()
     assert seen[0] == (8,) and len(seen) == 1 + timing.WARMUP + 4
@@ -42,7 +42,7 @@ def test_decoding_uses_the_cache():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_every_architecture_decodes_with_its_cache(name):
-    step = timing.decode_step(tiny.model(name), 5, batch=2)
+    step = timing.make_decode_step(tiny.model(name), 5, batch=2)
     assert step() > 0 and step() > 0
 
 
@@ -51,7 +51,7 @@ def test_a_module_without_a_cache_is_not_decoded():
         def forward(self, input_ids):
             return input_ids
 
-    assert worlds.slug(lambda: timing.decode_step(Plain(), 4)) == "no-cache"
+    assert worlds.slug(lambda: timing.make_decode_step(Plain(), 4)) == "no-cache"
 
 
 @given(values=st.lists(st.floats(0, 1e6), min_size=1, max_size=50), percent=st.integers(1, 100))

@@ -152,8 +152,8 @@ def test_a_kept_step_comes_back_with_its_packed_weights(tmp_path):
     from effc.compiler.core.cache import Cache
 
     program, cache, origin = made(), Cache(tmp_path), origin_of(tiny.model("llama"))
-    StepResults(cache, origin).save("k" * 64, Model(program), {}, {"program": [], "summary": ""})
-    again = StepResults(cache, origin).reach("k" * 64).program
+    StepResults(cache, origin).save_outcome("k" * 64, Model(program), {}, {"program": [], "summary": ""})
+    again = StepResults(cache, origin).load_outcome("k" * 64).program
     assert torch.equal(logits(again.model), logits(program.model))
 
 
@@ -200,11 +200,11 @@ def test_pt2_writes_a_program_that_calls_the_kernels(tmp_path):
     ("at", "said"), [(0, "does not begin"), (12, "another version"), (8, "other byte order"), (-70, "checksum")]
 )
 def test_a_flipped_bit_of_a_packed_weight_is_refused_with_the_modules_name(tmp_path, at, said):
-    from effc.compiler.models.checkpoints.safetensors_header import read_header
+    from effc.compiler.models.checkpoints.safetensors_header import read_safetensors_header
 
     out = written(made(only="up_proj"), tmp_path, hf(), checked=False)
     file = out / "compact/model.safetensors"
-    header, raw = read_header(file), bytearray(file.read_bytes())
+    header, raw = read_safetensors_header(file), bytearray(file.read_bytes())
     slot = header.slots["model.layers.1.mlp.up_proj.packed"]
     raw[header.begin + (slot.start if at >= 0 else slot.end) + at] ^= 1
     file.write_bytes(raw)

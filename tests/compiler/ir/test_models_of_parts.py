@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, opener_of, reopen
+from effc.compiler.artifacts.verify import attention_of, make_probe_inputs, opener_of, probe_in_fresh_process
 from effc.compiler.artifacts.verify_child import probe_model
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.capture.meta_capture import capture_on_meta
@@ -60,7 +60,10 @@ def test_a_check_opens_parts_with_the_attention_that_they_have_in_memory(opened)
     said = attention_of(model)
     assert json.loads(said) == {"": "sdpa", "backbone_config": "eager"}
     given = make_probe_inputs(model)
-    found, wanted = reopen(opened.folder, opener_of(Form("model", "plain")), given, said), probe_model(model, given)
+    found, wanted = (
+        probe_in_fresh_process(opened.folder, opener_of(Form("model", "plain")), given, said),
+        probe_model(model, given),
+    )
     assert wanted.keys() <= found.keys()
     assert all(torch.allclose(found[name], want, atol=1e-5) for name, want in wanted.items())
 

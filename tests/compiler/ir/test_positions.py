@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from effc.compiler.driver.judging.comparison import default_speed_metric
-from effc.compiler.evaluation.timing import WARMUP, decode_step
+from effc.compiler.evaluation.timing import WARMUP, make_decode_step
 from effc.compiler.ir.slots import layer_index_lists, per_layer_values
 from effc.compiler.models.checkpoints.origin import max_row_tokens
 from effc.dsl.syntax.diagnostics import Reject
@@ -55,7 +55,7 @@ def test_what_every_table_times_fits_the_positions(positions):
 
 def test_a_prompt_beyond_the_positions_is_refused_with_their_number():
     with pytest.raises(Reject, match="a prompt of 64 tokens is timed, and the model has 10 positions"):
-        decode_step(decoder("Roberta", pad_token_id=1), 64)()
+        make_decode_step(decoder("Roberta", pad_token_id=1), 64)()
 
 
 def test_configs_whose_layers_differ_are_read_without_asking_for_one_value():

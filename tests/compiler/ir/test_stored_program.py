@@ -16,8 +16,8 @@ def test_tensors_of_equal_numbers_are_apart_in_a_restored_program(tmp_path):
         for layer in model.model.layers:
             layer.input_layernorm.weight.fill_(1.0)
     cache, origin = Cache(tmp_path), origin_of(model)
-    StepResults(cache, origin).save(key, Model(capture(origin.load())), {}, {"program": [], "summary": ""})
-    first, *others = StepResults(cache, origin).reach(key).program.model.model.layers
+    StepResults(cache, origin).save_outcome(key, Model(capture(origin.load())), {}, {"program": [], "summary": ""})
+    first, *others = StepResults(cache, origin).load_outcome(key).program.model.model.layers
     with torch.no_grad():
         first.input_layernorm.weight.mul_(3.0)
     assert others and all((layer.input_layernorm.weight == 1).all() for layer in others)

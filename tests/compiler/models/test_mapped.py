@@ -38,7 +38,7 @@ def build(folder, step):
     session = api.open_session(folder / "r.effspec", cache_dir=folder / "cache", threads=1)
     loads = []
     call = next(iter(session.recipes(resolve=True)[0].models.values()))
-    origin = session.model_origin(call)
+    origin = session.resolve_model_origin(call)
     counted = replace(origin, load=lambda: loads.append(1) or origin.load())
     session.origins = dict.fromkeys(session.origins, counted)
     (plan,) = api.plan_all_pipelines(session)
@@ -65,7 +65,7 @@ def files_under(tensor: torch.Tensor) -> str:
 )
 def test_large_weights_of_a_step_are_mapped_and_are_those_that_a_later_run_reads(tmp_path, step):
     made, _ = build(tmp_path, step)
-    made.run_step(made.plan.stages[0])
+    made.run_step_unless_cached(made.plan.stages[0])
     program = made.results.outcome.program
     large = {n: p for n, p in program.model.named_parameters() if p.nbytes >= LARGE and "mlp" in n}
     assert large
@@ -79,8 +79,8 @@ def test_large_weights_of_a_step_are_mapped_and_are_those_that_a_later_run_reads
 
 def test_rows_of_the_original_are_written_by_the_program_while_it_is_the_original(tmp_path):
     made, loads = build(tmp_path, "s = prune.multi(remove: 10% of params, group: 256, score: perplexity(rows))")
-    made.run_step(made.plan.stages[0])
+    made.run_step_unless_cached(made.plan.stages[0])
     alone, other = build(tmp_path, "s = sparsify.magnitude(sparsity: 50% of weights)")
-    alone.run_step(alone.plan.stages[0])
+    alone.run_step_unless_cached(alone.plan.stages[0])
     assert len(other) == 1, "once to work on"
     assert len(loads) == 2, "once to work on and once to hash it, but not to write rows"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.models.checkpoints.origin import Origin
-from effc.compiler.plugin.row_checks import check_rows
+from effc.compiler.plugin.row_checks import refuse_rows_beyond_model
 from effc.dsl.syntax.diagnostics import Reject
 
 
@@ -21,6 +21,6 @@ def test_a_source_and_its_target_have_ids_of_their_own(source, target, known, co
     rows = torch.tensor([[source, 1, target, 1]])
     own = origin(**config)
     if not known:
-        return check_rows(rows, "rows", own)
+        return refuse_rows_beyond_model(rows, "rows", own)
     with pytest.raises(Reject, match=known):
-        check_rows(rows, "rows", own)
+        refuse_rows_beyond_model(rows, "rows", own)

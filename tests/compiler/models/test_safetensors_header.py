@@ -3,7 +3,7 @@
 import pytest
 import torch
 from effc.compiler.core import hashes
-from effc.compiler.models.checkpoints.safetensors_header import FLOATS, read_header
+from effc.compiler.models.checkpoints.safetensors_header import FLOATS, read_safetensors_header
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ def test_a_patched_header_is_refused_or_still_covers_the_file(tmp_path_factory, 
         data[place % len(data)] = value
     path.write_bytes(data[: len(data) - cut % len(data)] if cut else data)
     try:
-        header = read_header(path)
+        header = read_safetensors_header(path)
     except Reject as reject:
         assert [d.slug for d in reject.diagnostics] == ["damaged-weights"]
     else:
@@ -57,12 +57,12 @@ def test_a_patched_header_is_refused_or_still_covers_the_file(tmp_path_factory, 
 )
 def test_headers_that_are_none(tmp_path, header):
     path = worlds.write_safetensors(tmp_path / "m.safetensors", header, b"\0" * 4)
-    assert worlds.slug(lambda: read_header(path)) == "damaged-weights"
+    assert worlds.slug(lambda: read_safetensors_header(path)) == "damaged-weights"
 
 
 def test_a_header_agrees_with_the_library(tmp_path):
     folder = worlds.llama(tmp_path)
-    header, stored = read_header(folder / "model.safetensors"), load_file(folder / "model.safetensors")
+    header, stored = read_safetensors_header(folder / "model.safetensors"), load_file(folder / "model.safetensors")
     assert {n: s.shape for n, s in header.slots.items()} == {n: tuple(t.shape) for n, t in stored.items()}
     assert {FLOATS[s.dtype] for s in header.slots.values()} == {"float32"}
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 from ....ir.capture.first_calls import Call, split_traced_and_constant
 from ....ir.capture.sample import masks_without_data
 from ....ir.capture.signature import call_signature, module_signature
-from ....ir.capture.trace import trace
+from ....ir.capture.trace import trace_forward
 from ....ir.layers.leaves import is_state_space
 from ....ir.unit import argument_names
 from ....models.rows.forward import in_eval_mode
@@ -95,7 +95,7 @@ def _trace_mixer(program: "Program", mixer: nn.Module, call: Call) -> tuple[fx.G
     family = type(program.model).__module__
     try:
         with in_eval_mode(program.model), masks_without_data(program.model):
-            return trace(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
+            return trace_forward(mixer, free, {**call.statics, CACHE: None}, family=family, inline=True).graph, ""
     except Exception as error:  # a forward may raise anything
         return None, f"it can't be captured without its state: {error}"
 

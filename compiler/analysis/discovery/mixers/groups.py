@@ -73,7 +73,7 @@ class _Mixer:
         if count % n_blocks:
             raise IrregularLayout(f"{count} of them don't divide into {n_blocks} groups")
         writers, reading = list(self.members(items, False)), list(self.members(items, True))
-        attributes = self.dependent_attributes(kind, items, n_blocks)
+        attributes = self.attribute_changes_per_item(kind, items, n_blocks)
         return Group(
             "", kind, count, (*writers, *reading), attributes, count // n_blocks if n_blocks > 1 else 0, len(reading)
         )
@@ -88,7 +88,9 @@ class _Mixer:
 
     # -- integers that follow --------------------------------------------------------------------------------
 
-    def dependent_attributes(self, kind: Kind, items: np.ndarray, n_blocks: int) -> tuple[tuple[str, str, float], ...]:
+    def attribute_changes_per_item(
+        self, kind: Kind, items: np.ndarray, n_blocks: int
+    ) -> tuple[tuple[str, str, float], ...]:
         """(module, attribute, what one item less takes from it). Raises Baked."""
         if len(items) == n_blocks:
             return ()

@@ -59,7 +59,7 @@ def label_mixer(graph: fx.Graph, mixer: nn.Module) -> ScanLabelling:
             try:
                 out.values[node] = step.label_node(stream)
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
-                out.values[node] = step.block_unknown(f"`{node.name}`")
+                out.values[node] = step.block_unknown_operation(f"`{node.name}`")
     return out
 
 
@@ -122,7 +122,7 @@ class _ScanStep(NodeRules):
         arguments, nodes = self.named(self.args, self.kwargs), self.named(self.node.args, self.node.kwargs)
         if not all(isinstance(arguments.get(name), Tensor) for name in _SCANNED):
             self.out.unsupported.append(f"`{self.node.target.__name__}` is a scan of another kind than dt, A, B, C")
-            return self.block_unknown(f"`{self.node.target.__name__}`")
+            return self.block_unknown_operation(f"`{self.node.target.__name__}`")
         x = next(iter(arguments.values()))
         for bias in _BIASES:
             arguments["bias"] = arguments.pop(bias, None) if arguments.get(bias) is not None else arguments.get("bias")

@@ -72,10 +72,10 @@ class Flower(FederationTarget):
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         from ..app import write_flower_app
         from ..declaration import base_hash
-        from ..request import make_declaration, size_per_client, state_shapes
+        from ..request import declared_state_shapes, make_declaration, size_per_client
 
         self.foresee(ctx)  # what no step can change is refused here, whatever a plan said of it
-        full, sizes = state_shapes(self, program, ctx), size_per_client(self, program, ctx)
+        full, sizes = declared_state_shapes(self, program, ctx), size_per_client(self, program, ctx)
         folder = self._write_model(program, destination, ctx)
         declared = make_declaration(
             self, full, sizes, folder, base_hash(destination / folder, ctx.settings.cache_dir), ctx
@@ -84,11 +84,11 @@ class Flower(FederationTarget):
 
     def foresee(self, ctx: Context) -> None:
         from ....core.environment import check_modules
-        from ..request import check_rows
+        from ..request import refuse_unfit_rows
 
         if self.trains == "lora":
             check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
-        check_rows(self, ctx)
+        refuse_unfit_rows(self, ctx)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form("compact", "effc"), Form("model", "plain"))
@@ -96,10 +96,10 @@ class Flower(FederationTarget):
     @classmethod
     def check_artifact(cls, artifact: Path, cache_folder: Path) -> None:
         from ..app import PACKAGE
-        from ..declaration import NAME, check_base, read_declaration
+        from ..declaration import NAME, read_declaration, refuse_other_base
 
         declared = read_declaration(artifact / PACKAGE / NAME)
-        check_base(declared, artifact / declared.folder, cache_folder)
+        refuse_other_base(declared, artifact / declared.folder, cache_folder)
 
     @classmethod
     def run(cls, request: RunRequest) -> bool:

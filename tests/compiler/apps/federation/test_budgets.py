@@ -10,7 +10,7 @@ from effc.compiler.apps.federation.sizes import (
     STEPS,
     Coverage,
     Scale,
-    Size,
+    SubNetwork,
     largest_sub_networks,
     skeleton_of_sub_network,
 )
@@ -102,7 +102,7 @@ def test_nobody_draws_more_than_it_affords_and_both_ends_are_drawn(clients, size
 
 
 FULL = {"w": (4,)}
-SIZES = (Size(4, {}, {}), Size(2, {}, {"w": ((0, 1),)}))
+SIZES = (SubNetwork(4, {}, {}), SubNetwork(2, {}, {"w": ((0, 1),)}))
 
 
 def test_sizes_are_drawn_anew_each_round_and_the_seed_says_which():

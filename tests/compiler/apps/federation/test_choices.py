@@ -20,7 +20,7 @@ from effc.compiler.driver import api
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import total_nll
-from effc.compiler.transforms.training.trainable import Trained
+from effc.compiler.transforms.training.trainable import TrainedParameters
 from effc.dsl.syntax.diagnostics import Reject
 from transformers import AutoModelForCausalLM
 
@@ -153,7 +153,7 @@ def test_a_private_client_learns_from_clipped_rows(edited, tmp_path):
 
 def test_the_gradient_of_a_private_step_is_a_mean_of_clipped_rows():
     weight = torch.nn.Parameter(torch.zeros(3))
-    held = Trained({"w": weight})
+    held = TrainedParameters({"w": weight})
 
     def learn(chosen, factor):
         (weight * torch.tensor([100.0, 0.0, 0.0])).sum().backward()

@@ -71,9 +71,9 @@ def test_a_head_is_sent_averaged_written_and_read_again(app, tmp_path, strategy,
 def heard(said, path, home, tmp_path, sent, monkeypatch):
     """A run that leaves in `sent` what came in its last round."""
     from effc.compiler.apps.federation.averaging import FedAvg, FrozenA
-    from effc.compiler.apps.federation.products import Stack
+    from effc.compiler.apps.federation.products import StackedAverage
 
-    kind = {"ffa": FrozenA, "stack": Stack, "fedavg": FedAvg}[said.strategy]
+    kind = {"ffa": FrozenA, "stack": StackedAverage, "fedavg": FedAvg}[said.strategy]
     take = kind.aggregate
 
     def take_and_tell(self, number, replies):
@@ -99,7 +99,7 @@ def by_peft(home, folder):
 def by_us(said, path, state):
     model = BertForSequenceClassification.from_pretrained(path / said.folder).eval()
     with attach_slots(model, said) as slots, torch.no_grad():
-        slots.put(state, {})
+        slots.load_state(state, {})
         return slots.model.eval()(IDS).logits
 
 

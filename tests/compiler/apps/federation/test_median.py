@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from effc.compiler.apps.federation.all_but_me import leave_one_out_shares
-from effc.compiler.apps.federation.median import geometric_median, gram
-from effc.compiler.apps.federation.mixing import adaptive, mix
+from effc.compiler.apps.federation.median import centered_gram, geometric_median
+from effc.compiler.apps.federation.mixing import best_mix, mix
 from effc.compiler.apps.federation.state import mean, weighted_sum
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +26,7 @@ def median(points, weights=None):
 def others(points, weights=None, median=False):
     """What every client gets."""
     found = states(points)
-    shares = leave_one_out_shares(weights or ones(points), gram(found) if median else None)
+    shares = leave_one_out_shares(weights or ones(points), centered_gram(found) if median else None)
     return {k: weighted_sum(found, row)["x"] if row else found[k]["x"] for k, row in shares.items()}
 
 
@@ -132,6 +132,6 @@ def test_an_adaptive_share_is_never_worse_than_staying_alone():
         def loss(state, goal=goal):
             return float(((state["x"] - goal) ** 2).sum())
 
-        share, state = adaptive(own, other, loss)
+        share, state = best_mix(own, other, loss)
         assert loss(state) <= loss(own)
         assert share == {(1.0, 0.0): 0.0, (0.5, 2.0): 0.5, (0.0, 4.0): 1.0, (5.0, -3.0): 0.0}[goal]

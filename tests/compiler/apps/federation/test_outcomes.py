@@ -60,7 +60,7 @@ def ran(path: Path):
 def judged(path: Path):
     file, given = retest.recipe_and_params(path, None)
     session = api.open_session(file, settings=Settings(path.parents[1] / "cache"), set=given)
-    return retest.test_artifact(path, session, api.plan_all_pipelines(session))[0]
+    return retest.remeasure_artifact(path, session, api.plan_all_pipelines(session))[0]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_every_state_is_judged_and_the_worst_of_them_decides(alone):
     (path.parents[1] / "s.effspec").write_text(text.replace("0.9 * base", f"{limit:.6f} * base"))
     session = api.open_session(path.parents[1] / "s.effspec", settings=Settings(path.parents[1] / "cache"))
     (missed,) = [
-        o for o in retest.test_artifact(path, session, api.plan_all_pipelines(session))[0].outcomes if not o.passed
+        o for o in retest.remeasure_artifact(path, session, api.plan_all_pipelines(session))[0].outcomes if not o.passed
     ]
     assert missed.where == max(values, key=values.get).removeprefix("perplexity(words) of ")
 

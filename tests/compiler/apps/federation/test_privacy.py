@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from effc.compiler.apps.federation.masks import Keys, fixed, from_fixed_point, mean_without
+from effc.compiler.apps.federation.masks import Keys, from_fixed_point, mean_of_others, to_fixed_point
 from effc.compiler.apps.federation.noise import client_epsilon, clipped, noisy_mean
 from effc.compiler.apps.federation.state import mean, shapes, vector
 from effc.dsl.syntax.diagnostics import Reject
@@ -18,7 +18,10 @@ def states(count):
 
 def masked(clients, number, keys):
     publics = {k: key.public for k, key in keys.items()}
-    return {k: fixed(s, len(clients)) + keys[k].mask(k, publics, number, vector(s).size) for k, s in clients.items()}
+    return {
+        k: to_fixed_point(s, len(clients)) + keys[k].mask_for_client(k, publics, number, vector(s).size)
+        for k, s in clients.items()
+    }
 
 
 def test_masks_cancel_in_the_sum_and_every_client_gets_the_mean_of_the_others():
@@ -28,7 +31,7 @@ def test_masks_cancel_in_the_sum_and_every_client_gets_the_mean_of_the_others():
     total = from_fixed_point(sum(sent.values()), shapes(clients[0]))
     for k, own in clients.items():
         want = mean({j: s for j, s in clients.items() if j != k}, dict.fromkeys(clients.keys() - {k}, 1.0))
-        got = mean_without(total, own, len(clients))
+        got = mean_of_others(total, own, len(clients))
         for name in own:
             np.testing.assert_allclose(got[name], want[name], atol=4 * 2**-16)
 
@@ -45,7 +48,7 @@ def test_what_one_client_sends_tells_nothing_and_differs_from_round_to_round():
 
 def test_a_state_that_a_sum_could_not_hold_is_refused():
     with pytest.raises(Reject) as refused:
-        fixed({"x": np.array([9000.0])}, 4)
+        to_fixed_point({"x": np.array([9000.0])}, 4)
     assert refused.value.diagnostics[0].slug == "mask-range"
 
 

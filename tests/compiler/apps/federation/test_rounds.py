@@ -14,7 +14,7 @@ from effc.compiler.apps.federation.checkpoint import Checkpoint
 from effc.compiler.apps.federation.grid import LocalGrid
 from effc.compiler.apps.federation.low_rank import update
 from effc.compiler.apps.federation.personal import AllButMe
-from effc.compiler.apps.federation.products import PaddedAverage, Stack, TruncatedAverage
+from effc.compiler.apps.federation.products import PaddedAverage, StackedAverage, TruncatedAverage
 from effc.compiler.apps.federation.rounds import fault_lines
 from effc.compiler.apps.federation.state import state_hash
 from effc.dsl.syntax.diagnostics import Reject
@@ -25,7 +25,7 @@ RANKS = {0: 2, 1: 4, 2: 3, 3: 4}
 STRATEGIES = {
     "fedavg": lambda: FedAvg(FULL),
     "ffa": lambda: FrozenA(FULL),
-    "stack": lambda: Stack(FULL, ALPHA, RANKS),
+    "stack": lambda: StackedAverage(FULL, ALPHA, RANKS),
     "svd": lambda: TruncatedAverage(FULL, ALPHA, RANKS),
     "hetlora": lambda: PaddedAverage(FULL, ALPHA, RANKS),
     "abm mean": lambda: AllButMe(FULL, "mean", "align", 0.5),

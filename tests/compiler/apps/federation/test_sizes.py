@@ -6,7 +6,7 @@ from statistics import mean
 
 import pytest
 import torch
-from effc.compiler.apps.federation.sizes import Size, cut_to_sub_network, cuttable_groups, largest_sub_networks
+from effc.compiler.apps.federation.sizes import SubNetwork, cut_to_sub_network, cuttable_groups, largest_sub_networks
 from effc.compiler.inputs.sources.zoo import zoo
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.ir.surgery import tensor_at
@@ -69,7 +69,7 @@ def test_under_rotary_positions_no_group_permutes_q_and_k_inside_of_heads():
 def loss(model, ids, cuts) -> float:
     """Of a copy without these items."""
     program = capture(deepcopy(model))
-    cut_to_sub_network(program, Size(0, cuts, {}))
+    cut_to_sub_network(program, SubNetwork(0, cuts, {}))
     nats, tokens = total_nll(program.model, ids)
     return nats / tokens
 

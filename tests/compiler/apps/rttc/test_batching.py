@@ -38,12 +38,12 @@ def together(batcher, asked):
     def say(at):
         ids, settings, state = asked[at]
         try:
-            found[at] = batcher.answer(ids, settings, listens, state)
+            found[at] = batcher.generate_in_batch(ids, settings, listens, state)
         except Exception as error:
             found[at] = error
 
     threads = [threading.Thread(target=say, args=(at,)) for at in range(len(asked))]
-    with batcher.exclusive():
+    with batcher.exclusive_model():
         for thread in threads:
             thread.start()
         while len(batcher._waiting) < len(asked):
@@ -69,10 +69,10 @@ def test_queries_of_one_batch_are_answered_to_the_token_as_each_alone_whatever_i
     ids = [world.prompts.question(QUESTIONS[n] * (1 + n % 2)) for n in range(6)]
     asked = list(zip(ids, settings, states, strict=True))
     try:
-        alone = [batcher.answer(*one[:2], listens, one[2]) for one in asked]
+        alone = [batcher.generate_in_batch(*one[:2], listens, one[2]) for one in asked]
         assert batcher.largest == 1
         assert together(batcher, asked) == alone and batcher.largest == 6
-        bare = [batcher.answer(*one[:2], listens) for one in asked]
+        bare = [batcher.generate_in_batch(*one[:2], listens) for one in asked]
         assert sum(a != b for a, b in zip(bare, alone, strict=True)) >= 3, "adapters that change no word show nothing"
     finally:
         adaptable.close()
@@ -168,11 +168,11 @@ def test_who_has_an_answer_waits_for_nobody_else_of_the_batch(world, monkeypatch
     batcher, order = Batcher(world.model, world.prompts, None), []
 
     def noted(settings):
-        batcher.answer([5, 6], settings, listens)
+        batcher.generate_in_batch([5, 6], settings, listens)
         order.append((settings.max_tokens, batcher._busy))
 
     threads = [threading.Thread(target=noted, args=(Settings(max_tokens=most),)) for most in (240, 2)]
-    with batcher.exclusive():
+    with batcher.exclusive_model():
         for thread in threads:
             thread.start()
         while len(batcher._waiting) < 2:
@@ -185,10 +185,10 @@ def test_who_has_an_answer_waits_for_nobody_else_of_the_batch(world, monkeypatch
 def test_one_who_leaves_and_one_who_asks_too_much_end_alone(world):
     batcher = Batcher(world.model, world.prompts, None)
     with pytest.raises(Cancelled):
-        batcher.answer([5], Settings(max_tokens=40), lambda: True)
+        batcher.generate_in_batch([5], Settings(max_tokens=40), lambda: True)
     with pytest.raises(Reject, match="the model takes"):
-        batcher.answer([5] * world.prompts.context, Settings(), listens)
-    assert batcher.answer([5], Settings(max_tokens=2), listens)[1] == 2
+        batcher.generate_in_batch([5] * world.prompts.context, Settings(), listens)
+    assert batcher.generate_in_batch([5], Settings(max_tokens=2), listens)[1] == 2
 
 
 def test_what_breaks_a_batch_is_heard_by_all_of_it_and_the_next_are_answered(world, monkeypatch):
@@ -216,7 +216,7 @@ def test_clients_at_once_share_batches_and_get_what_each_gets_alone(world, kind)
         alone = [ask(question).text for question in questions]  # trains
         found = {}
         threads = [threading.Thread(target=lambda q=q: found.update({q: ask(q)})) for q in questions]
-        with client.batcher.exclusive():
+        with client.batcher.exclusive_model():
             for thread in threads:
                 thread.start()
         for thread in threads:

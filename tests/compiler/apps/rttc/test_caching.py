@@ -20,7 +20,7 @@ def put(cache, seed):
 
 
 def found(cache, seed):
-    state = cache.find(unit(seed))
+    state = cache.find_nearest(unit(seed))
     return None if state is None else int(state["a"][0])
 
 
@@ -132,9 +132,9 @@ def test_a_disk_that_is_full_costs_what_is_on_it_alone(tmp_path):
         cache.put(unit(2), large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert cache.unsaved == 1 and torch.equal(cache.find(unit(2))["w"], large["w"])
+    assert cache.unsaved == 1 and torch.equal(cache.find_nearest(unit(2))["w"], large["w"])
     again = StateCache("x", 0.999, 10**6, folder=tmp_path)
-    assert len(again) == 1 and found(again, 1) == 1 and again.find(unit(2)) is None
+    assert len(again) == 1 and found(again, 1) == 1 and again.find_nearest(unit(2)) is None
     assert len(list(tmp_path.glob("entry-*"))) == 1  # the half that was written is gone
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from effc.compiler.apps.rttc.chat_server import GuidedServer, make_application
+from effc.compiler.apps.rttc.chat_server import GuidedServer, make_chat_application
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.retrieval import Local
 
@@ -17,7 +17,7 @@ class Broken(Local):
 
 def test_an_exceptions_words_reach_neither_the_client_nor_the_log(world):
     guided = world.client(Config(), Policy("rag", count=2, shown=2), retriever=Broken(world.base))
-    client, lines, log = guarded(make_application(GuidedServer("m", guided)))
+    client, lines, log = guarded(make_chat_application(GuidedServer("m", guided)))
     with client:
         body = {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
         answer = client.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine-7"})

@@ -170,7 +170,9 @@ def test_a_server_whose_reward_gives_no_number_says_so(world):
         def score(self, question, answers):
             return finite([float("nan")], "broken")
 
-    app = knowledge_server.make_application(knowledge_server.KnowledgeService(world.base, "diverse", Broken()))
+    app = knowledge_server.make_knowledge_application(
+        knowledge_server.KnowledgeService(world.base, "diverse", Broken())
+    )
     answer = TestClient(app).post("/v1/score", json={"question": "a", "answers": ["b"]})
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "the reward `broken` gave nan"
     assert answer.json()["error"]["code"] == "reward_no_number"

@@ -12,14 +12,14 @@ from effc.compiler.apps.rttc.native_generator import (
     no_place,
     open_native_generator,
     plan_with_adapters,
-    relative_error,
+    relative_logit_error,
 )
 from effc.compiler.apps.rttc.policy import Policy
 from effc.compiler.apps.rttc.reward import SelfLikelihood
 from effc.compiler.apps.rttc.sample import Sample
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import last_logits, logits
-from effc.compiler.runtimes.native.emission import artifact_facts
+from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
 from effc.dsl.syntax.diagnostics import Reject
@@ -32,7 +32,7 @@ IDS = [5, 17, 33, 70, 9, 41, 22, 64]
 
 def written(model, folder: Path) -> Path:
     folder.mkdir()
-    write_plan(Reader(capture(model), "bf16").build_plan(), folder, artifact_facts(model, "bf16"))
+    write_plan(Reader(capture(model), "bf16").build_plan(), folder, native_artifact_facts(model, "bf16"))
     return folder
 
 
@@ -51,7 +51,7 @@ def test_under_any_adapters_the_engine_computes_what_pytorch_does(name, kind, tm
     row = torch.tensor([IDS])
     bare = logits(generator.bare, row)
     assert torch.equal(logits(generator.adapted, row), bare)  # adapters in their first state change nothing
-    assert relative_error(generator, adaptable, IDS) < MAX_ERROR
+    assert relative_logit_error(generator, adaptable, IDS) < MAX_ERROR
     assert torch.equal(logits(generator.bare, row), bare)
     moved = (logits(generator.adapted, row) - bare).square().mean().sqrt() / bare.square().mean().sqrt()
     assert moved > 0.2, "adapters that change so little show nothing"

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from effc.compiler.apps.serving.access_log import AccessLog
-from effc.compiler.apps.serving.api import Service, make_application
+from effc.compiler.apps.serving.api import Service, make_openai_application
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.limits import Limits
 from effc.compiler.apps.serving.scheduler import Scheduler
@@ -27,7 +27,7 @@ def test_a_model_that_breaks_is_told_by_an_id_whose_line_in_the_log_has_the_plac
     runner = Seen(model, 2)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     client, lines, log = guarded(
-        make_application(Service("m", Scheduler(runner, tokenizer, ()), tokenizer, CONTEXT, runner.vocabulary))
+        make_openai_application(Service("m", Scheduler(runner, tokenizer, ()), tokenizer, CONTEXT, runner.vocabulary))
     )
     with client:
         runner.breaks = True

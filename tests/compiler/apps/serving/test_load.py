@@ -11,7 +11,7 @@ import httpx
 import pytest
 import torch
 from effc.compiler.apps.serving.answers import ErrorResponse
-from effc.compiler.apps.serving.api import Service, make_application
+from effc.compiler.apps.serving.api import Service, make_openai_application
 from effc.compiler.apps.serving.body import _parse_and_validate
 from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatRequest
 from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
@@ -60,7 +60,9 @@ def model(chatty):
 @pytest.fixture
 def app(model):
     runner, words = make_decoder(model[0], "m"), model[1]
-    return make_application(Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary))
+    return make_openai_application(
+        Service("m", Scheduler(runner, words, (), 64, 4), words, runner.context, runner.vocabulary)
+    )
 
 
 async def small(client: httpx.AsyncClient) -> float:
@@ -131,7 +133,7 @@ def test_large_requests_of_one_client_take_turns_and_small_ones_pass():
         turns, order = RequestSlots(), []
 
         async def work(name: str, client: str, size: int, pause: float) -> None:
-            async with turns.slot(client, size):
+            async with turns.wait_for_slot(client, size):
                 order.append(f"{name} begins")
                 await asyncio.sleep(pause)
                 order.append(f"{name} ends")
@@ -150,7 +152,7 @@ def test_a_client_whose_large_requests_wait_is_told_to_come_back():
         async def work(client: str) -> None:
             nonlocal refused
             try:
-                async with turns.slot(client, 4 * MIB):
+                async with turns.wait_for_slot(client, 4 * MIB):
                     await asyncio.sleep(0.01)
             except ErrorResponse as error:
                 refused += error.status == 429

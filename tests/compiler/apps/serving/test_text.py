@@ -81,14 +81,14 @@ def test_text_ends_before_the_first_stop_string_however_it_comes_in_pieces(text,
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     found, told = StopStrings(stops), ""
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        told += found.push(text[start:end])
+        told += found.push_text(text[start:end])
         assert wanted.startswith(told)
     assert told + found.end() == wanted and found.met == bool(ends)
 
 
 def test_text_that_can_be_no_stop_string_is_not_held_back():
     stops = StopStrings(["END"])
-    assert [stops.push(text) for text in ("one", " E", "N", "!", "EN", "D more", "x")] == [
+    assert [stops.push_text(text) for text in ("one", " E", "N", "!", "EN", "D more", "x")] == [
         "one",
         " ",
         "",

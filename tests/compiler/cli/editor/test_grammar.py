@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from effc.dsl.syntax.edition import HEADS
-from effc.dsl.syntax.lexer import scan
+from effc.dsl.syntax.lexer import tokenize
 from effc.dsl.syntax.source import Source
 
 ROOT = Path(__file__).parents[4]
@@ -78,7 +78,7 @@ def test_tokens_of_every_shipped_recipe_have_the_colour_of_their_kind():
         text = path.read_text()
         colours = scopes(text)
         assert len(colours) == len(text)
-        tokens, comments = scan(Source(path.name, text))
+        tokens, comments = tokenize(Source(path.name, text))
         for comment in comments:
             assert colours[comment.span.start].startswith("comment"), (path.name, comment)
         for token in tokens[2:-1]:

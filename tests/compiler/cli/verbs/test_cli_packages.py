@@ -123,7 +123,7 @@ def vendored(theirs, project):
     """A package in a project that nobody asked when it was added: a clone has such, lock and all."""
     found = read_recipe_package(theirs)
     shutil.copytree(theirs, project / VENDORED / found.name)
-    lock = lockfile.read_lock(project)
+    lock = lockfile.read_package_lock(project)
     lock["packages"][found.name] = {"source": "theirs", "version": found.version, "tree": found.tree}
     lockfile.write_package_lock(project, lock)
 

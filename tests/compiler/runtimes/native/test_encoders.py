@@ -6,7 +6,7 @@ import torch
 import transformers
 from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.emission import artifact_facts
+from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -58,7 +58,7 @@ def pair(request, tmp_path):
 
 def opened(model, folder, weights="bf16"):
     plan = Reader(capture(model), weights).build_plan()
-    write_plan(plan, folder, artifact_facts(model, weights, plan.output))
+    write_plan(plan, folder, native_artifact_facts(model, weights, plan.output))
     return open_native(folder, threads=1, sequences=2)
 
 

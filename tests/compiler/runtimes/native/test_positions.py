@@ -4,7 +4,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.verify_child import first_position
 from effc.compiler.ir.capture.capture import capture
-from effc.compiler.runtimes.native.emission import artifact_facts
+from effc.compiler.runtimes.native.emission import native_artifact_facts
 from effc.compiler.runtimes.native.opening import open_native
 from effc.compiler.runtimes.native.plan_files import write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -118,7 +118,7 @@ def test_a_row_that_holds_the_token_that_is_not_counted_is_refused_where_it_is_c
     config = AutoConfig.for_model(kind, **_BERT, **more)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     plan = Reader(capture(model), "bf16").build_plan()
-    write_plan(plan, tmp_path, artifact_facts(model, "bf16", plan.output))
+    write_plan(plan, tmp_path, native_artifact_facts(model, "bf16", plan.output))
     native = open_native(tmp_path, threads=1, sequences=2)
     ids = torch.randint(5, 128, (2, 12), generator=torch.Generator().manual_seed(1))
     ids[0, 4] = ids[1, 7] = config.pad_token_id

@@ -250,7 +250,7 @@ def test_a_mask_that_disagrees_with_its_values_is_refused_though_the_checksum_is
     stream = struct.unpack_from("q", own, 88)[0]
     own[stream] ^= 1
     raw = torch.frombuffer(own, dtype=torch.uint8)
-    levels.library().effc_seal_for_tests(ctypes.c_void_p(raw.data_ptr()), ctypes.c_int64(len(own)))
+    levels.load_library().effc_seal_for_tests(ctypes.c_void_p(raw.data_ptr()), ctypes.c_int64(len(own)))
     changed = weights[: entry["at"]] + bytes(own) + weights[entry["at"] + entry["bytes"] :]
     said = refused(put(tmp_path, plan, changed))
     assert "q_proj" in said and "masks do not agree" in said
