@@ -299,9 +299,9 @@ def verify_files(
 ) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
-    hashes   False compares sizes only
-    only_below    checks one folder of the artifact only, "compact", or one file
-    skipped_folders    folders that are not looked at, because nobody is about to read them
+    hashes            False compares sizes only
+    only_below        checks one folder of the artifact only, "compact", or one file
+    skipped_folders   folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
     inside, outside = f"{only_below}/" if only_below else "", tuple(f"{folder}/" for folder in skipped_folders)

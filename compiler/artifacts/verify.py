@@ -78,8 +78,8 @@ def verify_forms(
 ) -> tuple[Check, ...]:
     """Compare every form in the folder with the model, each in a process of its own; the folder may be a draft.
 
-    text_ids     rows of tokens whose logits `on_text_logits` hears of each form; they are not compared
-    return   one check per form and kind of output
+    text_ids   rows of tokens whose logits `on_text_logits` hears of each form; they are not compared
+    return     one check per form and kind of output
     Rejects where one differs by more than its tolerance, or the process dies.
     """
     inputs = make_probe_inputs(model, seed)
@@ -94,7 +94,7 @@ def verify_forms(
             expected, plain = by_steps[form.steps]
             probe_inputs = inputs if text_ids is None else {**inputs, TEXT: text_ids}
             folder, opener = artifact / form.folder, opener_of(form)
-            actual = reopen(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
+            actual = probe_in_fresh_process(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
             if text_ids is not None:
                 on_text_logits(form, actual.pop(TEXT))
             reference = plain if form.opens == "plain" else expected
@@ -106,13 +106,12 @@ def verify_forms(
             compare_form = partial(
                 compare_outputs, expected=reference, actual=actual, dtype=next(model.parameters()).dtype, routes=routes
             )
-            form_checks = compare_form(form, rounded=rounded)
+            form_checks = compare_form(form, rounding=rounded)
             if rounded is not None and not routes and not all(check.holds for check in form_checks):
                 rounding = half_precision_error(model, inputs, form.steps, reference)
                 hard = replace(form, reason=f"torch's own bfloat16 is off by {rounding:.2g} of root mean squares")
-                form_checks = (
-                    compare_form(hard, rounded=min(COARSEST, rounded + 2 * rounding)) if rounding else form_checks
-                )
+                if rounding:
+                    form_checks = compare_form(hard, rounding=min(COARSEST, rounded + 2 * rounding))
             checks += form_checks
     failed = [check for check in checks if not check.holds]
     if failed:
@@ -188,17 +187,12 @@ def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor
         return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
     images = model.main_input_name == "pixel_values"
     # A source is filled up behind its text, as encoders' rows are: many number positions by the place in a row.
-    inputs = inputs_for_config(
-        model.config, seed, images, pad_right=is_encoder_decoder(model) or not model.can_generate()
-    )
-    return (
-        inputs
-        if _batch_generates_like_single_rows(model, inputs)
-        else {name: x[-1:].clone() for name, x in inputs.items()}
-    )
+    pad_right = is_encoder_decoder(model) or not model.can_generate()
+    inputs = inputs_for_config(model.config, seed, images, pad_right=pad_right)
+    return inputs if _batch_matches_single_rows(model, inputs) else {name: x[-1:].clone() for name, x in inputs.items()}
 
 
-def _batch_generates_like_single_rows(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
+def _batch_matches_single_rows(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> bool:
     """Whether rows that a model continues together come out as each does alone. transformers' RWKV mixes them up: what
     it says of several has no sense, and nothing is held against it. Those that cache keys and values are not asked."""
     known = inspect.signature(model.forward).parameters
@@ -241,7 +235,7 @@ def opener_of(form: Form) -> Path:
     return file
 
 
-def reopen(
+def probe_in_fresh_process(
     folder: Path,
     opener: Path,
     inputs: Mapping[str, torch.Tensor],

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         from ...kernels.native import watch_mapped_files
 
         watch_mapped_files()  # in a process of our own alone: a signal's handler is everybody's
-    code = _run(sys.argv[1:] if argv is None else argv)
+    code = _run_until_stdout_is_full(sys.argv[1:] if argv is None else argv)
     if argv is None and code == EXITS["interrupted"]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _run(argv: list[str]) -> int:
+def _run_until_stdout_is_full(argv: list[str]) -> int:
     _set_library_environment()
     code = 0
     try:

@@ -85,7 +85,7 @@ class Session:
 
         `resolve` makes skeletons that are not known yet, and reads data files, which imports torch.
         """
-        from ...dsl.checker.check import Checked, check
+        from ...dsl.checker.check import Checked, check_recipe_file
 
         parsed = parse(self._read(self.path))
         if foreign := [d for d in parsed.diagnostics if d.fault is unknown_edition]:
@@ -109,7 +109,7 @@ class Session:
                 )
             return known
 
-        checked = check(
+        checked = check_recipe_file(
             parsed.file,
             self.registry.vocabulary,
             overrides=self.read_param_overrides(),
@@ -168,12 +168,12 @@ class Session:
         )
 
     def context(self, recipe: Recipe, pipeline: Pipeline) -> Context:
-        model_origin = self.model_origin(recipe.models[pipeline.model])
+        model_origin = self.resolve_model_origin(recipe.models[pipeline.model])
         work = self.settings.cache_dir / "work"
         rows = self.rows.setdefault((recipe.variant, pipeline.name), {})
         return Context(self.settings, recipe, self.path.parent, self.registry, model_origin, work, self.run, rows)
 
-    def model_origin(self, call: Invocation) -> Origin:
+    def resolve_model_origin(self, call: Invocation) -> Origin:
         """The resolved source of a model; each is resolved once."""
         key = model_key(call)
         if key not in self.origins:
@@ -187,7 +187,7 @@ class Session:
         """The skeleton of a model if it is shipped or was made before; needs no torch and no network."""
         offline_session = replace(self, settings=replace(self.settings, offline=True))
         try:
-            origin = offline_session.model_origin(call)
+            origin = offline_session.resolve_model_origin(call)
         except Reject as rejection:
             if all(d.exit == EXITS["network"] for d in rejection.diagnostics):
                 return None
@@ -195,7 +195,7 @@ class Session:
         return shipped_skeleton(origin) or cached_skeleton(origin, self.settings)
 
     def skeleton(self, call: Invocation) -> Skeleton:
-        return load_or_discover_skeleton(self.model_origin(call), self.settings)
+        return load_or_discover_skeleton(self.resolve_model_origin(call), self.settings)
 
     def read_library_module(self, name: str) -> Source | None:
         """A module that a recipe uses: `std.name` of the shipped library, `edge.name` of a package, else a path."""
@@ -323,7 +323,7 @@ def _facts(session: Session, current_plans: "Sequence[Plan]") -> "dict[str, Fact
     return lock_facts(current_plans, [session.context(p.recipe, p.pipeline) for p in current_plans])
 
 
-def bisect(session: Session, plan: "Plan", bound: Bound) -> "BisectResult":
+def bisect_bound(session: Session, plan: "Plan", bound: Bound) -> "BisectResult":
     """Find the step of a plan, or its cut, that broke a bound; steps that the cache lacks are run."""
     from ..core.cache import Cache
     from .bisect import Bisection
@@ -367,7 +367,7 @@ def build(
     with lock_output_paths(outputs, force):
         refuse_insufficient_space(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
-        cache.remove_stale_drafts()
+        cache.delete_stale_drafts()
         with worker_team(session, transport) as team:
             for plan in compiled:
                 on_plan(plan)

@@ -99,7 +99,7 @@ class Bisection:
         self.build, self.known = Build(self.plan, self.ctx, self.cache), Known()
         self.build.total = len(self.plan.stages)
         for stage in self.plan.stages:
-            self.build.run_step(stage)
+            self.build.run_step_unless_cached(stage)
         chain = self._step_chain()
         looks: list[Measurement] = []
         first = Measurement("", "", self._verdict_of_step(self.plan.identity))
@@ -151,7 +151,7 @@ class Bisection:
 
     def _result_with_culprit_cut(self, measurements: list[Measurement], culprit: Stage | None) -> BisectResult:
         assert culprit is not None, "something broke the bound"
-        body = self.cache.read_step(culprit.key)
+        body = self.cache.read_complete_step(culprit.key)
         assert body is not None, f"{culprit.name} has run"
         notes = [n for n in body["notes"].get("step", ()) if "cut" in n and "scores" in n]
         blame = BisectResult(self.bound, tuple(measurements), culprit, of=len(notes))

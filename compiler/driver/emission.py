@@ -76,18 +76,18 @@ class Emission:
     accounting: Accounting
     costs: Mapping[str, Mapping[str, Any]]  # of each step: seconds and bytes, planned and found
 
-    def emit(self, outcome: Outcome, target: Emit) -> Artifact:
+    def write_and_verify_artifact(self, outcome: Outcome, target: Emit) -> Artifact:
         path = self.out / target.call.args["path"]
         absolute = Path(os.path.abspath(path))
         with artifact_draft(path, self.force or is_unfinished_output_of(absolute, target.call)) as draft:
             forms = self.write(outcome, target, draft.folder)
             recorded = RecordedLogits(self.accounting, draft.folder)
-            checks = self.reopen(outcome, draft.folder, forms, recorded)
+            checks = self.compare_reopened_forms(outcome, draft.folder, forms, recorded)
             with announcing_stage("measuring"):
                 compared, verdicts = self.judge_bounds(outcome, target, draft.folder, forms)
             self.ctx.origin.refuse_changed_files()
             measured = self.measured_manifest(outcome, target, compared)
-            manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.divergence_rows()))
+            manifest = draft.publish(measured.with_measures(checks=checks, accounts=recorded.make_accounts()))
         mark(absolute, target.call)
         return Artifact(path, manifest, tuple(unmet_bound_diagnostics(verdicts, self.ctx.settings.undecided)))
 
@@ -98,7 +98,9 @@ class Emission:
             writer.write(outcome, folder, self.ctx)
         return [form for form in writer.forms_of(outcome) if (folder / form.folder).is_dir()]
 
-    def reopen(self, outcome: Outcome, folder: Path, forms: list[Form], recorded: RecordedLogits) -> tuple[Check, ...]:
+    def compare_reopened_forms(
+        self, outcome: Outcome, folder: Path, forms: list[Form], recorded: RecordedLogits
+    ) -> tuple[Check, ...]:
         """Comparisons of members with what fresh processes compute from their forms; `recorded` gets both logits."""
         checks: list[Check] = []
         with announcing_stage("reopening", "then measuring"):
@@ -115,7 +117,7 @@ class Emission:
                 )
         return tuple(checks)
 
-    def write_about(self, target: Emit, artifacts: Sequence[Artifact], load_outcome: Callable[[], Outcome]) -> Page:
+    def write_report(self, target: Emit, artifacts: Sequence[Artifact], load_outcome: Callable[[], Outcome]) -> Page:
         """Write a file about the artifacts of a result, or about the result itself where it has none."""
         writer: Target = self.ctx.registry.make("target", target.call)
         path, sheets = self.out / target.call.args["path"], [a.sheet for a in artifacts]
@@ -188,7 +190,10 @@ def edits_and_profiles(outcome: Outcome, plan: Plan, source: str) -> dict[str, A
                 {
                     "name": name,
                     "measures": [[metric, *m] for metric, m in outcome.measures[name].items()],
-                    "steps": sorted(s.name for s in plan.pipeline.ancestors(name) or plan.pipeline.ancestors(source)),
+                    "steps": sorted(
+                        s.name
+                        for s in plan.pipeline.step_and_ancestors(name) or plan.pipeline.step_and_ancestors(source)
+                    ),
                     **program_changes(program, plan),
                 }
                 for name, program in outcome.members()
@@ -214,9 +219,9 @@ def program_changes(program: Program, plan: Plan) -> dict[str, Any]:
 def step_records(plan: Plan, cache: Cache, last_step: str) -> list[Mapping[str, Any]]:
     """Records of every step that led to `last_step`: what it was asked, what it decided and why, what that changed."""
     result: list[Mapping[str, Any]] = []
-    for step in plan.pipeline.ancestors(last_step):
+    for step in plan.pipeline.step_and_ancestors(last_step):
         name = step.name
-        body = cache.read_step(plan.key_of(name))
+        body = cache.read_complete_step(plan.key_of(name))
         assert body is not None, f"the result of {name} is not in the cache"
         notes = body["notes"]
         result.append(

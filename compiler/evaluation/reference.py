@@ -73,7 +73,7 @@ class OriginalOutputs:
         return logits_tail(tail)(nn.functional.linear(values, weight, bias)).float()
 
 
-def prepare(ctx: Context, model: nn.Module, ref: DataRef) -> None:
+def write_reference_once(ctx: Context, model: nn.Module, ref: DataRef) -> None:
     """Keep what `model`, the original as loaded, says of a data set; nothing to do where that is kept."""
     write_original_outputs(
         ctx, model, ctx.rows(ref), _reference_path(ctx, ref), _head_path(ctx), f"original on {ref.name}"
@@ -110,14 +110,14 @@ def write_original_outputs(
 
 
 def load_or_make_reference(ctx: Context, ref: DataRef) -> OriginalOutputs:
-    """Reference written by `prepare`, mapped from disk; one object for all calls.
+    """Reference written by `write_reference_once`, mapped from disk; one object for all calls.
 
     Where nothing was prepared, the original is loaded once more: mapped weights cost no memory of their own.
     """
     if ref.name not in ctx._references:
         path = _reference_path(ctx, ref)
         if not path.is_file():
-            prepare(ctx, ctx.origin.load(), ref)
+            write_reference_once(ctx, ctx.origin.load(), ref)
         ctx._references[ref.name] = open_reference(path, _head_path(ctx))
     return ctx._references[ref.name]
 

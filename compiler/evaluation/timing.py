@@ -22,7 +22,7 @@ from ..core.events import follow
 from ..core.memory import fits_in_memory
 from ..models.checkpoints.origin import max_row_tokens
 from ..models.checkpoints.pretrained import pretrained
-from ..models.rows.forward import evaluating, output_logits
+from ..models.rows.forward import evaluating, logits_of_output
 from ..models.rows.inputs import decoder_inputs_of, device_of, is_encoder_decoder, vocabulary_size
 from ..plugin.clock import Clock, runtime_of
 
@@ -35,7 +35,7 @@ WARMUP = 3  # runs that are not counted: allocations, page faults, lazily built 
 CACHES = ("cache", "past_key_values", "cache_params")  # newest name first; later ones may be its aliases
 
 
-def prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
+def make_prompt_ids(model: nn.Module, batch: int, length: int) -> Tensor:
     """Prompt ids, equal for every model of a vocabulary: [batch, length]."""
     generator = torch.Generator().manual_seed(0)
     known = min(
@@ -56,8 +56,8 @@ def measure_single(clock: Clock, model: nn.Module) -> float:
 def make_prefill_step(model: nn.Module, length: int) -> Callable[[], float]:
     """A forward over a prompt that fills the cache."""
     if runtime := runtime_of(model):
-        return runtime.make_prefill_step(prompt_ids(model, 1, length)[0].tolist())
-    ids, device = prompt_ids(model, 1, length), device_of(model)
+        return runtime.make_prefill_step(make_prompt_ids(model, 1, length)[0].tolist())
+    ids, device = make_prompt_ids(model, 1, length), device_of(model)
     inputs = {**_prompt(model, ids), **_caching(model)}
 
     def step() -> float:
@@ -83,7 +83,7 @@ def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
     return {"decoder_input_ids": token} | ({} if encoder_states is None else {"encoder_outputs": (encoder_states,)})
 
 
-def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
+def make_decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
     """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
     if runtime := runtime_of(model):
         return runtime.decode_step(prompt_ids(model, 1, length)[0].tolist(), batch)
@@ -98,8 +98,8 @@ def decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], f
         nonlocal output
         if output is None:
             with _too_long_as_diagnostic(model, length):
-                output = model(**_prompt(model, prompt_ids(model, batch, length)), **caching)
-        token = output_logits(output)[:, -1:].argmax(-1)  # [batch, 1]
+                output = model(**_prompt(model, make_prompt_ids(model, batch, length)), **caching)
+        token = logits_of_output(output)[:, -1:].argmax(-1)  # [batch, 1]
         inputs = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
         started = _current(device)
         output = model(**inputs)
@@ -170,10 +170,10 @@ def measure_interleaved(
     Models that memory does not hold together take turns by the round: step by step each would read its weights from
     disk again whenever its turn comes.
 
-    models  name -> model, the one to compare with first
-    is_decided  whether the rounds so far will do; if not, more follow until `min_seconds` have passed
-    calls_per_round   how many rounds divide the metric's number of timings among them
-    max_seconds    seconds after which no further one of `rounds` begins
+    models           name -> model, the one to compare with first
+    is_decided       whether the rounds so far will do; if not, more follow until `min_seconds` have passed
+    calls_per_round  how many rounds divide the metric's number of timings among them
+    max_seconds      seconds after which no further one of `rounds` begins
     A machine that others use is slow for some milliseconds at a time, longer than many steps take: turns of whole
     measures would give such a time to one of the models alone.
     """

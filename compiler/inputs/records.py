@@ -95,7 +95,8 @@ def drop_or_refuse_too_long(
     if len(short) < len(items) and (policy == "refuse" or not short):
         raise Reject(
             too_long(
-                f"{len(items) - len(short)} of {len(items)} {noun} exceed {max_tokens} tokens, the longest {max(sizes)}",
+                f"{len(items) - len(short)} of {len(items)} {noun} exceed {max_tokens} tokens, "
+                f"the longest {max(sizes)}",
                 help=f"`length: {max(sizes)}`" + (", or `longer: drop`" if short else ""),
             )
         )

@@ -26,7 +26,7 @@ Facts = Mapping[str, str]
 Lock = dict[str, dict[str, dict[str, Any]]]  # table -> recipe or package -> line -> value; of packages texts
 
 
-def read_lock(folder: Path) -> Lock:
+def read_package_lock(folder: Path) -> Lock:
     """The lock in a folder, empty where there is none. Raises Reject (broken-lock, odd-file)."""
     file = folder / NAME
     try:

@@ -159,9 +159,9 @@ class DecoderModel(GenerationMixin, nn.Module):
 
     def take(self, count: int) -> list[int]:
         """Numbers of sequences that are free; Reject where the engine has no more."""
-        return [number for number, _ in self.begin([()] * count)]
+        return [number for number, _ in self.start_sequences([()] * count)]
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    def start_sequences(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
         """A sequence for each prompt, and how many of its first tokens it holds already."""
         with self._exclusive():
             if len(prompts) > self.spare:
@@ -171,7 +171,7 @@ class DecoderModel(GenerationMixin, nn.Module):
                         help="load the artifact with a larger `sequences=`, or close what is open",
                     )
                 )
-            return [self._pool.take(prompt, self.owner) for prompt in prompts]
+            return [self._pool.take_longest_prefix_match(prompt, self.owner) for prompt in prompts]
 
     def release(self, numbers: Sequence[int], token_ids: Sequence[Sequence[int]] = ()) -> None:
         """Free sequences; `token_ids` are the tokens that each has, where they may be gone on with."""
@@ -197,7 +197,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Number of sequences that can still be opened."""
         return len(self._pool)
 
-    def feed(self, rows: Mapping[int, Tensor], positions_to_return: str | int) -> Tensor:
+    def append_tokens(self, rows: Mapping[int, Tensor], positions_to_return: str | int) -> Tensor:
         """Extend sequences by tokens; logits of the last or the first of each row, of so many of its last, or of "all",
         row by row."""
         for number, ids in rows.items():
@@ -262,22 +262,22 @@ class DecoderModel(GenerationMixin, nn.Module):
             cache = SequenceCache(self)
         if cache is not None:
             cache.open(len(input_ids))
-            logits = self._logits(cache.numbers, input_ids, mask, keep)
+            logits = self._last_logits(cache.numbers, input_ids, mask, keep)
             cache.append(input_ids, mask)
             return Output(logits=logits, cache=cache)
         logits = torch.zeros((len(input_ids), keep, self.plan["vocabulary"]))
         for row in range(len(input_ids)):  # row by row: the logits of one fit in memory
             token_ids = input_ids[row][mask[row].bool()].tolist()
-            ((number, known),) = self.begin([token_ids[: max(0, len(token_ids) - keep + 1)]])
+            ((number, known),) = self.start_sequences([token_ids[: max(0, len(token_ids) - keep + 1)]])
             final_ids: list[int] = []  # where it breaks off, nobody goes on with what is there
             try:
-                logits[row] = self._logits([number], input_ids[row, None], mask[row, None], keep, known)[0]
+                logits[row] = self._last_logits([number], input_ids[row, None], mask[row, None], keep, known)[0]
                 final_ids = token_ids
             finally:
                 self.release([number], [final_ids])
         return Output(logits=logits)
 
-    def _logits(self, numbers: Sequence[int], ids: Tensor, mask: Tensor, keep: int, n_cached: int = 0) -> Tensor:
+    def _last_logits(self, numbers: Sequence[int], ids: Tensor, mask: Tensor, keep: int, n_cached: int = 0) -> Tensor:
         """The last logits [b, keep, vocabulary] of rows, of which the sequences hold the first `n_cached` tokens."""
         logits = torch.zeros((len(ids), keep, self.plan["vocabulary"]))
         is_token = mask.bool()
@@ -285,7 +285,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         fresh = {numbers[row]: ids[row][is_token[row]][n_cached:] for row in rows}
         if not fresh:
             return logits
-        values = self.feed(fresh, keep).split([min(keep, len(tokens)) for tokens in fresh.values()])
+        values = self.append_tokens(fresh, keep).split([min(keep, len(tokens)) for tokens in fresh.values()])
         for row, row_values in zip(rows, values, strict=True):
             last = is_token[row].nonzero()[-keep:, 0] - (ids.shape[1] - keep)
             last = last[last >= 0]

@@ -18,7 +18,7 @@ from ..ir.weights import distinct_tensors
 from ..models.checkpoints.mamba_rescale import NOTE, as_stored, rescales
 from ..models.checkpoints.meta_init import cut_tables
 from ..models.checkpoints.sidecar_files import copy_sidecar_files
-from ..models.checkpoints.tensor_files import Piece, write_tensors
+from ..models.checkpoints.tensor_files import Piece, write_safetensors_files
 from ..plugin.context import Context
 from ..plugin.interfaces import param
 from ..plugin.target import Form
@@ -130,7 +130,7 @@ def write_stock_checkpoint(
     """`config` is what `stock_config` found."""
     folder, model = destination / folder_name, program.model
     folder.mkdir()
-    write_tensors(folder, [Piece.of(*item) for item in distinct_tensors(model)], shard_bytes)
+    write_safetensors_files(folder, [Piece.of(*item) for item in distinct_tensors(model)], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config_json(config, model, folder)
 
@@ -148,7 +148,7 @@ def write_compact_checkpoint(program: Program, destination: Path, ctx: Context, 
     folder, model = destination / "compact", program.model
     folder.mkdir()
     tensors = [*distinct_tensors(model), *cut_tables(model, program.edits.shapes).items()]
-    write_tensors(folder, [Piece.of(*item) for item in tensors], shard_bytes)
+    write_safetensors_files(folder, [Piece.of(*item) for item in tensors], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config_json(
         model.config,
@@ -161,7 +161,7 @@ def write_compact_checkpoint(program: Program, destination: Path, ctx: Context, 
 def write_compat(program: Program, filled: Padding, destination: Path, ctx: Context, shard_bytes: int) -> None:
     folder = destination / "compat"
     folder.mkdir()
-    write_tensors(folder, filled.padded_tensor_pieces(program), shard_bytes)
+    write_safetensors_files(folder, filled.padded_tensor_pieces(program), shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config_json(filled.config, program.model, folder)
 

@@ -35,7 +35,7 @@ SHARE_OF_BFLOAT16 = 0.06
 _REASON = "root mean squares: weights, what linear layers read, keys and values are rounded over all layers"
 
 
-def logit_tolerance(stored: frozenset[str], model: "nn.Module") -> float:
+def native_logit_tolerance(stored: frozenset[str], model: "nn.Module") -> float:
     """For int8 and int4 wherever they are: as the target's weights or its head's, or in layers that a pass lowered."""
     import torch
 
@@ -187,7 +187,7 @@ class Native(Target):
 
         numbers = Numbers.of_words(self.weights, self.inputs, self.group, self.head)
         stored = frozenset((numbers.weights, numbers.head))
-        return (Form(FOLDER, "engine", rounds=partial(logit_tolerance, stored), routes=_routes, reason=_REASON),)
+        return (Form(FOLDER, "engine", rounds=partial(native_logit_tolerance, stored), routes=_routes, reason=_REASON),)
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:

@@ -25,7 +25,7 @@ _NODES = {"none": 1600, "int8": 2500}  # bytes of the graph, for each weight
 _REASON = "ONNX Runtime sums in an order of its own"
 
 
-def logit_tolerance(model: "nn.Module") -> float:
+def onnx_logit_tolerance(model: "nn.Module") -> float:
     """Tolerance of logits; a model in half precision is written in float32, and differs from it by that much."""
     import torch
 

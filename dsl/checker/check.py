@@ -38,7 +38,7 @@ class Checked:
         return tuple(d for d in self.diagnostics if d.severity == "error")
 
 
-def check(
+def check_recipe_file(
     file: ast.File,
     vocabulary: Vocabulary,
     *,
@@ -151,8 +151,9 @@ class _Result:
     emits: list[Emit] = field(default_factory=list)
     emitted: bool = False
 
-    def finish(self, has_misnamed_emit: bool) -> None:
-        """Report what nothing uses; `has_misnamed_emit` where an emit names no pipeline, and may have meant this one."""
+    def report_unused_results(self, has_misnamed_emit: bool) -> None:
+        """Report what nothing uses; `has_misnamed_emit` where an emit names no pipeline, and may have meant this
+        one."""
         if self.line is None:
             return
         if not self.emitted and not has_misnamed_emit:
@@ -208,7 +209,7 @@ def _report_unused_results_and_names(
 ) -> None:
     """Report what comes to nothing: results, names, the whole recipe."""
     for result in results.values():
-        result.finish(has_misnamed_emit)
+        result.report_unused_results(has_misnamed_emit)
     if not any(isinstance(s, ast.Pipeline) for s in file.statements):
         _report_recipe_without_pipeline(file, scope)
     _report_unused_names(scope)

@@ -59,7 +59,7 @@ def _read_confidence(node: ast.Bound, metric: str, scope: Scope) -> Any:
 
 def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
     """The name of a declared model or profile, or POISON."""
-    entry = scope.find(name.path)
+    entry = scope.resolve_name(name.path)
     if entry is None:
         scope.report_unknown_name(name, (kind,), noun=kind)
         return POISON
@@ -121,7 +121,7 @@ def _reported_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) 
         facts = scope.session.vocabulary.words("metric")[metric].facts
         if not facts.get("exact") or limit >= _MIN_SAMPLES:
             return False
-        base = next((name for name, entry in scope.reachable().items() if entry.kind == "model"), "base")
+        base = next((name for name, entry in scope.entries_by_usable_name().items() if entry.kind == "model"), "base")
         is_share = 0 < limit <= _MAX_BOUNDS
         factor = span.text if is_share else "0.8"
         share = f"`{label} {node.op} {factor} * {base}` for a share of the original's"
@@ -138,7 +138,7 @@ def _mark(expr: ast.Expr, scope: Scope) -> None:
     from .calls import names_in_expression
 
     for name in names_in_expression(expr):
-        scope.find(name.path)
+        scope.resolve_name(name.path)
 
 
 def _label(node: ast.Bound) -> str:

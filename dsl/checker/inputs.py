@@ -25,7 +25,7 @@ unfit_ranks = Fault("unfit-ranks", "A rank of elastic adapters is larger than a 
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
-def check_inputs(stage: Stage, selected: "Selectable", skeleton: Skeleton, build: PipelineBuild) -> None:
+def report_unfit_module_widths(stage: Stage, selected: "Selectable", skeleton: Skeleton, build: PipelineBuild) -> None:
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
     if any(

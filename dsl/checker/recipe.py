@@ -83,7 +83,7 @@ class Pipeline:
             name = by_name[name].source
         return tuple(path[::-1])
 
-    def ancestors(self, last: str) -> tuple[Step, ...]:
+    def step_and_ancestors(self, last: str) -> tuple[Step, ...]:
         """A step and those that it followed or named, in the pipeline's order; none where it names no step."""
         by_name, led, waiting = {s.name: s for s in self.steps}, set(), [last]
         while waiting:

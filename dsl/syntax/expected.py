@@ -66,7 +66,7 @@ def unexpected_token_mistake(error_site: ErrorSite) -> SyntaxMistake:
     else:
         message = f"`{token_label(token)}` stands where {expected} is expected"
     form = FORMS.get(error_site.owner, "") if error_site.block is None else ITEMS[error_site.owner][1]
-    form = SHARES if error_site.inner == "LBRACE" else form
+    form = SHARES if error_site.innermost_bracket == "LBRACE" else form
     return SyntaxMistake(syntax(message, span, help=f"write it like `{form}`" if form else ""))
 
 
@@ -76,7 +76,7 @@ def _expected_phrase(error_site: ErrorSite) -> str:
         return "a call"
     if len(error_site.expected & {head.upper() for head in HEADS}) > 1:
         return "a statement"
-    if error_site.block is not None and not error_site.inner and {"RBRACE", "NAME"} <= terminals:
+    if error_site.block is not None and not error_site.innermost_bracket and {"RBRACE", "NAME"} <= terminals:
         names.append(ITEMS[error_site.owner][0])
         terminals -= {"NAME"}
     elif len(terminals & VALUE) > 2:

@@ -44,20 +44,20 @@ class TreeBuilder(Transformer):
     # Declarations
 
     def use(self, meta, children):
-        return ast.Use(children[0], children[1] and self.fresh(children[1]), span=self.span(meta))
+        return ast.Use(children[0], children[1] and self.report_reserved_name(children[1]), span=self.span(meta))
 
     def param(self, meta, children):
         name, kind, default, bounds, doc = children
-        return ast.Param(self.fresh(name), kind, default, bounds, doc, span=self.span(meta))
+        return ast.Param(self.report_reserved_name(name), kind, default, bounds, doc, span=self.span(meta))
 
     def model(self, meta, children):
-        return ast.Declare("model", self.fresh(children[0]), children[1], span=self.span(meta))
+        return ast.Declare("model", self.report_reserved_name(children[0]), children[1], span=self.span(meta))
 
     def data(self, meta, children):
-        return ast.Declare("data", self.fresh(children[0]), children[1], span=self.span(meta))
+        return ast.Declare("data", self.report_reserved_name(children[0]), children[1], span=self.span(meta))
 
     def profile(self, meta, children):
-        return ast.Profile(self.fresh(children[0]), tuple(children[1:]), span=self.span(meta))
+        return ast.Profile(self.report_reserved_name(children[0]), tuple(children[1:]), span=self.span(meta))
 
     def matrix(self, meta, children):
         return ast.Matrix(tuple(children), span=self.span(meta))
@@ -70,10 +70,10 @@ class TreeBuilder(Transformer):
 
     def pipeline(self, meta, children):
         name, model, doc, *steps = children
-        return ast.Pipeline(self.fresh(name), model, doc, tuple(steps), span=self.span(meta))
+        return ast.Pipeline(self.report_reserved_name(name), model, doc, tuple(steps), span=self.span(meta))
 
     def step(self, meta, children):
-        return ast.Step(self.fresh(children[0]), children[1], span=self.span(meta))
+        return ast.Step(self.report_reserved_name(children[0]), children[1], span=self.span(meta))
 
     def expect(self, meta, children):
         return ast.Expect(children[0], tuple(children[1:]), span=self.span(meta))
@@ -151,7 +151,7 @@ class TreeBuilder(Transformer):
 
     word = name
 
-    def fresh(self, name: ast.Name) -> ast.Name:
+    def report_reserved_name(self, name: ast.Name) -> ast.Name:
         """A name that is defined here, so that others can mention it."""
         if name.path in RESERVED:
             self.diagnostics.append(
@@ -181,13 +181,13 @@ class TreeBuilder(Transformer):
 
         value = _escape.sub(plain, token[quotes:-quotes])
         if unknown:
-            self.unknown(unknown)
+            self.report_unknown_escapes(unknown)
         if character := control_in(value, lines=True):
             self.diagnostics.append(control_character_error("the text", character, span))
             value = "".join(_UNSEEN if control_in(c, lines=True) else c for c in value)  # reported once
         return ast.Text(value, span=span)
 
-    def unknown(self, escapes: list[tuple[str, Span]]) -> None:
+    def report_unknown_escapes(self, escapes: list[tuple[str, Span]]) -> None:
         """Report the unknown escapes of a string in one diagnostic."""
         (code, span), *further = escapes
         escape = "a backslash before a line end" if code in "\r\n" else f"`\\{code}`"

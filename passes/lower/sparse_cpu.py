@@ -110,15 +110,13 @@ class SparseCpu(Pass):
             )
         rows = prediction_error.calibration_rows(program, ctx, self.data)
         before = None if rows is None else prediction_error.OutputsBefore.record(program, ctx, rows)
-        unsuitable = choice.unsupported_reason(program, paths)
+        unsuitable = choice.unsupported_reasons(program, paths)
         modules = {path: program.model.get_submodule(path) for path in paths}
         sites = [choice.linear_site_of(path, module) for path, module in modules.items()]
         samples = choice.sampled(program, [p for p in paths if p not in unsuitable], rows)
         able = {s.path: choice.usable_kernels(s, self.format) for s in sites}
         raced_sites = [s for s in sites if s.path not in unsuitable and able[s.path][0]]
-        times = self._recorded_or_raced_kernel_seconds(
-            program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites}
-        )
+        times = self._known_or_raced_seconds(program, ctx, raced_sites, {s.path: able[s.path][0] for s in raced_sites})
         choices, trials = [], {}
         with Rewriter(program) as rewrite:
             for site in ctx.each(sites, "packing", len(sites)):
@@ -140,12 +138,10 @@ class SparseCpu(Pass):
                     rewrite.swap_module(site.path, packed)
                 if kernel in ROUNDED and self.format == "auto":
                     trials[site.path] = trial  # its weight is needed where all together move predictions too far
-        cost = (
-            None if before is None else self._give_finer_kernels_until_accurate(program, ctx, choices, trials, before)
-        )
+        cost = None if before is None else self._refine_until_accurate(program, ctx, choices, trials, before)
         self._refuse_or_record_choices(program, ctx, choices, times, cost)
 
-    def _give_finer_kernels_until_accurate(
+    def _refine_until_accurate(
         self,
         program: Program,
         ctx: Context,
@@ -165,7 +161,7 @@ class SparseCpu(Pass):
                     if kernel := finer.get(chosen.site.path):
                         trial = trials[chosen.site.path]
                         rewrite.swap_module(chosen.site.path, trial.pack(kernel))
-                        choices[number] = chosen.on(kernel, trial)
+                        choices[number] = chosen.with_finer_kernel(kernel, trial)
             previous, cost = cost.divergence, before.compare_to(program.model)
             nats, nats_now = significant_digits(previous), significant_digits(cost.divergence)
             message = f"predictions moved by {nats} nats, now by {nats_now}"
@@ -204,7 +200,7 @@ class SparseCpu(Pass):
 
     # -- times -----------------------------------------------------------------------------------------------
 
-    def _recorded_or_raced_kernel_seconds(
+    def _known_or_raced_seconds(
         self, program: Program, ctx: Context, sites: Sequence[Site], kernels: Mapping[str, list[str]]
     ) -> dict[KernelCase, dict[str, float]]:
         """Seconds of each case's contenders, by name."""

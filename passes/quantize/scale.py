@@ -58,7 +58,7 @@ class Scale(GridPass):
         parts, folds_by_unit, shards = stages(program, chosen), folds(program), Shards(ctx.workdir / "layers")
         walk, changed = Layerwise(program, rows), []
         for stage in ctx.each(parts, "layers", len(parts)):
-            tensors = shards.get_or_compute(
+            tensors = shards.get_or_compute_tensors(
                 stage.unit,
                 partial(self._scaled_tensors_of_stage, program, walk, stage, folds_by_unit.get(stage.unit, [])),
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from effc.compiler.plugin.header import RULES, read_header
+from effc.compiler.plugin.header import RULES, read_plugin_header
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.checker.rules import Conflict, MissingStep
 from effc.dsl.checker.values import DataRef, Duration, MetricRef, Ratio
@@ -99,7 +99,7 @@ def test_every_parameter_has_a_sentence_and_a_default_within_its_bounds(kind, na
 
 
 def test_types_choices_bounds_and_facts_are_read(tmp_path):
-    word = read_header(
+    word = read_plugin_header(
         "pass",
         "some.word",
         written(
@@ -134,7 +134,7 @@ def test_types_choices_bounds_and_facts_are_read(tmp_path):
 
 
 def test_a_rule_runs_without_the_rest_of_its_file(tmp_path):
-    word = read_header(
+    word = read_plugin_header(
         "pass",
         "some.word",
         written(
@@ -182,7 +182,7 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
         ),
         encoding="utf-8",
     )
-    word = read_header(
+    word = read_plugin_header(
         "pass",
         "word",
         written(
@@ -217,7 +217,7 @@ def test_what_words_share_is_read_where_a_relative_import_leads(tmp_path):
 )
 def test_a_header_that_is_not_literal_names_file_and_line(tmp_path, body, said):
     with pytest.raises(AssertionError, match=said) as caught:
-        read_header("pass", "a", written(tmp_path, body))
+        read_plugin_header("pass", "a", written(tmp_path, body))
     assert "word.py" in str(caught.value)
 
 

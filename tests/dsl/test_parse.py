@@ -282,10 +282,10 @@ def test_every_token_removed_costs_at_most_one_diagnostic():
     """No cascades, wherever a recipe breaks."""
     from pathlib import Path
 
-    from effc.dsl.syntax.lexer import scan
+    from effc.dsl.syntax.lexer import tokenize
 
     text = Path(__file__).with_name("tour.effspec").read_text()
-    for token in scan(Source("a", text))[0][2:-1]:
+    for token in tokenize(Source("a", text))[0][2:-1]:
         broken = text[: token.start_pos] + text[token.end_pos :]
         assert len(said(broken)) <= 1, f"without {token!r} of line {token.line}: {said(broken)}"
 

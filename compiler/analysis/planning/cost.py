@@ -70,8 +70,8 @@ def loading(skeleton: Skeleton, ctx: "Context") -> float:
 def estimate_step_seconds(
     call: Invocation, before: Skeleton, after: Skeleton, loads_model: bool, effort: Effort, tokens: int, ctx: "Context"
 ) -> float:
-    """Estimate the seconds of one step that is not in the cache. The `loads_model` loads the model, and hashes it unless that
-    was done."""
+    """Estimate the seconds of one step that is not in the cache. The first one loads the model, and hashes it unless
+    that was done."""
     speed, changed = local_peak(ctx), changed_bytes(call, before, after)
     flops = tokens * shrink.flops_per_token(before, 512)
     total_bytes = shrink.bytes_(after)
@@ -116,7 +116,7 @@ def estimate_emission(
 
 def _searched(source: str, pipeline: Pipeline) -> bool:
     """Whether a step in front of a target scores candidates."""
-    return any(references_in(step.call.args, MetricRef) for step in pipeline.ancestors(source))
+    return any(references_in(step.call.args, MetricRef) for step in pipeline.step_and_ancestors(source))
 
 
 def _layers_stay_uniform(source: str, pipeline: Pipeline, ctx: "Context") -> bool:

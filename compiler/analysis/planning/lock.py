@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ....dsl.checker.profiles import MAX_THREADS
 from ....dsl.checker.recipe import Invocation
 from ....dsl.checker.value_text import value_text
-from ....dsl.checker.values import DataRef, from_json
+from ....dsl.checker.values import DataRef, value_from_json
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.source import Span
 from ...core.events import Warned
@@ -135,14 +135,14 @@ def _files(folder: Path, label: str) -> list[Path]:
 
 def write(recipe: Path, current: Mapping[str, Fact]) -> Path:
     """Put a recipe's facts into the lock beside it; what the lock says of others stays."""
-    lock = lockfile.read_lock(recipe.parent)
+    lock = lockfile.read_package_lock(recipe.parent)
     lock["recipes"][recipe.name] = {name: fact.stored for name, fact in current.items()}
     return lockfile.write_package_lock(recipe.parent, lock)
 
 
 def read_lock(recipe: Path) -> dict[str, Any]:
     """Read the lock beside a recipe. Raises Reject (no-lock, broken-lock)."""
-    stored = lockfile.read_lock(recipe.parent)["recipes"].get(recipe.name)
+    stored = lockfile.read_package_lock(recipe.parent)["recipes"].get(recipe.name)
     if stored is None:
         message = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
         raise Reject(no_lock(message, help=f"write it with `effc lock {quote(str(recipe))}`"))
@@ -193,5 +193,5 @@ def _brief(text: str) -> str:
     """A fact for people: an argument as a recipe writes it, other texts as they are, long ones cut."""
     if text[:1] in ("{", "[", '"') or text in ("null", "true", "false"):
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            text = value_text(from_json(parse_strict_json(text)))
+            text = value_text(value_from_json(parse_strict_json(text)))
     return text if len(text) <= 40 else f"{text[:18]}…{text[-18:]}"

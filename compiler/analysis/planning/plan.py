@@ -11,7 +11,7 @@ from typing import Any
 from ....dsl.checker.recipe import Invocation, Pipeline, Recipe
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
-from ....dsl.checker.values import from_json, is_value_json
+from ....dsl.checker.values import is_value_json, value_from_json
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
@@ -22,7 +22,7 @@ from ...plugin.interfaces import Pass
 from . import keys, shrink
 from .cost import Emission, estimate_emission, estimate_step_seconds
 from .drawing import unprunable_parts
-from .peak_memory import changed_bytes, peak_bytes
+from .peak_memory import changed_bytes, estimate_peak_bytes
 from .selection import branches, competing_groups, groups, inner_parts, layers, mixers, parts, removable, scans
 from .target_support import refuse_unsupported_targets
 
@@ -220,7 +220,7 @@ def _plan_stage(
         hedges=(hedge_before, _hedge(pass_, forwards, hedge_before)),
         forwards=forwards,
         seconds=0.0 if cached else estimate_step_seconds(call, before, after, is_first_step, effort, tokens, ctx),
-        peak_bytes=peak_bytes(call, before, after, is_first_step, ctx, effort),
+        peak_bytes=estimate_peak_bytes(call, before, after, is_first_step, ctx, effort),
         disk_bytes=changed_bytes(call, before, after),
         spare_bytes=effort.files,
         cached=cached,
@@ -314,7 +314,7 @@ def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _brief(value: Any) -> str:
-    text = value_text(from_json(value)) if not isinstance(value, str) and is_value_json(value) else str(value)
+    text = value_text(value_from_json(value)) if not isinstance(value, str) and is_value_json(value) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

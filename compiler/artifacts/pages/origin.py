@@ -129,7 +129,7 @@ class Row:
     shares: tuple[float, float] = (0.0, 0.0)  # of the larger of both
 
 
-def measure_rows(report: ReportData) -> list[Row]:
+def measure_table_rows(report: ReportData) -> list[Row]:
     result, left = [], list(report.manifest.expectations)
     for m in report.manifest.measures:
         bounds_of = [e for e in left if e.text.startswith(f"{m.metric} ")]

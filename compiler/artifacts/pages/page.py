@@ -12,11 +12,11 @@ from ....dsl.syntax.render import printable
 from ...core.quantity import count_text, size
 from ..load import facts as header_of
 from ..manifest import Expectation
-from .accounts import divergence_rows
+from .accounts import divergence_table_rows
 from .chart import check_packages
 from .layers import layers
 from .listing import annotated_recipe_lines
-from .origin import Row, files, hashes, measure_rows, origin_facts, stage_time_and_memory, worst_check_by_form
+from .origin import Row, files, hashes, measure_table_rows, origin_facts, stage_time_and_memory, worst_check_by_form
 from .points import front_table_and_chart
 from .sheet import ReportData, word
 from .steps import step_report_sections
@@ -103,7 +103,7 @@ def _coded(text: str) -> str:
 
 def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
     first = reports[0].manifest
-    rows = measure_rows(reports[0])
+    rows = measure_table_rows(reports[0])
     expectations = tuple(dict.fromkeys(e for s in reports for e in s.manifest.expectations))
     sections = {
         "title": word(first.name) or word(first.recipe.get("name")) or "model",
@@ -113,7 +113,7 @@ def _template_variables(reports: list[ReportData]) -> dict[str, Any]:
         "verdict_of": _worst_verdict(expectations),
         "tiles": _top_measures(rows, first.members),
         "tables": _distinct_measure_tables(reports),
-        "accounts": divergence_rows(reports),
+        "accounts": divergence_table_rows(reports),
         "where": next((a.where for s in reports for a in s.manifest.accounts), ""),
         "points": front_table_and_chart(first),
         "ways": [chart_of for s in reports if (chart_of := accuracy_against_seconds_chart(s.calibration))],
@@ -137,7 +137,7 @@ def _distinct_measure_tables(reports: list[ReportData]) -> list[tuple[str, list[
     """Measures of each artifact, those of the first alone where others say the same."""
     tables: list[tuple[str, list[Row]]] = []
     for sheet in reports:
-        rows = measure_rows(sheet)
+        rows = measure_table_rows(sheet)
         if rows and rows not in [known for _, known in tables]:
             tables.append((sheet.location, rows))
     return tables

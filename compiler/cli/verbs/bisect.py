@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _gate = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("inputs", "lock", "cache", "machine", "progress"))
-    def bisect(recipe: Annotated[Path, _recipe], shared: Shared, gate: Annotated[str, _gate] = "") -> int:
+    def bisect(recipe: Annotated[Path, _recipe], shared: SharedFlags, gate: Annotated[str, _gate] = "") -> int:
         """Say which step, or which single cut, broke a bound; exit 4 where one did. What the cache has is not run.
 
         Where the bound holds, it is what the recipe's baseline allows for the same metric."""
@@ -39,11 +39,11 @@ def register(app: typer.Typer) -> None:
             chosen = [(p, b) for p, b in of_result if _matches_name(b, gate)]
             if len(chosen) != 1:
                 raise Reject(_unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate))
-            (plan, bound), blame = chosen[0], api.bisect(session, *chosen[0])
+            (plan, bound), blame = chosen[0], api.bisect_bound(session, *chosen[0])
             held = held_bound(session.path, plan, bound)
             if not blame.diagnostics and held is not None:  # the bound holds, and a baseline may allow less
-                blame = api.bisect(session, plan, held)
-        return print_result(blame, shared)
+                blame = api.bisect_bound(session, plan, held)
+        return print_bisect_result(blame, shared)
 
 
 def _matches_name(bound, gate: str) -> bool:
@@ -61,7 +61,7 @@ def _unknown_or_ambiguous_bound(bounds, several: bool, gate: str):
     return unknown_gate(message, help=help)
 
 
-def print_result(result: "BisectResult", shared: Shared) -> int:
+def print_bisect_result(result: "BisectResult", shared: SharedFlags) -> int:
     from ...driver.judging.gate import bound_text
 
     screen, diagnostics = shared.screen, result.diagnostics

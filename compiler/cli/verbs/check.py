@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, formats=("text", "json", "github"), flag_panels=("inputs", "cache"))
     def check(
         recipes: Annotated[list[Path], _recipes],
-        shared: Shared,
+        shared: SharedFlags,
         fix: Annotated[bool, _fix] = False,
         resolve: Annotated[bool, _resolve] = False,
     ) -> int:
@@ -34,12 +34,12 @@ def register(app: typer.Typer) -> None:
             variants, diagnostics = check_and_fix_file(path, shared, fix, resolve)
             diagnostics_all += diagnostics
             good += [(path, variants)] if variants else []
-        print_result(diagnostics_all, good, shared, without_model=len(recipes) == 1)
+        print_check_result(diagnostics_all, good, shared, without_model=len(recipes) == 1)
         return code_of(diagnostics_all)
 
 
 def check_and_fix_file(
-    path: Path, shared: Shared, fix: bool, resolve: bool
+    path: Path, shared: SharedFlags, fix: bool, resolve: bool
 ) -> "tuple[Sequence[Recipe], list[Diagnostic]]":
     """The checked variants of a file, none where it has errors, and what is to be said of it."""
     session = shared.session(path)
@@ -64,7 +64,9 @@ def _check_session(session, resolve: bool) -> "tuple[Sequence[Recipe], list[Diag
     return () if broken else checked.recipes, list(checked.diagnostics)
 
 
-def print_result(diagnostics: list[Diagnostic], sound_recipes: list, shared: Shared, *, without_model: bool) -> None:
+def print_check_result(
+    diagnostics: list[Diagnostic], sound_recipes: list, shared: SharedFlags, *, without_model: bool
+) -> None:
     """Diagnostics, and a summary line for each pipeline of each sound recipe."""
     rows = [{"path": str(path), **row} for path, variants in sound_recipes for row in pipeline_summaries(variants)]
     screen = shared.screen

@@ -9,7 +9,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.safe_read import MANIFEST, read_json
-from .flags import Shared, make_verb, parse_duration, pipeline_option
+from .flags import SharedFlags, make_verb, parse_duration, pipeline_option
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
     )
     def compile(
         recipe: Annotated[Path, _recipe],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path, _out] = Path("out"),
         plan: Annotated[Path | None, _plan] = None,
         force: Annotated[bool, _force] = False,
@@ -79,7 +79,7 @@ def register(app: typer.Typer) -> None:
             session = shared.session(recipe, listener, pipeline)
             session.settings = replace(session.settings, workers=workers or "", max_time=max_time)
             results = api.build(session, output, force=force, saved_plans=saved, dump=dump_ir)
-        return print_results(results, shared)
+        return print_compile_results(results, shared)
 
 
 def _read_saved_plan(path: Path) -> Any:
@@ -92,7 +92,7 @@ def _read_saved_plan(path: Path) -> Any:
         ) from error
 
 
-def print_results(results: "Sequence[Result]", shared: Shared) -> int:
+def print_compile_results(results: "Sequence[Result]", shared: SharedFlags) -> int:
     """The table of every artifact, then the searches that had to stop and the bounds that were missed."""
     screen, missed = shared.screen, [d for r in results for d in (*r.stopped, *r.missed)]
     rows = [{"path": str(a.path), **artifact_json(a.manifest)} for r in results for a in r.artifacts]
@@ -160,7 +160,7 @@ def artifact_summary_text(path: Path, manifest: "Manifest", screen: "Screen") ->
 
     title = screen.styled(f"{manifest.name} -> {path}", "bold")
     title += screen.styled(f"  {manifest.kind}, {size(manifest.bytes)} on disk", "dim")
-    rows = list(measure_rows(manifest))
+    rows = list(measure_and_bound_rows(manifest))
     if not rows:
         return title
     head = ("", "before", "after", "change", "bound", "")
@@ -177,7 +177,7 @@ def _tinted(line: str, outcome: str, screen: "Screen") -> str:
     return line.removesuffix(outcome) + screen.styled(outcome, color) if color else line
 
 
-def measure_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
+def measure_and_bound_rows(manifest: "Manifest") -> list[tuple[str, ...]]:
     """Metric, before, after, change, and the bound with what came of it."""
     from ...core.quantity import interval_text, measurement_text, relative_change_text
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 _before = typer.Argument(metavar="A", help="An artifact.", show_default=False)
 _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     def diff(
         before: Annotated[Path, _before],
         after: Annotated[Path, _after],
-        shared: Shared,
+        shared: SharedFlags,
         others: Annotated[list[Path], _others] = (),  # type: ignore[assignment]
     ) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine; more than two in a table of measures."""

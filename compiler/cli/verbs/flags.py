@@ -46,7 +46,7 @@ def parse_duration(text: str) -> float:
     from ...core import options
 
     with _as_bad_parameter(text):
-        return options.duration(text)
+        return options.parse_duration_with_unit(text)
 
 
 @contextmanager
@@ -128,7 +128,7 @@ knowledge_url = typer.Option(
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedFlags:
     """Options of every verb. The panel of a flag says which verbs show it in their help."""
 
     quiet: Annotated[bool, _quiet] = False
@@ -165,21 +165,23 @@ class Shared:
 
     @property
     def cache_folder(self) -> Path:
-        from ....dsl.syntax.source_file import other_kind
+        from ....dsl.syntax.source_file import irregular_kind_of_path
         from ...core.cache import default_cache
 
         folder = self.cache_dir or default_cache()
         if folder.exists() and not folder.is_dir():
-            raise typer.BadParameter(f"the cache is a folder, and {folder} is {other_kind(folder) or 'a file'}")
+            raise typer.BadParameter(
+                f"the cache is a folder, and {folder} is {irregular_kind_of_path(folder) or 'a file'}"
+            )
         return folder
 
     def require_environment(self) -> None:
         """Refuse packages out of range, an unusable device or kernel level, before any work."""
         from ....kernels.levels import level
         from ...core.device import refuse_unusable_device
-        from ...core.environment import check_packages
+        from ...core.environment import refuse_missing_packages
 
-        check_packages()
+        refuse_missing_packages()
         level()
         refuse_unusable_device(self.device)
 
@@ -246,7 +248,7 @@ class Verb(TyperCommand):
         formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *arguments]))
 
     def format_options(self, ctx, formatter) -> None:
-        shared = {f.name for f in fields(Shared)} - {"format"}
+        shared = {f.name for f in fields(SharedFlags)} - {"format"}
         sections: dict[str, list] = {"Arguments": [], "Options": [], "Shared options": []}
         for item in self.get_params(ctx):
             record = item.get_help_record(ctx)
@@ -275,18 +277,19 @@ def make_verb(
 ) -> Callable:
     """Make a command. `flag_panels` names the panels of shared flags that matter to it, beside "speech".
 
-    signed_arguments   its parameters that are artifacts, of which `--require-signature` asks for a signature before it runs
+    signed_arguments   its parameters that are artifacts, of which `--require-signature` asks for a signature before it
+                       runs
     """
 
     def wrap(run: Callable) -> Callable:
         parameters = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
         parameters += [_SIGNED] if signed_arguments else []
         names = {p.name for p in parameters}  # a verb's own option goes before a shared one of that name
-        shared_names = [f.name for f in fields(Shared) if f.name not in names]
+        shared_names = [f.name for f in fields(SharedFlags) if f.name not in names]
         added = [_shared_parameter(name, formats, ("speech", *flag_panels)) for name in shared_names]
 
         def command(**arguments: Any) -> int:
-            shared = Shared(**{name: arguments.pop(name) for name in shared_names})
+            shared = SharedFlags(**{name: arguments.pop(name) for name in shared_names})
             if shared.offline:  # before huggingface_hub is imported, which reads it once
                 os.environ["HF_HUB_OFFLINE"] = "1"
             try:
@@ -311,12 +314,12 @@ def _shared_parameter(name: str, formats: tuple[str, ...], visible_panels: tuple
     from copy import copy
     from typing import get_args, get_type_hints
 
-    kind, option = get_args(get_type_hints(Shared, include_extras=True)[name])
+    kind, option = get_args(get_type_hints(SharedFlags, include_extras=True)[name])
     option = copy(option)
     option.hidden = option.rich_help_panel not in visible_panels
     if name == "format":
         option.metavar, option.hidden = "|".join(formats), len(formats) == 1
-    default = next(f.default for f in fields(Shared) if f.name == name)
+    default = next(f.default for f in fields(SharedFlags) if f.name == name)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -325,7 +328,7 @@ def _shared_parameter(name: str, formats: tuple[str, ...], visible_panels: tuple
     )
 
 
-def _refuse_unknown_choices(shared: Shared, formats: tuple[str, ...]) -> None:
+def _refuse_unknown_choices(shared: SharedFlags, formats: tuple[str, ...]) -> None:
     for name, value, legal in (
         ("--format", shared.format, formats),
         ("--color", shared.color, ("auto", "always", "never")),

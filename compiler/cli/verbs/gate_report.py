@@ -15,7 +15,7 @@ BAR = "¦"  # in place of what ends a cell, which readers of Markdown let escape
 FAILS = ("missed", "undecided", "worse")
 
 
-def value_text(outcome: "Outcome") -> str:
+def outcome_value_text(outcome: "Outcome") -> str:
     """The value, the original's, and their ratio with its interval: `5.1 against 4.3, 1.19 (1.12 to 1.25)`."""
     from ...core.quantity import interval_text, measurement_text
 
@@ -59,7 +59,7 @@ def markdown_report(results: "Sequence[Tested]") -> str:
     lines = []
     for r in results:
         lines += [f"### {r.pipeline} ({_code(str(r.path))})", "", "| bound | measured | limit | |", "|---|---|---|---|"]
-        lines += [_row(bound_text(o.bound), value_text(o), str(o.limit), _state(o)) for o in r.outcomes]
+        lines += [_row(bound_text(o.bound), outcome_value_text(o), str(o.limit), _state(o)) for o in r.outcomes]
         if r.drifts:
             lines += ["", "| measure | now against the baseline | at worst | |", "|---|---|---|---|"]
             lines += [_row(d.metric, d.text(), at_worst(d), d.state) for d in r.drifts]
@@ -136,7 +136,9 @@ def _add_bound_case(suite: Any, outcome: "Outcome", result: "Tested") -> None:
 
     case = _case(suite, bound_text(outcome.bound), outcome.bound.span, result)
     if outcome.state == "missed":
-        xml.SubElement(case, "failure", message=f"{value_text(outcome)}, limit {outcome.limit}").text = str(result.path)
+        xml.SubElement(case, "failure", message=f"{outcome_value_text(outcome)}, limit {outcome.limit}").text = str(
+            result.path
+        )
     elif outcome.state == "undecided":
         xml.SubElement(case, "failure", message=f"undecided: {outcome.undecided}").text = str(result.path)
     elif outcome.state == "skipped":

@@ -15,7 +15,7 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ....dsl.syntax.format import format_source
 from ....dsl.syntax.source import Source
 from ...core.events import silent
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
@@ -113,7 +113,7 @@ _output = typer.Option(
 def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("cache", "machine"))
     def new(
-        shared: Shared,
+        shared: SharedFlags,
         model: Annotated[str, _model] = "zoo:tiny-llama",
         goal: Annotated[str, _goal] = "smaller",
         output: Annotated[Path | None, _output] = None,
@@ -240,12 +240,12 @@ def _relative_folder(folder: Path, recipe_path: Path) -> str:
     return steps if steps.startswith(".") else f"./{steps}"
 
 
-def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: Path, shared: Shared) -> str:
+def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: Path, shared: SharedFlags) -> str:
     """The recipe with every step and bound that checks for this model."""
     session = shared.session(path)
     call = source.call(session)
     skeleton = session.skeleton(call)
-    judge = choose_evaluation(session.model_origin(call), skeleton)
+    judge = choose_evaluation(session.resolve_model_origin(call), skeleton)
     if goal in _OF_TEXT and judge.lines is not _TEXTS:
         message = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
         raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
@@ -304,12 +304,12 @@ def _plan_diagnostics(text: str, path: Path, session: "Session") -> list[Diagnos
 
 def _check_errors(text: str, path: Path, session: "Session") -> list[Diagnostic]:
     """Errors of a text, checked as the file it will be."""
-    from ....dsl.checker.check import check
+    from ....dsl.checker.check import check_recipe_file
     from ....dsl.syntax.parse import parse
 
     parsed = parse(Source(str(path), text))
     assert not parsed.diagnostics, f"a recipe of ours does not parse: {parsed.diagnostics}"
-    checked = check(
+    checked = check_recipe_file(
         parsed.file, session.registry.vocabulary, skeleton=session.skeleton, library=session.read_library_module
     )
     return [d for d in checked.diagnostics if d.severity == "error"]

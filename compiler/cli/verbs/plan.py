@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ....dsl.syntax.diagnostics import EXITS
-from .flags import Shared, make_verb, pipeline_option
+from .flags import SharedFlags, make_verb, pipeline_option
 
 _recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
 _output = typer.Option(
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("inputs", "lock", "cache", "machine", "progress"))
     def plan(
         recipe: Annotated[Path, _recipe],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path | None, _output] = None,
         detailed_exitcode: Annotated[bool, _detailed] = False,
         pipeline: Annotated[list[str], pipeline_option] = (),  # type: ignore[assignment]
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
         return EXITS["work-to-do"] if work and detailed_exitcode else 0
 
 
-def _print_plans(plans: list, shared: Shared) -> None:
+def _print_plans(plans: list, shared: SharedFlags) -> None:
     from shutil import get_terminal_size
 
     from ...analysis.planning.plan import plan_text
@@ -62,7 +62,7 @@ def _print_plans(plans: list, shared: Shared) -> None:
             _print_param_origins(recipe, shared)
 
 
-def _print_param_origins(recipe, shared: Shared) -> None:
+def _print_param_origins(recipe, shared: SharedFlags) -> None:
     """Print where the value of every param came from."""
     from ....dsl.checker.value_text import value_text
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 
 if TYPE_CHECKING:
     from ...artifacts.pages.sheet import ReportData
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, signed_arguments=("artifacts",))
     def report(
         artifacts: Annotated[list[Path], _artifacts],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path, _output] = Path("report.html"),
     ) -> None:
         """Write one HTML page of an artifact: what it measures, what was cut and how that was decided.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....dsl.syntax.render import diagnostics_as_json
-from .flags import Shared, make_verb
-from .gate_report import at_worst, junit_report, markdown_report, results_json, value_text
+from .flags import SharedFlags, make_verb
+from .gate_report import at_worst, junit_report, markdown_report, outcome_value_text, results_json
 from .output import SCHEMA, code_of, json_text
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
     )
     def test(
         place: Annotated[Path, _subject],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path, _out] = Path("out"),
         recipe: Annotated[Path | None, _recipe] = None,
         bless: Annotated[bool, _bless] = False,
@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
         """Measure again what `expect` demands, and compare with the recipe's baseline; exit 4 on a miss."""
         from ...driver import api
         from ...driver.judging import baseline
-        from ...driver.judging.retest import recipe_and_params, remeasure_recipe, test_artifact
+        from ...driver.judging.retest import recipe_and_params, remeasure_artifact, remeasure_recipe
 
         for file in report_file:
             if file.suffix not in REPORTS:
@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
                 baseline.read_baseline(
                     session.path
                 )  # one that is broken is told before anything is planned or measured
-                results = test_artifact(place, session, api.plan_all_pipelines(session))
+                results = remeasure_artifact(place, session, api.plan_all_pipelines(session))
             else:
                 session = shared.session(place, listener)
                 if not bless:
@@ -89,7 +89,7 @@ def register(app: typer.Typer) -> None:
             shared.screen.note(
                 f"compared with no baseline: `effc test {quote(str(session.path))} --bless` writes {baseline_file}"
             )
-        print_results(results, shared)
+        print_test_results(results, shared)
         for file in report_file:
             file.write_text(report_file_text(results, file.suffix), encoding="utf-8")
         if bless:
@@ -97,7 +97,7 @@ def register(app: typer.Typer) -> None:
         return code_of([d for r in results for d in r.diagnostics])
 
 
-def print_results(results: "Sequence[Tested]", shared: Shared) -> None:
+def print_test_results(results: "Sequence[Tested]", shared: SharedFlags) -> None:
     screen, diagnostics = shared.screen, [d for r in results for d in r.diagnostics]
     if screen.format == "junit":
         screen.answer(junit_report(results))
@@ -128,12 +128,14 @@ def report_file_text(results: "Sequence[Tested]", suffix: str) -> str:
     return (junit_report(results) if suffix == ".xml" else markdown_report(results)) + "\n"
 
 
-def _result_text(result: "Tested", shared: Shared) -> str:
+def _result_text(result: "Tested", shared: SharedFlags) -> str:
     from ...driver.judging.gate import bound_text
 
     screen = shared.screen
     color = {"ok": "green", "missed": "red", "skipped": "yellow", "undecided": "yellow"}
-    rows = [(bound_text(o.bound), value_text(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes]
+    rows = [
+        (bound_text(o.bound), outcome_value_text(o), f"limit {o.limit}" if o.limit else "") for o in result.outcomes
+    ]
     lines = screen.table(rows, head=False).splitlines()
     body = [
         f"  {screen.styled(f'{o.state:<9}', color[o.state])}  {line}"
@@ -142,7 +144,7 @@ def _result_text(result: "Tested", shared: Shared) -> str:
     return "\n".join([f"{screen.styled(result.pipeline, 'bold')}  {result.path}", *body, *_drift_lines(result, shared)])
 
 
-def _drift_lines(result: "Tested", shared: Shared) -> list[str]:
+def _drift_lines(result: "Tested", shared: SharedFlags) -> list[str]:
     """A line for every measure of the baseline."""
     if not result.drifts:
         return []
@@ -158,7 +160,7 @@ def _drift_lines(result: "Tested", shared: Shared) -> list[str]:
     ]
 
 
-def _print_test_summary(results: "Sequence[Tested]", shared: Shared) -> None:
+def _print_test_summary(results: "Sequence[Tested]", shared: SharedFlags) -> None:
     from ...core.quantity import count_text
 
     states = [o.state for r in results for o in r.outcomes]

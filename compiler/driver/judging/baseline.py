@@ -123,7 +123,8 @@ def baseline_path(recipe: Path) -> Path:
 
 
 def write_baseline(recipe_path: Path, results: "Sequence[Tested]", make_context: "Any") -> Path:
-    """Write the baseline of a recipe; `make_context` makes the Context of a plan. Raises Reject where a bound is missed."""
+    """Write the baseline of a recipe; `make_context` makes the Context of a plan. Raises Reject where a bound is
+    missed."""
     missed = [d for r in results for d in r.diagnostics if d.severity == "error" and d.fault not in BASELINE_FAULTS]
     if missed:
         raise Reject(

@@ -46,8 +46,9 @@ def measure_beside_original(
 ) -> Comparison:
     """Measure a model beside the original, and judge every bound of the plan's pipeline on it.
 
-    on_original    looks at the original, too
-    scores  what else is measured; by default what the steps were scored by, where no bound says how good it must be
+    on_original  looks at the original, too
+    scores       what else is measured; by default what the steps were scored by, where no bound says how good it must
+                 be
     """
     started = time.time()
     original = ctx.origin.load().eval()

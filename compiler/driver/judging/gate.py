@@ -1,7 +1,7 @@
 """The gate: what a pipeline's `expect` block demands, measured and judged.
 
-`judge_bound` is pure. `measure_and_judge_bounds` measures each metric once on the result and once on each named baseline;
-latency bounds therefore compare two numbers of one process on one machine.
+`judge_bound` is pure. `measure_and_judge_bounds` measures each metric once on the result and once on each named
+baseline; latency bounds therefore compare two numbers of one process on one machine.
 """
 
 import math
@@ -371,7 +371,8 @@ def _missed_bound_diagnostic(outcome: Outcome) -> Diagnostic:
     assert outcome.value is not None, "a skipped bound is no miss"
     name = metric_label(outcome.bound)
     name += f"` of `{outcome.where}" if outcome.where else ""
-    message = f"`{name}` is {measurement_text(outcome.value, outcome.unit)}, {_VERDICT_WORDS[outcome.bound.op]} {outcome.limit}"
+    measured = measurement_text(outcome.value, outcome.unit)
+    message = f"`{name}` is {measured}, {_VERDICT_WORDS[outcome.bound.op]} {outcome.limit}"
     if math.isnan(outcome.value):
         message = f"`{name}` is not a number"
     notes = (

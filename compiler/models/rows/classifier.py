@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from .forward import evaluating, output_logits
+from .forward import evaluating, logits_of_output
 from .inputs import device_of
 from .prompt_positions import prompts
 
@@ -19,13 +19,13 @@ def class_logits(model: nn.Module, rows: Tensor, row_lengths: Tensor | None, sub
     Raises Reject (other-classes) where the model gives logits for positions.
     """
     if row_lengths is None:
-        logits = output_logits(model(rows.to(device_of(model))))
+        logits = logits_of_output(model(rows.to(device_of(model))))
     else:
         width = int(row_lengths.max())
         ids = rows[:, :width].to(device_of(model))
         mask = (torch.arange(width) < row_lengths[:, None]).long().to(ids.device)
         with prompts(model, subspace=subspace):
-            logits = output_logits(model(input_ids=ids, attention_mask=mask))
+            logits = logits_of_output(model(input_ids=ids, attention_mask=mask))
     if logits.dim() != 2:
         raise Reject(
             other_classes(

@@ -32,7 +32,7 @@ CHUNK_BYTES = 64 << 20  # what their float32 copy may take
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Logits [b, t, vocab] of a forward without a cache; [b, 1, classes] of a model that judges rows as a whole."""
     args, kwargs = forward_args_and_kwargs(model, ids)
-    values = output_logits(model(*args, **kwargs))
+    values = logits_of_output(model(*args, **kwargs))
     return values if values.dim() > 2 else values[:, None]
 
 
@@ -41,10 +41,10 @@ def last_logits(model: nn.Module, ids: Tensor, count: int) -> Tensor:
     if "logits_to_keep" not in signature(model.forward).parameters:
         return logits(model, ids)[:, -count:]
     args, kwargs = forward_args_and_kwargs(model, ids)
-    return output_logits(model(*args, **kwargs, logits_to_keep=count))[:, -count:]
+    return logits_of_output(model(*args, **kwargs, logits_to_keep=count))[:, -count:]
 
 
-def output_logits(output: Any) -> Tensor:
+def logits_of_output(output: Any) -> Tensor:
     """The logits of what a model returned: a tensor, the first of a tuple, or the field of that name."""
     if isinstance(output, Tensor):
         return output
@@ -70,7 +70,7 @@ def output_kind_of(model: nn.Module, rows: Tensor) -> str:
         output = model(*args, **kwargs)
     if not predicts(output):
         return "states"
-    head_output = output_logits(output)
+    head_output = logits_of_output(output)
     values = head_output if head_output.dim() > 2 else head_output[:, None]
     return "tokens" if are_of_tokens(model, values, rows, predictions(model, rows)[0]) else "classes"
 

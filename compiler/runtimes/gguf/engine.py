@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...models.checkpoints.generation_config import read_generation_config
-from ..decoder import Rows
+from ..decoder import BatchedRun
 from ..model import DecoderModel
 from .facts import FACTORS, Facts, read_facts, read_weights
 from .llama_clock import LlamaClock
@@ -17,7 +17,7 @@ FILE = "model.gguf"
 _SEQUENCES = 64
 
 
-class Engine(Rows):
+class Engine(BatchedRun):
     """Keys and values of a sequence are [kv heads, t, d], layer by layer."""
 
     def __init__(self, facts: Facts, weights: dict[str, Tensor]):

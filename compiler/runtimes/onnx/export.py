@@ -57,7 +57,7 @@ def _save_quantize_and_check(exported: Any, model: nn.Module, folder: Path, name
         node.metadata_props.clear()
         node.doc_string = None
     rename_symbolic_axes(exported.model)
-    exported.model.metadata_props[FACTS] = json.dumps(artifact_facts(model))
+    exported.model.metadata_props[FACTS] = json.dumps(onnx_artifact_facts(model))
     exported.save(folder / f"{name}.onnx", external_data=True)
     read_checked_onnx(folder, name)
 
@@ -74,7 +74,7 @@ def as_float(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).float()
 
 
-def artifact_facts(model: nn.Module) -> dict[str, Any]:
+def onnx_artifact_facts(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     text = config.get_text_config() if isinstance(model, PreTrainedModel) else None
     return {

@@ -75,7 +75,8 @@ def nonzero_mask(weight: Tensor) -> Tensor | None:
 def record_grids(
     program: "Program", selected: Sequence[Part], zero_shares: Mapping[str, float], grid: Grid, **extra: Any
 ) -> None:
-    """Note in the program what the grids are, how many bits a weight would take, and how much of each module is zero."""
+    """Note in the program what the grids are, how many bits a weight would take, and how much of each module is
+    zero."""
     weights = sizes(selected)
     bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in selected) / sum(weights.values())
     program.changed()

@@ -123,7 +123,7 @@ def test_measuring_leaves_the_model_as_it_was(ctx, model):
 
 @pytest.mark.parametrize("name", ["perplexity", "divergence", "agreement"])
 def test_a_model_that_says_nan_is_refused_with_metric_and_data(ctx, model, name):
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     (found,) = worlds.refused(lambda: measure(ctx, name, model, data=NOISE)).diagnostics
@@ -134,14 +134,14 @@ def test_a_model_that_says_nan_is_refused_with_metric_and_data(ctx, model, name)
 
 
 def test_a_model_agrees_with_itself(ctx, model):
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     assert measure(ctx, "divergence", model, data=NOISE) < 1e-6  # float32 rounding of log-softmax sums
     assert measure(ctx, "agreement", model, data=NOISE) == 1.0
 
 
 def test_divergence_and_agreement_equal_a_loop_over_tokens(ctx, model):
     rows, other = ctx.rows(NOISE), disturbed(ctx)
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     p, q = naive_log_probs(model, rows), naive_log_probs(other, rows)
     exact = (p.exp() * (p - q)).sum(-1).mean().item()
     assert exact > 1e-4
@@ -157,7 +157,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict() | {"dtype": "float32"}))
     origin = Config(path="config.json").resolve(worlds.context(tmp_path))
     ctx = worlds.context(tmp_path, origin, {"noise": ("synthetic", {"count": 3, "length": 9})})
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     kept = reference.load_or_make_reference(ctx, NOISE)
     assert kept.head is not None, "hidden states, not log-probabilities"
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_the_kept_outputs_give_the_logits_of_every_architecture(tmp_path, name):
 
 def test_a_tail_that_is_not_known_is_kept_as_log_probabilities(ctx, model):
     model.forward = _doubled(model.forward)
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     kept = reference.load_or_make_reference(ctx, NOISE)
     assert kept.head is None and kept.outputs.dtype == torch.float16
     # float16 keeps 11 bits of each log-probability; on SmolLM2 that is 3e-7 nats.
@@ -185,19 +185,19 @@ def _doubled(forward):
 
 
 def test_what_is_kept_is_kept_once_and_known_by_model_and_data(ctx, model, monkeypatch):
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     (place,) = (ctx.settings.cache_dir / "references").glob("*.safetensors")
     before = place.stat().st_mtime_ns
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     assert place.stat().st_mtime_ns == before
     more = worlds.context(ctx.folder, ctx.origin, {"noise": ("synthetic", {"count": 6, "length": 12, "seed": 3})})
-    reference.prepare(more, model, NOISE)
+    reference.write_reference_once(more, model, NOISE)
     assert len(list(place.parent.glob("*.safetensors"))) == 2
     assert len(list(place.parent.glob("heads-*/*.safetensors"))) == 1, "the output embedding is kept once per model"
 
 
 def test_what_is_kept_and_was_edited_is_compared_with_nothing(ctx, model):
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     (place,) = (ctx.settings.cache_dir / "references").glob("*.safetensors")
     data = bytearray(place.read_bytes())
     data[len(data) // 2] ^= 1
@@ -210,7 +210,7 @@ def test_the_original_is_asked_when_nothing_was_prepared(ctx, model):
     other = disturbed(ctx)
     found = measure(ctx, "divergence", other, data=NOISE)
     ctx._references.clear()
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     assert measure(ctx, "divergence", other, data=NOISE) == found > 0
 
 
@@ -226,19 +226,19 @@ def test_a_killed_preparation_leaves_nothing_behind(ctx, model):
     forward, model.forward = model.forward, dies
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(evaluate, "BATCH_BYTES", 1)
-        reference.prepare(ctx, model, NOISE)
+        reference.write_reference_once(ctx, model, NOISE)
     assert not [f for f in (ctx.settings.cache_dir / "references").iterdir() if f.is_file()]
 
 
 def test_a_full_disk_is_named_before_anything_is_written(ctx, model, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(reference.shutil, "disk_usage", lambda _: usage)
-    reject = worlds.refused(lambda: reference.prepare(ctx, model, NOISE))
+    reject = worlds.refused(lambda: reference.write_reference_once(ctx, model, NOISE))
     assert reject.diagnostics[0].slug == "no-room" and reject.exit == 6
 
 
 def test_another_vocabulary_is_not_compared(ctx, model):
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     other = tiny.model("llama", vocab_size=300)
     assert worlds.slug(lambda: measure(ctx, "divergence", other, data=NOISE)) == "other-vocabulary"
 
@@ -247,7 +247,7 @@ def test_bfloat16_agrees_with_itself(tmp_path):
     origin = Hf(name=str(worlds.llama(tmp_path / "m", dtype="bfloat16"))).resolve(worlds.context(tmp_path))
     ctx = worlds.context(tmp_path, origin, {"noise": ("synthetic", {"count": 3, "length": 9})})
     model = origin.load()
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     assert measure(ctx, "divergence", model, data=NOISE) < 1e-6  # same bfloat16 products on both sides
     assert measure(ctx, "agreement", model, data=NOISE) == 1.0
 

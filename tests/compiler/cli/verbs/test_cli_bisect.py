@@ -28,7 +28,7 @@ def values(tmp_path_factory):
         (folder / "v.effspec").write_text(body + "\n")
         session = api.open_session(folder / "v.effspec", cache_dir=folder / "cache", threads=1)
         (plan,) = api.plan_all_pipelines(session)
-        blame = api.bisect(session, plan, plan.pipeline.expects[0])
+        blame = api.bisect_bound(session, plan, plan.pipeline.expects[0])
         assert blame.diagnostics == []
         found.append(blame.looks[-1].verdict.value)
     return folder, found

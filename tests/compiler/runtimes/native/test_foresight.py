@@ -14,7 +14,7 @@ from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.checkpoints.fake_weights import build_with_random_weights
 from effc.compiler.models.checkpoints.origin import Origin
 from effc.compiler.plugin.registry import Registry
-from effc.compiler.runtimes.native.engine_support import unsupported_reason
+from effc.compiler.runtimes.native.engine_support import engine_rejection
 from effc.compiler.runtimes.native.linears import Numbers
 from effc.compiler.runtimes.native.plan_files import PLAN, write_plan
 from effc.compiler.runtimes.native.reader import Reader
@@ -57,7 +57,7 @@ def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
         wanted = None
     except Reject as refused:
         wanted = str(refused)
-    found = unsupported_reason(origin_of(name), "bf16")
+    found = engine_rejection(origin_of(name), "bf16")
     assert (found and str(found)) == wanted
     assert (wanted is not None) == (name in REFUSED)
 
@@ -66,7 +66,7 @@ def test_the_same_is_foreseen_from_the_config_as_is_found_in_the_model(name):
 def test_what_is_recognised_by_trying_is_so_with_numbers_that_stand_in(name):
     config = made(name).config
     build = partial(transformers.AutoModelForCausalLM.from_config, config, dtype=torch.float32)
-    assert unsupported_reason(Origin(name, {}, None, name, build, build, lambda: None), "bf16") is None
+    assert engine_rejection(Origin(name, {}, None, name, build, build, lambda: None), "bf16") is None
 
 
 def test_numbers_that_stand_in_for_weights_take_no_room():
@@ -101,7 +101,7 @@ def test_a_plan_refuses_what_the_engine_has_no_step_for_where_the_target_stands(
     assert found.span.text == 'native("cpu")'
     assert "mlp.act_fn (MishActivation" in found.message  # not the multiplication that wants its result
     monkeypatch.setattr(
-        "effc.compiler.runtimes.native.engine_support.unsupported_reason", lambda *_: pytest.fail("looked at again")
+        "effc.compiler.runtimes.native.engine_support.engine_rejection", lambda *_: pytest.fail("looked at again")
     )
     with pytest.raises(Reject, match=re.escape(found.message)):
         api.plan(path, cache_dir=path.parent / "cache")
@@ -126,7 +126,7 @@ def test_a_model_that_hears_is_refused_by_what_its_encoder_would_need(tmp_path):
     worlds.hearing(tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     make = partial(transformers.WhisperForConditionalGeneration, config)
-    refused = unsupported_reason(Origin("whisper", {}, None, "whisper", make, make, lambda: None), "bf16")
+    refused = engine_rejection(Origin("whisper", {}, None, "whisper", make, make, lambda: None), "bf16")
     assert "has no convolution that sees what follows" in refused.diagnostics[0].message
 
 
@@ -135,7 +135,7 @@ def test_a_model_of_images_is_refused_by_what_it_takes():
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
     )
     build = partial(transformers.ViTForImageClassification, config)
-    refused = unsupported_reason(Origin("vit", {}, None, "vit", build, build, lambda: None), "bf16")
+    refused = engine_rejection(Origin("vit", {}, None, "vit", build, build, lambda: None), "bf16")
     assert "it takes pixel_values, and the engine reads token ids" in refused.diagnostics[0].message
 
 
