@@ -20,15 +20,15 @@ def compare_outputs(
     expected: Mapping[str, torch.Tensor],
     actual: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
-    rounded: float | None = None,
+    rounding: float | None = None,
     *,
     routes: bool = False,
 ) -> list[Check]:
     """One check per output. Tokens count as different only where the two best logits are not a near tie.
 
-    rounded   the share of root mean squares for a form that rounds
+    rounding   the share of root mean squares for a form that rounds
     routes    it chooses experts, which a token with a nearly undecided router chooses otherwise once numbers are
-              rounded: then `MOST` of the tokens are compared, and where such a token parts a generation is not
+              rounding: then `MOST` of the tokens are compared, and where such a token parts a generation is not
     """
     share = (PADDED if form.padded else SAME).get(dtype, HALF["padded" if form.padded else "same"])
     reason = "zeros change the order of sums" if form.padded else "equal shapes; memory alignment may round sums"
@@ -47,19 +47,19 @@ def compare_outputs(
         elif reference.is_floating_point():
             parting_steps = _steps_until_divergence(name, expected, actual)
             until = None if parting_steps is None else int(parting_steps.min())
-            if rounded is None:
+            if rounding is None:
                 worst, limit = (
                     float((got - reference)[:, :until].abs().max()),
                     share * max(1.0, float(reference.abs().max())),
                 )
             elif routes:
-                worst, limit = majority_error(got - reference, reference, parting_steps), rounded * spread(reference)
+                worst, limit = majority_error(got - reference, reference, parting_steps), rounding * spread(reference)
             else:
-                worst, limit = spread((got - reference)[:, :until]), rounded * spread(reference)
+                worst, limit = spread((got - reference)[:, :until]), rounding * spread(reference)
             checks.append(Check(label, worst, limit, reason))
         else:
-            gap = _largest_top2_gap_at_divergence(name, expected, actual, rounded if routes else None)
-            tolerance = share * _largest(expected) if rounded is None else _FAR * rounded * _widest(expected)
+            gap = _largest_top2_gap_at_divergence(name, expected, actual, rounding if routes else None)
+            tolerance = share * _largest(expected) if rounding is None else _FAR * rounding * _widest(expected)
             checks.append(Check(label, gap, 2 * tolerance, _TIES))
     return checks
 
@@ -103,8 +103,8 @@ def _steps_until_divergence(name: str, expected, actual) -> torch.Tensor | None:
     return torch.where(differs_at.any(1), differs_at.argmax(1) + 1, steps + 1)
 
 
-def _largest_top2_gap_at_divergence(name: str, expected, actual, rounded: float | None) -> float:
-    """Gap of the best logits where rows diverge; `rounded` leaves out tokens that are further off."""
+def _largest_top2_gap_at_divergence(name: str, expected, actual, rounding: float | None) -> float:
+    """Gap of the best logits where rows diverge; `rounding` leaves out tokens that are further off."""
     steps = expected[name].shape[1]
     of = name.replace("greedy tokens", f"logits of prefill and {steps - 1} decode steps")
     reference, gap = expected[of], 0.0
@@ -114,7 +114,7 @@ def _largest_top2_gap_at_divergence(name: str, expected, actual, rounded: float 
         last = int(end) - 1
         if expected[name][row, last] == actual[name][row, last]:
             continue
-        if rounded is None or spread((actual[of] - reference)[row, last]) <= rounded * spread(reference):
+        if rounding is None or spread((actual[of] - reference)[row, last]) <= rounding * spread(reference):
             best = reference[row, last].topk(2).values
             gap = max(gap, float(best[0] - best[1]))
     return gap

@@ -17,7 +17,7 @@ from ..core.cache import default_cache
 from ..core.device import refuse_unusable_device, with_threads_set_in_torch
 from ..core.error_location import diagnostics_located_at
 from ..core.events import Warned, announcing_stage
-from ..core.options import apply_option_rules, boolean, optional, texts
+from ..core.options import apply_option_rules, boolean, optional, text_list_option
 from ..core.options import path as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
@@ -265,7 +265,7 @@ def compile(
 
 
 def _narrowed(session: Session, pipelines: Sequence[str] | None) -> Session:
-    names = apply_option_rules({"pipelines": pipelines}, {"pipelines": optional(texts)})["pipelines"]
+    names = apply_option_rules({"pipelines": pipelines}, {"pipelines": optional(text_list_option)})["pipelines"]
     return replace(session, pipelines=tuple(names or ()))
 
 

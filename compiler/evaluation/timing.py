@@ -86,7 +86,7 @@ def _next(model: nn.Module, token: Tensor, output: Any) -> dict[str, Any]:
 def make_decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[[], float]:
     """The next token after a prompt of `length` tokens, greedy, with the cache; the first step reads the prompt."""
     if runtime := runtime_of(model):
-        return runtime.decode_step(prompt_ids(model, 1, length)[0].tolist(), batch)
+        return runtime.decode_step(make_prompt_ids(model, 1, length)[0].tolist(), batch)
     caching, device = _caching(model), device_of(model)
     if not caching:
         raise Reject(

@@ -32,7 +32,7 @@ def onnx_logit_tolerance(model: "nn.Module") -> float:
     return SHARE if all(p.dtype == torch.float32 for p in model.parameters()) else SHARE_OF_HALF
 
 
-FLOAT = Form(FOLDER, "engine", rounds=logit_tolerance, reason=_REASON, steps=32)
+FLOAT = Form(FOLDER, "engine", rounds=onnx_logit_tolerance, reason=_REASON, steps=32)
 
 
 class Onnx(Target):

@@ -117,7 +117,7 @@ class Mixed(Pass):
     def _sites(self, program: Program) -> dict[str, choice.Site]:
         """Modules that can run a kernel."""
         paths = [part.path for part in parts(skeleton_of(program), self.on)]
-        unsuitable = choice.unsupported_reason(program, paths)
+        unsuitable = choice.unsupported_reasons(program, paths)
         sites = {p: choice.linear_site_of(p, program.model.get_submodule(p)) for p in paths if p not in unsuitable}
         if not sites:
             raise Reject(choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`"))

@@ -14,7 +14,7 @@ from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source
 from ...core.quantity import duration_text
 from .compile import artifact_summary_text
-from .flags import Shared, make_verb
+from .flags import SharedFlags, make_verb
 from .new import Judge, choose_evaluation, display_name, source_expression
 from .output import code_of
 
@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("inputs", "cache", "machine", "progress", "gate"))
     def tune(
         what: Annotated[str, _what],
-        shared: Shared,
+        shared: SharedFlags,
         output: Annotated[Path, _out] = Path("out"),
         force: Annotated[bool, _force] = False,
         target: Annotated[str, _for] = "native",
@@ -98,7 +98,7 @@ def register(app: typer.Typer) -> None:
         return print_tuned(tuned, shared)
 
 
-def wish_session(model: str, options: WishOptions, shared: Shared, listener: Any) -> "tuple[Session, Path]":
+def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> "tuple[Session, Path]":
     """Session of a recipe with open steps that stands in no file, and the path that it is named by."""
     beside = Path()
     source = source_expression(model, beside)
@@ -106,7 +106,7 @@ def wish_session(model: str, options: WishOptions, shared: Shared, listener: Any
     path = Path(f"{name}.effspec")
     session = shared.session(path, listener)
     call = source.call(session)
-    judge = choose_evaluation(session.model_origin(call), session.skeleton(call))
+    judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
     if options.data is not None:
         judge = own_text(options.data, judge)
     source_text = Source(str(path), wish_text(source.text, name, judge, options, session.registry.vocabulary))
@@ -149,7 +149,7 @@ def own_text(file: Path, judge: Judge) -> Judge:
     return replace(judge, lines=lines, calib="calib", choose="choose", heldout="heldout")
 
 
-def explanation(wish: "Wish", shared: Shared) -> str:
+def explanation(wish: "Wish", shared: SharedFlags) -> str:
     """Candidates of one change in the order in which they are tried, with their planned time and size."""
     from ...driver.tuning.preview import preview
 
@@ -157,7 +157,7 @@ def explanation(wish: "Wish", shared: Shared) -> str:
     return shared.screen.table([("change", "steps and arguments", "time", "on disk"), *rows], right=(2, 3))
 
 
-def print_tuned(tuned: "Tuned", shared: Shared) -> int:
+def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
     from ...driver.tuning.summary import labels, neighbours, rows, to_json
 

@@ -128,7 +128,7 @@ class Trials:
         ctx = self.wish.session.context(plan.recipe, plan.pipeline)
         build = Build(plan, ctx, self.cache, total=len(plan.stages))
         for index in range(len(plan.stages)):
-            build.run_step(plan.stages[index])
+            build.run_step_unless_cached(plan.stages[index])
         (emit,) = [e for e in plan.pipeline.emits if e.call.word == self.wish.emit.call.word]
         outcome = build.load_outcome(plan.key_of(emit.source))
         if outcome.program is not None:

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
-from ....dsl.checker.check import check
+from ....dsl.checker.check import check_recipe_file
 from ....dsl.checker.recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from ....dsl.checker.values import DataRef, MetricRef
 from ....dsl.syntax import ast
@@ -90,7 +90,7 @@ class Wish:
         vocabulary, library = self.session.registry.vocabulary, self.session.read_library_module
         while True:
             parsed = parse(source)
-            faults = check(parsed.file, vocabulary, library=library, skeleton=lambda call: None).diagnostics
+            faults = check_recipe_file(parsed.file, vocabulary, library=library, skeleton=lambda call: None).diagnostics
             spans = [d.span for d in faults if d.slug == "unused-name" and d.span is not None]
             unused = next((s for s in parsed.file.statements if _declares(s, spans)), None)
             if unused is None:
