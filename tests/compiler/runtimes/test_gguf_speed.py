@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.artifacts.load import load_to_judge
 from effc.compiler.driver import api
-from effc.compiler.evaluation.timing import decode_step, make_prefill_step, prompt_too_long
+from effc.compiler.evaluation.timing import make_decode_step, make_prefill_step, prompt_too_long
 from effc.compiler.plugin.clock import not_timed
 from effc.compiler.runtimes.gguf import llama_clock
 from effc.dsl.syntax.diagnostics import Reject
@@ -47,13 +47,13 @@ def child(tmp_path, monkeypatch):
 
 
 def test_times_are_those_that_the_process_of_llama_cpp_took(model, child):
-    step = decode_step(model, 12)
+    step = make_decode_step(model, 12)
     assert step() == 0.25 and step() == 0.25
     assert make_prefill_step(model, 12)() == 12.5
 
 
 def test_a_process_ends_with_whoever_asked_it(model, child):
-    step = decode_step(model, 12)
+    step = make_decode_step(model, 12)
     process = step.__closure__[0].cell_contents.__self__.process
     assert process.poll() is None
     del step
@@ -62,17 +62,17 @@ def test_a_process_ends_with_whoever_asked_it(model, child):
 
 def test_what_llama_cpp_can_not_time_is_refused_with_the_reason(model, child, monkeypatch):
     with pytest.raises(Reject) as refused:
-        decode_step(model, 12, batch=2)
+        make_decode_step(model, 12, batch=2)
     assert refused.value.diagnostics[0].fault is not_timed
     with pytest.raises(Reject) as refused:
-        decode_step(model, 5000)
+        make_decode_step(model, 5000)
     assert refused.value.diagnostics[0].fault is prompt_too_long
     with pytest.raises(Reject, match="ended with status 3"):
-        step = model.runtime.decode_step([7, 7], 1)
+        step = model.runtime.make_decode_step([7, 7], 1)
         step(), step()
     monkeypatch.setattr(llama_clock, "find_spec", lambda name: None)
     with pytest.raises(Reject, match="not installed here"):
-        decode_step(model, 12)
+        make_decode_step(model, 12)
 
 
 def test_a_bound_on_a_time_that_was_not_taken_is_undecided_and_its_row_says_so(tmp_path, monkeypatch):
@@ -93,6 +93,6 @@ def test_a_bound_on_a_time_that_was_not_taken_is_undecided_and_its_row_says_so(t
 def test_llama_cpp_times_a_file(model):
     pytest.importorskip("llama_cpp")
     torch.set_num_threads(1)
-    decode, prefill = decode_step(model, 40), make_prefill_step(model, 40)
+    decode, prefill = make_decode_step(model, 40), make_prefill_step(model, 40)
     assert all(0 < decode() < 5 for _ in range(60))  # beyond the context that was asked for
     assert 0 < prefill() < 5
