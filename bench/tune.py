@@ -110,7 +110,7 @@ def main() -> None:
     print("| wish | chosen | best of the matrix | behind | time | held out |\n|---|---|---|---|---|---|")
     for r in rows:
         behind = f"{r['behind']:+.1%}" if "behind" in r else ""
-        held = {True: "holds", False: "misses"}.get(r.get("held_out"), "")
+        held = {True: "holds", False: "violations"}.get(r.get("held_out"), "")
         print(f"| {r['wish']} | {r.get('chosen', 'none')} | {r['best']} | {behind} | {r['share']:.1%} | {held} |")
 
 

@@ -1,4 +1,4 @@
-"""Effects of single changes added up: what a combination that was not measured is foretold to be.
+"""Effects of single changes added up: what a combination that was not measured is predicted to be.
 
 Perplexities, times and bytes multiply, so their logarithms add; accuracies and divergences add as they are. What
 combinations that were measured differ from their sum is taken off the others, as far as they share changes.

@@ -19,10 +19,10 @@ def write_page(tuned: Tuned, path: Path) -> None:
     check_packages()
     search, table = tuned.search, rows(tuned)
     heads = labels(search)
-    measured = count_text(len(search.looks), "candidate")
+    measured = count_text(len(search.quick_trials), "candidate")
     hint = (
-        f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; the others were foretold "
-        "to be no better. Values beside the original's, on rows that no bound reads."
+        f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; the others were "
+        "predicted to be no better. Values beside the original's, on rows that no bound reads."
     )
     html = render_template(
         "search.html",

@@ -30,7 +30,7 @@ def preview(wish: Wish) -> list[Row]:
         rows.append((plan.seconds, (name, text, duration_text(plan.seconds), size(disk_bytes(plan)))))
     combined = sum(c.changes > 1 for c in candidates)
     return [row for _, row in sorted(rows, key=lambda r: r[0])] + [
-        ("combinations", f"the best foretold of {combined}", "the rest", "")
+        ("combinations", f"the best predicted of {combined}", "the rest", "")
     ]
 
 

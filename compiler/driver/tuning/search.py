@@ -18,14 +18,14 @@ from ..judging.gate import Outcome
 from .alternatives import Candidate, candidates_of
 from .effects import Effects
 from .journal import Journal
-from .trials import LOOK, Trial, Trials, judged
+from .trials import QUICK_ROWS, Trial, Trials, judged
 from .wish import Wish
 
 SINGLES, COMBINATIONS = 0.6, 0.85  # shares of the time after which no further one is begun
-SLACK = 0.01  # by which a first look, or what is foretold, may miss a bound
-GAIN = 0.01  # by which a combination must be foretold better than the best so far to be measured
+SLACK = 0.01  # by which a first look, or what is predicted, may miss a bound
+GAIN = 0.01  # by which a combination must be predicted better than the best so far to be measured
 FINALISTS = 4  # measured on all rows
-MISSES = 4  # candidates measured though they are foretold to miss a bound, where none keeps all
+MISSES = 4  # candidates measured though they are predicted to miss a bound, where none keeps all
 
 not_measurable = Fault(
     "not-measurable",
@@ -40,12 +40,12 @@ too_little_time = Fault(
 
 @dataclass
 class Search:
-    """A search under way. `looks` and `finals` have trials on few rows and on all."""
+    """A search under way. `quick_trials` and `finals` have trials on few rows and on all."""
 
     wish: Wish
     trials: Trials
     journal: Journal
-    looks: dict[Candidate, Trial] = field(default_factory=dict)
+    quick_trials: dict[Candidate, Trial] = field(default_factory=dict)
     finals: dict[Candidate, Trial] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ class Search:
     @property
     def seconds(self) -> float:
         """Time that measurements took, those of killed runs included."""
-        return sum(t.seconds for t in (*self.looks.values(), *self.finals.values()))
+        return sum(t.seconds for t in (*self.quick_trials.values(), *self.finals.values()))
 
     @property
     def objective(self) -> str:
@@ -74,25 +74,23 @@ class Search:
 
     def ranked(self, trials: Mapping[Candidate, Trial], slack: float = 0.0) -> list[Candidate]:
         """Candidates that were measured: those that keep the bounds by the objective, then the others by their miss."""
-        known = {c: t for c, t in trials.items() if not t.refused}
-        misses = {c: self.miss(t) for c, t in known.items()}
-        return sorted(
-            known, key=lambda c: (misses[c] > slack, misses[c] if misses[c] > slack else 0.0, self.cost(known[c]))
-        )
+        known = [c for c, trial in trials.items() if not trial.refused]
+        violations = {c: v if (v := self.violation(trials[c])) > slack else 0.0 for c in known}
+        return sorted(known, key=lambda c: (violations[c], self.cost(trials[c])))
 
     def cost(self, trial: Trial) -> float:
         """Objective relative to the original, so that less is better."""
         ratio = trial.ratio(self.objective)
         return ratio if self.wish.context.metric(self.wish.objective).better == "lower" else -ratio
 
-    def miss(self, trial: Trial) -> float:
+    def violation(self, trial: Trial) -> float:
         """Share by which a trial misses the bound that it misses most; 0 where it keeps all."""
         return max((excess(o) for o in judged(self.wish, trial, self.wish.context)), default=0.0)
 
     def _measure_singles(self) -> None:
         singles = [c for c in self.candidates if c.changes <= 1]
         plans = {c: p for c in singles if (p := self._plan(c)) is not None}
-        first = self._look(self.unchanged, plans.get(self.unchanged))
+        first = self._quick_trial(self.unchanged, plans.get(self.unchanged))
         if first.refused:
             raise Reject(not_measurable(f"the unchanged model: {first.refused}", self.wish.emit.call.span))
         shortest = min((p.seconds for c, p in plans.items() if c != self.unchanged), default=0.0)
@@ -107,54 +105,54 @@ class Search:
             )
         for candidate in sorted(plans, key=lambda c: (_magnitude(plans[c].seconds), disk_bytes(plans[c]))):
             if self.seconds + plans[candidate].seconds <= SINGLES * self.wish.seconds:
-                self._look(candidate, plans[candidate])
+                self._quick_trial(candidate, plans[candidate])
 
     def _measure_combinations(self) -> None:
         tried = 0
         while self.seconds < COMBINATIONS * self.wish.seconds:
-            incumbent = self.cost(self.looks[self.best]) if self.best else None
-            foretold = sorted(self._foretold(incumbent), key=lambda entry: entry[:2])
-            if not foretold or (foretold[0][0] > 0 and (incumbent is not None or tried == MISSES)):
+            incumbent = self.cost(self.quick_trials[self.best]) if self.best else None
+            predicted = sorted(self._predicted(incumbent), key=lambda entry: entry[:2])
+            if not predicted or (predicted[0][0] > 0 and (incumbent is not None or tried == MISSES)):
                 return
-            tried += foretold[0][0] > 0
-            candidate = foretold[0][2]
-            self._look(candidate, self._plan(candidate))
+            tried += predicted[0][0] > 0
+            candidate = predicted[0][2]
+            self._quick_trial(candidate, self._plan(candidate))
 
-    def _foretold(self, incumbent: float | None) -> Iterator[tuple[float, float, Candidate]]:
+    def _predicted(self, incumbent: float | None) -> Iterator[tuple[float, float, Candidate]]:
         """Miss and objective of what was not measured and may be better than the best so far."""
-        original = self.looks[self.unchanged]
+        original = self.quick_trials[self.unchanged]
         adds = frozenset(name for name, ref in self.trials.metrics.items() if self._adds(name, ref, original))
-        effects = Effects(self.looks, self.unchanged, adds)
+        effects = Effects(self.quick_trials, self.unchanged, adds)
         for candidate in self.candidates:
-            if candidate in self.looks:
+            if candidate in self.quick_trials:
                 continue
             values = {name: effects.predict(candidate, name) for name in self.trials.metrics}
             if any(value is None for value in values.values()):
                 continue
             trial = Trial({n: (v, original.values[n][1]) for n, v in values.items() if v is not None})
-            cost, miss = self.cost(trial), self.miss(trial)
+            cost, violation = self.cost(trial), self.violation(trial)
             gains = incumbent is None or cost < incumbent - GAIN * abs(incumbent)
             if gains:
-                yield (0.0 if miss <= SLACK else miss), cost, candidate
+                yield (0.0 if violation <= SLACK else violation), cost, candidate
 
     def _adds(self, name: str, ref: Any, trial: Trial) -> bool:
         return self.wish.context.metric(ref).better != "lower" or trial.values[name][1] <= 0
 
     def _measure_finalists(self) -> None:
-        self.finals |= self._measured(dict.fromkeys(self.ranked(self.looks, SLACK)[:FINALISTS]), 0)
+        self.finals |= self._measured(dict.fromkeys(self.ranked(self.quick_trials, SLACK)[:FINALISTS]), 0)
 
     def _plan(self, candidate: Candidate) -> Plan | None:
         """Plan of a candidate; None of one that is refused, which is noted."""
         try:
             return self.trials.plan(candidate)
         except Reject as rejection:
-            self.looks[candidate] = Trial(refused="; ".join(d.message for d in rejection.diagnostics))
+            self.quick_trials[candidate] = Trial(refused="; ".join(d.message for d in rejection.diagnostics))
             return None
 
-    def _look(self, candidate: Candidate, plan: Plan | None) -> Trial:
-        if candidate not in self.looks and plan is not None:
-            self.looks |= self._measured({candidate: plan}, LOOK)
-        return self.looks[candidate]
+    def _quick_trial(self, candidate: Candidate, plan: Plan | None) -> Trial:
+        if candidate not in self.quick_trials and plan is not None:
+            self.quick_trials |= self._measured({candidate: plan}, QUICK_ROWS)
+        return self.quick_trials[candidate]
 
     def _so_far(self) -> str:
         """Time that is left, and the best candidate so far."""
@@ -165,9 +163,9 @@ class Search:
     @property
     def best(self) -> Candidate | None:
         """The best candidate so far that keeps all bounds."""
-        trials = self.finals or self.looks
+        trials = self.finals or self.quick_trials
         first = next(iter(self.ranked(trials)), None)
-        return None if first is None or self.miss(trials[first]) else first
+        return None if first is None or self.violation(trials[first]) else first
 
     def trial_text(self, trial: Trial) -> str:
         """`decode.p50 0.182, perplexity(text.choose) 1.013 of the original`."""
@@ -179,7 +177,7 @@ class Search:
         """Trials of candidates, those that the journal has as they are."""
         trials = {c: trial for c in plans if (trial := self.journal.read(c, rows)) is not None}
         if missing := {c: plan or self.trials.plan(c) for c, plan in plans.items() if c not in trials}:
-            first = f"candidate {len(self.looks) + 1}: {next(iter(missing)).name}"
+            first = f"candidate {len(self.quick_trials) + 1}: {next(iter(missing)).name}"
             with announcing_stage(first if rows else count_text(len(missing), "finalist"), self._so_far()):
                 trials |= self.trials.measure(missing, rows)
             self.journal.add({c: trials[c] for c in missing}, rows)

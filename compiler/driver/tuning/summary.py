@@ -37,8 +37,8 @@ def labels(search: Search) -> tuple[str, ...]:
 def rows(tuned: Tuned) -> list[Row]:
     """Candidates, best first; those that were refused come last."""
     search = tuned.search
-    trials = {**search.looks, **search.finals}
-    ranked = [*search.ranked(search.finals), *(c for c in search.ranked(search.looks) if c not in search.finals)]
+    trials = {**search.quick_trials, **search.finals}
+    ranked = [*search.ranked(search.finals), *(c for c in search.ranked(search.quick_trials) if c not in search.finals)]
     refused = [Row(c.name, (), f"refused: {t.refused}") for c, t in trials.items() if t.refused]
     return [_row(tuned, c, trials[c]) for c in ranked if c in trials and not trials[c].refused] + refused
 
@@ -70,7 +70,7 @@ def neighbours(tuned: Tuned) -> Iterator[str]:
     """Sentences on what more of the objective, and of the first bound's quality, would cost."""
     search = tuned.search
     quality = next((n for n, ref in search.trials.metrics.items() if _reads_rows(ref)), None)
-    trials = {c: t for c, t in {**search.looks, **search.finals}.items() if not t.refused}
+    trials = {c: t for c, t in {**search.quick_trials, **search.finals}.items() if not t.refused}
     if tuned.candidate not in trials or quality is None:
         return
     chosen = trials[tuned.candidate]
@@ -105,6 +105,6 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
         "candidates": [
             {"name": r.name, "state": r.state, "ratios": dict(zip(names, r.ratios, strict=False))} for r in rows(tuned)
         ],
-        "not_measured": len(tuned.search.candidates) - len(tuned.search.looks),
+        "not_measured": len(tuned.search.candidates) - len(tuned.search.quick_trials),
         "neighbours": list(neighbours(tuned)),
     }

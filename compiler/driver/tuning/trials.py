@@ -30,7 +30,7 @@ from ..pipeline import Build
 from .alternatives import Candidate
 from .wish import Wish
 
-LOOK = 8  # rows of a first measurement
+QUICK_ROWS = 8  # rows of a first measurement
 ROUNDS = 6  # of timings at least; PRECISION is the width of a ratio's interval at which they end
 PRECISION, PRECISE_SECONDS = 0.10, 8.0
 SHORT = "search rows"  # name of the data set that these rows make

@@ -69,7 +69,7 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
         except KeyboardInterrupt:
             _keep_best(search, trials, recipe)
             raise
-        satisfying = [c for c in ranked if not search.miss(search.finals[c])]
+        satisfying = [c for c in ranked if not search.violation(search.finals[c])]
         if not satisfying:
             tuned.unmet = [_unmet(wish, search, ranked)]
             return tuned
@@ -99,7 +99,7 @@ def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
 def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnostic:
     nearest = [f"{c.name}: {missed_text(wish, search.finals[c])}" for c in ranked[:3]]
     return wish_unmet(
-        f"none of {len(search.looks)} candidates keeps all bounds",
+        f"none of {len(search.quick_trials)} candidates keeps all bounds",
         wish.step.call.span,
         note="nearest: " + "; ".join(nearest),
         help="loosen the bound that the nearest one misses, or give more time by `within:`",
