@@ -50,7 +50,7 @@ def read_route_step(self: _Reader, step: Mapping, destination: int, width: int) 
 
 
 def read_experts_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
-    self.need(step["chosen"] in self.chosen, f"register {step['chosen']} is not what a `read_route_step` chose")
+    self.need(step["chosen"] in self.chosen, f"register {step['chosen']} is not what a `route` chose")
     known, count = self.chosen[step["chosen"]]
     names, x = step["weights"], self.width(step["x"])
     self.need(len(names) == known, f"it has {len(names)} weights, and its router {known} experts")

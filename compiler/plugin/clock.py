@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ...dsl.syntax.diagnostics import Fault
+from ...dsl.syntax.diagnostics import Fault, Reject
 
 not_timed = Fault(
     "not-timed",
@@ -14,6 +14,12 @@ not_timed = Fault(
     "was not taken is undecided.",
     exit="environment",
 )
+
+
+def untimed_reason(rejection: Reject) -> str:
+    """Why a runtime could not be timed; "" where something else was refused."""
+    diagnostics = rejection.diagnostics
+    return diagnostics[0].message if all(d.fault is not_timed for d in diagnostics) else ""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 from ...dsl.checker.rules import Rules
-from ...dsl.checker.values import DataRef, references_in
 
 if TYPE_CHECKING:
     import torch
 
     from ...dsl.checker.skeleton import Skeleton
+    from ...dsl.checker.values import DataRef
     from ..ir.outcome import Outcome
     from ..ir.program import Program
     from .clock import Clock
@@ -218,8 +218,7 @@ class Metric(Plugin):
 
     def row_count(self, ctx: "Context") -> int:
         """Of rowwise metrics: the number of rows of their data."""
-        (ref,) = references_in(vars(self), DataRef)
-        return len(ctx.rows(ref))
+        return len(ctx.rows(vars(self)["data"]))
 
     def clock(self, model: "torch.nn.Module") -> "Clock":
         """Of timed metrics: how one timing of a model is taken, so that two can take turns."""

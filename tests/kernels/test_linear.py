@@ -190,7 +190,7 @@ def test_what_is_no_input_of_the_layer_is_refused(x):
 def test_a_bias_that_the_kernel_can_not_read_is_refused(bias, said):
     own = KERNELS["sparse_linear"].pack(weight(20, 40, 0.5))
     with torch.no_grad(), pytest.raises(KernelError, match=said):
-        KERNELS["sparse_linear"].call(torch.ones(2, 40), own, bias, 20)
+        KERNELS["sparse_linear"].call_op_or_kernel(torch.ones(2, 40), own, bias, 20)
 
 
 @pytest.mark.parametrize("kernel", LINEAR)

@@ -105,6 +105,7 @@ def test_every_pass_that_changes_a_weight_comes_before_it():
         "reft.insert",
         "tune.reft",
         "search.front",
+        "search.steps",
     }
 
 

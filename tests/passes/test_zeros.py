@@ -39,6 +39,7 @@ ASKED = {
     "supernet.pick": None,
     "supernet.elastic": None,  # gives no model: tests/passes/test_elastic.py
     "lower.sparse_cpu": {"format": "sparse_bf16", "divergence": 9.0},
+    "lower.mixed": None,  # its formats are those of lower.sparse_cpu, and zeros its own
     "lower.sparse_kv": None,  # no weight changes
     "lower.group_queries": None,
     "lower.cpu_scan": None,

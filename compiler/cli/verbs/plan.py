@@ -30,12 +30,13 @@ def register(app: typer.Typer) -> None:
         """Show what a compile will do, to what, and what it costs.
 
         Reads no weights."""
-        from ...analysis.planning.plan import saved_form
         from ...driver import api
 
         shared.require_environment()
         with shared.listening() as listener:
             plans = api.plan_all_pipelines(shared.session(recipe, listener, pipeline))
+        from ...analysis.planning.plan import saved_form  # after the recipe was checked: it imports torch
+
         if output:
             from ...core.cache import write_atomic
 

@@ -15,8 +15,9 @@ from ...analysis.planning import cost, keys
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
 from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, no_cache
+from ...plugin.clock import untimed_reason
 from ...plugin.context import Context
-from .gate import Known, Outcome, measure_and_judge_bounds, metric_label, untimed_reason
+from .gate import Known, Outcome, measure_and_judge_bounds, metric_label
 from .scores import Score, measure_score
 from .timed_bounds import SECONDS, interval_decides, undecided_reason
 

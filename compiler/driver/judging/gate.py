@@ -16,7 +16,7 @@ from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
-from ...plugin.clock import not_timed
+from ...plugin.clock import untimed_reason
 from .reading import read_until_decided
 from .scores import Score, measure_score
 
@@ -286,12 +286,6 @@ def _open_reason(outcome: Outcome) -> str:
         return f"{outcome.rows} are too few to say"
     low_high, limit = outcome.relative_interval
     return f"{outcome.rows} leave {low_high} with {100 * outcome.bound.confidence:g} % confidence, the limit is {limit}"
-
-
-def untimed_reason(rejection: Reject) -> str:
-    """Why a runtime could not be timed; "" where something else was refused."""
-    diagnostics = rejection.diagnostics
-    return diagnostics[0].message if all(d.fault is not_timed for d in diagnostics) else ""
 
 
 def _baseline_key(bound: Bound) -> tuple[str, MetricRef]:

@@ -79,7 +79,7 @@ class _Connection:
             answer = b""
         if not answer:
             raise Reject(not_timed(f"llama.cpp ended with status {self.process.wait()} where it was to be timed"))
-        return float(json.loads(answer))
+        return float(answer)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

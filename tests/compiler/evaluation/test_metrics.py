@@ -257,7 +257,7 @@ def test_bfloat16_agrees_with_itself(tmp_path):
 
 @pytest.mark.parametrize("name", ["perplexity", "divergence", "agreement"])
 def test_scores_of_rows_give_the_value_and_some_rows_score_as_among_all(ctx, model, name):
-    reference.prepare(ctx, model, NOISE)
+    reference.write_reference_once(ctx, model, NOISE)
     metric, other = ctx.registry.import_plugin_class("metric", name)(data=NOISE), disturbed(ctx, 1.0)
     scores, some = metric.score_rows(other, ctx), metric.score_rows(other, ctx, [3, 0])
     assert metric.rowwise and scores.value == metric.measure(other, ctx) and len(scores.sums) == 5

@@ -68,7 +68,7 @@ def test_what_llama_cpp_can_not_time_is_refused_with_the_reason(model, child, mo
         make_decode_step(model, 5000)
     assert refused.value.diagnostics[0].fault is prompt_too_long
     with pytest.raises(Reject, match="ended with status 3"):
-        step = model.runtime.make_decode_step([7, 7], 1)
+        step = model.runtime.decode_step([7, 7], 1)
         step(), step()
     monkeypatch.setattr(llama_clock, "find_spec", lambda name: None)
     with pytest.raises(Reject, match="not installed here"):

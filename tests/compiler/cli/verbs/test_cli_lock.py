@@ -69,7 +69,7 @@ def test_a_plan_of_what_was_locked_passes_and_takes_the_locks_threads(effc, own)
 
 
 def test_a_lock_of_json_texts_as_effc_0_2_0_wrote_them_holds(effc, own):
-    lock = lockfile.read_lock(own)
+    lock = lockfile.read_package_lock(own)
     facts = lock["recipes"]["r.effspec"]
     arguments = [f"step small.thin {name}" for name in ("align", "data", "keep", "on", "reorder", "repair")]
     for name in (*arguments, "data calib length", "data calib path", "model base dtype"):
