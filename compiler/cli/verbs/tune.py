@@ -176,7 +176,7 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
         screen.answer(sentence)
     screen.complain(tuned.unmet, "tune")
     if not tuned.unmet:
-        looks = len(tuned.search.looks)
+        looks = len(tuned.search.quick_trials)
         spent = duration_text(tuned.search.seconds)
         screen.note(f"{looks} of {len(tuned.search.candidates)} candidates measured in {spent}; recipe: {tuned.recipe}")
     return code_of(tuned.unmet)
