@@ -50,13 +50,14 @@ def combination_faults(plugin: Word, call: Invocation, earlier_stages: list[Stag
         for ref in references_in(args[judge], DataRef):
             twin = next((name for name, rows in learned.items() if rows == data.get(ref.name, ref)), None)
             if twin is not None:
+                optional = not next(p.required for p in plugin.params if p.name == judge)
                 repeat = "has too" if twin == ref.name else f"has as `{twin}`, too"
                 faults.append(
                     same_data(
                         f"`{judge}` is of the rows of `{ref.name}`, which `{taught}` {repeat}",
                         call.where(judge),
                         related=((span, f"`{taught}`"),) if (span := call.where(taught)) else (),
-                        help=f"name other rows, or leave `{judge}` out",
+                        help="name other rows" + (f", or leave `{judge}` out" if optional else ""),
                     )
                 )
                 break

@@ -76,6 +76,7 @@ class Mixed(Pass):
     )
     zeros: list[Ratio] = param(
         "Shares of zeros to try with each sparse format.",
+        least=1,
         of=("weights",),
         default=(Ratio(0.5), Ratio(0.65)),
         gt=0,

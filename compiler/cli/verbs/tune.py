@@ -86,16 +86,23 @@ def register(app: typer.Typer) -> None:
             if what.endswith(".effspec"):
                 session, recipe = shared.session(Path(what), listener), Path(what)
             else:
+                refuse_braces(target, optimize, within, *expect)
                 options = WishOptions(target, optimize, tuple(expect), within, data)
                 session, recipe = wish_session(what, options, shared, listener)
             wish, path = read_wish(session), recipe.with_name(f"{recipe.stem}-tuned.effspec")
             if explain:
-                shared.screen.answer(explanation(wish, shared))
-                return 0
+                return print_preview(wish, shared)
             tuned = search_steps(wish, path, output, force=force)
             if tuned.results:
                 write_page(tuned, path.with_suffix(".html"))
         return print_tuned(tuned, shared)
+
+
+def refuse_braces(*texts: str) -> None:
+    """Refuse options that would be more than one metric, bound, time or target in a recipe."""
+    for text in texts:
+        if set(text) & set("{}"):
+            raise typer.BadParameter(f"`{text:.60}` holds more than one thing")
 
 
 def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> "tuple[Session, Path]":
@@ -149,17 +156,21 @@ def own_text(file: Path, judge: Judge) -> Judge:
     return replace(judge, lines=lines, calib="calib", choose="choose", heldout="heldout")
 
 
-def explanation(wish: "Wish", shared: SharedFlags) -> str:
+def print_preview(wish: "Wish", shared: SharedFlags) -> int:
     """Candidates of one change in the order in which they are tried, with their planned time and size."""
     from ...driver.tuning.preview import preview
 
-    rows = preview(wish)
-    return shared.screen.table([("change", "steps and arguments", "time", "on disk"), *rows], right=(2, 3))
+    head, rows = ("change", "steps and arguments", "time", "on disk"), preview(wish)
+    if shared.format == "json":
+        shared.screen.answer_json("tune", preview=[dict(zip(head, row, strict=True)) for row in rows])
+    else:
+        shared.screen.answer(shared.screen.table([head, *rows], right=(2, 3)))
+    return 0
 
 
 def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
-    from ...driver.tuning.summary import labels, neighbours, rows, to_json
+    from ...driver.tuning.summary import labels, neighbours, others_text, rows, to_json
 
     screen = shared.screen
     if screen.format == "json":
@@ -178,5 +189,8 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     if not tuned.unmet:
         looks = len(tuned.search.quick_trials)
         spent = duration_text(tuned.search.seconds)
-        screen.note(f"{looks} of {len(tuned.search.candidates)} candidates measured in {spent}; recipe: {tuned.recipe}")
+        screen.note(
+            f"{looks} of {len(tuned.search.candidates)} candidates measured in {spent}; {others_text(tuned.search)}"
+        )
+        screen.note(f"recipe: {tuned.recipe}")
     return code_of(tuned.unmet)

@@ -5,15 +5,19 @@ An axis is a list of alternatives, of which the first one changes nothing. A can
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import product
 
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
+from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from .wish import Wish
 
 REMOVED = (5, 10, 15, 20, 30)  # percent of the parameters
 ZEROS = (30, 50, 65)  # percent of the weights of linear layers
+
+unmatched_pattern = Fault("unmatched-pattern", "A pattern of `among` names no pass and no format of the target.")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Candidate:
     @property
     def name(self) -> str:
         changed = [a.name for a in self.axes if a.name != UNCHANGED.name]
-        return ", ".join(changed) or UNCHANGED.name
+        return ", ".join(changed) or "default format"
 
     @property
     def changes(self) -> int:
@@ -68,11 +72,25 @@ UNCHANGED = Alternative("unchanged")
 def candidates_of(wish: Wish) -> list[Candidate]:
     """All combinations that the target can hold and `among` allows; the unchanged model first."""
     native = wish.emit.call.word == "native"
+    _refuse_unmatched_patterns(wish, [*_shapes(wish), *_zeros(wish), *_numbers(wish)])
     zeros = [UNCHANGED, *(a for a in _zeros(wish) if native and wish.allows(a.words))]
     shapes = [UNCHANGED, *(a for a in _shapes(wish) if wish.allows(a.words))]
     numbers = [UNCHANGED_NATIVE if native else UNCHANGED, *(a for a in _numbers(wish) if wish.allows(a.words))]
     combinations = (Candidate(*axes) for axes in product(shapes, zeros, numbers))
     return [c for c in combinations if not c.zeros.steps or c.numbers.packs]
+
+
+def _refuse_unmatched_patterns(wish: Wish, alternatives: list[Alternative]) -> None:
+    words = sorted({word for a in alternatives for word in a.words})
+    for pattern in wish.step.call.args["among"]:
+        if not any(fnmatch(word, pattern) for word in words):
+            raise Reject(
+                unmatched_pattern(
+                    f"`{pattern}` names nothing that `{wish.emit.call.word}` can be tuned by",
+                    wish.step.call.where("among"),
+                    help=f"there is: {', '.join(words)}",
+                )
+            )
 
 
 UNCHANGED_NATIVE = Alternative("unchanged", packs="sparse_bf16")

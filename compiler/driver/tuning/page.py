@@ -8,7 +8,7 @@ from ...artifacts.pages.chart import Chart, axis, check_packages, dot, hue, rend
 from ...artifacts.pages.page import render_template
 from ...core.cache import write_atomic
 from ...core.quantity import count_text, duration_text
-from .summary import Row, labels, metric_names, neighbours, rows
+from .summary import Row, labels, metric_names, neighbours, others_text, rows
 from .tune import Tuned
 
 SHORTEST, LARGEST = 0.02, 3.0  # ratios to the original between which points are drawn
@@ -21,8 +21,8 @@ def write_page(tuned: Tuned, path: Path) -> None:
     heads = labels(search)
     measured = count_text(len(search.quick_trials), "candidate")
     hint = (
-        f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; the others were "
-        "predicted to be no better. Values beside the original's, on rows that no bound reads."
+        f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; {others_text(search)}. "
+        "Values beside the original's, on rows that no bound reads."
     )
     html = render_template(
         "search.html",

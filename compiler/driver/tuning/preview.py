@@ -5,6 +5,7 @@ import math
 from ....dsl.syntax.diagnostics import Reject
 from ...core.quantity import duration_text, size
 from .alternatives import Candidate, candidates_of
+from .feasibility import refuse_impossible
 from .search import disk_bytes
 from .trials import Trials
 from .wish import Wish
@@ -19,6 +20,7 @@ def preview(wish: Wish) -> list[Row]:
 
     folder = wish.session.settings.cache_dir
     trials, rows = Trials(wish, Cache(folder), folder), []
+    refuse_impossible(wish, trials)
     candidates = candidates_of(wish)
     for candidate in (c for c in candidates if c.changes <= 1):
         name, text = candidate.name, _text(wish, candidate)

@@ -48,6 +48,7 @@ class Search:
     quick_trials: dict[Candidate, Trial] = field(default_factory=dict)
     finals: dict[Candidate, Trial] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
+    out_of_time: bool = False  # candidates that might be better were not measured
 
     def __post_init__(self) -> None:
         self.candidates = candidates_of(self.wish)
@@ -76,7 +77,13 @@ class Search:
         """Candidates that were measured: those that keep the bounds by the objective, then the others by their miss."""
         known = [c for c, trial in trials.items() if not trial.refused]
         violations = {c: v if (v := self.violation(trials[c])) > slack else 0.0 for c in known}
-        return sorted(known, key=lambda c: (violations[c], self.cost(trials[c])))
+        return sorted(known, key=lambda c: (violations[c], self.cost(trials[c]), self._other_costs(trials[c])))
+
+    def _other_costs(self, trial: Trial) -> float:
+        """Sum of the other metrics relative to the original, which decides between candidates of equal objective."""
+        others = {name: ref for name, ref in self.trials.metrics.items() if name != self.objective}
+        signs = {name: 1.0 if self.wish.context.metric(ref).better == "lower" else -1.0 for name, ref in others.items()}
+        return sum(sign * trial.ratio(name) for name, sign in signs.items())
 
     def cost(self, trial: Trial) -> float:
         """Objective relative to the original, so that less is better."""
@@ -106,13 +113,18 @@ class Search:
         for candidate in sorted(plans, key=lambda c: (_magnitude(plans[c].seconds), disk_bytes(plans[c]))):
             if self.seconds + plans[candidate].seconds <= SINGLES * self.wish.seconds:
                 self._quick_trial(candidate, plans[candidate])
+            elif candidate not in self.quick_trials:
+                self.out_of_time = True
 
     def _measure_combinations(self) -> None:
         tried = 0
-        while self.seconds < COMBINATIONS * self.wish.seconds:
+        while True:
             incumbent = self.cost(self.quick_trials[self.best]) if self.best else None
             predicted = sorted(self._predicted(incumbent), key=lambda entry: entry[:2])
             if not predicted or (predicted[0][0] > 0 and (incumbent is not None or tried == MISSES)):
+                return
+            if self.seconds >= COMBINATIONS * self.wish.seconds:
+                self.out_of_time = True
                 return
             tried += predicted[0][0] > 0
             candidate = predicted[0][2]
@@ -139,7 +151,8 @@ class Search:
         return self.wish.context.metric(ref).better != "lower" or trial.values[name][1] <= 0
 
     def _measure_finalists(self) -> None:
-        self.finals |= self._measured(dict.fromkeys(self.ranked(self.quick_trials, SLACK)[:FINALISTS]), 0)
+        count = FINALISTS if self.seconds < self.wish.seconds else 2
+        self.finals |= self._measured(dict.fromkeys(self.ranked(self.quick_trials, SLACK)[:count]), 0)
 
     def _plan(self, candidate: Candidate) -> Plan | None:
         """Plan of a candidate; None of one that is refused, which is noted."""

@@ -34,6 +34,13 @@ def labels(search: Search) -> tuple[str, ...]:
     return tuple(search.trials.label(name) for name in metric_names(search))
 
 
+def others_text(search: Search) -> str:
+    """Why the candidates that were not measured were not."""
+    if search.out_of_time:
+        return "time ran out before the others were judged, and the same command with more time goes on"
+    return "the others were predicted to be no better"
+
+
 def rows(tuned: Tuned) -> list[Row]:
     """Candidates, best first; those that were refused come last."""
     search = tuned.search
@@ -105,6 +112,7 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
         "candidates": [
             {"name": r.name, "state": r.state, "ratios": dict(zip(names, r.ratios, strict=False))} for r in rows(tuned)
         ],
+        "out_of_time": tuned.search.out_of_time,
         "not_measured": len(tuned.search.candidates) - len(tuned.search.quick_trials),
         "neighbours": list(neighbours(tuned)),
     }

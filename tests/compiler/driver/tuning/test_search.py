@@ -126,7 +126,7 @@ def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tm
 
 def test_a_search_out_of_time_has_measured_finalists(tmp_path):
     search = searched(tmp_path, "short", minutes=2)
-    assert search.finals and search.seconds <= 2 * 60 + 10 * (1 + len(search.finals))
+    assert search.out_of_time and search.finals and search.seconds <= 2 * 60 + 10 * (1 + len(search.finals))
 
 
 def test_where_nothing_keeps_the_bounds_the_nearest_come_first(tmp_path):

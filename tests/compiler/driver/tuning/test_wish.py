@@ -75,7 +75,7 @@ def test_arguments_of_the_target_that_are_written_stay(tmp_path):
 
 def test_among_narrows_what_is_tried(tmp_path):
     wish = wish_of(written(tmp_path, more=', among: ["int8"]'), tmp_path / "cache")
-    assert {c.name for c in candidates_of(wish)} == {"unchanged", "int8", "int8, inputs int16"}
+    assert {c.name for c in candidates_of(wish)} == {"default format", "int8", "int8, inputs int16"}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,7 @@ def test_among_narrows_what_is_tried(tmp_path):
         ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
         ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
         ({"target": 'native("a") hf("b")'}, "not-open"),
+        ({"more": ', among: ["nothing.*"]'}, "unmatched-pattern"),
     ],
 )
 def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(options, slug, tmp_path, capsys):
@@ -96,9 +97,11 @@ def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(opti
     file = written(tmp_path, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trials, "measure", lambda self, *_: pytest.fail("weights were read"))
-        assert main(["tune", str(file), "-o", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]) in (2, 3)
-    error = capsys.readouterr().err
-    assert f"[{slug}]" in error and "w.effspec:" in error, error
+        for more in ([], ["--explain"]):
+            command = ["tune", str(file), "-o", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache"), *more]
+            assert main(command) in (2, 3)
+            error = capsys.readouterr().err
+            assert f"[{slug}]" in error and "w.effspec:" in error, error
 
 
 def test_a_recipe_without_open_steps_is_none_to_tune(tmp_path):
@@ -143,3 +146,10 @@ def test_a_wrong_bound_on_the_command_line_gets_a_caret(tmp_path, capsys, monkey
     assert main(["tune", "zoo:tiny-llama", "--expect", "perplexty <= 1.02 * base"]) == 3
     error = capsys.readouterr().err
     assert "^^^" in error and "perplexity" in error
+
+
+def test_a_bound_on_the_command_line_is_one_bound(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'perplexity <= 1.5 * base } emit tuned { hf("evil") } expect tuned { bytes <= 4MB'
+    assert main(["tune", "zoo:tiny-llama", "--explain", "--expect", text]) == 2
+    assert "more than one thing" in capsys.readouterr().err
