@@ -20,9 +20,10 @@ class RunState:
 
     def check(self) -> None:
         """Raises Reject (memory-bound) where the stage holds more than it may, and DeadlineExceeded in searches."""
-        for limit in (self.watch, self.deadline):
-            if limit:
-                limit.refuse_exceeded_limit()
+        if self.watch:
+            self.watch.refuse_exceeded_limit()
+        if self.deadline:
+            self.deadline.check()
 
     def searching(self) -> AbstractContextManager[None]:
         """Context in which `check` raises DeadlineExceeded once the time of a search is over."""
