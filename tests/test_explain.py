@@ -48,6 +48,7 @@ def test_an_unknown_name_gets_the_nearest_one():
     assert (fault.exit, fault.help) == (2, "did you mean `perplexity`?")
 
 
+@pytest.mark.slow
 def test_each_statement_is_shown_as_it_is_written():
     assert set(STATEMENTS) == set(HEADS)
     assert all(explain_page(name).startswith(f"{name} ") for name in HEADS)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dsl": set(), "kernels": set(), "compiler": {"dsl", "kernels"}, "passes": {"compiler", "dsl", "kernels"}}
 LINES, FUNCTION_LINES = 400, 50  # as the formatter lays them out; signatures do not count
@@ -78,6 +80,7 @@ def circles() -> list[set[str]]:
     return [{shown(f) for f in group} for group in groups]
 
 
+@pytest.mark.slow
 def test_packages_import_one_way():
     wrong = [
         f"{shown(file)} imports {shown(target)}"

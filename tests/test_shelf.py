@@ -237,6 +237,7 @@ def is_decided_by_shapes(build: Build) -> bool:
 
 
 @pytest.mark.parametrize("name", cases("pass"))
+@pytest.mark.slow
 def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, update, name):
     build = planned(world, "pass", name)
     try:
@@ -254,6 +255,7 @@ def test_the_example_of_a_pass_runs_on_the_model_it_acts_on(world, golden, updat
 
 
 @pytest.mark.parametrize("name", cases("metric"))
+@pytest.mark.slow
 def test_the_example_of_a_metric_measures_the_original(world, name):
     build = planned(world, "metric", name)
     ((_, program),) = build.load_outcome(build.plan.identity).members()
@@ -278,6 +280,7 @@ def test_the_example_of_a_source_gives_a_model_of_its_config(world, name):
 
 
 @pytest.mark.parametrize("name", cases("target"))
+@pytest.mark.slow
 def test_the_example_of_a_target_is_written_and_reopened(world, tmp_path, name):
     (result,) = api.build(session(world, "target", name), tmp_path)
     if VOCABULARY.word("target", name).facts["describes_artifacts"]:

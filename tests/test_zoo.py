@@ -101,6 +101,7 @@ def test_the_card_agrees_with_the_config_and_the_files(model, tokenizer, card):
         assert fact in card, fact
 
 
+@pytest.mark.slow
 def test_the_card_states_the_held_out_perplexity_that_the_weights_have(model, tokenizer, card):
     length, nats, stated = re.search(r"\| heldout.txt \| (256) \| ([\d.]+) \| ([\d.]+) \|", card).groups()
     assert float(stated) == pytest.approx(math.exp(float(nats)), rel=1e-2)  # three decimals of nats

@@ -44,6 +44,7 @@ def param(
     whole: bool = False,
     spelled: str = "",
     lines: bool = False,
+    holds: str = "",
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""
@@ -238,9 +239,11 @@ class Data(Plugin):
     """Rows of tokens from somewhere.
 
     prompted   a row is a prompt and its answer, or its class: `prompts` says where the one ends
+    rows_kind  "questions with options" or "texts" where it has those beside rows of tokens
     """
 
     prompted: ClassVar[bool] = False
+    rows_kind: ClassVar[str] = ""
 
     @abstractmethod
     def rows(self, tokenizer, ctx: "Context") -> Iterator[Any]:

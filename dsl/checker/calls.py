@@ -11,13 +11,18 @@ from ..syntax.syntax_error import is_unit, wrong_sign
 from .recipe import Invocation
 from .scope import POISON, Scope
 from .typed import typed_value
-from .values import MetricRef
-from .vocabulary import Word
+from .values import DataRef, MetricRef
+from .vocabulary import Param, Word
 
 unknown_word = Fault("unknown-word", "A call names a pass, target, metric, data or model that doesn't exist.")
 unknown_parameter = Fault("unknown-parameter", "A call gives a parameter that the word doesn't have.")
 missing_parameter = Fault("missing-parameter", "A call leaves out a parameter that has no default.")
 repeated_parameter = Fault("repeated-parameter", "A call gives one parameter twice.")
+other_kind_of_rows = Fault(
+    "other-kind-of-rows",
+    "A data set has rows of another kind than a parameter reads.\n\n"
+    "`choice` scores questions with options, which `choices` makes; `retrieval` compares texts, which `texts` makes.",
+)
 too_many_arguments = Fault("too-many-arguments", "A call has more arguments without a name than the word takes.")
 
 NOUNS = {"pass": "pass", "target": "target", "metric": "metric", "data": "kind of data", "model": "model source"}
@@ -134,7 +139,7 @@ def typed_arguments_of_call(
         if arg is not None:
             value = typed_value(arg.value, param, scope)
             spans[param.name] = arg.value.span
-            if value is POISON:
+            if value is POISON or _reported_other_kind_of_rows(plugin, param, value, arg.value.span, scope):
                 sound = False
             else:
                 values[param.name] = value
@@ -151,6 +156,23 @@ def typed_arguments_of_call(
             )
             sound = False
     return Invocation(plugin.name, values, call_span, spans), sound
+
+
+def _reported_other_kind_of_rows(plugin: Word, param: Param, value: Any, span: Span, scope: Scope) -> bool:
+    """Whether a data set is reported that has no rows of the kind which a parameter reads."""
+    data = scope.variant.data.get(value.name) if param.holds and isinstance(value, DataRef) else None
+    word = scope.session.vocabulary.word("data", data.word) if data else None
+    if word is None or word.facts.get("rows_kind") == param.holds:
+        return False
+    makers = [n for n, w in scope.session.vocabulary.words("data").items() if w.facts.get("rows_kind") == param.holds]
+    scope.report(
+        other_kind_of_rows(
+            f"`{plugin.name}` reads {param.holds}, and `{value.name}` has none",
+            span,
+            help=f"declare it with `{'` or `'.join(makers)}`",
+        )
+    )
+    return True
 
 
 def _arguments_by_parameter(plugin: Word, args: tuple[ast.Arg, ...], scope: Scope) -> tuple[dict[str, ast.Arg], bool]:

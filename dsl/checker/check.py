@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, sorted_distinct_diagnostics
 from ..syntax.source import Source, Span
+from .contradictions import report_contradicting_bounds
 from .declare import declare_all_names, declared
 from .demands import report_invalid_combinations
 from .expectations import check_emit_calls, nothing_emitted, read_bound, report_bad_artifact_paths
@@ -111,6 +112,7 @@ def _check_matrix_variant(
         if result.line:
             report_invalid_combinations(result.line, result.emits)
             report_judged_rows(result.line, result.bounds, result.emits)
+            report_contradicting_bounds(result.bounds, scope)
     unresolved = _check_steps_by_skeletons([r.line for r in results.values() if r.line], scope)
     params = {
         n: e.value for n, e in scope.names.items() if e.kind == "param" and not isinstance(e.value, DataRef | MetricRef)

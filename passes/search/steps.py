@@ -29,11 +29,12 @@ class Steps(Pass):
 
     keeps = Lossy()
     determinism = "nondeterministic"
-    disjoint = {"choose": "data"}
+    disjoint = {"choose": "data", "train": "choose"}
 
     optimize: MetricRef = param("Metric to be best at, such as decode.p50 or bytes.")
     data: DataRef = param("Rows that the passes read.")
     choose: DataRef = param("Other rows, that candidates are measured on.")
+    train: DataRef | None = param("Rows to heal pruned candidates on; without them nothing is trained.", default=None)
     within: Duration = param("Time for the search; the best candidate is compiled after it.", gt=0)
     among: list[str] = param(
         'Patterns of the passes and formats to choose from, such as "sparsify.*" or "int4"; all where it is empty.',

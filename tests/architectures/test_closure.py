@@ -93,6 +93,7 @@ def check(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6))
+@pytest.mark.slow
 def test_a_sliced_model_is_the_one_that_hears_nothing_of_what_went(name, seed):
     check(name, seed)
 

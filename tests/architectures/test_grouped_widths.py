@@ -92,6 +92,7 @@ def test_passes_that_narrow_experts_take_whole_steps(tmp_path, word, args, dtype
 
 
 @pytest.mark.parametrize("name", ["afmoe", "ernie4_5_moe"])
+@pytest.mark.slow
 def test_a_checkpoint_that_is_filled_up_has_widths_that_can_be_multiplied(tmp_path, name):
     program = capture(table.model(name))
     cuts = [(g, set(range(4))) for g in skeleton_of(program).groups if g.kind == "channels"]

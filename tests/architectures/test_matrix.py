@@ -39,10 +39,12 @@ def agrees(words: dict[str, list[str]], folder) -> None:
         )
 
 
+@pytest.mark.slow
 def test_some_architectures_do_what_the_shipped_matrix_says(tmp_path):
     agrees({name: shipped()["passes"] for name in MIN_SAMPLES}, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tenth_of_all_architectures_which_changes_by_the_day_does_too(tmp_path):
     """Each with one column: in ten days for every column all have been tried in all."""
     names, words = list(shipped()["rows"])[TURN % 10 :: 10], shipped()["passes"]

@@ -1,5 +1,6 @@
 """Blocks that several layers share stay shared, whatever is cut."""
 
+import pytest
 import torch
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
@@ -24,6 +25,7 @@ def without_branch(name: str, layer: int, role: str):
     return program
 
 
+@pytest.mark.slow
 def test_a_dropped_branch_that_another_layer_still_runs_can_not_come_back_as_zeros():
     program = without_branch("zamba2", 2, "attention")
     assert "shared_transformer" in " ".join(plan_padding_to_stock(program).reasons)

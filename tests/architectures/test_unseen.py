@@ -182,6 +182,7 @@ def test_a_branch_without_weights_can_not_come_back_as_zeros():
     assert "fourier" in " ".join(plan_padding_to_stock(program).reasons)
 
 
+@pytest.mark.slow
 def test_query_heads_whose_keys_another_layer_makes_come_back_beside_the_right_ones():
     program = copy.deepcopy(captured("gemma3n"))
     group = next(g for g in skeleton_of(program).groups if g.kind == "heads" and g.site.startswith("model.layers.2."))

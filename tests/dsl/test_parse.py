@@ -309,6 +309,7 @@ GARBAGE = ["(", "a ", '"', '"""\n', "{", "model\n", "x = 1, ", "}", "\\", "é", 
 
 
 @pytest.mark.parametrize("garbage", wide(GARBAGE, {"(", '"""\n', "x = 1, "}))
+@pytest.mark.slow
 def test_a_megabyte_of_garbage_takes_less_than_three_seconds(garbage):
     for size in (LIMIT - 100, 1_000_000):
         with own_time() as taken:

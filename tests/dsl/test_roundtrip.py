@@ -39,6 +39,7 @@ def read(text: str):
 
 @given(files)
 @often
+@pytest.mark.slow
 def test_a_tree_survives_its_text(file):
     text = format_file(file)
     again = read(text)
@@ -48,6 +49,7 @@ def test_a_tree_survives_its_text(file):
 
 @given(files)
 @often
+@pytest.mark.slow
 def test_a_tree_survives_json(file):
     for spans in (False, True):
         assert file_from_json(json.loads(json.dumps(file_to_json(file, spans)))) == file
@@ -55,6 +57,7 @@ def test_a_tree_survives_json(file):
 
 @given(files)
 @often
+@pytest.mark.slow
 def test_formatted_lines_have_no_trailing_space_and_blank_lines_stand_alone(file):
     text = re.sub(r'"(?:[^"\\]|\\.)*?"', '""', format_file(file.__class__(file.source, 1, None, file.statements)))
     if '""""' not in text:
@@ -186,6 +189,7 @@ def fuzz(cases: int, seed: int) -> None:
                 raise AssertionError(f"this text does not survive:\n{text!r}") from error
 
 
+@pytest.mark.slow
 def test_mutated_recipes_are_read_or_refused_within_a_second():
     fuzz(300, seed=7)
 

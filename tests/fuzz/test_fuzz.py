@@ -30,6 +30,7 @@ def ways_to_break(name, honest, folder, count, seed):
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.slow
 def test_changed_inputs_are_read_or_refused(honest, tmp_path, name):
     assert not ways_to_break(name, honest, tmp_path, MIN_SAMPLES[name], 0)
 

@@ -209,6 +209,7 @@ def test_crafted_artifacts_do_nothing_but_be_refused(lot, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_verify_tells_a_sound_artifact_from_a_changed_one(honest, kind, tmp_path, capsys):
     from effc.compiler.cli.main import main
 

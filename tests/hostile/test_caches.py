@@ -131,6 +131,7 @@ def test_a_step_in_anothers_place_is_not_used(cache):
     assert "no record of a finished step" in damage_of(lambda: cache.read_complete_step(other))
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_kept_hash_is_seen_and_none_is_believed(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(hashes, "SETTLED", -1.0)
     (tmp_path / "file").write_text("content")

@@ -202,6 +202,7 @@ def called(names: list[str], seed: int, tries: int) -> tuple[list[str], Counter]
     return ended, counted
 
 
+@pytest.mark.slow
 def test_operators_that_pass_the_check_stay_in_their_memory():
     """A share of all overloads, other ones each time that the list changes; the heavy lot has all."""
     every = overloads()

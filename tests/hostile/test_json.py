@@ -72,6 +72,7 @@ def test_a_pipe_a_device_and_a_large_file_are_refused(tmp_path):
             read_json(tmp_path / name, 100)
 
 
+@pytest.mark.slow
 def test_files_of_others_are_read_by_these_readers_alone():
     """A plain `json.loads` takes the second of two equal names, and `read_bytes` waits at a pipe."""
     plain = set()

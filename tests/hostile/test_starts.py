@@ -29,6 +29,7 @@ def interpreters(module: ast.Module) -> list[tuple[int, bool]]:
     return [(n.lineno, n in safe) for n in mentions]
 
 
+@pytest.mark.slow
 def test_every_start_of_python_leaves_the_working_directory_out():
     wrong = [
         f"{shown(file)}:{line}"
@@ -71,6 +72,7 @@ def test_python_is_started_by_way_of_sys_executable_alone():
         "from effc.compiler.cli.editor.hints import _start_forecast_process; p = _start_forecast_process(); p.stdin.close(); p.wait()",
     ],
 )
+@pytest.mark.slow
 def test_a_torch_beside_the_user_is_not_imported(tmp_path, start):
     for name in ("torch", "transformers", "json", "effc"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name}')\n")

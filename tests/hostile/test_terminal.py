@@ -50,6 +50,7 @@ def test_a_prompt_and_a_name_of_other_letters_may_be_what_they_like(capsys):
 
 
 @pytest.mark.parametrize("made", [r'"con\u0000"', r'"a\u001b[2J"', r'"a\nb"', '"a\x9b31m"', r'"a\u2029b"'])
+@pytest.mark.slow
 def test_strings_of_recipes_hold_none(made, tmp_path, capsys):
     for model, out in ((f"hf({made})", '"out"'), ('zoo("tiny-llama")', made)):
         recipe = tmp_path / "r.effspec"

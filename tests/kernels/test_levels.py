@@ -57,11 +57,13 @@ def test_an_unknown_or_missing_level_is_refused_with_a_sentence(monkeypatch):
             levels.level()
 
 
+@pytest.mark.slow
 def test_a_process_runs_at_the_level_that_it_is_told():
     done = python(PROGRAM, EFFC_ISA="portable")
     assert done.stdout.split() == ["portable", "64"], done.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_child_computes_after_its_parent_did():
     # Without care it would wait for threads that only its parent has.
     program = (
@@ -100,6 +102,7 @@ def test_many_python_threads_compute_at_once():
     assert not wrong
 
 
+@pytest.mark.slow
 def test_more_threads_than_cores_and_a_single_allowed_core_give_the_same():
     program = (
         PROGRAM

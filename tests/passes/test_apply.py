@@ -290,6 +290,7 @@ emit lean {
 """
 
 
+@pytest.mark.slow
 def test_an_artifact_that_holds_no_model_is_written_and_says_so(tmp_path, monkeypatch):
     from effc.compiler.cli.main import main
 

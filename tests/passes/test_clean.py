@@ -64,6 +64,7 @@ def assert_same(program, model):
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.slow
 def test_channels_that_nobody_reads_go(tmp_path, name):
     model = tiny.model(name)
     for items, group in zip(([0, 5, 95], [7], []), groups_of(model, "channels"), strict=True):

@@ -111,6 +111,7 @@ def test_a_choice_of_scans_computes_masked_what_it_does_cut_out(name, kinds):
     seed=st.integers(0, 99),
 )
 @example(name="bert", depth="blocks", seed=0)  # one branch's site lies in another's
+@pytest.mark.slow
 def test_a_choice_computes_masked_what_it_does_cut_out(families, name, depth, seed):
     family, ids = families(name, depth), rows_of(3)
     model, choice = family.program.model, family.space.draw(seed)

@@ -43,6 +43,7 @@ def family_of(name, depth="none"):
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"mixtral", "gpt_oss", "deepseek_v3", "lfm2_moe"}))
+@pytest.mark.slow
 def test_a_choice_of_experts_computes_masked_what_it_does_cut_out(name):
     family, ids = family_of(name, BLOCKS), rows_of(3)
     model, before = family.program.model, {}

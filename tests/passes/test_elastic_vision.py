@@ -147,6 +147,7 @@ def alone(family, choice):
 @torch.no_grad()
 @pytest.mark.parametrize("norms", [False, True], ids=["kept", "measured"])
 @pytest.mark.parametrize("name", wide((*CONFIGS, "lite"), ("vit", "resnet", "lite")))
+@pytest.mark.slow
 def test_a_choice_computes_masked_what_it_does_cut_out(name, norms):
     family, shown = family_of(name), images(3)
     model = family.program.model

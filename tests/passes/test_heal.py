@@ -265,6 +265,7 @@ def test_senseless_numbers_are_refused_by_check(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("method, lr", wide([("lora", "5e-3"), ("full", "2e-3")], {("full", "2e-3")}))
+@pytest.mark.slow
 def test_the_zoo_model_gets_back_most_of_what_pruning_took(tmp_path, method, lr):
     path = tmp_path / "heal.effspec"
     path.write_text(f"""effspec 1

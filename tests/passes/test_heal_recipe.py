@@ -32,6 +32,7 @@ def stepped(recipe, cache):
     return build.cache.read_complete_step(build.plan.stages[-1].key)
 
 
+@pytest.mark.slow
 def test_a_kept_result_is_the_healed_model(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 9, lr: 1e-2)")
     first, second = building(recipe, "cache"), building(recipe, "cache")
@@ -44,6 +45,7 @@ def test_a_kept_result_is_the_healed_model(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_manifest_tells_the_loss_curve(tmp_path):
     recipe = written(tmp_path, "tune.heal(data: rows, steps: 20, lr: 1e-2, distill: 50%)")
     (result,) = api.compile(recipe, tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
@@ -52,6 +54,7 @@ def test_the_manifest_tells_the_loss_curve(tmp_path):
     assert note["method"] == "lora" and note["loss"][-1][1] < note["loss"][0][1]
 
 
+@pytest.mark.slow
 def test_responses_alone_are_learned_and_judged(tmp_path):
     """The loss before training is that of the assistants' tokens, by hand; after it they are predicted better."""
     for name, words in (("a", "begat bread corn David"), ("b", "earth fire grace house")):

@@ -228,6 +228,7 @@ def equal(left, right):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_a_run_broken_off_at_any_forward_goes_on_to_the_same_bits(tmp_path, dtype):
     facts = {"dtype": dtype, "accumulate": 2, "steps": 5, "every": 2, "save": 2}
     whole, course = trained(tmp_path / "whole", **facts)

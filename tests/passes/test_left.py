@@ -61,6 +61,7 @@ def models(monkeypatch):
 
 
 @pytest.mark.parametrize("name", wide(NAMES, {"trocr"}))
+@pytest.mark.slow
 def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, name):
     program, _ = passes.pruned(name, "prune.multi", tmp_path)
     tried = [note["why"] for note in program.notes if "left" in note]
@@ -71,6 +72,7 @@ def test_a_search_over_all_kinds_leaves_heads_that_can_not_go(tmp_path, models, 
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_where_no_head_can_go_the_reason_is_said(tmp_path, models, name):
     cell = passes.pruned(name, "prune.heads", tmp_path)
     assert isinstance(cell, passes.Cell)

@@ -70,12 +70,14 @@ def share_of_naive():
     return COSTS["layer forwards"] / COSTS["layer forwards, were every candidate scored by the whole model"]
 
 
+@pytest.mark.slow
 def test_an_exact_search_runs_about_half_of_the_layers_of_whole_forwards(tmp_path):
     model = tiny.model("llama", num_hidden_layers=12)
     pruned(tmp_path, model, remove=Ratio(0.1, "params"), search="exact", split=PUBLISHED)
     assert share_of_naive() <= 0.60  # 12 layers: (L + 1) / 2L is 0.54, and the first look
 
 
+@pytest.mark.slow
 def test_racing_runs_a_fifth_of_the_layers_or_less(tmp_path):
     model = tiny.model("llama", num_hidden_layers=12)
     pruned(tmp_path, model, remove=Ratio(0.2, "params"))

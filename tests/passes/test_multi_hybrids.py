@@ -81,6 +81,7 @@ def assert_runs(program):
 
 @pytest.mark.parametrize("word", ARGUMENTS)
 @pytest.mark.parametrize("of", wide(["params", "flops", "bytes"], {"flops"}))
+@pytest.mark.slow
 def test_a_hybrid_meets_every_budget_of_its_size(tmp_path, word, of):
     model = mixers.model("jamba" if of == "flops" else "bamba")
     program = cut(tmp_path, model, word, remove=Ratio(0.3, of))
@@ -89,6 +90,7 @@ def test_a_hybrid_meets_every_budget_of_its_size(tmp_path, word, of):
 
 
 @pytest.mark.parametrize("word", ARGUMENTS)
+@pytest.mark.slow
 def test_a_hybrid_is_cut_by_its_latency(tmp_path, word):
     model = mixers.model("bamba", num_hidden_layers=4, attn_layer_indices=[2])
     program = cut(tmp_path, model, word, remove=Ratio(0.15, "latency"), order=("blocks",))

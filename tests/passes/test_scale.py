@@ -102,6 +102,7 @@ def test_norms_that_multiply_by_one_more_than_their_weight_are_scaled_where_that
     search=st.booleans(),
     factor=st.sampled_from([1.0, 4.0, 12.0]),
 )
+@pytest.mark.slow
 def test_rounding_what_was_scaled_never_loses_more_over_the_rows(tmp_path, bits, group, zero, search, factor):
     model = outlying("llama", factor)
     args = {**DATA, "bits": bits, "group": group, "zero": zero, "scales": "search" if search else "range"}

@@ -278,6 +278,7 @@ MAMBA_STATE = ("mamba", "shed.state", "ssm_state", "states")
     ),
 )
 @pytest.mark.parametrize("score", [None, SCORE], ids=["even", "scored"])
+@pytest.mark.slow
 def test_items_go_as_far_as_asked(tmp_path, name, word, kind, of, score):
     model = mixers.model(name)
     before = skeleton_of(capture(model))
@@ -304,6 +305,7 @@ def test_a_model_whose_scans_went_can_be_captured_and_shed_again(tmp_path, name)
     ("name", "word", "step"),
     [("mamba", "shed.channels", {"align": 4}), ("mamba2", "shed.heads", {}), ("mamba2", "shed.state", {"step": 1})],
 )
+@pytest.mark.slow
 def test_what_is_left_is_the_share_of_the_models_params_that_was_asked_for(tmp_path, name, word, step):
     model, step_of = mixers.model(name), next(iter(step.values()), 1)
     skeleton, whole = skeleton_of(capture(model)), model.num_parameters()

@@ -139,6 +139,7 @@ def test_whole_experts_compete_as_far_as_their_router_goes(tmp_path, data):
     assert caught.value.diagnostics[0].slug == "out-of-reach"
 
 
+@pytest.mark.slow
 def test_every_kind_of_part_is_cut_in_one_loop_and_counted_once(tmp_path):
     """Blocks, scans, channels, heads, experts, heads of scans and states of one hybrid, until half of it is gone."""
     model = mixers.model("granitemoehybrid")
@@ -152,6 +153,7 @@ def test_every_kind_of_part_is_cut_in_one_loop_and_counted_once(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["prune.multi", "shed.multi"])
+@pytest.mark.slow
 def test_a_net_without_residual_branches_is_narrowed(tmp_path, word):
     model = table.model("mobilenet_v1")
     before = sum(p.numel() for p in model.parameters())

@@ -82,6 +82,7 @@ def test_what_can_not_be_met_is_refused_by_plan_with_a_caret(tmp_path, name, ste
     assert found.slug == slug and said in found.message and found.span.text in step
 
 
+@pytest.mark.slow
 def test_a_number_of_cuts_that_a_model_does_not_hold_is_refused_by_the_number_that_it_holds(tmp_path):
     checked(tmp_path, "mamba2", "shed.multi(remove: 60, score: divergence(rows))")
     with pytest.raises(Reject) as caught:

@@ -286,6 +286,7 @@ def test_more_than_the_divergence_allowed_is_a_missed_expectation_with_names_and
     assert "model.layers." in found.note and "dense_int8" in found.note
 
 
+@pytest.mark.slow
 def test_modules_furthest_off_take_finer_grids_until_predictions_move_by_no_more_than_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "effc.passes.lower.sparse_cpu.race_kernels", lambda *race: {**decided(*race), "dense_linear_int4": 0.01}

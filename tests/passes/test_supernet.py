@@ -228,6 +228,7 @@ emit lean {{ {target} }}
         {("fill", ", merge: false", 'peft("out")')},
     ),
 )
+@pytest.mark.slow
 def test_a_choice_is_emitted_reopened_and_computes_the_same(tmp_path, zeros, merge, target):
     text = RECIPE.format(zoo=zoo()["tiny-llama"], zeros=zeros, merge=merge, target=target, on="")
     (tmp_path / "lean.effspec").write_text(text)

@@ -147,6 +147,7 @@ def test_a_few_zeros_or_nothing_but_zeros_are_no_mask():
     assert is_sparse(weight)  # 4 of 400
 
 
+@pytest.mark.slow
 def test_a_recipe_sparsifies_heals_and_saves(tmp_path):
     (tmp_path / "lean.effspec").write_text(f"""effspec 1
 model base = zoo("tiny-llama")

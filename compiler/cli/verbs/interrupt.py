@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from ....dsl.syntax.diagnostics import EXITS
 
@@ -62,10 +63,21 @@ def without_forced_exit() -> Iterator[None]:
         _patient.clear()
 
 
-def _raise(signum, frame) -> None:
+def _raise(signum: int, frame: FrameType | None) -> None:
     if signum != signal.SIGINT or not _patient.is_set():
         _requested.set()
+        if _imports_torch(frame):  # an exception there aborts in C++; the watch ends the process
+            return
     raise KeyboardInterrupt
+
+
+def _imports_torch(frame: FrameType | None) -> bool:
+    """Whether a frame runs below the first import of torch."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "torch":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def stop_requested() -> bool:

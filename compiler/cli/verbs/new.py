@@ -183,7 +183,8 @@ class Judge:
 
     lines    that declare the rows
     metric   perplexity of a model that predicts tokens, similarity of what else there is
-    calib    the rows that passes read, `heldout` those of bounds, and `choose` those that open steps are chosen by
+    calib    the rows that passes read, `heldout` those of bounds, `choose` those that open steps are chosen by
+    train    rows to heal on, "" where there are none
     """
 
     lines: tuple[str, ...]
@@ -191,6 +192,7 @@ class Judge:
     calib: str
     heldout: str
     choose: str
+    train: str = ""
 
     def read(self, line: str) -> str:
         """A step or a bound of `GOALS` for this model."""
@@ -219,7 +221,7 @@ def choose_evaluation(origin: "Origin", skeleton: "Skeleton") -> Judge:
     is_language = skeleton.facts.get("causal_lm") or (reads and is_two_sided(origin.config))
     metric = "perplexity" if is_language else "similarity"
     if reads:
-        return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose")
+        return Judge(_TEXTS, metric, "text.calib", "text.heldout", "text.choose", "text.train")
     long = f", length: {max_positions}" if words and max_positions < 128 else ""  # tokens of a row, unless said
     return Judge(tuple(line.format(long=long) for line in _RANDOM_DATA_NOTE), metric, "calib", "heldout", "choose")
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ...driver.tuning.wish import Wish
 
 PIPELINE = "tuned"
+COMMAND_LINE = Path("wish")  # name of a recipe that stands in no file, in diagnostics
+LONGEST_TOKEN = 7  # characters of one on average, in texts of which a tokenizer makes the fewest tokens
 _what = typer.Argument(
     metavar="RECIPE|MODEL", help="A recipe with open steps, or a model as `effc new` takes it.", show_default=False
 )
@@ -106,31 +108,33 @@ def refuse_braces(*texts: str) -> None:
 
 
 def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> "tuple[Session, Path]":
-    """Session of a recipe with open steps that stands in no file, and the path that it is named by."""
+    """Session of a recipe with open steps that stands in no file, and the path that its result is named by."""
     beside = Path()
     source = source_expression(model, beside)
     name = re.sub(r"[^A-Za-z0-9]+", "-", display_name(model)).strip("-").lower() or "model"
-    path = Path(f"{name}.effspec")
-    session = shared.session(path, listener)
+    session = shared.session(COMMAND_LINE, listener)
     call = source.call(session)
     judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
     if options.data is not None:
         judge = own_text(options.data, judge)
-    source_text = Source(str(path), wish_text(source.text, name, judge, options, session.registry.vocabulary))
+    source_text = Source(str(COMMAND_LINE), wish_text(source.text, name, judge, options, session.registry.vocabulary))
     text = source_text.text if parse(source_text).diagnostics else format_source(source_text)
-    return replace(session, path=path, texts={path.resolve(): text}), path
+    return replace(session, texts={COMMAND_LINE.resolve(): text}), Path(f"{name}.effspec")
 
 
 def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabulary: Vocabulary) -> str:
     """Recipe of a wish."""
     model, bounds = f"model base = {source}", [with_rows(b, judge.heldout, vocabulary) for b in options.expect]
     optimize = with_rows(options.optimize, judge.choose, vocabulary)
+    train = f"train: {judge.train}, " if judge.train else ""
     step = (
         f"best = search.steps(optimize: {optimize}, data: {judge.calib}, choose: {judge.choose}, "
-        f"within: {options.within})"
+        f"{train}within: {options.within})"
     )
     lines = ["effspec 1", f'"""The best of {name} for {options.target}, found by `effc tune`."""', ""]
-    lines += [*judge.lines, "", model] if judge.lines[-1].startswith("use") else [model, "", *judge.lines]
+    read = " ".join([step, *bounds])
+    used = [line for line in judge.lines if not line.startswith("data ") or re.search(rf"\b{line.split()[1]}\b", read)]
+    lines += [*used, "", model] if used[-1].startswith("use") else [model, "", *used]
     lines += ["", f"pipeline {PIPELINE}(base) {{", f"  {step}", "}"]
     if bounds:
         lines += ["", f"expect {PIPELINE} {{", *bounds, "}"]
@@ -149,11 +153,16 @@ def with_rows(text: str, data: str, vocabulary: Vocabulary) -> str:
 
 
 def own_text(file: Path, judge: Judge) -> Judge:
-    """Three data sets of one text file, without a row in common."""
-    call = f"text({quoted(file.as_posix())}, samples: 32, skip: {{skip}}, length: 256, seed: 7)"
-    names = ("calib", "choose", "heldout")
-    lines = tuple(f"data {name} = {call.format(skip=32 * i)}" for i, name in enumerate(names))
-    return replace(judge, lines=lines, calib="calib", choose="choose", heldout="heldout")
+    """Data sets of one text file, without a row in common; one to heal on if it is long enough."""
+    from ...inputs.windows import find_files, read_text
+
+    (path,) = find_files(str(file), Path())
+    sets = {"calib": (0, 32), "choose": (32, 32), "heldout": (64, 32)}
+    if (left := len(read_text(path)) // (LONGEST_TOKEN * 256) - 96) >= 64:
+        sets["train"] = (96, min(left, 512))
+    rows = f"text({quoted(file.as_posix())}, samples: {{}}, skip: {{}}, length: 256, seed: 7)"
+    lines = tuple(f"data {name} = {rows.format(count, skip)}" for name, (skip, count) in sets.items())
+    return replace(judge, lines=lines, **{"train": "", **{name: name for name in sets}})
 
 
 def print_preview(wish: "Wish", shared: SharedFlags) -> int:
@@ -170,7 +179,7 @@ def print_preview(wish: "Wish", shared: SharedFlags) -> int:
 
 def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
-    from ...driver.tuning.summary import labels, neighbours, others_text, rows, to_json
+    from ...driver.tuning.summary import labels, neighbours, others_text, rows, tied_text, to_json
 
     screen = shared.screen
     if screen.format == "json":
@@ -183,7 +192,7 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     width = len(head) - 2
     table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in rows(tuned))]
     screen.answer(screen.table(table, right=tuple(range(1, width + 1)), indent="  "))
-    for sentence in neighbours(tuned):
+    for sentence in filter(None, (*neighbours(tuned), tied_text(tuned))):
         screen.answer(sentence)
     screen.complain(tuned.unmet, "tune")
     if not tuned.unmet:

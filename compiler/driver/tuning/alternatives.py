@@ -16,6 +16,8 @@ from .wish import Wish
 
 REMOVED = (5, 10, 15, 20, 30)  # percent of the parameters
 ZEROS = (30, 50, 65)  # percent of the weights of linear layers
+MIXED = (5, 6)  # bits a weight on average, between the formats of four and eight
+HEALING = "fit = tune.heal(data: {train}, held_out: {data}, steps: 200, distill: 50%, every: 20)"
 
 unmatched_pattern = Fault("unmatched-pattern", "A pattern of `among` names no pass and no format of the target.")
 
@@ -109,6 +111,9 @@ def _shapes(wish: Wish) -> Iterator[Alternative]:
     for percent in REMOVED:
         step = f"slim = prune.multi(remove: {percent}% of params, group: 32, score: {score})"
         yield Alternative(f"{percent} % pruned", (step,), words=("prune.multi",))
+        if wish.train is not None:
+            healing = HEALING.format(train=wish.train.name, data=wish.data.name)
+            yield Alternative(f"{percent} % pruned and healed", (step, healing), words=("prune.multi", "tune.heal"))
 
 
 def _zeros(wish: Wish) -> Iterator[Alternative]:
@@ -133,3 +138,14 @@ def _numbers(wish: Wish) -> Iterator[Alternative]:
         label = ", ".join([*format, *others]) + (" by " if format and passes else "") + calibrated
         written_arguments = ", ".join(f"{name}: {value}" for name, value in arguments.items())
         yield Alternative(label, texts, written_arguments, (*format, *passes), packs)
+    if word.name == "native" and "weights" not in written:
+        yield from _mixed(wish)
+
+
+def _mixed(wish: Wish) -> Iterator[Alternative]:
+    """Formats of each module for a number of bits on average."""
+    skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
+    width = 16 if skeleton.facts.get("dtype") in ("bfloat16", "float16") else 32
+    for bits in MIXED:
+        step = f"cpu = lower.mixed(keep: {100 * bits / width:g}% of bytes, data: {wish.data.name})"
+        yield Alternative(f"mixed, {bits} bits", (step,), words=("lower.mixed",))

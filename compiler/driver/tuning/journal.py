@@ -32,7 +32,7 @@ class Journal:
             "tune": wish.closed_text([], ""),
             "open": arguments,
             "model": ctx.origin.identity,
-            "rows": [keys.data_identity(ref, ctx) for ref in (wish.data, wish.choose)],
+            "rows": [keys.data_identity(ref, ctx) for ref in (wish.data, wish.choose, wish.train) if ref],
             "versions": keys.versions(),
             "seed": ctx.seed,
             "threads": ctx.settings.threads,
@@ -46,7 +46,8 @@ class Journal:
         record = self.rows.get(f"{candidate.name} on {rows}")
         if record is None:
             return None
-        return Trial(**{**record, "values": {k: (v[0], v[1]) for k, v in record["values"].items()}})
+        pairs = {name: {k: (v[0], v[1]) for k, v in record[name].items()} for name in ("values", "ranges")}
+        return Trial(**{**record, **pairs})
 
     def write_recipe(self, path: Path, text: str) -> None:
         """Write a recipe that the search came to, so that `wrote` knows it again."""

@@ -5,10 +5,11 @@ from typing import Any
 
 from ....dsl.checker.values import DataRef, references_in
 from ...artifacts.pages.chart import Chart, axis, check_packages, dot, hue, render_chart
+from ...artifacts.pages.origin import measure_table_rows, origin_facts
 from ...artifacts.pages.page import render_template
 from ...core.cache import write_atomic
 from ...core.quantity import count_text, duration_text
-from .summary import Row, labels, metric_names, neighbours, others_text, rows
+from .summary import Row, labels, metric_names, neighbours, others_text, rows, tied_text
 from .tune import Tuned
 
 SHORTEST, LARGEST = 0.02, 3.0  # ratios to the original between which points are drawn
@@ -24,14 +25,18 @@ def write_page(tuned: Tuned, path: Path) -> None:
         f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; {others_text(search)}. "
         "Values beside the original's, on rows that no bound reads."
     )
+    sheet = next((a.sheet for r in tuned.results for a in r.artifacts), None)
     html = render_template(
         "search.html",
         title=search.wish.pipeline.name,
         origin=search.wish.context.origin.label,
         about=f"The best at {heads[0]} among candidates that keep all bounds.",
         hint=hint,
+        chosen=tuned.candidate.name if tuned.candidate else "",
+        measured=measure_table_rows(sheet) if sheet else [],
+        facts=origin_facts(sheet) if sheet else [],
         charts=_charts(tuned, table),
-        neighbours=list(neighbours(tuned)),
+        neighbours=list(filter(None, (*neighbours(tuned), tied_text(tuned)))),
         head=("candidate", *heads, ""),
         rows=[(r.name, *(r.cells or ("",) * len(heads)), r.state) for r in table],
         recipe=tuned.recipe.read_text() if tuned.recipe else "",

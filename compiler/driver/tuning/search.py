@@ -68,7 +68,7 @@ class Search:
 
     def run(self) -> list[Candidate]:
         """Candidates measured on all rows, best first; those that miss a bound come last."""
-        self._measure_singles()
+        self._measure_single_changes()
         self._measure_combinations()
         self._measure_finalists()
         return self.ranked(self.finals)
@@ -94,7 +94,7 @@ class Search:
         """Share by which a trial misses the bound that it misses most; 0 where it keeps all."""
         return max((excess(o) for o in judged(self.wish, trial, self.wish.context)), default=0.0)
 
-    def _measure_singles(self) -> None:
+    def _measure_single_changes(self) -> None:
         singles = [c for c in self.candidates if c.changes <= 1]
         plans = {c: p for c in singles if (p := self._plan(c)) is not None}
         first = self._quick_trial(self.unchanged, plans.get(self.unchanged))
@@ -151,8 +151,14 @@ class Search:
         return self.wish.context.metric(ref).better != "lower" or trial.values[name][1] <= 0
 
     def _measure_finalists(self) -> None:
+        """Measure the best on all rows; where none of them keeps all bounds, further ones that did on few rows."""
         count = FINALISTS if self.seconds < self.wish.seconds else 2
         self.finals |= self._measured(dict.fromkeys(self.ranked(self.quick_trials, SLACK)[:count]), 0)
+        others = [c for c in self.ranked(self.quick_trials) if c not in self.finals]
+        for candidate in others[:FINALISTS]:
+            if self.best or self.violation(self.quick_trials[candidate]) or self.seconds >= self.wish.seconds:
+                return
+            self.finals |= self._measured({candidate: None}, 0)
 
     def _plan(self, candidate: Candidate) -> Plan | None:
         """Plan of a candidate; None of one that is refused, which is noted."""

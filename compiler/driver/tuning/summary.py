@@ -91,6 +91,25 @@ def neighbours(tuned: Tuned) -> Iterator[str]:
             yield f"{label(gain)} {won} costs {label(price)} {cost}: {cheapest.name}"
 
 
+def tied_text(tuned: Tuned) -> str:
+    """Sentence on finalists that timing can't tell from the chosen one; "" where there is none."""
+    search, name = tuned.search, tuned.search.objective
+    chosen = search.finals.get(tuned.candidate) if tuned.candidate else None
+    if chosen is None or name not in chosen.ranges:
+        return ""
+    low, high = chosen.ranges[name]
+    tied = [
+        c.name
+        for c, trial in search.finals.items()
+        if trial is not chosen and name in trial.ranges and not search.violation(trial)
+        if trial.ranges[name][0] <= high and trial.ranges[name][1] >= low
+    ]
+    if not tied:
+        return ""
+    interval = f"{low:.3g} to {high:.3g} of the original"
+    return f"{search.trials.label(name)} can't be told from that of {', '.join(tied)} on this machine ({interval})"
+
+
 def _reads_rows(ref: Any) -> bool:
     return any(isinstance(value, DataRef) for _, value in ref.args)
 
@@ -115,4 +134,5 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
         "out_of_time": tuned.search.out_of_time,
         "not_measured": len(tuned.search.candidates) - len(tuned.search.quick_trials),
         "neighbours": list(neighbours(tuned)),
+        "tied": tied_text(tuned),
     }

@@ -32,8 +32,8 @@ from .wish import Wish
 
 QUICK_ROWS = 8  # rows of a first measurement
 ROUNDS = 6  # of timings at least; PRECISION is the width of a ratio's interval at which they end
-PRECISION, PRECISE_SECONDS = 0.10, 8.0
-SHORT = "search rows"  # name of the data set that these rows make
+PRECISION = 0.10
+QUICK_SECONDS, PRECISE_SECONDS = 2.0, 8.0  # at most, of a first measurement and of one on all rows
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Trial:
     rows      of a first look, or 0 for all
     seconds   it took
     refused   why there is no measurement
+    ranges    95 % intervals of result by original, of what is timed
     """
 
     values: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rows: int = 0
     seconds: float = 0.0
     refused: str = ""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def ratio(self, metric: str) -> float:
         """Result by original; the result where the original is 0."""
@@ -152,6 +154,7 @@ class Trials:
         refs = dict(zip(self.metrics, (b.metric for b in plan.pipeline.expects), strict=True))
         known = cached_original_values(plan, self.cache, ctx)
         values: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
+        ranges: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
         seconds = {candidate: spent for candidate, (_, spent) in opened.items()}
         for text, ref in refs.items():
             metric, key = ctx.metric(ref), (plan.pipeline.model, ref)
@@ -168,17 +171,19 @@ class Trials:
         for text, ref in refs.items():
             if ctx.metric(ref).timed:
                 started = time.monotonic()
-                timed = times_beside_original(original, models, ctx.metric(ref))
+                timed = times_beside_original(
+                    original, models, ctx.metric(ref), QUICK_SECONDS if rows else PRECISE_SECONDS
+                )
                 for candidate in opened:
-                    values[candidate][text] = timed[candidate.name]
+                    values[candidate][text], ranges[candidate][text] = timed[candidate.name]
                     seconds[candidate] += (time.monotonic() - started) / len(opened)
-        return {c: Trial(values[c], rows, seconds[c]) for c in opened}
+        return {c: Trial(values[c], rows, seconds[c], ranges=ranges[c]) for c in opened}
 
 
 def times_beside_original(
-    original: Any, models: Mapping[str, Any], metric: Any, seconds: float = PRECISE_SECONDS
-) -> dict[str, tuple[float, float]]:
-    """(result, original) of a timed metric for models that take turns with the original.
+    original: Any, models: Mapping[str, Any], metric: Any, seconds: float
+) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+    """(result, original) of a timed metric for models that take turns with the original, and the ratio's interval.
 
     A result is the original's median times the median of the ratios within rounds. Rounds go on until every ratio is
     known to PRECISION, or for so many seconds.
@@ -200,7 +205,11 @@ def times_beside_original(
         calls_per_round=ROUNDS,
     )
     middle = timing.values["original"]
-    return {name: (middle * median(ratios(timing, name)), middle) for name in models}
+    medians = {name: median(ratios(timing, name)) for name in models}
+    return {
+        name: ((middle * ratio, middle), median_interval(ratios(timing, name)) or (ratio, ratio))
+        for name, ratio in medians.items()
+    }
 
 
 def judged(wish: Wish, trial: Trial, ctx: Context) -> list[Outcome]:
@@ -219,7 +228,7 @@ def _with_fewer_rows(wish: Wish, recipe: Recipe, rows: int) -> tuple[Recipe, Dat
     count = next((name for name in ("samples", "count") if name in call.args), "")
     if rows and count:
         call = replace(call, args={**call.args, count: min(rows, call.args[count] or rows)})
-    name = f"{SHORT} {rows}" if rows else SHORT
+    name = f"the first {rows} rows of {wish.choose.name}" if rows else f"the rows of {wish.choose.name}"
     return replace(recipe, data={**recipe.data, name: call}), DataRef(name)
 
 

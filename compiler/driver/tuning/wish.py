@@ -59,6 +59,11 @@ class Wish:
         return self.step.call.args["choose"]
 
     @property
+    def train(self) -> DataRef | None:
+        """Rows that pruned candidates are healed on."""
+        return self.step.call.args["train"]
+
+    @property
     def bounds(self) -> tuple[Bound, ...]:
         """Bounds that a search can judge of the artifact: on this machine, against the model itself."""
         word = self.emit.call.word

@@ -35,6 +35,7 @@ class Choices(Data):
     """
 
     reads = {"path": ("file",)}
+    rows_kind = "questions with options"
 
     path: str | tuple[str, ...] = param("JSONL, JSON, CSV or TSV file, glob, or list of them.", positional=True)
     question: str = param("Field of the question.", default="question")

@@ -24,6 +24,8 @@ class Texts(Data):
     Example: data questions = texts("questions.jsonl", fields: ["question", "answer"], length: 64)
     """
 
+    rows_kind = "texts"
+
     path: str | tuple[str, ...] = param("File, glob, or list of them, relative to the recipe.", positional=True)
     fields: tuple[str, ...] = param("Fields of the text, one or two.", default=("text",))
     length: int = param("Tokens in a row, special tokens included.", ge=2, unit="tokens")

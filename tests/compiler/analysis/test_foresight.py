@@ -87,6 +87,7 @@ def test_the_second_term_is_half_of_the_fisher_information(monkeypatch):
         assert found[candidate.name].second == pytest.approx(moved, rel=0.15)  # 4 rows and 400 draws: 4% of noise
 
 
+@pytest.mark.slow
 def test_windows_tell_about_as_much_and_are_less_noisy(monkeypatch):
     def told(window, draws):
         monkeypatch.setattr(gradients, "WINDOW", window)

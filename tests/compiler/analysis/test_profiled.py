@@ -58,6 +58,7 @@ def test_a_machine_is_part_of_what_a_step_depends_on(recipe):
     assert key("threads: 1") == key("threads: 1") != key("threads: 2")
 
 
+@pytest.mark.slow
 def test_latency_is_measured_with_the_threads_of_the_machine(recipe, monkeypatch):
     seen, before, real = set(), torch.get_num_threads(), P50.clock
     monkeypatch.setattr(P50, "clock", lambda self, model: (seen.add(torch.get_num_threads()), real(self, model))[1])

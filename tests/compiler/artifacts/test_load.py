@@ -97,6 +97,7 @@ def test_one_form_can_be_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt"])
+@pytest.mark.slow
 def test_tied_weights_stay_one_tensor(tmp_path, name):
     _, path = artifact(tmp_path, name)
     made = load(path)

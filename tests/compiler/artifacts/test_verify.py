@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from effc.compiler.artifacts import verify_child
 from effc.compiler.artifacts.manifest import Manifest, read_manifest
@@ -21,6 +22,7 @@ from tests.recipes_in_memory import origin_of
 from tests.worlds import context, refused
 
 
+@pytest.mark.slow
 def test_an_artifact_is_verified_before_it_is_in_place(tmp_path):
     program = changed("llama", "uneven")
     ctx = context(tmp_path, origin_of(program.model))
@@ -70,6 +72,7 @@ def test_a_folder_that_does_not_load_is_told_by_its_last_line(tmp_path):
     assert "model.norm.weight" in str(reject.__cause__)  # what `--debug` prints
 
 
+@pytest.mark.slow
 def test_the_child_of_plain_forms_stands_alone():
     """Its file imports torch and the standard library only, so it runs without effc."""
     names = runpy.run_path(verify_child.__file__)

@@ -254,6 +254,7 @@ emit lean { pruning_config("config") }
     assert [e.outcome for e in result.artifacts[0].manifest.expectations] == ["fails"]
 
 
+@pytest.mark.slow
 def test_a_bound_is_judged_once_however_many_targets_there_are(tmp_path):
     text = (
         HEAD

@@ -48,6 +48,7 @@ def compiled(recipe, name, **options):
     return artifact_hash(artifact.path), [e for e in events if type(e).__name__ == "StageEnded"]
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bytes_and_a_second_compile_runs_no_step(recipe):
     first, _ = compiled(recipe, "a")
     again, stages = compiled(recipe, "a")
@@ -86,6 +87,7 @@ def test_killed_anywhere_and_often_a_compile_goes_on_to_the_same_bytes(recipe, t
     assert compiled(recipe, "killed")[0] == whole
 
 
+@pytest.mark.slow
 def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeypatch):
     session = api.open_session(recipe, cache_dir=recipe.parent / "cache", threads=1)
     (plan,) = api.plan_all_pipelines(session)
@@ -114,6 +116,7 @@ def test_a_killed_search_does_not_score_again_what_it_had_scored(recipe, monkeyp
     assert not work.exists()  # finished: its scratch is gone
 
 
+@pytest.mark.slow
 def test_a_change_of_one_step_keeps_the_steps_before_it(recipe):
     compiled(recipe, "a")
     recipe.write_text(RECIPE.replace("50% of channels", "66% of channels"))
@@ -137,6 +140,7 @@ def test_the_bound_on_memory_is_kept(recipe):
     assert not (recipe.parent / "out-a" / "lean").exists()
 
 
+@pytest.mark.slow
 def test_a_saved_plan_is_followed_and_its_drift_refused(recipe):
     from effc.compiler.analysis.planning.plan import saved_form
 

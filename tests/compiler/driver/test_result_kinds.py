@@ -184,6 +184,7 @@ def built(recipe: Path, registry: Registry, events: list) -> "api.Result":
     return result
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_result_is_one_class_and_a_target(tmp_path, monkeypatch):
     registry, first, second = plugged(tmp_path, monkeypatch), [], []
     recipe = write(tmp_path, HEAD + RECIPE)

@@ -55,12 +55,14 @@ def compiled(folder: Path, cls: str, config: transformers.PretrainedConfig, metr
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+@pytest.mark.slow
 def test_a_classifier_of_images_is_given_pixels_though_its_config_has_a_vocabulary(kind, tmp_path):
     config = getattr(transformers, f"{kind}Config")(text_config=_TEXT, vision_config=_SEEN, num_labels=5)
     assert compiled(tmp_path, f"{kind}ForImageClassification", config, "similarity") < 0.95
 
 
 @pytest.mark.parametrize(("cls", "more"), [("Bart", {}), ("PegasusX", _WIDE)])
+@pytest.mark.slow
 def test_states_below_the_head_of_a_model_of_two_sides_need_no_generation_config(cls, more, tmp_path):
     config = getattr(transformers, f"{cls}Config")(**_SIDES, **more)
     assert compiled(tmp_path, f"{cls}ForConditionalGeneration", config, "similarity") < 0.95
@@ -76,10 +78,12 @@ _FRAMES = {**{name: value for name, value in _SEEN.items() if name not in ("voca
         ("TimesformerForVideoClassification", transformers.TimesformerConfig(**_FRAMES, num_frames=4)),
     ],
 )
+@pytest.mark.slow
 def test_a_model_of_videos_is_given_as_many_images_as_its_config_says(cls, config, tmp_path):
     assert compiled(tmp_path, cls, config, "similarity") < 0.95
 
 
+@pytest.mark.slow
 def test_an_encoder_of_features_is_given_frames_as_wide_as_its_config_says(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     config = transformers.Wav2Vec2BertConfig(**sizes, feature_projection_input_dim=16, conv_depthwise_kernel_size=5)
@@ -91,11 +95,13 @@ def test_an_attention_that_is_exchanged_for_short_rows_is_named_with_the_word_of
         compiled(tmp_path, "BigBirdForMaskedLM", transformers.BigBirdConfig(**_TEXT), "perplexity")
 
 
+@pytest.mark.slow
 def test_a_decoder_whose_config_names_no_first_token_writes_nothing_and_is_pruned(tmp_path):
     config = transformers.T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     assert compiled(tmp_path, "T5ForConditionalGeneration", config, "perplexity") < 0.95
 
 
+@pytest.mark.slow
 def test_a_generate_of_transformers_that_fails_is_a_refusal_with_its_line(tmp_path):
     config = transformers.ProphetNetConfig(**_PROPHET)
     with pytest.raises(Reject, match=r"stock-fails: ProphetNet.* fails when it writes: IndexError: .* at modeling_p"):

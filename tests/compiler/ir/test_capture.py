@@ -219,6 +219,7 @@ def test_notes_on_nodes_are_plain_data():
     }
 
 
+@pytest.mark.slow
 def test_no_activation_outlives_the_capture():
     model = tiny.model("llama")
     gc.collect()

@@ -100,6 +100,7 @@ def _at(tree, path):
 
 @settings(max_examples=400, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_a_damaged_graph_is_read_or_refused_and_nothing_else_happens(data):
     tree = copy.deepcopy(data.draw(st.sampled_from(_SAMPLES)))
     for _ in range(data.draw(st.integers(1, 3))):

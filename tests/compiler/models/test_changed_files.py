@@ -89,6 +89,7 @@ def test_weights_that_are_written_during_a_step_end_the_compile_and_leave_nothin
     assert compiled(tmp_path, score=score)[0] == whole
 
 
+@pytest.mark.slow
 def test_weights_that_are_written_with_their_time_kept_are_found_too(model, tmp_path):
     good, fact = model.read_bytes(), model.stat()
 

@@ -63,6 +63,7 @@ def files_under(tensor: torch.Tensor) -> str:
         "s = prune.channels(keep: 75% of channels)",
     ],
 )
+@pytest.mark.slow
 def test_large_weights_of_a_step_are_mapped_and_are_those_that_a_later_run_reads(tmp_path, step):
     made, _ = build(tmp_path, step)
     made.run_step_unless_cached(made.plan.stages[0])
@@ -77,6 +78,7 @@ def test_large_weights_of_a_step_are_mapped_and_are_those_that_a_later_run_reads
         assert torch.equal(parameter, values[name]), name
 
 
+@pytest.mark.slow
 def test_rows_of_the_original_are_written_by_the_program_while_it_is_the_original(tmp_path):
     made, loads = build(tmp_path, "s = prune.multi(remove: 10% of params, group: 256, score: perplexity(rows))")
     made.run_step_unless_cached(made.plan.stages[0])

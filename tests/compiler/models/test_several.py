@@ -211,6 +211,7 @@ def judged(result) -> float:
     return told["value"]
 
 
+@pytest.mark.slow
 def test_what_a_model_says_of_sounds_is_scored_and_learned(folder):
     (result,) = compiled(
         folder,

@@ -84,6 +84,7 @@ def written(model, folder, kind="f32"):
 
 
 @pytest.mark.parametrize("case", wide(CASES, ("gemma3", "phi3", "cohere2")))
+@pytest.mark.slow
 def test_a_file_alone_says_what_a_model_computes(tmp_path, case):
     model = model_of(case)
     opened = Gguf.open(written(model, tmp_path), LoadRequest())[0]

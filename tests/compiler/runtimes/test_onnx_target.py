@@ -108,6 +108,7 @@ def test_axes_of_any_length_have_the_names_that_hosts_know(slim):
 
 
 @pytest.mark.parametrize(("head", "said"), [("ForSequenceClassification", "logits"), ("Model", "last_hidden_state")])
+@pytest.mark.slow
 def test_what_an_encoder_says_has_the_name_that_it_has_in_transformers(tmp_path, head, said):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)
@@ -144,6 +145,7 @@ def test_rows_of_unequal_length_go_through_the_graph_together(slim):
     assert torch.equal(both, torch.stack(alone))
 
 
+@pytest.mark.slow
 def test_every_mode_gives_what_transformers_generates(tmp_path):
     model = tiny.model("llama")
     folder, _ = emitted(tmp_path, model)

@@ -55,6 +55,7 @@ def test_steps_save_what_the_model_loses_in_any_order(name, data):
 
 @settings(deadline=None, max_examples=5)  # each captures a model and edits it up to eight times
 @given(data=st.data())
+@pytest.mark.slow
 def test_cuts_at_random_take_what_they_count_on_out_of_the_model(data):
     program = capture(table.model("mobilevitv2"))
     size = shrink.params(skeleton_of(program))

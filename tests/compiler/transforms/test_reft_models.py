@@ -14,6 +14,7 @@ from tests.compiler.transforms.test_reft import ids_of, intervened, louder, naiv
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mixtral", "mamba", "mamba2", "bamba", "rwkv"])
+@pytest.mark.slow
 def test_decoding_with_a_cache_edits_the_prompt_once(name):
     model = tiny.model(name)
     program = louder(intervened(model), 0.5)

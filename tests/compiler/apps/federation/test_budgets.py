@@ -32,6 +32,7 @@ def scale():
 
 
 @pytest.mark.parametrize("kind", ["params", "flops", "memory"])
+@pytest.mark.slow
 def test_a_size_is_the_largest_within_its_budget_and_grows_with_it(scale, kind):
     whole, least = scale.share_of(kind, STEPS), scale.share_of(kind, 1)
     assert 0 < least < whole
@@ -57,6 +58,7 @@ def test_what_a_size_takes_is_counted_on_what_is_left(scale):
     assert training_bytes(skeleton, Load(4, 16)) > training_bytes(skeleton, LOAD)
 
 
+@pytest.mark.slow
 def test_an_update_that_takes_long_enough_is_of_the_whole_model():
     program = capture(tiny.model("llama"))
     before = {n: p.detach().clone() for n, p in program.model.named_parameters()}
@@ -74,6 +76,7 @@ def test_an_update_that_takes_long_enough_is_of_the_whole_model():
         (Duration(1e-9), "params", "an update", "ms"),
     ],
 )
+@pytest.mark.slow
 def test_a_budget_that_nothing_fits_names_the_least(budget, counts, says, help_):
     with pytest.raises(Reject) as refused:
         largest_sub_networks(capture(tiny.model("llama")), [1.0, budget], counts, LOAD)

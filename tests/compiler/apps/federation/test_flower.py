@@ -68,6 +68,7 @@ def serve(artifact, config):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_app_leaves_the_states_of_the_simulation_and_a_checkpoint(artifact, tmp_path, monkeypatch):
     from effc.compiler.apps.federation.results import write_results
 

@@ -73,6 +73,7 @@ def hashes(run) -> dict[str, str]:
     return {name: state_hash(state) for name, state in run.strategy.results().items()}
 
 
+@pytest.mark.slow
 def test_the_folder_is_an_app_and_its_model_loads(artifact):
     names = {f.relative_to(artifact).as_posix() for f in artifact.rglob("*") if f.is_file()}
     assert {
@@ -123,6 +124,7 @@ def test_the_first_command_of_the_page_works_in_the_folder_that_it_is_written_fo
     assert (artifact.with_name("fed-result") / "global" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_clients_together_learn_and_a_killed_run_goes_on_to_the_same_bits(artifact, tmp_path):
     whole = run(artifact, tmp_path / "one")
     assert whole.course.rounds[-1].loss < np.mean([t.before for t in whole.course.rounds[0].updates.values()])
@@ -189,6 +191,7 @@ def test_results_are_adapters_that_peft_loads(artifact, tmp_path, strategy):
     assert json.loads((tmp_path / "result" / "federation-result.json").read_text())["rounds"][1]["number"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_can_finish_ends_with_exit_code_one_and_the_reasons(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
     savings_table(tmp_path)
@@ -354,6 +357,7 @@ def test_interventions_that_no_step_inserts_are_asked_for_by_check(tmp_path):
         ('on: "lm_head"', "tied-adapter", "on", "is tied to another module's"),
     ],
 )
+@pytest.mark.slow
 def test_what_data_or_model_do_not_allow_is_refused_before_anything_is_written(tmp_path, more, slug, blamed, says):
     wrong = refused_by_compile(tmp_path, asked(tmp_path, more))
     assert wrong.slug == slug and says in wrong.message and wrong.argument.split(" ")[0] == blamed

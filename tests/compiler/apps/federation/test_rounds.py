@@ -80,6 +80,7 @@ run.run()
 
 
 @pytest.mark.parametrize("name", ["abm median", "stack"])
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_round_goes_on_to_the_same_bits(name, tmp_path):
     whole = federation(STRATEGIES[name](), rounds=5)
     whole.run()

@@ -88,6 +88,7 @@ def test_heads_that_weigh_least_are_missed_less_than_some_by_chance_and_those_th
     assert loss(model, ids, least) < by_chance < loss(model, ids, most)
 
 
+@pytest.mark.slow
 def test_a_size_drops_the_items_that_weigh_least():
     program = capture(tiny.model("llama"))
     (size,) = largest_sub_networks(program, [0.7])

@@ -48,6 +48,7 @@ def test_a_dear_second_makes_the_cheapest_branch_the_only_one_and_costs_never_ri
     assert spent == sorted(spent, reverse=True) and spent[-1] == 1.0
 
 
+@pytest.mark.slow
 def test_without_a_price_a_router_takes_no_longer_than_the_better_of_the_other_two_branches():
     (found, of), (fresh, of_fresh) = world_of(160), world_of(100, seed=1)
 
@@ -66,6 +67,7 @@ def test_without_a_price_a_router_takes_no_longer_than_the_better_of_the_other_t
     assert fair.price > 0.0 and measure_router(fair, fresh, of_fresh).seconds <= 2.0
 
 
+@pytest.mark.slow
 def test_a_router_that_knows_nothing_is_refused_unless_forced():
     found, of = world_of(60, seed=3, noise=True)
     found = [replace(t, right=dict.fromkeys(BRANCHES, t.right["direct"])) for t in found]
@@ -74,6 +76,7 @@ def test_a_router_that_knows_nothing_is_refused_unless_forced():
     assert train_router(found, of, 0.0, force=True).auc < 0.55
 
 
+@pytest.mark.slow
 def test_a_router_looks_at_the_first_token_only_where_that_tells_more_of_questions_held_out_than_the_vector_does():
     found, of = world_of(120)
     assert not train_router(found, of, 0.0).looks  # the vector says it all, and the signals are noise

@@ -233,6 +233,7 @@ def test_the_server_refuses_vectors_of_another_embedder_and_what_is_none(library
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_client_asks_for_its_key_bounds_bodies_and_rates_and_hides_what_was_asked(training, tmp_path):
     flags = ("--api-key", "a-key-of-the-client", "--max-body", "4KiB", "--rate", "8", "--cache-dir", str(tmp_path))
     with serving(training, *flags) as client:
@@ -258,6 +259,7 @@ def test_an_engines_folder_that_was_cut_is_not_run(effc, app, tmp_path):  # noqa
     assert run.code == 5 and "weights.bin" in run.err
 
 
+@pytest.mark.slow
 def test_a_client_asks_the_server_and_answers_directly_once_it_is_gone(training, tmp_path):
     with (
         serving(training, "--role", "server") as library,

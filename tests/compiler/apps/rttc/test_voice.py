@@ -111,6 +111,7 @@ def test_every_token_of_a_native_answer_is_one_that_pytorch_would_have_taken(wor
 
 
 @pytest.mark.parametrize("branch", ["direct", "rag", "ttt"])
+@pytest.mark.slow
 def test_a_client_with_a_voice_decides_and_answers_as_one_without(world, spoken, branch):
     adaptable = world.adaptable()
     client = world.client(Config(), Policy(branch, count=4, shown=2), adaptable)

@@ -298,6 +298,7 @@ def test_a_server_that_would_be_open_or_could_not_start_does_not(effc, flags, wo
     assert run.code == 2 and words in run.err
 
 
+@pytest.mark.slow
 def test_insecure_serves_other_machines_without_a_key_and_says_so():
     with serving("zoo:tiny-llama", "--host", "0.0.0.0", "--insecure", "--access-log", "none") as served:
         assert "everybody who reaches 0.0.0.0 may use the model" in served.said()

@@ -96,6 +96,7 @@ def test_a_seed_gives_the_same_text_whatever_else_is_answered(server):
         assert len(set(others)) == 7
 
 
+@pytest.mark.slow
 def test_a_conversation_that_goes_on_is_not_read_again_and_is_answered_as_if_it_were(server, artifact):
     def turn(messages, url=server.url, **headers):
         body = {"model": server.name, "messages": messages, "max_tokens": 8, "temperature": 0}

@@ -118,6 +118,7 @@ def test_events_that_can_not_be_written_are_refused_before_anything_is_computed(
     assert run.code == 2 and "there is no folder away" in " ".join(run.err.replace("│", " ").split())
 
 
+@pytest.mark.slow
 def test_a_second_compile_into_a_place_is_refused_before_it_computes(effc, write, tmp_path):
     recipe = write()
     with lock_output_paths([OutputPath(tmp_path / "out", Invocation("hf", {"path": "small"}))], False):
@@ -193,6 +194,28 @@ def test_a_hub_out_of_reach_is_exit_8(process, write, flag):
     assert run.code == 8 and "error[hub-unreachable]" in run.err
 
 
+def test_an_interrupt_while_torch_is_imported_ends_the_process_and_is_not_raised_into_the_import(tmp_path):
+    script = """
+import os, signal, sys, time
+from effc.compiler.cli.verbs.interrupt import raise_or_exit_on_signal
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._tensor":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+with raise_or_exit_on_signal():
+    try:
+        import torch
+    except BaseException as error:
+        print("broken off by", type(error).__name__)
+    time.sleep(30)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (run.returncode, run.stdout) == (130, "") and run.stderr.startswith("note[interrupted]: stopped"), run.stderr
+
+
 @pytest.mark.parametrize("number", wide([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], {signal.SIGINT}))
 def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_path, number):
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -221,6 +244,7 @@ def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_compile_that_was_killed_between_two_artifacts_is_compiled_again_without_force(write, tmp_path, effc):
     recipe = write("  thin = prune.channels(keep: 75% of channels, align: 32)", file="two.effspec")
     recipe.write_text(recipe.read_text().replace('hf("small")', 'hf("small") hf("other")'))

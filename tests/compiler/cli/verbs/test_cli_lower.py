@@ -47,6 +47,7 @@ def test_check_refuses_before_any_weight_is_read(effc, recipe, steps, target, sl
     assert run.code == 3 and said in run.err and slug in run.err
 
 
+@pytest.mark.slow
 def test_a_masked_and_lowered_model_compiles_and_says_what_became_of_each_module(effc, recipe):
     path = recipe(SPARSE, LOWER)
     run = effc("compile", path, "-o", "out", "--no-progress", "--threads", 1)
@@ -67,6 +68,7 @@ def test_a_masked_and_lowered_model_compiles_and_says_what_became_of_each_module
     )
 
 
+@pytest.mark.slow
 def test_a_divergence_beyond_the_bound_leaves_with_the_code_of_a_missed_expectation(effc, recipe):
     run = effc("compile", recipe(LOWER.replace("divergence: 1.0", "divergence: 0.0")), "-o", "out", "--no-progress")
     assert run.code == 4 and "lowering-inaccurate" in run.err and "model.layers." in run.err

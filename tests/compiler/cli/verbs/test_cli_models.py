@@ -151,6 +151,7 @@ def test_test_measures_again_in_every_format(effc, compiled):
     assert [b["state"] for b in body["artifacts"][0]["bounds"]] == ["ok", "missed"] and body["exit"] == 4
 
 
+@pytest.mark.slow
 def test_test_reports_to_ci(effc, compiled):
     folder, _ = compiled
     recipe, out = folder / "r.effspec", folder / "out"
@@ -203,6 +204,7 @@ def test_run_answers_a_prompt_and_a_pipe_alike(effc, compiled):
     assert body["text"] + "\n" == asked.out and body["new_tokens"] <= 8
 
 
+@pytest.mark.slow
 def test_run_draws_the_same_answer_from_the_same_seed(effc):
     ask = ("run", "zoo:tiny-llama", "-p", "And", "-n", 12, "--temperature", 1.5)
     assert effc(*ask, "--seed", 3).out == effc(*ask, "--seed", 3).out
@@ -229,6 +231,7 @@ def test_the_cache_lists_explains_verifies_and_frees(effc, compiled):
     assert effc("cache", "gc", "--older-than", 1).out.startswith("freed ")
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_found_and_mended(effc, write, tmp_path):
     cache = ("--cache-dir", tmp_path / "cache")
     assert effc("compile", write(), *cache, "-q").code == 0

@@ -131,6 +131,7 @@ def test_no_model_is_opened_that_takes_more_memory_than_is_allowed(effc, artifac
     assert effc("run", artifact[0], "-p", "And", "-n", "2", "--max-memory", "8GiB").code == 0
 
 
+@pytest.mark.slow
 def test_it_answers_without_the_models_of_transformers_whose_import_takes_seconds(artifact):
     code = (
         "import sys\nfrom effc.compiler.cli.main import main\n"

@@ -28,6 +28,7 @@ def test_where_the_goal_is_out_of_reach_a_share_that_can_go_is_written_with_its_
     assert effc("plan", "r.effspec", "--no-progress").code == 0
 
 
+@pytest.mark.slow
 def test_parts_that_all_stay_are_told_before_anything_is_written(effc, tmp_path):
     run, _ = written(effc, tmp_path, table.model("rwkv"))
     assert run.code == 5 and "rwkv.blocks.0.attention stays: without what add adds" in run.err

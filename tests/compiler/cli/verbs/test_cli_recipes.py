@@ -320,6 +320,7 @@ def _processor_seconds(script, args, folder) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.slow
 def test_new_writes_a_recipe_that_checks(effc, tmp_path):
     for goal in ("smaller", "faster", "gentle", "search", "federated", "rttc"):
         run = effc("new", "--goal", goal)
@@ -330,6 +331,7 @@ def test_new_writes_a_recipe_that_checks(effc, tmp_path):
         assert effc("fmt", "--check", path).code == 0
 
 
+@pytest.mark.slow
 def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
     shutil.copytree(zoo()["tiny-llama"], tmp_path / "models" / "mine")
     (tmp_path / "recipes").mkdir()

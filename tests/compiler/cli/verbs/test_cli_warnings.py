@@ -18,6 +18,7 @@ def warns(here):
     return here
 
 
+@pytest.mark.slow
 def test_a_warning_of_a_run_is_on_stderr_without_progress_and_when_the_step_is_cached(effc, warns):
     for _ in range(2):
         run = effc("compile", "r.effspec", "--no-progress", "--force")

@@ -42,9 +42,9 @@ class SimulatedTrials(Trials):
         return SimpleNamespace(seconds=10.0 * (1 + candidate.changes), emissions=())
 
     def measure(self, plans, rows):
-        return {candidate: self.simulate_federation(candidate, rows) for candidate in plans}
+        return {candidate: self.simulate(candidate, rows) for candidate in plans}
 
-    def simulate_federation(self, candidate, rows):
+    def simulate(self, candidate, rows):
         loss, speed = 0.0, 0.0
         for alternative in candidate.axes:
             draw = random.Random(f"{self.folder.name} {alternative.name}")
@@ -71,7 +71,7 @@ def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of
     losses, shares = [], []
     for number in range(6):
         search = searched(tmp_path, f"model {number}")
-        everything = {c: search.trials.simulate_federation(c, 0) for c in search.candidates}
+        everything = {c: search.trials.simulate(c, 0) for c in search.candidates}
         best = search.ranked(everything)[0]
         chosen = search.ranked(search.finals)[0]
         assert not search.violation(search.finals[chosen]), "a candidate that misses a bound was chosen"
@@ -113,8 +113,8 @@ def test_more_time_goes_on_with_what_was_measured(tmp_path):
 
 def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tmp_path):
     class Slow(SimulatedTrials):
-        def simulate_federation(self, candidate, rows):
-            trial = super().simulate_federation(candidate, rows)
+        def simulate(self, candidate, rows):
+            trial = super().simulate(candidate, rows)
             return Trial(trial.values, rows, seconds=400.0)
 
     wish = wish_of(tmp_path, minutes=5)
@@ -160,3 +160,19 @@ def test_a_combination_of_a_change_that_was_not_measured_is_not_foretold():
     unchanged = Candidate(UNCHANGED, UNCHANGED, UNCHANGED)
     effects = Effects({unchanged: Trial({"m": (1.0, 1.0)})}, unchanged, frozenset())
     assert effects.predict(Candidate(Alternative("new"), UNCHANGED, UNCHANGED), "m") is None
+
+
+@pytest.mark.parametrize("distance, tied", [(0.02, True), (0.3, False)])
+def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path, distance, tied):
+    from effc.compiler.driver.tuning.summary import tied_text
+    from effc.compiler.driver.tuning.tune import Tuned
+
+    search = searched(tmp_path, "ranges", minutes=10)
+    first, second = search.candidates[:2]
+    ranges = {"decode.p50": (0.48, 0.52)}, {"decode.p50": (0.48 + distance, 0.52 + distance)}
+    search.finals = {
+        c: Trial({QUALITY: (10.0, 10.0), "decode.p50": (10.0, 20.0)}, ranges=r)
+        for c, r in zip((first, second), ranges, strict=True)
+    }
+    text = tied_text(Tuned(search.wish, search, first))
+    assert (second.name in text and "0.48 to 0.52" in text) == tied and bool(text) == tied

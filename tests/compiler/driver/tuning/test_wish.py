@@ -78,11 +78,25 @@ def test_among_narrows_what_is_tried(tmp_path):
     assert {c.name for c in candidates_of(wish)} == {"default format", "int8", "int8, inputs int16"}
 
 
+def test_pruned_candidates_are_healed_where_rows_to_train_on_are_named(tmp_path):
+    plain = wish_of(written(tmp_path), tmp_path / "cache")
+    assert not [c for c in candidates_of(plain) if "healed" in c.name]
+    wish = wish_of(written(tmp_path, more=", train: text.train"), tmp_path / "cache")
+    healed = next(c for c in candidates_of(wish) if c.name == "10 % pruned and healed")
+    pruned, trained = healed.steps("text.calib")
+    assert "prune.multi(remove: 10%" in pruned and "tune.heal(data: text.train, held_out: text.calib" in trained
+
+
+def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_path):
+    wish = wish_of(written(tmp_path), tmp_path / "cache")
+    steps = {c.name: c.steps("text.calib") for c in candidates_of(wish)}
+    assert steps["mixed, 6 bits"] == ["cpu = lower.mixed(keep: 18.75% of bytes, data: text.calib)"]
+
+
 @pytest.mark.parametrize(
     "options, slug",
     [
         ({"bounds": "bytes <= 3MB bytes >= 4MB"}, "contradicting-bounds"),
-        ({"bounds": "bytes in 1MB..2MB bytes <= 0.9MB"}, "contradicting-bounds"),
         ({"bounds": "bytes <= 0.3MB"}, "unreachable-bound"),
         ({"bounds": "bytes <= 0.05 * base"}, "unreachable-bound"),
         ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
@@ -146,6 +160,22 @@ def test_a_wrong_bound_on_the_command_line_gets_a_caret(tmp_path, capsys, monkey
     assert main(["tune", "zoo:tiny-llama", "--expect", "perplexty <= 1.02 * base"]) == 3
     error = capsys.readouterr().err
     assert "^^^" in error and "perplexity" in error
+
+
+def test_a_file_of_text_that_is_missing_is_one_diagnostic_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", "zoo:tiny-llama", "--data", "none.txt", "--explain"]) == 3
+    error = capsys.readouterr().err
+    assert error.count("none.txt") == 1 and "[no-file]" in error and "warning" not in error, error
+
+
+def test_long_text_is_cut_into_rows_to_heal_on_and_short_text_is_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "In the beginning was the word, and the word was short.\n"
+    for lines, healed in ((12_000, True), (4_000, False)):
+        (tmp_path / "mine.txt").write_text(line * lines)
+        assert main(["tune", "zoo:tiny-llama", "--data", "mine.txt", "--explain"]) == 0
+        assert ("healed" in capsys.readouterr().out) == healed
 
 
 def test_a_bound_on_the_command_line_is_one_bound(tmp_path, capsys, monkeypatch):

@@ -124,6 +124,7 @@ def test_where_distance_counts_a_text_may_begin_anywhere_but_has_no_holes(tmp_pa
 
 
 @pytest.mark.parametrize("name", wide(["BertForSequenceClassification", "DistilBertModel"], {"DistilBertModel"}))
+@pytest.mark.slow
 def test_an_encoder_is_compiled_and_computes_the_same_in_a_fresh_process(name, tmp_path):
     made(name).save_pretrained(tmp_path / "model")
     recipe = tmp_path / "r.effspec"
@@ -168,6 +169,7 @@ def test_a_table_of_distances_added_to_scores_that_are_written_out_is_refused_by
 
 
 @pytest.mark.parametrize("kind", ["RobertaForTokenClassification", "RobertaForCausalLM"])
+@pytest.mark.slow
 def test_models_that_count_behind_padding_are_compiled_and_hold_in_a_fresh_process(kind, tmp_path):
     """What a compile does beside: positions of its own process, rows that it draws, accounts and times."""
     torch.manual_seed(0)

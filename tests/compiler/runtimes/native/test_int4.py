@@ -64,6 +64,7 @@ def test_a_quantised_program_runs_on_its_own_codes_and_a_plain_one_is_rounded_to
     assert off(logits(by_bf16), wanted) < 0.01
 
 
+@pytest.mark.slow
 def test_the_head_is_int8_unless_it_is_asked_for_otherwise_and_an_embedding_reads_it(llama, tmp_path):
     sizes = {}
     for head, kernel in {"": "dense_linear_int8", "int4": "dense_linear_int4", "bf16": "dense_linear"}.items():

@@ -35,6 +35,7 @@ said = st.lists(st.integers(0, 1), max_size=20)
     tokens=st.integers(0, 60),
     backward=st.booleans(),
 )
+@pytest.mark.slow
 def test_a_place_holds_what_it_says_and_no_more_is_held_than_may_be(turns, tokens, backward):
     engine = Cut(backward)
     places = SequencePool(engine, 3, tokens)

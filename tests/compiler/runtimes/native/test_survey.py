@@ -46,6 +46,7 @@ LEAF_FUNCTIONS = ("apertus", "laguna", "gpt_neox_japanese")  # an activation, a 
         *LEAF_FUNCTIONS,
     ),
 )
+@pytest.mark.slow
 def test_a_plan_computes_what_torch_does(name):
     assert verdict(made(name)) == ("ok", "")
 
