@@ -49,11 +49,7 @@ SECTIONS = {  # anchor -> (name, what there has to be for it)
 def render_html(reports: Sequence[ReportData]) -> str:
     """One page of what was compiled from one recipe: the first sheet speaks for the model, each for its files."""
     return render_template(
-        "page.html",
-        icons=OUTCOMES,
-        names=NAMES,
-        percent=lambda s: f"{100 * s:.2f}",
-        **_template_variables(list(reports)),
+        "page.html", names=NAMES, percent=lambda s: f"{100 * s:.2f}", **_template_variables(list(reports))
     )
 
 
@@ -74,7 +70,9 @@ def render_template(template: str, **content: Any) -> str:
     )
     inside.filters |= {"drawn": Markup, "coded": _coded, "minus": _minus}
     style, script = ((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    html = inside.get_template(template).render(style=style, script=script, policy=_policy(style, script), **content)
+    html = inside.get_template(template).render(
+        style=style, script=script, policy=_policy(style, script), icons=OUTCOMES, **content
+    )
     return printable(html)  # bidirectional control characters could disguise the recipe
 
 

@@ -53,13 +53,16 @@ def rows(tuned: Tuned) -> list[Row]:
 def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:
     search, names = tuned.search, metric_names(tuned.search)
     units = [search.wish.context.metric(search.trials.metrics[name]).unit for name in names]
-    cells = tuple(_width_cell(*trial.values[name], unit) for name, unit in zip(names, units, strict=True))
+    cells = tuple(_cell(*trial.values[name], unit, trial.rows) for name, unit in zip(names, units, strict=True))
     return Row(candidate.name, cells, _state(tuned, candidate, trial), tuple(trial.ratio(name) for name in names))
 
 
-def _width_cell(value: float, original: float, unit: str) -> str:
-    change = f" ({relative_change_text(original, value)})" if original else ""
-    return measurement_text(value, unit) + change
+def _cell(value: float, original: float, unit: str, rows: int) -> str:
+    """Value and change; of a first look the change alone, as its rows are fewer than those of others."""
+    change = relative_change_text(original, value) if original else ""
+    if rows and change:
+        return change
+    return measurement_text(value, unit) + (f" ({change})" if change else "")
 
 
 def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:

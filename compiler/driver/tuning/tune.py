@@ -107,8 +107,11 @@ def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnosti
 
 
 def missed_text(wish: Wish, trial: Trial) -> str:
-    """Bounds that a trial misses, with what it measured and the limit."""
+    """Bounds that a trial misses, each with the value, or with its share of the original's."""
     missed = [(o, o.value) for o in judged(wish, trial, wish.context) if not o.passed and o.value is not None]
     return ", ".join(
-        f"{bound_text(o.bound)} by {measurement_text(value, o.unit)}, limit {o.limit}" for o, value in missed
+        f"`{bound_text(o.bound)}`: {value / o.original:.3g}"
+        if o.original
+        else f"`{bound_text(o.bound)}`: {measurement_text(value, o.unit)}"
+        for o, value in missed
     )
