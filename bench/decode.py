@@ -28,8 +28,8 @@ import torch
 from decoders import (
     IK,
     IK_LIBRARY,
-    LEAF_FUNCTIONS,
     LLAMA,
+    NATIVE_VARIANTS,
     ONNX,
     SHORT,
     available_contestants,
@@ -240,7 +240,7 @@ def print_goals(contenders: list[Racer]) -> None:
         if ours in by and theirs in by:
             ratio = by[theirs].seconds("step") / by[ours].seconds("step")
             print(f"{ours} against {theirs}: {ratio:.2f}x (goal {goal}x)")
-    mine = [r for r in contenders if r.name in LEAF_FUNCTIONS]
+    mine = [r for r in contenders if r.name in NATIVE_VARIANTS]
     for tokens in PROMPTS if mine else ():
         for family, names in (("llama.cpp", LLAMA), ("ik_llama.cpp", IK)):
             theirs = [r for r in contenders if r.name in names]

@@ -29,7 +29,7 @@ from torch import nn
 SHORT, LONG = 64, 128  # tokens: a decoding context runs from the first to the second
 CACHE_BYTES = 1280  # tokens that a context has room for
 ONNX = ("onnx", "onnxscript", "onnxruntime")
-LEAF_FUNCTIONS = {
+NATIVE_VARIANTS = {
     "own bf16": ("bf16", ""),
     "own int8": ("int8", ""),
     "own 50% sparse bf16": ("bf16", "sparse_linear"),
@@ -252,9 +252,9 @@ def place_of(folder: Path, name: str) -> Path:
 def write_contestants(folder: Path, names: list[str]) -> None:
     """Write what contestants open: packed weights, GGUF and ONNX files, each once."""
     for name in names:
-        if name in LEAF_FUNCTIONS and not (place_of(folder, name) / plan_files.PLAN).exists():
+        if name in NATIVE_VARIANTS and not (place_of(folder, name) / plan_files.PLAN).exists():
             place_of(folder, name).mkdir(parents=True, exist_ok=True)
-            write_native(place_of(folder, name), load_original().bfloat16().float(), *LEAF_FUNCTIONS[name])
+            write_native(place_of(folder, name), load_original().bfloat16().float(), *NATIVE_VARIANTS[name])
         elif name in LLAMA | IK:
             with silent_llama():
                 quantised_gguf(folder, (LLAMA | IK)[name])
@@ -266,7 +266,7 @@ def write_contestants(folder: Path, names: list[str]) -> None:
 
 def available_contestants(names: list[str]) -> list[str]:
     """The contestants of these families that this environment has."""
-    found = list(LEAF_FUNCTIONS) if "own" in names else []
+    found = list(NATIVE_VARIANTS) if "own" in names else []
     found += TORCH if "torch" in names else []
     if "onnx" in names and all(map(find_spec, ONNX)):
         from onnx_decoder import KINDS
@@ -278,7 +278,7 @@ def available_contestants(names: list[str]) -> list[str]:
 
 
 def open_contestant(folder: Path, name: str, threads: int):
-    if name in LEAF_FUNCTIONS:
+    if name in NATIVE_VARIANTS:
         return Own(place_of(folder, name), threads)
     if name in LLAMA:
         with silent_llama():

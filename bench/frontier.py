@@ -33,7 +33,7 @@ EIGHT_OF_WEIGHTS = "s = quantize.scale(bits: 8, group: 0, zero: middle, scales: 
 ZEROS = "sps = sparsify.admm(sparsity: {}% of weights, data: calib)"
 THIN = "cut = prune.multi(remove: 10% of params, group: 128, score: perplexity(calib), estimate: taylor, together: 8)"
 HEAL = "fit = tune.heal(data: train, method: full, steps: {0}, batch: 4, lr: 5e-5, save: 20)"
-LEAF_FUNCTIONS = {  # name -> steps, numbers of linear layers, kernel of the projections
+NATIVE_VARIANTS = {  # name -> steps, numbers of linear layers, kernel of the projections
     "own bf16": ((), "bf16", ""),
     "own int8": ((), "int8", ""),
     "own int8, scaled": ((EIGHT,), "int8", ""),
@@ -71,7 +71,7 @@ def write_native(folder: Path, name: str, steps: int) -> None:
     from effc.compiler.runtimes.native.linears import Numbers
     from effc.compiler.runtimes.native.reader import Reader
 
-    made, weights, kernel = LEAF_FUNCTIONS[name]
+    made, weights, kernel = NATIVE_VARIANTS[name]
     words = "\n  ".join(made).format(steps)
     build = smol.build_of(folder, place_of(folder, name).name, words, model=smol.base(folder, "bfloat16"), seed=0)
     program = smol.finished(build)
@@ -119,7 +119,7 @@ def serve(folder: Path, name: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     rows = json.loads((folder / "rows.json").read_text())
-    if name in LEAF_FUNCTIONS:
+    if name in NATIVE_VARIANTS:
         contestant = Own(place_of(folder, name), threads)
     elif name in IK:
         contestant = Ik(place_of(folder, name) / "model.gguf", threads)
@@ -205,7 +205,7 @@ def write_svg(lines: list[dict], file: Path) -> None:
         parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end" fill="#666">{step}</text>')
     taken: list[tuple[float, float, float]] = []  # of labels: left, right, height
     for line in sorted(lines, key=lambda line: -line["speed"]):
-        (x, y), colour = at(line), "#1a7f5a" if line["name"] in LEAF_FUNCTIONS else "#b5482a"
+        (x, y), colour = at(line), "#1a7f5a" if line["name"] in NATIVE_VARIANTS else "#b5482a"
         label = f"{line['name']} ({line['both']:.1f})"
         parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{colour}"/>')
         end, text = x + 7 + 6.2 * len(label), y + 4
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", nargs="+", choices=[*LEAF_FUNCTIONS, *LLAMA, *IK])
+    parser.add_argument("--only", nargs="+", choices=[*NATIVE_VARIANTS, *LLAMA, *IK])
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--serve")
@@ -236,7 +236,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    names = asked.only or [*LEAF_FUNCTIONS, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
+    names = asked.only or [*NATIVE_VARIANTS, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
     if not find_spec("llama_cpp"):
         print("llama.cpp: absent, `llama_cpp` does not import", flush=True)
     smol.write_rescaled(folder)
@@ -244,7 +244,7 @@ def main() -> None:
         rows_of(folder)
     for name in names:
         if not place_of(folder, name).exists():
-            write_native(folder, name, asked.steps) if name in LEAF_FUNCTIONS else write_llama_cpp_quant(
+            write_native(folder, name, asked.steps) if name in NATIVE_VARIANTS else write_llama_cpp_quant(
                 folder, IK.get(name, name)
             )
     run_benchmark(folder, names, asked)
@@ -277,8 +277,8 @@ def run_benchmark(folder: Path, names: list[str], asked: argparse.Namespace) -> 
             speed = statistics.median(rates)
             lines.append({"name": name, "speed": speed, "both": math.prod(known[name]) ** 0.5})
         print(line.format(name, *cells, *[""] * (6 - len(cells))), flush=True)
-    for theirs in (row for row in lines if row["name"] not in LEAF_FUNCTIONS):
-        better = [row for row in lines if row["name"] in LEAF_FUNCTIONS and row["both"] <= theirs["both"]]
+    for theirs in (row for row in lines if row["name"] not in NATIVE_VARIANTS):
+        better = [row for row in lines if row["name"] in NATIVE_VARIANTS and row["both"] <= theirs["both"]]
         best = max(better, key=lambda row: row["speed"], default=None)
         said = "none" if best is None else f"{best['name']}, {best['speed'] / theirs['speed']:.2f}x"
         print(f"no worse than {theirs['name']}: {said} (goal 1.3x)", flush=True)

@@ -34,7 +34,7 @@ pipeline lean(base) {{ slim = prune.multi(remove: 5% of params, score: perplexit
 INPUTS = (1536, 768, 384, 192, 1)
 
 
-def open_program(folder: Path):
+def program_and_metric_rows(folder: Path):
     """A program of SmolLM2 and the rows that it reads."""
     (folder / "order.effspec").write_text(RECIPE.format(source=write_texts(folder, "smollm2", "float32")))
     now = open_session(folder / "order.effspec", cache_dir=folder / "cache", threads=1, seed=0)
@@ -60,7 +60,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{', '.join(f'{k} {v}' for k, v in machine_facts().items())}, 1 thread")
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        program, rows = open_program(Path(name))
+        program, rows = program_and_metric_rows(Path(name))
         groups = [g for g in skeleton_of(program).groups if g.kind == "channels"][:: asked.every]
         members = [member for group in groups for member in readers(group)]
         moments, seconds, errors = Moments(Path(name) / "moments"), {}, {}

@@ -189,7 +189,7 @@ def labelled_answers(tasks: Sequence[Task]) -> list[LabelledAnswer]:
     return found
 
 
-def train_and_score_answers(names: Sequence[str], data: Path, folder: Path, epochs: int) -> None:
+def train_scorer_and_score_answers(names: Sequence[str], data: Path, folder: Path, epochs: int) -> None:
     """Train a scorer of the base's answers, and score with it what was collected."""
     torch.set_num_threads(1)
     tasks = [task_of(name, data, BASE, DEV, TEST) for name in names]
@@ -223,7 +223,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.verb == "collect":
         return collect(asked.tasks, asked.data, asked.into, asked.minutes, not asked.untrained)
-    return train_and_score_answers(asked.tasks, asked.data, asked.into, asked.epochs)
+    return train_scorer_and_score_answers(asked.tasks, asked.data, asked.into, asked.epochs)
 
 
 if __name__ == "__main__":

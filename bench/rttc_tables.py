@@ -20,7 +20,7 @@ from effc.compiler.apps.rttc.drawing import svg_accuracy_chart
 from effc.compiler.apps.rttc.policy import BRANCHES, Point, Trial, calibrate_thresholds, simulate_policy
 from effc.compiler.apps.rttc.router import Router, features
 from effc.compiler.apps.rttc.router import train_router as router_of
-from effc.compiler.apps.rttc.scaling import better_scaled, fit_branch_scales
+from effc.compiler.apps.rttc.scaling import better_scaled, fit_platt_scaling
 from effc.compiler.apps.rttc.scorer import auc
 from effc.compiler.apps.rttc.signals import Signals
 
@@ -80,7 +80,7 @@ def threshold_policy_result(
 ) -> Result:
     """By thresholds of dev questions; `scaled` may compare chances in place of rewards, as a compile does."""
     known = trials_of(dev, reward)
-    scales = fit_branch_scales(known) if scaled else {}
+    scales = fit_platt_scaling(known) if scaled else {}
     chosen = calibrate_thresholds(known, price_per_second, scales=scales)[0]
     kept = chosen.scales if kind != "best" else scales if scaled and better_scaled(known, scales) else {}
     chosen = replace(chosen, kind=kind, scales=kept)

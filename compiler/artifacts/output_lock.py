@@ -49,7 +49,7 @@ def output_paths(recipes: Sequence[Recipe], out: Path, describes: Callable[[str]
 
 
 @contextmanager
-def lock_output_paths(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
+def outputs_locked_until_finished(outputs: Sequence[OutputPath], force: bool) -> Iterator[None]:
     """Hold places inside the `with`.
 
     Raises Reject where one is taken (output-exists), can't be written (output-unwritable), or another process holds it

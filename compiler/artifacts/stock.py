@@ -57,7 +57,7 @@ def _infer_stock_config(model: nn.Module) -> tuple[Any, list[str]]:
     before = empty_model_or_reason(type(pretrained(model)), config, model.dtype)
     if isinstance(before, str):
         return config, [before]
-    uneven = list(_tensors_uneven_across_layers(model, before))
+    uneven = list(_uneven_layer_shape_reasons(model, before))
     if uneven:
         return config, uneven
     untouched = {path: module_numbers(module, None) for path, module in before.named_modules()}
@@ -118,7 +118,7 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def _tensors_uneven_across_layers(model: nn.Module, original: nn.Module) -> Iterator[str]:
+def _uneven_layer_shape_reasons(model: nn.Module, original: nn.Module) -> Iterator[str]:
     """Tensors that are of one shape in all layers by the config, and of several in the model."""
     tensors, tensors_before = model.state_dict(keep_vars=True), original.state_dict(keep_vars=True)
     first: dict[tuple[str, Any], tuple[str, Any]] = {}

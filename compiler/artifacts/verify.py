@@ -253,7 +253,7 @@ def probe_in_fresh_process(
         try:
             done = fork_server.run_verify_child(
                 [str(opener), str(folder), str(inputs_file), str(outputs), attention, threads, str(steps)],
-                _child_environment(),
+                _offline_subprocess_env(),
                 timeout_s,
                 lambda started: tick(*parts(started, outputs)),
             )
@@ -274,7 +274,7 @@ class ChildFailed(Exception):
     """Output of a failed fresh process, which `--debug` shows."""
 
 
-def _child_environment() -> dict[str, str]:
+def _offline_subprocess_env() -> dict[str, str]:
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

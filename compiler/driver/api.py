@@ -342,7 +342,7 @@ def build(
     on_plan: "Callable[[Plan], None]" = lambda plan: None,
 ) -> "list[Result]":
     """Compile every pipeline that emits something; `saved_plans` is a plan of `plan -o`, whose drift is refused."""
-    from ..artifacts.output_lock import check_outputs, lock_output_paths, output_paths
+    from ..artifacts.output_lock import check_outputs, output_paths, outputs_locked_until_finished
     from .worker_pool import make_transport, parse_workers_option, worker_team
 
     if session.settings.workers:
@@ -364,7 +364,7 @@ def build(
     if saved_plans is not None:
         refuse_plan_drift(saved_plans, compiled)
     results: list[Result] = []
-    with lock_output_paths(outputs, force):
+    with outputs_locked_until_finished(outputs, force):
         refuse_insufficient_space(compiled, out, session.settings.cache_dir)
         cache = Cache(session.settings.cache_dir)
         cache.delete_stale_drafts()

@@ -15,11 +15,11 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from .operations import (
     DTYPES,
     Unlisted,
+    allowlisted_function_name,
     check_attribute,
     check_method,
     check_path,
     listed_function_by_name,
-    listed_function_name,
     operand_count,
 )
 from .size_bounds import UnboundedSize, check_growth
@@ -69,7 +69,7 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
     entry = {
         "op": node.op,
         "name": node.name,
-        "target": _listed_target(node),
+        "target": _allowlisted_target(node),
         "args": [_value_to_json(a) for a in node.args],
         "kwargs": {k: _value_to_json(a) for k, a in node.kwargs.items()},
     }
@@ -77,9 +77,9 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
     return {key: value for key, value in (entry | {"meta": meta}).items() if value != [] and value != {}}
 
 
-def _listed_target(node: fx.Node) -> str:
+def _allowlisted_target(node: fx.Node) -> str:
     if node.op == "call_function":
-        name = listed_function_name(node.target)
+        name = allowlisted_function_name(node.target)
         if name == "getattr":
             check_attribute(node.args[1])
         return name

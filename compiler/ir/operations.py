@@ -88,7 +88,7 @@ class Unlisted(ValueError):
     """An operation that is not on the list; the text says which."""
 
 
-def listed_function_name(function: Any) -> str:
+def allowlisted_function_name(function: Any) -> str:
     """The spelling of a call's target. Raises Unlisted."""
     if leaves.LEAF_FUNCTIONS.get(getattr(function, "__name__", "")) is function:
         return f"leaf.{function.__name__}"

@@ -171,7 +171,7 @@ class DecoderModel(GenerationMixin, nn.Module):
                         help="load the artifact with a larger `sequences=`, or close what is open",
                     )
                 )
-            return [self._pool.take_longest_prefix_match(prompt, self.owner) for prompt in prompts]
+            return [self._pool.acquire_slot(prompt, self.owner) for prompt in prompts]
 
     def release(self, numbers: Sequence[int], token_ids: Sequence[Sequence[int]] = ()) -> None:
         """Free sequences; `token_ids` are the tokens that each has, where they may be gone on with."""

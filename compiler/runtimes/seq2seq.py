@@ -39,7 +39,7 @@ class Seq2SeqModel(DecoderModel):
 
     # -- sources ---------------------------------------------------------------------------------------------
 
-    def split_sources(self, sources: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def unbind_sources(self, sources: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Each source of a batch alone."""
         if not sources.is_floating_point():  # of tokens, not of sounds
             refuse_visible_padding(sources, mask, self.uncounted)
@@ -68,7 +68,7 @@ class Seq2SeqModel(DecoderModel):
         if "sources" not in encoder_outputs:
             problem = "the engine keeps what its encoder makes of a source, and takes none from elsewhere"
             raise Reject(no_target(problem, help="hand it the source in place of `encoder_outputs`"))
-        self.encode(numbers, self.split_sources(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
+        self.encode(numbers, self.unbind_sources(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
 
     # -- what transformers' models have ----------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class SequencePool:
         """Number of free sequences."""
         return len(self._empty) + len(self._sequences)
 
-    def take_longest_prefix_match(self, ids: Sequence[int] = (), owner: str = "") -> tuple[int, int]:
+    def acquire_slot(self, ids: Sequence[int] = (), owner: str = "") -> tuple[int, int]:
         """A free place for a prompt, and how many of its first tokens are in it already: never all, as the logits of
         the last are wanted. What another `owner` said is not gone on with, since the time that it takes tells of it."""
         ids = list(ids)

@@ -135,13 +135,13 @@ def _defaults(node: type) -> dict[str, Any]:
 
 
 def _only_name(kind: Any) -> bool:
-    return ast.Name in _choices(kind) and not set(_choices(kind)) - {ast.Name, type(None)}
+    return ast.Name in _allowed_types(kind) and not set(_allowed_types(kind)) - {ast.Name, type(None)}
 
 
-def _choices(kind: Any) -> tuple:
+def _allowed_types(kind: Any) -> tuple:
     """The types that a hint allows."""
     if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
-        return tuple(c for part in get_args(kind) for c in _choices(part))
+        return tuple(c for part in get_args(kind) for c in _allowed_types(part))
     return (kind,)
 
 
@@ -165,35 +165,35 @@ class _Reading:
         return node
 
     def _read_node(self, data: Any, kind: Any, path: str) -> Any:
-        choices = _choices(kind)
+        allowed = _allowed_types(kind)
         if get_origin(kind) is tuple:
             if not isinstance(data, list):
                 raise Reject(_type_error(path, "a list", data))
             return tuple(
                 self.read_node_within_depth(part, get_args(kind)[0], f"{path}[{i}]") for i, part in enumerate(data)
             )
-        if data is None and type(None) in choices:
+        if data is None and type(None) in allowed:
             return None
         if isinstance(data, dict):
-            return self._read_node_object(data, choices, path)
-        plain = self._read_scalar_or_list(data, kind, choices, path)
+            return self._read_node_object(data, allowed, path)
+        plain = self._scalar_or_list_or_none(data, allowed, path)
         if plain is None:
-            raise Reject(_type_error(path, _required_kind_text(choices), data))
+            raise Reject(_type_error(path, _required_kind_text(allowed), data))
         return plain
 
-    def _read_scalar_or_list(self, data: Any, kind: Any, choices: tuple, path: str) -> Any:
+    def _scalar_or_list_or_none(self, data: Any, allowed: tuple, path: str) -> Any:
         """A string, boolean, number or list, or None where it does not fit."""
         if isinstance(data, bool):
-            return data if bool in choices else ast.Bool(data, span=self.nowhere) if ast.Bool in choices else None
+            return data if bool in allowed else ast.Bool(data, span=self.nowhere) if ast.Bool in allowed else None
         if isinstance(data, str):
-            if str in choices:
+            if str in allowed:
                 return data
-            if ast.Text in choices:
+            if ast.Text in allowed:
                 return ast.Text(data, span=self.nowhere)
-            return self.name(data, path) if ast.Name in choices else None
-        if isinstance(data, int | float) and ast.Number in choices:
+            return self.name(data, path) if ast.Name in allowed else None
+        if isinstance(data, int | float) and ast.Number in allowed:
             return ast.Number(repr(data), span=self.nowhere)
-        if isinstance(data, list) and ast.Items in choices:
+        if isinstance(data, list) and ast.Items in allowed:
             items = tuple(self.read_node_within_depth(part, ast.Expr, f"{path}[{i}]") for i, part in enumerate(data))
             return ast.Items(items, span=self.nowhere)
         return None
@@ -203,12 +203,12 @@ class _Reading:
             raise Reject(json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots"))
         return ast.Name(data, span=self.nowhere)
 
-    def _read_node_object(self, data: dict, choices: tuple, path: str) -> Any:
+    def _read_node_object(self, data: dict, allowed: tuple, path: str) -> Any:
         node = NODES.get(data.get("node")) if isinstance(data.get("node"), str) else None
-        if node is None and len(choices) == 1 and choices[0] in NODES.values() and "node" not in data:
-            node = choices[0]
-        if node is None or node not in choices:
-            raise Reject(_type_error(path, _required_kind_text(choices), data))
+        if node is None and len(allowed) == 1 and allowed[0] in NODES.values() and "node" not in data:
+            node = allowed[0]
+        if node is None or node not in allowed:
+            raise Reject(_type_error(path, _required_kind_text(allowed), data))
         known = dict(_fields(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}
         if unknown:
@@ -216,7 +216,7 @@ class _Reading:
         missing = [
             name
             for name in known
-            if name not in data and name not in _defaults(node) and type(None) not in _choices(known[name])
+            if name not in data and name not in _defaults(node) and type(None) not in _allowed_types(known[name])
         ]
         if missing:
             raise Reject(json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)))
@@ -228,17 +228,17 @@ class _Reading:
         return self.name(parts["path"], path) if node is ast.Name else node(**parts, span=self.nowhere)
 
 
-def _required_kind_text(choices: tuple) -> str:
+def _required_kind_text(allowed: tuple) -> str:
     names = [
         {str: "a string", bool: "true or false", int: "a number"}.get(c)
         or (f"a {c.__name__}" if c in NODES.values() else "")
-        for c in choices
+        for c in allowed
         if c is not type(None)
     ]
     names = [n for n in names if n]
     if len(names) < 4:
         return " or ".join(names)
-    return "a statement" if set(choices) == set(get_args(ast.Statement)) else "a value"
+    return "a statement" if set(allowed) == set(get_args(ast.Statement)) else "a value"
 
 
 def _type_error(path: str, expected: str, data: Any):

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.machine_profile import profile_mismatch
+from ...compiler.analysis.planning.machine_profile import missing_isa_reason
 from ...compiler.analysis.planning.selection import in_layers, parts
 from ...compiler.core.events import Said
 from ...compiler.core.fingerprint import cpus
@@ -238,7 +238,7 @@ class SparseCpu(Pass):
         """Whether this machine can tell how fast the kernels will be."""
         isa = self._isa(ctx)
         is_local = (isa == "native" or not levels.unavailable_reason(isa)) and self._threads(ctx) <= cpus()
-        return is_local and not profile_mismatch(self.machine.name if self.machine else None, ctx)
+        return is_local and not missing_isa_reason(self.machine.name if self.machine else None, ctx)
 
     def _source(self, ctx: Context) -> str:
         if self.format != "auto":

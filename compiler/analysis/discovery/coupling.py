@@ -68,11 +68,11 @@ class _Search:
         repeat = len(q) // len(kv)
         heads = [frozenset({h}) for h in q]
         if repeat == 1:
-            self.add_group_once("heads", heads, 0, attention.module)
+            self.add_group_or_refuse("heads", heads, 0, attention.module)
         else:
-            self.add_group_once("heads", heads, repeat, attention.module)
+            self.add_group_or_refuse("heads", heads, repeat, attention.module)
             blocks = [frozenset({g, *q[i * repeat : (i + 1) * repeat]}) for i, g in enumerate(kv)]
-            self.add_group_once("kv_heads", blocks, 0, attention.module)
+            self.add_group_or_refuse("kv_heads", blocks, 0, attention.module)
         return used
 
     def rejection_reason(self, attention: Attention, head_roots: list[int]) -> str | None:
@@ -109,7 +109,7 @@ class _Search:
                 columns = self.owner[readers[0]]
                 order = dict.fromkeys(columns[np.isin(columns, roots)].tolist())
                 kind: Kind = "channels" if self.weighed.isdisjoint(order) else "heads"
-                self.add_group_once(kind, [frozenset({root}) for root in order], 0, site)
+                self.add_group_or_refuse(kind, [frozenset({root}) for root in order], 0, site)
 
     def are_one_item(self, roots: np.ndarray, columns: np.ndarray) -> bool:
         """Whether several channels are all coupled, and not because they are one attention head."""
@@ -126,7 +126,7 @@ class _Search:
         for i in np.argsort(first):
             yield roots[kind.reshape(-1) == i]
 
-    def add_group_once(self, kind: Kind, items: list[frozenset[int]], per_block: int, path: str) -> None:
+    def add_group_or_refuse(self, kind: Kind, items: list[frozenset[int]], per_block: int, path: str) -> None:
         """Keep a group, unless it is kept: attentions that share a table of biases have all their heads in common."""
         if any(
             (group.kind, group.per_block) == (kind, per_block) and known == items

@@ -68,7 +68,7 @@ def _refuse_dead_labels_in_divisions(labelling: Labelling, dead: np.ndarray) -> 
                     raise Baked(f"`{name_of(node)}` divides what nobody else needs")
 
 
-def narrowed_matmul_modules(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
+def matmul_modules_with_fewer_users(before: fx.Graph, after: fx.Graph) -> Iterator[str]:
     """Modules that multiply matrices, of whose results less is read than before."""
     users = {node.name: len(node.users) for node in before.nodes}
     for node in after.nodes:

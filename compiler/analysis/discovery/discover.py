@@ -51,7 +51,7 @@ def discover(program: Program) -> Skeleton:
     refusals = [
         [join(path, site), reason]
         for path, structure in unit_structures
-        for site, reason in _first_refusal_per_site(structure.rejected, per_site=not path)
+        for site, reason in _first_refusals(structure.rejected, per_site=not path)
     ]
     unit_groups = [_prefix_group(group, path) for path, structure in unit_structures for group in structure.groups]
     groups = []
@@ -127,7 +127,7 @@ def branches_with_distinct_sites(branches: Iterable[Branch]) -> Iterator[Branch]
         yield replace(branch, site=unshared[0]) if shared[branch.site] > 1 and unshared else branch
 
 
-def _first_refusal_per_site(refusals: Iterable[tuple[str, str]], per_site: bool) -> Iterator[tuple[str, str]]:
+def _first_refusals(refusals: Iterable[tuple[str, str]], per_site: bool) -> Iterator[tuple[str, str]]:
     """Yield the first refusal of each child of the unit, and of its experts; what follows from it isn't news. Of a
     whole model, per site."""
     sites = set()

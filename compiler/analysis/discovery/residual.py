@@ -45,7 +45,7 @@ def find_branch_terms(graph: fx.Graph, root: nn.Module, entries: Sequence[fx.Nod
         tap = find_residual_split(node, above, values)
         if tap is not None:
             value = next(x for x in _operands(node) if x is not tap[1])
-            splits += _split_parallel(node, value, tap[0], above, values)
+            splits += _parallel_branch_terms(node, value, tap[0], above, values)
     inner = {join for join, _, _ in splits if any(join in nodes for _, _, nodes in splits)}
     outermost = [term for term in splits if term[0] not in inner]
     return [
@@ -165,7 +165,7 @@ def unwrap_scaling(node: fx.Node) -> fx.Node:
     return node
 
 
-def _split_parallel(
+def _parallel_branch_terms(
     join: fx.Node, value: fx.Node, split_node: fx.Node, immediate_dominators: Mapping, values: Mapping
 ) -> list:
     """Branches that run in parallel meet in an add of their own, in the same module as the residual add."""
@@ -178,7 +178,7 @@ def _split_parallel(
         return [
             part
             for x in _operands(inner)
-            for part in _split_parallel(inner, x, split_node, immediate_dominators, values)
+            for part in _parallel_branch_terms(inner, x, split_node, immediate_dominators, values)
         ]
     inner_add = _input_of_output_projection(inner, immediate_dominators)
     if (

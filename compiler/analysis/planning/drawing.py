@@ -227,7 +227,7 @@ def unit_as_code(unit: "Unit") -> str:
             lines.append((f"return {_argument_text(node.args[0], texts)}", ""))
         elif node.op == "get_attr" or node.meta.get("dtype") in _INLINED:
             texts[node] = _node_expression(node, texts)
-        elif _is_item(node):
+        elif _is_getitem(node):
             texts[node] = _item(node, texts)
         else:
             texts[node] = node.name
@@ -238,7 +238,7 @@ def unit_as_code(unit: "Unit") -> str:
     return "\n".join([head, *(f"    {text.ljust(column)}  {comment}".rstrip() for text, comment in lines)])
 
 
-def _is_item(node: "fx.Node") -> bool:
+def _is_getitem(node: "fx.Node") -> bool:
     """Whether a node only takes one of several results."""
     if node.op != "call_function" or node.target.__name__ != "getitem":
         return False
@@ -247,25 +247,25 @@ def _is_item(node: "fx.Node") -> bool:
 
 def _result(node: "fx.Node") -> str:
     """The names that a node's results are given: of several, those that are used."""
-    if not _only_results_are_read(node):
+    if not _all_users_are_getitem(node):
         return node.name
     used = {user.args[1] for user in node.users}
     return ", ".join(f"{node.name}_{i}" if i in used else "_" for i in range(len(node.meta["dtype"])))
 
 
-def _only_results_are_read(node: "fx.Node") -> bool:
+def _all_users_are_getitem(node: "fx.Node") -> bool:
     """Whether each of a node's results goes its own way."""
     return (
         node.op != "placeholder"
         and isinstance(node.meta.get("dtype"), tuple)
         and bool(node.users)
-        and all(map(_is_item, node.users))
+        and all(map(_is_getitem, node.users))
     )
 
 
 def _item(node: "fx.Node", texts: dict[Any, str]) -> str:
     source: Any = node.args[0]
-    return f"{source.name}_{node.args[1]}" if _only_results_are_read(source) else _node_expression(node, texts)
+    return f"{source.name}_{node.args[1]}" if _all_users_are_getitem(source) else _node_expression(node, texts)
 
 
 def _comment(node: "fx.Node") -> str:

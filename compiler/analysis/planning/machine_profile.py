@@ -32,7 +32,7 @@ def refuse_other_machine_profiles(calls: Sequence[Invocation], ctx: "Context") -
         word = ctx.registry.vocabulary.word("pass", call.word)
         if word is not None and word.facts.get("elsewhere"):
             continue
-        reason = profile_mismatch(named(call), ctx)
+        reason = missing_isa_reason(named(call), ctx)
         if reason:
             with diagnostics_located_at(call.span):
                 raise Reject(
@@ -42,7 +42,7 @@ def refuse_other_machine_profiles(calls: Sequence[Invocation], ctx: "Context") -
                 )
 
 
-def profile_mismatch(profile_name: str | None, ctx: "Context") -> str:
+def missing_isa_reason(profile_name: str | None, ctx: "Context") -> str:
     """Why this machine is not the one that a profile describes; "" where it is."""
     if profile_name is None:
         return ""

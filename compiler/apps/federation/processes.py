@@ -122,10 +122,10 @@ def answers(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def last_log_line(log: str) -> str:
-    """Last line of a process's log."""
+def last_log_line(log_path: str) -> str:
+    """Last line of a process's log file."""
     try:
-        with open_regular(Path(log)) as file:
+        with open_regular(Path(log_path)) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
             lines = file.read(4000).decode(errors="replace").strip().splitlines()
     except (OSError, Reject):

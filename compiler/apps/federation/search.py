@@ -126,7 +126,7 @@ class RetrievalFederation(Federation):
         payloads = {k: {"questions": questions} for k in sorted(self.members)}
         pairs = {}
         for k, reply in self._exchange_and_count_bytes("search", round_number, payloads, sizes).items():
-            pair = _parse_search_reply(reply, len(questions), self.count)
+            pair = _parse_retrieval_reply(reply, len(questions), self.count)
             if pair is None:
                 faults[k] = _reason(reply)
             else:
@@ -172,7 +172,7 @@ def _questions(reply: Reply | None) -> np.ndarray | None:
     return vectors if fits else None
 
 
-def _parse_search_reply(reply: Reply | None, n_questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _parse_retrieval_reply(reply: Reply | None, n_questions: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores and numbers of a reply, where they are that."""
     arrays = reply.arrays.get("own", {}) if reply and not reply.error else {}
     scores, numbers = arrays.get("scores"), arrays.get("numbers")

@@ -17,7 +17,7 @@ from .policy import BRANCHES, Decision, Point, Policy, Trial, calibrate_threshol
 from .reward import Reward, Verifier
 from .router import Router, features, measure_router, train_router
 from .sample import Sample
-from .scaling import better_scaled, fit_branch_scales
+from .scaling import better_scaled, fit_platt_scaling
 from .scorer import LEAST_AUC, auc, weak_reward
 from .signals import signals
 
@@ -72,7 +72,7 @@ def fit_and_check_policy(
     total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
         raise Reject(_weak_reward_diagnostic(trials_run, total_auc))
-    scales = fit_branch_scales(trials_run)
+    scales = fit_platt_scaling(trials_run)
     chosen, points = calibrate_thresholds(trials_run, price_per_second, scales=scales)
     scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}
     return replace(policy, direct=chosen.direct, rag=chosen.rag, scales=scales_used), points

@@ -11,7 +11,7 @@ from ...core.safe_read import MALFORMED
 
 Branch = Literal["direct", "rag", "ttt"]
 BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
-Scales = Mapping[str, tuple[float, float]]
+PlattScaling = Mapping[str, tuple[float, float]]
 KINDS = ("sequential", "best", "router", *BRANCHES)
 
 bad_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit="environment")
@@ -35,7 +35,7 @@ class Policy:
     rag: float = 0.0
     count: int = 8
     shown: int = 4
-    scales: Scales = field(default_factory=dict)
+    scales: PlattScaling = field(default_factory=dict)
 
     def worth(self, branch: Branch, reward: float) -> float:
         """Score by which answers are compared: the chance that it is right, or its reward where that has no scale."""
@@ -153,7 +153,7 @@ def measure(trials: Sequence[Trial], policy: Policy) -> Point:
     return Point(policy.direct, policy.rag, right, seconds, shares, bool(policy.scales))
 
 
-def curve(trials: Sequence[Trial], steps: int = 9, scales: Scales | None = None) -> list[Point]:
+def curve(trials: Sequence[Trial], steps: int = 9, scales: PlattScaling | None = None) -> list[Point]:
     """Every pair of thresholds at quantiles of the dev set's rewards, "never stop" and "always stop" included."""
     plain = Policy(scales=scales or {})
     levels = {b: _levels([plain.worth(b, trial.rewards[b]) for trial in trials], steps) for b in BRANCHES[:2]}
@@ -161,7 +161,7 @@ def curve(trials: Sequence[Trial], steps: int = 9, scales: Scales | None = None)
 
 
 def calibrate_thresholds(
-    trials: Sequence[Trial], price_per_second: float = 0.0, steps: int = 9, scales: Scales | None = None
+    trials: Sequence[Trial], price_per_second: float = 0.0, steps: int = 9, scales: PlattScaling | None = None
 ) -> tuple[Policy, list[Point]]:
     """The thresholds with the largest accuracy - price * seconds on a dev set, the cheapest of equals, and the curve.
 

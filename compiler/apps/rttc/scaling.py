@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 
 from .logistic import fit_logistic_regression
-from .policy import BRANCHES, Policy, Scales, Trial, measure
+from .policy import BRANCHES, PlattScaling, Policy, Trial, measure
 
 _PENALTY = 0.003  # on departures and slopes: a branch with ten answers keeps near the others
 
 
-def fit_branch_scales(trials: Sequence[Trial]) -> Scales:
+def fit_platt_scaling(trials: Sequence[Trial]) -> PlattScaling:
     """Fit a logistic slope and bias for each branch to the trials.
 
     Source: scores to chances by a logistic function, Platt 1999; several groups that share one, as in a mixed model.
@@ -35,7 +35,7 @@ def fit_branch_scales(trials: Sequence[Trial]) -> Scales:
     return {b: (float(slope), float(at)) for b, slope, at in zip(BRANCHES, slopes, biases, strict=True)}
 
 
-def better_scaled(trials: Sequence[Trial], scales: Scales) -> bool:
+def better_scaled(trials: Sequence[Trial], scales: PlattScaling) -> bool:
     """Whether the best of all three answers is more often right by chances than by rewards as they are."""
     plain = Policy("best")
     return measure(trials, Policy("best", scales=scales)).accuracy > measure(trials, plain).accuracy

@@ -145,9 +145,7 @@ class Scheduler:
 
     def _allocate(self, job: Job) -> int:
         """A sequence for a request; what it holds of the prompt is not read again."""
-        job.sequence, job.n_cached = sequence, _ = self._free.take_longest_prefix_match(
-            job.request.ids, job.request.owner
-        )
+        job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(job.request.ids, job.request.owner)
         job.pending = job.pending[job.n_cached :]
         self.metrics.cached_tokens.inc(job.n_cached)
         return sequence

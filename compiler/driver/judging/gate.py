@@ -13,7 +13,7 @@ from ....dsl.checker.recipe import Bound, Pipeline
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import Bytes, Duration, MetricRef, Range, Ratio
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
-from ...analysis.planning.machine_profile import profile_mismatch, with_profile_threads
+from ...analysis.planning.machine_profile import missing_isa_reason, with_profile_threads
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
 from ...plugin.clock import untimed_reason
@@ -217,7 +217,7 @@ def measure_and_judge_bounds(
     baseline_values = {} if baseline_values is None else baseline_values
     scores: dict[tuple[MetricRef, str | None], tuple[Score, str]] = {}
     untimed: dict[tuple[MetricRef, str | None], str] = {}
-    skipped_bounds = {b: reason for b in pipeline.expects if (reason := profile_mismatch(b.profile, ctx))}
+    skipped_bounds = {b: reason for b in pipeline.expects if (reason := missing_isa_reason(b.profile, ctx))}
     judged_bounds = [b for b in pipeline.expects if b not in skipped_bounds]
     readings = {}
     for bound in ctx.each(judged_bounds, "expect", len(judged_bounds)):

@@ -38,7 +38,7 @@ def _lower_convolution(
     )
 
 
-def lower_padding(builder: PlanBuilder, call: Call) -> Any:
+def lower_zero_pad(builder: PlanBuilder, call: Call) -> Any:
     """Zeros around a value, by a function or a module."""
     if not isinstance(call.first, Rows):
         return NotImplemented

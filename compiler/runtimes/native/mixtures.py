@@ -60,24 +60,24 @@ class Dispatch:
 
 
 def lower_router(builder: PlanBuilder, call: Call) -> Routed:
-    value = _sample_router(builder, call)
+    value = _evaluate_router_on_samples(builder, call)
     if value is None:
         reason = f"a {type(call.module).__name__} chooses experts in a way that the engine does not have"
         raise builder.rejection(call.node, reason)
     return value
 
 
-def sample_router_outputs(builder: PlanBuilder, call: Call) -> Any:
+def router_outputs_on_samples(builder: PlanBuilder, call: Call) -> Any:
     """Outputs of a router that is called something else: of rows [n, width], numbers that are counted among them."""
     is_layer = call.role in ("linear", "norm", "activation")
     if is_layer or len(call.args) != 1 or not isinstance(call.first, Rows) or call.first.index.dim() != 2:
         return NotImplemented
-    value = _sample_router(builder, call)
+    value = _evaluate_router_on_samples(builder, call)
     parts = value.samples[0] if value is not None and isinstance(value.samples[0], tuple) else ()
     return value if any(isinstance(x, Tensor) and not x.is_floating_point() for x in parts) else NotImplemented
 
 
-def _sample_router(builder: PlanBuilder, call: Call) -> Routed | None:
+def _evaluate_router_on_samples(builder: PlanBuilder, call: Call) -> Routed | None:
     """Samples of what a router gives, None where it takes something else than rows and constants."""
     if call.module is None or call.kwargs or any(not isinstance(x, Tensor | None) for x in call.args[1:]):
         return None
@@ -93,23 +93,23 @@ def _sample_router(builder: PlanBuilder, call: Call) -> Routed | None:
 def lower_function_of_logits(builder: PlanBuilder, call: Call) -> Any:
     """Value of a function without a step, whose operand may be the logits that a linear layer makes for a choice."""
     reason = f"`{call.name}` of numbers that differ from token to token is not among the engine's steps"
-    logits = _sample_logits(builder, call.node.all_input_nodes[0])
+    logits = _router_logits_on_samples(builder, call.node.all_input_nodes[0])
     if logits is None:
         return NotImplemented
     logits.router.node, logits.router.reason = call.node, reason
     return lower_after_router(builder, replace(call, args=(logits, *call.args[1:])))
 
 
-def _sample_logits(builder: PlanBuilder, node: fx.Node) -> Routed | None:
+def _router_logits_on_samples(builder: PlanBuilder, node: fx.Node) -> Routed | None:
     """Value of a node behind a linear layer, as that of a router; None where another module made it."""
     call = builder.resolve_call(node)
     if not isinstance(call.first, Rows):
         return None
     if call.module is None:
-        first = _sample_logits(builder, node.all_input_nodes[0])
+        first = _router_logits_on_samples(builder, node.all_input_nodes[0])
         value = None if first is None else lower_after_router(builder, replace(call, args=(first, *call.args[1:])))
     else:
-        value = _sample_router(builder, call) if call.role == "linear" else None
+        value = _evaluate_router_on_samples(builder, call) if call.role == "linear" else None
     if isinstance(value, Routed):
         builder.values[node] = value  # others read it as well
         return value
@@ -224,7 +224,7 @@ def _lower_dispatched_experts(
         if len(numbers[-1]) != len(value):
             return None
     if rows.dispatch is not None:
-        dispatch = _extend_dispatch(builder, call.node, rows, experts, numbers)
+        dispatch = _chain_expert_layer(builder, call.node, rows, experts, numbers)
     else:
         dispatches = (_first_dispatch(builder, call.node, x, rows, experts, numbers) for x in (*rows.inputs, router.x))
         dispatch = next((x for x in dispatches if x is not None), None)
@@ -269,7 +269,7 @@ def _first_dispatch(
     return Dispatch(node, experts, Rows(by_token[:, 0] if is_token else by_token.flatten(1)), samples)
 
 
-def _extend_dispatch(
+def _chain_expert_layer(
     builder: PlanBuilder, node: fx.Node, rows: Routed, experts: Experts, numbers: list[Tensor]
 ) -> Dispatch | None:
     """Call of a layer more of the same experts, behind functions of each row; None where it is something else."""

@@ -64,7 +64,7 @@ class SpeechSeq2Seq(Seq2SeqModel):
     def check_inputs(self, inputs: Any, mask: Any) -> None:
         """Sounds are checked where they are read: `generate` takes those of several lengths apart."""
 
-    def split_sources(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def unbind_sources(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
         expected = self.engine.shape
         if features.dim() != 3 or tuple(features.shape[1:]) != expected:
             raise Reject(

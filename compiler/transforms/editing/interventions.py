@@ -74,7 +74,7 @@ def insert_interventions(program: Program, interventions: Mapping[str, Reft]) ->
             edited.meta |= {"scope": (), "role": "intervention"}
             output.replace_input_with(value, edited)
             rewrite.add_module(f"{path}.{NAME}", module)
-            rewrite.exchange_graph(path, graph)
+            rewrite.set_unit_graph(path, graph)
         share_prompt_positions(program.model)
 
 
@@ -126,5 +126,5 @@ def remove_interventions(program: Program) -> None:
             for node in [n for n in graph.nodes if n.op == "call_module" and n.target == NAME]:
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
-            rewrite.exchange_graph(unit, graph)
+            rewrite.set_unit_graph(unit, graph)
             rewrite.take_module(path)

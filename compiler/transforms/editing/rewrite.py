@@ -11,7 +11,12 @@ from transformers import PreTrainedModel
 
 from ....dsl.checker.skeleton import is_submodule
 from ....dsl.syntax.diagnostics import Reject
-from ...analysis.discovery.dead_rows import live_indices, narrowed_matmul_modules, unread_labels, with_narrowed_literals
+from ...analysis.discovery.dead_rows import (
+    live_indices,
+    matmul_modules_with_fewer_users,
+    unread_labels,
+    with_narrowed_literals,
+)
 from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
 from ...ir.capture.capture import retrace_units
@@ -216,7 +221,7 @@ class Rewriter:
         edited = Unit(path, graph, unit.placeholders, unit.statics, code_key(graph), edited=True)
         program.units[path] = edited
         self._delete_unreferenced_modules(edited, before)
-        if any(narrowed_matmul_modules(unit.graph, edited.graph)):
+        if any(matmul_modules_with_fewer_users(unit.graph, edited.graph)):
             self._remove_dead_rows(edited)
         self.bind_edited_unit(edited)
         self._assign_cache_slots(kinds)
@@ -240,7 +245,7 @@ class Rewriter:
         for (tensor, axis), keep in live_indices(labelling, dead_rows).items():
             self.narrow(f"{unit.path}.{tensor}" if unit.path else tensor, axis, keep)
 
-    def exchange_graph(self, path: str, graph: fx.Graph) -> None:
+    def set_unit_graph(self, path: str, graph: fx.Graph) -> None:
         """Let a unit run another graph over the same modules."""
         eliminate_dead_code(graph)
         graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet

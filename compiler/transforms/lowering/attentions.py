@@ -67,7 +67,7 @@ def rewrite_attention_calls(
                     rewrite_call(graph, nodes[one.node])
                     changed = True
             if changed:
-                rewrite.exchange_graph(path, graph)
+                rewrite.set_unit_graph(path, graph)
     if len(refusals) == len(selected):
         first = next(
             (f"{site}: {reason}" for site, reason in refusals.items()), "no layer calls attention as one operation"

@@ -44,15 +44,15 @@ def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool 
     """Call all in turn until together they had `seconds` each, or the machine gave them nothing for long."""
     for c in contenders:
         c.calls[0]()
-    call_index, until = 0, time.perf_counter() + seconds * len(contenders) * 8
+    copy_index, until = 0, time.perf_counter() + seconds * len(contenders) * 8
     busy = 0.0
-    while (busy < seconds * len(contenders) and time.perf_counter() < until) or call_index < 6:
+    while (busy < seconds * len(contenders) and time.perf_counter() < until) or copy_index < 6:
         raised = allow_real_time and set_real_time_priority(True)
         burst_start = time.perf_counter()
         try:
             while time.perf_counter() - burst_start < BURST:
-                _time_one_call_each(contenders if call_index % 2 else contenders[::-1], call_index)
-                call_index += 1
+                _time_one_call_each(contenders if copy_index % 2 else contenders[::-1], copy_index)
+                copy_index += 1
         finally:
             if raised:
                 set_real_time_priority(False)
@@ -60,9 +60,9 @@ def race(contenders: Sequence[Contender], seconds: float, allow_real_time: bool 
         time.sleep(BURST)
 
 
-def _time_one_call_each(contenders: Sequence[Contender], call_index: int) -> None:
+def _time_one_call_each(contenders: Sequence[Contender], copy_index: int) -> None:
     for c in contenders:
-        call = c.calls[call_index % len(c.calls)]
+        call = c.calls[copy_index % len(c.calls)]
         before, start = involuntary_switches(), time.perf_counter()
         call()
         elapsed = time.perf_counter() - start
@@ -101,10 +101,10 @@ def bytes_of_copies(bytes: int) -> int:
 
 
 def _number_of_copies(bytes: int) -> int:
-    return max(1, min(256, -(-bytes_exceeding_caches() // max(bytes, 1))))
+    return max(1, min(256, -(-cold_working_set_bytes() // max(bytes, 1))))
 
 
-def bytes_exceeding_caches() -> int:
+def cold_working_set_bytes() -> int:
     """Bytes of all copies of a contender.
 
     At most a 32nd of the memory, as up to eight race: a virtual machine sees the whole cache of its host, and where

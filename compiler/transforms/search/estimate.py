@@ -41,7 +41,7 @@ def shrink_to_budget(skeleton: Skeleton, goal: Budget, parts: Sequence[Parts]) -
         cuts += cut_count
     for removable in sorted((p for p in parts if isinstance(p, RemovableParts)), key=lambda p: p.kind == SCANS):
         if not met(left):
-            left, cut_count = removable.remove_smallest_until(left, met)
+            left, cut_count = removable.remove_fewest_params_first_until(left, met)
             cuts += cut_count
     return left, cuts
 

@@ -42,7 +42,7 @@ def l1_importance(program: "Program", group: Group) -> torch.Tensor:
     """
     total = torch.zeros(group.count, dtype=torch.float64)
     writers = group.members[: len(group.members) - group.readers]
-    served, once = _query_heads_per_kv(program, group)
+    served, once = _query_heads_per_kv_and_row_starts(program, group)
     for member in readers(group) if group.kind == "experts" else writers:
         tensor = tensor_at(program.model, member.tensor)
         if isinstance(tensor, nn.Parameter):  # a buffer only follows
@@ -53,7 +53,7 @@ def l1_importance(program: "Program", group: Group) -> torch.Tensor:
     return total
 
 
-def _query_heads_per_kv(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, int]]]:
+def _query_heads_per_kv_and_row_starts(program: "Program", group: Group) -> tuple[int, set[tuple[str, int, int]]]:
     """Number of query heads per KV head, and the starts (tensor, axis, start) of the query heads' rows."""
     if group.kind != "kv_heads":
         return 1, set()

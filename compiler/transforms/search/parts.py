@@ -73,7 +73,7 @@ class RemovableParts(Parts):
     def without(self, skeleton: Skeleton, name: str) -> Skeleton:
         """The skeleton when one of them is gone."""
 
-    def remove_smallest_until(
+    def remove_fewest_params_first_until(
         self, skeleton: Skeleton, is_budget_met: Callable[[Skeleton], bool]
     ) -> tuple[Skeleton, int]:
         """The skeleton when the smallest went until a budget is met, and how many: no more than what comes."""

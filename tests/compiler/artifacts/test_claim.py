@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from effc.compiler.artifacts.output_lock import OutputPath, lock_output_paths
+from effc.compiler.artifacts.output_lock import OutputPath, outputs_locked_until_finished
 from effc.dsl.checker.recipe import Invocation
 
 from tests.worlds import refused
@@ -15,9 +15,9 @@ from tests.worlds import refused
 HOLD = """
 import sys, time
 from pathlib import Path
-from effc.compiler.artifacts.output_lock import OutputPath, lock_output_paths
+from effc.compiler.artifacts.output_lock import OutputPath, outputs_locked_until_finished
 from effc.dsl.checker.recipe import Invocation
-with lock_output_paths([OutputPath(Path(sys.argv[1]), Invocation("hf", {"path": "a"}))], False):
+with outputs_locked_until_finished([OutputPath(Path(sys.argv[1]), Invocation("hf", {"path": "a"}))], False):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -29,7 +29,7 @@ def place(folder: Path, name: str = "a") -> OutputPath:
 
 def refusal(folder: Path, force: bool = False):
     def take():
-        with lock_output_paths([place(folder)], force):
+        with outputs_locked_until_finished([place(folder)], force):
             pass
 
     return refused(take).diagnostics[0]
@@ -50,20 +50,20 @@ def test_a_place_that_another_process_holds_is_refused_with_its_number(tmp_path,
     for force in (False, True):
         found = refusal(tmp_path / "out", force)
         assert (found.slug, found.exit) == ("output-busy", 2) and f"process {other.pid}" in found.message
-    with lock_output_paths([place(tmp_path / "out", "b")], False):  # beside it there is room
+    with outputs_locked_until_finished([place(tmp_path / "out", "b")], False):  # beside it there is room
         assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [".a.effc-lock", ".b.effc-lock"]
 
 
 def test_a_process_that_was_killed_holds_nothing(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
-    with lock_output_paths([place(tmp_path / "out")], False):
+    with outputs_locked_until_finished([place(tmp_path / "out")], False):
         assert refusal(tmp_path / "out").slug == "output-busy"  # of this process, too
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_nothing_is_left_of_a_place_that_was_given_back(tmp_path):
-    with lock_output_paths([place(tmp_path / "out" / "deep", "a/b")], False):
+    with outputs_locked_until_finished([place(tmp_path / "out" / "deep", "a/b")], False):
         assert (tmp_path / "out" / "deep" / "a").is_dir()
     assert list(tmp_path.iterdir()) == []
 

@@ -125,7 +125,7 @@ def test_a_damaged_graph_is_read_or_refused_and_nothing_else_happens(data):
     code_key(graph)  # what is read can be written as code
     for node in graph.nodes:  # and calls what is listed
         if node.op == "call_function":
-            operations.listed_function_name(node.target)
+            operations.allowlisted_function_name(node.target)
         elif node.op == "call_method":
             operations.check_method(node.target)
 

@@ -15,7 +15,7 @@ from effc.compiler.apps.rttc.policy import (
     measure,
     parse_policy,
 )
-from effc.compiler.apps.rttc.scaling import fit_branch_scales
+from effc.compiler.apps.rttc.scaling import fit_platt_scaling
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +97,7 @@ def test_a_second_that_costs_enough_buys_no_dear_branch():
 @given(many=st.lists(trials, min_size=2, max_size=12), value=rewards)
 def test_a_reward_that_says_nothing_leaves_the_branch_that_is_right_most_often_once_it_has_scales(many, value):
     flat = [Trial(dict.fromkeys(BRANCHES, value), t.right, t.seconds) for t in many]
-    found = measure(flat, Policy("best", scales=fit_branch_scales(flat))).accuracy
+    found = measure(flat, Policy("best", scales=fit_platt_scaling(flat))).accuracy
     assert found == pytest.approx(max(measure(flat, Policy(branch)).accuracy for branch in BRANCHES))
 
 
@@ -111,7 +111,7 @@ def test_a_branch_whose_answers_the_reward_belittles_is_taken_by_its_chance():
         )
         for i in range(48)
     ]
-    scales = fit_branch_scales(many)
+    scales = fit_platt_scaling(many)
     assert measure(many, Policy("best")).shares["ttt"] == 0
     assert measure(many, Policy("best", scales=scales)).accuracy > 0.6
     raw, scaled = calibrate_thresholds(many)[0], calibrate_thresholds(many, scales=scales)[0]

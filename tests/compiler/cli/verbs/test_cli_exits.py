@@ -11,7 +11,7 @@ import time
 
 import pytest
 import typer
-from effc.compiler.artifacts.output_lock import OutputPath, lock_output_paths
+from effc.compiler.artifacts.output_lock import OutputPath, outputs_locked_until_finished
 from effc.compiler.cli.verbs.exit_codes import MEANINGS, diagnostics_of_exception, exit_table
 from effc.compiler.cli.verbs.flags import parse_duration
 from effc.compiler.cli.verbs.output import code_of
@@ -121,7 +121,7 @@ def test_events_that_can_not_be_written_are_refused_before_anything_is_computed(
 @pytest.mark.slow
 def test_a_second_compile_into_a_place_is_refused_before_it_computes(effc, write, tmp_path):
     recipe = write()
-    with lock_output_paths([OutputPath(tmp_path / "out", Invocation("hf", {"path": "small"}))], False):
+    with outputs_locked_until_finished([OutputPath(tmp_path / "out", Invocation("hf", {"path": "small"}))], False):
         run = effc("compile", recipe, "--no-progress", "--cache-dir", "cache")
     assert run.code == 2 and "error[output-busy]" in run.err and "r.effspec:" in run.err
     assert not list((tmp_path / "cache").rglob("steps/*"))  # nothing was computed

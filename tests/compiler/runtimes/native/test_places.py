@@ -44,7 +44,7 @@ def test_a_place_holds_what_it_says_and_no_more_is_held_than_may_be(turns, token
         if not len(places):
             close = 3
         else:
-            number, held = places.take_longest_prefix_match(prompt, owner)
+            number, held = places.acquire_slot(prompt, owner)
             assert held == engine.lengths.get(number, 0) and held < max(1, len(prompt))
             assert held == 0 or (contents[number][:held] == prompt[:held] and owners[number] == owner)
             assert number not in [n for n, *_ in open_]
@@ -62,32 +62,32 @@ def test_the_longest_beginning_is_gone_on_with_and_the_oldest_place_goes_first()
     engine = Cut()
     places = SequencePool(engine, 2, 100)
     long, short = list(range(40)), list(range(20))
-    (a, _), (b, _) = places.take_longest_prefix_match(short), places.take_longest_prefix_match(long)
+    (a, _), (b, _) = places.acquire_slot(short), places.acquire_slot(long)
     engine.lengths = {a: 20, b: 40}
     places.release(a, short)
     places.release(b, long)
-    assert places.take_longest_prefix_match([*range(30), 99, 98]) == (b, 30)
+    assert places.acquire_slot([*range(30), 99, 98]) == (b, 30)
     engine.lengths[b] = 32
     places.release(b, [*range(30), 99, 98])
-    assert places.take_longest_prefix_match([7] * 50) == (a, 0)  # it begins like nothing that is held
+    assert places.acquire_slot([7] * 50) == (a, 0)  # it begins like nothing that is held
 
 
 def test_a_prompt_that_only_begins_alike_takes_another_place_while_there_is_one():
     engine = Cut()
     places = SequencePool(engine, 2, 100)
-    a, _ = places.take_longest_prefix_match(range(40))
+    a, _ = places.acquire_slot(range(40))
     engine.lengths[a] = 40
     places.release(a, list(range(40)))
-    b, held = places.take_longest_prefix_match([*range(15), *[99] * 30])  # more would be lost of the first than won
+    b, held = places.acquire_slot([*range(15), *[99] * 30])  # more would be lost of the first than won
     assert b != a and held == 0
-    assert places.take_longest_prefix_match([*range(15), 98, 97]) == (a, 15)  # there is no other
+    assert places.acquire_slot([*range(15), 98, 97]) == (a, 15)  # there is no other
 
 
 def test_fewer_tokens_in_common_than_are_worth_it_are_computed_again():
     places = SequencePool(Cut(), 1, 100)
-    number, _ = places.take_longest_prefix_match(range(30))
+    number, _ = places.acquire_slot(range(30))
     places.release(number, list(range(30)))
-    assert places.take_longest_prefix_match([*range(LEAST - 1), 99])[1] == 0
+    assert places.acquire_slot([*range(LEAST - 1), 99])[1] == 0
 
 
 def test_what_a_token_takes_is_reckoned_from_the_plan():
