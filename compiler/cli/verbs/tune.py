@@ -46,6 +46,12 @@ _data = typer.Option(
     show_default=False,
     help="Of a model: text of yours; it is cut into rows to calibrate, to choose and to judge by.",
 )
+_candidate = typer.Option(
+    "--candidate",
+    metavar="NAME",
+    show_default=False,
+    help='Compile this candidate, as the summary names it ("int8, inputs int16"), instead of the best.',
+)
 _explain = typer.Option(
     "--explain", help="Say what would be tried, in which order and for how long.", show_default=False
 )
@@ -74,6 +80,7 @@ def register(app: typer.Typer) -> None:
         expect: Annotated[list[str], _expect] = (),  # type: ignore[assignment]
         within: Annotated[str, _within] = "30min",
         data: Annotated[Path | None, _data] = None,
+        candidate: Annotated[str, _candidate] = "",
         explain: Annotated[bool, _explain] = False,
     ) -> int:
         """Search the steps that keep all bounds and are best at one metric, and compile them.
@@ -94,7 +101,7 @@ def register(app: typer.Typer) -> None:
             wish, path = read_wish(session), recipe.with_name(f"{recipe.stem}-tuned.effspec")
             if explain:
                 return print_preview(wish, shared)
-            tuned = search_steps(wish, path, output, force=force)
+            tuned = search_steps(wish, path, output, force=force, name=candidate)
             if tuned.results:
                 write_page(tuned, path.with_suffix(".html"))
         return print_tuned(tuned, shared)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ....dsl.checker.value_text import value_text
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.nearest import nearest_name_help
 from ...analysis.planning.plan import Plan
 from ...core.events import Said, announcing_stage
 from ...core.quantity import count_text, duration_text
@@ -31,6 +32,9 @@ not_measurable = Fault(
     "not-measurable",
     "The unchanged model can't be compiled or measured as a search of steps asks, so nothing can be compared with it.",
 )
+unknown_candidate = Fault(
+    "unknown-candidate", "`effc tune --candidate` names none of the candidates of a search of steps.", exit="usage"
+)
 too_little_time = Fault(
     "too-little-time",
     "A search of steps was given less time than its first candidates take.\n\n"
@@ -49,6 +53,7 @@ class Search:
     finals: dict[Candidate, Trial] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     out_of_time: bool = False  # candidates that might be better were not measured
+    is_named: bool = False  # a candidate was asked for by its name, so nothing was searched
 
     def __post_init__(self) -> None:
         self.candidates = candidates_of(self.wish)
@@ -72,6 +77,20 @@ class Search:
         self._measure_combinations()
         self._measure_finalists()
         return self.ranked(self.finals)
+
+    def measure_named(self, name: str) -> Candidate:
+        """The candidate of a name, measured on all rows, beside those that were measured before."""
+        candidate = next((c for c in self.candidates if c.name == name), None)
+        if candidate is None:
+            names = [c.name for c in self.candidates]
+            raise Reject(
+                unknown_candidate(f"no candidate is called `{name}`", help=nearest_name_help(name, names, "there is"))
+            )
+        self.quick_trials |= {c: t for c in self.candidates if (t := self.journal.read(c, QUICK_ROWS)) is not None}
+        self.finals |= {c: t for c in self.candidates if (t := self.journal.read(c, 0)) is not None}
+        self.finals |= self._measured({candidate: None}, 0)
+        self.is_named = True
+        return candidate
 
     def ranked(self, trials: Mapping[Candidate, Trial], slack: float = 0.0) -> list[Candidate]:
         """Candidates that were measured: those that keep the bounds by the objective, then the others by their miss."""

@@ -36,6 +36,8 @@ def labels(search: Search) -> tuple[str, ...]:
 
 def others_text(search: Search) -> str:
     """Why the candidates that were not measured were not."""
+    if search.is_named:
+        return "this one was asked for by its name"
     if search.out_of_time:
         return "time ran out before the others were judged, and the same command with more time goes on"
     return "the others were predicted to be no better"
@@ -73,7 +75,7 @@ def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
     missed = missed_text(tuned.search.wish, trial)
     if missed:
         return f"misses {missed}"
-    return f"no better at {tuned.search.objective}"
+    return "" if tuned.search.is_named else f"no better at {tuned.search.objective}"
 
 
 def neighbours(tuned: Tuned) -> Iterator[str]:

@@ -51,8 +51,11 @@ class Tuned:
     missing: dict[Candidate, str] = field(default_factory=dict)
 
 
-def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
-    """Search the steps of a wish, write the best recipe to a path and compile it below `out`."""
+def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str = "") -> Tuned:
+    """Search the steps of a wish, write the best recipe to a path and compile it below `out`.
+
+    With `name`, no search: the candidate of that name, whether it keeps the bounds or not.
+    """
     cache = Cache(wish.session.settings.cache_dir)
     journal = Journal.of(wish, cache)
     refuse_output_path(recipe, force or journal.wrote(recipe), True)
@@ -65,15 +68,15 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
         search = Search(wish, trials, journal)
         tuned = Tuned(wish, search)
         try:
-            ranked = search.run()
+            ranked = [search.measure_named(name)] if name else search.run()
         except KeyboardInterrupt:
             _keep_best(search, trials, recipe)
             raise
-        satisfying = [c for c in ranked if not search.violation(search.finals[c])]
+        satisfying = [c for c in ranked if name or not search.violation(search.finals[c])]
         if not satisfying:
             tuned.unmet = [_unmet(wish, search, ranked)]
             return tuned
-        for number, candidate in enumerate(satisfying[:COMPILED]):
+        for number, candidate in enumerate(satisfying[: max_compiled(wish)]):
             text = trials.text(candidate)
             journal.write_recipe(recipe, text)
             tuned.candidate, tuned.recipe = candidate, recipe
@@ -85,6 +88,12 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False) -> Tuned:
             message = f"{candidate.name} misses a bound on rows that it was not chosen by"
             wish.session.settings.on_event(Said(message))
     return tuned
+
+
+def max_compiled(wish: Wish) -> int:
+    """Number of candidates that may be judged on the bounds' rows: one where a bound states its confidence, which a
+    second look at its rows would lower."""
+    return 1 if any(bound.confidence for bound in wish.bounds) else COMPILED
 
 
 def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:

@@ -126,9 +126,9 @@ def read_wish(session: Session) -> Wish:
     if len(emits) != 1:
         raise Reject(
             not_open(
-                f"steps are searched for one target, and `{pipeline.name}` emits {len(emits)}",
+                f"steps are searched for one target, and `{pipeline.name}` emits {len(emits) or 'no model'}",
                 pipeline.span,
-                help="emit one; the recipe that comes out can get more",
+                help="emit one that holds a model; the recipe that comes out can get more",
             )
         )
     return Wish(session, recipe, pipeline, step, emits[0])

@@ -47,6 +47,15 @@ def test_the_smallest_format_within_the_bound_is_chosen_and_its_recipe_compiles_
     assert files_of(tmp_path / "again" / "fast") == files_of(tmp_path / "out" / "fast")
 
 
+def test_another_candidate_is_compiled_by_its_name(tmp_path, capsys):
+    file = written(tmp_path, optimize="bytes", more=NARROW)
+    assert tuned(file, tmp_path / "out", tmp_path / "cache", "--candidate", "int8", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["chosen"] == "int8"
+    assert "weights: int8)" in (tmp_path / "w-tuned.effspec").read_text()
+    assert tuned(file, tmp_path / "other", tmp_path / "cache", "--candidate", "int9") == 2
+    assert "did you mean `int8`?" in capsys.readouterr().err
+
+
 def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_written(tmp_path, capsys):
     file = written(tmp_path, optimize="bytes", bounds="perplexity(text.heldout) <= 0.5 * base", more=NARROW)
     assert tuned(file, tmp_path / "out", tmp_path / "cache") == 4

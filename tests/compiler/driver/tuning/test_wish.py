@@ -6,6 +6,7 @@ import pytest
 from effc.compiler.cli.main import main
 from effc.compiler.driver.api import open_session
 from effc.compiler.driver.tuning.alternatives import candidates_of
+from effc.compiler.driver.tuning.tune import max_compiled
 from effc.compiler.driver.tuning.wish import Wish, read_wish
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -102,6 +103,7 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
         ({"bounds": "perplexity(text.calib) <= 1.05 * base"}, "rows-read-before"),
         ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
         ({"target": 'native("a") hf("b")'}, "not-open"),
+        ({"target": 'report("page.html")'}, "not-open"),
         ({"more": ', among: ["nothing.*"]'}, "unmatched-pattern"),
     ],
 )
@@ -116,6 +118,12 @@ def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(opti
             assert main(command) in (2, 3)
             error = capsys.readouterr().err
             assert f"[{slug}]" in error and "w.effspec:" in error, error
+
+
+@pytest.mark.parametrize("confidence, looks", [("", 3), (" with 95% confidence", 1)])
+def test_rows_that_give_a_confidence_are_looked_at_once(confidence, looks, tmp_path):
+    bounds = f"perplexity(text.heldout) <= 1.05 * base{confidence}"
+    assert max_compiled(wish_of(written(tmp_path, bounds=bounds), tmp_path / "cache")) == looks
 
 
 def test_a_recipe_without_open_steps_is_none_to_tune(tmp_path):
