@@ -1,6 +1,6 @@
 """Print tokens a second against held-out perplexity: SmolLM2 in this engine's formats and in llama.cpp's.
 
-    python bench/frontier.py FOLDER [--threads 2] [--rounds 9] [--only NAME ...] [--svg FILE] [--no-speed]
+    python bench/frontier.py FOLDER [--threads 2] [--rounds 9] [--only NAME ...] [--json FILE] [--no-speed]
 
 The model is that of smol.py, which no 4-bit format gets back. Each contender lives in a process of its own; they take
 turns of 16 tokens, decoding greedily from contexts of 64 to 128, with real-time priority where the system allows it, so
@@ -183,37 +183,21 @@ def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str,
     return seconds
 
 
-def write_svg(lines: list[dict], file: Path) -> None:
-    """Speed against perplexity of `docs` and `kjv` together, as text that a browser draws."""
-    wide, high, left, low = 760, 440, 60, 40
-    xs, ys = [math.log(r["both"]) for r in lines], [r["speed"] for r in lines]
-    x0, x1, top = min(xs) - 0.02, max(xs) + 0.12, max(ys) * 1.1
+def write_json(lines: list[dict], file: Path, threads: int) -> None:
+    """Rows as `bench/frontier_svg.py` draws them."""
+    from effc.compiler.core.fingerprint import machine_facts
 
-    def at(line: dict) -> tuple[float, float]:
-        x = left + (math.log(line["both"]) - x0) / (x1 - x0) * (wide - left - 20)
-        return x, high - low - line["speed"] / top * (high - low - 20)
+    machine = f"{machine_facts()['cpu']}, {threads} threads"
+    report = {"model": "SmolLM2-135M-Instruct", "machine": machine, "script": "bench/frontier.py", "rows": lines}
+    file.write_text(json.dumps(report, indent=1) + "\n")
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{wide}" height="{high}" fill="white"/>',
-        f'<path d="M{left} 20V{high - low}H{wide - 20}" fill="none" stroke="#888"/>',
-        f'<text x="{wide / 2}" y="{high - 8}">held-out perplexity, geometric mean of docs and kjv (log)</text>',
-        f'<text x="14" y="{high / 2}" transform="rotate(-90 14 {high / 2})">tokens/s</text>',
-    ]
-    for step in range(0, int(top), 50):
-        y = high - low - step / top * (high - low - 20)
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end" fill="#666">{step}</text>')
-    taken: list[tuple[float, float, float]] = []  # of labels: left, right, height
-    for line in sorted(lines, key=lambda line: -line["speed"]):
-        (x, y), colour = at(line), "#1a7f5a" if line["name"] in NATIVE_VARIANTS else "#b5482a"
-        label = f"{line['name']} ({line['both']:.1f})"
-        parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{colour}"/>')
-        end, text = x + 7 + 6.2 * len(label), y + 4
-        while any(abs(text - other) < 12 and x < right and start < end for start, right, other in taken):
-            text += 3
-        taken.append((x, end, text))
-        parts.append(f'<text x="{x + 7:.0f}" y="{text:.0f}" fill="{colour}">{label}</text>')
-    file.write_text("\n".join([*parts, "</svg>\n"]))
+
+def engine_and_label(name: str) -> tuple[str, str]:
+    """The engine of a contestant, and its name without it."""
+    if name in NATIVE_VARIANTS:
+        return "effc", name.removeprefix("own ")
+    engine, _, label = name.partition(" ")
+    return engine, label
 
 
 def main() -> None:
@@ -226,7 +210,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", nargs="+", choices=[*NATIVE_VARIANTS, *LLAMA, *IK])
-    parser.add_argument("--svg", type=Path)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--serve")
     asked = parser.parse_args()
@@ -275,15 +259,20 @@ def run_benchmark(folder: Path, names: list[str], asked: argparse.Namespace) -> 
             cells += [f"{statistics.median(rates):.0f}", f"{rates[0]:.0f}..{rates[-1]:.0f}"]
             cells.append(f"{statistics.median(shares):.2f}")
             speed = statistics.median(rates)
-            lines.append({"name": name, "speed": speed, "both": math.prod(known[name]) ** 0.5})
+            engine, label = engine_and_label(name)
+            texts = dict(zip(smol.HELD_OUT, known[name], strict=True))
+            lines.append(
+                {"engine": engine, "label": label, "MB": round(bytes_of(folder, name) / 1e6), **texts}
+                | {"perplexity": math.prod(known[name]) ** 0.5, "tokens_s": speed, "range": [rates[0], rates[-1]]}
+            )
         print(line.format(name, *cells, *[""] * (6 - len(cells))), flush=True)
-    for theirs in (row for row in lines if row["name"] not in NATIVE_VARIANTS):
-        better = [row for row in lines if row["name"] in NATIVE_VARIANTS and row["both"] <= theirs["both"]]
-        best = max(better, key=lambda row: row["speed"], default=None)
-        said = "none" if best is None else f"{best['name']}, {best['speed'] / theirs['speed']:.2f}x"
-        print(f"no worse than {theirs['name']}: {said} (goal 1.3x)", flush=True)
-    if asked.svg and lines:
-        write_svg(lines, asked.svg)
+    for theirs in (row for row in lines if row["engine"] != "effc"):
+        better = [row for row in lines if row["engine"] == "effc" and row["perplexity"] <= theirs["perplexity"]]
+        best = max(better, key=lambda row: row["tokens_s"], default=None)
+        result = "none" if best is None else f"{best['label']}, {best['tokens_s'] / theirs['tokens_s']:.2f}x"
+        print(f"no worse than {theirs['engine']} {theirs['label']}: {result} (goal 1.3x)", flush=True)
+    if asked.json and lines:
+        write_json(lines, asked.json, asked.threads)
 
 
 if __name__ == "__main__":

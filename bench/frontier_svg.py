@@ -1,0 +1,127 @@
+"""Draw tokens a second against perplexity from the JSON that `bench/frontier.py --json` writes.
+
+    python bench/frontier_svg.py docs/data/frontier.json docs/frontier.svg
+
+Points of effc are filled circles, those of others squares and triangles; hollow ones were trained. A line joins what no
+other point of the same engine beats at both. What computes another model (more than twice the least perplexity) is left
+out, and named below.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 500, 64, 24, 56, 64
+COLORS = {"effc": "#0f766e", "llama.cpp": "#b45309", "ik_llama.cpp": "#7c3aed"}
+FONT = 12
+OFFSETS = ((9, 4), (9, -8), (9, 16), (-9, 4), (-9, -8), (-9, 16), (0, -11), (0, 21), (9, 28), (9, -20), (-9, 28))
+Box = tuple[float, float, float, float]
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:3])
+    report = json.loads(source.read_text())
+    best = min(r["perplexity"] for r in report["rows"])
+    rows = [r for r in report["rows"] if r["perplexity"] <= 2 * best]
+    others = [r for r in report["rows"] if r not in rows]
+    target.write_text("\n".join([*drawing(rows, others, report), "</svg>", ""]))
+
+
+def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Iterator[str]:
+    low, high = min(r["perplexity"] for r in rows) - 0.4, max(r["perplexity"] for r in rows) + 1.0
+    fastest = 50 * -(-max(r["tokens_s"] for r in rows) // 50)
+
+    def at(row: dict) -> tuple[float, float]:
+        x = LEFT + (row["perplexity"] - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return x, HEIGHT - BOTTOM - row["tokens_s"] / fastest * (HEIGHT - TOP - BOTTOM)
+
+    yield (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="{FONT}" '
+        'font-family="system-ui, sans-serif">'
+    )
+    yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+    yield f'<text x="{LEFT}" y="24" font-size="15" font-weight="600">{escape(report["model"])}: faster is up, better is left</text>'
+    yield from legend(report)
+    for step in range(0, int(fastest) + 1, 50):
+        y = at({"perplexity": low, "tokens_s": step})[1]
+        yield f'<path d="M{LEFT} {y:.0f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>'
+        yield f'<text x="{LEFT - 8}" y="{y + 4:.0f}" text-anchor="end" fill="#6b7280">{step}</text>'
+    for value in range(int(low) + 1, int(high) + 1):
+        x = at({"perplexity": value, "tokens_s": 0})[0]
+        yield f'<text x="{x:.0f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#6b7280">{value}</text>'
+    yield f'<text x="{LEFT}" y="{TOP - 8}" fill="#374151">tokens a second</text>'
+    yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 36}" text-anchor="end" fill="#374151">perplexity, geometric mean of two texts</text>'
+    if others:
+        names = ", ".join(f"{r['engine']} {r['label']} ({r['perplexity']:.0f})" for r in others)
+        yield f'<text x="{LEFT}" y="{HEIGHT - 10}" fill="#6b7280">Not drawn, its numbers are wrong: {escape(names)}</text>'
+    for engine, color in COLORS.items():
+        corners = " L".join(
+            f"{x:.1f} {y:.1f}" for x, y in (at(r) for r in front([r for r in rows if r["engine"] == engine]))
+        )
+        yield f'<path d="M{corners}" fill="none" stroke="{color}" stroke-opacity="0.35" stroke-width="2"/>'
+    yield from points_and_labels([(row, *at(row)) for row in rows])
+
+
+def legend(report: dict) -> Iterator[str]:
+    x = WIDTH - RIGHT - 330
+    for engine in COLORS:
+        yield mark(engine, False, x, 20)
+        yield f'<text x="{x + 10}" y="24" fill="{COLORS[engine]}">{engine}</text>'
+        x += 24 + 8 * len(engine)
+    yield mark("effc", True, x, 20) + f'<text x="{x + 10}" y="24" fill="#374151">trained</text>'
+    yield f'<text x="{LEFT + 120}" y="{TOP - 8}" fill="#6b7280">on {escape(report["machine"])}</text>'
+
+
+def front(rows: Sequence[dict]) -> list[dict]:
+    """Untrained rows that none of the others beats at both, by perplexity."""
+    rows = [r for r in rows if "trained" not in r["label"]]
+    kept = [
+        r for r in rows if not any(o["perplexity"] < r["perplexity"] and o["tokens_s"] > r["tokens_s"] for o in rows)
+    ]
+    return sorted(kept, key=lambda r: r["perplexity"])
+
+
+def mark(engine: str, trained: bool, x: float, y: float) -> str:
+    fill = "white" if trained else COLORS[engine]
+    style = f'fill="{fill}" stroke="{COLORS[engine]}" stroke-width="1.5"'
+    if engine == "effc":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" {style}/>'
+    if engine == "llama.cpp":
+        return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" {style}/>'
+    return f'<path d="M{x:.1f} {y - 5:.1f}l5 9h-10z" {style}/>'
+
+
+def points_and_labels(points: Sequence[tuple[dict, float, float]]) -> Iterator[str]:
+    """Marks, and a label beside each where it covers no mark and no other label."""
+    taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
+    for row, x, y in points:
+        yield mark(row["engine"], "trained" in row["label"], x, y)
+    for row, x, y in sorted(points, key=lambda p: (p[0]["engine"] != "effc", -p[0]["tokens_s"])):
+        width = 6.1 * len(row["label"])
+        boxes = [box(x + dx, y + dy, width, dx) for dx, dy in OFFSETS]
+        index = min(range(len(boxes)), key=lambda i: (sum(overlap(boxes[i], t) for t in taken), i))
+        dx, dy = OFFSETS[index]
+        taken.append(boxes[index])
+        anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
+        yield (
+            f'<text x="{x + dx:.0f}" y="{y + dy:.0f}" text-anchor="{anchor}" fill="{COLORS[row["engine"]]}">'
+            f"{escape(row['label'])}</text>"
+        )
+
+
+def box(x: float, y: float, width: float, side: float) -> Box:
+    left = x if side > 0 else x - width if side < 0 else x - width / 2
+    return left, y - FONT + 2, left + width, y + 3
+
+
+def overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    outside = max(0.0, one[2] - (WIDTH - RIGHT)) + max(0.0, LEFT - one[0])
+    return max(0.0, width) * max(0.0, height) + 100 * outside
+
+
+if __name__ == "__main__":
+    main()
