@@ -40,7 +40,7 @@ SINGLES = {
     **{f"int4, group {g}, gptq": (GPTQ.format(g), f", weights: int4, group: {g}") for g in (32, 64)},
     **{f"sparse int8, {z} % zeros": (SPARSE.format(z), "") for z in (30, 50, 65, 75)},
 }
-KEEPS = (15, 16, 17, 18, 20, 22, 25)  # percent of the bytes of float32
+KEEPS = (15, 17, 20, 24)  # percent of the bytes of float32
 KINDS = {
     "all": "",
     "bits": ", formats: [dense_bf16, dense_int8_int16, dense_int8, dense_int4]",
