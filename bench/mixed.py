@@ -60,7 +60,7 @@ def main() -> None:
         for kind, options in KINDS.items():
             for keep in KEEPS:
                 step = f"cpu = lower.mixed(keep: {keep}% of bytes, data: text.calib{options})"
-                point = measured(folder, args.model, step, "")
+                point = measured(folder, args.model, step, ", weights: int4")
                 if point:
                     mixed[f"mixed ({kind}), {keep} %"] = point
     if args.json:

@@ -8,7 +8,7 @@ import torch
 
 from ...compiler.analysis.discovery.discover import skeleton_of
 from ...compiler.analysis.planning import shrink
-from ...compiler.analysis.planning.selection import parts
+from ...compiler.analysis.planning.selection import inner_parts
 from ...compiler.core.events import Said
 from ...compiler.core.journal import Journal
 from ...compiler.core.quantity import count_text, significant_digits
@@ -21,15 +21,16 @@ from ...compiler.plugin.interfaces import Effort, Lossy, Pass, param
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...compiler.transforms.lowering import choice, mixed, prediction_error
 from ...compiler.transforms.lowering.contenders import EAGER
-from ...compiler.transforms.lowering.mixed import Allocation, Allocator, Option
+from ...compiler.transforms.lowering.mixed import Allocation, Allocator, Option, Packer
 from ...compiler.transforms.lowering.speed import race_kernels
-from ...compiler.transforms.search.layerwise import Layerwise, Norms, Stage
-from ...dsl.checker.skeleton import Skeleton
+from ...compiler.transforms.search.layerwise import stages
+from ...dsl.checker.skeleton import Part, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 from ...dsl.syntax.diagnostics import Fault, Reject
 
 over_budget = Fault("over-budget", "The cheapest format of every module costs more than a recipe allows.", exit="gate")
 ROWS = 8  # that losses are measured on
+GROUPS = (32, 64)  # of four bits
 
 
 class Mixed(Pass):
@@ -39,12 +40,12 @@ class Mixed(Pass):
     model's predictions on `data` move if this module alone changes, and what it costs, in bytes exactly or in seconds
     by a race of kernels on this machine. A knapsack over all modules takes the least sum of losses within `keep`. As
     modules interact, losses are measured again around the solution, all else as it has it, and the knapsack is solved
-    again, until predictions move no less. Zeros are Wanda's; nothing is trained. The first eight rows of `data` are
-    read; a killed run goes on at the module where it was.
+    again, until predictions move no less. Four bits are GPTQ's, in groups of 32 and 64, zeros Wanda's; nothing is
+    trained. Losses are measured on the first eight rows of `data`; a killed run goes on at the module where it was.
 
     Source: own. Single effects as in AutoScheme (Intel, 2025) and ModelOpt's `auto_quantize`, which choose bits alone;
     sensitivity by divergence (Dong et al. 2019, HAWQ, arXiv 1905.03696); zeros: Wanda (Sun et al. 2023, arXiv
-    2306.11695).
+    2306.11695); four bits: GPTQ (Frantar et al. 2022, arXiv 2210.17323).
     Example: cpu = lower.mixed(keep: 20% of bytes, data: calib)
     """
 
@@ -65,7 +66,7 @@ class Mixed(Pass):
         lt=1,
     )
     data: DataRef = param("Rows that losses are measured on.")
-    on: Selector | None = param("Linear modules; all where it is left out.", default=None)
+    on: Selector | None = param("Linear modules; all inside the layers where it is left out.", default=None)
     formats: list[
         Literal["dense_bf16", "dense_int8_int16", "dense_int8", "dense_int4", "sparse_bf16", "sparse_int8"]
     ] = param(
@@ -84,19 +85,13 @@ class Mixed(Pass):
     )
 
     def run(self, program: Program, ctx: Context) -> None:
-        sites = self._sites(program)
-        rows = ctx.rows(self.data)[:ROWS]
-        norms = Norms()
-        Layerwise(program, rows).observe_inputs(Stage("", tuple(sites)), norms.listen)
-        sums = {path: torch.tensor(norms.of(path)) for path in sites}
-
-        originals = {path: program.model.get_submodule(path) for path in sites}
-
-        def pack(path: str, option: Option) -> torch.nn.Module:
-            return mixed.pack_option(originals[path], option, sums[path])
-
+        sites, rows = self._sites(program), ctx.rows(self.data)
         options = {path: self._options(site) for path, site in sites.items()}
-        costs, budget = self._costs(originals, options, sums, ctx)
+        packer = Packer({path: program.model.get_submodule(path) for path in sites})
+        chosen_parts = [part for part in self._parts(skeleton_of(program)) if part.path in sites]
+        packer.observe(program, stages(program, chosen_parts), rows, options)
+        rows = rows[:ROWS]
+        costs, budget = self._costs(packer, options, ctx)
         if sum(min(costs[path]) for path in sites) > budget:
             share = sum(min(costs[path]) for path in sites) / budget * self.keep.value
             raise Reject(over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more"))
@@ -107,17 +102,20 @@ class Mixed(Pass):
 
         journal = Journal(ctx.workdir / "losses.jsonl")
         chosen, history = Allocator(
-            program.model, options, costs, budget, pack, loss, journal.get_or_compute
+            program.model, options, costs, budget, packer.pack, loss, journal.get_or_compute
         ).allocate()
         with Rewriter(program) as rewrite:
             for path, option in ctx.each(list(chosen.items()), "packing", len(chosen)):
-                rewrite.swap_module(path, pack(path, option))
+                rewrite.swap_module(path, packer.pack(path, option))
         prediction_error.forget(ctx.workdir)
         self._record(program, ctx, chosen, history)
 
+    def _parts(self, skeleton: Skeleton) -> tuple[Part, ...]:
+        return inner_parts(skeleton, self.on)
+
     def _sites(self, program: Program) -> dict[str, choice.Site]:
         """Modules that can run a kernel."""
-        paths = [part.path for part in parts(skeleton_of(program), self.on)]
+        paths = [part.path for part in self._parts(skeleton_of(program))]
         unsuitable = choice.unsupported_reasons(program, paths)
         sites = {p: choice.linear_site_of(p, program.model.get_submodule(p)) for p in paths if p not in unsuitable}
         if not sites:
@@ -131,30 +129,29 @@ class Mixed(Pass):
             kernel = BY_NAME[name].kernel
             if not choice.usable_kernels(site, name)[0]:
                 continue
-            shares = [ratio.value for ratio in self.zeros] if BY_NAME[name].skips else [0.0]
-            options += [Option(kernel, share) for share in shares]
+            if BY_NAME[name].skips:
+                options += [Option(kernel, ratio.value) for ratio in self.zeros]
+            elif BY_NAME[name].grouped:
+                options += [Option(kernel, group=group) for group in GROUPS if site.case.k % group == 0]
+            else:
+                options.append(Option(kernel))
         return options
 
     def _costs(
-        self,
-        modules: Mapping[str, torch.nn.Module],
-        options: Mapping[str, list[Option]],
-        norms: Mapping[str, torch.Tensor],
-        ctx: Context,
+        self, packer: Packer, options: Mapping[str, list[Option]], ctx: Context
     ) -> tuple[dict[str, list[float]], float]:
         """Cost of every option of every module, and the budget, in bytes or seconds."""
         costs: dict[str, list[float]] = {}
         total, seconds = 0.0, {}
-        for path, module in ctx.each(list(modules.items()), "costs", len(modules)):
-            weight = weight_of(module)
+        for path in ctx.each(list(options), "costs", len(options)):
+            weight = weight_of(packer.modules[path])
             if self.keep.of == "bytes":
                 total += weight.nbytes
-                packed = (mixed.pack_option(module, option, norms[path]).packed.numel() for option in options[path])
-                costs[path] = [float(size) for size in packed]
+                costs[path] = [float(packer.pack(path, option).packed.numel()) for option in options[path]]
                 continue
             shape = (*weight.shape, weight.dtype, tuple(options[path]))
             if shape not in seconds:
-                seconds[shape] = _raced(module, options[path], norms[path])
+                seconds[shape] = _raced(weight, options[path], packer.norms[path])
             costs[path], eager = seconds[shape]
             total += eager
         return costs, total * self.keep.value
@@ -165,11 +162,15 @@ class Mixed(Pass):
         for option in chosen.values():
             counts[option] = counts.get(option, 0) + 1
         for option, number in sorted(counts.items(), key=lambda entry: -entry[1]):
-            zeros = f", {option.zeros:.0%} zeros" if option.zeros else ""
-            ctx.emit_event(Said(f"{count_text(number, 'module')} on {choice.FORMAT_OF[option.kernel]}{zeros}"))
+            detail = (
+                f", {option.zeros:.0%} zeros" if option.zeros else f", group {option.group}" if option.group else ""
+            )
+            ctx.emit_event(Said(f"{count_text(number, 'module')} on {choice.FORMAT_OF[option.kernel]}{detail}"))
         ctx.emit_event(Said("predictions moved by " + ", then ".join(map(significant_digits, history)) + " nats"))
         program.note(
-            allocated={p: {"format": choice.FORMAT_OF[o.kernel], "zeros": o.zeros} for p, o in chosen.items()},
+            allocated={
+                p: {"format": choice.FORMAT_OF[o.kernel], "zeros": o.zeros, "group": o.group} for p, o in chosen.items()
+            },
             divergence=history,
         )
 
@@ -177,13 +178,13 @@ class Mixed(Pass):
         """Unchanged shapes, of packed weights; of a budget of time those of int8."""
         width = 2 if skeleton.facts.get("dtype") in ("bfloat16", "float16") else 4
         share = self.keep.value * width if self.keep.of == "bytes" else 1.0
-        chosen = parts(skeleton, self.on)
+        chosen = self._parts(skeleton)
         numbers = {p.path: prod(shape) for p in chosen for name, shape in p.tensors if name == "weight"}
         return shrink.lowered(skeleton, {path: round(share * count) for path, count in numbers.items()})
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """A forward for each option of each module, twice: around the model, and around the solution."""
-        chosen = parts(skeleton, self.on)
+        chosen = self._parts(skeleton)
         options = len(self.formats) + sum(bool(BY_NAME[name].skips) for name in self.formats) * (len(self.zeros) - 1)
         numbers = sum(prod(shape) for part in chosen for name, shape in part.tensors if name == "weight")
         tokens = ctx.rows(self.data)[:ROWS].numel()
@@ -193,12 +194,11 @@ class Mixed(Pass):
         return self.keep.of == "latency"
 
 
-def _raced(module: torch.nn.Module, options: list[Option], norms: torch.Tensor) -> tuple[list[float], float]:
+def _raced(weight: torch.Tensor, options: list[Option], norms: torch.Tensor) -> tuple[list[float], float]:
     """Seconds of each option, and of torch, on one row."""
-    weight = weight_of(module)
-    dense = [option.kernel for option in options if not option.zeros]
-    times = race_kernels(weight, dense, 1, "native")
-    seconds = {Option(kernel): times[kernel] for kernel in dense}
+    dense = [option for option in options if not option.zeros]
+    times = race_kernels(weight, list(dict.fromkeys(option.kernel for option in dense)), 1, "native")
+    seconds = {option: times[option.kernel] for option in dense}
     for option in (o for o in options if o.zeros):
         sparse = race_kernels(mixed.masked(weight, option.zeros, norms), [option.kernel], 1, "native")
         seconds[option] = sparse[option.kernel] / sparse[EAGER] * times[EAGER]  # seconds of two races can't be compared

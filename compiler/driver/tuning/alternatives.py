@@ -148,4 +148,4 @@ def _mixed(wish: Wish) -> Iterator[Alternative]:
     width = 16 if skeleton.facts.get("dtype") in ("bfloat16", "float16") else 32
     for bits in MIXED:
         step = f"cpu = lower.mixed(keep: {100 * bits / width:g}% of bytes, data: {wish.data.name})"
-        yield Alternative(f"mixed, {bits} bits", (step,), words=("lower.mixed",))
+        yield Alternative(f"mixed, {bits} bits", (step,), "weights: int4", ("lower.mixed",))

@@ -5,27 +5,37 @@ sum of those losses is least under the budget by a mixed-integer program. Module
 again around the solution, and the program is solved again, as long as the model together loses less.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from ....kernels.grid import Grid
 from ...core.events import follow
 from ...ir.layers.linear import KernelLinear, weight_of
+from ...ir.program import Program
+from ..search.layerwise import Grams, Layerwise, Stage
 from ..search.masks import apply_mask, keep_mask, magnitude
+from ..search.quantizing import nonzero_mask
+from ..search.updates import gptq
 
 ROUNDS = 2  # of solving, at most: a third one gains next to nothing
 
 
 @dataclass(frozen=True)
 class Option:
-    """A kernel for a module, over a weight of which a share is zero."""
+    """A kernel for a module, over a weight of which a share is zero, or that is on a grid of four bits.
+
+    group   inputs of an output that share a scale of that grid; 0 where the kernel rounds by itself
+    """
 
     kernel: str
     zeros: float = 0.0
+    group: int = 0
 
 
 Allocation = dict[str, Option]  # by module
@@ -69,17 +79,53 @@ def masked(weight: Tensor, zeros: float, norms: Tensor) -> Tensor:
     return apply_mask(weight, keep)
 
 
-def pack_option(module: nn.Module, option: Option, norms: Tensor) -> KernelLinear:
-    """A linear module on a kernel, the weights that matter least zero by Wanda's score. `norms` are of its inputs."""
-    if not option.zeros:
-        return KernelLinear.of(module, option.kernel)
-    weight = masked(weight_of(module), option.zeros, norms)
-    bias = getattr(module, "bias", None)
-    sparse = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    sparse.weight = nn.Parameter(weight, requires_grad=False)
+def _with_weight(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    module.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        sparse.bias = bias
-    return KernelLinear.of(sparse, option.kernel)
+        module.bias = bias
+    return module
+
+
+@dataclass
+class Packer:
+    """Linear modules on their options: four bits by GPTQ, zeros by Wanda's score.
+
+    modules   by path, as they are
+    norms     roots of the summed squares of each input, [in]; of a module that no row reached ones
+    int4      modules on grids of four bits, by path and group
+    """
+
+    modules: Mapping[str, nn.Module]
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    int4: dict[tuple[str, int], KernelLinear] = field(default_factory=dict)
+
+    def observe(
+        self, program: Program, stages: Iterable[Stage], rows: Tensor, options: Mapping[str, list[Option]]
+    ) -> None:
+        """Run rows through the model, stage by stage, and keep what options need of the inputs of their modules."""
+        layerwise = Layerwise(program, rows)
+        for stage in follow(list(stages), "four bits"):
+            grams = Grams()
+            layerwise.observe_inputs(stage, grams.accumulate)
+            for path in stage.modules:
+                weight, gram = weight_of(self.modules[path]), grams.gram_of(path)
+                self.norms[path] = torch.ones(weight.shape[1]) if gram is None else gram.diagonal().sqrt()
+                for option in options[path]:
+                    if option.group and gram is not None:
+                        grid = Grid(4, option.group, False, True)
+                        weight4 = gptq(weight, gram, grid, "activation", nonzero_mask(weight), sweeps=2)
+                        self.int4[path, option.group] = self._kernel(path, option.kernel, weight4.to(weight.dtype))
+
+    def pack(self, path: str, option: Option) -> KernelLinear:
+        """A module on an option."""
+        module = self.modules[path]
+        if option.zeros:
+            return self._kernel(path, option.kernel, masked(weight_of(module), option.zeros, self.norms[path]))
+        return self.int4.get((path, option.group)) or KernelLinear.of(module, option.kernel)
+
+    def _kernel(self, path: str, kernel: str, weight: Tensor) -> KernelLinear:
+        return KernelLinear.of(_with_weight(weight, getattr(self.modules[path], "bias", None)), kernel)
 
 
 @dataclass
