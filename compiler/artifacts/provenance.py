@@ -6,6 +6,7 @@ Source: in-toto attestation framework, Statement v1; SLSA v1.0, provenance.
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def ci_job() -> str:
     return env.get("CI_JOB_URL", "")
 
 
-def origin_text(statement: dict[str, Any]) -> str:
+def origin_text(statement: Mapping[str, Any]) -> str:
     """One line about a statement's recipe, commit and builder. Raises LookupError or TypeError of another form."""
     predicate = statement["predicate"]
     definition, builder = predicate["buildDefinition"], predicate["runDetails"]["builder"]["id"]

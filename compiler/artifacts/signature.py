@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -240,12 +240,13 @@ def _lines_of_key_file(file: str) -> Iterator[str]:
 
 def _trusted_key(line: str) -> TrustedKey:
     text, *conditions = line.split()
-    key = TrustedKey(text_of(_public_key_bytes(text)), revoked="revoked" in conditions)
+    days: dict[str, date] = {}
     for name, equals, day in (c.partition("=") for c in conditions if c != "revoked"):
         if not equals or name not in ("until", "since"):
             raise ValueError(f"`{name[:20]}` means nothing behind it")
-        key = replace(key, **{name: date.fromisoformat(day)})
-    return key
+        days[name] = date.fromisoformat(day)
+    key = text_of(_public_key_bytes(text))
+    return TrustedKey(key, days.get("until"), days.get("since"), "revoked" in conditions)
 
 
 def key_id(key: str) -> str:

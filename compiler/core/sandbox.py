@@ -29,7 +29,16 @@ _CALLS = {
     "aarch64": (0xC00000B7, (198, 117, 270, 271, 280, 219, 425)),
 }
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys", "/run/systemd/resolve")
-_ETC = ("ld.so.cache", "ld.so.preload", "localtime", "passwd", "group", "nsswitch.conf", "hosts", "resolv.conf")
+_ETC: tuple[str, ...] = (
+    "ld.so.cache",
+    "ld.so.preload",
+    "localtime",
+    "passwd",
+    "group",
+    "nsswitch.conf",
+    "hosts",
+    "resolv.conf",
+)
 _ETC += ("os-release", "inputrc", "terminfo", "ssl/openssl.cnf", "ssl/certs")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm")
 
@@ -70,7 +79,7 @@ def _temporary_folder(cache: Path) -> Path:
 def _library_paths() -> set[Path]:
     """Paths that Python, its packages and the dynamic loader read."""
     searched = [path for path in (*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(":")) if path]
-    packages = [sys.prefix, sys.base_prefix, Path(__file__).resolve().parents[2], *searched]
+    packages: list[str | Path] = [sys.prefix, sys.base_prefix, Path(__file__).resolve().parents[2], *searched]
     system = [*_SYSTEM, *(f"/etc/{name}" for name in _ETC)]
     return {Path(path).resolve() for path in (*packages, *system)} - {Path("/")}
 
