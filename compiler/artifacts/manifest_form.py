@@ -26,18 +26,18 @@ def check_manifest_form(data: Mapping[str, Any], measured: Mapping[str, Any], re
     _need(_is_table(data["recipe"].get("params", {})), "recipe.params")
     for step in data["steps"]:
         texts = [step.get(name, "") for name in ("name", "word", "summary")]
-        _need(_is_words(texts) and _is_plain_text(texts), "steps")
+        _need(_is_words(texts) and is_plain_text(texts), "steps")
         warnings = step.get("warnings", [])
-        _need(_is_records(warnings) and all(map(_is_texts, warnings)) and _is_plain_text(warnings), "steps")
+        _need(_is_records(warnings) and all(map(_is_texts, warnings)) and is_plain_text(warnings), "steps")
         _need(_is_records(step.get("decisions", [])) and _is_words(step.get("changes", [])), "steps")
     _need(not data["profile"] or set(data["profile"]) == {"before", "after"}, "profile")
     for side in data["profile"]:
         _need(is_profile(data["profile"][side]), f"profile.{side}")
     _need(_is_depth(data, 0) and _is_depth(measured, 0), "values nested too deep")
     for name in ("kind", "name", "effc", "lock", "files"):
-        _need(_is_plain_text(data[name]), name)
+        _need(is_plain_text(data[name]), name)
     for name in ("machine", "measures"):
-        _need(_is_plain_text(measured.get(name, [])), name)
+        _need(is_plain_text(measured.get(name, [])), name)
     for name in ("machine", "run"):
         _need(_is_table(measured.get(name, {})), name)
     for name, kind in records.items():
@@ -112,12 +112,12 @@ def _is_finite(value: Any) -> bool:
     return _is_number(value) and abs(value) < 1e300
 
 
-def _is_plain_text(value: Any) -> bool:
+def is_plain_text(value: Any) -> bool:
     """Whether no name and no text has a control character: verbs print each on a line, where it could pass for ours."""
     if isinstance(value, Mapping):
-        return all(map(_is_plain_text, value)) and all(map(_is_plain_text, value.values()))
+        return all(map(is_plain_text, value)) and all(map(is_plain_text, value.values()))
     if isinstance(value, list):
-        return all(map(_is_plain_text, value))
+        return all(map(is_plain_text, value))
     return not isinstance(value, str) or not control_in(value)
 
 

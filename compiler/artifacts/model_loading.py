@@ -99,6 +99,19 @@ def map_checked_weights(
     """Map the folder's tensors into the model; Reject unless they are the model's, name by name."""
     from ..ir.surgery import replace_tensor_everywhere
     from ..ir.weights import assign_tensors, distinct_tensors
+
+    stored = checked_tensors(model, folder, weights, tables)
+    parameters = {name: stored[name] for name, _ in distinct_tensors(model) if name not in tables}
+    assign_tensors(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in parameters.items()})
+    for name in tables:
+        replace_tensor_everywhere(model, name, stored[name])
+
+
+def checked_tensors(
+    model: Any, folder: Path, weights: "Weights", tables: "Mapping[str, torch.Tensor]"
+) -> "dict[str, torch.Tensor]":
+    """The folder's tensors by name, mapped. Reject (tensors-differ) unless they are the model's and its tables."""
+    from ..ir.weights import distinct_tensors
     from ..models.checkpoints.tensor_files import iterate_mapped_tensors
 
     expected = {**dict(distinct_tensors(model)), **tables}
@@ -119,10 +132,7 @@ def map_checked_weights(
                 help="weights and config.json are of different saves: copy both again",
             )
         )
-    parameters = {name: stored[name] for name in expected if name not in tables}
-    assign_tensors(model, {n: t.to(dtype) if dtype and t.is_floating_point() else t for n, t in parameters.items()})
-    for name in tables:
-        replace_tensor_everywhere(model, name, stored[name])
+    return stored
 
 
 def _add_pretrained_attributes(model: Any, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`sbom.json`: what a build used, as a CycloneDX 1.6 bill of materials that scanners read."""
 
+import hashlib
 import sys
 from datetime import UTC, datetime
 from functools import cache
@@ -54,7 +55,16 @@ def cyclonedx_json(manifest: Manifest) -> bytes:
 @cache  # its description is parsed for that
 def _package(name: str, distribution: metadata.Distribution) -> dict[str, Any]:
     address = f"pkg:pypi/{name}@{distribution.version.replace('+', '%2B')}"
-    component = {"type": "library", "bom-ref": address, "name": name, "version": distribution.version, "purl": address}
+    component: dict[str, Any] = {
+        "type": "library",
+        "bom-ref": address,
+        "name": name,
+        "version": distribution.version,
+        "purl": address,
+    }
+    if files := distribution.read_text("RECORD"):  # hashes of all its files; pip keeps none of the wheel
+        record = hashlib.sha256("".join(sorted(files.splitlines(keepends=True))).encode()).hexdigest()
+        component["properties"] = [{"name": "effc:sha256 of RECORD, sorted", "value": record}]
     license = next(iter(distribution.metadata.get_all("License-Expression") or ()), "")
     return component | ({"licenses": [{"expression": license}]} if license else {})
 

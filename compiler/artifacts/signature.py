@@ -1,16 +1,19 @@
 """Signatures of an artifact: who vouches for it, checked offline against a key that the reader already has.
 
 `signatures.json` lies beside the manifest. What is signed is a short text: the hashes of `manifest.json` (which holds
-the hash of every file that is read), of `measures.json` and of `sbom.json`, and the signer's note. The model card may
-be edited. Ed25519 (RFC 8032) through `cryptography`; a public key is one line, `ed25519:` and 32 bytes in base64.
+the hash of every file that is read), of `measures.json` and of `sbom.json`, the time, the provenance (`provenance.py`)
+and the signer's note. The model card may be edited. Ed25519 (RFC 8032) through `cryptography`; a public key is one
+line, `ed25519:` and 32 bytes in base64.
 """
 
 import base64
 import binascii
+import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ from ..core.cache import write_atomic
 from ..core.environment import check_modules
 from ..core.safe_read import CONFIG, MALFORMED, read_json, read_regular_file
 from .manifest import MEASURES, NAME, SBOM, SIGNATURES, dump, file_sha256, read_manifest, verify_files
+from .manifest_form import is_plain_text
+from .provenance import provenance_statement
 
-FORMAT = 1
+FORMAT = 2  # 1 has no time of signing
 _KIND = "ed25519:"
 _SIGNED = (NAME, MEASURES, SBOM)
-_MAX_BYTES, _MAX_SIGNATURES = 64 * 1024, 32  # of the file, and signatures in it
+_MAX_BYTES, _MAX_SIGNATURES = 1 << 20, 32  # of the file, or one of keys, and signatures in it
 
 bad_signing_key = Fault(
     "bad-signing-key",
@@ -43,11 +48,46 @@ unsigned = Fault(
 
 @dataclass(frozen=True)
 class Signature:
-    """One of an artifact. `key` is the public key, as text; `note` is what the signer said of it."""
+    """One of an artifact.
+
+    key          public key, as text
+    note         what the signer says of it
+    signed       time by the signer's clock, in ISO 8601; "" in format 1
+    provenance   in-toto statement; {} in format 1
+    """
 
     key: str
     value: bytes
     note: str = ""
+    signed: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrustedKey:
+    """A public key and what of its signatures is taken: a line `ed25519:... until=DAY since=DAY revoked` of a file.
+
+    until     after that day, nothing
+    since     what was signed on that day or later, so that no older version passes for a newer one
+    revoked   nothing
+    """
+
+    text: str
+    until: date | None = None
+    since: date | None = None
+    revoked: bool = False
+
+    def objection(self, signature: Signature) -> str:
+        """Reason why a signature by this key is not taken; "" where it is."""
+        name = f"the key {key_id(self.text)}"
+        if self.revoked:
+            return f"{name} was revoked"
+        if self.until is not None and datetime.now(UTC).date() > self.until:
+            return f"{name} is good until {self.until} only"
+        if self.since is not None and signature.signed[:10] < self.since.isoformat():
+            time = signature.signed or "at no stated time"
+            return f"{name} signed it {time}, and signatures since {self.since} are taken"
+        return ""
 
 
 def write_key_pair(file: Path) -> str:
@@ -75,27 +115,34 @@ def write_key_pair(file: Path) -> str:
 def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
     """Add a signature to an artifact whose files are those of its manifest; one that the key gave before goes."""
     secret = _read_secret_key(secret_file)
-    verify_files(path, read_manifest(path))
-    signature = Signature(text_of(secret.public_key().public_bytes_raw()), secret.sign(statement(path, note)), note)
+    manifest = read_manifest(path)
+    verify_files(path, manifest)
+    key, time = text_of(secret.public_key().public_bytes_raw()), datetime.now(UTC).isoformat(timespec="seconds")
+    provenance = provenance_statement(path, manifest)
+    signature = Signature(key, secret.sign(statement(path, note, time, provenance)), note, time, provenance)
     remaining = [s for s in read_signatures(path) if s.key != signature.key]
-    body = [
-        {"key": s.key, "signature": base64.b64encode(s.value).decode(), "note": s.note} for s in (*remaining, signature)
-    ]
+    body = [{**vars(s), "signature": base64.b64encode(s.value).decode()} for s in (*remaining, signature)]
+    for entry in body:
+        del entry["value"]
     write_atomic(path / SIGNATURES, dump({"format": FORMAT, "signatures": body}))
     return signature
 
 
 def find_valid_signer(path: Path, keys: Sequence[str]) -> str:
-    """The first of the keys, or files with them, that signed an artifact as it is now; Reject where none did.
+    """The first of the keys, or of those in files, that signed an artifact as it is now; Reject where none did.
 
     Says nothing of the other files: the manifest that was signed holds their hashes, and `verify_files` compares.
     """
-    trusted = [text_of(read_public_key(key)) for key in keys]
-    present = read_signatures(path)
-    for key in trusted:
-        if any(is_valid_signature(s, path) for s in present if s.key == key):
-            return key
-    if not present:
+    trusted, present, objections = read_trusted_keys(keys), read_signatures(path), []
+    for key in trusted.values():
+        for signature in present:
+            if signature.key == key.text and is_valid_signature(signature, path):
+                if not (objection := key.objection(signature)):
+                    return key.text
+                objections.append(objection)
+    if objections:
+        reason, help = f"{path} is signed, but {objections[0]}", "ask its author for a newer one"
+    elif not present:
         reason, help = f"{path} is not signed", "sign it with `effc sign`, or use it without --require-signature"
     elif any(s.key in trusted for s in present):
         reason, help = f"{path} was signed, and has changed since", "fetch it again, or have it signed again"
@@ -112,16 +159,18 @@ def is_valid_signature(signature: Signature, path: Path) -> bool:
 
     try:
         key = Ed25519PublicKey.from_public_bytes(_public_key_bytes(signature.key))
-        key.verify(signature.value, statement(path, signature.note))
+        key.verify(signature.value, statement(path, signature.note, signature.signed, signature.provenance))
     except InvalidSignature:
         return False
     return True
 
 
-def statement(path: Path, note: str = "") -> bytes:
-    """Bytes that are signed."""
-    lines = [f"effc artifact signature {FORMAT}"]
+def statement(path: Path, note: str = "", signed: str = "", provenance: Mapping[str, Any] | None = None) -> bytes:
+    """Bytes that are signed; of format 1 without time and provenance."""
+    lines = [f"effc artifact signature {FORMAT if signed else 1}"]
     lines += [f"{name} {file_sha256(path / name) if (path / name).is_file() else 'absent'}" for name in _SIGNED]
+    if signed:
+        lines += [f"signed {json.dumps(signed)}", f"provenance {hashlib.sha256(dump(provenance or {})).hexdigest()}"]
     return ("\n".join([*lines, f"note {json.dumps(note)}"]) + "\n").encode()
 
 
@@ -134,40 +183,75 @@ def read_signatures(path: Path) -> list[Signature]:
         if file.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         body = read_json(file, _MAX_BYTES, path)
-        if body["format"] != FORMAT or len(body["signatures"]) > _MAX_SIGNATURES:
+        if body["format"] not in (1, FORMAT) or len(body["signatures"]) > _MAX_SIGNATURES:
             raise ValueError(f"format {FORMAT} has at most {_MAX_SIGNATURES} signatures")
         return [_signature(**entry) for entry in body["signatures"]]
     except (OSError, *MALFORMED) as error:
         raise Reject(unsigned(f"{file} holds no signatures: {error}", help="fetch it again")) from error
 
 
-def _signature(key: Any, signature: Any, note: Any) -> Signature:
-    if not all(isinstance(value, str) for value in (key, signature, note)):
+def _signature(key: Any, signature: Any, note: Any, signed: Any = "", provenance: Any = None) -> Signature:
+    if not all(isinstance(value, str) for value in (key, signature, note, signed)):
         raise TypeError("a signature's fields are texts")
+    if not isinstance(provenance or {}, dict) or not is_plain_text([signed, provenance]):
+        raise TypeError("a provenance is an object without control characters")
+    dump(provenance or {})  # ValueError: it has no spelling that could be signed
     value = base64.b64decode(signature, validate=True)
-    return Signature(text_of(_public_key_bytes(key)), value, note)
+    return Signature(text_of(_public_key_bytes(key)), value, note, signed, provenance or {})
 
 
-def read_public_key(key: str) -> bytes:
-    """The 32 bytes of a public key, given as text or as a file that holds the text."""
-    text = key.strip()
-    if not text.startswith(_KIND):
-        try:
-            text = read_regular_file(Path(key), 1024).decode("ascii").strip()
-        except (OSError, ValueError) as error:
-            reason = (getattr(error, "strerror", None) or "it is no text").lower()
-            raise Reject(
-                bad_signing_key(
-                    f"`{key}` is no public key, and no file that holds one: {reason}",
-                    help="give `ed25519:...`, or the FILE.pub that holds it",
-                )
-            ) from error
+def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
+    """Public keys by their text, from texts and from files that hold one a line; any line may revoke one."""
+    trusted: dict[str, TrustedKey] = {}
+    for key in keys:
+        for line in [key] if key.strip().startswith(_KIND) else _lines_of_key_file(key):
+            try:
+                one = _trusted_key(line)
+            except ValueError as error:
+                raise Reject(
+                    bad_signing_key(
+                        f"`{line[:80]}` is no public key: {error}",
+                        help="it is one line, `ed25519:` and 44 characters; behind them may stand `until=2030-01-31`, "
+                        "`since=2030-01-31` and `revoked`",
+                    )
+                ) from error
+            if one.text not in trusted or one.revoked:
+                trusted[one.text] = one
+    return trusted
+
+
+def _lines_of_key_file(file: str) -> Iterator[str]:
+    """Lines of a file of keys, without comments, which begin with `#`."""
     try:
-        return _public_key_bytes(text)
-    except ValueError as error:
+        text = read_regular_file(Path(file), _MAX_BYTES).decode("ascii")
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or "it is no text").lower()
         raise Reject(
-            bad_signing_key(f"`{key}` is no public key: {error}", help="it is one line, `ed25519:` and 44 characters")
+            bad_signing_key(
+                f"`{file}` is no public key, and no file that holds one: {reason}",
+                help="give `ed25519:...`, or the FILE.pub that holds it",
+            )
         ) from error
+    lines = [line for row in text.splitlines() if (line := row.partition("#")[0].strip())]
+    if not lines:
+        raise Reject(bad_signing_key(f"`{file}` holds no public key", help="give the FILE.pub that holds one"))
+    yield from lines
+
+
+def _trusted_key(line: str) -> TrustedKey:
+    text, *conditions = line.split()
+    days: dict[str, date] = {}
+    for name, equals, day in (c.partition("=") for c in conditions if c != "revoked"):
+        if not equals or name not in ("until", "since"):
+            raise ValueError(f"`{name[:20]}` means nothing behind it")
+        days[name] = date.fromisoformat(day)
+    key = text_of(_public_key_bytes(text))
+    return TrustedKey(key, days.get("until"), days.get("since"), "revoked" in conditions)
+
+
+def key_id(key: str) -> str:
+    """Short name of a public key: 16 hex digits of its sha256."""
+    return hashlib.sha256(_public_key_bytes(key)).hexdigest()[:16]
 
 
 def _public_key_bytes(text: str) -> bytes:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Reject
-from ..core.safe_read import read_json
+from ..core.safe_read import MALFORMED, read_json
 from .load import handling_of
 from .manifest import Manifest, hashed_files, read_manifest, verify_files
+from .provenance import origin_text
 from .signature import is_valid_signature, read_signatures
 
 _CODE = (".py", ".so", ".dll", ".dylib", ".pyd", ".sh", ".exe")
@@ -72,8 +73,16 @@ def _signature_checks(path: Path) -> Iterator[Check]:
         yield Check("signature", "nobody signed it", "note")
     for one in present:
         valid = is_valid_signature(one, path)
-        fact = f"by {one.key}: whose key that is, you must know" if valid else f"of {one.key} is of something else"
+        time = f" at {one.signed}" if one.signed else ""
+        fact = (
+            f"by {one.key}{time}: whose key that is, you must know" if valid else f"of {one.key} is of something else"
+        )
         yield Check("signature", fact, "note" if valid else "bad")
+        if valid and one.provenance:
+            try:
+                yield Check("provenance", origin_text(one.provenance), "note")
+            except MALFORMED:
+                yield Check("provenance", "it is of another form than effc writes", "note")
 
 
 def _file_checks(path: Path) -> Iterator[Check]:

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...dsl.syntax.diagnostics import EXITS, Reject
+from .confinement import confine_verb
 from .verbs.exit_codes import VerbException, diagnostics_of_exception, exit_table, show_traceback
 from .verbs.help_sections import SECTIONS
 from .verbs.interrupt import acknowledge, raise_or_exit_on_signal, stop_requested
@@ -111,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     if argv is None:
         outlive_readers()
+        confine_verb(sys.argv[1:])  # before a thread begins, and never a process that only calls this
     if argv is None and len(sys.argv) > 1 and sys.argv[1] in MAPPING:
         from ...kernels.native import watch_mapped_files
 

@@ -1,5 +1,6 @@
 """Settings of a run, as the command line or the Python API grants them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Settings:
     on_event: Listener = silent
     workers: str = ""  # how many processes score, "ray" or "ray:ADDRESS"; "" has none
     max_time: float | None = None  # seconds that searches may take
+    signed_by: Sequence[str] = ()  # public keys, one of which must have signed each artifact that a recipe opens
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -51,4 +53,5 @@ RULES: dict[str, options.Rule] = {
     "on_event": options.listener,
     "workers": options.workers,
     "max_time": options.optional(options.parse_seconds),
+    "signed_by": lambda keys: tuple(options.text_list_option(keys)) if keys else (),
 }

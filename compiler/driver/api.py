@@ -28,6 +28,7 @@ from ..plugin.input_files import missing_file_warnings
 from ..plugin.registry import Registry
 from ..transforms.editing.rehearsed import load_or_discover_skeleton
 from .data_faults import data_faults
+from .models import resolve_source
 from .session_options import Options, renamed, session_options
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Session:
         if key not in self.origins:
             ctx = Context.without_recipe(self.settings, self.path.parent, self.registry)
             with diagnostics_located_at(call.span):
-                resolved = self.registry.make("model", call).resolve(ctx.relative_to(call))
+                resolved = resolve_source(call, ctx.relative_to(call))
             self.origins[key] = resolved.located_at(call.span, self.settings.device)
         return self.origins[key]
 

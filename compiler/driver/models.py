@@ -1,6 +1,7 @@
 """A model that a person names on the command line: an artifact, a folder, `zoo:NAME`, or a recipe's own."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..core.quantity import size
 if TYPE_CHECKING:
     from ..core.settings import Settings
     from ..models.checkpoints.origin import Origin
+    from ..plugin.context import Context
 
 unknown_place = Fault(
     "unknown-place",
@@ -96,7 +98,34 @@ def resolve_origin(model_location: str, settings: "Settings") -> "Origin":
     else:
         raise Reject(nowhere(model_location))
     ctx = Context.without_recipe(settings, Path(), Registry())
+    return resolve_source(call, ctx)
+
+
+def resolve_source(call: Invocation, ctx: "Context") -> "Origin":
+    """The origin of a model that a recipe names.
+
+    Raises Reject (unsigned-artifact), before anything of it is read, where it lies in an artifact and signatures are
+    required.
+    """
+    if ctx.settings.signed_by:
+        for value in call.args.values():
+            if isinstance(value, str):
+                _refuse_unsigned_source(ctx.folder / Path(value).expanduser(), ctx.settings.signed_by)
     return ctx.registry.make("model", call).resolve(ctx)
+
+
+def _refuse_unsigned_source(path: Path, keys: Sequence[str]) -> None:
+    from ..artifacts.load import verify_signature_and_files
+    from ..artifacts.manifest import NAME
+    from ..artifacts.signature import unsigned
+
+    path = Path(os.path.abspath(path))
+    for folder in (path, *path.parents[:3]):  # a point of a front lies three folders deep
+        if (folder / NAME).is_file():
+            if any(part.startswith(".") for part in path.relative_to(folder).parts):  # hidden files have no hash
+                raise Reject(unsigned(f"{path} is no part of the artifact that it lies in", help="name the artifact"))
+            verify_signature_and_files(folder, keys)
+            return
 
 
 def check_model_path(location: str) -> None:

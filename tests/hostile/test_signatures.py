@@ -1,5 +1,8 @@
 """An artifact that must be signed is not looked into before its signature and all of its hashes are."""
 
+import base64
+import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +10,14 @@ from pathlib import Path
 import effc as package
 import pytest
 import typer
-from effc.compiler.artifacts.signature import sign_artifact, write_key_pair
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from effc.compiler.artifacts.signature import (
+    find_valid_signer,
+    read_signatures,
+    sign_artifact,
+    statement,
+    write_key_pair,
+)
 from effc.compiler.cli.main import make_app
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -123,3 +133,141 @@ def test_every_verb_that_opens_an_artifact_can_require_a_signature():
     requires = {name for name, c in verbs.items() if any("--require-signature" in p.opts for p in c.params)}
     assert {"run", "serve", "inspect", "test", "diff", "pick", "report", "federate up"} <= requires
     assert takes - reports <= requires
+
+
+def signed_copy(artifacts, tmp_path, kind: str = "stock") -> tuple[Path, str]:
+    folder = Path(shutil.copytree(artifacts / kind, tmp_path / kind))
+    key = write_key_pair(tmp_path / "key")
+    sign_artifact(folder, tmp_path / "key")
+    return folder, key
+
+
+@pytest.mark.parametrize(
+    ("condition", "objection"),
+    [
+        ("", ""), ("until=2999-01-01", ""), ("since=2020-01-01", ""), ("since=2020-01-01 until=2999-01-01", ""),
+        ("until=2020-01-01", "good until 2020-01-01 only"), ("since=2999-01-01", "signatures since 2999-01-01"),
+        ("revoked", "was revoked"), ("since=2020-01-01 revoked", "was revoked"),
+    ],
+)  # fmt: skip
+def test_a_file_of_keys_says_until_when_since_when_and_whether_a_key_counts(
+    effc,  # noqa: F811
+    artifacts,
+    tmp_path,
+    condition,
+    objection,
+):
+    folder, key = signed_copy(artifacts, tmp_path)
+    other = write_key_pair(tmp_path / "other")
+    (tmp_path / "keys").write_text(f"# ours\n{other}  # of the other team\n\n{key} {condition}\n")
+    run = effc("verify", folder, "--require-signature", tmp_path / "keys")
+    assert run.code == (5 if objection else 0) and objection in run.err
+
+
+def test_a_key_that_any_line_revokes_is_revoked_wherever_it_stands(effc, artifacts, tmp_path):  # noqa: F811
+    folder, key = signed_copy(artifacts, tmp_path)
+    (tmp_path / "revoked").write_text(f"{key} revoked\n")
+    for order in ((key, tmp_path / "revoked"), (tmp_path / "revoked", key)):
+        run = effc("verify", folder, *(word for one in order for word in ("--require-signature", one)))
+        assert run.code == 5 and "was revoked" in run.err
+
+
+@pytest.mark.parametrize("line", ["{} until=soon", "{} before=2020-01-01", "{} until", "ssh-ed25519 AAAA", "# none"])
+def test_a_line_that_means_nothing_is_refused(effc, artifacts, tmp_path, line):  # noqa: F811
+    folder, key = signed_copy(artifacts, tmp_path)
+    (tmp_path / "keys").write_text(line.format(key) + "\n")
+    run = effc("verify", folder, "--require-signature", tmp_path / "keys")
+    assert run.code == 2 and "bad-signing-key" in run.err
+
+
+def test_the_time_of_a_signature_is_signed_and_signatures_without_one_count_as_before(artifacts, tmp_path):
+    folder, key = signed_copy(artifacts, tmp_path)
+    path = folder / "signatures.json"
+    body = json.loads(path.read_text())
+    body["signatures"][0]["signed"] = "2999-01-01T00:00:00+00:00"
+    path.write_text(json.dumps(body))
+    with pytest.raises(Reject, match="has changed since"):
+        find_valid_signer(folder, [key])
+    secret = load_pem_private_key((tmp_path / "key").read_bytes(), password=None)
+    old = {"key": key, "signature": base64.b64encode(secret.sign(statement(folder, "old"))).decode(), "note": "old"}
+    path.write_text(json.dumps({"format": 1, "signatures": [old]}))
+    assert find_valid_signer(folder, [key]) == key
+    (tmp_path / "keys").write_text(f"{key} since=2020-01-01\n")
+    with pytest.raises(Reject, match="at no stated time"):
+        find_valid_signer(folder, [str(tmp_path / "keys")])
+
+
+RECIPE = """effspec 1
+model base = hf("./{model}")
+pipeline same(base) {{ }}
+emit same {{ hf("same") }}
+"""
+
+
+@pytest.mark.parametrize("place", ["stock/model", "stock/.model"])
+def test_a_model_that_a_recipe_takes_from_an_artifact_is_signed_where_signatures_are_required(
+    effc,  # noqa: F811
+    artifacts,
+    tmp_path,
+    place,
+):
+    shutil.copytree(artifacts / "stock", tmp_path / "stock")
+    (tmp_path / "r.effspec").write_text(RECIPE.format(model=place))
+    key = write_key_pair(tmp_path / "key")
+    opened.clear()
+    run = effc("compile", "r.effspec", "--require-signature", key)
+    assert run.code == 5 and "unsigned-artifact" in run.err and "r.effspec:2:" in run.err
+    assert files_read(tmp_path / "stock") <= SIGNED_FILES
+    sign_artifact(tmp_path / "stock", tmp_path / "key")
+    if place.endswith("/.model"):
+        shutil.copytree(tmp_path / "stock" / "model", tmp_path / place)
+        assert effc("compile", "r.effspec", "--require-signature", key).code == 5
+    else:
+        assert effc("compile", "r.effspec", "--require-signature", key).code == 0
+
+
+def test_a_signature_holds_a_provenance_in_the_words_of_in_toto(effc, artifacts, tmp_path, monkeypatch):  # noqa: F811
+    for name in ("GITHUB_SHA", "GITHUB_RUN_ID", "CI_COMMIT_SHA", "CI_JOB_URL"):
+        monkeypatch.delenv(name, raising=False)
+    folder, _ = signed_copy(artifacts, tmp_path, "native")
+    job = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "a/b", "GITHUB_SHA": "0" * 40}
+    for commit, variables in ((None, {}), ("0" * 40, {**job, "GITHUB_RUN_ID": "7"})):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        sign_artifact(folder, tmp_path / "key")
+        (signature,) = read_signatures(folder)
+        said = signature.provenance
+        digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        assert said["subject"] == [{"name": "manifest.json", "digest": {"sha256": digest}}]
+        assert said["_type"] == "https://in-toto.io/Statement/v1"
+        built = said["predicate"]["buildDefinition"]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        text = manifest["recipe"]["text"]
+        assert built["externalParameters"]["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+        names = {dependency["name"] for dependency in built["resolvedDependencies"]}
+        assert names >= {*manifest["lock"]["inputs"], *manifest["lock"]["versions"]}
+        commits = [d["digest"]["gitCommit"] for d in built["resolvedDependencies"] if "digest" in d]
+        assert commits == ([commit] if commit else [])
+        run = effc("doctor", "--trust", folder, "--format", "json")
+        (fact,) = [c["fact"] for c in json.loads(run.out)["checks"] if c["topic"] == "provenance"]
+        assert manifest["recipe"]["name"] in fact and ("actions/runs/7" in fact) == bool(commit)
+
+
+@pytest.mark.parametrize("provenance", [{"predicate": 3}, {}, {"_type": "\ud800"}, 3, {"n": float("nan")}])
+def test_a_provenance_that_was_edited_is_not_signed(effc, artifacts, tmp_path, provenance):  # noqa: F811
+    folder, key = signed_copy(artifacts, tmp_path)
+    body = json.loads((folder / "signatures.json").read_text())
+    body["signatures"][0]["provenance"] = provenance
+    (folder / "signatures.json").write_text(json.dumps(body))
+    run = effc("verify", folder, "--require-signature", key)
+    assert run.code == 5 and "unsigned-artifact" in run.err
+    assert effc("doctor", "--trust", folder).code == 5
+
+
+@pytest.mark.parametrize("words", ["a\nok    signature  by you", "\x1b[2J"])
+def test_no_time_and_no_provenance_passes_for_a_line_of_ours(effc, artifacts, tmp_path, words, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("CI_JOB_URL", words)
+    folder, _ = signed_copy(artifacts, tmp_path)  # by whoever sends it: the signature holds
+    run = effc("doctor", "--trust", folder)
+    assert run.code == 5 and "control characters" in run.out and "\x1b" not in run.out
+    assert not any(line.startswith("ok    signature") for line in run.out.splitlines())

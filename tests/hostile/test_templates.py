@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from effc.compiler.models.rows import chat_template
+from effc.compiler.models.checkpoints import text_process
 from effc.compiler.models.rows.chat_template import TooLong, render_template
 from jinja2 import TemplateError
 
@@ -63,9 +63,8 @@ MEMORY = [
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A renderer that has little time; the next test has one of its own."""
-    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
-    monkeypatch.setattr(chat_template, "_cached_renderer", None)
+    """Little time for a text."""
+    monkeypatch.setattr(text_process, "SECONDS", 0.3)
 
 
 @pytest.mark.parametrize("text", TIME)
@@ -97,10 +96,10 @@ def test_many_threads_get_each_its_own_text(tmp_path):
 def test_a_process_that_was_forked_has_a_renderer_of_its_own(tmp_path):
     tokenizer = worlds.tokenizer(tmp_path, chat="{{ messages[0].content }}")
     render_template(tokenizer, BIDI_CONTROLS)
-    owner = chat_template._cached_renderer
+    parent = text_process.text_process(0)
     child = os.fork()
     if not child:
-        fine = render_template(tokenizer, BIDI_CONTROLS) == "hello" and chat_template._cached_renderer is not owner
+        fine = render_template(tokenizer, BIDI_CONTROLS) == "hello" and text_process.text_process(0) is not parent
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
 

@@ -7,8 +7,10 @@ import pytest
 from effc.compiler.artifacts.load import load, locate_checkpoint_and_artifact
 from effc.compiler.driver.models import _tokenizer
 from effc.dsl.syntax.diagnostics import Reject
+from safetensors.torch import load_file, save_file
 
 from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
+from tests.compiler.ir.test_lowered import hf, made, written
 from tests.hostile.kinds import honest
 from tests.hostile.mutations import consistent
 
@@ -60,3 +62,45 @@ def test_what_loading_refuses_verify_and_doctor_refuse(effc, artifacts, tmp_path
     run = effc("doctor", "--trust", case, "--format", "json")
     states = {check["topic"]: check["state"] for check in json.loads(run.out)["checks"]}
     assert run.code == 5 and (states["files"], states["forms"]) == ("ok", "bad")
+
+
+def rename(file, change) -> None:
+    """Write a safetensors file with another name for its first matrix."""
+    tensors = load_file(file)
+    name = next(n for n, x in tensors.items() if x.dim() == 2)
+    tensors[change(name)] = tensors.pop(name)
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["stock", "compact", "peft"])
+@pytest.mark.parametrize("change", [lambda n: f"x.{n}", lambda n: n.replace("weight", "wieght")], ids=["x", "typo"])
+def test_a_tensor_of_another_name_is_none_of_the_models(effc, artifacts, tmp_path, kind, change):  # noqa: F811
+    case = shutil.copytree(artifacts / kind, tmp_path / kind)
+    rename(next(file for file in sorted(case.rglob("model.safetensors"))), change)
+    consistent(case)
+    with pytest.raises(Reject):
+        load(case)
+    assert effc("verify", case).code == 5
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A compact artifact whose linear modules are packed for a kernel."""
+    folder = tmp_path_factory.mktemp("packed")
+    return written(made(), folder, hf(form="compact"))
+
+
+@pytest.mark.parametrize("place", ["weights", "magic"])
+def test_packed_weights_of_a_compact_folder_are_held_against_their_checksums(effc, packed, tmp_path, place):  # noqa: F811
+    case = shutil.copytree(packed, tmp_path / "case")
+    assert effc("verify", case).code == 0
+    file = case / "compact" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith(".packed"))
+    tensors[name][{"weights": len(tensors[name]) // 2, "magic": 0}[place]] ^= 1
+    save_file(tensors, file, {"format": "pt"})
+    consistent(case)
+    with pytest.raises(Reject, match="packed-damaged"):
+        load(case)
+    run = effc("verify", case)
+    assert run.code == 5 and "packed-damaged" in run.err

@@ -64,8 +64,8 @@ def hook(event, args):
             watching.append(name)
         elif name not in known and args[0] not in sys.modules:
             watching.append(f"import {args[0]}")
-    elif event == "subprocess.Popen" and "template_child.py" in str(args[1]):
-        pass  # which writes conversations by the case's template, and has nothing of it but its text
+    elif event == "subprocess.Popen" and "text_child.py" in str(args[1]):
+        pass  # which renders the case's template and runs its tokenizer, within limits
     elif event in _EVENTS and not (args and _is_own(args[0])):
         watching.append(f"{event} {str(args)[:100]}")
 

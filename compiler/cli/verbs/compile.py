@@ -51,7 +51,10 @@ _dump = typer.Option(
 
 def register(app: typer.Typer) -> None:
     @make_verb(
-        app, formats=("text", "json", "github"), flag_panels=("inputs", "lock", "cache", "machine", "progress", "gate")
+        app,
+        formats=("text", "json", "github"),
+        flag_panels=("inputs", "lock", "cache", "machine", "progress", "gate"),
+        signed_arguments=(),
     )
     def compile(
         recipe: Annotated[Path, _recipe],

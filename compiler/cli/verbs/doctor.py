@@ -194,8 +194,19 @@ def machine_findings() -> list[Finding]:
         Finding("processor", f"{cpu_model_name()}, {cores} usable core{'s' * (cores > 1)}"),
         Finding("instructions", ", ".join(telling) or "no vector sets that effc knows"),
         kernel_finding(),
+        sandbox_finding(),
         Finding("threads", f"{os.environ.get('OMP_NUM_THREADS') or cores} unless --threads says otherwise"),
     ]
+
+
+def sandbox_finding() -> Finding:
+    """Parts of the sandbox of `SECURITY.md` that this kernel has."""
+    from ...core.sandbox import landlock_version
+
+    version = landlock_version()
+    if not version:
+        return Finding("sandbox", "this kernel has no Landlock, so that verbs that read are not confined", "note")
+    return Finding("sandbox", f"Landlock {version} and seccomp")
 
 
 def kernel_finding() -> Finding:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand
@@ -149,6 +149,7 @@ class SharedFlags:
     events: Annotated[Path | None, _events] = None
     undecided: Annotated[str, _undecided] = "fail"
     locked: Annotated[bool, _locked] = False
+    signed_by: ClassVar[tuple[str, ...]] = ()  # of an object, the keys of `--require-signature`
 
     @cached_property
     def screen(self) -> Screen:
@@ -229,6 +230,7 @@ class SharedFlags:
             self.undecided,
             self.locked,
             listener or silent,
+            signed_by=self.signed_by,
         )
 
 
@@ -273,17 +275,17 @@ def make_verb(
     *,
     formats: tuple[str, ...] = ("text", "json"),
     flag_panels: tuple[str, ...] = (),
-    signed_arguments: tuple[str, ...] = (),
+    signed_arguments: tuple[str, ...] | None = None,
 ) -> Callable:
     """Make a command. `flag_panels` names the panels of shared flags that matter to it, beside "speech".
 
     signed_arguments   its parameters that are artifacts, of which `--require-signature` asks for a signature before it
-                       runs
+                       runs; of models that its recipe takes from artifacts, too
     """
 
     def wrap(run: Callable) -> Callable:
         parameters = [p for n, p in inspect.signature(run, eval_str=True).parameters.items() if n != "shared"]
-        parameters += [_SIGNED] if signed_arguments else []
+        parameters += [] if signed_arguments is None else [_SIGNED]
         names = {p.name for p in parameters}  # a verb's own option goes before a shared one of that name
         shared_names = [f.name for f in fields(SharedFlags) if f.name not in names]
         added = [_shared_parameter(name, formats, ("speech", *flag_panels)) for name in shared_names]
@@ -296,7 +298,8 @@ def make_verb(
                 _refuse_unknown_choices(shared, formats)
                 _refuse_control_characters({**arguments, **vars(shared)})
                 if keys := arguments.pop(_SIGNED.name, ()):
-                    _verify_signers([arguments[name] for name in signed_arguments], keys)
+                    object.__setattr__(shared, "signed_by", tuple(keys))
+                    _verify_signers([arguments[name] for name in signed_arguments or ()], keys)
                 return run(shared=shared, **arguments) or 0
             except BaseException as error:
                 raise VerbException(error, shared) from error

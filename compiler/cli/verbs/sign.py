@@ -55,9 +55,11 @@ def register(app: typer.Typer) -> None:
 
 
 def _print_signer(shared: SharedFlags, outcome: str, key: str, path: Path) -> None:
+    from ...artifacts.signature import key_id
+
     if shared.format == "json":
-        shared.screen.answer_json("sign", outcome=outcome, key=key, path=str(path))
+        shared.screen.answer_json("sign", outcome=outcome, key=key, id=key_id(key), path=str(path))
     elif outcome == "made":
-        shared.screen.answer(f"{key}\n{path} is secret; give {path}.pub to those who check")
+        shared.screen.answer(f"{key}\n{path} is secret; give {path}.pub to those who check; its id is {key_id(key)}")
     else:
         shared.screen.answer(f"{path} is signed by {key}")

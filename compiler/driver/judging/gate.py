@@ -17,6 +17,7 @@ from ...analysis.planning.machine_profile import missing_isa_reason, with_profil
 from ...core.error_location import diagnostics_located_at
 from ...core.quantity import BYTES_PER, SECONDS_PER, measurement_text, range_text
 from ...plugin.clock import untimed_reason
+from ..models import resolve_source
 from .reading import read_until_decided
 from .scores import Score, measure_score
 
@@ -315,7 +316,7 @@ def baseline_origin(name: str, ctx: "Context") -> Any:
     """The origin of a model that the recipe declares."""
     call = ctx.recipe.models[name]
     with diagnostics_located_at(call.span):
-        origin = ctx.registry.make("model", call).resolve(ctx.relative_to(call))
+        origin = resolve_source(call, ctx.relative_to(call))
     return origin.located_at(call.span, ctx.settings.device)
 
 

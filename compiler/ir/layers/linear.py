@@ -1,6 +1,6 @@
 """Linear modules whose weight is packed for a native kernel, as passes of `lower` leave them in a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -78,18 +78,18 @@ class KernelLinear(nn.Module):
         bias = torch.empty(n, dtype=old.weight.dtype, device=device) if spec["bias"] else None
         return cls(spec["kernel"], k, n, torch.empty(size, dtype=torch.uint8, device=device), bias)
 
-    def check_and_copy_weight(self) -> None:
-        """Check a weight that came from a file, and copy it to where the kernel reads it fastest.
+    def checked_copy(self, packed: Tensor) -> Tensor:
+        """Copy of a weight that came from a file, checked, in memory that the kernel reads fastest.
 
         Raises `KernelError`. A file is mapped in small pages, which cost a quarter of the bandwidth.
         """
-        packed = packing.checked_aligned_copy(self.kernel, self.packed, self.out_features)
+        packed = packing.checked_aligned_copy(self.kernel, packed, self.out_features)
         inputs = packing.facts(packed).k
         if inputs != self.in_features:
             raise KernelError(
                 f"the packed weight can't be used: it has {inputs} inputs, and the layer has {self.in_features}"
             )
-        self.packed = packed
+        return packed
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -119,12 +119,22 @@ def count_params(model: nn.Module) -> int:
 def check_and_copy_packed_weights(model: nn.Module) -> None:
     """Settle every packed weight that came from a file; Reject (packed-damaged) with the module's path."""
     for path, module in lowered(model):
-        if module.packed.is_meta:
-            continue
-        try:
-            module.check_and_copy_weight()
-        except KernelError as error:
-            raise Reject(packed_damaged(f"{path}: {error}", help="copy the files again, or compile again")) from error
+        if not module.packed.is_meta:
+            module.packed = _checked_copy_or_reject(path, module, module.packed)
+
+
+def refuse_damaged_packed_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """Reject (packed-damaged) tensors of a file, by name, that a model without storage could not run; one of them at a
+    time is read."""
+    for path, module in lowered(model):
+        _checked_copy_or_reject(path, module, stored[f"{path}.packed"])
+
+
+def _checked_copy_or_reject(path: str, module: KernelLinear, packed: Tensor) -> Tensor:
+    try:
+        return module.checked_copy(packed)
+    except KernelError as error:
+        raise Reject(packed_damaged(f"{path}: {error}", help="copy the files again, or compile again")) from error
 
 
 def refuse_device(model: nn.Module, device: Any) -> None:

@@ -1,4 +1,5 @@
-"""A folder's tokenizer: its files checked before the tokenizers library reads them, its panics made diagnostics."""
+"""A folder's tokenizer: its files checked before the tokenizers library reads them, texts cut into tokens in another
+process, the library's panics made diagnostics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, read_json, read_regular_file, refuse_irregular_file
 from .checkpoint import without_library_logs
 from .config_classes import is_known_tokenizer_class
+from .limited_tokenizer import LimitedTokenizer, bad_tokenizer
 from .source_files import root_of
 from .tokenizer_checks import TEMPLATES, refuse_unbounded_tokenizer_json, refuse_unknown_added_token_fields
 from .tokenizer_pieces import check_tiktoken, refuse_unbounded_sentencepiece, refuse_unbounded_tekken
@@ -24,14 +26,6 @@ FAST_TOKENIZER = "tokenizer.json"
 _READ = (".json", ".jinja", ".txt", ".model", ".spm", ".tiktoken")  # what transformers reads of a folder for one
 TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 _CALLS = ("_encode_plus", "_decode", "convert_tokens_to_string")  # by which a tokenizer runs the library
-
-bad_tokenizer = Fault(
-    "bad-tokenizer",
-    "A model's tokenizer files can't be read, or describe a tokenizer that breaks.\n\n"
-    "What they say comes from whoever made the model: steps that would make thousands of characters of one, texts "
-    "padded to millions of tokens and tables that are cut are refused before the tokenizers library reads them.",
-    exit="environment",
-)
 
 
 def load_checked_tokenizer(folder: Path, label: str, trusted: bool = False) -> Any:
@@ -55,6 +49,8 @@ def load_checked_tokenizer(folder: Path, label: str, trusted: bool = False) -> A
                 note=first_line(error),
             )
         ) from error
+    if tokenizer.is_fast and not trusted:
+        tokenizer._tokenizer = LimitedTokenizer(tokenizer._tokenizer, label)
     return _with_panics_as_diagnostics(tokenizer, label)
 
 

@@ -41,7 +41,9 @@ def signed(artifact, keys, tmp_path):  # noqa: F811
 def test_a_signature_is_ed25519_of_the_hashes_as_another_library_user_would_check_it(signed, keys):
     (found,) = json.loads((signed / "signatures.json").read_bytes())["signatures"]
     raw = base64.b64decode(keys[1].removeprefix("ed25519:"))
-    Ed25519PublicKey.from_public_bytes(raw).verify(base64.b64decode(found["signature"]), statement(signed, "nightly"))
+    Ed25519PublicKey.from_public_bytes(raw).verify(
+        base64.b64decode(found["signature"]), statement(signed, "nightly", found["signed"], found["provenance"])
+    )
     lines = statement(signed).decode().splitlines()
     assert lines[0] == "effc artifact signature 1" and [line.split()[0] for line in lines[1:]] == [
         "manifest.json",
@@ -138,7 +140,7 @@ def test_what_is_no_public_key_is_refused_as_a_mistake_of_the_command_line(effc,
         b"",
         b"[]",
         b"{}",
-        b'{"format": 2, "signatures": []}',
+        b'{"format": 3, "signatures": []}',
         b'{"format": 1, "signatures": [{}]}',
         b"\xff",
         b'{"format": 1, "signatures": [{"key": 1, "signature": "", "note": ""}]}',

@@ -1,0 +1,80 @@
+"""Verbs that read what others made, confined before anything of it is opened: see SECURITY.md."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ...dsl.syntax.diagnostics import Reject
+
+VERBS = ("verify", "inspect", "run", "doctor")
+OFF = "EFFC_SANDBOX"  # "off" leaves verbs unconfined
+_TEXTS = ("-p", "--prompt", "--cache-dir")  # options whose value is no file of the model
+
+
+def confine_verb(argv: Sequence[str]) -> None:
+    """Confine this process to the folders that a command line names, where its verb opens artifacts or models.
+
+    Not confined: what trains or downloads, reads a recipe of one's own, runs code that was granted, or computes on an
+    accelerator.
+    """
+    if not argv or argv[0] not in VERBS or os.environ.get(OFF) == "off":
+        return
+    options = _values_by_option(argv[1:])
+    words = [word for name, values in options.items() if name not in _TEXTS for word in values]
+    words += [word.partition("=")[2] for word in words]  # NAME=FOLDER
+    paths = [Path(word) for word in words if word and os.path.exists(word)]
+    folders = [path for path in paths if path.is_dir()]
+    trains = argv[0] == "run" and any((folder / "fedapp").is_dir() for folder in folders)
+    elsewhere = trains or any(path.suffix == ".effspec" for path in paths)
+    granted = "--trust-remote-code" in argv or options.get("--device", ["cpu"]) != ["cpu"]
+    if elsewhere or granted or not folders or (argv[0] == "doctor" and "--trust" not in options):
+        return
+    from ..core.cache import default_cache
+    from ..core.sandbox import confine_process
+
+    cache = Path(options.get("--cache-dir", [default_cache()])[-1])
+    bases = [base for folder in folders for base in _base_of_interventions(folder)]
+    results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
+    readable = [*paths, *map(_root, (*folders, *bases)), *results, _hub_cache()]
+    confine_process(readable, cache, network="--knowledge" in options)
+
+
+def _values_by_option(words: Sequence[str]) -> dict[str, list[str]]:
+    """Words behind each option, by its name, whether it takes a value or not; those behind none by ""."""
+    values: dict[str, list[str]] = {}
+    option = ""
+    for word in words:
+        if word.startswith("-"):
+            option, equals, value = word.partition("=")
+            values.setdefault(option, []).extend([value] if equals else [])
+            option = "" if equals else option
+        else:
+            values.setdefault(option, []).append(word)
+            option = ""
+    return values
+
+
+def _hub_cache() -> Path:
+    """Folder of models that were fetched: interventions may belong to one of them."""
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+
+
+def _base_of_interventions(folder: Path) -> list[Path]:
+    """The folder of a model that interventions name as their base."""
+    from ..core.safe_read import MALFORMED, MANIFEST, read_json
+
+    for file in (folder / "reft.json", folder / "reft" / "reft.json"):
+        with suppress(OSError, Reject, *MALFORMED):
+            base = Path(read_json(file, MANIFEST)["base"]["place"])
+            return [base] if base.is_absolute() and (base / "config.json").is_file() else []
+    return []
+
+
+def _root(folder: Path) -> Path:
+    """Folder of whatever a folder of a model belongs to: an artifact, or a repository in the hub's cache."""
+    folder = folder.resolve()
+    if folder.parent.name in ("points", "snapshots"):
+        return folder.parents[1]
+    return folder.parent if (folder.parent / "manifest.json").is_file() else folder

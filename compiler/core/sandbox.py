@@ -1,0 +1,129 @@
+"""Landlock and seccomp: this process and those that it starts open the files that are listed, and no socket, for good.
+
+Linux 5.13 has Landlock; where the kernel lacks either, or the processor has another table of system calls, that part is
+left out. Both hold for threads that begin later, so a process is confined before it starts any.
+Source: Linux's uapi headers `landlock.h`, `seccomp.h`, `filter.h`.
+"""
+
+import atexit
+import ctypes
+import os
+import platform
+import shutil
+import struct
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls, on every processor
+_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2  # of prctl
+_READ = 1 << 0 | 1 << 2 | 1 << 3  # run a file, read it, list a folder
+_FILE_ACCESS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # what a rule of a file may say: also write, cut, ioctl
+_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # bits of access to files that Landlock of a version knows
+_SCOPES = 3  # signals and abstract sockets of processes outside
+# socket, ptrace, process_vm_readv and _writev, bpf, keyctl, io_uring_setup; and how the kernel calls the processor
+_CALLS = {
+    "x86_64": (0xC000003E, (41, 101, 310, 311, 321, 250, 425)),
+    "aarch64": (0xC00000B7, (198, 117, 270, 271, 280, 219, 425)),
+}
+_SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys", "/run/systemd/resolve")
+_ETC: tuple[str, ...] = (
+    "ld.so.cache",
+    "ld.so.preload",
+    "localtime",
+    "passwd",
+    "group",
+    "nsswitch.conf",
+    "hosts",
+    "resolv.conf",
+)
+_ETC += ("os-release", "inputrc", "terminfo", "ssl/openssl.cnf", "ssl/certs")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm")
+
+
+def landlock_version() -> int:
+    """Version of Landlock in this kernel; 0 where it has none."""
+    if sys.platform != "linux":
+        return 0
+    return max(0, _system_call(_CREATE_RULESET, None, 0, 1))
+
+
+def confine_process(readable: Iterable[Path], cache: Path, network: bool = False) -> None:
+    """Leave to this process what Python and its libraries read, the files and folders of `readable`, and the cache,
+    which alone it writes to: temporary files lie there, too."""
+    if sys.platform != "linux":
+        return
+    version = landlock_version()
+    ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    if version:
+        temporary = _temporary_folder(cache)
+        read = {*_library_paths(), *(path.resolve() for path in readable)}
+        write = {*(Path("/dev", name) for name in _DEVICES), cache.resolve(), temporary}
+        _restrict_files(version, read, write)
+    if not network:
+        _refuse_sockets()
+
+
+def _temporary_folder(cache: Path) -> Path:
+    """Folder of this process's temporary files: in the cache, so that it can be removed, where that can be written."""
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="effc-", dir=cache if os.access(cache, os.W_OK) else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    return Path(folder).resolve()
+
+
+def _library_paths() -> set[Path]:
+    """Paths that Python, its packages and the dynamic loader read."""
+    searched = [path for path in (*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(":")) if path]
+    packages: list[str | Path] = [sys.prefix, sys.base_prefix, Path(__file__).resolve().parents[2], *searched]
+    system = [*_SYSTEM, *(f"/etc/{name}" for name in _ETC)]
+    return {Path(path).resolve() for path in (*packages, *system)} - {Path("/")}
+
+
+def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[Path]) -> None:
+    rights = (1 << max(bits for since, bits in _RIGHTS.items() if since <= version)) - 1
+    attributes = struct.pack("<QQQ", rights, 0, _SCOPES if version >= 6 else 0)
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    ruleset = _system_call(_CREATE_RULESET, attributes, size, 0)
+    assert ruleset >= 0, os.strerror(ctypes.get_errno())
+    for paths, access in ((readable, _READ), (writable, rights)):
+        for path in paths:
+            with suppress(OSError):  # it does not exist
+                _allow(ruleset, path, access & rights)
+    assert _system_call(_RESTRICT_SELF, ruleset, 0) == 0, os.strerror(ctypes.get_errno())
+    os.close(ruleset)
+
+
+def _allow(ruleset: int, path: Path, access: int) -> None:
+    """Allow access to what lies at or below a path; one that is a link allows nothing."""
+    beneath = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        access &= -1 if os.path.isdir(path) else _FILE_ACCESS
+        _system_call(_ADD_RULE, ruleset, 1, struct.pack("<Qi", access, beneath), 0)
+    finally:
+        os.close(beneath)
+
+
+def _refuse_sockets() -> None:
+    """Have the kernel refuse new sockets, and ways to reach other processes or around this, with EPERM."""
+    if platform.machine() not in _CALLS:
+        return
+    architecture, calls = _CALLS[platform.machine()]
+    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
+    checks = [(load, 0, 0, 4), (equal, 0, len(calls) + 3, architecture), (load, 0, 0, 0)]
+    checks += [(at_least, len(calls) + 1, 0, 1 << 30)]  # x86's calls of 32-bit pointers
+    checks += [(equal, len(calls) - number, 0, call) for number, call in enumerate(calls)]
+    checks += [(end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x00050001)]  # allow; errno 1
+    program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *check) for check in checks))
+    head = struct.pack("@HxxxxxxP", len(checks), ctypes.addressof(program))
+    assert ctypes.CDLL(None).prctl(_SET_SECCOMP, _FILTER, head, 0, 0) == 0, "the kernel refused a filter"
+
+
+def _system_call(number: int, *arguments: object) -> int:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library.syscall(number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))

@@ -1,0 +1,139 @@
+"""A `tokenizers.Tokenizer` whose texts are cut into tokens in another process, within limits of time and memory."""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+from ....dsl.syntax.diagnostics import Fault, Reject
+from .text_process import LimitExceeded, text_process
+
+bad_tokenizer = Fault(
+    "bad-tokenizer",
+    "A model's tokenizer files can't be read, or describe a tokenizer that breaks.\n\n"
+    "What they say comes from whoever made the model: steps that would make thousands of characters of one, texts "
+    "padded to millions of tokens and tables that are cut are refused before the tokenizers library reads them. Texts "
+    "are cut into tokens in a process of its own, which the kernel ends where it takes more time or memory than ten "
+    "times what they need.",
+    exit="environment",
+)
+_HELP = "fetch the tokenizer files again, from somebody whom you trust"
+_COLUMNS = 6  # numbers of a token: id, type, attention, special, and where it begins and ends
+_STATE = ("encode_special_tokens",)  # sent with every request
+
+
+class LimitedTokenizer:
+    """Stand-in for the library's tokenizer, as transformers calls it: all but encoding is the library's.
+
+    label   names the model in diagnostics
+    """
+
+    def __init__(self, library: Any, label: str):
+        vars(self).update(_library=library, _label=label, _hash="")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name.startswith(("add_", "train")):
+            vars(self)["_hash"] = ""
+        return getattr(self._library, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._library, name, value)
+        if name not in _STATE:
+            vars(self)["_hash"] = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LimitedTokenizer, (self._library, self._label)
+
+    def encode_batch(
+        self, input: Sequence[Any], is_pretokenized: bool = False, add_special_tokens: bool = True
+    ) -> "list[Encoding]":
+        """Tokens of texts, or of pairs of them. Raises Reject (bad-tokenizer) where the library breaks, or takes more
+        time or memory than a text of that length may."""
+        request = {
+            "texts": list(input),
+            "special": add_special_tokens,
+            "words": is_pretokenized,
+            "truncation": self._library.truncation,
+            "padding": self._library.padding,
+            "split_special": self._library.encode_special_tokens,
+        }
+        try:
+            answer, body = self._answer(request, sum(len(str(text)) for text in input))
+        except LimitExceeded as error:
+            message = f"{self._label}: the model's tokenizer takes more time or memory at a text than there is for it"
+            raise Reject(bad_tokenizer(message, help=_HELP, note=str(error))) from error
+        if answer.get("type") == "TypeError":  # the text is none
+            raise TypeError(answer["error"])
+        if "error" in answer:
+            message = f"{self._label}: the model's tokenizer breaks at a text"
+            raise Reject(bad_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]))
+        return self._encodings(answer["lengths"], array("I", body))
+
+    def _answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
+        """Answer to a request, before which the other process is told of the tokenizer where it does not have it."""
+        process = text_process(size)
+        while True:
+            if self._hash:
+                answer, body = process.request("encode", {**request, "tokenizer": self._hash})
+                if "unknown" not in answer:
+                    return answer, body
+            description = self._library.to_str().encode()
+            vars(self)["_hash"] = hashlib.sha256(description).hexdigest()
+            answer, _ = process.request("open", {"tokenizer": self._hash}, description)
+            if "error" in answer:
+                return answer, b""
+
+    def _encodings(self, lengths: list[list[int]], numbers: "array[int]") -> "list[Encoding]":
+        ends = accumulate((_COLUMNS * n for _, *parts in lengths for n in parts), initial=0)
+        slices = (numbers[start:end] for start, end in pairwise(ends))
+        encodings = []
+        for n_sequences, *parts in lengths:
+            first, *overflowing = [Encoding(self._library, n_sequences, next(slices)) for _ in parts]
+            first.overflowing = overflowing
+            encodings.append(first)
+        return encodings
+
+
+class Encoding:
+    """Encoding as transformers reads one of the library's: columns of its tokens, and the parts that were cut off.
+
+    numbers   uint32 [6 * tokens]: ids, types, attention and special of all, then where each begins and ends
+    """
+
+    def __init__(self, library: Any, n_sequences: int, numbers: "array[int]"):
+        self._library, self.n_sequences, self._numbers = library, n_sequences, numbers
+        self.overflowing: list[Encoding] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers) // _COLUMNS
+
+    def _column(self, index: int) -> list[int]:
+        return self._numbers[index * len(self) : (index + 1) * len(self)].tolist()
+
+    @property
+    def ids(self) -> list[int]:
+        return self._column(0)
+
+    @property
+    def type_ids(self) -> list[int]:
+        return self._column(1)
+
+    @property
+    def attention_mask(self) -> list[int]:
+        return self._column(2)
+
+    @property
+    def special_tokens_mask(self) -> list[int]:
+        return self._column(3)
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        ends = self._numbers[4 * len(self) :]
+        return list(zip(ends[::2], ends[1::2], strict=True))
+
+    @property
+    def tokens(self) -> list[str]:
+        return [self._library.id_to_token(index) for index in self.ids]

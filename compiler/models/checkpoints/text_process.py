@@ -1,0 +1,85 @@
+"""The process in which chat templates are rendered and texts tokenised: both are a model's, from anybody."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+CHILD = Path(__file__).with_name("text_child.py")
+SECONDS, MEMORY = 3.0, 512 << 20  # of a processor, and bytes, for a request
+SECONDS_PER_BYTE, MEMORY_PER_BYTE = 1e-5, 256  # more for each byte of it: ten times what texts take
+LARGE = 1 << 16  # bytes of a request that goes to a second process, so that small ones don't wait for it
+
+
+class LimitExceeded(Exception):
+    """Work that takes more time or memory than a text of its length may."""
+
+
+class TextProcess:
+    """A process that works for this one: begun at the first request, and again after one that ended it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def request(self, kind: str, arguments: Mapping[str, Any], attached: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Answer to a request, and the bytes behind it. Raises LimitExceeded where the kernel ended the process."""
+        text = json.dumps(arguments, default=str)
+        size = len(text) + len(attached)
+        seconds, memory = SECONDS + SECONDS_PER_BYTE * size, MEMORY + MEMORY_PER_BYTE * size
+        head = json.dumps({"kind": kind, "seconds": seconds, "memory": memory, "attached": len(attached)})
+        with self._lock:
+            return self._exchange(f"{head}\n{text}\n".encode() + attached, seconds, memory)
+
+    def _exchange(self, message: bytes, seconds: float, memory: int) -> tuple[dict[str, Any], bytes]:
+        process = self._process or self._start_child()
+        assert process.stdin and process.stdout, "both are pipes"
+        try:
+            with suppress(BrokenPipeError):
+                process.stdin.write(message)
+                process.stdin.flush()
+            answer = process.stdout.readline(memory)
+            fields = json.loads(answer) if answer.endswith(b"\n") else {"attached": memory + 1}
+            size = fields.pop("attached")
+            body = process.stdout.read(size) if size <= memory else None
+        except BaseException:  # Ctrl-C: the answer would be taken for the next one
+            self._end()
+            raise
+        if body is not None and len(body) == size:
+            return fields, body
+        code = self._end()
+        raise LimitExceeded(f"it takes more than {seconds:.2g} s or more memory than there is for it (signal {-code})")
+
+    def _end(self) -> int:
+        """End the process; its exit code, which is that of its own end where it had ended before."""
+        process, self._process = self._process, None
+        assert process and process.stdin, "it was started"
+        process.kill()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        return process.wait()
+
+    def _start_child(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-P", str(CHILD)]
+        self._process = process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C stops an answer, and not what the next one needs
+        )
+        return process
+
+
+_processes: dict[tuple[int, bool], TextProcess] = {}
+
+
+def text_process(size: int) -> TextProcess:
+    """The process of requests of so many bytes; one that was forked off this one has processes of its own."""
+    return _processes.setdefault((os.getpid(), size > LARGE), TextProcess())

@@ -1,0 +1,168 @@
+"""Verbs that read what others made are confined: no file is written but the cache's, none read that was not named."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from effc.compiler.cli.confinement import confine_verb
+from effc.compiler.core import sandbox
+
+from tests.compiler.cli.verbs.conftest import own_cache, process  # noqa: F401
+from tests.hostile.kinds import honest
+
+pytestmark = pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock")
+
+# What somebody would try who runs code in the process of a verb. It runs at the end of that very process.
+ATTACK = """
+import atexit, json, os, socket, subprocess, sys
+
+def tried(call):
+    try:
+        call()
+    except (OSError, subprocess.SubprocessError) as error:
+        return getattr(error, "errno", 13)
+    return "done"
+
+def attack():
+    secret, parent = os.environ["SECRET"], os.environ["PARENT"]
+    told = {
+        "reads a secret": tried(lambda: open(secret).read()),
+        "lists its folder": tried(lambda: os.listdir(os.path.dirname(secret))),
+        "writes a file": tried(lambda: open(os.path.dirname(secret) + "/new", "w")),
+        "cuts a file": tried(lambda: os.truncate(secret, 0)),
+        "removes a file": tried(lambda: os.remove(secret)),
+        "writes to the artifact": tried(lambda: open(os.environ["ARTIFACT"] + "/new", "w")),
+        "opens a socket": tried(lambda: socket.socket()),
+        "opens a local socket": tried(lambda: socket.socket(socket.AF_UNIX)),
+        "ends another process": tried(lambda: os.kill(int(parent), 0)),
+        "has a child do it": tried(lambda: subprocess.run(["cat", secret], check=True, capture_output=True)),
+    }
+    os.write(2, ("\\nATTACK " + json.dumps(told) + "\\n").encode())
+
+if os.environ.get("VERB") in sys.orig_argv:
+    atexit.register(attack)
+"""
+VERBS = {
+    "verify": ("native", "verify {}"),
+    "verify onnx": ("onnx", "verify {}"),
+    "inspect": ("stock", "inspect {}"),
+    "inspect a plan": ("native", "inspect {}"),
+    "run": ("int4", "run {} --prompt a -n 1"),
+    "run a form": ("stock", "run {}/model --prompt a -n 1"),
+    "inspect compact": ("compact", "inspect {}"),
+    "run onnx": ("onnx", "run {} --prompt a -n 1"),
+    "run gguf": ("gguf", "run {} --prompt a -n 1"),
+    "run samples": ("rttc", "run {} --prompt a -n 1"),
+    "run a point": ("front", "run {} --pick 1 --prompt a -n 1"),
+    "run a point of shared weights": ("family", "run {} --pick 1 --prompt a -n 1"),
+    "run adapters": ("peft", "run {} --prompt a -n 1"),
+    "run interventions": ("reft", "run {} --prompt a -n 1"),
+    "verify a federation": ("flower", "verify {}"),
+    "inspect a federation": ("flower", "inspect {}"),
+    "doctor": ("stock", "doctor --trust {}"),
+}
+
+QUICK = ("verify", "run", "run onnx")  # the others take a minute
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    return honest(tmp_path_factory.mktemp("sandbox"))
+
+
+@pytest.fixture
+def attacked(process, artifacts, tmp_path):  # noqa: F811
+    """Run a verb over an artifact, and what an attack in its process came to."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(ATTACK)
+    secret = tmp_path / "home" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("a secret")
+
+    def run(kind: str, words: str, **env: str):
+        line = words.format(artifacts / kind).split()
+        known = {"SECRET": str(secret), "PARENT": str(os.getpid()), "ARTIFACT": str(artifacts / kind), "VERB": line[0]}
+        done = process(*line, "--offline", PYTHONPATH=str(tmp_path / "code"), **known, **env)
+        told = [line for line in done.err.splitlines() if line.startswith("ATTACK ")]
+        return done, json.loads(told[-1].removeprefix("ATTACK ")) if told else None
+
+    return run
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in VERBS if n not in QUICK)])
+def test_code_that_runs_in_a_verb_reaches_nothing_and_the_verb_says_what_it_says_without(
+    attacked, artifacts, name, tmp_path
+):
+    free, done_freely = attacked(*VERBS[name], EFFC_SANDBOX="off")
+    assert free.code == 0 and done_freely["reads a secret"] == "done"
+    (tmp_path / "home" / "secret").write_text("a secret")
+    (artifacts / VERBS[name][0] / "new").unlink()
+    confined, done = attacked(*VERBS[name])
+    assert (confined.code, confined.out) == (0, free.out), confined.err
+    if sandbox.landlock_version() < 6:
+        del done["ends another process"]
+    assert set(done.values()) <= {1, 13}, done
+    assert (tmp_path / "home" / "secret").read_text() == "a secret"
+
+
+def test_a_server_of_samples_may_be_asked(artifacts):
+    code = (
+        "import socket, sys; from effc.compiler.cli.confinement import confine_verb;"
+        f"confine_verb(['run', {str(artifacts / 'rttc')!r}, '--knowledge', 'http://127.0.0.1:1'])\n"
+        "socket.socket().close()\n"
+        "try: open('/etc/shadow')\nexcept PermissionError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "refused\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compile r.effspec", "run zoo:tiny-llama", "run {federation}", "run {stock} --trust-remote-code",
+        "run {stock} --device cuda", "inspect r.effspec", "doctor", "doctor --cache-dir {stock}",
+    ],
+)  # fmt: skip
+def test_what_trains_fetches_or_was_granted_is_not_confined(artifacts, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.effspec").write_text("effspec 1\n")
+    asked = []
+    monkeypatch.setattr(sandbox, "confine_process", lambda *args, **more: asked.append(args))
+    confine_verb(words.format(federation=artifacts / "flower", stock=artifacts / "stock").split())
+    assert not asked
+    confine_verb(["run", str(artifacts / "stock")])
+    assert asked
+
+
+def test_interventions_may_name_a_model_and_no_other_folder(artifacts, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sandbox, "confine_process", lambda readable, *args, **more: asked.extend(readable))
+    case = shutil.copytree(artifacts / "reft", tmp_path / "reft")
+    (tmp_path / "keys").mkdir()
+    for place in (tmp_path / "keys", artifacts / "stock" / "model"):
+        body = json.loads((case / "reft" / "reft.json").read_text())
+        body["base"]["place"] = str(place)
+        (case / "reft" / "reft.json").write_text(json.dumps(body))
+        asked.clear()
+        confine_verb(["run", str(case)])
+        assert (tmp_path / "keys" in asked, artifacts / "stock" in asked) == (False, place.name == "model")
+
+
+def test_a_prompt_that_names_a_folder_opens_none(artifacts, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sandbox, "confine_process", lambda readable, *args, **more: asked.extend(readable))
+    for words in (["-p", "/"], ["--prompt=/"], ["--prompt", "/"], ["--cache-dir", str(tmp_path)]):
+        confine_verb(["run", *words, str(artifacts / "stock" / "model")])
+    hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"), "hub")
+    result = Path(f"{artifacts / 'stock' / 'model'}-result")
+    assert set(asked) - {hub, result} == {artifacts / "stock" / "model", artifacts / "stock"}
+
+
+def test_temporary_files_are_gone_when_a_verb_ends(process, artifacts, tmp_path):  # noqa: F811
+    cache = tmp_path / "cache"
+    assert process("verify", artifacts / "onnx", "--cache-dir", cache).code == 0
+    assert not list(cache.glob("effc-*")) and list(tmp_path.iterdir()) == [cache]
