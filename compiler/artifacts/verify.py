@@ -28,8 +28,14 @@ from ..ir.capture.first_calls import model_failure_diagnostic
 from ..ir.capture.sample import sample_inputs
 from ..ir.layers.fast_mixers import without_mixer_kernels
 from ..models.rows.forward import REMEDY, not_a_number
-from ..models.rows.inputs import is_encoder_decoder
-from ..models.rows.packed_inputs import SAMPLES, bands_of, frames_of, has_image_and_text_towers
+from ..models.rows.inputs import is_encoder_decoder, vocabulary_size
+from ..models.rows.packed_inputs import (
+    SAMPLES,
+    frames_of,
+    has_image_and_text_towers,
+    is_speech_encoder_decoder,
+    sound_shape,
+)
 from ..plugin.target import Form
 from . import fork_server
 from .load import load
@@ -38,7 +44,9 @@ from .output_comparison import HALF, compare_outputs, majority_error, spread
 from .verify_child import (
     GENERATION,
     INPUT_PREFIX,
+    LENGTH,
     OPENED,
+    ROWS,
     STEPS,
     TEXT,
     can_continue_ids,
@@ -182,7 +190,12 @@ def half_precision_error(
 
 def make_probe_inputs(model: nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
     """Fixed inputs for any model: what its config asks for, or what it takes under names of its own."""
-    numbers = getattr(model, "main_input_name", "") in SAMPLES or frames_of(model) or bands_of(model)
+    if is_speech_encoder_decoder(model):
+        generator = torch.Generator().manual_seed(seed)
+        heard = torch.randn(ROWS, *sound_shape(model), generator=generator)
+        words = vocabulary_size(model, decoder=True) or 1
+        return {"sounds": heard, "ids": torch.randint(0, words, (ROWS, LENGTH), generator=generator)}
+    numbers = getattr(model, "main_input_name", "") in SAMPLES or frames_of(model) or sound_shape(model)
     if not isinstance(model, PreTrainedModel) or numbers or has_image_and_text_towers(model):
         return {f"{INPUT_PREFIX}{name}": x.contiguous() for name, x in sample_inputs(model).items()}
     images = model.main_input_name == "pixel_values"

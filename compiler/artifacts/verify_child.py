@@ -92,13 +92,20 @@ def probe_encoder_decoder(model: nn.Module, ids: Tensor, mask: Tensor, steps: in
 def probe_sounds(model: nn.Module, sounds: Tensor, ids: Tensor, steps: int) -> dict[str, Tensor]:
     """Outputs for sounds, at once and token by token: `generate` has rules that not every config follows."""
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    full = model(input_features=sounds.to(kind), decoder_input_ids=ids, use_cache=True)
-    kwargs, parts = {"encoder_outputs": (full.encoder_last_hidden_state,), "use_cache": True}, [first_output(full)]
+    hears = {getattr(model, "main_input_name", "input_features"): sounds.to(kind)}
+    full = model(**hears, decoder_input_ids=ids, use_cache=True)
+    kwargs, parts = {"encoder_outputs": encoder_outputs(model, hears, full), "use_cache": True}, [first_output(full)]
     for position in range(min(steps, getattr(model.config, "max_target_positions", steps))):
         out = model(decoder_input_ids=ids[:, position % ids.shape[1], None], **kwargs)
         kwargs["cache"] = out.get("cache")
         parts.append(first_output(out))
     return {"logits of a batch, and of decode steps": torch.cat(parts, 1)}
+
+
+def encoder_outputs(model: Any, inputs: dict[str, Tensor], output: Any) -> Any:
+    """Outputs of a model's encoder in its own form: decoders ask for more than states. An engine has those alone."""
+    encoder = model.get_encoder() if hasattr(model, "get_encoder") else model
+    return (output.encoder_last_hidden_state,) if encoder is model else encoder(**inputs)
 
 
 def position_arguments(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
@@ -151,15 +158,12 @@ def first_output(output) -> Tensor:
 
 
 def inputs_for_config(config, seed: int = 0, images: bool = False, pad_right: bool = False) -> dict[str, Tensor]:
-    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, pixels, or sounds.
+    """Fixed inputs for a model of that config: token rows, the later ones padded at the left, or pixels.
 
     images      the model reads pixels, whatever its config counts (BEiT's has a vocabulary of picture tokens)
     pad_right   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
     """
     generator = torch.Generator().manual_seed(seed)
-    if hasattr(config, "num_mel_bins") and getattr(config, "is_encoder_decoder", False):
-        sounds = torch.randn(ROWS, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
-        return {"sounds": sounds, "ids": torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=generator)}
     words = getattr(getattr(config, "text_config", None) or config, "vocab_size", None) or 0
     words = min(words, *(getattr(config, side, None) or words for side in VOCABULARY_SIZES))  # ids that both sides know
     if images or not words:

@@ -7,7 +7,8 @@
                                                                 are: what ended early goes on, several may share it
     python -m tests.architectures.matrix --column WORD [...]    only these columns, and what each architecture looks like
     python -m tests.architectures.matrix --seconds N [...]      begin no further architectures after so long
-    python -m tests.architectures.matrix --lot N --seed S       N types that no row names, by lot: see lot.py
+    python -m tests.architectures.matrix --lot N --seed S       N types that no row names, by lot: see lot.py; with
+                                                                --write the page has the share that goes through
 
 A cell is a recipe: what `check` and `plan` refuse of one with that pass is refused here; then the pass runs, the result
 is emitted, and reopened in a fresh process. It is green, or refused with the diagnostic that refused it, or none where the architecture has no such thing.
@@ -18,6 +19,7 @@ import argparse
 import copy
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -324,7 +326,10 @@ def main(arguments: list[str]) -> None:
     given = asked.parse_args(arguments)
     torch.set_num_threads(1)
     if given.lot:
-        lot.run(given.lot, given.seed)
+        drawn = lot.summary(lot.run(given.lot, given.seed), given.seed)
+        if given.write:
+            page = PAGE.read_text(encoding="utf-8")
+            PAGE.write_text(re.sub(r"(?m)^By lot \(seed .*$", lambda line: drawn, page), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as folder:
         place = given.keep or Path(folder)

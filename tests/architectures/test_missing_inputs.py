@@ -5,7 +5,11 @@ import json
 import pytest
 import transformers
 from effc.compiler.driver import api
+from effc.compiler.ir.capture.capture import capture
 from effc.dsl.syntax.diagnostics import Reject
+from torch import nn
+
+from tests.architectures import table
 
 _TEXT = {
     "vocab_size": 128,
@@ -36,8 +40,18 @@ _TEXT = {
                 architectures=["IdeficsForVisionText2Text"],
             ),
         ),
+        (
+            "qformer_input_ids",
+            transformers.InstructBlipConfig(
+                text_config={"model_type": "opt", **_TEXT, "ffn_dim": 48, "max_position_embeddings": 64},
+                vision_config={**_TEXT, "image_size": 32, "patch_size": 8},
+                qformer_config={**_TEXT, "encoder_hidden_size": 32},
+                num_query_tokens=4,
+                architectures=["InstructBlipForConditionalGeneration"],
+            ),
+        ),
     ],
-    ids=["blip", "idefics"],
+    ids=["blip", "idefics", "instructblip"],
 )
 def test_a_forward_that_needs_pixels_and_tokens_is_refused_with_their_name(lacking, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(json.loads(config.to_json_string())))
@@ -49,3 +63,14 @@ def test_a_forward_that_needs_pixels_and_tokens_is_refused_with_their_name(lacki
     with pytest.raises(Reject) as refused:
         api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1)
     assert f"it takes `{lacking}`" in refused.value.diagnostics[0].help, refused.value
+
+
+def _squeezebert() -> nn.Module:
+    sizes = {**_TEXT, "embedding_size": 32, "max_position_embeddings": 64}
+    return table.randomized(lambda: transformers.SqueezeBertForMaskedLM(transformers.SqueezeBertConfig(**sizes)))
+
+
+def test_layers_whose_forward_a_model_runs_itself_are_named_and_not_said_to_be_missing():
+    with pytest.raises(Reject, match=r"runs the `forward` of transformer\.encoder\.layers\.0 itself") as refused:
+        capture(_squeezebert())
+    assert "call the layer" in refused.value.diagnostics[0].help

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
 from effc.compiler.artifacts.verify import make_probe_inputs
@@ -21,11 +22,11 @@ from effc.compiler.transforms.supernet.choices import LAYERS
 from effc.compiler.transforms.supernet.elastic_dims import depth_dims
 from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
-from transformers import MoonshineConfig, MoonshineForConditionalGeneration
 
 from tests.architectures import table
 from tests.architectures.passes import context
 from tests.architectures.test_unseen import assert_sliced_is_silenced
+from tests.compiler.driver.test_rows_of_others import HEARS
 
 torch.set_num_threads(1)
 NAMES = ("t5", "bart", "marian")
@@ -163,11 +164,24 @@ def test_the_loss_of_a_row_is_the_models_own_of_its_target():
     assert count == 17 and nats / count == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_model_that_says_what_it_hears_in_waves_is_refused_by_name():
-    config = MoonshineConfig(
-        **{"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96},
-        **dict.fromkeys(("encoder_num_hidden_layers", "decoder_num_hidden_layers"), 1),
-        **dict.fromkeys(("encoder_num_attention_heads", "decoder_num_attention_heads"), 4),
-    )
-    with pytest.raises(Reject, match="MoonshineForConditionalGeneration says what it hears in waves"):
-        capture(MoonshineForConditionalGeneration(config).eval())
+@pytest.mark.parametrize("kind", HEARS)
+def test_a_model_that_hears_says_the_same_of_any_sounds_token_by_token(kind):
+    config = getattr(transformers, f"{kind}Config")(**HEARS[kind])
+    cls = getattr(transformers, f"{kind}ForSpeechToText" if kind == "SpeechT5" else f"{kind}ForConditionalGeneration")
+    program, reference = (table.randomized(lambda: cls(config), spread=0.05) for _ in range(2))
+    program, said = capture(program), equivalence.record_logits_of_sample_calls(reference)
+    for unit in program.units.values():
+        unit.bind(program.model)
+    assert len(program.units) >= 4 and not program.opaque
+    assert equivalence.distance(said, equivalence.record_logits_of_sample_calls(program.model)) == 0.0
+    probed = probe_model(reference, make_probe_inputs(reference))["logits of a batch, and of decode steps"]
+    assert torch.allclose(probed[:, :8], probed[:, 12:20], atol=1e-5), "the first steps, and the whole"
+
+
+def test_a_capture_leaves_the_statistics_of_batch_norms_as_they_were():
+    config = transformers.CanaryConfig(**HEARS["Canary"])
+    model = table.randomized(lambda: transformers.CanaryForConditionalGeneration(config))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    capture(model)
+    assert any("running_var" in name for name in before)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())

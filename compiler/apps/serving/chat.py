@@ -41,7 +41,7 @@ def refuse_without_generate(model: Any) -> None:
         raise Reject(
             not_generative(
                 "this model hears sounds and reads no prompt",
-                help="`effc.load` opens it, and its `generate` takes `input_features`",
+                help=f"`effc.load` opens it, and its `generate` takes `{model.main_input_name}`",
             )
         )
     if getattr(model, "can_generate", lambda: False)():

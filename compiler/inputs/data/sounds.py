@@ -111,13 +111,21 @@ def _extract_features(file: Path, feature_extractor: Any, ctx: Context) -> Any:
     """Pictures of one recording, [bands, frames] as the model hears them."""
     import torch
 
+    if not all(type(ctx.origin.config.get(name)) is int for name in ("num_mel_bins", "max_source_positions")):
+        raise Reject(
+            bad_sound(
+                f"`sounds` makes features of one length, and {ctx.origin.label} takes "
+                f"`{feature_extractor.model_input_names[0]}` of any",
+                help='make them elsewhere, and name their file: `tensors("rows.safetensors")`',
+            )
+        )
     extracted = feature_extractor(
         _read_wav(file, feature_extractor.sampling_rate),
         sampling_rate=feature_extractor.sampling_rate,
         return_tensors="np",
     )
     features = torch.from_numpy(extracted["input_features"][0]).float()
-    expected = ctx.origin.config.get("num_mel_bins"), 2 * int(ctx.origin.config.get("max_source_positions", 0))
+    expected = ctx.origin.config["num_mel_bins"], 2 * ctx.origin.config["max_source_positions"]
     if tuple(features.shape) != expected:
         raise Reject(
             bad_sound(

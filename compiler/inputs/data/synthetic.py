@@ -51,8 +51,9 @@ class Synthetic(Data):
         """The shape of the numbers that a row begins with, and how many ids there are for what follows them."""
         known, config = (ctx.origin.vocabulary, ctx.origin.target_vocabulary), ctx.origin.config
         words = min((n for n in known if n is not None), default=None)  # both halves of a row know them
-        other = ("num_mel_bins", "conv_stride", "vision_config", "image_size")  # of models that hear or see
-        if words is not None and not any(name in config for name in other):
+        from ...models.rows.inputs import reads_tokens_alone, vocabulary_size
+
+        if words is not None and reads_tokens_alone(config):
             return (), words
         import torch
 
@@ -65,7 +66,7 @@ class Synthetic(Data):
         if words is not None and not several and getattr(model, "main_input_name", TOKENS) == TOKENS:
             return (), words
         if several and all(part.dtype.is_floating_point for part in several):
-            words = model.config.get_text_config().vocab_size if tokens_of(model) else None
+            words = vocabulary_size(model, decoder=True) if tokens_of(model) else None
             return (sum(part.size for part in several),), words
         with torch.device("meta"):
             inputs = list(sample_inputs(model).values())

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from ....dsl.checker.skeleton import is_submodule
-from ....dsl.syntax.diagnostics import Reject
+from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import in_eval_mode, main_tensor_of_output
 from ...models.rows.inputs import is_encoder_decoder, vocabulary_size, without_cache
@@ -31,7 +31,9 @@ from .first_calls import (
     Call,
     Calls,
     further_unit_calls,
+    outermost_list_elements,
     record_first_calls,
+    run_with_hooks,
     source_line,
     split_traced_and_constant,
     unsupported_model,
@@ -65,13 +67,43 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     program = Program(model, sample_inputs(model) if inputs is None else inputs)
     retrace_units(program)
     if not program.units and not program.shared:
-        raise Reject(
-            unsupported_model(
-                f"{type(model).__name__} has no repeated layers: no element of a module list is called",
-                help="effc needs a transformers model whose layers are the elements of an nn.ModuleList",
-            )
-        )
+        raise Reject(_no_layers_diagnostic(program))
     return program
+
+
+def _no_layers_diagnostic(program: Program) -> Diagnostic:
+    """Diagnostic of a model none of whose layers is called."""
+    name, paths = type(program.model).__name__, _layers_called_past_hooks(program.model, program.inputs)
+    if paths:
+        return unsupported_model(
+            f"{name} runs the `forward` of {paths[0]} itself and doesn't call the layer, so no layer can be seen",
+            help="in a model of your own call the layer itself; in place of a library's, take another model",
+        )
+    return unsupported_model(
+        f"{name} has no repeated layers: no element of a module list is called",
+        help="effc needs a transformers model whose layers are the elements of an nn.ModuleList",
+    )
+
+
+def _layers_called_past_hooks(model: nn.Module, inputs: dict[str, Any]) -> list[str]:
+    """Paths of layers whose `forward` a model runs itself, as SqueezeBERT does: calls that no hook hears."""
+    layers, paths = outermost_list_elements(model), []
+
+    def noting(path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            paths.append(path)
+            return forward(*args, **kwargs)
+
+        return run
+
+    for path, layer in layers.items():
+        vars(layer)["forward"] = noting(path, layer.forward)
+    try:
+        run_with_hooks(model, inputs, lambda path: lambda *call: None, {})
+    finally:
+        for layer in layers.values():
+            vars(layer).pop("forward", None)
+    return paths
 
 
 @patch_module_calls()

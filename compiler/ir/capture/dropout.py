@@ -55,8 +55,12 @@ def _attentions(graph: fx.Graph) -> list[fx.Node]:
 
 @contextmanager
 def _training(layer: nn.Module) -> Iterator[Any]:
+    """Training mode, which may write to buffers, as batch norms do to their statistics: they come back as they were."""
+    before = [(buffer, buffer.clone()) for buffer in layer.buffers()]
     layer.train()
     try:
         yield
     finally:
         layer.eval()
+        for buffer, values in before:
+            buffer.copy_(values)

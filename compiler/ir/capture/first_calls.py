@@ -38,13 +38,8 @@ _CANT_RUN = (RuntimeError, ValueError, IndexError)
 _PACKAGE = __name__.partition(".")[0]  # the package: an environment may lie inside of the folder of its sources
 _WITHOUT_WEIGHTS = "effc looks at a model before its weights are read"
 _NO_KERNEL = re.compile(r"Could not run '|no fake impl|Torch not compiled with CUDA|no NVIDIA driver")
-_BESIDES = (
-    "input_ids",
-    "pixel_values",
-    "pixel_values_videos",
-    "input_features",
-    "bbox",
-)  # of forwards that may not do without
+# Arguments of forwards that may not do without.
+_BESIDES = ("input_ids", "pixel_values", "pixel_values_videos", "input_features", "bbox")
 _OTHER_SHAPE = (3, 11, 3)  # batch, length, left padding of each further row
 
 
@@ -113,7 +108,7 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
     structure = {path: module_signature(layer) for path, layer in layers.items()}
     try:
         with NoDraws():
-            _run_with_hooks(model, inputs, hook, layers)
+            run_with_hooks(model, inputs, hook, layers)
     except RandomDraw as error:
         raise Reject(_random_draw_diagnostic(error, model)) from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
@@ -162,7 +157,9 @@ def _remedy_for_failed_forward(error: Exception, model: nn.Module, inputs: dict[
             f"{_WITHOUT_WEIGHTS}, and gives it {', '.join(inputs)} alone: where it needs more, wrap it in a module of "
             "your own that has `dummy_inputs`; where that line asks what numbers a tensor holds, let it not"
         )
-    lacking = [name for name in _BESIDES if name in argument_names(type(model)) and name not in inputs]
+    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+    needed = [name for name in argument_names(type(model)) if parameters[name].default is inspect.Parameter.empty]
+    lacking = [n for n in dict.fromkeys((*needed, *_BESIDES)) if n in parameters and n not in inputs]
     if lacking:
         names = ", ".join(f"`{name}`" for name in lacking)
         return (
@@ -327,7 +324,7 @@ def _record_until_all_called(
         return keep
 
     try:
-        _run_with_hooks(model, inputs, hook, {"": model} if "" in paths else outermost_list_elements(model))
+        run_with_hooks(model, inputs, hook, {"": model} if "" in paths else outermost_list_elements(model))
     except _Enough:
         pass
     except _CANT_RUN:
@@ -345,7 +342,7 @@ def _raised_outside(error: Exception) -> bool:
     return str(last[0].f_globals.get("__name__", "")).partition(".")[0] != _PACKAGE
 
 
-def _run_with_hooks(
+def run_with_hooks(
     model: nn.Module, inputs: dict[str, Any], hook: Callable[[str], Callable[..., None]], layers: dict[str, nn.Module]
 ) -> None:
     handles = [layer.register_forward_pre_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]

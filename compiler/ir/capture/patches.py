@@ -126,7 +126,12 @@ def _patch_attention(tracer: Any, exit_stack: ExitStack) -> None:
 def _attention_by_name(
     module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any = None, **options: Any
 ) -> Any:
-    """The leaf, under the library's names for what it is given."""
+    """The leaf, under the library's names for what it is given.
+
+    Not to be causal where a mask is there, as Moonshine says, is left out: without one the library decides as it does.
+    """
+    if attention_mask is not None and options.get("is_causal") is False and getattr(module, "is_causal", False):
+        del options["is_causal"]
     return leaves.attention(module, query, key, value, attention_mask, **options)
 
 

@@ -14,7 +14,7 @@ from transformers.integrations.moe import ExpertsInterface
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...models.rows.inputs import dtype_of, vocabulary_size
 from ...models.rows.packed_inputs import (
-    bands_of,
+    WAVE,
     frames_of,
     has_image_and_text_towers,
     image_shape,
@@ -25,10 +25,10 @@ from ...models.rows.packed_inputs import (
 unknown_inputs = Fault(
     "unknown-inputs",
     "Nothing says what a module's forward takes.\n\n"
-    "Models of transformers are run on token ids or pixels made from their config; those of two sequences, or of "
-    "sound, are not. Any other module names small inputs of its own in the attribute or property `dummy_inputs`: the "
-    "keyword arguments of its forward, tensors whose first axis is the batch. A module around a model of transformers "
-    "that takes more than effc makes:\n\n"
+    "Models of transformers are run on token ids, pixels, videos, sounds or series made from their config; those that "
+    "can't do without more are not. Any other module names small inputs of its own in the attribute or property "
+    "`dummy_inputs`: the keyword arguments of its forward, tensors whose first axis is the batch. A module around a "
+    "model of transformers that takes more than effc makes:\n\n"
     "    class Seen(torch.nn.Module):\n"
     "        def __init__(self):\n"
     "            super().__init__()\n"
@@ -43,8 +43,6 @@ unknown_inputs = Fault(
 
 BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
 IMAGE = 64  # pixels
-FRAMES = 64  # of features of sound, for encoders that take any number
-SAMPLES = 1600  # of sound: a tenth of a second
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
 
 
@@ -65,22 +63,15 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
         return {main: sample_pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
     if is_speech_encoder_decoder(model):
-        decoder_ids = sample_tokens(config.vocab_size, batch, length, padding, device)["input_ids"]
-        return {main: sounds(model.config, batch, device).to(dtype_of(model)), **spoken(decoder_ids), "use_cache": True}
+        words = vocabulary_size(model, decoder=True) or 1
+        decoder_ids = sample_tokens(words, batch, length, padding, device)["input_ids"]
+        return {main: sounds(model, batch, device).to(dtype_of(model)), **spoken(decoder_ids), "use_cache": True}
     if main == "input_values":
-        if "decoder_input_ids" in names:
-            raise Reject(
-                unknown_inputs(
-                    f"{type(model).__name__} says what it hears in waves, and effc gives waves to encoders only",
-                    help="a model that reads features of sounds, as Whisper, is captured; or wrap this one in a module "
-                    "of your own that has `dummy_inputs`",
-                )
-            )
         return {main: _with_channel_axis(model, waves(model.config, batch, device).to(dtype_of(model)))}
     if main == "past_values" and hasattr(model.config, "num_input_channels"):
         return {main: series(model.config, batch, device).to(dtype_of(model))}
-    if bands := bands_of(model):
-        return {main: _numbers((batch, FRAMES, bands), 0).sub(1).to(device).to(dtype_of(model))}
+    if sound_shape(model):
+        return {main: sounds(model, batch, device).to(dtype_of(model))}
     _refuse_unsupported_inputs(model, main)
     inputs = sample_tokens(config.vocab_size, batch, length, padding, device)
     if has_image_and_text_towers(model):
@@ -114,7 +105,8 @@ def _refuse_unsupported_inputs(model: PreTrainedModel, main: str) -> None:
         raise Reject(
             unknown_inputs(
                 f"the config of {name} states no `vocab_size`, below which token ids would be drawn",
-                help="wrap it in a module of your own that has `dummy_inputs`",
+                help="write it into its config.json, of CANINE 1114112, the code points that there are; or wrap the "
+                "model in a module of your own that has `dummy_inputs`",
             )
         )
 
@@ -162,9 +154,9 @@ def videos(config: Any, frames: int, batch: int, device: Any = "cpu", seed: int 
     return _numbers((batch, frames, channels, height, width), seed).to(device)
 
 
-def sounds(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
-    """Features of sound [batch, bands, frames], as many frames as the encoder's convolutions halve to its positions."""
-    return _numbers((batch, *sound_shape(config)), seed).sub(1).to(device)
+def sounds(model: nn.Module, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
+    """Sounds [batch, ...] of the shape that a model hears, in -1..1."""
+    return _numbers((batch, *sound_shape(model)), seed).sub(1).to(device)
 
 
 def image_rows(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:
@@ -176,7 +168,7 @@ def waves(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor
     """Sound as it is: samples [batch, t], or pictures of it [batch, frames, bands] where the config says how long."""
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         return _numbers((batch, config.max_length, config.num_mel_bins), seed).sub(1).to(device)
-    return _numbers((batch, SAMPLES), seed).sub(1).to(device)
+    return _numbers((batch, WAVE), seed).sub(1).to(device)
 
 
 def series(config: Any, batch: int, device: Any = "cpu", seed: int = 0) -> Tensor:

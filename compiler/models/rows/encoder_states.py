@@ -13,6 +13,7 @@ from ..checkpoints.pretrained import is_pretrained
 from ..checkpoints.sentence_encoder import MODULES, no_pooling, read_module_json, read_sentence_modules
 from .forward import batches, evaluating, main_tensor_of_output
 from .inputs import forward_args_and_kwargs, non_padding_mask, padding
+from .packed_inputs import packed_input_parts
 
 Pooling = Callable[[Tensor, Tensor], Tensor]  # states [b, t, d], which of them count [b, t] -> [b, d]
 
@@ -29,8 +30,7 @@ class States:
 def pooled_hidden_states(model: nn.Module, rows: Tensor, pooling: str) -> States:
     """Hidden states without a cache; of a model with a head, those below it. Images give patches, maps their pixels."""
     encoder = model.base_model if is_pretrained(model) else model
-    args, kwargs = forward_args_and_kwargs(encoder, rows)
-    output = encoder(*args, **kwargs)
+    output = _output_below_head(model, encoder, rows)
     tokens = main_tensor_of_output(output)
     if tokens.dim() == 2:
         tokens = tokens[:, None]
@@ -40,6 +40,19 @@ def pooled_hidden_states(model: nn.Module, rows: Tensor, pooling: str) -> States
     if pooling == "own":
         return States(tokens, attended, _model_states(output, type(model).__name__))
     return States(tokens, attended, POOLINGS[pooling](tokens, attended))
+
+
+def _output_below_head(model: nn.Module, encoder: nn.Module, rows: Tensor) -> Any:
+    """Output of the model below a head. One that takes other inputs, as SpeechT5's, is run by the model itself."""
+    runs = encoder if packed_input_parts(encoder) == packed_input_parts(model) else model
+    args, kwargs = forward_args_and_kwargs(runs, rows)
+    outputs: list[Any] = []
+    handle = encoder.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        runs(*args, **kwargs)
+    finally:
+        handle.remove()
+    return outputs[-1]
 
 
 def all_states(model: nn.Module, rows: Tensor, pooling: str) -> Iterator[States]:

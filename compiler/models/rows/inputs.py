@@ -25,6 +25,9 @@ from .packed_inputs import (
     unpack_inputs_and_tokens,
 )
 
+# Inputs that hold no ids.
+NUMBERS = {"pixel_values", "pixel_values_videos", "input_features", "input_values", "past_values"}
+
 
 def forward_args_and_kwargs(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a model for rows [b, t], on its device, without a cache."""
@@ -77,6 +80,12 @@ def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model is an encoder with a decoder, which take a sequence each; one that effc's engine runs, too."""
     known = is_pretrained(model) or hasattr(model, "facts")
     return known and "decoder_input_ids" in _names(type(model).forward)
+
+
+def reads_tokens_alone(config: Mapping[str, Any]) -> bool:
+    """Whether a model of that config, as plain JSON, takes no pictures, sounds or series; yes for unknown classes."""
+    kind = model_class_from_architectures(str(config.get("model_type")), config.get("architectures"))
+    return kind is None or _names(kind.forward).isdisjoint(NUMBERS)
 
 
 def is_two_sided(config: Mapping[str, Any]) -> bool:

@@ -24,6 +24,8 @@ other_parts = Fault(
     exit="environment",
 )
 SAMPLES = ("input_values", "past_values")  # main inputs that hold sounds or time series, and no ids
+WAVE, FRAMES = 1600, 64  # samples (a tenth of a second) and frames of features, where a model takes any number
+_BANDS = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")  # features per frame, in configs
 EXACT = 1 << 24  # integers below it are what they were after float32
 
 
@@ -41,11 +43,16 @@ class Part:
 
 
 def is_speech_encoder_decoder(model: nn.Module) -> bool:
-    """Whether a model is an encoder of sounds, in bands of frequency, with a decoder that says what was said."""
-    if getattr(model, "main_input_name", "") != "input_features":
-        return False
-    sized = all(hasattr(model.config, name) for name in ("num_mel_bins", "max_source_positions"))
-    return sized and "decoder_input_ids" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
+    """Whether a model is an encoder of sounds with a decoder that says what was said."""
+    hears = bool(sound_shape(model))  # asked first: a signature takes longer, and every forward asks
+    return hears and "decoder_input_ids" in inspect.signature(inspect.unwrap(type(model).forward)).parameters
+
+
+def hears_fixed_length(model: nn.Module) -> bool:
+    """Whether the config of a model that hears says how long its sounds are, as Whisper's does."""
+    sizes = ("num_mel_bins", "max_source_positions")
+    reads_features = getattr(model, "main_input_name", "") == "input_features"
+    return reads_features and all(hasattr(getattr(model, "config", None), name) for name in sizes)
 
 
 def frames_of(model: nn.Module) -> int:
@@ -54,14 +61,6 @@ def frames_of(model: nn.Module) -> int:
     names = {"pixel_values": "num_frames", "pixel_values_videos": "frames_per_clip"}
     frames = getattr(config, names.get(main, ""), None)
     return frames if isinstance(frames, int) and not _accepts(model, "input_ids") else 0
-
-
-def bands_of(model: nn.Module) -> int:
-    """Number of features per frame of sound, of an encoder that takes [frames, features]; 0 of others."""
-    if getattr(model, "main_input_name", "") != "input_features" or _accepts(model, "decoder_input_ids"):
-        return 0
-    bands = getattr(model.config, "feature_projection_input_dim", None)
-    return bands if isinstance(bands, int) else 0
 
 
 def has_image_and_text_towers(model: nn.Module) -> bool:
@@ -95,7 +94,7 @@ def is_start(model: Any) -> bool:
 def packed_input_parts(model: nn.Module) -> tuple[Part, ...]:
     """Inputs at the start of a packed row; empty for models with one input."""
     if is_speech_encoder_decoder(model):
-        return (Part("input_features", sound_shape(model.config), torch.float32),)
+        return (Part(pretrained(model).main_input_name, sound_shape(model), torch.float32),)
     if has_image_and_text_towers(model):
         return (Part("pixel_values", image_shape(model.config), torch.float32),)
     dummies = None if is_pretrained(model) else getattr(model, "dummy_inputs", None)
@@ -164,9 +163,20 @@ def _of_images(config: Any) -> Any:
     return getattr(config, "vision_config", None) or config
 
 
-def sound_shape(config: Any) -> tuple[int, int]:
-    """Bands and frames: as many frames as the encoder's convolutions halve to its positions."""
-    return config.num_mel_bins, 2 * config.max_source_positions
+def sound_shape(model: nn.Module) -> tuple[int, ...]:
+    """Shape of a sound that a model hears: samples [t], features [frames, bands], or Whisper's [bands, frames], as many
+    frames as its convolutions halve to its positions. () for models that hear nothing."""
+    main, config = getattr(model, "main_input_name", ""), getattr(model, "config", None)
+    if main == "input_values":
+        return (WAVE,)
+    if main != "input_features":
+        return ()
+    if hears_fixed_length(model):
+        return pretrained(model).config.num_mel_bins, 2 * pretrained(model).config.max_source_positions
+    parts = (config, getattr(config, "encoder_config", None))
+    sizes = ((part, getattr(part, name, None)) for part in parts for name in _BANDS)
+    bands = next((size * getattr(part, "input_channels", 1) for part, size in sizes if isinstance(size, int)), 0)
+    return (FRAMES, bands) if bands else ()
 
 
 def _accepts(model: nn.Module, *names: str) -> bool:

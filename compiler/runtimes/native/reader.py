@@ -12,7 +12,7 @@ from ...ir.program import Program
 from ...models.checkpoints.origin import POSITIONS
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.inputs import is_encoder_decoder
-from ...models.rows.packed_inputs import is_speech_encoder_decoder
+from ...models.rows.packed_inputs import hears_fixed_length, is_speech_encoder_decoder
 from . import encoder_decoder, linears
 from .layout import IrregularColumns, Layout
 from .mixers import inline_mixers
@@ -110,7 +110,8 @@ class Reader(PlanBuilder):
 def _check_inputs(program: Program, model: nn.Module) -> None:
     if is_speech_encoder_decoder(program.model):
         reason = "it hears sounds: the engine reads token ids, and has no convolution that sees what follows"
-        raise model_rejection(model, reason, help="`hf` and `onnx` write it")
+        targets = "`hf` and `onnx` write" if hears_fixed_length(program.model) else "`hf` writes"
+        raise model_rejection(model, reason, help=f"{targets} it")
     if "input_ids" not in program.inputs:
         raise model_rejection(model, f"it takes {' and '.join(program.inputs)}, and the engine reads token ids")
     if "pixel_values" in program.inputs:

@@ -11,7 +11,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...ir.capture.sample import sample_inputs
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import logits_of_output
-from ...models.rows.packed_inputs import is_speech_encoder_decoder
+from ...models.rows.packed_inputs import hears_fixed_length, is_speech_encoder_decoder
 from .checking import BEGINNING, CONTINUATION, ENCODER, FEATURES
 from .refusal import cannot_write_onnx
 
@@ -25,8 +25,8 @@ _FREE = torch.export.Dim.DYNAMIC
 def refuse_unsupported_encoder_decoder(model: nn.Module) -> None:
     """Raise Reject of an encoder with a decoder that takes neither texts nor sounds, or has no head."""
     kind = type(model).__name__
-    if model.main_input_name != "input_ids" and not is_speech_encoder_decoder(model):
-        reason = f"{kind} takes `{model.main_input_name}`, and encoders of token ids or of sounds are written"
+    if model.main_input_name != "input_ids" and not hears_fixed_length(model):
+        reason = f"{kind} takes `{model.main_input_name}`, and encoders of ids or sounds of one length are written"
     elif pretrained(model).get_output_embeddings() is None:
         reason = f"the decoder of {kind} has no head of logits"
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...ir.capture.first_calls import record_first_calls
@@ -97,11 +97,11 @@ def _contains(value: Any, mark: object) -> bool:
         return any(_contains(x, mark) for x in value.values())
     if isinstance(value, (tuple, list)):
         return any(_contains(x, mark) for x in value)
-    return value is mark or (isinstance(value, Cache) and any(_contains(x, mark) for x in _unchanged(value)))
-
-
-def _unchanged(cache: Cache) -> list[Any]:
-    return [x for layer in cache.layers for x in vars(layer).values()]
+    if isinstance(value, EncoderDecoderCache):
+        return _contains([value.self_attention_cache, value.cross_attention_cache], mark)
+    if isinstance(value, Cache):
+        return any(_contains(x, mark) for layer in value.layers for x in vars(layer).values())
+    return value is mark
 
 
 def forward_runs(program: Program) -> bool:

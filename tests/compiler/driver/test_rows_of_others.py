@@ -1,5 +1,6 @@
 """Rows of models whose config has a vocabulary and that take something else, or begin to write without a first token."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,57 @@ def test_an_encoder_of_features_is_given_frames_as_wide_as_its_config_says(tmp_p
     assert compiled(tmp_path, "Wav2Vec2BertForSequenceClassification", config, "similarity") < 0.95
 
 
+_LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_BESIDE_WAVES = {
+    **{name: value for name, value in _SIDES.items() if name not in ("d_model", "max_position_embeddings")},
+    "hidden_size": 32,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+HEARS = {  # encoders of waves, and of frames of features, each with a decoder of tokens
+    "Moonshine": {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        **dict.fromkeys(("encoder_num_hidden_layers", "decoder_num_hidden_layers"), 2),
+        **dict.fromkeys(("encoder_num_attention_heads", "decoder_num_attention_heads"), 4),
+    },
+    "SpeechT5": _BESIDE_WAVES,
+    "Speech2Text": {**_SIDES, "input_feat_per_channel": 16, "conv_channels": 32, "max_source_positions": 64},
+    "Canary": {
+        "encoder_config": {
+            **_LAYERS,
+            "model_type": "parakeet_encoder",
+            "num_mel_bins": 16,
+            "subsampling_conv_channels": 8,
+        },
+        "decoder_config": {**_LAYERS, "vocab_size": 128, "head_dim": 8, "num_key_value_heads": 4},
+        "vocab_size": 128,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", HEARS)
+def test_a_model_that_says_what_it_hears_is_given_sounds_of_the_form_that_its_config_names(kind, tmp_path):
+    config = getattr(transformers, f"{kind}Config")(**HEARS[kind])
+    cls = f"{kind}ForSpeechToText" if kind == "SpeechT5" else f"{kind}ForConditionalGeneration"
+    assert compiled(tmp_path, cls, config, "similarity") < 0.95
+
+
+def test_characters_are_drawn_below_the_number_that_a_config_is_told_to_have(tmp_path):
+    config = transformers.CanineConfig(
+        **_LAYERS, num_hash_buckets=64, num_hash_functions=4, local_transformer_stride=16
+    )
+    with pytest.raises(Reject) as refused:
+        compiled(tmp_path, "CanineForSequenceClassification", config, "similarity")
+    assert "write it into its config.json, of CANINE 1114112" in refused.value.diagnostics[0].help
+    path = tmp_path / "model/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocab_size": 65536}))
+    (result,) = api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    assert not result.missed
+
+
 def test_an_attention_that_is_exchanged_for_short_rows_is_named_with_the_word_of_the_config(tmp_path):
     with pytest.raises(Reject, match=r"makes modules anew .* it changes its `attention_type`, which is 'block_sparse'"):
         compiled(tmp_path, "BigBirdForMaskedLM", transformers.BigBirdConfig(**_TEXT), "perplexity")
@@ -99,6 +151,12 @@ def test_an_attention_that_is_exchanged_for_short_rows_is_named_with_the_word_of
 def test_a_decoder_whose_config_names_no_first_token_writes_nothing_and_is_pruned(tmp_path):
     config = transformers.T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     assert compiled(tmp_path, "T5ForConditionalGeneration", config, "perplexity") < 0.95
+
+
+def test_a_decoder_that_masks_without_a_cache_alone_is_refused_with_the_mask(tmp_path):
+    config = transformers.FSMTConfig(**_SIDES, langs=["de", "en"], src_vocab_size=128, tgt_vocab_size=96)
+    with pytest.raises(Reject, match=r"decoder.layers.0 was compiled without `decoder_padding_mask`"):
+        compiled(tmp_path, "FSMTForConditionalGeneration", config, "similarity")
 
 
 @pytest.mark.slow
