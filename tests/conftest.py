@@ -57,9 +57,12 @@ def pytest_collection_finish(session):
 
 
 def pytest_runtest_setup(item):
-    minutes = item.config.getoption("--minutes")
-    if minutes is not None and time.monotonic() > item.config.stash[START] + 60 * minutes:
-        pytest.skip(f"begins after the {minutes:g} minutes of this run")
+    minutes, mark = item.config.getoption("--minutes"), item.get_closest_marker("timeout")
+    if minutes is None:
+        return
+    left = item.config.stash[START] + 60 * minutes - time.monotonic()
+    if left < 0 or (mark is not None and mark.args[0] > max(left, 300)):
+        pytest.skip(f"does not fit into the {minutes:g} minutes of this run")
 
 
 def pytest_deselected(items):
