@@ -1,30 +1,79 @@
 """effc: a compiler for model optimization."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from .compiler.core import moved_modules
 
 if TYPE_CHECKING:
     from .compiler.driver.api import check, compile, load, plan
+    from .compiler.driver.optimize import optimize
+    from .compiler.plugin.words import (
+        clean,
+        data,
+        lower,
+        metrics,
+        models,
+        prune,
+        quantize,
+        reft,
+        search,
+        shed,
+        sparsify,
+        supernet,
+        targets,
+        tune,
+    )
+    from .dsl.syntax.builder import recipe
+    from .dsl.syntax.diagnostics import Reject
 
     __version__: str
 
-__all__ = ["__version__", "check", "compile", "load", "plan"]
+__all__ = [
+    "Reject",
+    "__version__",
+    "check",
+    "clean",
+    "compile",
+    "data",
+    "load",
+    "lower",
+    "metrics",
+    "models",
+    "optimize",
+    "plan",
+    "prune",
+    "quantize",
+    "recipe",
+    "reft",
+    "search",
+    "shed",
+    "sparsify",
+    "supernet",
+    "targets",
+    "tune",
+]
+_MODULES = {
+    **dict.fromkeys(("check", "compile", "load", "plan"), "compiler.driver.api"),
+    "optimize": "compiler.driver.optimize",
+    "recipe": "dsl.syntax.builder",
+    "Reject": "dsl.syntax.diagnostics",
+}
 
 moved_modules.install()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Lazy: `effc check` and `effc --help` must not pay for torch, nor for reading package metadata.
     if name == "__version__":
         from importlib.metadata import version
 
         return version("effc")
-    if name in __all__:
-        from .compiler.driver import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module 'effc' has no attribute {name!r}")
+    if name.startswith("_") or (name not in __all__ and find_spec(f"{__name__}.{name}")):
+        raise AttributeError(f"module 'effc' has no attribute {name!r}")  # `from effc import plugin` imports it then
+    # kinds of words and families of passes, those of plug-ins too
+    return getattr(import_module(f".{_MODULES.get(name, 'compiler.plugin.words')}", __name__), name)
 
 
 def __dir__() -> list[str]:

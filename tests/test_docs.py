@@ -99,6 +99,25 @@ def test_the_page_of_python_has_every_option():
     assert [o for o in (*api.Options.__annotations__, *LoadOptions.__annotations__) if f"`{o}`" not in page] == []
 
 
+@pytest.mark.slow
+def test_the_examples_of_a_model_in_memory_run_as_they_stand(tmp_path, monkeypatch):
+    """With the embedded model and some of its text in place of what a user has, and five steps of training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
+    zoo, names = ROOT / "recipes" / "zoo" / "tiny-llama", {}
+    (tmp_path / "my-texts.txt").write_text((zoo / "calib.txt").read_text(encoding="utf-8")[:12_000], encoding="utf-8")
+    for page, target in (("docs/python-api.md", "slim-cpu"), ("README.md", "other-cpu")):
+        block = re.search(r"^```python\n(import effc\n.*?)^```", TEXTS[page], re.M | re.S)[1]
+        code = (
+            block.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(zoo))
+            .replace("slim-cpu", target)
+            .replace("steps=50", "steps=5")
+        )
+        exec(compile(code, page, "exec"), names)
+        assert (tmp_path / target / "manifest.json").is_file() and not names["slim"].missed
+        assert len(code.splitlines()) <= 12
+
+
 def test_the_options_of_a_function_are_those_of_the_settings():
     from dataclasses import fields
     from inspect import signature

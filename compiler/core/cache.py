@@ -4,6 +4,7 @@
     blobs/ab/HASH      one tensor each, named by the hash of its content, so equal tensors are kept once
     values/KEY.json    small results: measured values of the original model
     work/KEY/          scratch of steps that have not finished: what a killed run goes on from
+    models/HASH/       a model that was in memory, with the recipes that `effc.optimize` made for it
     skeletons/ …       other folders belong to the files that write them
 
 Every file is written whole, synced and renamed; a step's file comes after its tensors. What is read is held against
@@ -324,7 +325,7 @@ class Cache:
                 yield from _rejected(path, partial(read_sealed_hash, path, self.folder))
 
     def delete_unused(self, *, keep_seconds: float) -> int:
-        """Drop steps and scratch not used for so long, and tensors that no step names; bytes freed."""
+        """Drop steps, scratch and saved models not used for so long, and tensors that no step names; bytes freed."""
         freed, horizon = 0, time.time() - keep_seconds
         for entry in self.finished_steps():
             if entry.used <= horizon:
@@ -333,7 +334,7 @@ class Cache:
         for path in (self.folder / "blobs").glob("*/*"):
             if path.name not in named and path.stat().st_mtime <= horizon:
                 freed += _unlink_and_return_size(path)
-        for path in (self.folder / "work").glob("*"):
+        for path in (*self.folder.glob("work/*"), *self.folder.glob("models/*")):
             if path.stat().st_mtime <= horizon:
                 freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
                 shutil.rmtree(path, ignore_errors=True)

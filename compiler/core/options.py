@@ -12,7 +12,7 @@ from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 
 bad_option = Fault(
     "bad-option",
-    "An option of `effc.check`, `effc.plan`, `effc.compile` or `effc.load` has a value that means nothing there.\n\n"
+    "An argument of `effc.check`, `effc.plan`, `effc.compile`, `effc.optimize` or `effc.load` means nothing there.\n\n"
     "Options are compared with what they may be before anything is read. Sizes and times may be numbers, of bytes and "
     "of seconds, or texts as on the command line: `20GiB`, `30m`.",
     exit="usage",

@@ -78,6 +78,15 @@ def select(pattern: str) -> Value:
     return Value(ast.Text(pattern, span=_NOWHERE))
 
 
+def literal(text: str) -> Value | None:
+    """Value that a text is in a recipe: `literal("15% of params")`. None where it is none."""
+    parsed = parse(Source(_NAME, f"effspec {EDITION} data x = f({text}\n)"))
+    match parsed.file.statements:
+        case (ast.Declare(call=ast.Call(args=(ast.Arg("", value),))),) if not parsed.diagnostics:
+            return Value(value)
+    return None
+
+
 def quantity(value: int | float, unit: str) -> Value:
     """`quantity(24, "GiB")` is `24GiB`."""
     return Value(ast.Number(repr(value), unit, span=_NOWHERE))
@@ -161,9 +170,10 @@ class Pipeline:
     bounds: list[ast.Bound] = field(default_factory=list)
     targets: list[ast.Call] = field(default_factory=list)
 
-    def step(self, plugin_name: str, does: str, *args, **named) -> Value:
-        """`step("slim", "prune.blocks", remove=4)` is `slim = prune.blocks(remove: 4)`."""
-        self.steps.append(ast.Step(_name(plugin_name), _call(does, args, named), span=_NOWHERE))
+    def step(self, plugin_name: str, does: str | Value, *args, **named) -> Value:
+        """`step("slim", "prune.blocks", remove=4)` is `slim = prune.blocks(remove: 4)`; `does` may be such a call."""
+        body = does.node if isinstance(does, Value) else _call(does, args, named)
+        self.steps.append(ast.Step(_name(plugin_name), body, span=_NOWHERE))
         return name(plugin_name)
 
     def expect(self, *bounds: str) -> None:

@@ -1,0 +1,125 @@
+"""Recipe of steps on a model in memory: its text, and a folder of the cache with the text, its model and its rows."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dsl.checker.calls import names_in_expression
+from ...dsl.checker.check import check_recipe_file
+from ...dsl.syntax import ast
+from ...dsl.syntax.builder import Pipeline, Value, call, name, recipe
+from ...dsl.syntax.diagnostics import Reject
+from ...dsl.syntax.parse import parse
+from ...dsl.syntax.source import Source
+from ..core.cache import digest, tensor_hash, write_atomic
+from ..core.options import bad_option
+from ..core.settings import Settings
+from ..plugin.word_functions import is_filled, registry
+from .api import Session, build
+from .pipeline import Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE, MODEL, BASE, PIPELINE = "recipe.effspec", "model", "base", "optimized"
+
+
+@dataclass(frozen=True)
+class MemoryRecipe:
+    """Steps, one after the other, on a model that was in memory.
+
+    rows         by name: steps read the first of them, and bounds the last
+    checkpoint   the model's folder in the cache, once it is saved
+    """
+
+    steps: Sequence[Value]
+    rows: "Mapping[str, Tensor]"
+    expect: Sequence[str]
+    settings: Settings
+    checkpoint: Path = Path(MODEL)
+
+    def text(self, target: Value) -> str:
+        """Text of the recipe with a target. Raises Reject with all that can be known of it without the model."""
+        pipeline = Pipeline(PIPELINE, name(BASE))
+        for step in self.steps:
+            pipeline.step(_step_name(step, {BASE, *self.rows, *(s.name.path for s in pipeline.steps)}), step)
+        pipeline.expect(*self.expect)
+        checked_call(target, "target", 'effc.targets.native("folder")')
+        pipeline.emit(target)
+        first, last = [*self.rows, ""][0], ["", *self.rows][-1]
+        pipeline.steps = [replace(s, call=with_rows(s.call, "pass", first)) for s in pipeline.steps]
+        pipeline.bounds = [replace(b, metric=with_rows(b.metric, "metric", last)) for b in pipeline.bounds]
+        calls = (*(s.call for s in pipeline.steps), *(b.metric for b in pipeline.bounds))
+        names = {n.path for node in calls for n in names_in_expression(node)}
+        file = recipe()
+        file.model(BASE, call("hf", f"./{MODEL}"))
+        for data in (data for data in self.rows if data in names):
+            file.data(data, call("tokens", f"{data}.safetensors"))
+        file.statements.append(pipeline)
+        text = str(file)
+        checked = check_recipe_file(parse(Source(FILE, text)).file, registry().vocabulary)
+        if any(d.severity == "error" for d in checked.diagnostics):
+            raise Reject(*checked.diagnostics)
+        return text
+
+    def write(self, text: str) -> Path:
+        """The folder beside the model, named by its content, that has the recipe, its rows, and a link to the model."""
+        from safetensors.torch import save
+
+        rows = {data: t.contiguous() for data, t in self.rows.items() if f'"{data}.safetensors"' in text}
+        hashes = {data: tensor_hash(t) for data, t in rows.items()}
+        folder = self.checkpoint.parent / digest([text, hashes])[:16]
+        folder.mkdir(exist_ok=True)
+        os.utime(self.checkpoint.parent)  # it is in use
+        with suppress(FileExistsError):
+            (folder / MODEL).symlink_to(Path("..", self.checkpoint.name))
+        for data, tensor in rows.items():
+            write_atomic(folder / f"{data}.safetensors", save({"rows": tensor}))
+        write_atomic(folder / FILE, text.encode())
+        return folder
+
+    def compile(self, folder: Path, out: Path, force: bool) -> Result:
+        (result,) = build(Session(folder / FILE, self.settings), out, force=force)
+        return result
+
+
+def with_rows(expr: Any, kind: str, rows: str) -> Any:
+    """A call of a word of a kind with `rows` where it, or a metric among its arguments, lacks data that it requires; a
+    pass that lacks its score gets perplexity on them."""
+    if isinstance(expr, ast.Items):
+        return replace(expr, items=tuple(with_rows(item, kind, rows) for item in expr.items))
+    node = call(expr.path).node if isinstance(expr, ast.Name) else expr
+    word = registry().vocabulary.word(kind, node.name.path) if isinstance(node, ast.Call) else None
+    if word is None or not rows:
+        return expr
+    positional = (p.name for p in word.params if p.positional)
+    arguments = [(arg.name or next(positional, ""), arg) for arg in node.args]
+    metrics = {p.name for p in word.params if {"metric", "list[metric]"} & set(p.types)}
+    args = [replace(a, value=with_rows(a.value, "metric", rows)) if n in metrics else a for n, a in arguments]
+    for param in (p for p in word.params if is_filled(word, p) and p.name not in dict(arguments)):
+        value = name(rows) if "data" in param.types else call("perplexity", name(rows))
+        args += (call("", value) if param.positional else call("", **{param.name: value})).node.args
+    return replace(node, args=tuple(sorted(args, key=lambda a: a.name != ""))) if args else expr
+
+
+def _step_name(step: Value, used: set[str]) -> str:
+    """Name of a step, after its pass."""
+    node = checked_call(step, "step", 'effc.prune.multi(remove="15% of params")')
+    stem = node.name.path.rpartition(".")[2]
+    return next(n for n in _numbered(stem) if n not in used)
+
+
+def _numbered(stem: str) -> Iterable[str]:
+    yield stem
+    yield from (f"{stem}_{number}" for number in count(2))
+
+
+def checked_call(value: Any, role: str, example: str) -> ast.Call:
+    """Node of a value that is a call of a word. Raises Reject (bad-option) for another."""
+    if not isinstance(value, Value) or not isinstance(value.node, ast.Call):
+        raise Reject(bad_option(f"a {role} is a {type(value).__name__}", help=f"write it like `{example}`"))
+    return value.node
