@@ -176,7 +176,7 @@ class lower:
 
         keep: Share of the modules' bytes, or of the time that torch takes for them, that is left.
         data: Rows that losses are measured on.
-        on: Linear modules; all where it is left out.
+        on: Linear modules; all inside the layers where it is left out.
         formats: Formats to choose from.
         zeros: Shares of zeros to try with each sparse format.
         """
@@ -552,13 +552,14 @@ class search:
         points: Choices on the front, at most.
         """
     @staticmethod
-    def steps(*, optimize: str | Value, data: str | Value = ..., choose: str | Value = ..., within: str | Value, among: Sequence[str] | Value = ...) -> Value:
+    def steps(*, optimize: str | Value, data: str | Value = ..., choose: str | Value = ..., within: str | Value, train: str | Value | None = ..., among: Sequence[str] | Value = ...) -> Value:
         """Leave the steps open: `effc tune` searches those that keep all bounds and are best at one metric.
 
         optimize: Metric to be best at, such as decode.p50 or bytes.
         data: Rows that the passes read.
         choose: Other rows, that candidates are measured on.
         within: Time for the search; the best candidate is compiled after it.
+        train: Rows to heal pruned candidates on; without them nothing is trained.
         among: Patterns of the passes and formats to choose from, such as "sparsify.*" or "int4"; all where it is empty.
         """
 
