@@ -107,7 +107,7 @@ def test_the_examples_of_a_model_in_memory_run_as_they_stand(tmp_path, monkeypat
     zoo, names = ROOT / "recipes" / "zoo" / "tiny-llama", {}
     (tmp_path / "my-texts.txt").write_text((zoo / "calib.txt").read_text(encoding="utf-8")[:12_000], encoding="utf-8")
     for page, target in (("docs/python-api.md", "slim-cpu"), ("README.md", "other-cpu")):
-        block = re.search(r"^```python\n(import effc\n.*?)^```", TEXTS[page], re.M | re.S)[1]
+        block = re.search(r"^```python\n((?:import|slim = ).*?)^```", TEXTS[page], re.M | re.S)[1]
         code = (
             block.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(zoo))
             .replace("slim-cpu", target)
