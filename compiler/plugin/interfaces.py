@@ -44,7 +44,7 @@ def param(
     whole: bool = False,
     spelled: str = "",
     lines: bool = False,
-    holds: str = "",
+    rows_kind: str = "",
     positional: bool = False,
 ) -> Any:
     """A parameter of a recipe word: a field with a sentence, a default, and what else `dsl.vocabulary.Param` says."""

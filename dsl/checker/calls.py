@@ -160,14 +160,15 @@ def typed_arguments_of_call(
 
 def _reported_other_kind_of_rows(plugin: Word, param: Param, value: Any, span: Span, scope: Scope) -> bool:
     """Whether a data set is reported that has no rows of the kind which a parameter reads."""
-    data = scope.variant.data.get(value.name) if param.holds and isinstance(value, DataRef) else None
+    data = scope.variant.data.get(value.name) if param.rows_kind and isinstance(value, DataRef) else None
     word = scope.session.vocabulary.word("data", data.word) if data else None
-    if word is None or word.facts.get("rows_kind") == param.holds:
+    if word is None or word.facts.get("rows_kind") == param.rows_kind:
         return False
-    makers = [n for n, w in scope.session.vocabulary.words("data").items() if w.facts.get("rows_kind") == param.holds]
+    words = scope.session.vocabulary.words("data")
+    makers = [name for name, maker in words.items() if maker.facts.get("rows_kind") == param.rows_kind]
     scope.report(
         other_kind_of_rows(
-            f"`{plugin.name}` reads {param.holds}, and `{value.name}` has none",
+            f"`{plugin.name}` reads {param.rows_kind}, and `{value.name}` has none",
             span,
             help=f"declare it with `{'` or `'.join(makers)}`",
         )

@@ -53,7 +53,7 @@ class Param:
     falling: bool = False
     whole: bool = False
     spelled: str = ""  # what a text looks like, as a regular expression over all of it
-    holds: str = ""  # kind of the rows that a data set must have, its `rows_kind`; any where it is ""
+    rows_kind: str = ""  # kind of the rows that a data set must have, its `rows_kind`; any where it is ""
     lines: bool = False  # a text that may hold tabs and line ends; others are names and paths
     positional: bool = False  # may be given without its name, in order of declaration
 

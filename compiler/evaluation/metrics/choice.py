@@ -29,7 +29,7 @@ class Choice(Metric):
     better: ClassVar[str] = "higher"
     rowwise: ClassVar[bool] = True
 
-    data: DataRef = param("Questions, made by `choices`.", holds="questions with options", positional=True)
+    data: DataRef = param("Questions, made by `choices`.", rows_kind="questions with options", positional=True)
     normalised: bool = param("Divide by the option's length in characters.", default=False)
 
     def measure(self, model: nn.Module, ctx: Context) -> float:

@@ -35,7 +35,9 @@ class Retrieval(Metric):
     better: ClassVar[str] = "higher"
     rowwise: ClassVar[bool] = True
 
-    data: DataRef = param("Texts and their partners, made by `texts` from two fields.", holds="texts", positional=True)
+    data: DataRef = param(
+        "Texts and their partners, made by `texts` from two fields.", rows_kind="texts", positional=True
+    )
     score: Literal["recall", "mrr"] = param("First place alone, or 1 / rank.", default="recall")
     pooling: Literal["auto", "mean", "first", "last", "max", "own"] = param(
         "How states of tokens become the vector of a text: see `similarity`.", default="auto"
