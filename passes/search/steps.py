@@ -40,6 +40,7 @@ class Steps(Pass):
         'Patterns of the passes and formats to choose from, such as "sparsify.*" or "int4"; all where it is empty.',
         default=(),
         distinct=True,
+        least=1,
     )
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:

@@ -98,6 +98,8 @@ REFUSED = {
     "a model that is none": {"model": 3},
     "a model of another type": {"model": {"type": "Endless", "vocab": {}}},
     "a word without an end": {"model": {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 1 << 40}},
+    "an id beyond all tables": {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 2**31}, "unk_token": "a"}},
+    "an id that is none": {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": "c"}, "unk_token": "a"}},
     "a step that is none": {"normalizer": 7},
     "no numbers": {"padding": {"strategy": {"Fixed": "x"}}},
 }

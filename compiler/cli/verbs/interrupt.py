@@ -16,7 +16,7 @@ from types import FrameType
 from ....dsl.syntax.diagnostics import EXITS
 
 PATIENCE = 0.7  # seconds that the main thread has to end well
-SENTENCE = "stopped; nothing is half written, and compile goes on where it was stopped"
+SENTENCE = "stopped; nothing is half written, and the same command goes on where it was stopped"
 
 _patient = threading.Event()  # set while a verb answers Ctrl-C itself
 _requested = threading.Event()  # set once a signal came that nobody answers

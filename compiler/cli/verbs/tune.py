@@ -1,7 +1,7 @@
 """`effc tune`: searches steps for a wish, and compiles the recipe that comes out."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +9,7 @@ import typer
 
 from ....dsl.checker.value_text import quoted
 from ....dsl.checker.vocabulary import Vocabulary
+from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.format import format_source
 from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from ...driver.api import Session
     from ...driver.tuning.tune import Tuned
     from ...driver.tuning.wish import Wish
+    from ...models.checkpoints.origin import Origin
 
 PIPELINE = "tuned"
+LENGTH, ROWS = 256, 32  # of a row of own text in tokens, and of a data set in rows
+LONGEST_TEXT = 20_000_000  # characters of own text that are read
 COMMAND_LINE = Path("wish")  # name of a recipe that stands in no file, in diagnostics
-LONGEST_TOKEN = 7  # characters of one on average, in texts of which a tokenizer makes the fewest tokens
 _what = typer.Argument(
     metavar="RECIPE|MODEL", help="A recipe with open steps, or a model as `effc new` takes it.", show_default=False
 )
@@ -61,11 +64,11 @@ _explain = typer.Option(
 class WishOptions:
     """Options that say a wish for a model without a recipe."""
 
-    target: str
-    optimize: str
-    expect: tuple[str, ...]
-    within: str
-    data: Path | None
+    target: str = "native"
+    optimize: str = "decode.p50"
+    expect: tuple[str, ...] = ()
+    within: str = "30min"
+    data: Path | None = None
 
 
 def register(app: typer.Typer) -> None:
@@ -75,10 +78,10 @@ def register(app: typer.Typer) -> None:
         shared: SharedFlags,
         output: Annotated[Path, _out] = Path("out"),
         force: Annotated[bool, _force] = False,
-        target: Annotated[str, _for] = "native",
-        optimize: Annotated[str, _optimize] = "decode.p50",
+        target: Annotated[str, _for] = WishOptions.target,
+        optimize: Annotated[str, _optimize] = WishOptions.optimize,
         expect: Annotated[list[str], _expect] = (),  # type: ignore[assignment]
-        within: Annotated[str, _within] = "30min",
+        within: Annotated[str, _within] = WishOptions.within,
         data: Annotated[Path | None, _data] = None,
         candidate: Annotated[str, _candidate] = "",
         explain: Annotated[bool, _explain] = False,
@@ -92,26 +95,44 @@ def register(app: typer.Typer) -> None:
         from ...driver.tuning.wish import read_wish
 
         with shared.listening() as listener:
+            options = WishOptions(target, optimize, tuple(expect), within, data)
             if what.endswith(".effspec"):
+                refuse_options_of_a_model(options)
                 session, recipe = shared.session(Path(what), listener), Path(what)
             else:
-                refuse_braces(target, optimize, within, *expect)
-                options = WishOptions(target, optimize, tuple(expect), within, data)
+                refuse_more_or_less_than_one(target, optimize, within, *expect)
                 session, recipe = wish_session(what, options, shared, listener)
             wish, path = read_wish(session), recipe.with_name(f"{recipe.stem}-tuned.effspec")
             if explain:
                 return print_preview(wish, shared)
             tuned = search_steps(wish, path, output, force=force, name=candidate)
+            no_page = ""
             if tuned.results:
-                write_page(tuned, path.with_suffix(".html"))
-        return print_tuned(tuned, shared)
+                try:
+                    write_page(tuned, path.with_suffix(".html"))
+                except Reject as rejection:  # the artifact is there, and worth its summary
+                    no_page = "; ".join(f"{d.message}; {d.help}" for d in rejection.diagnostics)
+        code = print_tuned(tuned, shared)
+        if no_page:
+            shared.screen.note(f"no page was written: {no_page}")
+        return code
 
 
-def refuse_braces(*texts: str) -> None:
-    """Refuse options that would be more than one metric, bound, time or target in a recipe."""
+def refuse_options_of_a_model(options: WishOptions) -> None:
+    """Refuse options of a wish for a model beside a recipe, which says all that itself."""
+    names = [f.name for f in fields(options) if getattr(options, f.name) != f.default]
+    if names:
+        flags = ", ".join(f"--{'for' if name == 'target' else name}" for name in names)
+        raise typer.BadParameter(f"{flags}: a recipe says that itself; write it there")
+
+
+def refuse_more_or_less_than_one(*texts: str) -> None:
+    """Refuse options that would be no, or more than one, metric, bound, time or target in a recipe."""
     for text in texts:
         if set(text) & set("{}"):
             raise typer.BadParameter(f"`{text:.60}` holds more than one thing")
+        if not text.strip():
+            raise typer.BadParameter("an option of the wish is empty: leave it out")
 
 
 def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener: Any) -> "tuple[Session, Path]":
@@ -123,7 +144,7 @@ def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener
     call = source.call(session)
     judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
     if options.data is not None:
-        judge = own_text(options.data, judge)
+        judge = own_text(options.data, judge, session.resolve_model_origin(call))
     source_text = Source(str(COMMAND_LINE), wish_text(source.text, name, judge, options, session.registry.vocabulary))
     text = source_text.text if parse(source_text).diagnostics else format_source(source_text)
     return replace(session, texts={COMMAND_LINE.resolve(): text}), Path(f"{name}.effspec")
@@ -159,15 +180,25 @@ def with_rows(text: str, data: str, vocabulary: Vocabulary) -> str:
     return f"{match[1]}({data}) {text[match.end() :]}".strip() if needs_rows else text
 
 
-def own_text(file: Path, judge: Judge) -> Judge:
-    """Data sets of one text file, without a row in common; one to heal on if it is long enough."""
-    from ...inputs.windows import find_files, read_text
+def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
+    """Data sets of one text file, without a row in common; one to heal on if it is long enough.
+
+    Raises Reject (too-short) for a text of fewer rows than three data sets have.
+    """
+    from ...inputs.windows import encode, find_files, read_text, too_short
 
     (path,) = find_files(str(file), Path())
-    sets = {"calib": (0, 32), "choose": (32, 32), "heldout": (64, 32)}
-    if (left := len(read_text(path)) // (LONGEST_TOKEN * 256) - 96) >= 64:
-        sets["train"] = (96, min(left, 512))
-    rows = f"text({quoted(file.as_posix())}, samples: {{}}, skip: {{}}, length: 256, seed: 7)"
+    tokenizer = origin.tokenizer()
+    sets = {"calib": (0, ROWS), "choose": (ROWS, ROWS), "heldout": (2 * ROWS, ROWS)}
+    if tokenizer is not None:
+        tokens = len(encode(read_text(path)[:LONGEST_TEXT], tokenizer))
+        needed = 3 * ROWS * LENGTH
+        if tokens < needed:
+            message = f"{file} has {tokens} tokens, and a search of steps needs {needed}: three sets of {ROWS} rows"
+            raise Reject(too_short(message, help="take a longer text, or leave `--data` out"))
+        if (left := (tokens - needed) // LENGTH) >= 64:
+            sets["train"] = (3 * ROWS, min(left, 512))
+    rows = f"text({quoted(file.as_posix())}, samples: {{}}, skip: {{}}, length: {LENGTH}, seed: 7)"
     lines = tuple(f"data {name} = {rows.format(count, skip)}" for name, (skip, count) in sets.items())
     return replace(judge, lines=lines, **{"train": "", **{name: name for name in sets}})
 

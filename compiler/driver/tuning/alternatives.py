@@ -11,6 +11,7 @@ from itertools import product
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
 from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.nearest import nearest_name_help
 from ...plugin.context import Context
 from .wish import Wish
 
@@ -84,15 +85,18 @@ def candidates_of(wish: Wish) -> list[Candidate]:
 
 def _refuse_unmatched_patterns(wish: Wish, alternatives: list[Alternative]) -> None:
     words = sorted({word for a in alternatives for word in a.words})
-    for pattern in wish.step.call.args["among"]:
-        if not any(fnmatch(word, pattern) for word in words):
-            raise Reject(
+    unmatched = [p for p in wish.step.call.args["among"] if not any(fnmatch(word, p) for word in words)]
+    if unmatched:
+        raise Reject(
+            *(
                 unmatched_pattern(
                     f"`{pattern}` names nothing that `{wish.emit.call.word}` can be tuned by",
                     wish.step.call.where("among"),
-                    help=f"there is: {', '.join(words)}",
+                    help=nearest_name_help(pattern, words, "there is"),
                 )
+                for pattern in unmatched
             )
+        )
 
 
 UNCHANGED_NATIVE = Alternative("unchanged", packs="sparse_bf16")

@@ -6,6 +6,7 @@ from ....dsl.checker.values import DataRef, references_in
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...analysis.planning import keys
 from ...analysis.planning.plan import Size
+from ...core.environment import check_modules
 from ...core.quantity import size
 from ..judging.gate import bound_text, limit_in_unit
 from .alternatives import Candidate, candidates_of
@@ -26,7 +27,10 @@ rows_read_before = Fault(
 
 
 def refuse_impossible(wish: Wish, trials: Trials) -> None:
-    """Raise Reject for bounds that are out of reach, or judge by rows that are read before."""
+    """Raise Reject for bounds that are out of reach, or judge by rows that are read before, and for a target whose
+    packages are missing."""
+    word = wish.session.registry.vocabulary.words("target")[wish.emit.call.word]
+    check_modules(word.facts.get("requires", ()), word.facts.get("extra", ""), f"the target `{word.name}`")
     faults = [*_shared_rows(wish)] or [*_unreachable_bounds(wish, trials)]
     if faults:
         raise Reject(*faults)
@@ -34,12 +38,12 @@ def refuse_impossible(wish: Wish, trials: Trials) -> None:
 
 def _shared_rows(wish: Wish) -> Iterator[Diagnostic]:
     ctx = wish.context
-    read = {keys.data_identity(ref, ctx): ref.name for ref in (wish.data, wish.choose, wish.train) if ref}
+    read = {keys.data_identity(ref, ctx): name for name in ("train", "choose", "data") if (ref := getattr(wish, name))}
     for bound in wish.bounds:
         for ref in references_in(dict(bound.metric.args), DataRef):
             name = read.get(keys.data_identity(ref, ctx))
             if name is not None:
-                message = f"`{bound_text(bound)}` reads `{ref.name}`, whose rows the search reads as `{name}`"
+                message = f"`{bound_text(bound)}` reads `{ref.name}`, the rows that the search reads by `{name}`"
                 yield rows_read_before(message, bound.span, help="judge by other rows")
 
 
@@ -66,6 +70,6 @@ def _unreachable_bounds(wish: Wish, trials: Trials) -> Iterator[Diagnostic]:
 
 
 def _smallest(wish: Wish) -> list[Candidate]:
-    """Candidates among which the smallest is: those with the strongest change of shape."""
+    """Candidates among which the smallest is: those with the strongest change of shape, healed or not."""
     candidates = candidates_of(wish)
-    return [c for c in candidates if c.shape == candidates[-1].shape]
+    return [c for c in candidates if c.shape.steps[:1] == candidates[-1].shape.steps[:1]]

@@ -27,7 +27,7 @@ def preview(wish: Wish) -> list[Row]:
         try:
             plan = trials.plan(candidate)
         except Reject as rejection:
-            rows.append((math.inf, (name, text, "refused", rejection.diagnostics[0].slug)))
+            rows.append((math.inf, (name, text, "refused", rejection.diagnostics[0].message)))
             continue
         rows.append((plan.seconds, (name, text, duration_text(plan.seconds), size(disk_bytes(plan)))))
     combined = sum(c.changes > 1 for c in candidates)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ....dsl.syntax.diagnostics import Diagnostic, Fault
+from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...artifacts.artifact import refuse_output_path
+from ...artifacts.manifest import read_manifest
 from ...artifacts.output_lock import check_outputs, output_paths
 from ...core.cache import Cache
 from ...core.events import Said
-from ...core.quantity import measurement_text
+from ...core.quantity import count_text, measurement_text
 from ..api import build
 from ..judging.gate import bound_text
 from ..pipeline import Result
@@ -59,7 +60,9 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
     cache = Cache(wish.session.settings.cache_dir)
     journal = Journal.of(wish, cache)
     refuse_output_path(recipe, force or journal.wrote(recipe), True)
-    check_outputs(output_paths([wish.recipe], out, wish.session.registry.describes_artifacts), force)
+    outputs = output_paths([wish.recipe], out, wish.session.registry.describes_artifacts)
+    force = force or (journal.wrote(recipe) and all(_is_of_recipe(o.path, recipe) for o in outputs))
+    check_outputs(outputs, force)
     scratch = wish.session.settings.cache_dir / "work"
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="tune-") as folder:
@@ -90,6 +93,16 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
     return tuned
 
 
+def _is_of_recipe(artifact: Path, recipe: Path) -> bool:
+    """Whether a path is free, or holds what was compiled from that very recipe."""
+    if not artifact.exists():
+        return True
+    try:
+        return read_manifest(artifact).recipe.get("text") == recipe.read_text(encoding="utf-8")
+    except (Reject, OSError):
+        return False
+
+
 def max_compiled(wish: Wish) -> int:
     """Number of candidates that may be judged on the bounds' rows: one where a bound states its confidence, which a
     second look at its rows would lower."""
@@ -107,11 +120,13 @@ def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
 
 def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnostic:
     nearest = [f"{c.name}: {missed_text(wish, search.finals[c])}" for c in ranked[:3]]
+    measured = sum(not trial.refused for trial in search.quick_trials.values())
+    time = ", or give more time by `within:`" if search.out_of_time else ""
     return wish_unmet(
-        f"none of {len(search.quick_trials)} candidates keeps all bounds",
+        f"none of {count_text(measured, 'candidate')} keeps all bounds",
         wish.step.call.span,
         note="nearest: " + "; ".join(nearest),
-        help="loosen the bound that the nearest one misses, or give more time by `within:`",
+        help=f"loosen the bound that the nearest one misses{time}",
     )
 
 

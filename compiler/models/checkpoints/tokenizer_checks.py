@@ -20,6 +20,7 @@ _MAX_TEXT = 256  # characters of a text that is put in
 _MAX_ADDED = 1024  # that all texts which are put before another have
 _MAX_STEPS, _MAX_PIECES, _MAX_SPECIAL = 256, 64, 64  # the last: tokens that one of a template stands for
 _MAX_CUT, _MAX_WORD, _MAX_PAD = 1024, 1000, 1 << 20
+_MAX_ID = 1 << 24  # the library writes vocabularies by counting to the largest id
 _MAX_FORM = 64  # bytes of what a table of Unicode forms makes of a few characters; the longest of Unicode is 33
 _FORMS_GROWTH, _BYTES_GROWTH = 18, 4  # of one character in such a table; of one into its bytes
 
@@ -63,6 +64,14 @@ def refuse_unbounded_tokenizer_json(body: Any) -> None:
     _require_at_most(prod(map(_repeats, processors)), _MAX_PIECES, "how often a text stands in its template")
     _refuse_unbounded_truncation_or_padding(body.get("truncation"), body.get("padding"))
     _require_at_most(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
+    _require_at_most(_largest_id(body), _MAX_ID, "the largest id of a token")
+
+
+def _largest_id(body: Mapping[str, Any]) -> int:
+    """Largest id of a token; vocabularies that are lists number their tokens as they lie."""
+    vocabulary = body["model"].get("vocab")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    return max([*ids, *(token["id"] for token in body.get("added_tokens") or ())], default=0)
 
 
 def _require_at_most(value: Any, bound: int, label: str) -> None:

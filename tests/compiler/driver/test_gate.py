@@ -130,7 +130,7 @@ def context(profiles=None):
         registry=registry,
         used=metric,
         loads=loads,
-        settings=SimpleNamespace(device="cpu"),
+        settings=SimpleNamespace(device="cpu", signed_by=()),
     )
 
 

@@ -238,7 +238,7 @@ def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(write, tmp_pa
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert err.endswith(
-        "note[interrupted]: stopped; nothing is half written, and compile goes on where it was stopped\n"
+        "note[interrupted]: stopped; nothing is half written, and the same command goes on where it was stopped\n"
     )
     assert events.read_text().count("Ticked") <= scored + 2  # what was being scored, and no more
     assert not (tmp_path / "out").exists()

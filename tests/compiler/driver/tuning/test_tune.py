@@ -1,5 +1,6 @@
 """`effc tune` from a wish to an artifact, on the embedded model."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -54,6 +55,20 @@ def test_another_candidate_is_compiled_by_its_name(tmp_path, capsys):
     assert "weights: int8)" in (tmp_path / "w-tuned.effspec").read_text()
     assert tuned(file, tmp_path / "other", tmp_path / "cache", "--candidate", "int9") == 2
     assert "did you mean `int8`?" in capsys.readouterr().err
+
+
+def test_without_the_packages_of_the_page_all_else_is_there_and_the_same_command_runs_again(
+    tmp_path, capsys, monkeypatch
+):
+    file, find_spec = written(tmp_path, optimize="bytes", more=NARROW), importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "vl_convert" else find_spec(n, *a))
+        assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
+    captured = capsys.readouterr()
+    assert "chosen" in captured.out and "no page was written: a report needs vl_convert" in captured.err
+    assert not (tmp_path / "w-tuned.html").exists()
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
+    assert (tmp_path / "w-tuned.html").exists()
 
 
 def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_written(tmp_path, capsys):

@@ -105,6 +105,7 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
         ({"target": 'native("a") hf("b")'}, "not-open"),
         ({"target": 'report("page.html")'}, "not-open"),
         ({"more": ', among: ["nothing.*"]'}, "unmatched-pattern"),
+        ({"more": ", train: text.heldout"}, "rows-read-before"),
     ],
 )
 def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(options, slug, tmp_path, capsys):
@@ -180,10 +181,31 @@ def test_a_file_of_text_that_is_missing_is_one_diagnostic_before_anything_is_rea
 def test_long_text_is_cut_into_rows_to_heal_on_and_short_text_is_not(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = "In the beginning was the word, and the word was short.\n"
-    for lines, healed in ((12_000, True), (4_000, False)):
+    for lines, healed in ((12_000, True), (1_800, False)):
         (tmp_path / "mine.txt").write_text(line * lines)
         assert main(["tune", "zoo:tiny-llama", "--data", "mine.txt", "--explain"]) == 0
         assert ("healed" in capsys.readouterr().out) == healed
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--expect", ""], "is empty"),
+        (["--expect", "bytes <= 1KB"], "[unreachable-bound]"),
+        (["--data", "short.txt"], "a search of steps needs 24576"),
+    ],
+)
+def test_options_of_a_wish_that_mean_nothing_are_refused_at_once(options, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.txt").write_text("In the beginning was the word. " * 100)
+    assert main(["tune", "zoo:tiny-llama", "--explain", *options]) in (2, 3)
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("error") == 1, error
+
+
+def test_options_of_a_model_are_refused_beside_a_recipe(tmp_path, capsys):
+    assert main(["tune", str(written(tmp_path)), "--for", "gguf", "--within", "1min"]) == 2
+    assert "--for, --within: a recipe says that itself" in capsys.readouterr().err
 
 
 def test_a_bound_on_the_command_line_is_one_bound(tmp_path, capsys, monkeypatch):
