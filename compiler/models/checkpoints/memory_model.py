@@ -61,6 +61,7 @@ def save_in_cache(model: "PreTrainedModel", tokenizer: Any, cache_dir: Path) -> 
                 saved.config = copy.deepcopy(model.config)
                 saved.save_pretrained(folder)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            # The caller's classes run here: a config or a tokenizer that can't be written raises any of them.
             fact = f"`model` and `tokenizer` can't be saved: {type(error).__name__}: {error}"
             raise Reject(bad_option(fact, help="pass what `save_pretrained` of transformers writes")) from error
         if not checkpoint.is_dir():
