@@ -72,10 +72,12 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
+        is_binary = encoding == "latin1" and b"\0" in data
+        convert = f"convert it: iconv -f {encoding} -t utf-8 {path.name}"
         raise Reject(
             not_utf8(
                 f"{path} is not UTF-8 at byte {error.start} (0x{data[error.start]:02x})",
-                help=f"convert it: iconv -f {encoding} -t utf-8 {path.name}",
+                help="it holds zero bytes, so it is no text: name another file" if is_binary else convert,
             )
         ) from error
 

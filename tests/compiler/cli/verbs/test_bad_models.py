@@ -218,6 +218,14 @@ BAD = {
         "rows.txt is not UTF-8 at byte 3 (0xe9)",
         "iconv -f latin1 -t utf-8 rows.txt",
     ),
+    "bytes that are no text": (
+        lambda f: (f / "rows.txt").write_bytes(b"\xe9\0" * 99),
+        3,
+        "data",
+        "not-utf8",
+        "rows.txt is not UTF-8 at byte 0 (0xe9)",
+        "it holds zero bytes, so it is no text",
+    ),
     "a text in UTF-16": (
         lambda f: (f / "rows.txt").write_bytes(("And it " * 99).encode("utf-16")),
         3,
