@@ -97,9 +97,10 @@ def main() -> None:
             search = Search(wish, Trials(wish, Cache(cache), folder), Journal.of(wish, Cache(cache)))
             best = best_of(matrix, wish, search)
             row = {"wish": title, "best": best.name, "seconds": seconds, "share": seconds / matrix_seconds}
-            if tuned.candidate is not None:
-                chosen = next(c for c in matrix if c.name == tuned.candidate.name)
-                costs = [search.cost(_for_wish(matrix[c], search)) for c in (chosen, best)]
+            compiled = next(iter(tuned.chosen), None)
+            if compiled is not None:
+                chosen = next(c for c in matrix if c.name == compiled.name)
+                costs = [search.costs(_for_wish(matrix[c], search))[0] for c in (chosen, best)]
                 row |= {"chosen": chosen.name, "behind": costs[0] / costs[1] - 1, "held_out": not tuned.unmet}
             rows.append(row)
             print(json.dumps(row))

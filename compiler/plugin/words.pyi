@@ -552,13 +552,14 @@ class search:
         points: Choices on the front, at most.
         """
     @staticmethod
-    def steps(*, optimize: str | Value, data: str | Value = ..., choose: str | Value = ..., within: str | Value, train: str | Value | None = ..., among: Sequence[str] | Value = ...) -> Value:
+    def steps(*, optimize: str | Value, data: str | Value = ..., choose: str | Value = ..., within: str | Value, against: str | Value | None = ..., train: str | Value | None = ..., among: Sequence[str] | Value = ...) -> Value:
         """Leave the steps open: `effc tune` searches those that keep all bounds and are best at one metric.
 
         optimize: Metric to be best at, such as decode.p50 or bytes.
         data: Rows that the passes read.
         choose: Other rows, that candidates are measured on.
         within: Time for the search; the best candidate is compiled after it.
+        against: Second metric: up to five candidates between both are compiled, the front, in place of the best one.
         train: Rows to heal pruned candidates on; without them nothing is trained.
         among: Patterns of the passes and formats to choose from, such as "sparsify.*" or "int4"; all where it is empty.
         """

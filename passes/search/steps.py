@@ -1,7 +1,10 @@
 """Leave the steps open: `effc tune` searches them."""
 
+from collections.abc import Iterator
+
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Duration, MetricRef
 from ...dsl.syntax.diagnostics import Fault, Reject
@@ -20,7 +23,8 @@ class Steps(Pass):
     The bounds are those of `expect`, the target is the one of `emit`, whose arguments are open, too, as far as they
     are not written. Candidates are sequences of other passes and arguments of the target. They are measured on rows
     of `choose`; rows that bounds name are read by the last candidates alone, so that a search does not flatter
-    itself. What comes out is a recipe with ordinary steps, which compiles to the same artifact by itself.
+    itself. What comes out is a recipe with ordinary steps, which compiles to the same artifact by itself. With
+    `against`, several come out: candidates of which none is better than another at both metrics.
 
     Source: own. Effects of single changes are added up to foretell combinations, as in the additive models of Puzzle
     (Bercovich et al. 2024, arXiv 2411.19146), and the best foretold are measured first.
@@ -32,6 +36,10 @@ class Steps(Pass):
     disjoint = {"choose": "data", "train": "choose"}
 
     optimize: MetricRef = param("Metric to be best at, such as decode.p50 or bytes.")
+    against: MetricRef | None = param(
+        "Second metric: up to five candidates between both are compiled, the front, in place of the best one.",
+        default=None,
+    )
     data: DataRef = param("Rows that the passes read.")
     choose: DataRef = param("Other rows, that candidates are measured on.")
     train: DataRef | None = param("Rows to heal pruned candidates on; without them nothing is trained.", default=None)
@@ -42,6 +50,10 @@ class Steps(Pass):
         distinct=True,
         least=1,
     )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.against == self.optimize:
+            yield Conflict(("against",), "both metrics are the same", "leave `against` out, or name another metric")
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         raise Reject(

@@ -31,6 +31,8 @@ nothing_fits = Fault(
     exit="environment",
 )
 
+Goal = tuple[str, tuple[str, ...], tuple[str, ...], str, str]
+
 _FILES = {".gguf": "gguf", ".json": "config"}  # by what their names end in
 HF = 'hf("{path}")'
 SEARCH = """light = prune.multi(remove: 5% of params, group: 32, score: perplexity(text.calib))
@@ -39,9 +41,12 @@ SEARCH = """light = prune.multi(remove: 5% of params, group: 32, score: perplexi
 FEDERATION = 'flower("{path}", data: text.calib, clients: 4, rounds: 4, hold: 25%, steps: 8)'
 GUIDE = 'rttc("{path}", knowledge: "{knowledge}", policy: ttt, count: 32)'
 
+OPEN = "best = search.steps(optimize: {}, data: text.calib, choose: text.choose, train: text.train, within: 30min)"
+NATIVE = 'native("{path}")'
+
 # goal -> sentence, steps, bounds, name of the pipeline, target; steps and bounds as a model of text has them.
 # A step or bound that the model or this effc has no use for is left out.
-GOALS = {
+GOALS: dict[str, Goal] = {
     "smaller": (
         "Make {model} smaller: branches, MLP channels and heads compete for what goes.",
         ("slim = prune.multi(remove: 15% of params, group: 32, score: perplexity(text.calib))",),
@@ -83,6 +88,30 @@ GOALS = {
         ("perplexity(text.heldout) <= 1.50 * base",),
         "guide",
         GUIDE,
+    ),
+}
+# In place of GOALS for a language model that reads the texts that come with effc: steps that `effc tune` searches.
+WISHES: dict[str, Goal] = {
+    "smaller": (
+        "Make {model} as small as it gets at 5 % more perplexity.",
+        (OPEN.format("bytes"),),
+        ("perplexity(text.heldout) <= 1.05 * base",),
+        "small",
+        NATIVE,
+    ),
+    "faster": (
+        "Make {model} write as fast as it gets at 5 % more perplexity.",
+        (OPEN.format("decode.p50"),),
+        ("perplexity(text.heldout) <= 1.05 * base",),
+        "fast",
+        NATIVE,
+    ),
+    "gentle": (
+        "Make {model} smaller, and keep nearly all of its quality.",
+        (OPEN.format("bytes"),),
+        ("perplexity(text.heldout) <= 1.01 * base",),
+        "light",
+        NATIVE,
     ),
 }
 # What stands in a knowledge base until somebody writes a better one.
@@ -138,7 +167,11 @@ def register(app: typer.Typer) -> None:
         if shared.format == "json":
             return shared.screen.answer_json("new", path=str(path), goal=goal, model=source.text)
         shared.screen.answer(str(path))
-        return shared.screen.note(f"next: effc plan {quote(str(path))}, then effc compile {quote(str(path))}")
+        name = quote(str(path))
+        is_open = OPEN.partition("(")[0] in text
+        return shared.screen.note(
+            f"next: effc tune {name}" if is_open else f"next: effc plan {name}, then effc compile {name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -251,6 +284,10 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
     if goal in _OF_TEXT and judge.lines is not _TEXTS:
         message = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
         raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
+    if goal in WISHES and judge.lines is _TEXTS and skeleton.facts.get("causal_lm"):
+        text = _render_recipe(source.text, WISHES[goal], model_name, judge, *WISHES[goal][1:3])
+        if not _check_errors(text, path, session):
+            return format_source(Source(str(path), text))
     branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them
     forms, bounds = (tuple(judge.read(line) for line in lines) for lines in GOALS[goal][1:3])
     steps = tuple(s.format(branches=branches) for s in forms)
@@ -258,7 +295,7 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         bounds = tuple(b for b in bounds if not b.startswith("decode"))
 
     def draft(steps: tuple[str, ...], bounds: tuple[str, ...]) -> str:
-        return _render_recipe(source.text, goal, model_name, judge, steps, bounds)
+        return _render_recipe(source.text, GOALS[goal], model_name, judge, steps, bounds)
 
     reason: list[Diagnostic] = []
     for share in SHARES:
@@ -318,9 +355,9 @@ def _check_errors(text: str, path: Path, session: "Session") -> list[Diagnostic]
 
 
 def _render_recipe(
-    call: str, goal: str, model_name: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]
+    call: str, goal: Goal, model_name: str, judge: Judge, steps: tuple[str, ...], bounds: tuple[str, ...]
 ) -> str:
-    sentence, _, _, name, target = GOALS[goal]
+    sentence, _, _, name, target = goal
     doc = sentence.format(model=model_name)
     used = judge.lines
     if judge.lines is not _TEXTS:

@@ -36,6 +36,12 @@ _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifact
 _force = typer.Option("--force", help="Replace what exists.", show_default=False)
 _for = typer.Option("--for", metavar="TARGET", help="Of a model: the target.")
 _optimize = typer.Option("--optimize", metavar="METRIC", help="Of a model: the metric to be best at.")
+_against = typer.Option(
+    "--against",
+    metavar="METRIC",
+    show_default=False,
+    help="Of a model: a second metric; the front between both is compiled.",
+)
 _expect = typer.Option(
     "--expect",
     metavar="BOUND",
@@ -66,6 +72,7 @@ class WishOptions:
 
     target: str = "native"
     optimize: str = "decode.p50"
+    against: str = ""
     expect: tuple[str, ...] = ()
     within: str = "30min"
     data: Path | None = None
@@ -80,13 +87,14 @@ def register(app: typer.Typer) -> None:
         force: Annotated[bool, _force] = False,
         target: Annotated[str, _for] = WishOptions.target,
         optimize: Annotated[str, _optimize] = WishOptions.optimize,
+        against: Annotated[str, _against] = WishOptions.against,
         expect: Annotated[list[str], _expect] = (),  # type: ignore[assignment]
         within: Annotated[str, _within] = WishOptions.within,
         data: Annotated[Path | None, _data] = None,
         candidate: Annotated[str, _candidate] = "",
         explain: Annotated[bool, _explain] = False,
     ) -> int:
-        """Search the steps that keep all bounds and are best at one metric, and compile them.
+        """Search the steps that keep all bounds and are best at one metric, or the front of two, and compile them.
 
         Goes on where it was stopped. Writes the recipe that it chose, which compiles by itself."""
         shared.require_environment()
@@ -95,19 +103,19 @@ def register(app: typer.Typer) -> None:
         from ...driver.tuning.wish import read_wish
 
         with shared.listening() as listener:
-            options = WishOptions(target, optimize, tuple(expect), within, data)
+            options = WishOptions(target, optimize, against, tuple(expect), within, data)
             if what.endswith(".effspec"):
                 refuse_options_of_a_model(options)
                 session, recipe = shared.session(Path(what), listener), Path(what)
             else:
-                refuse_more_or_less_than_one(target, optimize, within, *expect)
+                refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
                 session, recipe = wish_session(what, options, shared, listener)
             wish, path = read_wish(session), recipe.with_name(f"{recipe.stem}-tuned.effspec")
             if explain:
                 return print_preview(wish, shared)
             tuned = search_steps(wish, path, output, force=force, name=candidate)
             no_page = ""
-            if tuned.results:
+            if tuned.compiled:
                 try:
                     write_page(tuned, path.with_suffix(".html"))
                 except Reject as rejection:  # the artifact is there, and worth its summary
@@ -153,11 +161,12 @@ def wish_session(model: str, options: WishOptions, shared: SharedFlags, listener
 def wish_text(source: str, name: str, judge: Judge, options: WishOptions, vocabulary: Vocabulary) -> str:
     """Recipe of a wish."""
     model, bounds = f"model base = {source}", [with_rows(b, judge.heldout, vocabulary) for b in options.expect]
-    optimize = with_rows(options.optimize, judge.choose, vocabulary)
+    optimize = f"optimize: {with_rows(options.optimize, judge.choose, vocabulary)}, "
+    if options.against:
+        optimize += f"against: {with_rows(options.against, judge.choose, vocabulary)}, "
     train = f"train: {judge.train}, " if judge.train else ""
     step = (
-        f"best = search.steps(optimize: {optimize}, data: {judge.calib}, choose: {judge.choose}, "
-        f"{train}within: {options.within})"
+        f"best = search.steps({optimize}data: {judge.calib}, choose: {judge.choose}, {train}within: {options.within})"
     )
     lines = ["effspec 1", f'"""The best of {name} for {options.target}, found by `effc tune`."""', ""]
     read = " ".join([step, *bounds])
@@ -217,16 +226,16 @@ def print_preview(wish: "Wish", shared: SharedFlags) -> int:
 
 def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
     """Table of the artifact, then of the candidates; the exit code."""
-    from ...driver.tuning.summary import labels, neighbours, others_text, rows, tied_text, to_json
+    from ...driver.tuning.summary import metric_names, neighbours, others_text, rows, tied_text, to_json
 
     screen = shared.screen
     if screen.format == "json":
         screen.complain(tuned.unmet, "tune", **to_json(tuned))
         return code_of(tuned.unmet)
-    for result in tuned.results:
-        for artifact in result.artifacts:
+    for compiled in tuned.chosen.values():
+        for artifact in (a for result in compiled.results for a in result.artifacts):
             screen.answer(artifact_summary_text(artifact.path, artifact.manifest, screen) + "\n")
-    head = ("candidate", *labels(tuned.search), "")
+    head = ("candidate", *metric_names(tuned.search), "")
     width = len(head) - 2
     table = [head, *((r.name, *(r.cells or ("",) * width), r.state) for r in rows(tuned))]
     screen.answer(screen.table(table, right=tuple(range(1, width + 1)), indent="  "))
@@ -239,5 +248,6 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
         screen.note(
             f"{looks} of {len(tuned.search.candidates)} candidates measured in {spent}; {others_text(tuned.search)}"
         )
-        screen.note(f"recipe: {tuned.recipe}")
+        for compiled in tuned.chosen.values():
+            screen.note(f"recipe: {compiled.recipe}")
     return code_of(tuned.unmet)

@@ -3,6 +3,7 @@
 An axis is a list of alternatives, of which the first one changes nothing. A candidate takes one of each axis.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -56,6 +57,11 @@ class Candidate:
     def name(self) -> str:
         changed = [a.name for a in self.axes if a.name != UNCHANGED.name]
         return ", ".join(changed) or "default format"
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of its files among those of a front: `-10-pruned-int8-inputs-int16`."""
+        return "-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
     def changes(self) -> int:

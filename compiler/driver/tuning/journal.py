@@ -13,7 +13,7 @@ from .alternatives import Candidate
 from .trials import Trial
 from .wish import Wish
 
-RECIPE = "recipe"  # key of the digest of the recipe that was written last
+RECIPES = "recipes"  # key of the digests of the recipes that were written
 
 
 @dataclass
@@ -51,15 +51,15 @@ class Journal:
 
     def write_recipe(self, path: Path, text: str) -> None:
         """Write a recipe that the search came to, so that `wrote` knows it again."""
-        self.rows[RECIPE] = digest(text)
+        self.rows[RECIPES] = sorted({*self.rows.get(RECIPES, ()), digest(text)})
         self.cache.keep(self.parts, self.rows)
         write_atomic(path, text.encode())
 
     def wrote(self, path: Path) -> bool:
-        """Whether a file is the recipe that this search wrote last, unchanged."""
+        """Whether a file is a recipe that this search wrote, unchanged."""
         if not path.is_file() or path.is_symlink():
             return False
-        return digest(path.read_text(encoding="utf-8", errors="replace")) == self.rows.get(RECIPE)
+        return digest(path.read_text(encoding="utf-8", errors="replace")) in self.rows.get(RECIPES, ())
 
     def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
         self.rows |= {f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()}

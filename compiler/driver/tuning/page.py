@@ -9,7 +9,7 @@ from ...artifacts.pages.origin import measure_table_rows, origin_facts
 from ...artifacts.pages.page import render_template
 from ...core.cache import write_atomic
 from ...core.quantity import count_text, duration_text
-from .summary import Row, labels, metric_names, neighbours, others_text, rows, tied_text
+from .summary import Row, metric_names, neighbours, others_text, rows, tied_text
 from .tune import Tuned
 
 SHORTEST, LARGEST = 0.02, 3.0  # ratios to the original between which points are drawn
@@ -19,38 +19,39 @@ def write_page(tuned: Tuned, path: Path) -> None:
     """Write the page of a search of steps. Raises Reject where packages of the extra `report` are missing."""
     check_packages()
     search, table = tuned.search, rows(tuned)
-    heads = labels(search)
+    heads = metric_names(search)
     measured = count_text(len(search.quick_trials), "candidate")
     hint = (
         f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; {others_text(search)}. "
         "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone."
     )
-    sheet = next((a.sheet for r in tuned.results for a in r.artifacts), None)
+    sheets = {c: a.sheet for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
+    about = f"The best at {heads[0]} among candidates that keep all bounds."
+    if search.is_front:
+        about = f"Candidates that keep all bounds, and of which none is better at both {heads[0]} and {heads[1]}."
     html = render_template(
         "search.html",
         title=search.wish.pipeline.name,
         origin=search.wish.context.origin.label,
-        about=f"The best at {heads[0]} among candidates that keep all bounds.",
+        about=about,
         hint=hint,
-        chosen=tuned.candidate.name if tuned.candidate else "",
-        measured=measure_table_rows(sheet) if sheet else [],
-        facts=origin_facts(sheet) if sheet else [],
+        chosen=[(c.name, measure_table_rows(sheet)) for c, sheet in sheets.items() if sheet],
+        facts=next((origin_facts(sheet) for sheet in sheets.values() if sheet), []),
         charts=_charts(tuned, table),
         neighbours=list(filter(None, (*neighbours(tuned), tied_text(tuned)))),
         head=("candidate", *heads, ""),
         rows=[(r.name, *(r.cells or ("",) * len(heads)), r.state) for r in table],
-        recipe=tuned.recipe.read_text() if tuned.recipe else "",
+        recipes=[(c.name, compiled.recipe.read_text()) for c, compiled in tuned.chosen.items()],
     )
     write_atomic(path, html.encode())
 
 
 def _charts(tuned: Tuned, table: list[Row]) -> list[Chart]:
-    """The objective against the first metric that reads rows; none where a wish has no such metric."""
+    """Both metrics of a front; else the objective against the first metric that reads rows, if a wish has one."""
     search = tuned.search
-    names, heads = metric_names(search), labels(search)
-    across = next(
-        (i for i, n in enumerate(names) if i and references_in(dict(search.trials.metrics[n].args), DataRef)), 0
-    )
+    heads = metric_names(search)
+    reading = (i for i, n in enumerate(heads) if i and references_in(dict(search.trials.metrics[n].args), DataRef))
+    across = 1 if search.is_front else next(reading, 0)
     drawn = [r for r in table if r.ratios and all(SHORTEST <= r.ratios[i] <= LARGEST for i in (0, across))]
     if not across or len(drawn) < 2:
         return []

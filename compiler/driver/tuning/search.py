@@ -5,11 +5,10 @@ on and decides the same.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....dsl.checker.value_text import value_text
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.nearest import nearest_name_help
 from ...analysis.planning.plan import Plan
@@ -26,6 +25,7 @@ SINGLES, COMBINATIONS = 0.6, 0.85  # shares of the time after which no further o
 SLACK = 0.01  # by which a first look, or what is predicted, may miss a bound
 GAIN = 0.01  # by which a combination must be predicted better than the best so far to be measured
 FINALISTS = 4  # measured on all rows
+FRONT = 5  # candidates of a front of two metrics at most
 MISSES = 4  # candidates measured though they are predicted to miss a bound, where none keeps all
 
 not_measurable = Fault(
@@ -68,8 +68,13 @@ class Search:
         return sum(t.seconds for t in (*self.quick_trials.values(), *self.finals.values()))
 
     @property
-    def objective(self) -> str:
-        return value_text(self.wish.objective)
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the metrics to be best at: one, or the two of a front."""
+        return tuple(self.wish.measured_name(ref) for ref in self.wish.objectives)
+
+    @property
+    def is_front(self) -> bool:
+        return len(self.wish.objectives) > 1
 
     def run(self) -> list[Candidate]:
         """Candidates measured on all rows, best first; those that miss a bound come last."""
@@ -77,6 +82,22 @@ class Search:
         self._measure_combinations()
         self._measure_finalists()
         return self.ranked(self.finals)
+
+    def front(self, trials: Mapping[Candidate, Trial], slack: float = 0.0) -> list[Candidate]:
+        """Candidates that keep the bounds, each by more than GAIN better than every other at one of both metrics, best
+        at the first metric first. Of more than FRONT those that add most to the ones before are taken."""
+
+        def gain_beside(candidate: Candidate, others: Iterable[Candidate]) -> float:
+            return self.gain(trials[candidate], [trials[o] for o in others if o != candidate])
+
+        points = [c for c in self.ranked(trials, slack) if self.violation(trials[c]) <= slack]
+        for candidate in reversed(points[:]):
+            if gain_beside(candidate, points) <= GAIN:
+                points.remove(candidate)
+        chosen = points[:1]
+        while len(chosen) < min(FRONT, len(points)):
+            chosen.append(max((c for c in points if c not in chosen), key=lambda c: gain_beside(c, chosen)))
+        return sorted(chosen, key=lambda c: self.costs(trials[c]))
 
     def measure_named(self, name: str) -> Candidate:
         """The candidate of a name, measured on all rows, beside those that were measured before."""
@@ -96,18 +117,27 @@ class Search:
         """Candidates that were measured: those that keep the bounds by the objective, then the others by their miss."""
         known = [c for c, trial in trials.items() if not trial.refused]
         violations = {c: v if (v := self.violation(trials[c])) > slack else 0.0 for c in known}
-        return sorted(known, key=lambda c: (violations[c], self.cost(trials[c]), self._other_costs(trials[c])))
+        return sorted(known, key=lambda c: (violations[c], self.costs(trials[c]), self._other_costs(trials[c])))
 
     def _other_costs(self, trial: Trial) -> float:
         """Sum of the other metrics relative to the original, which decides between candidates of equal objective."""
-        others = {name: ref for name, ref in self.trials.metrics.items() if name != self.objective}
-        signs = {name: 1.0 if self.wish.context.metric(ref).better == "lower" else -1.0 for name, ref in others.items()}
-        return sum(sign * trial.ratio(name) for name, sign in signs.items())
+        return sum(self._signed_ratio(trial, name) for name in self.trials.metrics if name not in self.objectives)
 
-    def cost(self, trial: Trial) -> float:
-        """Objective relative to the original, so that less is better."""
-        ratio = trial.ratio(self.objective)
-        return ratio if self.wish.context.metric(self.wish.objective).better == "lower" else -ratio
+    def costs(self, trial: Trial) -> tuple[float, ...]:
+        """Objectives relative to the original, so that less is better."""
+        return tuple(self._signed_ratio(trial, name) for name in self.objectives)
+
+    def gain(self, trial: Trial, others: Sequence[Trial]) -> float:
+        """Share by which a trial is better than each of the others at the objective where it gains most (the additive
+        epsilon indicator); infinite beside none."""
+        pairs = (zip(self.costs(trial), self.costs(other), strict=True) for other in others)
+        return min(
+            (max((other - cost) / max(abs(other), 1e-12) for cost, other in costs) for costs in pairs), default=math.inf
+        )
+
+    def _signed_ratio(self, trial: Trial, name: str) -> float:
+        ratio = trial.ratio(name)
+        return ratio if self.wish.context.metric(self.trials.metrics[name]).better == "lower" else -ratio
 
     def violation(self, trial: Trial) -> float:
         """Share by which a trial misses the bound that it misses most; 0 where it keeps all."""
@@ -138,19 +168,19 @@ class Search:
     def _measure_combinations(self) -> None:
         tried = 0
         while True:
-            incumbent = self.cost(self.quick_trials[self.best]) if self.best else None
-            predicted = sorted(self._predicted(incumbent), key=lambda entry: entry[:2])
-            if not predicted or (predicted[0][0] > 0 and (incumbent is not None or tried == MISSES)):
+            satisfying = [t for t in self.quick_trials.values() if not t.refused and not self.violation(t)]
+            predicted = min(self._predicted(satisfying), key=lambda entry: entry[:3], default=None)
+            if predicted is None or (predicted[0] > 0 and (satisfying or tried == MISSES)):
                 return
             if self.seconds >= COMBINATIONS * self.wish.seconds:
                 self.out_of_time = True
                 return
-            tried += predicted[0][0] > 0
-            candidate = predicted[0][2]
-            self._quick_trial(candidate, self._plan(candidate))
+            tried += predicted[0] > 0
+            self._quick_trial(predicted[3], self._plan(predicted[3]))
 
-    def _predicted(self, incumbent: float | None) -> Iterator[tuple[float, float, Candidate]]:
-        """Miss and objective of what was not measured and may be better than the best so far."""
+    def _predicted(self, satisfying: Sequence[Trial]) -> Iterator[tuple[float, float, tuple[float, ...], Candidate]]:
+        """Miss, negated gain and objectives of what was not measured and may be better than those that keep all
+        bounds."""
         original = self.quick_trials[self.unchanged]
         adds = frozenset(name for name, ref in self.trials.metrics.items() if self._adds(name, ref, original))
         effects = Effects(self.quick_trials, self.unchanged, adds)
@@ -161,10 +191,9 @@ class Search:
             if any(value is None for value in values.values()):
                 continue
             trial = Trial({n: (v, original.values[n][1]) for n, v in values.items() if v is not None})
-            cost, violation = self.cost(trial), self.violation(trial)
-            gains = incumbent is None or cost < incumbent - GAIN * abs(incumbent)
-            if gains:
-                yield (0.0 if violation <= SLACK else violation), cost, candidate
+            gain, violation = self.gain(trial, satisfying), self.violation(trial)
+            if gain > GAIN:
+                yield (0.0 if violation <= SLACK else violation), -gain, self.costs(trial), candidate
 
     def _adds(self, name: str, ref: Any, trial: Trial) -> bool:
         return self.wish.context.metric(ref).better != "lower" or trial.values[name][1] <= 0
@@ -172,7 +201,9 @@ class Search:
     def _measure_finalists(self) -> None:
         """Measure the best on all rows; where none of them keeps all bounds, further ones that did on few rows."""
         count = FINALISTS if self.seconds < self.wish.seconds else 2
-        self.finals |= self._measured(dict.fromkeys(self.ranked(self.quick_trials, SLACK)[:count]), 0)
+        finalists = self.front(self.quick_trials, SLACK) if self.is_front else []
+        finalists = finalists or self.ranked(self.quick_trials, SLACK)[:count]
+        self.finals |= self._measured(dict.fromkeys(finalists), 0)
         others = [c for c in self.ranked(self.quick_trials) if c not in self.finals]
         for candidate in others[:FINALISTS]:
             if self.best or self.violation(self.quick_trials[candidate]) or self.seconds >= self.wish.seconds:
@@ -209,7 +240,7 @@ class Search:
         """`decode.p50 0.182, perplexity(text.choose) 1.013 of the original`."""
         if trial.refused:
             return f"refused: {trial.refused}"
-        return ", ".join(f"{self.trials.label(n)} {trial.ratio(n):.3g}" for n in trial.values) + " of the original"
+        return ", ".join(f"{n} {trial.ratio(n):.3g}" for n in trial.values) + " of the original"
 
     def _measured(self, plans: Mapping[Candidate, Plan | None], rows: int) -> dict[Candidate, Trial]:
         """Trials of candidates, those that the journal has as they are."""

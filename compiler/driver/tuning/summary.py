@@ -25,13 +25,8 @@ class Row:
 
 
 def metric_names(search: Search) -> tuple[str, ...]:
-    """Metrics of a table, the objective first."""
-    return (search.objective, *(name for name in search.trials.metrics if name != search.objective))
-
-
-def labels(search: Search) -> tuple[str, ...]:
-    """Heads of the columns: metrics on the rows that they were measured on."""
-    return tuple(search.trials.label(name) for name in metric_names(search))
+    """Metrics of a table, on the rows that they were measured on, the objectives first."""
+    return (*search.objectives, *(name for name in search.trials.metrics if name not in search.objectives))
 
 
 def others_text(search: Search) -> str:
@@ -68,39 +63,39 @@ def _cell(value: float, original: float, unit: str, rows: int) -> str:
 
 
 def _state(tuned: Tuned, candidate: Candidate, trial: Trial) -> str:
-    if candidate in tuned.missing:
-        return f"compiled: {tuned.missing[candidate]}"
-    if candidate == tuned.candidate:
-        return "chosen"
+    compiled = tuned.compiled.get(candidate)
+    if compiled:
+        return f"compiled: {compiled.missed}" if compiled.missed else "chosen"
     missed = missed_text(tuned.search.wish, trial)
     if missed:
         return f"misses {missed}"
-    return "" if tuned.search.is_named else f"no better at {tuned.search.objective}"
+    if tuned.search.is_front:
+        return "not on the front"
+    return "" if tuned.search.is_named else f"no better at {tuned.search.objectives[0]}"
 
 
 def neighbours(tuned: Tuned) -> Iterator[str]:
-    """Sentences on what more of the objective, and of the first bound's quality, would cost."""
-    search = tuned.search
+    """Sentences on what more of the objective, and of the first bound's quality, would cost; of a front none."""
+    search, candidate = tuned.search, next(iter(tuned.chosen), None)
     quality = next((n for n, ref in search.trials.metrics.items() if _reads_rows(ref)), None)
     trials = {c: t for c, t in {**search.quick_trials, **search.finals}.items() if not t.refused}
-    if tuned.candidate not in trials or quality is None:
+    if candidate not in trials or quality is None or search.is_front:
         return
-    chosen = trials[tuned.candidate]
-    for gain, price in ((search.objective, quality), (quality, search.objective)):
+    chosen, (objective,) = trials[candidate], search.objectives
+    for gain, price in ((objective, quality), (quality, objective)):
         better = {c: t for c, t in trials.items() if _change(search, t, chosen, gain) < -BETTER}
         cheapest = min(better, key=lambda c: _change(search, better[c], chosen, price), default=None)
         if cheapest is not None:
             won = relative_change_text(chosen.ratio(gain), better[cheapest].ratio(gain))
             cost = relative_change_text(chosen.ratio(price), better[cheapest].ratio(price))
-            label = search.trials.label
-            yield f"{label(gain)} {won} costs {label(price)} {cost}: {cheapest.name}"
+            yield f"{gain} {won} costs {price} {cost}: {cheapest.name}"
 
 
 def tied_text(tuned: Tuned) -> str:
-    """Sentence on finalists that timing can't tell from the chosen one; "" where there is none."""
-    search, name = tuned.search, tuned.search.objective
-    chosen = search.finals.get(tuned.candidate) if tuned.candidate else None
-    if chosen is None or name not in chosen.ranges:
+    """Sentence on finalists that timing can't tell from the chosen one; "" where there is none, and of a front."""
+    search, name = tuned.search, tuned.search.objectives[0]
+    chosen = next((search.finals.get(c) for c in tuned.chosen), None)
+    if chosen is None or name not in chosen.ranges or search.is_front:
         return ""
     low, high = chosen.ranges[name]
     tied = [
@@ -112,7 +107,7 @@ def tied_text(tuned: Tuned) -> str:
     if not tied:
         return ""
     interval = f"{low:.3g} to {high:.3g} of the original"
-    return f"{search.trials.label(name)} can't be told from that of {', '.join(tied)} on this machine ({interval})"
+    return f"{name} can't be told from that of {', '.join(tied)} on this machine ({interval})"
 
 
 def _reads_rows(ref: Any) -> bool:
@@ -129,9 +124,11 @@ def _change(search: Search, trial: Trial, other: Trial, metric: str) -> float:
 def to_json(tuned: Tuned) -> dict[str, Any]:
     """Summary as `effc tune --format json` prints it."""
     names = metric_names(tuned.search)
+    points = [{"name": c.name, "recipe": str(compiled.recipe)} for c, compiled in tuned.chosen.items()]
     return {
-        "recipe": str(tuned.recipe) if tuned.recipe else None,
-        "chosen": tuned.candidate.name if tuned.candidate else None,
+        "recipe": points[0]["recipe"] if points else None,
+        "chosen": points[0]["name"] if points else None,
+        "front": points if tuned.search.is_front else [],
         "seconds": round(tuned.search.seconds, 1),
         "candidates": [
             {"name": r.name, "state": r.state, "ratios": dict(zip(names, r.ratios, strict=False))} for r in rows(tuned)

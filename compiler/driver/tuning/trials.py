@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 from ....dsl.checker.recipe import Bound, Recipe
-from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, MetricRef
 from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning.plan import Plan, plan_pipeline
@@ -28,7 +27,7 @@ from ..judging.gate import Outcome, judge_bound
 from ..judging.scores import measure_score
 from ..pipeline import Build
 from .alternatives import Candidate
-from .wish import Wish
+from .wish import Wish, on_rows
 
 QUICK_ROWS = 8  # rows of a first measurement
 ROUNDS = 6  # of timings at least; PRECISION is the width of a ratio's interval at which they end
@@ -69,13 +68,9 @@ class Trials:
 
     @property
     def metrics(self) -> dict[str, MetricRef]:
-        """Metrics of the bounds and the objective, by their text."""
-        refs = (*(b.metric for b in self.wish.bounds), self.wish.objective)
-        return {value_text(ref): ref for ref in refs}
-
-    def label(self, metric: str) -> str:
-        """Text of a metric on the rows that it is measured on."""
-        return value_text(_on_rows(self.metrics[metric], self.wish.choose))
+        """Metrics of the bounds and the objectives, by their text on the rows that candidates are measured on."""
+        refs = (*(b.metric for b in self.wish.bounds), *self.wish.objectives)
+        return {self.wish.measured_name(ref): ref for ref in refs}
 
     def plan(self, candidate: Candidate) -> Plan:
         """Plan of a candidate's recipe. Raises Reject for one that the model or the target refuses."""
@@ -92,8 +87,8 @@ class Trials:
         except Reject:
             return None
 
-    def text(self, candidate: Candidate) -> str:
-        return self.wish.closed_text(candidate.steps(self.wish.data.name), candidate.numbers.arguments)
+    def text(self, candidate: Candidate, suffix: str = "") -> str:
+        return self.wish.closed_text(candidate.steps(self.wish.data.name), candidate.numbers.arguments, suffix)
 
     def measure(self, plans: Mapping[Candidate, Plan], rows: int) -> dict[Candidate, Trial]:
         """Measure candidates on `rows` rows of `choose`, 0 for all; what is timed takes turns, the original too.
@@ -120,7 +115,7 @@ class Trials:
         """The plan with a bound on each metric, on rows to choose by: what those metrics compare with is kept."""
         recipe, short = _with_fewer_rows(self.wish, plan.recipe, rows)
         bounds = tuple(
-            Bound(_on_rows(ref, short), "<=", math.inf, baseline=plan.pipeline.model) for ref in self.metrics.values()
+            Bound(on_rows(ref, short), "<=", math.inf, baseline=plan.pipeline.model) for ref in self.metrics.values()
         )
         return replace(plan, recipe=recipe, pipeline=replace(plan.pipeline, expects=bounds))
 
@@ -216,7 +211,7 @@ def judged(wish: Wish, trial: Trial, ctx: Context) -> list[Outcome]:
     """Bounds of the wish, judged by what a trial measured."""
     outcomes = []
     for bound in wish.bounds:
-        value, original = trial.values[value_text(bound.metric)]
+        value, original = trial.values[wish.measured_name(bound.metric)]
         unit = ctx.metric(bound.metric).unit
         outcomes.append(judge_bound(bound, original if bound.baseline else None, value, unit))
     return outcomes
@@ -230,8 +225,3 @@ def _with_fewer_rows(wish: Wish, recipe: Recipe, rows: int) -> tuple[Recipe, Dat
         call = replace(call, args={**call.args, count: min(rows, call.args[count] or rows)})
     name = f"the first {rows} rows of {wish.choose.name}" if rows else f"the rows of {wish.choose.name}"
     return replace(recipe, data={**recipe.data, name: call}), DataRef(name)
-
-
-def _on_rows(metric: MetricRef, data: DataRef) -> MetricRef:
-    """The metric on other rows; one that reads none as it is."""
-    return replace(metric, args=tuple((n, data if isinstance(v, DataRef) else v) for n, v in metric.args))

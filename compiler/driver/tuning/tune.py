@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
@@ -33,42 +33,79 @@ wish_unmet = Fault(
 )
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A candidate that was compiled. `missed` says which bounds it misses on rows that it was not chosen by."""
+
+    recipe: Path
+    results: Sequence[Result]
+    missed: str = ""
+
+
 @dataclass
 class Tuned:
     """Result of a search of steps.
 
-    candidate   the one that was compiled last; None where none was
-    recipe      path of its recipe
-    unmet       why there is no artifact that keeps all bounds
-    missing     candidates that were compiled and missed a bound on rows that they were not chosen by
+    compiled   candidates that were compiled, in that order
+    unmet      why there is no artifact that keeps all bounds
     """
 
     wish: Wish
     search: Search
-    candidate: Candidate | None = None
-    recipe: Path | None = None
-    results: Sequence[Result] = ()
+    compiled: dict[Candidate, Compiled] = field(default_factory=dict)
     unmet: list[Diagnostic] = field(default_factory=list)
-    missing: dict[Candidate, str] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> dict[Candidate, Compiled]:
+        """Candidates whose artifacts keep all bounds: one, or the points of a front; else the one compiled last."""
+        keeping = {c: compiled for c, compiled in self.compiled.items() if not compiled.missed}
+        return keeping or dict(list(self.compiled.items())[-1:])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Paths that a search may write: a recipe and what its targets emit, of a front with a suffix for each point."""
+
+    wish: Wish
+    journal: Journal
+    recipe: Path
+    out: Path
+    force: bool
+
+    def recipe_path(self, suffix: str) -> Path:
+        return self.recipe.with_name(f"{self.recipe.stem}{suffix}{self.recipe.suffix}")
+
+    def check_replaceable(self, suffix: str) -> bool:
+        """Whether something is to be replaced. Raises Reject where what is there was not written by this search."""
+        recipe = self.recipe_path(suffix)
+        refuse_output_path(recipe, self.force or self.journal.wrote(recipe), True)
+        outputs = [
+            replace(o, call=replace(o.call, args={**o.call.args, "path": f"{o.call.args['path']}{suffix}"}))
+            if o.call.word == self.wish.emit.call.word
+            else o
+            for o in output_paths([self.wish.recipe], self.out, self.wish.session.registry.describes_artifacts)
+        ]
+        replaces = self.force or (self.journal.wrote(recipe) and all(_is_of_recipe(o.path, recipe) for o in outputs))
+        check_outputs(outputs, replaces)
+        return replaces
 
 
 def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str = "") -> Tuned:
-    """Search the steps of a wish, write the best recipe to a path and compile it below `out`.
+    """Search the steps of a wish, write the best recipe to a path and compile it below `out`; of a front all of it.
 
     With `name`, no search: the candidate of that name, whether it keeps the bounds or not.
     """
     cache = Cache(wish.session.settings.cache_dir)
     journal = Journal.of(wish, cache)
-    refuse_output_path(recipe, force or journal.wrote(recipe), True)
-    outputs = output_paths([wish.recipe], out, wish.session.registry.describes_artifacts)
-    force = force or (journal.wrote(recipe) and all(_is_of_recipe(o.path, recipe) for o in outputs))
-    check_outputs(outputs, force)
+    outputs = Outputs(wish, journal, recipe, out, force)
     scratch = wish.session.settings.cache_dir / "work"
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix="tune-") as folder:
         trials = Trials(wish, cache, Path(folder))
         refuse_impossible(wish, trials)
         search = Search(wish, trials, journal)
+        for suffix in {c.suffix for c in search.candidates} if search.is_front and not name else {""}:
+            outputs.check_replaceable(suffix)
         tuned = Tuned(wish, search)
         try:
             ranked = [search.measure_named(name)] if name else search.run()
@@ -78,19 +115,43 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
         satisfying = [c for c in ranked if name or not search.violation(search.finals[c])]
         if not satisfying:
             tuned.unmet = [_unmet(wish, search, ranked)]
-            return tuned
-        for number, candidate in enumerate(satisfying[: max_compiled(wish)]):
-            text = trials.text(candidate)
-            journal.write_recipe(recipe, text)
-            tuned.candidate, tuned.recipe = candidate, recipe
-            tuned.results = build(wish.session_of(text, recipe), out, force=force or number > 0)
-            tuned.unmet = [d for r in tuned.results for d in r.missed]
-            if not tuned.unmet:
-                return tuned
-            tuned.missing[candidate] = "; ".join(d.message for d in tuned.unmet)
-            message = f"{candidate.name} misses a bound on rows that it was not chosen by"
-            wish.session.settings.on_event(Said(message))
+        elif search.is_front and not name:
+            _compile_front(tuned, outputs)
+        else:
+            _compile_best(tuned, satisfying[: max_compiled(wish)], outputs)
     return tuned
+
+
+def _compile_best(tuned: Tuned, candidates: Sequence[Candidate], outputs: Outputs) -> None:
+    """Compile candidates one after the other, until one keeps all bounds."""
+    for candidate in candidates:
+        tuned.unmet = _compile(tuned, candidate, outputs, "", replaces=bool(tuned.compiled))
+        if not tuned.unmet:
+            return
+
+
+def _compile_front(tuned: Tuned, outputs: Outputs) -> None:
+    """Compile all candidates of the front. What misses a bound leaves it."""
+    front = tuned.search.front(tuned.search.finals)
+    missed = [_compile(tuned, candidate, outputs, candidate.suffix) for candidate in front]
+    if all(missed):
+        tuned.unmet = missed[0]
+
+
+def _compile(
+    tuned: Tuned, candidate: Candidate, outputs: Outputs, suffix: str, replaces: bool = False
+) -> list[Diagnostic]:
+    """Write and compile the recipe of a candidate; the bounds that its artifact misses."""
+    replaces = replaces or outputs.check_replaceable(suffix)
+    path, text = outputs.recipe_path(suffix), tuned.search.trials.text(candidate, suffix)
+    outputs.journal.write_recipe(path, text)
+    results = build(tuned.wish.session_of(text, path), outputs.out, force=replaces)
+    missed = [d for r in results for d in r.missed]
+    tuned.compiled[candidate] = Compiled(path, results, "; ".join(d.message for d in missed))
+    if missed:
+        message = f"{candidate.name} misses a bound on rows that it was not chosen by"
+        tuned.wish.session.settings.on_event(Said(message))
+    return missed
 
 
 def _is_of_recipe(artifact: Path, recipe: Path) -> bool:

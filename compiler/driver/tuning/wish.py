@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ....dsl.checker.check import check_recipe_file
 from ....dsl.checker.recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
+from ....dsl.checker.value_text import quoted, value_text
 from ....dsl.checker.values import DataRef, MetricRef
 from ....dsl.syntax import ast
 from ....dsl.syntax.diagnostics import Fault, Reject
@@ -40,8 +41,10 @@ class Wish:
     emit: Emit
 
     @property
-    def objective(self) -> MetricRef:
-        return self.step.call.args["optimize"]
+    def objectives(self) -> tuple[MetricRef, ...]:
+        """Metric to be best at, or the two of a front."""
+        args = self.step.call.args
+        return tuple(ref for ref in (args["optimize"], args["against"]) if ref is not None)
 
     @property
     def seconds(self) -> float:
@@ -70,6 +73,10 @@ class Wish:
         here = (b for b in self.pipeline.expects if b.part in ("", word) and b.profile is None)
         return tuple(b for b in here if b.baseline in (None, self.pipeline.model))
 
+    def measured_name(self, metric: MetricRef) -> str:
+        """Text of a metric on the rows that candidates are measured on."""
+        return value_text(on_rows(metric, self.choose))
+
     @cached_property
     def context(self) -> Context:
         return self.session.context(self.recipe, self.pipeline)
@@ -79,12 +86,19 @@ class Wish:
         patterns = self.step.call.args["among"]
         return not patterns or all(any(fnmatch(word, p) for p in patterns) for word in words)
 
-    def closed_text(self, steps: Sequence[str], arguments: str) -> str:
-        """Text of the recipe with steps in place of the open one, and more arguments of the target."""
+    def closed_text(self, steps: Sequence[str], arguments: str, suffix: str = "") -> str:
+        """Text of the recipe with steps in place of the open one, more arguments of the target, and a suffix of the
+        path that it writes to."""
         source = self.recipe.source
         step, target = _open_nodes(source, self.pipeline.name, self.step.name, self.emit.call)
-        call = target.text[:-1].rstrip().rstrip(",")
-        edits = [(step, "\n  ".join(steps)), (target, f"{call}, {arguments})" if arguments else target.text)]
+        edits = [(step, "\n  ".join(steps))]
+        if arguments:
+            separator = " " if target.text[:-1].rstrip().endswith(",") else ", "
+            edits.append((Span(source, target.end - 1, target.end), f"{separator}{arguments})"))
+        if suffix:
+            path = self.emit.call.where("path")
+            assert path is not None, "a target of a recipe has a written path"
+            edits.append((path, quoted(f"{self.emit.call.args['path']}{suffix}")))
         text = source.text
         for span, new in sorted(edits, key=lambda edit: -edit[0].start):
             text = text[: span.start] + new + text[span.end :]
@@ -106,6 +120,11 @@ class Wish:
         """Session of the wish's recipe, or of one at `path`, with another text."""
         path = path or self.session.path
         return replace(self.session, path=path, texts={**self.session.texts, path.resolve(): text})
+
+
+def on_rows(metric: MetricRef, data: DataRef) -> MetricRef:
+    """The metric on other rows; one that reads none as it is."""
+    return replace(metric, args=tuple((n, data if isinstance(v, DataRef) else v) for n, v in metric.args))
 
 
 def read_wish(session: Session) -> Wish:
@@ -133,6 +152,9 @@ def read_wish(session: Session) -> Wish:
                 help="emit one that holds a model; the recipe that comes out can get more",
             )
         )
+    if step.call.args["against"] is not None and len(pipeline.emits) > 1:
+        message = f"a front has several artifacts of one target, and `{pipeline.name}` emits more"
+        raise Reject(not_open(message, pipeline.span, help="leave the others out"))
     return Wish(session, recipe, pipeline, step, emits[0])
 
 

@@ -342,7 +342,7 @@ def test_new_names_a_folder_as_the_recipe_sees_it(effc, tmp_path):
     ):
         assert effc("new", tmp_path / "models" / "mine", "-o", out).code == 0
         text = (tmp_path / out).read_text()
-        assert f'model base = hf("{name}")' in text and str(tmp_path) not in text and 'hf("mine-small")' in text
+        assert f'model base = hf("{name}")' in text and str(tmp_path) not in text and 'native("mine-small")' in text
         assert effc("check", out).code == 0
 
 

@@ -17,21 +17,21 @@ from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
 
-QUALITY = "perplexity(text.heldout)"
+QUALITY = "perplexity(text.choose)"
 RECIPE = """effspec 1
 use std.text
 model base = zoo("tiny-llama")
 pipeline fast(base) {{
-  best = search.steps(optimize: decode.p50, data: text.calib, choose: text.choose, within: {minutes}min)
+  best = search.steps(optimize: decode.p50, {against}data: text.calib, choose: text.choose, within: {minutes}min)
 }}
 expect fast {{ perplexity(text.heldout) <= {limit} * base }}
 emit fast {{ native("fast") }}
 """
 
 
-def wish_of(folder: Path, limit: float = 1.05, minutes: int = 60) -> Wish:
+def wish_of(folder: Path, limit: float = 1.05, minutes: int = 60, against: str = "") -> Wish:
     file = folder / "w.effspec"
-    file.write_text(RECIPE.format(limit=limit, minutes=minutes))
+    file.write_text(RECIPE.format(limit=limit, minutes=minutes, against=against))
     return read_wish(open_session(file, cache_dir=folder / "cache"))
 
 
@@ -52,11 +52,12 @@ class SimulatedTrials(Trials):
                 loss, speed = loss + draw.uniform(0, 0.08), speed - draw.uniform(0, 1.0)
         between = random.Random(f"{self.folder.name} {candidate.name}").gauss(0, 0.02) * max(0, candidate.changes - 1)
         noise = random.Random(f"{self.folder.name} {candidate.name} {rows}").gauss(0, 0.002 if rows else 0.0)
-        return Trial(
-            {QUALITY: (10 * math.exp(loss + abs(between) + noise), 10.0), "decode.p50": (20 * math.exp(speed), 20.0)},
-            rows,
-            seconds=10.0,
-        )
+        values = {
+            QUALITY: (10 * math.exp(loss + abs(between) + noise), 10.0),
+            "decode.p50": (20 * math.exp(speed), 20.0),
+            "params": (1e6, 1e6),
+        }
+        return Trial({name: values[name] for name in self.metrics}, rows, seconds=10.0)
 
 
 def searched(folder: Path, name: str, **wish_options) -> Search:
@@ -75,10 +76,31 @@ def test_the_best_of_all_candidates_is_nearly_reached_by_looking_at_a_quarter_of
         best = search.ranked(everything)[0]
         chosen = search.ranked(search.finals)[0]
         assert not search.violation(search.finals[chosen]), "a candidate that misses a bound was chosen"
-        losses.append(search.cost(everything[chosen]) / search.cost(everything[best]) - 1)
+        losses.append(search.costs(everything[chosen])[0] / search.costs(everything[best])[0] - 1)
         shares.append(len(search.quick_trials) / len(search.candidates))
     assert sorted(losses)[len(losses) // 2] <= 0.03, losses
     assert max(shares) <= 0.3, shares
+
+
+def test_a_front_is_nearly_that_of_all_candidates_by_looking_at_a_third_of_them(tmp_path):
+    gaps, shares = [], []
+    for number in range(6):
+        search = searched(tmp_path, f"model {number}", limit=1.2, against=f"against: {QUALITY}, ")
+        everything = {c: search.trials.simulate(c, 0) for c in search.candidates}
+        front = search.front(search.finals)
+        costs = [search.costs(search.finals[c]) for c in front]
+        assert costs == sorted(costs) and [c[1] for c in costs] == sorted((c[1] for c in costs), reverse=True)
+        assert not any(search.violation(search.finals[c]) for c in front)
+        points = [everything[c] for c in front]
+        gaps.append(max(search.gain(everything[c], points) for c in search.front(everything)))
+        shares.append(len(search.quick_trials) / len(search.candidates))
+    assert sorted(gaps)[len(gaps) // 2] <= 0.03, gaps
+    assert max(shares) <= 0.4, shares
+
+
+def test_a_second_metric_that_is_alike_for_all_candidates_leaves_one_point(tmp_path):
+    search = searched(tmp_path, "alike", limit=1.2, against="against: params, ")
+    assert len(search.front(search.finals)) == 1
 
 
 def test_a_search_that_was_killed_decides_the_same(tmp_path):
@@ -165,7 +187,7 @@ def test_a_combination_of_a_change_that_was_not_measured_is_not_foretold():
 @pytest.mark.parametrize("distance, tied", [(0.02, True), (0.3, False)])
 def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path, distance, tied):
     from effc.compiler.driver.tuning.summary import tied_text
-    from effc.compiler.driver.tuning.tune import Tuned
+    from effc.compiler.driver.tuning.tune import Compiled, Tuned
 
     search = searched(tmp_path, "ranges", minutes=10)
     first, second = search.candidates[:2]
@@ -174,5 +196,5 @@ def test_a_finalist_whose_time_can_t_be_told_from_the_winner_s_is_named(tmp_path
         c: Trial({QUALITY: (10.0, 10.0), "decode.p50": (10.0, 20.0)}, ranges=r)
         for c, r in zip((first, second), ranges, strict=True)
     }
-    text = tied_text(Tuned(search.wish, search, first))
+    text = tied_text(Tuned(search.wish, search, {first: Compiled(tmp_path / "w.effspec", ())}))
     assert (second.name in text and "0.48 to 0.52" in text) == tied and bool(text) == tied

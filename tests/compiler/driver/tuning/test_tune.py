@@ -48,6 +48,27 @@ def test_the_smallest_format_within_the_bound_is_chosen_and_its_recipe_compiles_
     assert files_of(tmp_path / "again" / "fast") == files_of(tmp_path / "out" / "fast")
 
 
+def test_a_front_of_formats_is_compiled_point_by_point_and_each_recipe_compiles_to_the_same_bytes(tmp_path, capsys):
+    file, out = written(tmp_path, optimize="bytes, against: divergence(dev)", more=NARROW), tmp_path / "out"
+    assert tuned(file, out, tmp_path / "cache", "--format", "json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    ratios = {c["name"]: tuple(c["ratios"].values()) for c in answer["candidates"]}
+    points = [ratios[point["name"]] for point in answer["front"]]
+    assert len(points) > 1 and points == sorted(points), points
+    assert [p[1] for p in points] == sorted((p[1] for p in points), reverse=True), points
+    assert {c["name"] for c in answer["candidates"] if c["state"] == "chosen"} == {p["name"] for p in answer["front"]}
+    assert len(list(out.iterdir())) == len(points)
+    page = (tmp_path / "w-tuned.html").read_text()
+    assert all(f"<h3>{point['name']}</h3>" in page for point in answer["front"])
+    recipe = answer["front"][-1]["recipe"]
+    more = ["--cache-dir", str(tmp_path / "other"), "--threads", "1"]
+    assert main(["compile", recipe, "-o", str(tmp_path / "again"), *more]) == 0
+    (again,) = (tmp_path / "again").iterdir()
+    assert files_of(again) == files_of(out / again.name)
+    assert tuned(file, out, tmp_path / "cache") == 0, "what the search wrote is in its way"
+    capsys.readouterr()
+
+
 def test_another_candidate_is_compiled_by_its_name(tmp_path, capsys):
     file = written(tmp_path, optimize="bytes", more=NARROW)
     assert tuned(file, tmp_path / "out", tmp_path / "cache", "--candidate", "int8", "--format", "json") == 0

@@ -104,6 +104,8 @@ def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_pa
         ({"bounds": "perplexity(dev) <= 1.05 * base"}, "rows-read-before"),
         ({"target": 'native("a") hf("b")'}, "not-open"),
         ({"target": 'report("page.html")'}, "not-open"),
+        ({"target": 'native("a") report("page.html")', "optimize": "bytes, against: params"}, "not-open"),
+        ({"optimize": "bytes, against: bytes"}, "unfit-choices"),
         ({"more": ', among: ["nothing.*"]'}, "unmatched-pattern"),
         ({"more": ", train: text.heldout"}, "rows-read-before"),
     ],
