@@ -1,7 +1,7 @@
 """`effc tune`: searches steps for a wish, and compiles the recipe that comes out."""
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,9 @@ from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.format import format_source
 from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source
-from ...core.quantity import duration_text
+from ...core.quantity import duration_text, size
 from .compile import artifact_summary_text
-from .flags import SharedFlags, make_verb
+from .flags import SharedFlags, make_verb, pipeline_option
 from .new import Judge, choose_evaluation, display_name, source_expression
 from .output import code_of
 
@@ -92,6 +92,7 @@ def register(app: typer.Typer) -> None:
         within: Annotated[str, _within] = WishOptions.within,
         data: Annotated[Path | None, _data] = None,
         candidate: Annotated[str, _candidate] = "",
+        pipeline: Annotated[list[str], pipeline_option] = (),  # type: ignore[assignment]
         explain: Annotated[bool, _explain] = False,
     ) -> int:
         """Search the steps that keep all bounds and are best at one metric, or the front of two, and compile them.
@@ -106,11 +107,12 @@ def register(app: typer.Typer) -> None:
             options = WishOptions(target, optimize, against, tuple(expect), within, data)
             if what.endswith(".effspec"):
                 refuse_options_of_a_model(options)
-                session, recipe = shared.session(Path(what), listener), Path(what)
+                session, recipe = shared.session(Path(what), listener, pipeline), Path(what)
             else:
                 refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
                 session, recipe = wish_session(what, options, shared, listener)
-            wish, path = read_wish(session), recipe.with_name(f"{recipe.stem}-tuned.effspec")
+            wish = read_wish(session)
+            path = recipe.with_name("-".join([recipe.stem, *session.pipelines, "tuned"]) + ".effspec")
             if explain:
                 return print_preview(wish, shared)
             tuned = search_steps(wish, path, output, force=force, name=candidate)
@@ -216,11 +218,16 @@ def print_preview(wish: "Wish", shared: SharedFlags) -> int:
     """Candidates of one change in the order in which they are tried, with their planned time and size."""
     from ...driver.tuning.preview import preview
 
-    head, rows = ("change", "steps and arguments", "time", "on disk"), preview(wish)
+    changes, combined = preview(wish)
     if shared.format == "json":
-        shared.screen.answer_json("tune", preview=[dict(zip(head, row, strict=True)) for row in rows])
-    else:
-        shared.screen.answer(shared.screen.table([head, *rows], right=(2, 3)))
+        shared.screen.answer_json("tune", preview=[asdict(change) for change in changes], combinations=combined)
+        return 0
+    rows = [
+        (c.name, c.steps, *(("refused", c.refused) if c.refused else (duration_text(c.seconds), size(c.disk_bytes))))
+        for c in changes
+    ]
+    head, last = ("change", "steps and arguments", "time", "on disk"), f"the best predicted of {combined}"
+    shared.screen.answer(shared.screen.table([head, *rows, ("combinations", last, "the rest", "")], right=(2, 3)))
     return 0
 
 

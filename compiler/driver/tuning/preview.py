@@ -1,21 +1,28 @@
 """Preview of a search of steps: what it would try first, by plans alone."""
 
-import math
+from dataclasses import dataclass
 
 from ....dsl.syntax.diagnostics import Reject
-from ...core.quantity import duration_text, size
 from .alternatives import Candidate, candidates_of
 from .feasibility import refuse_impossible
 from .search import disk_bytes
 from .trials import Trials
 from .wish import Wish
 
-Row = tuple[str, str, str, str]
+
+@dataclass(frozen=True)
+class PlannedChange:
+    """A single change: passes and arguments of the target, planned seconds and bytes on disk, or why it is refused."""
+
+    name: str
+    steps: str
+    seconds: float = 0.0
+    disk_bytes: int = 0
+    refused: str = ""
 
 
-def preview(wish: Wish) -> list[Row]:
-    """Name, steps and arguments, planned time and bytes on disk of single changes, the quickest first; then a row
-    for combinations."""
+def preview(wish: Wish) -> tuple[list[PlannedChange], int]:
+    """Single changes, the quickest first and those that are refused last, and the number of combinations."""
     from ...core.cache import Cache
 
     folder = wish.session.settings.cache_dir
@@ -27,13 +34,10 @@ def preview(wish: Wish) -> list[Row]:
         try:
             plan = trials.plan(candidate)
         except Reject as rejection:
-            rows.append((math.inf, (name, text, "refused", rejection.diagnostics[0].message)))
-            continue
-        rows.append((plan.seconds, (name, text, duration_text(plan.seconds), size(disk_bytes(plan)))))
-    combined = sum(c.changes > 1 for c in candidates)
-    return [row for _, row in sorted(rows, key=lambda r: r[0])] + [
-        ("combinations", f"the best predicted of {combined}", "the rest", "")
-    ]
+            rows.append(PlannedChange(name, text, refused=rejection.diagnostics[0].message))
+        else:
+            rows.append(PlannedChange(name, text, plan.seconds, disk_bytes(plan)))
+    return sorted(rows, key=lambda row: (bool(row.refused), row.seconds)), sum(c.changes > 1 for c in candidates)
 
 
 def _text(wish: Wish, candidate: Candidate) -> str:

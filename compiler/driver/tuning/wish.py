@@ -142,7 +142,7 @@ def read_wish(session: Session) -> Wish:
     if len(opened) > 1:
         others = tuple((s.call.span, "here, too") for _, _, s in opened[1:] if s.call.span)
         message = "steps are open in several places, or in several variants"
-        raise Reject(not_open(message, step.call.span, related=others, help="one search has one open step: keep one"))
+        raise Reject(not_open(message, step.call.span, related=others, help="name one by `--pipeline`, or keep one"))
     emits = [e for e in pipeline.emits if not session.registry.describes_artifacts(e.call.word)]
     if len(emits) != 1:
         raise Reject(

@@ -1,5 +1,6 @@
 """Recipes with open steps, and the recipes that close them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,20 @@ def test_a_preview_names_each_change_with_its_planned_time_and_size(tmp_path, ca
     assert main(["tune", str(file), "--explain", "--cache-dir", str(tmp_path / "cache")]) == 0
     shown = capsys.readouterr().out
     assert "int4, group 32" in shown and "quantize.gptq" in shown and "MiB" in shown and "combinations" in shown
+
+
+def test_of_several_open_pipelines_one_is_named(tmp_path, capsys):
+    file = written(tmp_path)
+    second = file.read_text().partition("pipeline fast")[2]
+    file.write_text(
+        file.read_text() + "pipeline small" + second.replace("fast", "small").replace("decode.p50", "bytes")
+    )
+    command = ["tune", str(file), "--explain", "--format", "json", "--cache-dir", str(tmp_path / "cache")]
+    assert main(command) == 3 and "open in several places" in capsys.readouterr().out
+    assert main([*command, "--pipeline", "small"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    changes = {change["name"]: change for change in answer["preview"]}
+    assert changes["int8"]["seconds"] > 0 and changes["int8"]["disk_bytes"] > 10**6 and answer["combinations"] > 100
 
 
 def test_a_model_is_enough_for_a_preview(tmp_path, capsys, monkeypatch):
