@@ -185,7 +185,8 @@ class Mixed(Pass):
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """A forward for each option of each module, twice: around the model, and around the solution."""
         chosen = self._parts(skeleton)
-        options = len(self.formats) + sum(bool(BY_NAME[name].skips) for name in self.formats) * (len(self.zeros) - 1)
+        formats = [BY_NAME[name] for name in self.formats]
+        options = sum(len(self.zeros) if f.skips else len(GROUPS) if f.grouped else 1 for f in formats)
         numbers = sum(prod(shape) for part in chosen for name, shape in part.tensors if name == "weight")
         tokens = ctx.rows(self.data)[:ROWS].numel()
         return Effort(2 * options * len(chosen) * tokens, work={"pack": 3.0 * options * numbers})
