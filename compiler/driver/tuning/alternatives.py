@@ -117,13 +117,20 @@ def score_text(wish: Wish, ctx: Context) -> str:
 
 
 def _shapes(wish: Wish) -> Iterator[Alternative]:
-    score = score_text(wish, wish.context)
+    score, word = score_text(wish, wish.context), _pruner(wish)
     for percent in REMOVED:
-        step = f"slim = prune.multi(remove: {percent}% of params, group: 32, score: {score})"
-        yield Alternative(f"{percent} % pruned", (step,), words=("prune.multi",))
+        step = f"slim = {word}(remove: {percent}% of params, group: 32, score: {score})"
+        yield Alternative(f"{percent} % pruned", (step,), words=(word,))
         if wish.train is not None:
             healing = HEALING.format(train=wish.train.name, data=wish.data.name)
-            yield Alternative(f"{percent} % pruned and healed", (step, healing), words=("prune.multi", "tune.heal"))
+            yield Alternative(f"{percent} % pruned and healed", (step, healing), words=(word, "tune.heal"))
+
+
+def _pruner(wish: Wish) -> str:
+    """Pass that cuts all kinds of parts that the model has."""
+    skeleton = wish.session.skeleton(wish.recipe.models[wish.pipeline.model])
+    has_experts = any(group.kind == "experts" for group in skeleton.groups)
+    return "shed.multi" if skeleton.scans or has_experts else "prune.multi"
 
 
 def _zeros(wish: Wish) -> Iterator[Alternative]:

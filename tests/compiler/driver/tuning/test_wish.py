@@ -89,6 +89,15 @@ def test_pruned_candidates_are_healed_where_rows_to_train_on_are_named(tmp_path)
     assert "prune.multi(remove: 10%" in pruned and "tune.heal(data: text.train, held_out: text.calib" in trained
 
 
+@pytest.mark.parametrize("model, word", [("tiny-llama", "prune.multi"), ("tiny-hybrid", "shed.multi")])
+def test_shapes_are_cut_by_the_pass_that_knows_all_parts_of_the_model(model, word, tmp_path):
+    file = written(tmp_path, target='hf("slim")', bounds="perplexity(text.heldout) <= 2 * base", optimize="params")
+    file.write_text(file.read_text().replace("tiny-llama", model))
+    wish = wish_of(file, tmp_path / "cache")
+    steps = {c.name: c.steps("text.calib") for c in candidates_of(wish)}
+    assert steps["10 % pruned"][0].startswith(f"slim = {word}(remove: 10% of params, group: 32,")
+
+
 def test_formats_for_each_module_are_given_bits_by_the_width_of_the_model(tmp_path):
     wish = wish_of(written(tmp_path), tmp_path / "cache")
     steps = {c.name: c.steps("text.calib") for c in candidates_of(wish)}
