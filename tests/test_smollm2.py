@@ -104,7 +104,7 @@ def test_a_dropped_branch_computes_what_a_silent_one_does(model):
 def test_it_is_pruned_emitted_and_reloaded_in_fresh_processes(session, tmp_path, step, limit, size):
     (result,) = api.build(session(step, limit, size), tmp_path / "out")
     (artifact,) = result.artifacts
-    assert not artifact.missed
+    assert not result.missed
     assert artifact.manifest.checks and all(check.holds for check in artifact.manifest.checks)
     loaded = api.load(tmp_path / "out/lean")
     assert loaded.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape == (1, 7)

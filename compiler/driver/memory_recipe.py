@@ -72,7 +72,8 @@ class MemoryRecipe:
 
         rows = {data: t.contiguous() for data, t in self.rows.items() if f'"{data}.safetensors"' in text}
         hashes = {data: tensor_hash(t) for data, t in rows.items()}
-        folder = self.checkpoint.parent / digest([text, hashes])[:16]
+        settings = [self.settings.seed, self.settings.device, self.settings.threads]
+        folder = self.checkpoint.parent / digest([text, hashes, settings])[:16]
         folder.mkdir(exist_ok=True)
         os.utime(self.checkpoint.parent)  # it is in use
         with suppress(FileExistsError):

@@ -84,8 +84,7 @@ def optimize(
         folder = memory_recipe.write(text)
         result = memory_recipe.compile(folder, folder / OUT, force=True)
     (artifact,) = result.artifacts
-    missed = tuple(d for d in result.missed if d.severity == "error")
-    return Optimized(text, artifact, missed, str(source.device), memory_recipe, folder)
+    return Optimized(text, artifact, tuple(result.missed), str(source.device), memory_recipe, folder)
 
 
 def _settings(options: Options) -> Settings:

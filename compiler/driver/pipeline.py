@@ -53,10 +53,14 @@ class Result:
     stopped: list[Diagnostic] = field(default_factory=list)  # searches that had no more time
 
     @property
+    def bound_diagnostics(self) -> list[Diagnostic]:
+        """Diagnostics of bounds that were missed or left open, and warnings of those skipped or uncertain."""
+        return [d for emitted in (*self.artifacts, *self.reports) for d in emitted.missed]
+
+    @property
     def missed(self) -> list[Diagnostic]:
-        """Diagnostics of the bounds that were missed."""
-        of = (*(emitted.missed for emitted in self.artifacts), *(emitted.missed for emitted in self.reports))
-        return [d for missed in of for d in missed]
+        """Diagnostics of the bounds that were missed or left open."""
+        return [d for d in self.bound_diagnostics if d.severity == "error"]
 
 
 @dataclass

@@ -132,7 +132,8 @@ class Mixed(Pass):
             if BY_NAME[name].skips:
                 options += [Option(kernel, ratio.value) for ratio in self.zeros]
             elif BY_NAME[name].grouped:
-                options += [Option(kernel, group=group) for group in GROUPS if site.case.k % group == 0]
+                groups = [group for group in GROUPS if site.case.k % group == 0] or [0]
+                options += [Option(kernel, group=group) for group in groups]
             else:
                 options.append(Option(kernel))
         return options

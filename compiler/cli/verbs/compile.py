@@ -97,7 +97,7 @@ def _read_saved_plan(path: Path) -> Any:
 
 def print_compile_results(results: "Sequence[Result]", shared: SharedFlags) -> int:
     """The table of every artifact, then the searches that had to stop and the bounds that were missed."""
-    screen, missed = shared.screen, [d for r in results for d in (*r.stopped, *r.missed)]
+    screen, missed = shared.screen, [d for r in results for d in (*r.stopped, *r.bound_diagnostics)]
     rows = [{"path": str(a.path), **artifact_json(a.manifest)} for r in results for a in r.artifacts]
     if screen.format == "text":
         for result in results:

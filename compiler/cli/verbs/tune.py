@@ -109,6 +109,8 @@ def register(app: typer.Typer) -> None:
                 refuse_options_of_a_model(options)
                 session, recipe = shared.session(Path(what), listener, pipeline), Path(what)
             else:
+                if pipeline:
+                    raise typer.BadParameter("--pipeline names one of a recipe's, and a model has none")
                 refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
                 session, recipe = wish_session(what, options, shared, listener)
             wish = read_wish(session)
@@ -198,11 +200,11 @@ def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
     """
     from ...inputs.windows import encode, find_files, read_text, too_short
 
-    (path,) = find_files(str(file), Path())
+    paths = find_files(str(file), Path())
     tokenizer = origin.tokenizer()
     sets = {"calib": (0, ROWS), "choose": (ROWS, ROWS), "heldout": (2 * ROWS, ROWS)}
     if tokenizer is not None:
-        tokens = len(encode(read_text(path)[:LONGEST_TEXT], tokenizer))
+        tokens = len(encode("".join(map(read_text, paths))[:LONGEST_TEXT], tokenizer))
         needed = 3 * ROWS * LENGTH
         if tokens < needed:
             message = f"{file} has {tokens} tokens, and a search of steps needs {needed}: three sets of {ROWS} rows"

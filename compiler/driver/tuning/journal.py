@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ....dsl.checker.values import DataRef
 from ...analysis.planning import keys
 from ...core.cache import Cache, digest, write_atomic
 from ...core.fingerprint import machine_facts
@@ -14,6 +15,7 @@ from .trials import Trial
 from .wish import Wish
 
 RECIPES = "recipes"  # key of the digests of the recipes that were written
+SECONDS = "planned seconds"  # key of those by candidate
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Journal:
             "tune": wish.closed_text([], ""),
             "open": arguments,
             "model": ctx.origin.identity,
-            "rows": [keys.data_identity(ref, ctx) for ref in (wish.data, wish.choose, wish.train) if ref],
+            "params": keys.to_jsonable(wish.recipe.params),
+            "rows": [keys.data_identity(DataRef(name), ctx) for name in sorted(wish.data_names)],
             "versions": keys.versions(),
             "seed": ctx.seed,
             "threads": ctx.settings.threads,
@@ -59,7 +62,18 @@ class Journal:
         """Whether a file is a recipe that this search wrote, unchanged."""
         if not path.is_file() or path.is_symlink():
             return False
-        return digest(path.read_text(encoding="utf-8", errors="replace")) in self.rows.get(RECIPES, ())
+        return self.wrote_text(path.read_text(encoding="utf-8", errors="replace"))
+
+    def wrote_text(self, text: str) -> bool:
+        return digest(text) in self.rows.get(RECIPES, ())
+
+    def planned_seconds(self, seconds: Mapping[Candidate, float]) -> dict[Candidate, float]:
+        """Seconds of candidates as they were planned first: a plan made later leaves out what is in the cache."""
+        known = self.rows.setdefault(SECONDS, {})
+        for candidate, planned in seconds.items():
+            known.setdefault(candidate.name, planned)
+        self.cache.keep(self.parts, self.rows)
+        return {candidate: known[candidate.name] for candidate in seconds}
 
     def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
         self.rows |= {f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()}

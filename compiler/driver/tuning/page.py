@@ -27,7 +27,9 @@ def write_page(tuned: Tuned, path: Path) -> None:
     )
     sheets = {c: a.sheet for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
     about = f"The best at {heads[0]} among candidates that keep all bounds."
-    if search.is_front:
+    if search.is_named:
+        about = "A candidate that was asked for by its name."
+    elif search.is_front:
         about = f"Candidates that keep all bounds, and of which none is better at both {heads[0]} and {heads[1]}."
     html = render_template(
         "search.html",

@@ -146,10 +146,11 @@ class Search:
     def _measure_single_changes(self) -> None:
         singles = [c for c in self.candidates if c.changes <= 1]
         plans = {c: p for c in singles if (p := self._plan(c)) is not None}
+        planned = self.journal.planned_seconds({c: p.seconds for c, p in plans.items()})
         first = self._quick_trial(self.unchanged, plans.get(self.unchanged))
         if first.refused:
             raise Reject(not_measurable(f"the unchanged model: {first.refused}", self.wish.emit.call.span))
-        shortest = min((p.seconds for c, p in plans.items() if c != self.unchanged), default=0.0)
+        shortest = min((planned[c] for c in plans if c != self.unchanged), default=0.0)
         if first.seconds + shortest > self.wish.seconds:
             needed = duration_text(first.seconds + shortest)
             raise Reject(
@@ -159,8 +160,8 @@ class Search:
                     help=f"give it more, such as within: {max(1, round(4 * (first.seconds + shortest) / 60))}min",
                 )
             )
-        for candidate in sorted(plans, key=lambda c: (_magnitude(plans[c].seconds), disk_bytes(plans[c]))):
-            if self.seconds + plans[candidate].seconds <= SINGLES * self.wish.seconds:
+        for candidate in sorted(plans, key=lambda c: (_magnitude(planned[c]), disk_bytes(plans[c]))):
+            if self.seconds + planned[candidate] <= SINGLES * self.wish.seconds:
                 self._quick_trial(candidate, plans[candidate])
             elif candidate not in self.quick_trials:
                 self.out_of_time = True

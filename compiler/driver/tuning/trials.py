@@ -148,6 +148,7 @@ class Trials:
         original = ctx.origin.load().eval()
         refs = dict(zip(self.metrics, (b.metric for b in plan.pipeline.expects), strict=True))
         known = cached_original_values(plan, self.cache, ctx)
+        refused: dict[Candidate, str] = {}
         values: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
         ranges: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
         seconds = {candidate: spent for candidate, (_, spent) in opened.items()}
@@ -159,20 +160,28 @@ class Trials:
                 known[key] = measure_score(metric, original, ctx)
             for candidate, (model, _) in opened.items():
                 started = time.monotonic()
-                values[candidate][text] = measure_score(metric, model, ctx).value, known[key].value
+                try:
+                    values[candidate][text] = measure_score(metric, model, ctx).value, known[key].value
+                except Reject as rejection:  # logits that are no numbers
+                    refused[candidate] = "; ".join(d.message for d in rejection.diagnostics)
                 seconds[candidate] += time.monotonic() - started
         remember(known, {}, plan, self.cache, ctx)
-        models = {c.name: model for c, (model, _) in opened.items()}
+        models = {c.name: model for c, (model, _) in opened.items() if c not in refused}
         for text, ref in refs.items():
-            if ctx.metric(ref).timed:
+            if ctx.metric(ref).timed and models:
                 started = time.monotonic()
                 timed = times_beside_original(
                     original, models, ctx.metric(ref), QUICK_SECONDS if rows else PRECISE_SECONDS
                 )
-                for candidate in opened:
+                for candidate in (c for c in opened if c not in refused):
                     values[candidate][text], ranges[candidate][text] = timed[candidate.name]
-                    seconds[candidate] += (time.monotonic() - started) / len(opened)
-        return {c: Trial(values[c], rows, seconds[c], ranges=ranges[c]) for c in opened}
+                    seconds[candidate] += (time.monotonic() - started) / len(models)
+        return {
+            c: Trial(rows=rows, seconds=seconds[c], refused=refused[c])
+            if c in refused
+            else Trial(values[c], rows, seconds[c], ranges=ranges[c])
+            for c in opened
+        }
 
 
 def times_beside_original(

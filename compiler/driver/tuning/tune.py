@@ -8,7 +8,7 @@ from pathlib import Path
 from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 from ...artifacts.artifact import refuse_output_path
 from ...artifacts.manifest import read_manifest
-from ...artifacts.output_lock import check_outputs, output_paths
+from ...artifacts.output_lock import OutputPath, check_outputs, output_paths
 from ...core.cache import Cache
 from ...core.events import Said
 from ...core.quantity import count_text, measurement_text
@@ -84,10 +84,20 @@ class Outputs:
             if o.call.word == self.wish.emit.call.word
             else o
             for o in output_paths([self.wish.recipe], self.out, self.wish.session.registry.describes_artifacts)
+            if o.call in [emit.call for emit in self.wish.pipeline.emits]
         ]
-        replaces = self.force or (self.journal.wrote(recipe) and all(_is_of_recipe(o.path, recipe) for o in outputs))
+        replaces = self.force or (self.journal.wrote(recipe) and all(self._is_replaceable(o) for o in outputs))
         check_outputs(outputs, replaces)
         return replaces
+
+    def _is_replaceable(self, output: OutputPath) -> bool:
+        """Whether a path is free, or holds what was compiled from a recipe that this search wrote."""
+        if output.describes_artifacts or not output.path.exists():
+            return True
+        try:
+            return self.journal.wrote_text(read_manifest(output.path).recipe.get("text", ""))
+        except (Reject, OSError):
+            return False
 
 
 def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str = "") -> Tuned:
@@ -104,7 +114,9 @@ def tune(wish: Wish, recipe: Path, out: Path, *, force: bool = False, name: str 
         trials = Trials(wish, cache, Path(folder))
         refuse_impossible(wish, trials)
         search = Search(wish, trials, journal)
-        for suffix in {c.suffix for c in search.candidates} if search.is_front and not name else {""}:
+        suffixes = {c.suffix for c in search.candidates} if search.is_front and not name else {""}
+        refuse_output_path(recipe, force or journal.wrote(recipe), True)  # what an interrupted search leaves
+        for suffix in suffixes:
             outputs.check_replaceable(suffix)
         tuned = Tuned(wish, search)
         try:
@@ -145,23 +157,14 @@ def _compile(
     replaces = replaces or outputs.check_replaceable(suffix)
     path, text = outputs.recipe_path(suffix), tuned.search.trials.text(candidate, suffix)
     outputs.journal.write_recipe(path, text)
-    results = build(tuned.wish.session_of(text, path), outputs.out, force=replaces)
+    session = replace(tuned.wish.session_of(text, path), pipelines=(tuned.wish.pipeline.name,))
+    results = build(session, outputs.out, force=replaces)
     missed = [d for r in results for d in r.missed]
     tuned.compiled[candidate] = Compiled(path, results, "; ".join(d.message for d in missed))
     if missed:
         message = f"{candidate.name} misses a bound on rows that it was not chosen by"
         tuned.wish.session.settings.on_event(Said(message))
     return missed
-
-
-def _is_of_recipe(artifact: Path, recipe: Path) -> bool:
-    """Whether a path is free, or holds what was compiled from that very recipe."""
-    if not artifact.exists():
-        return True
-    try:
-        return read_manifest(artifact).recipe.get("text") == recipe.read_text(encoding="utf-8")
-    except (Reject, OSError):
-        return False
 
 
 def max_compiled(wish: Wish) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ....dsl.checker.check import check_recipe_file
 from ....dsl.checker.recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from ....dsl.checker.value_text import quoted, value_text
-from ....dsl.checker.values import DataRef, MetricRef
+from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ....dsl.syntax import ast
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ....dsl.syntax.format import format_source
@@ -67,6 +67,11 @@ class Wish:
         return self.step.call.args["train"]
 
     @property
+    def data_names(self) -> set[str]:
+        """Names of the data sets that the pipeline's steps read, the open one's among them."""
+        return {ref.name for step in self.pipeline.steps for ref in references_in(step.call.args, DataRef)}
+
+    @property
     def bounds(self) -> tuple[Bound, ...]:
         """Bounds that a search can judge of the artifact: on this machine, against the model itself."""
         word = self.emit.call.word
@@ -93,8 +98,11 @@ class Wish:
         step, target = _open_nodes(source, self.pipeline.name, self.step.name, self.emit.call)
         edits = [(step, "\n  ".join(steps))]
         if arguments:
-            separator = " " if target.text[:-1].rstrip().endswith(",") else ", "
-            edits.append((Span(source, target.end - 1, target.end), f"{separator}{arguments})"))
+            last = max(
+                (span.end for span in self.emit.call.spans.values()),
+                default=target.start + len(self.emit.call.word) + 1,
+            )
+            edits.append((Span(source, last, last), f", {arguments}"))
         if suffix:
             path = self.emit.call.where("path")
             assert path is not None, "a target of a recipe has a written path"

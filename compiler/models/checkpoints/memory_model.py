@@ -76,7 +76,8 @@ def save_in_cache(model: "PreTrainedModel", tokenizer: Any, cache_dir: Path) -> 
 
 def _identity(model: "PreTrainedModel", tokenizer_folder: Path) -> str:
     """sha256 over class, configs, weights and files of the tokenizer."""
-    files = {f.name: sha256_of_file(f) for f in tokenizer_folder.glob("*")}
+    paths = sorted(f for f in tokenizer_folder.rglob("*") if f.is_file())
+    files = {f.relative_to(tokenizer_folder).as_posix(): sha256_of_file(f) for f in paths}
     weights = {name: tensor_hash(tensor) for name, tensor in model.state_dict().items()}
     configs: list[Any] = [model.config, *([model.generation_config] if model.can_generate() else [])]
     return digest([type(model).__name__, [c.to_json_string(use_diff=False) for c in configs], weights, files])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels.grid import Grid
+from ...core.cache import digest
 from ...core.events import follow
 from ...ir.layers.linear import KernelLinear, weight_of
 from ...ir.program import Program
@@ -154,7 +155,7 @@ class Allocator:
         history: list[float] = []
         try:
             for number in range(ROUNDS):
-                losses = self.measured_losses(number)
+                losses = self.measured_losses(number, best)
                 chosen = solve(losses, self.costs, self.budget)
                 allocation = {path: self.options[path][index] for path, index in chosen.items()}
                 if allocation == best:
@@ -171,10 +172,11 @@ class Allocator:
         assert best is not None, "the first solution is an allocation"
         return best, history
 
-    def measured_losses(self, number: int) -> Losses:
-        """Loss of every option, all other modules as they are now, in a round of that number."""
+    def measured_losses(self, number: int, allocation: Allocation | None = None) -> Losses:
+        """Loss of every option, all other modules as the allocation has them, in a round of that number."""
         paths = follow(list(self.options), f"losses of modules, round {number + 1}")
-        return {path: self.remember(f"{number} {path}", partial(self._losses_of, path)) for path in paths}
+        around = digest(repr(allocation)) if allocation else number  # times differ, and so may what they choose
+        return {path: self.remember(f"{around} {path}", partial(self._losses_of, path)) for path in paths}
 
     def _losses_of(self, path: str) -> list[float]:
         present, losses = self.model.get_submodule(path), []

@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from effc.compiler.artifacts.manifest import Manifest, Measure
 from effc.compiler.cli.verbs.compile import artifact_summary_text
 from effc.compiler.cli.verbs.output import Screen
 from effc.compiler.core.quantity import interval_text
-from effc.compiler.driver.emission import expectation
+from effc.compiler.driver.emission import Page, expectation
 from effc.compiler.driver.judging.gate import judge_bound, metric_label, unmet_bound_diagnostics
 from effc.compiler.driver.judging.scores import Score
+from effc.compiler.driver.pipeline import Result
 from effc.compiler.evaluation.confidence import metric_interval
 from effc.compiler.plugin.row_scores import RowScores
 from effc.dsl.checker.recipe import Bound
@@ -41,6 +43,13 @@ def test_forty_questions_at_chance_hold_and_are_not_certain():
     assert outcome.uncertain == f"not certain: 40 questions leave {low:.1f} to {high:.1f}, the limit is 0.8 * base"
     (warning,) = unmet_bound_diagnostics([outcome])
     assert (warning.slug, warning.severity, warning.note) == ("bound-uncertain", "warning", outcome.uncertain)
+
+
+def test_a_bound_that_holds_on_too_few_rows_is_warned_of_and_not_missed():
+    base = answers(*[True] * 4)
+    warnings = tuple(unmet_bound_diagnostics([judged(Bound(CHOICE, ">=", 0.99, "base"), base, base)]))
+    result = Result(plan=None, reports=[Page(Path("page.html"), warnings)])
+    assert [d.slug for d in result.bound_diagnostics] == ["bound-uncertain"] and result.missed == []
 
 
 def test_one_question_of_sixty_is_no_loss_of_three_percent_for_certain():

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,6 +125,33 @@ def test_a_search_that_was_killed_decides_the_same(tmp_path):
             search_again(tmp_path / "two", stop)
     resumed = search_again(tmp_path / "two")
     assert list(resumed.quick_trials) == list(straight.quick_trials) and resumed.finals == straight.finals
+
+
+def test_plans_of_steps_that_are_in_the_cache_change_no_decision(tmp_path):
+    wish = wish_of(tmp_path, minutes=4)
+
+    class Cached(SimulatedTrials):
+        def plan(self, candidate):
+            return SimpleNamespace(seconds=0.0, emissions=())
+
+    def orders(*kinds) -> list[list[str]]:
+        result = []
+        for kind in kinds:
+            store = Cache(tmp_path / "cache")
+            search = Search(wish, kind(wish, store, tmp_path / "m"), Journal.of(wish, store))
+            search.run()
+            result.append([c.name for c in search.quick_trials])
+        return result
+
+    first, second = orders(SimulatedTrials, Cached)
+    assert first == second
+
+
+def test_values_of_params_are_part_of_what_is_kept(tmp_path):
+    wish = wish_of(tmp_path)
+    other = replace(wish, recipe=replace(wish.recipe, params={"share": 0.2}))
+    cache = Cache(tmp_path / "cache")
+    assert Journal.of(wish, cache).parts != Journal.of(other, cache).parts
 
 
 def test_more_time_goes_on_with_what_was_measured(tmp_path):

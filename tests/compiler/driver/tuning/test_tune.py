@@ -100,7 +100,38 @@ def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_wr
     assert not (tmp_path / "w-tuned.effspec").exists() and not (tmp_path / "out").exists()
 
 
+def test_a_candidate_that_gives_no_numbers_is_refused_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    from effc.compiler.driver.tuning import trials
+    from effc.dsl.syntax.diagnostics import Fault, Reject
+
+    measure, not_finite, models = trials.measure_score, Fault("not-finite-here", "Logits are no numbers."), []
+
+    def measure_score(metric, model, ctx):
+        if not any(model is known for known in models):
+            models.append(model)
+        if len(models) > 2 and model is models[2]:  # after the original and the unchanged one
+            raise Reject(not_finite("logits are no numbers"))
+        return measure(metric, model, ctx)
+
+    monkeypatch.setattr(trials, "measure_score", measure_score)
+    file = written(tmp_path, optimize="bytes", more=NARROW)
+    assert tuned(file, tmp_path / "out", tmp_path / "cache", "--format", "json") == 0
+    states = [c["state"] for c in json.loads(capsys.readouterr().out)["candidates"]]
+    assert states.count("refused: logits are no numbers") == 1 and states.count("chosen") == 1
+
+
+def test_another_pipeline_of_the_recipe_is_left_alone(tmp_path, capsys):
+    file = written(tmp_path, optimize="bytes", more=NARROW)
+    other = 'pipeline other(base) {}\nexpect other { params <= 0.5 * base }\nemit other { hf("other") }\n'
+    file.write_text(file.read_text() + other)
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["fast"]
+    assert "other" in (tmp_path / "w-tuned.effspec").read_text()
+    capsys.readouterr()
+
+
 def test_an_interrupt_leaves_the_recipe_of_the_best_so_far_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
+    from effc.compiler.driver.tuning.search import Search
     from effc.compiler.driver.tuning.trials import Trials
 
     file, measure = written(tmp_path, optimize="bytes", more=NARROW), Trials.measure
@@ -116,6 +147,11 @@ def test_an_interrupt_leaves_the_recipe_of_the_best_so_far_and_the_same_command_
     recipe = tmp_path / "w-tuned.effspec"
     assert "weights: int4" in recipe.read_text() and "best so far" in capsys.readouterr().err
     assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "best", property(lambda self: self.candidates[1]))
+        patch.setattr(Search, "_measure_finalists", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert tuned(file, tmp_path / "out", tmp_path / "cache") == 130
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0, "what an interrupt left is in the way"
 
 
 def test_a_search_that_is_killed_goes_on_and_chooses_what_it_would_have_chosen(tmp_path, capsys):

@@ -75,6 +75,13 @@ def test_arguments_of_the_target_that_are_written_stay(tmp_path):
     assert not [a for a in arguments if "weights" in a]
 
 
+def test_a_comment_behind_the_last_argument_of_the_target_stays_one(tmp_path):
+    wish = wish_of(written(tmp_path, target='native(\n  "fast",  # phone\n)'), tmp_path / "cache")
+    text = wish.closed_text([], "weights: int8")
+    assert "weights: int8" in text and "# phone" in text
+    assert not [d for d in wish.session_of(text).check().diagnostics if d.severity == "error"], text
+
+
 def test_among_narrows_what_is_tried(tmp_path):
     wish = wish_of(written(tmp_path, more=', among: ["int8"]'), tmp_path / "cache")
     assert {c.name for c in candidates_of(wish)} == {"default format", "int8", "int8, inputs int16"}
@@ -202,6 +209,14 @@ def test_a_file_of_text_that_is_missing_is_one_diagnostic_before_anything_is_rea
     assert main(["tune", "zoo:tiny-llama", "--data", "none.txt", "--explain"]) == 3
     error = capsys.readouterr().err
     assert error.count("none.txt") == 1 and "[no-file]" in error and "warning" not in error, error
+
+
+def test_several_files_of_text_are_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("In the beginning was the word, and the word was short.\n" * 1_000)
+    assert main(["tune", "zoo:tiny-llama", "--data", "*.txt", "--explain"]) == 0
+    assert "int8" in capsys.readouterr().out
 
 
 def test_long_text_is_cut_into_rows_to_heal_on_and_short_text_is_not(tmp_path, capsys, monkeypatch):
