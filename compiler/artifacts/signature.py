@@ -77,6 +77,11 @@ class TrustedKey:
     since: date | None = None
     revoked: bool = False
 
+    def stricter(self, other: "TrustedKey") -> "TrustedKey":
+        """The key with the conditions of two lines, both of which count."""
+        until, since = ([d for d in pair if d] for pair in ((self.until, other.until), (self.since, other.since)))
+        return TrustedKey(self.text, min(until, default=None), max(since, default=None), self.revoked or other.revoked)
+
     def objection(self, signature: Signature) -> str:
         """Reason why a signature by this key is not taken; "" where it is."""
         name = f"the key {key_id(self.text)}"
@@ -195,13 +200,15 @@ def _signature(key: Any, signature: Any, note: Any, signed: Any = "", provenance
         raise TypeError("a signature's fields are texts")
     if not isinstance(provenance or {}, dict) or not is_plain_text([signed, provenance]):
         raise TypeError("a provenance is an object without control characters")
+    if provenance and not signed:
+        raise ValueError("format 1 signs no provenance")
     dump(provenance or {})  # ValueError: it has no spelling that could be signed
     value = base64.b64decode(signature, validate=True)
     return Signature(text_of(_public_key_bytes(key)), value, note, signed, provenance or {})
 
 
 def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
-    """Public keys by their text, from texts and from files that hold one a line; any line may revoke one."""
+    """Public keys by their text, from texts and from files that hold one a line; of a key, every line counts."""
     trusted: dict[str, TrustedKey] = {}
     for key in keys:
         for line in [key] if key.strip().startswith(_KIND) else _lines_of_key_file(key):
@@ -215,8 +222,7 @@ def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
                         "`since=2030-01-31` and `revoked`",
                     )
                 ) from error
-            if one.text not in trusted or one.revoked:
-                trusted[one.text] = one
+            trusted[one.text] = one.stricter(trusted.get(one.text, one))
     return trusted
 
 

@@ -1,15 +1,18 @@
 """Verbs that read what others made, confined before anything of it is opened: see SECURITY.md."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Reject
 
-VERBS = ("verify", "inspect", "run", "doctor")
-OFF = "EFFC_SANDBOX"  # "off" leaves verbs unconfined
-_TEXTS = ("-p", "--prompt", "--cache-dir")  # options whose value is no file of the model
+VERBS = ("verify", "inspect", "run", "doctor", "diff", "serve")
+_TEXTS = ("-p", "--prompt", "--cache-dir", "--access-log")  # options whose value is no file of the model
+_LOCAL_ENGINES = ("auto", "flat", "faiss")  # others read their own settings, and ask servers
 
 
 def confine_verb(argv: Sequence[str]) -> None:
@@ -18,15 +21,16 @@ def confine_verb(argv: Sequence[str]) -> None:
     Not confined: what trains or downloads, reads a recipe of one's own, runs code that was granted, or computes on an
     accelerator.
     """
-    if not argv or argv[0] not in VERBS or os.environ.get(OFF) == "off":
+    if not argv or argv[0] not in VERBS:
         return
     options = _values_by_option(argv[1:])
     words = [word for name, values in options.items() if name not in _TEXTS for word in values]
     words += [word.partition("=")[2] for word in words]  # NAME=FOLDER
     paths = [Path(word) for word in words if word and os.path.exists(word)]
     folders = [path for path in paths if path.is_dir()]
-    trains = argv[0] == "run" and any((folder / "fedapp").is_dir() for folder in folders)
-    elsewhere = trains or any(path.suffix == ".effspec" for path in paths)
+    trains = argv[0] == "run" and any(_kind(folder) == "flower" for folder in folders)
+    elsewhere = trains or any(path.suffix == ".effspec" and path.is_file() for path in paths)
+    elsewhere |= options.get("--engine", ["auto"])[-1] not in _LOCAL_ENGINES
     granted = "--trust-remote-code" in argv or options.get("--device", ["cpu"]) != ["cpu"]
     if elsewhere or granted or not folders or (argv[0] == "doctor" and "--trust" not in options):
         return
@@ -37,7 +41,38 @@ def confine_verb(argv: Sequence[str]) -> None:
     bases = [base for folder in folders for base in _base_of_interventions(folder)]
     results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
     readable = [*paths, *map(_root, (*folders, *bases)), *results, _hub_cache()]
-    confine_process(readable, cache, network="--knowledge" in options)
+    writable = [cache, _temporary_folder(cache), *_access_log(options)]
+    asks = "--knowledge" in options
+    confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
+
+
+def _kind(folder: Path) -> str:
+    """Target that a folder's manifest names; "" where it names none."""
+    from ..core.safe_read import MALFORMED, MANIFEST, read_json
+
+    with suppress(OSError, Reject, *MALFORMED):
+        return str(read_json(folder / "manifest.json", MANIFEST)["kind"])
+    return ""
+
+
+def _temporary_folder(cache: Path) -> Path:
+    """Folder of this process's temporary files: in the cache, so that it can be removed, where that can be written."""
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="effc-", dir=cache if os.access(cache, os.W_OK) else None)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    return Path(folder)
+
+
+def _access_log(options: dict[str, list[str]]) -> list[Path]:
+    """The file that a server writes its log to, which is there from now on: what does not exist can't be allowed."""
+    file = options.get("--access-log", ["-"])[-1]
+    if file in ("-", "none"):
+        return []
+    with suppress(OSError):  # the verb says why
+        open(file, "a").close()
+    return [Path(file)]
 
 
 def _values_by_option(words: Sequence[str]) -> dict[str, list[str]]:
@@ -75,6 +110,8 @@ def _base_of_interventions(folder: Path) -> list[Path]:
 def _root(folder: Path) -> Path:
     """Folder of whatever a folder of a model belongs to: an artifact, or a repository in the hub's cache."""
     folder = folder.resolve()
-    if folder.parent.name in ("points", "snapshots"):
-        return folder.parents[1]
-    return folder.parent if (folder.parent / "manifest.json").is_file() else folder
+    above, top = folder.parent, folder.parent.parent
+    is_point = above.name == "points" and (top / "manifest.json").is_file()
+    if is_point or (above.name == "snapshots" and top.is_relative_to(_hub_cache().resolve())):
+        return top
+    return above if (above / "manifest.json").is_file() else folder

@@ -5,17 +5,15 @@ left out. Both hold for threads that begin later, so a process is confined befor
 Source: Linux's uapi headers `landlock.h`, `seccomp.h`, `filter.h`.
 """
 
-import atexit
 import ctypes
 import os
 import platform
-import shutil
 import struct
 import sys
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls, on every processor
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2  # of prctl
@@ -23,11 +21,18 @@ _READ = 1 << 0 | 1 << 2 | 1 << 3  # run a file, read it, list a folder
 _FILE_ACCESS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # what a rule of a file may say: also write, cut, ioctl
 _RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # bits of access to files that Landlock of a version knows
 _SCOPES = 3  # signals and abstract sockets of processes outside
-# socket, ptrace, process_vm_readv and _writev, bpf, keyctl, io_uring_setup; and how the kernel calls the processor
-_CALLS = {
-    "x86_64": (0xC000003E, (41, 101, 310, 311, 321, 250, 425)),
-    "aarch64": (0xC00000B7, (198, 117, 270, 271, 280, 219, 425)),
+_CONNECT = 1 << 1  # by TCP
+# The kernel's name of the processor, and calls: ioctl; socket; what is refused in any case: ptrace, process_vm_readv
+# and _writev, bpf, keyctl, io_uring_setup, pidfd_getfd, and what changes files by their path and Landlock lets pass:
+# truncate, chmod, chown, setxattr, removexattr and their kin.
+_EVERYWHERE = (425, 438, 452, 463, 466)
+_CALLS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
+    "x86_64": (0xC000003E, 16, 41, (101, 310, 311, 321, 250, 76, 90, 268, 92, 94, 260, 188, 189, 197, 198)),
+    "aarch64": (0xC00000B7, 29, 198, (117, 270, 271, 280, 219, 45, 53, 54, 5, 6, 14, 15)),
 }
+_TYPING = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: ioctls that type into the terminal, for the shell behind this process
+OFF = "EFFC_SANDBOX"  # "off" leaves processes unconfined
+Network = Literal["none", "listen", "any"]
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys", "/run/systemd/resolve")
 _ETC: tuple[str, ...] = (
     "ld.so.cache",
@@ -50,30 +55,21 @@ def landlock_version() -> int:
     return max(0, _system_call(_CREATE_RULESET, None, 0, 1))
 
 
-def confine_process(readable: Iterable[Path], cache: Path, network: bool = False) -> None:
-    """Leave to this process what Python and its libraries read, the files and folders of `readable`, and the cache,
-    which alone it writes to: temporary files lie there, too."""
-    if sys.platform != "linux":
+def confine_process(readable: Iterable[Path], writable: Iterable[Path], network: Network = "none") -> None:
+    """Leave to this process what Python and its libraries read, the files and folders of `readable` and those of
+    `writable`, which alone it writes to; nothing is confined where EFFC_SANDBOX is "off".
+
+    network   sockets: none, any, or those that listen (UDP and local sockets connect all the same)
+    """
+    if sys.platform != "linux" or os.environ.get(OFF) == "off":
         return
     version = landlock_version()
     ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     if version:
-        temporary = _temporary_folder(cache)
         read = {*_library_paths(), *(path.resolve() for path in readable)}
-        write = {*(Path("/dev", name) for name in _DEVICES), cache.resolve(), temporary}
-        _restrict_files(version, read, write)
-    if not network:
-        _refuse_sockets()
-
-
-def _temporary_folder(cache: Path) -> Path:
-    """Folder of this process's temporary files: in the cache, so that it can be removed, where that can be written."""
-    with suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="effc-", dir=cache if os.access(cache, os.W_OK) else None)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    tempfile.tempdir = os.environ["TMPDIR"] = folder
-    return Path(folder).resolve()
+        write = {*(Path("/dev", name) for name in _DEVICES), *(path.resolve() for path in writable)}
+        _restrict_files(version, read, write, _CONNECT if network == "listen" and version >= 4 else 0)
+    _refuse_calls(sockets=network != "none")
 
 
 def _library_paths() -> set[Path]:
@@ -84,9 +80,9 @@ def _library_paths() -> set[Path]:
     return {Path(path).resolve() for path in (*packages, *system)} - {Path("/")}
 
 
-def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[Path]) -> None:
+def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[Path], network: int) -> None:
     rights = (1 << max(bits for since, bits in _RIGHTS.items() if since <= version)) - 1
-    attributes = struct.pack("<QQQ", rights, 0, _SCOPES if version >= 6 else 0)
+    attributes = struct.pack("<QQQ", rights, network, _SCOPES if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = _system_call(_CREATE_RULESET, attributes, size, 0)
     assert ruleset >= 0, os.strerror(ctypes.get_errno())
@@ -108,15 +104,20 @@ def _allow(ruleset: int, path: Path, access: int) -> None:
         os.close(beneath)
 
 
-def _refuse_sockets() -> None:
-    """Have the kernel refuse new sockets, and ways to reach other processes or around this, with EPERM."""
+def _refuse_calls(sockets: bool) -> None:
+    """Have the kernel refuse ways to reach other processes and files around Landlock, and new sockets unless they are
+    allowed, with EPERM."""
     if platform.machine() not in _CALLS:
         return
-    architecture, calls = _CALLS[platform.machine()]
+    architecture, ioctl, socket, refused = _CALLS[platform.machine()]
+    calls = (*_EVERYWHERE, *refused, *(() if sockets else (socket,)))
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    checks = [(load, 0, 0, 4), (equal, 0, len(calls) + 3, architecture), (load, 0, 0, 0)]
-    checks += [(at_least, len(calls) + 1, 0, 1 << 30)]  # x86's calls of 32-bit pointers
-    checks += [(equal, len(calls) - number, 0, call) for number, call in enumerate(calls)]
+    last = len(calls) + 9  # refuses
+    checks = [(load, 0, 0, 4), (equal, 0, last - 2, architecture), (load, 0, 0, 0)]
+    checks += [(at_least, last - 4, 0, 1 << 30)]  # x86's calls of 32-bit pointers
+    checks += [(equal, last - number, 0, call) for number, call in enumerate(calls, 5)]
+    checks += [(equal, 0, 3, ioctl), (load, 0, 0, 24)]  # its second argument
+    checks += [(equal, 2 - number, 0, request) for number, request in enumerate(_TYPING)]
     checks += [(end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x00050001)]  # allow; errno 1
     program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *check) for check in checks))
     head = struct.pack("@HxxxxxxP", len(checks), ctypes.addressof(program))

@@ -6,10 +6,12 @@ import shutil
 import tarfile
 
 import pytest
+from effc.compiler.apps.federation.deployment import start_deployment, stop_deployment
 from effc.compiler.apps.federation.processes import start_process
 from effc.compiler.core.cache import write_atomic
 from effc.dsl.syntax.diagnostics import Reject
 
+from tests.compiler.apps.federation.test_deployment import Declared, flower  # noqa: F401
 from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
 from tests.hostile.kinds import STORED
 
@@ -95,3 +97,17 @@ def test_no_output_of_a_process_is_appended_through_a_link(tmp_path):
     with pytest.raises((Reject, OSError)):
         start_process("one", ["true"], os.environ, tmp_path)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_no_app_key_or_database_that_came_beside_an_artifact_is_there_when_a_deployment_starts(flower, tmp_path):  # noqa: F811
+    """Flower runs an app that its home has already under the hash of the one that it is sent, whatever it holds."""
+    folder = tmp_path / "fed-deployment"
+    planted = [folder / f for f in ("flower/apps/effc.fed.0.0.0.00000000/fedapp/server_app.py", "state.db", "keys/old")]
+    for file in planted:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("evil")
+    (folder / "checkpoints").mkdir()
+    deployment = start_deployment(tmp_path / "fed", Declared, folder, tmp_path, (), tmp_path / "cache")
+    left = [file for file in planted if file.exists()]
+    stop_deployment(deployment)
+    assert not left and (folder / "checkpoints").is_dir()

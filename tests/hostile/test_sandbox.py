@@ -3,22 +3,25 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 from effc.compiler.cli.confinement import confine_verb
 from effc.compiler.core import sandbox
+from effc.compiler.models.checkpoints.text_process import CHILD
 
-from tests.compiler.cli.verbs.conftest import own_cache, process  # noqa: F401
+from tests.compiler.cli.verbs.conftest import SCRIPT, own_cache, process  # noqa: F401
 from tests.hostile.kinds import honest
 
 pytestmark = pytest.mark.skipif(not sandbox.landlock_version(), reason="this kernel has no Landlock")
 
 # What somebody would try who runs code in the process of a verb. It runs at the end of that very process.
 ATTACK = """
-import atexit, json, os, socket, subprocess, sys
+import atexit, fcntl, json, os, socket, subprocess, sys, termios
 
 def tried(call):
     try:
@@ -34,6 +37,10 @@ def attack():
         "lists its folder": tried(lambda: os.listdir(os.path.dirname(secret))),
         "writes a file": tried(lambda: open(os.path.dirname(secret) + "/new", "w")),
         "cuts a file": tried(lambda: os.truncate(secret, 0)),
+        "opens a file to others": tried(lambda: os.chmod(secret, 0o666)),
+        "gives a file away": tried(lambda: os.chown(secret, 0, 0)),
+        "marks a file": tried(lambda: os.setxattr(secret, "user.mark", b"")),
+        "types at the terminal": tried(lambda: fcntl.ioctl(0, termios.TIOCSTI, b"x")),
         "removes a file": tried(lambda: os.remove(secret)),
         "writes to the artifact": tried(lambda: open(os.environ["ARTIFACT"] + "/new", "w")),
         "opens a socket": tried(lambda: socket.socket()),
@@ -45,6 +52,17 @@ def attack():
 
 if os.environ.get("VERB") in sys.orig_argv:
     atexit.register(attack)
+"""
+SERVER = """
+import signal
+
+def attack_and_connect(*_):
+    attack()
+    with socket.socket() as one:
+        os.write(2, f"\\nCONNECT {one.connect_ex(('127.0.0.1', 1))}\\n".encode())
+
+if os.environ.get("VERB") in sys.orig_argv:
+    signal.signal(signal.SIGUSR1, attack_and_connect)
 """
 VERBS = {
     "verify": ("native", "verify {}"),
@@ -64,6 +82,7 @@ VERBS = {
     "verify a federation": ("flower", "verify {}"),
     "inspect a federation": ("flower", "inspect {}"),
     "doctor": ("stock", "doctor --trust {}"),
+    "diff": ("stock", "diff {} {}"),
 }
 
 QUICK = ("verify", "run", "run onnx")  # the others take a minute
@@ -84,7 +103,7 @@ def attacked(process, artifacts, tmp_path):  # noqa: F811
     secret.write_text("a secret")
 
     def run(kind: str, words: str, **env: str):
-        line = words.format(artifacts / kind).split()
+        line = words.replace("{}", str(artifacts / kind)).split()
         known = {"SECRET": str(secret), "PARENT": str(os.getpid()), "ARTIFACT": str(artifacts / kind), "VERB": line[0]}
         done = process(*line, "--offline", PYTHONPATH=str(tmp_path / "code"), **known, **env)
         told = [line for line in done.err.splitlines() if line.startswith("ATTACK ")]
@@ -166,3 +185,72 @@ def test_temporary_files_are_gone_when_a_verb_ends(process, artifacts, tmp_path)
     cache = tmp_path / "cache"
     assert process("verify", artifacts / "onnx", "--cache-dir", cache).code == 0
     assert not list(cache.glob("effc-*")) and list(tmp_path.iterdir()) == [cache]
+
+
+@pytest.mark.parametrize("name", ["fedapp", "config.effspec"])
+def test_no_name_inside_an_artifact_or_of_it_leaves_a_verb_unconfined(artifacts, tmp_path, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(sandbox, "confine_process", lambda *args, **more: asked.append(args))
+    case = shutil.copytree(artifacts / "native", tmp_path / name)
+    (case / "fedapp").mkdir()
+    confine_verb(["run", str(case)])
+    assert asked
+
+
+@pytest.mark.parametrize("name", ["points", "snapshots"])
+def test_a_folder_that_is_called_as_those_of_points_are_opens_none_above_it(artifacts, tmp_path, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(sandbox, "confine_process", lambda readable, *args, **more: asked.extend(readable))
+    case = shutil.copytree(artifacts / "native", tmp_path / "home" / name / "evil")
+    confine_verb(["run", str(case)])
+    assert case in asked and tmp_path / "home" not in asked
+
+
+def test_the_process_that_tokenises_is_confined_whatever_started_it(tmp_path):
+    for folder in ("code", "home"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(ATTACK)
+    secret = tmp_path / "home" / "secret"
+    secret.write_text("a secret")
+    known = {"SECRET": str(secret), "PARENT": str(os.getpid()), "ARTIFACT": str(secret.parent), "VERB": str(CHILD)}
+    command = [sys.executable, "-P", str(CHILD)]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "code"), **known}
+    for off in ("", "off"):
+        done = subprocess.run(command, env={**env, sandbox.OFF: off}, input="", capture_output=True, text=True)
+        told = json.loads(done.stderr.partition("ATTACK ")[2])
+        assert (told["reads a secret"], told["opens a socket"]) == (("done", "done") if off else (13, 1)), told
+    assert not secret.exists()  # left as it was until the sandbox was off
+
+
+def test_a_server_answers_confined_and_writes_its_log_alone(process, artifacts, tmp_path):  # noqa: F811
+    """The attack runs within it; it may listen, and connect to nobody."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(ATTACK + SERVER)
+    secret, log = tmp_path / "home" / "secret", tmp_path / "logs" / "access"
+    for file in (secret, log):
+        file.parent.mkdir()
+    secret.write_text("a secret")
+    known = {"SECRET": str(secret), "PARENT": str(os.getpid()), "ARTIFACT": str(artifacts / "stock"), "VERB": "serve"}
+    words = ["serve", str(artifacts / "stock"), "--name", "m", "--port", "0", "--access-log", str(log), "--offline"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "code"), **known}
+    command = [sys.executable, "-c", SCRIPT, *words]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        url = server.stdout.readline().split()[-1]
+        body = json.dumps({"model": "m", "prompt": "a", "max_tokens": 1}).encode()
+        request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status == 200
+        server.send_signal(signal.SIGUSR1)
+        lines = []
+        for line in server.stderr:
+            lines.append(line)
+            if line.startswith("CONNECT "):
+                break
+        server.kill()
+    told = json.loads("".join(lines).partition("ATTACK ")[2].splitlines()[0])
+    assert lines[-1] == "CONNECT 13\n" or sandbox.landlock_version() < 4, lines
+    free = {name: told.pop(name) for name in ("opens a socket", "opens a local socket")}
+    if sandbox.landlock_version() < 6:
+        del told["ends another process"]
+    assert set(told.values()) <= {1, 13} and set(free.values()) == {"done"}, told
+    assert secret.read_text() == "a secret" and json.loads(log.read_text())["status"] == 200

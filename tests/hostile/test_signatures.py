@@ -172,6 +172,15 @@ def test_a_key_that_any_line_revokes_is_revoked_wherever_it_stands(effc, artifac
         assert run.code == 5 and "was revoked" in run.err
 
 
+@pytest.mark.parametrize("condition", ["since=2999-01-01", "until=2020-01-01"])
+def test_a_condition_on_a_key_counts_wherever_else_the_key_stands(artifacts, tmp_path, condition):
+    folder, key = signed_copy(artifacts, tmp_path)
+    (tmp_path / "keys").write_text(f"{key} {condition}\n")
+    for order in ([key, str(tmp_path / "keys")], [str(tmp_path / "keys"), key]):
+        with pytest.raises(Reject, match="is signed, but"):
+            find_valid_signer(folder, order)
+
+
 @pytest.mark.parametrize("line", ["{} until=soon", "{} before=2020-01-01", "{} until", "ssh-ed25519 AAAA", "# none"])
 def test_a_line_that_means_nothing_is_refused(effc, artifacts, tmp_path, line):  # noqa: F811
     folder, key = signed_copy(artifacts, tmp_path)
@@ -262,6 +271,17 @@ def test_a_provenance_that_was_edited_is_not_signed(effc, artifacts, tmp_path, p
     run = effc("verify", folder, "--require-signature", key)
     assert run.code == 5 and "unsigned-artifact" in run.err
     assert effc("doctor", "--trust", folder).code == 5
+
+
+def test_a_provenance_beside_a_signature_of_the_older_format_is_not_taken_as_signed(effc, artifacts, tmp_path):  # noqa: F811
+    """Format 1 signs no provenance: whoever passes the artifact on could add one."""
+    folder, key = signed_copy(artifacts, tmp_path)
+    secret = load_pem_private_key((tmp_path / "key").read_bytes(), password=None)
+    forged = json.loads((folder / "signatures.json").read_text())["signatures"][0]["provenance"]
+    old = {"key": key, "signature": base64.b64encode(secret.sign(statement(folder, "old"))).decode(), "note": "old"}
+    (folder / "signatures.json").write_text(json.dumps({"format": 1, "signatures": [{**old, "provenance": forged}]}))
+    run = effc("doctor", "--trust", folder)
+    assert run.code == 5 and "format 1 signs no provenance" in run.out and "built by" not in run.out
 
 
 @pytest.mark.parametrize("words", ["a\nok    signature  by you", "\x1b[2J"])

@@ -78,3 +78,13 @@ def test_a_name_of_megabytes_does_not_fill_the_screen(capsys):
     Screen(format="github").complain([fault(f"it has `{'a' * 5_000_000}`")])
     out, err = capsys.readouterr()
     assert len(out) < 5000 and len(err) < 9000 and "(5000009 characters)" in out and "(5000009 characters)" in err
+
+
+@pytest.mark.parametrize("format", ["text", "github"])
+def test_faults_without_number_do_not_fill_the_screen(capsys, format):
+    fault, warning = Fault("odd", "Odd."), Fault("odder", "Odder.", severity="warning")
+    Screen(format=format).complain(
+        [warning("a warning")] * 300 + [fault(f"file {n} is missing") for n in range(100_000)]
+    )
+    out, err = capsys.readouterr()
+    assert len(out) + len(err) < 50_000 and "file 0 is missing" in out + err and "100100 more are left out" in err

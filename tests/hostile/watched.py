@@ -114,6 +114,7 @@ def verbs(case: Path, honest: Path):
         ["run", case, "--prompt", "1 2", "--max-new-tokens", "4", "--offline"],
         ["diff", honest, case],
         ["test", case, "--offline"],
+        ["report", case, "-o", f"{_OWN}/report.html"],
     ):
         yield words[0], lambda words=words: main([str(word) for word in words])
 

@@ -130,6 +130,7 @@ def start_deployment(
     commands = flower_command_folder()
     _refuse_unfit_deployment(folder, declaration, data_folders, port)
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_state(folder)
     write_keys_and_certificates(folder / "keys", declaration.clients)
     check_certificates(folder / "keys")
     ports = free_ports(declaration.clients + 1)
@@ -146,8 +147,7 @@ def start_deployment(
         return replace(deployment, run=str(run["run-id"])).keep()
     except BaseException:
         terminate_processes(read_deployment(folder).processes if (folder / NAME).is_file() else deployment.processes)
-        shutil.rmtree(folder / "keys", ignore_errors=True)
-        (folder / NAME).unlink(missing_ok=True)
+        _remove_state(folder)
         raise
 
 
@@ -275,8 +275,14 @@ def run_status(deployment: Deployment) -> tuple[str, str]:
 def stop_deployment(deployment: Deployment) -> list[str]:
     """End its processes, and take keys, database and deployment.json away; logs, checkpoints and results stay."""
     names = terminate_processes(tuple(reversed(deployment.processes)))
-    shutil.rmtree(deployment.folder / "keys", ignore_errors=True)
-    shutil.rmtree(deployment.folder / "flower", ignore_errors=True)
-    for name in ("state.db", "state.db-wal", "state.db-shm", NAME):
-        (deployment.folder / name).unlink(missing_ok=True)
+    _remove_state(deployment.folder)
     return names
+
+
+def _remove_state(folder: Path) -> None:
+    """Remove keys, database, deployment.json and Flower's home. What lies there before a deployment starts is of one
+    that was killed, or came with the artifact: Flower runs apps that its home or its database has."""
+    for name in ("keys", "flower"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("state.db", "state.db-wal", "state.db-shm", NAME):
+        (folder / name).unlink(missing_ok=True)

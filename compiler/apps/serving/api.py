@@ -18,7 +18,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
 from .answers import AnswerBuilder, ChatAnswer, ErrorResponse
-from .body import add_text_routes, slot
+from .body import add_text_routes, client_id, slot
 from .errors import install_error_handlers, write_down
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
@@ -55,8 +55,7 @@ class Service:
         )
         async with slot(call, len(await call.body())):
             ids = await asyncio.to_thread(encode, request_body)
-        key = call.scope.get("state", {}).get("key")
-        request = replace(self._make_request(request_body, ids), owner="" if key is None else f"key {key}")
+        request = replace(self._make_request(request_body, ids), owner=client_id(call))
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 

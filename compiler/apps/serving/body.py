@@ -45,9 +45,13 @@ async def parse_body(call: Call, body_class: type[Form]) -> Form:
 
 def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
     """The turn of a request at work whose cost grows with the bytes of its body."""
+    return _slots.setdefault(call.app, RequestSlots()).wait_for_slot(client_id(call), size)
+
+
+def client_id(call: Call) -> str:
+    """Whoever sent a request: its key, or its address where there are no keys."""
     key = call.scope.get("state", {}).get("key")
-    client = f"key {key}" if key is not None else (call.client.host if call.client else "")
-    return _slots.setdefault(call.app, RequestSlots()).wait_for_slot(client, size)
+    return f"key {key}" if key is not None else (call.client.host if call.client else "")
 
 
 def add_text_routes(

@@ -24,7 +24,7 @@ class Request:
     stops         strings that end the answer and are not part of it
     alternatives  how many of the likeliest tokens are told beside each; None tells no probabilities
     adapter       whose model answers; "" for the plain one
-    owner         whose requests this one may go on with
+    owner         client that sent it: it goes on with that client's requests alone, and takes turns with others'
     """
 
     ids: tuple[int, ...]

@@ -6,7 +6,7 @@ others wait for their next token, so that a long prompt slows them and does not 
 
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
+OTHERS = 4  # one of so many places is left to other clients, once there are any
 STOPS = "the server stops"
 
 
@@ -58,7 +59,8 @@ class Scheduler:
         self._max_waiting = waiting
         self._n_slots = min(running, runner.sequences)
         self._free = SequencePool(runner, self._n_slots, remembers)
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        self._clients: set[str] = set()  # two at most: whether there are several
         self._running: list[Job] = []
         self._changed = threading.Condition()
         self._stopping = False
@@ -78,15 +80,21 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, request: Request, on_piece: Callable[[Piece], None]) -> Job:
-        """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped."""
+        """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped.
+
+        A client that has no other request here is never refused: the queue may be full of somebody else's.
+        """
         job = Job(request, on_piece, self._tokenizer, self._eos_ids)
         with self._changed:
             if not self.alive:
                 raise Stopped
-            if len(self._waiting) >= self._max_waiting + len(self._free):
+            full = len(self._waiting) >= self._max_waiting + len(self._free)
+            if full and any(other.request.owner == request.owner for other in (*self._running, *self._waiting)):
                 self.metrics.requests.labels("refused").inc()
                 raise QueueFull(self._patience())
             self._waiting.append(job)
+            if len(self._clients) < 2:
+                self._clients.add(request.owner)
             self._changed.notify()
         return job
 
@@ -126,7 +134,7 @@ class Scheduler:
                     self._finish_job(job, "cancelled", STOPS)
 
     def _wait_and_admit_jobs(self) -> bool:
-        """Wait for work; drop what was cancelled, and give free places to those who wait longest."""
+        """Wait for work; drop what was cancelled, and give free places to those who wait."""
         with self._changed:
             while True:
                 if self._stopping:
@@ -134,14 +142,21 @@ class Scheduler:
                 dropped = [job for job in (*self._running, *self._waiting) if job.cancelled]
                 for job in dropped:
                     self._finish_job(job, "cancelled", "nobody waits for the answer")
-                while self._waiting and self._free:
-                    job = self._waiting.popleft()
+                while (job := self._next_waiting_job()) is not None:
+                    self._waiting.remove(job)
                     sequence = self._allocate(job)
                     job.is_complete = self._choose(sequence, job.request.adapter)
                     self._running.append(job)
                 if self._running:
                     return True
                 self._changed.wait()
+
+    def _next_waiting_job(self) -> Job | None:
+        """Request that gets a free place: of the client that has fewest, the one that waits longest."""
+        places = Counter(job.request.owner for job in self._running)
+        job = min(self._waiting, key=lambda job: places[job.request.owner], default=None)
+        limit = self._n_slots - (self._n_slots // OTHERS if len(self._clients) > 1 else 0)
+        return job if job is not None and self._free and places[job.request.owner] < limit else None
 
     def _allocate(self, job: Job) -> int:
         """A sequence for a request; what it holds of the prompt is not read again."""

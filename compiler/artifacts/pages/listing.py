@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ...core.quantity import count_text, measurement_text, size
 from .sheet import ReportData, number, rows, table, word
 
-LINES = 2000
+LINES, COLUMNS = 2000, 1000  # that are drawn
 _TOKENS = re.compile(
     r'(?P<comment>\#.*)|(?P<string>"""|"(?:[^"\\]|\\.)*"?)'
     r"|(?P<key>\b(?:effspec|use|model|data|pipeline|expect|emit|param|variant|export|in|on|as|base)\b)"
@@ -27,7 +27,7 @@ class ListingLine:
 def annotated_recipe_lines(reports: list[ReportData]) -> list[ListingLine]:
     """Sheets are of one recipe, each of another artifact."""
     manifest = reports[0].manifest
-    text = manifest.recipe.get("text", "").splitlines()[:LINES]
+    text = [line[:COLUMNS] for line in manifest.recipe.get("text", "").splitlines()[:LINES]]
     lines = [ListingLine(i, tokens) for i, tokens in enumerate(_highlight_tokens(text), 1)]
     for sheet in reports:
         for at, note in _notes_by_line(sheet, text):

@@ -12,6 +12,7 @@ from .chart import FIELD_LABELS, Chart, axis, dot, render_chart
 from .sheet import number, rows, table, word
 
 MAX_CHARTS, ROUNDS = 12, 100  # metrics and rounds that are drawn
+SHORTEST, LONGEST = 1e-30, 1e30  # values whose ratio is a number
 BOTH = ("original", "compiled")
 NAMES = {"original": "before", "compiled": "after"}
 
@@ -34,7 +35,7 @@ def paired_timing_charts(manifest: Manifest) -> list[Timing]:
 
 
 def _positive(values: Any) -> list[float]:
-    return [v for v in map(number, rows(values)[:ROUNDS]) if v is not None and v > 0]
+    return [v for v in map(number, rows(values)[:ROUNDS]) if v is not None and SHORTEST < v < LONGEST]
 
 
 def _timing_chart(metric: str, unit: str, values: Mapping[str, Sequence[float]]) -> Timing:

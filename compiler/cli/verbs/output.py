@@ -16,6 +16,7 @@ SCHEMA = 1
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
 _STYLE = re.compile(rf"(\x1b\[(?:0|(?:{'|'.join(_CODES.values())})(?:;(?:{'|'.join(_CODES.values())}))*)m)")
 _FOREIGN = re.compile(r"[^\x00-\x7e]|(?<=#)#(?=\w*\[)")  # the last begins a command to a runner of CI jobs
+LISTED = 200  # diagnostics that are printed: a manifest may name a million files that are missing
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ class Screen:
         """Print diagnostics: text to stderr, json and github to stdout. Quiet hides all but errors."""
         if self.quiet:
             diagnostics = [d for d in diagnostics if d.severity == "error"]
+        left_out = len(diagnostics) - LISTED if self.format != "json" else 0
+        if left_out > 0:
+            diagnostics = sorted(diagnostics, key=lambda d: d.severity != "error")[:LISTED]
         if self.format == "json":
             code = code_of(diagnostics)
             self.answer_json(
@@ -91,6 +95,8 @@ class Screen:
             print(printable(render(diagnostics, "github").rstrip("\n")), file=sys.stdout)  # lines that are commands
         elif diagnostics:
             print(render(diagnostics, "text", color=self.colors(sys.stderr)).rstrip("\n"), file=sys.stderr)
+        if left_out > 0:
+            self.note(f"{left_out} more are left out: --format json lists all")
 
     def styled(self, text: str, *styles: str, stream=None) -> str:
         if not text or not self.colors(stream or sys.stdout):

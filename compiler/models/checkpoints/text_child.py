@@ -4,17 +4,20 @@ one, and bytes behind them where they say how many.
 Template and tokenizer came with a model, from anybody. transformers runs a template in Jinja's sandbox, which keeps it
 from Python, and a tokenizer's steps are of known types, but neither is kept from taking all time and memory, some of
 that within a single operation that nothing in Python can stop. So they run here, where the kernel stops them: by a
-timer of processor time that ends the process, and a limit of its memory.
+timer of processor time that ends the process, and a limit of its memory. It confines itself first, as it needs no file
+but Python's, and no socket.
 """
 
 import contextlib
 import json
 import os
+import runpy
 import signal
 import sys
 from array import array
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 TEXT = 16 << 20  # characters of a conversation
@@ -22,7 +25,11 @@ TOKENIZERS = 4  # open at once
 Answer = tuple[dict[str, Any], bytes]
 
 
+SANDBOX = Path(__file__).parents[2] / "core" / "sandbox.py"  # by path: effc's own modules take long to import
+
+
 def main() -> None:
+    runpy.run_path(str(SANDBOX))["confine_process"]((), ())
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print there, what a file says among it
     tokenizers: dict[str, Any] = {}

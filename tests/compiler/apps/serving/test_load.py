@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
-from collections import namedtuple
 
 import httpx
 import pytest
@@ -20,35 +17,13 @@ from effc.compiler.apps.serving.scheduler import Scheduler
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
 
-from tests.compiler.apps.serving.conftest import serving
+from bench import loads
 
 torch.set_num_threads(1)
 EMPTY = {"role": "user", "content": ""}
 MIB = 1 << 20
-Load = namedtuple("Load", "body status")
-
-
-def filled(item: dict, size: int = 4 * MIB - 200) -> bytes:
-    """A chat request of about `size` bytes, of as many such messages as fit."""
-    text = json.dumps(item, separators=(",", ":"))
-    messages = ",".join([text] * (size // (len(text) + 1)))
-    return f'{{"model":"m","max_tokens":1,"messages":[{messages}]}}'.encode()
-
-
 PART = {"type": "text", "text": ""}
-LOADS = {
-    "empty messages": Load(filled(EMPTY), 400),
-    "empty parts": Load(filled({"role": "user", "content": [PART] * 1000}), 400),
-    "messages that are none": Load(filled({}), 400),
-    "one long text": Load(filled({"role": "user", "content": "a " * (2 * MIB - 200)}), 400),
-    "nested metadata": Load(
-        json.dumps({"model": "m", "messages": [EMPTY], "metadata": [[[{}]]] * 300_000}).encode(), 400
-    ),
-    "a bias of every token": Load(
-        json.dumps({"model": "m", "messages": [EMPTY], "logit_bias": {str(n): 1 for n in range(300_000)}}).encode(), 400
-    ),
-    "long stops": Load(json.dumps({"model": "m", "messages": [EMPTY], "stop": ["x" * MIB] * 3}).encode(), 400),
-}
+LARGE = tuple(loads.BODIES)[:7]  # refused with 400, each by another bound
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +48,7 @@ async def small(client: httpx.AsyncClient) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("name", LOADS)
+@pytest.mark.parametrize("name", LARGE)
 def test_eight_large_requests_hold_up_no_small_one(app, name):
     async def run() -> list[float]:
         transport = httpx.ASGITransport(app)
@@ -83,13 +58,10 @@ def test_eight_large_requests_hold_up_no_small_one(app, name):
         ):
             await small(client)
             headers = {"content-type": "application/json"}
-            load = LOADS[name]
-            posts = [
-                asyncio.create_task(client.post("/v1/chat/completions", content=load.body, headers=headers))
-                for _ in range(8)
-            ]
+            path, body = loads.BODIES[name][0], loads.BODIES[name][1]()
+            posts = [asyncio.create_task(client.post(path, content=body, headers=headers)) for _ in range(8)]
             seconds = [await small(client) for _ in range(10)]
-            assert {(await post).status_code for post in posts} == {load.status}
+            assert {(await post).status_code for post in posts} == {400}
             return seconds
 
     seconds = sorted(asyncio.run(run()))
@@ -164,50 +136,16 @@ def test_a_client_whose_large_requests_wait_is_told_to_come_back():
     assert asyncio.run(run()) == 4
 
 
-ATTACK = """
-import http.client, sys, threading, time
-host, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-body, until = sys.stdin.buffer.read(), time.monotonic() + seconds
-
-def attack():
-    while time.monotonic() < until:
-        connection = http.client.HTTPConnection(host, port, timeout=60)
-        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-        connection.getresponse().read()
-        connection.close()
-
-threads = [threading.Thread(target=attack) for _ in range(8)]
-[t.start() for t in threads]
-[t.join() for t in threads]
-"""
-
-
-def asked_for(served, seconds: float) -> list[float]:
-    """Seconds of each well-behaved request, one after the other for so long, in order of their length."""
-    taken, until, client = [], time.monotonic() + seconds, httpx.Client(timeout=60)
-    body = {"model": "m", "messages": [{"role": "user", "content": "And"}], "max_tokens": 1}
-    while time.monotonic() < until:
-        started = time.monotonic()
-        assert client.post(f"{served.url}/v1/chat/completions", json=body).status_code == 200
-        taken.append(time.monotonic() - started)
-        time.sleep(0.02)
-    return sorted(taken)
+@pytest.fixture(scope="module")
+def loaded_server(chatty):
+    with loads.server(str(chatty)) as url:
+        yield url
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", LOADS)
-def test_a_server_under_load_answers_others_within_a_bound(chatty, name):
-    """Over sockets of this machine: eight connections of another process send one load after the other for five
-    seconds."""
-    with serving(chatty, "--name", "m") as served:
-        host, port = served.url.removeprefix("http://").split(":")
-        alone = asked_for(served, 2)
-        attack = subprocess.Popen([sys.executable, "-c", ATTACK, host, port, "5"], stdin=subprocess.PIPE)
-        attack.stdin.write(LOADS[name].body)
-        attack.stdin.close()
-        loaded = asked_for(served, 5)
-        attack.wait(60)
-        print(
-            f"{name}: p95 {alone[int(0.95 * len(alone))]:.3f} s alone, {loaded[int(0.95 * len(loaded))]:.3f} s under load"
-        )
-        assert loaded[int(0.95 * len(loaded))] < 2.0
+@pytest.mark.parametrize("name", loads.KINDS)
+def test_a_server_under_load_answers_others_within_a_bound(loaded_server, name):
+    """Over sockets of this machine: another process sends one kind of load for five seconds."""
+    alone, loaded = loads.measure(loaded_server, name, 5)
+    print(f"{name}: p95 {alone:.3f} s alone, {loaded:.3f} s under load")
+    assert loaded < 2.0
