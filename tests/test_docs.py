@@ -1,9 +1,12 @@
 """What the pages say is so: recipes check, links lead somewhere, files, verbs and exit codes are those that there are."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from effc.compiler.cli.explain import all_faults
 from effc.compiler.cli.main import make_app
 from effc.compiler.cli.verbs.exit_codes import MEANINGS
 from effc.compiler.driver import api
@@ -13,7 +16,7 @@ from effc.dsl.syntax.render import render
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 RECIPES = [
     (name, number, block)
@@ -163,3 +166,14 @@ def test_the_page_of_the_language_has_every_kind_of_data_and_of_model():
 
 def test_a_newcomer_reads_the_readme_to_the_end():
     assert len(TEXTS["README.md"].splitlines()) <= 130
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_in_its_navigation_and_every_word_fault_and_verb_in_its_reference(tmp_path):
+    staged = subprocess.run([sys.executable, ROOT / "docs/site/stage.py", tmp_path], capture_output=True, text=True)
+    assert (staged.returncode, staged.stderr) == (0, "")
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (tmp_path / "reference").rglob("*.md"))
+    words = [word for kind in SHELVES for word in Registry().vocabulary.words(kind)]
+    verbs = [f"effc {verb}" for verb in get_command(make_app()).commands]
+    headings = {*re.findall(r"^##+ `([^`]+)`", reference, re.M)}
+    assert {*words, *verbs, *(slug for slug, _ in all_faults())} - headings == set()

@@ -54,7 +54,7 @@ def explain_page(name: str) -> str:
 
     known = dict(all_faults())
     if name in known:
-        return fault_page(_fault(known[name]))
+        return fault_page(declared_fault(known[name]))
     if name in (recipes := library_files()):
         return library_file_page(recipes[name])
     if parts := [part for part in (STATEMENTS.get(name), "\n".join(_pages_with_parameter(name, vocabulary))) if part]:
@@ -89,18 +89,14 @@ def word_page(plugin: Word) -> str:
     blocks = [f"{plugin.name}, {TITLES[plugin.kind]}", plugin.doc.strip()]
     if plugin.params:
         blocks.append("Parameters\n" + "\n".join(parameter(p) for p in plugin.params))
-    if facts := list(_fact_sentences(plugin)):
+    if facts := list(fact_sentences(plugin)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
 
 def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
-    details = [
-        _type(param),
-        "required" if param.required else f"default {default(param)}",
-        *_parameter_bound_texts(param),
-    ]
+    details = [type_text(param), "required" if param.required else f"default {default(param)}", *bound_texts(param)]
     return f"  {name}: {', '.join(details)}\n      {param.doc}"
 
 
@@ -109,14 +105,14 @@ def default(param: Param) -> str:
     return plain(param.default) if param.default in param.choices else value_text(param.default)
 
 
-def _type(param: Param) -> str:
+def type_text(param: Param) -> str:
     text = expected_phrase(param)
     if "shares" in param.types:
         return f"{text}, like `{sample_value(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 
-def _parameter_bound_texts(param: Param) -> Iterator[str]:
+def bound_texts(param: Param) -> Iterator[str]:
     """`at least 1`: each bound, written as the first of the parameter's types that has one."""
     for words, limit in (
         ("at least", param.ge),
@@ -149,7 +145,7 @@ def _limit(type_: str, limit: float) -> str:
     return value_text(kinds[type_](limit) if type_ in kinds else limit)
 
 
-def _fact_sentences(plugin: Word) -> Iterator[str]:
+def fact_sentences(plugin: Word) -> Iterator[str]:
     """The header's promises as sentences."""
     facts = plugin.facts
     if plugin.kind == "pass":
@@ -247,7 +243,7 @@ def _declared(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
             yield ast.literal_eval(call.args[0]), call
 
 
-def _fault(call: ast.Call) -> Fault:
+def declared_fault(call: ast.Call) -> Fault:
     named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     return Fault(*(ast.literal_eval(a) for a in call.args), **named)
 
