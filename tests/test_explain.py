@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.cli.explain import STATEMENTS, all_faults, declared_fault, explain_page
+from effc.compiler.cli.explain import CHAPTERS, STATEMENTS, all_faults, declared_fault, explain_page
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.edition import HEADS
@@ -72,3 +72,8 @@ def test_a_value_that_is_misspelled_is_found_as_well():
     with pytest.raises(Reject) as refused:
         explain_page("racin")
     assert refused.value.diagnostics[0].help == "did you mean `racing`?"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_concept_has_a_chapter_of_the_manual(name):
+    assert "\n# " in f"\n{explain_page(name)}" and "\n## " not in explain_page(name)

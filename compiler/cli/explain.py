@@ -38,6 +38,21 @@ STATEMENTS = {
     "expect": "expect NAME { METRIC <= FACTOR * base in TARGET on PROFILE ... }: bounds on what a pipeline makes",
     "emit": 'emit NAME { TARGET("folder") ... }: the artifacts of a pipeline',
 }
+CHAPTERS = {  # pages of the manual, by what they are about
+    "selector": "selectors",
+    "from": "names_and_order",
+    "step": "names_and_order",
+    "types": "values",
+    "type": "values",
+    "value": "values",
+    "shares": "shares",
+    "param": "params_and_matrix",
+    "matrix": "params_and_matrix",
+    "use": "params_and_matrix",
+    "expect": "expect_and_emit",
+    "emit": "expect_and_emit",
+    "undecided": "undecided",
+}
 PACKAGES = ("dsl", "compiler", "passes", "kernels")
 
 
@@ -57,11 +72,12 @@ def explain_page(name: str) -> str:
         return fault_page(declared_fault(known[name]))
     if name in (recipes := library_files()):
         return library_file_page(recipes[name])
-    if parts := [part for part in (STATEMENTS.get(name), "\n".join(_pages_with_parameter(name, vocabulary))) if part]:
-        return "\n\n".join(parts)
+    parts = STATEMENTS.get(name, ""), chapter(name), "\n".join(_pages_with_parameter(name, vocabulary))
+    if any(parts):
+        return "\n\n".join(filter(None, parts))
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
     inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
-    names = [*recipes, *(w.name for w in words)]
+    names = [*recipes, *CHAPTERS, *(w.name for w in words)]
     raise Reject(
         unknown_page(
             f"nothing is called `{name}`",
@@ -210,6 +226,13 @@ def fault_page(fault: Fault) -> str:
         manual_section(fault.slug),
     ]
     return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
+
+
+def chapter(name: str) -> str:
+    """The manual's page of a concept, up to its first fault; "" for a name that is none."""
+    pages = (folder / "suites" / f"{CHAPTERS.get(name, '')}.md" for folder in _folders("dsl"))
+    text = next((page.read_text(encoding="utf-8") for page in pages if page.is_file()), "")
+    return text.partition("\n## ")[0].strip()
 
 
 def manual_section(title: str) -> str:

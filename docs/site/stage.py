@@ -5,6 +5,7 @@
 Ends with 1 and a line for each link that leads nowhere and each page that the navigation lacks.
 """
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,9 @@ from reference import reference_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+INFO = re.compile(r"^```(\w+) (?!title=)(.+)$", re.M)  # a fence's words, which the manual's tests read
 SITE = ROOT / "docs" / "site"
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 CONFIG = ROOT / "zensical.toml"
 
 
@@ -47,7 +50,15 @@ def with_site_links(text: str, page: str, files: set[str], lost: list[str]) -> s
         files.add(target)
         return os.path.relpath(site_path(target), here)
 
-    return LINK.sub(moved, text)
+    return LINK.sub(moved, INFO.sub(r'```\1 title="\2"', text))
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown, with its file to take along."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    shown = {"markdown": "{}", "code": "```python\n{}\n```"}
+    title, *texts = [shown[cell["cell_type"]].format("".join(cell["source"])) for cell in cells]
+    return "\n\n".join([title, f"[{path.name}]({path.name}) is this page as a notebook.", *texts]) + "\n"
 
 
 def pages_of(nav: list | dict | str) -> list[str]:
@@ -64,7 +75,7 @@ def stage(into: Path) -> list[str]:
     pages = {
         site_path(name): with_site_links((ROOT / name).read_text("utf-8"), name, files, lost) for name in sources()
     }
-    pages |= reference_pages()
+    pages |= {f"notebooks/{path.stem}.md": notebook_page(path) for path in NOTEBOOKS} | reference_pages()
     shutil.rmtree(into, ignore_errors=True)
     for name, text in pages.items():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +84,8 @@ def stage(into: Path) -> list[str]:
         if (ROOT / name).is_file():
             (into / site_path(name)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, into / site_path(name))
-    for asset in (*SITE.glob("*.css"), *SITE.glob("*.js")):
-        shutil.copyfile(asset, into / asset.name)
+    for asset in (*SITE.glob("*.css"), *SITE.glob("*.js"), *NOTEBOOKS):
+        shutil.copyfile(asset, into / ("notebooks" if asset in NOTEBOOKS else "") / asset.name)
     nav = pages_of(tomllib.loads(CONFIG.read_text("utf-8"))["project"]["nav"])
     lost += [f"zensical.toml: the navigation lacks {name}" for name in pages if name not in nav]
     return lost + [f"zensical.toml: there is no page {name}" for name in nav if name not in pages]
