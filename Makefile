@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart native test test-slow test-heavy test-lot explore lint types wheel ends bench clean
+.PHONY: quickstart native test test-slow test-heavy test-lot explore lint types docs wheel ends bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -51,6 +51,12 @@ types: $(STAMP)
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	  --python-executable $(CURDIR)/$(BIN)/python
 
+# The site, in build/site: its pages from docs/ and from what `effc explain` says, all links compared, nothing fetched.
+docs: $(STAMP)
+	$(BIN)/python docs/site/stage.py build/docs
+	$(BIN)/zensical build --clean --strict
+	@! grep -rlE '<(script|link|img)[^>]* (src|href)="(https?:)?//' build/site --include='*.html'
+
 # What a user installs, in an environment that holds nothing else. Minutes, and what torch takes of disk.
 wheel: $(STAMP)
 	rm -rf build/wheel dist
@@ -81,7 +87,7 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing effc into $(VENV): torch and transformers take a few minutes the first time"
 	@$(BIN)/pip install -q --upgrade "scikit-build-core>=0.10" cmake ninja
-	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data,tune,serve,search,onnx,fed,vectors,report,editor]"
+	@$(BIN)/pip install -q --no-build-isolation -e ".[test,gguf,data,tune,serve,search,onnx,fed,vectors,report,editor,docs]"
 	@touch $@
 
 clean:

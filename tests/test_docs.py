@@ -1,9 +1,15 @@
 """What the pages say is so: recipes check, links lead somewhere, files, verbs and exit codes are those that there are."""
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from effc.compiler.cli.explain import all_faults
 from effc.compiler.cli.main import make_app
 from effc.compiler.cli.verbs.exit_codes import MEANINGS
 from effc.compiler.driver import api
@@ -13,21 +19,23 @@ from effc.dsl.syntax.render import render
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 RECIPES = [
     (name, number, block)
     for name, text in TEXTS.items()
-    for number, block in enumerate(re.findall(r"^```\w*\n(effspec 1\n.*?)^```", text, re.M | re.S))
+    for number, block in enumerate(re.findall(r"^```[^`\n]*\n(effspec 1\n.*?)^```", text, re.M | re.S))
     if name != "docs/plugins.md"  # whose package tests/compiler/plugin/test_plugin_packages.py installs
 ]
 
 
 @pytest.mark.parametrize(("name", "number", "recipe"), RECIPES, ids=[f"{name}-{number}" for name, number, _ in RECIPES])
 def test_a_whole_recipe_of_a_page_checks_in_an_empty_folder(tmp_path, name, number, recipe):
+    """Where it names a model of the reader's, that alone is missing."""
     path = tmp_path / "r.effspec"
     path.write_text(recipe, encoding="utf-8")
-    found = [d for d in api.check(path, cache_dir=tmp_path).diagnostics if d.severity == "error"]
+    errors = [d for d in api.check(path, cache_dir=tmp_path).diagnostics if d.severity == "error"]
+    found = [d for d in errors if d.fault.slug != "no-model"]
     assert not found, render(found)
 
 
@@ -54,7 +62,7 @@ def test_a_pipeline_of_a_page_checks_where_it_is_given_a_model_and_data(tmp_path
 
 def _lines(text: str) -> list[str]:
     """Command lines of a page: in a block, or between backticks."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    blocks = re.findall(r"^```[^`\n]*\n(.*?)^```", text, re.M | re.S)
     in_blocks = [line for block in blocks for line in re.findall(r"^(?:\$ )?(effc [a-z].*)", block, re.M)]
     return in_blocks + re.findall(r"`(effc [a-z][^`\n]*)`", text)
 
@@ -118,6 +126,44 @@ def test_the_examples_of_a_model_in_memory_run_as_they_stand(tmp_path, monkeypat
         assert len(code.splitlines()) <= 12
 
 
+TUTORIALS = [name for name in TEXTS if name.startswith("docs/tutorials/")]
+RUNNERS = {"sh": ["bash", "-euc"], "python": [sys.executable, "-c"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs_from_an_empty_folder_without_a_network(tmp_path, name):
+    if "curl" in TEXTS[name] and not shutil.which("curl"):
+        pytest.skip("there is no curl")
+    own = {"EFFC_CACHE_DIR": str(tmp_path / ".cache"), "EFFC_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | own | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for language, title, block in re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', TEXTS[name], re.M | re.S):
+        if title:
+            (tmp_path / title).write_text(block, encoding="utf-8")
+        elif language in RUNNERS:
+            ran = subprocess.run(
+                [*RUNNERS[language], block], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert ran.returncode == 0, f"{block}\n{ran.stdout}\n{ran.stderr}"
+
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch, notebook):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EFFC_CACHE_DIR", str(tmp_path / "cache"))
+    names: dict = {}
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"{notebook.name}, cell {number}", "exec"), names)
+    assert all(cell["outputs"] == [] for cell in cells)
+
+
 def test_the_options_of_a_function_are_those_of_the_settings():
     from dataclasses import fields
     from inspect import signature
@@ -163,3 +209,14 @@ def test_the_page_of_the_language_has_every_kind_of_data_and_of_model():
 
 def test_a_newcomer_reads_the_readme_to_the_end():
     assert len(TEXTS["README.md"].splitlines()) <= 130
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_in_its_navigation_and_every_word_fault_and_verb_in_its_reference(tmp_path):
+    staged = subprocess.run([sys.executable, ROOT / "docs/site/stage.py", tmp_path], capture_output=True, text=True)
+    assert (staged.returncode, staged.stderr) == (0, "")
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in (tmp_path / "reference").rglob("*.md"))
+    words = [word for kind in SHELVES for word in Registry().vocabulary.words(kind)]
+    verbs = [f"effc {verb}" for verb in get_command(make_app()).commands]
+    headings = {*re.findall(r"^##+ `([^`]+)`", reference, re.M)}
+    assert {*words, *verbs, *(slug for slug, _ in all_faults())} - headings == set()

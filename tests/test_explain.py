@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from effc.compiler.cli.explain import STATEMENTS, _fault, all_faults, explain_page
+from effc.compiler.cli.explain import CHAPTERS, STATEMENTS, all_faults, declared_fault, explain_page
 from effc.compiler.plugin.registry import SHELVES, Registry
 from effc.dsl.syntax.diagnostics import Reject
 from effc.dsl.syntax.edition import HEADS
@@ -29,7 +29,7 @@ def test_a_faults_page_has_its_sentence_and_exit_code(slug):
         pytest.skip("a word has this name")
     page = explain_page(slug)
     assert page.startswith(f"{slug}, ")
-    assert _fault(dict(FAULTS)[slug]).doc.split("\n\n")[0] in page
+    assert declared_fault(dict(FAULTS)[slug]).doc.split("\n\n")[0] in page
 
 
 def test_a_slug_names_one_fault():
@@ -72,3 +72,8 @@ def test_a_value_that_is_misspelled_is_found_as_well():
     with pytest.raises(Reject) as refused:
         explain_page("racin")
     assert refused.value.diagnostics[0].help == "did you mean `racing`?"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_concept_has_a_chapter_of_the_manual(name):
+    assert "\n# " in f"\n{explain_page(name)}" and "\n## " not in explain_page(name)

@@ -38,6 +38,21 @@ STATEMENTS = {
     "expect": "expect NAME { METRIC <= FACTOR * base in TARGET on PROFILE ... }: bounds on what a pipeline makes",
     "emit": 'emit NAME { TARGET("folder") ... }: the artifacts of a pipeline',
 }
+CHAPTERS = {  # pages of the manual, by what they are about
+    "selector": "selectors",
+    "from": "names_and_order",
+    "step": "names_and_order",
+    "types": "values",
+    "type": "values",
+    "value": "values",
+    "shares": "shares",
+    "param": "params_and_matrix",
+    "matrix": "params_and_matrix",
+    "use": "params_and_matrix",
+    "expect": "expect_and_emit",
+    "emit": "expect_and_emit",
+    "undecided": "undecided",
+}
 PACKAGES = ("dsl", "compiler", "passes", "kernels")
 
 
@@ -54,14 +69,15 @@ def explain_page(name: str) -> str:
 
     known = dict(all_faults())
     if name in known:
-        return fault_page(_fault(known[name]))
+        return fault_page(declared_fault(known[name]))
     if name in (recipes := library_files()):
         return library_file_page(recipes[name])
-    if parts := [part for part in (STATEMENTS.get(name), "\n".join(_pages_with_parameter(name, vocabulary))) if part]:
-        return "\n\n".join(parts)
+    parts = STATEMENTS.get(name, ""), chapter(name), "\n".join(_pages_with_parameter(name, vocabulary))
+    if any(parts):
+        return "\n\n".join(filter(None, parts))
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
     inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
-    names = [*recipes, *(w.name for w in words)]
+    names = [*recipes, *CHAPTERS, *(w.name for w in words)]
     raise Reject(
         unknown_page(
             f"nothing is called `{name}`",
@@ -89,18 +105,14 @@ def word_page(plugin: Word) -> str:
     blocks = [f"{plugin.name}, {TITLES[plugin.kind]}", plugin.doc.strip()]
     if plugin.params:
         blocks.append("Parameters\n" + "\n".join(parameter(p) for p in plugin.params))
-    if facts := list(_fact_sentences(plugin)):
+    if facts := list(fact_sentences(plugin)):
         blocks.append("\n".join(facts))
     return "\n\n".join(blocks)
 
 
 def parameter(param: Param) -> str:
     name = param.name + (" (may stand without its name)" if param.positional else "")
-    details = [
-        _type(param),
-        "required" if param.required else f"default {default(param)}",
-        *_parameter_bound_texts(param),
-    ]
+    details = [type_text(param), "required" if param.required else f"default {default(param)}", *bound_texts(param)]
     return f"  {name}: {', '.join(details)}\n      {param.doc}"
 
 
@@ -109,14 +121,14 @@ def default(param: Param) -> str:
     return plain(param.default) if param.default in param.choices else value_text(param.default)
 
 
-def _type(param: Param) -> str:
+def type_text(param: Param) -> str:
     text = expected_phrase(param)
     if "shares" in param.types:
         return f"{text}, like `{sample_value(param)}`"
     return f"{text} of {' or '.join(param.of)}" if param.of else text
 
 
-def _parameter_bound_texts(param: Param) -> Iterator[str]:
+def bound_texts(param: Param) -> Iterator[str]:
     """`at least 1`: each bound, written as the first of the parameter's types that has one."""
     for words, limit in (
         ("at least", param.ge),
@@ -149,7 +161,7 @@ def _limit(type_: str, limit: float) -> str:
     return value_text(kinds[type_](limit) if type_ in kinds else limit)
 
 
-def _fact_sentences(plugin: Word) -> Iterator[str]:
+def fact_sentences(plugin: Word) -> Iterator[str]:
     """The header's promises as sentences."""
     facts = plugin.facts
     if plugin.kind == "pass":
@@ -216,6 +228,13 @@ def fault_page(fault: Fault) -> str:
     return "\n\n".join(b.strip("\n") for b in blocks if b.strip())
 
 
+def chapter(name: str) -> str:
+    """The manual's page of a concept, up to its first fault; "" for a name that is none."""
+    pages = (folder / "suites" / f"{CHAPTERS.get(name, '')}.md" for folder in _folders("dsl"))
+    text = next((page.read_text(encoding="utf-8") for page in pages if page.is_file()), "")
+    return text.partition("\n## ")[0].strip()
+
+
 def manual_section(title: str) -> str:
     """The text below a heading of the manual, "" where there is none."""
     for folder in _folders("dsl"):
@@ -247,7 +266,7 @@ def _declared(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
             yield ast.literal_eval(call.args[0]), call
 
 
-def _fault(call: ast.Call) -> Fault:
+def declared_fault(call: ast.Call) -> Fault:
     named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     return Fault(*(ast.literal_eval(a) for a in call.args), **named)
 

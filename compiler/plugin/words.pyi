@@ -913,7 +913,7 @@ class targets:
 class tune:
     @staticmethod
     def heal(*, data: str | Value = ..., learn: Literal['all', 'responses'] | Value = ..., method: Literal['lora', 'full'] | Value = ..., merge: bool | Value = ..., on: str | Value | None = ..., rank: int | Value = ..., alpha: float | Value = ..., dropout: float | Value = ..., zeros: Literal['keep', 'fill'] | Value = ..., distill: str | Value = ..., temperature: float | Value = ..., weight_decay: float | Value = ..., steps: int | Value = ..., lr: float | Value = ..., batch: int | Value = ..., accumulate: int | Value = ..., warmup: str | Value = ..., schedule: Literal['cosine', 'linear', 'constant'] | Value = ..., clip: float | Value = ..., gradient_checkpointing: bool | Value = ..., held_out: str | Value | None = ..., every: int | Value = ..., patience: int | Value = ..., save: int | Value = ...) -> Value:
-        """Train a pruned model until it is as well again as it gets.
+        """Train a pruned model to win back quality that pruning cost.
 
         data: Rows to learn from.
         learn: Every token, of `pairs` the answers; or what assistants say.

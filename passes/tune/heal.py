@@ -1,4 +1,4 @@
-"""Train a pruned model until it is as well again as it gets."""
+"""Train a pruned model to win back quality that pruning cost."""
 
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
@@ -35,7 +35,7 @@ from ...dsl.syntax.diagnostics import Reject
 
 
 class Heal(Learner):
-    """Train a pruned model until it is as well again as it gets.
+    """Train a pruned model to win back quality that pruning cost.
 
     The model learns to predict the next token of every position of `data`, in rows of `pairs` the answers alone, or
     with `learn: responses` what assistants say in the conversations of `chat`. With `distill`, a share of the loss is

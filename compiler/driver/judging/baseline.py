@@ -49,7 +49,7 @@ baseline_missed = Fault(
 baseline_undecided = Fault(
     "baseline-undecided",
     "A ratio of times lies beyond the baseline's tolerance, but swings too much to say so with confidence.\n\n"
-    "It is no yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    "So the exit code is that of a missed bound; `--undecided pass` lets it through.",
     exit="gate",
 )
 baseline_open = Fault(

@@ -52,8 +52,8 @@ bound_undecided = Fault(
     "bound-undecided",
     "A bound could not be decided: what was measured lies too close to its limit, or swings too much.\n\n"
     "Of a timed one the two models took turns, step by step, until the confidence interval of the median lay on one "
-    "side of the limit or a minute had passed. Of one `with 95% confidence` all rows of its data were read. It is no "
-    "yes, so the exit code is that of a gate; `--undecided pass` lets it through.",
+    "side of the limit or a minute had passed. Of one `with 95% confidence` all rows of its data were read. The exit "
+    "code is that of a missed bound; `--undecided pass` lets it through. `effc explain undecided` says what helps.",
     exit="gate",
 )
 bound_left_open = Fault(
