@@ -61,7 +61,7 @@ SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there 
     (r".*(key_value|kv)_heads", 4),
     (r".*(attention_heads|num_heads|n_heads?)", 4),
     (r"head_dim|.*_head_dim|d_kv|attention_head_size", 16),
-    (r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|embedding_size|projection_dim|dim|d_embed)", 64),
+    (r"((.*_)?hidden_size|d_model|n_embd|embed_dim|emb_dim|hidden_dim|embedding_size|projection_dim|dim|d_embed)", 64),
     (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|n_inner|dff)", 96),
     (r"(num|n)_(local_|routed_)?experts|moe_num_experts", 4),
     (r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts", 2),
@@ -72,7 +72,11 @@ SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there 
     (r"qk_rope_head_dim", 8),
     (r"image_size|input_size|img_size", 64),
     (r"patch_size", 16),
+    (r"mm_tokens_per_image", 4),  # a square of as many patches at most
 )
+UNSTATED = {"shieldgemma2": {"yes_token_index": 5, "no_token_index": 6}}  # what classes read and configs don't state
+_WIDTH = ("hidden_size", "d_model", "embed_dim")  # of which other sizes of a config are multiples
+_OF_LAYERS = re.compile(r".*(layer|index|indices|idx).*")  # lists of numbers of layers
 
 
 @dataclass
@@ -115,7 +119,7 @@ def small(kind: str) -> Iterator[PretrainedConfig]:
     """Configs of a type, from the smallest to those with fewer names changed."""
     for skipped in ((), ("image", "patch"), ("head", "kv", "image", "patch"), ("head", "kv", "hidden", "dim", "patch")):
         try:
-            config = AutoConfig.for_model(kind)
+            config = AutoConfig.for_model(kind, **UNSTATED.get(kind, {}))
             _shrink(config, skipped)
             yield CONFIG_MAPPING[kind].from_dict(config.to_dict())
         except Exception:  # anybody's checks of anybody's names
@@ -125,19 +129,33 @@ def small(kind: str) -> Iterator[PretrainedConfig]:
 def _shrink(config: PretrainedConfig, skipped: tuple[str, ...]) -> None:
     """Write `SIZES` over the numbers of a config and of those inside of it."""
     layers = getattr(config, "num_hidden_layers", None)
+    width = next((size for name in _WIDTH if isinstance(size := getattr(config, name, None), int)), 0)
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             _shrink(value, skipped)
         elif isinstance(value, list) and isinstance(layers, int) and len(value) == layers > 2:
             setattr(config, name, _both_kinds(value))
+        elif isinstance(value, list) and _OF_LAYERS.fullmatch(name) and all(type(entry) is int for entry in value):
+            setattr(config, name, [min(max(entry, -2), 1) for entry in value])  # of two layers
         elif type(value) is int and not any(part in name for part in skipped):
-            size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), value)
+            multiple = value * 64 // width if width and value > width and value % width == 0 else value
+            size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), multiple)
             setattr(config, name, size if size is not None else min(value, 3))
-        elif isinstance(value, dict) and "mrope_section" in value:
+        elif name == "rope_parameters" and isinstance(value, dict) and _reads_sections(config):
             rotated = int(getattr(config, "head_dim", 16) * (value.get("partial_rotary_factor") or 1)) // 2
             value["mrope_section"] = [rotated // 4, rotated // 4, rotated - 2 * (rotated // 4)]
         elif name in ("depths", "hidden_sizes", "embed_dims") and isinstance(value, list):
             setattr(config, name, [1 if name == "depths" else 32 * (place + 1) for place in range(len(value))])
+
+
+def _reads_sections(config: PretrainedConfig) -> bool:
+    """Whether positions of a model are those of time, height and width, each in a section of the rotated numbers."""
+    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        return True
+    file = Path(sys.modules[type(config).__module__].__file__ or "")
+    source = file.with_name(file.name.replace("configuration_", "modeling_"))
+    is_text = not config.base_config_key or "text" in config.base_config_key
+    return is_text and source.is_file() and "mrope_section" in source.read_text(encoding="utf-8")
 
 
 def _both_kinds(of_layers: list[Any]) -> list[Any]:
@@ -270,12 +288,19 @@ def run(number: int, seed: int) -> list[Drawn]:
 def summary(found: list[Drawn], seed: int) -> str:
     """One sentence: of how many types each pass goes through, and what could not be made small."""
     of, left = [one for one in found if one.is_made], [one.kind for one in found if not one.is_made]
-    said = []
+    both = sum(all(state == "green" for state, _ in one.cells.values()) for one in of)
+    said = [f"{both} of {len(of)} types go through both recipes"]
     for word in WORDS:
         count = Counter(one.cells[word][0] for one in of)
         rest = ", ".join(f"{number} {state}" for state, number in sorted(count.items()) if state != "green")
         said.append(f"`{word}` {count['green']} of {len(of)}" + (f" ({rest})" if rest else ""))
     return f"By lot (seed {seed}): {', '.join(said)}; not made small: {', '.join(left) or 'none'}."
+
+
+def put_into(page: str, line: str) -> str:
+    """A page with the sentence of a lot at its end, in place of the one that stood there."""
+    rest = re.sub(r"(?m)^By lot \(seed .*\n?", "", page).rstrip("\n")
+    return f"{rest}\n\n{line}\n"
 
 
 if __name__ == "__main__":
