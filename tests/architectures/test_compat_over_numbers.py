@@ -7,11 +7,13 @@ import torch
 import transformers
 from effc.compiler.analysis.discovery.bypass import staying
 from effc.compiler.analysis.discovery.discover import skeleton_of
+from effc.compiler.analysis.planning.selection import require_groups
 from effc.compiler.artifacts.compat import plan_padding_to_stock
 from effc.compiler.evaluation import equivalence
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.transforms.editing.rewrite import Rewriter
 from effc.compiler.transforms.search.widths import slice_all
+from effc.dsl.syntax.diagnostics import Reject
 from torch import nn
 
 from tests.architectures import table
@@ -39,6 +41,13 @@ def made(name: str) -> nn.Module:
         ),
     }[name]
     return table.randomized(lambda: getattr(transformers, cls)(config))
+
+
+def test_heads_that_stay_are_refused_with_the_function_that_has_no_rule():
+    """Lengths that `torch.div` divides and a mask that is cast to the type of queries hide no `reshape`."""
+    with pytest.raises(Reject) as refused:
+        require_groups(skeleton_of(capture(made("longformer"))), "heads", ())
+    assert "`as_strided` does something unknown" in refused.value.diagnostics[0].message
 
 
 @pytest.mark.parametrize("name", ["longformer", "xmod", "jetmoe"])
