@@ -35,7 +35,7 @@ from ..analysis.discovery.experts import expert_width_mismatch
 from ..analysis.discovery.mixers.graphs import mixer_graphs
 from ..analysis.discovery.mixers.scanless import graph_without_scan, skip_of
 from ..analysis.planning import shrink
-from ..ir.capture.capture import capture
+from ..ir.capture.meta_capture import capture_without_weights
 from ..ir.graphs import ancestors
 from ..ir.layers.leaves import packed_attention
 from ..ir.program import Program
@@ -45,7 +45,7 @@ from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.tensor_files import Piece
 from ..transforms.editing.rewrite import Rewriter
 from ..transforms.editing.scan_removal import drop_scan
-from .stock import empty_model_or_reason, stock_config
+from .stock import empty_model_or_reason, stock_config, stock_model
 
 _MLP_WIDTHS = re.compile(r"intermediate|inner|ffn")  # a head's width may not change, only their number
 Axis = tuple[str, int]  # tensor and axis
@@ -165,7 +165,7 @@ def _padding_to_config(program: Program, config: Any, max_numbers: int | None = 
     if max_numbers is not None and (reason := _reason_against_narrowing(model, empty, max_numbers)):
         return Padding(config, {}, reasons=[reason])
     try:
-        stock = capture(empty.eval())
+        stock = capture_without_weights(empty, partial(stock_model, type(pretrained(model)), config, model.dtype))
     except Reject as rejection:
         return Padding(config, {}, reasons=[d.message for d in rejection.diagnostics])
     stock_module = stock.model

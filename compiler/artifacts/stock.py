@@ -150,14 +150,20 @@ def stock_differences(model: nn.Module, candidate_config: Any, untouched: Mappin
     return result + list(_differing_modules(model, stock_module, untouched))
 
 
-def empty_model_or_reason(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
-    """The model without weights, or why its class does not make one of that config."""
+def stock_model(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module:
+    """The model that a class makes of a config, in evaluation mode. Raises one of `_REFUSALS`."""
     from ..models.checkpoints.checkpoint import without_library_logs
 
+    with without_library_logs():
+        type(config).from_dict(config.to_dict())  # as from_pretrained reads it, which refuses some numbers
+        return kind._from_config(copy.deepcopy(config), dtype=dtype).eval()
+
+
+def empty_model_or_reason(kind: "type[PreTrainedModel]", config: Any, dtype: Any) -> nn.Module | str:
+    """The model without weights, or why its class does not make one of that config."""
     try:
-        with without_library_logs(), torch.device("meta"):
-            type(config).from_dict(config.to_dict())  # as from_pretrained reads it, which refuses some numbers
-            return kind._from_config(copy.deepcopy(config), dtype=dtype)
+        with torch.device("meta"):
+            return stock_model(kind, config, dtype)
     except _REFUSALS as error:
         return f"{kind.__name__} makes no model of the config: {(str(error).splitlines() or [''])[0]}"
 

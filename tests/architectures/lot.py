@@ -8,11 +8,11 @@ Every model has a process and a time limit of its own: check, plan, compile, rel
 10 % of the parameters, or for less where not so many can go, as `effc new` does.
 """
 
-import argparse
 import json
+import multiprocessing
+import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -49,6 +49,8 @@ WORDS = ("prune.multi", "sparsify.wanda")
 REMOVED = (10, 5, 2, 1)  # % of parameters, the first that can go, as `effc new` looks for one
 SECONDS = 240  # that a model and its recipes may take
 NUMBERS = 12_000_000  # parameters of what still counts as tiny
+_HEAD = r"head_dim|.*_head_dim|d_kv|attention_head_size"
+_HIDDEN = r"(.*_)?hidden_size|d_model|n_embd|embed_dim|emb_dim|hidden_dim|embedding_size|projection_dim|dim|d_embed"
 SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there in a small one; the first that matches
     (r"num_feat_extract_layers", 7),  # as many as its convolutions, which are a list
     (r"(.*_)?vocab_size.*|n_words", 128),
@@ -60,19 +62,22 @@ SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there 
     (r"num_hidden_layers", 2),
     (r".*(key_value|kv)_heads", 4),
     (r".*(attention_heads|num_heads|n_heads?)", 4),
-    (r"head_dim|.*_head_dim|d_kv|attention_head_size", 16),
-    (r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|embedding_size|projection_dim|dim|d_embed)", 64),
+    (r"qk_head_dim", 32),  # of both its parts
+    (_HEAD, 16),
+    (_HIDDEN, 64),
     (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|n_inner|dff)", 96),
     (r"(num|n)_(local_|routed_)?experts|moe_num_experts", 4),
     (r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts", 2),
-    (r"n_group|topk_group|num_expert_group", 1),
+    (r"n_group|topk_group|num_expert_group|(.*_)?n_?groups", 1),
     (r"q_lora_rank", 24),
     (r"kv_lora_rank", 16),
-    (r"(qk_nope|v)_head_dim", 16),
-    (r"qk_rope_head_dim", 8),
     (r"image_size|input_size|img_size", 64),
     (r"patch_size", 16),
+    (r"mm_tokens_per_image", 4),  # a square of as many patches at most
 )
+UNSTATED = {"shieldgemma2": {"yes_token_index": 5, "no_token_index": 6}}  # what classes read and configs don't state
+_WIDTH = ("hidden_size", "d_model", "embed_dim")  # of which other sizes of a config are multiples
+_OF_LAYERS = re.compile(r".*(layer|index|indices|idx).*")  # lists of numbers of layers
 
 
 @dataclass
@@ -113,51 +118,95 @@ def _is_part(kind: str) -> bool:
 
 def small(kind: str) -> Iterator[PretrainedConfig]:
     """Configs of a type, from the smallest to those with fewer names changed."""
-    for skipped in ((), ("image", "patch"), ("head", "kv", "image", "patch"), ("head", "kv", "hidden", "dim", "patch")):
+    shapes = ("image", "patch")
+    variants = (
+        ((), 1.0),
+        ((), 1.5),
+        (shapes, 1.0),
+        (("head", "kv", *shapes), 1.0),
+        (("head", "kv", "hidden", "dim", "patch"), 1.0),
+    )
+    for skipped, wider in variants:
         try:
-            config = AutoConfig.for_model(kind)
-            _shrink(config, skipped)
+            config = AutoConfig.for_model(kind, **UNSTATED.get(kind, {}))
+            _shrink(config, skipped, wider)
             yield CONFIG_MAPPING[kind].from_dict(config.to_dict())
         except Exception:  # anybody's checks of anybody's names
             continue
 
 
-def _shrink(config: PretrainedConfig, skipped: tuple[str, ...]) -> None:
-    """Write `SIZES` over the numbers of a config and of those inside of it."""
-    layers = getattr(config, "num_hidden_layers", None)
+def _shrink(config: PretrainedConfig, skipped: tuple[str, ...], wider: float) -> None:
+    """Write `SIZES` over the numbers of a config and of those inside of it, widths `wider` times as large: six divides
+    96, which a sum of six tables of positions asks for."""
+    layers, kinds = getattr(config, "num_hidden_layers", None), _kinds_of_layers(config)
+    width = next((size for name in _WIDTH if isinstance(size := getattr(config, name, None), int)), 0)
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
-            _shrink(value, skipped)
+            _shrink(value, skipped, wider)
         elif isinstance(value, list) and isinstance(layers, int) and len(value) == layers > 2:
-            setattr(config, name, _both_kinds(value))
+            entries = [entry for place, entry in enumerate(value) if entry not in value[:place]][:kinds]
+            setattr(config, name, entries + [value[0]] * (kinds - len(entries)))
+        elif isinstance(value, list) and _OF_LAYERS.fullmatch(name) and all(type(entry) is int for entry in value):
+            setattr(config, name, [min(max(entry, -2), 1) for entry in value])  # of two layers
         elif type(value) is int and not any(part in name for part in skipped):
-            size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), value)
+            multiple = int(value * 64 * wider) // width if width and value > width and value % width == 0 else value
+            size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), multiple)
+            size = kinds if name == "num_hidden_layers" else size
+            size = int(size * wider) if size and re.fullmatch(f"{_HEAD}|{_HIDDEN}", name) else size
             setattr(config, name, size if size is not None else min(value, 3))
-        elif isinstance(value, dict) and "mrope_section" in value:
+        elif name == "rope_parameters" and isinstance(value, dict) and _reads_sections(config):
             rotated = int(getattr(config, "head_dim", 16) * (value.get("partial_rotary_factor") or 1)) // 2
             value["mrope_section"] = [rotated // 4, rotated // 4, rotated - 2 * (rotated // 4)]
         elif name in ("depths", "hidden_sizes", "embed_dims") and isinstance(value, list):
             setattr(config, name, [1 if name == "depths" else 32 * (place + 1) for place in range(len(value))])
 
 
-def _both_kinds(of_layers: list[Any]) -> list[Any]:
-    """Two entries of a list with one for each layer: of two kinds where there are two."""
-    first = of_layers[0]
-    return [first, next((entry for entry in of_layers if entry != first), first)]
+def _reads_sections(config: PretrainedConfig) -> bool:
+    """Whether positions of a model are those of time, height and width, each in a section of the rotated numbers."""
+    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        return True
+    file = Path(sys.modules[type(config).__module__].__file__ or "")
+    source = file.with_name(file.name.replace("configuration_", "modeling_"))
+    is_text = not config.base_config_key or "text" in config.base_config_key
+    return is_text and source.is_file() and "mrope_section" in source.read_text(encoding="utf-8")
+
+
+def _kinds_of_layers(config: PretrainedConfig) -> int:
+    """As many layers as there are kinds of them in a list with one for each; two at least."""
+    layers = getattr(config, "num_hidden_layers", 0)
+    lists = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers > 2]
+    return max([2, *(len(set(value)) for value in lists if all(isinstance(entry, str) for entry in value))])
 
 
 def made(kind: str, cls: str) -> torch.nn.Module | None:
-    """A small model of a type with random weights, or None where no config of it gives one."""
-    maker = getattr(transformers, cls)
+    """A small model of a type with random weights, of the first config whose forward runs, else of the first that is
+    tiny; None where there is none."""
+    maker, first = getattr(transformers, cls), None
     for config in small(kind):
         try:
             with torch.device("meta"):
                 blank = maker(config)
-            if sum(p.numel() for p in blank.parameters()) <= NUMBERS:
-                return table.randomized(lambda config=config: maker(config), spread=0.05)
+            if sum(p.numel() for p in blank.parameters()) > NUMBERS:
+                continue
+            model = table.randomized(lambda config=config: maker(config), spread=0.05)
         except Exception:  # any of hundreds of classes of others' code
             continue
-    return None
+        if _runs(model):
+            return model
+        first = model if first is None else first
+    return first
+
+
+def _runs(model: torch.nn.Module) -> bool:
+    from effc.compiler.ir.capture.first_calls import record_first_calls
+    from effc.compiler.ir.capture.sample import sample_inputs
+    from effc.dsl.syntax.diagnostics import Reject
+
+    try:
+        record_first_calls(model, sample_inputs(model))
+    except Reject:
+        return False
+    return True
 
 
 # -- one model ------------------------------------------------------------------------------------------------
@@ -242,17 +291,29 @@ def shuffled(pool: Mapping[str, str], seed: int) -> list[str]:
 
 
 def alone(kind: str, cls: str) -> Drawn:
-    """A type, tried in a process of its own."""
+    """A type, tried in a process of its own: a fork of one that has imported what all need."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__, "effc.compiler.driver.api", "effc.compiler.cli.verbs.new"])
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "cells.json"
-        command = [sys.executable, "-m", "tests.architectures.lot", kind, cls, folder, str(result)]
-        try:
-            subprocess.run(command, timeout=SECONDS, capture_output=True, check=False)
-        except subprocess.TimeoutExpired:
+        child = forks.Process(target=_write_cells, args=(kind, cls, Path(folder), result))
+        child.start()
+        child.join(SECONDS)
+        if child.is_alive():
+            child.kill()
+            child.join()
             return Drawn(kind, cls, dict.fromkeys(WORDS, ("late", f"not done in {SECONDS} s")))
         if not result.is_file():
             return Drawn(kind, cls, dict.fromkeys(WORDS, ("failed", "its process died")))
         return Drawn(kind, cls, {word: tuple(cell) for word, cell in json.loads(result.read_text()).items()})
+
+
+def _write_cells(kind: str, cls: str, folder: Path, result: Path) -> None:
+    with open(os.devnull, "w") as silence:
+        os.dup2(silence.fileno(), 1)
+        os.dup2(silence.fileno(), 2)
+    torch.set_num_threads(1)
+    result.write_text(json.dumps(tried(kind, cls, folder)), encoding="utf-8")
 
 
 def run(number: int, seed: int) -> list[Drawn]:
@@ -270,7 +331,8 @@ def run(number: int, seed: int) -> list[Drawn]:
 def summary(found: list[Drawn], seed: int) -> str:
     """One sentence: of how many types each pass goes through, and what could not be made small."""
     of, left = [one for one in found if one.is_made], [one.kind for one in found if not one.is_made]
-    said = []
+    both = sum(all(state == "green" for state, _ in one.cells.values()) for one in of)
+    said = [f"{both} of {len(of)} types go through both recipes"]
     for word in WORDS:
         count = Counter(one.cells[word][0] for one in of)
         rest = ", ".join(f"{number} {state}" for state, number in sorted(count.items()) if state != "green")
@@ -278,11 +340,7 @@ def summary(found: list[Drawn], seed: int) -> str:
     return f"By lot (seed {seed}): {', '.join(said)}; not made small: {', '.join(left) or 'none'}."
 
 
-if __name__ == "__main__":
-    asked = argparse.ArgumentParser()
-    for name in ("kind", "cls", "folder", "result"):
-        asked.add_argument(name)
-    given = asked.parse_args()
-    torch.set_num_threads(1)
-    cells = tried(given.kind, given.cls, Path(given.folder))
-    Path(given.result).write_text(json.dumps(cells), encoding="utf-8")
+def put_into(page: str, line: str) -> str:
+    """A page with the sentence of a lot at its end, in place of the one that stood there."""
+    rest = re.sub(r"(?m)^By lot \(seed .*\n?", "", page).rstrip("\n")
+    return f"{rest}\n\n{line}\n"

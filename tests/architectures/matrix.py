@@ -19,7 +19,6 @@ import argparse
 import copy
 import json
 import math
-import re
 import subprocess
 import sys
 import tempfile
@@ -328,8 +327,7 @@ def main(arguments: list[str]) -> None:
     if given.lot:
         drawn = lot.summary(lot.run(given.lot, given.seed), given.seed)
         if given.write:
-            page = PAGE.read_text(encoding="utf-8")
-            PAGE.write_text(re.sub(r"(?m)^By lot \(seed .*$", lambda line: drawn, page), encoding="utf-8")
+            PAGE.write_text(lot.put_into(PAGE.read_text(encoding="utf-8"), drawn), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as folder:
         place = given.keep or Path(folder)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import transformers
+from effc.compiler.core.architectures import architecture_matrix_markdown, parse_architecture_matrix
 
-from tests.architectures import lot, table
+from tests.architectures import lot, matrix, table
 from tests.architectures.lot import Drawn
 
 
@@ -37,8 +38,40 @@ def test_the_summary_counts_what_could_be_made_and_names_the_rest():
         Drawn("b", "B", {"prune.multi": ("refused", "no"), "sparsify.wanda": late}),
         Drawn("c", "C"),
     ]
-    said = "By lot (seed 3): `prune.multi` 1 of 2 (1 refused), `sparsify.wanda` 1 of 2 (1 late); not made small: c."
+    said = (
+        "By lot (seed 3): 1 of 2 types go through both recipes, `prune.multi` 1 of 2 (1 refused), "
+        "`sparsify.wanda` 1 of 2 (1 late); not made small: c."
+    )
     assert lot.summary(found, 3) == said
+
+
+def test_a_page_has_the_sentence_of_the_last_lot_alone_behind_its_table():
+    page = matrix.PAGE.read_text(encoding="utf-8")
+    first = lot.put_into(page, "By lot (seed 1): none.")
+    second = lot.put_into(first, "By lot (seed 2): all.")
+    assert first.endswith("\n\nBy lot (seed 1): none.\n") and second.endswith("\n\nBy lot (seed 2): all.\n")
+    assert "(seed 1)" not in second and lot.put_into(second, "By lot (seed 1): none.") == first
+    table_of = parse_architecture_matrix()
+    assert architecture_matrix_markdown(table_of).strip() in matrix.put_into(second, table_of)
+    assert "By lot (seed 2): all." in matrix.put_into(second, table_of)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("mllama", {"vision_config.vision_output_dim": 384, "text_config.cross_attention_layers": [1] * 8}),
+        ("qwen2_vl", {"text_config.rope_parameters.mrope_section": [2, 2, 4]}),
+        ("shieldgemma2", {"mm_tokens_per_image": 4}),
+        ("dia", {"decoder_config.cross_hidden_size": 64}),
+    ],
+)
+def test_sizes_that_follow_from_others_are_shrunk_with_them(kind, sizes):
+    config = next(lot.small(kind)).to_dict()
+    for path, expected in sizes.items():
+        value = config
+        for name in path.split("."):
+            value = value[name]
+        assert value == expected, path
 
 
 @pytest.mark.slow

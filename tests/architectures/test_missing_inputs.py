@@ -74,3 +74,16 @@ def test_layers_whose_forward_a_model_runs_itself_are_named_and_not_said_to_be_m
     with pytest.raises(Reject, match=r"runs the `forward` of transformer\.encoder\.layers\.0 itself") as refused:
         capture(_squeezebert())
     assert "call the layer" in refused.value.diagnostics[0].help
+
+
+def test_a_decoder_that_writes_several_codebooks_at_once_is_refused_with_their_number():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes |= {"head_dim": 8, "intermediate_size": 48, "vocab_size": 128}
+    decoder = {**sizes, "cross_num_attention_heads": 4, "cross_num_key_value_heads": 4, "cross_head_dim": 8}
+    config = transformers.DiaConfig(
+        encoder_config=sizes, decoder_config={**decoder, "cross_hidden_size": 32, "num_channels": 9}
+    )
+    model = table.randomized(lambda: transformers.DiaForConditionalGeneration(config))
+    with pytest.raises(Reject, match="takes `decoder_input_ids` of 9 codebooks at each position") as refused:
+        capture(model)
+    assert "`dummy_inputs`" in refused.value.diagnostics[0].help

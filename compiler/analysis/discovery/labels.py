@@ -140,8 +140,10 @@ class NodeRules:
             return unlabelled_like(self.node.meta.get("shape"))
         if name in MOVES or (not labelled and _is_plain(self.node)):
             return self.run_on_labels()
+        if name in POINTWISE and not labelled and all(type(x) in (int, float) for x in self.args):
+            return torch.as_tensor(self.run_on_labels()).item()  # of sizes, as `torch.div` of a length
         if name in POINTWISE:
-            return self.label_pointwise(labelled)
+            return self.label_pointwise(labelled[:1] if name == "type_as" else labelled)  # the other says a type alone
         if name in MIXES | REDUCES and labelled:
             return self.label_reduction(name, labelled[0])
         if name in PRODUCTS and all(x.ndim > 1 for x in labelled):

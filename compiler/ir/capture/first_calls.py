@@ -167,8 +167,8 @@ def _remedy_for_failed_forward(error: Exception, model: nn.Module, inputs: dict[
             "whose `dummy_inputs` have all that it takes, and give it rows of `tensors`: `effc explain unknown-inputs`"
         )
     return (
-        f"it was given {', '.join(inputs)} alone, which must be enough; if a step of the recipe came before, it "
-        "can't do without what the step removed"
+        f"it was given {', '.join(inputs)} alone: where it needs more, wrap it in a module of your own that has "
+        "`dummy_inputs`; if a step of the recipe came before, it can't do without what the step removed"
     )
 
 

@@ -72,7 +72,7 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
         return {main: series(model.config, batch, device).to(dtype_of(model))}
     if sound_shape(model):
         return {main: sounds(model, batch, device).to(dtype_of(model))}
-    _refuse_unsupported_inputs(model, main)
+    _refuse_unsupported_inputs(model, main, names)
     inputs = sample_tokens(config.vocab_size, batch, length, padding, device)
     if has_image_and_text_towers(model):
         inputs["pixel_values"] = image_rows(model.config, batch, device).to(dtype_of(model))
@@ -91,14 +91,22 @@ def spoken(ids: Tensor) -> dict[str, Tensor]:
     return {"decoder_input_ids": target, "decoder_attention_mask": mask}
 
 
-def _refuse_unsupported_inputs(model: PreTrainedModel, main: str) -> None:
-    """Models that read something else than one row of tokens or one image."""
-    name = type(model).__name__
+def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: set[str]) -> None:
+    """Models that read something else than one row of tokens or one image, or write several tokens at a time."""
+    name, wrap = type(model).__name__, "wrap it in a module of your own that has `dummy_inputs`, and give it rows of"
     if main != "input_ids":
         raise Reject(
             unknown_inputs(
-                f"{name} takes `{main}`, and effc doesn't know what it would be given there",
-                help="wrap it in a module of your own that has `dummy_inputs`, and give it rows of `tensors`",
+                f"{name} takes `{main}`, and effc doesn't know what it would be given there", help=f"{wrap} `tensors`"
+            )
+        )
+    codebooks = getattr(model.config.get_text_config(decoder=True), "num_channels", 1)
+    if "decoder_input_ids" in names and codebooks > 1:  # Dia writes sound
+        raise Reject(
+            unknown_inputs(
+                f"the decoder of {name} takes `decoder_input_ids` of {codebooks} codebooks at each position, and effc "
+                "makes rows of one",
+                help=f"{wrap} `tensors`",
             )
         )
     if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:

@@ -4,19 +4,20 @@ Large weights are one row, repeated without taking memory; what decides what a m
 sinks) is small, and has numbers of its own.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from .meta_init import registering_parameters_on_meta
-from .origin import Origin
 
 _MAX_NUMEL = 1 << 16  # numbers of a tensor that gets its own; a larger one gets a row
 
 
-def build_with_random_weights(origin: Origin) -> nn.Module:
-    """Build the model with random numbers on the CPU that take no room; tensors that are one stay one."""
+def build_with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model that `build` makes, with random numbers on the CPU that take no room; tensors that are one stay one."""
     with registering_parameters_on_meta():
-        model = origin.build().eval()
+        model = build().eval()
     generator, known = torch.Generator().manual_seed(0), dict[int, nn.Parameter]()
     for module in model.modules():
         for name, parameter in module._parameters.items():

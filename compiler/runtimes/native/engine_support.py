@@ -49,7 +49,7 @@ def engine_rejection(origin: Origin, weights: str) -> Reject | None:
     """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
     program = capture_on_meta(origin)
     try:
-        Reader(program, weights, build_with_random_weights(origin)).build_plan()
+        Reader(program, weights, build_with_random_weights(origin.build)).build_plan()
     except Reject as rejection:
         return rejection
     return None

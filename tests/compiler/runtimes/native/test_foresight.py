@@ -70,11 +70,11 @@ def test_what_is_recognised_by_trying_is_so_with_numbers_that_stand_in(name):
 
 
 def test_numbers_that_stand_in_for_weights_take_no_room():
-    model = build_with_random_weights(origin_of("llama"))
+    model = build_with_random_weights(origin_of("llama").build)
     assert not any(p.is_meta for p in model.parameters())
     assert model.lm_head.weight.isfinite().all()
     wide = partial(tiny.blank, "llama", vocab_size=1 << 20, tie_word_embeddings=True)
-    model = build_with_random_weights(Origin("wide", {}, None, "wide", wide, wide, lambda: None))
+    model = build_with_random_weights(wide)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.untyped_storage().nbytes() == 4 * 64
 
