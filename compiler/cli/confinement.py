@@ -30,20 +30,25 @@ def confine_verb(argv: Sequence[str]) -> None:
     folders = [path for path in paths if path.is_dir()]
     trains = argv[0] == "run" and any(_kind(folder) == "flower" for folder in folders)
     elsewhere = trains or any(path.suffix == ".effspec" and path.is_file() for path in paths)
-    elsewhere |= options.get("--engine", ["auto"])[-1] not in _LOCAL_ENGINES
+    elsewhere |= _last(options, "--engine", "auto") not in _LOCAL_ENGINES
     granted = "--trust-remote-code" in argv or options.get("--device", ["cpu"]) != ["cpu"]
     if elsewhere or granted or not folders or (argv[0] == "doctor" and "--trust" not in options):
         return
     from ..core.cache import default_cache
     from ..core.sandbox import confine_process
 
-    cache = Path(options.get("--cache-dir", [default_cache()])[-1])
+    cache = Path(_last(options, "--cache-dir", str(default_cache())))
     bases = [base for folder in folders for base in _base_of_interventions(folder)]
     results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
     readable = [*paths, *map(_root, (*folders, *bases)), *results, _hub_cache()]
     writable = [cache, _temporary_folder(cache), *_access_log(options)]
     asks = "--knowledge" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
+
+
+def _last(options: dict[str, list[str]], name: str, default: str) -> str:
+    """Value of an option; the default also where a value is missing, which the verb's parser says."""
+    return (options.get(name) or [default])[-1]
 
 
 def _kind(folder: Path) -> str:
@@ -56,10 +61,13 @@ def _kind(folder: Path) -> str:
 
 
 def _temporary_folder(cache: Path) -> Path:
-    """Folder of this process's temporary files: in the cache, so that it can be removed, where that can be written."""
+    """Folder of this process's temporary files: in the cache, where that can be written, and where `effc cache gc` finds
+    what a killed process left."""
+    work = cache / "work"
     with suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="effc-", dir=cache if os.access(cache, os.W_OK) else None)
+        work.mkdir(parents=True, exist_ok=True)
+    is_usable = os.access(work, os.W_OK) and not work.is_symlink()
+    folder = tempfile.mkdtemp(prefix="effc-", dir=work if is_usable else None)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     tempfile.tempdir = os.environ["TMPDIR"] = folder
     return Path(folder)
@@ -67,7 +75,7 @@ def _temporary_folder(cache: Path) -> Path:
 
 def _access_log(options: dict[str, list[str]]) -> list[Path]:
     """The file that a server writes its log to, which is there from now on: what does not exist can't be allowed."""
-    file = options.get("--access-log", ["-"])[-1]
+    file = _last(options, "--access-log", "-")
     if file in ("-", "none"):
         return []
     with suppress(OSError):  # the verb says why

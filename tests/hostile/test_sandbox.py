@@ -184,7 +184,12 @@ def test_a_prompt_that_names_a_folder_opens_none(artifacts, tmp_path, monkeypatc
 def test_temporary_files_are_gone_when_a_verb_ends(process, artifacts, tmp_path):  # noqa: F811
     cache = tmp_path / "cache"
     assert process("verify", artifacts / "onnx", "--cache-dir", cache).code == 0
-    assert not list(cache.glob("effc-*")) and list(tmp_path.iterdir()) == [cache]
+    assert not list((cache / "work").glob("effc-*")) and list(tmp_path.iterdir()) == [cache]
+
+
+def test_an_option_without_its_value_is_a_mistake_of_the_command_line(process, artifacts):  # noqa: F811
+    done = process("verify", artifacts / "onnx", "--cache-dir")
+    assert done.code == 2 and "--cache-dir" in done.err and "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("name", ["fedapp", "config.effspec"])
