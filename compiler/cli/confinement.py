@@ -61,7 +61,7 @@ def _kind(folder: Path) -> str:
 
 
 def _temporary_folder(cache: Path) -> Path:
-    """Folder of this process's temporary files: in the cache, where that can be written, and where `effc cache gc` finds
+    """Folder of this process's temporary files: in the cache, where that can be written, as `effc cache gc` finds there
     what a killed process left."""
     work = cache / "work"
     with suppress(OSError):
