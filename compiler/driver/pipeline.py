@@ -55,7 +55,8 @@ class Result:
     @property
     def bound_diagnostics(self) -> list[Diagnostic]:
         """Diagnostics of bounds that were missed or left open, and warnings of those skipped or uncertain."""
-        return [d for emitted in (*self.artifacts, *self.reports) for d in emitted.missed]
+        of = (*(emitted.missed for emitted in self.artifacts), *(emitted.missed for emitted in self.reports))
+        return [d for missed in of for d in missed]
 
     @property
     def missed(self) -> list[Diagnostic]:

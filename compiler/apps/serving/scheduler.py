@@ -142,11 +142,11 @@ class Scheduler:
                 dropped = [job for job in (*self._running, *self._waiting) if job.cancelled]
                 for job in dropped:
                     self._finish_job(job, "cancelled", "nobody waits for the answer")
-                while (job := self._next_waiting_job()) is not None:
-                    self._waiting.remove(job)
-                    sequence = self._allocate(job)
-                    job.is_complete = self._choose(sequence, job.request.adapter)
-                    self._running.append(job)
+                while (admitted := self._next_waiting_job()) is not None:
+                    self._waiting.remove(admitted)
+                    sequence = self._allocate(admitted)
+                    admitted.is_complete = self._choose(sequence, admitted.request.adapter)
+                    self._running.append(admitted)
                 if self._running:
                     return True
                 self._changed.wait()
