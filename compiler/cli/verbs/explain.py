@@ -10,7 +10,7 @@ from .help_sections import SECTIONS
 _name = typer.Argument(
     metavar="NAME",
     show_default=False,
-    help="A pass, target, metric, ..., a shipped recipe, or the slug of a diagnostic.",
+    help="A pass, target, metric, ..., a concept such as `selector`, a shipped recipe, or the slug of a diagnostic.",
 )
 
 
