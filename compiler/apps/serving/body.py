@@ -18,7 +18,7 @@ from .request_slots import RequestSlots
 
 Form = TypeVar("Form", bound=BaseModel)
 
-_MAX_FIELDS, _MAX_CONTAINERS = 200, 20_000
+_MAX_FIELDS, _MAX_CONTAINERS, _MAX_STRINGS = 200, 20_000, 40_000
 _STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)  # a string may lack its end
 _slots: WeakKeyDictionary[Any, RequestSlots] = WeakKeyDictionary()  # by application
 
@@ -68,18 +68,23 @@ def add_text_routes(
         return await answer_request(await parse_body(call, CompletionRequest), call)
 
 
-def _has_too_many_containers(body: bytes) -> bool:
-    """Whether a body has more lists and objects than any request: each costs memory, and time of whoever looks for
-    unused ones."""
-    if body.count(b"[") + body.count(b"{") <= _MAX_CONTAINERS:
-        return False
-    outside = (match for match in _STRING_OR_CONTAINER.finditer(body) if match[0] in (b"[", b"{"))
-    return any(number >= _MAX_CONTAINERS for number, _ in enumerate(outside))
+def _refuse_many_parts(body: bytes) -> None:
+    """Refuse a body that has more lists and objects, or more texts and names, than any request: each costs memory, and
+    time in which nothing else in the process runs."""
+    if body.count(b"[") + body.count(b"{") <= _MAX_CONTAINERS and body.count(b'"') <= 2 * _MAX_STRINGS:
+        return
+    containers = strings = 0
+    for match in _STRING_OR_CONTAINER.finditer(body):
+        is_container = match[0] in (b"[", b"{")
+        containers, strings = containers + is_container, strings + (not is_container)
+        if containers > _MAX_CONTAINERS:
+            raise ErrorResponse(400, f"the body has more than {_MAX_CONTAINERS} lists and objects")
+        if strings > _MAX_STRINGS:
+            raise ErrorResponse(400, f"the body has more than {_MAX_STRINGS} texts and names")
 
 
 def _parse_and_validate(body: bytes, body_class: type[Form]) -> Form:
-    if _has_too_many_containers(body):
-        raise ErrorResponse(400, f"the body has more than {_MAX_CONTAINERS} lists and objects")
+    _refuse_many_parts(body)
     try:
         parsed = from_json(body, allow_inf_nan=False, cache_strings=False)
     except ValueError as error:  # lone surrogates and bytes that are no UTF-8 too

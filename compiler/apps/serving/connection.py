@@ -15,7 +15,7 @@ from .limits import Limits
 
 _HEADER_BYTES = 64 * 1024
 _HEADERS = 200
-_PIECES = 1 << 14  # of a body: each costs the same, and may be of one byte
+_PIECE = 256  # bytes of a body for each piece, beyond the first 256: each costs as much, and may be of one byte
 
 
 class LimitedSocket(socket.socket):
@@ -41,17 +41,17 @@ class BoundedHttp(h11.Connection):
     number of headers, and bodies in any number of pieces.
     """
 
-    _pieces = 0
+    _pieces = _bytes = 0
 
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, (h11.Request, h11.EndOfMessage)):
-            self._pieces = 0
+            self._pieces = self._bytes = 0
             if _length(event) > _HEADER_BYTES or len(event.headers) > _HEADERS:
                 raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
         elif isinstance(event, h11.Data):
-            self._pieces += 1
-            if self._pieces > _PIECES:
+            self._pieces, self._bytes = self._pieces + 1, self._bytes + len(event.data)
+            if self._pieces > 256 + self._bytes // _PIECE:
                 raise h11.RemoteProtocolError("the body comes in too many pieces", error_status_hint=413)
         return event
 

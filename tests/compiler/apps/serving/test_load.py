@@ -4,12 +4,14 @@ import asyncio
 import json
 import time
 
+import h11
 import httpx
 import pytest
 import torch
 from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.api import Service, make_openai_application
 from effc.compiler.apps.serving.body import _parse_and_validate
+from effc.compiler.apps.serving.connection import BoundedHttp
 from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatRequest
 from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
 from effc.compiler.apps.serving.runner import make_decoder
@@ -80,6 +82,28 @@ def test_messages_and_parts_are_counted_before_one_is_read(messages, what):
     with pytest.raises(ErrorResponse) as refused:
         _parse_and_validate(body, ChatRequest)
     assert refused.value.status == 400 and f" {what}, and" in str(refused.value.body)
+
+
+@pytest.mark.parametrize("item", ["[]", '"a"'])
+def test_parts_of_a_body_are_counted_before_it_is_parsed(item):
+    body = f'{{"model": "m", "messages": [{",".join([item] * 100_000)}]}}'.encode()
+    with pytest.raises(ErrorResponse, match="") as refused:
+        _parse_and_validate(body, ChatRequest)
+    assert "the body has more than" in str(refused.value.body)
+
+
+@pytest.mark.parametrize(("size", "count", "passes"), [(1, 300, False), (1, 200, True), (1024, 4096, True)])
+def test_pieces_of_a_body_are_of_some_size_on_average(size, count, passes):
+    connection = BoundedHttp(h11.SERVER)
+    connection.receive_data(b"POST / HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.receive_data((b"%x\r\n" % size + b" " * size + b"\r\n") * count + b"0\r\n\r\n")
+    try:
+        while not isinstance(connection.next_event(), h11.EndOfMessage):
+            pass
+    except h11.RemoteProtocolError as error:
+        assert not passes and error.error_status_hint == 413
+    else:
+        assert passes
 
 
 def test_brackets_in_a_text_are_no_lists():
