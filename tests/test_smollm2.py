@@ -55,7 +55,7 @@ def session(tmp_path, gguf, cache):
 @pytest.fixture
 def model(session):
     opened = session("prune.heads(keep: 67% of kv_heads)", 99, 1)
-    return opened.origin(opened.recipes()[0].models["base"]).load().eval()
+    return opened.resolve_model_origin(opened.recipes()[0].models["base"]).load().eval()
 
 
 def test_it_is_captured_in_the_units_that_it_has_and_speaks_as_before(model):
