@@ -58,7 +58,7 @@ def processes() -> list[str]:
     return lives
 
 
-def nothing_lives(seconds: float = 10) -> list[str]:
+def nothing_lives(seconds: float = 60) -> list[str]:
     """What still lives after so long."""
     until = time.monotonic() + seconds
     while (left := processes()) and time.monotonic() < until:

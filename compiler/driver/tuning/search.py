@@ -87,8 +87,8 @@ class Search:
         """Candidates that keep the bounds, each by more than GAIN better than every other at one of both metrics, best
         at the first metric first. Of more than FRONT those that add most to the ones before are taken."""
 
-        def gain_beside(candidate: Candidate, others: Iterable[Candidate]) -> float:
-            return self.gain(trials[candidate], [trials[o] for o in others if o != candidate])
+        def gain_beside(candidate: Candidate, rivals: Iterable[Candidate]) -> float:
+            return self.gain(trials[candidate], [trials[rival] for rival in rivals if rival != candidate])
 
         points = [c for c in self.ranked(trials, slack) if self.violation(trials[c]) <= slack]
         for candidate in reversed(points[:]):
@@ -127,10 +127,10 @@ class Search:
         """Objectives relative to the original, so that less is better."""
         return tuple(self._signed_ratio(trial, name) for name in self.objectives)
 
-    def gain(self, trial: Trial, others: Sequence[Trial]) -> float:
-        """Share by which a trial is better than each of the others at the objective where it gains most (the additive
-        epsilon indicator); infinite beside none."""
-        pairs = (zip(self.costs(trial), self.costs(other), strict=True) for other in others)
+    def gain(self, trial: Trial, rivals: Sequence[Trial]) -> float:
+        """Share by which a trial is better than each rival at the objective where it gains most (the additive epsilon
+        indicator); infinite beside none."""
+        pairs = (zip(self.costs(trial), self.costs(rival), strict=True) for rival in rivals)
         return min(
             (max((other - cost) / max(abs(other), 1e-12) for cost, other in costs) for costs in pairs), default=math.inf
         )
