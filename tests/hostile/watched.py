@@ -71,7 +71,7 @@ def hook(event, args):
 
 
 def _is_own(path) -> bool:
-    return isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(f"{_OWN}/")
+    return isinstance(path, (str, bytes, os.PathLike)) and f"{os.fsdecode(path)}/".startswith(f"{_OWN}/")
 
 
 def outcome(call, speaks: bool = True) -> str:

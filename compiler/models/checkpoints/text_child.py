@@ -9,9 +9,9 @@ but Python's, and no socket.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
-import runpy
 import signal
 import sys
 from array import array
@@ -25,11 +25,17 @@ TOKENIZERS = 4  # open at once
 Answer = tuple[dict[str, Any], bytes]
 
 
-SANDBOX = Path(__file__).parents[2] / "core" / "sandbox.py"  # by path: effc's own modules take long to import
+def confine() -> None:
+    """Confine this process by effc's sandbox, opened by its path: effc as a package takes long to import."""
+    spec = importlib.util.spec_from_file_location("sandbox", Path(__file__).parents[2] / "core" / "sandbox.py")
+    assert spec is not None and spec.loader is not None, "a file of Python has a loader"
+    sandbox = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sandbox)
+    sandbox.confine_process((), ())
 
 
 def main() -> None:
-    runpy.run_path(str(SANDBOX))["confine_process"]((), ())
+    confine()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print there, what a file says among it
     tokenizers: dict[str, Any] = {}
