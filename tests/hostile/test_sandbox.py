@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -245,6 +246,9 @@ def test_a_server_answers_confined_and_writes_its_log_alone(process, artifacts, 
         request = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.status == 200
+        until = time.monotonic() + 60
+        while not log.read_text().endswith("\n") and time.monotonic() < until:  # it is written after the answer
+            time.sleep(0.05)
         server.send_signal(signal.SIGUSR1)
         lines = []
         for line in server.stderr:
