@@ -110,7 +110,7 @@ def register(app: typer.Typer) -> None:
                 session, recipe = shared.session(Path(what), listener, pipeline), Path(what)
             else:
                 if pipeline:
-                    raise typer.BadParameter("--pipeline names one of a recipe's, and a model has none")
+                    raise typer.BadParameter("--pipeline is for a recipe, and this is a model")
                 refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
                 session, recipe = wish_session(what, options, shared, listener)
             wish = read_wish(session)
