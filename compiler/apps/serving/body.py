@@ -18,8 +18,10 @@ from .request_slots import RequestSlots
 
 Form = TypeVar("Form", bound=BaseModel)
 
-_MAX_FIELDS, _MAX_CONTAINERS, _MAX_STRINGS = 200, 20_000, 40_000
-_STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]', re.DOTALL)  # a string may lack its end
+_MAX_FIELDS, _MAX_CONTAINERS, _MAX_STRINGS, _MAX_VALUES = 200, 20_000, 40_000, 1 << 18
+_TOKEN = re.compile(  # a string, which may lack its end; a container's start; what stands between them
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[^"\[{]++', re.DOTALL
+)
 _slots: WeakKeyDictionary[Any, RequestSlots] = WeakKeyDictionary()  # by application
 
 
@@ -69,18 +71,28 @@ def add_text_routes(
 
 
 def _refuse_many_parts(body: bytes) -> None:
-    """Refuse a body that has more lists and objects, or more texts and names, than any request: each costs memory, and
-    time in which nothing else in the process runs."""
-    if body.count(b"[") + body.count(b"{") <= _MAX_CONTAINERS and body.count(b'"') <= 2 * _MAX_STRINGS:
+    """Refuse a body that has more lists and objects, texts and names, or values than any request: each costs memory,
+    and time in which nothing else in the process runs."""
+    if (
+        body.count(b"[") + body.count(b"{") <= _MAX_CONTAINERS
+        and body.count(b'"') <= 2 * _MAX_STRINGS
+        and body.count(b",") <= _MAX_VALUES
+    ):
         return
-    containers = strings = 0
-    for match in _STRING_OR_CONTAINER.finditer(body):
-        is_container = match[0] in (b"[", b"{")
-        containers, strings = containers + is_container, strings + (not is_container)
+    containers = strings = values = 0
+    for match in _TOKEN.finditer(body):
+        if match[0].startswith(b'"'):
+            strings += 1
+        elif match[0] in (b"[", b"{"):
+            containers += 1
+        else:
+            values += match[0].count(b",")
         if containers > _MAX_CONTAINERS:
             raise ErrorResponse(400, f"the body has more than {_MAX_CONTAINERS} lists and objects")
         if strings > _MAX_STRINGS:
             raise ErrorResponse(400, f"the body has more than {_MAX_STRINGS} texts and names")
+        if values > _MAX_VALUES:
+            raise ErrorResponse(400, f"the body has more than {_MAX_VALUES} values")
 
 
 def _parse_and_validate(body: bytes, body_class: type[Form]) -> Form:
@@ -102,9 +114,10 @@ def _parse_and_validate(body: bytes, body_class: type[Form]) -> Form:
 
 
 def _first_error(error: ValidationError) -> ErrorResponse:
-    """The first thing that is wrong."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
+    """The first thing that is wrong; of a message's content, which may be a text too, with its parts."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = next(one for one in errors if one["loc"][-1:] != ("str",))
+    path = ".".join(str(part) for part in first["loc"] if part != "list[Part]")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"`{path:.80}` is not known here"

@@ -12,10 +12,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .answers import error_body
 from .guard import loopback
 from .limits import Limits
+from .rate import ErrorPace
 
 _HEADER_BYTES = 64 * 1024
 _HEADERS = 200
-_PIECE = 256  # bytes of a body for each piece, beyond the first 256: each costs as much, and may be of one byte
+_FREE_PIECES, _PIECE = 32, 256  # a body may come in so many pieces, and in one more for each so many bytes
 
 
 class LimitedSocket(socket.socket):
@@ -51,7 +52,7 @@ class BoundedHttp(h11.Connection):
                 raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
         elif isinstance(event, h11.Data):
             self._pieces, self._bytes = self._pieces + 1, self._bytes + len(event.data)
-            if self._pieces > 256 + self._bytes // _PIECE:
+            if self._pieces > _FREE_PIECES + self._bytes // _PIECE:
                 raise h11.RemoteProtocolError("the body comes in too many pieces", error_status_hint=413)
         return event
 
@@ -78,6 +79,7 @@ class UvicornConnection(H11Protocol):
     """
 
     limits: Limits  # of the server
+    errors: ErrorPace
     _timer: TimerHandle | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -114,9 +116,14 @@ class UvicornConnection(H11Protocol):
             self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP, or headers without end."""
-        self.transport.write(_raw_error_response(400, "the request is not HTTP, or its headers are too long", None))
-        self.transport.close()
+        """Answer bytes that are no HTTP, headers without end, or a body in too many pieces."""
+        self.transport.pause_reading()
+        self.loop.call_later(self.errors.delay(self.client[0] if self.client else ""), self._refuse_bytes)
+
+    def _refuse_bytes(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(_raw_error_response(400, "the request is not HTTP, or its headers are too long", None))
+            self.transport.close()
 
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE:
@@ -140,7 +147,7 @@ class UvicornConnection(H11Protocol):
 
 def protocol_of(limits: Limits) -> type[UvicornConnection]:
     """The class that uvicorn makes an object of for each connection."""
-    return type("UvicornConnection", (UvicornConnection,), {"limits": limits})
+    return type("UvicornConnection", (UvicornConnection,), {"limits": limits, "errors": ErrorPace()})
 
 
 def uvicorn_settings(limits: Limits) -> dict[str, Any]:

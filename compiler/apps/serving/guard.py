@@ -16,7 +16,7 @@ from .answers import ErrorResponse
 from .errors import failure, traceback_location
 from .keys import Keys
 from .limits import Limits
-from .rate import RateLimit
+from .rate import ErrorPace, RateLimit
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,10 +41,10 @@ class Admission:
     hosts: Collection[str] | None = None
     rate: RateLimit | None = None
 
-    def count(self, path: str, key: int | None, address: str) -> None:
+    def count(self, path: str, client: str) -> None:
         """Refused who asks too often."""
         if self.rate is not None and path not in _OFTEN:
-            self.rate.count_or_refuse(f"key {key}" if key is not None else address)
+            self.rate.count_or_refuse(client)
 
     def authorized_key_index(self, path: str, headers: dict[str, str]) -> int | None:
         """The number of the key; Refused who may not ask."""
@@ -75,11 +75,12 @@ class Guard:
         self, app: Any, admission: Admission, limits: Limits, log: AccessLog, count: Callable[[str, int, float], None]
     ):
         self._app, self._admission, self._limits, self._log, self._count = app, admission, limits, log, count
+        self._errors = ErrorPace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        return await _Exchange(scope, receive, send, self._limits).handle_request(
+        return await _Exchange(scope, receive, send, self._limits, self._errors).handle_request(
             self._app, self._admission, self._log, self._count
         )
 
@@ -87,8 +88,8 @@ class Guard:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits):
-        self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, errors: ErrorPace):
+        self._scope, self._receive, self._send, self._limits, self._errors = scope, receive, send, limits, errors
         self._headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         client_id = self._headers.get("x-request-id", "")
         self._id = client_id if _ID.fullmatch(client_id) else uuid4().hex
@@ -104,7 +105,7 @@ class _Exchange:
         try:
             key = admission.authorized_key_index(self._scope["path"], self._headers)
             self._scope["state"]["key"] = key
-            admission.count(self._scope["path"], key, (self._scope.get("client") or ("",))[0])
+            admission.count(self._scope["path"], self._client_id())
             if self._scope["method"] == "POST":
                 self._body = await self._read_body()
             await app(self._scope, self._receive_replayed, self._send_observed)
@@ -120,6 +121,11 @@ class _Exchange:
             seconds = time.monotonic() - started
             self._log_response(log, key, broken, seconds)
             count_response(self._scope["path"], self._status or 499, seconds)
+
+    def _client_id(self) -> str:
+        """A key's number, or the address where there is none."""
+        key = self._scope["state"].get("key")
+        return f"key {key}" if key is not None else (self._scope.get("client") or ("",))[0]
 
     def _log_response(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
         """A line; health and metrics, asked every few seconds, have none while all is well."""
@@ -190,6 +196,8 @@ class _Exchange:
     async def _send_observed(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            if 400 <= self._status < 500:
+                await asyncio.sleep(self._errors.delay(self._client_id()))
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
         self._out += len(message.get("body", b""))
         async with asyncio.timeout(self._limits.slow):  # a client that takes nothing is let go

@@ -118,16 +118,11 @@ class Part(BaseModel):
 class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Part]
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def are_parts(cls, content: Any) -> Any:
-        return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    content: str | list[Part]
 
     def plain(self) -> dict[str, str]:
         """As chat templates take it."""
-        text = "".join(part.text for part in self.content)
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -174,7 +169,7 @@ class CompletionRequest(AnyRequest):
             prompt = prompt[0]
         if isinstance(prompt, str):
             return prompt
-        if isinstance(prompt, list) and all(type(token) is int for token in prompt):
+        if isinstance(prompt, list) and {*map(type, prompt)} <= {int}:
             return prompt
         raise ValueError("it is neither a text nor a list of tokens")
 

@@ -1,4 +1,4 @@
-"""Rate limit of a client: a token bucket."""
+"""Rate limit of a client, a token bucket, and the pace at which it hears of errors."""
 
 import time
 from collections import OrderedDict
@@ -40,3 +40,22 @@ class RateLimit:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
             )
+
+
+class ErrorPace:
+    """Times at which a client's errors may be sent: one every 20 ms, since a wrong request costs its sender nothing."""
+
+    _SECONDS = 0.02
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._next: dict[str, float] = {}
+
+    def delay(self, client: str) -> float:
+        """Seconds until the next error of a client may be sent; the turn is taken."""
+        current = self._clock()
+        turn = max(current, self._next.get(client, 0.0))
+        if len(self._next) >= _MAX_KEYS:
+            self._next = {name: later for name, later in self._next.items() if later > current}
+        self._next[client] = turn + self._SECONDS
+        return turn - current

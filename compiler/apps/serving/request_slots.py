@@ -11,6 +11,7 @@ from .limits import MIB
 
 SMALL = 64 << 10  # bytes of a body that waits for no large one
 _SMALL_AT_ONCE, _LARGE_AT_ONCE = 4, 1  # of a pool of threads that has five at least
+_SMALL_OF_A_CLIENT, _LARGE_OF_A_CLIENT = 2, 1
 _MAX_CLIENT_BYTES = 32 * MIB  # of large bodies that one client may have here
 
 
@@ -19,14 +20,14 @@ class RequestSlots:
 
     def __init__(self) -> None:
         self._small, self._large = asyncio.Semaphore(_SMALL_AT_ONCE), asyncio.Semaphore(_LARGE_AT_ONCE)
-        self._clients: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[tuple[str, int], asyncio.Semaphore] = WeakValueDictionary()
         self._bytes: Counter[str] = Counter()
 
     @asynccontextmanager
     async def wait_for_slot(self, client: str, size: int) -> AsyncIterator[None]:
         """Wait for a slot for a request of `size` bytes; ErrorResponse (429) where too many of the client wait."""
         if size <= SMALL:
-            async with self._small:
+            async with self._turn_of(client, _SMALL_OF_A_CLIENT), self._small:
                 yield
             return
         if self._bytes[client] and self._bytes[client] + size > _MAX_CLIENT_BYTES:
@@ -38,10 +39,24 @@ class RequestSlots:
             )
         self._bytes[client] += size
         try:
-            lock = self._clients.setdefault(client, asyncio.Lock())
-            async with lock, self._large:
+            async with self._turn_of(client, _LARGE_OF_A_CLIENT), self._large:
                 yield
         finally:
             self._bytes[client] -= size
             if not self._bytes[client]:
                 del self._bytes[client]
+
+    @asynccontextmanager
+    async def _turn_of(self, client: str, at_once: int) -> AsyncIterator[None]:
+        """One of a client's turns, which comes back after as long again as the work took.
+
+        So a client's queue is in front of nobody else's, and its work leaves the interpreter to others half of the time.
+        """
+        turns = self._turns.setdefault((client, at_once), asyncio.Semaphore(at_once))
+        await turns.acquire()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            yield
+        finally:
+            loop.call_later(loop.time() - started, turns.release)

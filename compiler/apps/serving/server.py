@@ -2,10 +2,12 @@
 
 import asyncio
 import errno
+import gc
 import socket
 import ssl
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,8 +103,8 @@ def open_listener(host: str, port: int) -> LimitedSocket:
     """A socket at which clients may already wait; Reject where there can be none."""
     help = "stop the program that listens there, or choose another --port; 0 takes a free one"
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        door = LimitedSocket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        door = LimitedSocket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where the protocol is said
     except OSError as error:
         help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
         raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}", help=help)) from error
@@ -164,11 +166,30 @@ def run_until_signal(
         **uvicorn_settings(network.limits),
     )
     listener.max_connections = network.limits.connections + SPARE
-    with closing(listener):
+    with closing(listener), _short_pauses():
         try:
             _Server(config, ready, stop, network.limits.seconds).run(sockets=[listener])
         finally:
             network.log.close()
+
+
+@contextmanager
+def _short_pauses() -> Iterator[None]:
+    """Settings of the interpreter by which no request waits long for another.
+
+    The model's thread and the event loop ask for the interpreter many times in each request, and wait up to a switch
+    interval each time that another thread parses a large body. A garbage collection goes through every object that
+    torch and transformers made at import, 0.2 s, unless they are frozen.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-4)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(interval)
 
 
 class _Server(uvicorn.Server):

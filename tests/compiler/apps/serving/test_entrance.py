@@ -13,6 +13,7 @@ import openai
 import pytest
 from effc.compiler.apps.serving.connection import is_crowd
 from effc.compiler.apps.serving.limits import Limits
+from effc.compiler.apps.serving.server import open_listener
 
 from tests.clock import until
 from tests.compiler.apps.serving.conftest import serving
@@ -146,6 +147,14 @@ def test_a_body_of_pieces_of_one_byte_ends_the_connection(server):
     _, sent = refused_while_sending(server, b"Host: localhost", b"1\r\n \r\n" * 500, 5000)  # 2.5 million pieces
     assert sent < 5000
     assert server.complete(max_tokens=1).usage.completion_tokens == 1
+
+
+def test_connections_are_known_as_tcp_so_that_answers_wait_for_no_acknowledgement():
+    """asyncio sets TCP_NODELAY by the socket's protocol; without it an answer in two segments takes 40 ms longer."""
+    with open_listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
 
 
 def test_more_headers_than_any_client_sends_are_refused(server):

@@ -92,7 +92,7 @@ def test_parts_of_a_body_are_counted_before_it_is_parsed(item):
     assert "the body has more than" in str(refused.value.body)
 
 
-@pytest.mark.parametrize(("size", "count", "passes"), [(1, 300, False), (1, 200, True), (1024, 4096, True)])
+@pytest.mark.parametrize(("size", "count", "passes"), [(1, 40, False), (1, 32, True), (1024, 4096, True)])
 def test_pieces_of_a_body_are_of_some_size_on_average(size, count, passes):
     connection = BoundedHttp(h11.SERVER)
     connection.receive_data(b"POST / HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -106,8 +106,16 @@ def test_pieces_of_a_body_are_of_some_size_on_average(size, count, passes):
         assert passes
 
 
-def test_brackets_in_a_text_are_no_lists():
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": '[{"\\' * 30_000}]}).encode()
+def test_values_of_a_body_are_counted_before_it_is_parsed():
+    body = json.dumps({"model": "m", "messages": [], "metadata": {"a": [5] * 300_000}}).encode()
+    with pytest.raises(ErrorResponse) as refused:
+        _parse_and_validate(body, ChatRequest)
+    assert "the body has more than 262144 values" in str(refused.value.body)
+
+
+@pytest.mark.parametrize("text", ['[{"\\', ",,,,,,,,,,"])
+def test_brackets_and_commas_in_a_text_are_no_lists_and_values(text):
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": text * 30_000}]}).encode()
     assert len(_parse_and_validate(body, ChatRequest).messages) == 1
 
 
@@ -141,6 +149,28 @@ def test_large_requests_of_one_client_take_turns_and_small_ones_pass():
     assert order.index("small ends") < order.index("large ends") < order.index("next begins")
 
 
+@pytest.mark.parametrize("size", [SMALL, MIB])
+def test_another_client_waits_for_one_turn_of_a_client_at_most_and_work_for_half_of_the_time(size):
+    async def run() -> tuple[list[str], float]:
+        slots, order, started = RequestSlots(), [], time.monotonic()
+
+        async def work(client: str) -> None:
+            async with slots.wait_for_slot(client, size):
+                await asyncio.sleep(0.02)
+                order.append(client)
+
+        greedy = [asyncio.create_task(work("greedy")) for _ in range(8)]
+        await asyncio.sleep(0)
+        await work("other")
+        await asyncio.gather(*greedy)
+        return order, time.monotonic() - started
+
+    order, seconds = asyncio.run(run())
+    at_once = 2 if size == SMALL else 1
+    assert order.index("other") <= at_once
+    assert seconds >= (8 / at_once - 0.5) * 2 * 0.02  # each turn comes back after as long again
+
+
 def test_a_client_whose_large_requests_wait_is_told_to_come_back():
     async def run() -> int:
         turns, refused = RequestSlots(), 0
@@ -172,4 +202,4 @@ def test_a_server_under_load_answers_others_within_a_bound(loaded_server, name):
     """Over sockets of this machine: another process sends one kind of load for five seconds."""
     alone, loaded = loads.measure(loaded_server, name, 5)
     print(f"{name}: p95 {alone:.3f} s alone, {loaded:.3f} s under load")
-    assert loaded < 2.0
+    assert loaded < 1.0

@@ -9,7 +9,7 @@ from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.keys import Keys
 from effc.compiler.apps.serving.limits import Limits
-from effc.compiler.apps.serving.rate import RateLimit
+from effc.compiler.apps.serving.rate import ErrorPace, RateLimit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +75,15 @@ def asked(guard, path, key=""):
 async def application(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"well"})
+
+
+def test_errors_of_one_client_are_sent_one_every_20_ms_and_those_of_another_at_once():
+    clock = Clock()
+    pace = ErrorPace(clock)
+    assert [round(pace.delay("a"), 3) for _ in range(4)] == [0, 0.02, 0.04, 0.06]
+    assert pace.delay("b") == 0
+    clock.now = 0.5
+    assert pace.delay("a") == 0
 
 
 def test_a_guard_counts_by_key_and_lets_health_be_asked_always():
