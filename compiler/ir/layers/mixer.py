@@ -1,5 +1,7 @@
 """A mixer's forward where kernels are: a step, piece by piece, or its class's own over kernels."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,9 +28,18 @@ class Call(NamedTuple):
         return self.forward(self.mixer, *self.args, **self.kwargs)
 
 
+@functools.cache
+def _takes_cache_and_mask(kind: type[nn.Module]) -> bool:
+    """Whether a class's forward takes what steps and chunks are run with: Inkling's convolutions take other things."""
+    names = tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)
+    return names[1:4] == ("hidden_states", "cache", "attention_mask")
+
+
 def run_mixer(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     hidden = args[0] if args else kwargs.get("hidden_states")
-    if type(hidden) is not Tensor or not hidden.is_cpu or hidden.dtype not in FLOATS or torch.is_grad_enabled():
+    kind: type = type(mixer)
+    is_quick = type(hidden) is Tensor and hidden.is_cpu and hidden.dtype in FLOATS and not torch.is_grad_enabled()
+    if not is_quick or not _takes_cache_and_mask(kind):
         return forward(mixer, *args, **kwargs)
     cache = args[1] if len(args) > 1 else kwargs.get("cache")
     mask = args[2] if len(args) > 2 else kwargs.get("attention_mask")
