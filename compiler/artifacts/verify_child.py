@@ -164,8 +164,10 @@ def inputs_for_config(config, seed: int = 0, images: bool = False, pad_right: bo
     pad_right   rows are padded behind their texts, as encoders' are: some say what a text is by its first token
     """
     generator = torch.Generator().manual_seed(seed)
-    words = getattr(getattr(config, "text_config", None) or config, "vocab_size", None) or 0
-    words = min(words, *(getattr(config, side, None) or words for side in VOCABULARY_SIZES))  # ids that both sides know
+    parts = [getattr(config, name, None) for name in ("text_config", "encoder", "decoder")]
+    sizes = [getattr(part, "vocab_size", None) for part in (*parts, config)]
+    sizes += [getattr(config, side, None) for side in VOCABULARY_SIZES]
+    words = min((size for size in sizes if size), default=0)  # ids that both sides know
     if images or not words:
         if not hasattr(config, "num_channels"):  # it stands with the part that looks
             config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", config)

@@ -65,6 +65,27 @@ def test_a_forward_that_needs_pixels_and_tokens_is_refused_with_their_name(lacki
     assert f"it takes `{lacking}`" in refused.value.diagnostics[0].help, refused.value
 
 
+def test_a_model_of_patches_of_any_shape_is_refused_with_the_input_that_says_their_shape():
+    config = transformers.Siglip2VisionConfig(**{n: s for n, s in _TEXT.items() if n != "vocab_size"}, patch_size=8)
+    model = table.randomized(lambda: transformers.Siglip2VisionModel(config))
+    with pytest.raises(Reject, match="with `spatial_shapes`") as refused:
+        capture(model)
+    assert "`dummy_inputs`" in refused.value.diagnostics[0].help
+
+
+def test_an_encoder_and_a_decoder_with_configs_of_their_own_compile_and_reopen(tmp_path):
+    from tests.architectures import lot
+
+    lot.made("encoder-decoder", "EncoderDecoderModel").save_pretrained(tmp_path / "model")
+    (tmp_path / "r.effspec").write_text(
+        'effspec 1\nmodel base = hf("./model")\ndata rows = synthetic(count: 4, length: 16)\n'
+        "pipeline small(base) { slim = prune.multi(remove: 10% of params, group: 8, score: perplexity(rows)) }\n"
+        'emit small { hf("small") }\n'
+    )
+    api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    assert (tmp_path / "out" / "small" / "manifest.json").exists()
+
+
 def _squeezebert() -> nn.Module:
     sizes = {**_TEXT, "embedding_size": 32, "max_position_embeddings": 64}
     return table.randomized(lambda: transformers.SqueezeBertForMaskedLM(transformers.SqueezeBertConfig(**sizes)))

@@ -41,6 +41,7 @@ unknown_inputs = Fault(
     exit="environment",
 )
 
+_WRAP = "wrap it in a module of your own that has `dummy_inputs`, and give it rows of `tensors`"
 BATCH, LENGTH, PADDING = 2, 7, 2  # odd length: no chunk or window size divides it
 IMAGE = 64  # pixels
 COUNT = "create_position_ids_from_input_ids"  # of transformers: positions of RoBERTa and its kin
@@ -59,6 +60,13 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     main = getattr(model, "main_input_name", "input_ids")
     if frames := frames_of(model):
         return {main: videos(model.config, frames, batch, device).to(dtype_of(model))}
+    if main == "pixel_values" and "spatial_shapes" in names:  # SigLIP 2
+        raise Reject(
+            unknown_inputs(
+                f"{type(model).__name__} takes patches of images with their `spatial_shapes`, and effc makes whole images",
+                help=_WRAP,
+            )
+        )
     if main == "pixel_values" and not has_image_and_text_towers(model):
         return {main: sample_pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
@@ -93,12 +101,10 @@ def spoken(ids: Tensor) -> dict[str, Tensor]:
 
 def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: set[str]) -> None:
     """Models that read something else than one row of tokens or one image, or write several tokens at a time."""
-    name, wrap = type(model).__name__, "wrap it in a module of your own that has `dummy_inputs`, and give it rows of"
+    name = type(model).__name__
     if main != "input_ids":
         raise Reject(
-            unknown_inputs(
-                f"{name} takes `{main}`, and effc doesn't know what it would be given there", help=f"{wrap} `tensors`"
-            )
+            unknown_inputs(f"{name} takes `{main}`, and effc doesn't know what it would be given there", help=_WRAP)
         )
     codebooks = getattr(model.config.get_text_config(decoder=True), "num_channels", 1)
     if "decoder_input_ids" in names and codebooks > 1:  # Dia writes sound
@@ -106,7 +112,7 @@ def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: set[str
             unknown_inputs(
                 f"the decoder of {name} takes `decoder_input_ids` of {codebooks} codebooks at each position, and effc "
                 "makes rows of one",
-                help=f"{wrap} `tensors`",
+                help=_WRAP,
             )
         )
     if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:

@@ -117,7 +117,8 @@ class Origin:
     @property
     def target_vocabulary(self) -> int | None:
         """Number of token ids of targets; differs from that of sources where a translator has two tables."""
-        return self._number("decoder_vocab_size") or self._number("tgt_vocab_size") or self.vocabulary
+        named = self._number("decoder_vocab_size") or self._number("tgt_vocab_size")
+        return named or _number(self.config.get("decoder"), "vocab_size") or self.vocabulary
 
     @property
     def positions(self) -> int | None:
@@ -137,9 +138,11 @@ def max_row_tokens(config: Mapping[str, Any]) -> int | None:
     return longest
 
 
-def _number(config: Mapping[str, Any], name: str) -> int | None:
-    """A top-level number of the config, or of the text part of a multimodal one."""
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and type(part.get(name)) is int:
+def _number(config: Any, name: str) -> int | None:
+    """A top-level number of the config, or of the text part of a multimodal one, or of an encoder with a config."""
+    if not isinstance(config, Mapping):
+        return None
+    for part in (config, config.get("text_config"), config.get("encoder")):
+        if isinstance(part, Mapping) and type(part.get(name)) is int:
             return part[name]
     return None
