@@ -50,7 +50,7 @@ class RequestSlots:
     async def _turn_of(self, client: str, at_once: int) -> AsyncIterator[None]:
         """One of a client's turns, which comes back after as long again as the work took.
 
-        So a client's queue is in front of nobody else's, and its work leaves the interpreter to others half of the time.
+        So a client's queue is in front of nobody else's, and its work leaves half of the time to others.
         """
         turns = self._turns.setdefault((client, at_once), asyncio.Semaphore(at_once))
         await turns.acquire()

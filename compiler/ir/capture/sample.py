@@ -63,7 +63,7 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     if main == "pixel_values" and "spatial_shapes" in names:  # SigLIP 2
         raise Reject(
             unknown_inputs(
-                f"{type(model).__name__} takes patches of images with their `spatial_shapes`, and effc makes whole images",
+                f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
                 help=_WRAP,
             )
         )
