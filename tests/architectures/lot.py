@@ -65,7 +65,7 @@ SIZES: tuple[tuple[str, Any], ...] = (  # names of configs -> what stands there 
     (r"qk_head_dim", 32),  # of both its parts
     (_HEAD, 16),
     (_HIDDEN, 64),
-    (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|n_inner|dff)", 96),
+    (r".*(intermediate_size|ffn_dim|ffn_size|d_ff|dim_ff|n_inner|dff)", 96),
     (r"(num|n)_(local_|routed_)?experts|moe_num_experts", 4),
     (r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts", 2),
     (r"n_group|topk_group|num_expert_group|(.*_)?n_?groups", 1),

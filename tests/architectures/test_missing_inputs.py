@@ -73,19 +73,6 @@ def test_a_model_of_patches_of_any_shape_is_refused_with_the_input_that_says_the
     assert "`dummy_inputs`" in refused.value.diagnostics[0].help
 
 
-def test_an_encoder_and_a_decoder_with_configs_of_their_own_compile_and_reopen(tmp_path):
-    from tests.architectures import lot
-
-    lot.made("encoder-decoder", "EncoderDecoderModel").save_pretrained(tmp_path / "model")
-    (tmp_path / "r.effspec").write_text(
-        'effspec 1\nmodel base = hf("./model")\ndata rows = synthetic(count: 4, length: 16)\n'
-        "pipeline small(base) { slim = prune.multi(remove: 10% of params, group: 8, score: perplexity(rows)) }\n"
-        'emit small { hf("small") }\n'
-    )
-    api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
-    assert (tmp_path / "out" / "small" / "manifest.json").exists()
-
-
 def _squeezebert() -> nn.Module:
     sizes = {**_TEXT, "embedding_size": 32, "max_position_embeddings": 64}
     return table.randomized(lambda: transformers.SqueezeBertForMaskedLM(transformers.SqueezeBertConfig(**sizes)))

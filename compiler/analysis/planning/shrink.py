@@ -45,7 +45,7 @@ def weight_counts(current: Skeleton, original: Skeleton, uniform: bool = True, s
             shape,
             table=any(looked_up),
             matrix=matrix and not all(looked_up),
-            head=shape[0] == vocabulary and not all(looked_up),
+            head=shape[:1] == (vocabulary,) and not all(looked_up),
             packed=sum(packed.get(n, 0) for n in same),
             grid=tuple(grid) if grid else None,
         )

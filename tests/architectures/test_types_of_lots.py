@@ -1,0 +1,24 @@
+"""Types that went wrong in a lot once: each is pruned, emitted and reopened by a whole recipe."""
+
+import pytest
+from effc.compiler.driver import api
+
+from tests.architectures import lot
+
+TYPES = [
+    ("encoder-decoder", "perplexity"),  # its config has two others, each with a vocabulary
+    ("clipseg", "similarity"),  # has a scalar parameter, and no vocabulary at the top
+    ("inkling2_loop", "perplexity"),  # its convolutions take other arguments than mixers do
+]
+
+
+@pytest.mark.parametrize(("kind", "metric"), TYPES, ids=[kind for kind, _ in TYPES])
+def test_a_type_that_went_wrong_in_a_lot_is_pruned_and_reopened(kind, metric, tmp_path):
+    lot.made(kind, lot.classes()[kind]).save_pretrained(tmp_path / "model")
+    (tmp_path / "r.effspec").write_text(
+        'effspec 1\nmodel base = hf("./model")\ndata rows = synthetic(count: 4, length: 16)\n'
+        f"pipeline small(base) {{ slim = prune.multi(remove: 5% of params, group: 8, score: {metric}(rows)) }}\n"
+        'emit small { hf("small") }\n'
+    )
+    api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    assert (tmp_path / "out" / "small" / "manifest.json").exists()
