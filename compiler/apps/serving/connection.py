@@ -4,7 +4,8 @@ import json
 import socket
 from asyncio import TimerHandle, Transport
 from collections.abc import Sequence
-from typing import Any
+from http import HTTPStatus
+from typing import Any, NoReturn
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,7 +17,8 @@ from .rate import ErrorPace
 
 _HEADER_BYTES = 64 * 1024
 _HEADERS = 200
-_FREE_PIECES, _PIECE = 32, 256  # a body may come in so many pieces, and in one more for each so many bytes
+_TOO_LONG = f"the headers have more than {_HEADER_BYTES} bytes, or are more than {_HEADERS}"
+_FREE_PIECES, _PIECE = 128, 256  # a body may come in so many pieces, and in one more for each so many bytes
 
 
 class LimitedSocket(socket.socket):
@@ -43,18 +45,28 @@ class BoundedHttp(h11.Connection):
     """
 
     _pieces = _bytes = 0
+    refusal: tuple[int, str] = (400, "the request is not HTTP")  # status and message
 
     def next_event(self) -> Any:
-        event = super().next_event()
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == 431:
+                self.refusal = 431, _TOO_LONG
+            raise
         if isinstance(event, (h11.Request, h11.EndOfMessage)):
             self._pieces = self._bytes = 0
             if _length(event) > _HEADER_BYTES or len(event.headers) > _HEADERS:
-                raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
+                self._refuse(431, _TOO_LONG)
         elif isinstance(event, h11.Data):
             self._pieces, self._bytes = self._pieces + 1, self._bytes + len(event.data)
             if self._pieces > _FREE_PIECES + self._bytes // _PIECE:
-                raise h11.RemoteProtocolError("the body comes in too many pieces", error_status_hint=413)
+                self._refuse(413, f"the body comes in pieces of less than {_PIECE} bytes: send more at a time")
         return event
+
+    def _refuse(self, status: int, message: str) -> NoReturn:
+        self.refusal = status, message
+        raise h11.RemoteProtocolError(message, error_status_hint=status)
 
 
 def is_crowd(address: str, addresses: Sequence[str], limit: int) -> bool:
@@ -84,7 +96,7 @@ class UvicornConnection(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.conn = BoundedHttp(h11.SERVER, _HEADER_BYTES)
+        self.conn: BoundedHttp = BoundedHttp(h11.SERVER, _HEADER_BYTES)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # TCP's, as h11's own says
         super().connection_made(transport)
@@ -122,7 +134,7 @@ class UvicornConnection(H11Protocol):
 
     def _refuse_bytes(self) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_raw_error_response(400, "the request is not HTTP, or its headers are too long", None))
+            self.transport.write(_raw_error_response(*self.conn.refusal, None))
             self.transport.close()
 
     def _watch(self) -> None:
@@ -165,7 +177,7 @@ def _raw_error_response(status: int, message: str, code: str | None) -> bytes:
     """A whole answer, for where no request was read that one could belong to."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     body = json.dumps(error_body(message, kind, None, code)).encode()
-    phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[status]
+    phrase = HTTPStatus(status).phrase
     return (
         f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
         f"content-length: {len(body)}\r\n\r\n"

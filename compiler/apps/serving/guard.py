@@ -5,6 +5,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -197,12 +198,22 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             if 400 <= self._status < 500:
-                await asyncio.sleep(self._errors.delay(self._client_id()))
+                await self._wait_for_turn_of_error()
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
         self._out += len(message.get("body", b""))
         async with asyncio.timeout(self._limits.slow):  # a client that takes nothing is let go
             await self._send(message)
         await asyncio.sleep(0)  # a connection that broke is heard of here, before more is written to it
+
+    async def _wait_for_turn_of_error(self) -> None:
+        """Wait until an error may be sent, or the client is gone: a body that was read lies in memory as long."""
+        seconds = self._errors.delay(self._client_id())
+        if self._body is None:
+            return await asyncio.sleep(seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
 
     async def _send_refusal(self, refusal: ErrorResponse) -> None:
         headers = refusal.headers

@@ -43,9 +43,12 @@ class RateLimit:
 
 
 class ErrorPace:
-    """Times at which a client's errors may be sent: one every 20 ms, since a wrong request costs its sender nothing."""
+    """Times at which a client's errors may be sent: one every 20 ms, since a wrong request costs its sender nothing.
 
-    _SECONDS = 0.02
+    None waits for more than a second: behind one address may be many who did nothing.
+    """
+
+    _SECONDS, _LONGEST = 0.02, 1.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -54,7 +57,7 @@ class ErrorPace:
     def delay(self, client: str) -> float:
         """Seconds until the next error of a client may be sent; the turn is taken."""
         current = self._clock()
-        turn = max(current, self._next.get(client, 0.0))
+        turn = min(max(current, self._next.get(client, 0.0)), current + self._LONGEST)
         if len(self._next) >= _MAX_KEYS:
             self._next = {name: later for name, later in self._next.items() if later > current}
         self._next[client] = turn + self._SECONDS

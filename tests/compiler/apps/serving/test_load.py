@@ -92,7 +92,7 @@ def test_parts_of_a_body_are_counted_before_it_is_parsed(item):
     assert "the body has more than" in str(refused.value.body)
 
 
-@pytest.mark.parametrize(("size", "count", "passes"), [(1, 40, False), (1, 32, True), (1024, 4096, True)])
+@pytest.mark.parametrize(("size", "count", "passes"), [(1, 140, False), (1, 128, True), (1024, 4096, True)])
 def test_pieces_of_a_body_are_of_some_size_on_average(size, count, passes):
     connection = BoundedHttp(h11.SERVER)
     connection.receive_data(b"POST / HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -104,6 +104,30 @@ def test_pieces_of_a_body_are_of_some_size_on_average(size, count, passes):
         assert not passes and error.error_status_hint == 413
     else:
         assert passes
+
+
+@pytest.mark.parametrize("name", ["str", "list[Part]", "a"])
+def test_a_field_that_is_not_known_is_named_whatever_its_name_is(name):
+    body = json.dumps({"model": "m", "messages": [EMPTY], name: 1}).encode()
+    with pytest.raises(ErrorResponse) as refused:
+        _parse_and_validate(body, ChatRequest)
+    assert refused.value.body["error"]["message"] == f"`{name}` is not known here"
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "message"),
+    [
+        (5, "messages.1.content", "input should be a valid list"),
+        ([{"type": "text"}], "messages.1.content.0.text", "field required"),
+        ([{"type": "image", "text": ""}], "messages.1.content.0.type", "input should be 'text'"),
+    ],
+)
+def test_content_that_is_neither_text_nor_parts_is_named_by_its_path(content, path, message):
+    body = json.dumps({"model": "m", "messages": [EMPTY, {"role": "user", "content": content}]}).encode()
+    with pytest.raises(ErrorResponse) as refused:
+        _parse_and_validate(body, ChatRequest)
+    error = refused.value.body["error"]
+    assert (error["param"], error["message"]) == (path, f"`{path}`: {message}")
 
 
 def test_values_of_a_body_are_counted_before_it_is_parsed():
@@ -169,6 +193,25 @@ def test_another_client_waits_for_one_turn_of_a_client_at_most_and_work_for_half
     at_once = 2 if size == SMALL else 1
     assert order.index("other") <= at_once
     assert seconds >= (8 / at_once - 0.5) * 2 * 0.02  # each turn comes back after as long again
+
+
+def test_a_wait_for_others_is_no_work_of_a_client():
+    async def run() -> float:
+        slots = RequestSlots()
+
+        async def work(client: str, seconds: float) -> None:
+            async with slots.wait_for_slot(client, MIB):
+                await asyncio.sleep(seconds)
+
+        other = asyncio.create_task(work("other", 0.3))
+        await asyncio.sleep(0)
+        await work("quick", 0)  # behind the other's
+        await other
+        started = time.monotonic()
+        await work("quick", 0)
+        return time.monotonic() - started
+
+    assert asyncio.run(run()) < 0.1
 
 
 def test_a_client_whose_large_requests_wait_is_told_to_come_back():

@@ -84,6 +84,9 @@ def test_errors_of_one_client_are_sent_one_every_20_ms_and_those_of_another_at_o
     assert pace.delay("b") == 0
     clock.now = 0.5
     assert pace.delay("a") == 0
+    assert max(pace.delay("a") for _ in range(1000)) == 1  # whoever else is behind that address waits no longer
+    clock.now = 2.0
+    assert pace.delay("a") == 0
 
 
 def test_a_guard_counts_by_key_and_lets_health_be_asked_always():
