@@ -86,7 +86,7 @@ _version_flag = typer.Option(
 def effc(context: typer.Context, version: Annotated[bool, _version_flag] = False) -> None:
     """Compile a model-optimization recipe (.effspec) into a smaller, faster model that reloads.
 
-    Start with `effc new`, then check, plan, compile and run what it wrote.
+    Start with `effc tune MODEL`, which searches a recipe, or with `effc new`, which writes one to compile and run.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

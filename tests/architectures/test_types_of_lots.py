@@ -1,7 +1,10 @@
 """Types that went wrong in a lot once: each is pruned, emitted and reopened by a whole recipe."""
 
 import pytest
+import torch
 from effc.compiler.driver import api
+from effc.compiler.ir.layers import scan_chunks
+from effc.compiler.ir.layers.fast_mixers import use_mixer_kernels
 
 from tests.architectures import lot
 
@@ -22,3 +25,12 @@ def test_a_type_that_went_wrong_in_a_lot_is_pruned_and_reopened(kind, metric, tm
     )
     api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
     assert (tmp_path / "out" / "small" / "manifest.json").exists()
+
+
+def test_a_convolution_whose_forward_takes_other_arguments_than_a_mixers_runs_as_the_library_runs_it():
+    model = lot.made("inkling2_loop", "Inkling2LoopForConditionalGeneration").eval()
+    ids = torch.arange(2 * scan_chunks.LEAST).view(2, -1) % 100
+    with torch.no_grad():
+        before = model(ids).logits
+        assert any("sconv" in path for path in use_mixer_kernels(model))
+        assert torch.allclose(model(ids).logits, before, atol=1e-4)

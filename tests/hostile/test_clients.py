@@ -1,6 +1,9 @@
 """A client of a server can't keep others from it by asking much, nor learn what they asked."""
 
 import pytest
+from effc.compiler.apps.rttc.chat_server import GuidedServer
+from effc.compiler.apps.serving import scheduler as scheduling
+from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.api import Service, make_openai_application
 from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.apps.serving.scheduler import QueueFull, Scheduler
@@ -37,6 +40,23 @@ def test_who_fills_the_queue_keeps_nobody_else_out(scheduler):
     assert other.complete()[1].finish == "length"  # it passed four that waited longer
     again, _ = ask(scheduler, [6], 2, owner="b")
     assert again.complete()[1].finish == "length"  # a place is left to others
+
+
+def test_who_fills_the_queue_of_a_guided_model_keeps_nobody_else_out():
+    server = GuidedServer("m", None, waiting=1, parallel=1)
+    server._buffered["a"] = 2
+    with pytest.raises(ErrorResponse, match="as many queries wait as may"):
+        server._refuse_when_full("a")
+    server._refuse_when_full("b")
+
+
+def test_places_are_left_to_others_only_while_others_ask(scheduler, monkeypatch):
+    other, _ = ask(scheduler, [6], 2, owner="b")
+    other.complete()
+    monkeypatch.setattr(scheduling, "SEEN_SECONDS", 0)  # a while later
+    for answer in [ask(scheduler, [5], MANY, owner="a")[0] for _ in range(4)]:
+        answer.get(timeout=30)
+    assert max(map(len, scheduler._runner.calls)) == 4
 
 
 def test_the_only_client_has_all_places(scheduler):

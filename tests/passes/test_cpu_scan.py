@@ -29,7 +29,6 @@ from effc.kernels import levels
 from transformers import AutoModelForCausalLM
 
 from tests import mixers, tiny
-from tests.architectures import lot
 from tests.grids import wide
 from tests.recipes_in_memory import context_of, recipe_of
 from tests.weights import load_weights, weights_of
@@ -398,12 +397,3 @@ def test_quickening_leaves_the_librarys_functions_and_other_models_alone():
     assert all(vars(modeling_mamba2)[name] is held for name, held in before.items())
     assert not any("forward" in vars(module) for module in other.modules())
     assert fast_mixers.scans(other) == fast_mixers.scans(model)
-
-
-def test_a_convolution_whose_forward_takes_other_arguments_than_a_mixers_runs_as_the_library_runs_it():
-    model = lot.made("inkling2_loop", "Inkling2LoopForConditionalGeneration").eval()
-    ids = torch.arange(2 * scan_chunks.LEAST).view(2, -1) % 100
-    with torch.no_grad():
-        before = model(ids).logits
-        assert any("sconv" in path for path in use_mixer_kernels(model))
-        assert torch.allclose(model(ids).logits, before, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -9,16 +10,18 @@ from functools import partial
 from secrets import randbits
 from typing import Any
 
+import prometheus_client as prometheus
 from fastapi import FastAPI
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from ....dsl.syntax.diagnostics import Reject
 from ..serving.answers import AnswerBuilder, ChatAnswer, ErrorResponse
 from ..serving.body import add_text_routes
 from ..serving.chat import prompt_too_long
 from ..serving.errors import install_error_handlers, traceback_location, write_down
+from ..serving.guard import client_id
 from ..serving.metrics import TYPE
 from ..serving.protocol import ChatRequest, CompletionRequest
 from ..serving.request import Piece
@@ -46,16 +49,18 @@ class GuidedServer:
         self.name, self.client, self._most = name, client, waiting + parallel
         self._workers = ThreadPoolExecutor(parallel, thread_name_prefix="effc-guided")
         self._stopped = threading.Event()
-        self._n_buffered = 0
+        self._buffered: Counter[str] = Counter()  # queries of each client
         self.registry = CollectorRegistry()
-        self.branches = Counter(
+        self.branches = prometheus.Counter(
             "effc_queries", "Queries by the branch that answered.", ["branch"], registry=self.registry
         )
-        self.hits = Counter("effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry)
+        self.hits = prometheus.Counter(
+            "effc_cache_hits", "Queries that took another's state.", ["cache"], registry=self.registry
+        )
         self.query_seconds = Histogram(
             "effc_query_seconds", "To answer one, waiting in the queue left out.", registry=self.registry
         )
-        self.answers = Counter(
+        self.answers = prometheus.Counter(
             "effc_http_responses", "Answers by the path and the status.", ["path", "status"], registry=self.registry
         )
         for cache in ("lists", "states"):
@@ -65,7 +70,7 @@ class GuidedServer:
             "effc_batch_rows", "Answers in the largest batch that PyTorch gave so far.", registry=self.registry
         ).set_function(lambda: client.batcher.largest)
         Gauge("effc_queries_held", "Queries that wait or are answered.", registry=self.registry).set_function(
-            lambda: self._n_buffered
+            self._buffered.total
         )
 
     def stop(self) -> None:
@@ -107,17 +112,11 @@ class GuidedServer:
     async def _answer_in_thread(self, messages: list[dict[str, str]], settings: Settings, call: Call) -> Answered:
         if self._stopped.is_set():
             raise ErrorResponse(503, "the server stops", code="stopping")
-        if self._n_buffered >= self._most:
-            seconds = max(1, min(60, round(2 * self._n_buffered)))
-            raise ErrorResponse(
-                429,
-                f"ask again in {seconds} s: as many queries wait as may",
-                code="too_many_requests",
-                headers={"Retry-After": str(seconds)},
-            )
+        owner = client_id(call.scope)
+        self._refuse_when_full(owner)
         left = threading.Event()
         watch = asyncio.create_task(_leave(call, left))
-        self._n_buffered += 1
+        self._buffered[owner] += 1
         try:
             answered = await asyncio.get_running_loop().run_in_executor(
                 self._workers, self._query, messages, settings, left
@@ -133,13 +132,27 @@ class GuidedServer:
         except Exception as error:  # whatever it is, the next queries may fare better
             raise ErrorResponse(500, write_down(call, traceback_location(error)), code="failed") from error
         finally:
-            self._n_buffered -= 1
+            self._buffered[owner] -= 1
+            self._buffered += Counter()  # those without a query are forgotten
             watch.cancel()
         decision = answered.decision
         self.branches.labels(decision.branch).inc()
         for cache, hit in (("lists", decision.list_hit), ("states", decision.adapter_hit)):
             self.hits.labels(cache).inc(int(hit))
         return answered
+
+    def _refuse_when_full(self, owner: str) -> None:
+        """Refuse a query of a client that has others here, once as many wait as may; of another one never."""
+        count = self._buffered.total()
+        if count < self._most or not self._buffered[owner]:
+            return
+        seconds = max(1, min(60, 2 * count))
+        raise ErrorResponse(
+            429,
+            f"ask again in {seconds} s: as many queries wait as may",
+            code="too_many_requests",
+            headers={"Retry-After": str(seconds)},
+        )
 
     def _query(self, messages: list[dict[str, str]], settings: Settings, disconnected: threading.Event) -> Answered:
         with self.query_seconds.time():

@@ -18,8 +18,9 @@ from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
 from .answers import AnswerBuilder, ChatAnswer, ErrorResponse
-from .body import add_text_routes, client_id, slot
+from .body import add_text_routes, slot
 from .errors import install_error_handlers, write_down
+from .guard import client_id
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
 from .request import Piece, Request
@@ -55,7 +56,7 @@ class Service:
         )
         async with slot(call, len(await call.body())):
             ids = await asyncio.to_thread(encode, request_body)
-        request = replace(self._make_request(request_body, ids), owner=client_id(call))
+        request = replace(self._make_request(request_body, ids), owner=client_id(call.scope))
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 

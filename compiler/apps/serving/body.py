@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from .answers import ErrorResponse
+from .guard import client_id
 from .protocol import ChatRequest, CompletionRequest, Unsupported
 from .request_slots import RequestSlots
 
@@ -48,13 +49,7 @@ async def parse_body(call: Call, body_class: type[Form]) -> Form:
 
 def slot(call: Call, size: int) -> AbstractAsyncContextManager[None]:
     """The turn of a request at work whose cost grows with the bytes of its body."""
-    return _slots.setdefault(call.app, RequestSlots()).wait_for_slot(client_id(call), size)
-
-
-def client_id(call: Call) -> str:
-    """Whoever sent a request: its key, or its address where there are no keys."""
-    key = call.scope.get("state", {}).get("key")
-    return f"key {key}" if key is not None else (call.client.host if call.client else "")
+    return _slots.setdefault(call.app, RequestSlots()).wait_for_slot(client_id(call.scope), size)
 
 
 def add_text_routes(

@@ -106,7 +106,7 @@ class _Exchange:
         try:
             key = admission.authorized_key_index(self._scope["path"], self._headers)
             self._scope["state"]["key"] = key
-            admission.count(self._scope["path"], self._client_id())
+            admission.count(self._scope["path"], client_id(self._scope))
             if self._scope["method"] == "POST":
                 self._body = await self._read_body()
             await app(self._scope, self._receive_replayed, self._send_observed)
@@ -122,11 +122,6 @@ class _Exchange:
             seconds = time.monotonic() - started
             self._log_response(log, key, broken, seconds)
             count_response(self._scope["path"], self._status or 499, seconds)
-
-    def _client_id(self) -> str:
-        """A key's number, or the address where there is none."""
-        key = self._scope["state"].get("key")
-        return f"key {key}" if key is not None else (self._scope.get("client") or ("",))[0]
 
     def _log_response(self, log: AccessLog, key: int | None, broken: str | None, seconds: float) -> None:
         """A line; health and metrics, asked every few seconds, have none while all is well."""
@@ -196,9 +191,9 @@ class _Exchange:
 
     async def _send_observed(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
-            if 400 <= self._status < 500:
+            if 400 <= message["status"] < 500:
                 await self._wait_for_turn_of_error()
+            self._status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
         self._out += len(message.get("body", b""))
         async with asyncio.timeout(self._limits.slow):  # a client that takes nothing is let go
@@ -207,13 +202,14 @@ class _Exchange:
 
     async def _wait_for_turn_of_error(self) -> None:
         """Wait until an error may be sent, or the client is gone: a body that was read lies in memory as long."""
-        seconds = self._errors.delay(self._client_id())
+        seconds = self._errors.delay(client_id(self._scope))
         if self._body is None:
             return await asyncio.sleep(seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while (await self._receive())["type"] != "http.disconnect":
-                    pass
+                while not self._left:
+                    await self._receive_replayed()
+                    await asyncio.sleep(0)
 
     async def _send_refusal(self, refusal: ErrorResponse) -> None:
         headers = refusal.headers
@@ -228,6 +224,12 @@ class _Exchange:
 
 class _ClientLeft(Exception):
     """The client left before its request was whole."""
+
+
+def client_id(scope: Scope) -> str:
+    """Sender of a request: its key, or its address where there are no keys."""
+    key = scope.get("state", {}).get("key")
+    return f"key {key}" if key is not None else (scope.get("client") or ("",))[0]
 
 
 def loopback(address: str) -> bool:

@@ -19,7 +19,7 @@ from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
-OTHERS = 4  # one of so many places is left to other clients, once there are any
+OTHERS, SEEN_SECONDS = 4, 60  # one of so many places is left to others, where another asked within so long
 STOPS = "the server stops"
 
 
@@ -60,7 +60,7 @@ class Scheduler:
         self._n_slots = min(running, runner.sequences)
         self._free = SequencePool(runner, self._n_slots, remembers)
         self._waiting: list[Job] = []
-        self._clients: set[str] = set()  # two at most: whether there are several
+        self._seen: dict[str, float] = {}  # the last two clients, and when each asked last
         self._running: list[Job] = []
         self._changed = threading.Condition()
         self._stopping = False
@@ -93,8 +93,8 @@ class Scheduler:
                 self.metrics.requests.labels("refused").inc()
                 raise QueueFull(self._patience())
             self._waiting.append(job)
-            if len(self._clients) < 2:
-                self._clients.add(request.owner)
+            self._seen.pop(request.owner, None)
+            self._seen = dict([*self._seen.items(), (request.owner, time.monotonic())][-2:])
             self._changed.notify()
         return job
 
@@ -155,7 +155,8 @@ class Scheduler:
         """Request that gets a free place: of the client that has fewest, the one that waits longest."""
         places = Counter(job.request.owner for job in self._running)
         job = min(self._waiting, key=lambda job: places[job.request.owner], default=None)
-        limit = self._n_slots - (self._n_slots // OTHERS if len(self._clients) > 1 else 0)
+        are_several = sum(time.monotonic() - seen < SEEN_SECONDS for seen in self._seen.values()) > 1
+        limit = self._n_slots - (self._n_slots // OTHERS if are_several else 0)
         return job if job is not None and self._free and places[job.request.owner] < limit else None
 
     def _allocate(self, job: Job) -> int:

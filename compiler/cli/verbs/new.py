@@ -286,7 +286,8 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
     if goal in WISHES and judge.lines is _TEXTS and skeleton.facts.get("causal_lm"):
         text = _render_recipe(source.text, WISHES[goal], model_name, judge, *WISHES[goal][1:3])
-        if not _check_errors(text, path, session):
+        fixed = _render_recipe(source.text, WISHES[goal], model_name, judge, (), WISHES[goal][2])  # the target alone
+        if not _check_errors(text, path, session) and not _plan_diagnostics(fixed, path, session):
             return format_source(Source(str(path), text))
     branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them
     forms, bounds = (tuple(judge.read(line) for line in lines) for lines in GOALS[goal][1:3])

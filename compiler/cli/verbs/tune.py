@@ -122,8 +122,9 @@ def register(app: typer.Typer) -> None:
             if tuned.compiled:
                 try:
                     write_page(tuned, path.with_suffix(".html"))
-                except Reject as rejection:  # the artifact is there, and worth its summary
-                    no_page = "; ".join(f"{d.message}; {d.help}" for d in rejection.diagnostics)
+                except (Reject, OSError) as error:  # the artifact is there, and worth its summary
+                    diagnostics = error.diagnostics if isinstance(error, Reject) else ()
+                    no_page = "; ".join(f"{d.message}; {d.help}" for d in diagnostics) or str(error)
         code = print_tuned(tuned, shared)
         if no_page:
             shared.screen.note(f"no page was written: {no_page}")
@@ -252,11 +253,9 @@ def print_tuned(tuned: "Tuned", shared: SharedFlags) -> int:
         screen.answer(sentence)
     screen.complain(tuned.unmet, "tune")
     if not tuned.unmet:
-        looks = len(tuned.search.quick_trials)
-        spent = duration_text(tuned.search.seconds)
-        screen.note(
-            f"{looks} of {len(tuned.search.candidates)} candidates measured in {spent}; {others_text(tuned.search)}"
-        )
+        search = tuned.search
+        spent = f"{len(search.candidates)} candidates measured in {duration_text(search.seconds)}"
+        screen.note(f"{search.measured_count} of {spent}; {others_text(search)}")
         for compiled in tuned.chosen.values():
             screen.note(f"recipe: {compiled.recipe}")
     return code_of(tuned.unmet)

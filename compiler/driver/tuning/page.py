@@ -20,14 +20,16 @@ def write_page(tuned: Tuned, path: Path) -> None:
     check_packages()
     search, table = tuned.search, rows(tuned)
     heads = metric_names(search)
-    measured = count_text(len(search.quick_trials), "candidate")
+    measured = count_text(search.measured_count, "candidate")
     hint = (
         f"{measured} of {len(search.candidates)} measured in {duration_text(search.seconds)}; {others_text(search)}. "
         "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone."
     )
     sheets = {c: a.sheet for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
     about = f"The best at {heads[0]} among candidates that keep all bounds."
-    if search.is_named:
+    if tuned.unmet:
+        about = "The artifact misses a bound on rows that it was not chosen by."
+    elif search.is_named:
         about = "A candidate that was asked for by its name."
     elif search.is_front:
         about = f"Candidates that keep all bounds, and of which none is better at both {heads[0]} and {heads[1]}."
@@ -86,6 +88,7 @@ def _charts(tuned: Tuned, table: list[Row]) -> list[Chart]:
 
 
 def _point(row: Row, heads: tuple[str, ...], across: int) -> dict[str, Any]:
-    kind = "chosen" if row.state == "chosen" else "misses a bound" if row.state.startswith("misses") else "keeps bounds"
+    misses = row.state.startswith(("misses", "compiled"))  # compiled, and above a bound on unread rows
+    kind = "chosen" if row.state == "chosen" else "misses a bound" if misses else "keeps bounds"
     says = f"{row.name} · {heads[0]} {row.ratios[0]:.3g} · {heads[across]} {row.ratios[across]:.3g}"
     return {"x": row.ratios[across], "y": row.ratios[0], "name": row.name, "kind": kind, "says": says}

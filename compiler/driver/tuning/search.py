@@ -63,6 +63,11 @@ class Search:
         return self.candidates[0]
 
     @property
+    def measured_count(self) -> int:
+        """Number of candidates that were measured, on few rows or on all; those whose plan was refused are not."""
+        return len({c for c, t in (*self.quick_trials.items(), *self.finals.items()) if not t.refused})
+
+    @property
     def seconds(self) -> float:
         """Time that measurements took, those of killed runs included."""
         return sum(t.seconds for t in (*self.quick_trials.values(), *self.finals.values()))

@@ -134,7 +134,7 @@ def to_json(tuned: Tuned) -> dict[str, Any]:
             {"name": r.name, "state": r.state, "ratios": dict(zip(names, r.ratios, strict=False))} for r in rows(tuned)
         ],
         "out_of_time": tuned.search.out_of_time,
-        "not_measured": len(tuned.search.candidates) - len(tuned.search.quick_trials),
+        "not_measured": len(tuned.search.candidates) - tuned.search.measured_count,
         "neighbours": list(neighbours(tuned)),
         "tied": tied_text(tuned),
     }

@@ -184,10 +184,9 @@ def _keep_best(search: Search, trials: Trials, recipe: Path) -> None:
 
 def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnostic:
     nearest = [f"{c.name}: {missed_text(wish, search.finals[c])}" for c in ranked[:3]]
-    measured = sum(not trial.refused for trial in search.quick_trials.values())
     time = ", or give more time by `within:`" if search.out_of_time else ""
     return wish_unmet(
-        f"none of {count_text(measured, 'candidate')} keeps all bounds",
+        f"none of {count_text(search.measured_count, 'candidate')} keeps all bounds",
         wish.step.call.span,
         note="nearest: " + "; ".join(nearest),
         help=f"loosen the bound that the nearest one misses{time}",

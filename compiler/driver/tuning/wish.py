@@ -93,7 +93,7 @@ class Wish:
 
     def closed_text(self, steps: Sequence[str], arguments: str, suffix: str = "") -> str:
         """Text of the recipe with steps in place of the open one, more arguments of the target, and a suffix of the
-        path that it writes to."""
+        path that it writes to. Other pipelines whose steps are open are left out: they would not compile."""
         source = self.recipe.source
         step, target = _open_nodes(source, self.pipeline.name, self.step.name, self.emit.call)
         edits = [(step, "\n  ".join(steps))]
@@ -107,10 +107,22 @@ class Wish:
             path = self.emit.call.where("path")
             assert path is not None, "a target of a recipe has a written path"
             edits.append((path, quoted(f"{self.emit.call.args['path']}{suffix}")))
+        edits += [(span, "") for span in self._spans_of_other_open_pipelines()]
         text = source.text
         for span, new in sorted(edits, key=lambda edit: -edit[0].start):
             text = text[: span.start] + new + text[span.end :]
         return format_source(self._without_unused(Source(source.name, text)))
+
+    def _spans_of_other_open_pipelines(self) -> list[Span]:
+        statements = parse(self.recipe.source).file.statements
+        pipelines = [s for s in statements if isinstance(s, ast.Pipeline) and s.name.path != self.pipeline.name]
+        others = {p.name.path for p in pipelines if any(s.call.name.path == OPEN_STEPS for s in p.steps)}
+        return [
+            s.span
+            for s in statements
+            if (isinstance(s, ast.Pipeline) and s.name.path in others)
+            or (isinstance(s, (ast.Expect, ast.Emit)) and s.pipeline.path in others)
+        ]
 
     def _without_unused(self, source: Source) -> Source:
         """The text without declarations that only the open step used."""

@@ -13,7 +13,6 @@ import openai
 import pytest
 from effc.compiler.apps.serving.connection import is_crowd
 from effc.compiler.apps.serving.limits import Limits
-from effc.compiler.apps.serving.server import open_listener
 
 from tests.clock import until
 from tests.compiler.apps.serving.conftest import serving
@@ -148,14 +147,6 @@ def test_a_body_of_pieces_of_one_byte_ends_the_connection(server):
     assert not answer or (answer.startswith(b"HTTP/1.1 413 ") and b"in pieces of less than 256 bytes" in answer)
     assert sent < 5000
     assert server.complete(max_tokens=1).usage.completion_tokens == 1
-
-
-def test_connections_are_known_as_tcp_so_that_answers_wait_for_no_acknowledgement():
-    """asyncio sets TCP_NODELAY by the socket's protocol; without it an answer in two segments takes 40 ms longer."""
-    with open_listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
-        accepted, _ = listener.accept()
-        with accepted:
-            assert accepted.proto == socket.IPPROTO_TCP
 
 
 def test_more_headers_than_any_client_sends_are_refused(server):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 
 import h11
@@ -16,6 +17,7 @@ from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatReq
 from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
 from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.apps.serving.scheduler import Scheduler
+from effc.compiler.apps.serving.server import open_listener
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
 
@@ -233,6 +235,14 @@ def test_a_client_whose_large_requests_wait_is_told_to_come_back():
     assert asyncio.run(run()) == 4
 
 
+def test_connections_are_known_as_tcp_so_that_answers_wait_for_no_acknowledgement():
+    """asyncio sets TCP_NODELAY by the socket's protocol; without it an answer in two segments takes 40 ms longer."""
+    with open_listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
+
+
 @pytest.fixture(scope="module")
 def loaded_server(chatty):
     with loads.server(str(chatty)) as url:
@@ -245,4 +255,4 @@ def test_a_server_under_load_answers_others_within_a_bound(loaded_server, name):
     """Over sockets of this machine: another process sends one kind of load for five seconds."""
     alone, loaded = loads.measure(loaded_server, name, 5)
     print(f"{name}: p95 {alone:.3f} s alone, {loaded:.3f} s under load")
-    assert loaded < 1.0
+    assert loaded < 0.3 + 4 * alone

@@ -87,9 +87,15 @@ def test_without_the_packages_of_the_page_all_else_is_there_and_the_same_command
         assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
     captured = capsys.readouterr()
     assert "chosen" in captured.out and "no page was written: a report needs vl_convert" in captured.err
-    assert not (tmp_path / "w-tuned.html").exists()
+    page = tmp_path / "w-tuned.html"
+    assert not page.exists()
+    page.mkdir()  # in its way
     assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
-    assert (tmp_path / "w-tuned.html").exists()
+    captured = capsys.readouterr()
+    assert "chosen" in captured.out and "no page was written: " in captured.err and str(page) in captured.err
+    page.rmdir()
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
+    assert page.exists()
 
 
 def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_written(tmp_path, capsys):

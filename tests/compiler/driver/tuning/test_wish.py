@@ -1,6 +1,7 @@
 """Recipes with open steps, and the recipes that close them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,9 @@ def test_of_several_open_pipelines_one_is_named(tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)
     changes = {change["name"]: change for change in answer["preview"]}
     assert changes["int8"]["seconds"] > 0 and changes["int8"]["disk_bytes"] > 10**6 and answer["combinations"] > 100
+    wish = read_wish(replace(open_session(file, cache_dir=tmp_path / "cache", threads=1), pipelines=("small",)))
+    closed = wish.closed_text(["best = prune.blocks(remove: 1, score: perplexity(text.calib))"], "weights: int8")
+    assert "search.steps" not in closed and "pipeline small" in closed and "fast" not in closed, closed
 
 
 def test_a_model_is_enough_for_a_preview(tmp_path, capsys, monkeypatch):
