@@ -20,7 +20,7 @@ def test_a_type_that_went_wrong_in_a_lot_is_pruned_and_reopened(kind, metric, tm
     lot.made(kind, lot.classes()[kind]).save_pretrained(tmp_path / "model")
     (tmp_path / "r.effspec").write_text(
         'effspec 1\nmodel base = hf("./model")\ndata rows = synthetic(count: 4)\n'
-        f"pipeline small(base) {{ slim = prune.multi(remove: 10% of params, group: 8, score: {metric}(rows)) }}\n"
+        f"pipeline small(base) {{ slim = prune.multi(remove: 8% of params, group: 8, score: {metric}(rows)) }}\n"
         'emit small { hf("small") }\n'
     )
     api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
