@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.events import follow
 from ..core.memory import fits_in_memory
+from ..ir.capture.first_calls import first_sentence
 from ..models.checkpoints.origin import max_row_tokens
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import evaluating, logits_of_output
@@ -102,10 +103,24 @@ def make_decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[
         token = logits_of_output(output)[:, -1:].argmax(-1)  # [batch, 1]
         inputs = {**_next(model, token, output), **caching, **cache_of(output)}  # not a part of what is timed
         started = _current(device)
-        output = model(**inputs)
+        with _failure_as_diagnostic(model):
+            output = model(**inputs)
         return _current(device) - started
 
     return step
+
+
+@contextmanager
+def _failure_as_diagnostic(model: nn.Module) -> Iterator[None]:
+    """Turn the failure of a forward that takes `use_cache` and no single token (CPM-Ant's) into a Reject."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {first_sentence(error)}"
+        message = f"{type(model).__name__} can't go on by one token behind what it cached: {reason}"
+        raise Reject(no_cache(message, help="time it with `prefill`")) from error
 
 
 @contextmanager

@@ -46,7 +46,8 @@ TASKS = (  # of one class for each type, the first that there is
     "ZERO_SHOT_IMAGE_CLASSIFICATION",
 )
 WORDS = ("prune.multi", "sparsify.wanda")
-REMOVED = (10, 5, 2, 1)  # % of parameters, the first that can go, as `effc new` looks for one
+FIRST = 10  # % of parameters; then, by what refused them, those that a user would take next, as `effc new` does
+OTHERS = {"out-of-reach": (5, 2, 1), "overshoots": (20, 40)}
 SECONDS = 240  # that a model and its recipes may take
 NUMBERS = 12_000_000  # parameters of what still counts as tiny
 _HEAD = r"head_dim|.*_head_dim|d_kv|attention_head_size"
@@ -233,18 +234,22 @@ def compiled(word: str, folder: Path) -> tuple[str, str]:
         session = api.open_session(path, cache_dir=folder / "cache")
         call = NamedSource("hf", "./model").call(session)
         judge = choose_evaluation(session.resolve_model_origin(call), session.skeleton(call))
-        for share in REMOVED:
+        shares = [FIRST]
+        while shares:
+            share = shares.pop(0)
             path.write_text(_recipe(word, judge.metric, share), encoding="utf-8")
             faults = [d for d in api.check(path, cache_dir=folder / "cache").diagnostics if d.severity == "error"]
             if faults:
                 raise Reject(*faults)
             try:
                 api.plan(path, cache_dir=folder / "cache", threads=1)
+                api.compile(path, folder / "out", cache_dir=folder / "cache", threads=1)
                 break
             except Reject as refused:
-                if refused.diagnostics[0].slug != "out-of-reach" or share == REMOVED[-1]:
+                if share == FIRST:
+                    shares = list(OTHERS.get(refused.diagnostics[0].slug, ()))
+                if not shares:
                     raise
-        api.compile(path, folder / "out", cache_dir=folder / "cache", threads=1)
     except Reject as refused:
         return "refused", "; ".join(f"{d.slug}: {d.message} {d.note}".strip() for d in refused.diagnostics)
     except Exception as error:  # which is what is looked for
