@@ -182,7 +182,7 @@ class StepScorer(RemoteScorer):
         self.queue = {key: t for key, t in tasks.items() if key not in journal.known and not self._is_running(key)}
         self._send_and_receive_tasks(journal, 0.0)
 
-    def value_from_workers(self, journal: Journal, key: str, task: Task, compute_here: Callable[[], Any]) -> Any:
+    def value_from_workers(self, journal: Journal, key: str, task: Task, compute: Callable[[], Any]) -> Any:
         if key not in journal.known and not self._is_running(key):
             self._publish_step_once()
             self.queue = {key: task, **self.queue}
@@ -191,7 +191,7 @@ class StepScorer(RemoteScorer):
                 self.queue.pop(key, None)
                 break
             self._send_and_receive_tasks(journal, WAIT)
-        return journal.get_or_compute(key, compute_here)
+        return journal.get_or_compute(key, compute)
 
     def _is_running(self, key: str) -> bool:
         return (self.step["key"], key) in self.team.busy.values()

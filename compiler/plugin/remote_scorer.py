@@ -23,8 +23,8 @@ class RemoteScorer(ABC):
         wanted any more."""
 
     @abstractmethod
-    def value_from_workers(self, journal: "Journal", key: str, task: Task, compute_here: Callable[[], Any]) -> Any:
-        """A value, waited for; `compute_here` where no worker gives it."""
+    def value_from_workers(self, journal: "Journal", key: str, task: Task, compute: Callable[[], Any]) -> Any:
+        """A value, waited for; `compute` where no worker gives it."""
 
     @property
     @abstractmethod

@@ -9,24 +9,24 @@ from .flags import SharedFlags, make_verb
 
 _before = typer.Argument(metavar="A", help="An artifact.", show_default=False)
 _after = typer.Argument(metavar="B", help="Another one.", show_default=False)
-_others = typer.Argument(metavar="[C...]", help="More, to compare in one table.", show_default=False)
+_artifacts = typer.Argument(metavar="[C...]", help="More, to compare in one table.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:
-    @make_verb(app, signed_arguments=("before", "after", "others"))
+    @make_verb(app, signed_arguments=("before", "after", "artifacts"))
     def diff(
         before: Annotated[Path, _before],
         after: Annotated[Path, _after],
         shared: SharedFlags,
-        others: Annotated[list[Path], _others] = (),  # type: ignore[assignment]
+        artifacts: Annotated[list[Path], _artifacts] = (),  # type: ignore[assignment]
     ) -> None:
         """Compare two artifacts: measures, shapes, steps, recipe, machine; more than two in a table of measures."""
         from ...artifacts.diff import diff_artifacts
         from ...artifacts.pages.sheet import ReportData
         from ...artifacts.results_table import results_table
 
-        if others:
-            table = results_table([ReportData.of(path) for path in (before, after, *others)])
+        if artifacts:
+            table = results_table([ReportData.of(path) for path in (before, after, *artifacts)])
             if shared.format == "json":
                 return shared.screen.answer_json("diff", head=table[0], rows=table[1:])
             return shared.screen.answer(shared.screen.table(table))

@@ -44,10 +44,10 @@ def register(app: typer.Typer) -> None:
         app,
         formats=("text", "json", "junit", "github", "md"),
         flag_panels=("inputs", "lock", "cache", "machine", "progress", "gate"),
-        signed_arguments=("place",),
+        signed_arguments=("path",),
     )
     def test(
-        place: Annotated[Path, _subject],
+        path: Annotated[Path, _subject],
         shared: SharedFlags,
         output: Annotated[Path, _out] = Path("out"),
         recipe: Annotated[Path | None, _recipe] = None,
@@ -67,24 +67,24 @@ def register(app: typer.Typer) -> None:
         if bless:
             from ...plugin.recipe_library import refuse_library_recipe
 
-            refuse_library_recipe(place)
-        if bless and place.is_dir():
+            refuse_library_recipe(path)
+        if bless and path.is_dir():
             raise typer.BadParameter("`--bless` takes a recipe: a baseline holds all its artifacts")
         shared.require_environment()
         with shared.listening() as listener:
-            if place.is_dir():
-                file, params = recipe_and_params(place, recipe)
+            if path.is_dir():
+                file, params = recipe_and_params(path, recipe)
                 session = api.open_session(file, settings=shared.settings(listener), set=params)
                 baseline.read_baseline(
                     session.path
                 )  # one that is broken is told before anything is planned or measured
-                results = remeasure_artifact(place, session, api.plan_all_pipelines(session))
+                results = remeasure_artifact(path, session, api.plan_all_pipelines(session))
             else:
-                session = shared.session(place, listener)
+                session = shared.session(path, listener)
                 if not bless:
                     baseline.read_baseline(session.path)
                 results = remeasure_recipe(session, api.plan_all_pipelines(session), output, bless)
-        if not bless and place.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
+        if not bless and path.exists() and not any(r.drifts for r in results):  # one of the library's has no file here
             baseline_file = baseline.baseline_path(session.path)
             shared.screen.note(
                 f"compared with no baseline: `effc test {quote(str(session.path))} --bless` writes {baseline_file}"
@@ -93,7 +93,7 @@ def register(app: typer.Typer) -> None:
         for file in report_file:
             file.write_text(report_file_text(results, file.suffix), encoding="utf-8")
         if bless:
-            shared.screen.note(f"wrote {baseline.baseline_path(place)}")
+            shared.screen.note(f"wrote {baseline.baseline_path(path)}")
         return code_of([d for r in results for d in r.diagnostics])
 
 

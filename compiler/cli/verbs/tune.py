@@ -29,7 +29,7 @@ PIPELINE = "tuned"
 LENGTH, ROWS = 256, 32  # of a row of own text in tokens, and of a data set in rows
 LONGEST_TEXT = 20_000_000  # characters of own text that are read
 COMMAND_LINE = Path("wish")  # name of a recipe that stands in no file, in diagnostics
-_what = typer.Argument(
+_subject = typer.Argument(
     metavar="RECIPE|MODEL", help="A recipe with open steps, or a model as `effc new` takes it.", show_default=False
 )
 _out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifact goes.")
@@ -81,7 +81,7 @@ class WishOptions:
 def register(app: typer.Typer) -> None:
     @make_verb(app, flag_panels=("inputs", "cache", "machine", "progress", "gate"))
     def tune(
-        what: Annotated[str, _what],
+        subject: Annotated[str, _subject],
         shared: SharedFlags,
         output: Annotated[Path, _out] = Path("out"),
         force: Annotated[bool, _force] = False,
@@ -105,14 +105,14 @@ def register(app: typer.Typer) -> None:
 
         with shared.listening() as listener:
             options = WishOptions(target, optimize, against, tuple(expect), within, data)
-            if what.endswith(".effspec"):
+            if subject.endswith(".effspec"):
                 refuse_options_of_a_model(options)
-                session, recipe = shared.session(Path(what), listener, pipeline), Path(what)
+                session, recipe = shared.session(Path(subject), listener, pipeline), Path(subject)
             else:
                 if pipeline:
                     raise typer.BadParameter("--pipeline is for a recipe, and this is a model")
                 refuse_more_or_less_than_one(target, optimize, within, *filter(None, [against]), *expect)
-                session, recipe = wish_session(what, options, shared, listener)
+                session, recipe = wish_session(subject, options, shared, listener)
             wish = read_wish(session)
             path = recipe.with_name("-".join([recipe.stem, *session.pipelines, "tuned"]) + ".effspec")
             if explain:

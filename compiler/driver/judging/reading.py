@@ -89,10 +89,10 @@ def _joined(parts: Sequence[RowScores]) -> RowScores:
     return RowScores(sums, counts, parts[0].form, parts[0].noun)
 
 
-def _in_unit(ends: tuple[float, float], score: Score, original: Score | None, limit: float) -> tuple[float, float]:
+def _in_unit(interval: tuple[float, float], score: Score, original: Score | None, limit: float) -> tuple[float, float]:
     """Interval of the value by that of the mean difference."""
     if score.rows is not None and score.rows.form == "exp":
         scale = 1.0 if original is None else original.value
-        return scale * math.exp(min(ends[0], 700.0)), scale * math.exp(min(ends[1], 700.0))
+        return scale * math.exp(min(interval[0], 700.0)), scale * math.exp(min(interval[1], 700.0))
     offset = limit if original is None else limit * original.value
-    return ends[0] + offset, ends[1] + offset
+    return interval[0] + offset, interval[1] + offset

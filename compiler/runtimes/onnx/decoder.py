@@ -10,7 +10,7 @@ KEEPS = "ONNX has no standard op for it; `hf` and `native` hold it"
 class Decoder(nn.Module):
     """Logits, and keys and values layer by layer; masks and positions reach over the tokens before.
 
-    given   input_ids [b, t], attention_mask [b, past + t] and, where the model takes some, position_ids [b, t]
+    inputs  input_ids [b, t], attention_mask [b, past + t] and, where the model takes some, position_ids [b, t]
     past    keys and values in turns, each [b, heads, past, d]; of layers without attention none
     slots   where in the cache they belong
     """
@@ -19,9 +19,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.model, self.slots = model, slots
 
-    def forward(self, given: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, inputs: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         cache = make_filled_cache(past, self.slots)
-        logits = self.model(**given, cache=cache, use_cache=True).logits
+        logits = self.model(**inputs, cache=cache, use_cache=True).logits
         return logits.float(), [part for n in self.slots for part in (cache.layers[n].keys, cache.layers[n].values)]
 
 

@@ -108,8 +108,8 @@ def _export_decoder_step(decoder: Decoder, inputs: dict[str, Any], past: list[An
     parts = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
     return _export_module(
         decoder,
-        {"given": inputs, "past": past},
-        {"given": {name: {0: free, 1: free} for name in inputs}, "past": [{0: free, 2: free} for _ in past]},
+        {"inputs": inputs, "past": past},
+        {"inputs": {name: {0: free, 1: free} for name in inputs}, "past": [{0: free, 2: free} for _ in past]},
         [*inputs, *(f"past_key_values.{part}" for part in parts)],
         ["logits", *(f"present.{part}" for part in parts)],
     )
