@@ -13,7 +13,7 @@ quickstart: $(STAMP)
 	@$(BIN)/effc report out/tiny-llama-small -o out/report.html
 
 native: $(STAMP)
-	@$(BIN)/effc compile recipes/native.effspec -o out --force
+	@$(BIN)/effc compile recipes/llm/sparse-30-cpu.effspec -o out --force
 	@echo
 	@$(BIN)/effc run out/tiny-llama-cpu --prompt "And it came to pass" --max-new-tokens 40
 

@@ -22,4 +22,4 @@ def named_model(text: str) -> str:
 def on_file(text: str, gguf: Path) -> str:
     """A recipe of the embedded model, on a model in a GGUF file; paths of data lead to where they led."""
     text = text.replace('zoo("tiny-llama")', f'gguf("{gguf}")')
-    return re.sub(r'"(?:\.\./)?zoo/tiny-llama/', f'"{ZOO}/', text)
+    return re.sub(r'"(?:\.\./)*zoo/tiny-llama/', f'"{ZOO}/', text)

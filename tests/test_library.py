@@ -38,6 +38,16 @@ def test_a_recipe_of_somebody_elses_system_says_whose():
     assert [n for n, r in RECIPES.items() if "/" in n and "Source: " not in r.doc] == []
 
 
+def test_a_recipe_that_was_not_shown_to_help_a_larger_model_says_first_that_it_teaches():
+    """Help: a smaller or faster SmolLM2 whose perplexity is at most a fifth higher. Published settings name their models."""
+    effects = Effects.read()
+    for name, recipe in RECIPES.items():
+        rows = [row for e in effects.of(recipe) if e.on.startswith("SmolLM2") for row in e.rows]
+        ratios = [after / before for _, metric, _, before, after in rows if "perplexity" in metric and before]
+        helps = bool(ratios) and max(ratios) <= 1.2
+        assert recipe.sentence.startswith("Teaching recipe: ") == (not helps and "= hf(" not in recipe.text), name
+
+
 def test_measured_effects_are_of_recipes_as_they_are_now():
     effects = Effects.read()
     assert set(effects.stored) <= set(RECIPES)
@@ -63,18 +73,18 @@ def test_an_effect_of_a_recipe_that_was_changed_is_not_told(tmp_path):
 
 def test_a_file_here_goes_before_the_librarys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name = Path("shears/half")
-    assert resolve_recipe_path(name) == library_files()["shears/half.effspec"].path
-    (tmp_path / "shears").mkdir()
-    (tmp_path / "shears" / "half").write_text("effspec 1\n")
+    name = Path("papers/shears/sparse-50")
+    assert resolve_recipe_path(name) == library_files()["papers/shears/sparse-50.effspec"].path
+    (tmp_path / "papers" / "shears").mkdir(parents=True)
+    (tmp_path / "papers" / "shears" / "sparse-50").write_text("effspec 1\n")
     assert resolve_recipe_path(name) == name
-    assert resolve_recipe_path(Path("../shears/half")) == Path("../shears/half") and resolve_recipe_path(
-        Path("std.text")
-    ) == Path("std.text")
+    assert resolve_recipe_path(Path("../papers/shears/sparse-50")) == Path(
+        "../papers/shears/sparse-50"
+    ) and resolve_recipe_path(Path("std.text")) == Path("std.text")
 
 
 def test_a_copy_has_all_that_the_recipe_names(tmp_path):
-    for name in ("fedreft/one-client", "multipruner/apply", "rttc/thirty-two", "quickstart"):
+    for name in ("papers/fedreft/one-client", "papers/multipruner/apply", "papers/rttc/ttt-32", "quickstart"):
         recipe = RECIPES[name]
         files = with_files(recipe)
         for place, file in files.items():
@@ -83,7 +93,7 @@ def test_a_copy_has_all_that_the_recipe_names(tmp_path):
             target.write_bytes(file.read_bytes())
         checked = api.open_session(tmp_path / name / recipe.name, cache_dir=tmp_path / "cache").check()
         assert {d.slug for d in checked.diagnostics} <= {"unseen-model"}, name
-    assert set(with_files(RECIPES["fedreft/one-client"])) >= {"zoo/tiny-llama/speech-train.jsonl"}
+    assert set(with_files(RECIPES["papers/fedreft/one-client"])) >= {"zoo/tiny-llama/speech-train.jsonl"}
 
 
 @pytest.fixture(scope="module")
