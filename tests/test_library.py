@@ -1,5 +1,7 @@
 """The recipe library: every pass and target has a recipe, and each compiles on a model that comes with effc."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from effc.compiler.plugin.recipe_library import LibraryFile, library_files, reso
 from effc.compiler.plugin.registry import Registry
 from effc.dsl.syntax import ast
 
-from tests.stand_ins import embedded
+from tests.stand_ins import ZOO, embedded, on_model
 
 RECIPES = {name.removesuffix(".effspec"): r for name, r in library_files().items() if not r.is_module}
 VOCABULARY = Registry().vocabulary
@@ -94,6 +96,33 @@ def test_a_copy_has_all_that_the_recipe_names(tmp_path):
         checked = api.open_session(tmp_path / name / recipe.name, cache_dir=tmp_path / "cache").check()
         assert {d.slug for d in checked.diagnostics} <= {"unseen-model"}, name
     assert set(with_files(RECIPES["papers/fedreft/one-client"])) >= {"zoo/tiny-llama/speech-train.jsonl"}
+
+
+SMOLLM2 = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.slow
+def test_amounts_and_groups_of_a_recipe_fit_other_decoders(tmp_path):
+    """Heads that can be shared out, groups that divide: on the shapes of SmolLM2-135M, with the embedded tokenizer."""
+    folder = tmp_path / "m"
+    shutil.copytree(ZOO, folder, ignore=lambda _, names: [n for n in names if not n.startswith("tokenizer")])
+    (folder / "config.json").write_text(json.dumps(SMOLLM2))
+    for name, recipe in RECIPES.items():
+        if 'zoo("tiny-llama")' in recipe.text:
+            path = tmp_path / "r.effspec"
+            path.write_text(on_model(recipe.text, 'config("m/config.json")'))
+            checked = api.open_session(path, cache_dir=tmp_path / "cache").check(resolve=True)
+            assert [d.message for d in checked.diagnostics if d.severity == "error"] == [], name
 
 
 @pytest.fixture(scope="module")
