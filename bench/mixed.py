@@ -1,6 +1,6 @@
 """Print what `lower.mixed` loses beside single formats of no more bytes, on two texts that no pass saw, as a table.
 
-    python bench/mixed.py [--model 'zoo("tiny-llama")'] [--json FILE]
+    python -m bench.mixed [--model 'zoo("tiny-llama")'] [--json FILE]
 
 Points: every format of the target `native` for the whole model, with and without GPTQ, and int8 with zeros; then
 `lower.mixed` at several budgets of bytes, with all its options, with formats alone ("bits") and with zeros alone.
@@ -14,6 +14,9 @@ import tempfile
 from pathlib import Path
 
 from effc.compiler.driver import api
+
+from bench.tables import markdown
+from bench.tables import mixed as table
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """effspec 1
@@ -63,19 +66,10 @@ def main() -> None:
                 point = measured(folder, args.model, step, ", weights: int4")
                 if point:
                     mixed[f"mixed ({kind}), {keep} %"] = point
+    points = {"singles": singles, "mixed": mixed}
     if args.json:
-        args.json.write_text(json.dumps({"singles": singles, "mixed": mixed}, indent=1))
-    print("\n| point | MiB | divergence, like text | lower | divergence, unlike text | lower | best single |")
-    print("|---|---|---|---|---|---|---|")
-    for title, (size, *losses) in sorted((singles | mixed).items(), key=lambda entry: entry[1]):
-        rivals = {t: p for t, p in singles.items() if p[0] <= size * 1.001 and t != title}
-        cells, names = [], []
-        for index, loss in enumerate(losses, 1):
-            best = min(rivals, key=lambda t: rivals[t][index], default=None)
-            gain = f"{1 - loss / rivals[best][index]:+.0%}" if best and title in mixed else ""
-            cells += [f"{loss:.4f}", gain]
-            names.append(best or "")
-        print(f"| {title} | {size / 2**20:.2f} | {' | '.join(cells)} | {names[0] if title in mixed else ''} |")
+        args.json.write_text(json.dumps(points, indent=1) + "\n")
+    print("\n" + markdown(table(points)))
 
 
 def measured(folder: Path, model: str, steps: str, arguments: str) -> tuple[float, float, float] | None:

@@ -24,7 +24,7 @@ from effc.compiler.plugin.recipe_library import LibraryFile, library_files
 from effc.dsl.syntax.diagnostics import Reject
 
 from bench.smol import gguf_path
-from tests.stand_ins import embedded, named_model, on_file
+from tests.stand_ins import embedded, named_model, on_model
 
 SEED = 0
 FACTS = ("cpu", "isa", "cores", "threads", "os", "python", "torch", "transformers", "effc")
@@ -55,7 +55,9 @@ def measure_recipe(recipe: LibraryFile, metric: str) -> Effect:
         path = recipe.path
         if metric == "smollm2" or known:
             path = Path(folder) / path.name
-            path.write_text(on_file(text, gguf_path()) if metric == "smollm2" else embedded(text), encoding="utf-8")
+            path.write_text(
+                on_model(text, f'gguf("{gguf_path()}")') if metric == "smollm2" else embedded(text), encoding="utf-8"
+            )
         elif 'zoo("tiny-llama")' not in text:
             model = text.partition("model base = ")[2].partition('("')[2].partition('"')[0]
         began = time.monotonic()

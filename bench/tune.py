@@ -1,6 +1,6 @@
 """Print what `effc tune` chooses beside the best of all its candidates, for six wishes, as a table.
 
-    python bench/tune.py [--model zoo:tiny-llama] [--within 4min] [--json FILE]
+    python -m bench.tune [--model zoo:tiny-llama] [--within 4min] [--json FILE]
 
 Two sizes, two times per token and two losses of quality. Every wish is searched with a cache of its own; then every
 candidate is built and measured by itself, once, on all rows that choices are made by (the matrix). "behind" is by how
@@ -25,14 +25,17 @@ from effc.compiler.driver.tuning.trials import Trial, Trials
 from effc.compiler.driver.tuning.tune import tune
 from effc.compiler.driver.tuning.wish import Wish, read_wish
 
+from bench.tables import markdown
+from bench.tables import tune as table
+
 PERPLEXITY = "perplexity(text.heldout)"
 WISHES = {
-    "half the bytes": (PERPLEXITY, "bytes <= 0.5 * base"),
-    "a fifth of the bytes": (PERPLEXITY, "bytes <= 0.2 * base"),
-    "a third of the time": (PERPLEXITY, "decode.p50 <= 0.33 * base"),
-    "a seventh of the time": (PERPLEXITY, "decode.p50 <= 0.14 * base"),
-    "1 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.01 * base"),
-    "10 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.10 * base"),
+    "best perplexity, half the bytes": (PERPLEXITY, "bytes <= 0.5 * base"),
+    "best perplexity, a fifth of the bytes": (PERPLEXITY, "bytes <= 0.2 * base"),
+    "best perplexity, a third of the time": (PERPLEXITY, "decode.p50 <= 0.33 * base"),
+    "best perplexity, 0.14 of the time": (PERPLEXITY, "decode.p50 <= 0.14 * base"),
+    "fastest, perplexity at most 1 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.01 * base"),
+    "fastest, perplexity at most 10 % worse": ("decode.p50", f"{PERPLEXITY} <= 1.10 * base"),
 }
 RECIPE = """effspec 1
 use std.text
@@ -104,15 +107,10 @@ def main() -> None:
                 row |= {"chosen": chosen.name, "behind": costs[0] / costs[1] - 1, "held_out": not tuned.unmet}
             rows.append(row)
             print(json.dumps(row))
+    measured = {"rows": rows, "matrix": {c.name: asdict(t) for c, t in matrix.items()}, "seconds": matrix_seconds}
     if args.json:
-        measured = {c.name: asdict(t) for c, t in matrix.items()}
-        args.json.write_text(json.dumps({"rows": rows, "matrix": measured, "seconds": matrix_seconds}, indent=1))
-    print(f"\n{args.model}, {len(matrix)} candidates in {matrix_seconds / 60:.1f} min\n")
-    print("| wish | chosen | best of the matrix | behind | time | held out |\n|---|---|---|---|---|---|")
-    for r in rows:
-        behind = f"{r['behind']:+.1%}" if "behind" in r else ""
-        held = {True: "holds", False: "violations"}.get(r.get("held_out"), "")
-        print(f"| {r['wish']} | {r.get('chosen', 'none')} | {r['best']} | {behind} | {r['share']:.1%} | {held} |")
+        args.json.write_text(json.dumps(measured, indent=1) + "\n")
+    print(f"\n{args.model}, {len(matrix)} candidates in {matrix_seconds / 60:.1f} min\n\n{markdown(table(measured))}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ def named_model(text: str) -> str:
     return found[1] if found else ""
 
 
-def on_file(text: str, gguf: Path) -> str:
-    """A recipe of the embedded model, on a model in a GGUF file; paths of data lead to where they led."""
-    text = text.replace('zoo("tiny-llama")', f'gguf("{gguf}")')
-    return re.sub(r'"(?:\.\./)?zoo/tiny-llama/', f'"{ZOO}/', text)
+def on_model(text: str, model: str) -> str:
+    """A recipe of the embedded model on another one, `gguf("a.gguf")`; paths of data lead to where they led."""
+    return re.sub(r'"(?:\.\./)*zoo/tiny-llama/', f'"{ZOO}/', text.replace('zoo("tiny-llama")', model))

@@ -18,6 +18,8 @@ from effc.dsl.syntax.diagnostics import EXITS
 from effc.dsl.syntax.render import render
 from typer.main import get_command
 
+from bench.tables import TABLES, with_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
@@ -84,6 +86,14 @@ def test_a_command_line_of_a_page_names_a_verb_and_options_that_it_has(name):
 def test_a_link_leads_to_a_file(name):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", TEXTS[name])
     assert [link for link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
+
+
+def test_a_table_between_marks_is_the_one_of_its_json():
+    marked = {name: re.findall(r"<!-- table: (\w+) -->", text) for name, text in TEXTS.items()}
+    assert sorted(name for names in marked.values() for name in names) == sorted(TABLES)
+    for page in filter(marked.get, marked):
+        without = re.sub(r"( -->\n)\|.*?(<!-- end)", r"\1\2", TEXTS[page], flags=re.S)
+        assert without != with_tables(without) == TEXTS[page], "run python -m bench.tables"
 
 
 @pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])

@@ -93,6 +93,12 @@ def require_tokenizer(tokenizer: Any, ctx: Context) -> Any:
     return tokenizer
 
 
+def padding_id(tokenizer: Any, ctx: Context) -> int:
+    """Id that fills rows up: the padding token's, else the end token's. Raises Reject (no-tokenizer)."""
+    tokenizer = require_tokenizer(tokenizer, ctx)
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+
+
 def encode(text: str, tokenizer: Any) -> list[int]:
     """Ids of a whole text without any special token around it."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []

@@ -72,7 +72,7 @@ def library_files() -> dict[str, LibraryFile]:
 
 
 def resolve_recipe_path(path: Path) -> Path:
-    """The file of the library that a path names, `shears/half`, where there is no such file here; else the path."""
+    """The library's file that a path names, `llm/int4-gptq`, unless there is such a file here; else the path."""
     if path.exists() or path.is_absolute() or ".." in path.parts:
         return path
     known = library_files()

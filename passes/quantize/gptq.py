@@ -56,7 +56,7 @@ class Gptq(Quantizer):
                 return nearest if keep is None else torch.where(keep, nearest, 0.0)
             return gptq(weight, gram, grid, self.order, keep, self.damping, self.sweeps)
 
-        record_grids(program, chosen, solve_layerwise(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
+        record_grids(program, chosen, *solve_layerwise(program, ctx, chosen, rows, new), grid, tokens=rows.numel())
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         return estimate_layerwise_effort(skeleton, self.chosen(skeleton), ctx.rows(self.data), "uniform")

@@ -7,7 +7,7 @@ from ...compiler.ir.program import Program
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort
 from ...compiler.transforms.search.quantizing import Quantizer, nonzero_mask, record_grids
-from ...compiler.transforms.search.sparsity import finite_weight, replace_weight, sizes
+from ...compiler.transforms.search.sparsity import finite_weight, relative_change, replace_weight, sizes
 from ...dsl.checker.skeleton import Skeleton
 
 
@@ -23,14 +23,14 @@ class Round(Quantizer):
     """
 
     def run(self, program: Program, ctx: Context) -> None:
-        chosen, masks = self.chosen(skeleton_of(program)), {}
+        chosen, zeros, errors = self.chosen(skeleton_of(program)), {}, {}
         for part in ctx.each(chosen, "rounding", len(chosen)):
             weight = finite_weight(program, part.path).float()
             keep, new = nonzero_mask(weight), self.grid.fit_scales(weight).round(weight)
-            masks[part.path] = replace_weight(
-                program, part.path, new if keep is None else torch.where(keep, new, 0.0), ctx
-            )
-        record_grids(program, chosen, masks, self.grid)
+            new = new if keep is None else torch.where(keep, new, 0.0)
+            errors[part.path] = relative_change(weight, new)
+            zeros[part.path] = replace_weight(program, part.path, new, ctx)
+        record_grids(program, chosen, zeros, errors, self.grid)
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
         """Scales of every number's group are tried, or follow from the largest."""

@@ -39,7 +39,7 @@ class Target:
 
 
 def _recipes(folder: Path) -> list[bytes]:
-    return [file.read_bytes() for file in sorted((ROOT / "recipes").glob("*.effspec"))[:6]]
+    return [file.read_bytes() for file in sorted((ROOT / "recipes").rglob("*.effspec"))[:6]]
 
 
 def _recipe(data: bytes, folder: Path) -> None:

@@ -200,6 +200,8 @@ def test_modules_hold_few_values_and_keep_their_type(tmp_path, name, word, group
         weight = weight_of(program.model.get_submodule(path))
         assert type(program.model.get_submodule(path)) is type(model.get_submodule(path))
         assert all(len(row.unique()) <= 8 for row in weight.reshape(-1, group or weight.shape[1]))
+        before = weight_of(model.get_submodule(path))
+        assert note["errors"][path] == pytest.approx(float((weight - before).norm() / before.norm()), abs=1e-4)
     changed = {n for n, p in program.model.named_parameters() if not torch.equal(p, model.get_parameter(n))}
     assert changed == {f"{path}.weight" for path in note["quantized"]}
 

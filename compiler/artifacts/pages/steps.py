@@ -7,8 +7,8 @@ from ..manifest import Manifest
 from .chart import Chart
 from .cuts import score_after_cuts_chart
 from .losses import training_losses_chart
+from .modules import quantization_error_chart, zero_share_chart
 from .sheet import rows, table, word
-from .zeros import zero_share_chart
 
 CHANGES = 400
 
@@ -29,7 +29,7 @@ def step_report_sections(manifest: Manifest) -> list[Step]:
         decisions = [table(d) for d in rows(step.get("decisions"))]
         charts = [
             chart
-            for draw in (score_after_cuts_chart, training_losses_chart, zero_share_chart)
+            for draw in (score_after_cuts_chart, training_losses_chart, zero_share_chart, quantization_error_chart)
             if (chart := draw(decisions))
         ]
         changes = tuple(word(change) for change in rows(step.get("changes"))[:CHANGES])

@@ -9,7 +9,7 @@ from ....dsl.syntax.nearest import nearest_name_help
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import Record, check_fields, drop_or_refuse_too_long, parse_each, read_records, text_of
-from ..windows import choose_rows, content_identity, find_files, require_tokenizer
+from ..windows import choose_rows, content_identity, find_files, padding_id, require_tokenizer
 
 unknown_class = Fault("unknown-class", "A record's label is none of the classes that a recipe names.")
 text_too_long = Fault("text-too-long", "A text has more tokens than a row.")
@@ -41,7 +41,7 @@ class Labels(Data):
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        fill = padding_id(tokenizer, ctx)
         return self._choose(
             [[*ids, *[fill] * (self.length - len(ids))] for ids, _ in self._tokenize_texts_and_classes(tokenizer, ctx)],
             ctx,

@@ -9,7 +9,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import Record, check_fields, drop_or_refuse_too_long, parse_each, read_records, text_of
-from ..windows import choose_rows, content_identity, encode, find_files, require_tokenizer, start_token
+from ..windows import choose_rows, content_identity, encode, find_files, padding_id, require_tokenizer, start_token
 
 pair_too_long = Fault("pair-too-long", "A prompt with its answer has more tokens than a row.")
 empty_pair = Fault("empty-pair", "A prompt or an answer has no text, so that nothing can be learned from it.")
@@ -55,7 +55,7 @@ class Pairs(Data):
     seed: int | None = param("Decides which rows; the run's own seed where it is left out.", default=None)
 
     def rows(self, tokenizer: Any, ctx: Context) -> Iterator[Any]:
-        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        fill = padding_id(tokenizer, ctx)
         if self._is_pair(ctx):
             half = self.length // 2
             return self._fill_rows(

@@ -11,7 +11,7 @@ from ...core.safe_read import DATA, read_regular_file
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import Record, check_fields, drop_or_refuse_too_long, read_records, text_of
-from ..windows import choose_rows, content_identity, find_files, require_tokenizer
+from ..windows import choose_rows, content_identity, find_files, padding_id, require_tokenizer
 from .labels import text_too_long
 
 bad_sound = Fault("bad-sound", "A recording can't be read, or is not such as the model hears.")
@@ -58,7 +58,7 @@ class Sounds(Data):
         ]
         sizes = [len(ids) for _, ids in recordings]
         recordings = drop_or_refuse_too_long(recordings, sizes, self.length, self.longer, text_too_long, "texts")
-        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        fill = padding_id(tokenizer, ctx)
         rows = []
         for file, ids in recordings:
             features = _extract_features(file, extract, ctx)

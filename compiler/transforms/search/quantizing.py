@@ -73,10 +73,15 @@ def nonzero_mask(weight: Tensor) -> Tensor | None:
 
 
 def record_grids(
-    program: "Program", selected: Sequence[Part], zero_shares: Mapping[str, float], grid: Grid, **extra: Any
+    program: "Program",
+    selected: Sequence[Part],
+    zero_shares: Mapping[str, float],
+    errors: Mapping[str, float],
+    grid: Grid,
+    **extra: Any,
 ) -> None:
-    """Note in the program what the grids are, how many bits a weight would take, and how much of each module is
-    zero."""
+    """Note in the program what the grids are, how many bits a weight would take, and of each module the share of zeros
+    and the error of its weights, relative to them."""
     weights = sizes(selected)
     bits = fsum(grid.bits_per_weight(inputs(part)) * weights[part.path] for part in selected) / sum(weights.values())
     program.changed()
@@ -86,5 +91,6 @@ def record_grids(
         symmetric=grid.symmetric,
         bits_per_weight=round(bits, 3),
         quantized={path: round(share, 4) for path, share in zero_shares.items()},
+        errors={path: round(error, 5) for path, error in errors.items()},
         **extra,
     )

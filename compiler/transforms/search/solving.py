@@ -14,13 +14,21 @@ from ....dsl.checker.values import DataRef, Ratio, Selector
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...core.shards import Shards
-from ...ir.surgery import tensor_at
+from ...ir.layers.linear import weight_of
 from ...plugin.context import Context
 from ...plugin.interfaces import Effort, Lossy, Pass, param
 from . import allocation
 from .layerwise import Grams, Layerwise, Stage, stages
 from .masks import keep_mask
-from .sparsity import check_pattern, chosen_parts, finite_weight, record_zero_shares, replace_weight, sizes
+from .sparsity import (
+    check_pattern,
+    chosen_parts,
+    finite_weight,
+    record_zero_shares,
+    relative_change,
+    replace_weight,
+    sizes,
+)
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -67,7 +75,7 @@ class ReconstructingSparsifier(Pass):
                 return torch.where(keep_mask(weight.abs().float(), spread[unit], "any", "row"), weight, 0.0)
             return self.solve(weight, gram, spread[unit])
 
-        zeros = solve_layerwise(program, ctx, chosen, rows, replacement)
+        zeros, _ = solve_layerwise(program, ctx, chosen, rows, replacement)
         record_zero_shares(program, chosen, zeros, allocation=how, tokens=rows.numel(), pattern=self.pattern)
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
@@ -89,18 +97,21 @@ class ReconstructingSparsifier(Pass):
 
 def solve_layerwise(
     program: "Program", ctx: Context, selected: Sequence[Part], rows: Tensor, solve_weight: New
-) -> dict[str, float]:
-    """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their
-    shares of zeros by path. What is done is kept layer by layer, and a run that was killed goes on there."""
-    parts, zero_shares, shards = stages(program, selected), {}, Shards(ctx.workdir / "layers")
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Exchange the weights of the chosen modules, each layer for what the exchanged ones before it give; their shares
+    of zeros and relative changes by path. Finished layers are stored; a run that was killed continues after them."""
+    parts, shards = stages(program, selected), Shards(ctx.workdir / "layers")
+    zero_shares, changes = {}, {}
     walk = Layerwise(program, rows)
     for stage in ctx.each(parts, "layers", len(parts)):
         weights = shards.get_or_compute_tensors(stage.unit, partial(_solve_stage, program, walk, stage, solve_weight))
         for path in stage.modules:
-            device = tensor_at(program.model, f"{path}.weight").device
-            zero_shares[path] = replace_weight(program, path, weights[path].to(device), ctx)
+            before = weight_of(program.model.get_submodule(path))
+            after = weights[path].to(before.device)
+            changes[path] = relative_change(before, after)
+            zero_shares[path] = replace_weight(program, path, after, ctx)
         walk.leave(stage)
-    return zero_shares
+    return zero_shares, changes
 
 
 def _solve_stage(program: "Program", layerwise: Layerwise, stage: Stage, solve_weight: New) -> dict[str, Tensor]:

@@ -93,6 +93,12 @@ def zeros(weight: Tensor) -> float:
     return 1.0 - int(weight.count_nonzero()) / weight.numel()
 
 
+def relative_change(before: Tensor, after: Tensor) -> float:
+    """Norm of the difference of two weights, as a share of the first one's norm."""
+    norm = float(torch.linalg.vector_norm(before, dtype=torch.float32))
+    return float(torch.linalg.vector_norm(after.to(before) - before, dtype=torch.float32)) / norm if norm else 0.0
+
+
 def sizes(selected: Sequence[Part]) -> dict[str, int]:
     """Number of weights of each module, by path."""
     return {part.path: n * k for part in selected for n, k in [dict(part.tensors)["weight"]]}

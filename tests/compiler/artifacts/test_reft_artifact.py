@@ -21,7 +21,7 @@ from effc.dsl.syntax.render import render
 
 from tests import worlds
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "reft.effspec"
+RECIPE = Path(__file__).parents[3] / "recipes" / "llm" / "reft.effspec"
 NARROW = ("prune.channels", {"keep": Ratio(0.5, "channels"), "align": 8})
 
 

@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from effc.compiler.inputs.data.chat import Chat
 from effc.compiler.inputs.data.choices import Choices, answer_index
 from effc.compiler.inputs.data.hub import Hub
+from effc.compiler.inputs.data.labels import Labels
+from effc.compiler.inputs.data.pairs import Pairs
 from effc.compiler.inputs.data.synthetic import Synthetic
 from effc.compiler.inputs.data.text import Text
 from effc.compiler.inputs.data.tokens import Tokens
@@ -148,10 +151,11 @@ def test_a_file_that_is_not_there(ctx, path):
     assert ("`a.txt`" in found.help) == (path == "b.txt")
 
 
-def test_a_model_without_tokenizer(home, tmp_path):
+@pytest.mark.parametrize("kind", [Text, Pairs, partial(Labels, classes=("x", "y"))])
+def test_texts_for_a_model_without_tokenizer_are_refused(home, tmp_path, kind):
     origin = Hf(name=str(worlds.llama(tmp_path / "bare"))).resolve(worlds.context(tmp_path))
     ctx = worlds.context(home, origin)
-    assert worlds.slug(lambda: rows(Text(path="a.txt", length=8), ctx)) == "no-tokenizer"
+    assert worlds.slug(lambda: rows(kind(path="a.txt", length=8), ctx)) == "no-tokenizer"
 
 
 # -- rows and the model --------------------------------------------------------------------------------------

@@ -10,16 +10,17 @@ from effc.compiler.apps.federation.simulation import simulate_federation
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver import api
 
-RECIPES = Path(__file__).parents[4] / "recipes"
+RECIPES = Path(__file__).parents[4] / "recipes" / "federated"
+NAMES = ["pretraining", "prompt-tuning", "reft"]
 
 
-@pytest.mark.parametrize("name", sorted(f.stem for f in RECIPES.glob("federated-*.effspec")))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_federation_checks(name, tmp_path):
     assert not api.check(RECIPES / f"{name}.effspec", cache_dir=tmp_path).diagnostics
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", sorted(f.stem for f in RECIPES.glob("federated-*.effspec")))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_federation_learns_for_every_client_and_leaves_the_model_as_it_was(name, tmp_path):
     (made,) = api.compile(RECIPES / f"{name}.effspec", out=tmp_path, cache_dir=tmp_path / "cache", force=True)
     path = made.artifacts[0].path

@@ -23,7 +23,7 @@ from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given
 from hypothesis import strategies as st
 
-RECIPES = Path(__file__).parents[4] / "recipes"
+RECIPES = Path(__file__).parents[4] / "recipes" / "federated"
 
 
 def unit(draw, count, width=8):
@@ -101,7 +101,7 @@ def test_vectors_of_another_width_are_refused_by_the_client():
 
 @pytest.mark.slow
 def test_the_shipped_index_finds_every_verse_wherever_it_is_and_as_one_index_does(tmp_path):
-    (made,) = api.compile(RECIPES / "index-federation.effspec", out=tmp_path, cache_dir=tmp_path / "c", force=True)
+    (made,) = api.compile(RECIPES / "search.effspec", out=tmp_path, cache_dir=tmp_path / "c", force=True)
     path = made.artifacts[0].path
     declared = read_declaration(path / PACKAGE / "federation.json")
     run = simulate_federation(declared, path / declared.folder, RECIPES, Settings(tmp_path / "c"))

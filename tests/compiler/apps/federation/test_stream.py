@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.compiler.apps.federation.least_squares import FULL, Regression, federation
 
-RECIPES = Path(__file__).parents[4] / "recipes"
+RECIPES = Path(__file__).parents[4] / "recipes" / "federated"
 
 
 @given(rounds=st.integers(1, 40), tasks=st.integers(1, 40))
@@ -112,7 +112,7 @@ def test_a_stream_that_can_not_be_is_refused(tmp_path, data, more, says):
 
 @pytest.mark.heavy
 def test_the_shipped_stream_forgets_less_with_its_anchor_than_without(tmp_path):
-    (made,) = api.compile(RECIPES / "stream-federation.effspec", out=tmp_path, cache_dir=tmp_path / "c", force=True)
+    (made,) = api.compile(RECIPES / "continual.effspec", out=tmp_path, cache_dir=tmp_path / "c", force=True)
     path = made.artifacts[0].path
     declared = read_declaration(path / PACKAGE / "federation.json")
     worse, gains = [], []

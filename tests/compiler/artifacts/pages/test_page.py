@@ -114,6 +114,15 @@ def test_layers_stand_in_their_order_with_what_went(whole):
     assert 'data-tip="model.layers.2, self_attn: the whole branch is gone"' in whole
 
 
+def test_a_page_of_quantized_weights_has_the_error_of_each_module_and_no_table_of_equal_widths():
+    errors = {"model.layers.0.mlp.up_proj": 0.031, "model.layers.1.mlp.up_proj": 0.052}
+    step = {"name": "q", "word": "quantize.gptq", "decisions": [{"bits": 4, "quantized": {"a": 0.1}, "errors": errors}]}
+    layers = {path.partition(".mlp")[0]: {"mlp": {"role": "mlp", "channels": 384}} for path in errors}
+    page = render_html([sheet(steps=(step,), profile={"before": layers, "after": layers})])
+    assert "Error of 2 modules, between 3.1% and 5.2%." in page and "Zeros in each module" not in page
+    assert "Every layer is as wide as it was." in page and 'class="layers' not in page
+
+
 def test_every_chart_has_a_sentence_and_its_numbers_as_a_table(whole):
     elements = Reader(whole).elements
     drawings = [a for tag, a in elements if tag == "div" and a.get("role") == "img"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 
 from effc.compiler.core.events import (
@@ -16,6 +17,7 @@ from effc.compiler.core.events import (
 )
 from effc.compiler.core.progress_bars import BarRenderer, ItemRate, JsonLines, PlainRenderer, listening_to_progress
 from effc.compiler.core.warned import model_remark
+from effc.compiler.driver import api
 
 MIB = 1 << 20
 
@@ -131,3 +133,16 @@ def test_quiet_silences_people_but_not_the_file(tmp_path, capsys):
     with listening_to_progress(quiet=True, events=tmp_path / "e.jsonl") as listen:
         stage(listen)
     assert capsys.readouterr().err == "" and len((tmp_path / "e.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_time_that_a_compile_states_counts_start_and_planning(effc, write, monkeypatch):
+    build, built = api.build, []
+
+    def planned_for_long(*args, **options):
+        time.sleep(3)
+        built.extend(build(*args, **options))
+        return built
+
+    monkeypatch.setattr(api, "build", planned_for_long)
+    seconds = re.search(r"ok: compiled in (?:(\d+) min )?([\d.]+) s", effc("compile", write()).err)
+    assert seconds and 60 * int(seconds[1] or 0) + float(seconds[2]) > sum(result.seconds for result in built) + 2

@@ -25,7 +25,7 @@ def test_recipes_lists_the_library_with_its_sentences(effc):
     assert library_files() and all(
         name.removesuffix(".effspec") in out and recipe.sentence in out for name, recipe in library_files().items()
     )
-    assert "shears/half" in effc("recipes", "search", "Shears", "50%").out
+    assert "papers/shears/sparse-50" in effc("recipes", "search", "Shears", "50%").out
     assert effc("recipes", "search", "no-such-word").code == 2
 
 
@@ -72,10 +72,10 @@ def test_a_front_is_told_by_its_reach_and_shown_choice_by_choice_and_the_family_
 
 
 def test_a_recipe_is_copied_with_its_files_and_compiled_by_name(effc, tmp_path):
-    assert effc("recipes", "copy", "rttc/thirty-two").out == "rttc/thirty-two.effspec\n"
+    assert effc("recipes", "copy", "papers/rttc/ttt-32").out == "papers/rttc/ttt-32.effspec\n"
     assert (tmp_path / "zoo" / "tiny-llama" / "calib.txt").is_file()
-    assert effc("check", "rttc/thirty-two.effspec").code == 0
-    again = effc("recipes", "copy", "rttc/thirty-two")
+    assert effc("check", "papers/rttc/ttt-32.effspec").code == 0
+    again = effc("recipes", "copy", "papers/rttc/ttt-32")
     assert again.code == 2 and "error[recipe-there]" in again.err
     assert effc("check", "quickstart").out.startswith("ok: ")  # by name, where there is no such file
     for verb in (("lock", "quickstart"), ("test", "quickstart", "--bless")):

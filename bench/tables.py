@@ -1,0 +1,106 @@
+"""Tables of the pages, made from what measurements wrote as JSON.
+
+    python -m bench.tables [NAME...]
+
+A table stands in its page between `<!-- table: NAME -->` and `<!-- end of table -->`. `make bench-NAME` runs
+`bench/NAME.py`, which writes docs/measurements/data/NAME.json, and replaces the table; `library` is of recipes/effects.json.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "docs" / "measurements" / "data"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+MARKS = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end of table -->)", re.S)
+
+
+def loads(measured: dict[str, tuple[float, float]]) -> list[tuple]:
+    """95th percentiles in ms, those of the mildest load first."""
+    rows = sorted(measured.items(), key=lambda row: row[1][1])
+    return [
+        ("load", "alone", "loaded", "times"),
+        *((name, f"{a * 1e3:.0f}", f"{b * 1e3:.0f}", f"{b / a:.1f}") for name, (a, b) in rows),
+    ]
+
+
+def tune(measured: dict[str, Any]) -> list[tuple]:
+    """A search for each wish beside the best of the matrix."""
+    held = {True: "hold", False: "one misses"}
+    head = ("wish", "chosen", "best of the matrix", "behind", "share of the matrix's time", "bounds on unread rows")
+    return [head] + [
+        (
+            row["wish"],
+            row.get("chosen", "none"),
+            row["best"],
+            percent(max(row["behind"], 0), 1) if row.get("held_out") else "",
+            percent(row["share"], 1),
+            held.get(row.get("held_out"), ""),
+        )
+        for row in measured["rows"]
+    ]
+
+
+def mixed(measured: dict[str, dict[str, tuple]]) -> list[tuple]:
+    """Divergences in nats a token; of a mixed point how much lower than the best single format of no more bytes."""
+    singles, all_points = measured["singles"], measured["singles"] | measured["mixed"]
+    rows: list[tuple] = [("point", "MiB", "like text", "lower", "unlike text", "lower")]
+    for title, (size, *losses) in sorted(all_points.items(), key=lambda point: point[1]):
+        cells = [title, f"{size / 2**20:.2f}"]
+        for index, loss in enumerate(losses, 1):
+            rivals = [point[index] for point in singles.values() if point[0] <= size * 1.001]
+            gain = 1 - loss / min(rivals) if rivals and title in measured["mixed"] else 0
+            cells += [f"{loss:.4f}", percent(gain) if gain > 0 else ""]
+        rows.append(tuple(cells))
+    return rows
+
+
+def library(measured: dict[str, Any]) -> list[tuple]:
+    """Effects on SmolLM2 of recipes that are no teaching recipes."""
+    rows: list[tuple] = [("recipe", "share of the bytes", "perplexity before", "after")]
+    for name, recipe in measured["recipes"].items():
+        if '"""Teaching recipe' in (ROOT / "recipes" / f"{name}.effspec").read_text("utf-8"):
+            continue
+        for effect in (e for e in recipe["effects"] if e["on"].startswith("SmolLM2")):
+            values = {metric.partition("(")[0]: pair for _, metric, _, *pair in effect["rows"]}
+            (size, smaller), (before, after) = values["bytes"], values["perplexity"]
+            rows.append((f"`{name}`", percent(smaller / size), f"{before:.2f}", f"{after:.2f}"))
+    return rows
+
+
+TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
+    **{table.__name__: (DATA / f"{table.__name__}.json", table) for table in (loads, tune, mixed)},
+    "library": (ROOT / "recipes" / "effects.json", library),
+}
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def markdown(rows: Iterable[tuple]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *body]) + "\n"
+
+
+def table(name: str) -> str:
+    """Markdown of a table from its JSON."""
+    path, rows = TABLES[name]
+    return markdown(rows(json.loads(path.read_text("utf-8"))))
+
+
+def with_tables(text: str, names: Iterable[str] = TABLES) -> str:
+    """A page's text with those tables as their JSON has them."""
+    return MARKS.sub(lambda mark: mark[1] + mark[2] + table(mark[1]) if mark[1] in names else mark[0], text)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        if (replaced := with_tables(text, sys.argv[1:] or TABLES)) != text:
+            page.write_text(replaced, "utf-8")
+            print(page.relative_to(ROOT))

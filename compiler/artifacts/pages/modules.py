@@ -1,0 +1,47 @@
+"""A share for each module: zeros of its weights, or the error of those that were quantized."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .chart import FIELD_LABELS, Chart, axis, dot, hue, render_chart
+from .sheet import number, table, word
+
+MAX_ROWS = 2000
+
+
+def zero_share_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Chart of the share of zeros of each module; None where nothing was made zero."""
+    return _module_share_chart(decisions, "zeros", "Zeros in each module", "zeros", [0, 100])
+
+
+def quantization_error_chart(decisions: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Chart of how far each module's weights moved, relative to their norm; None where nothing was quantized."""
+    return _module_share_chart(decisions, "errors", "Error of each module's weights", "error", None)
+
+
+def _module_share_chart(
+    decisions: Sequence[Mapping[str, Any]], key: str, title: str, noun: str, domain: list[int] | None
+) -> Chart | None:
+    shares = next((table(d[key]) for d in decisions if table(d.get(key))), {})
+    read = [(word(path), number(value)) for path, value in list(shares.items())[:MAX_ROWS]]
+    module_shares = [(path, share) for path, share in read if share is not None]
+    if len(module_shares) < 2 or not any(share for _, share in module_shares):
+        return None
+    values: list[dict[str, Any]] = [
+        {"at": i, "share": 100 * share, "kind": path.rpartition(".")[2], "says": f"{path}: {noun} {share:.1%}"}
+        for i, (path, share) in enumerate(module_shares)
+    ]
+    spec = {
+        "data": {"values": values},
+        "mark": dot(45),
+        "encoding": {
+            "x": axis("at", "modules, from the first layer to the last", axis={"labels": False}),
+            "y": axis("share", f"{noun}, %", scale={"domain": domain} if domain else {}),
+            "color": hue([v["kind"] for v in values]),
+            "description": FIELD_LABELS,
+        },
+    }
+    low, high = min(share for _, share in module_shares), max(share for _, share in module_shares)
+    description = f"{noun.capitalize()} of {len(module_shares)} modules, between {low:.1%} and {high:.1%}."
+    listed = [(path, f"{share:.1%}") for path, share in module_shares]
+    return render_chart(title, description, spec, ("module", noun), listed)
