@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
+from typing import NamedTuple
 
 from ..syntax.diagnostics import Fault
 from .recipe import Bound
@@ -11,38 +11,62 @@ from .units import magnitude
 from .value_text import value_text
 from .values import Range
 
+MAX_REPORTS = 50  # of a pipeline
+
 contradicting_bounds = Fault("contradicting-bounds", "Two bounds on one metric leave no value that keeps both.")
 
 
+class _End(NamedTuple):
+    """End of the values that keep a bound; of a highest one its negative, so that the greater end is the stricter."""
+
+    value: float  # number, bytes, seconds, or factor of the baseline
+    is_open: bool
+    bound: Bound
+
+
 def report_contradicting_bounds(bounds: Sequence[Bound], scope: Scope) -> None:
-    """Report pairs of bounds on one metric of one artifact, with one baseline, that exclude each other."""
-    for first, second in combinations(bounds, 2):
-        if _subject(first) != _subject(second):
+    """Report bounds that exclude what those before them leave of one metric of one artifact, with one baseline."""
+    strictest: dict[tuple[object, ...], tuple[_End, _End]] = {}
+    reports = 0
+    for bound in bounds:
+        subject = bound.metric, bound.baseline, bound.part, bound.profile
+        low, high = _ends(bound)
+        least, greatest = strictest.get(subject, (low, high))
+        other = greatest if _excludes(low, greatest) else least if _excludes(least, high) else None
+        if other is None:
+            strictest[subject] = max(least, low, key=_strictness), max(greatest, high, key=_strictness)
             continue
-        (low, high), (other_low, other_high) = _interval(first), _interval(second)
-        if max(low, other_low) > min(high, other_high):
-            scope.report(
-                contradicting_bounds(
-                    f"`{_text(second)}` and `{_text(first)}` can't both hold",
-                    second.span,
-                    related=((first.span, "the other bound"),) if first.span else (),
-                    help="drop one of them",
-                )
+        scope.report(
+            contradicting_bounds(
+                f"`{_text(bound)}` and `{_text(other.bound)}` can't both hold",
+                bound.span,
+                related=((other.bound.span, "the other bound"),) if other.bound.span else (),
+                help="drop one of them",
             )
+        )
+        reports += 1
+        if reports == MAX_REPORTS:
+            return
 
 
-def _subject(bound: Bound) -> tuple[object, ...]:
-    return bound.metric, bound.baseline, bound.part, bound.profile
-
-
-def _interval(bound: Bound) -> tuple[float, float]:
-    """Values that keep a bound: numbers, bytes, seconds, or factors of the baseline."""
+def _ends(bound: Bound) -> tuple[_End, _End]:
+    """Lowest and highest value that keeps a bound."""
     if isinstance(bound.limit, Range):
-        ends = magnitude(bound.limit.low), magnitude(bound.limit.high)
-        return min(ends), max(ends)
-    limit = magnitude(bound.limit)
+        low, high = sorted((magnitude(bound.limit.low), magnitude(bound.limit.high)))
+        return _End(low, False, bound), _End(-high, False, bound)
+    limit, is_open = magnitude(bound.limit), bound.op in ("<", ">")
     low = limit if bound.op in (">=", ">", "==") else -math.inf
-    return low, limit if bound.op in ("<=", "<", "==") else math.inf
+    high = limit if bound.op in ("<=", "<", "==") else math.inf
+    return _End(low, is_open, bound), _End(-high, is_open, bound)
+
+
+def _strictness(end: _End) -> tuple[float, bool]:
+    return end.value, end.is_open
+
+
+def _excludes(low: _End, high: _End) -> bool:
+    """Whether no value lies between two ends."""
+    return low.value + high.value > 0 or (low.value + high.value == 0 and (low.is_open or high.is_open))
 
 
 def _text(bound: Bound) -> str:

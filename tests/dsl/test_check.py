@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 from effc.compiler.plugin.registry import Registry
@@ -319,6 +320,38 @@ def test_a_unit_apart_from_its_number_is_joined_whatever_the_bound_goes_on_with(
     number, unit = bound.split()[2:4]
     assert apart.help == f"write `{number}{unit}`" and apart.span.text == f"{number} {unit}"
     assert not any(d.slug == "unknown-word" and unit in d.message for d in found)
+
+
+@pytest.mark.parametrize(
+    "first, second, contradicts",
+    [
+        ("size < 3MB", "size >= 3MB", True),
+        ("size <= 3MB", "size > 3MB", True),
+        ("count in 1..2", "count > 2", True),
+        ("count == 2", "count < 2", True),
+        ("count == 2", "count == 3", True),
+        ("size <= 3MB", "size >= 3MB", False),
+        ("count in 1..2", "count >= 2", False),
+        ("count > 2", "count < 3", False),
+        ("wait <= 0.9 * base", "wait >= 2ms", False),
+    ],
+)
+def test_bounds_contradict_where_no_value_keeps_both_whatever_end_is_open(first, second, contradicts):
+    for bounds in (f"{first} {second}", f"{second} {first}"):
+        faults = framed(bounds=bounds).diagnostics
+        assert [d.slug for d in faults] == ["contradicting-bounds"] * contradicts
+        if contradicts:
+            assert {faults[0].span.text, faults[0].related[0][0].text} == {first, second}
+
+
+def test_bounds_are_compared_in_one_pass_and_at_most_fifty_contradictions_reported():
+    half = 2000
+    keeps = "\n".join(f"count <= {2 * half + i} count >= {i}" for i in range(half))
+    started = time.process_time()
+    assert framed(bounds=keeps).diagnostics == ()
+    faults = framed(bounds="\n".join(["count <= 1"] * half + ["count >= 2"] * half)).diagnostics
+    assert [d.slug for d in faults] == ["contradicting-bounds"] * 50
+    assert time.process_time() - started < 10  # pairs of these take a minute
 
 
 def test_checking_imports_no_torch_and_takes_little_time():
