@@ -1,7 +1,9 @@
 """effc: a compiler for model optimization."""
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .compiler.core import moved_modules
@@ -60,6 +62,10 @@ _MODULES = {
     "recipe": "dsl.syntax.builder",
     "Reject": "dsl.syntax.diagnostics",
 }
+
+if not __debug__:
+    _REASON = "effc does not run under `python -O` or PYTHONOPTIMIZE: they leave out its checks of untrusted files"
+    raise SystemExit(_REASON) if Path(sys.argv[0]).stem == "effc" else ImportError(_REASON)
 
 moved_modules.install()
 

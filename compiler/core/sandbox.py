@@ -84,13 +84,12 @@ def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[P
     rights = (1 << max(bits for since, bits in _RIGHTS.items() if since <= version)) - 1
     attributes = struct.pack("<QQQ", rights, network, _SCOPES if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = _system_call(_CREATE_RULESET, attributes, size, 0)
-    assert ruleset >= 0, os.strerror(ctypes.get_errno())
+    ruleset = _raise_on_error(_system_call(_CREATE_RULESET, attributes, size, 0))
     for paths, access in ((readable, _READ), (writable, rights)):
         for path in paths:
             with suppress(OSError):  # it does not exist
                 _allow(ruleset, path, access & rights)
-    assert _system_call(_RESTRICT_SELF, ruleset, 0) == 0, os.strerror(ctypes.get_errno())
+    _raise_on_error(_system_call(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
@@ -121,10 +120,17 @@ def _refuse_calls(sockets: bool) -> None:
     checks += [(end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x00050001)]  # allow; errno 1
     program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *check) for check in checks))
     head = struct.pack("@HxxxxxxP", len(checks), ctypes.addressof(program))
-    assert ctypes.CDLL(None).prctl(_SET_SECCOMP, _FILTER, head, 0, 0) == 0, "the kernel refused a filter"
+    _raise_on_error(ctypes.CDLL(None, use_errno=True).prctl(_SET_SECCOMP, _FILTER, head, 0, 0))
 
 
 def _system_call(number: int, *arguments: object) -> int:
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
     return library.syscall(number, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+
+
+def _raise_on_error(result: int) -> int:
+    """Result of a system call. Not by `assert`, which `python -O` leaves out with the call in it."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

@@ -1,7 +1,6 @@
 """A model that a person names on the command line: an artifact, a folder, `zoo:NAME`, or a recipe's own."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,28 +103,30 @@ def resolve_origin(model_location: str, settings: "Settings") -> "Origin":
 def resolve_source(call: Invocation, ctx: "Context") -> "Origin":
     """The origin of a model that a recipe names.
 
-    Raises Reject (unsigned-artifact), before anything of it is read, where it lies in an artifact and signatures are
-    required.
+    Raises Reject (unsigned-artifact), before anything of it is read, where signatures are required, and it lies in an
+    artifact without one, or in none and no lock holds what it contains.
     """
     if ctx.settings.signed_by:
         for value in call.args.values():
-            if isinstance(value, str):
-                _refuse_unsigned_source(ctx.folder / Path(value).expanduser(), ctx.settings.signed_by)
+            if isinstance(value, str) and (call.word not in ("hf", "zoo") or value.startswith((".", "/", "~"))):
+                _refuse_unsigned_source(ctx.folder / Path(value).expanduser(), ctx.settings)
     return ctx.registry.make("model", call).resolve(ctx)
 
 
-def _refuse_unsigned_source(path: Path, keys: Sequence[str]) -> None:
+def _refuse_unsigned_source(path: Path, settings: "Settings") -> None:
     from ..artifacts.load import verify_signature_and_files
     from ..artifacts.manifest import NAME
     from ..artifacts.signature import unsigned
 
-    path = Path(os.path.abspath(path))
+    path = path.resolve()
     for folder in (path, *path.parents[:3]):  # a point of a front lies three folders deep
         if (folder / NAME).is_file():
             if any(part.startswith(".") for part in path.relative_to(folder).parts):  # hidden files have no hash
                 raise Reject(unsigned(f"{path} is no part of the artifact that it lies in", help="name the artifact"))
-            verify_signature_and_files(folder, keys)
+            verify_signature_and_files(folder, settings.signed_by)
             return
+    if path.exists() and not settings.locked:  # whoever changes an artifact may take its manifest away
+        raise Reject(unsigned(f"{path} lies in no artifact", help="name an artifact, or use it with --locked"))
 
 
 def check_model_path(location: str) -> None:

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
-from effc.compiler.apps.federation.deployment import start_deployment, stop_deployment
+from effc.compiler.apps.federation.deployment import _remove_state, start_deployment, stop_deployment
 from effc.compiler.apps.federation.processes import start_process
 from effc.compiler.core.cache import write_atomic
 from effc.dsl.syntax.diagnostics import Reject
@@ -102,7 +104,8 @@ def test_no_output_of_a_process_is_appended_through_a_link(tmp_path):
 def test_no_app_key_or_database_that_came_beside_an_artifact_is_there_when_a_deployment_starts(flower, tmp_path):  # noqa: F811
     """Flower runs an app that its home has already under the hash of the one that it is sent, whatever it holds."""
     folder = tmp_path / "fed-deployment"
-    planted = [folder / f for f in ("flower/apps/effc.fed.0.0.0.00000000/fedapp/server_app.py", "state.db", "keys/old")]
+    apps = "flower/apps/effc.fed.0.0.0.00000000/fedapp/server_app.py"
+    planted = [folder / f for f in (apps, "state.db/old", "state.db-wal", "keys/old")]
     for file in planted:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("evil")
@@ -111,3 +114,24 @@ def test_no_app_key_or_database_that_came_beside_an_artifact_is_there_when_a_dep
     left = [file for file in planted if file.exists()]
     stop_deployment(deployment)
     assert not left and (folder / "checkpoints").is_dir()
+
+
+def test_apps_beside_an_artifact_that_cannot_be_removed_are_refused_and_not_run():
+    child = os.fork()
+    if not child:  # as nobody: root removes what may not be written, too
+        outcome = 1
+        try:
+            if not os.getuid():
+                os.setuid(65534)
+            folder = Path(tempfile.mkdtemp())
+            (folder / "flower" / "apps" / "evil").mkdir(parents=True)
+            (folder / "flower" / "apps").chmod(0o555)
+            try:
+                _remove_state(folder)
+            except Reject as refused:
+                outcome = 0 if refused.diagnostics[0].slug == "odd-file" else 2
+            (folder / "flower" / "apps").chmod(0o755)
+            shutil.rmtree(folder)
+        finally:
+            os._exit(outcome)
+    assert os.waitpid(child, 0)[1] == 0

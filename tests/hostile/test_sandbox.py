@@ -221,8 +221,9 @@ def test_the_process_that_tokenises_is_confined_whatever_started_it(tmp_path):
     known = {"SECRET": str(secret), "PARENT": str(os.getpid()), "ARTIFACT": str(secret.parent), "VERB": str(CHILD)}
     command = [sys.executable, "-P", str(CHILD)]
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "code"), **known}
-    for off in ("", "off"):
-        done = subprocess.run(command, env={**env, sandbox.OFF: off}, input="", capture_output=True, text=True)
+    for off, optimized in (("", ""), ("", "1"), ("off", "")):
+        settings = {sandbox.OFF: off, "PYTHONOPTIMIZE": optimized}
+        done = subprocess.run(command, env={**env, **settings}, input="", capture_output=True, text=True)
         told = json.loads(done.stderr.partition("ATTACK ")[2])
         assert (told["reads a secret"], told["opens a socket"]) == (("done", "done") if off else (13, 1)), told
     assert not secret.exists()  # left as it was until the sandbox was off

@@ -19,6 +19,11 @@ from effc.compiler.artifacts.signature import (
     write_key_pair,
 )
 from effc.compiler.cli.main import make_app
+from effc.compiler.core.settings import Settings
+from effc.compiler.driver.models import resolve_source
+from effc.compiler.plugin.context import Context
+from effc.compiler.plugin.registry import Registry
+from effc.dsl.checker.recipe import Invocation
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests.compiler.cli.verbs.conftest import effc, own_cache  # noqa: F401
@@ -233,6 +238,26 @@ def test_a_model_that_a_recipe_takes_from_an_artifact_is_signed_where_signatures
         assert effc("compile", "r.effspec", "--require-signature", key).code == 5
     else:
         assert effc("compile", "r.effspec", "--require-signature", key).code == 0
+
+
+@pytest.mark.parametrize("model", ["stock/model", "current"])
+def test_a_model_folder_without_its_manifest_is_refused_where_signatures_are_required(artifacts, tmp_path, model):
+    key = write_key_pair(tmp_path / "key")
+    shutil.copytree(artifacts / "stock", tmp_path / "stock")
+    (tmp_path / "current").symlink_to(tmp_path / "stock" / "model")
+
+    def resolve(**settings: bool):
+        options = Settings(tmp_path / "cache", signed_by=(key,), offline=True, **settings)
+        ctx = Context.without_recipe(options, tmp_path, Registry())
+        return resolve_source(Invocation("hf", {"name": f"./{model}", "revision": "main", "dtype": "auto"}), ctx)
+
+    with pytest.raises(Reject, match="is not signed"):
+        resolve()
+    for file in ("manifest.json", "signatures.json"):
+        (tmp_path / "stock" / file).unlink(missing_ok=True)
+    with pytest.raises(Reject, match="lies in no artifact"):
+        resolve()
+    assert resolve(locked=True).folder == tmp_path / model
 
 
 def test_a_signature_holds_a_provenance_in_the_words_of_in_toto(effc, artifacts, tmp_path, monkeypatch):  # noqa: F811

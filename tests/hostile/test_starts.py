@@ -79,3 +79,26 @@ def test_a_torch_beside_the_user_is_not_imported(tmp_path, start):
     env = {**os.environ, "EFFC_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-P", "-c", start], cwd=tmp_path, env=env, check=True, timeout=120)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("script", ["effc", "program.py"])
+def test_effc_does_not_run_where_python_leaves_out_asserts_which_are_its_checks(script, tmp_path):
+    (tmp_path / script).write_text("import effc")
+    env = {**os.environ, "PYTHONOPTIMIZE": "1"}
+    done = subprocess.run([sys.executable, tmp_path / script], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "checks of untrusted files" in done.stderr
+    assert ("Traceback" in done.stderr) == (script != "effc")
+
+
+def test_no_assert_makes_a_call_of_the_system():
+    """`python -O` leaves out what stands in an assert."""
+    calls = {"_system_call", "prctl", "syscall", "setrlimit", "setitimer"}
+    wrong = [
+        f"{shown(file)}:{node.lineno}"
+        for file in files()
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Assert)
+        and any(isinstance(n, (ast.Name, ast.Attribute)) and getattr(n, "id", getattr(n, "attr", "")) in calls
+                for n in ast.walk(node.test))
+    ]  # fmt: skip
+    assert not wrong

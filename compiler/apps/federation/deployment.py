@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ...core.safe_read import MALFORMED, MIB, parse_strict_json, read_json
+from ...core.safe_read import MALFORMED, MIB, irregular_file, parse_strict_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, write_keys_and_certificates
 from .processes import Process, answers, free_ports, is_port_in_use, last_log_line, start_process, terminate_processes
@@ -281,8 +282,14 @@ def stop_deployment(deployment: Deployment) -> list[str]:
 
 def _remove_state(folder: Path) -> None:
     """Remove keys, database, deployment.json and Flower's home. What lies there before a deployment starts is of one
-    that was killed, or came with the artifact: Flower runs apps that its home or its database has."""
-    for name in ("keys", "flower"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("state.db", "state.db-wal", "state.db-shm", NAME):
-        (folder / name).unlink(missing_ok=True)
+    that was killed, or came with the artifact: Flower runs apps that its home or its database has.
+
+    Raises Reject (odd-file) where something of it stays.
+    """
+    for name in ("keys", "flower", "state.db", "state.db-wal", "state.db-shm", NAME):
+        path = folder / name
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()
+        if os.path.lexists(path):
+            raise Reject(irregular_file(f"{path} can't be removed", help="remove it: Flower runs apps that lie there"))
