@@ -143,7 +143,7 @@ def test_a_compile_that_heals(tmp_path):
 
 def test_pick(tmp_path):
     front, out = kinds.honest(tmp_path) / "front", tmp_path / "out" / "one"
-    words = ["pick", front, "--point", "1", "-o", out]
+    words = ["pick", front, "--point", "1", "-o", out, "--force"]  # killed after its last write it is there
     verb = Verb(words, tmp_path, lambda: whole_or_absent(out), lambda: artifact_hash(out), lambda: remove(out))
     verb.kill_often(2)
     verify_files(front)
