@@ -116,7 +116,7 @@ def register(app: typer.Typer) -> None:
             wish = read_wish(session)
             path = recipe.with_name("-".join([recipe.stem, *session.pipelines, "tuned"]) + ".effspec")
             if explain:
-                return print_preview(wish, shared)
+                return print_preview(wish, candidate, shared)
             tuned = search_steps(wish, path, output, force=force, name=candidate)
             no_page = ""
             if tuned.compiled:
@@ -217,20 +217,28 @@ def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
     return replace(judge, lines=lines, **{"train": "", **{name: name for name in sets}})
 
 
-def print_preview(wish: "Wish", shared: SharedFlags) -> int:
+def print_preview(wish: "Wish", candidate: str, shared: SharedFlags) -> int:
     """Candidates of one change in the order in which they are tried, with their planned time and size."""
     from ...driver.tuning.preview import preview
 
-    changes, combined = preview(wish)
+    changes, combined = preview(wish, candidate)
     if shared.format == "json":
         shared.screen.answer_json("tune", preview=[asdict(change) for change in changes], combinations=combined)
         return 0
-    rows = [
-        (c.name, c.steps, *(("refused", c.refused) if c.refused else (duration_text(c.seconds), size(c.disk_bytes))))
-        for c in changes
+    table = [
+        ("change", "steps and arguments", "time", "on disk"),
+        *(
+            (
+                c.name,
+                c.steps,
+                *(("refused", c.refused) if c.refused else (duration_text(c.seconds), size(c.disk_bytes))),
+            )
+            for c in changes
+        ),
     ]
-    head, last = ("change", "steps and arguments", "time", "on disk"), f"the best predicted of {combined}"
-    shared.screen.answer(shared.screen.table([head, *rows, ("combinations", last, "the rest", "")], right=(2, 3)))
+    if not candidate:
+        table += [("combinations", f"the best predicted of {combined}", "the rest", "")]
+    shared.screen.answer(shared.screen.table(table, right=(2, 3)))
     return 0
 
 

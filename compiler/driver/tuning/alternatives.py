@@ -4,7 +4,7 @@ An axis is a list of alternatives, of which the first one changes nothing. A can
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import product
@@ -21,6 +21,9 @@ ZEROS = (30, 50, 65)  # percent of the weights of linear layers
 MIXED = (5, 6)  # bits a weight on average, between the formats of four and eight
 HEALING = "fit = tune.heal(data: {train}, held_out: {data}, steps: 200, distill: 50%, every: 20)"
 
+unknown_candidate = Fault(
+    "unknown-candidate", "`effc tune --candidate` names none of the candidates of a search of steps.", exit="usage"
+)
 unmatched_pattern = Fault("unmatched-pattern", "A pattern of `among` names no pass and no format of the target.")
 
 
@@ -87,6 +90,15 @@ def candidates_of(wish: Wish) -> list[Candidate]:
     numbers = [UNCHANGED_NATIVE if native else UNCHANGED, *(a for a in _numbers(wish) if wish.allows(a.words))]
     combinations = (Candidate(*axes) for axes in product(shapes, zeros, numbers))
     return [c for c in combinations if not c.zeros.steps or c.numbers.packs]
+
+
+def candidate_named(name: str, candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate of that name. Raises Reject (unknown-candidate)."""
+    for candidate in candidates:
+        if candidate.name == name:
+            return candidate
+    names = [c.name for c in candidates]
+    raise Reject(unknown_candidate(f"no candidate is called `{name}`", help=nearest_name_help(name, names, "there is")))
 
 
 def _refuse_unmatched_patterns(wish: Wish, alternatives: list[Alternative]) -> None:

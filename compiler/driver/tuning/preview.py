@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ....dsl.syntax.diagnostics import Reject
-from .alternatives import Candidate, candidates_of
+from .alternatives import Candidate, candidate_named, candidates_of
 from .feasibility import refuse_impossible
 from .search import disk_bytes
 from .trials import Trials
@@ -21,22 +21,23 @@ class PlannedChange:
     refused: str = ""
 
 
-def preview(wish: Wish) -> tuple[list[PlannedChange], int]:
-    """Single changes, the quickest first and those that are refused last, and the number of combinations."""
+def preview(wish: Wish, name: str = "") -> tuple[list[PlannedChange], int]:
+    """Single changes, the quickest first and those that are refused last, and the number of combinations; with `name`
+    that candidate alone. Raises Reject (unknown-candidate)."""
     from ...core.cache import Cache
 
     folder = wish.session.settings.cache_dir
     trials, rows = Trials(wish, Cache(folder), folder), []
     refuse_impossible(wish, trials)
     candidates = candidates_of(wish)
-    for candidate in (c for c in candidates if c.changes <= 1):
-        name, text = candidate.name, _text(wish, candidate)
+    for candidate in [candidate_named(name, candidates)] if name else [c for c in candidates if c.changes <= 1]:
+        text = _text(wish, candidate)
         try:
             plan = trials.plan(candidate)
         except Reject as rejection:
-            rows.append(PlannedChange(name, text, refused=rejection.diagnostics[0].message))
+            rows.append(PlannedChange(candidate.name, text, refused=rejection.diagnostics[0].message))
         else:
-            rows.append(PlannedChange(name, text, plan.seconds, disk_bytes(plan)))
+            rows.append(PlannedChange(candidate.name, text, plan.seconds, disk_bytes(plan)))
     return sorted(rows, key=lambda row: (bool(row.refused), row.seconds)), sum(c.changes > 1 for c in candidates)
 
 

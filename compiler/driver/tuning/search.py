@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ....dsl.syntax.nearest import nearest_name_help
 from ...analysis.planning.plan import Plan
 from ...core.events import Said, announcing_stage
 from ...core.quantity import count_text, duration_text
 from ..judging.gate import Outcome
-from .alternatives import Candidate, candidates_of
+from .alternatives import Candidate, candidate_named, candidates_of
 from .effects import Effects
 from .journal import Journal
 from .trials import QUICK_ROWS, Trial, Trials, judged
@@ -31,9 +30,6 @@ MISSES = 4  # candidates measured though they are predicted to miss a bound, whe
 not_measurable = Fault(
     "not-measurable",
     "The unchanged model can't be compiled or measured as a search of steps asks, so nothing can be compared with it.",
-)
-unknown_candidate = Fault(
-    "unknown-candidate", "`effc tune --candidate` names none of the candidates of a search of steps.", exit="usage"
 )
 too_little_time = Fault(
     "too-little-time",
@@ -106,12 +102,7 @@ class Search:
 
     def measure_named(self, name: str) -> Candidate:
         """The candidate of a name, measured on all rows, beside those that were measured before."""
-        candidate = next((c for c in self.candidates if c.name == name), None)
-        if candidate is None:
-            names = [c.name for c in self.candidates]
-            raise Reject(
-                unknown_candidate(f"no candidate is called `{name}`", help=nearest_name_help(name, names, "there is"))
-            )
+        candidate = candidate_named(name, self.candidates)
         self.quick_trials |= {c: t for c in self.candidates if (t := self.journal.read(c, QUICK_ROWS)) is not None}
         self.finals |= {c: t for c in self.candidates if (t := self.journal.read(c, 0)) is not None}
         self.finals |= self._measured({candidate: None}, 0)

@@ -175,6 +175,11 @@ def test_a_preview_names_each_change_with_its_planned_time_and_size(tmp_path, ca
     assert main(["tune", str(file), "--explain", "--cache-dir", str(tmp_path / "cache")]) == 0
     shown = capsys.readouterr().out
     assert "int4, group 32" in shown and "quantize.gptq" in shown and "MiB" in shown and "combinations" in shown
+    named = ["tune", str(file), "--explain", "--cache-dir", str(tmp_path / "cache"), "--candidate"]
+    assert main([*named, "int8"]) == 0
+    shown = capsys.readouterr().out
+    assert "int8" in shown and "gptq" not in shown and "combinations" not in shown
+    assert main([*named, "int9"]) == 2 and "did you mean `int8`?" in capsys.readouterr().err
 
 
 def test_of_several_open_pipelines_one_is_named(tmp_path, capsys):
