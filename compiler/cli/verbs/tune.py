@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PIPELINE = "tuned"
 LENGTH, ROWS = 256, 32  # of a row of own text in tokens, and of a data set in rows
 LONGEST_TEXT = 20_000_000  # characters of own text that are read
-COMMAND_LINE = Path("wish")  # name of a recipe that stands in no file, in diagnostics
+COMMAND_LINE = Path("command-line")  # name of a recipe that stands in no file, in diagnostics
 _subject = typer.Argument(
     metavar="RECIPE|MODEL", help="A recipe with open steps, or a model as `effc new` takes it.", show_default=False
 )
