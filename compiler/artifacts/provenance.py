@@ -1,6 +1,7 @@
 """Provenance of an artifact: an in-toto statement, which `effc sign` puts under its signature.
 
-Recipe, inputs and versions are the manifest's; commit and builder are those of the CI job that signs, where it says so.
+Recipe, inputs and versions are the manifest's. Who signs need not be who compiled: commit and address of a CI job that
+signs are in a field apart.
 Source: in-toto attestation framework, Statement v1; SLSA v1.0, provenance.
 """
 
@@ -14,6 +15,7 @@ from .manifest import NAME, Manifest, file_sha256
 
 _BUILD_TYPE = "urn:effc:compile:1"
 _LOCAL = "urn:effc:local"  # a builder that no CI vouches for
+_SIGNER = "effc_signer"  # {"commit": resource, "job": address}, as far as the environment says
 
 
 def provenance_statement(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def provenance_statement(path: Path, manifest: Manifest) -> dict[str, Any]:
     inputs = [{"name": label, "uri": f"effc:{identity}"} for label, identity in sorted(lock.get("inputs", {}).items())]
     versions = sorted(lock.get("versions", {}).items())
     packages = [{"name": name, "uri": f"pkg:generic/{name}@{version}"} for name, version in versions]
-    commit, builder = ci_commit(), ci_job() or _LOCAL
+    signer = {"commit": ci_commit(), "job": ci_job()}
     return {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": NAME, "digest": {"sha256": file_sha256(path / NAME)}}],
@@ -39,9 +41,10 @@ def provenance_statement(path: Path, manifest: Manifest) -> dict[str, Any]:
             "buildDefinition": {
                 "buildType": _BUILD_TYPE,
                 "externalParameters": parameters,
-                "resolvedDependencies": [*([commit] if commit else ()), *inputs, *packages],
+                "resolvedDependencies": [*inputs, *packages],
             },
-            "runDetails": {"builder": {"id": builder, "version": {"effc": manifest.effc}}},
+            "runDetails": {"builder": {"id": _LOCAL, "version": {"effc": manifest.effc}}},
+            _SIGNER: {name: value for name, value in signer.items() if value},
         },
     }
 
@@ -65,10 +68,12 @@ def ci_job() -> str:
 
 
 def origin_text(statement: Mapping[str, Any]) -> str:
-    """One line about a statement's recipe, commit and builder. Raises LookupError or TypeError of another form."""
+    """One line about a statement's recipe, and the commit and job that signed it. Raises LookupError, TypeError or
+    AttributeError of another form."""
     predicate = statement["predicate"]
-    definition, builder = predicate["buildDefinition"], predicate["runDetails"]["builder"]["id"]
-    commits = [d["digest"]["gitCommit"] for d in definition["resolvedDependencies"] if "digest" in d]
-    recipe = definition["externalParameters"]["recipe"]
-    commit = f" of commit {commits[0]}" if commits else ""
-    return f"{recipe}{commit}, built by {'effc' if builder == _LOCAL else builder}"
+    definition = predicate["buildDefinition"]
+    signer = predicate.get(_SIGNER, {})
+    commit = f" at commit {signer['commit']['digest']['gitCommit']}" if "commit" in signer else ""
+    job = signer.get("job") or predicate["runDetails"]["builder"]["id"]  # earlier statements name the job there
+    origin = f"{definition['externalParameters']['recipe']}, built by effc"
+    return origin if job == _LOCAL else f"{origin}, signed in {job}{commit}"

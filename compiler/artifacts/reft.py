@@ -7,7 +7,6 @@ The base is not copied where anyone can have it: it is named, and known by a has
 makes effc fetch anything: a base of the hub has to be in the hub's own cache, or is given.
 """
 
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +32,6 @@ other_base = Fault(
     exit="environment",
 )
 no_base = Fault("no-base", "The model that interventions belong to is not where their folder says.", exit="environment")
-
-# What a model computed before interventions were put onto it: layer -> its own bound forward, if it had one.
-_before: "weakref.WeakKeyDictionary[Any, dict[str, Any]]" = weakref.WeakKeyDictionary()
 
 
 def base_hash(model: "nn.Module") -> str:
@@ -174,7 +170,7 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
 
     base, edits = read_reft_folder(folder)
     if any(_is_reft(name) for name, _ in model.named_parameters()):
-        raise Reject(other_base("the model has interventions already", help="take them off first"))
+        raise Reject(other_base("the model has interventions already", help="attach them to the base as it was"))
     if check_base and base_hash(model) != base["sha256"]:
         owner = base["place"] or "the model beside it"
         raise Reject(
@@ -186,7 +182,6 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
     missing = [path for path in edits.graphs if path not in dict(model.named_modules())]
     if missing:
         raise Reject(other_base(f"{folder} edits {missing[0]}, which the model has not"))
-    before = {path: vars(model.get_submodule(path)).get("forward") for path in edits.graphs}
     sealed = getattr(model.config, KEY, None)
     replay_edits(model, edits)
     parameters, stored = (
@@ -201,22 +196,7 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
             )
         )
     assign_tensors(model, stored)
-    _before[model] = before
     _patch_save_pretrained(model, base, edits, sealed)
-
-
-def detach_interventions(model: Any) -> None:
-    """Take interventions off that `attach_interventions` put onto a model: it computes what it did, to the bit."""
-    from ..ir.layers.reft import interventions
-
-    for path, forward in _before.pop(model, {}).items():
-        layer = model.get_submodule(path)
-        vars(layer).pop("forward", None)
-        if forward is not None:
-            layer.forward = forward
-    for path, _ in list(interventions(model)):
-        owner, _, name = path.rpartition(".")
-        delattr(model.get_submodule(owner), name)
 
 
 def _patch_save_pretrained(

@@ -29,6 +29,7 @@ FORMAT = 2  # 1 has no time of signing
 _KIND = "ed25519:"
 _SIGNED = (NAME, MEASURES, SBOM)
 _MAX_BYTES, _MAX_SIGNATURES = 1 << 20, 32  # of the file, or one of keys, and signatures in it
+_MAX_TIME = 32  # characters
 
 bad_signing_key = Fault(
     "bad-signing-key",
@@ -129,7 +130,15 @@ def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
     body = [{**vars(s), "signature": base64.b64encode(s.value).decode()} for s in (*remaining, signature)]
     for entry in body:
         del entry["value"]
-    write_atomic(path / SIGNATURES, dump({"format": FORMAT, "signatures": body}))
+    content = dump({"format": FORMAT, "signatures": body})
+    if len(body) > _MAX_SIGNATURES or len(content) > _MAX_BYTES:
+        raise Reject(
+            unsigned(
+                f"{path} holds as many signatures as can be read: {_MAX_SIGNATURES}, of {_MAX_BYTES} bytes together",
+                help=f"remove {path / SIGNATURES}, or older entries of it",
+            )
+        )
+    write_atomic(path / SIGNATURES, content)
     return signature
 
 
@@ -202,6 +211,8 @@ def _signature(key: Any, signature: Any, note: Any, signed: Any = "", provenance
         raise TypeError("a provenance is an object without control characters")
     if provenance and not signed:
         raise ValueError("format 1 signs no provenance")
+    if len(signed) > _MAX_TIME:
+        raise ValueError(f"a time has at most {_MAX_TIME} characters")
     dump(provenance or {})  # ValueError: it has no spelling that could be signed
     value = base64.b64decode(signature, validate=True)
     return Signature(text_of(_public_key_bytes(key)), value, note, signed, provenance or {})
@@ -250,6 +261,8 @@ def _trusted_key(line: str) -> TrustedKey:
     for name, equals, day in (c.partition("=") for c in conditions if c != "revoked"):
         if not equals or name not in ("until", "since"):
             raise ValueError(f"`{name[:20]}` means nothing behind it")
+        if name in days:
+            raise ValueError(f"`{name}` stands behind it twice")
         days[name] = date.fromisoformat(day)
     key = text_of(_public_key_bytes(text))
     return TrustedKey(key, days.get("until"), days.get("since"), "revoked" in conditions)

@@ -2,10 +2,11 @@
 
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Reject
+from ...dsl.syntax.render import short
 from ..core.safe_read import MALFORMED, read_json
 from .load import handling_of
 from .manifest import Manifest, hashed_files, read_manifest, verify_files
@@ -33,7 +34,7 @@ def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[st
     """
     manifest = read_manifest(path)
     hashes = _hashes(path, manifest)
-    return [
+    checks = [
         hashes,
         *(_form_checks(path, manifest, check_forms) if hashes.state == "ok" else ()),
         *_signature_checks(path),
@@ -42,6 +43,7 @@ def all_trust_checks(path: Path, check_forms: Callable[[Path, Manifest], list[st
         *_recipe(manifest),
         *_folders(manifest),
     ]
+    return [replace(check, topic=short(check.topic), fact=short(check.fact)) for check in checks]
 
 
 def _hashes(path: Path, manifest: Manifest) -> Check:

@@ -239,7 +239,8 @@ class Data(Plugin):
     """Rows of tokens from somewhere.
 
     prompted   a row is a prompt and its answer, or its class: `prompts` says where the one ends
-    rows_kind  "questions with options" or "texts" where it has those beside rows of tokens
+    rows_kind  of effc's own `choices` and `texts`: "questions with options" or "texts", which `choice` and `retrieval`
+               read of those alone
     """
 
     prompted: ClassVar[bool] = False

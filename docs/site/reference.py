@@ -147,7 +147,10 @@ def functions() -> str:
     for name in ("optimize", "check", "plan", "compile", "load", "recipe", "Reject"):
         blocks += object_blocks(f"effc.{name}", getattr(effc, name))
     blocks += object_blocks("effc.optimize's result", Optimized)
-    for title, options in (("Options of check, plan, compile and optimize", Options), ("Options of load", LoadOptions)):
+    for title, options in (
+        ("Options of check, plan and compile, and but for `set` and `params` of optimize", Options),
+        ("Options of load", LoadOptions),
+    ):
         blocks += [f"## {title}", described(options)]
     blocks += ["## For plug-ins: `effc.plugin`"]
     rows = [(f"`{name}`", first_sentence(getattr(effc.plugin, name))) for name in effc.plugin.__all__]

@@ -69,7 +69,13 @@ def pages_of(nav: list | dict | str) -> list[str]:
 
 
 def stage(into: Path) -> list[str]:
-    """Write all pages and what they show into a folder. Returns a line for each fault."""
+    """Write all pages and what they show into a folder. Returns a line for each fault.
+
+    What the folder had before is removed, so it is none of the repository outside of `build/`, nor above it.
+    """
+    target = into.resolve()
+    if target in ROOT.parents or (target.is_relative_to(ROOT) and ROOT / "build" not in target.parents):
+        return [f"{into} has other files than these pages: name a folder below build/"]
     lost: list[str] = []
     files: set[str] = set()
     pages = {

@@ -1,6 +1,7 @@
 """Give every linear module the number format, and the zeros, that lose least under one budget."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import ClassVar, Literal
 
@@ -24,6 +25,7 @@ from ...compiler.transforms.lowering.contenders import EAGER
 from ...compiler.transforms.lowering.mixed import Allocation, Allocator, Option, Packer
 from ...compiler.transforms.lowering.speed import race_kernels
 from ...compiler.transforms.search.layerwise import stages
+from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...dsl.checker.skeleton import Part, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
 from ...dsl.syntax.diagnostics import Fault, Reject
@@ -184,13 +186,15 @@ class Mixed(Pass):
         return shrink.lowered(skeleton, {path: round(share * count) for path, count in numbers.items()})
 
     def effort(self, skeleton: Skeleton, ctx: Context) -> Effort:
-        """A forward for each option of each module, twice: around the model, and around the solution."""
-        chosen = self._parts(skeleton)
+        """A forward for each option of each module, twice: around the model and around the solution; and all rows once,
+        for norms and GPTQ."""
+        chosen, rows = self._parts(skeleton), ctx.rows(self.data)
+        observed = estimate_layerwise_effort(skeleton, chosen, rows, "uniform")
         formats = [BY_NAME[name] for name in self.formats]
         options = sum(len(self.zeros) if f.skips else len(GROUPS) if f.grouped else 1 for f in formats)
         numbers = sum(prod(shape) for part in chosen for name, shape in part.tensors if name == "weight")
-        tokens = ctx.rows(self.data)[:ROWS].numel()
-        return Effort(2 * options * len(chosen) * tokens, work={"pack": 3.0 * options * numbers})
+        tokens = observed.tokens + 2 * options * len(chosen) * rows[:ROWS].numel()
+        return replace(observed, tokens=tokens, work={"pack": 3.0 * options * numbers})
 
     def reads_clock(self) -> bool:
         return self.keep.of == "latency"

@@ -84,6 +84,20 @@ def test_layers_whose_forward_a_model_runs_itself_are_named_and_not_said_to_be_m
     assert "call the layer" in refused.value.diagnostics[0].help
 
 
+def test_a_refused_model_keeps_the_forward_that_somebody_gave_its_layer():
+    model = _squeezebert()
+    layer = model.transformer.encoder.layers[0]
+    forward = layer.forward
+
+    def patched(*args, **kwargs):
+        return forward(*args, **kwargs)
+
+    layer.forward = patched
+    with pytest.raises(Reject):
+        capture(model)
+    assert layer.forward is patched and "forward" not in vars(model.transformer.encoder.layers[1])
+
+
 def test_a_decoder_that_writes_several_codebooks_at_once_is_refused_with_their_number():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
     sizes |= {"head_dim": 8, "intermediate_size": 48, "vocab_size": 128}

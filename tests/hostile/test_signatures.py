@@ -186,7 +186,17 @@ def test_a_condition_on_a_key_counts_wherever_else_the_key_stands(artifacts, tmp
             find_valid_signer(folder, order)
 
 
-@pytest.mark.parametrize("line", ["{} until=soon", "{} before=2020-01-01", "{} until", "ssh-ed25519 AAAA", "# none"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{} until=soon",
+        "{} before=2020-01-01",
+        "{} until",
+        "{} until=2020-01-01 until=2999-01-01",
+        "ssh-ed25519 AAAA",
+        "# none",
+    ],
+)
 def test_a_line_that_means_nothing_is_refused(effc, artifacts, tmp_path, line):  # noqa: F811
     folder, key = signed_copy(artifacts, tmp_path)
     (tmp_path / "keys").write_text(line.format(key) + "\n")
@@ -280,11 +290,46 @@ def test_a_signature_holds_a_provenance_in_the_words_of_in_toto(effc, artifacts,
         assert built["externalParameters"]["sha256"] == hashlib.sha256(text.encode()).hexdigest()
         names = {dependency["name"] for dependency in built["resolvedDependencies"]}
         assert names >= {*manifest["lock"]["inputs"], *manifest["lock"]["versions"]}
-        commits = [d["digest"]["gitCommit"] for d in built["resolvedDependencies"] if "digest" in d]
-        assert commits == ([commit] if commit else [])
+        signer = said["predicate"]["effc_signer"]
+        assert signer.get("commit", {}).get("digest") == ({"gitCommit": commit} if commit else None)
+        assert not any("digest" in d for d in built["resolvedDependencies"]), "nobody knows who compiled it"
+        assert "github" not in json.dumps(said["predicate"]["runDetails"])
         run = effc("doctor", "--trust", folder, "--format", "json")
         (fact,) = [c["fact"] for c in json.loads(run.out)["checks"] if c["topic"] == "provenance"]
         assert manifest["recipe"]["name"] in fact and ("actions/runs/7" in fact) == bool(commit)
+
+
+@pytest.mark.parametrize("long", ["recipe", "job", "signed"])
+def test_what_a_stranger_signs_fills_no_screen(effc, artifacts, tmp_path, long):  # noqa: F811
+    folder, key = signed_copy(artifacts, tmp_path)
+    (signature,) = read_signatures(folder)
+    provenance, signed = json.loads(json.dumps(signature.provenance)), signature.signed
+    if long == "recipe":
+        provenance["predicate"]["buildDefinition"]["externalParameters"]["recipe"] = "x" * 100_000
+    elif long == "job":
+        provenance["predicate"]["effc_signer"] = {"job": "x" * 100_000}
+    else:
+        signed = "9" * 100_000
+    secret = load_pem_private_key((tmp_path / "key").read_bytes(), password=None)
+    value = base64.b64encode(secret.sign(statement(folder, "", signed, provenance))).decode()
+    entry = {"key": key, "signature": value, "note": "", "signed": signed, "provenance": provenance}
+    (folder / "signatures.json").write_text(json.dumps({"format": 2, "signatures": [entry]}))
+    for form in ("text", "json"):
+        run = effc("doctor", "--trust", folder, "--format", form)
+        assert len(run.out + run.err) < 10_000 and run.code == (5 if long == "signed" else 0)
+
+
+def test_an_artifact_takes_no_more_signatures_than_can_be_read(artifacts, tmp_path):
+    folder, _ = signed_copy(artifacts, tmp_path)
+    path = folder / "signatures.json"
+    for count, note in ((32, ""), (1, "x" * 600_000)):
+        keys = [f"ed25519:{base64.b64encode(bytes([i]) * 32).decode()}" for i in range(count)]
+        entries = [{"key": key, "signature": "", "note": note} for key in keys]
+        path.write_text(json.dumps({"format": 2, "signatures": entries}))
+        before = path.read_bytes()
+        with pytest.raises(Reject, match="as many signatures as can be read"):
+            sign_artifact(folder, tmp_path / "key", note)
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("provenance", [{"predicate": 3}, {}, {"_type": "\ud800"}, 3, {"n": float("nan")}])

@@ -90,29 +90,12 @@ GOALS: dict[str, Goal] = {
         GUIDE,
     ),
 }
-# In place of GOALS for a language model that reads the texts that come with effc: steps that `effc tune` searches.
-WISHES: dict[str, Goal] = {
-    "smaller": (
-        "Make {model} as small as it gets at 5 % more perplexity.",
-        (OPEN.format("bytes"),),
-        ("perplexity(text.heldout) <= 1.05 * base",),
-        "small",
-        NATIVE,
-    ),
-    "faster": (
-        "Make {model} write as fast as it gets at 5 % more perplexity.",
-        (OPEN.format("decode.p50"),),
-        ("perplexity(text.heldout) <= 1.05 * base",),
-        "fast",
-        NATIVE,
-    ),
-    "gentle": (
-        "Make {model} smaller, and keep nearly all of its quality.",
-        (OPEN.format("bytes"),),
-        ("perplexity(text.heldout) <= 1.01 * base",),
-        "light",
-        NATIVE,
-    ),
+# In place of GOALS for a language model that reads the texts that come with effc, which `effc tune` searches: sentence,
+# what steps are to be best at, and how much perplexity may rise.
+WISHES = {
+    "smaller": ("Make {model} as small as it gets at 5 % more perplexity.", "bytes", "1.05"),
+    "faster": ("Make {model} write as fast as it gets at 5 % more perplexity.", "decode.p50", "1.05"),
+    "gentle": ("Make {model} smaller, and keep nearly all of its quality.", "bytes", "1.01"),
 }
 # What stands in a knowledge base until somebody writes a better one.
 SAMPLES = """{"question": "What is the capital of France?", "answer": "Paris"}
@@ -285,8 +268,11 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         message = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
         raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
     if goal in WISHES and judge.lines is _TEXTS and skeleton.facts.get("causal_lm"):
-        text = _render_recipe(source.text, WISHES[goal], model_name, judge, *WISHES[goal][1:3])
-        fixed = _render_recipe(source.text, WISHES[goal], model_name, judge, (), WISHES[goal][2])  # the target alone
+        sentence, metric, limit = WISHES[goal]
+        bounds = (f"perplexity(text.heldout) <= {limit} * base",)
+        wish = (sentence, (OPEN.format(metric),), bounds, GOALS[goal][3], NATIVE)
+        text = _render_recipe(source.text, wish, model_name, judge, *wish[1:3])
+        fixed = _render_recipe(source.text, wish, model_name, judge, (), bounds)  # the target alone
         if not _check_errors(text, path, session) and not _plan_diagnostics(fixed, path, session):
             return format_source(Source(str(path), text))
     branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them

@@ -14,7 +14,7 @@ from .alternatives import Candidate
 from .trials import Trial
 from .wish import Wish
 
-RECIPES = "recipes"  # key of the digests of the recipes that were written
+RECIPES = "recipes"  # key of the digests of the recipes and pages that were written
 SECONDS = "planned seconds"  # key of those by candidate
 
 
@@ -53,13 +53,17 @@ class Journal:
         return Trial(**{**record, **pairs})
 
     def write_recipe(self, path: Path, text: str) -> None:
-        """Write a recipe that the search came to, so that `wrote` knows it again."""
-        self.rows[RECIPES] = sorted({*self.rows.get(RECIPES, ()), digest(text)})
-        self.cache.keep(self.parts, self.rows)
+        """Write a recipe that the search came to."""
+        self.note_written(text)
         write_atomic(path, text.encode())
 
+    def note_written(self, text: str) -> None:
+        """Note a recipe or a page, so that `wrote` knows it again."""
+        self._read_others()
+        self._keep({RECIPES: sorted({*self.rows.get(RECIPES, ()), digest(text)})})
+
     def wrote(self, path: Path) -> bool:
-        """Whether a file is a recipe that this search wrote, unchanged."""
+        """Whether a file is a recipe or a page that this search wrote, unchanged."""
         if not path.is_file() or path.is_symlink():
             return False
         return self.wrote_text(path.read_text(encoding="utf-8", errors="replace"))
@@ -69,12 +73,19 @@ class Journal:
 
     def planned_seconds(self, seconds: Mapping[Candidate, float]) -> dict[Candidate, float]:
         """Seconds of candidates as they were planned first: a plan made later leaves out what is in the cache."""
-        known = self.rows.setdefault(SECONDS, {})
-        for candidate, planned in seconds.items():
-            known.setdefault(candidate.name, planned)
-        self.cache.keep(self.parts, self.rows)
+        self._read_others()
+        known = {candidate.name: planned for candidate, planned in seconds.items()} | self.rows.get(SECONDS, {})
+        self._keep({SECONDS: known})
         return {candidate: known[candidate.name] for candidate in seconds}
 
     def add(self, trials: Mapping[Candidate, Trial], rows: int) -> None:
-        self.rows |= {f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()}
+        self._read_others()
+        self._keep({f"{candidate.name} on {rows}": asdict(trial) for candidate, trial in trials.items()})
+
+    def _read_others(self) -> None:
+        """Read what other searches of this wish kept meanwhile."""
+        self.rows |= self.cache.value(self.parts) or {}
+
+    def _keep(self, rows: Mapping[str, Any]) -> None:
+        self.rows |= rows
         self.cache.keep(self.parts, self.rows)

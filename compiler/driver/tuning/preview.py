@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ....dsl.syntax.diagnostics import Reject
+from ...core.cache import Cache
 from .alternatives import Candidate, candidate_named, candidates_of
 from .feasibility import refuse_impossible
 from .search import disk_bytes
@@ -24,10 +25,7 @@ class PlannedChange:
 def preview(wish: Wish, name: str = "") -> tuple[list[PlannedChange], int]:
     """Single changes, the quickest first and those that are refused last, and the number of combinations; with `name`
     that candidate alone. Raises Reject (unknown-candidate)."""
-    from ...core.cache import Cache
-
-    folder = wish.session.settings.cache_dir
-    trials, rows = Trials(wish, Cache(folder), folder), []
+    trials, rows = Trials(wish, Cache(wish.session.settings.cache_dir)), []
     refuse_impossible(wish, trials)
     candidates = candidates_of(wish)
     for candidate in [candidate_named(name, candidates)] if name else [c for c in candidates if c.changes <= 1]:

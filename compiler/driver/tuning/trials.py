@@ -19,7 +19,8 @@ from ...artifacts.load import load_to_judge
 from ...core.cache import Cache
 from ...core.events import StageBegan
 from ...evaluation.confidence import median_interval
-from ...evaluation.timing import InterleavedTimes, measure_interleaved
+from ...evaluation.timing import InterleavedTimes, measure_interleaved, measure_single
+from ...plugin.clock import untimed_reason
 from ...plugin.context import Context
 from ...transforms.editing.rehearsed import load_or_discover_skeleton
 from ..judging.comparison import cached_original_values, remember
@@ -32,6 +33,7 @@ from .wish import Wish, on_rows
 QUICK_ROWS = 8  # rows of a first measurement
 ROUNDS = 6  # of timings at least; PRECISION is the width of a ratio's interval at which they end
 PRECISION = 0.10
+Times = tuple[tuple[float, float], tuple[float, float]]  # (result, original), and the interval of their ratio
 QUICK_SECONDS, PRECISE_SECONDS = 2.0, 8.0  # at most, of a first measurement and of one on all rows
 
 
@@ -60,11 +62,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """Measurements of candidates of a wish, in a folder for what they write."""
+    """Measurements of candidates of a wish; `folder` is for what `measure` writes."""
 
     wish: Wish
     cache: Cache
-    folder: Path
+    folder: Path | None = None  # plans alone, no measurements
 
     @property
     def metrics(self) -> dict[str, MetricRef]:
@@ -166,14 +168,14 @@ class Trials:
                     refused[candidate] = "; ".join(d.message for d in rejection.diagnostics)
                 seconds[candidate] += time.monotonic() - started
         remember(known, {}, plan, self.cache, ctx)
-        models = {c.name: model for c, (model, _) in opened.items() if c not in refused}
         for text, ref in refs.items():
+            models = {c.name: model for c, (model, _) in opened.items() if c not in refused}
             if ctx.metric(ref).timed and models:
                 started = time.monotonic()
-                timed = times_beside_original(
-                    original, models, ctx.metric(ref), QUICK_SECONDS if rows else PRECISE_SECONDS
-                )
-                for candidate in (c for c in opened if c not in refused):
+                limit = QUICK_SECONDS if rows else PRECISE_SECONDS
+                timed, untimed = times_or_refusals(original, models, ctx.metric(ref), limit)
+                refused |= {c: untimed[c.name] for c in opened if c.name in untimed}
+                for candidate in (c for c in opened if c.name in timed):
                     values[candidate][text], ranges[candidate][text] = timed[candidate.name]
                     seconds[candidate] += (time.monotonic() - started) / len(models)
         return {
@@ -184,9 +186,28 @@ class Trials:
         }
 
 
-def times_beside_original(
+def times_or_refusals(
     original: Any, models: Mapping[str, Any], metric: Any, seconds: float
-) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+) -> tuple[dict[str, Times], dict[str, str]]:
+    """Times beside the original's by model, and the reasons of models that can't be timed. Raises Reject where the
+    original can't, or this machine has no runtime to time with."""
+    try:
+        return times_beside_original(original, models, metric, seconds), {}
+    except Reject as rejection:
+        if untimed_reason(rejection):
+            raise
+        measure_single(metric.clock(original), original)
+    refused = {}
+    for name, model in models.items():
+        try:
+            measure_single(metric.clock(model), model)
+        except Reject as rejection:
+            refused[name] = "; ".join(d.message for d in rejection.diagnostics)
+    rest = {name: model for name, model in models.items() if name not in refused}
+    return times_beside_original(original, rest, metric, seconds) if rest else {}, refused
+
+
+def times_beside_original(original: Any, models: Mapping[str, Any], metric: Any, seconds: float) -> dict[str, Times]:
     """(result, original) of a timed metric for models that take turns with the original, and the ratio's interval.
 
     A result is the original's median times the median of the ratios within rounds. Rounds go on until every ratio is

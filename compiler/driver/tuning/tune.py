@@ -1,5 +1,6 @@
 """From a wish to an ordinary recipe and its artifact."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -92,8 +93,8 @@ class Outputs:
 
     def _is_replaceable(self, output: OutputPath) -> bool:
         """Whether a path is free, or holds what was compiled from a recipe that this search wrote."""
-        if output.describes_artifacts or not output.path.exists():
-            return True
+        if output.describes_artifacts or not os.path.lexists(output.path):
+            return self.journal.wrote(output.path) or not os.path.lexists(output.path)
         try:
             return self.journal.wrote_text(read_manifest(output.path).recipe.get("text", ""))
         except (Reject, OSError):
@@ -159,6 +160,8 @@ def _compile(
     outputs.journal.write_recipe(path, text)
     session = replace(tuned.wish.session_of(text, path), pipelines=(tuned.wish.pipeline.name,))
     results = build(session, outputs.out, force=replaces)
+    for page in (page for result in results for page in result.reports):
+        outputs.journal.note_written(page.path.read_text(encoding="utf-8"))
     missed = [d for r in results for d in r.missed]
     tuned.compiled[candidate] = Compiled(path, results, "; ".join(d.message for d in missed))
     if missed:

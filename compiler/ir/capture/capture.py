@@ -96,13 +96,16 @@ def _layers_called_past_hooks(model: nn.Module, inputs: dict[str, Any]) -> list[
 
         return run
 
+    patched = {layer: vars(layer).get("forward") for layer in layers.values()}  # None: its class's
     for path, layer in layers.items():
         vars(layer)["forward"] = noting(path, layer.forward)
     try:
         run_with_hooks(model, inputs, lambda path: lambda *call: None, {})
     finally:
-        for layer in layers.values():
-            vars(layer).pop("forward", None)
+        for layer, forward in patched.items():
+            vars(layer)["forward"] = forward
+            if forward is None:
+                del vars(layer)["forward"]
     return paths
 
 

@@ -134,5 +134,5 @@ def estimate_layerwise_effort(skeleton: Skeleton, selected: Sequence[Part], rows
     for unit in skeleton.units:
         gram_bytes = max(gram_bytes, sum(4 * inputs(p) ** 2 for p in selected if is_submodule(p.path, unit)))
     tokens = 2 * rows.numel() + flops // max(1, shrink.flops_per_token(skeleton, 512))
-    widest = max(inputs(part) for part in selected)
+    widest = max(map(inputs, selected), default=0)
     return Effort(tokens + allocation.effort(method, len(skeleton.units), rows), gram_bytes + 24 * widest**2)

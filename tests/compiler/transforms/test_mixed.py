@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from effc.compiler.driver import api
 from effc.compiler.transforms.lowering.mixed import Allocator, Option, masked, solve
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,23 @@ from torch import nn
 pytest.importorskip("scipy")
 NUMBERS = st.floats(0.01, 10)
 MODULES = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+RECIPE = """effspec 1
+model base = zoo("tiny-llama")
+data calib = synthetic({rows}, length: 64, seed: 1)
+pipeline small(base) {{ cpu = lower.mixed(keep: 20% of bytes, data: calib) }}
+emit small {{ native("small") }}
+"""
+
+
+def test_the_plan_counts_all_rows_that_norms_and_four_bits_are_read_from(tmp_path):
+    seconds = []
+    for rows in (8, 4096):
+        (tmp_path / "r.effspec").write_text(RECIPE.format(rows=rows))
+        (plan,) = api.plan(tmp_path / "r.effspec", cache_dir=tmp_path / "cache", threads=1)
+        seconds.append(plan.stages[0].seconds)
+    assert seconds[1] > 1.5 * seconds[0]
 
 
 @given(MODULES, st.floats(0.1, 1.2))

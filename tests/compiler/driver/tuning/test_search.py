@@ -9,15 +9,19 @@ from types import SimpleNamespace
 import pytest
 from effc.compiler.core.cache import Cache
 from effc.compiler.driver.api import open_session
+from effc.compiler.driver.tuning.alternatives import candidates_of
 from effc.compiler.driver.tuning.effects import Effects
 from effc.compiler.driver.tuning.journal import Journal
 from effc.compiler.driver.tuning.search import Search
-from effc.compiler.driver.tuning.trials import Trial, Trials
+from effc.compiler.driver.tuning.trials import Trial, Trials, times_or_refusals
 from effc.compiler.driver.tuning.wish import Wish, read_wish
-from effc.dsl.syntax.diagnostics import Reject
+from effc.compiler.plugin.clock import Clock
+from effc.dsl.syntax.diagnostics import Fault, Reject
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+no_numbers = Fault("no-numbers-here", "Logits are no numbers.")
 QUALITY = "perplexity(text.choose)"
 RECIPE = """effspec 1
 use std.text
@@ -102,6 +106,40 @@ def test_a_front_is_nearly_that_of_all_candidates_by_looking_at_a_third_of_them(
 def test_a_second_metric_that_is_alike_for_all_candidates_leaves_one_point(tmp_path):
     search = searched(tmp_path, "alike", limit=1.2, against="against: params, ")
     assert len(search.front(search.finals)) == 1
+
+
+def test_two_searches_of_one_wish_at_once_keep_the_measurements_of_both(tmp_path):
+    wish, cache = wish_of(tmp_path), Cache(tmp_path / "cache")
+    first, second, *_ = candidates_of(wish)
+    searches = [Journal.of(wish, cache), Journal.of(wish, cache)]
+    for journal, candidate in zip(searches, (first, second), strict=True):
+        journal.planned_seconds({candidate: 1.0})
+        journal.add({candidate: Trial({"params": (1.0, 2.0)}, 8)}, 8)
+        journal.write_recipe(tmp_path / candidate.name, candidate.name)
+    after = Journal.of(wish, cache)
+    assert all(after.read(candidate, 8) and after.wrote(tmp_path / candidate.name) for candidate in (first, second))
+    assert after.planned_seconds({first: 2.0, second: 2.0}) == {first: 1.0, second: 1.0}
+
+
+class Halting:
+    """Timed metric of which a model may say that it writes no numbers."""
+
+    def clock(self, model):
+        def step():
+            if isinstance(model, nn.Dropout):
+                raise Reject(no_numbers("logits are no numbers"))
+            return 1.0
+
+        return Clock(step, 2, max)
+
+
+def test_a_candidate_that_cannot_be_timed_is_refused_and_the_others_are_timed():
+    models = {"good": nn.Identity(), "bad": nn.Dropout()}
+    timed, refused = times_or_refusals(nn.Identity(), models, Halting(), 0.1)
+    assert timed == {"good": ((1.0, 1.0), (1.0, 1.0))} and refused == {"bad": "logits are no numbers"}
+    assert times_or_refusals(nn.Identity(), {"bad": nn.Dropout()}, Halting(), 0.1)[0] == {}
+    with pytest.raises(Reject):
+        times_or_refusals(nn.Dropout(), {"good": nn.Identity()}, Halting(), 0.1)
 
 
 def test_a_search_that_was_killed_decides_the_same(tmp_path):

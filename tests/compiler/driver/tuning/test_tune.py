@@ -69,6 +69,16 @@ def test_a_front_of_formats_is_compiled_point_by_point_and_each_recipe_compiles_
     capsys.readouterr()
 
 
+def test_the_report_that_a_search_wrote_is_replaced_when_it_runs_again(tmp_path, capsys):
+    target = 'native("fast") report("page.html")'
+    file, out = written(tmp_path, optimize="bytes", target=target, more=', among: ["int8"]'), tmp_path / "out"
+    for _ in range(2):
+        assert tuned(file, out, tmp_path / "cache") == 0
+    (out / "page.html").write_text("somebody's")
+    assert tuned(file, out, tmp_path / "cache") == 2
+    assert "output-exists" in capsys.readouterr().err and (out / "page.html").read_text() == "somebody's"
+
+
 def test_another_candidate_is_compiled_by_its_name(tmp_path, capsys):
     file = written(tmp_path, optimize="bytes", more=NARROW)
     assert tuned(file, tmp_path / "out", tmp_path / "cache", "--candidate", "int8", "--format", "json") == 0

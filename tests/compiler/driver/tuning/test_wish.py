@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from effc.compiler.cli.main import main
+from effc.compiler.core.cache import Cache
 from effc.compiler.driver.api import open_session
 from effc.compiler.driver.tuning.alternatives import candidates_of
-from effc.compiler.driver.tuning.tune import max_compiled
+from effc.compiler.driver.tuning.journal import Journal
+from effc.compiler.driver.tuning.tune import Outputs, max_compiled
 from effc.compiler.driver.tuning.wish import Wish, read_wish
 from effc.dsl.syntax.diagnostics import Reject
 
@@ -145,6 +147,19 @@ def test_wishes_that_nothing_can_fulfil_are_refused_before_weights_are_read(opti
 def test_rows_that_give_a_confidence_are_looked_at_once(confidence, looks, tmp_path):
     bounds = f"perplexity(text.heldout) <= 1.05 * base{confidence}"
     assert max_compiled(wish_of(written(tmp_path, bounds=bounds), tmp_path / "cache")) == looks
+
+
+def test_a_page_that_this_search_did_not_write_is_not_replaced(tmp_path):
+    wish = wish_of(written(tmp_path, target='native("fast") report("page.html")'), tmp_path / "cache")
+    outputs = Outputs(wish, Journal.of(wish, Cache(tmp_path / "cache")), tmp_path / "w-tuned.effspec", tmp_path, False)
+    outputs.journal.write_recipe(outputs.recipe, "effspec 1\n")
+    assert outputs.check_replaceable("")
+    page = tmp_path / "page.html"
+    page.write_text("somebody's")
+    with pytest.raises(Reject, match="output-exists"):
+        outputs.check_replaceable("")
+    outputs.journal.note_written(page.read_text())
+    assert outputs.check_replaceable("")
 
 
 def test_a_recipe_without_open_steps_is_none_to_tune(tmp_path):
