@@ -89,7 +89,7 @@ def _library_paths() -> set[Path]:
     packages = {Path(path).resolve() for path in sys.path if path} - personal
     linked = {target for folder in packages for target in _link_targets(folder)} - personal
     libraries = {Path(path).resolve() for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path} - personal
-    python = [sys.prefix, sys.base_prefix, Path(__file__).resolve().parents[2]]
+    python = [sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2])]
     system = [*_SYSTEM, *(f"/etc/{name}" for name in _ETC)]
     return (packages | linked | libraries | {Path(path).resolve() for path in (*python, *system)}) - {Path("/")}
 
@@ -134,10 +134,10 @@ def _refuse_calls(network: Network) -> None:
     if platform.machine() not in _CALLS:
         return
     architecture, ioctl, (socket, connect, socketpair, sendto, sendmsg, sendmmsg), refused = _CALLS[platform.machine()]
-    more = {"none": (socket,), "listen": (connect, sendmmsg), "any": ()}[network]
+    socket_calls = {"none": (socket,), "listen": (connect, sendmmsg), "any": ()}[network]
     checks = _refuse_unless(4, _ANY_BIT, (architecture,))
     checks += _refuse_unless(0, 1 << 30, (0,))  # x86's calls of 32-bit pointers
-    checks += _refuse_if(0, (*_EVERYWHERE, *refused, *more))
+    checks += _refuse_if(0, (*_EVERYWHERE, *refused, *socket_calls))
     arguments = [(ioctl, _refuse_if(24, _TYPING))]
     if network != "any":  # a pair of datagram sockets can be connected again
         arguments += [(socketpair, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]
