@@ -5,13 +5,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ...dsl.syntax.diagnostics import Reject
 
 VERBS = ("verify", "inspect", "run", "doctor", "diff", "serve")
 _TEXTS = ("-p", "--prompt", "--cache-dir", "--access-log")  # options whose value is no file of the model
+TEMPORARY = ExitStack()  # removes temporary files when it is closed
+atexit.register(TEMPORARY.close)
 _LOCAL_ENGINES = ("auto", "flat", "faiss")  # others read their own settings, and ask servers
 
 
@@ -30,8 +32,9 @@ def confine_verb(argv: Sequence[str]) -> None:
     folders = [path for path in paths if path.is_dir()]
     trains = argv[0] == "run" and any(_kind(folder) == "flower" for folder in folders)
     elsewhere = trains or any(path.suffix == ".effspec" and path.is_file() for path in paths)
+    elsewhere |= any(word.startswith("hf:") for word in words)  # they are fetched
     elsewhere |= _last(options, "--engine", "auto") not in _LOCAL_ENGINES
-    granted = "--trust-remote-code" in argv or options.get("--device", ["cpu"]) != ["cpu"]
+    granted = "--trust-remote-code" in options or options.get("--device", ["cpu"]) != ["cpu"]
     if elsewhere or granted or not folders or (argv[0] == "doctor" and "--trust" not in options):
         return
     from ..core.cache import default_cache
@@ -40,7 +43,8 @@ def confine_verb(argv: Sequence[str]) -> None:
     cache = Path(_last(options, "--cache-dir", str(default_cache())))
     bases = [base for folder in folders for base in _base_of_interventions(folder)]
     results = [path for folder in folders if not (path := Path(f"{folder}-result")).is_symlink()]  # of a federation
-    readable = [*paths, *map(_root, (*folders, *bases)), *results, _hub_cache()]
+    roots = [root for root in map(_root, bases) if _kind(root)]  # a manifest.json is not always an artifact's
+    readable = [*paths, *map(_root, folders), *bases, *roots, *results, _hub_cache()]
     writable = [cache, _temporary_folder(cache), *_access_log(options)]
     asks = "--knowledge" in options
     confine_process(readable, writable, "any" if asks else "listen" if argv[0] == "serve" else "none")
@@ -61,16 +65,20 @@ def _kind(folder: Path) -> str:
 
 
 def _temporary_folder(cache: Path) -> Path:
-    """Folder of this process's temporary files: in the cache, where that can be written, as `effc cache gc` finds there
-    what a killed process left."""
-    work = cache / "work"
-    with suppress(OSError):
+    """Folder of this process's temporary files: in the cache, where that can be written and others can't, as `effc
+    cache gc` finds there what a killed process left."""
+    from ..core.sealed_json import refuse_writable_by_others
+    from ..core.temporary_folder import make_temporary_folder
+
+    parent, work = None, cache / "work"
+    with suppress(OSError, Reject):  # the verb says why
+        refuse_writable_by_others(cache)
         work.mkdir(parents=True, exist_ok=True)
-    is_usable = os.access(work, os.W_OK) and not work.is_symlink()
-    folder = tempfile.mkdtemp(prefix="effc-", dir=work if is_usable else None)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    tempfile.tempdir = os.environ["TMPDIR"] = folder
-    return Path(folder)
+        parent = work if os.access(work, os.W_OK) and not work.is_symlink() else None
+    folder = make_temporary_folder(parent)
+    TEMPORARY.callback(shutil.rmtree, folder, ignore_errors=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    return folder
 
 
 def _access_log(options: dict[str, list[str]]) -> list[Path]:
@@ -88,7 +96,7 @@ def _values_by_option(words: Sequence[str]) -> dict[str, list[str]]:
     values: dict[str, list[str]] = {}
     option = ""
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and option not in _TEXTS:
             option, equals, value = word.partition("=")
             values.setdefault(option, []).extend([value] if equals else [])
             option = "" if equals else option
@@ -105,13 +113,14 @@ def _hub_cache() -> Path:
 
 
 def _base_of_interventions(folder: Path) -> list[Path]:
-    """The folder of a model that interventions name as their base."""
-    from ..core.safe_read import MALFORMED, MANIFEST, read_json
+    """The folder that interventions name as their base, where a model lies in it: they may name any folder."""
+    from ..core.safe_read import CONFIG, MALFORMED, MANIFEST, read_json
 
     for file in (folder / "reft.json", folder / "reft" / "reft.json"):
         with suppress(OSError, Reject, *MALFORMED):
             base = Path(read_json(file, MANIFEST)["base"]["place"])
-            return [base] if base.is_absolute() and (base / "config.json").is_file() else []
+            model_type = base.is_absolute() and read_json(base / "config.json", CONFIG)["model_type"]
+            return [base] if isinstance(model_type, str) and any(base.glob("*.safetensors")) else []
     return []
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...dsl.syntax.diagnostics import EXITS, Reject
-from .confinement import confine_verb
+from .confinement import TEMPORARY, confine_verb
 from .verbs.exit_codes import VerbException, diagnostics_of_exception, exit_table, show_traceback
 from .verbs.help_sections import SECTIONS
 from .verbs.interrupt import acknowledge, raise_or_exit_on_signal, stop_requested
@@ -121,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and code == EXITS["interrupted"]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        TEMPORARY.close()
         os._exit(code)  # taking torch apart takes seconds, and a person waits
     return code
 

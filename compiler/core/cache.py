@@ -39,6 +39,7 @@ from .sealed_json import (
     refuse_writable_by_others,
     sealed,
 )
+from .temporary_folder import is_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -335,7 +336,7 @@ class Cache:
             if path.name not in named and path.stat().st_mtime <= horizon:
                 freed += _unlink_and_return_size(path)
         for path in (*self.folder.glob("work/*"), *self.folder.glob("models/*")):
-            if path.stat().st_mtime <= horizon:
+            if path.stat().st_mtime <= horizon and not is_in_use(path):
                 freed += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
                 shutil.rmtree(path, ignore_errors=True)
         return freed + self.delete_stale_drafts()

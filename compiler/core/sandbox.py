@@ -10,7 +10,7 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -21,19 +21,27 @@ _READ = 1 << 0 | 1 << 2 | 1 << 3  # run a file, read it, list a folder
 _FILE_ACCESS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15  # what a rule of a file may say: also write, cut, ioctl
 _RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # bits of access to files that Landlock of a version knows
 _SCOPES = 3  # signals and abstract sockets of processes outside
-_CONNECT = 1 << 1  # by TCP
-# The kernel's name of the processor, and calls: ioctl; socket; what is refused in any case: ptrace, process_vm_readv
-# and _writev, bpf, keyctl, io_uring_setup, pidfd_getfd, and what changes files by their path and Landlock lets pass:
-# truncate, chmod, chown, setxattr, removexattr and their kin.
+# The kernel's name of the processor, and calls: ioctl; socket, connect, socketpair, sendto, sendmsg, sendmmsg; what is
+# refused in any case: ptrace, process_vm_readv and _writev, bpf, keyctl, io_uring_setup, pidfd_getfd, and what changes
+# files by their path and Landlock lets pass: truncate, chmod, chown, setxattr, removexattr and their kin.
 _EVERYWHERE = (425, 438, 452, 463, 466)
-_CALLS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
-    "x86_64": (0xC000003E, 16, 41, (101, 310, 311, 321, 250, 76, 90, 268, 92, 94, 260, 188, 189, 197, 198)),
-    "aarch64": (0xC00000B7, 29, 198, (117, 270, 271, 280, 219, 45, 53, 54, 5, 6, 14, 15)),
+_CALLS: dict[str, tuple[int, int, tuple[int, ...], tuple[int, ...]]] = {
+    "x86_64": (
+        0xC000003E,
+        16,
+        (41, 42, 53, 44, 46, 307),
+        (101, 310, 311, 321, 250, 76, 90, 268, 92, 94, 260, 188, 189, 197, 198),
+    ),
+    "aarch64": (0xC00000B7, 29, (198, 203, 199, 206, 211, 269), (117, 270, 271, 280, 219, 45, 53, 54, 5, 6, 14, 15)),
 }
 _TYPING = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: ioctls that type into the terminal, for the shell behind this process
+_ANY_BIT, _SOCKET_TYPE, _FASTOPEN = (1 << 32) - 1, 0xF, 0x20000000
+_INTERNET, _STREAM, _TCP = (2, 10), (1,), (0, 6)  # families of sockets, a type, protocols
+_Check = tuple[int, int, int, int]
+_REFUSE, _ALLOW = (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)  # with errno 1
 OFF = "EFFC_SANDBOX"  # "off" leaves processes unconfined
 Network = Literal["none", "listen", "any"]
-_SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/proc", "/sys", "/run/systemd/resolve")
+_SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/nix", "/gnu", "/proc", "/sys", "/run/systemd/resolve")
 _ETC: tuple[str, ...] = (
     "ld.so.cache",
     "ld.so.preload",
@@ -45,7 +53,7 @@ _ETC: tuple[str, ...] = (
     "resolv.conf",
 )
 _ETC += ("os-release", "inputrc", "terminfo", "ssl/openssl.cnf", "ssl/certs")
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "shm")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 def landlock_version() -> int:
@@ -59,7 +67,7 @@ def confine_process(readable: Iterable[Path], writable: Iterable[Path], network:
     """Leave to this process what Python and its libraries read, the files and folders of `readable` and those of
     `writable`, which alone it writes to; nothing is confined where EFFC_SANDBOX is "off".
 
-    network   sockets: none, any, or those that listen (UDP and local sockets connect all the same)
+    network   sockets: none, any, or those of TCP, which listen and connect to nobody
     """
     if sys.platform != "linux" or os.environ.get(OFF) == "off":
         return
@@ -68,22 +76,39 @@ def confine_process(readable: Iterable[Path], writable: Iterable[Path], network:
     if version:
         read = {*_library_paths(), *(path.resolve() for path in readable)}
         write = {*(Path("/dev", name) for name in _DEVICES), *(path.resolve() for path in writable)}
-        _restrict_files(version, read, write, _CONNECT if network == "listen" and version >= 4 else 0)
-    _refuse_calls(sockets=network != "none")
+        _restrict_files(version, read, write)
+    _refuse_calls(network)
 
 
 def _library_paths() -> set[Path]:
     """Paths that Python, its packages and the dynamic loader read."""
-    searched = [path for path in (*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(":")) if path]
-    packages: list[str | Path] = [sys.prefix, sys.base_prefix, Path(__file__).resolve().parents[2], *searched]
+    home = Path(os.path.expanduser("~")).resolve()
+    personal = {home, *home.parents}
+    with suppress(FileNotFoundError):  # the working directory, which an empty entry of PYTHONPATH stands for
+        personal.add(Path.cwd())
+    packages = {Path(path).resolve() for path in sys.path if path} - personal
+    linked = {target for folder in packages for target in _link_targets(folder)} - personal
+    libraries = {Path(path).resolve() for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path} - personal
+    python = [sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2])]
     system = [*_SYSTEM, *(f"/etc/{name}" for name in _ETC)]
-    return {Path(path).resolve() for path in (*packages, *system)} - {Path("/")}
+    return (packages | linked | libraries | {Path(path).resolve() for path in (*python, *system)}) - {Path("/")}
 
 
-def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[Path], network: int) -> None:
+def _link_targets(folder: Path) -> Iterator[Path]:
+    """Where packages of a folder of `sys.path` lie that installers linked into it, whole or file by file."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if (folder / name).is_symlink():
+                yield (folder / name).resolve()
+            for file in (folder / name / "__init__.py", folder / name / "METADATA"):
+                if file.is_symlink():
+                    yield file.resolve().parents[1]
+
+
+def _restrict_files(version: int, readable: Iterable[Path], writable: Iterable[Path]) -> None:
     rights = (1 << max(bits for since, bits in _RIGHTS.items() if since <= version)) - 1
-    attributes = struct.pack("<QQQ", rights, network, _SCOPES if version >= 6 else 0)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    attributes = struct.pack("<QQQ", rights, 0, _SCOPES if version >= 6 else 0)
+    size = 24 if version >= 6 else 8
     ruleset = _raise_on_error(_system_call(_CREATE_RULESET, attributes, size, 0))
     for paths, access in ((readable, _READ), (writable, rights)):
         for path in paths:
@@ -103,24 +128,47 @@ def _allow(ruleset: int, path: Path, access: int) -> None:
         os.close(beneath)
 
 
-def _refuse_calls(sockets: bool) -> None:
-    """Have the kernel refuse ways to reach other processes and files around Landlock, and new sockets unless they are
-    allowed, with EPERM."""
+def _refuse_calls(network: Network) -> None:
+    """Have the kernel refuse ways to reach other processes and files around Landlock, and new sockets but for those
+    that `network` is of, with EPERM."""
     if platform.machine() not in _CALLS:
         return
-    architecture, ioctl, socket, refused = _CALLS[platform.machine()]
-    calls = (*_EVERYWHERE, *refused, *(() if sockets else (socket,)))
-    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    last = len(calls) + 9  # refuses
-    checks = [(load, 0, 0, 4), (equal, 0, last - 2, architecture), (load, 0, 0, 0)]
-    checks += [(at_least, last - 4, 0, 1 << 30)]  # x86's calls of 32-bit pointers
-    checks += [(equal, last - number, 0, call) for number, call in enumerate(calls, 5)]
-    checks += [(equal, 0, 3, ioctl), (load, 0, 0, 24)]  # its second argument
-    checks += [(equal, 2 - number, 0, request) for number, request in enumerate(_TYPING)]
-    checks += [(end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x00050001)]  # allow; errno 1
+    architecture, ioctl, (socket, connect, socketpair, sendto, sendmsg, sendmmsg), refused = _CALLS[platform.machine()]
+    socket_calls = {"none": (socket,), "listen": (connect, sendmmsg), "any": ()}[network]
+    checks = _refuse_unless(4, _ANY_BIT, (architecture,))
+    checks += _refuse_unless(0, 1 << 30, (0,))  # x86's calls of 32-bit pointers
+    checks += _refuse_if(0, (*_EVERYWHERE, *refused, *socket_calls))
+    arguments = [(ioctl, _refuse_if(24, _TYPING))]
+    if network != "any":  # a pair of datagram sockets can be connected again
+        arguments += [(socketpair, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]
+    if network == "listen":
+        arguments += [(socket, _refuse_unless(16, _ANY_BIT, _INTERNET))]
+        arguments += [(socket, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]
+        arguments += [(socket, _refuse_unless(32, _ANY_BIT, _TCP))]
+        arguments += [(sendto, _refuse_unless(40, _FASTOPEN, (0,))), (sendmsg, _refuse_unless(32, _FASTOPEN, (0,)))]
+    for call, of_call in arguments:
+        checks += [_load(0), (0x15, 0, len(of_call), call), *of_call]
+    checks += [_ALLOW]
     program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *check) for check in checks))
     head = struct.pack("@HxxxxxxP", len(checks), ctypes.addressof(program))
     _raise_on_error(ctypes.CDLL(None, use_errno=True).prctl(_SET_SECCOMP, _FILTER, head, 0, 0))
+
+
+def _load(offset: int) -> _Check:
+    """Load of the number of a call (0), the processor (4) or the lower half of an argument (16, 24, ...)."""
+    return 0x20, 0, 0, offset
+
+
+def _refuse_unless(offset: int, mask: int, values: Sequence[int]) -> list[_Check]:
+    """Refusal of a call unless the masked word is one of the values."""
+    jumps = [(0x15, len(values) - index, 0, value) for index, value in enumerate(values)]
+    return [_load(offset), (0x54, 0, 0, mask), *jumps, _REFUSE]
+
+
+def _refuse_if(offset: int, values: Sequence[int]) -> list[_Check]:
+    """Refusal of a call where the word is one of the values."""
+    jumps = [(0x15, len(values) - index, 0, value) for index, value in enumerate(values)]
+    return [_load(offset), *jumps, (0x05, 0, 0, 1), _REFUSE]
 
 
 def _system_call(number: int, *arguments: object) -> int:

@@ -1,5 +1,7 @@
 """Texts are cut into tokens in a process of its own: what takes too much there is refused, and the next text is cut."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -89,6 +91,21 @@ def test_tokens_are_those_of_the_library(folder, name):
             assert (actual[key] == value).all() if hasattr(value, "all") else actual[key] == value, key
         if "return_tensors" not in TEXTS[name]:
             assert actual.tokens() == expected.tokens()
+            assert places(actual) == places(expected)
+
+
+def places(encoding):
+    """Whatever transformers says of words, characters and sequences of the first tokens."""
+    tokens = range(len(encoding.tokens()))
+    words = {w for w, s in zip(encoding.word_ids(), encoding.sequence_ids(), strict=True) if w is not None and s == 0}
+    return [
+        encoding.word_ids(),
+        encoding.sequence_ids(),
+        [encoding.token_to_sequence(0, t) for t in tokens],
+        [(encoding.token_to_word(0, t), encoding.token_to_chars(0, t)) for t in tokens],
+        [(encoding.word_to_tokens(0, w), encoding.word_to_chars(0, w)) for w in words],
+        [(encoding.char_to_token(0, c, s), c) for c in range(9) for s in range(2)],
+    ]
 
 
 def test_what_is_no_text_is_a_type_error_as_of_the_library(folder):
@@ -96,6 +113,40 @@ def test_what_is_no_text_is_a_type_error_as_of_the_library(folder):
     with pytest.raises(TypeError):
         limited("\ud800")
     assert limited("and")["input_ids"]
+
+
+def test_bytes_are_a_type_error_and_not_cut_as_python_spells_them(folder):
+    with pytest.raises(TypeError):
+        load_checked_tokenizer(folder, "m")._tokenizer.encode_batch([b"and"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_somebody_ended_between_two_texts_costs_none(folder, number):
+    limited = load_checked_tokenizer(folder, "m")
+    expected = limited("and")["input_ids"]
+    child = text_process.text_process(0)._process
+    child.send_signal(number)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert limited("and")["input_ids"] == expected
+
+
+@pytest.mark.parametrize("executable", [None, "", "/bin/false", "/bin/true", "/nowhere/python"])
+def test_a_python_that_cannot_start_is_not_the_fault_of_a_tokenizer(folder, monkeypatch, executable):
+    limited = load_checked_tokenizer(folder, "m")
+    monkeypatch.setattr(text_process, "_processes", {})
+    monkeypatch.setattr(text_process.sys, "executable", executable)
+    with pytest.raises(Reject) as refused:
+        limited("and")
+    assert refused.value.diagnostics[0].slug == "no-text-process"
+
+
+def test_what_keeps_the_process_of_texts_from_starting_is_said(folder, monkeypatch):
+    limited = load_checked_tokenizer(folder, "m")
+    monkeypatch.setattr(text_process, "_processes", {})
+    monkeypatch.setattr(text_process, "CHILD", folder / "child.py")
+    (folder / "child.py").write_text("import nothing_of_that_name")
+    with pytest.raises(Reject, match="nothing_of_that_name"):
+        limited("and")
 
 
 def test_tokens_that_are_added_later_are_known(folder):

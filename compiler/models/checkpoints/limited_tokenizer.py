@@ -19,7 +19,8 @@ bad_tokenizer = Fault(
     exit="environment",
 )
 _HELP = "fetch the tokenizer files again, from somebody whom you trust"
-_COLUMNS = 6  # numbers of a token: id, type, attention, special, and where it begins and ends
+_COLUMNS = 8  # numbers of a token: id, type, attention, special, word, sequence, and where it begins and ends
+_NONE = (1 << 32) - 1  # of a token that is of no word or sequence
 _STATE = ("encode_special_tokens",)  # sent with every request
 
 
@@ -100,7 +101,8 @@ class LimitedTokenizer:
 class Encoding:
     """Encoding as transformers reads one of the library's: columns of its tokens, and the parts that were cut off.
 
-    numbers   uint32 [6 * tokens]: ids, types, attention and special of all, then where each begins and ends
+    numbers   uint32 [8 * tokens]: ids, types, attention, special, words and sequences of all, then where each begins
+              and ends
     """
 
     def __init__(self, library: Any, n_sequences: int, numbers: "array[int]"):
@@ -130,10 +132,51 @@ class Encoding:
         return self._column(3)
 
     @property
+    def word_ids(self) -> list[int | None]:
+        return [None if word == _NONE else word for word in self._column(4)]
+
+    words = word_ids
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        return [None if sequence == _NONE else sequence for sequence in self._column(5)]
+
+    @property
     def offsets(self) -> list[tuple[int, int]]:
-        ends = self._numbers[4 * len(self) :]
+        ends = self._numbers[6 * len(self) :]
         return list(zip(ends[::2], ends[1::2], strict=True))
 
     @property
     def tokens(self) -> list[str]:
         return [self._library.id_to_token(index) for index in self.ids]
+
+    def token_to_sequence(self, token_index: int) -> int | None:
+        return self.sequence_ids[token_index]
+
+    def token_to_word(self, token_index: int) -> int | None:
+        return self.word_ids[token_index]
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int] | None:
+        return None if self.sequence_ids[token_index] is None else self.offsets[token_index]
+
+    def word_to_tokens(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
+        words = self.word_ids
+        tokens = [token for token in self._tokens_of(sequence_index) if words[token] == word_index]
+        return (tokens[0], tokens[-1] + 1) if tokens else None
+
+    def word_to_chars(self, word_index: int, sequence_index: int = 0) -> tuple[int, int] | None:
+        tokens = self.word_to_tokens(word_index, sequence_index)
+        return (self.offsets[tokens[0]][0], self.offsets[tokens[1] - 1][1]) if tokens else None
+
+    def char_to_token(self, char_pos: int, sequence_index: int = 0) -> int | None:
+        offsets = self.offsets
+        return next((t for t in self._tokens_of(sequence_index) if char_pos in range(*offsets[t])), None)
+
+    def char_to_word(self, char_pos: int, sequence_index: int = 0) -> int | None:
+        token = self.char_to_token(char_pos, sequence_index)
+        return None if token is None else self.word_ids[token]
+
+    def _tokens_of(self, sequence_index: int) -> list[int]:
+        """Tokens of a sequence; all where there is none of that number, as in the library."""
+        sequences = self.sequence_ids
+        return [t for t, s in enumerate(sequences) if s == sequence_index or sequence_index not in sequences]

@@ -22,6 +22,7 @@ from typing import Any
 
 TEXT = 16 << 20  # characters of a conversation
 TOKENIZERS = 4  # open at once
+NONE = (1 << 32) - 1  # word or sequence of a token that has none
 Answer = tuple[dict[str, Any], bytes]
 
 
@@ -37,12 +38,14 @@ def confine() -> None:
 def main() -> None:
     confine()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print there, what a file says among it
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)  # libraries print there, what a file says among it
     tokenizers: dict[str, Any] = {}
     for line in sys.stdin.buffer:
         head, arguments = json.loads(line), json.loads(sys.stdin.buffer.readline())
         attached = sys.stdin.buffer.read(head["attached"])
         work = _work_of(head["kind"], tokenizers)
+        os.dup2(nothing, 2)
         _limit_memory(head["memory"])
         _limit_time(head["seconds"])
         answer, body = _answer_or_error(work, arguments, attached, head["memory"])
@@ -120,6 +123,8 @@ def _encode(
         for part in parts:
             for column in (part.ids, part.type_ids, part.attention_mask, part.special_tokens_mask):
                 columns.extend(column)
+            for column in (part.word_ids, part.sequence_ids):
+                columns.extend(NONE if number is None else number for number in column)
             columns.extend(chain.from_iterable(part.offsets))
     return {"lengths": lengths}, columns.tobytes()
 

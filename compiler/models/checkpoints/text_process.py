@@ -10,6 +10,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from ....dsl.syntax.diagnostics import Fault, Reject
+
+no_text_process = Fault(
+    "no-text-process",
+    "The process that renders chat templates and cuts texts into tokens doesn't start.\n\n"
+    "It is the Python that runs effc, in a process of its own, which reads Python and its packages alone.",
+    exit="environment",
+)
 CHILD = Path(__file__).with_name("text_child.py")
 SECONDS, MEMORY = 3.0, 512 << 20  # of a processor, and bytes, for a request
 SECONDS_PER_BYTE, MEMORY_PER_BYTE = 1e-5, 256  # more for each byte of it: ten times what texts take
@@ -28,8 +36,9 @@ class TextProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def request(self, kind: str, arguments: Mapping[str, Any], attached: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """Answer to a request, and the bytes behind it. Raises LimitExceeded where the kernel ended the process."""
-        text = json.dumps(arguments, default=str)
+        """Answer to a request, and the bytes behind it. Raises LimitExceeded where the kernel ended the process, Reject
+        (no-text-process) where it doesn't start, and TypeError for texts that are none."""
+        text = json.dumps(arguments, default=str if kind == "render" else None)
         size = len(text) + len(attached)
         seconds, memory = SECONDS + SECONDS_PER_BYTE * size, MEMORY + MEMORY_PER_BYTE * size
         head = json.dumps({"kind": kind, "seconds": seconds, "memory": memory, "attached": len(attached)})
@@ -37,6 +46,8 @@ class TextProcess:
             return self._exchange(f"{head}\n{text}\n".encode() + attached, seconds, memory)
 
     def _exchange(self, message: bytes, seconds: float, memory: int) -> tuple[dict[str, Any], bytes]:
+        if self._process and self._process.poll() is not None:  # ended by somebody else since the last text
+            self._end()
         process = self._process or self._start_child()
         assert process.stdin and process.stdout, "both are pipes"
         try:
@@ -53,6 +64,9 @@ class TextProcess:
         if body is not None and len(body) == size:
             return fields, body
         code = self._end()
+        if code >= 0:
+            lines = process.stderr.read().decode(errors="replace").split("\n") if process.stderr else []
+            raise _not_started(next(filter(None, reversed(lines)), f"it ended with exit code {code}"))
         raise LimitExceeded(f"it takes more than {seconds:.2g} s or more memory than there is for it (signal {-code})")
 
     def _end(self) -> int:
@@ -66,15 +80,23 @@ class TextProcess:
 
     def _start_child(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-P", str(CHILD)]
-        self._process = process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C stops an answer, and not what the next one needs
-        )
+        try:
+            self._process = process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,  # of its start: it lets go of it when its libraries are there
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C stops an answer, and not what the next one needs
+            )
+        except (OSError, TypeError) as error:  # there may be no file of Python's
+            raise _not_started(str(error)) from error
         return process
+
+
+def _not_started(reason: str) -> Reject:
+    message = f"the process that cuts texts into tokens doesn't start: {reason}"
+    return Reject(no_text_process(message, help=f"see whether this runs: {sys.executable} -c 'import transformers'"))
 
 
 _processes: dict[tuple[int, bool], TextProcess] = {}
