@@ -30,7 +30,7 @@ def loads(measured: dict[str, tuple[float, float]]) -> list[tuple]:
 
 def tune(measured: dict[str, Any]) -> list[tuple]:
     """A search for each wish beside the best of the matrix."""
-    held = {True: "hold", False: "one misses"}
+    verdicts = {True: "hold", False: "one misses"}
     head = ("wish", "chosen", "best of the matrix", "behind", "share of the matrix's time", "bounds on unread rows")
     return [head] + [
         (
@@ -39,7 +39,7 @@ def tune(measured: dict[str, Any]) -> list[tuple]:
             row["best"],
             percent(max(row["behind"], 0), 1) if row.get("held_out") else "",
             percent(row["share"], 1),
-            held.get(row.get("held_out"), ""),
+            verdicts.get(row.get("held_out"), ""),
         )
         for row in measured["rows"]
     ]
