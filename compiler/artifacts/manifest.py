@@ -294,20 +294,20 @@ def verify_files(
     manifest: Manifest | None = None,
     *,
     hashes: bool = True,
-    only_below: str = "",
+    prefix: str = "",
     skipped_folders: Sequence[str] = (),
 ) -> None:
     """Reject unless the folder holds exactly the files that its manifest records.
 
     hashes            False compares sizes only
-    only_below        checks one folder of the artifact only, "compact", or one file
+    prefix            checks one folder of the artifact only, "compact", or one file
     skipped_folders   folders that are not looked at, because nobody is about to read them
     """
     manifest = manifest or read_manifest(path)
-    inside, outside = f"{only_below}/" if only_below else "", tuple(f"{folder}/" for folder in skipped_folders)
+    inside, outside = f"{prefix}/" if prefix else "", tuple(f"{folder}/" for folder in skipped_folders)
 
     def counts(name: str) -> bool:
-        return (name == only_below or name.startswith(inside)) and not name.startswith(outside)
+        return (name == prefix or name.startswith(inside)) and not name.startswith(outside)
 
     recorded = {n: fact for n, fact in manifest.files.items() if counts(n)}
     present = {n: f for n, f in hashed_files(path).items() if counts(n)}

@@ -87,7 +87,7 @@ def copy_point(
     on_event(StageBegan("pick", name))
     with listening_with(on_event):
         with announcing_stage("reading and checking files"):
-            verify_files(path, front, only_below=f"{POINTS}/{name}" if _has_files(front, name) else "")
+            verify_files(path, front, prefix=f"{POINTS}/{name}" if _has_files(front, name) else "")
         with artifact_draft(destination, force) as draft:
             written = _copy_and_load_point if _has_files(front, name) else _cut_and_write_point
             model = written(path, front, name, draft.folder)

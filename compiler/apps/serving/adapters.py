@@ -80,7 +80,7 @@ def _check_files(folder: Path) -> None:
     from ...artifacts.manifest import NAME, read_manifest, verify_files
 
     if (folder.parent / NAME).is_file():
-        verify_files(folder.parent, read_manifest(folder.parent), only_below=folder.name)
+        verify_files(folder.parent, read_manifest(folder.parent), prefix=folder.name)
 
 
 class AdapterChats:
