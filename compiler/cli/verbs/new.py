@@ -269,10 +269,10 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
     if goal in WISHES and judge.lines is _TEXTS and skeleton.facts.get("causal_lm"):
         sentence, metric, limit = WISHES[goal]
-        bounds = (f"perplexity(text.heldout) <= {limit} * base",)
-        wish = (sentence, (OPEN.format(metric),), bounds, GOALS[goal][3], NATIVE)
+        limits = (f"perplexity(text.heldout) <= {limit} * base",)
+        wish = (sentence, (OPEN.format(metric),), limits, GOALS[goal][3], NATIVE)
         text = _render_recipe(source.text, wish, model_name, judge, *wish[1:3])
-        fixed = _render_recipe(source.text, wish, model_name, judge, (), bounds)  # the target alone
+        fixed = _render_recipe(source.text, wish, model_name, judge, (), limits)  # the target alone
         if not _check_errors(text, path, session) and not _plan_diagnostics(fixed, path, session):
             return format_source(Source(str(path), text))
     branches = max(1, (len(skeleton.branches) - len(skeleton.stays)) // 10)  # about a tenth of them

@@ -36,7 +36,7 @@ def _takes_cache_and_mask(kind: type[nn.Module]) -> bool:
 
 
 def run_mixer(forward: Callable[..., Any], mixer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    hidden = args[0] if args else kwargs.get("hidden_states")
+    hidden: Any = args[0] if args else kwargs.get("hidden_states")
     kind: type = type(mixer)
     is_quick = type(hidden) is Tensor and hidden.is_cpu and hidden.dtype in FLOATS and not torch.is_grad_enabled()
     if not is_quick or not _takes_cache_and_mask(kind):
