@@ -95,7 +95,7 @@ def _library_paths() -> set[Path]:
 
 
 def _link_targets(folder: Path) -> Iterator[Path]:
-    """Folders of packages that installers linked into a folder of `sys.path`, whole or file by file."""
+    """Folders and files that installers linked into a folder of `sys.path`, as packages or file by file."""
     with suppress(OSError):
         for name in os.listdir(folder):
             if (folder / name).is_symlink():
