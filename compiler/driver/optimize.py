@@ -14,6 +14,7 @@ from ...dsl.syntax.render import render
 from ..artifacts.artifact import refuse_output_path
 from ..artifacts.manifest import Measure
 from ..core.cache import Cache, write_atomic
+from ..core.deadline import out_of_time
 from ..core.options import apply_option_rules, bad_option, integer_rule
 from ..core.options import path as path_option
 from ..core.settings import Settings
@@ -60,7 +61,8 @@ def optimize(
     samples     rows at most
     options     as of `effc.compile`; `device` is that of the model unless it is named
 
-    Raises Reject for what the user can mend. Missed bounds are in `.missed`.
+    Raises Reject for what the user can mend. Missed bounds are in `.missed`, searches that `max_time` ended are
+    in `.stopped`.
     """
     from ..inputs.memory_rows import rows_by_name
     from ..models.checkpoints.memory_model import save_in_cache, unwrapped_model
@@ -84,7 +86,8 @@ def optimize(
         folder = memory_recipe.write(text)
         result = memory_recipe.compile(folder, folder / OUT, force=True)
     (artifact,) = result.artifacts
-    return Optimized(text, artifact, tuple(result.missed), str(source.device), memory_recipe, folder)
+    missed, stopped = tuple(result.missed), tuple(result.stopped)
+    return Optimized(text, artifact, missed, stopped, str(source.device), memory_recipe, folder)
 
 
 def _settings(options: Options) -> Settings:
@@ -102,12 +105,14 @@ class Optimized:
     recipe     text of the recipe that it amounts to
     artifact   the checkpoint in the cache: `.path`, `.manifest`
     missed     diagnostics of bounds that were missed
+    stopped    diagnostics of searches that `max_time` ended at their best so far
     device     of the model that was given
     """
 
     recipe: str
     artifact: Artifact
     missed: tuple[Diagnostic, ...]
+    stopped: tuple[Diagnostic, ...]
     device: str
     source: MemoryRecipe = field(repr=False)
     folder: Path = field(repr=False)
@@ -125,17 +130,29 @@ class Optimized:
         return {measure.metric: measure for measure in self.artifact.manifest.measures}
 
     def save(self, folder: str | Path) -> Path:
-        """A new folder with the recipe, its model and its rows, which compiles to the same artifact; the recipe."""
+        """A new folder with the recipe, its model and its rows, which compiles to the same artifact (where a search
+        was stopped, to that of the full search); the recipe."""
         path = apply_option_rules({"folder": folder}, {"folder": path_option})["folder"]
         refuse_output_path(path, force=False)
         shutil.copytree(self.folder, path, ignore=shutil.ignore_patterns(OUT))
         return path / FILE
 
     def emit(self, target: Value, out: str | Path = ".", *, force: bool = False) -> Artifact | Page:
-        """One more artifact of the result, below `out`: `emit(effc.targets.native("slim-cpu"))`. No step runs again."""
+        """One more artifact of the result, below `out`: `emit(effc.targets.native("slim-cpu"))`. No step runs again.
+
+        Raises Reject (out-of-time) for the result of a search that was stopped: a compile goes on to another one.
+        """
         where = apply_option_rules({"out": out}, {"out": path_option})["out"]
         with carets_in_notes():
-            result = self.source.compile(self.source.write(self.source.text(target)), where, force)
+            if self.stopped:
+                raise Reject(
+                    out_of_time(
+                        "the search was stopped, and a compile for one more target goes on to another model",
+                        help="call `effc.optimize` again with more `max_time`, or without: it goes on from there",
+                    )
+                )
+            unlimited = replace(self.source, settings=replace(self.source.settings, max_time=None))
+            result = unlimited.compile(self.source.write(self.source.text(target)), where, force)
         emitted: list[Artifact | Page] = [*result.artifacts, *result.reports]
         return emitted[0]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from effc.compiler.artifacts.manifest import artifact_hash
 from effc.compiler.core.cache import Cache
-from effc.compiler.core.events import StageEnded
+from effc.compiler.core.deadline import Deadline
+from effc.compiler.core.events import Recorded, StageEnded
 from effc.compiler.driver import api
 from effc.dsl.syntax.render import render
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -101,6 +102,24 @@ def test_a_second_target_and_a_second_call_run_no_step_again(options, tmp_path):
     assert [e.cached for e in events if isinstance(e, StageEnded) and e.stage == "magnitude"] == [False, True, True]
     assert equal(bits(effc.load(program.path)), bits(slim.model)) and "<html" in page.read_text()
     assert artifact_hash(again.artifact.path) == artifact_hash(slim.artifact.path)
+
+
+@pytest.mark.slow
+def test_a_search_that_max_time_ended_is_named_and_gives_no_second_target_of_another_model(
+    options, tmp_path, monkeypatch
+):
+    step = effc.prune.multi(remove="20% of params", order=["channels", "heads"], group=16)
+    cuts = []
+
+    def note_cut(event):
+        cuts.extend([event] if isinstance(event, Recorded) and event.name.startswith("cut ") else [])
+
+    with monkeypatch.context() as patch:  # a clock that moves with the cuts
+        patch.setattr(Deadline, "elapsed", property(lambda self: float(len(cuts))))
+        early = effc.optimize(tiny.model("llama"), step, data=IDS, max_time=1.5, on_event=note_cut, **options)
+    assert [d.slug for d in early.stopped] == ["out-of-time"]
+    with pytest.raises(effc.Reject, match="out-of-time"):
+        early.emit(effc.targets.native("cpu"), tmp_path)
 
 
 @pytest.mark.slow
