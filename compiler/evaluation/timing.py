@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.events import follow
 from ..core.memory import fits_in_memory
-from ..ir.capture.first_calls import first_sentence
 from ..models.checkpoints.origin import max_row_tokens
 from ..models.checkpoints.pretrained import pretrained
 from ..models.rows.forward import evaluating, logits_of_output
@@ -118,7 +117,7 @@ def _failure_as_diagnostic(model: nn.Module) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {first_sentence(error)}"
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
         message = f"{type(model).__name__} can't go on by one token behind what it cached: {reason}"
         raise Reject(no_cache(message, help="time it with `prefill`")) from error
 
