@@ -21,7 +21,7 @@ from .feasibility import refuse_impossible
 from .journal import Journal
 from .search import Search
 from .trials import Trial, Trials, judged
-from .wish import Wish
+from .wish import Wish, on_rows
 
 COMPILED = 3  # candidates that may be compiled, one after the other, until one keeps its bounds on unread rows
 
@@ -197,11 +197,11 @@ def _unmet(wish: Wish, search: Search, ranked: Sequence[Candidate]) -> Diagnosti
 
 
 def missed_text(wish: Wish, trial: Trial) -> str:
-    """Bounds that a trial misses, each with the value, or with its share of the original's."""
+    """Bounds that a trial misses on the rows that it was measured on, each with the value or its share of the
+    original's."""
     missed = [(o, o.value) for o in judged(wish, trial, wish.context) if not o.passed and o.value is not None]
     return ", ".join(
-        f"`{bound_text(o.bound)}`: {value / o.original:.3g}"
-        if o.original
-        else f"`{bound_text(o.bound)}`: {measurement_text(value, o.unit)}"
+        f"`{bound_text(replace(o.bound, metric=on_rows(o.bound.metric, wish.choose), span=None))}`: "
+        + (f"{value / o.original:.3g}" if o.original else measurement_text(value, o.unit))
         for o, value in missed
     )

@@ -113,6 +113,7 @@ def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_wr
     assert tuned(file, tmp_path / "out", tmp_path / "cache") == 4
     captured = capsys.readouterr()
     assert "wish-unmet" in captured.err and "nearest: " in captured.err and "default format" in captured.out
+    assert "misses `perplexity(dev) <= 0.5 * base`: " in captured.out  # the rows that were read
     assert not (tmp_path / "w-tuned.effspec").exists() and not (tmp_path / "out").exists()
 
 
