@@ -266,7 +266,7 @@ def test_a_server_answers_confined_and_writes_its_log_alone(process, artifacts, 
                 break
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 130
-    assert not list(Path(os.environ["EFFC_CACHE_DIR"], "work").glob("effc-*"))
+    assert not list(Path(os.environ["EFFC_CACHE_DIR"], "work").glob(f"effc-{server.pid}-*"))
     told = json.loads("".join(lines).partition("ATTACK ")[2].splitlines()[0])
     assert lines[-1] == "CONNECT 1\n", lines
     assert told.pop("opens a socket") == "done"
