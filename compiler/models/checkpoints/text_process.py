@@ -96,7 +96,8 @@ class TextProcess:
 
 def _not_started(reason: str) -> Reject:
     message = f"the process that cuts texts into tokens doesn't start: {reason}"
-    return Reject(no_text_process(message, help=f"see whether this runs: {sys.executable} -c 'import transformers'"))
+    command = " ".join(map(str, (sys.executable, "-P", "-c", "'import transformers'")))
+    return Reject(no_text_process(message, help=f"see whether this runs: {command}"))
 
 
 _processes: dict[tuple[int, bool], TextProcess] = {}
