@@ -123,6 +123,17 @@ def test_what_takes_any_memory_or_breaks_is_refused_before_the_library_reads_it(
         load_checked_tokenizer(folder, "m")
 
 
+def test_an_added_token_of_the_librarys_own_file_prints_no_line_of_its_own(folder, capfd):
+    """transformers reads it from there where the config has none."""
+    path = folder / "tokenizer.json"
+    body = json.loads(path.read_text())
+    body["added_tokens"][0]["\x1b[2J::set-output"] = False
+    path.write_text(json.dumps(body))
+    with pytest.raises(Reject, match="describes no tokenizer that is taken"):
+        load_checked_tokenizer(folder, "a")
+    assert "set-output" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("place", ["added_tokens_decoder", "unk_token", "additional_special_tokens"])
 def test_an_added_token_prints_no_line_of_its_own(folder, capfd, place):
     token = {"content": "<x>", "special": True, "x\nok: fake": True}

@@ -50,6 +50,7 @@ def refuse_unbounded_tokenizer_json(body: Any) -> None:
     """Refuse a tokenizer.json whose steps, templates or added tokens could take unbounded time or memory. Raises
     Unbounded, or another of `regular.MISFIT` where a part is of another form."""
     refuse_unknown_tokenizer_parts(body)
+    refuse_unknown_added_token_fields({"added_tokens_decoder": dict(enumerate(body.get("added_tokens") or ()))})
     before = [*steps(body, "normalizer"), *steps(body, "pre_tokenizer")]
     for row in (before, list(steps(body, "decoder"))):
         _require_at_most(len(row), _MAX_STEPS, "the number of its steps")
