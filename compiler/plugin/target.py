@@ -209,10 +209,14 @@ class Target(Plugin):
 
     @classmethod
     def tensors(cls, file: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Tensors of one of its files by name, one at a time; none of a file without weights."""
+        """Tensors of one of its files by name, one at a time; none of a file without weights. Raises Reject
+        (damaged-weights)."""
         if file.suffix == ".safetensors":
             from safetensors import safe_open
 
+            from ..models.checkpoints.safetensors_header import read_safetensors_header
+
+            read_safetensors_header(file)
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (it is no mapping)
                     yield name, opened.get_tensor(name)

@@ -104,3 +104,13 @@ def test_packed_weights_of_a_compact_folder_are_held_against_their_checksums(eff
         load(case)
     run = effc("verify", case)
     assert run.code == 5 and "packed-damaged" in run.err
+
+
+@pytest.mark.parametrize("kind", ["reft", "peft", "stock"])
+def test_weights_that_are_cut_with_hashes_that_fit_are_damaged(effc, artifacts, tmp_path, kind):  # noqa: F811
+    case = shutil.copytree(artifacts / kind, tmp_path / kind)
+    for file in case.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-16])
+    consistent(case)
+    run = effc("verify", case)
+    assert run.code == 5 and "damaged-weights" in run.err, run.err
