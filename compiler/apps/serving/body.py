@@ -23,7 +23,6 @@ _MAX_FIELDS, _MAX_CONTAINERS, _MAX_STRINGS, _MAX_VALUES = 200, 20_000, 40_000, 1
 _TOKEN = re.compile(  # a string, which may lack its end; a container's start; what stands between them
     rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[^"\[{]++', re.DOTALL
 )
-_CONTENT, _PARTS = ("messages", 0, "content"), "list[Part]"  # the path of a message's content, and its second choice
 _slots: WeakKeyDictionary[Any, RequestSlots] = WeakKeyDictionary()  # by application
 
 
@@ -109,18 +108,13 @@ def _parse_and_validate(body: bytes, body_class: type[Form]) -> Form:
         raise _first_error(error) from None
 
 
-def _pattern(path: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A path in a body with 0 for every index."""
-    return tuple(0 if isinstance(part, int) else part for part in path)
-
-
 def _first_error(error: ValidationError) -> ErrorResponse:
     """The first thing that is wrong. Content of a message may be a text or parts, and neither is told to be the other:
     that it is no text is skipped, and the name of the other choice is no part of a path."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
-    first = next((one for one in errors if (*_CONTENT, "str") != _pattern(one["loc"])), errors[0])
-    is_content = _pattern(first["loc"][:4]) == (*_CONTENT, _PARTS)
-    path = ".".join(str(part) for part in (*first["loc"][:3], *first["loc"][3 + is_content :]))
+    first = next((one for one in errors if one["loc"][2:] != ("content", "str")), errors[0])
+    is_of_parts = first["loc"][2:4] == ("content", "list[Part]")
+    path = ".".join(str(part) for part in (*first["loc"][:3], *first["loc"][3 + is_of_parts :]))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"`{path:.80}` is not known here"
