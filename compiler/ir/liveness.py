@@ -111,9 +111,21 @@ def eliminate_dead_code(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def detach(add: fx.Node, operand: fx.Node) -> None:
+    """Make users of an addition read one operand. The addition stays, unread, until `eliminate_dead_code`."""
+    add.replace_all_uses_with(operand)
+    add.target = operator.add  # `iadd` would be a write into memory that is read
+
+
 def _stays(node: fx.Node) -> bool:
-    """Nodes that are live though no node reads them, except updates of a state whose branch is gone."""
-    return is_impure(node) and not writes(node) and node.meta.get("role") not in _STATEFUL
+    """Nodes that are live though no node reads them, except updates of a state whose branch is gone.
+
+    A module or method that is handed the cache is live by itself where no node ever read its result. Where the nodes
+    that read it are dead, its branch is gone, and the state that it keeps was for that branch.
+    """
+    if not is_impure(node) or writes(node) or node.meta.get("role") in _STATEFUL:
+        return False
+    return node.op not in ("call_method", "call_module") or not node.users
 
 
 def _alias_classes(nodes: list[fx.Node]) -> dict[fx.Node, int]:

@@ -5,7 +5,7 @@ import copy
 from torch import fx
 
 from ....dsl.checker.skeleton import Branch
-from ...ir.liveness import eliminate_dead_code
+from ...ir.liveness import detach, eliminate_dead_code
 
 
 def node_named(graph: fx.Graph, name: str) -> fx.Node:
@@ -25,8 +25,6 @@ def without_branch(graph: fx.Graph, branch: Branch) -> fx.Graph:
     """A copy in which the join is its other operand; what only the branch computed is gone."""
     name = staying(graph, branch)
     graph = copy.deepcopy(graph)
-    join = node_named(graph, branch.join)
-    join.replace_all_uses_with(node_named(graph, name))
-    graph.erase_node(join)
+    detach(node_named(graph, branch.join), node_named(graph, name))
     eliminate_dead_code(graph)
     return graph

@@ -24,7 +24,7 @@ from ...ir.capture.refresh import with_current_integers
 from ...ir.edits import Swappable, moved_path
 from ...ir.graphs import ancestors, attends, is_masked, referenced, uses_self_attention_cache
 from ...ir.layers import swap_table
-from ...ir.liveness import eliminate_dead_code
+from ...ir.liveness import detach, eliminate_dead_code
 from ...ir.program import Program
 from ...ir.unit import Unit, code_key
 from ...models.rows.inputs import is_encoder_decoder
@@ -213,8 +213,7 @@ class Rewriter:
         assert add is not None and add.target in _ADDS, f"{add_name} is no addition in {path}"
         stays = _remaining_operand(add, remaining_operand)
         removed = ancestors(add) - ancestors(stays) - {stays}
-        add.replace_all_uses_with(stays)
-        graph.erase_node(add)
+        detach(add, stays)
         _replace_unread_outputs_with_none(graph, unread, removed)
         eliminate_dead_code(graph)
         graph_json.graph_to_json(graph)  # what can't be stored is refused while nothing has changed yet
