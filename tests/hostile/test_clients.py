@@ -3,8 +3,8 @@
 import pytest
 from effc.compiler.apps.rttc.chat_server import GuidedServer
 from effc.compiler.apps.serving import scheduler as scheduling
-from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.api import Service, make_openai_application
+from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.runner import make_decoder
 from effc.compiler.apps.serving.scheduler import QueueFull, Scheduler
 from effc.compiler.artifacts.load import load

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,9 +17,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from ....dsl.syntax.diagnostics import Reject
-from ..serving.answers import AnswerBuilder, ChatAnswer, ErrorResponse
+from ..serving.answers import AnswerBuilder, ChatAnswer
 from ..serving.body import add_text_routes
 from ..serving.chat import prompt_too_long
+from ..serving.error_response import ErrorResponse
 from ..serving.errors import install_error_handlers, traceback_location, write_down
 from ..serving.guard import client_id
 from ..serving.metrics import TYPE
@@ -91,8 +92,8 @@ class GuidedServer:
 
     async def answer(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         check_name(request_body.model, self.name)
-        if request_body.alternatives is not None:
-            raise ErrorResponse(400, "`logprobs` is not supported here", "logprobs", "unsupported_parameter")
+        if unsupported := next(_decoding_settings(request_body), None):
+            raise ErrorResponse(400, f"`{unsupported}` is not supported here", unsupported, "unsupported_parameter")
         answered = await self._answer_in_thread(
             _request_messages(request_body, self.client), _settings(request_body), call
         )
@@ -169,8 +170,10 @@ async def _leave(call: Call, disconnected: threading.Event) -> None:
 def _request_messages(request_body: ChatRequest | CompletionRequest, client: GuidedModel) -> list[dict[str, str]]:
     if isinstance(request_body, ChatRequest):
         messages = [message.plain() for message in request_body.messages]
-    elif isinstance(request_body.prompt, str):
-        messages = [{"role": "user", "content": request_body.prompt}]
+    elif len(request_body.prompt) > 1:
+        raise ErrorResponse(400, f"{len(request_body.prompt)} prompts are given, and one is answered", "prompt")
+    elif isinstance(prompt := request_body.prompt[0], str):
+        messages = [{"role": "user", "content": prompt}]
     else:
         raise ErrorResponse(400, "the prompt is tokens, and a text is needed to look for samples", "prompt")
     if sum(len(m["content"]) for m in messages) > 64 * client.prompts.context:
@@ -181,6 +184,21 @@ def _request_messages(request_body: ChatRequest | CompletionRequest, client: Gui
             "context_length_exceeded",
         )
     return messages
+
+
+def _decoding_settings(request_body: ChatRequest | CompletionRequest) -> Iterator[str]:
+    """Settings of a request that the guided decoding doesn't know."""
+    if request_body.alternatives is not None:
+        yield "logprobs"
+    if (request_body.n or 1) > 1:
+        yield "n"
+    if request_body.schema_or_none is not None:
+        yield "response_format"
+    if isinstance(request_body, ChatRequest) and request_body.call_policy:
+        yield "tools"
+    for name in ("logit_bias", "frequency_penalty", "presence_penalty"):
+        if getattr(request_body, name):
+            yield name
 
 
 def _settings(request_body: ChatRequest | CompletionRequest) -> Settings:

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from pydantic import BaseModel, ConfigDict, Field
 
 from ....dsl.syntax.diagnostics import Reject
-from ..serving.answers import ErrorResponse
 from ..serving.body import parse_body
+from ..serving.error_response import ErrorResponse
 from ..serving.errors import install_error_handlers
 from ..serving.metrics import TYPE
 from .engines.index import Unreachable

@@ -7,91 +7,112 @@ from typing import Any
 from uuid import uuid4
 
 from .request import Piece, Token
+from .tools import CallParser, CallPolicy
 
 DONE = "data: [DONE]\n\n"
-INVALID = "invalid_request_error"
-
-
-class ErrorResponse(Exception):
-    """A request that is answered by an error."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.headers = status, dict(headers or {})
-        kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else INVALID
-        self.body = error_body(message, kind, param, code)
-
-
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def event(body: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
+class _Choice:
+    """One of the answers to a request, so far."""
+
+    def __init__(self, policy: CallPolicy | None):
+        self.texts: list[str] = []
+        self.tokens: list[Token] = []
+        self.finish: str | None = None
+        self.count = self.n_cached = 0
+        self.parser = CallParser(policy) if policy else None
+
+    def add(self, piece: Piece) -> str:
+        """Take a piece; the text of it that is in no call of a tool."""
+        text = piece.text
+        if self.parser:
+            text = self.parser.push(text) + (self.parser.end() if piece.finish else "")
+        self.texts.append(text)
+        self.tokens += piece.tokens
+        self.count, self.n_cached = piece.count, piece.n_cached
+        self.finish = ("tool_calls" if self.calls and piece.finish == "stop" else piece.finish) or None
+        return text
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        return self.parser.calls if self.parser else []
+
+
 class AnswerBuilder:
-    """One answer in the making. `prompt` is the number of its tokens."""
+    """The response to one request in the making.
+
+    prompt    number of the prompt's tokens
+    choices   answers to it
+    policy    tools that they may call
+    """
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, prompt: int, tokenizer: Any):
-        self._prompt, self._tokenizer, self._count = prompt, tokenizer, 0
+    def __init__(self, model: str, prompt: int, tokenizer: Any, choices: int = 1, policy: CallPolicy | None = None):
+        self._prompt, self._tokenizer = prompt, tokenizer
         self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
-        self._texts: list[str] = []
-        self._tokens: list[Token] = []
-        self._finish: str | None = None
-        self._n_buffered = 0
+        self._choices = [_Choice(policy) for _ in range(choices)]
 
-    def add(self, piece: Piece) -> None:
-        self._texts.append(piece.text)
-        self._tokens += piece.tokens
-        self._count, self._n_buffered = piece.count, piece.n_cached
-        self._finish = piece.finish or None
+    def add(self, piece: Piece) -> str:
+        """Take a piece of a choice; the text of it that is in no call of a tool."""
+        return self._choices[piece.index].add(piece)
+
+    @property
+    def is_complete(self) -> bool:
+        return all(choice.finish for choice in self._choices)
 
     def response_body(self, logprobs: bool) -> dict[str, Any]:
-        choice = self._choice("".join(self._texts), self._logprobs(self._tokens) if logprobs else None)
-        return {
-            **self._head,
-            "object": self.kind,
-            "choices": [{**choice, "finish_reason": self._finish}],
-            "usage": self.usage(),
-        }
+        choices = [
+            {
+                "index": index,
+                **self._content("".join(choice.texts), choice.calls),
+                "logprobs": self._logprobs(choice.tokens) if logprobs else None,
+                "finish_reason": choice.finish,
+            }
+            for index, choice in enumerate(self._choices)
+        ]
+        return {**self._head, "object": self.kind, "choices": choices, "usage": self.usage()}
 
     def opening(self) -> list[dict[str, Any]]:
         """Chunks before the first text."""
         return []
 
-    def chunk(self, piece: Piece, logprobs: bool) -> dict[str, Any]:
-        choice = self._delta(piece.text, self._logprobs(piece.tokens) if logprobs else None)
-        return self._chunk([{**choice, "finish_reason": piece.finish or None}])
+    def chunk(self, piece: Piece, text: str, logprobs: bool) -> dict[str, Any]:
+        """The chunk of a piece that was added, whose text `add` gave."""
+        choice = self._choices[piece.index]
+        fields = {
+            "index": piece.index,
+            **self._delta(text, choice.calls if piece.finish else []),
+            "logprobs": self._logprobs(piece.tokens) if logprobs else None,
+            "finish_reason": choice.finish,
+        }
+        return self._chunk([fields])
 
     def closing(self) -> dict[str, Any]:
         """The chunk that tells the usage alone."""
         return {**self._chunk([]), "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
+        count = sum(choice.count for choice in self._choices)
         return {
             "prompt_tokens": self._prompt,
-            "completion_tokens": self._count,
-            "total_tokens": self._prompt + self._count,
-            "prompt_tokens_details": {"cached_tokens": self._n_buffered},
+            "completion_tokens": count,
+            "total_tokens": self._prompt + count,
+            "prompt_tokens_details": {"cached_tokens": max(choice.n_cached for choice in self._choices)},
         }
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "object": self.chunk_kind, "choices": choices}
 
-    def _choice(self, text: str, logprobs: Any) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": logprobs}
+    def _content(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        assert not calls, "completions have no tools"
+        return {"text": text}
 
-    _delta = _choice
+    _delta = _content
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         likeliest = [{self._text(id): logprob for id, logprob in t.likeliest} for t in tokens]
@@ -111,14 +132,18 @@ class ChatAnswer(AnswerBuilder):
 
     def opening(self) -> list[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
-        return [self._chunk([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])]
+        indices = range(len(self._choices))
+        return [self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}]) for i in indices]
 
-    def _choice(self, text: str, logprobs: Any) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": 0, "message": message, "logprobs": logprobs}
+    def _content(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
+        return {"message": {**message, "tool_calls": calls} if calls else message}
 
-    def _delta(self, text: str, logprobs: Any) -> dict[str, Any]:
-        return {"index": 0, "delta": {"content": text} if text else {}, "logprobs": logprobs}
+    def _delta(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+        return {"delta": delta}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         entries = [

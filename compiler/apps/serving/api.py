@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from secrets import randbits
 from typing import Any
 
@@ -17,13 +19,15 @@ from starlette.background import BackgroundTask
 from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.rows.chat_template import render_template
-from .answers import AnswerBuilder, ChatAnswer, ErrorResponse
+from .answers import AnswerBuilder, ChatAnswer
 from .body import add_text_routes, slot
+from .error_response import ErrorResponse
 from .errors import install_error_handlers, write_down
+from .grammar import GrammarCompiler, Matcher
 from .guard import client_id
 from .metrics import TYPE
 from .protocol import ChatRequest, CompletionRequest
-from .request import Piece, Request
+from .request import Job, Piece, Request
 from .scheduler import QueueFull, Scheduler, Stopped
 from .stream import check_name, leaving, sse_events
 
@@ -42,6 +46,7 @@ class Service:
         vocabulary: int,
         adapters: Sequence[str] = (),
     ):
+        self._grammars = GrammarCompiler(tokenizer, vocabulary, scheduler.eos_ids)
         self.name, self.scheduler, self.tokenizer = name, scheduler, tokenizer
         self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
         self.context, self.vocabulary = context, vocabulary
@@ -51,51 +56,67 @@ class Service:
     async def answer_request(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(request_body.model, *self.adapters)
-        encode: Callable[[Any], list[int]] = (
-            self._conversation_ids if isinstance(request_body, ChatRequest) else self._prompt_ids
-        )
         async with slot(call, len(await call.body())):
-            ids = await asyncio.to_thread(encode, request_body)
-        request = replace(self._make_request(request_body, ids), owner=client_id(call.scope))
+            prompts = await asyncio.to_thread(self._prompts, request_body)
+            grammar = await asyncio.to_thread(self._grammar, request_body)
+        owner = client_id(call.scope)
+        requests = [replace(self._make_request(request_body, ids), owner=owner, grammar=grammar) for ids in prompts]
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def hear(piece: Piece) -> None:
-            if piece.finish == "failed":
-                piece = replace(piece, error=write_down(call, piece.error))
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        try:
-            job = self.scheduler.submit(request, hear)
-        except QueueFull as full:
-            raise ErrorResponse(
-                429,
-                f"{full}: as many requests wait as may",
-                code="too_many_requests",
-                headers={"Retry-After": str(full.seconds)},
-            ) from full
-        except Stopped as stopped:
-            raise ErrorResponse(503, "the server stops", code="stopping") from stopped
-        except KernelError as error:  # settings that no kernel can draw by
-            raise ErrorResponse(400, str(error)) from error
-        answer = (ChatAnswer if isinstance(request_body, ChatRequest) else AnswerBuilder)(
-            request_body.model, len(ids), self.tokenizer
+        jobs = self._submit(requests, request_body.n or 1, call, pieces)
+        is_chat = isinstance(request_body, ChatRequest)
+        answer = (ChatAnswer if is_chat else AnswerBuilder)(
+            request_body.model,
+            sum(map(len, prompts)),
+            self.tokenizer,
+            len(jobs),
+            request_body.call_policy if is_chat else None,
         )
+        cancel = partial(self._cancel, jobs)
         if request_body.stream:
             return StreamingResponse(
                 sse_events(answer, _stream(pieces), request_body.tells_usage, request_body.alternatives is not None),
                 headers={"Cache-Control": "no-cache"},
                 media_type="text/event-stream",
-                background=BackgroundTask(self.scheduler.cancel, job),
+                background=BackgroundTask(cancel),
             )
-        return await self._response_when_complete(answer, request_body, pieces, call, job)
+        return await self._response_when_complete(answer, request_body, pieces, call, cancel)
+
+    def _submit(
+        self, requests: Sequence[Request], choices: int, call: Call, pieces: "asyncio.Queue[Piece]"
+    ) -> list[Job]:
+        """A job for each choice of each request, whose pieces go to the queue; none where not all are taken."""
+        loop = asyncio.get_running_loop()
+
+        def hear(index: int, piece: Piece) -> None:
+            if piece.finish == "failed":
+                piece = replace(piece, error=write_down(call, piece.error))
+            loop.call_soon_threadsafe(pieces.put_nowait, replace(piece, index=index))
+
+        jobs: list[Job] = []
+        try:
+            for request, number in product(requests, range(choices)):
+                seeded = replace(request, seed=(request.seed + number) % 2**64)
+                jobs.append(self.scheduler.submit(seeded, partial(hear, len(jobs))))
+        except (QueueFull, Stopped, KernelError) as error:
+            self._cancel(jobs)
+            raise _refusal(error) from error
+        return jobs
+
+    def _cancel(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.scheduler.cancel(job)
 
     async def _response_when_complete(
-        self, answer: AnswerBuilder, request_body: Any, pieces: "asyncio.Queue[Piece]", call: Call, job: Any
+        self,
+        answer: AnswerBuilder,
+        request_body: Any,
+        pieces: "asyncio.Queue[Piece]",
+        call: Call,
+        cancel: Callable[[], None],
     ) -> Any:
         async def leave() -> None:
             await leaving(call)
-            self.scheduler.cancel(job)
+            cancel()
 
         left = asyncio.create_task(leave())
         try:
@@ -104,11 +125,11 @@ class Service:
                 if piece.error:
                     raise ErrorResponse(503 if piece.finish == "cancelled" else 500, piece.error, code=piece.finish)
                 answer.add(piece)
-                if piece.finish:
+                if answer.is_complete:
                     return JSONResponse(answer.response_body(request_body.alternatives is not None))
         finally:
             left.cancel()
-            self.scheduler.cancel(job)
+            cancel()
 
     # -- prompts ---------------------------------------------------------------------------------------------
 
@@ -129,9 +150,13 @@ class Service:
                 "messages",
                 "context_length_exceeded",
             )
-        self._refuse_long_text(sum(len(message["content"]) for message in messages), "messages")
+        policy = request_body.call_policy
+        tools = [tool.plain() for tool in request_body.tools or ()] if policy else []
+        n_characters = sum(len(message["content"]) + len(str(message.get("tool_calls", ""))) for message in messages)
+        self._refuse_long_text(n_characters + len(str(tools)), "messages")
+        variables: dict[str, Any] = {"tools": tools} if tools else {}
         try:
-            text = render_template(self.tokenizer, messages, add_generation_prompt=True)
+            text = render_template(self.tokenizer, messages, add_generation_prompt=True, **variables)
         except (TemplateError, ValueError) as error:
             reason = f"the model's chat template refuses these messages: {error}"
             raise ErrorResponse(400, reason, "messages") from error
@@ -140,13 +165,27 @@ class Service:
             raise ErrorResponse(400, "the chat template makes no token of these messages", "messages")
         return ids
 
-    def _prompt_ids(self, request_body: CompletionRequest) -> list[int]:
-        if not isinstance(request_body.prompt, list):
-            ids = self._ids(request_body.prompt, "prompt", add_special_tokens=True)
+    def _grammar(self, request_body: ChatRequest | CompletionRequest) -> Matcher | None:
+        """Grammar that an answer keeps to. Raises ErrorResponse where nothing can."""
+        policy = request_body.call_policy if isinstance(request_body, ChatRequest) else None
+        if policy and (policy.forced or request_body.schema_or_none is None):
+            return policy.grammar(self._grammars)
+        schema = request_body.schema_or_none
+        return None if schema is None else self._grammars.of_schema(schema, "response_format")
+
+    def _prompts(self, request_body: ChatRequest | CompletionRequest) -> list[list[int]]:
+        """Token ids of each prompt."""
+        if isinstance(request_body, ChatRequest):
+            return [self._conversation_ids(request_body)]
+        return [self._prompt_ids(prompt) for prompt in request_body.prompt]
+
+    def _prompt_ids(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self._ids(prompt, "prompt", add_special_tokens=True)
             start = self.tokenizer.bos_token_id
             ids = ids or ([start] if start is not None else [])
         else:
-            ids = request_body.prompt
+            ids = prompt
         if not ids:
             raise ErrorResponse(400, "the prompt has no token", "prompt")
         if min(ids) < 0 or max(ids) >= self.vocabulary:
@@ -181,7 +220,12 @@ class Service:
                 "messages" if isinstance(body, ChatRequest) else "prompt",
                 "context_length_exceeded",
             )
+        bias = body.logit_bias or {}
+        if outside := next((token for token in bias if not 0 <= token < self.vocabulary), None):
+            raise ErrorResponse(400, f"{outside} is no token of the model, which has {self.vocabulary}", "logit_bias")
         chosen: dict[str, Any] = {
+            "frequency_penalty": body.frequency_penalty,
+            "presence_penalty": body.presence_penalty,
             "temperature": body.temperature,
             "top_p": body.top_p,
             "top_k": body.top_k,
@@ -192,6 +236,7 @@ class Service:
             max_tokens,
             stops=body.stops,
             alternatives=body.alternatives,
+            bias=bias,
             adapter=self.adapters[body.model],
             seed=randbits(64) if body.seed is None else body.seed,
             **{name: value for name, value in chosen.items() if value is not None},
@@ -206,6 +251,16 @@ class Service:
             "max_model_len": self.context,
             **({"parent": self.name} if name != self.name else {}),
         }
+
+
+def _refusal(error: QueueFull | Stopped | KernelError) -> ErrorResponse:
+    """The response to a request that the scheduler doesn't take."""
+    if isinstance(error, QueueFull):
+        reason, headers = f"{error}: as many requests wait as may", {"Retry-After": str(error.seconds)}
+        return ErrorResponse(429, reason, code="too_many_requests", headers=headers)
+    if isinstance(error, Stopped):
+        return ErrorResponse(503, "the server stops", code="stopping")
+    return ErrorResponse(400, str(error))  # settings that no kernel can draw by
 
 
 async def _stream(pieces: "asyncio.Queue[Piece]") -> AsyncIterator[Piece]:

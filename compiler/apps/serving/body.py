@@ -12,7 +12,7 @@ from fastapi import Request as Call
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from .answers import ErrorResponse
+from .error_response import ErrorResponse
 from .guard import client_id
 from .protocol import ChatRequest, CompletionRequest, Unsupported
 from .request_slots import RequestSlots
@@ -113,6 +113,8 @@ def _first_error(error: ValidationError) -> ErrorResponse:
     that it is no text is skipped, and the name of the other choice is no part of a path."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     first = next((one for one in errors if one["loc"][2:] != ("content", "str")), errors[0])
+    if first["loc"][2:] == ("content", "list[Part]"):  # of another type than both
+        first = {**first, "type": "content", "msg": "it is neither a text nor a list of parts"}
     is_of_parts = first["loc"][2:4] == ("content", "list[Part]")
     path = ".".join(str(part) for part in (*first["loc"][:3], *first["loc"][3 + is_of_parts :]))
     message = first["msg"].removeprefix("Value error, ")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .answers import error_body
+from .error_response import error_body
 from .guard import loopback
 from .limits import Limits
 from .rate import ErrorPace
@@ -92,6 +92,7 @@ class UvicornConnection(H11Protocol):
 
     limits: Limits  # of the server
     errors: ErrorPace
+    _is_refused = False  # a last answer waits for its turn
     _timer: TimerHandle | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -113,7 +114,7 @@ class UvicornConnection(H11Protocol):
         return self.client is not None and is_crowd(self.client[0], addresses, self.limits.address)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_refused:
             return
         super().data_received(data)
         self._watch()
@@ -129,8 +130,18 @@ class UvicornConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP, headers without end, or a body in too many pieces."""
+        if self._is_refused:
+            return
+        self._is_refused = True
         self.transport.pause_reading()
         self.loop.call_later(self.errors.delay(self.client[0] if self.client else ""), self._refuse_bytes)
+
+    def shutdown(self) -> None:
+        """The server ends: a connection that was refused has no answer in progress, though h11 may wait for one."""
+        if self._is_refused:
+            self._refuse_bytes()
+        else:
+            super().shutdown()
 
     def _refuse_bytes(self) -> None:
         if not self.transport.is_closing():

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ....kernels.native import KernelError
-from .answers import INVALID, ErrorResponse, error_body
+from .error_response import INVALID, ErrorResponse, error_body
 
 
 def traceback_location(error: Exception) -> str:

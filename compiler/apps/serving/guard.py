@@ -13,7 +13,7 @@ from uuid import uuid4
 from starlette.responses import JSONResponse
 
 from .access_log import AccessLog
-from .answers import ErrorResponse
+from .error_response import ErrorResponse
 from .errors import failure, traceback_location
 from .keys import Keys
 from .limits import Limits
@@ -92,8 +92,8 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, errors: ErrorPace):
         self._scope, self._receive, self._send, self._limits, self._errors = scope, receive, send, limits, errors
         self._headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        client_id = self._headers.get("x-request-id", "")
-        self._id = client_id if _ID.fullmatch(client_id) else uuid4().hex
+        request_id = self._headers.get("x-request-id", "")
+        self._id = request_id if _ID.fullmatch(request_id) else uuid4().hex
         scope.setdefault("state", {})["request"] = self._id
         self._status, self._out = 0, 0
         self._body: bytes | None = None

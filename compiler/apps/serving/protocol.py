@@ -4,16 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
+from .tools import MAX_TOOLS, CallPolicy, NamedTool, Tool, ToolCall, call_policy
+
 # Neutral: it asks for what is done anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "echo": (False,),
@@ -21,7 +16,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "prediction": (),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
+    "parallel_tool_calls": (True, False),  # one call at a time is allowed to either
     "web_search_options": (),
 }
 
@@ -32,11 +27,37 @@ _LEAST = {"temperature": 1e-4, "top_p": 2.0**-126, "repetition_penalty": 1e-2}
 
 MAX_MESSAGES, MAX_PARTS = 2048, 4096  # of a conversation: an empty message costs a template as much as a long one
 _LONGEST_STOP = 1024  # characters
+_MAX_CHOICES, _MAX_PROMPTS, _MAX_BIASES = 8, 32, 1024
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
     include_usage: bool | None = None
+
+
+class NamedSchema(BaseModel):
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    name: str | None = None
+    schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def has_its_schema(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("`json_schema` belongs to the type `json_schema`, which needs it")
+        return self
+
+    @property
+    def schema_or_none(self) -> dict[str, Any] | None:
+        """Schema that the answer keeps to."""
+        if self.type == "text":
+            return None
+        return self.json_schema.schema_ if self.json_schema else {"type": "object"}
 
 
 class AnyRequest(BaseModel):
@@ -54,6 +75,11 @@ class AnyRequest(BaseModel):
     stop: list[Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)]] | None = Field(None, max_length=4)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=_MAX_BIASES)
+    response_format: ResponseFormat | None = None
 
     user: Any = None
     metadata: Any = None
@@ -93,6 +119,11 @@ class AnyRequest(BaseModel):
         return tuple(self.stop or ())
 
     @property
+    def schema_or_none(self) -> dict[str, Any] | None:
+        """JSON Schema that the answer keeps to."""
+        return self.response_format.schema_or_none if self.response_format else None
+
+    @property
     def tells_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -117,13 +148,29 @@ class Part(BaseModel):
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS)
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def has_content(self) -> "Message":
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("a message has `content`, but for an assistant's with `tool_calls`")
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """As chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content or ()]
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": "".join(parts),
+        }
+        if self.tool_calls:
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 class ChatRequest(AnyRequest):
@@ -131,6 +178,19 @@ class ChatRequest(AnyRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+
+    @model_validator(mode="after")
+    def has_one_grammar(self) -> "ChatRequest":
+        policy = self.call_policy
+        if policy and policy.forced and self.schema_or_none is not None:
+            raise ValueError("a call is required, so that `response_format` can't say what the answer is")
+        return self
+
+    @property
+    def call_policy(self) -> CallPolicy | None:
+        return call_policy(self.tools, self.tool_choice)
 
     @field_validator("messages", mode="before")
     @classmethod
@@ -156,22 +216,19 @@ class ChatRequest(AnyRequest):
 
 
 class CompletionRequest(AnyRequest):
-    prompt: str | list[int]
+    prompt: list[str] | list[list[int]] = Field(max_length=_MAX_PROMPTS)
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def single_prompt(cls, prompt: Any) -> Any:
-        """A text or its tokens; OpenAI also takes lists of such."""
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
-            if len(prompt) > 1:
-                raise ValueError(f"{len(prompt)} prompts are given, and one is answered at a time")
-            prompt = prompt[0]
-        if isinstance(prompt, str):
-            return prompt
-        if isinstance(prompt, list) and {*map(type, prompt)} <= {int}:
-            return prompt
-        raise ValueError("it is neither a text nor a list of tokens")
+    def are_a_list_of_prompts(cls, prompt: Any) -> Any:
+        """A text or its tokens, or a list of such."""
+        single = isinstance(prompt, str) or (isinstance(prompt, list) and {*map(type, prompt)} <= {int})
+        prompts = [prompt] if single else prompt
+        kinds = {*map(type, prompts)} if isinstance(prompts, list) else set()
+        if kinds != {str} and (kinds != {list} or any({*map(type, ids)} - {int} for ids in prompts)):
+            raise ValueError("it is neither a text nor a list of tokens, nor a list of them")
+        return prompts
 
     @property
     def token_limit(self) -> int:

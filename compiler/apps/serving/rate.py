@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
-from .answers import ErrorResponse
+from .error_response import ErrorResponse
 
 _MAX_KEYS = 10_000  # clients that are remembered; the one not seen for longest is forgotten, and has a full bucket then
 

@@ -1,13 +1,15 @@
 """One request on its way: what was asked, what was answered so far."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ....kernels.sampling import Sampler
+from .grammar import Matcher
+from .logit_edits import LogitEdits
 from .text import StopStrings, TextDecoder
 
 Finish = Literal["", "stop", "length", "cancelled", "failed"]
@@ -23,6 +25,8 @@ class Request:
     top_k         0 keeps all; the other settings as `kernels.sampling.Sampler` has them
     stops         strings that end the answer and are not part of it
     alternatives  how many of the likeliest tokens are told beside each; None tells no probabilities
+    bias          added to the logits of tokens; penalties as `LogitEdits` has them
+    grammar       that the answer keeps to, at its beginning
     adapter       whose model answers; "" for the plain one
     owner         client that sent it: it goes on with that client's requests alone, and takes turns with others'
     """
@@ -36,6 +40,10 @@ class Request:
     seed: int = 0
     stops: tuple[str, ...] = ()
     alternatives: int | None = None
+    bias: Mapping[int, float] = field(default_factory=dict)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    grammar: Matcher | None = None
     adapter: str = ""
     owner: str = ""
 
@@ -54,6 +62,7 @@ class Piece:
     """Some more of an answer. `finish` says that it was the last, `count` how many tokens there are now.
 
     n_cached  tokens of the prompt that were known from a request before
+    index   of the choice, where a request has several
     error   of one that "failed" what broke, for the log and nobody else; of one that was "cancelled" why
     """
 
@@ -63,6 +72,7 @@ class Piece:
     error: str = ""
     tokens: tuple[Token, ...] = ()
     n_cached: int = 0
+    index: int = 0
 
 
 class Job:
@@ -93,6 +103,7 @@ class Job:
         self._sampler = Sampler(
             request.temperature, request.top_k, request.top_p, request.repetition_penalty, request.seed
         )
+        self._edits = LogitEdits(request.bias, request.frequency_penalty, request.presence_penalty, request.grammar)
 
     @property
     def starting(self) -> bool:
@@ -112,7 +123,8 @@ class Job:
 
     def append_next_token(self, logits: Tensor) -> Piece:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
-        token = self._sampler.sample_next_token(logits, self._history)
+        token = self._sampler.sample_next_token(self._edits.apply(logits), self._history)
+        is_last = self._edits.push(token)
         self.count += 1
         if self.request.alternatives is not None:
             self._untold.append(_token(token, logits, self.request.alternatives))
@@ -123,7 +135,7 @@ class Job:
             self._history.append(token)
             self.pending = [token]
             text = self._stops.push_text(self._words.push(token))
-            finish = "length" if self.count >= self.request.max_tokens else ""
+            finish = "stop" if is_last else "length" if self.count >= self.request.max_tokens else ""
         if finish:
             text += self._stops.push_text(self._words.end())
             text += self._stops.end()

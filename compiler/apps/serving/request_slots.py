@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
-from .answers import ErrorResponse
+from .error_response import ErrorResponse
 from .limits import MIB
 
 SMALL = 64 << 10  # bytes of a body that waits for no large one

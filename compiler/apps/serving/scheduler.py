@@ -55,7 +55,7 @@ class Scheduler:
         remembers: int = 0,
     ):
         self._choose = choose
-        self._runner, self._tokenizer, self._eos_ids = runner, tokenizer, tuple(eos_ids)
+        self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
         self._max_waiting = waiting
         self._n_slots = min(running, runner.sequences)
         self._free = SequencePool(runner, self._n_slots, remembers)
@@ -84,7 +84,7 @@ class Scheduler:
 
         A client that has no other request here is never refused: the queue may be full of somebody else's.
         """
-        job = Job(request, on_piece, self._tokenizer, self._eos_ids)
+        job = Job(request, on_piece, self._tokenizer, self.eos_ids)
         with self._changed:
             if not self.alive:
                 raise Stopped

@@ -5,7 +5,8 @@ from typing import Any
 
 from fastapi import Request as Call
 
-from .answers import DONE, AnswerBuilder, ErrorResponse, error_body, event
+from .answers import DONE, AnswerBuilder, event
+from .error_response import ErrorResponse, error_body
 from .request import Piece
 
 
@@ -31,10 +32,9 @@ async def sse_events(
         if piece.error:
             yield event(error_body(piece.error, "server_error"))
             return
-        answer.add(piece)
-        chunk = answer.chunk(piece, logprobs)
+        chunk = answer.chunk(piece, answer.add(piece), logprobs)
         yield event({**chunk, **(extra_fields or {})} if piece.finish else chunk)
-        if piece.finish:
+        if answer.is_complete:
             break
     if with_usage:
         yield event(answer.closing())

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .flags import SharedFlags
+
+if TYPE_CHECKING:
+    from ...driver.models import NamedModel
 
 _MAX_CACHE_BYTES = 512 << 20  # bytes of keys and values that are held for requests that go on with earlier ones
 
@@ -40,6 +43,8 @@ def model_service(
 
     folders = parse_adapter_options(adapters)
     opened = open_model(location, shared.settings(), steady=True, mapped=mapped, needs_tokenizer=True)
+    if not folders and encodes(opened.model):
+        return _embedding_service(opened, location, name)
     adapters_by_name = copies_with_adapters(opened.model, opened.label, folders)
     runner = make_decoder(opened.model, opened.label, adapters_by_name)
     with model_errors_as_diagnostics(opened.label):
@@ -52,6 +57,35 @@ def model_service(
     scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), queue, parallel, **options)
     service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters_by_name))
     return Service(name, make_openai_application(service), scheduler.metrics.add_answer, scheduler.stop)
+
+
+def encodes(model: Any) -> bool:
+    """Whether a model gives hidden states of its whole input, and has no head behind them."""
+    from ...models.checkpoints.pretrained import is_pretrained
+    from ...runtimes.native.encoder import NativeEncoder
+
+    if isinstance(model, NativeEncoder):
+        return model.states
+    if not is_pretrained(model) or getattr(model.config, "is_encoder_decoder", False):
+        return False
+    return model.base_model is model and model.main_input_name == "input_ids"
+
+
+def _embedding_service(opened: "NamedModel", location: str, name: str) -> Service:
+    from ...apps.serving.embeddings import EmbeddingService, make_embedding_application
+    from ...driver.models import model_errors_as_diagnostics
+    from ...models.checkpoints.origin import max_row_tokens
+    from ...models.rows.encoder_states import resolve_pooling_name
+    from ...models.rows.inputs import vocabulary_size
+
+    folder = Path(location) if Path(location).is_dir() else None
+    length = max_row_tokens(opened.model.config.to_dict()) or 512
+    vocabulary = vocabulary_size(opened.model) or len(opened.tokenizer)
+    pooling = resolve_pooling_name(folder, "auto")
+    with model_errors_as_diagnostics(opened.label):
+        service = EmbeddingService(name, opened.model.eval(), opened.tokenizer, pooling, length, vocabulary)
+        service.try_out()
+    return Service(name, make_embedding_application(service), service.metrics.add_answer, lambda: None)
 
 
 def guided_service(location: str, name: str, shared: SharedFlags, queue: int, knowledge: str | None) -> Service:

@@ -31,6 +31,7 @@ from tests.worlds import context
 
 EFFC = (sys.executable, "-c", "import sys; from effc.compiler.cli.main import main; sys.exit(main())")
 TEMPLATE = """\
+{%- for t in tools or [] %}{{ t.function.name }} takes {{ t.function.parameters | tojson }}{{ '\\n' }}{% endfor %}
 {%- for m in messages %}
 {%- if m.role == 'assistant' and loop.last %}{{ raise_exception('answered already') }}{% endif %}
 {{- m.role }}: {{ m.content }}{{ '\\n' }}

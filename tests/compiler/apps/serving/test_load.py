@@ -9,10 +9,10 @@ import h11
 import httpx
 import pytest
 import torch
-from effc.compiler.apps.serving.answers import ErrorResponse
 from effc.compiler.apps.serving.api import Service, make_openai_application
 from effc.compiler.apps.serving.body import _parse_and_validate
 from effc.compiler.apps.serving.connection import BoundedHttp
+from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.protocol import MAX_MESSAGES, MAX_PARTS, ChatRequest
 from effc.compiler.apps.serving.request_slots import SMALL, RequestSlots
 from effc.compiler.apps.serving.runner import make_decoder
@@ -119,7 +119,7 @@ def test_a_field_that_is_not_known_is_named_whatever_its_name_is(name):
 @pytest.mark.parametrize(
     ("content", "path", "message"),
     [
-        (5, "messages.1.content", "input should be a valid list"),
+        (5, "messages.1.content", "it is neither a text nor a list of parts"),
         ([{"type": "text"}], "messages.1.content.0.text", "field required"),
         ([{"type": "image", "text": ""}], "messages.1.content.0.type", "input should be 'text'"),
     ],

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from effc.compiler.apps.serving.access_log import AccessLog
-from effc.compiler.apps.serving.answers import ErrorResponse
+from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.guard import Admission, Guard
 from effc.compiler.apps.serving.keys import Keys
 from effc.compiler.apps.serving.limits import Limits

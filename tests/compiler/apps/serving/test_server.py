@@ -181,14 +181,16 @@ CHAT = "/v1/chat/completions"
 @pytest.mark.parametrize(
     ("path", "body", "param", "said"),
     [
-        ("/v1/completions", {"prompt": "a", "n": 2}, "n", "`n` is 2, and only 1 is supported here"),
+        ("/v1/completions", {"prompt": "a", "n": 9}, "n", "less than or equal to 8"),
+        ("/v1/completions", {"prompt": "a", "best_of": 2}, "best_of", "`best_of` is 2, and only 1 is supported here"),
         ("/v1/completions", {"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
         ("/v1/completions", {"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
         ("/v1/completions", {"prompt": "a", "stop": ["a"] * 5}, "stop", "at most 4"),
         ("/v1/completions", {"prompt": "a", "stop": ""}, None, "at least 1"),
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ("/v1/completions", {"prompt": "a", "colour": 1}, "colour", "`colour` is not known here"),
-        ("/v1/completions", {"prompt": ["a", "b"]}, "prompt", "2 prompts are given"),
+        ("/v1/completions", {"prompt": ["a"] * 33}, "prompt", "at most 32"),
+        ("/v1/completions", {"prompt": ["a", [5]]}, "prompt", "nor a list of them"),
         ("/v1/completions", {"prompt": [1.5]}, "prompt", "neither a text nor a list of tokens"),
         ("/v1/completions", {"prompt": []}, "prompt", "the prompt has no token"),
         ("/v1/completions", {"prompt": [5000]}, "prompt", "outside of the model's 2048"),
@@ -199,8 +201,9 @@ CHAT = "/v1/chat/completions"
         (CHAT, {"messages": []}, "messages", "at least 1"),
         (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, "messages", "messages: answered already"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "should be 'text'"),
-        (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools", "`tools` is not supported here"),
-        (CHAT, {"messages": HI, "response_format": {"type": "json"}}, "response_format", "not supported here"),
+        (CHAT, {"messages": HI, "tools": [{"type": "function"}]}, "tools.0.function", "field required"),
+        (CHAT, {"messages": HI, "response_format": {"type": "json"}}, "response_format.type", "'json_schema'"),
+        (CHAT, {"messages": HI, "functions": [{"name": "f"}]}, "functions", "`functions` is not supported here"),
     ],
 )
 def test_what_is_wrong_or_not_done_is_refused_in_openais_form(server, path, body, param, said):

@@ -48,10 +48,10 @@ def test_an_optional_package_that_is_missing_is_named_with_its_group(without, he
 
 
 def test_a_required_package_that_is_missing_is_named_before_work(without):
-    run = without("filelock", "compile", "r.effspec")
+    run = without("platformdirs", "compile", "r.effspec")
     assert (run.code, run.out) == (5, "")
-    assert run.err.startswith("error[package-missing]: filelock is not installed, effc needs filelock>=")
-    assert 'help: pip install "filelock' in run.err
+    assert run.err.startswith("error[package-missing]: platformdirs is not installed, effc needs platformdirs>=")
+    assert 'help: pip install "platformdirs' in run.err
 
 
 def in_small_disk(here: Path, size: str, *args: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,169 @@
+"""OpenAI's `/v1/embeddings` over an encoder: unit vectors of texts."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from fastapi import FastAPI
+from fastapi import Request as Call
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, field_validator
+from torch import Tensor, nn
+
+from ....dsl.syntax.diagnostics import Reject
+from ...models.rows.encoder_states import POOLINGS
+from .body import parse_body, slot
+from .error_response import ErrorResponse
+from .errors import install_error_handlers
+from .metrics import TYPE, Metrics
+from .stream import check_name
+
+MAX_INPUTS = 2048  # as OpenAI has it
+_BATCH_TOKENS = 4096  # of one forward, filling included
+
+
+class EmbeddingRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    input: list[str] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: Any = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def are_a_list(cls, value: Any) -> Any:
+        """A text or its tokens, or a list of either."""
+        single = isinstance(value, str) or (isinstance(value, list) and value and {*map(type, value)} <= {int})
+        inputs = [value] if single else value
+        if not isinstance(inputs, list) or not inputs:
+            raise ValueError("it is neither a text, nor tokens, nor a list of them")
+        if len(inputs) > MAX_INPUTS:
+            raise ValueError(f"{len(inputs)} texts are given, and at most {MAX_INPUTS} are embedded at a time")
+        kinds = {*map(type, inputs)}
+        if kinds != {str} and (kinds != {list} or any({*map(type, row)} != {int} for row in inputs)):
+            raise ValueError("it is neither a text, nor tokens, nor a list of them")
+        return inputs
+
+
+class EmbeddingService:
+    """An encoder that answers under a name.
+
+    encoder     its forward gives `last_hidden_state` [b, t, width]; padding behind does not change it
+    pooling     name of one of `encoder_states.POOLINGS`
+    length      tokens of a text at most
+    vocabulary  number of token ids
+    """
+
+    def __init__(self, name: str, encoder: nn.Module, tokenizer: Any, pooling: str, length: int, vocabulary: int):
+        self.name, self.metrics, self.created = name, Metrics(), int(time.time())
+        self._encoder, self._tokenizer, self._pooling = encoder, tokenizer, POOLINGS[pooling]
+        self._length, self._vocabulary = length, vocabulary
+        self._pad = tokenizer.pad_token_id or 0
+        self._lock = asyncio.Lock()  # one forward at a time: it takes all threads
+
+    def try_out(self) -> None:
+        """One text, before anybody asks."""
+        self._forward([[0]])
+
+    async def answer(self, request: EmbeddingRequest, call: Call) -> dict[str, Any]:
+        check_name(request.model, self.name)
+        async with slot(call, len(await call.body())):
+            rows = await asyncio.to_thread(self._rows, request.input)
+            vectors = [await self._embed(batch, rows) for batch in _batches(rows)]
+        order = [i for batch in _batches(rows) for i in batch]
+        pooled = torch.cat(vectors)[torch.tensor(order).argsort()]
+        if request.dimensions not in (None, pooled.shape[1]):
+            reason = f"the model's vectors have {pooled.shape[1]} dimensions, and are not shortened"
+            raise ErrorResponse(400, reason, "dimensions", "unsupported_parameter")
+        tokens = sum(map(len, rows))
+        self.metrics.prompt_tokens.inc(tokens)
+        data = [
+            {"object": "embedding", "index": i, "embedding": _encoded(vector, request.encoding_format)}
+            for i, vector in enumerate(pooled)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": data, "model": self.name, "usage": usage}
+
+    def _rows(self, inputs: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
+        """Token ids of each input. Raises ErrorResponse of those that the model can't read."""
+        rows = []
+        for one in inputs:
+            row = self._tokens(one) if isinstance(one, str) else list(one)
+            if not row:
+                raise ErrorResponse(400, "a text has no token", "input")
+            if len(row) > self._length:
+                reason = f"the model reads {self._length} tokens, and a text has {len(row)}"
+                raise ErrorResponse(400, reason, "input", "context_length_exceeded")
+            if min(row) < 0 or max(row) >= self._vocabulary:
+                raise ErrorResponse(400, f"a token is outside of the model's {self._vocabulary}", "input")
+            rows.append(row)
+        return rows
+
+    def _tokens(self, text: str) -> list[int]:
+        if len(text) > 64 * self._length:  # megabytes would take seconds to be found too long
+            reason = f"the model reads {self._length} tokens, and {len(text)} characters are more"
+            raise ErrorResponse(400, reason, "input", "context_length_exceeded")
+        try:
+            return self._tokenizer(text)["input_ids"]
+        except Reject as rejection:
+            raise ErrorResponse(400, "the model's tokenizer breaks at this text", "input") from rejection
+
+    async def _embed(self, batch: Sequence[int], rows: Sequence[list[int]]) -> Tensor:
+        async with self._lock:
+            return await asyncio.to_thread(self._forward, [rows[i] for i in batch])
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[list[int]]) -> Tensor:
+        """Unit vectors [b, width] float32."""
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows])  # [b, t]
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        states = self._encoder(input_ids=ids, attention_mask=mask)["last_hidden_state"].float()  # [b, t, width]
+        return nn.functional.normalize(self._pooling(states, mask.bool()), dim=-1)
+
+
+def _batches(rows: Sequence[list[int]]) -> list[list[int]]:
+    """Indices of rows that are run together: of like lengths, shortest first."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    batches: list[list[int]] = [[]]
+    for i in order:
+        if batches[-1] and (len(batches[-1]) + 1) * len(rows[i]) > _BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _encoded(vector: Tensor, encoding: str) -> list[float] | str:
+    """As JSON has it, or as base64 of little-endian float32, which OpenAI's client asks for."""
+    if encoding == "float":
+        return vector.tolist()
+    return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+
+
+def make_embedding_application(service: EmbeddingService) -> FastAPI:
+    """Routes and errors."""
+    app = FastAPI(title="effc embeddings", docs_url=None, redoc_url=None, openapi_url=None)
+    install_error_handlers(app)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(call: Call) -> Any:
+        return await service.answer(await parse_body(call, EmbeddingRequest), call)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        entry = {"id": service.name, "object": "model", "created": service.created, "owned_by": "effc"}
+        return {"object": "list", "data": [entry]}
+
+    @app.get("/health")
+    async def health() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Any:
+        return Response(service.metrics.text(), media_type=TYPE)
+
+    return app

@@ -1,0 +1,121 @@
+"""`effc serve` of an encoder: unit vectors of texts, asked by the `openai` package."""
+
+import httpx
+import openai
+import pytest
+import torch
+from effc.compiler.artifacts.manifest import Manifest
+from effc.compiler.core.settings import Settings
+from effc.compiler.driver.models import resolve_origin
+from effc.compiler.ir.capture.capture import capture
+from effc.compiler.targets.native import Native
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+
+from tests.compiler.apps.serving.conftest import serving
+from tests.drafts import write_artifact
+from tests.worlds import context, tokenizer
+
+TEXTS = ["And it came to pass", "a", "In the beginning God created the heaven and the earth"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("embeddings") / "encoder"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=261,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=80,
+    )
+    BertModel(config).save_pretrained(path)
+    tokenizer(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with serving(folder) as served:
+        yield served
+
+
+def expected(folder, text: str) -> torch.Tensor:
+    """Mean of the hidden states of one text by itself, scaled to length 1."""
+    model, words = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        states = model(**words(text, return_tensors="pt")).last_hidden_state
+    return torch.nn.functional.normalize(states.mean(1)[0], dim=-1)
+
+
+def test_vectors_are_the_means_of_hidden_states_whatever_texts_stand_beside(server, folder):
+    answer = server.client.embeddings.create(model=server.name, input=TEXTS)
+    assert [entry.index for entry in answer.data] == [0, 1, 2]
+    for text, entry in zip(TEXTS, answer.data, strict=True):
+        assert torch.allclose(torch.tensor(entry.embedding), expected(folder, text), atol=1e-5)
+    words = AutoTokenizer.from_pretrained(folder)
+    assert answer.usage.prompt_tokens == sum(len(words(text)["input_ids"]) for text in TEXTS)
+
+
+def test_numbers_and_base64_say_the_same(server):
+    plain = server.post("/v1/embeddings", input="a", encoding_format="float").json()["data"][0]["embedding"]
+    packed = server.client.embeddings.create(model=server.name, input="a").data[0].embedding
+    assert torch.allclose(torch.tensor(plain), torch.tensor(packed), atol=1e-7) and len(plain) == 32
+
+
+def test_tokens_are_taken_in_place_of_texts(server, folder):
+    ids = AutoTokenizer.from_pretrained(folder)("a")["input_ids"]
+    by_ids = server.client.embeddings.create(model=server.name, input=ids).data[0].embedding
+    by_text = server.client.embeddings.create(model=server.name, input="a").data[0].embedding
+    assert by_ids == by_text
+
+
+def test_the_native_engine_gives_the_same_vectors(folder, tmp_path):
+    origin = resolve_origin(str(folder), Settings(cache_dir=tmp_path / "cache"))
+    program, ctx = capture(origin.load().eval()), context(tmp_path, origin)
+
+    def build(into) -> Manifest:
+        Native(path="encoder").emit(program, into, ctx)
+        return Manifest("native")
+
+    write_artifact(tmp_path / "encoder", build=build)
+    with serving(tmp_path / "encoder") as served:
+        for text, entry in zip(
+            TEXTS, served.client.embeddings.create(model=served.name, input=TEXTS).data, strict=True
+        ):
+            assert torch.tensor(entry.embedding) @ expected(folder, text) > 0.999  # bfloat16 weights
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "required"),
+        ({"input": []}, "neither a text"),
+        ({"input": [["a"]]}, "neither a text"),
+        ({"input": [1, "a"]}, "neither a text"),
+        ({"input": [[]]}, "neither a text"),
+        ({"input": [True]}, "neither a text"),
+        ({"input": [300]}, "outside of the model's 261"),
+        ({"input": [-1]}, "outside of the model's 261"),
+        ({"input": "ab " * 200}, "the model reads 80 tokens"),
+        ({"input": "a" * 100_000}, "100000 characters are more"),
+        ({"input": ["a"] * 2049}, "at most 2048"),
+        ({"input": "a", "dimensions": 8}, "have 32 dimensions"),
+        ({"input": "a", "encoding_format": "hex"}, "'base64'"),
+        ({"input": "a", "colour": 1}, "`colour` is not known here"),
+    ],
+)
+def test_inputs_that_can_not_be_embedded_are_refused_by_a_sentence(server, body, words):
+    answer = server.post("/v1/embeddings", **body)
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
+
+
+def test_an_encoder_has_the_routes_of_its_kind_alone(server):
+    assert server.client.models.list().data[0].id == server.name
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert server.metric("effc_prompt_tokens_total") >= 0
+    with pytest.raises(openai.NotFoundError, match="there is no POST /v1/chat/completions here"):
+        server.client.chat.completions.create(model=server.name, messages=[{"role": "user", "content": "a"}])
+    with pytest.raises(openai.NotFoundError, match="`other` does not exist"):
+        server.client.embeddings.create(model="other", input="a")
