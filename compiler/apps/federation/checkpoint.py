@@ -6,9 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from ....dsl.syntax.diagnostics import Fault, Reject
 from .state import State
 
 _SEPARATOR = "|"
+
+other_threads = Fault(
+    "other-threads",
+    "A federation that was stopped goes on with another number of threads than it began with.\n\n"
+    "Sums differ in their last digits with the number of threads, so nobody could repeat a run with rounds of both.",
+    exit="usage",
+)
 
 
 class Checkpoint:
@@ -29,13 +37,28 @@ class Checkpoint:
         }
         if flat:
             self._saved.write_tensors(f"state-{round_number}", flat)
-        self._saved.finish({**body, "number": round_number}, [f"state-{round_number}"] if flat else [])
+        body = {**body, "number": round_number, "threads": torch.get_num_threads()}
+        self._saved.finish(body, [f"state-{round_number}"] if flat else [])
 
     def read_round(self) -> tuple[dict[str, State], dict[str, Any]] | None:
-        """The states and the body of the last round that was kept; None where there is none."""
+        """The states and the body of the last round that was kept; None where there is none.
+
+        Raises Reject (other-threads) where it was computed with another number of threads.
+        """
+        import torch
+
         body = self._saved.read_checkpoint_and_clean_up()
         if body is None:
             return None
+        threads = body.pop("threads", torch.get_num_threads())  # older checkpoints don't say
+        if threads != torch.get_num_threads():
+            raise Reject(
+                other_threads(
+                    f"round {body['number']} was computed with {threads} threads, and there are "
+                    f"{torch.get_num_threads()} now",
+                    help=f"go on with --threads {threads}, or remove {self._saved.folder} to begin anew",
+                )
+            )
         states: dict[str, dict[str, np.ndarray]] = {}
         for full, tensor in self._saved.tensors(f"state-{body['number']}").items():
             name, _, key = full.partition(_SEPARATOR)

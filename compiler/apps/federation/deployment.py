@@ -122,11 +122,13 @@ def start_deployment(
     data_folders: Sequence[Path],
     cache: Path,
     port: int = 0,
+    threads: int | None = None,
 ) -> Deployment:
     """Start everything and submit the run. What was started is ended again where a part of it does not come up.
 
     default_data    what the data's paths start from, of nodes without a folder of their own
     data_folders    data folders of the nodes, one for each client; none: all have `default_data`, divided as declared
+    threads         of the server and of each node; None: as many as torch takes by itself
     """
     commands = flower_command_folder()
     _refuse_unfit_deployment(folder, declaration, data_folders, port)
@@ -137,6 +139,7 @@ def start_deployment(
     ports = free_ports(declaration.clients + 1)
     deployment = Deployment(folder, port or ports[-1], ())
     env = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flower"), "EFFC_CACHE_DIR": str(cache)}
+    env |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     env["PATH"] = f"{commands}{os.pathsep}{env.get('PATH', '')}"
     _write_flwr_config(folder / "flower", deployment.port)
     try:

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Deploy a federation here on Flower.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="federate")
 
-    @make_verb(group, name="up", flag_panels=("cache",), signed_arguments=("folder",))
+    @make_verb(group, name="up", flag_panels=("cache", "machine"), signed_arguments=("folder",))
     def start(
         folder: Annotated[Path, _app],
         shared: SharedFlags,
@@ -82,7 +82,8 @@ def _start_federation(folder: Path, shared: SharedFlags, data: Sequence[Path], p
         refuse_foreign_code(folder, declared)
     refuse_other_base(declared, folder / declared.folder, shared.cache_folder)
     common = folder if data else recipe_folder(folder)
-    deployment = start_deployment(folder, declared, target, common, list(data), shared.cache_folder, port)
+    threads = shared.settings().threads
+    deployment = start_deployment(folder, declared, target, common, list(data), shared.cache_folder, port, threads)
     shared.screen.note(f"run {deployment.run} on {declared.clients} nodes, SuperLink at 127.0.0.1:{deployment.port}")
     return deployment
 

@@ -128,6 +128,19 @@ def test_a_client_killed_in_a_round_is_missed_and_its_next_node_takes_its_place(
     assert rounds[4].loss < rounds[0].loss
 
 
+def test_rounds_of_another_number_of_threads_are_not_gone_on_with(tmp_path):
+    import torch
+
+    Checkpoint(tmp_path, "one").write_round(3, {"fedavg": {"a": np.zeros(2)}}, {})
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    with pytest.raises(Reject, match=f"round 3 was computed with {before} threads, and there are {before + 1} now"):
+        Checkpoint(tmp_path, "one").read_round()
+    torch.set_num_threads(before)
+    states, body = Checkpoint(tmp_path, "one").read_round()
+    assert states["fedavg"]["a"].tolist() == [0, 0] and body == {"number": 3}
+
+
 def test_a_checkpoint_of_another_federation_is_not_taken(tmp_path):
     federation(FedAvg(FULL), rounds=2, checkpoint=Checkpoint(tmp_path, "one")).run()
     other = federation(FedAvg(FULL), rounds=2, checkpoint=Checkpoint(tmp_path, "two"))
