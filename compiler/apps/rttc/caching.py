@@ -90,6 +90,11 @@ class StateCache:
             self.misses += 1
             return None
 
+    def has_near(self, vector: Tensor) -> bool:
+        """Whether `find_nearest` would give a state; counts nothing."""
+        with self._lock:
+            return any(float(entry.vector @ vector) >= self.threshold for entry in self._entries.values())
+
     def put(self, vector: Tensor, tensors: Mapping[str, Tensor]) -> None:
         """Keep a state, copied; those that are worth least make room."""
         with self._lock:

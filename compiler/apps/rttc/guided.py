@@ -35,6 +35,7 @@ from .sample import parse_sample
 from .signals import Signals, signals
 
 _MINUTE = 60.0  # seconds after which a base is asked again for its version
+_LOOK_SECONDS = 0.1  # between two looks at the cache of a query that waits to train
 
 
 @dataclass(frozen=True)
@@ -247,9 +248,23 @@ class _GuidedQuery:
             return None if ids is None else self._generate(branch, ids)
         if self._client.adaptable is None:
             return None
-        self._stack.enter_context(self._client.training)
-        known = self._answer_with_cached_state()
+        has_turn, known = False, None
+        while not has_turn and known is None:
+            has_turn = self._wait_to_train()
+            known = self._answer_with_cached_state()
         return self._answer_after_training(self._client.adaptable, matches) if known is None else known
+
+    def _wait_to_train(self) -> bool:
+        """Wait for the turn to train. False, without the turn, once another query left adapters that are near enough:
+        trainings of others may stand between."""
+        training, states = self._client.training, self._client.states
+        while not training.acquire(timeout=_LOOK_SECONDS):
+            if self._stopped():
+                raise Cancelled
+            if self._reuses and self._vector is not None and states.has_near(self._vector):
+                return False
+        self._stack.callback(training.release)
+        return True
 
     def _answer_after_training(self, adaptable: AdaptableModel, matches: Sequence[Match]) -> str:
         with self._client.batcher.exclusive_model(), self._timed("train"):

@@ -243,3 +243,26 @@ def test_the_same_new_question_many_times_at_once_is_trained_for_once(world):
     adaptable.close()
     assert sorted(one.decision.steps > 0 for one in found) == [False, False, False, True]
     assert len({one.text for one in found}) == 1 and len(client.states) == 1
+
+
+def test_a_query_whose_adapters_are_kept_meanwhile_waits_for_no_other_training(world):
+    adaptable = world.adaptable()
+    client = world.client(Config(), Policy("ttt", count=4, shown=2), adaptable, near=(2, 0.9999))
+    conversation, answers = [{"role": "user", "content": QUESTIONS[3]}], []
+
+    def ask():
+        answers.append(client.answer_conversation(conversation, Settings(max_tokens=4)))
+
+    ask()
+    (entry,) = client.states._entries.values()
+    client.states._entries.clear()
+    thread = threading.Thread(target=ask)
+    with client.training:  # another query's
+        thread.start()
+        thread.join(1)
+        assert len(answers) == 1
+        client.states.put(entry.vector, entry.tensors)
+        thread.join(30)
+        assert len(answers) == 2
+    adaptable.close()
+    assert answers[1].text == answers[0].text and answers[1].decision.adapter_hit and not answers[1].decision.steps
