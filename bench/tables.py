@@ -74,6 +74,7 @@ def library(measured: dict[str, Any]) -> list[tuple]:
 
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     **{table.__name__: (DATA / f"{table.__name__}.json", table) for table in (loads, tune, mixed)},
+    "tune_amd": (DATA / "tune_amd.json", tune),  # of another machine: `python -m bench.tune --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library),
 }
 

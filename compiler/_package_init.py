@@ -65,7 +65,10 @@ _MODULES = {
 
 if not __debug__:
     _REASON = "effc does not run under `python -O` or PYTHONOPTIMIZE: they leave out its checks of untrusted files"
-    raise SystemExit(_REASON) if Path(sys.argv[0]).stem == "effc" else ImportError(_REASON)
+    if Path(sys.argv[0]).stem not in ("effc", "-m"):
+        raise ImportError(_REASON)
+    print(f"error: {_REASON}", file=sys.stderr)
+    raise SystemExit(5)  # as for all that is wrong with the environment
 
 moved_modules.install()
 

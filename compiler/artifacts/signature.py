@@ -29,6 +29,7 @@ FORMAT = 2  # 1 has no time of signing
 _KIND = "ed25519:"
 _SIGNED = (NAME, MEASURES, SBOM)
 _MAX_BYTES, _MAX_SIGNATURES = 1 << 20, 32  # of the file, or one of keys, and signatures in it
+_MAX_NOTE = 1 << 14  # characters
 _MAX_TIME = 32  # characters
 
 bad_signing_key = Fault(
@@ -131,6 +132,10 @@ def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
     for entry in body:
         del entry["value"]
     content = dump({"format": FORMAT, "signatures": body})
+    if len(note) > _MAX_NOTE:
+        raise Reject(
+            unsigned(f"the note has {len(note)} characters, and at most {_MAX_NOTE} are kept with a signature")
+        )
     if len(body) > _MAX_SIGNATURES or len(content) > _MAX_BYTES:
         raise Reject(
             unsigned(

@@ -37,7 +37,7 @@ _CALLS: dict[str, tuple[int, int, tuple[int, ...], tuple[int, ...]]] = {
 _TYPING = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: ioctls that type into the terminal, for the shell behind this process
 _ANY_BIT, _SOCKET_TYPE, _FASTOPEN = (1 << 32) - 1, 0xF, 0x20000000
 _INTERNET, _STREAM, _TCP = (2, 10), (1,), (0, 6)  # families of sockets, a type, protocols
-_Check = tuple[int, int, int, int]
+_Instruction = tuple[int, int, int, int]
 _REFUSE, _ALLOW = (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)  # with errno 1
 OFF = "EFFC_SANDBOX"  # "off" leaves processes unconfined
 Network = Literal["none", "listen", "any"]
@@ -135,9 +135,9 @@ def _refuse_calls(network: Network) -> None:
         return
     architecture, ioctl, (socket, connect, socketpair, sendto, sendmsg, sendmmsg), refused = _CALLS[platform.machine()]
     socket_calls = {"none": (socket,), "listen": (connect, sendmmsg), "any": ()}[network]
-    checks = _refuse_unless(4, _ANY_BIT, (architecture,))
-    checks += _refuse_unless(0, 1 << 30, (0,))  # x86's calls of 32-bit pointers
-    checks += _refuse_if(0, (*_EVERYWHERE, *refused, *socket_calls))
+    instructions = _refuse_unless(4, _ANY_BIT, (architecture,))
+    instructions += _refuse_unless(0, 1 << 30, (0,))  # x86's calls of 32-bit pointers
+    instructions += _refuse_if(0, (*_EVERYWHERE, *refused, *socket_calls))
     arguments = [(ioctl, _refuse_if(24, _TYPING))]
     if network != "any":  # a pair of datagram sockets can be connected again
         arguments += [(socketpair, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]
@@ -146,26 +146,26 @@ def _refuse_calls(network: Network) -> None:
         arguments += [(socket, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]
         arguments += [(socket, _refuse_unless(32, _ANY_BIT, _TCP))]
         arguments += [(sendto, _refuse_unless(40, _FASTOPEN, (0,))), (sendmsg, _refuse_unless(32, _FASTOPEN, (0,)))]
-    for call, of_call in arguments:
-        checks += [_load(0), (0x15, 0, len(of_call), call), *of_call]
-    checks += [_ALLOW]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *check) for check in checks))
-    head = struct.pack("@HxxxxxxP", len(checks), ctypes.addressof(program))
+    for call, conditions in arguments:
+        instructions += [_load(0), (0x15, 0, len(conditions), call), *conditions]
+    instructions += [_ALLOW]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions))
+    head = struct.pack("@HxxxxxxP", len(instructions), ctypes.addressof(program))
     _raise_on_error(ctypes.CDLL(None, use_errno=True).prctl(_SET_SECCOMP, _FILTER, head, 0, 0))
 
 
-def _load(offset: int) -> _Check:
+def _load(offset: int) -> _Instruction:
     """Load of the number of a call (0), the processor (4) or the lower half of an argument (16, 24, ...)."""
     return 0x20, 0, 0, offset
 
 
-def _refuse_unless(offset: int, mask: int, values: Sequence[int]) -> list[_Check]:
+def _refuse_unless(offset: int, mask: int, values: Sequence[int]) -> list[_Instruction]:
     """Refusal of a call unless the masked word is one of the values."""
     jumps = [(0x15, len(values) - index, 0, value) for index, value in enumerate(values)]
     return [_load(offset), (0x54, 0, 0, mask), *jumps, _REFUSE]
 
 
-def _refuse_if(offset: int, values: Sequence[int]) -> list[_Check]:
+def _refuse_if(offset: int, values: Sequence[int]) -> list[_Instruction]:
     """Refusal of a call where the word is one of the values."""
     jumps = [(0x15, len(values) - index, 0, value) for index, value in enumerate(values)]
     return [_load(offset), *jumps, (0x05, 0, 0, 1), _REFUSE]

@@ -109,7 +109,9 @@ def resolve_source(call: Invocation, ctx: "Context") -> "Origin":
     if ctx.settings.signed_by:
         for value in call.args.values():
             if isinstance(value, str) and (call.word not in ("hf", "zoo") or value.startswith((".", "/", "~"))):
-                _refuse_unsigned_source(ctx.folder / Path(value).expanduser(), ctx.settings)
+                file, colon, _ = value.rpartition(":")  # `net.py:make` names a function in a file
+                for path in (value, file) if colon else (value,):
+                    _refuse_unsigned_source(ctx.folder / Path(path).expanduser(), ctx.settings)
     return ctx.registry.make("model", call).resolve(ctx)
 
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.syntax.diagnostics import Fault, Reject
+from ...kernels.native import KernelError
 from ..core.events import follow
+from ..core.json_errors import is_out_of_memory
 from ..core.memory import fits_in_memory
 from ..models.checkpoints.origin import max_row_tokens
 from ..models.checkpoints.pretrained import pretrained
@@ -114,9 +116,9 @@ def _failure_as_diagnostic(model: nn.Module) -> Iterator[None]:
     """Turn the failure of a forward that takes `use_cache` and no single token (CPM-Ant's) into a Reject."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error) or isinstance(error, KernelError):
+            raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
         message = f"{type(model).__name__} can't go on by one token behind what it cached: {reason}"
         raise Reject(no_cache(message, help="time it with `prefill`")) from error

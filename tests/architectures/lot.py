@@ -342,7 +342,10 @@ def summary(found: list[Drawn], seed: int) -> str:
         count = Counter(one.cells[word][0] for one in of)
         rest = ", ".join(f"{number} {state}" for state, number in sorted(count.items()) if state != "green")
         said.append(f"`{word}` {count['green']} of {len(of)}" + (f" ({rest})" if rest else ""))
-    return f"By lot (seed {seed}): {', '.join(said)}; not made small: {', '.join(left) or 'none'}."
+    return (
+        f"By lot (seed {seed}; late: more than {SECONDS} s): {', '.join(said)}; "
+        f"no tiny config could be built for: {', '.join(left) or 'none'}."
+    )
 
 
 def put_into(page: str, line: str) -> str:

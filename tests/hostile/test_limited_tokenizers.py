@@ -140,11 +140,19 @@ def test_a_python_that_cannot_start_is_not_the_fault_of_a_tokenizer(folder, monk
     assert refused.value.diagnostics[0].slug == "no-text-process"
 
 
-def test_what_keeps_the_process_of_texts_from_starting_is_said(folder, monkeypatch):
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import nothing_of_that_name",
+        "import os, time; os.close(1); time.sleep(0.5); import nothing_of_that_name",  # as libraries take down theirs
+        "import sys; sys.stderr.write('warning' * 100_000); import nothing_of_that_name",  # more than a pipe holds
+    ],
+)
+def test_what_keeps_the_process_of_texts_from_starting_is_said(start, folder, monkeypatch):
     limited = load_checked_tokenizer(folder, "m")
     monkeypatch.setattr(text_process, "_processes", {})
     monkeypatch.setattr(text_process, "CHILD", folder / "child.py")
-    (folder / "child.py").write_text("import nothing_of_that_name")
+    (folder / "child.py").write_text(start)
     with pytest.raises(Reject, match="nothing_of_that_name"):
         limited("and")
 

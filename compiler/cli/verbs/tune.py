@@ -21,6 +21,7 @@ from .output import code_of
 
 if TYPE_CHECKING:
     from ...driver.api import Session
+    from ...driver.tuning.journal import Journal
     from ...driver.tuning.tune import Tuned
     from ...driver.tuning.wish import Wish
     from ...models.checkpoints.origin import Origin
@@ -99,7 +100,9 @@ def register(app: typer.Typer) -> None:
 
         Goes on where it was stopped. Writes the recipe that it chose, which compiles by itself."""
         shared.require_environment()
-        from ...driver.tuning.page import write_page
+        from ...artifacts.artifact import refuse_output_path
+        from ...core.cache import Cache
+        from ...driver.tuning.journal import Journal
         from ...driver.tuning.tune import tune as search_steps
         from ...driver.tuning.wish import read_wish
 
@@ -117,18 +120,28 @@ def register(app: typer.Typer) -> None:
             path = recipe.with_name("-".join([recipe.stem, *session.pipelines, "tuned"]) + ".effspec")
             if explain:
                 return print_preview(wish, candidate, shared)
+            journal = Journal.of(wish, Cache(session.settings.cache_dir))
+            page = path.with_suffix(".html")
+            refuse_output_path(page, force or journal.wrote(page), True)
             tuned = search_steps(wish, path, output, force=force, name=candidate)
-            no_page = ""
-            if tuned.compiled:
-                try:
-                    write_page(tuned, path.with_suffix(".html"))
-                except (Reject, OSError) as error:  # the artifact is there, and worth its summary
-                    diagnostics = error.diagnostics if isinstance(error, Reject) else ()
-                    no_page = "; ".join(f"{d.message}; {d.help}" for d in diagnostics) or str(error)
+            problem = _write_page(tuned, page, journal) if tuned.compiled else ""
         code = print_tuned(tuned, shared)
-        if no_page:
-            shared.screen.note(f"no page was written: {no_page}")
+        if problem:
+            shared.screen.note(f"no page was written: {problem}")
         return code
+
+
+def _write_page(tuned: "Tuned", page: Path, journal: "Journal") -> str:
+    """Write the page of a search; a sentence where it can't be: the artifact is there, and worth its summary."""
+    from ...driver.tuning.page import write_page
+
+    try:
+        write_page(tuned, page)
+        journal.note_written(page.read_text(encoding="utf-8"))
+    except (Reject, OSError) as error:
+        diagnostics = error.diagnostics if isinstance(error, Reject) else ()
+        return "; ".join(f"{d.message}; {d.help}" for d in diagnostics) or str(error)
+    return ""
 
 
 def refuse_options_of_a_model(options: WishOptions) -> None:

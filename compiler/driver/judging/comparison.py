@@ -14,7 +14,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.planning import cost, keys
 from ...artifacts.manifest import Measure
 from ...core.cache import Cache
-from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, no_cache
+from ...evaluation.timing import WARMUP, InterleavedTimes, measure_interleaved, measure_single, no_cache
 from ...plugin.clock import untimed_reason
 from ...plugin.context import Context
 from .gate import Known, Outcome, measure_and_judge_bounds, metric_label
@@ -180,11 +180,20 @@ def time_interleaved(
             if reason := untimed_reason(rejection):
                 untimed[metric] = reason
                 continue
-            if metric in bounded or any(d.fault is not no_cache for d in rejection.diagnostics):
+            if metric in bounded or not _does_not_decode(original, ctx.metric(metric)):
                 raise
             continue  # nobody asked how fast a model decodes that doesn't
         result[metric] = timing
     return result, untimed
+
+
+def _does_not_decode(original: Any, metric: Any) -> bool:
+    """Whether the original by itself has no decode step; what breaks in the compiled model alone is no such case."""
+    try:
+        measure_single(metric.clock(original), original)
+    except Reject as rejection:
+        return all(d.fault is no_cache for d in rejection.diagnostics)
+    return False
 
 
 def default_speed_metric(positions: int | None) -> MetricRef:

@@ -64,6 +64,11 @@ class Search:
         return len({c for c, t in (*self.quick_trials.items(), *self.finals.items()) if not t.refused})
 
     @property
+    def refused_count(self) -> int:
+        """Number of candidates whose plan or compile was refused."""
+        return len({c for c, t in (*self.quick_trials.items(), *self.finals.items()) if t.refused})
+
+    @property
     def seconds(self) -> float:
         """Time that measurements took, those of killed runs included."""
         return sum(t.seconds for t in (*self.quick_trials.values(), *self.finals.values()))

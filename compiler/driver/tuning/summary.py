@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....dsl.checker.values import DataRef
-from ...core.quantity import measurement_text, relative_change_text
+from ...core.quantity import count_text, measurement_text, relative_change_text
 from .alternatives import Candidate
 from .search import Search
 from .trials import Trial
@@ -35,7 +35,9 @@ def others_text(search: Search) -> str:
         return "this one was asked for by its name"
     if search.out_of_time:
         return "time ran out before the others were judged, and the same command with more time goes on"
-    return "the others were predicted to be no better"
+    refused = count_text(search.refused_count, "candidate")
+    others = "the others were predicted to be no better"
+    return f"{refused} refused by the target or a pass; {others}" if search.refused_count else others
 
 
 def rows(tuned: Tuned) -> list[Row]:

@@ -87,9 +87,10 @@ class Outputs:
             for o in output_paths([self.wish.recipe], self.out, self.wish.session.registry.describes_artifacts)
             if o.call in [emit.call for emit in self.wish.pipeline.emits]
         ]
-        replaces = self.force or (self.journal.wrote(recipe) and all(self._is_replaceable(o) for o in outputs))
-        check_outputs(outputs, replaces)
-        return replaces
+        replaceable = [self.force or (self.journal.wrote(recipe) and self._is_replaceable(o)) for o in outputs]
+        for output, may_replace in zip(outputs, replaceable, strict=True):
+            check_outputs([output], may_replace)
+        return self.force or all(replaceable)
 
     def _is_replaceable(self, output: OutputPath) -> bool:
         """Whether a path is free, or holds what was compiled from a recipe that this search wrote."""

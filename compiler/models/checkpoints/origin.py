@@ -138,11 +138,17 @@ def max_row_tokens(config: Mapping[str, Any]) -> int | None:
     return longest
 
 
+def _text_encoder(config: Mapping[str, Any]) -> Any:
+    """The config of an encoder beside a decoder's; None of one that hears or sees: its vocabulary is another head's."""
+    encoder = config.get("encoder")
+    return encoder if isinstance(encoder, Mapping) and any(name in encoder for name in POSITIONS) else None
+
+
 def _number(config: Any, name: str) -> int | None:
-    """A top-level number of the config, or of the text part of a multimodal one, or of an encoder with a config."""
+    """A top-level number of the config, or of the text part of a multimodal one, or of an encoder that reads text."""
     if not isinstance(config, Mapping):
         return None
-    for part in (config, config.get("text_config"), config.get("encoder")):
+    for part in (config, config.get("text_config"), _text_encoder(config)):
         if isinstance(part, Mapping) and type(part.get(name)) is int:
             return part[name]
     return None

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 
@@ -21,6 +22,7 @@ no_text_process = Fault(
 CHILD = Path(__file__).with_name("text_child.py")
 SECONDS, MEMORY = 3.0, 512 << 20  # of a processor, and bytes, for a request
 SECONDS_PER_BYTE, MEMORY_PER_BYTE = 1e-5, 256  # more for each byte of it: ten times what texts take
+_ENDING = 5.0  # seconds in which a process that closed its pipe ends
 LARGE = 1 << 16  # bytes of a request that goes to a second process, so that small ones don't wait for it
 
 
@@ -34,6 +36,7 @@ class TextProcess:
     def __init__(self) -> None:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None  # a file: a pipe that nobody reads would stop the child when it is full
 
     def request(self, kind: str, arguments: Mapping[str, Any], attached: bytes = b"") -> tuple[dict[str, Any], bytes]:
         """Answer to a request, and the bytes behind it. Raises LimitExceeded where the kernel ended the process, Reject
@@ -63,9 +66,13 @@ class TextProcess:
             raise
         if body is not None and len(body) == size:
             return fields, body
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDING)  # its pipe closes before it ends, and a signal of ours would hide its own end
         code = self._end()
         if code >= 0:
-            lines = process.stderr.read().decode(errors="replace").split("\n") if process.stderr else []
+            assert self._errors is not None, "it was started"
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").split("\n")
             raise _not_started(next(filter(None, reversed(lines)), f"it ended with exit code {code}"))
         raise LimitExceeded(f"it takes more than {seconds:.2g} s or more memory than there is for it (signal {-code})")
 
@@ -81,11 +88,12 @@ class TextProcess:
     def _start_child(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-P", str(CHILD)]
         try:
+            self._errors = TemporaryFile()  # noqa: SIM115  # as long as the process
             self._process = process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,  # of its start: it lets go of it when its libraries are there
+                stderr=self._errors,  # of its start: it lets go of it when its libraries are there
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C stops an answer, and not what the next one needs
             )
