@@ -28,7 +28,8 @@ struct Panel {
   static constexpr int64_t kWeights = kAtOnce * kBlock, kBytes = kWeights + kPanelBlocks * kBetween;
   static_assert(kBytes <= kPanelBytes, "callers make room for every level");
   uint8_t *weights, *sums;  // sums [block][line] of 64 bytes
-  Panel(uint8_t* all, int part) : weights(all + part * kBytes), sums(weights + kWeights) {}
+  // As far apart for every format: one thread may multiply by int8 while another still does by bfloat16.
+  Panel(uint8_t* all, int part) : weights(all + part * kPanelBytes), sums(weights + kWeights) {}
 };
 
 // Rows of a chunk in blocks of nearly kMost, so that none is left with one or two. A row's lines are in one block.
@@ -231,7 +232,7 @@ int32_t many_rows(const LinearCall& call, const Packed& packed) {
   auto* prepared = static_cast<uint8_t*>(effc_scratch(kRows, most * bytes));
   auto* words = static_cast<uint32_t*>(effc_scratch(kWords, most * bytes));
   auto* scales = static_cast<float*>(effc_scratch(kScales, kChunk * sizeof(float)));
-  auto* panels = static_cast<uint8_t*>(effc_scratch(kPanels, parts * Panel<Format>::kBytes));
+  auto* panels = static_cast<uint8_t*>(effc_scratch(kPanels, parts * kPanelBytes));
   if (!prepared || !words || !scales || !panels) return kNoMemory;
   for (int64_t first = 0; first < call.rows; first += kChunk) {
     const int64_t rows = std::min(kChunk, call.rows - first);

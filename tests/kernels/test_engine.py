@@ -45,6 +45,22 @@ def test_a_prompt_and_tokens_one_by_one_give_what_torch_gives(make, kernel, leve
     assert own.length(0) == 40
 
 
+def test_threads_that_multiply_by_different_kinds_at_once_do_not_write_into_each_others_panels():
+    """A thread that is late works on one kind while another already does on the next one: the bits are the same."""
+    built = Built("dense_linear")
+    x = built.step("embedding", 256, table=built.random(60, 256))
+    total = None
+    for kernel in ("dense_linear", "dense_linear_int8", "dense_linear_int8_int16", "sparse_linear_int8") * 2:
+        built.kernel = kernel
+        part = built.linear(x, 512)
+        total = part if total is None else built.step("add", 512, x=total, y=part)
+    own, ids = engine(built), ids_of(built, 128)
+    first = own.run(ids, [0] * 128)
+    for _ in range(300):
+        own.forget(0)
+        assert torch.equal(own.run(ids, [0] * 128), first)
+
+
 def test_kinds_of_weights_that_meet_one_input_each_read_it_as_they_need_it(level):
     built = Built("dense_linear")
     x = built.step("embedding", 70, table=built.random(60, 70))
