@@ -111,7 +111,7 @@ class CallPolicy:
 
 
 def call_policy(tools: Sequence[Tool] | None, choice: str | NamedTool | None) -> CallPolicy | None:
-    """What a request's `tools` and `tool_choice` ask for; None where no tool may be called. Raises ValueError."""
+    """Policy of a request's `tools` and `tool_choice`; None where no tool may be called. Raises ValueError."""
     functions = tuple(tool.function for tool in tools or ())
     if isinstance(choice, NamedTool):
         functions = tuple(f for f in functions if f.name == choice.function.name)
@@ -138,25 +138,25 @@ class CallParser:
         self._buffered += text
         if self._forced:
             return ""
-        shown = ""
+        plain_text = ""
         while START in self._buffered:
-            before, _, rest = self._buffered.partition(START)
-            shown += before
-            body, end, behind = rest.partition(END)
+            prefix, _, tail = self._buffered.partition(START)
+            plain_text += prefix
+            body, end, remainder = tail.partition(END)
             if not end:
-                self._buffered = START + rest
-                return shown
+                self._buffered = START + tail
+                return plain_text
             self._add(body)
-            self._buffered = behind
-        keep = next((n for n in range(len(START) - 1, 0, -1) if self._buffered.endswith(START[:n])), 0)
-        free = len(self._buffered) - keep
-        shown, self._buffered = shown + self._buffered[:free], self._buffered[free:]
-        return shown
+            self._buffered = remainder
+        overlap = next((n for n in range(len(START) - 1, 0, -1) if self._buffered.endswith(START[:n])), 0)
+        n_plain = len(self._buffered) - overlap
+        plain_text, self._buffered = plain_text + self._buffered[:n_plain], self._buffered[n_plain:]
+        return plain_text
 
     def end(self) -> str:
-        """The rest, when no more text comes: a call that was cut off is text."""
-        rest, self._buffered = self._buffered, ""
-        return "" if self._forced and self._add(rest) else rest
+        """The tail, when no more text comes: a call that was cut off is text."""
+        tail, self._buffered = self._buffered, ""
+        return "" if self._forced and self._add(tail) else tail
 
     def _add(self, body: str) -> bool:
         try:

@@ -36,8 +36,8 @@ def others_text(search: Search) -> str:
     if search.out_of_time:
         return "time ran out before the others were judged, and the same command with more time goes on"
     refused = count_text(search.refused_count, "candidate")
-    others = "the others were predicted to be no better"
-    return f"{refused} refused by the target or a pass; {others}" if search.refused_count else others
+    sentence = "the others were predicted to be no better"
+    return f"{refused} refused by the target or a pass; {sentence}" if search.refused_count else sentence
 
 
 def rows(tuned: Tuned) -> list[Row]:

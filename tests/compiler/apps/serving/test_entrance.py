@@ -155,15 +155,6 @@ def test_more_headers_than_any_client_sends_are_refused(server):
         assert rest(connection).startswith(b"HTTP/1.1 431")
 
 
-def test_a_server_ends_as_ever_while_refused_requests_wait_for_their_turn():
-    lines = b"".join(b"a%d: b\r\n" % n for n in range(300))
-    with serving("zoo:tiny-llama") as served, ExitStack() as stack:
-        for _ in range(50):  # one every 20 ms is answered
-            stack.enter_context(raw(served, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n"))
-        code, errors = served.stop()
-    assert code == 130 and "internal" not in errors, errors
-
-
 def test_an_address_of_another_machine_has_a_share_of_the_connections():
     addresses = ["10.0.0.1"] * 64 + ["10.0.0.2"] * 60 + ["127.0.0.1"] * 90
     assert is_crowd("10.0.0.1", addresses, 63) and not is_crowd("10.0.0.2", addresses, 63)

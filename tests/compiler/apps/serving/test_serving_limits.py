@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import openai
@@ -16,6 +16,7 @@ from effc.compiler.core import environment
 
 from tests import tiny
 from tests.compiler.apps.serving.conftest import EFFC, serving
+from tests.compiler.apps.serving.test_entrance import raw
 from tests.compiler.cli.verbs.conftest import effc, own_cache, process  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -139,3 +140,12 @@ def test_a_model_that_would_misread_pieces_of_a_prompt_is_not_served():
     for name in ("mamba", "rwkv"):
         with pytest.raises(Reject, match=f"{name} keeps a state"):
             make_decoder(tiny.model(name), name)
+
+
+def test_a_server_ends_as_ever_while_refused_requests_wait_for_their_turn():
+    lines = b"".join(b"a%d: b\r\n" % n for n in range(300))
+    with serving("zoo:tiny-llama") as served, ExitStack() as stack:
+        for _ in range(50):  # one every 20 ms is answered
+            stack.enter_context(raw(served, b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n"))
+        code, errors = served.stop()
+    assert code == 130 and "internal" not in errors, errors
