@@ -24,6 +24,7 @@ ATTRIBUTES = frozenset(
     }
 )
 _NUMBER = re.compile(r"-?\d+\.\d{3,}(?:e-?\d+)?")
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 CONFIG: Mapping[str, Any] = {
     "background": "transparent",
@@ -121,9 +122,18 @@ def _render_svg(spec: Mapping[str, Any], width: int, height: int) -> str:
         "autosize": {"type": "fit", "contains": "padding"},
         "padding": {"left": 4, "right": 10, "top": 4, "bottom": 4},
         "config": CONFIG,
-        **spec,
+        **_xml_texts(spec),
     }
     return clean(vl_convert.vegalite_to_svg(full_spec, allowed_base_urls=[]))
+
+
+def _xml_texts(value: Any) -> Any:
+    """A specification whose texts XML can hold: where one can't, vl-convert ends the process."""
+    if isinstance(value, str):
+        return _NOT_XML.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {_xml_texts(name): _xml_texts(entry) for name, entry in value.items()}
+    return [_xml_texts(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def clean(svg: str) -> str:

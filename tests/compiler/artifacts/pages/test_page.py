@@ -279,3 +279,11 @@ def test_test_time_compute_shows_what_each_way_is_worth_and_what_there_was_to_ch
 @pytest.mark.parametrize("told", [{}, {"trials": 5, "curve": [1, {"accuracy": "<b>"}]}, {"trials": [{"right": 1}] * 3}])
 def test_a_calibration_of_another_form_shows_nothing(told):
     assert accuracy_against_seconds_chart(told) is None
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x00", "\ufffe", "\ud800"])
+def test_a_character_that_xml_can_not_hold_is_shown_as_unknown_in_a_chart(character):
+    from effc.compiler.artifacts.pages.modules import zero_share_chart
+
+    chart = zero_share_chart([{"zeros": {f"a.{character}q": 0.5, f"b.{character}q": 0.25, "c.k": 0.1}}])
+    assert chart is not None and "\ufffd" in chart.wide and character not in chart.wide
