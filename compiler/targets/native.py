@@ -66,8 +66,7 @@ class Native(Target):
     step for is refused with the module and the line. Of an encoder it gives hidden states or classes of texts.
     Linear layers that `lower` packed stay as they are, the others are packed here; on int4 those that `quantize`
     left on a grid of 4 bits keep it exactly, others are rounded to one. Embeddings, cached keys and values are
-    bfloat16, states of scans and all else float32; beside int4 an embedding reads the rows of a head that has its
-    numbers.
+    bfloat16, states of scans and all else float32; an embedding that is tied to the head reads the head's rows.
 
     Source: own.
     Example: native("cpu")
@@ -157,16 +156,15 @@ class Native(Target):
         return sum(size for weight in weights.tensors for size in self._entry_bytes(weight))
 
     def _entry_bytes(self, weight: Weight) -> Iterator[int]:
-        """Bytes of the entries of a weight: tables are bfloat16, beside int8 a head that shares them is packed besides,
-        and what a step packed stays as it is."""
+        """Bytes of the entries of a weight: tables are bfloat16 unless a head that is packed here has their rows, and
+        what a step packed stays as it is."""
         if weight.packed:
             yield weight.packed
         elif weight.matrix:
             yield self._estimated_packed_bytes(weight)
         elif not weight.table:
             yield 4 * weight.numel
-        shared = weight.matrix and not weight.packed and not DENSE[self.weights].exact_tables
-        if weight.table and not shared:
+        if weight.table and (weight.packed or not weight.matrix):
             yield 2 * weight.numel
 
     def _estimated_packed_bytes(self, weight: Weight) -> int:

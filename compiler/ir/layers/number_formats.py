@@ -21,7 +21,6 @@ class NumberFormat:
     skips         zeros that it leaves out: "", "weights" or "blocks"
     worth_from    share of those zeros from which it may be faster than a dense one
     grouped       groups of inputs share a scale, and packing takes their size
-    exact_tables  an embedding keeps a table beside layers of these numbers, which is more exact than a head's rows
     head          numbers of the layer that makes the logits beside such layers, unless a recipe says; "": the same
     """
 
@@ -35,7 +34,6 @@ class NumberFormat:
     skips: str = ""
     worth_from: float = 0.0
     grouped: bool = False
-    exact_tables: bool = False
     head: str = ""
 
 
@@ -82,15 +80,7 @@ NUMBER_FORMATS = (
         skips="blocks",
         worth_from=0.2,
     ),
-    NumberFormat(
-        "dense_int8",
-        "dense_linear_int8",
-        "int8",
-        1.0,
-        _by_isa_level(18.9, 1.3, 0.85, 0.6, 0.24),
-        0.4,
-        exact_tables=True,
-    ),
+    NumberFormat("dense_int8", "dense_linear_int8", "int8", 1.0, _by_isa_level(18.9, 1.3, 0.85, 0.6, 0.24), 0.4),
     NumberFormat(
         "sparse_int8",
         "sparse_linear_int8",
@@ -104,13 +94,7 @@ NUMBER_FORMATS = (
     # Twice the products of int8; with VNNI, where a vector is loaded once for both, 1.4 for a single row. On AMX not
     # measured: a tile has room for both lines of eight rows.
     NumberFormat(
-        "dense_int8_int16",
-        "dense_linear_int8_int16",
-        "int8_int16",
-        1.0,
-        _by_isa_level(37.8, 2.6, 1.7, 1.2, 0.24),
-        0.1,
-        exact_tables=True,
+        "dense_int8_int16", "dense_linear_int8_int16", "int8_int16", 1.0, _by_isa_level(37.8, 2.6, 1.7, 1.2, 0.24), 0.1
     ),
     # The products of int8; AMX measured.
     NumberFormat(

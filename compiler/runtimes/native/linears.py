@@ -30,11 +30,6 @@ class Numbers:
     def of_head(self) -> str:
         return self.head or DENSE[self.weights].head or self.weights
 
-    @property
-    def shares_tables(self) -> bool:
-        """Whether an embedding reads rows of a head that has its numbers; beside int8 it keeps a table."""
-        return not DENSE[self.weights].exact_tables
-
     @staticmethod
     def of_words(weights: str, inputs: str, group: int, head: str) -> "Numbers":
         """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
@@ -103,15 +98,15 @@ def pack_head(plan: Plan, numbers: Numbers, name: str, linear: Linear) -> None:
     plan.entries[name] = Entry("packed", linear.shape, linear.make_packer(numbers.of_head, numbers.group))
 
 
-def tie_embedding_weights(plan: Plan, numbers: Numbers, lowered: Mapping[str, Tensor]) -> None:
-    """Embeddings whose table is a linear layer's weight read rows of that, unless it is to be exacter than that.
+def tie_embedding_weights(plan: Plan, lowered: Mapping[str, Tensor]) -> None:
+    """Embeddings whose table is a linear layer's weight read rows of that, in its numbers.
 
     lowered   packed weights that a pass left, by their entries
     """
     for step in (*plan.steps, *(plan.encoder.steps if plan.encoder else ())):
         if step["op"] != "embedding":
             continue
-        name = plan.tied(step["table"]) if numbers.shares_tables else step["table"]
+        name = plan.tied(step["table"])
         table = plan.entries[name]
         matching = (n for n, w in lowered.items() if plan.entries[n].shape == table.shape and has_rows(w, table.make()))
         step["table"] = next(matching, name)

@@ -84,7 +84,7 @@ class Reader(PlanBuilder):
             self._encoder.positions.forget()
         if self.last and not self.plan.output.states:
             linears.pack_head(self.plan, self.numbers, *self.last)
-        linears.tie_embedding_weights(self.plan, self.numbers, self.lowered)
+        linears.tie_embedding_weights(self.plan, self.lowered)
         return self.plan
 
     def _lower_output(self, node: fx.Node) -> int:

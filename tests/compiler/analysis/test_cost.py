@@ -1,7 +1,6 @@
 """What `plan` says of time, memory and disk: from the machine's speeds, for every step and target, and what is refused."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -100,9 +99,9 @@ def test_targets_are_part_of_what_a_plan_says(told, target):
     plan = told(STEPS[0], target)
     (made,) = plan.emissions
     each = 1 if "int8" in target else 2 if "native" in target else 4
-    table = math.prod(plan.skeleton.shapes()["model.embed_tokens.weight"])
-    numbers = plan.stages[0].after.params + (table if each == 1 else 0)  # a table is bfloat16 beside int8
-    assert each * numbers <= made.weight_bytes < 1.2 * each * numbers and made.weight_bytes < made.disk_bytes
+    numbers = plan.stages[0].after.params
+    most = 1.4 if each == 1 else 1.2  # int8 has whole tiles of 64 inputs, and 8 bytes for each of few outputs
+    assert each * numbers <= made.weight_bytes < most * each * numbers and made.weight_bytes < made.disk_bytes
     assert made.seconds > made.disk_bytes / 1e6
     assert plan.seconds == made.seconds + plan.stages[0].seconds and plan.peak_bytes >= made.peak_bytes
 
