@@ -23,7 +23,7 @@ from .native import KernelError
 
 MAX_THREADS = 256
 MAX_SEQUENCES = 65536
-LAYOUT = 8  # of what C++ is handed; api.cc has the same number
+LAYOUT = 9  # of what C++ is handed; api.cc has the same number
 SPENT = ("rows", "prepare", "multiply", "mix", "append", "attend", "scan", "waiting")
 
 

@@ -12,7 +12,20 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from . import engine_mixtures, engine_scans, engine_sources
-from .engine_steps import LATER, MAX_BIDIRECTIONAL, MAX_HEAD, OPS, SILENT, STATEFUL, STEPS, VERSION, Slot, Step, Weight
+from .engine_steps import (
+    KV_NUMBERS,
+    LATER,
+    MAX_BIDIRECTIONAL,
+    MAX_HEAD,
+    OPS,
+    SILENT,
+    STATEFUL,
+    STEPS,
+    VERSION,
+    Slot,
+    Step,
+    Weight,
+)
 from .engine_weights import Weights
 from .native import KernelError
 
@@ -141,7 +154,9 @@ class _Reader:
         self.need(
             max(sizes[1:]) <= MAX_HEAD, f"a head has {max(sizes[1:])} dimensions, and the engine takes {MAX_HEAD}"
         )
-        return Slot(*sizes)
+        numbers = fields.get("numbers", KV_NUMBERS[0])
+        self.need(numbers in KV_NUMBERS, f"a slot of its cache holds {numbers!r:.40}, and the engine bf16 or int8")
+        return Slot(*sizes, KV_NUMBERS.index(numbers))
 
     def read_step(self, fields: Mapping) -> None:
         step = {**{name: value for name, value in LATER.items() if name in STEPS[fields["op"]]}, **fields}

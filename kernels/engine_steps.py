@@ -173,6 +173,7 @@ OPS = (
     *STATEFUL,
 )
 FORMS = {torch.float32: 16, torch.bfloat16: 17}
+KV_NUMBERS = ("bf16", "int8")  # of keys and values in a slot; slots without `numbers` have the first
 
 
 class Step(ctypes.Structure):
@@ -224,7 +225,7 @@ class Weight(ctypes.Structure):
 
 
 class Slot(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("kv_heads", "head_dim", "value_dim", "zero")]
+    _fields_ = [(name, ctypes.c_int32) for name in ("kv_heads", "head_dim", "value_dim", "numbers")]
 
 
 class Plan(ctypes.Structure):

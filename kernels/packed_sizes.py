@@ -1,6 +1,9 @@
-"""Bytes of packed weights from shapes alone: the arithmetic of `packed.h`, for plans. Needs no torch."""
+"""Bytes of packed weights and of cached tokens from shapes alone: the arithmetic of `packed.h` and `int8_block.h`, for
+plans. Needs no torch."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 HEADER, TAIL, LINE, OUTPUTS = 128, 64, 64, 16
 TILE_INPUTS = {"bf16": 32, "int8": 64}
@@ -31,6 +34,15 @@ def packed_bytes(kernel: str, n: int, k: int, zeros: float = 0.0, group: int = 6
     else:
         stream = blocks * 1024 * tiles
     return _lines(HEADER + 8 * (blocks + 1) + lanes) + stream + TAIL
+
+
+def kv_bytes(slot: Mapping[str, Any]) -> int:
+    """Bytes of a token's keys and values in a slot of a native plan."""
+    key, value = slot["head_dim"], slot.get("value_dim", slot["head_dim"])
+    if slot.get("numbers") != "int8":
+        return 2 * slot["kv_heads"] * (key + value)
+    groups = math.ceil(key / 32)  # of numbers of a key that share a scale
+    return slot["kv_heads"] * (32 * groups + 16 * math.ceil(value / 16) + 2 * (groups + 1))
 
 
 def _lines(count: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...kernels.packed_sizes import kv_bytes
 from .decoder import Decoder
 
 LEAST = 8  # tokens in common from which a place is gone on with: fewer are computed as quickly
@@ -16,8 +17,7 @@ LEAST = 8  # tokens in common from which a place is gone on with: fewer are comp
 
 def tokens_in(max_bytes: int, plan: Mapping[str, Any]) -> int:
     """Number of tokens whose keys and values fit into so many bytes; 0 where a plan does not state the size of one."""
-    slots = plan.get("slots", ())
-    one = sum(2 * slot["kv_heads"] * (slot["head_dim"] + slot.get("value_dim", slot["head_dim"])) for slot in slots)
+    one = sum(map(kv_bytes, plan.get("slots", ())))
     return max_bytes // one if one else 0
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..ir.program import Program
+    from ..runtimes.native.linears import Numbers
 
 FOLDER = "native"
 PAGE = 4096  # at which entries of that size or more begin in `weights.bin`
@@ -65,8 +66,9 @@ class Native(Target):
     whatever its architecture, pruned shapes, state-space mixers and mixtures of experts too; what the engine has no
     step for is refused with the module and the line. Of an encoder it gives hidden states or classes of texts.
     Linear layers that `lower` packed stay as they are, the others are packed here; on int4 those that `quantize`
-    left on a grid of 4 bits keep it exactly, others are rounded to one. Embeddings, cached keys and values are
-    bfloat16, states of scans and all else float32; an embedding that is tied to the head reads the head's rows.
+    left on a grid of 4 bits keep it exactly, others are rounded to one. Embeddings are bfloat16, states of scans and
+    all else float32; an embedding that is tied to the head reads the head's rows. Keys and values are cached in
+    bfloat16, or in int8: 32 numbers of a key share a scale, and so does a token's value of a head.
 
     Source: own.
     Example: native("cpu")
@@ -113,6 +115,9 @@ class Native(Target):
         "`weights` are int4.",
         default="auto",
     )
+    kv_cache: Literal["bf16", "int8"] = param(
+        "Numbers of cached keys and values: int8 holds nearly twice the context in equal memory.", default="bf16"
+    )
 
     def problems(self) -> Iterator[Problem]:
         if self.inputs == "int16" and self.weights != "int8":
@@ -133,17 +138,20 @@ class Native(Target):
 
     def emit(self, program: "Program", destination: Path, ctx: Context) -> None:
         from ..runtimes.native.emission import emit_native
-        from ..runtimes.native.linears import Numbers
 
         folder = destination / FOLDER
         folder.mkdir()
-        emit_native(program, folder, ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
+        emit_native(program, folder, ctx, self._numbers())
 
     def foresee(self, ctx: Context) -> None:
         from ..runtimes.native.engine_support import refuse_unsupported_model
+
+        refuse_unsupported_model(ctx, self._numbers())
+
+    def _numbers(self) -> "Numbers":
         from ..runtimes.native.linears import Numbers
 
-        refuse_unsupported_model(ctx, Numbers.of_words(self.weights, self.inputs, self.group, self.head))
+        return Numbers.of_words(self.weights, self.inputs, self.group, self.head, self.kv_cache)
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Large entries begin at pages, and the plan has a record of each."""
@@ -181,10 +189,10 @@ class Native(Target):
         return prod(experts) * packed_bytes(format.kernel, n, k, group=group, zero_codes=zero_codes)
 
     def forms(self) -> tuple[Form, ...]:
-        from ..runtimes.native.linears import Numbers
-
-        numbers = Numbers.of_words(self.weights, self.inputs, self.group, self.head)
-        stored = frozenset((numbers.weights, numbers.head))
+        numbers = self._numbers()
+        # Keys and values of 8 bits lose about as much as weights of 8 bits do.
+        cached = "int8_int16" if self.kv_cache == "int8" else ""
+        stored = frozenset((numbers.weights, numbers.head, cached))
         return (Form(FOLDER, "engine", rounds=partial(native_logit_tolerance, stored), routes=_routes, reason=_REASON),)
 
     @classmethod

@@ -203,6 +203,26 @@ inline void dot4(Ints& sum, Vec w, uint32_t x) {
   sum.b = dot4(sum.b, w.b, many);
 }
 
+// Signed bytes, four of a lane, meet as many numbers of 16 bits: two words, of the first and third and of the second
+// and fourth.
+constexpr bool kSplitShorts = false;
+struct Bytes { Vec even, odd; };
+inline __m256i even_bytes(__m256i w) { return _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8); }
+inline Bytes load_bytes(const uint8_t* at) {
+  const Vec w = load(at);
+  return {{even_bytes(w.a), even_bytes(w.b)}, {_mm256_srai_epi16(w.a, 8), _mm256_srai_epi16(w.b, 8)}};
+}
+inline void dot_short(Ints (&sums)[2], const Bytes& w, const uint32_t (&x)[2]) {
+  const __m256i even = _mm256_set1_epi32(static_cast<int>(x[0])), odd = _mm256_set1_epi32(static_cast<int>(x[1]));
+  for (int i = 0; i < 2; ++i) {
+    const Vec& own = i ? w.odd : w.even;
+    const __m256i many = i ? odd : even;
+    sums[0].a = _mm256_add_epi32(sums[0].a, _mm256_madd_epi16(own.a, many));
+    sums[0].b = _mm256_add_epi32(sums[0].b, _mm256_madd_epi16(own.b, many));
+  }
+}
+inline Ints joined(const Ints (&sums)[2]) { return sums[0]; }
+
 inline Floats rounded_once(Floats x, Floats y, Floats sum) {
   return {_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)};
 }

@@ -118,6 +118,37 @@ inline void dot4(Ints& sum, Vec w, uint32_t x) {
 }
 #endif
 
+// Signed bytes, four of a lane, meet as many numbers of 16 bits.
+#if defined(__AVX512VNNI__)
+// Their upper and lower bytes are a word each. Products are of unsigned bytes, so w gets 128 more, and sums too much by
+// 128 times the sum of x.
+constexpr bool kSplitShorts = true;
+struct Bytes { __m512i v; };
+inline Bytes load_bytes(const uint8_t* at) {
+  return {_mm512_xor_si512(_mm512_loadu_si512(at), _mm512_set1_epi8(static_cast<char>(0x80)))};
+}
+inline void dot_short(Ints (&sums)[2], Bytes w, const uint32_t (&x)[2]) {
+  sums[0].v = _mm512_dpbusd_epi32(sums[0].v, w.v, _mm512_set1_epi32(static_cast<int>(x[0])));
+  sums[1].v = _mm512_dpbusd_epi32(sums[1].v, w.v, _mm512_set1_epi32(static_cast<int>(x[1])));
+}
+inline Ints joined(const Ints (&sums)[2]) { return {_mm512_add_epi32(_mm512_slli_epi32(sums[0].v, 8), sums[1].v)}; }
+#else
+// Two words: the first and third, the second and fourth.
+constexpr bool kSplitShorts = false;
+struct Bytes { __m512i even, odd; };
+inline Bytes load_bytes(const uint8_t* at) {
+  const __m512i w = _mm512_loadu_si512(at);
+  return {_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8)};
+}
+inline void dot_short(Ints (&sums)[2], Bytes w, const uint32_t (&x)[2]) {
+  const __m512i even = _mm512_madd_epi16(w.even, _mm512_set1_epi32(static_cast<int>(x[0])));
+  const __m512i odd = _mm512_madd_epi16(w.odd, _mm512_set1_epi32(static_cast<int>(x[1])));
+  sums[0].v = _mm512_add_epi32(sums[0].v, even);
+  sums[1].v = _mm512_add_epi32(sums[1].v, odd);
+}
+inline Ints joined(const Ints (&sums)[2]) { return plus(sums[0], sums[1]); }
+#endif
+
 inline Ints larger_magnitude(Ints bits, Floats a) {  // as integers magnitudes have an order, NaN the last
   const __m512i own = _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff));
   return {_mm512_max_epi32(bits.v, own)};

@@ -152,6 +152,18 @@ inline void dot4(Ints& sum, const Vec& w, uint32_t x) {
       sum.v[i] += static_cast<int8_t>(w.v[4 * i + j]) * static_cast<int32_t>(x >> 8 * j & 255);
 }
 
+// Signed bytes, four of a lane, meet as many numbers of 16 bits: two words, of the first and third and of the second
+// and fourth.
+constexpr bool kSplitShorts = false;
+using Bytes = Vec;
+inline Bytes load_bytes(const uint8_t* at) { return load(at); }
+inline void dot_short(Ints (&sums)[2], const Bytes& w, const uint32_t (&x)[2]) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 4; ++j)
+      sums[j % 2].v[i] += static_cast<int8_t>(w.v[4 * i + j]) * static_cast<int16_t>(x[j % 2] >> 16 * (j / 2));
+}
+inline Ints joined(const Ints (&sums)[2]) { return plus(sums[0], sums[1]); }
+
 // a * b + sum, rounded once at every level.
 inline Floats rounded_once(const Floats& a, const Floats& b, Floats sum) {
   for (int i = 0; i < 16; ++i) sum.v[i] = std::fmaf(a.v[i], b.v[i], sum.v[i]);

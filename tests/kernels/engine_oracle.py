@@ -11,9 +11,10 @@ from tests.kernels.engine_plans import Built
 
 def wanted_logits(built: Built, ids: list[int], source: list[int] | None = None) -> torch.Tensor:
     """The logits [tokens, vocabulary] of one sequence, all tokens at once; behind an encoder, of what it reads."""
-    found: dict[int, torch.Tensor] = {}
-    kept: dict[int, torch.Tensor] = {}
-    for step in built.plan["encoder"]["steps"] if source else ():
+    encoder = built.plan.get("encoder", {})
+    found: dict[int, torch.Tensor] = {SLOTS: built.plan["slots"], SOURCE_SLOTS: encoder.get("slots")}
+    kept: dict[int, torch.Tensor] = {SLOTS: encoder.get("slots")}
+    for step in encoder["steps"] if source else ():
         if step["op"] == "remember":
             found[KEPT, step["slot"]] = kept[step["k"]], kept[step["v"]]
         else:
@@ -24,6 +25,7 @@ def wanted_logits(built: Built, ids: list[int], source: list[int] | None = None)
 
 
 KEPT = "kept"  # begins the names of what an encoder leaves
+SLOTS, SOURCE_SLOTS = "slots", "source slots"
 
 
 def _embedding(step, found, weights, ids):
@@ -72,17 +74,31 @@ def _rotary(step, found, weights, ids):
 
 def _recall(step, found, weights, ids):
     k, v = found[KEPT, step["slot"]]
-    found = {"q": found[step["q"]], "k": k, "v": v}
+    found = {"q": found[step["q"]], "k": k, "v": v, SLOTS: found[SOURCE_SLOTS]}
     told = {"q": "q", "k": "k", "v": "v", "window": None, "whole": True, "sinks": None}
     return _attention({**step, **told}, found, weights, ids)
+
+
+def rounded_to_int8(x: torch.Tensor, group: int) -> torch.Tensor:
+    """The numbers that codes of 8 bits stand for, `group` of the last axis by one scale, bfloat16 and rounded up."""
+    parts = F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
+    exact = parts.abs().amax(-1, keepdim=True) / 127
+    scale = ((exact.view(torch.int32) + 0xFFFF) >> 16 << 16).view(torch.float32)
+    codes = (parts / scale).nan_to_num().round()
+    return (codes * scale).flatten(-2)[..., : x.shape[-1]]
 
 
 def _attention(step, found, weights, ids):
     group = step["heads"] // step["kv_heads"]
     q, k, v = (
-        found[step[name]].bfloat16().float().unflatten(-1, (n, -1)).transpose(0, 1)
+        found[step[name]].unflatten(-1, (n, -1)).transpose(0, 1)
         for name, n in (("q", step["heads"]), ("k", step["kv_heads"]), ("v", step["kv_heads"]))
     )
+    int8 = found[SLOTS][step["slot"]].get("numbers") == "int8"
+    if int8:  # queries and shares keep 16 bits
+        k, v = rounded_to_int8(k, 32), rounded_to_int8(v, v.shape[-1])
+    else:
+        q, k, v = (x.bfloat16().float() for x in (q, k, v))
     k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
     scores = q @ k.mT * step["scale"]  # [heads, tokens, tokens]
     if step["softcap"]:
@@ -102,7 +118,7 @@ def _attention(step, found, weights, ids):
     total = shares.sum(-1, keepdim=True)
     if step["sinks"]:
         total = total + (weights[step["sinks"]][:, None, None] - most).exp()
-    weighted = shares.bfloat16().float() @ v / total  # the values meet rounded weights
+    weighted = (shares if int8 else shares.bfloat16().float()) @ v / total  # the values meet rounded weights
     return weighted.transpose(0, 1).flatten(-2)
 
 

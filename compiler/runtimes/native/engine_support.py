@@ -26,30 +26,30 @@ def refuse_unsupported_model(ctx: Context, numbers: Numbers) -> None:
                 f"no kernel has groups of {numbers.group} inputs", help=f"`group:` may be one of {groups}"
             )
         )
-    weights = numbers.weights
     store = Cache(ctx.settings.cache_dir)
     parts = {
         "foreseen": "native",
         "model": ctx.origin.fingerprint,
         "dtype": ctx.origin.dtype,
-        "weights": weights,
+        "weights": numbers.weights,
+        "kv_cache": numbers.kv_cache,
         "source": fingerprint(Path(__file__)),
         "libraries": versions(),
     }
     known = store.value(parts)
     if known is None:
-        rejection = engine_rejection(ctx.origin, weights)
+        rejection = engine_rejection(ctx.origin, Numbers(numbers.weights, kv_cache=numbers.kv_cache))
         known = [[d.message, d.help] for d in rejection.diagnostics] if rejection else []
         store.keep(parts, known)
     if known:
         raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
 
 
-def engine_rejection(origin: Origin, weights: str) -> Reject | None:
+def engine_rejection(origin: Origin, numbers: str | Numbers) -> Reject | None:
     """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
     program = capture_on_meta(origin)
     try:
-        Reader(program, weights, build_with_random_weights(origin.build)).build_plan()
+        Reader(program, numbers, build_with_random_weights(origin.build)).build_plan()
     except Reject as rejection:
         return rejection
     return None

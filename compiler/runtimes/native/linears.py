@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels import packed as packing
+from ....kernels.engine_steps import KV_NUMBERS
 from ....kernels.ops import LINEARS
 from ....kernels.packed_linear import unpack_packed_weight
 from ...ir.layers.number_formats import DENSE
@@ -15,26 +16,28 @@ from .plan import Entry, Plan
 
 @dataclass(frozen=True)
 class Numbers:
-    """Number format of linear layers, unless a pass lowered them.
+    """Number formats of linear layers, unless a pass lowered them, and of the cache.
 
     weights   `NumberFormat.numbers` of a dense format; `int8_int16` is int8 whose inputs are rounded to 16 bits
     group     int4: inputs of an output that share a scale, where a weight is on no grid of other groups
     head      of the layer that makes the logits; "" for what the format of the others says
+    kv_cache  of cached keys and values: one of `KV_NUMBERS`
     """
 
     weights: str
     group: int = 64
     head: str = ""
+    kv_cache: str = KV_NUMBERS[0]
 
     @property
     def of_head(self) -> str:
         return self.head or DENSE[self.weights].head or self.weights
 
     @staticmethod
-    def of_words(weights: str, inputs: str, group: int, head: str) -> "Numbers":
+    def of_words(weights: str, inputs: str, group: int, head: str, kv_cache: str = KV_NUMBERS[0]) -> "Numbers":
         """Of a target's arguments: inputs of 16 bits are those of all layers on int8, its head among them."""
         fine = {"int8": "int8_int16"} if inputs == "int16" else {}
-        return Numbers(fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head))
+        return Numbers(fine.get(weights, weights), group, "" if head == "auto" else fine.get(head, head), kv_cache)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.engine_steps import SILENT, STATEFUL, STEPS
+from ....kernels.engine_steps import KV_NUMBERS, SILENT, STATEFUL, STEPS
 from .layout import Layout, split_into_column_runs
 
 VERSION = 1
@@ -50,18 +50,20 @@ class Output:
 class Plan:
     """Steps over registers, each written once; `to_json` is what the engine reads.
 
-    encoder   of sources whose keys and values it recalls; both name their weights alike
+    encoder      of sources whose keys and values it recalls; both name their weights alike
+    kv_numbers   of cached keys and values
     """
 
     layout: Layout
     vocabulary: int
     context: int
     steps: list[dict[str, Any]] = field(default_factory=list)
-    slots: list[dict[str, int]] = field(default_factory=list)
+    slots: list[dict[str, Any]] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     logits: int = -1
     output: Output = Output()
     encoder: "Plan | None" = None
+    kv_numbers: str = KV_NUMBERS[0]
     copies: dict[int, tuple[int, Tensor]] = field(default_factory=dict)  # register -> (original, kept)
     _known: dict[Any, int] = field(default_factory=dict)
     _names: dict[Any, str] = field(default_factory=dict)
@@ -110,7 +112,8 @@ class Plan:
         return self._names.get(("linear", *kinds[table][1:]), table)
 
     def slot(self, kv_heads: int, head_dim: int, value_dim: int) -> int:
-        self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim})
+        numbers = {} if self.kv_numbers == KV_NUMBERS[0] else {"numbers": self.kv_numbers}
+        self.slots.append({"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim, **numbers})
         return len(self.slots) - 1
 
     def gather(self, columns: Tensor) -> int:

@@ -6,7 +6,7 @@ The graph is walked once, with shapes of its sample batch. Values are `Rows` (nu
 
 from torch import fx, nn
 
-from ....kernels.engine_steps import MAX_BIDIRECTIONAL
+from ....kernels.engine_steps import KV_NUMBERS, MAX_BIDIRECTIONAL
 from ...core.events import follow
 from ...ir.program import Program
 from ...models.checkpoints.origin import POSITIONS
@@ -59,7 +59,8 @@ class Reader(PlanBuilder):
             reason = "its config states no longest context (`max_position_embeddings`)"
             raise model_rejection(model, reason)
         words = (source and getattr(config, "decoder_vocab_size", None)) or config.vocab_size
-        plan = Plan(Layout(ids.numel()), words, context, encoder=source.plan if source else None)
+        encoder = source.plan if source else None
+        plan = Plan(Layout(ids.numel()), words, context, encoder=encoder, kv_numbers=numbers.kv_cache)
         super().__init__(model, numbers, plan, ids.shape, side, source, RULES)
         self._encoder = source
 
@@ -85,7 +86,18 @@ class Reader(PlanBuilder):
         if self.last and not self.plan.output.states:
             linears.pack_head(self.plan, self.numbers, *self.last)
         linears.tie_embedding_weights(self.plan, self.lowered)
+        self._check_cache()
         return self.plan
+
+    def _check_cache(self) -> None:
+        """Raise Reject where other numbers are named for a cache that the model has not."""
+        if self.numbers.kv_cache == KV_NUMBERS[0] or (self.plan.output.speaks and self._slots()):
+            return
+        reason = "it keeps no keys and values of the tokens before, which `kv_cache` is of"
+        raise model_rejection(self.model, reason, help="leave `kv_cache` out")
+
+    def _slots(self) -> bool:
+        return bool(self.plan.slots or (self.plan.encoder and self.plan.encoder.slots))
 
     def _lower_output(self, node: fx.Node) -> int:
         value = node.args[0] if isinstance(node.args[0], fx.Node) else None

@@ -3,7 +3,7 @@
 // An item is up to 8 query rows of one run and one key head: a row is a token and a query head of the group.
 // Items are cut into blocks of 32 tokens, and every thread takes as many blocks as the others; what several
 // threads have of one item, the last of them to finish puts together, in the order of the threads.
-#include "../attention.h"
+#include "int8_attention.h"
 
 #include "steps.h"
 
@@ -64,11 +64,13 @@ struct Attend {
                                                       // that is seen whole has one
   const float* near[M];                               // what a score gains at each distance from a row
   int64_t zero[M];                                    // the token of the first of them
+  engine::Int8Attention<M> int8;
   alignas(64) float values[M * engine::kMostHead];
 
   Attend(const AttendCall& call, const Item& item)
       : call(call), item(item), group(call.step->heads / call.step->kv_heads), d(call.step->head_dim),
-        value_lanes((call.step->value_dim + 15) / 16), key_tiles((call.step->head_dim + 31) / 32) {
+        value_lanes((call.step->value_dim + 15) / 16), key_tiles((call.step->head_dim + 31) / 32),
+        int8(call.step->head_dim, call.step->value_dim) {
     alignas(64) uint8_t halves[64 * (engine::kMostHead / 32)];
     for (int64_t m = 0; m < M; ++m) {
       const int64_t own = std::min(item.first + m, item.first + item.count - 1);
@@ -80,6 +82,10 @@ struct Attend {
       near[m] = call.distances ? call.distances + head * call.distance_count : nullptr;
       const int64_t before = call.step->count ? call.distance_count / 2 : call.distance_count - 1;
       zero[m] = item.run->position + own / group - before;
+      if (call.numbers == kKvInt8) {
+        int8.take_query(m, call.q + row * call.q_stride + head * d, d);
+        continue;
+      }
       Bf16::prepare(call.q, 1, row * call.q_stride + head * d, d, halves, 64 * key_tiles);
       for (int64_t tile = 0; tile < key_tiles; ++tile)
         std::memcpy(words + (tile * M + m) * 16, halves + 64 * tile, 64);
@@ -113,9 +119,17 @@ struct Attend {
     const Attention<DenseTiles, M> body{shape, nullptr, nullptr, nullptr};
     const uint8_t* room = call.rooms[item.run->sequence] + item.head * call.head_bytes;
     for (int64_t block = from; block < until; ++block) {
+      Floats scores[2][M];
+      if (call.numbers == kKvInt8) {
+        const uint8_t* at = room + block * call.block_bytes;
+        int8.score(at, scores);
+        finish(block * kTokens, scores);
+        running.take(scores);
+        int8.add_values(scores, at, running);
+        continue;
+      }
       const uint8_t* end = room + (block + 1) * call.block_bytes;
       DenseTiles tiles(room + block * call.block_bytes, end, 0);
-      Floats scores[2][M];
       Attention<DenseTiles, M>::score(tiles, end, words, key_tiles, scores);
       finish(block * kTokens, scores);
       running.take(scores);
@@ -228,12 +242,16 @@ void append(const AttendCall& call, const Run& run, int64_t index, int64_t head)
   const int64_t key_tiles = (step.head_dim + 31) / 32;
   uint8_t* block = call.rooms[run.sequence] + head * call.head_bytes + position / kTokens * call.block_bytes;
   const float* k = call.k + row * call.k_stride + head * step.head_dim;
+  const float* v = call.v + row * call.v_stride + head * step.value_dim;
+  if (call.numbers == kKvInt8) {
+    const engine::Int8Block lies(step.head_dim, step.value_dim);
+    return engine::append_int8(lies, k, step.head_dim, v, step.value_dim, own, block);
+  }
   uint8_t* keys = block + own / 16 * key_tiles * 1024 + own % 16 * 4;
   for (int64_t i = 0; i < step.head_dim; ++i) {
     const uint16_t half = to_bf16(k[i]);
     std::memcpy(keys + i / 2 * 64 + i % 2 * 2, &half, 2);
   }
-  const float* v = call.v + row * call.v_stride + head * step.value_dim;
   uint8_t* values = block + 2 * key_tiles * 1024 + own / 2 * 64 + own % 2 * 2;
   for (int64_t i = 0; i < step.value_dim; ++i) {
     const uint16_t half = to_bf16(v[i]);

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "int8_block.h"
+
 namespace engine {
 namespace {
 
@@ -24,9 +26,10 @@ bool Cache::reserve(const Plan& plan) {
   for (int32_t i = 0; i < plan.slot_count; ++i) {
     const Slot& slot = plan.slots[i];
     Shape shape{sequence_bytes_,    0, 0, 0, slot.kv_heads, (slot.head_dim + 31) / 32,
-                (slot.value_dim + 15) / 16};
+                (slot.value_dim + 15) / 16, slot.numbers};
     shape.keys = 2 * shape.key_tiles * kTile;
     shape.block = shape.keys + shape.value_lanes * kTile;
+    if (slot.numbers == kKvInt8) shape.block = Int8Block(slot.head_dim, slot.value_dim).bytes();
     const double heads = double(shape.heads) * plan.slot_count * plan.sequences;
     if (heads * shape.block * (blocks + 1) > kMostBytes) return false;
     shape.head = ceil_to(blocks * shape.block, page);
@@ -58,6 +61,10 @@ void Cache::clear(uint8_t* head, const Shape& shape, int64_t from, int64_t until
   uint8_t* block = head + from / kBlockTokens * shape.block;
   for (int64_t token = from; token < std::min(first, until); ++token) {
     const int64_t own = token % kBlockTokens;
+    if (shape.numbers == kKvInt8) {  // the scales: a group of keys is as wide as a tile
+      for (int64_t group = 0; group <= shape.key_tiles; ++group) std::memset(block + 64 * group + 2 * own, 0, 2);
+      continue;
+    }
     uint8_t* keys = block + own / 16 * shape.key_tiles * kTile + own % 16 * 4;
     for (int64_t pair = 0; pair < 16 * shape.key_tiles; ++pair) std::memset(keys + 64 * pair, 0, 4);
     uint8_t* values = block + shape.keys + own / 2 * 64 + own % 2 * 2;

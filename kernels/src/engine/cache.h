@@ -1,8 +1,9 @@
 // Keys and values of all sequences, where attention reads them and new tokens are written: in place.
 //
 // A head of a slot is a row of blocks of 32 tokens, each as `attention.h` has them: keys as two times 16
-// tokens by all dimensions, values as all dimensions, 16 at a time, by 32 tokens, bfloat16. Room for the
-// whole context is reserved and costs memory only where tokens are. Behind a sequence's length all is zero.
+// tokens by all dimensions, values as all dimensions, 16 at a time, by 32 tokens, bfloat16; or as `int8_block.h` has
+// them. Room for the whole context is reserved and costs memory only where tokens are. Behind a sequence's length all is
+// zero; of int8, the scales.
 #pragma once
 #include <vector>
 
@@ -31,7 +32,7 @@ class Cache {
  private:
   struct Shape {
     int64_t at, head, block, keys;  // bytes: of the slot in a sequence, of a head, of a block, of its keys
-    int32_t heads, key_tiles, value_lanes;
+    int32_t heads, key_tiles, value_lanes, numbers;
   };
   void clear(uint8_t* head, const Shape& shape, int64_t from, int64_t until) const;
 

@@ -50,8 +50,10 @@ struct Step {
 };
 static_assert(sizeof(Step) == 120, "engine_plan.py writes it");
 
+enum KvNumbers : int32_t { kKvBf16, kKvInt8 };  // of keys and values in the cache
+
 struct Slot {
-  int32_t kv_heads, head_dim, value_dim, zero;
+  int32_t kv_heads, head_dim, value_dim, numbers;
 };
 
 // Steps that keep a state of each sequence, which stands for all tokens before.

@@ -45,6 +45,7 @@ struct AttendCall {
   int64_t run_count;
   uint8_t* const* rooms;  // of each sequence: the blocks of the slot's first head
   int64_t head_bytes, block_bytes;
+  int32_t numbers;        // a KvNumbers
   Pieces pieces;
   int32_t append, steady, part, parts;
 };

@@ -243,6 +243,7 @@ void Engine::attention(const Turn& turn, const Task& task) const {
   call.rooms = own.rooms_[step.slot].data();
   call.head_bytes = own.cache_.head_bytes(step.slot);
   call.block_bytes = own.cache_.block_bytes(step.slot);
+  call.numbers = own.slots_[step.slot].numbers;
   call.pieces = {pieces_.floats(), const_cast<Pieces::Count*>(counts_.data())};
   call.append = task.work == Work::kAppend;
   call.steady = plan_.steady;

@@ -5,6 +5,7 @@ import torch
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.models.rows.forward import continuation_logprobs, last_logits, logits
 from effc.compiler.runtimes.model import DecoderModel
+from effc.compiler.runtimes.native.linears import Numbers
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.runtimes.sequence_pool import LEAST, SequencePool, tokens_in
 from effc.kernels.engine import Engine
@@ -95,10 +96,11 @@ def test_what_a_token_takes_is_reckoned_from_the_plan():
     assert tokens_in(10_000, plan) == 10_000 // (2 * 3 * 128 + 2 * 2 * 96) and tokens_in(10_000, {}) == 0
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2", "bamba"])  # plain, with windows, with states
+@pytest.fixture(scope="module", params=["llama", "llama, int8", "gemma2", "bamba"])  # and with windows, with states
 def pair(request):
     """The same model, one that remembers."""
-    plan = Reader(capture(made(request.param)), "bf16").build_plan()
+    name, _, kv_cache = request.param.partition(", ")
+    plan = Reader(capture(made(name)), Numbers("bf16", kv_cache=kv_cache or "bf16")).build_plan()
     weights = {name: entry.make() for name, entry in plan.used().items()}
 
     def opened(remembers):
