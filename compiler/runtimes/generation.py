@@ -1,12 +1,17 @@
 """Greedy search and sampling over the sequences of an engine: a row that has ended leaves the batch."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from ...dsl.syntax.diagnostics import Fault, Reject
+from ..core.json_errors import first_line
+from ..models.checkpoints.generation_config import NAME, bad_generation
+from .speculation import LONGEST, PromptLookup
 
 if TYPE_CHECKING:
     from .model import DecoderModel
@@ -16,6 +21,9 @@ bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings 
 
 class Generation:
     """The loop of one call of `generate`, by transformers' processors, criteria and streamers.
+
+    Where the config has `prompt_lookup_num_tokens`, and there is one row, the model verifies drafts of the row's own
+    n-grams. Processors, criteria and streamer hear of each token alone, as they do without drafts.
 
     Source: `GenerationMixin._sample` of transformers, which computes rows that have ended and masks their tokens.
 
@@ -47,6 +55,7 @@ class Generation:
             raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
         slots = self.model.start_sequences([prompt.tolist() for prompt in prompts])
         numbers, self._sequences = [number for number, _ in slots], ids
+        self._start_lookup(prompts)
         try:
             begin(numbers)
             fresh = {number: prompt[known:] for (number, known), prompt in zip(slots, prompts, strict=True)}
@@ -60,6 +69,15 @@ class Generation:
             self.streamer.end()
         return self._sequences
 
+    def _start_lookup(self, prompts: Sequence[Tensor]) -> None:
+        """Index the prompt where drafts are asked for. Rows of a batch would accept different numbers of tokens."""
+        config = self.config
+        self._text: list[int] = []
+        self._lookup: PromptLookup | None = None
+        if config.prompt_lookup_num_tokens and len(prompts) == 1:
+            self._text = prompts[0].tolist()
+            self._lookup = PromptLookup(self._text, self.model.call_costs, config.max_matching_ngram_size or LONGEST)
+
     def _generate_until_done(
         self, numbers: Sequence[int], new_tokens: dict[int, Tensor], lengths: Sequence[int]
     ) -> None:
@@ -67,24 +85,72 @@ class Generation:
 
         new_tokens     tokens that sequences have not read yet; `lengths` are those of the prompts
         """
-        rows = live = list(range(len(numbers)))
-        n_new, context = 0, self.model.plan["context"]
+        live, self._n_new = list(range(len(numbers))), 0
+        self._positions = [self.model.plan["context"] - length for length in lengths]
         while live:
-            logits = self.model.append_tokens(new_tokens, "last")  # [live, vocabulary]
-            if len(live) < len(rows):
-                logits = logits.new_zeros(len(rows), logits.shape[1]).index_copy(0, torch.tensor(live), logits)
-            chosen = self._next_tokens(logits)
-            if len(live) < len(rows):
-                chosen = torch.full_like(chosen, self._pad).index_copy(0, torch.tensor(live), chosen[live])
-            self._sequences = torch.cat([self._sequences, chosen[:, None]], 1)
-            n_new += 1
-            if self.streamer is not None:
-                self.streamer.put(chosen)
-            finished = self.criteria(self._sequences, self.scores or None).tolist()
-            live = [row for row in live if lengths[row] + n_new <= context and not (self._ends and finished[row])]
-            if all(finished[row] for row in live):
-                return
+            draft = self._draft()
+            start, n_before = time.thread_time(), self._n_new
+            logits = self._logits_of(new_tokens, draft)
+            seconds = time.thread_time() - start
+            try:
+                live = self._accept(draft, logits, live)
+            finally:
+                if draft and self._n_new <= n_before + len(draft):  # tokens behind the text's last but one are rejected
+                    start = time.thread_time()
+                    self.model.forget(numbers[0], lengths[0] + self._n_new - 1)
+                    seconds += time.thread_time() - start
+            if self._lookup is not None and n_before:
+                self.model.call_costs.observe(len(draft) + 1, seconds)
+            if self._lookup is not None and draft:
+                self._lookup.observe(draft, self._n_new - n_before - 1, seconds)
             new_tokens = {numbers[row]: self._sequences[row, -1:] for row in live}
+
+    def _accept(self, draft: list[int], logits: Tensor, live: list[int]) -> list[int]:
+        """Append the next token of each live row and, while it is the draft's, those behind it; the rows that are to
+        have another.
+
+        logits   [live, vocabulary], with a draft [draft + 1, vocabulary] of one row
+        """
+        for position, expected in enumerate((*draft, None)):
+            finished = self._append_step(logits[position : position + 1] if draft else logits, live)
+            live = [row for row in live if self._n_new <= self._positions[row] and not (self._ends and finished[row])]
+            if all(finished[row] for row in live):
+                return []
+            if draft and self._text[-1] != expected:
+                break
+        return live
+
+    def _draft(self) -> list[int]:
+        """Tokens that may follow the only row's last one; none behind its prompt, which is read alone."""
+        if self._lookup is None or not self._n_new:
+            return []
+        config, length = self.config, self._sequences.shape[1]
+        limits = config.prompt_lookup_num_tokens, config.max_length - length - 1, self._positions[0] - self._n_new
+        return self._lookup.draft(min(limits))
+
+    def _logits_of(self, new_tokens: dict[int, Tensor], draft: list[int]) -> Tensor:
+        """Logits behind the last token of each row and each of a draft."""
+        if self._lookup is None:
+            return self.model.append_tokens(new_tokens, "last")
+        ((number, ids),) = new_tokens.items()
+        row = torch.cat([ids, ids.new_tensor(draft)]) if draft else ids
+        return self.model.append_tokens({number: row}, len(draft) + 1)
+
+    def _append_step(self, logits: Tensor, live: Sequence[int]) -> list[bool]:
+        """Choose the next token of each live row by logits [live, vocabulary]; whether rows are finished by it."""
+        rows = len(self._sequences)
+        if len(live) < rows:
+            logits = logits.new_zeros(rows, logits.shape[1]).index_copy(0, torch.tensor(live), logits)
+        chosen = self._next_tokens(logits)
+        if len(live) < rows:
+            chosen = torch.full_like(chosen, self._pad).index_copy(0, torch.tensor(live), chosen[live])
+        self._sequences = torch.cat([self._sequences, chosen[:, None]], 1)
+        self._n_new += 1
+        if self._lookup is not None:
+            self._text.append(int(chosen[0]))
+        if self.streamer is not None:
+            self.streamer.put(chosen)
+        return self.criteria(self._sequences, self.scores or None).tolist()
 
     def _next_tokens(self, logits: Tensor) -> Tensor:
         """Tokens [b] for logits [b, vocabulary]."""
@@ -97,3 +163,13 @@ class Generation:
         if not self.config.do_sample:
             return scores.argmax(-1)
         return torch.multinomial(scores.softmax(-1), 1, generator=self.generator)[:, 0]
+
+
+def parse_generation_config(values: Mapping[str, Any]) -> GenerationConfig:
+    """The values that transformers knows, but those that ask for layers of torch. Raises Reject (bad-generation-config)
+    where they mean nothing to it."""
+    known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers"}
+    try:
+        return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})
+    except (ValueError, TypeError) as error:
+        raise Reject(bad_generation(f"{NAME}: {first_line(error)}")) from error

@@ -24,6 +24,7 @@ IGNORED = -100  # label of tokens that a loss leaves out; transformers' number
 _LIMIT = 2**31
 _RULES = {
     **dict.fromkeys(("num_beams", "num_return_sequences", "max_new_tokens", "max_length"), integer_rule(1, _LIMIT)),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size"), integer_rule(1, _LIMIT)),
     **dict.fromkeys(("min_length", "min_new_tokens"), integer_rule(0, _LIMIT)),
     "seed": integer_rule(-(2**63), 2**64 - 1),  # of a generator of torch
 }

@@ -15,14 +15,14 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.native import KernelError
 from ..core.json_errors import first_line
-from ..models.checkpoints.generation_config import NAME, bad_generation
 from ..plugin.clock import Runtime
 from .cache import SequenceCache
 from .decoder import Decoder
-from .generation import Generation, bad_sampling
+from .generation import Generation, bad_sampling, parse_generation_config
 from .inputs import check_ids, check_mask, token_loss, validate_sampling_options
 from .position_offsets import refuse_visible_padding
 from .sequence_pool import SequencePool
+from .speculation import CallCosts
 
 context_full = Fault(
     "context-full",
@@ -85,6 +85,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     facts       what the artifact says of the model that it was
     generation  values of generation_config.json
     remembers   tokens of earlier prompts that free sequences hold, for prompts that begin alike
+    draft_tokens  of a draft at most, by which callers may speculate; 0 where logits depend on a call's rows
     stored_bytes  bytes of the weights in their file; None where they are those of its buffers
     owner       of what sequences hold: another name where weights change
     engine_name   in sentences
@@ -98,6 +99,7 @@ class DecoderModel(GenerationMixin, nn.Module):
     _is_stateful = False
     stored_bytes: int | None = None
     owner = ""
+    draft_tokens = 0
     engine_name = "the native engine"
     runtime: Runtime | None = None
 
@@ -119,11 +121,12 @@ class DecoderModel(GenerationMixin, nn.Module):
         self.config: Any = PretrainedConfig()
         sizes = {"vocab_size": plan["vocabulary"], "max_position_embeddings": plan["context"]}
         self.config.update({**sizes, "model_type": facts.get("model_type", "")})
-        self.generation_config = _generation_config(generation or {})
+        self.generation_config = parse_generation_config(generation or {})
         skipped = facts.get("uncounted")
         self.uncounted = skipped if type(skipped) is int else None
         self.name_or_path = ""
         self.n_params: int | None = facts.get("params")
+        self.call_costs = CallCosts()
         self._pool = SequencePool(engine, sequences, remembers)
         self._lock, self._process = threading.RLock(), os.getpid()
 
@@ -334,6 +337,26 @@ class DecoderModel(GenerationMixin, nn.Module):
             return sequences
         return self._generated(sequences=sequences, logits=run.logits or None, scores=run.scores or None)
 
+    def _assisted_decoding(  # type: ignore[override]  # transformers' has more parameters, which `kwargs` hands on
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        inputs_tensor: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Drafts of the prompt: the engine's own loop. Those of an assistant, and from a cache: transformers'."""
+        steps = (input_ids, logits_processor, stopping_criteria, generation_config)
+        cache = kwargs.get("cache")
+        if generation_config.prompt_lookup_num_tokens is None or (cache is not None and cache.numbers):
+            return super()._assisted_decoding(*steps, inputs_tensor=inputs_tensor, **kwargs)  # type: ignore[misc]
+        if not self.engine.backward:
+            raise ValueError("drafts are for models that can be cut back, and this one keeps states of all tokens")
+        if len(input_ids) > 1:
+            raise ValueError(f"drafts are for one row, and {len(input_ids)} are given")
+        return self._sample(*steps, **kwargs)
+
     _generated: Any = GenerateDecoderOnlyOutput  # class of what `generate` returns where a dict is asked for
 
     def _grow(self, run: Generation, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
@@ -372,13 +395,3 @@ class DecoderModel(GenerationMixin, nn.Module):
     def get_experts_implementation(self) -> dict[str, str]:
         """Implementation of experts that torch runs: the engine has its own."""
         return {}
-
-
-def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:
-    """The values that transformers knows, but those that ask for layers of torch. Raises Reject (bad-generation-config)
-    where they mean nothing to it."""
-    known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers"}
-    try:
-        return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})
-    except (ValueError, TypeError) as error:
-        raise Reject(bad_generation(f"{NAME}: {first_line(error)}")) from error

@@ -12,6 +12,7 @@ from ....kernels.native import KernelError
 from ...models.checkpoints.generation_config import read_generation_config
 from ..model import DecoderModel
 from ..seq2seq import Seq2SeqModel
+from ..speculation import DRAFT_TOKENS
 from .encoder import NativeEncoder
 from .plan_files import load_weights, native_damaged, pieces, read_plan
 
@@ -67,6 +68,8 @@ def open_native(
     kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in stored.facts else DecoderModel
     generation = read_generation_config(folder)
     model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=prefix_tokens)
+    if kind is DecoderModel and steady and engine.backward:
+        model.draft_tokens = DRAFT_TOKENS
     model.name_or_path = model.config._name_or_path = str(folder)
     return model.eval()
 
