@@ -23,6 +23,8 @@ class Metrics:
             "effc_held_tokens", "Tokens of prompts that were known from requests before."
         )
         self.new_tokens = self._counter("effc_generated_tokens", "Tokens that were generated.")
+        self.draft_tokens = self._counter("effc_draft_tokens", "Tokens of n-grams that were verified ahead.")
+        self.accepted_tokens = self._counter("effc_accepted_draft_tokens", "Tokens of drafts that were accepted.")
         self.first = self._histogram("effc_time_to_first_token_seconds", "From a request to its first token.")
         self.step = self._histogram("effc_time_per_token_seconds", "Between two tokens of an answer, its mean.")
         self.request_seconds = self._histogram("effc_request_seconds", "From a request to its end.")

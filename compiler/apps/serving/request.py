@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ....kernels.sampling import Sampler
+from ...runtimes.speculation import CallCosts, PromptLookup
 from .grammar import Matcher
 from .logit_edits import LogitEdits
 from .text import StopStrings, TextDecoder
@@ -80,7 +81,7 @@ class Job:
 
     hear      gets the pieces, in the thread of the scheduler
     pending   tokens that the model has not seen yet
-    sequence  of the model, None while the request waits
+    sequence  of the model, None while the request waits and once it has ended
     is_complete  its prompt is read in one call
     n_cached  tokens of the prompt that its sequence had from a request before
     """
@@ -100,6 +101,7 @@ class Job:
         self._words, self._stops = TextDecoder(tokenizer, request.ids[-_BEFORE:]), StopStrings(request.stops)
         self._history = list(request.ids)
         self._untold: list[Token] = []
+        self._lookup: PromptLookup | None = None
         self._sampler = Sampler(
             request.temperature, request.top_k, request.top_p, request.repetition_penalty, request.seed
         )
@@ -120,6 +122,25 @@ class Job:
     def known(self) -> list[int]:
         """The tokens that its sequence has."""
         return self._history[: len(self._history) - len(self.pending)]
+
+    def draft(self, costs: CallCosts, limit: int, rows: int) -> list[int]:
+        """Tokens that may follow, by the n-grams of prompt and answer: as many as pay, `limit` at most, and with one
+        more that the model chooses no more than the answer may have."""
+        if self._lookup is None:
+            self._lookup = PromptLookup(self._history, costs)
+        return self._lookup.draft(min(limit, self.request.max_tokens - self.count - 1), rows)
+
+    def observe_draft(self, draft: Sequence[int], accepted: int, seconds: float, rows: int, total: int) -> None:
+        """So many tokens of a draft were accepted, in a call of `rows` answers and `total` tokens of drafts."""
+        assert self._lookup is not None, "a draft is of a lookup"
+        self._lookup.observe(draft, accepted, seconds, rows, total)
+
+    def has_read(self, drafted: Sequence[int]) -> bool:
+        """Whether the answer's last token is this one of a draft: its sequence has read it."""
+        if not drafted or self.pending != list(drafted):
+            return False
+        self.pending = []
+        return True
 
     def append_next_token(self, logits: Tensor) -> Piece:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""

@@ -7,11 +7,12 @@ others wait for their next token, so that a long prompt slows them and does not 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...runtimes.decoder import Decoder
 from ...runtimes.sequence_pool import SequencePool
+from ...runtimes.speculation import CallCosts
 from .errors import traceback_location
 from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
@@ -19,6 +20,7 @@ from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
+SPECULATIVE_ROWS = 16  # of a call with drafts, all answers' tokens among them: kernels take so many rows at once
 OTHERS, SEEN_SECONDS = 4, 60  # one of so many places is left to others, where another asked within so long
 STOPS = "the server stops"
 
@@ -42,6 +44,7 @@ class Scheduler:
     waiting   requests that may wait while others run
     choose    gives a new sequence its adapter, and says whether its prompt must be read in one call
     remembers tokens of requests before that are held for those that go on with them; 0 where the runner can't
+    draft_tokens  of an answer's own n-grams that a call verifies at most; 0 where logits depend on a call's rows
     """
 
     def __init__(
@@ -53,8 +56,10 @@ class Scheduler:
         running: int = MAX_SEQUENCES,
         choose: Callable[[int, str], bool] = lambda sequence, adapter: False,
         remembers: int = 0,
+        draft_tokens: int = 0,
     ):
         self._choose = choose
+        self._draft_tokens, self._costs = draft_tokens, CallCosts()
         self._runner, self._tokenizer, self.eos_ids = runner, tokenizer, tuple(eos_ids)
         self._max_waiting = waiting
         self._n_slots = min(running, runner.sequences)
@@ -169,14 +174,17 @@ class Scheduler:
     def _run_batch(self) -> None:
         """Run the next batch of tokens through the model, and advance or finish its jobs."""
         batch = self._next_batch()
-        ids = [token for _, tokens in batch for token in tokens]
-        owners = [job.owner for job, tokens in batch for _ in tokens]
+        drafts = self._draft(batch)
+        rows = [(job, tokens, drafts.get(job, [])) for job, tokens in batch]
+        ids = [token for _, tokens, draft in rows for token in (*tokens, *draft)]
+        owners = [job.owner for job, tokens, draft in rows for _ in range(len(tokens) + len(draft))]
         output_positions, complete_jobs, at = [], [], 0
-        for job, tokens in batch:
-            at += len(tokens)
+        for job, tokens, draft in rows:
+            at += len(tokens) + len(draft)
             if len(tokens) == len(job.pending):
                 complete_jobs.append(job)
-                output_positions.append(at - 1)
+                output_positions += range(at - len(draft) - 1, at)
+        start = time.thread_time()
         try:
             logits = self._runner.run(ids, owners, output_positions)
             assert len(logits) == len(output_positions), (
@@ -187,11 +195,47 @@ class Scheduler:
                 reason = STOPS if self._stopping else traceback_location(error)
                 self._finish_job(job, "cancelled" if self._stopping else "failed", reason)
             return
+        seconds = time.thread_time() - start
+        if not any(job.starting for job, _ in batch):
+            self._costs.observe(len(ids), seconds)
         self._count(batch, len(ids))
         for job, tokens in batch:
             job.pending = job.pending[len(tokens) :]
-        for job, row in zip(complete_jobs, logits, strict=True):
+        first = 0
+        for job in complete_jobs:
+            last = first + 1 + len(drafts.get(job, []))
+            self._accept(job, logits[first:last], drafts, len(batch), seconds)
+            first = last
+
+    def _draft(self, batch: Sequence[tuple[Job, list[int]]]) -> dict[Job, list[int]]:
+        """Tokens that may follow those of answers, which the call verifies; none where it reads prompts too."""
+        limit = min(self._draft_tokens, SPECULATIVE_ROWS // len(batch) - 1)
+        if limit < 1 or any(job.starting for job, _ in batch):
+            return {}
+        drafts = {job: job.draft(self._costs, limit, len(batch)) for job, _ in batch}
+        return {job: draft for job, draft in drafts.items() if draft}
+
+    def _accept(self, job: Job, logits: Any, drafts: Mapping[Job, list[int]], rows: int, seconds: float) -> None:
+        """Append the next token of an answer and, while it is the draft's, those behind it.
+
+        logits   [draft + 1, vocabulary]
+        rows     of the call without its drafts; `seconds` are those with them
+        """
+        draft = drafts.get(job, [])
+        for accepted, row in enumerate(logits):
             self._advance_job(job, row)
+            if job.sequence is None or job.cancelled or not job.has_read(draft[accepted : accepted + 1]):
+                break
+        if draft:
+            self.metrics.draft_tokens.inc(len(draft))
+            self.metrics.accepted_tokens.inc(accepted)
+            job.observe_draft(draft, accepted, seconds, rows, sum(map(len, drafts.values())))
+            self._crop(job)
+
+    def _crop(self, job: Job) -> None:
+        """Cut a sequence back to the tokens of its answer that it has read: drafts may have been rejected."""
+        if self._draft_tokens and job.sequence is not None and self._runner.length(job.sequence) > len(job.known):
+            self._runner.forget(job.sequence, len(job.known))
 
     def _next_batch(self) -> list[tuple[Job, list[int]]]:
         """Choose the tokens of the next call: answers first, then prompts in the order in which they came."""
@@ -231,7 +275,9 @@ class Scheduler:
         if job in self._running:
             self._running.remove(job)
             assert job.sequence is not None, "what runs has a sequence"
+            self._crop(job)
             self._free.release(job.sequence, () if finish == "failed" else job.known, job.request.owner)
+            job.sequence = None
         else:
             self._waiting.remove(job)
         end_time = time.monotonic()
