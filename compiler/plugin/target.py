@@ -98,6 +98,7 @@ class RunRequest:
     prompt        None where a person writes lines, or a pipe brings the text
     knowledge     URL of a server of samples
     explain       say how it came to an answer
+    speculation   the native engine verifies drafts of a prompt's n-grams
     """
 
     artifact: Path
@@ -108,6 +109,7 @@ class RunRequest:
     temperature: float = 0.0
     knowledge: str | None = None
     explain: bool = False
+    speculation: bool = False
 
     def text(self) -> str | None:
         """The prompt, or all of a pipe; None where a person writes."""

@@ -19,7 +19,7 @@ def answer_prompt_or_lines(request: RunRequest) -> None:
 
     prompt, sampling = request.text(), Settings(request.max_new_tokens, request.temperature, seed=request.settings.seed)
     with model_errors_as_diagnostics(str(request.artifact)):
-        client = open_guided_model(str(request.artifact), request.settings, request.knowledge)
+        client = open_guided_model(str(request.artifact), request.settings, request.knowledge, request.speculation)
         try:
             _answer_prompt_or_stdin(client, prompt, request, sampling)
         finally:

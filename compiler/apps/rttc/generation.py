@@ -12,6 +12,7 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...models.checkpoints.generation_config import as_tokens
 from ...models.rows.inputs import device_of
+from ...runtimes.model import DecoderModel
 from ..serving.chat import prompt_too_long
 from ..serving.text import StopStrings
 from .prompts import Prompts
@@ -105,11 +106,13 @@ def generate_rows(
     eos_ids: Sequence[int],
     on_end: Callable[[int], None] = lambda row: None,
 ) -> None:
-    """Answers of a model to several prompts in one batch, each by settings of its own.
+    """Answers of a model to several prompts in one batch, each by settings of its own; a single one of the native
+    engine by drafts of its prompt.
 
     streams    what each row says is pushed there; `on_end` hears the number of a row as soon as it has ended
     """
     pad = eos_ids[0] if eos_ids else 0
+    draft_tokens = model.draft_tokens if isinstance(model, DecoderModel) and len(rows) == 1 else 0
     ids, mask = padded(rows, pad, device_of(model))
     model.generate(
         input_ids=ids,
@@ -123,6 +126,7 @@ def generate_rows(
         pad_token_id=pad,
         logits_processor=LogitsProcessorList([_SampledTokens(settings)]),
         stopping_criteria=StoppingCriteriaList([_Finished(streams, on_end)]),
+        prompt_lookup_num_tokens=draft_tokens or None,
     )
 
 

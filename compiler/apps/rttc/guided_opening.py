@@ -19,8 +19,13 @@ no_such_role = Fault(
 )
 
 
-def open_guided_model(location: str, settings: "Settings", knowledge: str | None) -> "GuidedModel":
-    """The client of a folder; its model, base and rewards are compared with the manifest first."""
+def open_guided_model(
+    location: str, settings: "Settings", knowledge: str | None, speculation: bool = False
+) -> "GuidedModel":
+    """The client of a folder; its model, base and rewards are compared with the manifest first.
+
+    speculation   the native engine verifies drafts of a prompt's n-grams
+    """
     from ...artifacts.manifest import read_manifest, verify_files
     from ...driver.models import open_model
     from .app import open_guided_client, read_app
@@ -28,9 +33,12 @@ def open_guided_model(location: str, settings: "Settings", knowledge: str | None
     folder, app = Path(location), read_app(Path(location))
     opened = open_model(location, settings, needs_tokenizer=True)
     verify_files(folder, read_manifest(folder))
-    return open_guided_client(
+    client = open_guided_client(
         app, folder, opened.model, opened.tokenizer, settings.cache_dir, remote_knowledge(knowledge)
     )
+    if client.generator is not None and not speculation:
+        client.generator.disable_speculation()
+    return client
 
 
 def remote_knowledge(url: str | None) -> "RemoteRetriever | None":

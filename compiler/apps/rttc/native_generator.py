@@ -51,6 +51,11 @@ class NativeGenerator:
     def adapted(self) -> DecoderModel | None:
         return self._adapted.model if self._adapted else None
 
+    def disable_speculation(self) -> None:
+        for model in (self.bare, self.adapted):
+            if model is not None:
+                model.draft_tokens = 0
+
     def put(self, state: State) -> None:
         assert self._adapted is not None, "this voice has no adapters"
         self._adapted.activate_state(state)
@@ -89,6 +94,7 @@ class AdaptedEngine:
         self.model = DecoderModel(
             engine, plan, self._parameters, bare.facts, _SEQUENCES, generation, remembers=_SEQUENCES * _REMEMBERED
         ).eval()
+        self.model.draft_tokens = bare.draft_tokens
 
     def activate_state(self, state: State) -> None:
         """Write a state of the adapters to where the engine reads it; it must not be changed afterwards."""

@@ -65,6 +65,7 @@ class ChatSession:
 
     temperature  0 takes the likeliest token each time, so that an answer can be had again
     seed         of the sampling; every answer starts from it
+    draft_tokens  of the conversation's own n-grams, that the model verifies at once at most
     """
 
     model: Any
@@ -72,6 +73,7 @@ class ChatSession:
     max_new_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+    draft_tokens: int = 0
     history: list[Message] = field(default_factory=list)
 
     def __post_init__(self):
@@ -141,6 +143,8 @@ class ChatSession:
             "num_beams": 1,  # beams are no stream
             "do_sample": self.temperature > 0,
         }
+        if self.draft_tokens:
+            chosen["prompt_lookup_num_tokens"] = self.draft_tokens
         if self.temperature > 0:
             return {**chosen, "temperature": self.temperature}
         return {**chosen, "temperature": None, "top_p": None, "top_k": None}

@@ -115,6 +115,12 @@ mapped_weights = typer.Option(
     "otherwise: those above a quarter of the memory.",
 )
 
+speculation_option = typer.Option(
+    "--speculation/--no-speculation",
+    show_default=False,
+    help="Let the native engine verify several tokens at once where the text may repeat itself; off unless stated.",
+)
+
 pipeline_option = typer.Option(
     "--pipeline", metavar="NAME", show_default=False, help="This pipeline of the recipe alone; repeatable."
 )

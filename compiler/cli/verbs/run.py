@@ -10,7 +10,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Reject
 from ...driver.models import check_model_path
-from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights
+from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, speculation_option
 from .pipe_streams import refuse_silence
 from .speech import SafeText
 
@@ -50,6 +50,7 @@ def register(app: typer.Typer) -> None:
         pick: Annotated[str, _pick] = "",
         mapped: Annotated[bool | None, mapped_weights] = None,
         adapter: Annotated[list[str], _adapter] = (),  # type: ignore[assignment]
+        speculation: Annotated[bool, speculation_option] = False,
     ) -> None:
         """Talk to a model: a chat, or one answer with --prompt or a pipe. Of a federation: simulate it."""
         shared.require_environment()
@@ -62,11 +63,19 @@ def register(app: typer.Typer) -> None:
         from ...plugin.target import RunRequest
 
         request = RunRequest(
-            Path(model), shared.screen, shared.settings(), prompt, max_new_tokens, temperature, knowledge, explain
+            Path(model),
+            shared.screen,
+            shared.settings(),
+            prompt,
+            max_new_tokens,
+            temperature,
+            knowledge,
+            explain,
+            speculation,
         )
         target = target_of_artifact(Path(model))
         if target is None or not target.run(request):
-            _run_chat(model, request.text(), shared, max_new_tokens, temperature, adapter, mapped)
+            _run_chat(model, request.text(), shared, max_new_tokens, temperature, adapter, mapped, speculation)
 
 
 def _run_chat(
@@ -77,17 +86,20 @@ def _run_chat(
     temperature: float,
     adapters: Sequence[str],
     mapped: bool | None,
+    speculation: bool,
 ) -> None:
     from ...apps.serving.adapters import AdapterChats, copies_with_adapters, parse_adapter_options
     from ...apps.serving.chat import ChatSession, refuse_without_generate
     from ...driver.models import model_errors_as_diagnostics, open_model
+    from ...runtimes.model import DecoderModel
 
     folders = parse_adapter_options(adapters)
-    opened = open_model(location, shared.settings(), mapped=mapped, needs_tokenizer=True)
+    opened = open_model(location, shared.settings(), steady=speculation, mapped=mapped, needs_tokenizer=True)
     refuse_without_generate(opened.model)
+    draft_tokens = opened.model.draft_tokens if isinstance(opened.model, DecoderModel) else 0
     models = {"": opened.model, **copies_with_adapters(opened.model, opened.label, folders)}
     by_name = {
-        name: ChatSession(model, opened.tokenizer, max_new_tokens, temperature, shared.seed)
+        name: ChatSession(model, opened.tokenizer, max_new_tokens, temperature, shared.seed, draft_tokens)
         for name, model in models.items()
     }
     chat_session = AdapterChats(by_name) if adapters else by_name[""]

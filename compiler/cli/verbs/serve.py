@@ -15,7 +15,7 @@ from ...apps.rttc.guided_opening import no_such_role
 from ...core.environment import check_modules
 from ...driver.models import check_model_path
 from .exit_codes import interrupted
-from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, parse_size
+from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, parse_size, speculation_option
 from .services import Service, guided_service, knowledge_service, model_service
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def register(app: typer.Typer) -> None:
         timeout: Annotated[float, _timeout] = 15.0,
         access_log: Annotated[str, _log] = "-",
         mapped: Annotated[bool | None, mapped_weights] = None,
+        speculation: Annotated[bool, speculation_option] = False,
     ) -> None:
         """Answer OpenAI's chat and completions API, many requests at once."""
         shared.require_environment()
@@ -144,12 +145,11 @@ def register(app: typer.Typer) -> None:
         limits = Limits(max_body or 4 * MIB, connections, timeout)
         entrance = server.NetworkSettings(bounded, limits, _log_to(access_log, shared), tls_cert, tls_key, tuple(cors))
         service = _make_service_of_location(
-            model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped
+            model, name, role, knowledge, engine, shared, parallel, queue, adapter, mapped, speculation
         )
         app = server.with_guard(service.app, service.count, entrance)
-        url = server.url_of(listener, secure=tls_cert is not None)
         try:
-            on_ready = partial(_print_address, shared, service.name, url)
+            on_ready = partial(_print_address, shared, service.name, server.url_of(listener, tls_cert is not None))
             server.run_until_signal(app, listener, entrance, on_ready, service.stop)
         except KeyboardInterrupt:
             raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
@@ -196,6 +196,7 @@ def _make_service_of_location(
     queue: int,
     adapters: Sequence[str],
     mapped: bool | None,
+    speculation: bool,
 ) -> Service:
     from ...apps.rttc.app_folder import is_app
 
@@ -208,7 +209,7 @@ def _make_service_of_location(
                     help="serve it without --role, --knowledge and --engine",
                 )
             )
-        return model_service(location, name, shared, parallel, queue, adapters, mapped)
+        return model_service(location, name, shared, parallel, queue, adapters, mapped, speculation)
     if adapters:
         raise Reject(no_such_role(f"`{location}` chooses what answers by itself", help="serve it without --adapter"))
     if role == "server" and knowledge:
@@ -219,7 +220,7 @@ def _make_service_of_location(
         raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
     if engine != "auto":
         raise Reject(no_such_role("a client has no --engine", help="give it to the server of --role server"))
-    return guided_service(location, name, shared, queue, knowledge)
+    return guided_service(location, name, shared, queue, knowledge, speculation)
 
 
 def _print_address(shared: SharedFlags, name: str, url: str) -> None:

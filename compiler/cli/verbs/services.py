@@ -31,6 +31,7 @@ def model_service(
     queue: int,
     adapters: Sequence[str] = (),
     mapped: bool | None = None,
+    speculation: bool = False,
 ) -> Service:
     from ...apps.serving.adapters import copies_with_adapters, parse_adapter_options
     from ...apps.serving.api import Service as Model
@@ -54,6 +55,8 @@ def model_service(
     options: dict[str, Any] = {"remembers": tokens_in(_MAX_CACHE_BYTES, getattr(opened.model, "plan", {}))}
     if isinstance(runner, CachedModel):
         options = {"choose": runner.set_sequence_adapter}
+    elif speculation:
+        options["draft_tokens"] = opened.model.draft_tokens
     scheduler = Scheduler(runner, opened.tokenizer, eos_ids or (), queue, parallel, **options)
     service = Model(name, scheduler, opened.tokenizer, runner.context, runner.vocabulary, list(adapters_by_name))
     return Service(name, make_openai_application(service), scheduler.metrics.add_answer, scheduler.stop)
@@ -88,13 +91,15 @@ def _embedding_service(opened: "NamedModel", location: str, name: str) -> Servic
     return Service(name, make_embedding_application(service), service.metrics.add_answer, lambda: None)
 
 
-def guided_service(location: str, name: str, shared: SharedFlags, queue: int, knowledge: str | None) -> Service:
+def guided_service(
+    location: str, name: str, shared: SharedFlags, queue: int, knowledge: str | None, speculation: bool = False
+) -> Service:
     from ...apps.rttc.chat_server import GuidedServer, make_chat_application
     from ...apps.rttc.guided_opening import open_guided_model
     from ...driver.models import model_errors_as_diagnostics
 
     with model_errors_as_diagnostics(location):
-        front = GuidedServer(name, open_guided_model(location, shared.settings(), knowledge), queue)
+        front = GuidedServer(name, open_guided_model(location, shared.settings(), knowledge, speculation), queue)
     return Service(
         name,
         make_chat_application(front),

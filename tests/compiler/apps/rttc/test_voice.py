@@ -6,7 +6,7 @@ import pytest
 import torch
 from effc.compiler.apps.rttc.adaptation import AdaptableModel, AdapterSettings
 from effc.compiler.apps.rttc.attachment import default_attachment_paths
-from effc.compiler.apps.rttc.generation import Settings
+from effc.compiler.apps.rttc.generation import Settings, generate_one
 from effc.compiler.apps.rttc.native_generator import (
     MAX_ERROR,
     no_place,
@@ -163,3 +163,21 @@ def test_the_engines_own_likelihood_is_that_of_pytorch(world, spoken):
     answers = ["It is red.", "It is of no colour", "zebra"]
     own = SelfLikelihood(generator.bare, world.prompts).score(QUESTIONS[0], answers)
     assert own == pytest.approx(SelfLikelihood(world.model, world.prompts).score(QUESTIONS[0], answers), abs=0.03)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_an_answer_with_drafts_of_its_prompt_is_the_one_without(world, spoken, temperature):
+    adaptable = world.adaptable()
+    generator = open_native_generator(spoken, adaptable, threads=1)
+    adaptable.close()
+    ids = world.prompts.tokenize_conversation([{"role": "user", "content": " ".join([QUESTIONS[0]] * 3)}])
+    settings = Settings(max_tokens=60, temperature=temperature, seed=7)
+    assert generator.bare.draft_tokens == generator.adapted.draft_tokens > 0
+
+    def answers():
+        voices = (generator.bare, generator.adapted)
+        return [generate_one(voice, world.prompts, ids, settings, lambda: False) for voice in voices]
+
+    with_drafts = answers()
+    generator.disable_speculation()
+    assert answers() == with_drafts and generator.bare.draft_tokens == generator.adapted.draft_tokens == 0

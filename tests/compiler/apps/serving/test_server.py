@@ -130,6 +130,18 @@ def test_a_stop_string_ends_the_answer_and_is_never_sent(server):
         assert choices[-1].finish_reason == "stop"
 
 
+@pytest.mark.slow
+def test_answers_with_speculation_are_those_without(server, artifact):
+    prompt = " ".join(["And it came to pass in those days, that the king said unto the people,"] * 3)
+    asked = [{"max_tokens": 100}, {"max_tokens": 100, "temperature": 0.8, "seed": 5, "logprobs": 2}]
+    with serving(artifact, "--speculation") as fast:
+        for more in asked:
+            own, other = (s.complete(prompt, **more).choices[0] for s in (server, fast))
+            assert own.text == other.text and own.logprobs == other.logprobs
+        assert fast.metric("effc_draft_tokens_total") > 0
+    assert server.metric("effc_draft_tokens_total") == 0
+
+
 def test_a_reader_that_leaves_frees_its_place(server):
     def cancelled():
         return server.metric('effc_requests_total{outcome="cancelled"}')
