@@ -347,7 +347,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         **kwargs: Any,
     ) -> Any:
         """Drafts of the prompt: the engine's own loop. Those of an assistant, and from a cache: transformers'."""
-        steps = (input_ids, logits_processor, stopping_criteria, generation_config)
+        steps: Any = (input_ids, logits_processor, stopping_criteria, generation_config)
         cache = kwargs.get("cache")
         if generation_config.prompt_lookup_num_tokens is None or (cache is not None and cache.numbers):
             return super()._assisted_decoding(*steps, inputs_tensor=inputs_tensor, **kwargs)  # type: ignore[misc]

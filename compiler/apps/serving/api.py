@@ -123,7 +123,8 @@ class Service:
             while True:
                 piece = await pieces.get()
                 if piece.error:
-                    raise ErrorResponse(503 if piece.finish == "cancelled" else 500, piece.error, code=piece.finish)
+                    status = {"cancelled": 503, "refused": 400}.get(piece.finish, 500)
+                    raise ErrorResponse(status, piece.error, code=piece.finish)
                 answer.add(piece)
                 if answer.is_complete:
                     return JSONResponse(answer.response_body(request_body.alternatives is not None))

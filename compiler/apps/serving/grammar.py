@@ -5,7 +5,7 @@ Source: Geng et al. 2025, JSONSchemaBench (arXiv 2501.10868), for what the libra
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,10 @@ _MISSING = (
     "answers that keep to a schema and calls of tools need the package llguidance, which the server lacks: "
     'pip install "effc[serve]"'
 )
+
+
+class GrammarError(Exception):
+    """A grammar that no answer keeps to, or that is too much work."""
 
 
 class Matcher:
@@ -44,14 +48,26 @@ class Matcher:
     def allowed(self) -> Tensor:
         """Ids of the tokens that may follow [n]."""
         flags = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
-        if self._matcher.is_error():
-            raise RuntimeError(f"the grammar ended in an error: {self._matcher.get_error():.200}")
+        self._raise_on_error()
         return flags.nonzero()[:, 0]
 
     def push(self, token: int) -> bool:
-        """Go on behind a token; whether the text is complete, so that nothing may follow."""
+        """Go on behind a token; whether the text is complete, so that nothing may follow. Raises GrammarError."""
         self._matcher.consume_token(token)
+        self._raise_on_error()
+        if self._matcher.is_stopped() and not self._matcher.is_accepting():
+            raise GrammarError("no text keeps to the schema")
         return self._matcher.is_stopped()
+
+    def _raise_on_error(self) -> None:
+        if not self._matcher.is_error():
+            return
+        reason = f"{self._matcher.stop_reason()}: {_one_line(self._matcher.get_error())}"
+        if "NoExtension" in reason:
+            raise GrammarError("no text keeps to the schema")
+        if "TooComplex" in reason or "Too many" in reason:
+            raise GrammarError("the schema is too complex: fewer properties, choices or repetitions at one place work")
+        raise GrammarError(f"the schema can't be kept to: {reason}")
 
 
 class GrammarCompiler:
@@ -62,18 +78,21 @@ class GrammarCompiler:
         self._table: LLTokenizer | None = None
         self._lock = Lock()
 
-    def of_schema(self, schema: Any, field: str) -> Matcher:
-        """Matcher of a JSON Schema. Raises ErrorResponse (400) that names the request's `field`."""
+    def of_schema(self, schema: Any, field: str, label: str = "the schema") -> Matcher:
+        """Matcher of a JSON Schema. Raises ErrorResponse (400) that names the request's `field`; `label` begins it."""
         text = json.dumps(schema)
+        if number := next(_huge_numbers(schema), None):
+            raise ErrorResponse(400, f"{label} has the number {number:.3g}, and numbers have 64 bits here", field)
         if len(text) > _MAX_SCHEMA:
             raise ErrorResponse(
                 400, f"the schema has {len(text)} characters, and at most {_MAX_SCHEMA} are read", field
             )
         library = _llguidance()
         try:
-            return self._compiled(library.LLMatcher.grammar_from_json_schema(text, overrides=_COMPACT), field)
+            grammar = library.LLMatcher.grammar_from_json_schema(text, overrides=_COMPACT)
         except ValueError as error:
-            raise ErrorResponse(400, f"the schema can't be used: {_first_line(str(error))}", field) from error
+            raise ErrorResponse(400, f"{label} can't be used: {_one_line(str(error))}", field) from error
+        return self._compiled(grammar, field, label)
 
     def of_tags(self, tags: Sequence[tuple[str, str, Any, str]], field: str) -> Matcher:
         """Matcher of free text with tagged JSON in it: (trigger, begin, schema, end) of each kind of tag."""
@@ -83,21 +102,21 @@ class GrammarCompiler:
             [tag_class(trigger=t, begin=b, grammar=schema, end=e) for t, b, schema, e in tags],
             assume_special=all(trigger in special for trigger, *_ in tags),
         )
-        return self._compiled(grammar, field)
+        return self._compiled(grammar, field, "the schemas of the tools together")
 
-    def _compiled(self, grammar: str, field: str) -> Matcher:
+    def _compiled(self, grammar: str, field: str, label: str) -> Matcher:
         library = _llguidance()
         limits = library.LLParserLimits(initial_lexer_fuel=500_000, max_grammar_size=100_000, verbose_errors=False)
         compiled = library.LLMatcher(self._token_table(), grammar, log_level=0, limits=limits)
         if compiled.is_error():
-            raise ErrorResponse(400, f"the schema can't be used: {_first_line(compiled.get_error())}", field)
+            raise ErrorResponse(400, f"{label} can't be used: {_one_line(compiled.get_error())}", field)
         matcher = Matcher(compiled)
         try:
             count = len(matcher.copy().allowed())
-        except RuntimeError as error:
-            raise ErrorResponse(400, f"the schema can't be used: {_first_line(str(error))}", field) from error
+        except GrammarError as error:
+            raise ErrorResponse(400, str(error), field) from error
         if not count:
-            raise ErrorResponse(400, "no token of the model can begin a text of this schema", field)
+            raise ErrorResponse(400, f"{label} lets no token of the model begin a text", field)
         return matcher
 
     def _token_table(self) -> "LLTokenizer":
@@ -120,5 +139,19 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _first_line(text: str) -> str:
-    return (text.splitlines() or ["?"])[0][:300]
+def _huge_numbers(schema: Any) -> Iterator[int | float]:
+    """Numbers of a schema that 64 bits don't hold exactly as integers."""
+    if isinstance(schema, dict):
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for entry in schema:
+            yield from _huge_numbers(entry)
+    elif isinstance(schema, int | float) and abs(schema) >= 2**63:
+        yield schema
+
+
+def _one_line(text: str) -> str:
+    """A message of the library, short, and without advice that a client can't follow."""
+    if "coerce_one_of" in text:
+        return "its `oneOf` has choices that may hold at once: write `anyOf`"
+    return " ".join(text.split())[:300]

@@ -155,8 +155,10 @@ class Message(BaseModel):
 
     @model_validator(mode="after")
     def has_content(self) -> "Message":
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("a message has `content`, but for an assistant's with `tool_calls`")
+        if self.content is None and not (self.role == "assistant" and self.tool_calls is not None):
+            raise ValueError("a message needs `content`; only an assistant's with `tool_calls` may go without")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a message of the role `tool` needs the `tool_call_id` that it answers")
         return self
 
     def plain(self) -> dict[str, Any]:
@@ -229,6 +231,12 @@ class CompletionRequest(AnyRequest):
         if kinds != {str} and (kinds != {list} or any({*map(type, ids)} - {int} for ids in prompts)):
             raise ValueError("it is neither a text nor a list of tokens, nor a list of them")
         return prompts
+
+    @model_validator(mode="after")
+    def has_few_choices(self) -> "CompletionRequest":
+        if (count := len(self.prompt) * (self.n or 1)) > _MAX_PROMPTS:
+            raise ValueError(f"prompts times `n` are {count}, and at most {_MAX_PROMPTS} answers are given at a time")
+        return self
 
     @property
     def token_limit(self) -> int:

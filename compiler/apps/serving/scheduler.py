@@ -14,6 +14,7 @@ from ...runtimes.decoder import Decoder
 from ...runtimes.sequence_pool import SequencePool
 from ...runtimes.speculation import CallCosts
 from .errors import traceback_location
+from .grammar import GrammarError
 from .metrics import Metrics
 from .request import Finish, Job, Piece, Request
 from .runner import MAX_SEQUENCES
@@ -178,7 +179,8 @@ class Scheduler:
         rows = [(job, tokens, drafts.get(job, [])) for job, tokens in batch]
         ids = [token for _, tokens, draft in rows for token in (*tokens, *draft)]
         owners = [job.owner for job, tokens, draft in rows for _ in range(len(tokens) + len(draft))]
-        output_positions, complete_jobs, at = [], [], 0
+        output_positions: list[int] = []
+        complete_jobs, at = [], 0
         for job, tokens, draft in rows:
             at += len(tokens) + len(draft)
             if len(tokens) == len(job.pending):
@@ -258,6 +260,9 @@ class Scheduler:
         starting = job.starting
         try:
             piece = job.append_next_token(logits)
+        except GrammarError as error:
+            self._finish_job(job, "refused", str(error))
+            return
         except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
             self._finish_job(job, "failed", traceback_location(error))
             return

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import Request as Call
 
 from .answers import DONE, AnswerBuilder, event
-from .error_response import ErrorResponse, error_body
+from .error_response import INVALID, ErrorResponse, error_body
 from .request import Piece
 
 
@@ -30,7 +30,7 @@ async def sse_events(
         yield event(chunk)
     async for piece in pieces:
         if piece.error:
-            yield event(error_body(piece.error, "server_error"))
+            yield event(error_body(piece.error, INVALID if piece.finish == "refused" else "server_error"))
             return
         chunk = answer.chunk(piece, answer.add(piece), logprobs)
         yield event({**chunk, **(extra_fields or {})} if piece.finish else chunk)

@@ -27,6 +27,13 @@ class Function(BaseModel):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    @field_validator("parameters")
+    @classmethod
+    def are_of_an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if parameters is not None and parameters.get("type", "object") != "object":
+            raise ValueError("a function takes an object: its schema has the type `object`")
+        return parameters
+
 
 class Tool(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -92,6 +99,10 @@ class CallPolicy:
     forced: bool
 
     def grammar(self, compiler: GrammarCompiler) -> Matcher:
+        """Raises ErrorResponse that names the function whose parameters can't be kept to."""
+        for f in self.functions:
+            if f.parameters:
+                compiler.of_schema(f.parameters, "tools", f"the schema of `{f.name}`")
         if self.forced:
             calls = [
                 {
@@ -113,6 +124,8 @@ class CallPolicy:
 def call_policy(tools: Sequence[Tool] | None, choice: str | NamedTool | None) -> CallPolicy | None:
     """Policy of a request's `tools` and `tool_choice`; None where no tool may be called. Raises ValueError."""
     functions = tuple(tool.function for tool in tools or ())
+    if len({f.name for f in functions}) < len(functions):
+        raise ValueError("two tools have one name")
     if isinstance(choice, NamedTool):
         functions = tuple(f for f in functions if f.name == choice.function.name)
         if not functions:
