@@ -828,7 +828,7 @@ class targets:
         shard: Largest size of one weights file.
         """
     @staticmethod
-    def native(path: str | Value, *, weights: Literal['bf16', 'int8', 'int4'] | Value = ..., inputs: Literal['int8', 'int16'] | Value = ..., group: int | Value = ..., head: Literal['auto', 'bf16', 'int8', 'int4'] | Value = ...) -> Value:
+    def native(path: str | Value, *, weights: Literal['bf16', 'int8', 'int4'] | Value = ..., inputs: Literal['int8', 'int16'] | Value = ..., group: int | Value = ..., head: Literal['auto', 'bf16', 'int8', 'int4'] | Value = ..., kv_cache: Literal['bf16', 'int8'] | Value = ...) -> Value:
         """Artifact of the native engine: packed weights and a plan of the decode step, for CPUs.
 
         path: Folder or file of the artifact, relative to the output folder.
@@ -836,6 +836,7 @@ class targets:
         inputs: What int8 weights meet: inputs rounded token by token to 8 bits, or to 16, which loses next to nothing and decodes nearly as fast, but takes twice as long over prompts.
         group: Inputs that share a scale on int4: 32, 64 or 128. A weight that `quantize` left on a grid keeps its own.
         head: Numbers of the layer that makes the logits, and of an embedding that shares them; `auto` is int8 where `weights` are int4.
+        kv_cache: Numbers of cached keys and values: int8 holds nearly twice the context in equal memory.
         """
     @staticmethod
     def onnx(path: str | Value, *, dynamic: Literal['none', 'int8'] | Value = ...) -> Value:
