@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ...core.safe_read import parse_strict_json
 from .grammar import GrammarCompiler, Matcher
 
 START, END = "<tool_call>", "</tool_call>"
@@ -67,9 +68,9 @@ class FunctionCall(BaseModel):
     def are_an_object(cls, arguments: str) -> str:
         """Read here, so that a conversation with other ones is refused before anything is done."""
         try:
-            if isinstance(json.loads(arguments or "{}"), dict):
+            if isinstance(parse_strict_json(arguments or "{}"), dict):
                 return arguments
-        except (ValueError, RecursionError):
+        except ValueError:
             pass
         raise ValueError("it is no JSON object")
 
@@ -84,7 +85,7 @@ class ToolCall(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """As chat templates take it: with the arguments as an object."""
-        arguments = json.loads(self.function.arguments or "{}")
+        arguments = parse_strict_json(self.function.arguments or "{}")
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
@@ -173,9 +174,9 @@ class CallParser:
 
     def _add(self, body: str) -> bool:
         try:
-            call = json.loads(body)
+            call = parse_strict_json(body)
             name, arguments = call["name"], json.dumps(call["arguments"], ensure_ascii=False)
-        except (ValueError, TypeError, KeyError, RecursionError):  # cut off at the limit of tokens
+        except (ValueError, TypeError, KeyError):  # cut off at the limit of tokens
             return False
         function = {"name": name, "arguments": arguments}
         self.calls.append({"id": f"call_{uuid4().hex[:24]}", "type": "function", "function": function})

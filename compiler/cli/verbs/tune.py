@@ -122,7 +122,8 @@ def register(app: typer.Typer) -> None:
                 return print_preview(wish, candidate, shared)
             journal = Journal.of(wish, Cache(session.settings.cache_dir))
             page = path.with_suffix(".html")
-            refuse_output_path(page, force or journal.wrote(page), True)
+            if page.is_file():  # a page that can't be written at all is a note in the end
+                refuse_output_path(page, force or journal.wrote(page), True)
             tuned = search_steps(wish, path, output, force=force, name=candidate)
             problem = _write_page(tuned, page, journal) if tuned.compiled else ""
         code = print_tuned(tuned, shared)

@@ -106,6 +106,8 @@ def test_without_the_packages_of_the_page_all_else_is_there_and_the_same_command
     page.rmdir()
     assert tuned(file, tmp_path / "out", tmp_path / "cache") == 0
     assert page.exists()
+    page.write_text("somebody's notes")
+    assert tuned(file, tmp_path / "out", tmp_path / "cache") == 2 and page.read_text() == "somebody's notes"
 
 
 def test_where_nothing_keeps_the_bounds_the_nearest_are_listed_and_nothing_is_written(tmp_path, capsys):
