@@ -11,6 +11,12 @@ namespace {
 inline void ahead(const uint8_t* at) { __builtin_prefetch(at); }
 inline void far_ahead(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }  // no nearer than the second cache
 
+// What follows reads `value` from memory: a compiler would cut a vector that it has just stored into words again.
+template <class T>
+inline void keep_in_memory(T& value) {
+  __asm__ volatile("" : "+m"(value));
+}
+
 inline uint32_t word(const void* at) {
   uint32_t value;
   std::memcpy(&value, at, 4);

@@ -226,6 +226,8 @@ inline Ints joined(const Ints (&sums)[2]) { return sums[0]; }
 inline Floats rounded_once(Floats x, Floats y, Floats sum) {
   return {_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)};
 }
+// a * b + sum, rounded as often as is fastest at this level.
+inline Floats multiply_add(Floats a, Floats b, Floats sum) { return rounded_once(a, b, sum); }
 inline __m256i low_halves(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Vec low_halves(Vec w) { return {low_halves(w.a), low_halves(w.b)}; }
 inline Vec high_halves(Vec w) {

@@ -160,7 +160,22 @@ inline void store_bytes(uint8_t* at, Ints a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(a.v));
 }
 
+#if defined(__AVX512VNNI__)
+// Codes of 32 numbers, less than 2**15 - 128 each way, as the words that `dot_short` takes: [byte][four numbers].
+inline void store_shorts(uint32_t (&words)[2][8], Ints first, Ints second) {
+  auto* high = reinterpret_cast<uint8_t*>(words[0]);
+  auto* low = reinterpret_cast<uint8_t*>(words[1]);
+  const __m512i half = _mm512_set1_epi32(128);
+  store_bytes(high, {_mm512_srai_epi32(_mm512_add_epi32(first.v, half), 8)});
+  store_bytes(high + 16, {_mm512_srai_epi32(_mm512_add_epi32(second.v, half), 8)});
+  store_bytes(low, first);
+  store_bytes(low + 16, second);
+}
+#endif
+
 inline Floats rounded_once(Floats a, Floats b, Floats sum) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
+// a * b + sum, rounded as often as is fastest at this level.
+inline Floats multiply_add(Floats a, Floats b, Floats sum) { return rounded_once(a, b, sum); }
 inline Vec low_halves(Vec w) { return {_mm512_and_si512(w.v, _mm512_set1_epi8(15))}; }
 inline Vec high_halves(Vec w) { return low_halves({_mm512_srli_epi16(w.v, 4)}); }
 inline Ints same(int32_t value) { return {_mm512_set1_epi32(value)}; }

@@ -169,6 +169,8 @@ inline Floats rounded_once(const Floats& a, const Floats& b, Floats sum) {
   for (int i = 0; i < 16; ++i) sum.v[i] = std::fmaf(a.v[i], b.v[i], sum.v[i]);
   return sum;
 }
+// a * b + sum, rounded as often as is fastest at this level.
+inline Floats multiply_add(const Floats& a, const Floats& b, Floats sum) { return plus(times(a, b), sum); }
 inline Vec low_halves(Vec w) {
   for (uint8_t& v : w.v) v &= 15;
   return w;

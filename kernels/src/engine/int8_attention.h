@@ -9,6 +9,7 @@
 namespace engine {
 namespace {
 
+constexpr int64_t kAhead = 8192;  // bytes: each line of a block asks for the one so far behind it, or some come late
 constexpr float kMostShort = 32639.0f;  // as in `Int8Int16`
 
 // Codes -127..127 of some numbers. Returns the scale that they share: up to bfloat16, so that no code grows beyond;
@@ -58,10 +59,45 @@ struct Shorts {
   }
 };
 
+// Weights of 32 values as codes of 16 bits with one scale.
+struct Shares {
+  uint32_t words[2][8];
+  float scale;
+  int32_t excess;  // what a sum of 32 of them is too large by
+
+  void round(Floats first, Floats second) {
+#if defined(__AVX512VNNI__)
+    const int32_t bits = top(larger_magnitude(larger_magnitude(no_ints(), first), second));
+    float most;
+    std::memcpy(&most, &bits, 4);
+    const bool any = most > kLeast && most - most == 0;
+    scale = any ? most / kMostShort : most - most;
+    const Floats inverse = all(any ? kMostShort / most : 0.0f);
+    const Ints codes = nearest(times(first, inverse)), more = nearest(times(second, inverse));
+    store_shorts(words, codes, more);
+    excess = 128 * total(plus(codes, more));
+#else
+    alignas(64) float numbers[kTokens];
+    store(numbers, first);
+    store(numbers + 16, second);
+    Shorts shorts;
+    shorts.round(numbers, kTokens);
+    scale = shorts.scale;
+    excess = shorts.excess(0);
+    for (int row = 0; row < 8; ++row) {
+      uint32_t pair[2];
+      shorts.words(4 * row, pair);
+      words[0][row] = pair[0];
+      words[1][row] = pair[1];
+    }
+#endif
+  }
+};
+
 template <int M>
 struct Int8Attention {
-  // Halves of 16 tokens whose sums are in registers together.
-  static constexpr int kHalves = EFFC_LEVEL >= 2 && M <= 4 ? 2 : 1;
+  // Keys of 16 tokens, or lanes of values, whose sums are in registers together.
+  static constexpr int kTogether = EFFC_LEVEL >= 2 && M <= 4 ? 2 : 1;
 
   const Int8Block lies;
   uint32_t queries[kMostHead / 4][M][2];
@@ -83,30 +119,31 @@ struct Int8Attention {
     for (int half = 0; half < 2; ++half)
       for (int m = 0; m < M; ++m) scores[half][m] = no_floats();
     for (int64_t g = 0; g < lies.groups; ++g)
-      for (int half = 0; half < 2; half += kHalves) score_group(block, g, half, scores);
+      for (int half = 0; half < 2; half += kTogether) score_group(block, g, half, scores);
     for (int half = 0; half < 2; ++half)
       for (int m = 0; m < M; ++m) scores[half][m] = times(scores[half][m], all(scales[m]));
   }
 
   void score_group(const uint8_t* block, int64_t g, int first, Floats (&scores)[2][M]) const {
-    Ints sums[kHalves][M][2];
+    Ints sums[kTogether][M][2];
 #pragma GCC unroll 2
-    for (int half = 0; half < kHalves; ++half)
+    for (int half = 0; half < kTogether; ++half)
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) sums[half][m][0] = sums[half][m][1] = no_ints();
     const uint8_t* keys = block + lies.keys() + first * lies.half() + 512 * g;
     for (int row = 0; row < 8; ++row)
 #pragma GCC unroll 2
-      for (int half = 0; half < kHalves; ++half) {
+      for (int half = 0; half < kTogether; ++half) {
         const uint8_t* at = keys + half * lies.half() + 64 * row;
-        far_ahead(at + 8192);
+        far_ahead(at + kAhead);
         const Bytes w = load_bytes(at);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) dot_short(sums[half][m], w, queries[8 * g + row][m]);
       }
     const auto* steps = reinterpret_cast<const uint16_t*>(block + 64 * g);
+    if (!first) far_ahead(block + 64 * g + kAhead);
 #pragma GCC unroll 2
-    for (int half = 0; half < kHalves; ++half) {
+    for (int half = 0; half < kTogether; ++half) {
       const Floats scale = load_halves(steps + 16 * (first + half));
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
@@ -117,39 +154,42 @@ struct Int8Attention {
   }
 
   void add_values(const Floats (&weights)[2][M], const uint8_t* block, Running<M>& running) const {
-    uint32_t words[8][M][2];
-    int32_t too_much[M];
-    float share[M];
+    Shares shares[M];
     const auto* steps = reinterpret_cast<const uint16_t*>(block + lies.value_scales());
-    for (int m = 0; m < M; ++m) {
-      alignas(64) float scaled[kTokens];
-      for (int half = 0; half < 2; ++half)
-        store(scaled + 16 * half, times(weights[half][m], load_halves(steps + 16 * half)));
-      Shorts shorts;
-      shorts.round(scaled, kTokens);
-      share[m] = shorts.scale;
-      for (int row = 0; row < 8; ++row) shorts.words(4 * row, words[row][m]);
-      too_much[m] = shorts.excess(0);
-    }
-    const uint8_t* at = block + lies.values();
-    for (int64_t lane = 0; lane < lies.lanes; ++lane) {
-      Ints sums[M][2];
+    far_ahead(block + lies.value_scales() + kAhead);
+    const Floats first = load_halves(steps), second = load_halves(steps + 16);
+    for (int m = 0; m < M; ++m) shares[m].round(times(weights[0][m], first), times(weights[1][m], second));
+    keep_in_memory(shares);
+    int64_t lane = 0;
+    for (; lane + kTogether <= lies.lanes; lane += kTogether) add_lanes<kTogether>(block, lane, shares, running);
+    for (; lane < lies.lanes; ++lane) add_lanes<1>(block, lane, shares, running);
+  }
+
+  template <int kLanes>
+  void add_lanes(const uint8_t* block, int64_t first, const Shares (&shares)[M], Running<M>& running) const {
+    const uint8_t* at = block + lies.values() + 512 * first;
+    Ints sums[kLanes][M][2];
+#pragma GCC unroll 2
+    for (int lane = 0; lane < kLanes; ++lane)
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = no_ints();
+      for (int m = 0; m < M; ++m) sums[lane][m][0] = sums[lane][m][1] = no_ints();
 #pragma GCC unroll 8
-      for (int row = 0; row < 8; ++row, at += 64) {
-        far_ahead(at + 8192);
-        const Bytes w = load_bytes(at);
+    for (int row = 0; row < 8; ++row)
+#pragma GCC unroll 2
+      for (int lane = 0; lane < kLanes; ++lane) {
+        far_ahead(at + 512 * lane + 64 * row + kAhead);
+        const Bytes w = load_bytes(at + 512 * lane + 64 * row);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) dot_short(sums[m], w, words[row][m]);
+        for (int m = 0; m < M; ++m) dot_short(sums[lane][m], w, {shares[m].words[0][row], shares[m].words[1][row]});
       }
+#pragma GCC unroll 2
+    for (int lane = 0; lane < kLanes; ++lane)
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        float* values = running.values + (lane * M + m) * 16;
-        const Floats exact = to_floats(minus(joined(sums[m]), same(too_much[m])));
-        store(values, plus(load_floats(values), times(exact, all(share[m]))));
+        float* values = running.values + ((first + lane) * M + m) * 16;
+        const Floats exact = to_floats(minus(joined(sums[lane][m]), same(shares[m].excess)));
+        store(values, plus(load_floats(values), times(exact, all(shares[m].scale))));
       }
-    }
   }
 };
 
