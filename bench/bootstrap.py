@@ -68,8 +68,9 @@ def context(folder: Path, model: nn.Module, word: str, args: dict):
 def fresh(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     config = transformers.ResNetConfig(
-        embedding_size=32, hidden_sizes=[64, 128], depths=[2, 2], layer_type="bottleneck", num_labels=10
+        embedding_size=32, hidden_sizes=[64, 128], depths=[2, 2], layer_type="bottleneck"
     )
+    config.num_labels = 10
     return transformers.AutoModelForImageClassification.from_config(config).eval()
 
 

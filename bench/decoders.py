@@ -95,7 +95,7 @@ class Own:
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         self.engine.forget(0, 0)
-        return self.engine.run(ids, [0] * len(ids))
+        return self.engine.run(ids, [0] * len(ids), range(len(ids)))
 
 
 class Torch:

@@ -13,13 +13,14 @@ and `llama-cpp-python` installed, llama.cpp takes its turns too.
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from effc.compiler.transforms.lowering.contenders import memory_read_contender
 from effc.compiler.transforms.lowering.racing import Contender, involuntary_switches, set_real_time_priority
 from effc.kernels import levels
 from effc.kernels.engine import Engine
-from effc.kernels.ops import KERNELS
+from effc.kernels.ops import LINEARS
 
 LAYERS, HIDDEN, HEADS, KV, D, INNER, VOCABULARY, LIMIT = 30, 576, 9, 3, 64, 1536, 49152, 8192
 FORMATS = {
@@ -36,7 +37,7 @@ class Shape:
     def __init__(self, kernel: str, density: float):
         self.kernel, self.density, self.weights = kernel, density, {}
         self.generator = torch.Generator().manual_seed(0)
-        self.plan = {"version": 1, "context": LIMIT, "registers": [], "slots": [], "steps": []}
+        self.plan: dict[str, Any] = {"version": 1, "context": LIMIT, "registers": [], "slots": [], "steps": []}
         self.ones = self.add("ones", torch.ones(HIDDEN))
         self.frequencies = self.add("frequencies", 1 / 10000 ** (torch.arange(D // 2) * 2 / D))
 
@@ -48,7 +49,7 @@ class Shape:
         weight = torch.randn(n, k, generator=self.generator) * k**-0.5
         if self.density < 1:
             weight *= torch.rand(n, k, generator=self.generator) < self.density
-        return self.add(f"w{len(self.weights)}", KERNELS[self.kernel].pack(weight.bfloat16()))
+        return self.add(f"w{len(self.weights)}", LINEARS[self.kernel].pack(weight.bfloat16()))
 
     def step(self, op: str, width: int, **fields) -> int:
         self.plan["registers"].append(width)

@@ -7,6 +7,7 @@ Rows are bfloat16 and rounded within the call. A ratio above one says that four 
 
 import argparse
 import time
+from typing import Any
 
 import torch
 
@@ -15,10 +16,12 @@ SHAPES = [(1536, 576), (576, 1536), (2048, 2048)]
 
 def int4_and_int8_microseconds(shape: tuple[int, int], rows: int, group: int, calls: int) -> tuple[float, float]:
     """Microseconds of int4 and of int8."""
-    from effc.kernels.ops import KERNELS
+    from effc.kernels.ops import LINEARS
 
     chance = torch.Generator().manual_seed(0)
-    four, eight = KERNELS["dense_linear_int4"], KERNELS["dense_linear_int8"]
+    four: Any
+    eight: Any
+    four, eight = LINEARS["dense_linear_int4"], LINEARS["dense_linear_int8"]
     weight = torch.randn(*shape, generator=chance) * 0.02
     x = torch.randn(rows, shape[1], generator=chance).bfloat16()
     players = [(four, four.pack(weight, group=group)), (eight, eight.pack(weight))]

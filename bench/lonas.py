@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -177,8 +178,9 @@ def compared_programs(folder: Path, steps: int, seed: int):
     yield "LoRA", whole, build.ctx
     build.results.release()
     sizes = {}
-    for name, choice in choices_of(build.load_outcome(key).space).items():
-        program = build.load_outcome(key).cut_to_choice(choice)
+    load: Any = build.load_outcome
+    for name, choice in choices_of(load(key).space).items():
+        program = load(key).cut_to_choice(choice)
         build.results.release()
         sizes[name] = macs(skeleton_of(program))
         yield f"LoNAS, {name}", program, build.ctx

@@ -13,10 +13,10 @@ import torch
 from effc.compiler.transforms.lowering.contenders import random_weight
 from effc.compiler.transforms.lowering.racing import copies
 from effc.kernels import levels
-from effc.kernels.ops import KERNELS
+from effc.kernels.ops import LINEARS
 from torch.nn.functional import linear
 
-LINEAR = [name for name in KERNELS if name.endswith(("linear", "int8", "int16", "int4")) and name != "unpack_linear"]
+LINEAR = list(LINEARS)
 N, K, ROWS = 256, 2048, (1, 8, 16, 32, 64, 512)
 
 
@@ -30,9 +30,9 @@ def fastest_call(call, times: int = 300) -> float:
 
 
 def seconds(kernel: str, n: int, k: int, rows: int, zeros: float) -> float:
-    packed = KERNELS[kernel].pack(random_weight(n, k, zeros, block=kernel.startswith("block")))
+    packed = LINEARS[kernel].pack(random_weight(n, k, zeros, block=kernel.startswith("block")))
     x = torch.randn(rows, k).bfloat16()
-    return fastest_call(lambda: KERNELS[kernel].call(x, packed, None, n))
+    return fastest_call(lambda: LINEARS[kernel].call_op_or_kernel(x, packed, None, n))
 
 
 def main() -> None:

@@ -214,9 +214,9 @@ def main(folder: Path, drawn: Path | None = None) -> None:
         drawn.write_text(chart(dev, test, rewards), encoding="utf-8")
     print("\n".join([*by_task(rows, rewards), *table_rows(dev, test, rewards)]))
     for name in dict.fromkeys(row["task"] for row in rows):
-        parts = [[row for row in part if row["task"] == name] for part in (dev, test)]
-        if min(map(len, parts)) >= LEAST:
-            print(f"\n{name} alone", *table_rows(*parts, rewards), sep="\n")
+        own_dev, own_test = ([row for row in part if row["task"] == name] for part in (dev, test))
+        if min(len(own_dev), len(own_test)) >= LEAST:
+            print(f"\n{name} alone", *table_rows(own_dev, own_test, rewards), sep="\n")
 
 
 if __name__ == "__main__":

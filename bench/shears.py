@@ -23,6 +23,7 @@ import re
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import smol
 import torch
@@ -90,7 +91,7 @@ def write_splits(source: Path, folder: Path, task: str) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
 
 
-def run_route(folder: Path, name: str, asked, seed: int):
+def run_route(folder: Path, name: str, asked, seed: int) -> tuple[Any, Any]:
     """The program at the end of a route, and the context to measure it in."""
     from effc.compiler.core.cache import Cache
     from effc.compiler.driver import api
@@ -111,7 +112,7 @@ def run_route(folder: Path, name: str, asked, seed: int):
     build = Build(plan, session.context(plan.recipe, plan.pipeline), Cache(session.settings.cache_dir))
     for stage in plan.stages:
         build.run_step_unless_cached(stage)
-    outcome = build.load_outcome(plan.stages[-1].key if plan.stages else plan.identity)
+    outcome: Any = build.load_outcome(plan.stages[-1].key if plan.stages else plan.identity)
     return (outcome.load(outcome.points[0]) if hasattr(outcome, "points") else outcome.program), build.ctx
 
 

@@ -16,8 +16,12 @@ import pydoc_data.topics
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from effc.compiler.driver.pipeline import Build
 
 ROOT = Path(__file__).parents[1]
 BIBLE = ROOT / "recipes/zoo/tiny-llama"
@@ -85,10 +89,10 @@ def build_of(folder: Path, name: str, steps: str, **more):
     return Build(plan, opened.context(plan.recipe, plan.pipeline), Cache(opened.settings.cache_dir))
 
 
-def finished(build):
+def finished(build: "Build"):
     """The program after the last step; what the cache has is not done again."""
     for stage in build.plan.stages:
-        build.step(stage)
+        build.run_step_unless_cached(stage)
     return build.load_outcome(build.plan.stages[-1].key if build.plan.stages else build.plan.identity).program
 
 
@@ -100,11 +104,11 @@ def perplexities(program, ctx) -> list[float]:
     return [math.exp(nats / tokens) for nats, tokens in sums]
 
 
-def perplexities_around_healing(build, healed: bool) -> tuple[object, list[float], list[float]]:
+def perplexities_around_healing(build: "Build", healed: bool) -> tuple[object, list[float], list[float]]:
     """The program before the last step where that heals, its perplexities, and those after that step."""
     stages = build.plan.stages[:-1] if healed else build.plan.stages
     for stage in stages:
-        build.step(stage)
+        build.run_step_unless_cached(stage)
     program = build.load_outcome(stages[-1].key if stages else build.plan.identity).program
     before = perplexities(program, build.ctx)
     return program, before, perplexities(finished(build), build.ctx) if healed else []

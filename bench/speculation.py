@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from effc.compiler.inputs.sources.zoo import zoo
@@ -156,7 +157,8 @@ def answer_seconds(
     if contender == "transformers":
         options |= {"prompt_lookup_num_tokens": 10, "custom_generate": GenerationMixin._assisted_decoding}
     model.generate(row, **{**options, "max_new_tokens": 1, "prompt_lookup_num_tokens": None, "custom_generate": None})
-    clock = time.process_time if model.engine.threads == 1 else time.perf_counter
+    engine: Any = model.engine
+    clock = time.process_time if engine.threads == 1 else time.perf_counter
     start = clock()
     ids = model.generate(row, **options)
     return clock() - start, ids[0, len(prompt) :].tolist()

@@ -72,8 +72,39 @@ def library(measured: dict[str, Any]) -> list[tuple]:
     return rows
 
 
+def frontier(measured: dict[str, Any]) -> list[tuple]:
+    """Points of tokens a second against perplexity, each with the day of the race it ran in."""
+    head = ("engine", "file", "MB", "docs", "kjv", "geometric mean", "tokens/s", "lowest to highest", "race")
+    return [head] + [
+        (
+            *(row["engine"], row["label"], str(row["MB"])),
+            *(f"{row[value]:.2f}" for value in ("docs", "kjv", "perplexity")),
+            *(f"{row['tokens_s']:.0f}", "{:.0f} to {:.0f}".format(*row["range"]), row["date"]),
+        )
+        for row in measured["rows"]
+    ]
+
+
+def frontier_rivals(measured: dict[str, Any]) -> list[tuple]:
+    """For each point of another engine, the fastest of ours of the same race whose perplexity is no higher."""
+    rows: list[tuple] = [("no worse than", "the fastest of ours", "times as fast")]
+    for rival in (row for row in measured["rows"] if row["engine"] != "effc"):
+        better = [
+            row
+            for row in measured["rows"]
+            if row["engine"] == "effc" and row["date"] == rival["date"] and row["perplexity"] <= rival["perplexity"]
+        ]
+        best = max(better, key=lambda row: row["tokens_s"], default=None)
+        name = f"{rival['engine']} {rival['label']}"
+        rows.append(
+            (name, best["label"], f"{best['tokens_s'] / rival['tokens_s']:.2f}") if best else (name, "none", "")
+        )
+    return rows
+
+
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     **{table.__name__: (DATA / f"{table.__name__}.json", table) for table in (loads, tune, mixed)},
+    **{table.__name__: (DATA / "frontier.json", table) for table in (frontier, frontier_rivals)},
     "tune_amd": (DATA / "tune_amd.json", tune),  # of another machine: `python -m bench.tune --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library),
 }

@@ -13,8 +13,14 @@ import llama_cpp
 
 
 def main(file: str, context: str, threads: str) -> None:
-    counts = {"n_threads": int(threads), "n_threads_batch": int(threads)}
-    llama = llama_cpp.Llama(file, n_ctx=int(context), n_batch=int(context), verbose=False, **counts)
+    llama = llama_cpp.Llama(
+        file,
+        n_ctx=int(context),
+        n_batch=int(context),
+        n_threads=int(threads),
+        n_threads_batch=int(threads),
+        verbose=False,
+    )
     prompt: list[int] = []
     for line in sys.stdin:
         request = json.loads(line)
