@@ -89,7 +89,8 @@ class Hf(Source):
             raise Reject(
                 hub_error(
                     f"{label} is neither a folder nor a repository name",
-                    help='a folder is written "./folder", a repository "org/name"; a model that comes with effc is zoo("tiny-llama")',
+                    help='a folder is written "./folder", a repository "org/name"; '
+                    'a model that comes with effc is zoo("tiny-llama")',
                 )
             ) from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
