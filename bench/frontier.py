@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -184,12 +185,16 @@ def race(folder: Path, names: list[str], threads: int, rounds: int) -> dict[str,
 
 
 def write_json(lines: list[dict], file: Path, threads: int) -> None:
-    """Rows as `bench/frontier_svg.py` draws them."""
+    """Add rows of this race, with today's date, to those of other days."""
     from effc.compiler.core.fingerprint import machine_facts
 
-    machine = f"{machine_facts()['cpu']}, {threads} threads"
-    report = {"model": "SmolLM2-135M-Instruct", "machine": machine, "script": "bench/frontier.py", "rows": lines}
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    machine = "{cpu} ({isa}), {0} threads".format(threads, **machine_facts())
+    today = date.today().isoformat()
+    earlier = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = [row for row in earlier if row["date"] != today] + [row | {"date": today} for row in lines]
+    facts = {"model": "SmolLM2-135M-Instruct", "machine": machine, "script": "bench/frontier.py"}
+    lines_of_rows = ",\n  ".join(map(json.dumps, rows))
+    file.write_text(json.dumps(facts, indent=1)[:-2] + f',\n "rows": [\n  {lines_of_rows}\n ]\n}}\n')
 
 
 def engine_and_label(name: str) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from tables import latest
+
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 500, 64, 24, 56, 64
 COLORS = {"effc": "#0f766e", "llama.cpp": "#b45309", "ik_llama.cpp": "#7c3aed"}
 FONT = 12
@@ -23,9 +25,10 @@ Box = tuple[float, float, float, float]
 def main() -> None:
     source, target = map(Path, sys.argv[1:3])
     report = json.loads(source.read_text())
-    best = min(r["perplexity"] for r in report["rows"])
-    rows = [r for r in report["rows"] if r["perplexity"] <= 2 * best]
-    others = [r for r in report["rows"] if r not in rows]
+    points = latest(report["rows"])
+    best = min(r["perplexity"] for r in points)
+    rows = [r for r in points if r["perplexity"] <= 2 * best]
+    others = [r for r in points if r not in rows]
     target.write_text("\n".join([*drawing(rows, others, report), "</svg>", ""]))
 
 
@@ -43,7 +46,7 @@ def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Itera
     )
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
     yield f'<text x="{LEFT}" y="24" font-size="15" font-weight="600">{escape(report["model"])}: faster is up, better is left</text>'
-    yield from legend(report)
+    yield from legend(report, {r["engine"] for r in rows if r["date"] != max(r["date"] for r in rows)})
     for step in range(0, int(fastest) + 1, 50):
         y = at({"perplexity": low, "tokens_s": step})[1]
         yield f'<path d="M{LEFT} {y:.0f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>'
@@ -64,14 +67,15 @@ def drawing(rows: Sequence[dict], others: Sequence[dict], report: dict) -> Itera
     yield from points_and_labels([(row, *at(row)) for row in rows])
 
 
-def legend(report: dict) -> Iterator[str]:
+def legend(report: dict, other_days: set[str]) -> Iterator[str]:
     x = WIDTH - RIGHT - 330
     for engine in COLORS:
         yield mark(engine, False, x, 20)
         yield f'<text x="{x + 10}" y="24" fill="{COLORS[engine]}">{engine}</text>'
         x += 24 + 8 * len(engine)
     yield mark("effc", True, x, 20) + f'<text x="{x + 10}" y="24" fill="#374151">trained</text>'
-    yield f'<text x="{LEFT + 120}" y="{TOP - 8}" fill="#6b7280">on {escape(report["machine"])}</text>'
+    late = f"; {', '.join(sorted(other_days))} on another day" if other_days else ""
+    yield f'<text x="{LEFT + 120}" y="{TOP - 8}" fill="#6b7280">on {escape(report["machine"] + late)}</text>'
 
 
 def front(rows: Sequence[dict]) -> list[dict]:

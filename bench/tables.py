@@ -72,6 +72,14 @@ def library(measured: dict[str, Any]) -> list[tuple]:
     return rows
 
 
+def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points by their last race, those of effc first."""
+    points = {(row["engine"], row["label"]): row for row in sorted(rows, key=lambda row: row["date"])}
+    return sorted(
+        points.values(), key=lambda row: (row["engine"] != "effc", row["engine"], -row["MB"], row["perplexity"])
+    )
+
+
 def frontier(measured: dict[str, Any]) -> list[tuple]:
     """Points of tokens a second against perplexity, each with the day of the race it ran in."""
     head = ("engine", "file", "MB", "docs", "kjv", "geometric mean", "tokens/s", "lowest to highest", "race")
@@ -81,20 +89,39 @@ def frontier(measured: dict[str, Any]) -> list[tuple]:
             *(f"{row[value]:.2f}" for value in ("docs", "kjv", "perplexity")),
             *(f"{row['tokens_s']:.0f}", "{:.0f} to {:.0f}".format(*row["range"]), row["date"]),
         )
-        for row in measured["rows"]
+        for row in latest(measured["rows"])
+    ]
+
+
+HEADLINE = {
+    ("llama.cpp", "f16"): "llama.cpp f16",
+    ("llama.cpp", "q8_0"): "llama.cpp q8_0",
+    ("llama.cpp", "q4_0"): "llama.cpp q4_0",
+    ("effc", "int8, int16 inputs, scaled"): "**effc** `native(weights: int8, inputs: int16)` after `quantize.scale`",
+    ("effc", "int4, scaled, gptq"): "**effc** `native` int4 after `quantize.scale` and `quantize.gptq`",
+}
+
+
+def headline(measured: dict[str, Any]) -> list[tuple]:
+    """Five points of `frontier`, for README."""
+    points = {(row["engine"], row["label"]): row for row in latest(measured["rows"])}
+    return [("SmolLM2-135M on two cores of an AMD Zen 4", "MB", "perplexity", "tokens/s")] + [
+        (name, f"{points[key]['MB']}", f"{points[key]['perplexity']:.2f}", f"{points[key]['tokens_s']:.0f}")
+        for key, name in HEADLINE.items()
     ]
 
 
 def frontier_rivals(measured: dict[str, Any]) -> list[tuple]:
-    """For each point of another engine, the fastest of ours of the same race whose perplexity is no higher."""
+    """For each point of another engine, the fastest of ours of the same race whose perplexity is no higher: a trained
+    one only where no other is."""
     rows: list[tuple] = [("no worse than", "the fastest of ours", "times as fast")]
-    for rival in (row for row in measured["rows"] if row["engine"] != "effc"):
+    for rival in (row for row in latest(measured["rows"]) if row["engine"] != "effc"):
         better = [
             row
             for row in measured["rows"]
             if row["engine"] == "effc" and row["date"] == rival["date"] and row["perplexity"] <= rival["perplexity"]
         ]
-        best = max(better, key=lambda row: row["tokens_s"], default=None)
+        best = max(better, key=lambda row: ("trained" not in row["label"], row["tokens_s"]), default=None)
         name = f"{rival['engine']} {rival['label']}"
         rows.append(
             (name, best["label"], f"{best['tokens_s'] / rival['tokens_s']:.2f}") if best else (name, "none", "")
@@ -104,7 +131,7 @@ def frontier_rivals(measured: dict[str, Any]) -> list[tuple]:
 
 TABLES: dict[str, tuple[Path, Callable[[Any], list[tuple]]]] = {
     **{table.__name__: (DATA / f"{table.__name__}.json", table) for table in (loads, tune, mixed)},
-    **{table.__name__: (DATA / "frontier.json", table) for table in (frontier, frontier_rivals)},
+    **{table.__name__: (DATA / "frontier.json", table) for table in (frontier, frontier_rivals, headline)},
     "tune_amd": (DATA / "tune_amd.json", tune),  # of another machine: `python -m bench.tune --json FILE`
     "library": (ROOT / "recipes" / "effects.json", library),
 }

@@ -240,6 +240,13 @@ def test_a_newcomer_reads_the_readme_to_the_end():
     assert len(TEXTS["README.md"].splitlines()) <= 130
 
 
+def test_pages_of_the_site_are_staged_into_no_folder_that_has_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    staged = subprocess.run([sys.executable, ROOT / "docs/site/stage.py", tmp_path], capture_output=True, text=True)
+    assert staged.returncode != 0 and "has other files" in staged.stdout + staged.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.slow
 def test_the_site_has_every_page_in_its_navigation_and_every_word_fault_and_verb_in_its_reference(tmp_path):
     staged = subprocess.run([sys.executable, ROOT / "docs/site/stage.py", tmp_path], capture_output=True, text=True)

@@ -71,11 +71,12 @@ def pages_of(nav: list | dict | str) -> list[str]:
 def stage(into: Path) -> list[str]:
     """Write all pages and what they show into a folder. Returns a line for each fault.
 
-    What the folder had before is removed, so it is none of the repository outside of `build/`, nor above it.
+    What a folder below `build/` had before is removed; one outside of the repository has to be empty.
     """
     target = into.resolve()
-    if target in ROOT.parents or (target.is_relative_to(ROOT) and ROOT / "build" not in target.parents):
-        return [f"{into} has other files than these pages: name a folder below build/"]
+    is_in_use = target.is_relative_to(ROOT) or (target.is_dir() and any(target.iterdir()))
+    if ROOT / "build" not in target.parents and is_in_use:
+        return [f"{into} has other files than these pages: name a folder below build/, or an empty one elsewhere"]
     lost: list[str] = []
     files: set[str] = set()
     pages = {
