@@ -139,11 +139,11 @@ def _add_pretrained_attributes(model: Any, folder: Path) -> None:
     """Add what `from_pretrained` adds to a bare model."""
     from transformers import GenerationConfig
 
-    from ..models.checkpoints.checkpoint import transformers_errors_as_bad_config
+    from ..models.checkpoints.checkpoint import transformers_errors_as_invalid_config
     from ..models.checkpoints.generation_config import read_generation_config
 
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        with transformers_errors_as_bad_config(str(folder)):
+        with transformers_errors_as_invalid_config(str(folder)):
             read_generation_config(folder)
             model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = model.config.name_or_path = str(folder)

@@ -32,7 +32,7 @@ _MAX_BYTES, _MAX_SIGNATURES = 1 << 20, 32  # of the file, or one of keys, and si
 _MAX_NOTE = 1 << 14  # characters
 _MAX_TIME = 32  # characters
 
-bad_signing_key = Fault(
+invalid_signing_key = Fault(
     "bad-signing-key",
     "A key for signatures can't be read, or is of another kind.\n\n"
     "`effc sign --new-key FILE` makes a pair: FILE is secret and signs, FILE.pub (one line that starts with "
@@ -111,7 +111,7 @@ def write_key_pair(file: Path) -> str:
         file.with_name(f"{file.name}.pub").write_text(public + "\n", encoding="ascii")
     except OSError as error:
         raise Reject(
-            bad_signing_key(
+            invalid_signing_key(
                 f"{file} can't be written: {(error.strerror or str(error)).lower()}",
                 help="name a file that does not exist yet",
             )
@@ -232,7 +232,7 @@ def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
                 one = _trusted_key(line)
             except ValueError as error:
                 raise Reject(
-                    bad_signing_key(
+                    invalid_signing_key(
                         f"`{line[:80]}` is no public key: {error}",
                         help="it is one line, `ed25519:` and 44 characters; behind them may stand `until=2030-01-31`, "
                         "`since=2030-01-31` and `revoked`",
@@ -249,14 +249,14 @@ def _lines_of_key_file(file: str) -> Iterator[str]:
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or "it is no text").lower()
         raise Reject(
-            bad_signing_key(
+            invalid_signing_key(
                 f"`{file}` is no public key, and no file that holds one: {reason}",
                 help="give `ed25519:...`, or the FILE.pub that holds it",
             )
         ) from error
     lines = [line for row in text.splitlines() if (line := row.partition("#")[0].strip())]
     if not lines:
-        raise Reject(bad_signing_key(f"`{file}` holds no public key", help="give the FILE.pub that holds one"))
+        raise Reject(invalid_signing_key(f"`{file}` holds no public key", help="give the FILE.pub that holds one"))
     yield from lines
 
 
@@ -304,19 +304,19 @@ def _read_secret_key(file: Path) -> Any:
         key = load_pem_private_key(read_regular_file(file, CONFIG), password=None)
     except OSError as error:
         raise Reject(
-            bad_signing_key(
+            invalid_signing_key(
                 f"{file} can't be read: {(error.strerror or str(error)).lower()}",
                 help="`effc sign --new-key FILE` makes a key",
             )
         ) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise Reject(
-            bad_signing_key(
+            invalid_signing_key(
                 f"{file} is no secret key in PEM without a passphrase", help="`effc sign --new-key FILE` makes one"
             )
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise Reject(bad_signing_key(f"{file} is no Ed25519 key", help="`effc sign --new-key FILE` makes one"))
+        raise Reject(invalid_signing_key(f"{file} is no Ed25519 key", help="`effc sign --new-key FILE` makes one"))
     return key
 
 

@@ -17,7 +17,7 @@ from ..core.cache import default_cache
 from ..core.device import refuse_unusable_device, with_threads_set_in_torch
 from ..core.error_location import diagnostics_located_at
 from ..core.events import Warned, announcing_stage
-from ..core.options import apply_option_rules, bad_option, boolean, optional, text_list_option
+from ..core.options import apply_option_rules, boolean, invalid_option, optional, text_list_option
 from ..core.options import path as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
@@ -227,16 +227,16 @@ def model_key(call: Invocation) -> str:
 
 def _read_params_file(path: Path) -> Source:
     """The text of a params file; whatever is wrong with it is a mistake of the command line."""
-    from ...dsl.checker.overrides import bad_override
+    from ...dsl.checker.overrides import invalid_override
 
     if not os.path.isfile(path):
         raise Reject(
-            bad_override(f"there is no params file `{path}`", help='it holds one JSON object: {"keep": "80%"}')
+            invalid_override(f"there is no params file `{path}`", help='it holds one JSON object: {"keep": "80%"}')
         )
     try:
         return read_source(path)
     except Reject as rejection:
-        raise Reject(*(replace(d, fault=bad_override) for d in rejection.diagnostics)) from rejection
+        raise Reject(*(replace(d, fault=invalid_override) for d in rejection.diagnostics)) from rejection
 
 
 def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
@@ -280,7 +280,9 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
 def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
     """One recipe file with what is said of it. Raises Reject (bad-option) for values that mean nothing."""
     if callable(getattr(path, "state_dict", None)):
-        raise Reject(bad_option("`path` is a model, where a recipe's is needed", help="`effc.optimize` takes models"))
+        raise Reject(
+            invalid_option("`path` is a model, where a recipe's is needed", help="`effc.optimize` takes models")
+        )
     file = apply_option_rules({"path": path}, {"path": path_option})["path"]
     return Session(file, *session_options(renamed(options)))
 

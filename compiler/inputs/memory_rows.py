@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...dsl.syntax.diagnostics import Reject
-from ..core.options import bad_option
+from ..core.options import invalid_option
 from .windows import encode, no_tokenizer, start_token, token_windows
 
 HELD_OUT = 10  # of so many rows the last one
@@ -38,10 +38,10 @@ def rows_by_name(
 def _token_rows(data: Rows, tokenizer: Any, length: int, samples: int) -> Tensor:
     if isinstance(data, Tensor):
         if data.dim() != 2 or data.dtype.is_floating_point or data.dtype.is_complex or len(data) < 1:
-            raise Reject(bad_option(f"`data` is {data.dtype} of shape {list(data.shape)}", help=FORMS))
+            raise Reject(invalid_option(f"`data` is {data.dtype} of shape {list(data.shape)}", help=FORMS))
         return data[:samples].to("cpu", torch.int64)
     if not isinstance(data, Iterable):
-        raise Reject(bad_option(f"`data` is a {type(data).__name__}", help=FORMS))
+        raise Reject(invalid_option(f"`data` is a {type(data).__name__}", help=FORMS))
     if tokenizer is None:
         raise Reject(
             no_tokenizer(
@@ -52,7 +52,7 @@ def _token_rows(data: Rows, tokenizer: Any, length: int, samples: int) -> Tensor
     ids: list[int] = []
     for text in [data] if isinstance(data, str) else data:
         if not isinstance(text, str):
-            raise Reject(bad_option(f"`data` holds a {type(text).__name__} where a text is needed", help=FORMS))
+            raise Reject(invalid_option(f"`data` holds a {type(text).__name__} where a text is needed", help=FORMS))
         ids += encode(f"{text}\n\n", tokenizer)
         if len(ids) >= length * samples:
             break

@@ -13,7 +13,7 @@ from ..core.json_errors import describe_json_error
 from ..core.safe_read import parse_strict_json
 from .windows import read_text
 
-bad_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
+invalid_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
 no_field = Fault("no-field", "A data file has no field of the name that a recipe gives.")
 
 Record = dict[str, Any]
@@ -34,10 +34,10 @@ def read_records(path: Path) -> list[Record]:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         records = parse_each(lines, lambda entry: _parse(entry[1], f"line {entry[0]} of {path}"))
     if not isinstance(records, list) or not records:
-        raise Reject(bad_record(f"{path} holds no records", help="one JSON object a line, or one list of them"))
+        raise Reject(invalid_record(f"{path} holds no records", help="one JSON object a line, or one list of them"))
     odd = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
     if odd:
-        raise Reject(*(bad_record(f"record {number} of {path} is not an object") for number in odd[:MOST]))
+        raise Reject(*(invalid_record(f"record {number} of {path} is not an object") for number in odd[:MOST]))
     return records
 
 
@@ -61,7 +61,7 @@ def _parse(text: str, name: str) -> Any:
     try:
         return parse_strict_json(text)
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_record(f"{name} is not JSON: {describe_json_error(error)}")) from error
+        raise Reject(invalid_record(f"{name} is not JSON: {describe_json_error(error)}")) from error
 
 
 def require_field(records: Iterable[Record], name: str, path: str | Path) -> None:
@@ -83,7 +83,7 @@ def text_of(record: Record, name: str, line_number: int, path: str | Path) -> st
     """The text of a field; numbers count as text."""
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise Reject(bad_record(f"`{name}` of record {line_number} of {path} is not text"))
+        raise Reject(invalid_record(f"`{name}` of record {line_number} of {path} is not text"))
     return str(value)
 
 

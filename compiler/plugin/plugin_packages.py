@@ -24,7 +24,7 @@ from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 GROUP = "effc.plugins"
 FOLDERS = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
 
-bad_plugin = Fault(
+invalid_plugin = Fault(
     "bad-plugin",
     "An installed package brings a plug-in that effc can't take.\n\n"
     "A package in the entry point group `effc.plugins` has folders `passes`, `targets`, `metrics`, `data` or `models` "
@@ -85,7 +85,7 @@ def _package_folder_or_reject(name: str, package: str) -> Path:
 
 
 def _without_folder(name: str, package: str) -> Diagnostic:
-    return bad_plugin(
+    return invalid_plugin(
         f"the entry point `{name}` of {GROUP} names `{package}`, which is no package here",
         help="install the package that has it again, or remove it",
     )

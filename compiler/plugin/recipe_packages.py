@@ -29,7 +29,7 @@ DATA = (".effspec", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".safeten
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED = ("std",)
 
-bad_package = Fault(
+invalid_package = Fault(
     "bad-package",
     "A folder is no recipe package, or holds what a package may not.\n\n"
     "A package has an `effc-package.toml` with `name` and `version`, recipes in `recipes/`, and data beside them: "
@@ -66,17 +66,23 @@ def read_recipe_package(folder: Path) -> Package:
     try:
         body = read_toml(folder / PACKAGE_FILE, MIB, folder)
     except FileNotFoundError as error:
-        raise Reject(bad_package(f"{folder} has no {PACKAGE_FILE}", help="it needs `name` and `version`")) from error
+        raise Reject(
+            invalid_package(f"{folder} has no {PACKAGE_FILE}", help="it needs `name` and `version`")
+        ) from error
     except (OSError, ValueError) as error:
         help = 'it is written like `name = "edge"` and `version = "1.0"`, a line each'
-        raise Reject(bad_package(f"{folder / PACKAGE_FILE} is no TOML that can be read: {error}", help=help)) from error
+        raise Reject(
+            invalid_package(f"{folder / PACKAGE_FILE} is no TOML that can be read: {error}", help=help)
+        ) from error
     name, version, sentence = (body.get(key, "") for key in ("name", "version", "sentence"))
     if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _RESERVED):
         message = f"{folder / PACKAGE_FILE} has no `name` that a recipe could use"
-        raise Reject(bad_package(message, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken"))
+        raise Reject(
+            invalid_package(message, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken")
+        )
     if not all(isinstance(text, str) and text.isprintable() for text in (version, sentence)) or not version:
         raise Reject(
-            bad_package(f"{folder / PACKAGE_FILE} has no `version`, or one or a `sentence` of unprintable letters")
+            invalid_package(f"{folder / PACKAGE_FILE} has no `version`, or one or a `sentence` of unprintable letters")
         )
     return Package(name, version, sentence, folder, checked_tree_hash(folder))
 
@@ -111,13 +117,13 @@ def checked_tree_hash(folder: Path) -> str:
 
 
 def too_large(label: str) -> Diagnostic:
-    return bad_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
+    return invalid_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
 
 
 def checked_package_files(folder: Path, depth: int = 0) -> Iterator[Path]:
     """Files of a package in order; those whose names begin with a dot are no part of it."""
     if depth > DEEPEST:
-        raise Reject(bad_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
+        raise Reject(invalid_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
     for path in sorted(folder.iterdir()):
         mode = path.lstat().st_mode
         if path.name.startswith("."):
@@ -125,9 +131,9 @@ def checked_package_files(folder: Path, depth: int = 0) -> Iterator[Path]:
         if stat.S_ISDIR(mode):
             yield from checked_package_files(path, depth + 1)
         elif not stat.S_ISREG(mode):
-            raise Reject(bad_package(f"{path} is a link or no ordinary file", help="a package holds plain files"))
+            raise Reject(invalid_package(f"{path} is a link or no ordinary file", help="a package holds plain files"))
         elif path.suffix not in DATA:
-            raise Reject(bad_package(f"{path} is no data: a package holds none of `{path.suffix}`"))
+            raise Reject(invalid_package(f"{path} is no data: a package holds none of `{path.suffix}`"))
         else:
             yield path
 

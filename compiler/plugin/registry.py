@@ -16,7 +16,7 @@ from ...dsl.checker.recipe import Invocation
 from ...dsl.checker.values import MetricRef
 from ...dsl.checker.vocabulary import Vocabulary, Word
 from ...dsl.syntax.diagnostics import Diagnostic, Reject
-from .plugin_packages import bad_plugin, plugin_folders
+from .plugin_packages import invalid_plugin, plugin_folders
 
 # kind -> folders of its files, below effc's packages
 SHELVES = {
@@ -112,7 +112,7 @@ def _import_or_reject(kind: str, name: str, module: str) -> ModuleType:
         return import_module(module)
     except Exception as error:  # whatever the code of a package raises
         raise Reject(
-            bad_plugin(
+            invalid_plugin(
                 f"the {kind} `{name}` can't be imported from {module}: {type(error).__name__}: {error}",
                 help="--debug shows where; install another version of its package",
             )
@@ -120,14 +120,14 @@ def _import_or_reject(kind: str, name: str, module: str) -> ModuleType:
 
 
 def _has_two_files(kind: str, name: str, file: Path, other: Path) -> Diagnostic:
-    return bad_plugin(
+    return invalid_plugin(
         f"the {kind} `{name}` is in {file} and in {other}",
         help="a package names its plug-ins below a folder of its own name, such as `acme.halve`",
     )
 
 
 def _unreadable(kind: str, name: str, file: Path, error: Exception) -> Diagnostic:
-    return bad_plugin(
+    return invalid_plugin(
         f"the header of the {kind} `{name}` can't be read: {error}",
         help=f"a header is literal, since {file.name} is not imported to check a recipe; docs/plugins.md shows one",
     )

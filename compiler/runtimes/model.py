@@ -18,7 +18,7 @@ from ..core.json_errors import first_line
 from ..plugin.clock import Runtime
 from .cache import SequenceCache
 from .decoder import Decoder
-from .generation import Generation, bad_sampling, parse_generation_config
+from .generation import Generation, invalid_sampling, parse_generation_config
 from .inputs import check_ids, check_mask, token_loss, validate_sampling_options
 from .position_offsets import refuse_visible_padding
 from .sequence_pool import SequencePool
@@ -312,7 +312,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         except BaseException as error:
             cache.close()  # who keeps the error keeps no sequence
             if isinstance(error, ValueError) and not isinstance(error, KernelError):  # transformers refuses settings
-                raise Reject(bad_sampling(first_line(error).split(". ")[0])) from error
+                raise Reject(invalid_sampling(first_line(error).split(". ")[0])) from error
             raise
 
     def _sample(
@@ -366,7 +366,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Arguments of `forward` for a step of transformers' loops."""
         if seed is not None:
             help = "call `torch.manual_seed` instead"
-            raise Reject(bad_sampling("`seed` is of draws with one beam and no assistant", help=help))
+            raise Reject(invalid_sampling("`seed` is of draws with one beam and no assistant", help=help))
         kwargs.pop("tokenizer", None)  # of stop strings; transformers hands it on to `forward`
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
@@ -376,7 +376,9 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Sequences of the engine in place of keys and values."""
         if not isinstance(cache := model_kwargs["cache"], SequenceCache):
             help = "hand on the `cache` of an output of this model"
-            raise Reject(bad_sampling(f"the engine has nothing of the tokens in a {type(cache).__name__}", help=help))
+            raise Reject(
+                invalid_sampling(f"the engine has nothing of the tokens in a {type(cache).__name__}", help=help)
+            )
         if generation_config.use_cache is False:
             del model_kwargs["cache"]
 
@@ -386,7 +388,7 @@ class DecoderModel(GenerationMixin, nn.Module):
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and not 0 <= token < self.plan["vocabulary"]:
                     problem = f"`{name}` names a token that is none of the {self.plan['vocabulary']}"
-                    raise Reject(bad_sampling(problem))
+                    raise Reject(invalid_sampling(problem))
         return super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def is_remote_code(self) -> bool:

@@ -10,7 +10,7 @@ from transformers.generation import GenerateEncoderDecoderOutput
 from ...dsl.syntax.diagnostics import Fault, Reject
 from .cache import SequenceCache
 from .decoder import SourceDecoder
-from .generation import Generation, bad_sampling
+from .generation import Generation, invalid_sampling
 from .inputs import IGNORED, check_ids, check_mask, classification_loss
 from .model import DecoderModel, Output, check_token_ids, context_full
 from .position_offsets import refuse_visible_padding
@@ -56,7 +56,7 @@ class Seq2SeqModel(DecoderModel):
                 )
             )
         if not min(len(ids) for ids in sources):
-            raise Reject(bad_sampling("a source has no token", help="end it with the tokenizer's last token"))
+            raise Reject(invalid_sampling("a source has no token", help="end it with the tokenizer's last token"))
         ids = torch.cat(list(sources))
         check_token_ids(ids, self.engine.source_vocabulary)
         with self._exclusive():

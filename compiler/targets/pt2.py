@@ -128,7 +128,7 @@ class Pt2(Target):
             model = ctx.origin.build()
         refuse_encoder_decoder(model, cannot_export)
         if self.context:
-            _refuse_unfit_context(model, self.context)
+            _refuse_incompatible_context(model, self.context)
 
     def forms(self) -> tuple[Form, ...]:
         generates, steps = bool(self.context), 32 if self.context else 8
@@ -164,7 +164,7 @@ def _cannot(model: "nn.Module", error: Exception) -> Any:
 _LEAST = 64  # tokens: what the check in a fresh process takes, and some; `context` says it, too
 
 
-def _refuse_unfit_context(model: Any, context: int) -> None:
+def _refuse_incompatible_context(model: Any, context: int) -> None:
     """Raise Reject of a model that continues no text, or not that much."""
     from transformers import PreTrainedModel
 
@@ -195,7 +195,7 @@ def _export_and_save_decode_step(model: "nn.Module", context: int, folder: Path)
     from ..artifacts.exported_steps import export_decode_step
     from ..models.rows.forward import in_eval_mode
 
-    _refuse_unfit_context(model, context)
+    _refuse_incompatible_context(model, context)
     with in_eval_mode(model), torch.no_grad():
         try:
             step_program, facts = export_decode_step(model, context, cannot_export)

@@ -16,9 +16,9 @@ from ...compiler.transforms.lowering.attentions import (
     attention_calls,
     exclusive_cache_update,
     heads_of,
-    odd_option,
     replace_call,
     rewrite_attention_calls,
+    unsupported_option,
 )
 from ...compiler.transforms.lowering.choice import lowering_inaccurate
 from ...compiler.transforms.lowering.prediction_error import Accuracy, calibration_rows
@@ -27,7 +27,7 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ...kernels.cache import TOKENS
 from ...kernels.ops import KERNELS
 
-unfit_window = Fault("unfit-window", "A pruned cache is asked for a window that its blocks can't make.")
+incompatible_window = Fault("unfit-window", "A pruned cache is asked for a window that its blocks can't make.")
 
 
 class SparseKv(Pass):
@@ -71,7 +71,7 @@ class SparseKv(Pass):
         if self.window % TOKENS:
             multiple = max(TOKENS, round(self.window / TOKENS) * TOKENS)
             raise Reject(
-                unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {multiple}`")
+                incompatible_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {multiple}`")
             )
         if ctx.settings.device != "cpu":
             raise Reject(
@@ -122,8 +122,8 @@ class SparseKv(Pass):
 
 def _packed_cache_unsupported_reason(node: fx.Node) -> str:
     (queries, keys), d = heads_of(node), node.args[1].meta["shape"][-1]
-    if odd_option(node):
-        return odd_option(node)
+    if unsupported_option(node):
+        return unsupported_option(node)
     if node.kwargs.get("sliding_window"):
         return f"it sees the newest {node.kwargs['sliding_window']} tokens only"
     if exclusive_cache_update(node) is None:

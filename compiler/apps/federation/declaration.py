@@ -28,7 +28,7 @@ from .strategy import Strategy
 
 NAME, FORMAT = "federation.json", 3
 
-bad_federation = Fault(
+invalid_federation = Fault(
     "bad-federation", "The declaration of a federation is not one that this effc reads.", exit="environment"
 )
 other_base = Fault(
@@ -222,11 +222,13 @@ def read_declaration(file: Path) -> Declaration:
         return Declaration.from_json(body)
     except OSError as error:
         raise Reject(
-            bad_federation(f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote")
+            invalid_federation(
+                f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote"
+            )
         ) from error
     except MALFORMED as error:
         raise Reject(
-            bad_federation(f"{file} is no declaration of a federation: {error}", help="compile the recipe again")
+            invalid_federation(f"{file} is no declaration of a federation: {error}", help="compile the recipe again")
         ) from error
 
 

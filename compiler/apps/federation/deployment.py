@@ -131,7 +131,7 @@ def start_deployment(
     threads         of the server and of each node; None: as many as torch takes by itself
     """
     commands = flower_command_folder()
-    _refuse_unfit_deployment(folder, declaration, data_folders, port)
+    _refuse_incompatible_deployment(folder, declaration, data_folders, port)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_state(folder)
     write_keys_and_certificates(folder / "keys", declaration.clients)
@@ -155,7 +155,9 @@ def start_deployment(
         raise
 
 
-def _refuse_unfit_deployment(folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int) -> None:
+def _refuse_incompatible_deployment(
+    folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int
+) -> None:
     if (folder / NAME).is_file():
         raise Reject(deployed_already(f"{folder} holds a deployment", help="end it first: `effc federate down`"))
     if data_folders and len(data_folders) != declaration.clients:

@@ -8,7 +8,7 @@ from ....dsl.syntax.diagnostics import Reject
 from ...analysis.discovery.discover import skeleton_of
 from ...ir.layers.linear import weight_of
 from ...models.checkpoints.pretrained import pretrained
-from .faults import unfit_strategy
+from .faults import incompatible_strategy
 from .low_rank import modules
 from .state import Shapes
 
@@ -67,7 +67,7 @@ def _interventions(program: "Program") -> "dict[str, Intervention]":
     result = interventions_by_path(program.model)
     if not result:
         raise Reject(
-            unfit_strategy(
+            incompatible_strategy(
                 f"`trains: reft`, and {type(program.model).__name__} has no interventions",
                 help="put `reft.insert()` into the pipeline",
             )
@@ -75,19 +75,19 @@ def _interventions(program: "Program") -> "dict[str, Intervention]":
     return result
 
 
-def refuse_unfit_intervention_forms(program: "Program", personal: bool, way: str) -> None:
+def refuse_incompatible_intervention_forms(program: "Program", personal: bool, way: str) -> None:
     """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
     forms = {function.form for function in _interventions(program).values()}
     if personal and way != "project" and forms - {"loreft", "odireft"}:
         raise Reject(
-            unfit_strategy(
+            incompatible_strategy(
                 f"`way: {way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
                 help="`way: project`, or `reft.insert(form: loreft)`",
             )
         )
     if personal and way == "function" and forms != {"loreft"}:
         raise Reject(
-            unfit_strategy(
+            incompatible_strategy(
                 "`way: function` averages what `loreft` computes, and other forms compute something else",
                 help="`way: align`",
             )
@@ -103,7 +103,7 @@ def refuse_short_prompts(program: "Program", ctx: "Context", refs: "Sequence[Dat
         lengths = ctx.prompts(ref)
         if lengths is not None and len(lengths) and int(lengths.max()) < n_positions:
             raise Reject(
-                unfit_strategy(
+                incompatible_strategy(
                     f"interventions edit {n_positions} positions, and the longest prompt of `{ref.name}` has "
                     f"{int(lengths.max())} tokens",
                     help="insert interventions of fewer `positions`",
@@ -116,7 +116,7 @@ def refuse_prompt_beyond_positions(prompt_tokens: int, row_length: int, max_posi
     """Reject a soft prompt that leaves rows no room among a model's positions, where it says how many it has."""
     if max_positions is not None and prompt_tokens + row_length > max_positions:
         raise Reject(
-            unfit_strategy(
+            incompatible_strategy(
                 f"{prompt_tokens} embeddings in front of rows of {row_length} tokens are "
                 f"{prompt_tokens + row_length} positions, and the "
                 f"model was made for {max_positions}",
@@ -135,7 +135,7 @@ def require_full_size(program: "Program", sizes: "Sequence[SubNetwork]") -> None
     full_size, largest = params(skeleton_of(program)), max((size.params for size in sizes), default=0)
     if sizes and largest < full_size:
         raise Reject(
-            unfit_strategy(
+            incompatible_strategy(
                 f"the largest budget holds {largest:,} of {full_size:,} parameters, "
                 "and one client tells the others the "
                 "weights to start from",
@@ -153,7 +153,7 @@ def refuse_data_without_pairs(ctx: "Context", refs: "Sequence[DataRef]") -> None
         data = ctx.data(ref)
         if not isinstance(data, Texts) or len(data.fields) != 2:
             raise Reject(
-                unfit_strategy(
+                incompatible_strategy(
                     f"an index is made of documents and questions, and `{ref.name}` has none",
                     help='`texts`, with two fields: `fields: ["question", "answer"]`',
                     argument="data",

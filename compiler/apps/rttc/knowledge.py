@@ -29,7 +29,7 @@ from ...core.safe_read import CONFIG, MALFORMED, read_json, refuse_irregular_fil
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
-from .sample import Sample, bad_samples, distinct, read_samples
+from .sample import Sample, distinct, invalid_samples, read_samples
 from .selection import POOL, SELECTIONS
 
 FORMAT, NAME, TEXTS, VECTORS = 1, "kb.json", "samples.jsonl", "vectors.safetensors"
@@ -113,7 +113,7 @@ def build_knowledge_base(
     """
     samples = distinct(sample for file in files for sample in read_samples(file))
     if not samples:
-        raise Reject(bad_samples("the files hold no sample"))
+        raise Reject(invalid_samples("the files hold no sample"))
     draft_folder = draft_folder or folder.with_name(f".{folder.name}.building")
     identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
     raw = _embed_samples(samples, embedder, draft_folder / identity, on_progress)
@@ -122,7 +122,7 @@ def build_knowledge_base(
     guard_vectors = nn.functional.normalize(embedder.embed(list(evaluation_questions)) - centre, dim=-1)
     indices = _unguarded_sample_indices(samples, vectors, evaluation_questions, guard_vectors, max_cosine)
     if not indices:
-        raise Reject(bad_samples("every sample is one of the evaluation's questions"))
+        raise Reject(invalid_samples("every sample is one of the evaluation's questions"))
     _write_base(
         folder,
         [samples[i] for i in indices],

@@ -24,7 +24,7 @@ from ...core.safe_read import (
 from .embedder import Embedder
 from .logistic import fit_logistic_regression
 from .reward import finite
-from .sample import bad_samples
+from .sample import invalid_samples
 
 NAME, WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
 LEAST_AUC = 0.55  # below, a coin is about as good
@@ -163,7 +163,7 @@ def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
     try:
         lines = read_regular_file(file, DATA).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Reject(bad_samples(f"{file} can't be read")) from error
+        raise Reject(invalid_samples(f"{file} can't be read")) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -175,7 +175,7 @@ def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
                 raise ValueError("`right` is neither true nor false")
             graded.append(LabelledAnswer(str(body["question"]), str(body["answer"]), body["right"]))
         except MALFORMED as error:
-            raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
+            raise Reject(invalid_samples(f"line {number} of {file} is no graded answer: {error}")) from error
     if len({g.question for g in graded}) < 4:
-        raise Reject(bad_samples(f"{file} grades answers to fewer than 4 questions"))
+        raise Reject(invalid_samples(f"{file} grades answers to fewer than 4 questions"))
     return graded

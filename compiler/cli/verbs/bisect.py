@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
         Where the bound holds, it is what the recipe's baseline allows for the same metric."""
         from ...driver import api
-        from ...driver.judging.baseline import held_bound
+        from ...driver.judging.baseline import baseline_bound
 
         shared.require_environment()
         with shared.listening() as listener:
@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
             if len(chosen) != 1:
                 raise Reject(_unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate))
             (plan, bound), blame = chosen[0], api.bisect_bound(session, *chosen[0])
-            held = held_bound(session.path, plan, bound)
+            held = baseline_bound(session.path, plan, bound)
             if not blame.diagnostics and held is not None:  # the bound holds, and a baseline may allow less
                 blame = api.bisect_bound(session, plan, held)
         return print_bisect_result(blame, shared)

@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
     """`20GiB`, `500MB`, `1073741824`."""
     from ...core import options
 
-    with _as_bad_parameter(text):
+    with _as_parameter_error(text):
         return options.parse_byte_count(text)
 
 
@@ -45,12 +45,12 @@ def parse_duration(text: str) -> float:
     """Seconds of `90s`, `30m` or `30min`, `2h`."""
     from ...core import options
 
-    with _as_bad_parameter(text):
+    with _as_parameter_error(text):
         return options.parse_duration_with_unit(text)
 
 
 @contextmanager
-def _as_bad_parameter(text: str) -> Iterator[None]:
+def _as_parameter_error(text: str) -> Iterator[None]:
     """Errors of options as those of a flag with that text."""
     from ...core.options import OptionError
 

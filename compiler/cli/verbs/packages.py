@@ -211,7 +211,7 @@ def _fetch_commit(source: str, destination: Path) -> str:
 def _refuse_large_tree(folder: Path, source: str) -> None:
     """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
     stand for as many as one likes."""
-    from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, bad_package, too_large
+    from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, invalid_package, too_large
 
     count, bytes = 0, 0
     command = _command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
@@ -224,7 +224,7 @@ def _refuse_large_tree(folder: Path, source: str) -> None:
             for mode, name in (_entry(entry) for entry in entries):
                 if mode in _IRREGULAR_MODES and not any(part.startswith(".") for part in name.split("/")):
                     message = f"{name!a} in {source} is {_IRREGULAR_MODES[mode]}"
-                    raise Reject(bad_package(message, help="a package holds plain files"))
+                    raise Reject(invalid_package(message, help="a package holds plain files"))
             bytes += sum(int(size) for entry in entries if (size := entry.split(b"\t")[0].split()[-1]).isdigit())
             if count > MAX_FILES or bytes > MAX_BYTES or len(partial) > 1 << 16:
                 listing.kill()

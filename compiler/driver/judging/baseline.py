@@ -251,7 +251,7 @@ def find_comparable_entry(
     return entry
 
 
-def held_bound(recipe: Path, plan: "Plan", bound: Bound) -> Bound | None:
+def baseline_bound(recipe: Path, plan: "Plan", bound: Bound) -> Bound | None:
     """Bound that a baseline sets on the metric of another: the widest limit of the pipeline's artifacts; None where it
     has none, or times, which hold on one machine alone."""
     body = read_baseline(recipe)

@@ -26,7 +26,7 @@ not_compiled = Fault(
     "No artifact of the recipe is where it should be.\n\nCompile the recipe, or say with `-o` where its artifacts are.",
     exit="usage",
 )
-recipe_lost = Fault(
+missing_recipe = Fault(
     "recipe-lost",
     "The recipe that an artifact was compiled from is not beside it.\n\n"
     "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
@@ -143,7 +143,7 @@ def recipe_and_params(path: Path, recipe: Path | None) -> tuple[Path, dict[str, 
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
         raise Reject(
-            recipe_lost(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
+            missing_recipe(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
         )
     return file, params_set_at_compile(manifest)
 
@@ -157,7 +157,7 @@ def remeasure_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") 
     matching = [p for p in plans if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
     if not matching:
         raise Reject(
-            recipe_lost(
+            missing_recipe(
                 f"{session.path} has no pipeline `{manifest.name}` any more",
                 help="name the recipe of the artifact with --recipe",
             )

@@ -7,7 +7,7 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, bad_record, check_fields, read_records, text_of
+from ..records import Record, check_fields, invalid_record, read_records, text_of
 from ..windows import content_identity, encode, find_files, require_tokenizer, token_windows
 
 no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
@@ -106,7 +106,7 @@ class Chat(Data):
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages[:6])
             raise Reject(
-                bad_record(
+                invalid_record(
                     f"the tokenizer's chat template refuses a conversation of {roles}: {error}",
                     help="name roles and their order as the template does",
                 )
@@ -157,7 +157,7 @@ class Chat(Data):
             )
         ):
             raise Reject(
-                bad_record(
+                invalid_record(
                     f"`{self.messages}` of record {line_number} of {path} is no list of messages",
                     help='a message is {"role": "user", "content": "text"}',
                 )

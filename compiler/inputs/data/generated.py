@@ -13,7 +13,7 @@ from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import can_generate_from_ids_alone
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ...plugin.row_checks import bad_rows
+from ...plugin.row_checks import invalid_rows
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class Generated(Data):
         model = (ctx.original and ctx.original.model) or ctx.origin.load().eval()
         if not can_generate_from_ids_alone(model):
             raise Reject(
-                bad_rows(
+                invalid_rows(
                     f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
                     help='take rows from a text: `text("calib.txt")`, or of `sounds` where it hears',
                 )

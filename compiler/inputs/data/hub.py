@@ -13,12 +13,12 @@ from ...core.environment import check_modules
 from ...core.json_errors import first_line
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import bad_record, no_field
+from ..records import invalid_record, no_field
 from ..windows import encode, find_files, require_tokenizer, start_token, token_windows
 
 _LONGEST = 193  # characters of ORG/NAME, 96 each
 data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
-bad_dataset = Fault("bad-dataset", "A data set can't be read, or has no such split or configuration.")
+invalid_dataset = Fault("bad-dataset", "A data set can't be read, or has no such split or configuration.")
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
@@ -78,7 +78,7 @@ class Hub(Data):
             )
         texts = dataset[self.field][:]
         if not all(isinstance(t, str) for t in texts):
-            raise Reject(bad_record(f"`{self.field}` of `{self.name}` is not text"))
+            raise Reject(invalid_record(f"`{self.field}` of `{self.name}` is not text"))
         return [t for t in texts if t]
 
 
@@ -104,7 +104,7 @@ def _load_dataset(name: str, config: str | None, split: str, revision: str | Non
         ) from error
     except (ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise Reject(
-            bad_dataset(f"`{name}` can't be read, or has no split `{split}`", note=first_line(error))
+            invalid_dataset(f"`{name}` can't be read, or has no split `{split}`", note=first_line(error))
         ) from error
     finally:
         if not bars:
@@ -116,15 +116,17 @@ def _local_builder_and_files(name: str, folder: Path) -> tuple[str, list[str]] |
     path = Path(name).expanduser()
     if path.suffix not in FORMATS and not name.startswith((".", "/", "~")):
         if len(name) > _LONGEST:
-            raise Reject(bad_dataset(f"a name of the hub has at most {_LONGEST} characters, and this has {len(name)}"))
+            raise Reject(
+                invalid_dataset(f"a name of the hub has at most {_LONGEST} characters, and this has {len(name)}")
+            )
         return None
     if os.path.isdir(folder / path):
         files = [f for f in sorted((folder / path).rglob("*")) if f.suffix in FORMATS]
         files = [f for f in files if f.suffix == files[0].suffix]
         if not files:
-            raise Reject(bad_dataset(f"{folder / path} holds no {', '.join(FORMATS)} file"))
+            raise Reject(invalid_dataset(f"{folder / path} holds no {', '.join(FORMATS)} file"))
     else:
         files = find_files(name, folder)
     if files[0].suffix not in FORMATS:
-        raise Reject(bad_dataset(f"{files[0]} is none of {', '.join(FORMATS)}"))
+        raise Reject(invalid_dataset(f"{files[0]} is none of {', '.join(FORMATS)}"))
     return FORMATS[files[0].suffix], [str(f) for f in files]

@@ -8,7 +8,7 @@ from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import bad_record, no_field
+from ..records import invalid_record, no_field
 from ..windows import choose_rows, content_identity, find_files
 
 INTEGER_DTYPES = ("U8", "I64", "I32", "I16", "I8")
@@ -63,7 +63,7 @@ class Images(Data):
         slot = slots[name]
         if slot.dtype not in dtypes or len(slot.shape) != ndim or min(slot.shape) < 1:
             raise Reject(
-                bad_record(
+                invalid_record(
                     f"`{name}` of {path} is {slot.dtype} of shape {list(slot.shape)}",
                     help=f"{' or '.join(dtypes)} with {ndim} axes, none of them empty",
                 )

@@ -9,8 +9,8 @@ from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ...plugin.row_checks import bad_rows
-from ..records import bad_record, no_field
+from ...plugin.row_checks import invalid_rows
+from ..records import invalid_record, no_field
 from ..windows import choose_rows, content_identity, find_files
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
@@ -43,14 +43,14 @@ class Tokens(Data):
         slot = header.slots[name]
         if slot.dtype not in INTEGERS or len(slot.shape) != 2:
             raise Reject(
-                bad_record(
+                invalid_record(
                     f"`{name}` of {path} is {slot.dtype} of {len(slot.shape)} dimensions",
                     help="token rows are integers of shape [rows, length]",
                 )
             )
         if min(slot.shape) < 1 or slot.shape[1] < 2:
             raise Reject(
-                bad_rows(
+                invalid_rows(
                     f"`{name}` of {path} has {slot.shape[0]} rows of {slot.shape[1]} tokens",
                     help="at least one row of two tokens",
                 )

@@ -28,7 +28,7 @@ from ...models.checkpoints.weights import no_model, read_weight_headers
 from ...plugin.context import Context
 from ...plugin.interfaces import Source, param
 
-bad_gguf = Fault(
+invalid_gguf = Fault(
     "bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.", exit="environment"
 )
 
@@ -108,7 +108,9 @@ def _config_and_weight_count(path: Path, cache_file: Path, label: str, files: So
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
         assert isinstance(kind, type), f"several classes for a {type(parsed).__name__}"
     except (*_BREAKS, OSError) as error:
-        raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
+        raise Reject(
+            invalid_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))
+        ) from error
     config = json.loads(parsed.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
@@ -138,7 +140,7 @@ def read_tensor_shapes(path: Path, label: str) -> dict[str, Slot]:
         return {str(t.name): Slot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
     except (*_BREAKS, MemoryError) as error:
         raise Reject(
-            bad_gguf(
+            invalid_gguf(
                 f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
                 help="fetch the file again",
                 note=first_line(error),
@@ -216,7 +218,7 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
     except _BREAKS as error:
         if is_out_of_memory(error):
             raise
-        raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
+        raise Reject(invalid_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
     refuse_mismatched_weights(info, label)
     refuse_non_finite_parameters(model, label)
     save_model(model, str(destination / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once

@@ -19,7 +19,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import follow
 from ...core.json_errors import first_line
 from ...core.quantity import count_text
-from .config_bounds import bad_config
+from .config_bounds import invalid_config
 from .config_classes import drop_unsafe_config_keys, exported, model_class_from_architectures
 from .generation_config import NAME as GENERATION
 from .generation_config import read_generation_config
@@ -66,7 +66,7 @@ def build_model_from_config(config: Mapping[str, Any], dtype: str, code: Path | 
                 parsed, dtype=getattr(torch, dtype), trust_remote_code=True
             )
     parsed, kind = config_and_model_class(config)
-    with without_library_logs(), transformers_errors_as_bad_config(f"a `{config['model_type']}`"):
+    with without_library_logs(), transformers_errors_as_invalid_config(f"a `{config['model_type']}`"):
         module = kind._from_config(
             parsed, dtype=getattr(torch, dtype), attn_implementation=attn_implementation_of_class(kind, parsed)
         )
@@ -74,7 +74,7 @@ def build_model_from_config(config: Mapping[str, Any], dtype: str, code: Path | 
 
 
 @contextmanager
-def transformers_errors_as_bad_config(label: str) -> Iterator[None]:
+def transformers_errors_as_invalid_config(label: str) -> Iterator[None]:
     """Turn whatever transformers raises while it makes a model into Reject (bad-config): anyone wrote the config."""
     try:
         yield
@@ -83,7 +83,7 @@ def transformers_errors_as_bad_config(label: str) -> Iterator[None]:
     except Exception as error:
         lacks = isinstance(error, ImportError)
         raise Reject(
-            bad_config(
+            invalid_config(
                 f"transformers makes no model of the config of {label}",
                 note=first_line(error),
                 help="install what it asks for" if lacks else "take the model's own config.json; --debug shows where",
@@ -155,7 +155,7 @@ def config_and_model_class(
         StrictDataclassError,
     ) as error:
         raise Reject(
-            bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
+            invalid_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
         ) from error
     _refuse_timm_backbone(parsed)
     names = config.get("architectures") or ()
@@ -270,7 +270,7 @@ def load_by_from_pretrained(folder: Path, config: Mapping[str, Any], weights: We
         refuse_oversized_module(build_model_from_config(config, "float32"), weights.count)
     parsed, kind = config_and_model_class(config)
     as_stored(parsed)
-    with without_library_logs(), transformers_errors_as_bad_config(str(folder)):
+    with without_library_logs(), transformers_errors_as_invalid_config(str(folder)):
         return from_pretrained_with_weights(
             kind, parsed, folder, weights, attn_implementation=attn_implementation_of_class(kind, parsed), **options
         )

@@ -12,7 +12,7 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .safetensors_header import Slot
 
-bad_config = Fault(
+invalid_config = Fault(
     "bad-config", "A model's config.json can't be read or does not say what the model is.", exit="environment"
 )
 
@@ -53,17 +53,17 @@ def refuse_excessive_config_numbers(
         counts = _REPEATS.fullmatch(key) and (config.get("model_type"), name) not in _ROWS
         if value < 1 and _INPUT_SIZES.fullmatch(key):
             raise Reject(
-                bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
+                invalid_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
             )
         bound = layers if counts else 1 << 40 if _FREE.fullmatch(key) else size
         if (value < 0 and _COUNTS.match(key)) or math.isnan(value):
             raise Reject(
-                bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
+                invalid_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
             )
         if abs(value) > bound and type(value) is int:
             reason = "" if slots is None else ", which the weights don't have room for"
             raise Reject(
-                bad_config(
+                invalid_config(
                     f"{label}: `{name}` of the config is {value}{reason}", help="take the model's own config.json"
                 )
             )
@@ -74,7 +74,7 @@ def _refuse_indivisible_head_counts(config: Mapping[str, Any], label: str) -> No
     queries, keys = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if type(queries) is int and type(keys) is int and queries > keys > 0 and queries % keys:
         raise Reject(
-            bad_config(
+            invalid_config(
                 f"{label}: the config has {queries} attention heads (`num_attention_heads`), which "
                 f"{keys} of keys and values (`num_key_value_heads`) do not divide",
                 help="take the model's own config.json",
@@ -84,7 +84,7 @@ def _refuse_indivisible_head_counts(config: Mapping[str, Any], label: str) -> No
 
 def _iterate_config_numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
     if depth > _DEEPEST:
-        raise Reject(bad_config("the config is nested too deep", help="take the model's own config.json"))
+        raise Reject(invalid_config("the config is nested too deep", help="take the model's own config.json"))
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _iterate_config_numbers(item, f"{name}.{key}" if name else str(key), depth + 1)

@@ -13,7 +13,7 @@ NAME = "generation_config.json"
 _MAX_BEAMS, _MAX_VALUE = 64, 1 << 31
 _HELP = "fetch the file again, or remove it: generation then begins from the usual values"
 
-bad_generation = Fault(
+invalid_generation = Fault(
     "bad-generation-config",
     "A model's generation_config.json holds values that generation can't have.",
     exit="environment",
@@ -29,13 +29,13 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
         body = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
         raise Reject(
-            bad_generation(f"{path} can't be read as JSON: {describe_json_error(error)}", help=_HELP)
+            invalid_generation(f"{path} can't be read as JSON: {describe_json_error(error)}", help=_HELP)
         ) from error
     if not isinstance(body, dict):
-        raise Reject(bad_generation(f"{path} is no JSON object", help=_HELP))
+        raise Reject(invalid_generation(f"{path} is no JSON object", help=_HELP))
     for name, value in body.items():
         if not _is_valid_generation_value(name, value):
-            raise Reject(bad_generation(f"{path}: `{name[:60]}` is {str(value)[:60]!r}", help=_HELP))
+            raise Reject(invalid_generation(f"{path}: `{name[:60]}` is {str(value)[:60]!r}", help=_HELP))
     return body
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .text_process import LimitExceeded, text_process
 
-bad_tokenizer = Fault(
+invalid_tokenizer = Fault(
     "bad-tokenizer",
     "A model's tokenizer files can't be read, or describe a tokenizer that breaks.\n\n"
     "What they say comes from whoever made the model: steps that would make thousands of characters of one, texts "
@@ -65,12 +65,12 @@ class LimitedTokenizer:
             answer, body = self._answer(request, sum(len(str(text)) for text in input))
         except LimitExceeded as error:
             message = f"{self._label}: the model's tokenizer takes more time or memory at a text than there is for it"
-            raise Reject(bad_tokenizer(message, help=_HELP, note=str(error))) from error
+            raise Reject(invalid_tokenizer(message, help=_HELP, note=str(error))) from error
         if answer.get("type") == "TypeError":  # the text is none
             raise TypeError(answer["error"])
         if "error" in answer:
             message = f"{self._label}: the model's tokenizer breaks at a text"
-            raise Reject(bad_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]))
+            raise Reject(invalid_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]))
         return self._encodings(answer["lengths"], array("I", body))
 
     def _answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:

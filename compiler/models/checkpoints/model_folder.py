@@ -17,7 +17,7 @@ from ...core.cache import digest
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, TOKENIZER, read_json, refuse_irregular_file
 from ...core.settings import Settings
-from .config_bounds import bad_config, refuse_excessive_config_numbers
+from .config_bounds import invalid_config, refuse_excessive_config_numbers
 from .config_classes import fallback_class_note
 from .mamba_rescale import NOTE, rescales
 from .origin import Origin
@@ -130,16 +130,16 @@ def read_model_config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = read_json(path, CONFIG)
     except OSError as error:
-        raise Reject(bad_config(f"{path} can't be read: {error.strerror}")) from error
+        raise Reject(invalid_config(f"{path} can't be read: {error.strerror}")) from error
     except (ValueError, RecursionError) as error:
         raise Reject(
-            bad_config(f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again")
+            invalid_config(f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again")
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
+        raise Reject(invalid_config(f"{path} has no `model_type`", help="take the model's own config.json"))
     if not isinstance(config.get("architectures", []), (list, NoneType)):
         raise Reject(
-            bad_config(
+            invalid_config(
                 f"`architectures` of {path} is no list of names",
                 help='write it as ["BertForMaskedLM"], with the class that the weights are of',
             )

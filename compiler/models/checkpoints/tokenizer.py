@@ -14,7 +14,7 @@ from ...core.json_errors import first_line
 from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, read_json, read_regular_file, refuse_irregular_file
 from .checkpoint import without_library_logs
 from .config_classes import is_known_tokenizer_class
-from .limited_tokenizer import LimitedTokenizer, bad_tokenizer
+from .limited_tokenizer import LimitedTokenizer, invalid_tokenizer
 from .source_files import root_of
 from .tokenizer_checks import TEMPLATES, refuse_unbounded_tokenizer_json, refuse_unknown_added_token_fields
 from .tokenizer_pieces import check_tiktoken, refuse_unbounded_sentencepiece, refuse_unbounded_tekken
@@ -43,7 +43,7 @@ def load_checked_tokenizer(folder: Path, label: str, trusted: bool = False) -> A
         if isinstance(error, (MemoryError, RecursionError)):
             raise
         raise Reject(
-            bad_tokenizer(
+            invalid_tokenizer(
                 f"{label}: the tokenizer files in {folder} can't be read",
                 help="fetch them again",
                 note=first_line(error),
@@ -79,7 +79,7 @@ def _refuse_malformed_tokenizer_files(folder: Path, label: str) -> None:
             reading(path)
         except (OSError, *MALFORMED) as error:
             raise Reject(
-                bad_tokenizer(
+                invalid_tokenizer(
                     f"{label}: {path} describes no tokenizer that is taken",
                     help="fetch it again, from somebody whom you trust",
                     note=first_line(error),
@@ -96,7 +96,7 @@ def tokenizer_panics_as_diagnostics(label: str) -> Iterator[None]:
         if type(error).__name__ != "PanicException":  # its class can't be imported
             raise
         raise Reject(
-            bad_tokenizer(
+            invalid_tokenizer(
                 f"{label}: the model's tokenizer breaks at a text",
                 help="fetch the tokenizer files again, from somebody whom you trust",
                 note=first_line(error),
@@ -149,18 +149,18 @@ def _checked_file_fields_of_config(folder: Path, label: str) -> tuple[str, ...]:
     try:
         body = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
+        raise Reject(invalid_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
     if not isinstance(body, dict):
-        raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
+        raise Reject(invalid_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
     max_length = body.get("model_max_length")
     if max_length is not None and type(max_length) not in (int, float):
         raise Reject(
-            bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
+            invalid_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
         )
     name = body.get("tokenizer_class")
     if name is not None and not is_known_tokenizer_class(name):
         raise Reject(
-            bad_tokenizer(
+            invalid_tokenizer(
                 f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
                 help="fetch the tokenizer files again",
             )
@@ -168,7 +168,7 @@ def _checked_file_fields_of_config(folder: Path, label: str) -> tuple[str, ...]:
     other = next((name for name in _ELSEWHERE if body.get(name)), None)
     if other is not None:
         raise Reject(
-            bad_tokenizer(
+            invalid_tokenizer(
                 f"{label}: {path} has a `{other}`, which leads to other files than a tokenizer's",
                 help="fetch the tokenizer files again, from somebody whom you trust",
             )

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from ....dsl.syntax.diagnostics import Fault, Reject
 from ..checkpoints.text_process import LimitExceeded, text_process
 
-bad_template = Fault(
+invalid_template = Fault(
     "bad-chat-template", "The template by which a tokenizer writes conversations can't be used.", exit="environment"
 )
 TEMPLATE = 1 << 20  # characters of a template
@@ -41,7 +41,7 @@ def render_template_or_reject(tokenizer: Any, messages: Sequence[Mapping[str, An
         return render_template(tokenizer, messages, **variables)
     except (TemplateError, ValueError) as error:
         raise Reject(
-            bad_template(
+            invalid_template(
                 f"the tokenizer's chat template can't be used: {(str(error).splitlines() or ['?'])[0]}",
                 help="fetch the tokenizer files again",
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.syntax.diagnostics import Fault, Reject
-from ..inputs import check_ids, check_mask, classification_loss, unfit_inputs
+from ..inputs import check_ids, check_mask, classification_loss, invalid_inputs
 from ..model import DecoderModel, Output
 from ..position_offsets import other_positions, refuse_visible_padding
 from .plan_files import native_damaged
@@ -66,7 +66,7 @@ class NativeEncoder(DecoderModel):
         check_ids(input_ids)
         check_mask(attention_mask, input_ids)
         if labels is not None and self.states:
-            raise Reject(unfit_inputs("the model has no head that `labels` are of", help="leave `labels` out"))
+            raise Reject(invalid_inputs("the model has no head that `labels` are of", help="leave `labels` out"))
         if token_type_ids is not None and bool((token_type_ids != 0).any()):
             raise Reject(
                 two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")

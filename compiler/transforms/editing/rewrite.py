@@ -21,7 +21,7 @@ from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
 from ...ir.capture.capture import retrace_units
 from ...ir.capture.refresh import with_current_integers
-from ...ir.edits import Swappable, moved_path
+from ...ir.edits import Swappable, renamed_path
 from ...ir.graphs import ancestors, attends, is_masked, referenced, uses_self_attention_cache
 from ...ir.layers import swap_table
 from ...ir.liveness import detach, eliminate_dead_code
@@ -139,18 +139,18 @@ class Rewriter:
         edits.forget(path)
         edits.rename(new_paths)
         program.opaque = {
-            moved_path(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
+            renamed_path(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
         }
-        self.touched = {moved_path(p, new_paths) for p in self.touched if p != path}
+        self.touched = {renamed_path(p, new_paths) for p in self.touched if p != path}
         program.units = {u.path: u for u in self._update_remaining_unit_paths(path, new_paths)}
         self._remove_layer_from_config(owner, int(index))
-        self._assign_cache_slots({moved_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
+        self._assign_cache_slots({renamed_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
         self.dirty = True
 
     def _update_remaining_unit_paths(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
         for unit in self.program.units.values():
             if unit.path != dropped:
-                unit.path = moved_path(unit.path, new_paths)
+                unit.path = renamed_path(unit.path, new_paths)
                 if unit.edited:
                     unit.bind(self.program.model)
                 yield unit

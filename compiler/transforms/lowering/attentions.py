@@ -81,7 +81,7 @@ def rewrite_attention_calls(
     return refusals
 
 
-def odd_option(node: fx.Node) -> str:
+def unsupported_option(node: fx.Node) -> str:
     """An option of a call that changes what attention computes, as a reason; "" where there is none."""
     name = next((n for n in UNKNOWN if node.kwargs.get(n) is not None), "")
     return f"it attends with `{name}`, which only the model's own attention knows" if name else ""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....dsl.syntax.diagnostics import Reject
 from ...evaluation.timing import cache_of
 from ...models.rows.forward import evaluating, finite, logits_of_output, token_losses
-from ...plugin.row_checks import bad_rows
+from ...plugin.row_checks import invalid_rows
 from .prediction_error import Accuracy
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class OutputsBefore:
         prompt = max(length // 2, length - STEPS)
         if prompt < window + PAST_WINDOW:
             raise Reject(
-                bad_rows(
+                invalid_rows(
                     f"rows of {length} tokens are too short to test a window of {window}",
                     help=f"give rows of {window + PAST_WINDOW + STEPS} tokens or more as `data`",
                 )

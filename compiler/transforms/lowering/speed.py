@@ -16,7 +16,7 @@ from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
 from .contenders import EAGER, kernel_contender, torch_contenders
 from .racing import race
 
-bad_timings = Fault(
+invalid_timings = Fault(
     "bad-timings", "A file of timings can't be read, or lacks a shape that a model has.", exit="environment"
 )
 
@@ -116,7 +116,7 @@ def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[Kerne
         }
     except (OSError, *MALFORMED) as error:
         raise Reject(
-            bad_timings(
+            invalid_timings(
                 f"{file} holds no timings that can be read",
                 note=str(error)[:200],
                 help="give the manifest.json of what was lowered on that machine",
@@ -125,7 +125,7 @@ def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[Kerne
     missing = [case for case in cases if EAGER not in known.get(case, {})]
     if missing:
         raise Reject(
-            bad_timings(
+            invalid_timings(
                 f"{file} has no timing of {missing[0].name}",
                 help="lower this very model on that machine once, and take its manifest.json",
             )

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ...ir.program import Program
     from ...plugin.context import Context
 
-bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
+invalid_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Greedy:
             return [(order, 1.0)]
         if sum(self.split.share(kind) for kind in order) <= 0:
             raise Reject(
-                bad_turns(
+                invalid_turns(
                     f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
                     help="name kinds in `order` that `split` gives a share",
                     argument="order",
