@@ -122,5 +122,5 @@ def _numbered(stem: str) -> Iterable[str]:
 def checked_call(value: Any, role: str, example: str) -> ast.Call:
     """Node of a value that is a call of a word. Raises Reject (bad-option) for another."""
     if not isinstance(value, Value) or not isinstance(value.node, ast.Call):
-        raise Reject(invalid_option(f"a {role} is a {type(value).__name__}", help=f"write it like `{example}`"))
+        raise invalid_option(f"a {role} is a {type(value).__name__}", help=f"write it like `{example}`").rejection()
     return value.node

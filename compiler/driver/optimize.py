@@ -94,9 +94,9 @@ def _settings(options: Options) -> Settings:
     """Settings of options. Raises Reject (bad-option) for values of params, which such a recipe has none of."""
     settings, overrides, params_file = session_options(renamed(options))
     if overrides or params_file:
-        raise Reject(
-            invalid_option("`set` and `params` are for recipes with params", help="write values into the steps")
-        )
+        raise invalid_option(
+            "`set` and `params` are for recipes with params", help="write values into the steps"
+        ).rejection()
     return settings
 
 
@@ -147,12 +147,10 @@ class Optimized:
         where = apply_option_rules({"out": out}, {"out": path_option})["out"]
         with carets_in_notes():
             if self.stopped:
-                raise Reject(
-                    out_of_time(
-                        "the search was stopped, and a compile for one more target goes on to another model",
-                        help="call `effc.optimize` again with more `max_time`, or without: it goes on from there",
-                    )
-                )
+                raise out_of_time(
+                    "the search was stopped, and a compile for one more target goes on to another model",
+                    help="call `effc.optimize` again with more `max_time`, or without: it goes on from there",
+                ).rejection()
             unlimited = replace(self.source, settings=replace(self.source.settings, max_time=None))
             result = unlimited.compile(self.source.write(self.source.text(target)), where, force)
         emitted: list[Artifact | Page] = [*result.artifacts, *result.reports]

@@ -173,7 +173,7 @@ def _bind_stored_graph(model: nn.Module, path: str, entry: dict[str, Any]) -> No
 
 
 def _refusal(content: str) -> Reject:
-    return Reject(rejected_edits(f"stored edits hold {content}"))
+    return rejected_edits(f"stored edits hold {content}").rejection()
 
 
 def _need(condition: bool, content: str) -> None:

@@ -19,7 +19,7 @@ from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault
 
 GROUP = "effc.plugins"
 FOLDERS = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
@@ -81,7 +81,7 @@ def _package_folder_or_reject(name: str, package: str) -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         if (folder := Path(location, *inner)).is_dir():
             return folder
-    raise Reject(_without_folder(name, package))
+    raise _without_folder(name, package).rejection()
 
 
 def _without_folder(name: str, package: str) -> Diagnostic:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ....dsl.syntax.diagnostics import Reject
 from ...plugin.target import RunRequest, Screen
 
 if TYPE_CHECKING:
@@ -48,12 +47,10 @@ def recipe_folder(path: Path) -> Path:
     file = find_recipe_file(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
-        raise Reject(
-            missing_recipe(
-                f"{name}, whose folder the data of {path} lie in, is not beside it",
-                help=f"copy {name} and its data beside {path.name}, or run from their folder",
-            )
-        )
+        raise missing_recipe(
+            f"{name}, whose folder the data of {path} lie in, is not beside it",
+            help=f"copy {name} and its data beside {path.name}, or run from their folder",
+        ).rejection()
     return file.parent
 
 

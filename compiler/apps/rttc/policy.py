@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MALFORMED
 
 Branch = Literal["direct", "rag", "ttt"]
@@ -197,5 +197,5 @@ def parse_policy(text: bytes) -> Policy:
         if not all(kinds):
             raise ValueError("a field has another form, or is out of its range")
     except MALFORMED as error:
-        raise Reject(invalid_policy(f"the policy can't be read: {error}", help="emit the folder again")) from error
+        raise invalid_policy(f"the policy can't be read: {error}", help="emit the folder again").rejection() from error
     return policy

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import read_safetensors_header
 from ...plugin.context import Context
@@ -59,14 +58,12 @@ class Images(Data):
         (path,) = find_files(self.path, ctx.folder)
         slots = read_safetensors_header(path).slots
         if name not in slots:
-            raise Reject(no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")))
+            raise no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")).rejection()
         slot = slots[name]
         if slot.dtype not in dtypes or len(slot.shape) != ndim or min(slot.shape) < 1:
-            raise Reject(
-                invalid_record(
-                    f"`{name}` of {path} is {slot.dtype} of shape {list(slot.shape)}",
-                    help=f"{' or '.join(dtypes)} with {ndim} axes, none of them empty",
-                )
-            )
+            raise invalid_record(
+                f"`{name}` of {path} is {slot.dtype} of shape {list(slot.shape)}",
+                help=f"{' or '.join(dtypes)} with {ndim} axes, none of them empty",
+            ).rejection()
         with safe_open(path, "pt") as file:
             return file.get_tensor(name)

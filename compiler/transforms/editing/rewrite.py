@@ -10,7 +10,6 @@ from torch import fx, nn
 from transformers import PreTrainedModel
 
 from ....dsl.checker.skeleton import is_submodule
-from ....dsl.syntax.diagnostics import Reject
 from ...analysis.discovery.dead_rows import (
     live_indices,
     matmul_modules_with_fewer_users,
@@ -115,7 +114,9 @@ class Rewriter:
         number of layers that could be one less.
         """
         if reason := self._uncounted_layer_reason(path):
-            raise Reject(layer_needed(f"{path} can't be removed: {reason}", help="remove residual branches instead"))
+            raise layer_needed(
+                f"{path} can't be removed: {reason}", help="remove residual branches instead"
+            ).rejection()
         dry_run(self.program, path, lambda trial: Rewriter(trial)._remove_layer(path))
         self._remove_layer(path)
 
@@ -194,13 +195,10 @@ class Rewriter:
         trial = dry_run(self.program, label, lambda trial: Rewriter(trial)._remove_branch(path, join, keep, unread))
         freed = _size(self.program.model) - _size(trial.model)
         if freed < frees / 2:
-            raise Reject(
-                frees_nothing(
-                    f"without {label}, {freed:,} of {frees:,.0f} parameters would go: "
-                    "what stays reads what it computes",
-                    help="narrow it instead: `prune.channels`, `prune.heads`",
-                )
-            )
+            raise frees_nothing(
+                f"without {label}, {freed:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
+                help="narrow it instead: `prune.channels`, `prune.heads`",
+            ).rejection()
         self._remove_branch(path, join, keep, unread)
 
     def _remove_branch(self, path: str, add_name: str, remaining_operand: str | None, unread: frozenset[int]) -> None:
