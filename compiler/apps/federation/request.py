@@ -6,7 +6,6 @@
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.values import DataRef, Ratio, value_to_json
-from ....dsl.syntax.diagnostics import Reject
 from .budgets import Budget, Load, literal
 from .declaration import DataSet, Declaration
 from .faults import incompatible_strategy
@@ -52,25 +51,19 @@ def refuse_incompatible_rows(request: Any, ctx: "Context") -> None:
 def _refuse_incompatible_labels(request: Any, ctx: "Context") -> None:
     """Reject rows with classes, or without prompts, where what is trained can't learn from them."""
     if request.trains == "prompt" and _classifies(request, ctx):
-        raise Reject(
-            incompatible_strategy(
-                "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
-            )
-        )
+        raise incompatible_strategy(
+            "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
+        ).rejection()
     if _classifies(request, ctx) and request.strategy in ("svd", "hetlora"):
-        raise Reject(
-            incompatible_strategy(
-                f"`strategy: {request.strategy}` puts adapters together, and rows with classes train a head as well",
-                help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
-            )
-        )
+        raise incompatible_strategy(
+            f"`strategy: {request.strategy}` puts adapters together, and rows with classes train a head as well",
+            help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
+        ).rejection()
     if request.trains == "reft" and any(ctx.prompts(ref) is None for ref in refs_of(request)):
-        raise Reject(
-            incompatible_strategy(
-                "interventions edit prompts, and the rows don't say where a prompt ends",
-                help="give rows of `pairs` or `labels`",
-            )
-        )
+        raise incompatible_strategy(
+            "interventions edit prompts, and the rows don't say where a prompt ends",
+            help="give rows of `pairs` or `labels`",
+        ).rejection()
 
 
 def _classifies(request: Any, ctx: "Context") -> bool:
@@ -124,18 +117,10 @@ def make_declaration(
         return DataSet(ref.name, call.word, {k: value_to_json(v) for k, v in call.args.items()})
 
     distinct = {size.params: size for size in sizes}
-    same: tuple[str, ...] = (
-        "trains",
-        "alpha",
-        "strategy",
-        "center",
-        "way",
-        "clip",
-        "noise",
-        "delta",
-        "clients",
-        "split",
-        "beta",
+    same: tuple[str, ...] = tuple(
+        """
+        trains alpha strategy center way clip noise delta clients split beta
+        """.split()
     )
     same += ("steps", "batch", "lr", "rounds", "protects", "secure", "stream", "anchor", "top", "counted")
     same += ("allocation", "counts")
