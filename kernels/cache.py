@@ -86,24 +86,10 @@ class Cache:
     def _pack_oldest_blocks(self, keys: Tensor, values: Tensor, count: int) -> None:
         keys = self._zero_small_numbers(keys, self.keep[0], count)
         values = self._zero_small_numbers(values, self.keep[1], count)
-        native.call(
-            "pack_tokens",
-            levels.code(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            len(keys),
-            self.d,
-            keys.stride(0),
-            self.blocks,
-            count,
-            self.stream.data_ptr(),
-            self._capacity,
-            self.offsets.data_ptr(),
-            self.offsets.stride(0),
-            self.sparse,
-            torch.get_num_threads(),
-            label="the cache",
-        )
+        tokens = keys.data_ptr(), values.data_ptr(), len(keys), self.d, keys.stride(0)
+        blocks = self.stream.data_ptr(), self._capacity, self.offsets.data_ptr(), self.offsets.stride(0)
+        arguments = levels.code(), *tokens, self.blocks, count, *blocks, self.sparse, torch.get_num_threads()
+        native.call("pack_tokens", *arguments, label="the cache")
         self.blocks += count
 
     def _zero_small_numbers(self, tokens: Tensor, keep_share: float, count: int) -> Tensor:
@@ -124,13 +110,5 @@ class Cache:
         """Attention of one query token: q [sequences, query heads, d] -> the same shape."""
         name = "sparse_attention" if self.sparse else "dense_attention"
         op = getattr(torch.ops.effc, name)
-        return op(
-            q,
-            self.stream,
-            self.offsets,
-            self.keys,
-            self.values,
-            self.blocks,
-            self.recent,
-            self.d**-0.5 if scale is None else scale,
-        )
+        parts = self.stream, self.offsets, self.keys, self.values, self.blocks, self.recent
+        return op(q, *parts, self.d**-0.5 if scale is None else scale)

@@ -24,7 +24,7 @@ class CausalConv(Kernel):
     def keep(ctx, inputs, output) -> None:
         *tensors, bounds, silu = inputs
         ctx.save_for_backward(*tensors)
-        ctx.rest = bounds, silu
+        ctx.options = bounds, silu
 
     @staticmethod
     def fake(x, weight, bias, initial_state, bounds, silu):
@@ -57,27 +57,14 @@ class CausalConv(Kernel):
         y = torch.empty(b, t, c, dtype=x_rows.dtype)
         filters, bias = plain(weight.mT), plain(bias)  # [k, c]
         initial_state = None if initial_state is None or k == 1 else initial_state.mT.to(x_rows.dtype).contiguous()
-        run(
-            "causal_conv",
-            *layout_of(x_rows),
-            filters.data_ptr(),
-            at(bias),
-            at(initial_state),
-            y.data_ptr(),
-            at(bounds),
-            b,
-            t,
-            c,
-            k,
-            x_rows.dtype is torch.float32,
-            silu,
-            torch.get_num_threads(),
-        )
+        pointers = map(at, (filters, bias, initial_state, y, bounds))
+        is_float = x_rows.dtype is torch.float32
+        run("causal_conv", *layout_of(x_rows), *pointers, b, t, c, k, is_float, silu, torch.get_num_threads())
         return y.mT.to(x.dtype)
 
     @classmethod
     def backward(cls, ctx, grad):
-        tensors, (bounds, silu) = ctx.saved_tensors, ctx.rest
+        tensors, (bounds, silu) = ctx.saved_tensors, ctx.options
         with torch.enable_grad():
             leaves = x, weight, bias, before = [None if t is None else t.detach().requires_grad_() for t in tensors]
             y = cls.reference(x, weight, bias, before, bounds, silu)

@@ -33,20 +33,7 @@ class CausalConvStep(Kernel):
         if s < k - 1 or state.dtype is not x.dtype or not state.is_contiguous() or x.dtype is torch.float64:
             return cls.reference(x, state, weight, bias, silu)
         x, weight, bias, y = rows(x), plain(weight), plain(bias), torch.empty(b, c, dtype=x.dtype)
-        run(
-            cls.name,
-            *rows_of(x),
-            state.data_ptr(),
-            weight.data_ptr(),
-            at(bias),
-            y.data_ptr(),
-            b,
-            c,
-            s,
-            k,
-            x.dtype is torch.float32,
-            silu,
-        )
+        run(cls.name, *rows_of(x), *map(at, (state, weight, bias, y)), b, c, s, k, x.dtype is torch.float32, silu)
         return y
 
     accepts = CausalConv.accepts

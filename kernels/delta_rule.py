@@ -50,15 +50,8 @@ class DeltaRule(Kernel):
         s = torch.zeros(batches, heads, n, p) if state is None else plain(state).clone()
         y = torch.empty(batches, length, heads, p)
         sizes = batches, length, heads, groups, n, p
-        run(
-            cls.name,
-            *(part for x in operands for part in layout_of(x)),
-            at(y),
-            at(s),
-            *sizes,
-            by_channel,
-            torch.get_num_threads(),
-        )
+        layouts = (part for x in operands for part in layout_of(x))
+        run(cls.name, *layouts, at(y), at(s), *sizes, by_channel, torch.get_num_threads())
         return y.to(v.dtype), s
 
     @staticmethod

@@ -116,7 +116,7 @@ class Engine:
         """
         ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
         rows = _to_int_array("wanted positions", range(len(ids)) if outputs is None else outputs)
-        self._refuse_bad_batch(ids, owners, rows)
+        self._refuse_invalid_batch(ids, owners, rows)
         logits = torch.empty(len(rows), self.width)
         with self._handle_in_use() as handle:
             status = native.library_function("engine_run")(
@@ -137,7 +137,7 @@ class Engine:
         ids, owners = _to_int_array("tokens", ids), _to_int_array("sequences", sequences)
         if not self.sources:
             raise KernelError("the plan has no encoder, so it reads no sources")
-        self._refuse_bad_tokens(ids, owners, self.source_vocabulary)
+        self._refuse_invalid_tokens(ids, owners, self.source_vocabulary)
         if not len(ids):
             return
         self._refuse_split_or_continued_texts(owners, self.source)
@@ -151,7 +151,7 @@ class Engine:
         if status:
             raise native.error_of(status, "the engine")
 
-    def _refuse_bad_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
+    def _refuse_invalid_tokens(self, ids: array, owners: array, vocabulary: int) -> None:
         if len(ids) != len(owners):
             raise KernelError(f"{len(ids)} tokens need as many sequences, not {len(owners)}")
         if not len(ids):
@@ -163,8 +163,8 @@ class Engine:
                 f"sequences {min(owners)}..{max(owners)} are not all among this engine's {self.sequences}"
             )
 
-    def _refuse_bad_batch(self, ids: array, owners: array, rows: array) -> None:
-        self._refuse_bad_tokens(ids, owners, self.vocabulary)
+    def _refuse_invalid_batch(self, ids: array, owners: array, rows: array) -> None:
+        self._refuse_invalid_tokens(ids, owners, self.vocabulary)
         if not len(ids):
             return
         if self.bidirectional:

@@ -33,20 +33,11 @@ def read_route_step(self: _Reader, step: Mapping, destination: int, width: int) 
     self.need(width == 2 * count, f"it writes {2 * count} columns, and register {destination} has {width}")
     self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
     self.chosen[destination] = experts, count
-    self.emit(
-        "route",
-        destination,
-        x=step["x"],
-        kind=STEPS["route"]["kind"].split().index(step["kind"]),
-        weight=self.retained.vector_index(step["bias"], experts),
-        count=count,
-        group=groups,
-        block=top_groups,
-        stride=step["judges"],
-        interleaved=step["normal"],
-        number=step["eps"],
-        scale=step["scale"],
-    )
+    kind = STEPS["route"]["kind"].split().index(step["kind"])
+    bias = self.retained.vector_index(step["bias"], experts)
+    sizes = {"count": count, "group": groups, "block": top_groups, "stride": step["judges"]}
+    rules = {"interleaved": step["normal"], "number": step["eps"], "scale": step["scale"]}
+    self.emit("route", destination, x=step["x"], kind=kind, weight=bias, **sizes, **rules)
 
 
 def read_experts_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
@@ -60,15 +51,5 @@ def read_experts_step(self: _Reader, step: Mapping, destination: int, width: int
     columns = n if step["summed"] else count * n
     self.need(width == columns, f"it writes {columns} columns, and register {destination} has {width}")
     biases = -1 if step["biases"] is None else self.retained.matrix_index(step["biases"], known, n)
-    self.emit(
-        "experts",
-        destination,
-        x=step["x"],
-        y=step["chosen"],
-        weight=first,
-        bias=biases,
-        kind=step["summed"],
-        count=known,
-        block=count,
-        stride=0 if x == k else k,
-    )
+    sizes = {"count": known, "block": count, "stride": 0 if x == k else k, "kind": step["summed"]}
+    self.emit("experts", destination, x=step["x"], y=step["chosen"], weight=first, bias=biases, **sizes)

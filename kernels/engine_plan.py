@@ -186,7 +186,7 @@ class _Reader:
         if kind == "W":
             return isinstance(value, list) and len(value) > 0 and all(self.is_field_of_kind(v, "w") for v in value)
         if kind in ("w", "w?"):
-            return (isinstance(value, str) and value in self.retained.given) or (kind == "w?" and value is None)
+            return (isinstance(value, str) and value in self.retained.tensors) or (kind == "w?" and value is None)
         if kind in ("+", "0", "+?"):
             return _int(value, int(kind != "0")) or (kind == "+?" and value is None)
         if kind in ("f", "f?"):
@@ -222,16 +222,10 @@ class _Reader:
         group = step["group"]
         self.need(self.width(step["x"]) == width and width % group == 0, f"groups of {group} do not divide {width}")
         self.need(step["eps"] >= 0, f"its `eps` is {step['eps']}")
-        self.emit(
-            "norm",
-            destination,
-            x=step["x"],
-            kind=("rms", "layer").index(step["kind"]),
-            group=group,
-            number=step["eps"],
-            weight=self.retained.vector_index(step["weight"], group, width),
-            bias=self.retained.vector_index(step["bias"], group, width),
-        )
+        kind = ("rms", "layer").index(step["kind"])
+        weight, bias = (self.retained.vector_index(step[name], group, width) for name in ("weight", "bias"))
+        fields = {"kind": kind, "group": group, "number": step["eps"], "weight": weight, "bias": bias}
+        self.emit("norm", destination, x=step["x"], **fields)
 
     def _mean(self, step, to, width) -> None:
         columns, group = self.width(step["x"]), step["group"]
@@ -276,17 +270,8 @@ class _Reader:
             self.angles[key] = len(self.out.widths) - 1
             self.emit("angles", self.angles[key], weight=number, scale=step["scale"])
         self.need(self.width(self.angles[key]) == turned, f"its {turned} columns need as many half frequencies")
-        self.emit(
-            "rotary",
-            destination,
-            x=step["x"],
-            y=self.angles[key],
-            heads=heads,
-            head_dim=d,
-            rotary_dim=turned,
-            start=start,
-            interleaved=step["interleaved"],
-        )
+        sizes = {"heads": heads, "head_dim": d, "rotary_dim": turned, "start": start}
+        self.emit("rotary", destination, x=step["x"], y=self.angles[key], interleaved=step["interleaved"], **sizes)
 
     def _attention(self, step, destination, width) -> None:
         slot, heads = step["slot"], step["heads"]
@@ -299,25 +284,13 @@ class _Reader:
         widths, needed = [self.width(step[name]) for name in "qkv"], [heads * d, kv * d, kv * v]
         self.need(widths == needed, f"its registers have {widths}, not {needed}")
         self.need(width == heads * v, f"it writes {heads * v} columns, and register {destination} has {width}")
-        self.emit(
-            "attention",
-            destination,
-            x=step["q"],
-            y=step["k"],
-            z=step["v"],
-            slot=slot,
-            heads=heads,
-            kv_heads=kv,
-            head_dim=d,
-            value_dim=v,
-            scale=step["scale"],
-            softcap=step["softcap"] or 0.0,
-            window=min(step["window"] or 0, 2**31 - 1),
-            count=int(bidirectional),
-            weight=self.retained.vector_index(step["sinks"], heads),
-            skip=self.retained.vector_index(step["slopes"], heads),
-            bias=self.read_distance_table(step["distances"], heads, bidirectional),
-        )
+        sizes = {"slot": slot, "heads": heads, "kv_heads": kv, "head_dim": d, "value_dim": v}
+        scores = {"scale": step["scale"], "softcap": step["softcap"] or 0.0, "count": int(bidirectional)}
+        scores["window"] = min(step["window"] or 0, 2**31 - 1)
+        sinks, slopes = (self.retained.vector_index(step[name], heads) for name in ("sinks", "slopes"))
+        distances = self.read_distance_table(step["distances"], heads, bidirectional)
+        tables = {"weight": sinks, "skip": slopes, "bias": distances}
+        self.emit("attention", destination, x=step["q"], y=step["k"], z=step["v"], **sizes, **scores, **tables)
 
     def claim_cache_slot(self, slot: int, sizes: tuple[int, int, int]) -> None:
         """A slot that no step before has, of these heads, numbers of a key and of a value."""

@@ -20,16 +20,8 @@ def keep(self: _Reader, op: str, to: int, step: Mapping, **fields) -> None:
 def read_convolution_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     self.need(self.width(step["x"]) == width, f"registers {[step['x'], destination]} have different widths")
     filters = self.retained.matrix_index(step["filters"], None, width)
-    keep(
-        self,
-        "convolve",
-        destination,
-        step,
-        kind=step["silu"],
-        weight=filters,
-        count=self.retained.laid[filters].n,
-        bias=self.retained.vector_index(step["bias"], width),
-    )
+    weights = {"weight": filters, "bias": self.retained.vector_index(step["bias"], width)}
+    keep(self, "convolve", destination, step, kind=step["silu"], count=self.retained.laid[filters].n, **weights)
 
 
 def read_ssd_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
@@ -42,46 +34,20 @@ def read_ssd_step(self: _Reader, step: Mapping, destination: int, width: int) ->
     upper = math.inf if step["most"] is None else step["most"]
     self.need(0 <= step["least"] <= upper, f"its time steps are to be {step['least']} to {upper}")
     rates, skip, bias = (self.retained.vector_index(step[name], heads) for name in ("rates", "skip", "bias"))
-    keep(
-        self,
-        "ssd",
-        destination,
-        step,
-        y=step["dt"],
-        z=step["b"],
-        c=step["c"],
-        weight=rates,
-        skip=skip,
-        bias=bias,
-        kind=step["softplus"],
-        heads=heads,
-        kv_heads=groups,
-        head_dim=step["head_dim"],
-        states=states,
-        number=step["least"],
-        most=upper,
-    )
+    fields = {"y": step["dt"], "z": step["b"], "c": step["c"], "weight": rates, "skip": skip, "bias": bias}
+    fields |= {"kind": step["softplus"], "number": step["least"], "most": upper}
+    sizes = {"heads": heads, "kv_heads": groups, "head_dim": step["head_dim"], "states": states}
+    keep(self, "ssd", destination, step, **fields, **sizes)
 
 
 def read_selective_scan_step(self: _Reader, step: Mapping, destination: int, width: int) -> None:
     states, gate = step["states"], step["gate"]
     widths = {"x": width, "dt": width, "b": states, "c": states}
     scanned(self, step, widths if gate is None else {**widths, "gate": width})
-    keep(
-        self,
-        "selective",
-        destination,
-        step,
-        y=step["dt"],
-        z=step["b"],
-        c=step["c"],
-        gate=-1 if gate is None else gate,
-        weight=self.retained.matrix_index(step["rates"], width, states),
-        skip=self.retained.vector_index(step["skip"], width),
-        bias=self.retained.vector_index(step["bias"], width),
-        kind=step["softplus"],
-        states=states,
-    )
+    fields = {"y": step["dt"], "z": step["b"], "c": step["c"], "gate": -1 if gate is None else gate}
+    fields["weight"] = self.retained.matrix_index(step["rates"], width, states)
+    fields |= {name: self.retained.vector_index(step[name], width) for name in ("skip", "bias")}
+    keep(self, "selective", destination, step, kind=step["softplus"], states=states, **fields)
 
 
 def scanned(self: _Reader, step: Mapping, widths: Mapping[str, int]) -> None:
@@ -103,18 +69,5 @@ def read_delta_rule_step(self: _Reader, step: Mapping, destination: int, width: 
     self.need(n <= MAX_STATES, f"a key has {n} numbers")
     decays = heads * n if step["by_channel"] else heads
     fit(self, step, {"k": groups * n, "q": groups * n, "decay": decays, "beta": heads})
-    keep(
-        self,
-        "delta",
-        destination,
-        step,
-        y=step["decay"],
-        z=step["k"],
-        c=step["q"],
-        gate=step["beta"],
-        heads=heads,
-        kv_heads=groups,
-        head_dim=n,
-        value_dim=p,
-        kind=step["by_channel"],
-    )
+    operands = {"y": step["decay"], "z": step["k"], "c": step["q"], "gate": step["beta"], "kind": step["by_channel"]}
+    keep(self, "delta", destination, step, heads=heads, kv_heads=groups, head_dim=n, value_dim=p, **operands)

@@ -58,15 +58,6 @@ def read_recall_step(self: "_Reader", step: Mapping, destination: int, width: in
     q_width = self.width(step["q"])
     self.need(q_width == heads * d, f"its queries have {q_width} numbers, not {heads * d}")
     self.need(width == heads * v, f"it writes {heads * v} columns, and register {destination} has {width}")
-    self.emit(
-        "recall",
-        destination,
-        x=step["q"],
-        slot=slot,
-        heads=heads,
-        kv_heads=kv,
-        head_dim=d,
-        value_dim=v,
-        scale=step["scale"],
-        softcap=step["softcap"] or 0.0,
-    )
+    sizes = {"heads": heads, "kv_heads": kv, "head_dim": d, "value_dim": v}
+    softcap = step["softcap"] or 0.0
+    self.emit("recall", destination, x=step["q"], slot=slot, scale=step["scale"], softcap=softcap, **sizes)

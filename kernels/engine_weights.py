@@ -17,7 +17,7 @@ class Weights:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], deep: bool, refuse: Callable[[str], KernelError]):
-        self.given, self.deep, self.refuse = tensors, deep, refuse
+        self.tensors, self.deep, self.refuse = tensors, deep, refuse
         self.numbers: dict[str, int] = {}
         self.laid: list[Weight] = []
 
@@ -31,7 +31,7 @@ class Weights:
             return -1
         if name not in self.numbers:
             self.numbers[name] = len(self.laid)
-            self.laid.append(self.check_and_make_entry(name, self.given[name]))
+            self.laid.append(self.check_and_make_entry(name, self.tensors[name]))
         return self.numbers[name]
 
     def check_and_make_entry(self, name: str, tensor: Tensor) -> Weight:
@@ -71,7 +71,7 @@ class Weights:
         """The first number of packed weights of one shape, which are numbered one after another."""
         first = len(self.laid)
         for name in names:
-            self.laid.append(self.check_and_make_entry(name, self.given[name]))
+            self.laid.append(self.check_and_make_entry(name, self.tensors[name]))
             w, head = self.laid[-1], self.laid[first]
             self.need(w.form < 16, f"weight `{name}` is not packed for any kernel")
             self.need((w.n, w.k) == (head.n, head.k), f"weight `{name}` has another shape than `{names[0]}`")

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from .kernel import Kernel
 from .native import KernelError
-from .sequences import FLOATS, as_x, fit, one_type, plain, rows, rows_of, run
+from .sequences import FLOATS, as_x, at, fit, one_type, plain, rows, rows_of, run
 
 
 class GatedNorm(Kernel):
@@ -34,19 +34,8 @@ class GatedNorm(Kernel):
         assert x_rows is not None, "no x"
         x_rows, gate, weight = rows(x_rows), None if beside is None else rows(beside), plain(weight)
         y = torch.empty(m, width, dtype=x_rows.dtype)
-        run(
-            cls.name,
-            *rows_of(x_rows),
-            *rows_of(gate),
-            weight.data_ptr(),
-            y.data_ptr(),
-            m,
-            groups,
-            width // groups,
-            eps,
-            x_rows.dtype is torch.float32,
-            torch.get_num_threads(),
-        )
+        operands, sizes = (*rows_of(x_rows), *rows_of(gate), at(weight), at(y)), (m, groups, width // groups)
+        run(cls.name, *operands, *sizes, eps, x_rows.dtype is torch.float32, torch.get_num_threads())
         return y.to(x.dtype)
 
     @staticmethod

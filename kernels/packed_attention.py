@@ -39,21 +39,9 @@ class PackedAttention(Kernel):
         out, heads = torch.empty_like(q), len(stream)
         at = (t.data_ptr() for t in (q, stream, offsets, keys, values, out))
         group, strides = q.shape[0] * q.shape[1] // heads, (stream.stride(0), offsets.stride(0), keys.shape[1])
-        native.call(
-            cls.name,
-            levels.code(),
-            *at,
-            heads,
-            group,
-            q.shape[2],
-            blocks,
-            recent,
-            *strides,
-            scale,
-            q.dtype == torch.float32,
-            torch.get_num_threads(),
-            label="the cache",
-        )
+        sizes = heads, group, q.shape[2], blocks, recent, *strides
+        is_float, threads = q.dtype == torch.float32, torch.get_num_threads()
+        native.call(cls.name, levels.code(), *at, *sizes, scale, is_float, threads, label="the cache")
         return out
 
     @staticmethod

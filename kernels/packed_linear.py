@@ -73,20 +73,11 @@ class PackedLinear(Kernel):
         if bias is not None:
             bias = _fit(bias, n)
         y = torch.empty((*shape[:-1], n), dtype=dtype)
+        weight = packed.data_ptr(), packed.numel(), n, k
+        rows = x.data_ptr(), x.numel() // (k or 1), stride, dtype is torch.float32
+        shift = None if bias is None else bias.data_ptr(), bias is not None and bias.dtype is torch.float32
         status = native.library_function(cls.name)(
-            levels.code(),
-            packed.data_ptr(),
-            packed.numel(),
-            n,
-            k,
-            x.data_ptr(),
-            x.numel() // (k or 1),
-            stride,
-            dtype is torch.float32,
-            None if bias is None else bias.data_ptr(),
-            bias is not None and bias.dtype is torch.float32,
-            y.data_ptr(),
-            torch.get_num_threads(),
+            levels.code(), *weight, *rows, *shift, y.data_ptr(), torch.get_num_threads()
         )
         if status:
             raise native.error_of(status)

@@ -5,7 +5,7 @@ from torch.nn.functional import linear
 
 from .kernel import Kernel
 from .native import KernelError
-from .sequences import FLOATS, at, fit, plain, rows, run
+from .sequences import FLOATS, at, fit, plain, rows, rows_of, run
 
 MAX_ROWS = 8  # from there on torch's own product is as fast
 
@@ -32,19 +32,7 @@ class RowProduct(Kernel):
         if x.dtype is not w.dtype or x.dtype not in FLOATS:
             raise KernelError(f"rows of {x.dtype} do not fit a weight of {w.dtype}")
         x, w, bias, y = rows(x), w.contiguous(), plain(bias), torch.empty(m, n, dtype=x.dtype)
-        run(
-            cls.name,
-            x.data_ptr(),
-            x.stride(0),
-            w.data_ptr(),
-            at(bias),
-            y.data_ptr(),
-            m,
-            n,
-            k,
-            x.dtype is torch.float32,
-            torch.get_num_threads(),
-        )
+        run(cls.name, *rows_of(x), *map(at, (w, bias, y)), m, n, k, x.dtype is torch.float32, torch.get_num_threads())
         return y
 
     @staticmethod

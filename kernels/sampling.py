@@ -52,19 +52,10 @@ class Sampler:
         penalised = tokens is not None and self.repetition_penalty != 1
         penalised_ids = torch.as_tensor(tokens if penalised else [], dtype=torch.int64).contiguous()
         token = ctypes.c_int64()
-        status = native.library_function("sample")(
-            levels.code(),
-            logits.data_ptr(),
-            logits.numel(),
-            penalised_ids.data_ptr(),
-            penalised_ids.numel(),
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.repetition_penalty,
-            ctypes.byref(self._state),
-            ctypes.byref(token),
-        )
+        values = logits.data_ptr(), logits.numel(), penalised_ids.data_ptr(), penalised_ids.numel()
+        rules = self.temperature, self.top_k, self.top_p, self.repetition_penalty
+        results = ctypes.byref(self._state), ctypes.byref(token)
+        status = native.library_function("sample")(levels.code(), *values, *rules, *results)
         if status == _NOT_FINITE:
             raise KernelError("no token can be chosen: a logit is NaN or infinite")
         if status:

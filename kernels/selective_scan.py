@@ -11,14 +11,14 @@ from .sequences import at, checked_live_ranges, fit, inside, layout_of, one_type
 def keep(ctx, inputs, output) -> None:
     tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors)
-    ctx.rest = [x for x in inputs if not (x is None or isinstance(x, Tensor))]
+    ctx.options = [x for x in inputs if not (x is None or isinstance(x, Tensor))]
     ctx.set_materialize_grads(False)
 
 
 def backward(ctx, grad, grad_state) -> tuple:
     saved = ctx.saved_tensors
     x, dt, a, b, c, d, z, bias, state, bounds = saved
-    (softplus,) = ctx.rest
+    (softplus,) = ctx.options
     batches, channels, length = x.shape
     n = a.shape[1]
     grad = torch.zeros(x.shape) if grad is None else grad
@@ -30,30 +30,10 @@ def backward(ctx, grad, grad_state) -> tuple:
     of_a, of_state = (torch.zeros(batches, channels, n) for _ in range(2))
     of_d, of_bias = (torch.zeros(batches, channels) for _ in range(2))
     outputs = (of_x, of_dt, of_z, of_b, of_c, of_a, of_state, of_d, of_bias)
-    run(
-        "selective_scan_backward",
-        *map(at, wide),
-        *map(at, inputs),
-        *map(at, outputs),
-        at(checked_live_ranges(bounds, batches, length)),
-        batches,
-        length,
-        channels,
-        n,
-        softplus,
-        torch.get_num_threads(),
-    )
-    grads = (
-        of_x.mT,
-        of_dt.mT,
-        of_a.sum(0),
-        of_b.sum(1).mT,
-        of_c.sum(1).mT,
-        of_d.sum(0),
-        of_z.mT,
-        of_bias.sum(0),
-        of_state,
-    )
+    pointers = *map(at, wide), *map(at, inputs), *map(at, outputs), at(checked_live_ranges(bounds, batches, length))
+    run("selective_scan_backward", *pointers, batches, length, channels, n, softplus, torch.get_num_threads())
+    last_axis_first = of_x.mT, of_dt.mT, of_a.sum(0), of_b.sum(1).mT, of_c.sum(1).mT
+    grads = *last_axis_first, of_d.sum(0), of_z.mT, of_bias.sum(0), of_state
     x_, dt_, a_, b_, c_, d_, z_, bias_, state_ = (
         None if t is None else g.to(t.dtype) for t, g in zip(saved[:9], grads, strict=True)
     )
@@ -114,28 +94,10 @@ class SelectiveScan(Kernel):
         y = torch.empty(batches, length, channels, dtype=x_rows.dtype)
         h = torch.zeros(batches, channels, n) if state is None else state.float().contiguous().clone()
         a, d, bias = plain(a), plain(d), plain(bias)
-        run(
-            cls.name,
-            *layout_of(x_rows),
-            *layout_of(dt),
-            dt.stride(2),
-            *layout_of(z),
-            *layout_of(b),
-            *layout_of(c),
-            at(a),
-            at(d),
-            at(bias),
-            y.data_ptr(),
-            h.data_ptr(),
-            at(bounds),
-            batches,
-            length,
-            channels,
-            n,
-            x_rows.dtype is torch.float32,
-            softplus,
-            torch.get_num_threads(),
-        )
+        layouts = *layout_of(x_rows), *layout_of(dt), dt.stride(2), *layout_of(z), *layout_of(b), *layout_of(c)
+        pointers, sizes = map(at, (a, d, bias, y, h, bounds)), (batches, length, channels, n)
+        is_float = x_rows.dtype is torch.float32
+        run(cls.name, *layouts, *pointers, *sizes, is_float, softplus, torch.get_num_threads())
         return y.mT.to(x.dtype), h
 
     @staticmethod

@@ -44,26 +44,9 @@ class SelectiveStep(Kernel):
         x_rows, dt, b, c, z = (None if t is None else rows(t) for t in (x_rows, dt, b, c, z))
         h = plain(state)
         a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, channels, dtype=x_rows.dtype)
-        run(
-            cls.name,
-            *rows_of(x_rows),
-            *rows_of(dt),
-            *rows_of(z),
-            *rows_of(b),
-            *rows_of(c),
-            at(a),
-            at(d),
-            at(bias),
-            y.data_ptr(),
-            h.data_ptr(),
-            batches,
-            channels,
-            n,
-            x_rows.dtype is torch.float32,
-            softplus,
-            a_is_log,
-            torch.get_num_threads(),
-        )
+        operands = *rows_of(x_rows), *rows_of(dt), *rows_of(z), *rows_of(b), *rows_of(c)
+        pointers, is_float = map(at, (a, d, bias, y, h)), x_rows.dtype is torch.float32
+        run(cls.name, *operands, *pointers, batches, channels, n, is_float, softplus, a_is_log, torch.get_num_threads())
         if h is not state:
             state.copy_(h)
         return y.to(x.dtype)

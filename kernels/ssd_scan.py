@@ -20,23 +20,10 @@ def backward(ctx, grad, grad_state) -> tuple:
     of_state = torch.zeros(batches, heads, p, n)
     of_a, of_d, of_bias = (torch.zeros(batches, heads) for _ in range(3))
     outputs = (of_x, of_dt, of_b, of_c, of_state, of_a, of_d, of_bias)
-    softplus, least, upper = ctx.rest
-    run(
-        "ssd_scan_backward",
-        *map(at, inputs),
-        *map(at, outputs),
-        at(checked_live_ranges(bounds, batches, length)),
-        batches,
-        length,
-        heads,
-        p,
-        groups,
-        n,
-        least,
-        upper,
-        softplus,
-        torch.get_num_threads(),
-    )
+    softplus, least, upper = ctx.options
+    pointers = *map(at, inputs), *map(at, outputs), at(checked_live_ranges(bounds, batches, length))
+    sizes = batches, length, heads, p, groups, n
+    run("ssd_scan_backward", *pointers, *sizes, least, upper, softplus, torch.get_num_threads())
     of_b, of_c = (t.unflatten(2, (groups, -1)).sum(3) for t in (of_b, of_c))
     grads = (of_x, of_dt, of_a.sum(0), of_b, of_c, of_d.sum(0), of_bias.sum(0), of_state)
     *before, last = (None if t is None else g.to(t.dtype) for t, g in zip(saved[:8], grads, strict=True))
@@ -99,30 +86,10 @@ class SsdScan(Kernel):
         y = torch.empty(batches, length, heads, p, dtype=x_rows.dtype)
         h = torch.zeros(batches, heads, p, n) if state is None else state.float().contiguous().clone()
         a, d, bias = plain(a), plain(d), plain(bias)
-        run(
-            cls.name,
-            *layout_of(x_rows),
-            *layout_of(dt),
-            *layout_of(b),
-            *layout_of(c),
-            at(a),
-            at(d),
-            at(bias),
-            y.data_ptr(),
-            h.data_ptr(),
-            at(bounds),
-            batches,
-            length,
-            heads,
-            p,
-            groups,
-            n,
-            min_dt,
-            upper,
-            x_rows.dtype is torch.float32,
-            softplus,
-            torch.get_num_threads(),
-        )
+        layouts = *layout_of(x_rows), *layout_of(dt), *layout_of(b), *layout_of(c)
+        pointers, sizes = map(at, (a, d, bias, y, h, bounds)), (batches, length, heads, p, groups, n)
+        is_float = x_rows.dtype is torch.float32
+        run(cls.name, *layouts, *pointers, *sizes, min_dt, upper, is_float, softplus, torch.get_num_threads())
         return y.to(x.dtype), h
 
     @staticmethod

@@ -43,27 +43,10 @@ class SsdStep(Kernel):
         x_rows, dt, b, c = (rows(t.flatten(1)) for t in (x_rows, dt, b, c))
         h = plain(state)
         a, d, bias, y = plain(a), plain(d), plain(bias), torch.empty(batches, heads, p, dtype=x_rows.dtype)
-        run(
-            cls.name,
-            *rows_of(x_rows),
-            *rows_of(dt),
-            *rows_of(b),
-            *rows_of(c),
-            at(a),
-            at(d),
-            at(bias),
-            y.data_ptr(),
-            h.data_ptr(),
-            batches,
-            heads,
-            p,
-            groups,
-            n,
-            x_rows.dtype is torch.float32,
-            softplus,
-            a_is_log,
-            torch.get_num_threads(),
-        )
+        operands = *rows_of(x_rows), *rows_of(dt), *rows_of(b), *rows_of(c)
+        pointers, sizes = map(at, (a, d, bias, y, h)), (batches, heads, p, groups, n)
+        is_float = x_rows.dtype is torch.float32
+        run(cls.name, *operands, *pointers, *sizes, is_float, softplus, a_is_log, torch.get_num_threads())
         if h is not state:
             state.copy_(h)
         return y.to(x.dtype)

@@ -27,16 +27,8 @@ class UnpackLinear(Kernel):
         kernel = packing.kernel_of(packed)
         packing.check_packed_weight(kernel or "dense_linear", packed, n)
         weight = torch.empty((n, k))
-        native.call(
-            "unpack_linear",
-            levels.code(),
-            packed.data_ptr(),
-            packed.numel(),
-            n,
-            k,
-            weight.data_ptr(),
-            torch.get_num_threads(),
-        )
+        arguments = levels.code(), packed.data_ptr(), packed.numel(), n, k, weight.data_ptr(), torch.get_num_threads()
+        native.call("unpack_linear", *arguments)
         return weight
 
     @staticmethod

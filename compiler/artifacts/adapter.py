@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.safe_read import read_json
 
 rejected_adapter = Fault(
@@ -28,12 +28,12 @@ def load_peft_adapters(folder: Path, base: Any) -> Any:
     paths = {name for name, module in base.named_modules() if hasattr(module, "weight")}
     unknown = [path for path in body["target_modules"] if path not in paths]
     if unknown:
-        raise Reject(rejected_adapter(f"{folder / CONFIG} names `{unknown[0][:80]}`, which the base doesn't have"))
+        raise rejected_adapter(f"{folder / CONFIG} names `{unknown[0][:80]}`, which the base doesn't have").rejection()
     _check_tensor_header(folder, body)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise Reject(rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
+        raise rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}").rejection() from error
     config = LoraConfig(
         r=body["r"],
         lora_alpha=body["lora_alpha"],
@@ -47,7 +47,7 @@ def load_peft_adapters(folder: Path, base: Any) -> Any:
     try:
         set_peft_model_state_dict(model, tensors)
     except RuntimeError as error:
-        raise Reject(rejected_adapter(f"{folder / WEIGHTS} has other shapes than the base: {error}")) from error
+        raise rejected_adapter(f"{folder / WEIGHTS} has other shapes than the base: {error}").rejection() from error
     return model.eval()
 
 
@@ -63,16 +63,16 @@ def _check_tensor_header(folder: Path, body: dict[str, Any]) -> None:
     try:
         slots = read_safetensors_header(folder / WEIGHTS).slots
     except OSError as error:
-        raise Reject(rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}")) from error
+        raise rejected_adapter(f"{folder / WEIGHTS} can't be read: {error}").rejection() from error
     expected = {f"{_PREFIX}{path}.{side}.weight" for path in body["target_modules"] for side in ("lora_A", "lora_B")}
     if set(slots) != expected:
         difference = sorted(expected ^ set(slots))[0]
-        raise Reject(rejected_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{difference[:80]}`"))
+        raise rejected_adapter(f"{folder / WEIGHTS} and {CONFIG} differ about `{difference[:80]}`").rejection()
     for name, slot in slots.items():
         axis = 0 if name.endswith(".lora_A.weight") else 1
         if len(slot.shape) != 2 or slot.shape[axis] != body["r"]:
             fact = f"has `{name[:80]}` of {list(slot.shape)}, and the rank of {CONFIG} is {body['r']}"
-            raise Reject(rejected_adapter(f"{folder / WEIGHTS} {fact}"))
+            raise rejected_adapter(f"{folder / WEIGHTS} {fact}").rejection()
 
 
 def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
@@ -87,5 +87,5 @@ def _read_checked_adapter_config(file: Path) -> dict[str, Any]:
         targets = body.get("target_modules")
         assert isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets), "it names no modules"
     except (OSError, ValueError, AssertionError) as error:
-        raise Reject(rejected_adapter(f"{file}: {error}")) from error
+        raise rejected_adapter(f"{file}: {error}").rejection() from error
     return body | {"fan_in_fan_out": body.get("fan_in_fan_out") is True, "target_modules": sorted(targets)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISREG
 
-from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..core.cache import fsync_path, write_atomic
 from .card import model_card
 from .manifest import CARD, MEASURES, NAME, SBOM, Manifest, artifact_hash, dump, hash_files, verify_files
@@ -97,26 +97,22 @@ def refuse_output_path(destination: Path, force: bool, is_file: bool = False) ->
     existing = next(p for p in destination.absolute().parents if os.path.lexists(p))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "this user can't write there" if existing.is_dir() else "it is a file, not a folder"
-        raise Reject(
-            output_unwritable(
-                f"{_as_spelled(existing, destination)}: {reason}", help="name an output folder that you can write to"
-            )
-        )
+        raise output_unwritable(
+            f"{_as_spelled(existing, destination)}: {reason}", help="name an output folder that you can write to"
+        ).rejection()
     if not os.path.lexists(destination):
         return
     if not force:
-        raise Reject(_output_exists(destination))
+        raise _output_exists(destination).rejection()
     if is_file and destination.is_file() and not destination.is_symlink():
         return
     if not (destination / NAME).is_file() and (
         destination.is_symlink() or not destination.is_dir() or any(destination.iterdir())
     ):
-        raise Reject(
-            output_exists(
-                f"{destination} exists and is no artifact, so --force does not replace it",
-                help="remove it yourself, or name another folder",
-            )
-        )
+        raise output_exists(
+            f"{destination} exists and is no artifact, so --force does not replace it",
+            help="remove it yourself, or name another folder",
+        ).rejection()
 
 
 def _as_spelled(folder: Path, destination: Path) -> Path:
@@ -151,7 +147,7 @@ def _move_into_place(draft: Path, destination: Path, force: bool) -> None:
     old = draft.with_name(draft.name + ".old")
     if os.path.lexists(destination):
         if not force:  # came to be while we built
-            raise Reject(_output_exists(destination))
+            raise _output_exists(destination).rejection()
         _swap_folders(draft, destination, old)
     else:
         os.rename(draft, destination)
@@ -212,17 +208,12 @@ def filesystem_errors_as_diagnostics(destination: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             free = shutil.disk_usage(next(p for p in destination.parents if p.exists())).free
-            raise Reject(
-                disk_full(
-                    f"{destination} could not be written whole: {error.strerror}, {free} bytes are free there",
-                    help="make room, or name a folder on another disk; nothing was left behind",
-                )
-            ) from error
+            raise disk_full(
+                f"{destination} could not be written whole: {error.strerror}, {free} bytes are free there",
+                help="make room, or name a folder on another disk; nothing was left behind",
+            ).rejection() from error
         if error.errno in _CLOSED:
-            raise Reject(
-                output_unwritable(
-                    f"{error.filename or destination}: {error.strerror}",
-                    help="name an output folder that you can write to",
-                )
-            ) from error
+            raise output_unwritable(
+                f"{error.filename or destination}: {error.strerror}", help="name an output folder that you can write to"
+            ).rejection() from error
         raise

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.safe_read import MANIFEST, read_json
 
 FORMAT = 1
@@ -46,32 +46,28 @@ def read_compact_record(folder: Path) -> dict[str, Any]:
     try:
         body = read_json(file, MANIFEST)
     except OSError as error:
-        raise Reject(not_sealed(f"{folder} has no {CONFIG} that can be read")) from error
+        raise not_sealed(f"{folder} has no {CONFIG} that can be read").rejection() from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise Reject(not_sealed(f"{file} is not JSON")) from error
+        raise not_sealed(f"{file} is not JSON").rejection() from error
     record_stored = body.get(KEY) if isinstance(body, dict) else None
     if not isinstance(record_stored, dict):
-        raise Reject(
-            not_sealed(
-                f"{file} has no key `{KEY}`",
-                help="an ordinary checkpoint is loaded with transformers' own `from_pretrained`",
-            )
-        )
+        raise not_sealed(
+            f"{file} has no key `{KEY}`",
+            help="an ordinary checkpoint is loaded with transformers' own `from_pretrained`",
+        ).rejection()
     if type(record_stored.get("format")) is not int or record_stored["format"] > FORMAT:
-        raise Reject(
-            not_sealed(
-                f"{file} has record format {record_stored.get('format')}, this effc reads {FORMAT}",
-                help="install the effc that wrote it, or a newer one",
-            )
-        )
+        raise not_sealed(
+            f"{file} has record format {record_stored.get('format')}, this effc reads {FORMAT}",
+            help="install the effc that wrote it, or a newer one",
+        ).rejection()
     base = record_stored.get("base")
     if not (isinstance(base, dict) and isinstance(base.get("model_type"), str) and "edits" in record_stored):
-        raise Reject(not_sealed(f"{file} lacks the original config or the edits"))
+        raise not_sealed(f"{file} lacks the original config or the edits").rejection()
     if str(record_stored.get("dtype")) not in _DTYPES:
-        raise Reject(not_sealed(f"{file} has another dtype than {', '.join(_DTYPES)}"))
+        raise not_sealed(f"{file} has another dtype than {', '.join(_DTYPES)}").rejection()
     versions = record_stored.get("versions", {})
     if not (isinstance(versions, dict) and all(isinstance(text, str) for text in versions.values())):
-        raise Reject(not_sealed(f"{file} has versions of another form"))
+        raise not_sealed(f"{file} has versions of another form").rejection()
     return record_stored
 
 

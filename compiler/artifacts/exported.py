@@ -12,7 +12,7 @@ from torch import nn
 from ...dsl.syntax.diagnostics import Fault, Reject
 from ..core.json_errors import first_line, is_out_of_memory
 from ..core.safe_read import parse_strict_json, read_regular_file, refuse_irregular_file
-from ..ir.layers.linear import count_params as held_by
+from ..ir.layers.linear import count_params as count_plain_params
 from ..models.checkpoints.generation_config import read_generation_config
 from .openers.export import STEP, STEP_FACTS, Exported
 
@@ -68,12 +68,10 @@ def _refuse_unlisted_operators(path: Path) -> None:
     try:
         read_checked_archive(path)
     except Unlisted as error:
-        raise Reject(
-            rejected_program(
-                f"the exported program holds {error}, which effc would not read again",
-                help="`hf` and `native` write the model in other ways",
-            )
-        ) from error
+        raise rejected_program(
+            f"the exported program holds {error}, which effc would not read again",
+            help="`hf` and `native` write the model in other ways",
+        ).rejection() from error
 
 
 def check(folder: Path) -> None:
@@ -97,11 +95,9 @@ def _read_step_facts(folder: Path) -> Any:
     try:
         return read_step_facts(folder)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(
-            rejected_program(
-                f"{folder / STEP_FACTS} does not say what {STEP} takes: {error}", help="compile it again with this effc"
-            )
-        ) from error
+        raise rejected_program(
+            f"{folder / STEP_FACTS} does not say what {STEP} takes: {error}", help="compile it again with this effc"
+        ).rejection() from error
 
 
 def _read_archive(path: Path) -> "Archive":
@@ -115,7 +111,7 @@ def _read_archive(path: Path) -> "Archive":
     except Unlisted as error:
         raise _refusal(path, error) from error
     except OSError as error:
-        raise Reject(rejected_program(f"{path} can't be read: {error.strerror}")) from error
+        raise rejected_program(f"{path} can't be read: {error.strerror}").rejection() from error
 
 
 def _read_stated_params(folder: Path) -> int | None:
@@ -129,7 +125,7 @@ def _read_stated_params(folder: Path) -> int | None:
             return stored
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise Reject(rejected_program(f"{path} states no number of params", help="compile it again with this effc"))
+    raise rejected_program(f"{path} states no number of params", help="compile it again with this effc").rejection()
 
 
 def load_exported_model(folder: Path) -> nn.Module:
@@ -146,7 +142,7 @@ def load_exported_model(folder: Path) -> nn.Module:
     facts, archive = _read_step_facts(folder), _read_archive(folder / STEP)
     facts_of_model = {
         "class": "exported program",
-        "params": n_params or held_by(plain),
+        "params": n_params or count_plain_params(plain),
         "vocabulary": _vocabulary_by_forward(folder, plain),
     }
     model = Continued(
@@ -161,12 +157,12 @@ def _vocabulary_by_forward(folder: Path, prefill: Exported) -> int:
     with torch.no_grad():
         logits = prefill(input_ids=torch.zeros(1, 2, dtype=torch.int64))
     if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
-        raise Reject(rejected_program(f"{folder / FILE} gives no logits", help="compile it again with this effc"))
+        raise rejected_program(f"{folder / FILE} gives no logits", help="compile it again with this effc").rejection()
     return logits.shape[-1]
 
 
 def _refusal(path: Path, error: "Unlisted") -> Reject:
-    return Reject(rejected_program(f"{path} holds {error}", help="compile it again with this effc"))
+    return rejected_program(f"{path} holds {error}", help="compile it again with this effc").rejection()
 
 
 def _deserialize_module(path: Path, archive: "Archive") -> nn.Module:
@@ -190,10 +186,8 @@ def _deserialize_module(path: Path, archive: "Archive") -> nn.Module:
         cause = error.__cause__ or error  # the other one begins with all that the node says
         if is_out_of_memory(cause):
             raise MemoryError(first_line(cause)) from error
-        raise Reject(
-            rejected_program(
-                f"{path} holds no program that torch can read",
-                note=f"{type(cause).__name__}: {first_line(cause)}",
-                help="compile it again with this effc and this torch",
-            )
-        ) from error
+        raise rejected_program(
+            f"{path} holds no program that torch can read",
+            note=f"{type(cause).__name__}: {first_line(cause)}",
+            help="compile it again with this effc and this torch",
+        ).rejection() from error

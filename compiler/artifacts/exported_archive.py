@@ -20,18 +20,11 @@ from .exported_json import Unlisted, parse_program_json
 
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,6}")
 _PLAIN = frozenset(
-    {
-        "archive_format",
-        "archive_version",
-        "byteorder",
-        ".data/version",
-        ".data/serialization_id",
-        "models/model.json",
-        "data/weights/model_weights_config.json",
-        "data/constants/model_constants_config.json",
-        "data/sample_inputs/model.pt",
-        "extra/inputs.json",
-    }
+    """
+    archive_format archive_version byteorder .data/version .data/serialization_id models/model.json
+    data/weights/model_weights_config.json data/constants/model_constants_config.json
+    data/sample_inputs/model.pt extra/inputs.json
+    """.split()
 )
 _SAMPLES = "data/sample_inputs/model.pt"
 _DTYPES = {

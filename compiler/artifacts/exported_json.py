@@ -24,36 +24,11 @@ _NUMBERS = ("Infinity", "-Infinity", "NaN")
 _DEVICES = ("cpu", "meta")
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 _SUMS = frozenset(
-    {
-        "Symbol",
-        "Integer",
-        "Rational",
-        "Add",
-        "Mul",
-        "Max",
-        "Min",
-        "Mod",
-        "FloorDiv",
-        "PythonMod",
-        "CleanDiv",
-        "ModularIndexing",
-        "IntTrueDiv",
-        "Eq",
-        "Ne",
-        "Lt",
-        "Le",
-        "Gt",
-        "Ge",
-        "StrictLessThan",
-        "LessThan",
-        "StrictGreaterThan",
-        "GreaterThan",
-        "Equality",
-        "Unequality",
-        "And",
-        "Or",
-        "Not",
-    }
+    """
+    Symbol Integer Rational Add Mul Max Min Mod FloorDiv PythonMod CleanDiv ModularIndexing IntTrueDiv
+    Eq Ne Lt Le Gt Ge StrictLessThan LessThan StrictGreaterThan GreaterThan Equality Unequality And Or
+    Not
+    """.split()
 )
 _ASSUMPTIONS = frozenset({"positive", "integer", "nonnegative", "negative", "zero", "real", "finite", "nonzero"})
 _REJECTED_FIELDS = frozenset(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import StaticLayer
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.safe_read import parse_strict_json, read_regular_file
 from ..runtimes.native.kv_tensors import decoder_sample_inputs
 from ..runtimes.padded import SEQUENCES, PaddedModel, PaddedRows
@@ -72,7 +72,7 @@ def export_decode_step(model: nn.Module, context: int, fault: Fault) -> tuple[An
     """The program, and what a caller has to know of it. Raises Reject of `fault`, or whatever torch meets."""
     inputs, past_parts, slots = decoder_sample_inputs(model, fault, _INSTEAD)
     if not past_parts:
-        raise Reject(fault(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD))
+        raise fault(f"{type(model).__name__} has no layer with keys and values left", help=_INSTEAD).rejection()
     mask = torch.ones(len(inputs["input_ids"]), context, dtype=torch.int64)
     mask[-1, 0] = 0
     past = [torch.zeros(part.shape[0], part.shape[1], context, part.shape[3], dtype=part.dtype) for part in past_parts]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from .manifest import Manifest, read_manifest
 
 no_front = Fault("no-front", "A point is picked from an artifact that holds one model.", exit="usage")
@@ -12,10 +12,8 @@ def read_front_manifest(path: Path) -> Manifest:
     """The manifest of a front; Reject (no-front) of anything else."""
     front = read_manifest(path)
     if not front.members:
-        raise Reject(
-            no_front(
-                f"{path} was written by the target `{front.kind}`, which holds one model",
-                help='emit a front first: `emit NAME { front("sizes") }`',
-            )
-        )
+        raise no_front(
+            f"{path} was written by the target `{front.kind}`, which holds one model",
+            help='emit a front first: `emit NAME { front("sizes") }`',
+        ).rejection()
     return front

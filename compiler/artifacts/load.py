@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ...dsl.checker.profiles import MAX_THREADS
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core import options
 from ..core.device import refuse_unusable_device
 from ..core.events import Listener, Warned, silent
@@ -104,7 +104,7 @@ def _load_checked(
     folder, manifest = locate_checkpoint_and_artifact(path)
     target = target_of(folder, manifest[1] if manifest else None)
     if base is not None and not target.upon:
-        raise Reject(other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`"))
+        raise other_kind(f"{folder} is a model, and goes onto no other", help="load it without `base`").rejection()
     if manifest:
         hashes = not signed_by and (check == "sha256" or (check == "auto" and target.verifies_hashes))
         verify_files(*manifest, hashes=hashes, skipped_folders=_folders_not_opened(*manifest, folder))
@@ -149,7 +149,7 @@ def verify_signature_and_files(path: Path, keys: Sequence[str]) -> str:
     artifact = _artifact_of_path(path)
     if artifact is None:
         help = "compile it and sign what is emitted, or leave out --require-signature"
-        raise Reject(unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help))
+        raise unsigned(f"{path} is no artifact, and artifacts alone are signed", help=help).rejection()
     key = find_valid_signer(artifact, keys)
     verify_files(artifact)
     return key
@@ -186,12 +186,10 @@ def facts(kind: str) -> Mapping[str, Any]:
 def target_class(kind: str) -> "type[Target]":
     """Target of a manifest's kind. Raises Reject (artifact-broken) where effc has none of that name."""
     if not facts(kind):
-        raise Reject(
-            artifact_broken(
-                f"an artifact names the target `{kind}`, which effc does not have",
-                help="use the effc that wrote it or a newer one, and install the package that has its target",
-            )
-        )
+        raise artifact_broken(
+            f"an artifact names the target `{kind}`, which effc does not have",
+            help="use the effc that wrote it or a newer one, and install the package that has its target",
+        ).rejection()
     return _shelf().import_plugin_class("target", kind)
 
 
@@ -241,28 +239,26 @@ def locate_checkpoint_and_artifact(path: Path) -> tuple[Path, tuple[Path, Manife
         manifest = read_manifest(path)
         if not forms_of(manifest.kind):
             use = facts(manifest.kind).get("use") or f"see {path / 'README.md'} for how it is used"
-            raise Reject(other_kind(f"{path} was written by the target `{manifest.kind}`", help=use))
+            raise other_kind(f"{path} was written by the target `{manifest.kind}`", help=use).rejection()
         form = _form(manifest)
         if form is None:
-            raise Reject(no_artifact(f"{path} holds no {' and no '.join(forms_of(manifest.kind))} folder"))
+            raise no_artifact(f"{path} holds no {' and no '.join(forms_of(manifest.kind))} folder").rejection()
         return path / form, (path, manifest)
     if path.parent.name == POINTS and (path.parents[1] / NAME).is_file():
         manifest = read_manifest(path.parents[1])
         points = dict(checkpoint_folder_by_point(path.parents[1], manifest))
         if path.name not in points:
-            raise Reject(
-                no_artifact(
-                    f"{path.parents[1]} has no point {path.name}", help=f"its points are {', '.join(points) or 'none'}"
-                )
-            )
+            raise no_artifact(
+                f"{path.parents[1]} has no point {path.name}", help=f"its points are {', '.join(points) or 'none'}"
+            ).rejection()
         return points[path.name], (path.parents[1], manifest)
     kind = kind_of(path.name)
     if kind and (path.parent / NAME).is_file():
         return path, (path.parent, read_manifest(path.parent))
     if not (path / "config.json").is_file() and not (kind and is_marked(path.parent, kind, path.name)):
-        raise Reject(
-            no_artifact(f"{path} has no {NAME} and no config.json", help="name the folder that `effc compile` wrote")
-        )
+        raise no_artifact(
+            f"{path} has no {NAME} and no config.json", help="name the folder that `effc compile` wrote"
+        ).rejection()
     return path, None
 
 
@@ -288,7 +284,7 @@ def checkpoint_folder_by_point(path: Path, manifest: Manifest) -> Iterator[tuple
         present = (f for f in forms_of("hf") if any(f"{inside}/{m}" in manifest.files for m in marks("hf", f)))
         form = next(present, None)
         if form is None:
-            raise Reject(no_artifact(f"{path} has no model of the point {member['name']}"))
+            raise no_artifact(f"{path} has no model of the point {member['name']}").rejection()
         yield member["name"], path / inside / form
 
 

@@ -248,9 +248,9 @@ def _manifest_from_json(file: Path, data: Any, measured: Any = None) -> Manifest
     try:
         return Manifest.from_json(data, measured)
     except MALFORMED as error:
-        raise Reject(
-            artifact_broken(f"{file} lacks a field or has one of another form: {error}", help=_REMEDY)
-        ) from error
+        raise artifact_broken(
+            f"{file} lacks a field or has one of another form: {error}", help=_REMEDY
+        ).rejection() from error
 
 
 def _enclosing_artifact_hint(folder: Path) -> str:
@@ -267,25 +267,25 @@ def _read_manifest_json(file: Path) -> Any:
     try:
         data = read_json(file, MANIFEST, file.parent)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Reject(
-            no_artifact(f"{file.parent} has no {file.name}", help=_enclosing_artifact_hint(file.parent))
-        ) from error
+        raise no_artifact(
+            f"{file.parent} has no {file.name}", help=_enclosing_artifact_hint(file.parent)
+        ).rejection() from error
     except OSError as error:
-        raise Reject(no_artifact(f"{file} can't be read: {error.strerror}")) from error
+        raise no_artifact(f"{file} can't be read: {error.strerror}").rejection() from error
     except UnicodeDecodeError as error:
-        raise Reject(artifact_broken(f"{file} is not text: byte {error.start} is no UTF-8", help=_REMEDY)) from error
+        raise artifact_broken(
+            f"{file} is not text: byte {error.start} is no UTF-8", help=_REMEDY
+        ).rejection() from error
     except (ValueError, RecursionError) as error:
-        raise Reject(artifact_broken(f"{file} is not JSON: {error}", help=_REMEDY)) from error
+        raise artifact_broken(f"{file} is not JSON: {error}", help=_REMEDY).rejection() from error
     number = data.get("format") if isinstance(data, dict) else None
     if type(number) is not int or number < 1:
-        raise Reject(artifact_broken(f"{file} states no format version", help=_REMEDY))
+        raise artifact_broken(f"{file} states no format version", help=_REMEDY).rejection()
     if number > FORMAT:
-        raise Reject(
-            artifact_newer(
-                f"{file} has format {number}, this effc reads up to {FORMAT}",
-                help="install the effc that wrote it, or a newer one",
-            )
-        )
+        raise artifact_newer(
+            f"{file} has format {number}, this effc reads up to {FORMAT}",
+            help="install the effc that wrote it, or a newer one",
+        ).rejection()
     return data
 
 
@@ -334,7 +334,7 @@ def hashed_files(path: Path) -> dict[str, Path]:
         (f for f in path.rglob("*") if (f.is_symlink() and f.is_dir()) or not (f.is_file() or f.is_dir())), None
     )
     if irregular is not None:
-        raise Reject(irregular_file(f"{irregular} is a linked folder, or no ordinary file", help=_REMEDY))
+        raise irregular_file(f"{irregular} is a linked folder, or no ordinary file", help=_REMEDY).rejection()
     files = {f.relative_to(path).as_posix(): f for f in sorted(path.rglob("*")) if f.is_file()}
     return {
         n: f

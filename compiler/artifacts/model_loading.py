@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.safe_read import MALFORMED
 from .compact_config import not_sealed, patch_save_pretrained
 
@@ -80,12 +80,10 @@ def make_empty_edited_model(folder: Path, record: Mapping[str, Any]) -> "tuple[A
     try:
         replay_edits(model, edits)
     except MALFORMED as error:
-        raise Reject(
-            not_sealed(
-                f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
-                help="install the effc that wrote it",
-            )
-        ) from error
+        raise not_sealed(
+            f"{folder / 'config.json'} has edits that this effc can't replay: {error}",
+            help="install the effc that wrote it",
+        ).rejection() from error
     return model, edits, weights
 
 
@@ -126,12 +124,10 @@ def checked_tensors(
     ]
     if problems:
         further = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise Reject(
-            tensors_differ(
-                f"{folder}: {', '.join(problems[:3])}{further}",
-                help="weights and config.json are of different saves: copy both again",
-            )
-        )
+        raise tensors_differ(
+            f"{folder}: {', '.join(problems[:3])}{further}",
+            help="weights and config.json are of different saves: copy both again",
+        ).rejection()
     return stored
 
 
@@ -139,11 +135,11 @@ def _add_pretrained_attributes(model: Any, folder: Path) -> None:
     """Add what `from_pretrained` adds to a bare model."""
     from transformers import GenerationConfig
 
-    from ..models.checkpoints.checkpoint import transformers_errors_as_bad_config
+    from ..models.checkpoints.checkpoint import transformers_errors_as_invalid_config
     from ..models.checkpoints.generation_config import read_generation_config
 
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        with transformers_errors_as_bad_config(str(folder)):
+        with transformers_errors_as_invalid_config(str(folder)):
             read_generation_config(folder)
             model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = model.config.name_or_path = str(folder)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...dsl.checker.recipe import Invocation, Recipe
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.error_location import diagnostics_located_at
 from . import unfinished_marker
 from .artifact import filesystem_errors_as_diagnostics, refuse_output_path, remove_empty_folders
@@ -83,12 +83,10 @@ def _lock_output(path: Path) -> Iterator[None]:
         handle = _try_lock(file)
     if handle is None:
         remove_empty_folders(created)
-        raise Reject(
-            output_busy(
-                f"another process compiles into {path} now{_whose(file)}",
-                help="wait for it, or name another folder with -o",
-            )
-        )
+        raise output_busy(
+            f"another process compiles into {path} now{_whose(file)}",
+            help="wait for it, or name another folder with -o",
+        ).rejection()
     try:
         yield
     finally:

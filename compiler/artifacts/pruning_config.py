@@ -19,9 +19,9 @@ from ...dsl.syntax.diagnostics import Fault, Reject
 from ..analysis.planning.layer_profile import layer_group_counts, original
 from ..analysis.planning.selection import is_inside
 from ..core.safe_read import MANIFEST, read_json
-from ..ir.edits import moved_path
+from ..ir.edits import renamed_path
 
-bad_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
+invalid_pruning_config = Fault("bad-pruning-config", "A pruning_config.json is not one, or is another model's.")
 no_published_form = Fault(
     "no-published-form", "A model has lost more, or other things, than a pruning_config.json can say."
 )
@@ -83,12 +83,10 @@ def _require_one_per_kind(
 ) -> dict[str, Any]:
     twice = next((kind for kind, times in Counter(kind for kind, _ in items_by_kind).items() if times > 1), None)
     if twice:
-        raise Reject(
-            no_published_form(
-                f"layer {layer_index} has two {plural_nouns[twice]}, the form knows one",
-                help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models",
-            )
-        )
+        raise no_published_form(
+            f"layer {layer_index} has two {plural_nouns[twice]}, the form knows one",
+            help="`prune.multi`, `prune.blocks` and `prune.channels` cut such models",
+        ).rejection()
     return dict(items_by_kind)
 
 
@@ -100,11 +98,9 @@ def read_pruning_config(path: Path, skeleton: Skeleton) -> dict[str, Any]:
         _check_removed_numbers(config[f"pruned_{kind}_idx"], kind, layers, path)
         _check_layer_widths(config[f"pruned_{kind}_width"], kind, layers, path)
     if 0 < len(config["pruned_attn_idx"] + config["pruned_mlp_idx"]) == len(skeleton.branches):
-        raise Reject(
-            bad_pruning_config(
-                f"{path} removes every attention and MLP of the model", help="one has to stay: take its number out"
-            )
-        )
+        raise invalid_pruning_config(
+            f"{path} removes every attention and MLP of the model", help="one has to stay: take its number out"
+        ).rejection()
     return config
 
 
@@ -112,69 +108,61 @@ def _read_fields(path: Path) -> dict[str, Any]:
     try:
         config = read_json(path, MANIFEST)
     except OSError as error:
-        raise Reject(
-            bad_pruning_config(f"{path} can't be read: {error.strerror}", help="paths are relative to the recipe")
-        ) from error
+        raise invalid_pruning_config(
+            f"{path} can't be read: {error.strerror}", help="paths are relative to the recipe"
+        ).rejection() from error
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_pruning_config(f"{path} is not JSON: {error}")) from error
+        raise invalid_pruning_config(f"{path} is not JSON: {error}").rejection() from error
     if not isinstance(config, dict):
-        raise Reject(bad_pruning_config(f"{path} holds no object", help="it has four fields, pruned_attn_idx first"))
+        raise invalid_pruning_config(
+            f"{path} holds no object", help="it has four fields, pruned_attn_idx first"
+        ).rejection()
     for name, kind in _FIELDS.items():
         if not isinstance(config.get(name, kind()), kind):
-            raise Reject(bad_pruning_config(f"`{name}` of {path} is no {'list' if kind is list else 'object'}"))
+            raise invalid_pruning_config(f"`{name}` of {path} is no {'list' if kind is list else 'object'}").rejection()
     if not any(name in config for name in _FIELDS):
-        raise Reject(bad_pruning_config(f"{path} has none of {', '.join(_FIELDS)}"))
+        raise invalid_pruning_config(f"{path} has none of {', '.join(_FIELDS)}").rejection()
     return {name: config.get(name, kind()) for name, kind in _FIELDS.items()}
 
 
 def _check_removed_numbers(numbers: Sequence[Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
     for number in numbers:
         if type(number) is not int or not 0 <= number < len(layers):
-            raise Reject(
-                bad_pruning_config(
-                    f"{path} removes {kind} {number}, the model has {len(layers)} layers",
-                    help="take the config of a run on this model",
-                )
-            )
+            raise invalid_pruning_config(
+                f"{path} removes {kind} {number}, the model has {len(layers)} layers",
+                help="take the config of a run on this model",
+            ).rejection()
         if _ROLES[kind] not in layers[number].branches:
-            raise Reject(bad_pruning_config(f"{path} removes {kind} {number}, and layer {number} has none"))
+            raise invalid_pruning_config(f"{path} removes {kind} {number}, and layer {number} has none").rejection()
     if len(set(numbers)) != len(numbers):
-        raise Reject(bad_pruning_config(f"{path} removes a layer's {kind} twice"))
+        raise invalid_pruning_config(f"{path} removes a layer's {kind} twice").rejection()
 
 
 def _check_layer_widths(widths: Mapping[str, Any], kind: str, layers: Sequence[Layer], path: Path) -> None:
     numbered = {str(number): layer for number, layer in enumerate(layers)}
     for name, width in widths.items():
         if name not in numbered:
-            raise Reject(
-                bad_pruning_config(
-                    f"{path} gives a width for layer {name}, the model has {len(layers)}",
-                    help=f"take the config of a run on this model: 0 to {len(layers) - 1}",
-                )
-            )
+            raise invalid_pruning_config(
+                f"{path} gives a width for layer {name}, the model has {len(layers)}",
+                help=f"take the config of a run on this model: 0 to {len(layers) - 1}",
+            ).rejection()
         layer = numbered[name]
         if not layer.width(kind):
-            raise Reject(
-                bad_pruning_config(
-                    f"{path} gives a width for layer {name}, whose {_ROLES[kind]} can't be narrowed",
-                    help="leave this width out",
-                )
-            )
+            raise invalid_pruning_config(
+                f"{path} gives a width for layer {name}, whose {_ROLES[kind]} can't be narrowed",
+                help="leave this width out",
+            ).rejection()
         full, step = layer.width(kind), layer.head_size if kind == "attn" else 1
         if type(width) is not int or not 0 < width <= full:
-            raise Reject(
-                bad_pruning_config(
-                    f"{path} keeps {width} of {full} {kind} channels in layer {name}",
-                    help="take the config of a run on this model",
-                )
-            )
+            raise invalid_pruning_config(
+                f"{path} keeps {width} of {full} {kind} channels in layer {name}",
+                help="take the config of a run on this model",
+            ).rejection()
         if width % step:
-            raise Reject(
-                bad_pruning_config(
-                    f"{path} keeps {width} query channels in layer {name}, a KV head has {step} of them",
-                    help="widths of attention are whole KV heads",
-                )
-            )
+            raise invalid_pruning_config(
+                f"{path} keeps {width} query channels in layer {name}, a KV head has {step} of them",
+                help="widths of attention are whole KV heads",
+            ).rejection()
 
 
 def to_published_config(
@@ -195,7 +183,7 @@ def to_published_config(
     _refuse_partly_removed_kv_groups(layer_group_counts(before), layer_group_counts(after, remaining))
     expected, current_shapes = (
         before.shapes(),
-        {moved_path(path, original_paths): shape for path, shape in after.shapes().items()},
+        {renamed_path(path, original_paths): shape for path, shape in after.shapes().items()},
     )
     for number, layer in enumerate(layers):
         for kind, group in (("attn", layer.heads), ("mlp", layer.channels)):
@@ -283,7 +271,7 @@ def _check_shapes(expected: Mapping[str, Sequence[int]], actual: Mapping[str, Se
 
 
 def _unsayable(fact: str, help: str = "leave this artifact out; manifests of the others say what was cut") -> Reject:
-    return Reject(no_published_form(fact, help=help))
+    return no_published_form(fact, help=help).rejection()
 
 
 def _short(role: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.safe_read import MANIFEST, read_json
 from .compact_config import KEY, patch_save_pretrained, record
 
@@ -90,35 +90,35 @@ def read_reft_folder(folder: Path) -> "tuple[dict[str, Any], Edits]":
     try:
         body = read_json(folder / FILE, MANIFEST)
     except OSError as error:
-        raise Reject(no_interventions(f"{folder} has no {FILE} that can be read")) from error
+        raise no_interventions(f"{folder} has no {FILE} that can be read").rejection() from error
     except (ValueError, RecursionError) as error:
-        raise Reject(no_interventions(f"{folder / FILE} is not JSON")) from error
+        raise no_interventions(f"{folder / FILE} is not JSON").rejection() from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
-        raise Reject(
-            no_interventions(f"{folder / FILE} is not of format {FORMAT}", help="install the effc that wrote it")
-        )
+        raise no_interventions(
+            f"{folder / FILE} is not of format {FORMAT}", help="install the effc that wrote it"
+        ).rejection()
     base, edits = body.get("base"), Edits.from_json(_expand_graph_numbers(body.get("edits"), body.get("graphs")))
     if not (
         isinstance(base, dict)
         and isinstance(base.get("config"), dict)
         and all(isinstance(base.get(name), str) for name in ("place", "sha256", "dtype"))
     ):
-        raise Reject(no_interventions(f"{folder / FILE} does not say which model it belongs to"))
+        raise no_interventions(f"{folder / FILE} does not say which model it belongs to").rejection()
     edits_json = edits.to_json()
     unexpected = [name for name, value in edits_json.items() if value and name not in ("format", "swapped", "graphs")]
     kinds = {entry["class"] for entry in edits.swapped.values()}
     if unexpected or kinds != {"Reft"} or {path.rpartition(".")[0] for path in edits.swapped} != set(edits.graphs):
-        raise Reject(no_interventions(f"{folder / FILE} holds other edits than interventions"))
+        raise no_interventions(f"{folder / FILE} holds other edits than interventions").rejection()
     return base, edits
 
 
 def _expand_graph_numbers(edits: Any, graphs: Any) -> Any:
     """Edits with the graphs that their numbers stand for."""
     if not (isinstance(edits, dict) and isinstance(edits.get("graphs"), dict) and isinstance(graphs, list)):
-        raise Reject(no_interventions(f"{FILE} holds no edits"))
+        raise no_interventions(f"{FILE} holds no edits").rejection()
     numbers = edits["graphs"].values()
     if not all(type(n) is int and 0 <= n < len(graphs) for n in numbers):
-        raise Reject(no_interventions(f"{FILE} names graphs that it does not hold"))
+        raise no_interventions(f"{FILE} names graphs that it does not hold").rejection()
     return {**edits, "graphs": {unit: graphs[n] for unit, n in edits["graphs"].items()}}
 
 
@@ -131,12 +131,10 @@ def find_base_folder(folder: Path) -> Path:
     kind, colon, name = location.partition(":")
     path = _in_zoo(name) if kind == "zoo" else _hub_cache_folder(name) if kind == "hf" and colon else Path(location)
     if path is None or not (path / "config.json").is_file():
-        raise Reject(
-            no_base(
-                f"{folder} belongs to {location or 'a model beside it'}, which is not here",
-                help='give it: `effc.load(path, base="folder")`; a model of the hub has to be fetched first',
-            )
-        )
+        raise no_base(
+            f"{folder} belongs to {location or 'a model beside it'}, which is not here",
+            help='give it: `effc.load(path, base="folder")`; a model of the hub has to be fetched first',
+        ).rejection()
     return path
 
 
@@ -170,18 +168,16 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
 
     base, edits = read_reft_folder(folder)
     if any(_is_reft(name) for name, _ in model.named_parameters()):
-        raise Reject(other_base("the model has interventions already", help="attach them to the base as it was"))
+        raise other_base("the model has interventions already", help="attach them to the base as it was").rejection()
     if check_base and base_hash(model) != base["sha256"]:
         owner = base["place"] or "the model beside it"
-        raise Reject(
-            other_base(
-                f"{folder} belongs to {owner}, and this {type(model).__name__} has other tensors",
-                help="load the base as it was when they were trained",
-            )
-        )
+        raise other_base(
+            f"{folder} belongs to {owner}, and this {type(model).__name__} has other tensors",
+            help="load the base as it was when they were trained",
+        ).rejection()
     missing = [path for path in edits.graphs if path not in dict(model.named_modules())]
     if missing:
-        raise Reject(other_base(f"{folder} edits {missing[0]}, which the model has not"))
+        raise other_base(f"{folder} edits {missing[0]}, which the model has not").rejection()
     sealed = getattr(model.config, KEY, None)
     replay_edits(model, edits)
     parameters, stored = (
@@ -189,12 +185,10 @@ def attach_interventions(model: Any, folder: Path, *, check_base: bool = True) -
         dict(iterate_mapped_tensors(read_weight_headers(folder, str(folder)))),
     )
     if {n: t.shape for n, t in parameters.items()} != {n: t.shape for n, t in stored.items()}:
-        raise Reject(
-            no_interventions(
-                f"{folder}: the tensors are not those of its interventions",
-                help=f"weights and {FILE} are of different saves: copy both again",
-            )
-        )
+        raise no_interventions(
+            f"{folder}: the tensors are not those of its interventions",
+            help=f"weights and {FILE} are of different saves: copy both again",
+        ).rejection()
     assign_tensors(model, stored)
     _patch_save_pretrained(model, base, edits, sealed)
 

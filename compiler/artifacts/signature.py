@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.cache import write_atomic
 from ..core.environment import check_modules
 from ..core.safe_read import CONFIG, MALFORMED, read_json, read_regular_file
@@ -32,7 +32,7 @@ _MAX_BYTES, _MAX_SIGNATURES = 1 << 20, 32  # of the file, or one of keys, and si
 _MAX_NOTE = 1 << 14  # characters
 _MAX_TIME = 32  # characters
 
-bad_signing_key = Fault(
+invalid_signing_key = Fault(
     "bad-signing-key",
     "A key for signatures can't be read, or is of another kind.\n\n"
     "`effc sign --new-key FILE` makes a pair: FILE is secret and signs, FILE.pub (one line that starts with "
@@ -110,12 +110,10 @@ def write_key_pair(file: Path) -> str:
         public = text_of(secret.public_key().public_bytes_raw())
         file.with_name(f"{file.name}.pub").write_text(public + "\n", encoding="ascii")
     except OSError as error:
-        raise Reject(
-            bad_signing_key(
-                f"{file} can't be written: {(error.strerror or str(error)).lower()}",
-                help="name a file that does not exist yet",
-            )
-        ) from error
+        raise invalid_signing_key(
+            f"{file} can't be written: {(error.strerror or str(error)).lower()}",
+            help="name a file that does not exist yet",
+        ).rejection() from error
     return public
 
 
@@ -133,16 +131,14 @@ def sign_artifact(path: Path, secret_file: Path, note: str = "") -> Signature:
         del entry["value"]
     content = dump({"format": FORMAT, "signatures": body})
     if len(note) > _MAX_NOTE:
-        raise Reject(
-            unsigned(f"the note has {len(note)} characters, and at most {_MAX_NOTE} are kept with a signature")
-        )
+        raise unsigned(
+            f"the note has {len(note)} characters, and at most {_MAX_NOTE} are kept with a signature"
+        ).rejection()
     if len(body) > _MAX_SIGNATURES or len(content) > _MAX_BYTES:
-        raise Reject(
-            unsigned(
-                f"{path} holds as many signatures as can be read: {_MAX_SIGNATURES}, of {_MAX_BYTES} bytes together",
-                help=f"remove {path / SIGNATURES}, or older entries of it",
-            )
-        )
+        raise unsigned(
+            f"{path} holds as many signatures as can be read: {_MAX_SIGNATURES}, of {_MAX_BYTES} bytes together",
+            help=f"remove {path / SIGNATURES}, or older entries of it",
+        ).rejection()
     write_atomic(path / SIGNATURES, content)
     return signature
 
@@ -167,7 +163,7 @@ def find_valid_signer(path: Path, keys: Sequence[str]) -> str:
         reason, help = f"{path} was signed, and has changed since", "fetch it again, or have it signed again"
     else:
         reason, help = f"{path} is signed by {', '.join(s.key for s in present)}, which is another key", ""
-    raise Reject(unsigned(reason, help=help))
+    raise unsigned(reason, help=help).rejection()
 
 
 def is_valid_signature(signature: Signature, path: Path) -> bool:
@@ -206,7 +202,7 @@ def read_signatures(path: Path) -> list[Signature]:
             raise ValueError(f"format {FORMAT} has at most {_MAX_SIGNATURES} signatures")
         return [_signature(**entry) for entry in body["signatures"]]
     except (OSError, *MALFORMED) as error:
-        raise Reject(unsigned(f"{file} holds no signatures: {error}", help="fetch it again")) from error
+        raise unsigned(f"{file} holds no signatures: {error}", help="fetch it again").rejection() from error
 
 
 def _signature(key: Any, signature: Any, note: Any, signed: Any = "", provenance: Any = None) -> Signature:
@@ -231,13 +227,11 @@ def read_trusted_keys(keys: Sequence[str]) -> dict[str, TrustedKey]:
             try:
                 one = _trusted_key(line)
             except ValueError as error:
-                raise Reject(
-                    bad_signing_key(
-                        f"`{line[:80]}` is no public key: {error}",
-                        help="it is one line, `ed25519:` and 44 characters; behind them may stand `until=2030-01-31`, "
-                        "`since=2030-01-31` and `revoked`",
-                    )
-                ) from error
+                raise invalid_signing_key(
+                    f"`{line[:80]}` is no public key: {error}",
+                    help="it is one line, `ed25519:` and 44 characters; behind them may stand `until=2030-01-31`, "
+                    "`since=2030-01-31` and `revoked`",
+                ).rejection() from error
             trusted[one.text] = one.stricter(trusted.get(one.text, one))
     return trusted
 
@@ -248,15 +242,13 @@ def _lines_of_key_file(file: str) -> Iterator[str]:
         text = read_regular_file(Path(file), _MAX_BYTES).decode("ascii")
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or "it is no text").lower()
-        raise Reject(
-            bad_signing_key(
-                f"`{file}` is no public key, and no file that holds one: {reason}",
-                help="give `ed25519:...`, or the FILE.pub that holds it",
-            )
-        ) from error
+        raise invalid_signing_key(
+            f"`{file}` is no public key, and no file that holds one: {reason}",
+            help="give `ed25519:...`, or the FILE.pub that holds it",
+        ).rejection() from error
     lines = [line for row in text.splitlines() if (line := row.partition("#")[0].strip())]
     if not lines:
-        raise Reject(bad_signing_key(f"`{file}` holds no public key", help="give the FILE.pub that holds one"))
+        raise invalid_signing_key(f"`{file}` holds no public key", help="give the FILE.pub that holds one").rejection()
     yield from lines
 
 
@@ -303,20 +295,16 @@ def _read_secret_key(file: Path) -> Any:
     try:
         key = load_pem_private_key(read_regular_file(file, CONFIG), password=None)
     except OSError as error:
-        raise Reject(
-            bad_signing_key(
-                f"{file} can't be read: {(error.strerror or str(error)).lower()}",
-                help="`effc sign --new-key FILE` makes a key",
-            )
-        ) from error
+        raise invalid_signing_key(
+            f"{file} can't be read: {(error.strerror or str(error)).lower()}",
+            help="`effc sign --new-key FILE` makes a key",
+        ).rejection() from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise Reject(
-            bad_signing_key(
-                f"{file} is no secret key in PEM without a passphrase", help="`effc sign --new-key FILE` makes one"
-            )
-        ) from error
+        raise invalid_signing_key(
+            f"{file} is no secret key in PEM without a passphrase", help="`effc sign --new-key FILE` makes one"
+        ).rejection() from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise Reject(bad_signing_key(f"{file} is no Ed25519 key", help="`effc sign --new-key FILE` makes one"))
+        raise invalid_signing_key(f"{file} is no Ed25519 key", help="`effc sign --new-key FILE` makes one").rejection()
     return key
 
 

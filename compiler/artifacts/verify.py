@@ -135,14 +135,14 @@ def _lossy_checks(
     actual: Mapping[str, torch.Tensor],
 ) -> list[Check]:
     """Comparison with the folder as this process opens it; the loss against the model in memory is told beside."""
-    here = probe_model(load(folder, check="size"), inputs, form.steps)
-    lost = max(
-        spread(here[name] - logits) / max(spread(logits), 1e-9)
+    local = probe_model(load(folder, check="size"), inputs, form.steps)
+    largest = max(
+        spread(local[name] - logits) / max(spread(logits), 1e-9)
         for name, logits in reference.items()
         if logits.is_floating_point() and not name.startswith(GENERATION)
     )
-    told = replace(form, reason=f"{form.reason}; {form.loses} itself is off by {lost:.2g} of root mean squares")
-    return compare_outputs(told, expected=here, actual=actual, dtype=torch.float32)
+    told = replace(form, reason=f"{form.reason}; {form.loses} itself is off by {largest:.2g} of root mean squares")
+    return compare_outputs(told, expected=local, actual=actual, dtype=torch.float32)
 
 
 def _outputs_of_model_in_memory(
@@ -154,11 +154,11 @@ def _outputs_of_model_in_memory(
     except Reject:
         raise
     except Exception as error:  # a model's own code may raise anything
-        raise Reject(model_failure_diagnostic(model, "answers or writes", error)) from error
+        raise model_failure_diagnostic(model, "answers or writes", error).rejection() from error
     with without_mixer_kernels(model) as differs:
         plain = probe_model(model, inputs, steps) if differs else expected
     if not all(t.isfinite().all() for t in expected.values() if t.is_floating_point()):
-        raise Reject(not_a_number("the result computes NaN or infinity for ordinary tokens", help=REMEDY))
+        raise not_a_number("the result computes NaN or infinity for ordinary tokens", help=REMEDY).rejection()
     return expected, plain
 
 
@@ -271,9 +271,9 @@ def probe_in_fresh_process(
                 lambda started: tick(*parts(started, outputs)),
             )
         except subprocess.TimeoutExpired as error:
-            raise Reject(reload_starved(f"reopening {folder.name}/ took more than {timeout_s:g} s")) from error
+            raise reload_starved(f"reopening {folder.name}/ took more than {timeout_s:g} s").rejection() from error
         if done.returncode or not outputs.is_file():
-            raise Reject(_child_failure_diagnostic(folder, done)) from ChildFailed(done.stderr)
+            raise _child_failure_diagnostic(folder, done).rejection() from ChildFailed(done.stderr)
         return {name: tensor.clone() for name, tensor in load_file(outputs).items()}
 
 

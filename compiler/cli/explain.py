@@ -13,7 +13,7 @@ from ...dsl.checker.type_phrases import expected_phrase, sample_value
 from ...dsl.checker.value_text import plain, value_text
 from ...dsl.checker.values import Bytes, Duration, MetricRef, Ratio
 from ...dsl.checker.vocabulary import Param, Vocabulary, Word
-from ...dsl.syntax.diagnostics import EXITS, Fault, Reject
+from ...dsl.syntax.diagnostics import EXITS, Fault
 from ...dsl.syntax.nearest import nearest_name_help
 from ..plugin.interfaces import Close
 from ..plugin.registry import SHELVES, Registry
@@ -78,14 +78,12 @@ def explain_page(name: str) -> str:
     words = [w for kind in SHELVES for w in vocabulary.words(kind).values()]
     inner = [n for w in words for p in w.params for n in (p.name, *p.choices)]
     names = [*recipes, *CHAPTERS, *(w.name for w in words)]
-    raise Reject(
-        unknown_page(
-            f"nothing is called `{name}`",
-            help=nearest_name_help(name, [*names, *known])
-            or nearest_name_help(name, inner)
-            or "`effc passes --all` lists all words",
-        )
-    )
+    raise unknown_page(
+        f"nothing is called `{name}`",
+        help=nearest_name_help(name, [*names, *known])
+        or nearest_name_help(name, inner)
+        or "`effc passes --all` lists all words",
+    ).rejection()
 
 
 def _pages_with_parameter(name: str, vocabulary: Vocabulary) -> list[str]:
@@ -142,15 +140,15 @@ def bound_texts(param: Param) -> Iterator[str]:
         yield f"one of {', '.join(map(value_text, param.among))}"
     if param.multiple:
         yield f"a multiple of {param.multiple}"
-    if param.odd:
-        yield "odd"
+    if param.parity:
+        yield param.parity
     if param.least:
         yield f"{param.least} or more of them"
     if param.distinct:
         yield "each once"
     if param.falling:
         yield "each smaller than the one before"
-    if param.whole:
+    if param.starts_full:
         yield "each smaller than the one before, the first 100%"
     if param.spelled:
         yield "spelled as the default is"

@@ -18,34 +18,10 @@ from .verbs.interrupt import acknowledge, raise_or_exit_on_signal, stop_requeste
 from .verbs.output import Screen, code_of
 from .verbs.pipe_streams import ReaderLeft, outlive_readers, refuse_full
 
-VERBS = (
-    "check",
-    "fmt",
-    "new",
-    "tune",
-    "explain",
-    "lsp",
-    "catalogue",
-    "packages",
-    "imports",
-    "lock",
-    "plan",
-    "compile",
-    "pick",
-    "run",
-    "serve",
-    "federate",
-    "test",
-    "bisect",
-    "diff",
-    "inspect",
-    "report",
-    "verify",
-    "sign",
-    "cache",
-    "doctor",
-    "bench",
-)  # modules of commands/
+VERBS = """
+    check fmt new tune explain lsp catalogue packages imports lock plan compile pick run serve federate test bisect diff
+    inspect report verify sign cache doctor bench
+""".split()  # modules of verbs/
 MAPPING = ("compile", "pick", "run", "serve", "federate", "test", "bisect", "diff", "inspect", "verify", "bench")
 HOMES = {
     "passes": "catalogue",

@@ -142,12 +142,10 @@ class Cache:
         except OSError as error:
             if error.errno not in CLOSED:
                 raise
-            raise Reject(
-                cache_closed(
-                    f"a step is not in the cache, and {self.folder} can only be read",
-                    help="give a folder that you can write to by --cache-dir",
-                )
-            ) from error
+            raise cache_closed(
+                f"a step is not in the cache, and {self.folder} can only be read",
+                help="give a folder that you can write to by --cache-dir",
+            ).rejection() from error
         return self.work(key)
 
     # -- steps ------------------------------------------------------------------------------------------------
@@ -187,12 +185,9 @@ class Cache:
             or body.get("key") != path.stem
             or not all(h is None or (isinstance(h, str) and HASH.fullmatch(h)) for h in body["tensors"].values())
         ):
-            raise Reject(
-                cache_damaged(
-                    f"{path} is no record of a finished step",
-                    help="run `effc cache verify --delete`, then compile again",
-                )
-            )
+            raise cache_damaged(
+                f"{path} is no record of a finished step", help="run `effc cache verify --delete`, then compile again"
+            ).rejection()
 
     def finish(self, key: str, key_fields: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         """Record a step whose tensors are stored; its scratch is no longer needed."""
@@ -224,18 +219,14 @@ class Cache:
             with safe_open(path, "pt") as file:
                 tensor = file.get_tensor("t")
         except (SafetensorError, OSError, KeyError) as error:
-            raise Reject(
-                cache_damaged(
-                    f"{path} can't be read: {error}", help="run `effc cache verify --delete`, then compile again"
-                )
-            ) from error
+            raise cache_damaged(
+                f"{path} can't be read: {error}", help="run `effc cache verify --delete`, then compile again"
+            ).rejection() from error
         if tensor_hash(tensor) != name:
-            raise Reject(
-                cache_damaged(
-                    f"{path} holds another tensor than its name says",
-                    help="run `effc cache verify --delete`, then compile again",
-                )
-            )
+            raise cache_damaged(
+                f"{path} holds another tensor than its name says",
+                help="run `effc cache verify --delete`, then compile again",
+            ).rejection()
         return tensor
 
     def mapped(self, name: str) -> "torch.Tensor":
@@ -256,12 +247,10 @@ class Cache:
         if body is None or SEAL not in body:  # of before there were seals: measured again
             return None
         if not {"parts", "value"} <= set(body) or digest(body["parts"]) != path.stem:
-            raise Reject(
-                cache_damaged(
-                    f"{path} is the value of something else than its name says",
-                    help="run `effc cache verify --delete`, then compile again",
-                )
-            )
+            raise cache_damaged(
+                f"{path} is the value of something else than its name says",
+                help="run `effc cache verify --delete`, then compile again",
+            ).rejection()
         return body
 
     def keep(self, key_fields: Mapping[str, Any], value: Any) -> None:

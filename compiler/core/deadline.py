@@ -72,12 +72,10 @@ class Deadline:
         """Rejection for a time that is too short for the first decision of a search; it takes about so many seconds
         `remaining`."""
         least = self.elapsed + remaining
-        return Reject(
-            no_time(
-                f"{duration_text(self.allowed)} are too short for {decision}: that takes about {duration_text(least)}",
-                help=f"give `--max-time {flag(1.1 * least)}` or more, or none; what was scored so far is kept",
-            )
-        )
+        return no_time(
+            f"{duration_text(self.allowed)} are too short for {decision}: that takes about {duration_text(least)}",
+            help=f"give `--max-time {flag(1.1 * least)}` or more, or none; what was scored so far is kept",
+        ).rejection()
 
     def over(self, step: str, stop: EarlyStop) -> Diagnostic:
         return out_of_time(

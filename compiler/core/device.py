@@ -4,7 +4,7 @@ import os
 import warnings
 from dataclasses import replace
 
-from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from .memory import keep_in_memory_budget
 from .options import OptionError, checked_device_name
 from .quantity import size
@@ -37,14 +37,14 @@ def refuse_unusable_device(name: str) -> None:
     try:
         name = checked_device_name(name)
     except OptionError as error:
-        raise Reject(unknown_device(f"torch knows no device `{name}`", help=error.remedy)) from error
+        raise unknown_device(f"torch knows no device `{name}`", help=error.remedy).rejection() from error
     try:  # torch says it by class as it likes: built without it, no code or module for it
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, ImportError) as error:
         first = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise Reject(
-            device_missing(f"there is no device `{name}` here: {first}", help="leave the device out to use the CPU")
-        ) from error
+        raise device_missing(
+            f"there is no device `{name}` here: {first}", help="leave the device out to use the CPU"
+        ).rejection() from error
 
 
 def with_threads_set_in_torch(settings: Settings) -> Settings:

@@ -93,12 +93,10 @@ def check_modules(modules: Iterable[str], group: str, user: str) -> None:
 
     missing = [m for m in modules if find_spec(m) is None]
     if missing:
-        raise Reject(
-            package_missing(
-                f"{user} needs {' and '.join(missing)}, not installed here",
-                help=f'pip install "effc[{group}]"' if group else f"pip install {' '.join(missing)}",
-            )
-        )
+        raise package_missing(
+            f"{user} needs {' and '.join(missing)}, not installed here",
+            help=f'pip install "effc[{group}]"' if group else f"pip install {' '.join(missing)}",
+        ).rejection()
 
 
 def package_problem_diagnostic(package: Package) -> Diagnostic:

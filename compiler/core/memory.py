@@ -4,7 +4,7 @@ import ctypes
 import threading
 from pathlib import Path
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from .fingerprint import memory
 from .quantity import size
 
@@ -68,12 +68,10 @@ class MemoryWatch:
 
     def refuse_exceeded_limit(self) -> None:
         if self.limit is not None and self.peak > self.limit:
-            raise Reject(
-                memory_bound(
-                    f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
-                    help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache",
-                )
-            )
+            raise memory_bound(
+                f"{size(self.peak)} of memory are held, {size(self.limit)} are allowed",
+                help="raise --max-memory, or score on fewer or shorter rows; finished work is kept in the cache",
+            ).rejection()
 
 
 def keep_in_memory_budget(limit: int | None, share: float = 0.5, max_bytes: int = 4 << 30) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from ...dsl.checker.units import BYTES, DURATIONS
 from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
 
-bad_option = Fault(
+invalid_option = Fault(
     "bad-option",
     "An argument of `effc.check`, `effc.plan`, `effc.compile`, `effc.optimize` or `effc.load` means nothing there.\n\n"
     "Options are compared with what they may be before anything is read. Sizes and times may be numbers, of bytes and "
@@ -31,7 +31,7 @@ class OptionError(ValueError):
 
 
 def apply_option_rules(
-    options: Mapping[str, Any], rules: Mapping[str, Rule], fault: Fault = bad_option
+    options: Mapping[str, Any], rules: Mapping[str, Rule], fault: Fault = invalid_option
 ) -> dict[str, Any]:
     """Options as their rules read them. Raises Reject with all that can't be."""
     values, problems = {}, list[Diagnostic]()

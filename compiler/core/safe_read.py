@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 irregular_file = Fault(
     "odd-file",
@@ -40,7 +40,7 @@ def read_regular_file(path: Path, max_bytes: int, root: Path | None = None) -> b
     with open_regular(path) as file:
         data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     if len(data) > max_bytes:
-        raise Reject(irregular_file(f"{path} has more than {max_bytes} bytes", help=_HELP))
+        raise irregular_file(f"{path} has more than {max_bytes} bytes", help=_HELP).rejection()
     return data
 
 
@@ -49,7 +49,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     """A file opened without waiting for anybody. Raises Reject (odd-file) where that opened no regular one."""
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged since it was looked at
-            raise Reject(irregular_file(f"{path} is no ordinary file", help=_HELP))
+            raise irregular_file(f"{path} is no ordinary file", help=_HELP).rejection()
         yield file
 
 
@@ -65,13 +65,15 @@ def refuse_unsafe_write_folder(folder: Path) -> None:
         except FileNotFoundError:  # processes that still run take away what they are done with
             continue
         if not (stat.S_ISDIR(fact.st_mode) or stat.S_ISREG(fact.st_mode)):
-            raise Reject(irregular_file(f"{path} is a link, or no ordinary file", help="remove it"))
+            raise irregular_file(f"{path} is a link, or no ordinary file", help="remove it").rejection()
         if stat.S_ISREG(fact.st_mode) and fact.st_nlink > 1:
-            raise Reject(irregular_file(f"{path} is a file that has another name, too", help="remove it, or copy it"))
+            raise irregular_file(
+                f"{path} is a file that has another name, too", help="remove it, or copy it"
+            ).rejection()
         if hasattr(os, "geteuid") and fact.st_uid != os.geteuid():
-            raise Reject(
-                irregular_file(f"{path} belongs to another user", help="remove it, or take a folder of your own")
-            )
+            raise irregular_file(
+                f"{path} belongs to another user", help="remove it, or take a folder of your own"
+            ).rejection()
 
 
 def read_json(path: Path, max_bytes: int, root: Path | None = None) -> Any:
@@ -136,15 +138,15 @@ def refuse_irregular_file(path: Path, max_bytes: int | None = None, root: Path |
     if stat.S_ISDIR(fact.st_mode):
         raise IsADirectoryError(21, "Is a directory", str(path))
     if not stat.S_ISREG(fact.st_mode):
-        raise Reject(irregular_file(f"{path} is no ordinary file", help=_HELP))
+        raise irregular_file(f"{path} is no ordinary file", help=_HELP).rejection()
     if root is not None and not path.resolve().is_relative_to(root.resolve()):
-        raise Reject(irregular_file(f"{path} is a link that leads out of {root}", help=_HELP))
+        raise irregular_file(f"{path} is a link that leads out of {root}", help=_HELP).rejection()
     if fact.st_size > _SPARSE and getattr(fact, "st_blocks", fact.st_size) * 512 < fact.st_size >> 6:
-        raise Reject(
-            irregular_file(f"{path} has {fact.st_size} bytes, of which its disk holds next to none", help=_HELP)
-        )
+        raise irregular_file(
+            f"{path} has {fact.st_size} bytes, of which its disk holds next to none", help=_HELP
+        ).rejection()
     if max_bytes is not None and fact.st_size > max_bytes:
-        raise Reject(irregular_file(f"{path} has {fact.st_size} bytes, more than such a file can have", help=_HELP))
+        raise irregular_file(f"{path} has {fact.st_size} bytes, more than such a file can have", help=_HELP).rejection()
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -133,11 +133,11 @@ def _refuse_calls(network: Network) -> None:
     that `network` is of, with EPERM."""
     if platform.machine() not in _CALLS:
         return
-    architecture, ioctl, (socket, connect, socketpair, sendto, sendmsg, sendmmsg), refused = _CALLS[platform.machine()]
+    architecture, ioctl, (socket, connect, socketpair, sendto, sendmsg, sendmmsg), denied = _CALLS[platform.machine()]
     socket_calls = {"none": (socket,), "listen": (connect, sendmmsg), "any": ()}[network]
     instructions = _refuse_unless(4, _ANY_BIT, (architecture,))
     instructions += _refuse_unless(0, 1 << 30, (0,))  # x86's calls of 32-bit pointers
-    instructions += _refuse_if(0, (*_EVERYWHERE, *refused, *socket_calls))
+    instructions += _refuse_if(0, (*_EVERYWHERE, *denied, *socket_calls))
     arguments = [(ioctl, _refuse_if(24, _TYPING))]
     if network != "any":  # a pair of datagram sockets can be connected again
         arguments += [(socketpair, _refuse_unless(24, _SOCKET_TYPE, _STREAM))]

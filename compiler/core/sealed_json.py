@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from .safe_read import MANIFEST, read_json, read_regular_file
 
 SEAL = "seal"
@@ -57,17 +57,17 @@ def read_sealed_record(path: Path, folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Reject(cache_damaged(f"{path} can't be read: {error.strerror}", help=_HELP)) from error
+        raise cache_damaged(f"{path} can't be read: {error.strerror}", help=_HELP).rejection() from error
     except (ValueError, RecursionError) as error:
-        raise Reject(cache_damaged(f"{path} is not JSON", help=_HELP)) from error
+        raise cache_damaged(f"{path} is not JSON", help=_HELP).rejection() from error
     if not isinstance(body, dict):
-        raise Reject(cache_damaged(f"{path} is no JSON object", help=_HELP))
+        raise cache_damaged(f"{path} is no JSON object", help=_HELP).rejection()
     try:
         is_intact = SEAL not in body or body[SEAL] == _seal(body)
     except (ValueError, RecursionError):
         is_intact = False
     if not is_intact:
-        raise Reject(cache_damaged(f"{path} was changed after it was written", help=_HELP))
+        raise cache_damaged(f"{path} was changed after it was written", help=_HELP).rejection()
     return body
 
 
@@ -80,7 +80,7 @@ def read_self_named_record(path: Path, folder: Path) -> dict[str, Any] | None:
     if body is None or SEAL not in body:  # of before there were seals: made again
         return None
     if body.get("key") != path.stem:
-        raise Reject(cache_damaged(f"{path} belongs to another name", help=_HELP))
+        raise cache_damaged(f"{path} belongs to another name", help=_HELP).rejection()
     return body
 
 
@@ -99,11 +99,11 @@ def read_sealed_hash(path: Path, folder: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise Reject(cache_damaged(f"{path} can't be read as a hash", help=_HELP)) from error
+        raise cache_damaged(f"{path} can't be read as a hash", help=_HELP).rejection() from error
     if HASH.fullmatch(content) and not space:
         return None
     if seal != _seal_of_hash(path.name, content):
-        raise Reject(cache_damaged(f"{path} was changed after it was written", help=_HELP))
+        raise cache_damaged(f"{path} was changed after it was written", help=_HELP).rejection()
     return content
 
 
@@ -133,11 +133,11 @@ def refuse_writable_by_others(folder: Path) -> None:
             fact.st_gid == os.getgid() and fact.st_gid == fact.st_uid
         )  # a group of one, as Debian makes them
         if fact.st_uid not in (os.getuid(), 0):
-            raise Reject(cache_open(f"{path} belongs to another user", help="give a folder of your own by --cache-dir"))
+            raise cache_open(
+                f"{path} belongs to another user", help="give a folder of your own by --cache-dir"
+            ).rejection()
         if fact.st_mode & stat.S_IWOTH or (fact.st_mode & stat.S_IWGRP and not is_user_group):
-            raise Reject(
-                cache_open(
-                    f"{path} can be written to by others",
-                    help=f"`chmod -R go-w {folder}`, then `effc cache verify`; or give another folder by --cache-dir",
-                )
-            )
+            raise cache_open(
+                f"{path} can be written to by others",
+                help=f"`chmod -R go-w {folder}`, then `effc cache verify`; or give another folder by --cache-dir",
+            ).rejection()

@@ -17,7 +17,7 @@ from ..core.cache import default_cache
 from ..core.device import refuse_unusable_device, with_threads_set_in_torch
 from ..core.error_location import diagnostics_located_at
 from ..core.events import Warned, announcing_stage
-from ..core.options import apply_option_rules, bad_option, boolean, optional, text_list_option
+from ..core.options import apply_option_rules, boolean, invalid_option, optional, text_list_option
 from ..core.options import path as path_option
 from ..core.run_state import RunState
 from ..core.settings import Settings
@@ -126,8 +126,8 @@ class Session:
         known = [d for d in checked.diagnostics if d.span not in unread]
         ordered = sorted_distinct_diagnostics((*parsed.diagnostics, *known, *faults))
         broken = any(d.severity == "error" for d in ordered)
-        if resolve and not broken and (unfit := data_faults(self, checked.recipes)):
-            ordered, broken = sorted_distinct_diagnostics((*ordered, *unfit)), True
+        if resolve and not broken and (data_diagnostics := data_faults(self, checked.recipes)):
+            ordered, broken = sorted_distinct_diagnostics((*ordered, *data_diagnostics)), True
         return Checked(() if broken else checked.recipes, ordered, checked.unresolved)
 
     def _read(self, path: str | Path) -> Source:
@@ -227,16 +227,16 @@ def model_key(call: Invocation) -> str:
 
 def _read_params_file(path: Path) -> Source:
     """The text of a params file; whatever is wrong with it is a mistake of the command line."""
-    from ...dsl.checker.overrides import bad_override
+    from ...dsl.checker.overrides import invalid_override
 
     if not os.path.isfile(path):
-        raise Reject(
-            bad_override(f"there is no params file `{path}`", help='it holds one JSON object: {"keep": "80%"}')
-        )
+        raise invalid_override(
+            f"there is no params file `{path}`", help='it holds one JSON object: {"keep": "80%"}'
+        ).rejection()
     try:
         return read_source(path)
     except Reject as rejection:
-        raise Reject(*(replace(d, fault=bad_override) for d in rejection.diagnostics)) from rejection
+        raise Reject(*(replace(d, fault=invalid_override) for d in rejection.diagnostics)) from rejection
 
 
 def check(path: str | Path, **options: Unpack[Options]) -> "Checked":
@@ -280,7 +280,9 @@ def load(path: str | Path, **options: "Unpack[LoadOptions]") -> "PreTrainedModel
 def open_session(path: str | Path, **options: Unpack[Options]) -> Session:
     """One recipe file with what is said of it. Raises Reject (bad-option) for values that mean nothing."""
     if callable(getattr(path, "state_dict", None)):
-        raise Reject(bad_option("`path` is a model, where a recipe's is needed", help="`effc.optimize` takes models"))
+        raise invalid_option(
+            "`path` is a model, where a recipe's is needed", help="`effc.optimize` takes models"
+        ).rejection()
     file = apply_option_rules({"path": path}, {"path": path_option})["path"]
     return Session(file, *session_options(renamed(options)))
 
@@ -363,7 +365,7 @@ def build(
         session.run.deadline = Deadline(session.settings.max_time)
     compiled = [p for p in plan_all_pipelines(session) if p.pipeline.emits]
     if not compiled:
-        raise Reject(nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`'))
+        raise nothing_to_emit(f"{session.path} emits no artifact", help='add `emit NAME { hf("folder") }`').rejection()
     if saved_plans is not None:
         refuse_plan_drift(saved_plans, compiled)
     results: list[Result] = []

@@ -58,12 +58,10 @@ def model_errors_as_diagnostics(label: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error) or isinstance(error, OSError):
             raise
-        raise Reject(
-            model_breaks(
-                f"{label} breaks when it computes: {type(error).__name__}: {first_line(error)}",
-                help="fetch it again; where this effc wrote it, report it with what --debug shows",
-            )
-        ) from error
+        raise model_breaks(
+            f"{label} breaks when it computes: {type(error).__name__}: {first_line(error)}",
+            help="fetch it again; where this effc wrote it, report it with what --debug shows",
+        ).rejection() from error
 
 
 def is_artifact(path: Path) -> bool:
@@ -95,7 +93,7 @@ def resolve_origin(model_location: str, settings: "Settings") -> "Origin":
     elif Path(model_location).is_dir():
         call = Invocation("hf", {"name": str(Path(model_location).resolve()), "revision": "main", "dtype": "auto"})
     else:
-        raise Reject(nowhere(model_location))
+        raise nowhere(model_location).rejection()
     ctx = Context.without_recipe(settings, Path(), Registry())
     return resolve_source(call, ctx)
 
@@ -124,18 +122,20 @@ def _refuse_unsigned_source(path: Path, settings: "Settings") -> None:
     for folder in (path, *path.parents[:3]):  # a point of a front lies three folders deep
         if (folder / NAME).is_file():
             if any(part.startswith(".") for part in path.relative_to(folder).parts):  # hidden files have no hash
-                raise Reject(unsigned(f"{path} is no part of the artifact that it lies in", help="name the artifact"))
+                raise unsigned(
+                    f"{path} is no part of the artifact that it lies in", help="name the artifact"
+                ).rejection()
             verify_signature_and_files(folder, settings.signed_by)
             return
     if path.exists() and not settings.locked:  # whoever changes an artifact may take its manifest away
-        raise Reject(unsigned(f"{path} lies in no artifact", help="name an artifact, or use it with --locked"))
+        raise unsigned(f"{path} lies in no artifact", help="name an artifact, or use it with --locked").rejection()
 
 
 def check_model_path(location: str) -> None:
     """Reject (unknown-place) what can't lead to a model, before anybody imports torch to look closer."""
     kind, colon, _ = location.partition(":")
     if not Path(location).is_dir() and not (colon and kind in ("zoo", "hf")):
-        raise Reject(nowhere(location))
+        raise nowhere(location).rejection()
 
 
 def nowhere(location: str):
@@ -164,7 +164,7 @@ def open_model(
     max_bytes = settings.max_memory
     if max_bytes is not None and watch.peak > max_bytes:
         message = f"{size(watch.peak)} of memory are held to open {opened.label}, {size(max_bytes)} are allowed"
-        raise Reject(memory_bound(message, help="raise --max-memory"))
+        raise memory_bound(message, help="raise --max-memory").rejection()
     return opened
 
 
@@ -197,7 +197,7 @@ def refuse_wordless(folder: Path, label: str) -> None:
 
 
 def _wordless(label: str) -> Reject:
-    return Reject(no_words(f"{label} has no tokenizer", help="copy the tokenizer files beside the weights"))
+    return no_words(f"{label} has no tokenizer", help="copy the tokenizer files beside the weights").rejection()
 
 
 def _tokenizer(folder: Path) -> Any:

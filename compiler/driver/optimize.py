@@ -15,7 +15,7 @@ from ..artifacts.artifact import refuse_output_path
 from ..artifacts.manifest import Measure
 from ..core.cache import Cache, write_atomic
 from ..core.deadline import out_of_time
-from ..core.options import apply_option_rules, bad_option, integer_rule
+from ..core.options import apply_option_rules, integer_rule, invalid_option
 from ..core.options import path as path_option
 from ..core.settings import Settings
 from .emission import Artifact, Page
@@ -94,7 +94,9 @@ def _settings(options: Options) -> Settings:
     """Settings of options. Raises Reject (bad-option) for values of params, which such a recipe has none of."""
     settings, overrides, params_file = session_options(renamed(options))
     if overrides or params_file:
-        raise Reject(bad_option("`set` and `params` are for recipes with params", help="write values into the steps"))
+        raise invalid_option(
+            "`set` and `params` are for recipes with params", help="write values into the steps"
+        ).rejection()
     return settings
 
 
@@ -145,12 +147,10 @@ class Optimized:
         where = apply_option_rules({"out": out}, {"out": path_option})["out"]
         with carets_in_notes():
             if self.stopped:
-                raise Reject(
-                    out_of_time(
-                        "the search was stopped, and a compile for one more target goes on to another model",
-                        help="call `effc.optimize` again with more `max_time`, or without: it goes on from there",
-                    )
-                )
+                raise out_of_time(
+                    "the search was stopped, and a compile for one more target goes on to another model",
+                    help="call `effc.optimize` again with more `max_time`, or without: it goes on from there",
+                ).rejection()
             unlimited = replace(self.source, settings=replace(self.source.settings, max_time=None))
             result = unlimited.compile(self.source.write(self.source.text(target)), where, force)
         emitted: list[Artifact | Page] = [*result.artifacts, *result.reports]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ...kernels.levels import NAMES
 from ..artifacts.artifact import artifact_draft, refuse_output_path
 from ..artifacts.front_kinds import read_front_manifest
@@ -78,9 +78,9 @@ def copy_point(
         path.resolve() in (destination.resolve(), *destination.resolve().parents)
         or destination.resolve() in path.resolve().parents
     ):
-        raise Reject(
-            into_itself(f"{destination} and the front {path} lie inside one another", help="name another folder")
-        )
+        raise into_itself(
+            f"{destination} and the front {path} lie inside one another", help="name another folder"
+        ).rejection()
     refuse_output_path(destination, force)
     name = _chosen_point(front, point, limits)
     start = time.monotonic()
@@ -89,8 +89,8 @@ def copy_point(
         with announcing_stage("reading and checking files"):
             verify_files(path, front, prefix=f"{POINTS}/{name}" if _has_files(front, name) else "")
         with artifact_draft(destination, force) as draft:
-            written = _copy_and_load_point if _has_files(front, name) else _cut_and_write_point
-            model = written(path, front, name, draft.folder)
+            write_point = _copy_and_load_point if _has_files(front, name) else _cut_and_write_point
+            model = write_point(path, front, name, draft.folder)
             with model_errors_as_diagnostics(str(draft.folder)):
                 checks = verify_forms(draft.folder, model, _FORMS)
             manifest = draft.publish(_manifest_of_point(front, name, checks))
@@ -122,12 +122,10 @@ def refuse_other_machine(front: Manifest, profile_name: str) -> None:
     """Reject a front whose measures are not of the machine that a profile of its recipe describes."""
     profiles = front.recipe.get("resolved", {}).get("profiles", {})
     if profile_name not in profiles:
-        raise Reject(
-            no_such_point(
-                f"the recipe of the front has no profile `{profile_name}`",
-                help=f"it has {', '.join(profiles)}" if profiles else "leave `--on` out, or declare it in the recipe",
-            )
-        )
+        raise no_such_point(
+            f"the recipe of the front has no profile `{profile_name}`",
+            help=f"it has {', '.join(profiles)}" if profiles else "leave `--on` out, or declare it in the recipe",
+        ).rejection()
     profile, measured_on = profiles[profile_name], front.machine
     isa, threads, had = profile.get("isa", NAMES[0]), profile.get("threads"), measured_on.get("isa")
     reason = ""
@@ -139,12 +137,10 @@ def refuse_other_machine(front: Manifest, profile_name: str) -> None:
     elif threads and threads != measured_on.get("threads"):
         reason = f"{profile_name} asks for {threads} threads, and {measured_on.get('threads')} were used"
     if reason:
-        raise Reject(
-            measured_elsewhere(
-                f"what the front measured is of another machine than {profile_name}: {reason}",
-                help="compile the recipe on such a machine, with `--threads` as the profile says, or leave `--on` out",
-            )
-        )
+        raise measured_elsewhere(
+            f"what the front measured is of another machine than {profile_name}: {reason}",
+            help="compile the recipe on such a machine, with `--threads` as the profile says, or leave `--on` out",
+        ).rejection()
 
 
 def _chosen_point(front: Manifest, point: str, limits: tuple[Limit, ...]) -> str:
@@ -157,7 +153,7 @@ def _named(point: str, names: list[str]) -> str:
         return point
     if point.isdigit() and 1 <= int(point) <= len(names):
         return names[int(point) - 1]
-    raise Reject(no_such_point(f"there is no point `{point}`", help=f"there are {', '.join(names)}"))
+    raise no_such_point(f"there is no point `{point}`", help=f"there are {', '.join(names)}").rejection()
 
 
 def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
@@ -168,13 +164,11 @@ def _best_fitting_point(front: Manifest, limits: tuple[Limit, ...]) -> str:
         values_text = ", ".join(
             f"{name} {measurement_text(value, unit)}" for name, (value, unit, _) in measures[nearest].items()
         )
-        raise Reject(
-            none_fits(
-                "no point keeps what was asked for",
-                note=f"the nearest is `{nearest}`: {values_text}",
-                help=f"loosen a limit, or take it with `--point {nearest}`",
-            )
-        )
+        raise none_fits(
+            "no point keeps what was asked for",
+            note=f"the nearest is `{nearest}`: {values_text}",
+            help=f"loosen a limit, or take it with `--point {nearest}`",
+        ).rejection()
     first = next(iter(measures[fit[0]]))
     return min(fit, key=lambda n: measures[n][first][0] * (1 if measures[n][first][2] == "lower" else -1))
 

@@ -197,9 +197,9 @@ class Build:
         with with_profile_threads(named(stage.call), ctx):
             result = pass_.result_of(outcome, ctx)
         if result is outcome and program.version == version:
-            raise Reject(
-                no_change(f"`{stage.call.word}` changed nothing", help="ask more of it, or leave the step out")
-            )
+            raise no_change(
+                f"`{stage.call.word}` changed nothing", help="ask more of it, or leave the step out"
+            ).rejection()
         if promise and isinstance(keeps, Close):
             with announcing_stage("comparing with the model before"):
                 promise.check(program, keeps)

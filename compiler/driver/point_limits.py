@@ -8,7 +8,7 @@ from typing import Any
 
 from ...dsl.checker.units import parse_number_with_unit
 from ...dsl.checker.values import Bytes, Duration
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.quantity import BYTES_PER, SECONDS_PER
 
 unmeasured_limit = Fault(
@@ -58,15 +58,13 @@ class Limit:
         if len(named) == 1:
             return named[0]
         if named:
-            raise Reject(
-                several_measures(
-                    f"the front has {len(named)} measures `{self.metric}`",
-                    help=f"say which: --limit '{named[0]}={self.value}'; there are {', '.join(named)}",
-                )
-            )
-        raise Reject(
-            unmeasured_limit(f"the front has no measure `{self.metric}`", help=f"it has {', '.join(measures)}")
-        )
+            raise several_measures(
+                f"the front has {len(named)} measures `{self.metric}`",
+                help=f"say which: --limit '{named[0]}={self.value}'; there are {', '.join(named)}",
+            ).rejection()
+        raise unmeasured_limit(
+            f"the front has no measure `{self.metric}`", help=f"it has {', '.join(measures)}"
+        ).rejection()
 
     def parse_amount(self, unit: str | None = None) -> Any:
         """Parsed amount, of a measure in `unit` where that is known: `512 B` are bytes of some, and 7B billions."""
@@ -80,7 +78,7 @@ class Limit:
             or (isinstance(value, Bytes) and unit not in BYTES_PER)
         )
         if value is None or other or (isinstance(plain, float) and not isfinite(plain)):
-            raise Reject(no_amount(f"`{self.value}` is no amount of `{self.metric}`", help=_HELP))
+            raise no_amount(f"`{self.value}` is no amount of `{self.metric}`", help=_HELP).rejection()
         return value
 
 
@@ -90,7 +88,7 @@ def parse_limits(texts: list[str]) -> tuple[Limit, ...]:
     for text in texts:
         metric, _, value = text.rpartition("=")
         if not metric:
-            raise Reject(no_amount(f"`{text}` sets no limit", help="write METRIC=VALUE: params=1.6M"))
+            raise no_amount(f"`{text}` sets no limit", help="write METRIC=VALUE: params=1.6M").rejection()
         result.append(Limit(metric.strip(), value))
         result[-1].parse_amount()
     return tuple(result)

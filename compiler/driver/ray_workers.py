@@ -16,7 +16,7 @@ from functools import cached_property
 from select import select
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from .worker_transport import WORKER, WorkerTransport
 
 no_cluster = Fault(
@@ -63,11 +63,13 @@ def require_authenticated_head(address: str) -> None:
     except (OSError, ValueError, OverflowError):
         speaks = False
     if speaks and _can_join(address, "disabled"):
-        raise Reject(open_cluster(f"the cluster at {address} asks nobody for a token", help=TOKEN))
+        raise open_cluster(f"the cluster at {address} asks nobody for a token", help=TOKEN).rejection()
     has_token = os.environ.get("RAY_AUTH_MODE") == "token"
     if not speaks or not has_token or not _can_join(address, "token"):
         text = f"nobody answers at {address} as a cluster of Ray's does"
-        raise Reject(no_cluster(text if has_token else f"{text} without a token", help=HEAD if has_token else TOKEN))
+        raise no_cluster(
+            text if has_token else f"{text} without a token", help=HEAD if has_token else TOKEN
+        ).rejection()
 
 
 def _can_join(address: str, auth_mode: str) -> bool:
@@ -93,7 +95,7 @@ def _require_token_authentication() -> None:
     from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
     if get_authentication_mode() != AuthenticationMode.TOKEN:
-        raise Reject(open_cluster("Ray was imported here before it was to ask for a token", help=TOKEN))
+        raise open_cluster("Ray was imported here before it was to ask for a token", help=TOKEN).rejection()
     AuthenticationTokenLoader.instance().reset_cache()  # one of an earlier cluster
 
 
@@ -152,17 +154,15 @@ class RayTransport(WorkerTransport):
                 ray.init(address=self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:  # something answers there that is no head
             reason = str(error).partition("\n")[0]
-            raise Reject(
-                no_cluster(f"no cluster of Ray's is joined at {self.address or 'this machine'}: {reason}", help=HEAD)
-            ) from error
+            raise no_cluster(
+                f"no cluster of Ray's is joined at {self.address or 'this machine'}: {reason}", help=HEAD
+            ).rejection() from error
         count = int(ray.cluster_resources().get("CPU", 0)) // self.threads
         if not count:
-            raise Reject(
-                no_cluster(
-                    f"the cluster at {self.address} has fewer than {self.threads} processors",
-                    help="start nodes, or give workers fewer `--threads`",
-                )
-            )
+            raise no_cluster(
+                f"the cluster at {self.address} has fewer than {self.threads} processors",
+                help="start nodes, or give workers fewer `--threads`",
+            ).rejection()
         return count
 
     def _set_environment(self, values: Mapping[str, str]) -> None:

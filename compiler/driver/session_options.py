@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ...dsl.syntax.diagnostics import Reject
 from ..core import options
 from ..core.cache import default_cache
 from ..core.events import Listener
@@ -75,7 +74,7 @@ def session_options(values: Mapping[str, Any]) -> tuple[Settings, Any, Path | No
         settings = Settings(**{"cache_dir": default_cache(), **values})
     elif not isinstance(settings, Settings):
         fact = f"`settings` is a {type(settings).__name__}, which holds no options"
-        raise Reject(options.bad_option(fact, help='give a dict of options, such as {"seed": 1}'))
+        raise options.invalid_option(fact, help='give a dict of options, such as {"seed": 1}').rejection()
     else:
         _refuse_mix(values)
     return settings, inputs.get("set", ()), inputs.get("params")
@@ -104,4 +103,4 @@ def _refuse_mix(values: Mapping[str, Any]) -> None:
     if values:
         names = ", ".join(f"`{name}`" for name in sorted(values))
         fact = f"{names} and `settings` are given, which holds all options"
-        raise Reject(options.bad_option(fact, help="leave out one of them"))
+        raise options.invalid_option(fact, help="leave out one of them").rejection()

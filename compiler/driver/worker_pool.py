@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.environment import check_modules
 from ..core.options import OptionError, parse_worker_source
 from ..core.settings import Settings
@@ -31,7 +31,7 @@ def parse_workers_option(option: str) -> int | str:
         workers = parse_worker_source(option)
     except OptionError as error:
         problem = f"`--workers {option}` {error.fact}" if option else "`--workers` is given nothing"
-        raise Reject(unknown_workers(problem, help=error.remedy)) from error
+        raise unknown_workers(problem, help=error.remedy).rejection() from error
     if isinstance(workers, str):
         check_modules(("ray",), "ray", f"`--workers {option}`")
     return workers

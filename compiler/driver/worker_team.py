@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.overrides import PREFIX
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..analysis.planning.keys import versions
 from ..core.events import Said, Warned
 from ..core.journal import Journal
@@ -131,12 +131,10 @@ class Team:
         where = f" on {node}" if node else ""
         self.settings.on_event(Warned(worker_left_out(f"worker {index + 1}{where} is left out: {reason}")))
         if len(self.rejected) == self.transport.size:
-            raise Reject(
-                no_workers(
-                    f"none of {count_text(self.transport.size, 'worker')} can be used: {reason}",
-                    help="give them the same environment and a shared --cache-dir, or leave --workers out",
-                )
-            )
+            raise no_workers(
+                f"none of {count_text(self.transport.size, 'worker')} can be used: {reason}",
+                help="give them the same environment and a shared --cache-dir, or leave --workers out",
+            ).rejection()
 
     def handle_lost_worker(self, index: int, reason: str, key: str) -> None:
         """Say that a worker was lost, and hire another in its place, unless it is lost again and again."""

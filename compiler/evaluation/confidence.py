@@ -70,14 +70,14 @@ def metric_interval(scores: RowScores, original: RowScores | None = None) -> tup
     if len(scores.sums) < FEWEST_ROWS:
         return None
     sums, counts = [*scores.sums], [*scores.counts]
-    others = [] if original is None else [*original.sums]
+    original_sums = [] if original is None else [*original.sums]
     if scores.form == "share":
-        sums, counts, others = [*sums, 1.0, 0.0], [*counts, 1.0, 1.0], [*others, 0.0, 1.0]
+        sums, counts, original_sums = [*sums, 1.0, 0.0], [*counts, 1.0, 1.0], [*original_sums, 0.0, 1.0]
     if scores.form == "exp":
-        differences = sums if original is None else [a - b for a, b in zip(sums, others, strict=True)]
+        differences = sums if original is None else [a - b for a, b in zip(sums, original_sums, strict=True)]
         low, high = ratio_interval(differences, counts)
         return exp(min(low, 700.0)), exp(min(high, 700.0))
-    low, high = ratio_interval(sums, counts if original is None else others)
+    low, high = ratio_interval(sums, counts if original is None else original_sums)
     low = max(low, 0.0)
     return (low, min(high, 1.0)) if scores.form == "share" and original is None else (low, high)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..ir.capture.sample import knows_inputs
 from ..models.rows.forward import in_eval_mode, main_tensor_of_output
 from ..plugin.interfaces import Close
@@ -32,12 +32,10 @@ class OutputPromise:
         worst = distance(self.outputs, observed(program))
         tolerance = self._allowed(program, logit_tolerance)
         if not worst <= tolerance:
-            raise Reject(
-                promise_broken(
-                    f"outputs changed by {worst:.3g}, the pass promises at most {tolerance:.3g}",
-                    help="this is a defect of the pass: leave the step out, and report it",
-                )
-            )
+            raise promise_broken(
+                f"outputs changed by {worst:.3g}, the pass promises at most {tolerance:.3g}",
+                help="this is a defect of the pass: leave the step out, and report it",
+            ).rejection()
 
     def _allowed(self, program: "Program", keeps: Close) -> float:
         """`atol` is told for float32; a narrower type rounds sums that are added in another order more coarsely."""

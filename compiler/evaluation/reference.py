@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...dsl.checker.values import DataRef
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..analysis.planning import keys
 from ..core.cache import digest, write_atomic
 from ..core.hashes import cached_file_hash
@@ -161,12 +161,10 @@ def iterate_logits_beside_reference(
             for part in positions(new):
                 original = reference.logits(slice(at, at + len(batch)), part)
                 if original.shape[-1] != new.shape[-1]:
-                    raise Reject(
-                        other_vocabulary(
-                            f"{name} compares {new.shape[-1]} logits with the original's {original.shape[-1]}",
-                            help="compare models of different vocabularies by `perplexity`",
-                        )
-                    )
+                    raise other_vocabulary(
+                        f"{name} compares {new.shape[-1]} logits with the original's {original.shape[-1]}",
+                        help="compare models of different vocabularies by `perplexity`",
+                    ).rejection()
                 yield new[part].float(), original.to(new.device)
             at += len(batch)
 
@@ -273,7 +271,7 @@ def map_verified_file(path: Path) -> dict[str, Tensor]:
     known = read_self_named_record(_seal(path), path.parent)
     if known is None or known.get("sha256") != cached_file_hash(path, path.parent):
         help = "delete it, then compile again"
-        raise Reject(cache_damaged(f"{path} does not hold what was written there", help=help))
+        raise cache_damaged(f"{path} does not hold what was written there", help=help).rejection()
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in sorted(file.keys())}
 
@@ -317,12 +315,10 @@ class full:
         self.location.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.location.parent).free
         if self.size > 0.9 * free:
-            raise Reject(
-                no_space(
-                    f"the original's outputs take {size(self.size)}, {size(free)} are free in {self.location.parent}",
-                    help="give fewer `samples`, or another --cache-dir",
-                )
-            )
+            raise no_space(
+                f"the original's outputs take {size(self.size)}, {size(free)} are free in {self.location.parent}",
+                help="give fewer `samples`, or another --cache-dir",
+            ).rejection()
         self.file = open(self.draft, "wb")
         self._write(len(self.header).to_bytes(8, "little") + self.header)
         return lambda x: self._write(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

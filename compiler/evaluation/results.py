@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..ir.capture.sample import first_position
 from ..ir.program import Program
 from ..models.rows.forward import main_tensor_of_output
@@ -64,12 +64,10 @@ class MainOutput(nn.Module):
 def refuse_encoder_decoder(model: nn.Module, fault: Fault) -> None:
     """Raise Reject of an encoder with a decoder, which would be two programs with a cache between them."""
     if is_encoder_decoder(model):
-        raise Reject(
-            fault(
-                f"{type(model).__name__} is an encoder with a decoder, and what is written here reads one row",
-                help="`hf` writes it for transformers; its encoder alone is a model of its own, as T5EncoderModel",
-            )
-        )
+        raise fault(
+            f"{type(model).__name__} is an encoder with a decoder, and what is written here reads one row",
+            help="`hf` writes it for transformers; its encoder alone is a model of its own, as T5EncoderModel",
+        ).rejection()
 
 
 def first_result_of(model: nn.Module) -> nn.Module:

@@ -67,7 +67,7 @@ class PairedBound:
         if self.verdict is not None:
             return 0
         read = len(self._sums)
-        return next((look for look in self.looks if look > read), self.rows) - read
+        return next((size for size in self.looks if size > read), self.rows) - read
 
     def add(self, differences: Sequence[float], weights: Sequence[float] | None = None) -> Verdict | None:
         """Read further rows; the verdict once there is one, which later rows do not change.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ...dsl.checker.values import DataRef
-from ...dsl.syntax.diagnostics import Reject
 from ..models.rows.encoder_states import States, all_states, pooled_hidden_states, resolve_pooling_name
 from ..models.rows.forward import finite, in_eval_mode
 from ..plugin.context import Context
@@ -83,22 +82,18 @@ def _refuse_other_token_shape(new: Tensor, reference: Tensor) -> None:
     """Raises Reject (other-vocabulary) for what is no state of the same tokens, as a result of a model with a head."""
     if new.shape[1:] != reference.shape[1:]:
         actual, known = (" x ".join(map(str, x.shape[1:])) for x in (new, reference))
-        raise Reject(
-            other_vocabulary(
-                f"similarity compares hidden states of {known} numbers a row, and {actual} are given",
-                help="bound it of `hf`: an exported model with a head gives its result alone",
-            )
-        )
+        raise other_vocabulary(
+            f"similarity compares hidden states of {known} numbers a row, and {actual} are given",
+            help="bound it of `hf`: an exported model with a head gives its result alone",
+        ).rejection()
 
 
 def refuse_other_width(new: Tensor, reference: Tensor) -> None:
     if new.shape != reference.shape:
-        raise Reject(
-            other_vocabulary(
-                f"similarity compares states of {new.shape[-1]} numbers with the original's {reference.shape[-1]}",
-                help="compare models whose hidden states are as wide as the original's",
-            )
-        )
+        raise other_vocabulary(
+            f"similarity compares states of {new.shape[-1]} numbers with the original's {reference.shape[-1]}",
+            help="compare models whose hidden states are as wide as the original's",
+        ).rejection()
 
 
 def linear_cka(model: nn.Module, rows: Tensor, original_states: dict[str, Tensor], pooling: str) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ...kernels.native import KernelError
 from ..core.events import follow
 from ..core.json_errors import is_out_of_memory
@@ -91,9 +91,9 @@ def make_decode_step(model: nn.Module, length: int, batch: int = 1) -> Callable[
         return runtime.decode_step(make_prompt_ids(model, 1, length)[0].tolist(), batch)
     caching, device = _caching(model), device_of(model)
     if not caching:
-        raise Reject(
-            no_cache(f"the forward of {type(model).__name__} takes no `use_cache`", help="time it with `prefill`")
-        )
+        raise no_cache(
+            f"the forward of {type(model).__name__} takes no `use_cache`", help="time it with `prefill`"
+        ).rejection()
     output: Any = None
 
     def step() -> float:
@@ -121,7 +121,7 @@ def _failure_as_diagnostic(model: nn.Module) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
         message = f"{type(model).__name__} can't go on by one token behind what it cached: {reason}"
-        raise Reject(no_cache(message, help="time it with `prefill`")) from error
+        raise no_cache(message, help="time it with `prefill`").rejection() from error
 
 
 @contextmanager
@@ -133,12 +133,10 @@ def _too_long_as_diagnostic(model: nn.Module, length: int) -> Iterator[None]:
         longest = max_row_tokens(pretrained(model).config.to_dict()) if hasattr(model, "config") else None
         if longest is None or length <= longest:
             raise
-        raise Reject(
-            prompt_too_long(
-                f"a prompt of {length} tokens is timed, and the model has {longest} positions",
-                help=f"set `prompt:` of the measure to less than {longest}",
-            )
-        ) from error
+        raise prompt_too_long(
+            f"a prompt of {length} tokens is timed, and the model has {longest} positions",
+            help=f"set `prompt:` of the measure to less than {longest}",
+        ).rejection() from error
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -266,5 +264,5 @@ def cache_of(output: Any) -> dict[str, Any]:
     """The cache that a forward returned, as the next one takes it."""
     name = next((n for n in CACHES if n in output), None)
     if name is None:
-        raise Reject(no_cache(f"{type(output).__name__} holds none of {', '.join(CACHES)}"))
+        raise no_cache(f"{type(output).__name__} holds none of {', '.join(CACHES)}").rejection()
     return {name: output[name]}

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dsl.syntax.diagnostics import Reject
-from ..core.options import bad_option
+from ..core.options import invalid_option
 from .windows import encode, no_tokenizer, start_token, token_windows
 
 HELD_OUT = 10  # of so many rows the last one
@@ -38,21 +37,19 @@ def rows_by_name(
 def _token_rows(data: Rows, tokenizer: Any, length: int, samples: int) -> Tensor:
     if isinstance(data, Tensor):
         if data.dim() != 2 or data.dtype.is_floating_point or data.dtype.is_complex or len(data) < 1:
-            raise Reject(bad_option(f"`data` is {data.dtype} of shape {list(data.shape)}", help=FORMS))
+            raise invalid_option(f"`data` is {data.dtype} of shape {list(data.shape)}", help=FORMS).rejection()
         return data[:samples].to("cpu", torch.int64)
     if not isinstance(data, Iterable):
-        raise Reject(bad_option(f"`data` is a {type(data).__name__}", help=FORMS))
+        raise invalid_option(f"`data` is a {type(data).__name__}", help=FORMS).rejection()
     if tokenizer is None:
-        raise Reject(
-            no_tokenizer(
-                "`data` holds texts, and there is no tokenizer that makes tokens of them",
-                help="pass `tokenizer=`, or a tensor of token ids [rows, length]",
-            )
-        )
+        raise no_tokenizer(
+            "`data` holds texts, and there is no tokenizer that makes tokens of them",
+            help="pass `tokenizer=`, or a tensor of token ids [rows, length]",
+        ).rejection()
     ids: list[int] = []
     for text in [data] if isinstance(data, str) else data:
         if not isinstance(text, str):
-            raise Reject(bad_option(f"`data` holds a {type(text).__name__} where a text is needed", help=FORMS))
+            raise invalid_option(f"`data` holds a {type(text).__name__} where a text is needed", help=FORMS).rejection()
         ids += encode(f"{text}\n\n", tokenizer)
         if len(ids) >= length * samples:
             break

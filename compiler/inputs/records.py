@@ -13,13 +13,13 @@ from ..core.json_errors import describe_json_error
 from ..core.safe_read import parse_strict_json
 from .windows import read_text
 
-bad_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
+invalid_record = Fault("bad-record", "A line of a data file is not a record, or a field of it holds something else.")
 no_field = Fault("no-field", "A data file has no field of the name that a recipe gives.")
 
 Record = dict[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
-MOST = 10  # faults of one file that are told
+LISTED = 10  # faults of one file that are told
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -34,15 +34,16 @@ def read_records(path: Path) -> list[Record]:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         records = parse_each(lines, lambda entry: _parse(entry[1], f"line {entry[0]} of {path}"))
     if not isinstance(records, list) or not records:
-        raise Reject(bad_record(f"{path} holds no records", help="one JSON object a line, or one list of them"))
-    odd = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
-    if odd:
-        raise Reject(*(bad_record(f"record {number} of {path} is not an object") for number in odd[:MOST]))
+        raise invalid_record(f"{path} holds no records", help="one JSON object a line, or one list of them").rejection()
+    malformed = [number for number, record in enumerate(records, start=1) if not isinstance(record, dict)]
+    if malformed:
+        raise Reject(*(invalid_record(f"record {number} of {path} is not an object") for number in malformed[:LISTED]))
     return records
 
 
 def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
-    """Results of `parse` for each item; raises Reject with the faults of all of them, the first `MOST` and a count."""
+    """Results of `parse` for each item. Raises Reject with the faults of all of them, the first `LISTED` and a
+    count."""
     results: list[R] = []
     faults: list[Diagnostic] = []
     for item in items:
@@ -50,10 +51,11 @@ def parse_each(items: Iterable[T], parse: Callable[[T], R]) -> list[R]:
             results.append(parse(item))
         except Reject as rejection:
             faults += rejection.diagnostics
+    if len(faults) > LISTED:
+        more = f"there are {len(faults) - LISTED} more like these"
+        faults = [*faults[: LISTED - 1], replace(faults[LISTED - 1], note=more)]
     if faults:
-        more = f"there are {len(faults) - MOST} more like these"
-        shown = faults[:MOST] if len(faults) <= MOST else [*faults[: MOST - 1], replace(faults[MOST - 1], note=more)]
-        raise Reject(*shown)
+        raise Reject(*faults)
     return results
 
 
@@ -61,7 +63,7 @@ def _parse(text: str, name: str) -> Any:
     try:
         return parse_strict_json(text)
     except (ValueError, RecursionError) as error:
-        raise Reject(bad_record(f"{name} is not JSON: {describe_json_error(error)}")) from error
+        raise invalid_record(f"{name} is not JSON: {describe_json_error(error)}").rejection() from error
 
 
 def require_field(records: Iterable[Record], name: str, path: str | Path) -> None:
@@ -71,7 +73,7 @@ def require_field(records: Iterable[Record], name: str, path: str | Path) -> Non
         number, record = lacking[0]
         also = f", nor have {len(lacking) - 1} others" if len(lacking) > 1 else ""
         message = f"record {number} of {path} has no field `{name}`{also}"
-        raise Reject(no_field(message, help=nearest_name_help(name, record, "it has")))
+        raise no_field(message, help=nearest_name_help(name, record, "it has")).rejection()
 
 
 def check_fields(records: Sequence[Record], names: Iterable[str], path: str | Path) -> None:
@@ -83,7 +85,7 @@ def text_of(record: Record, name: str, line_number: int, path: str | Path) -> st
     """The text of a field; numbers count as text."""
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise Reject(bad_record(f"`{name}` of record {line_number} of {path} is not text"))
+        raise invalid_record(f"`{name}` of record {line_number} of {path} is not text").rejection()
     return str(value)
 
 
@@ -93,11 +95,8 @@ def drop_or_refuse_too_long(
     """Items that fit into a row of so many tokens; Reject where others may not be dropped, or none is left."""
     short = [item for item, size in zip(items, sizes, strict=True) if size <= max_tokens]
     if len(short) < len(items) and (policy == "refuse" or not short):
-        raise Reject(
-            too_long(
-                f"{len(items) - len(short)} of {len(items)} {noun} exceed {max_tokens} tokens, "
-                f"the longest {max(sizes)}",
-                help=f"`length: {max(sizes)}`" + (", or `longer: drop`" if short else ""),
-            )
-        )
+        raise too_long(
+            f"{len(items) - len(short)} of {len(items)} {noun} exceed {max_tokens} tokens, the longest {max(sizes)}",
+            help=f"`length: {max(sizes)}`" + (", or `longer: drop`" if short else ""),
+        ).rejection()
     return short

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ...dsl.syntax.source_file import irregular_kind_of_path
 from ..core.cache import digest
 from ..core.hashes import cached_file_hash
@@ -48,11 +48,11 @@ def find_files(paths: str | Sequence[str], folder: Path) -> list[Path]:
             result.append(path)
             continue
         if kind := irregular_kind_of_path(path):
-            raise Reject(no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)))
+            raise no_file(f"{path} is {kind}, where a file is needed", help=_INSTEAD.get(kind, _SAVED)).rejection()
         matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not matched:
             fact = "no file matches" if glob.has_magic(text) else "there is no file"
-            raise Reject(no_file(f"{fact} {path}", help=_file_suggestion(path)))
+            raise no_file(f"{fact} {path}", help=_file_suggestion(path)).rejection()
         result += matched
     return list(dict.fromkeys(result))
 
@@ -74,22 +74,18 @@ def read_text(path: Path) -> str:
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "latin1")
         is_binary = encoding == "latin1" and b"\0" in data
         convert = f"convert it: iconv -f {encoding} -t utf-8 {path.name}"
-        raise Reject(
-            not_utf8(
-                f"{path} is not UTF-8 at byte {error.start} (0x{data[error.start]:02x})",
-                help="it holds zero bytes, so it is no text: name another file" if is_binary else convert,
-            )
-        ) from error
+        raise not_utf8(
+            f"{path} is not UTF-8 at byte {error.start} (0x{data[error.start]:02x})",
+            help="it holds zero bytes, so it is no text: name another file" if is_binary else convert,
+        ).rejection() from error
 
 
 def require_tokenizer(tokenizer: Any, ctx: Context) -> Any:
     if tokenizer is None:
-        raise Reject(
-            no_tokenizer(
-                f"{ctx.origin.label} has no tokenizer files",
-                help="take a folder with tokenizer.json, or give token ids with `tokens`",
-            )
-        )
+        raise no_tokenizer(
+            f"{ctx.origin.label} has no tokenizer files",
+            help="take a folder with tokenizer.json, or give token ids with `tokens`",
+        ).rejection()
     return tokenizer
 
 
@@ -125,12 +121,10 @@ def token_windows(
     count = len(ids) // body if body else 0
     needed = samples or 1
     if count < needed:
-        raise Reject(
-            too_short(
-                f"{len(ids)} tokens make {count} of {needed} rows of {length} tokens",
-                help=_too_little_text_remedy(len(ids), count, needed, length, body),
-            )
-        )
+        raise too_short(
+            f"{len(ids)} tokens make {count} of {needed} rows of {length} tokens",
+            help=_too_little_text_remedy(len(ids), count, needed, length, body),
+        ).rejection()
     rows = torch.tensor(ids[: count * body], dtype=torch.int64).view(count, body)  # [count, body]
     if start is not None:
         rows = torch.cat([torch.full((count, 1), start), rows], dim=1)  # [count, length]
@@ -144,7 +138,7 @@ def choose_rows(rows: "torch.Tensor", samples: int | None, seed: int) -> "Iterat
     if samples is None:
         return iter(rows)
     if samples > len(rows):
-        raise Reject(too_short(f"{samples} rows are wanted, {len(rows)} are there", help=f"`samples: {len(rows)}`"))
+        raise too_short(f"{samples} rows are wanted, {len(rows)} are there", help=f"`samples: {len(rows)}`").rejection()
     generator = torch.Generator().manual_seed(seed)
     return iter(rows[torch.randperm(len(rows), generator=generator)[:samples]])
 

@@ -70,8 +70,8 @@ class Edits:
     def rename(self, new_paths: dict[str, str]) -> None:
         """Follow layers that moved: old path -> new path."""
         for name in ("swapped", "shapes", "attributes", "slots", "kinds", "graphs"):
-            setattr(self, name, {moved_path(path, new_paths): value for path, value in getattr(self, name).items()})
-        self.deleted = [moved_path(path, new_paths) for path in self.deleted]
+            setattr(self, name, {renamed_path(path, new_paths): value for path, value in getattr(self, name).items()})
+        self.deleted = [renamed_path(path, new_paths) for path in self.deleted]
 
     def forget(self, path: str) -> None:
         """Drop what is said of a module and of everything below it."""
@@ -81,7 +81,7 @@ class Edits:
         self.deleted = [p for p in self.deleted if not is_submodule(p, path)]
 
 
-def moved_path(path: str, new_paths: dict[str, str]) -> str:
+def renamed_path(path: str, new_paths: dict[str, str]) -> str:
     """A path after the modules in `new_paths` took new places."""
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
@@ -173,7 +173,7 @@ def _bind_stored_graph(model: nn.Module, path: str, entry: dict[str, Any]) -> No
 
 
 def _refusal(content: str) -> Reject:
-    return Reject(rejected_edits(f"stored edits hold {content}"))
+    return rejected_edits(f"stored edits hold {content}").rejection()
 
 
 def _need(condition: bool, content: str) -> None:

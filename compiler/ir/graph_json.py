@@ -40,12 +40,10 @@ def graph_to_json(graph: fx.Graph) -> dict[str, Any]:
         check_growth(graph)
         return {"format": FORMAT, "nodes": [_node_to_json(node) for node in graph.nodes]}
     except (Unlisted, UnboundedSize) as error:
-        raise Reject(
-            rejected_graph(
-                f"an edited layer would hold {error}, which artifacts have no word for",
-                help="narrow the layer, or leave it as it is with `on:`",
-            )
-        ) from error
+        raise rejected_graph(
+            f"an edited layer would hold {error}, which artifacts have no word for",
+            help="narrow the layer, or leave it as it is with `on:`",
+        ).rejection() from error
 
 
 def graph_from_json(data: Any) -> fx.Graph:
@@ -59,7 +57,7 @@ def graph_from_json(data: Any) -> fx.Graph:
 
 
 def _refusal(content: str) -> Reject:
-    return Reject(rejected_graph(f"a stored graph holds {content}", help="compile again with this effc"))
+    return rejected_graph(f"a stored graph holds {content}", help="compile again with this effc").rejection()
 
 
 # -- writing -------------------------------------------------------------------------------------------------

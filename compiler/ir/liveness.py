@@ -12,60 +12,12 @@ _STATEFUL = ("cache_update", "ssm_scan", "ssm_conv")
 _WRITERS = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
 # What makes a new tensor whatever it is given. All else may hand on the memory of what it reads.
 _NEW = frozenset(
-    (
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "pow",
-        "neg",
-        "matmul",
-        "bmm",
-        "baddbmm",
-        "mm",
-        "linear",
-        "embedding",
-        "softmax",
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "sigmoid",
-        "tanh",
-        "exp",
-        "rsqrt",
-        "silu",
-        "gelu",
-        "relu",
-        "repeat",
-        "repeat_interleave",
-        "cat",
-        "stack",
-        "clone",
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "new_zeros",
-        "new_ones",
-        "new_empty",
-        "new_full",
-        "gather",
-        "scatter",
-        "index_select",
-        "where",
-        "masked_fill",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-    )
+    """
+    add sub mul truediv pow neg matmul bmm baddbmm mm linear embedding softmax sum mean amax amin
+    sigmoid tanh exp rsqrt silu gelu relu repeat repeat_interleave cat stack clone zeros ones full empty
+    zeros_like ones_like full_like empty_like new_zeros new_ones new_empty new_full gather scatter
+    index_select where masked_fill eq ne lt le gt ge
+    """.split()
 )
 _NEW_ROLES = frozenset(("linear", "conv", "embedding", "norm", "experts"))
 _NUMBERS = ("size", "dim", "numel")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Reject
 from ..core.cache import Cache
 from ..core.events import announcing_stage
 from ..core.json_errors import first_line
@@ -85,10 +84,7 @@ class StepResults:
             try:
                 return kind_of_entry(body).restore(body, self)
             except (*MALFORMED, AssertionError) as error:
-                raise Reject(
-                    cache_damaged(
-                        f"step {key[:12]} of the cache does not fit its model: {type(error).__name__}: "
-                        f"{first_line(error)}",
-                        help=f"remove {self.cache.folder / 'steps' / key}.json, then compile again",
-                    )
-                ) from error
+                raise cache_damaged(
+                    f"step {key[:12]} of the cache does not fit its model: {type(error).__name__}: {first_line(error)}",
+                    help=f"remove {self.cache.folder / 'steps' / key}.json, then compile again",
+                ).rejection() from error

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 unsupported_argument = Fault(
     "unsupported-argument",
@@ -116,12 +116,10 @@ def make_forward(
         values = [arguments.pop(name, None) for name in placeholders]
         for name, value in arguments.items():
             if not _is_baked(name, value, constants):
-                raise Reject(
-                    unsupported_argument(
-                        f"{path} was compiled without `{name}`, so it can't follow it",
-                        help="call the model without it, or with rows without padding where the model adds it itself",
-                    )
-                )
+                raise unsupported_argument(
+                    f"{path} was compiled without `{name}`, so it can't follow it",
+                    help="call the model without it, or with rows without padding where the model adds it itself",
+                ).rejection()
         return function(self, *values)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -16,9 +16,8 @@ from typing import Any
 
 from ...dsl.checker import rules, values
 from ...dsl.checker.vocabulary import REQUIRED, Param, Word
-from ...dsl.syntax.diagnostics import Reject
 from . import interfaces, target
-from .plugin_packages import bad_plugin
+from .plugin_packages import invalid_plugin
 
 BASES: dict[str, type] = {
     "pass": interfaces.Pass,
@@ -175,7 +174,7 @@ def _reject_on_rule_errors(cls: type, word: str, path: Path) -> Callable[..., ru
             except Exception as error:
                 message = f"`{rule.__name__}` of the {word} fails: {type(error).__name__}: {error}"
                 help_text = f"{path.name} has it; install another version of its package"
-                raise Reject(bad_plugin(message, help=help_text)) from error
+                raise invalid_plugin(message, help=help_text).rejection() from error
 
         return run
 

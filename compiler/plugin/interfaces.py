@@ -9,7 +9,7 @@ readings equal.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 from ...dsl.checker.rules import Rules
 
@@ -37,11 +37,11 @@ def param(
     unit: str = "",
     among: tuple[int, ...] = (),
     multiple: int = 0,
-    odd: bool = False,
+    parity: Literal["", "odd"] = "",
     least: int = 0,
     distinct: bool = False,
     falling: bool = False,
-    whole: bool = False,
+    starts_full: bool = False,
     spelled: str = "",
     lines: bool = False,
     rows_kind: str = "",

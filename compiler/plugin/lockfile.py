@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.cache import write_atomic
 from ..core.safe_read import MIB, read_toml
 
@@ -35,12 +35,12 @@ def read_package_lock(folder: Path) -> Lock:
         return {table: {} for table in TABLES}
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)[:120]
-        raise Reject(broken_lock(f"{file} is no TOML that can be read: {reason}", help=_REMEDY)) from error
+        raise broken_lock(f"{file} is no TOML that can be read: {reason}", help=_REMEDY).rejection() from error
     number = body.pop("format", None)
     if type(number) is not int or number != FORMAT:
-        raise Reject(broken_lock(f"{file} is of format {number}, this effc reads {FORMAT}", help=_REMEDY))
+        raise broken_lock(f"{file} is of format {number}, this effc reads {FORMAT}", help=_REMEDY).rejection()
     if not all(_is_table(body.get(table, {}), table) for table in TABLES) or set(body) - set(TABLES):
-        raise Reject(broken_lock(f"{file} holds something else than lines in tables", help=_REMEDY))
+        raise broken_lock(f"{file} holds something else than lines in tables", help=_REMEDY).rejection()
     return {table: body.get(table, {}) for table in TABLES}
 
 

@@ -19,12 +19,12 @@ from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault
 
 GROUP = "effc.plugins"
 FOLDERS = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
 
-bad_plugin = Fault(
+invalid_plugin = Fault(
     "bad-plugin",
     "An installed package brings a plug-in that effc can't take.\n\n"
     "A package in the entry point group `effc.plugins` has folders `passes`, `targets`, `metrics`, `data` or `models` "
@@ -81,11 +81,11 @@ def _package_folder_or_reject(name: str, package: str) -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         if (folder := Path(location, *inner)).is_dir():
             return folder
-    raise Reject(_without_folder(name, package))
+    raise _without_folder(name, package).rejection()
 
 
 def _without_folder(name: str, package: str) -> Diagnostic:
-    return bad_plugin(
+    return invalid_plugin(
         f"the entry point `{name}` of {GROUP} names `{package}`, which is no package here",
         help="install the package that has it again, or remove it",
     )

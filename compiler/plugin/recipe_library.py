@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...dsl.checker.package_paths import quoted_texts
 from ...dsl.syntax import ast
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ...dsl.syntax.parse import parse, read_source
 from ...dsl.syntax.write import expression
 
@@ -84,9 +84,9 @@ def refuse_library_recipe(path: Path) -> None:
     """Reject (library-recipe) a recipe of the library: nothing is written beside it."""
     recipe_path = resolve_recipe_path(path)
     if recipe_path != path and any(recipe_path.is_relative_to(folder) for folder in folders()):
-        raise Reject(
-            library_recipe(f"`{path}` is a recipe of the library", help=f"make it yours: `effc recipes copy {path}`")
-        )
+        raise library_recipe(
+            f"`{path}` is a recipe of the library", help=f"make it yours: `effc recipes copy {path}`"
+        ).rejection()
 
 
 def with_files(recipe: LibraryFile) -> dict[str, Path]:

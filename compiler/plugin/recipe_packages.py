@@ -29,7 +29,7 @@ DATA = (".effspec", ".toml", ".md", ".txt", ".json", ".jsonl", ".csv", ".safeten
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _RESERVED = ("std",)
 
-bad_package = Fault(
+invalid_package = Fault(
     "bad-package",
     "A folder is no recipe package, or holds what a package may not.\n\n"
     "A package has an `effc-package.toml` with `name` and `version`, recipes in `recipes/`, and data beside them: "
@@ -66,18 +66,24 @@ def read_recipe_package(folder: Path) -> Package:
     try:
         body = read_toml(folder / PACKAGE_FILE, MIB, folder)
     except FileNotFoundError as error:
-        raise Reject(bad_package(f"{folder} has no {PACKAGE_FILE}", help="it needs `name` and `version`")) from error
+        raise invalid_package(
+            f"{folder} has no {PACKAGE_FILE}", help="it needs `name` and `version`"
+        ).rejection() from error
     except (OSError, ValueError) as error:
         help = 'it is written like `name = "edge"` and `version = "1.0"`, a line each'
-        raise Reject(bad_package(f"{folder / PACKAGE_FILE} is no TOML that can be read: {error}", help=help)) from error
+        raise invalid_package(
+            f"{folder / PACKAGE_FILE} is no TOML that can be read: {error}", help=help
+        ).rejection() from error
     name, version, sentence = (body.get(key, "") for key in ("name", "version", "sentence"))
     if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _RESERVED):
         message = f"{folder / PACKAGE_FILE} has no `name` that a recipe could use"
-        raise Reject(bad_package(message, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken"))
+        raise invalid_package(
+            message, help="lower-case letters, digits and `_`, such as `edge`; `std` is taken"
+        ).rejection()
     if not all(isinstance(text, str) and text.isprintable() for text in (version, sentence)) or not version:
-        raise Reject(
-            bad_package(f"{folder / PACKAGE_FILE} has no `version`, or one or a `sentence` of unprintable letters")
-        )
+        raise invalid_package(
+            f"{folder / PACKAGE_FILE} has no `version`, or one or a `sentence` of unprintable letters"
+        ).rejection()
     return Package(name, version, sentence, folder, checked_tree_hash(folder))
 
 
@@ -103,7 +109,7 @@ def checked_tree_hash(folder: Path) -> str:
     for number, file in enumerate(checked_package_files(folder)):
         size += file.stat().st_size
         if number >= MAX_FILES or size > MAX_BYTES:
-            raise Reject(too_large(str(folder)))
+            raise too_large(str(folder)).rejection()
         name = file.relative_to(folder).as_posix()
         content = hashlib.sha256(read_regular_file(file, MAX_BYTES, folder)).hexdigest()
         hasher.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
@@ -111,13 +117,13 @@ def checked_tree_hash(folder: Path) -> str:
 
 
 def too_large(label: str) -> Diagnostic:
-    return bad_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
+    return invalid_package(f"{label} has more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
 
 
 def checked_package_files(folder: Path, depth: int = 0) -> Iterator[Path]:
     """Files of a package in order; those whose names begin with a dot are no part of it."""
     if depth > DEEPEST:
-        raise Reject(bad_package(f"{folder} lies more than {DEEPEST} folders deep in a package"))
+        raise invalid_package(f"{folder} lies more than {DEEPEST} folders deep in a package").rejection()
     for path in sorted(folder.iterdir()):
         mode = path.lstat().st_mode
         if path.name.startswith("."):
@@ -125,9 +131,11 @@ def checked_package_files(folder: Path, depth: int = 0) -> Iterator[Path]:
         if stat.S_ISDIR(mode):
             yield from checked_package_files(path, depth + 1)
         elif not stat.S_ISREG(mode):
-            raise Reject(bad_package(f"{path} is a link or no ordinary file", help="a package holds plain files"))
+            raise invalid_package(
+                f"{path} is a link or no ordinary file", help="a package holds plain files"
+            ).rejection()
         elif path.suffix not in DATA:
-            raise Reject(bad_package(f"{path} is no data: a package holds none of `{path.suffix}`"))
+            raise invalid_package(f"{path} is no data: a package holds none of `{path.suffix}`").rejection()
         else:
             yield path
 
@@ -144,7 +152,7 @@ def copy_package(package: Package, destination: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(read_regular_file(file, MAX_BYTES, package.folder))
         if checked_tree_hash(draft) != package.tree:
-            raise Reject(package_edited(f"{package.folder} changed while it was copied", help="add it again"))
+            raise package_edited(f"{package.folder} changed while it was copied", help="add it again").rejection()
         shutil.rmtree(destination, ignore_errors=True)
         os.replace(draft, destination)
     finally:
@@ -178,13 +186,15 @@ def verified_package_folder(
     """
     tree = facts.get("tree", "")
     if not re.fullmatch(r"[0-9a-f]{64}", tree) or not _NAME.fullmatch(name):
-        raise Reject(lockfile.broken_lock(f"the lock pins no tree of `{name}`", help="add the package again"))
+        raise lockfile.broken_lock(f"the lock pins no tree of `{name}`", help="add the package again").rejection()
     beside = project / VENDORED / name
     candidates = [*([beside] if vendored else []), installed(cache, tree)]
     root = next((p for p in candidates if p.is_dir()), None)
     if root is None:
-        raise Reject(package_gone(f"the package `{name}` is not here", help="`effc add` fetches what the lock names"))
+        raise package_gone(
+            f"the package `{name}` is not here", help="`effc add` fetches what the lock names"
+        ).rejection()
     if checked_tree_hash(root) != tree:
         remedy = "`effc add` fetches it" + (", and `effc vendor` then copies it here" if root == beside else "")
-        raise Reject(package_edited(f"{root} is not the `{name}` that effspec.lock pins", help=remedy))
+        raise package_edited(f"{root} is not the `{name}` that effspec.lock pins", help=remedy).rejection()
     return root

@@ -15,8 +15,8 @@ from typing import Any
 from ...dsl.checker.recipe import Invocation
 from ...dsl.checker.values import MetricRef
 from ...dsl.checker.vocabulary import Vocabulary, Word
-from ...dsl.syntax.diagnostics import Diagnostic, Reject
-from .plugin_packages import bad_plugin, plugin_folders
+from ...dsl.syntax.diagnostics import Diagnostic
+from .plugin_packages import invalid_plugin, plugin_folders
 
 # kind -> folders of its files, below effc's packages
 SHELVES = {
@@ -43,7 +43,7 @@ class Plugins(Mapping[str, Word]):
         self.modules: dict[str, str] = {}
         for name, package, file in public:
             if name in self.paths:
-                raise Reject(_has_two_files(kind, name, self.paths[name], file))
+                raise _has_two_files(kind, name, self.paths[name], file).rejection()
             self.paths[name], self.modules[name] = file, f"{package}.{name}"
 
     def __getitem__(self, name: str) -> Word:
@@ -57,7 +57,7 @@ class Plugins(Mapping[str, Word]):
             except (AssertionError, SyntaxError, ValueError, TypeError) as error:
                 if self.modules[name].startswith("effc."):
                     raise  # a mistake of effc
-                raise Reject(_unreadable(self.kind, name, self.paths[name], error)) from error
+                raise _unreadable(self.kind, name, self.paths[name], error).rejection() from error
         return self.read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -111,23 +111,21 @@ def _import_or_reject(kind: str, name: str, module: str) -> ModuleType:
     try:
         return import_module(module)
     except Exception as error:  # whatever the code of a package raises
-        raise Reject(
-            bad_plugin(
-                f"the {kind} `{name}` can't be imported from {module}: {type(error).__name__}: {error}",
-                help="--debug shows where; install another version of its package",
-            )
-        ) from error
+        raise invalid_plugin(
+            f"the {kind} `{name}` can't be imported from {module}: {type(error).__name__}: {error}",
+            help="--debug shows where; install another version of its package",
+        ).rejection() from error
 
 
 def _has_two_files(kind: str, name: str, file: Path, other: Path) -> Diagnostic:
-    return bad_plugin(
+    return invalid_plugin(
         f"the {kind} `{name}` is in {file} and in {other}",
         help="a package names its plug-ins below a folder of its own name, such as `acme.halve`",
     )
 
 
 def _unreadable(kind: str, name: str, file: Path, error: Exception) -> Diagnostic:
-    return bad_plugin(
+    return invalid_plugin(
         f"the header of the {kind} `{name}` can't be read: {error}",
         help=f"a header is literal, since {file.name} is not imported to check a recipe; docs/plugins.md shows one",
     )

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from ..models.checkpoints.origin import Origin
 
-bad_rows = Fault(
+invalid_rows = Fault(
     "bad-rows", "Rows of tokens do not fit the model: ids that its embedding lacks, or more positions than it has."
 )
 
@@ -21,12 +21,12 @@ def refuse_rows_beyond_model(rows: "torch.Tensor", name: str, origin: "Origin") 
     faults = []
     top, low = int(rows.max()), int(rows.min())
     if low < 0:
-        faults.append(bad_rows(f"`{name}` holds the token id {low}"))
+        faults.append(invalid_rows(f"`{name}` holds the token id {low}"))
     highest_decoded = int(rows[:, rows.shape[1] // 2 :].max())  # by the decoder of two vocabularies
     for highest, known in ((top, origin.vocabulary), (highest_decoded, origin.target_vocabulary)):
         if known is not None and highest >= known:
             faults.append(
-                bad_rows(
+                invalid_rows(
                     f"`{name}` holds the token id {highest}; {origin.label} has {known}",
                     help="take the tokenizer that the model was trained with",
                 )
@@ -34,7 +34,7 @@ def refuse_rows_beyond_model(rows: "torch.Tensor", name: str, origin: "Origin") 
             break
     if origin.positions is not None and rows.shape[1] > origin.positions:
         faults.append(
-            bad_rows(
+            invalid_rows(
                 f"`{name}` has rows of {rows.shape[1]} tokens; {origin.label} has {origin.positions} positions",
                 help=f"at most `length: {origin.positions}`",
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from .interfaces import Plugin, param
 
 if TYPE_CHECKING:
@@ -198,12 +198,10 @@ class Target(Plugin):
 
         The folder may come from anybody: nothing of it is run, and no model is made with its weights.
         """
-        raise Reject(
-            unchecked_form(
-                f"{folder} is of a target without rules for it: {cls.__name__} has no `check_folder`",
-                help="ask for an artifact of another target, or its author for a newer version",
-            )
-        )
+        raise unchecked_form(
+            f"{folder} is of a target without rules for it: {cls.__name__} has no `check_folder`",
+            help="ask for an artifact of another target, or its author for a newer version",
+        ).rejection()
 
     @classmethod
     def check_artifact(cls, artifact: Path, cache_folder: Path) -> None:

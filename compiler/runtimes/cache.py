@@ -74,8 +74,8 @@ class SequenceCache:
         for row, source in enumerate(sources):
             old = source if heir[source] == row else unclaimed.pop(0)
             numbers.append(self.numbers[old])
-            if old != source and (rest := tokens[row][self._crop_to_common_prefix(old, tokens[row]) :]):
-                missing[self.numbers[old]] = torch.tensor(rest)
+            if old != source and (suffix := tokens[row][self._crop_to_common_prefix(old, tokens[row]) :]):
+                missing[self.numbers[old]] = torch.tensor(suffix)
         self.numbers, self.tokens = numbers, tokens
         if missing:
             self._model.append_tokens(missing, "last")

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.json_errors import first_line
-from ..models.checkpoints.generation_config import NAME, bad_generation
+from ..models.checkpoints.generation_config import NAME, invalid_generation
 from .speculation import LONGEST, PromptLookup
 
 if TYPE_CHECKING:
     from .model import DecoderModel
 
-bad_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.", exit="usage")
+invalid_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.", exit="usage")
 
 
 class Generation:
@@ -52,7 +52,9 @@ class Generation:
         """The sequences [b, t + new] of prompts [b, t]; `begin` is called with the numbers of the open sequences."""
         prompts = [row[is_token.bool()] for row, is_token in zip(ids, mask, strict=True)]
         if not all(len(prompt) for prompt in prompts):
-            raise Reject(bad_sampling("a prompt has no token", help="begin it with the tokenizer's first token"))
+            raise invalid_sampling(
+                "a prompt has no token", help="begin it with the tokenizer's first token"
+            ).rejection()
         slots = self.model.start_sequences([prompt.tolist() for prompt in prompts])
         numbers, self._sequences = [number for number, _ in slots], ids
         self._start_lookup(prompts)
@@ -172,4 +174,4 @@ def parse_generation_config(values: Mapping[str, Any]) -> GenerationConfig:
     try:
         return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})
     except (ValueError, TypeError) as error:
-        raise Reject(bad_generation(f"{NAME}: {first_line(error)}")) from error
+        raise invalid_generation(f"{NAME}: {first_line(error)}").rejection() from error

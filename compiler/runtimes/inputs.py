@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForSequenceClassificationLoss
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..core.options import apply_option_rules, integer_rule
-from .generation import bad_sampling
+from .generation import invalid_sampling
 
-unfit_inputs = Fault(
+invalid_inputs = Fault(
     "unfit-inputs",
     "A model over an engine was called with tensors that do not go together.\n\n"
     "`input_ids` are whole numbers [batch, tokens]. `attention_mask` has their shape, or that of all tokens where a "
@@ -35,7 +35,7 @@ def check_ids(ids: Any, name: str = "input_ids") -> None:
     if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point() and not ids.is_complex():
         return
     fact = f"`{name}` is {_kind(ids)}, and the model takes whole numbers [batch, tokens]"
-    raise Reject(unfit_inputs(fact, help='tokenize with `return_tensors="pt"`, or write torch.tensor([[5, 9]])'))
+    raise invalid_inputs(fact, help='tokenize with `return_tensors="pt"`, or write torch.tensor([[5, 9]])').rejection()
 
 
 def check_mask(mask: Any, ids: Tensor, before: int = 0, name: str = "attention_mask") -> None:
@@ -45,7 +45,9 @@ def check_mask(mask: Any, ids: Tensor, before: int = 0, name: str = "attention_m
         return
     tokens = f"`{name}` is {_kind(mask)}, and the tokens are {list(shape)}"
     fact = f"{tokens} behind {before} of the cache" if before else tokens
-    raise Reject(unfit_inputs(fact, help="give the mask that the tokenizer gave with the tokens, or leave it out"))
+    raise invalid_inputs(
+        fact, help="give the mask that the tokenizer gave with the tokens, or leave it out"
+    ).rejection()
 
 
 def validate_sampling_options(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def validate_sampling_options(config: Any, values: Mapping[str, Any]) -> dict[st
     numbers = dict[str, Any]()
     for options in (getattr(config, "__dict__", {}), values):
         stated = {name: options[name] for name in _RULES if options.get(name) is not None}
-        numbers = apply_option_rules(stated, _RULES, bad_sampling)
+        numbers = apply_option_rules(stated, _RULES, invalid_sampling)
     return {**values, **numbers}
 
 
@@ -87,7 +89,7 @@ def check_labels(labels: Any, logits: Tensor, shape: torch.Size) -> None:
         if labels.is_floating_point() or not counted.numel() or 0 <= counted.min() <= counted.max() < logits.shape[-1]:
             return
         problem = f"`labels` holds a number that is none of the {logits.shape[-1]} that the model tells apart"
-    raise Reject(unfit_inputs(problem, help=f"give one label a token or text, {IGNORED} where none counts"))
+    raise invalid_inputs(problem, help=f"give one label a token or text, {IGNORED} where none counts").rejection()
 
 
 def _kind(value: Any) -> str:

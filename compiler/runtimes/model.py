@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ...kernels.native import KernelError
 from ..core.json_errors import first_line
 from ..plugin.clock import Runtime
 from .cache import SequenceCache
 from .decoder import Decoder
-from .generation import Generation, bad_sampling, parse_generation_config
+from .generation import Generation, invalid_sampling, parse_generation_config
 from .inputs import check_ids, check_mask, token_loss, validate_sampling_options
 from .position_offsets import refuse_visible_padding
 from .sequence_pool import SequencePool
@@ -68,12 +68,10 @@ class Output(dict):
 def check_token_ids(ids: Tensor, vocabulary: int) -> None:
     """Raises Reject where a token is none of so many."""
     if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise Reject(
-            unknown_token(
-                f"a token id is outside of the {vocabulary} that the model has",
-                help="use the tokenizer that lies beside the weights",
-            )
-        )
+        raise unknown_token(
+            f"a token id is outside of the {vocabulary} that the model has",
+            help="use the tokenizer that lies beside the weights",
+        ).rejection()
 
 
 class DecoderModel(GenerationMixin, nn.Module):
@@ -137,13 +135,13 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Raises Reject (not-saved)."""
         folder = self.name_or_path or "the artifact"
         problem = f"{self.engine_name} reads its files as they are, and writes none"
-        raise Reject(not_saved(problem, help=f"copy {folder} as a folder: `effc.load` opens the copy"))
+        raise not_saved(problem, help=f"copy {folder} as a folder: `effc.load` opens the copy").rejection()
 
     def refuse_states(self, **flags: bool | None) -> None:
         """Raises Reject (no-states) where a call wants hidden states of layers, or attentions."""
         for name in (name for name, flag in flags.items() if flag):
             problem = f"`{name}` asks for what {self.engine_name} does not keep"
-            raise Reject(no_states(problem, help="leave it out, or emit the model with `hf` too and load that"))
+            raise no_states(problem, help="leave it out, or emit the model with `hf` too and load that").rejection()
 
     def check_inputs(self, inputs: Any, mask: Any) -> None:
         """Raises Reject (unfit-inputs) for inputs of `generate` that the model does not take."""
@@ -168,12 +166,10 @@ class DecoderModel(GenerationMixin, nn.Module):
         """A sequence for each prompt, and how many of its first tokens it holds already."""
         with self._exclusive():
             if len(prompts) > self.spare:
-                raise Reject(
-                    too_many_sequences(
-                        f"{len(prompts)} more sequences are asked for, and {self.spare} are free",
-                        help="load the artifact with a larger `sequences=`, or close what is open",
-                    )
-                )
+                raise too_many_sequences(
+                    f"{len(prompts)} more sequences are asked for, and {self.spare} are free",
+                    help="load the artifact with a larger `sequences=`, or close what is open",
+                ).rejection()
             return [self._pool.acquire_slot(prompt, self.owner) for prompt in prompts]
 
     def release(self, numbers: Sequence[int], token_ids: Sequence[Sequence[int]] = ()) -> None:
@@ -206,12 +202,10 @@ class DecoderModel(GenerationMixin, nn.Module):
         for number, ids in rows.items():
             length = self.engine.length(number) + len(ids)
             if length > self.plan["context"]:
-                raise Reject(
-                    context_full(
-                        f"a sequence of {length} tokens is longer than the model's context of {self.plan['context']}",
-                        help="give it fewer tokens, or ask for fewer new ones",
-                    )
-                )
+                raise context_full(
+                    f"a sequence of {length} tokens is longer than the model's context of {self.plan['context']}",
+                    help="give it fewer tokens, or ask for fewer new ones",
+                ).rejection()
         ids = torch.cat(list(rows.values()))
         check_token_ids(ids, self.plan["vocabulary"])
         numbers = [number for number, ids in rows.items() for _ in range(len(ids))]
@@ -254,9 +248,9 @@ class DecoderModel(GenerationMixin, nn.Module):
         check_ids(input_ids)
         check_mask(attention_mask, input_ids, 0 if cache is None else cache.get_seq_length())
         if labels is not None:
-            shown = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
+            text_mask = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
             output = self.forward(input_ids, attention_mask, position_ids, cache, use_cache)
-            return Output({"loss": token_loss(output.logits, labels, shown), **output})
+            return Output({"loss": token_loss(output.logits, labels, text_mask), **output})
         mask = self._text(input_ids, attention_mask)[:, -input_ids.shape[1] :]
         if position_ids is None and cache is None:  # what goes on from a cache is counted as `generate` does
             refuse_visible_padding(input_ids, mask, self.uncounted)
@@ -312,7 +306,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         except BaseException as error:
             cache.close()  # who keeps the error keeps no sequence
             if isinstance(error, ValueError) and not isinstance(error, KernelError):  # transformers refuses settings
-                raise Reject(bad_sampling(first_line(error).split(". ")[0])) from error
+                raise invalid_sampling(first_line(error).split(". ")[0]).rejection() from error
             raise
 
     def _sample(
@@ -366,7 +360,7 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Arguments of `forward` for a step of transformers' loops."""
         if seed is not None:
             help = "call `torch.manual_seed` instead"
-            raise Reject(bad_sampling("`seed` is of draws with one beam and no assistant", help=help))
+            raise invalid_sampling("`seed` is of draws with one beam and no assistant", help=help).rejection()
         kwargs.pop("tokenizer", None)  # of stop strings; transformers hands it on to `forward`
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
@@ -376,7 +370,9 @@ class DecoderModel(GenerationMixin, nn.Module):
         """Sequences of the engine in place of keys and values."""
         if not isinstance(cache := model_kwargs["cache"], SequenceCache):
             help = "hand on the `cache` of an output of this model"
-            raise Reject(bad_sampling(f"the engine has nothing of the tokens in a {type(cache).__name__}", help=help))
+            raise invalid_sampling(
+                f"the engine has nothing of the tokens in a {type(cache).__name__}", help=help
+            ).rejection()
         if generation_config.use_cache is False:
             del model_kwargs["cache"]
 
@@ -386,7 +382,7 @@ class DecoderModel(GenerationMixin, nn.Module):
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and not 0 <= token < self.plan["vocabulary"]:
                     problem = f"`{name}` names a token that is none of the {self.plan['vocabulary']}"
-                    raise Reject(bad_sampling(problem))
+                    raise invalid_sampling(problem).rejection()
         return super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def is_remote_code(self) -> bool:

@@ -4,7 +4,7 @@ its number, wherever it stands. The engine numbers a row's own tokens, so a row 
 import torch
 from torch import Tensor
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 other_positions = Fault(
     "other-positions",
@@ -27,12 +27,10 @@ def refuse_visible_padding(ids: Tensor, mask: Tensor | None, uncounted_token: in
     visible = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     model_positions, expected_positions = ((ids != uncounted_token) * 1).cumsum(-1), (visible * 1).cumsum(-1)
     if bool(((ids == uncounted_token) | (model_positions != expected_positions))[visible].any()):
-        raise Reject(
-            other_positions(
-                "tokens would have other positions than the model gives them: it counts all but "
-                f"{uncounted_token}, which a row "
-                "holds among its own, or has not where it is filled up",
-                help=f"fill rows up with {uncounted_token} and say where by `attention_mask`; "
-                "leave that token out of texts",
-            )
-        )
+        raise other_positions(
+            "tokens would have other positions than the model gives them: it counts all but "
+            f"{uncounted_token}, which a row "
+            "holds among its own, or has not where it is filled up",
+            help=f"fill rows up with {uncounted_token} and say where by `attention_mask`; "
+            "leave that token out of texts",
+        ).rejection()

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateEncoderDecoderOutput
 
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from .cache import SequenceCache
 from .decoder import SourceDecoder
-from .generation import Generation, bad_sampling
+from .generation import Generation, invalid_sampling
 from .inputs import IGNORED, check_ids, check_mask, classification_loss
 from .model import DecoderModel, Output, check_token_ids, context_full
 from .position_offsets import refuse_visible_padding
@@ -49,14 +49,12 @@ class Seq2SeqModel(DecoderModel):
         """Read sources, each into an open sequence that has none yet."""
         longest = max(len(ids) for ids in sources)
         if longest > self.engine.sources:
-            raise Reject(
-                context_full(
-                    f"a source of {longest} tokens is longer than the {self.engine.sources} that the encoder reads",
-                    help="give it a part of the text at a time",
-                )
-            )
+            raise context_full(
+                f"a source of {longest} tokens is longer than the {self.engine.sources} that the encoder reads",
+                help="give it a part of the text at a time",
+            ).rejection()
         if not min(len(ids) for ids in sources):
-            raise Reject(bad_sampling("a source has no token", help="end it with the tokenizer's last token"))
+            raise invalid_sampling("a source has no token", help="end it with the tokenizer's last token").rejection()
         ids = torch.cat(list(sources))
         check_token_ids(ids, self.engine.source_vocabulary)
         with self._exclusive():
@@ -67,7 +65,7 @@ class Seq2SeqModel(DecoderModel):
         """Read the sources that `generate` hands on, each into an open sequence."""
         if "sources" not in encoder_outputs:
             problem = "the engine keeps what its encoder makes of a source, and takes none from elsewhere"
-            raise Reject(no_target(problem, help="hand it the source in place of `encoder_outputs`"))
+            raise no_target(problem, help="hand it the source in place of `encoder_outputs`").rejection()
         self.encode(numbers, self.unbind_sources(encoder_outputs["sources"], encoder_outputs["attention_mask"]))
 
     # -- what transformers' models have ----------------------------------------------------------------------
@@ -104,7 +102,7 @@ class Seq2SeqModel(DecoderModel):
             self.check_inputs(input_ids, attention_mask)
         ids = decoder_input_ids
         if ids is None or (input_ids is None and encoder_outputs is None and (cache is None or not cache.numbers)):
-            raise Reject(no_target("a source and `decoder_input_ids` are what it computes logits of"))
+            raise no_target("a source and `decoder_input_ids` are what it computes logits of").rejection()
         check_ids(ids, "decoder_input_ids")
         before = 0 if cache is None else cache.get_seq_length()
         check_mask(decoder_attention_mask, ids, before, "decoder_attention_mask")

@@ -93,8 +93,8 @@ class PromptLookup:
         if count:
             return self._index.continuation(position, count)
         if self._costs.increase(rows, 1) <= self._balance:
-            accepted, ended = self._outcomes[self._match]
-            self._outcomes[self._match] = accepted * _FADING, ended * _FADING
+            accepted, rejected = self._outcomes[self._match]
+            self._outcomes[self._match] = accepted * _FADING, rejected * _FADING
         return []
 
     def observe(
@@ -107,15 +107,15 @@ class PromptLookup:
         """
         drafted = len(draft)
         total, self._longest_draft = total or drafted, max(self._longest_draft, drafted)
-        before, ended = self._outcomes[self._match]
-        self._outcomes[self._match] = before * _MEMORY + accepted, ended * _MEMORY + (accepted < drafted)
+        before, rejected = self._outcomes[self._match]
+        self._outcomes[self._match] = before * _MEMORY + accepted, rejected * _MEMORY + (accepted < drafted)
         cost = self._costs.excess(rows, total, seconds) * drafted / total
         self._balance = min(_MAX_BALANCE, self._balance + accepted / rows - cost)
 
     def _best_length(self, limit: int, rows: int) -> int:
         """Tokens of the draft that wins most; 0 where none does, or where too much is lost already."""
-        accepted, ended = self._outcomes[self._match]
-        share = (accepted + 1) / (accepted + ended + 2)
+        accepted, rejected = self._outcomes[self._match]
+        share = (accepted + 1) / (accepted + rejected + 2)
         best, best_gain = 0, 0.0
         for count in (*(n for n in _LENGTHS if n < limit), limit):
             cost = self._costs.increase(rows, count)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ...dsl.checker.values import Bytes
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..artifacts.stock import stock_config
 from ..artifacts.verify import verify_forms
 from ..ir.outcome import Front, Outcome
@@ -46,21 +46,17 @@ class Family(Target):
         assert isinstance(outcome, Front), f"{outcome.kind} has no points"
         choices = {point.name: point.choice for point in outcome.points}
         if outcome.results is None or not all(choices.values()) or len({p.key for p in outcome.points}) > 1:
-            raise Reject(
-                no_shared_weights(
-                    "the points are results of steps, each with weights of its own",
-                    help='write `front("sizes")`, or search a family: `supernet.elastic`, then `search.*`',
-                )
-            )
+            raise no_shared_weights(
+                "the points are results of steps, each with weights of its own",
+                help='write `front("sizes")`, or search a family: `supernet.elastic`, then `search.*`',
+            ).rejection()
         family = outcome.results.load_outcome(outcome.points[0].key)
         assert isinstance(family, Choices), f"points are choices of {family.kind}"
         config, reasons = stock_config(family.program.model)
         if reasons:
-            raise Reject(
-                no_shared_weights(
-                    f"the family's whole model is of no config: {reasons[0]}", help='write `front("sizes")` instead'
-                )
-            )
+            raise no_shared_weights(
+                f"the family's whole model is of no config: {reasons[0]}", help='write `front("sizes")` instead'
+            ).rejection()
         family.program.to_cpu()
         (destination / "shared").mkdir()
         hf.write_stock_checkpoint(family.program, config, destination / "shared", ctx, self.shard.value)

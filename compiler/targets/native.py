@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...dsl.checker.rules import Conflict, Problem
-from ...dsl.syntax.diagnostics import Reject
 from ...kernels.packed_sizes import packed_bytes
 from ..artifacts.load import other_kind
 from ..ir.layers.number_formats import BY_KERNEL, DENSE
@@ -224,16 +223,13 @@ class Native(Target):
         from ..runtimes.native.opening import open_native
 
         if load_request.device is not None and str(load_request.device).partition(":")[0] != "cpu":
-            raise Reject(
-                cpu_only(
-                    f"{folder} is run by the native engine, which {load_request.device} has not",
-                    help="load it on the CPU",
-                )
-            )
+            raise cpu_only(
+                f"{folder} is run by the native engine, which {load_request.device} has not", help="load it on the CPU"
+            ).rejection()
         if load_request.dtype is not None:
-            raise Reject(
-                other_kind(f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`")
-            )
+            raise other_kind(
+                f"{folder} holds packed weights, which have no other dtype", help="load it without `dtype`"
+            ).rejection()
         options: dict[str, Any] = {} if load_request.sequences is None else {"sequences": load_request.sequences}
         return open_native(
             folder, threads=load_request.threads, steady=load_request.steady, mapped=load_request.mapped, **options

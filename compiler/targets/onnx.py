@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...dsl.syntax.diagnostics import Reject
 from ..core.environment import check_modules
 from ..ir.program import Program
 from ..models.checkpoints.sidecar_files import copy_sidecar_files
@@ -146,7 +145,7 @@ class Onnx(Target):
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `onnx`")
         if load_request.dtype is not None or str(load_request.device or "cpu").partition(":")[0] != "cpu":
-            raise Reject(
-                other_kind(f"{folder} is run by ONNX Runtime as it is", help="load it without dtype or device")
-            )
+            raise other_kind(
+                f"{folder} is run by ONNX Runtime as it is", help="load it without dtype or device"
+            ).rejection()
         return open_onnx(folder, load_request.threads), None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dsl.checker.values import Bytes
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..artifacts.stock import stock_config
 from ..core.environment import check_modules
 from ..ir.outcome import Outcome
@@ -57,12 +57,10 @@ class Peft(Target):
         program.to_cpu()
         config, reasons = stock_config(program.model)
         if reasons:
-            raise Reject(
-                shaped_base(
-                    f"no config has the shapes of the model beneath the adapters: {reasons[0]}",
-                    help="leave `merge: false` out, and emit `hf`",
-                )
-            )
+            raise shaped_base(
+                f"no config has the shapes of the model beneath the adapters: {reasons[0]}",
+                help="leave `merge: false` out, and emit `hf`",
+            ).rejection()
         hf.write_stock_checkpoint(program, config, destination, ctx, self.shard.value, BASE)
         outcome.save_as_peft(destination / ADAPTER, BASE)
         copy_sidecar_files(program.model, ctx.origin, destination / ADAPTER)

@@ -86,15 +86,13 @@ class Pt2(Target):
                     dynamic_shapes={name: _free(x, 2 if "input_ids" in inputs else 1) for name, x in inputs.items()},
                 )
             except Exception as error:  # whatever torch meets in a forward
-                raise Reject(_cannot(program.model, error)) from error
+                raise _cannot(program.model, error).rejection() from error
         if "input_ids" in inputs and not _runs_on_longer_inputs(exported, inputs):
-            raise Reject(
-                cannot_export(
-                    f"torch.export makes a program of {type(program.model).__name__} for short prompts only: how "
-                    "often something is repeated follows from their number",
-                    help="`native` and `hf` take any length",
-                )
-            )
+            raise cannot_export(
+                f"torch.export makes a program of {type(program.model).__name__} for short prompts only: how "
+                "often something is repeated follows from their number",
+                help="`native` and `hf` take any length",
+            ).rejection()
         ops = write_program_and_kernels(exported, tuple(inputs), folder, count_params(program.model))
         notes = (
             [f"The program calls {', '.join(ops)}: `import effc.kernels.ops` before torch.export.load."] if ops else []
@@ -128,7 +126,7 @@ class Pt2(Target):
             model = ctx.origin.build()
         refuse_encoder_decoder(model, cannot_export)
         if self.context:
-            _refuse_unfit_context(model, self.context)
+            _refuse_incompatible_context(model, self.context)
 
     def forms(self) -> tuple[Form, ...]:
         generates, steps = bool(self.context), 32 if self.context else 8
@@ -164,28 +162,24 @@ def _cannot(model: "nn.Module", error: Exception) -> Any:
 _LEAST = 64  # tokens: what the check in a fresh process takes, and some; `context` says it, too
 
 
-def _refuse_unfit_context(model: Any, context: int) -> None:
+def _refuse_incompatible_context(model: Any, context: int) -> None:
     """Raise Reject of a model that continues no text, or not that much."""
     from transformers import PreTrainedModel
 
     from ..runtimes.native.kv_tensors import refuse_recurrent_layers
 
     if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.main_input_name != "input_ids":
-        raise Reject(
-            cannot_export(f"{type(model).__name__} continues no text", help="leave `context` out", argument="context")
-        )
+        raise cannot_export(
+            f"{type(model).__name__} continues no text", help="leave `context` out", argument="context"
+        ).rejection()
     refuse_recurrent_layers(model, cannot_export, "`native` holds it; or leave `context` out")
     max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
     if context > max_positions:
-        raise Reject(
-            cannot_export(
-                f"a context of {context} tokens is longer than the {max_positions} positions of the model",
-                help=f"write `context: {min(max_positions, 1024)}`"
-                if max_positions >= _LEAST
-                else "leave `context` out",
-                argument="context",
-            )
-        )
+        raise cannot_export(
+            f"a context of {context} tokens is longer than the {max_positions} positions of the model",
+            help=f"write `context: {min(max_positions, 1024)}`" if max_positions >= _LEAST else "leave `context` out",
+            argument="context",
+        ).rejection()
 
 
 def _export_and_save_decode_step(model: "nn.Module", context: int, folder: Path) -> dict[str, Any]:
@@ -195,14 +189,14 @@ def _export_and_save_decode_step(model: "nn.Module", context: int, folder: Path)
     from ..artifacts.exported_steps import export_decode_step
     from ..models.rows.forward import in_eval_mode
 
-    _refuse_unfit_context(model, context)
+    _refuse_incompatible_context(model, context)
     with in_eval_mode(model), torch.no_grad():
         try:
             step_program, facts = export_decode_step(model, context, cannot_export)
         except Reject:
             raise
         except Exception as error:  # whatever torch meets in a forward
-            raise Reject(_cannot(model, error)) from error
+            raise _cannot(model, error).rejection() from error
     save_and_verify_program(step_program, ("given", "before", "past"), folder / STEP)
     return facts
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...dsl.checker.rules import MissingStep, Problem
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ..artifacts import reft
 from ..artifacts.artifact import NOTES
 from ..artifacts.checkpoint_folders import check_compact_folder
@@ -61,12 +61,10 @@ class Reft(Target):
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         if not any(True for _ in interventions(program.model)):
-            raise Reject(
-                nothing_to_write(
-                    f"{type(program.model).__name__} has no interventions",
-                    help="put `reft.insert()` and `tune.reft()` before it, or emit `hf`",
-                )
-            )
+            raise nothing_to_write(
+                f"{type(program.model).__name__} has no interventions",
+                help="put `reft.insert()` and `tune.reft()` before it, or emit `hf`",
+            ).rejection()
         folder = destination / reft.FOLDER
         folder.mkdir()
         base = "" if self.base == "inside" else public_base_location(program, ctx)
@@ -97,11 +95,9 @@ class Reft(Target):
         if base is None or isinstance(base, (str, Path)):
             base_path = reft.find_base_folder(folder) if base is None else Path(base)
             if not any((base_path / name).is_file() for name in (NAME, "config.json")):
-                raise Reject(
-                    no_artifact(
-                        f"{base_path} holds no model to put interventions on", help="name the folder of the base"
-                    )
-                )
+                raise no_artifact(
+                    f"{base_path} holds no model to put interventions on", help="name the folder of the base"
+                ).rejection()
             sealed = (base_path / NAME).is_file() or KEY in read_model_config(base_path / "config.json", str(base_path))
             base = load(base_path, kernels=False) if sealed else load_stock_model(base_path, None)
         reft.attach_interventions(base, folder)

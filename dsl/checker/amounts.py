@@ -24,7 +24,7 @@ _ITEMS = {"ssm_heads": "heads", "ssm_channels": "channels", "ssm_state": "states
 MODEL_QUANTITIES = ("params", "weights", "flops", "bytes", "latency")  # bases that the structure says nothing of
 
 
-def report_bad_amount(
+def report_invalid_amount(
     stage: Stage, kind: str, selectable: "Selectable", selected: "Selectable", build: PipelineBuild
 ) -> None:
     """Report an amount of a step that is impossible or changes nothing."""
@@ -57,16 +57,16 @@ def report_bad_amount(
     ):
         return
     elif kind in ("branches", "layers", "ssm", "scans"):
-        _report_bad_layer_amount(stage, name, value, selectable, selected, build)
+        _report_invalid_layer_amount(stage, name, value, selectable, selected, build)
     elif kind == "channels":
-        _report_bad_width_amount(stage, name, value, selected, build)
+        _report_invalid_width_amount(stage, name, value, selected, build)
     elif kind in _ITEMS:
-        _report_bad_item_amount(stage, kind, name, value, selected, build)
+        _report_invalid_item_amount(stage, kind, name, value, selected, build)
     elif kind in ("heads", "kv_heads") and not _pooled(stage):
-        _report_bad_head_amount(stage, name, value, selected, build)
+        _report_invalid_head_amount(stage, name, value, selected, build)
 
 
-def _report_bad_item_amount(
+def _report_invalid_item_amount(
     stage: Stage, kind: str, name: str, value: Any, selected: "Selectable", build: PipelineBuild
 ) -> None:
     """Heads, channels or states of scans: every group of B and C keeps at least one step."""
@@ -138,7 +138,7 @@ def _remaining(name: str, value: Any, count: int) -> float:
     return count - share if name in ("remove", "sparsity") else share
 
 
-def _report_bad_layer_amount(
+def _report_invalid_layer_amount(
     stage: Stage, name: str, value: Any, selectable: "Selectable", selected: "Selectable", build: PipelineBuild
 ) -> None:
     total, noun, span = len(selectable.paths), selectable.noun, stage.call.where(name)
@@ -169,7 +169,9 @@ def _report_bad_layer_amount(
         )
 
 
-def _report_bad_width_amount(stage: Stage, name: str, value: Any, selected: "Selectable", build: PipelineBuild) -> None:
+def _report_invalid_width_amount(
+    stage: Stage, name: str, value: Any, selected: "Selectable", build: PipelineBuild
+) -> None:
     align = stage.call.args.get("align")
     align = align if type(align) is int else 1
     span = stage.call.where(name)
@@ -250,7 +252,9 @@ def _aligned(target: float, align: int, count: int) -> int:
     return min(max(int(target / align + 0.5 + 1e-9), 1) * align, count)
 
 
-def _report_bad_head_amount(stage: Stage, name: str, value: Any, selected: "Selectable", build: PipelineBuild) -> None:
+def _report_invalid_head_amount(
+    stage: Stage, name: str, value: Any, selected: "Selectable", build: PipelineBuild
+) -> None:
     """Under grouped-query attention each KV head must serve the same number of query heads."""
     for group in selected.groups:
         step = group.count // group.per_block if group.per_block else 1

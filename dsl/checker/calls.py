@@ -7,7 +7,7 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault, Fix
 from ..syntax.nearest import nearest_name, nearest_name_help
 from ..syntax.source import Span
-from ..syntax.syntax_error import is_unit, wrong_sign
+from ..syntax.syntax_error import is_unit, unexpected_sign
 from .recipe import Invocation
 from .scope import POISON, Scope
 from .typed import typed_value
@@ -82,7 +82,7 @@ def _detached_unit_diagnostic(name: ast.Name) -> Diagnostic | None:
     gap = Span(source, start - len(number[2]), start)
     amount_span = Span(source, start - len(number[0]), name.span.end)
     help = f"write `{number[1]}{name.path}`"
-    return wrong_sign("a unit follows its number without a space", amount_span, help=help, fix=Fix(gap, ""))
+    return unexpected_sign("a unit follows its number without a space", amount_span, help=help, fix=Fix(gap, ""))
 
 
 def _reported_as_missing_module_pipeline(name: ast.Name, scope: Scope) -> bool:

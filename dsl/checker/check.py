@@ -9,7 +9,7 @@ from ..syntax.source import Source, Span
 from .contradictions import report_contradicting_bounds
 from .declare import declare_all_names, declared
 from .demands import report_invalid_combinations
-from .expectations import check_emit_calls, nothing_emitted, read_bound, report_bad_artifact_paths
+from .expectations import check_emit_calls, nothing_emitted, read_bound, report_invalid_artifact_paths
 from .judged_rows import report_judged_rows
 from .overrides import Overrides
 from .params import Argument, param_arguments_of_variants, variant_name
@@ -18,7 +18,7 @@ from .recipe import Bound, Emit, Invocation, Pipeline, Recipe, Step
 from .result_kinds import report_unaccepted_results, report_unknown_bound_parts
 from .scope import LABELS, CheckState, Scope, Variant
 from .skeleton import Skeleton
-from .typed import wrong_type
+from .typed import type_mismatch
 from .values import DataRef, MetricRef, references_in
 from .vocabulary import Vocabulary
 
@@ -105,7 +105,7 @@ def _check_matrix_variant(
     results: dict[str, _Result] = {}
     declare_all_names(file, scope, lambda statement: _read_pipeline_expect_or_emit(statement, scope, results))
     unnamed_emit = any(isinstance(s, ast.Emit) and s.pipeline.path not in scope.names for s in file.statements)
-    report_bad_artifact_paths([e for r in results.values() for e in r.emits], scope)
+    report_invalid_artifact_paths([e for r in results.values() for e in r.emits], scope)
     if not session.broken:
         _report_unused_results_and_names(file, scope, results, unnamed_emit)
     for result in results.values():
@@ -188,7 +188,7 @@ def _read_pipeline_expect_or_emit(statement: ast.Statement, scope: Scope, result
         scope.report_unknown_name(name, ("pipeline",), noun="pipeline")
     elif entry.kind != "pipeline":
         scope.report(
-            wrong_type(
+            type_mismatch(
                 f"`{name.path}` is {LABELS[entry.kind]}, a pipeline is needed",
                 name.span,
                 related=((entry.span, "declared here"),),
@@ -244,7 +244,7 @@ def _report_unused_names(scope: Scope) -> None:
 
 def _check_steps_by_skeletons(builds: list[PipelineBuild], scope: Scope) -> list[str]:
     """Compare steps with the structure of their models; the names of models that have no skeleton yet."""
-    from .structure import report_steps_unfit_for_skeleton
+    from .structure import report_steps_incompatible_with_skeleton
 
     unresolved = []
     for line in builds:
@@ -254,5 +254,5 @@ def _check_steps_by_skeletons(builds: list[PipelineBuild], scope: Scope) -> list
         if (skeleton := scope.session.skeleton(model)) is None:
             unresolved.append(line.input)
         else:
-            report_steps_unfit_for_skeleton(line, skeleton)
+            report_steps_incompatible_with_skeleton(line, skeleton)
     return unresolved

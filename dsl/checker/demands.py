@@ -12,7 +12,7 @@ from .value_text import plain
 from .values import DataRef, references_in
 from .vocabulary import Word
 
-unfit_choices = Fault("unfit-choices", "Parameters of a word are given values that can't go together.")
+incompatible_choices = Fault("unfit-choices", "Parameters of a word are given values that can't go together.")
 same_data = Fault(
     "same-data",
     "A result is to be judged on the rows that it was made from.\n\nSuch a number is too good: those rows are known.",
@@ -72,14 +72,14 @@ def _faults_by_plugin_rules(
     conflict = next((problem for problem in problems if isinstance(problem, Conflict)), None)
     if conflict:
         note = _defaults(conflict.params, call)
-        yield unfit_choices(conflict.message, _first_span(conflict.params, call), help=conflict.help, note=note)
+        yield incompatible_choices(conflict.message, _first_span(conflict.params, call), help=conflict.help, note=note)
     for problem in problems:
         if isinstance(problem, Unread) and not conflict:
             for name in problem.params:
                 if name in call.spans:
                     message = f"nothing reads `{name}` here: it belongs to {problem.home}"
                     note = _defaults(problem.deciding, call)
-                    yield unfit_choices(message, call.where(name), note=note, help=f"leave `{name}` out")
+                    yield incompatible_choices(message, call.where(name), note=note, help=f"leave `{name}` out")
         elif isinstance(problem, MissingStep) and _is_missing(problem.step, earlier_stages, scope):
             message = f"`{plugin.name}` needs `{problem.step}` before it"
             span, help_text = _first_span(problem.params, call), f"add a step `{problem.step}(...)`"

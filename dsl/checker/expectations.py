@@ -10,12 +10,12 @@ from .pipelines import PipelineBuild, resolve_from_argument
 from .recipe import Bound, Emit
 from .result_kinds import report_unholdable_result
 from .scope import LABELS, POISON, Scope
-from .typed import typed_value, wrong_type
+from .typed import type_mismatch, typed_value
 from .values import Range, Ratio
 from .vocabulary import Param, Word
 
-bad_bound = Fault("bad-bound", "A bound's operator and its limit don't belong together.")
-bad_path = Fault("bad-path", "An artifact would be written outside of the output folder, or nowhere.")
+invalid_bound = Fault("bad-bound", "A bound's operator and its limit don't belong together.")
+invalid_path = Fault("bad-path", "An artifact would be written outside of the output folder, or nowhere.")
 path_clash = Fault("path-clash", "Two artifacts of a recipe would be written to one place.")
 cannot_hold = Fault("cannot-hold", "A target can't represent what a pass before it makes.")
 nothing_emitted = Fault("nothing-emitted", "A pipeline's result is not written anywhere.", severity="warning")
@@ -32,7 +32,9 @@ def read_bound(node: ast.Bound, scope: Scope) -> Bound | None:
     baseline = _name_of_declared_entry(node.limit.baseline, "model", scope) if node.limit.baseline else None
     limit = _read_limit(node, "" if metric is POISON else unit, scope, is_known_metric=metric is not POISON)
     confidence = _read_confidence(node, "" if metric is POISON else metric.name, scope)
-    if POISON in (metric, limit, profile, baseline, confidence) or _reported_bad_limit(node, limit, metric.name, scope):
+    if POISON in (metric, limit, profile, baseline, confidence) or _reported_invalid_limit(
+        node, limit, metric.name, scope
+    ):
         return None
     part = node.part.path if node.part else ""
     return Bound(metric, node.op, limit, baseline, profile, part, node.span, confidence)
@@ -48,10 +50,10 @@ def _read_confidence(node: ast.Bound, metric: str, scope: Scope) -> Any:
     if not facts.get("rowwise"):
         reason = "reads a clock, and is decided by an interval anyway" if facts.get("timed") else "has no rows"
         message, help_text = f"`{metric}` {reason}", f"leave `with {node.confidence.span.text} confidence` out"
-        fault = bad_bound(message, node.confidence.span, help=help_text)
+        fault = invalid_bound(message, node.confidence.span, help=help_text)
     elif node.op in ("==", "in"):
         message = f"`{node.op}` bounds two sides, and rows decide one"
-        fault = bad_bound(message, node.confidence.span, help="write a bound with `<=`, and one with `>=`")
+        fault = invalid_bound(message, node.confidence.span, help="write a bound with `<=`, and one with `>=`")
     if fault is not None:
         scope.report(fault)
     return POISON if fault is not None or value is POISON else _factor(value)
@@ -65,7 +67,7 @@ def _name_of_declared_entry(name: ast.Name, kind: str, scope: Scope) -> Any:
         return POISON
     if entry.kind != kind:
         scope.report(
-            wrong_type(
+            type_mismatch(
                 f"`{name.path}` is {LABELS[entry.kind]}, a {kind} is needed",
                 name.span,
                 related=((entry.span, "declared here"),),
@@ -85,9 +87,9 @@ def _read_limit(node: ast.Bound, unit: str, scope: Scope, is_known_metric: bool)
     if ranged != (node.op == "in"):
         span = node.limit.amount.span
         scope.report(
-            bad_bound("`in` is followed by a range", span, help="write `in 0.8B..1.0B`")
+            invalid_bound("`in` is followed by a range", span, help="write `in 0.8B..1.0B`")
             if not ranged
-            else bad_bound(
+            else invalid_bound(
                 f"`{node.op}` is followed by one value, this is a range", span, help=f"write `in {span.text}`"
             )
         )
@@ -104,7 +106,7 @@ _MIN_SAMPLES = 100  # a count of which no model has so few
 _MAX_BOUNDS = 2  # times what the original has: more is surely no share
 
 
-def _reported_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
+def _reported_invalid_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) -> bool:
     """Whether a limit is reported as none: no part of the baseline, or a factor that lacks its baseline."""
     if isinstance(limit, Range) or not isinstance(limit, (int, float)):
         return False
@@ -112,7 +114,7 @@ def _reported_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) 
     if node.limit.baseline:
         if limit > 0:
             return False
-        fault = bad_bound(
+        fault = invalid_bound(
             f"{span.text} of what `{node.limit.baseline.path}` has is nothing, and no bound",
             span,
             help="write a factor above 0, or a plain value without a baseline",
@@ -125,7 +127,7 @@ def _reported_bad_limit(node: ast.Bound, limit: Any, metric: str, scope: Scope) 
         is_share = 0 < limit <= _MAX_BOUNDS
         factor = span.text if is_share else "0.8"
         share = f"`{label} {node.op} {factor} * {base}` for a share of the original's"
-        fault = bad_bound(
+        fault = invalid_bound(
             f"`{label}` is a count, and no model has as few as {span.text}",
             span,
             help=f"write {share}" if is_share else f"write a count, as in `{label} {node.op} 125M`, or {share}",
@@ -190,13 +192,13 @@ def _report_effects_target_cannot_hold(plugin: Word, emit: Emit, build: Pipeline
                 return
 
 
-def report_bad_artifact_paths(emits: list[Emit], scope: Scope) -> None:
+def report_invalid_artifact_paths(emits: list[Emit], scope: Scope) -> None:
     """Report artifact paths outside the output folder, or inside another artifact's."""
     spans: dict[tuple[str, ...], Span | None] = {}
     for emit in emits:
         path, span = emit.call.args.get("path", ""), emit.call.where("path")
         if fault := _output_path_problem(path):
-            scope.report(bad_path(fault, span, help='write a path inside the output folder: "hf"'))
+            scope.report(invalid_path(fault, span, help='write a path inside the output folder: "hf"'))
             continue
         parts = tuple(p for p in path.split("/") if p not in ("", "."))
         for other, other_span in spans.items():

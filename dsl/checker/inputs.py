@@ -14,18 +14,22 @@ if TYPE_CHECKING:
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}  # of so many neighbours along the inputs so many become zero: (2, 4)
 
-unfit_group = Fault("unfit-group", "Groups of inputs that are to share a scale don't divide the inputs of a module.")
-unfit_pattern = Fault(
+incompatible_group = Fault(
+    "unfit-group", "Groups of inputs that are to share a scale don't divide the inputs of a module."
+)
+incompatible_pattern = Fault(
     "unfit-pattern",
     "A pattern of zeros can't be had in a module, or not with the share of zeros that is asked for.\n\n"
     "`2:4` zeroes two of every four neighbours along the inputs and `4:8` four of eight: always a half, and of "
     "modules whose number of inputs is a multiple of four or eight.",
 )
-unfit_ranks = Fault("unfit-ranks", "A rank of elastic adapters is larger than a module that it is for.")
+incompatible_ranks = Fault("unfit-ranks", "A rank of elastic adapters is larger than a module that it is for.")
 rank_too_large = Fault("rank-too-large", "The rank of an intervention or an adapter is above what it changes.")
 
 
-def report_unfit_module_widths(stage: Stage, selected: "Selectable", skeleton: Skeleton, build: PipelineBuild) -> None:
+def report_incompatible_module_widths(
+    stage: Stage, selected: "Selectable", skeleton: Skeleton, build: PipelineBuild
+) -> None:
     """Report groups or a rank that modules are too narrow for; after a step that may narrow them, nothing is known."""
     facts, args = stage.word.facts, stage.call.args
     if any(
@@ -53,7 +57,7 @@ def group_size_diagnostic(parts: Sequence[Part], group: int) -> Diagnostic | Non
         return None
     width = inputs(misfits[0])
     fits = max(n for n in range(1, min(group, width) + 1) if all(inputs(part) % n == 0 for part in misfits))
-    return unfit_group(
+    return incompatible_group(
         f"{misfits[0].path} has {width} inputs, which groups of {group} don't divide{_and_more(misfits)}",
         help=f"write `group: {fits}`, or `group: 0` for one scale an output{_excluding_selector(misfits, parts)}",
         argument="group",
@@ -70,7 +74,7 @@ def sparsity_pattern_diagnostics(
     implied, requested, faults = f"{100 * zeros / of:g}%", f"{100 * sparsity.value:g}%", []
     if sparsity.value != zeros / of:
         faults.append(
-            unfit_pattern(
+            incompatible_pattern(
                 f'`pattern: "{pattern}"` makes {implied} of the weights zero, and {requested} are asked for',
                 help=f"write `sparsity: {implied} of weights`, or `pattern: any`",
                 argument="sparsity",
@@ -78,7 +82,7 @@ def sparsity_pattern_diagnostics(
         )
     if allocation != "uniform":
         faults.append(
-            unfit_pattern(
+            incompatible_pattern(
                 f'`pattern: "{pattern}"` leaves every layer the same share of zeros, so '
                 f"`allocation: {allocation}` has nothing to decide",
                 help="leave `allocation` out, or write `pattern: any`",
@@ -88,7 +92,7 @@ def sparsity_pattern_diagnostics(
     misfits = [part for part in parts if inputs(part) % of]
     if misfits:
         faults.append(
-            unfit_pattern(
+            incompatible_pattern(
                 f"{misfits[0].path} has {inputs(misfits[0])} inputs, "
                 f"which groups of {of} don't divide{_and_more(misfits)}",
                 help=f"write `pattern: any`{_excluding_selector(misfits, parts)}",
@@ -132,7 +136,7 @@ def rank_too_large_diagnostic(parts: Sequence[Part], ranks: Sequence[int]) -> Di
     for part in parts:
         narrow = min(dict(part.tensors)["weight"])
         if narrow < max(ranks):
-            return unfit_ranks(
+            return incompatible_ranks(
                 f"rank {max(ranks)} is more than {part.path} has: it is {narrow} wide",
                 help=f"give `ranks` of at most {narrow}, or leave it out of `on:`",
                 argument="ranks",

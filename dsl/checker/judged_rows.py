@@ -22,8 +22,8 @@ _PARTS = ("path", "name", "config", "split", "revision")  # what says where rows
 
 def report_judged_rows(line: PipelineBuild, bounds: Sequence[Bound], emits: Sequence[Emit]) -> None:
     """Report bounds on rows that a step of an emitted result learned from, was chosen by, or may have seen."""
-    ends = {emit.source for emit in emits} or ({line.stages[-1].name} if line.stages else set())
-    names = {stage.name for end in ends for stage in line.stages_up_to(end)}
+    emitted = {emit.source for emit in emits} or ({line.stages[-1].name} if line.stages else set())
+    names = {stage.name for end in emitted for stage in line.stages_up_to(end)}
     stages = [stage for stage in line.stages if stage.name in names and stage.sound]
     reported = set()
     for bound in bounds:
@@ -48,7 +48,7 @@ def _faults(bound: Bound, ref: DataRef, stage: Stage, line: PipelineBuild) -> It
     ]
     span, help = _reference_span(bound, ref), f"judge by rows that `{stage.name}` has not seen"
     for name, used, other, scored in sorted(uses, key=lambda use: use[3]):
-        related = ((place, f"`{name}` of `{stage.name}`"),) if (place := call.where(name)) else ()
+        related = ((argument_span, f"`{name}` of `{stage.name}`"),) if (argument_span := call.where(name)) else ()
         if used == ref or (rows is not None and rows == other and rows.folder == other.folder):
             alias = "" if used == ref else f", there `{used.name}`"
             verb, fault = ("was chosen by", known_rows) if scored else ("learned from", same_data)

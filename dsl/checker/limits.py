@@ -78,7 +78,7 @@ def _allowed_number_diagnostic(value: int, param: Param, span: Span) -> Diagnost
             help=f"write `{closest}`",
             offer=Fix(span, str(closest)),
         )
-    if param.odd and value % 2 == 0:
+    if param.parity == "odd" and value % 2 == 0:
         smaller = str(max(1, value - 1))
         message = f"`{param.name}` is {value}, which is even"
         return out_of_range(message, span, help=f"write `{smaller}`", offer=Fix(span, smaller))

@@ -36,14 +36,14 @@ def keeps_list_bounds_or_report(
                 )
             )
             return False
-    if (param.falling or param.whole) and any(magnitude(b) >= magnitude(a) for a, b in pairwise(values)):
+    if (param.falling or param.starts_full) and any(magnitude(b) >= magnitude(a) for a, b in pairwise(values)):
         fallen = sorted(set(values), key=magnitude, reverse=True)
         help_text = f"write `{param.name}: {value_text(tuple(fallen))}`" if len(fallen) > 1 else ""
         offer = Fix(expr.span, value_text(tuple(fallen))) if help_text else None
         message = f"`{param.name}` does not fall from each item to the next"
         report(rising_items(message, expr.span, help=help_text, offer=offer))
         return False
-    if param.whole and values and values[0].value != 1.0:
+    if param.starts_full and values and values[0].value != 1.0:
         proper = [value for value in values if 0 < value.value < 1]
         right = value_text((Ratio(1.0), *proper))
         message = f"`{param.name}` begins with {value_text(values[0])}, not with 100%"

@@ -13,8 +13,8 @@ from .units import ALL, magnitude, parse_number_with_unit
 from .values import Range, Selector
 
 unknown_unit = Fault("unknown-unit", "A number has a unit that the language doesn't know.")
-bad_selector = Fault("bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &.")
-bad_range = Fault("bad-range", "The ends of a range are of two types, or in the wrong order.")
+invalid_selector = Fault("bad-selector", "A selector can't be read: it is globs over module paths, joined by | - &.")
+invalid_range = Fault("bad-range", "The ends of a range are of two types, or in the wrong order.")
 
 
 class InvalidLiteral(Exception):
@@ -33,7 +33,7 @@ def literal_value(expr: ast.Expr) -> Any:
         case ast.Text(value) | ast.Bool(value):
             return value
         case ast.Interval(low, high):
-            return parse_range_ends(expr, literal_value(low), literal_value(high))
+            return parse_range_limits(expr, literal_value(low), literal_value(high))
     raise AssertionError(f"no literal: {expr}")
 
 
@@ -57,16 +57,20 @@ def number_literal_value(expr: ast.Number, digits: str, unit: str) -> Any:
     return value
 
 
-def parse_range_ends(expr: ast.Interval, low: Any, high: Any) -> Range:
+def parse_range_limits(expr: ast.Interval, low: Any, high: Any) -> Range:
     if not all(isinstance(magnitude(end), (int, float)) and not isinstance(end, bool) for end in (low, high)):
-        raise InvalidLiteral(bad_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`"))
+        raise InvalidLiteral(
+            invalid_range("the ends of the range are no numbers", expr.span, help="write it like `1..8`")
+        )
     numbers = {int, float}
     if type(low) is not type(high) and not {type(low), type(high)} <= numbers:
         raise InvalidLiteral(
-            bad_range("the ends of the range are of two types", expr.span, help="write a unit behind both ends")
+            invalid_range("the ends of the range are of two types", expr.span, help="write a unit behind both ends")
         )
     if magnitude(low) > magnitude(high):
-        raise InvalidLiteral(bad_range("the range ends before it begins", expr.span, help="put the lower end first"))
+        raise InvalidLiteral(
+            invalid_range("the range ends before it begins", expr.span, help="put the lower end first")
+        )
     return Range(low, high)
 
 
@@ -88,7 +92,7 @@ def _selector_terms(op: str, expr: ast.Expr) -> list[tuple[str, str]] | None:
     left, right = _selector_terms(op, expr.left), _selector_terms(expr.op, expr.right)
     if left and right and len(right) > 1:
         raise InvalidLiteral(
-            bad_selector(
+            invalid_selector(
                 "the operators of a selector work from left to right, without groups",
                 expr.right.span,
                 help="order the terms so that no group is needed",
@@ -103,7 +107,7 @@ def refuse_invalid_glob(glob: str, span: Span) -> None:
         parse_glob(glob)
     except InvalidGlob as error:
         glob_span = inside(span, glob, error.start, error.end)
-        raise InvalidLiteral(bad_selector(error.message, glob_span, help=_glob_help(glob))) from None
+        raise InvalidLiteral(invalid_selector(error.message, glob_span, help=_glob_help(glob))) from None
 
 
 def _glob_help(glob: str) -> str:

@@ -13,13 +13,13 @@ from ..syntax import ast
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Source, Span
 
-bad_override = Fault(
+invalid_override = Fault(
     "bad-override", "A `--set` or a params file can't be read: `--set name=value`, or one JSON object.", exit="usage"
 )
 unknown_override = Fault(
     "unknown-override", "A value is given from outside for a param that the recipe doesn't declare.", exit="usage"
 )
-unfit_override = Fault(
+incompatible_override = Fault(
     "unfit-override", "A value given from outside doesn't fit the type or the bounds of its param.", exit="usage"
 )
 
@@ -69,7 +69,9 @@ def _parse_set_option(text: str, faults: list[Diagnostic]) -> Override | None:
     name, equals, _ = text.partition("=")
     if not equals or not _NAME.match(name.strip()):
         faults.append(
-            bad_override(f"`--set {text}` names no param", Span(source, 0, len(text)), help="write `--set name=value`")
+            invalid_override(
+                f"`--set {text}` names no param", Span(source, 0, len(text)), help="write `--set name=value`"
+            )
         )
         return None
     return Override(name.strip(), value_of(source, len(name) + 1), "--set", Span(source, 0, len(name)))
@@ -83,7 +85,7 @@ def _parse_json_params(source: Source, faults: list[Diagnostic]) -> Iterable[Ove
     except ValueError as error:
         at = getattr(error, "pos", 0)
         faults.append(
-            bad_override(
+            invalid_override(
                 f"the params file is no JSON: {str(error).partition(':')[0].lower()}",
                 Span(source, at, min(at + 1, len(source.text))),
             )
@@ -91,7 +93,7 @@ def _parse_json_params(source: Source, faults: list[Diagnostic]) -> Iterable[Ove
         return
     if not isinstance(table, tuple):
         faults.append(
-            bad_override(
+            invalid_override(
                 "the params file holds no object", Span(source, 0, len(source.text)), help='write {"keep": "80%"}'
             )
         )
@@ -100,7 +102,7 @@ def _parse_json_params(source: Source, faults: list[Diagnostic]) -> Iterable[Ove
         span = _key_span(source, name)
         if (expr := _json_to_expression(value, span)) is None:
             faults.append(
-                bad_override(
+                invalid_override(
                     f"`{name}` of the params file is no value of a param",
                     span,
                     help="write a string, a finite number, a bool, or a list or an object of them",

@@ -9,15 +9,15 @@ from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.nearest import nearest_name_help
 from ..syntax.source import Span
 from .limits import is_allowed_or_report
-from .literals import InvalidLiteral, parse_range_ends
-from .overrides import Override, unfit_override, unknown_override
+from .literals import InvalidLiteral, parse_range_limits
+from .overrides import Override, incompatible_override, unknown_override
 from .scope import POISON, CheckState, Entry, Scope, Variant, unknown_name, use_before_definition
 from .typed import typed_value
 from .value_text import plain
 from .vocabulary import Param
 
 unknown_type = Fault("unknown-type", "A `param` has a type that the language doesn't know.")
-bad_matrix = Fault("bad-matrix", "A `matrix` gives a param no list of values, or one twice.")
+invalid_matrix = Fault("bad-matrix", "A `matrix` gives a param no list of values, or one twice.")
 matrix_too_large = Fault("matrix-too-large", "A `matrix` expands into more variants than the language allows.")
 
 TYPES = ("int", "float", "ratio", "bytes", "duration", "string", "bool", "choice", "selector", "shares")
@@ -55,7 +55,7 @@ def declare_param(node: ast.Param, scope: Scope) -> None:
         entry.value = argument.value
         scope.origins[name] = argument.origin
     for fault in faults:
-        scope.report(replace(fault, fault=unfit_override) if argument.usage else fault)
+        scope.report(replace(fault, fault=incompatible_override) if argument.usage else fault)
 
 
 def param_of_declaration(node: ast.Param, scope: Scope | None = None) -> Param | None:
@@ -94,7 +94,7 @@ def _allowed_range_or_values(node: ast.Param, param: Param, scope: Scope) -> Any
             if POISON in limits:
                 return POISON
             try:
-                return parse_range_ends(node.bounds, *limits)
+                return parse_range_limits(node.bounds, *limits)
             except InvalidLiteral as error:
                 scope.report(error.diagnostic)
     return POISON
@@ -115,7 +115,7 @@ def param_arguments_of_variants(file: ast.File, session: CheckState) -> list[dic
             )
         elif node.type.path in HANDLES:
             session.report(
-                unfit_override(
+                incompatible_override(
                     f"`{override.name}` is {HANDLES[node.type.path]} of the recipe, which nothing outside of it has",
                     override.name_span,
                     help="change the recipe",
@@ -154,7 +154,7 @@ def _typed_override(override: Override, param: Param, session: CheckState) -> Ar
         expr = ast.Text(expr.span.text.strip(), span=expr.span)
     value = typed_value(expr, param, Scope(scratch, Variant()))
     for fault in scratch.faults:
-        session.report(replace(fault, fault=unfit_override, fix=None))
+        session.report(replace(fault, fault=incompatible_override, fix=None))
     return Argument(value, expr.span, override.origin, usage=True)
 
 
@@ -188,7 +188,7 @@ def _matrix_values_by_param(
             )
         if node.type.path in HANDLES:
             session.report(
-                bad_matrix(
+                invalid_matrix(
                     f"`{name}` is {HANDLES[node.type.path]}, a matrix varies values",
                     entry.span,
                     help="write a pipeline for each",
@@ -196,7 +196,7 @@ def _matrix_values_by_param(
             )
         elif name in axes or not isinstance(entry.value, ast.Items) or not entry.value.items:
             message = "stands twice in the matrix" if name in axes else "has no list of values"
-            session.report(bad_matrix(f"`{name}` {message}", entry.span, help=f"write `{name}: [...]` once"))
+            session.report(invalid_matrix(f"`{name}` {message}", entry.span, help=f"write `{name}: [...]` once"))
         elif param := param_of_declaration(node):
             values = [(typed_value(i, param, scope), i.span) for i in entry.value.items]
             axes[name] = [Argument(v, span, "matrix") for v, span in values if v is not POISON]
@@ -209,4 +209,4 @@ def _refuse_twins(name: str, values: list[Argument], session: CheckState) -> Non
     for i, one in enumerate(values):
         if any(one.value == other.value for other in values[:i]):
             message = f"`{plain(one.value)}` stands twice among the values of `{name}`"
-            session.report(bad_matrix(message, one.span, help="drop one of them"))
+            session.report(invalid_matrix(message, one.span, help="drop one of them"))

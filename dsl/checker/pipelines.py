@@ -11,7 +11,7 @@ from .modules import instantiate_module, module_call_arguments
 from .recipe import Invocation
 from .rules import Rules
 from .scope import LABELS, Entry, Scope
-from .typed import wrong_type
+from .typed import type_mismatch
 from .values import StepRef, references_in
 from .vocabulary import Word
 
@@ -80,7 +80,7 @@ def _model_entry_of_pipeline(pipeline: ast.Pipeline, scope: Scope) -> Entry | No
         scope.report_unknown_name(name, ("model",), noun="model")
     elif entry.kind != "model":
         scope.report(
-            wrong_type(
+            type_mismatch(
                 f"`{name.path}` is {LABELS[entry.kind]}, a pipeline starts from a model",
                 name.span,
                 related=((entry.span, "declared here"),),
@@ -128,7 +128,7 @@ def resolve_from_argument(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, st
     value = arg.value
     if not isinstance(value, ast.Name):
         scope.report(
-            wrong_type(
+            type_mismatch(
                 "`from` names a step or the pipeline's model",
                 value.span,
                 help=f"write `from: {pipeline.model.path}`, or the name of an earlier step",
@@ -143,7 +143,7 @@ def resolve_from_argument(arg: ast.Arg, scope: Scope, pipeline: ast.Pipeline, st
         return None
     if entry.kind != "step":
         scope.report(
-            wrong_type(
+            type_mismatch(
                 f"`{value.path}` is {LABELS[entry.kind]}; `from` names an earlier step or `{pipeline.model.path}`",
                 value.span,
                 related=((entry.span, "declared here"),),

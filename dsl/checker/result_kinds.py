@@ -104,8 +104,8 @@ def _remedy_by_leaving_out_argument(build: PipelineBuild, name: str, accepted: t
     """`, or leave `merge: false` out`, where the step would then give what is wanted."""
     stage = next((s for s in build.stages if s.name == name and s.word and s.call), None)
     for param in stage.call.spans if stage else ():
-        others = {n: value for n, value in stage.call.args.items() if n != param}
-        if stage.word.rules(others).result_kind() in accepted:
+        remaining = {n: value for n, value in stage.call.args.items() if n != param}
+        if stage.word.rules(remaining).result_kind() in accepted:
             return f", or leave `{param}: {plain(stage.call.args[param])}` out of `{name}`"
     return ""
 

@@ -11,7 +11,7 @@ from ..syntax.source import Span
 from .literals import InvalidLiteral
 from .scope import POISON, Scope
 from .type_phrases import listed
-from .typed import typed_value, wrong_unit
+from .typed import typed_value, unit_mismatch
 from .value_text import value_text
 from .values import Ratio, Shares
 from .vocabulary import Param
@@ -91,7 +91,7 @@ def _have_same_unit_or_report(entries: list[tuple[ast.Entry, float | Ratio]], pa
     entry, value = other
     expected = "a percentage" if isinstance(nonzero[0][1], Ratio) else "a number"
     scope.report(
-        wrong_unit(
+        unit_mismatch(
             f"`{entry.name.path}` is {value_text(value)}, but `{nonzero[0][0].name.path}` is {expected}",
             entry.value.span,
             help=f"write all shares of `{param.name}` one way",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ..syntax.diagnostics import Fault, Fix
 from ..syntax.nearest import nearest_name
 from ..syntax.source import Span
-from .amounts import report_bad_amount
-from .inputs import report_unfit_module_widths
+from .amounts import report_invalid_amount
+from .inputs import report_incompatible_module_widths
 from .literals import inside
 from .pipelines import PipelineBuild, Stage
 from .selectors import UnmatchedPart, matches, resolve_selector, unmatched_parts
@@ -73,7 +73,7 @@ class Selectable:
         return Selectable(self.kind, chosen, tuple(g for g in self.groups if g.site in set(chosen)))
 
 
-def report_steps_unfit_for_skeleton(build: PipelineBuild, skeleton: Skeleton) -> None:
+def report_steps_incompatible_with_skeleton(build: PipelineBuild, skeleton: Skeleton) -> None:
     """Check every step of a line; faults go to its scope."""
     for stage in build.stages:
         if stage.word is None or not stage.word.facts.get("acts_on") or not _has_selection(stage):
@@ -99,8 +99,8 @@ def report_steps_unfit_for_skeleton(build: PipelineBuild, skeleton: Skeleton) ->
             if unmatched:
                 continue
         if stage.sound:
-            report_bad_amount(stage, candidates.kind, candidates, candidates.selected(on), build)
-            report_unfit_module_widths(stage, candidates.selected(on), skeleton, build)
+            report_invalid_amount(stage, candidates.kind, candidates, candidates.selected(on), build)
+            report_incompatible_module_widths(stage, candidates.selected(on), skeleton, build)
 
 
 def _has_selection(stage: Stage) -> bool:

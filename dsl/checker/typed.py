@@ -10,16 +10,16 @@ from ..syntax.nearest import nearest_name
 from ..syntax.quotes import quotes_for
 from .limits import keeps_bounds_or_report
 from .list_bounds import keeps_list_bounds_or_report
-from .literals import InvalidLiteral, literal_value, parse_range_ends, parse_selector
+from .literals import InvalidLiteral, literal_value, parse_range_limits, parse_selector
 from .scope import LABELS, POISON, Entry, Scope
 from .type_phrases import PHRASES, expected_phrase, like, sample_value
 from .value_text import number, plain, value_text
 from .values import Bytes, DataRef, Duration, MetricRef, ModelRef, ProfileRef, Range, Ratio, Selector, Shares, StepRef
 from .vocabulary import Param
 
-wrong_type = Fault("wrong-type", "A value is of another type than the parameter that it is given for.")
-wrong_unit = Fault("wrong-unit", "A number has another unit than the parameter asks for.")
-wrong_base = Fault("wrong-base", "A ratio is a share of something that the parameter doesn't count.")
+type_mismatch = Fault("wrong-type", "A value is of another type than the parameter that it is given for.")
+unit_mismatch = Fault("wrong-unit", "A number has another unit than the parameter asks for.")
+base_mismatch = Fault("wrong-base", "A ratio is a share of something that the parameter doesn't count.")
 missing_base = Fault("missing-base", "A ratio doesn't say what it is a share of, and there are several answers.")
 unknown_choice = Fault("unknown-choice", "A word is none of those that the parameter lets you choose from.")
 
@@ -63,7 +63,9 @@ def _evaluate_expression(expr: ast.Expr, param: Param, scope: Scope) -> Any:
         case _ if all(t.startswith("list[") for t in param.types) and _is_one(expr, param, scope):
             as_list = f"[{expr.span.text}]"
             message = f"`{param.name}` is one value, {expected_phrase(param)} is needed"
-            raise InvalidLiteral(wrong_type(message, expr.span, help=f"write `{as_list}`", fix=Fix(expr.span, as_list)))
+            raise InvalidLiteral(
+                type_mismatch(message, expr.span, help=f"write `{as_list}`", fix=Fix(expr.span, as_list))
+            )
         case ast.Name():
             return _evaluate_name(expr, param, scope)
         case ast.Call():
@@ -76,7 +78,7 @@ def _evaluate_expression(expr: ast.Expr, param: Param, scope: Scope) -> Any:
             return _evaluate_ratio_of(expr, amount, base, param, scope)
         case ast.Interval(low, high):
             limits = [_evaluate_literal_or_param(e, scope) for e in (low, high)]
-            return POISON if POISON in limits else coerce_to_param_type(expr, parse_range_ends(expr, *limits), param)
+            return POISON if POISON in limits else coerce_to_param_type(expr, parse_range_limits(expr, *limits), param)
         case ast.Combine() | ast.AllowEmpty():
             return coerce_to_param_type(expr, _evaluate_selector(expr, param), param)
         case ast.Text(value) if "selector" in param.types and value not in param.choices:
@@ -102,7 +104,7 @@ def _evaluate_literal_or_param(expr: ast.Expr, scope: Scope) -> Any:
         return POISON
     if isinstance(expr, (ast.Number, ast.Text, ast.Bool)):
         return literal_value(expr)
-    raise InvalidLiteral(wrong_type("a number is needed here", expr.span))
+    raise InvalidLiteral(type_mismatch("a number is needed here", expr.span))
 
 
 def _evaluate_selector(expr: ast.Expr, param: Param) -> Selector:
@@ -112,7 +114,7 @@ def _evaluate_selector(expr: ast.Expr, param: Param) -> Selector:
         raise InvalidLiteral(quotes_for(expr.span.text, expr.span))
     if parsed is None:
         raise InvalidLiteral(
-            wrong_type(
+            type_mismatch(
                 f"the selector of `{param.name}` joins something that is no glob",
                 expr.span,
                 help='join quoted globs: "*.mlp" - "layers.0.mlp"',
@@ -159,7 +161,7 @@ def with_ratio_base(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
     span = expr.base.span if isinstance(expr, ast.Of) else expr.span
     if not param.of:
         raise InvalidLiteral(
-            wrong_base(
+            base_mismatch(
                 f"`{param.name}` is a plain ratio, not a share of {ratio.of}",
                 span,
                 help=f"write `{value_text(Ratio(ratio.value))}`",
@@ -167,7 +169,7 @@ def with_ratio_base(expr: ast.Expr, ratio: Ratio, param: Param) -> Ratio:
         )
     closest = nearest_name(ratio.of, param.of) or (param.of[0] if len(param.of) == 1 else "")
     raise InvalidLiteral(
-        wrong_base(
+        base_mismatch(
             f"`{param.name}` is a share of {bases}, not of {ratio.of}",
             span,
             help=f"write `of {closest}`" if closest else f"write `of {param.of[0]}`, if that is what you count",
@@ -185,8 +187,10 @@ def type_mismatch_diagnostic(expr: ast.Expr, value: Any, param: Param) -> Diagno
     if value_type in NUMBERS and NUMBERS & set(param.types):
         fix = _certain_unit_fix(expr, value, param)
         help = f"write `{fix.text}`" if fix else f"write it like `{sample_value(param)}`"
-        return wrong_unit(f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix)
-    return wrong_type(f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=like(param))
+        return unit_mismatch(
+            f"`{param.name}` is {value_text(value)}, {expected} is needed", expr.span, help=help, fix=fix
+        )
+    return type_mismatch(f"`{param.name}` is {PHRASES[value_type]}, {expected} is needed", expr.span, help=like(param))
 
 
 def _certain_unit_fix(expr: ast.Expr, value: Any, param: Param) -> Fix | None:
@@ -235,7 +239,7 @@ def _evaluate_name(expr: ast.Name, param: Param, scope: Scope) -> Any:
         return POISON if entry.value is POISON else _from_param(expr, entry, param)
     if entry.kind not in param.types:
         raise InvalidLiteral(
-            wrong_type(
+            type_mismatch(
                 f"`{expr.path}` is {LABELS[entry.kind]}, {expected_phrase(param)} is needed for `{param.name}`",
                 expr.span,
                 related=((entry.span, "declared here"),),
@@ -269,7 +273,7 @@ def _report_not_a_value(
         scope.report_unknown_name(expr, kinds, metrics, expected, quotes=param is not None and "string" in param.types)
     else:
         scope.report(
-            wrong_type(
+            type_mismatch(
                 f"`{expr.path}` is {LABELS[entry.kind]}, {expected} is needed",
                 expr.span,
                 related=((entry.span, "declared here"),),
@@ -282,13 +286,13 @@ def _call(expr: ast.Call, param: Param, scope: Scope) -> Any:
 
     if "metric" in param.types:
         return metric_ref(expr, scope)
-    raise InvalidLiteral(wrong_type(f"`{param.name}` is a call, {expected_phrase(param)} is needed", expr.span))
+    raise InvalidLiteral(type_mismatch(f"`{param.name}` is a call, {expected_phrase(param)} is needed", expr.span))
 
 
 def _evaluate_list(expr: ast.Items, items: tuple[ast.Expr, ...], param: Param, scope: Scope) -> Any:
     inner = tuple(t[5:-1] for t in param.types if t.startswith("list["))
     if not inner:
-        raise InvalidLiteral(wrong_type(f"`{param.name}` is a list, {expected_phrase(param)} is needed", expr.span))
+        raise InvalidLiteral(type_mismatch(f"`{param.name}` is a list, {expected_phrase(param)} is needed", expr.span))
     one = replace(param, types=inner)
     values = tuple(typed_value(item, one, scope) for item in items)
     sound = all(v is not POISON for v in values) and keeps_list_bounds_or_report(expr, values, param, scope.report)
@@ -301,7 +305,7 @@ def _evaluate_shares(expr: ast.Pairs, param: Param, scope: Scope) -> Any:
     if "shares" in param.types:
         return typed_shares(expr, param, scope)
     raise InvalidLiteral(
-        wrong_type(
+        type_mismatch(
             f"`{param.name}` is {PHRASES['shares']}, {expected_phrase(param)} is needed", expr.span, help=like(param)
         )
     )
@@ -315,7 +319,7 @@ def _evaluate_ratio_of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Pa
         if type(value) is float and 0 <= value <= 1 and isinstance(amount, ast.Number):
             fix = Fix(amount.span, value_text(Ratio(value)))
             raise InvalidLiteral(
-                wrong_unit(
+                unit_mismatch(
                     f"{value_text(value)} is no ratio, only a ratio is a share of something",
                     amount.span,
                     help=f"write `{fix.text} of {base.path}`",
@@ -323,7 +327,7 @@ def _evaluate_ratio_of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Pa
                 )
             )
         raise InvalidLiteral(
-            wrong_unit(
+            unit_mismatch(
                 f"{plain(value)} is no ratio, only a ratio is a share of something",
                 amount.span,
                 help="write it like `85% of channels`, or drop the `of`",
@@ -331,6 +335,6 @@ def _evaluate_ratio_of(expr: ast.Of, amount: ast.Expr, base: ast.Name, param: Pa
         )
     if value.of is not None and value.of != base.path:
         raise InvalidLiteral(
-            wrong_base(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span)
+            base_mismatch(f"`{amount.span.text}` is a share of {value.of}, not of {base.path}", base.span)
         )
     return coerce_to_param_type(expr, Ratio(value.value, base.path), param)

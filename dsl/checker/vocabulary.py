@@ -29,9 +29,9 @@ class Param:
     of       legal bases of a ratio ("channels", "params", ...), a ratio without `of` takes the only one; or the
              names that shares are divided among
     unit     what a plain int counts ("blocks", "channels", "steps", "ms"), for pages and messages
-    among    the numbers that it may be; multiple: of what, 0 where it does not matter; odd: none that two divides
+    among    the numbers that it may be; multiple: of what, 0 where it does not matter; parity: "odd" or any
     least    items of a list, at least; distinct: none twice; falling: each smaller than the one before
-    whole    a list of shares falls from 100%
+    starts_full   a list of shares falls from 100%
     """
 
     name: str
@@ -47,11 +47,11 @@ class Param:
     unit: str = ""
     among: tuple[int, ...] = ()
     multiple: int = 0
-    odd: bool = False
+    parity: str = ""
     least: int = 0
     distinct: bool = False
     falling: bool = False
-    whole: bool = False
+    starts_full: bool = False
     spelled: str = ""  # what a text looks like, as a regular expression over all of it
     rows_kind: str = ""  # kind of the rows that a data set must have, its `rows_kind`; any where it is ""
     lines: bool = False  # a text that may hold tabs and line ends; others are names and paths

@@ -184,7 +184,7 @@ class Pipeline:
                 raise Reject(*parsed.diagnostics)
             statement, *extra = parsed.file.statements
             if extra:
-                raise Reject(json_form("a bound holds a whole statement", extra[0].span))
+                raise json_form("a bound holds a whole statement", extra[0].span).rejection()
             self.bounds += statement.bounds
 
     def emit(self, *targets: Value) -> None:
@@ -229,9 +229,7 @@ def _to_node(value) -> ast.Expr:
             return ast.Items(tuple(_to_node(item) for item in value), span=_NOWHERE)
         case dict() if all(isinstance(word, str) for word in value):
             return ast.Pairs(_entries(value), span=_NOWHERE)
-    raise Reject(
-        json_form(
-            f"a recipe holds no {type(value).__name__}",
-            help="numbers, strings, booleans, lists, dicts by name and what this module makes",
-        )
-    )
+    raise json_form(
+        f"a recipe holds no {type(value).__name__}",
+        help="numbers, strings, booleans, lists, dicts by name and what this module makes",
+    ).rejection()

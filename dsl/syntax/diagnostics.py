@@ -95,6 +95,10 @@ class Diagnostic:
         """The same, with a place if it had none: the pipeline adds the line of the step that ran."""
         return self if self.span or span is None else replace(self, span=span)
 
+    def rejection(self) -> "Reject":
+        """The error of this one alone: `raise unknown_name(...).rejection()`."""
+        return Reject(self)
+
 
 @dataclass
 class Reject(Exception):

@@ -54,23 +54,25 @@ def file_from_json_text(source: Source) -> ast.File:
     except ValueError as error:
         at = min(getattr(error, "pos", 0), max(len(source.text) - 1, 0))
         reason = str(error).partition(":")[0].lower()
-        raise Reject(json_form(f"this is no JSON: {reason}", Span(source, at, min(at + 1, len(source.text))))) from None
+        raise json_form(
+            f"this is no JSON: {reason}", Span(source, at, min(at + 1, len(source.text)))
+        ).rejection() from None
     except RecursionError:
-        raise Reject(json_form(f"`{source.name}` is nested too deep")) from None
+        raise json_form(f"`{source.name}` is nested too deep").rejection() from None
     return file_from_json(data, source.name)
 
 
 def file_from_json(data: Any, name: str = "recipe.json") -> ast.File:
     """The recipe that JSON describes; its spans lie in its canonical text. Raises Reject on other JSON."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise Reject(_type_error("$", f'an object with `"format": {FORMAT}`', data))
+        raise _type_error("$", f'an object with `"format": {FORMAT}`', data).rejection()
     nowhere = Span(Source(name, ""), 0, 0)
     doc = data.get("doc")
     if not (doc is None or isinstance(doc, str)):
-        raise Reject(_type_error("$.doc", "a string or null", doc))
+        raise _type_error("$.doc", "a string or null", doc).rejection()
     statements = data.get("statements")
     if not isinstance(statements, list):
-        raise Reject(_type_error("$.statements", "a list", statements))
+        raise _type_error("$.statements", "a list", statements).rejection()
     reading = _Reading(nowhere)
     file = ast.File(
         nowhere.source,
@@ -85,22 +87,20 @@ def reparse_canonical_text(file: ast.File, name: str) -> ast.File:
     """The file read back from its text, so that every node has a place. Raises Reject if it differs."""
     text = format_file(file)
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise Reject(json_form("a string holds half of a surrogate pair, which UTF-8 cannot hold"))
+        raise json_form("a string holds half of a surrogate pair, which UTF-8 cannot hold").rejection()
     parsed = parse(Source(name, text))
     errors = [d for d in parsed.diagnostics if d.severity == "error"]
     if errors:
         raise Reject(*errors)
     for i, (original, read) in enumerate(zip(file.statements, parsed.file.statements, strict=False)):
         if original != read:
-            raise Reject(
-                json_form(
-                    f"`$.statements[{i}]` says what no recipe can",
-                    read.span,
-                    help="names are made of a-z, A-Z, 0-9, `_` and dots; digits and unit are apart",
-                )
-            )
+            raise json_form(
+                f"`$.statements[{i}]` says what no recipe can",
+                read.span,
+                help="names are made of a-z, A-Z, 0-9, `_` and dots; digits and unit are apart",
+            ).rejection()
     if parsed.file != file:
-        raise Reject(json_form("the recipe says what no recipe can", None))
+        raise json_form("the recipe says what no recipe can", None).rejection()
     return parsed.file
 
 
@@ -158,7 +158,7 @@ class _Reading:
     def read_node_within_depth(self, data: Any, kind: Any, path: str) -> Any:
         """Parse `data` as the type hint `kind` of a field."""
         if self.depth > 400:
-            raise Reject(json_form(f"`{path[:60]}…` is nested too deep"))
+            raise json_form(f"`{path[:60]}…` is nested too deep").rejection()
         self.depth += 1
         node = self._read_node(data, kind, path)
         self.depth -= 1
@@ -168,7 +168,7 @@ class _Reading:
         allowed = _allowed_types(kind)
         if get_origin(kind) is tuple:
             if not isinstance(data, list):
-                raise Reject(_type_error(path, "a list", data))
+                raise _type_error(path, "a list", data).rejection()
             return tuple(
                 self.read_node_within_depth(part, get_args(kind)[0], f"{path}[{i}]") for i, part in enumerate(data)
             )
@@ -178,7 +178,7 @@ class _Reading:
             return self._read_node_object(data, allowed, path)
         plain = self._scalar_or_list_or_none(data, allowed, path)
         if plain is None:
-            raise Reject(_type_error(path, _required_kind_text(allowed), data))
+            raise _type_error(path, _required_kind_text(allowed), data).rejection()
         return plain
 
     def _scalar_or_list_or_none(self, data: Any, allowed: tuple, path: str) -> Any:
@@ -200,7 +200,7 @@ class _Reading:
 
     def name(self, data: str, path: str) -> ast.Name:
         if not _name.fullmatch(data):
-            raise Reject(json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots"))
+            raise json_form(f"`{path}` is no name", help="names are made of a-z, A-Z, 0-9, `_` and dots").rejection()
         return ast.Name(data, span=self.nowhere)
 
     def _read_node_object(self, data: dict, allowed: tuple, path: str) -> Any:
@@ -208,18 +208,20 @@ class _Reading:
         if node is None and len(allowed) == 1 and allowed[0] in NODES.values() and "node" not in data:
             node = allowed[0]
         if node is None or node not in allowed:
-            raise Reject(_type_error(path, _required_kind_text(allowed), data))
+            raise _type_error(path, _required_kind_text(allowed), data).rejection()
         known = dict(_fields(node))
         unknown = set(data) - set(known) - {"node", "span", "name_span"}
         if unknown:
-            raise Reject(json_form(f"`{path}` has no part `{min(unknown)}`", help="its parts are " + ", ".join(known)))
+            raise json_form(
+                f"`{path}` has no part `{min(unknown)}`", help="its parts are " + ", ".join(known)
+            ).rejection()
         missing = [
             name
             for name in known
             if name not in data and name not in _defaults(node) and type(None) not in _allowed_types(known[name])
         ]
         if missing:
-            raise Reject(json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)))
+            raise json_form(f"`{path}` lacks `{missing[0]}`", help="its parts are " + ", ".join(known)).rejection()
         parts = {
             name: self.read_node_within_depth(data.get(name), kind, f"{path}.{name}")
             for name, kind in known.items()

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from .diagnostics import Diagnostic, Fault, Reject
+from .diagnostics import Diagnostic, Fault
 from .source import Source, Span
 
 no_recipe = Fault("no-recipe", "The recipe file does not exist.", exit="usage")
@@ -25,37 +25,33 @@ def read_source(path: str | Path) -> Source:
         with open(file, "rb", opener=_without_waiting) as opened:
             fact = os.fstat(opened.fileno())
             if not (stat.S_ISREG(fact.st_mode) or stat.S_ISDIR(fact.st_mode)):
-                raise Reject(
-                    unreadable_recipe(
-                        f"`{path}` is {_kind(fact.st_mode)}, not a file",
-                        help="save the recipe in a file, and give its path",
-                    )
-                )
+                raise unreadable_recipe(
+                    f"`{path}` is {_kind(fact.st_mode)}, not a file",
+                    help="save the recipe in a file, and give its path",
+                ).rejection()
             data = opened.read(LIMIT + 1)
         size = len(data) if len(data) <= LIMIT else fact.st_size
     except FileNotFoundError:
-        raise Reject(no_recipe(f"there is no file `{path}`", help=_similar_path_remedy(file))) from None
+        raise no_recipe(f"there is no file `{path}`", help=_similar_path_remedy(file)).rejection() from None
     except IsADirectoryError:
         inside = sorted(p.name for p in file.glob("*.effspec"))[:3]
-        raise Reject(
-            recipe_is_folder(
-                f"`{path}` is a folder",
-                help="it holds " + ", ".join(f"`{name}`" for name in inside)
-                if inside
-                else "give the path of an `.effspec` file",
-            )
-        ) from None
+        raise recipe_is_folder(
+            f"`{path}` is a folder",
+            help="it holds " + ", ".join(f"`{name}`" for name in inside)
+            if inside
+            else "give the path of an `.effspec` file",
+        ).rejection() from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise Reject(unreadable_recipe(f"`{path}` cannot be read: {reason}")) from None
+        raise unreadable_recipe(f"`{path}` cannot be read: {reason}").rejection() from None
     if b"\0" in data[:8192] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):  # the marks of UTF-16
-        raise Reject(binary_recipe(f"`{path}` is a binary file", help="a recipe is text in UTF-8"))
+        raise binary_recipe(f"`{path}` is a binary file", help="a recipe is text in UTF-8").rejection()
     if len(data) > LIMIT:
-        raise Reject(too_large(str(path), size))
+        raise too_large(str(path), size).rejection()
     try:
         return Source(str(path), data.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Reject(_not_utf8_diagnostic(str(path), data, error)) from None
+        raise _not_utf8_diagnostic(str(path), data, error).rejection() from None
 
 
 def _without_waiting(path: str, flags: int) -> int:

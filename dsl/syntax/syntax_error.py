@@ -11,7 +11,7 @@ syntax = Fault("syntax", "The text does not follow the grammar of the language."
 not_closed = Fault("not-closed", "A parenthesis, bracket or brace is opened and never closed.")
 not_opened = Fault("not-opened", "A parenthesis, bracket or brace is closed that was never opened.")
 missing_comma = Fault("missing-comma", "Two arguments or items stand side by side without a comma.")
-wrong_sign = Fault("wrong-sign", "A sign such as `=` stands where another one, such as `:`, is meant.")
+unexpected_sign = Fault("wrong-sign", "A sign such as `=` stands where another one, such as `:`, is meant.")
 foreign_spelling = Fault("foreign-spelling", "Something is written as in Python, YAML, JSON or C.")
 unknown_character = Fault("unknown-character", "A character has no meaning outside strings and comments.")
 unterminated_string = Fault("unterminated-string", "A string is not closed on its line, or a docstring not at all.")
@@ -35,7 +35,13 @@ class SyntaxMistake:
 
 
 def replace_token_mistake(
-    error_site: ErrorSite, kind: str, text: str, message: str, help: str, fault: Fault = wrong_sign, sure: bool = True
+    error_site: ErrorSite,
+    kind: str,
+    text: str,
+    message: str,
+    help: str,
+    fault: Fault = unexpected_sign,
+    sure: bool = True,
 ) -> SyntaxMistake:
     span, around = error_site.span(error_site.token), error_site.source.text
     before = " " if kind == "EQUAL" and not around[span.start - 1].isspace() else ""
@@ -66,7 +72,7 @@ def join_unit_mistake(error_site: ErrorSite, number, unit, repairs: bool) -> Syn
         Span(error_site.source, *offsets)
         for offsets in ((number.end_pos, unit.start_pos), (number.start_pos, unit.end_pos))
     )
-    fault = wrong_sign(
+    fault = unexpected_sign(
         "a unit follows its number without a space", both, help=f"write `{number}{unit}`", fix=Fix(gap, "")
     )
     return SyntaxMistake(fault, repairs, None, repairs)

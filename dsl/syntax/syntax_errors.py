@@ -24,7 +24,7 @@ from .syntax_error import (
     spaced_unit_mistake,
     syntax,
     too_deep,
-    wrong_sign,
+    unexpected_sign,
 )
 from .unknown_tokens import quoted, unknown_token_mistake, unquoted_text_mistake, unterminated_string_mistake
 
@@ -151,7 +151,7 @@ def _missing_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     gap = Span(error_site.source, end, end)
     if error_site.previous.type == "NAME" and "COLON" in error_site.expected and error_site.following.type != "COLON":
         return SyntaxMistake(
-            wrong_sign(
+            unexpected_sign(
                 f"a `:` is missing after `{error_site.previous}`",
                 error_site.span(error_site.token),
                 help=f"arguments and entries are written `{error_site.previous}: value`",
@@ -189,7 +189,7 @@ def _needless_comma_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     return dropped(
         error_site,
         error_site.span(error_site.token),
-        wrong_sign,
+        unexpected_sign,
         f"no comma stands between {_plural(item)}",
         "spaces or new lines are enough",
     )
@@ -228,7 +228,7 @@ def _unquoted_pattern_mistake(error_site: ErrorSite) -> SyntaxMistake | None:
     both = Span(error_site.source, before.start_pos, after.end_pos)
     quoted = f'"{both.text}"'
     return SyntaxMistake(
-        wrong_sign(f"`{both.text}` is written in quotes", both, help=f"write `{quoted}`", fix=Fix(both, quoted))
+        unexpected_sign(f"`{both.text}` is written in quotes", both, help=f"write `{quoted}`", fix=Fix(both, quoted))
     )
 
 

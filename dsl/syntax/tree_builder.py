@@ -1,4 +1,4 @@
-"""From Lark's tree to the syntax tree. Rule `step` of grammar.lark becomes `Tree.step`, and so on."""
+"""From Lark's tree to the syntax tree. Rule `arg` of grammar.lark becomes `TreeBuilder.arg`, and so on."""
 
 import re
 
@@ -19,6 +19,27 @@ PARTS = 200  # joined by set operators in one expression
 _UNSEEN = "\N{REPLACEMENT CHARACTER}"
 ESCAPES = {"\\": "\\", '"': '"', "n": "\n", "r": "\r", "t": "\t"}
 RESERVED = {"true", "false", "in", "on", "of", "as", "allow", "empty"}
+
+# Nodes that take the parts of their rule in order, by the rule's name; of some the number of parts before those that
+# it takes as one tuple.
+_PLAIN = (
+    *(
+        ast.Param,
+        ast.Profile,
+        ast.Matrix,
+        ast.Entry,
+        ast.Pipeline,
+        ast.Step,
+        ast.Expect,
+        ast.Bound,
+        ast.Limit,
+        ast.Emit,
+    ),
+    *(ast.AllowEmpty, ast.Of, ast.Interval, ast.Call, ast.Items, ast.Pairs),
+)
+NODES: dict[str, type] = {re.sub(r"(?<!^)(?=[A-Z])", "_", node.__name__).lower(): node for node in _PLAIN}
+BEFORE_LIST = {"matrix": 0, "items": 0, "pairs": 0, "profile": 1, "expect": 1, "emit": 1, "call": 1, "pipeline": 3}
+DEFINING = {"param", "profile", "pipeline", "step"}  # their first part is a name that is defined here
 
 _escape = re.compile(r"\\(u[0-9a-fA-F]{4}|.)|\r\n", re.DOTALL)
 _number = re.compile(r"(-?[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)(.*)")
@@ -41,14 +62,19 @@ class TreeBuilder(Transformer):
         number, doc, *statements = children
         return ast.File(self.source, int(number.value), doc, tuple(statements), self.comments)
 
+    def __default__(self, data, children, meta):
+        """The node of a rule of `NODES`; other rules have a method."""
+        if data in DEFINING:
+            self.report_reserved_name(children[0])
+        if data in BEFORE_LIST:
+            count = BEFORE_LIST[data]
+            children = [*children[:count], tuple(part for part in children[count:] if part is not None)]
+        return NODES[data](*children, span=self.span(meta))
+
     # Declarations
 
     def use(self, meta, children):
         return ast.Use(children[0], children[1] and self.report_reserved_name(children[1]), span=self.span(meta))
-
-    def param(self, meta, children):
-        name, kind, default, bounds, doc = children
-        return ast.Param(self.report_reserved_name(name), kind, default, bounds, doc, span=self.span(meta))
 
     def model(self, meta, children):
         return ast.Declare("model", self.report_reserved_name(children[0]), children[1], span=self.span(meta))
@@ -56,46 +82,10 @@ class TreeBuilder(Transformer):
     def data(self, meta, children):
         return ast.Declare("data", self.report_reserved_name(children[0]), children[1], span=self.span(meta))
 
-    def profile(self, meta, children):
-        return ast.Profile(self.report_reserved_name(children[0]), tuple(children[1:]), span=self.span(meta))
-
-    def matrix(self, meta, children):
-        return ast.Matrix(tuple(children), span=self.span(meta))
-
-    def entry(self, meta, children):
-        name, value = children
-        return ast.Entry(name, value, span=self.span(meta))
-
-    # Pipelines, gates and artifacts
-
-    def pipeline(self, meta, children):
-        name, model, doc, *steps = children
-        return ast.Pipeline(self.report_reserved_name(name), model, doc, tuple(steps), span=self.span(meta))
-
-    def step(self, meta, children):
-        return ast.Step(self.report_reserved_name(children[0]), children[1], span=self.span(meta))
-
-    def expect(self, meta, children):
-        return ast.Expect(children[0], tuple(children[1:]), span=self.span(meta))
-
-    def bound(self, meta, children):
-        metric, op, limit, part, profile, confidence = children
-        return ast.Bound(metric, op, limit, part, profile, confidence, span=self.span(meta))
+    # Values
 
     def op(self, meta, children):
         return str(children[0])
-
-    def limit(self, meta, children):
-        amount, baseline = children
-        return ast.Limit(amount, baseline, span=self.span(meta))
-
-    def emit(self, meta, children):
-        return ast.Emit(children[0], tuple(children[1:]), span=self.span(meta))
-
-    # Values
-
-    def allow_empty(self, meta, children):
-        return ast.AllowEmpty(children[0], span=self.span(meta))
 
     def joined(self, meta, children):
         left = children[0]
@@ -112,26 +102,9 @@ class TreeBuilder(Transformer):
             left = ast.Combine(str(op), left, right, span=Span(self.source, meta.start_pos, right.span.end))
         return left
 
-    def of(self, meta, children):
-        amount, base = children
-        return ast.Of(amount, base, span=self.span(meta))
-
-    def interval(self, meta, children):
-        low, high = children
-        return ast.Interval(low, high, span=self.span(meta))
-
-    def call(self, meta, children):
-        return ast.Call(children[0], tuple(p for p in children[1:] if p is not None), span=self.span(meta))
-
     def arg(self, meta, children):
         name, value = children
         return ast.Arg(name.path if name else "", value, span=self.span(meta), name_span=name and name.span)
-
-    def items(self, meta, children):
-        return ast.Items(tuple(p for p in children if p is not None), span=self.span(meta))
-
-    def pairs(self, meta, children):
-        return ast.Pairs(tuple(p for p in children if p is not None), span=self.span(meta))
 
     def number(self, meta, children):
         span = self.span(meta)

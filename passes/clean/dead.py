@@ -24,7 +24,7 @@ from ...compiler.transforms.search.savings import stride
 from ...compiler.transforms.search.uniform_widths import report_refusals, split_cuttable
 from ...compiler.transforms.search.widths import slice_all
 from ...dsl.checker.skeleton import Branch, Group, Member
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 nothing_dead = Fault(
     "nothing-dead",
@@ -61,12 +61,10 @@ class Dead(Pass):
         for kinds in (("kv_heads",), ("heads", "channels")):
             self._remove_dead_items(program, kinds, ctx)
         if program.version == version:
-            raise Reject(
-                nothing_dead(
-                    "no channel, head or branch of the model is dead",
-                    help="leave the step out; prune.* remove what matters least",
-                )
-            )
+            raise nothing_dead(
+                "no channel, head or branch of the model is dead",
+                help="leave the step out; prune.* remove what matters least",
+            ).rejection()
 
     def _remove_dead_items(self, program: Program, kinds: tuple[str, ...], ctx: Context) -> None:
         groups = [g for g in skeleton_of(program).groups if g.kind in kinds]

@@ -7,7 +7,7 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Close, Pass
 from ...compiler.transforms.editing.rewrite import Rewriter
 from ...dsl.checker.skeleton import Skeleton
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ...kernels import levels
 
 no_scan = Fault(
@@ -47,20 +47,20 @@ class CpuScan(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         if ctx.settings.device != "cpu":
-            raise Reject(
-                no_cpu(
-                    f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
-                    help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads",
-                )
-            )
+            raise no_cpu(
+                f"the kernels run on the CPU, and this compile computes on {ctx.settings.device}",
+                help="compile with --device cpu; `effc.load` chooses the kernels wherever it loads",
+            ).rejection()
         if levels.load_library() is None:
-            raise Reject(no_cpu("effc is here without its compiled kernels", help="install a wheel for this platform"))
+            raise no_cpu(
+                "effc is here without its compiled kernels", help="install a wheel for this platform"
+            ).rejection()
         model = program.model
         if not fast_mixers.scans(model):
-            raise Reject(_none_in(skeleton_of(program)))
+            raise _none_in(skeleton_of(program)).rejection()
         paths = [path for path in fast_mixers.mixers_in(model) if not fast_mixers.is_marked(model, path)]
         if not paths:
-            raise Reject(already("all scans run on the kernels already", help="leave the step out"))
+            raise already("all scans run on the kernels already", help="leave the step out").rejection()
         with Rewriter(program) as rewrite:
             for path in paths:
                 rewrite.set_attr(f"{path}.{fast_mixers.MARK}", True)
@@ -69,7 +69,7 @@ class CpuScan(Pass):
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
         if not skeleton.scans and not any(branch.role == "ssm" for branch in skeleton.branches):
-            raise Reject(_none_in(skeleton))
+            raise _none_in(skeleton).rejection()
         return skeleton
 
 

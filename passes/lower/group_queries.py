@@ -9,9 +9,9 @@ from ...compiler.plugin.interfaces import Close, Pass, param
 from ...compiler.transforms.lowering.attentions import (
     attention_calls,
     heads_of,
-    odd_option,
     replace_call,
     rewrite_attention_calls,
+    unsupported_option,
 )
 from ...dsl.checker.values import Selector
 
@@ -43,7 +43,7 @@ class GroupQueries(Pass):
 
 def _reason(node: fx.Node) -> str:
     queries, keys = heads_of(node)
-    return odd_option(node) or ("every query head has keys of its own" if queries == keys else "")
+    return unsupported_option(node) or ("every query head has keys of its own" if queries == keys else "")
 
 
 def _grouped(graph: fx.Graph, node: fx.Node) -> None:

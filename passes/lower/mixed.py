@@ -28,7 +28,7 @@ from ...compiler.transforms.search.layerwise import stages
 from ...compiler.transforms.search.solving import estimate_layerwise_effort
 from ...dsl.checker.skeleton import Part, Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 over_budget = Fault("over-budget", "The cheapest format of every module costs more than a recipe allows.", exit="gate")
 ROWS = 8  # that losses are measured on
@@ -96,7 +96,7 @@ class Mixed(Pass):
         costs, budget = self._costs(packer, options, ctx)
         if sum(min(costs[path]) for path in sites) > budget:
             share = sum(min(costs[path]) for path in sites) / budget * self.keep.value
-            raise Reject(over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more"))
+            raise over_budget(f"the cheapest formats keep {share:.1%} of {self.keep.of}", help="keep more").rejection()
         before = prediction_error.OutputsBefore.record(program, ctx, rows)
 
         def loss() -> float:
@@ -121,7 +121,7 @@ class Mixed(Pass):
         unsuitable = choice.unsupported_reasons(program, paths)
         sites = {p: choice.linear_site_of(p, program.model.get_submodule(p)) for p in paths if p not in unsuitable}
         if not sites:
-            raise Reject(choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`"))
+            raise choice.nothing_lowered("no linear module can run a kernel", help="select others by `on:`").rejection()
         return sites
 
     def _options(self, site: choice.Site) -> list[Option]:

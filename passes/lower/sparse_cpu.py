@@ -34,7 +34,6 @@ from ...compiler.transforms.lowering.speed import (
 from ...compiler.transforms.search.sparsity import no_linear
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, ProfileRef, Selector
-from ...dsl.syntax.diagnostics import Reject
 from ...kernels import levels
 from ...kernels.packed_sizes import packed_bytes
 
@@ -94,20 +93,14 @@ class SparseCpu(Pass):
 
     def run(self, program: Program, ctx: Context) -> None:
         if ctx.settings.device != "cpu":
-            raise Reject(
-                cpu_only(
-                    f"kernels run on the CPU, this compile is on {ctx.settings.device}",
-                    help="compile with --device cpu",
-                )
-            )
+            raise cpu_only(
+                f"kernels run on the CPU, this compile is on {ctx.settings.device}", help="compile with --device cpu"
+            ).rejection()
         paths = [part.path for part in parts(skeleton_of(program), self.on)]
         if not paths:
-            raise Reject(
-                no_linear(
-                    f"{skeleton_of(program).model_type} has no linear module to lower",
-                    help="packed ones stay as they are",
-                )
-            )
+            raise no_linear(
+                f"{skeleton_of(program).model_type} has no linear module to lower", help="packed ones stay as they are"
+            ).rejection()
         rows = prediction_error.calibration_rows(program, ctx, self.data)
         before = None if rows is None else prediction_error.OutputsBefore.record(program, ctx, rows)
         unsuitable = choice.unsupported_reasons(program, paths)
@@ -178,12 +171,10 @@ class SparseCpu(Pass):
     ) -> None:
         """Judge, then say what was decided."""
         if not any(choice.kernel for choice in choices):
-            raise Reject(
-                choice.nothing_lowered(
-                    f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].reason}",
-                    help="leave the step out, make zeros first, or ask for a format by name",
-                )
-            )
+            raise choice.nothing_lowered(
+                f"all {len(choices)} modules stay as they are: {choices[0].site.path}, {choices[0].reason}",
+                help="leave the step out, make zeros first, or ask for a format by name",
+            ).rejection()
         if cost is not None:
             choice.refuse_inaccurate(cost, self.divergence, choices)
         prediction_error.forget(ctx.workdir)

@@ -16,18 +16,18 @@ from ...compiler.transforms.lowering.attentions import (
     attention_calls,
     exclusive_cache_update,
     heads_of,
-    odd_option,
     replace_call,
     rewrite_attention_calls,
+    unsupported_option,
 )
 from ...compiler.transforms.lowering.choice import lowering_inaccurate
 from ...compiler.transforms.lowering.prediction_error import Accuracy, calibration_rows
 from ...dsl.checker.values import DataRef, Ratio, Selector
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 from ...kernels.cache import TOKENS
 from ...kernels.ops import KERNELS
 
-unfit_window = Fault("unfit-window", "A pruned cache is asked for a window that its blocks can't make.")
+incompatible_window = Fault("unfit-window", "A pruned cache is asked for a window that its blocks can't make.")
 
 
 class SparseKv(Pass):
@@ -70,16 +70,14 @@ class SparseKv(Pass):
     def run(self, program: Program, ctx: Context) -> None:
         if self.window % TOKENS:
             multiple = max(TOKENS, round(self.window / TOKENS) * TOKENS)
-            raise Reject(
-                unfit_window(f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {multiple}`")
-            )
+            raise incompatible_window(
+                f"`window: {self.window}` is no multiple of {TOKENS}", help=f"`window: {multiple}`"
+            ).rejection()
         if ctx.settings.device != "cpu":
-            raise Reject(
-                cpu_only(
-                    f"the kernel runs on the CPU, this compile is on {ctx.settings.device}",
-                    help="compile with --device cpu",
-                )
-            )
+            raise cpu_only(
+                f"the kernel runs on the CPU, this compile is on {ctx.settings.device}",
+                help="compile with --device cpu",
+            ).rejection()
         rows = calibration_rows(program, ctx, self.data)
         before = None if rows is None else decoding_error.OutputsBefore.record(program.model, rows, ctx, self.window)
         chosen = attention_calls(program, self.on)
@@ -101,16 +99,14 @@ class SparseKv(Pass):
 
     def _refuse_inaccurate(self, cost: Accuracy, count: int) -> None:
         facts, (before, after) = self._facts(), cost.perplexity or (math.nan, math.nan)
-        raise Reject(
-            lowering_inaccurate(
-                f"predictions moved by {significant_digits(cost.divergence)} nats while decoding, at most "
-                f"{significant_digits(self.divergence)} are allowed, perplexity {significant_digits(before)} became "
-                f"{significant_digits(after)}",
-                help="keep more, of keys first, or make the window longer",
-                note=f"the caches of {count} attention modules keep {facts['keep_keys']:.0%} of keys and "
-                f"{facts['keep_values']:.0%} of values",
-            )
-        )
+        raise lowering_inaccurate(
+            f"predictions moved by {significant_digits(cost.divergence)} nats while decoding, at most "
+            f"{significant_digits(self.divergence)} are allowed, perplexity {significant_digits(before)} became "
+            f"{significant_digits(after)}",
+            help="keep more, of keys first, or make the window longer",
+            note=f"the caches of {count} attention modules keep {facts['keep_keys']:.0%} of keys and "
+            f"{facts['keep_values']:.0%} of values",
+        ).rejection()
 
     def _facts(self) -> dict[str, float | int]:
         keep = {
@@ -122,8 +118,8 @@ class SparseKv(Pass):
 
 def _packed_cache_unsupported_reason(node: fx.Node) -> str:
     (queries, keys), d = heads_of(node), node.args[1].meta["shape"][-1]
-    if odd_option(node):
-        return odd_option(node)
+    if unsupported_option(node):
+        return unsupported_option(node)
     if node.kwargs.get("sliding_window"):
         return f"it sees the newest {node.kwargs['sliding_window']} tokens only"
     if exclusive_cache_update(node) is None:

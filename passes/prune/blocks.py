@@ -10,7 +10,7 @@ from ...compiler.transforms.search.greedy import Greedy
 from ...compiler.transforms.search.parts import BlockParts, LayerParts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 no_block = Fault("no-block", "Blocks are to go from a model that has none to spare.")
 
@@ -53,10 +53,8 @@ class Blocks(BlockPruner):
         """The last one stays, so that one alone is none to remove."""
         removable, noun = (skeleton.units, "layer") if self.unit == "layer" else (skeleton.branches, "residual branch")
         if len(removable) <= 1:
-            raise Reject(
-                no_block(
-                    f"{skeleton.model_type} has {'one' if removable else 'no'} {noun} that effc can tell"
-                    f"{', and the last one stays' if removable else ''}",
-                    help="`prune.channels` makes what is there narrower",
-                )
-            )
+            raise no_block(
+                f"{skeleton.model_type} has {'one' if removable else 'no'} {noun} that effc can tell"
+                f"{', and the last one stays' if removable else ''}",
+                help="`prune.channels` makes what is there narrower",
+            ).rejection()

@@ -12,7 +12,6 @@ from ...compiler.transforms.search.parts import select_parts
 from ...dsl.checker.rules import Problem, Unread
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import MetricRef, ProfileRef, Ratio, Selector, Shares
-from ...dsl.syntax.diagnostics import Reject
 
 
 class Multi(CompetingPruner):
@@ -85,12 +84,10 @@ class Multi(CompetingPruner):
 
     def greedy(self, skeleton: Skeleton) -> Greedy:
         if self.machine is not None and self.remove.of != "latency":
-            raise Reject(
-                no_clock(
-                    f"`machine` is whose latency is saved, and {self.remove.of} are the same on all",
-                    help="write `of latency`, or leave `machine` out",
-                )
-            )
+            raise no_clock(
+                f"`machine` is whose latency is saved, and {self.remove.of} are the same on all",
+                help="write `of latency`, or leave `machine` out",
+            ).rejection()
         exact = self.exact
         return Greedy(
             Amount(self.remove, removes=True),

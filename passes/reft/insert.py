@@ -15,7 +15,7 @@ from ...compiler.transforms.training.schedule import seed_of
 from ...dsl.checker.inputs import wide_rank
 from ...dsl.checker.skeleton import Part, Skeleton
 from ...dsl.checker.values import Selector
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 no_identity = Fault("no-identity", "An intervention is to change nothing at first, and its form has no such values.")
 
@@ -97,7 +97,7 @@ class Insert(Pass):
         self._refuse_identity_start_of_form()
         (first, last), width = parse_first_last_counts(self.positions), skeleton.facts.get("hidden") or 0
         if width and self.rank > width:
-            raise Reject(wide_rank(self.rank, width, ""))
+            raise wide_rank(self.rank, width, "").rejection()
         names = ("both",) if self.tied and first and last else ("prefix",) * bool(first) + ("suffix",) * bool(last)
         matrix, form = (self.rank, width), FORMS[self.form]
         tensors = (("project", matrix), *((("aim", matrix),) if form.aims else ()), ("bias", (self.rank,)))
@@ -110,9 +110,7 @@ class Insert(Pass):
 
     def _refuse_identity_start_of_form(self) -> None:
         if self.start == "identity" and not has_identity(self.form):
-            raise Reject(
-                no_identity(
-                    f"`{self.form}` sets these coordinates to constants for every hidden state, so it has no identity",
-                    help="`start: random`, or another form",
-                )
-            )
+            raise no_identity(
+                f"`{self.form}` sets these coordinates to constants for every hidden state, so it has no identity",
+                help="`start: random`, or another form",
+            ).rejection()

@@ -9,7 +9,7 @@ from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.supernet.explorer import beats
 from ...dsl.checker.value_text import value_text
 from ...dsl.checker.values import MetricRef, StepRef
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 too_few_points = Fault("too-few-points", "A front is asked for of fewer than two different models.")
 
@@ -40,16 +40,14 @@ class Front(Pass):
     def result_of(self, outcome: Outcome, ctx: Context) -> Outcome:
         names = [ref.name for ref in self.points]
         if len(set(names)) < max(2, len(names)):
-            raise Reject(
-                too_few_points(
-                    "a front has at least two points, each of another step",
-                    help="name two or more steps: points: [slim, lean]",
-                )
-            )
+            raise too_few_points(
+                "a front has at least two points, each of another step",
+                help="name two or more steps: points: [slim, lean]",
+            ).rejection()
         if not self.measure:
-            raise Reject(
-                too_few_points("a front without a measure has nothing to choose by", help="write `measure: [params]`")
-            )
+            raise too_few_points(
+                "a front without a measure has nothing to choose by", help="write `measure: [params]`"
+            ).rejection()
         points = [self._measure_point(ref, ctx) for ref in ctx.each(self.points, "points", len(self.points))]
         best = (
             [p for p in points if not any(beats(turned(other), turned(p)) for other in points)]

@@ -7,7 +7,7 @@ from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Duration, MetricRef
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 open_steps = Fault(
     "open-steps",
@@ -56,9 +56,9 @@ class Steps(Pass):
             yield Conflict(("against",), "both metrics are the same", "leave `against` out, or name another metric")
 
     def forecast(self, skeleton: Skeleton) -> Skeleton:
-        raise Reject(
-            open_steps("the steps of this pipeline are open", help="search them by `effc tune`, and compile its recipe")
-        )
+        raise open_steps(
+            "the steps of this pipeline are open", help="search them by `effc tune`, and compile its recipe"
+        ).rejection()
 
     def reads_clock(self) -> bool:
         return True

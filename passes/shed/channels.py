@@ -1,6 +1,5 @@
 """Make the inner width of Mamba-1 mixers smaller."""
 
-from ...compiler.analysis.planning.amount import Amount
 from ...compiler.analysis.planning.selection import groups
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.compensation import Fit
@@ -51,13 +50,4 @@ class Channels(WidthPruner):
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = groups(skeleton, "ssm_channels", self.on)
         parts = (WidthParts if self.repair else SliceParts)("ssm_channels", groups=chosen, step=self.align)
-        return Greedy(
-            Amount(self.keep),
-            "ssm_channels",
-            sum(g.count for g in chosen),
-            (parts,),
-            self.score,
-            exact=self.search == "exact",
-            align=self.align,
-            fit=Fit("obs", self.repair, self.data),
-        )
+        return self.narrowing(self.keep, parts, Fit("obs", self.repair, self.data), self.align)

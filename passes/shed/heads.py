@@ -1,6 +1,5 @@
 """Remove heads of Mamba-2 scans."""
 
-from ...compiler.analysis.planning.amount import Amount
 from ...compiler.analysis.planning.selection import groups
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.compensation import Fit
@@ -47,13 +46,4 @@ class Heads(WidthPruner):
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = groups(skeleton, "ssm_heads", self.on)
         parts = SliceParts("ssm_heads", groups=chosen, step=self.step)
-        return Greedy(
-            Amount(self.keep),
-            "ssm_heads",
-            sum(g.count for g in chosen),
-            (parts,),
-            self.score,
-            exact=self.search == "exact",
-            align=self.step,
-            fit=Fit("obs", False, self.data),
-        )
+        return self.narrowing(self.keep, parts, Fit("obs", False, self.data), self.step)

@@ -11,7 +11,7 @@ from ...compiler.transforms.search.parts import select_parts
 from ...compiler.transforms.search.routing import least_experts
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import Ratio, Selector, Shares
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 nothing_to_shed = Fault("nothing-to-shed", "None of the kinds of parts that a search may cut is in the model.")
 
@@ -70,12 +70,10 @@ class Multi(CompetingPruner):
         sizes = {"group": self.group, "heads": self.heads, "experts": self.experts, "states": self.states}
         parts = select_parts(skeleton, self.on, self.order, sizes, least_experts(skeleton))
         if not parts:
-            raise Reject(
-                nothing_to_shed(
-                    f"the model has none of {', '.join(self.order)}",
-                    help="name other kinds in `order`, or let it choose among all",
-                )
-            )
+            raise nothing_to_shed(
+                f"the model has none of {', '.join(self.order)}",
+                help="name other kinds in `order`, or let it choose among all",
+            ).rejection()
         exact = self.exact
         return Greedy(
             Amount(self.remove, removes=True),

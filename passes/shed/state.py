@@ -1,6 +1,5 @@
 """Let the scans of state-space mixers keep fewer states."""
 
-from ...compiler.analysis.planning.amount import Amount
 from ...compiler.analysis.planning.selection import groups
 from ...compiler.plugin.interfaces import param
 from ...compiler.transforms.search.compensation import Fit
@@ -43,13 +42,4 @@ class State(WidthPruner):
     def greedy(self, skeleton: Skeleton) -> Greedy:
         chosen = groups(skeleton, "ssm_state", self.on)
         parts = SliceParts("ssm_state", groups=chosen, step=self.step)
-        return Greedy(
-            Amount(self.keep),
-            "ssm_state",
-            sum(g.count for g in chosen),
-            (parts,),
-            self.score,
-            exact=self.search == "exact",
-            align=self.step,
-            fit=Fit("obs", False),
-        )
+        return self.narrowing(self.keep, parts, Fit("obs", False), self.step)

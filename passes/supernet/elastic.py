@@ -97,32 +97,32 @@ class Elastic(Learner):
 
     data: DataRef = param("Rows to learn from.")
     channels: list[Ratio] = param(
-        "Shares of an MLP's channels that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
+        "Shares of an MLP's channels that may stay, from 100% down.", default=(), gt=0, least=2, starts_full=True
     )
     heads: list[Ratio] = param(
-        "Shares of an attention's heads that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
+        "Shares of an attention's heads that may stay, from 100% down.", default=(), gt=0, least=2, starts_full=True
     )
     scan_heads: list[Ratio] = param(
-        "Shares of the heads of a scan that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
+        "Shares of the heads of a scan that may stay, from 100% down.", default=(), gt=0, least=2, starts_full=True
     )
     scan_channels: list[Ratio] = param(
         "Shares of the channels of a scan without heads that may stay, from 100% down.",
         default=(),
         gt=0,
         least=2,
-        whole=True,
+        starts_full=True,
     )
     states: list[Ratio] = param(
-        "Shares of a scan's states that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
+        "Shares of a scan's states that may stay, from 100% down.", default=(), gt=0, least=2, starts_full=True
     )
     experts: list[Ratio] = param(
-        "Shares of a layer's experts that may stay, from 100% down.", default=(), gt=0, least=2, whole=True
+        "Shares of a layer's experts that may stay, from 100% down.", default=(), gt=0, least=2, starts_full=True
     )
     kernels: list[int] = param(
         "Sizes that larger kernels of convolutions may shrink to, the largest first.",
         default=(),
         ge=1,
-        odd=True,
+        parity="odd",
         least=1,
         falling=True,
     )

@@ -6,7 +6,7 @@ from ...compiler.ir.outcome import Model, Outcome
 from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Lossy, Pass, param
 from ...compiler.transforms.supernet.family import Family
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 masked_apart = Fault(
     "masked-apart",
@@ -55,28 +55,22 @@ class Pick(Pass):
         choice = outcome.space.choice(self.ranks)
         if not self.merge:
             if outcome.has_shapes or outcome.shape is None:
-                raise Reject(
-                    smaller_apart(
-                        "the family's choices are smaller models, and no adapters alone say which",
-                        help="leave `merge: false` out, or train it with `supernet.lora`",
-                        argument="merge",
-                    )
-                )
+                raise smaller_apart(
+                    "the family's choices are smaller models, and no adapters alone say which",
+                    help="leave `merge: false` out, or train it with `supernet.lora`",
+                    argument="merge",
+                ).rejection()
             if outcome.grid is not None:
-                raise Reject(
-                    rounded_apart(
-                        "the family was trained through a grid, and beside the weights peft rounds nothing",
-                        help="leave `merge: false` out, or train it without `bits`",
-                        argument="merge",
-                    )
-                )
+                raise rounded_apart(
+                    "the family was trained through a grid, and beside the weights peft rounds nothing",
+                    help="leave `merge: false` out, or train it without `bits`",
+                    argument="merge",
+                ).rejection()
             if outcome.masked and outcome.acts_on_zeros:
-                raise Reject(
-                    masked_apart(
-                        "the family gives nothing where weights are zero, which peft can't say",
-                        help="leave `merge: false` out, or train it with `zeros: fill`",
-                        argument="merge",
-                    )
-                )
+                raise masked_apart(
+                    "the family gives nothing where weights are zero, which peft can't say",
+                    help="leave `merge: false` out, or train it with `zeros: fill`",
+                    argument="merge",
+                ).rejection()
             return outcome.unmerged(choice)
         return Model(outcome.cut_to_choice(choice))

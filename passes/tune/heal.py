@@ -31,7 +31,6 @@ from ...compiler.transforms.training.unmerged import UnmergedAdapters
 from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio, Selector
-from ...dsl.syntax.diagnostics import Reject
 
 
 class Heal(Learner):
@@ -239,7 +238,7 @@ class Heal(Learner):
         """Measured with adapters beside the weights, and now again with their sum, which is rounded."""
         start, merged = course.held_out[0][1], self._validation_loss(program.model, ctx)
         if not merged < start:
-            raise Reject(no_gain_diagnostic(start, [(course.best, merged)]))
+            raise no_gain_diagnostic(start, [(course.best, merged)]).rejection()
         return merged
 
     def _validation_loss(self, model: nn.Module, ctx: Context) -> float:
@@ -266,12 +265,9 @@ class Heal(Learner):
         loss_mask = ctx.speech(ref)
         if loss_mask is None or not loss_mask[:, 1:].any():
             who = "has rows without a speaker" if loss_mask is None else "holds rows in which no assistant speaks"
-            raise Reject(
-                no_speakers(
-                    f"`{ref.name}` {who}, and only responses are to be learned",
-                    help="give rows of `chat`, or `learn: all`",
-                )
-            )
+            raise no_speakers(
+                f"`{ref.name}` {who}, and only responses are to be learned", help="give rows of `chat`, or `learn: all`"
+            ).rejection()
         return loss_mask
 
     def _trainable_weights(self, program: Program) -> dict[str, nn.Parameter]:

@@ -20,15 +20,16 @@ from ...compiler.plugin.context import Context
 from ...compiler.plugin.interfaces import Effort, Lossy, param
 from ...compiler.transforms.training.acceptance import no_gain_diagnostic, refuse_same_rows
 from ...compiler.transforms.training.effort import estimate_training_effort
-from ...compiler.transforms.training.loop import TrainingLoop, TrainingSettings, TrainingState
+from ...compiler.transforms.training.loop import TrainingLoop, TrainingState
 from ...compiler.transforms.training.objective import Objective
 from ...compiler.transforms.training.trainable import TrainedParameters, activation_checkpointing, training_mode
 from ...compiler.transforms.training.trained_pass import Learner
+from ...compiler.transforms.training.training_run import training_settings
 from ...dsl.checker.demands import no_prompts
 from ...dsl.checker.rules import MissingStep, Problem
 from ...dsl.checker.skeleton import Skeleton
 from ...dsl.checker.values import DataRef, Ratio
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Fault
 
 nothing_inserted = Fault("nothing-inserted", "Interventions are to be trained in a model that has none.")
 prompts_too_short = Fault("prompts-too-short", "An intervention has more positions than any prompt has tokens.")
@@ -78,11 +79,9 @@ class Reft(Learner):
         refuse_same_rows(self.data, self.held_out, ctx)
         edits = dict(interventions(program.model))
         if not edits:
-            raise Reject(
-                nothing_inserted(
-                    f"{type(program.model).__name__} has no interventions", help="put `reft.insert()` before this step"
-                )
-            )
+            raise nothing_inserted(
+                f"{type(program.model).__name__} has no interventions", help="put `reft.insert()` before this step"
+            ).rejection()
         active = self._trained_coordinates_mask(edits)
         weights = {f"{path}.{name}": p for path, module in edits.items() for name, p in module.named_parameters()}
         hooks = [] if active is None else [p.register_hook(_make_gradient_mask_hook(active)) for p in weights.values()]
@@ -136,27 +135,14 @@ class Reft(Learner):
     ) -> TrainingState:
         """Train, and leave the best interventions in place; raises Reject where the start was the best."""
         model, rows = program.model, ctx.rows(self.data)
-        regime = TrainingSettings(
-            steps=self.steps,
-            lr=self.lr,
-            warmup=round(self.warmup.value * self.steps),
-            schedule=self.schedule,
-            batch=self.batch,
-            accumulate=self.accumulate,
-            clip=self.clip,
-            weight_decay=self.weight_decay,
-            every=self.every,
-            patience=self.patience,
-            save=self.save,
-            seed=ctx.seed,
-        )
+        regime = training_settings(self, ctx.seed, self.weight_decay)
         learn = self._make_batch_gradient_function(model, edits, ctx, active)
         judge = self._make_validation_loss_function(model, edits, ctx, active) if self.held_out else None
         layers = [unit.module(model) for unit in program.units.values()] if self.gradient_checkpointing else ()
         with training_mode(model, weights), activation_checkpointing(layers):
             course = TrainingLoop(TrainedParameters(weights), regime, len(rows), learn, judge, ctx).run()
         if self.held_out and course.best == 0:
-            raise Reject(no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], "training"))
+            raise no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], "training").rejection()
         return course
 
     def _make_batch_gradient_function(
@@ -206,24 +192,20 @@ class Reft(Learner):
         """Number of prompt tokens of each row."""
         lengths = ctx.prompts(ref)
         if lengths is None:
-            raise Reject(
-                no_prompts(
-                    f"`{ref.name}` does not say where a prompt ends and its answer begins",
-                    help="give rows of `pairs`, or of `labels` to a model with a head",
-                    argument="data",
-                )
-            )
+            raise no_prompts(
+                f"`{ref.name}` does not say where a prompt ends and its answer begins",
+                help="give rows of `pairs`, or of `labels` to a model with a head",
+                argument="data",
+            ).rejection()
         for path, module in edits.items():
             positions = module.first + module.last
             if int(lengths.max()) < positions:
-                raise Reject(
-                    prompts_too_short(
-                        f"{path} edits {positions} positions, and the longest prompt of `{ref.name}` has "
-                        f"{int(lengths.max())} tokens",
-                        help="insert interventions of fewer `positions`",
-                        argument="data",
-                    )
-                )
+                raise prompts_too_short(
+                    f"{path} edits {positions} positions, and the longest prompt of `{ref.name}` has "
+                    f"{int(lengths.max())} tokens",
+                    help="insert interventions of fewer `positions`",
+                    argument="data",
+                ).rejection()
         return lengths
 
     def _trained_coordinates_mask(self, edits: dict[str, Edits]) -> Tensor | None:
@@ -233,13 +215,11 @@ class Reft(Learner):
         ranks = {module.shape[2] for module in edits.values()}
         if len(ranks) > 1 or not self.subspace or not set(self.subspace) <= set(range(min(ranks))):
             available = f"0 to {min(ranks) - 1}" if len(ranks) == 1 else "layers of several ranks"
-            raise Reject(
-                no_coordinate(
-                    f"`subspace` is {list(self.subspace)}, and there are {available}",
-                    help="name coordinates of one rank that all interventions have",
-                    argument="subspace",
-                )
-            )
+            raise no_coordinate(
+                f"`subspace` is {list(self.subspace)}, and there are {available}",
+                help="name coordinates of one rank that all interventions have",
+                argument="subspace",
+            ).rejection()
         active = torch.zeros(min(ranks), dtype=torch.bool)
         active[list(self.subspace)] = True
         return active

@@ -90,7 +90,7 @@ def couple_head_inputs(step: "NodeRules", name: str, value: Any, heads: Tensor) 
     so that the next one meets them. One from outside of the graph can't follow.
     """
     source = step.node.kwargs.get(name, step.node.args[4] if len(step.node.args) > 4 else None)
-    outside = isinstance(source, fx.Node) and source.op == "placeholder" and source.name not in step.run.given
+    outside = isinstance(source, fx.Node) and source.op == "placeholder" and source.name not in step.run.arguments
     for x in tensors_in(value):
         if x.ndim == 1 and len(x) == len(heads):
             step.out.couple(x, heads)

@@ -80,17 +80,9 @@ def matmul_modules_with_fewer_users(before: fx.Graph, after: fx.Graph) -> Iterat
                 yield source.target
 
 
-_PARTED = (
-    "split",
-    "chunk",
-    "tensor_split",
-    "split_with_sizes",
-    "getitem",
-    "view",
-    "reshape",
-    "transpose",
-    "unbind",
-    "narrow",
-    "permute",
-    "unflatten",
+_PARTED = tuple(
+    """
+    split chunk tensor_split split_with_sizes getitem view reshape transpose unbind narrow permute
+    unflatten
+    """.split()
 )

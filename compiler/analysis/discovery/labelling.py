@@ -16,120 +16,21 @@ STREAM = 1  # the residual stream that enters the unit
 FIRST = 2
 
 MOVES = frozenset(
-    (
-        "view",
-        "reshape",
-        "view_as",
-        "reshape_as",
-        "transpose",
-        "swapaxes",
-        "permute",
-        "movedim",
-        "contiguous",
-        "clone",
-        "detach",
-        "split",
-        "chunk",
-        "tensor_split",
-        "getitem",
-        "cat",
-        "concat",
-        "concatenate",
-        "stack",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "expand_as",
-        "flatten",
-        "unflatten",
-        "unbind",
-        "narrow",
-        "select",
-        "repeat",
-        "repeat_interleave",
-        "flip",
-        "roll",
-        "t",
-        "T",
-        "mT",
-        "getattr",
-        "size",
-        "dim",
-        "numel",
-        "split_with_sizes",
-        "index_select",
-        "pad",
-        "broadcast_to",
-        "copy_",
-        "setitem",
-    )
+    """
+    view reshape view_as reshape_as transpose swapaxes permute movedim contiguous clone detach split
+    chunk tensor_split getitem cat concat concatenate stack unsqueeze squeeze expand expand_as flatten
+    unflatten unbind narrow select repeat repeat_interleave flip roll t T mT getattr size dim numel
+    split_with_sizes index_select pad broadcast_to copy_ setitem
+    """.split()
 )
 POINTWISE = frozenset(
-    (
-        "to",
-        "float",
-        "half",
-        "bfloat16",
-        "double",
-        "type",
-        "type_as",
-        "relu",
-        "gelu",
-        "silu",
-        "mish",
-        "sigmoid",
-        "tanh",
-        "exp",
-        "log",
-        "neg",
-        "rsqrt",
-        "sqrt",
-        "square",
-        "pow",
-        "abs",
-        "clamp",
-        "clip",
-        "sin",
-        "cos",
-        "softplus",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "hardswish",
-        "hardtanh",
-        "logsigmoid",
-        "erf",
-        "multiply",
-        "subtract",
-        "divide",
-        "negative",
-        "float_power",
-        "dropout",
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "div",
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "add_",
-        "sub_",
-        "mul_",
-        "div_",
-        "true_divide",
-        "maximum",
-        "minimum",
-        "where",
-        "masked_fill",
-        "masked_fill_",
-        "lerp",
-        "addcmul",
-        "zeros_like",
-        "ones_like",
-        "rsub",
-    )
+    """
+    to float half bfloat16 double type type_as relu gelu silu mish sigmoid tanh exp log neg rsqrt sqrt
+    square pow abs clamp clip sin cos softplus relu6 leaky_relu elu hardswish hardtanh logsigmoid erf
+    multiply subtract divide negative float_power dropout add sub mul truediv div iadd isub imul
+    itruediv add_ sub_ mul_ div_ true_divide maximum minimum where masked_fill masked_fill_ lerp addcmul
+    zeros_like ones_like rsub
+    """.split()
 )
 EXTREMES = frozenset(("max", "min"))  # of two tensors, or along an axis
 NEW_TENSOR_METHODS = frozenset(("new_empty", "new_zeros", "new_ones", "new_full"))  # like their tensor in type alone

@@ -62,7 +62,7 @@ class GraphRun:
         prefix: str = "",
         stream: str | None = None,
     ):
-        self.out, self.root, self.given, self.prefix, self.stream = out, root, arguments or {}, prefix, stream
+        self.out, self.root, self.arguments, self.prefix, self.stream = out, root, arguments or {}, prefix, stream
 
     def run(self, graph: fx.Graph) -> Any:
         """The labels of what the graph returns."""
@@ -105,7 +105,7 @@ class NodeRules:
     def label_node(self, stream: str | None) -> Any:
         node = self.node
         if node.op == "placeholder":
-            argument = self.run.given.get(node.name)
+            argument = self.run.arguments.get(node.name)
             labels = unlabelled_like(node.meta.get("shape")) if argument is None else argument
             return labels.fill_(STREAM) if node.name == stream else labels
         if node.op == "get_attr":

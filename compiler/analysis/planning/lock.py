@@ -145,7 +145,7 @@ def read_lock(recipe: Path) -> dict[str, Any]:
     stored = lockfile.read_package_lock(recipe.parent)["recipes"].get(recipe.name)
     if stored is None:
         message = f"{recipe.parent / lockfile.NAME} says nothing of {recipe.name}"
-        raise Reject(no_lock(message, help=f"write it with `effc lock {quote(str(recipe))}`"))
+        raise no_lock(message, help=f"write it with `effc lock {quote(str(recipe))}`").rejection()
     return stored
 
 

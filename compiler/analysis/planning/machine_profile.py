@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ....dsl.checker.recipe import Invocation
 from ....dsl.checker.values import ProfileRef, references_in
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.error_location import diagnostics_located_at
 
 if TYPE_CHECKING:
@@ -35,11 +35,9 @@ def refuse_other_machine_profiles(calls: Sequence[Invocation], ctx: "Context") -
         reason = missing_isa_reason(named(call), ctx)
         if reason:
             with diagnostics_located_at(call.span):
-                raise Reject(
-                    another_machine(
-                        reason, help="compile on such a machine, or leave the profile out to measure on this one"
-                    )
-                )
+                raise another_machine(
+                    reason, help="compile on such a machine, or leave the profile out to measure on this one"
+                ).rejection()
 
 
 def missing_isa_reason(profile_name: str | None, ctx: "Context") -> str:

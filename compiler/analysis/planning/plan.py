@@ -12,7 +12,7 @@ from ....dsl.checker.recipe import Invocation, Pipeline, Recipe
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import is_value_json, value_from_json
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Span
 from ...core.cache import Cache
 from ...core.error_location import diagnostics_located_at
@@ -272,7 +272,9 @@ def refuse_plan_drift(saved_plans: Any, current: Sequence[Plan]) -> None:
         and saved_plans.get("format") == FORMAT
         and isinstance(saved_plans.get("plans"), list)
     ):
-        raise Reject(plan_drift(f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"))
+        raise plan_drift(
+            f"the saved plan is not of format {FORMAT}", help="make it again with `effc plan -o`"
+        ).rejection()
     _require_equal("the number of pipelines", len(saved_plans["plans"]), len(current))
     for old, plan in zip(saved_plans["plans"], current, strict=True):
         fresh = plan.to_json()
@@ -300,12 +302,10 @@ def _first_difference(names: list[str], saved: Any, current: Any) -> tuple[str, 
 
 def _require_equal(label: str, saved: Any, current: Any) -> None:
     if saved != current:
-        raise Reject(
-            plan_drift(
-                f"{label} was {_brief(saved)} when the plan was made and is {_brief(current)} now",
-                help="look at `effc plan` again, and save it with -o if it is what you want",
-            )
-        )
+        raise plan_drift(
+            f"{label} was {_brief(saved)} when the plan was made and is {_brief(current)} now",
+            help="look at `effc plan` again, and save it with -o if it is what you want",
+        ).rejection()
 
 
 def saved_form(plans: Sequence[Plan]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from ....dsl.checker.selectors import resolve_selector
 from ....dsl.checker.skeleton import Branch, Group, Part, Scan, Skeleton, is_submodule
 from ....dsl.checker.structure import because, is_reason_for
 from ....dsl.checker.values import Selector
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 nothing_to_narrow = Fault(
     "nothing-to-narrow",
@@ -64,13 +64,11 @@ def require_groups(skeleton: Skeleton, kind: str, selected: Sequence[Group]) -> 
         reasons = [f"{path or 'the model'}: {because(skeleton, path, reason)}" for path, reason in refusals]
         words = kind.replace("_", " ").replace("kv", "KV")
         first = f"; {reasons[0]}" if reasons else ""
-        raise Reject(
-            nothing_to_narrow(
-                f"{skeleton.model_type} has no {words} that could go{first}",
-                note="; ".join(reasons[1:6]),
-                help="`effc plan` lists what a model has, and what stays as it is and why",
-            )
-        )
+        raise nothing_to_narrow(
+            f"{skeleton.model_type} has no {words} that could go{first}",
+            note="; ".join(reasons[1:6]),
+            help="`effc plan` lists what a model has, and what stays as it is and why",
+        ).rejection()
     return tuple(selected)
 
 

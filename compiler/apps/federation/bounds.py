@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .state import Shapes, State, value_fault
 
 DAY = 86400.0  # seconds; a round may last as long even where its declaration says less
@@ -29,7 +29,7 @@ def deadline_of(config: Mapping[str, Any], declared: float) -> float:
 def _number(config: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
     value = config.get(name, default)
     if type(value) not in (int, float) or not low <= value <= high:  # false for nan
-        raise Reject(client_refuses(f"the server's `{name}` is {str(value)[:40]}, not from {low:g} to {high:g}"))
+        raise client_refuses(f"the server's `{name}` is {str(value)[:40]}, not from {low:g} to {high:g}").rejection()
     return float(value)
 
 
@@ -54,12 +54,12 @@ class Bounds:
         if config.get("mix", "adaptive") != "adaptive":
             _number(config, "mix", 0.0, 0.0, 1.0)
         if config.get("way", WAYS[0]) not in WAYS:
-            raise Reject(client_refuses(f"the server's `way` is {str(config['way'])[:40]}"))
+            raise client_refuses(f"the server's `way` is {str(config['way'])[:40]}").rejection()
         for use, state in arrays.items():
             longest = self.clients if use.startswith("merge.") else 1
             for name, array in state.items():
                 if reason := self._array_fault(name, array, longest):
-                    raise Reject(client_refuses(f"the server's `{use[:40]}` can't be used: {reason}"))
+                    raise client_refuses(f"the server's `{use[:40]}` can't be used: {reason}").rejection()
 
     @property
     def _rank(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .state import State
 
 _SEPARATOR = "|"
@@ -52,13 +52,11 @@ class Checkpoint:
             return None
         threads = body.pop("threads", torch.get_num_threads())  # older checkpoints don't say
         if threads != torch.get_num_threads():
-            raise Reject(
-                other_threads(
-                    f"round {body['number']} was computed with {threads} threads, and there are "
-                    f"{torch.get_num_threads()} now",
-                    help=f"go on with --threads {threads}, or remove {self._saved.folder} to begin anew",
-                )
-            )
+            raise other_threads(
+                f"round {body['number']} was computed with {threads} threads, and there are "
+                f"{torch.get_num_threads()} now",
+                help=f"go on with --threads {threads}, or remove {self._saved.folder} to begin anew",
+            ).rejection()
         states: dict[str, dict[str, np.ndarray]] = {}
         for full, tensor in self._saved.tensors(f"state-{body['number']}").items():
             name, _, key = full.partition(_SEPARATOR)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.safe_read import parse_strict_json
 from ...transforms.training.schedule import seed_of
 from .bounds import Bounds, client_refuses
@@ -105,7 +104,7 @@ class Participant:
         if message.kind == "initial":
             return Answer({"own": self.learner.initial_state(int(message.config.get("seed", 0)))})
         if message.kind != "train":
-            raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
+            raise client_refuses(f"a message of the kind `{message.kind}` means nothing here").rejection()
         return self._answer_training(message, memory)
 
     def _learner_for(self, message: Message) -> Learner:
@@ -116,7 +115,7 @@ class Participant:
         if size < 0:
             return self.learner
         if size not in self.sizes:
-            raise Reject(client_refuses(f"sub-network {size} is more than this client affords"))
+            raise client_refuses(f"sub-network {size} is more than this client affords").rejection()
         return self.sizes[size]
 
     def _answer_training(self, message: Message, memory: dict[str, Any]) -> Answer:
@@ -124,7 +123,7 @@ class Participant:
         self._refuse_other_base(message)
         self.learner.begin(message.number, int(config["rounds"]))
         if not self.learner.examples:
-            raise Reject(client_refuses(f"it has no rows of the task of round {message.number}"))
+            raise client_refuses(f"it has no rows of the task of round {message.number}").rejection()
         added = self._merge_new_stacks(message, memory)
         state, mixed = self._starting_state(message, memory, added)
         if self.learner.anchors:
@@ -135,9 +134,9 @@ class Participant:
         until = started + float(config["deadline"])
         state = self.learner.train(state, names, added, seed, until)
         if problem := state_fault(state, shapes(state)):
-            raise Reject(
-                client_refuses(f"training left a state that can't be used: {problem}", help="lower the learning rate")
-            )
+            raise client_refuses(
+                f"training left a state that can't be used: {problem}", help="lower the learning rate"
+            ).rejection()
         memory["own"] = state
         loss, accuracy = self.learner.evaluate(state, added)
         memory["number"] = {"number": np.array([message.number])}
@@ -166,22 +165,20 @@ class Participant:
     def _answer_masked_update(self, message: Message, memory: dict[str, Any]) -> Answer:
         """Update of this round, masked against the clients that the server names."""
         if int(memory.get("number", {"number": [-1]})["number"][0]) != message.number:
-            raise Reject(client_refuses(f"there is no state of round {message.number} here"))
+            raise client_refuses(f"there is no state of round {message.number} here").rejection()
         publics = {int(k): bytes.fromhex(key) for k, key in parse_strict_json(str(message.config["publics"])).items()}
         keys, client = keys_of(memory), int(message.config["client"])
         if len(set(publics.values())) < max(LEAST, len(publics)) or publics.get(client) != keys.public:
-            raise Reject(client_refuses(f"a sum of {len(publics)} states would tell whose they are"))
+            raise client_refuses(f"a sum of {len(publics)} states would tell whose they are").rejection()
         values = to_fixed_point(memory["own"], len(publics))
         return Answer({"masked": {"sum": values + keys.mask_for_client(client, publics, message.number, len(values))}})
 
     def _refuse_other_base(self, message: Message) -> None:
         if message.config["base"] != self.learner.base:
-            raise Reject(
-                client_refuses(
-                    f"the base model here is {self.learner.base[:12]}, the server's {str(message.config['base'])[:12]}",
-                    help="bring the folder of the model that the server has",
-                )
-            )
+            raise client_refuses(
+                f"the base model here is {self.learner.base[:12]}, the server's {str(message.config['base'])[:12]}",
+                help="bring the folder of the model that the server has",
+            ).rejection()
 
     def _merge_new_stacks(self, message: Message, memory: dict[str, Any]) -> State:
         """State merged into the base: the stacks of all rounds so far, each added once, in their order."""
@@ -212,11 +209,9 @@ class Participant:
             return {**self.learner.initial_state(seed, int(config["rank"])), **arrays.get("head", {})}, math.nan
         local = arrays.get("own") or memory.get("own")
         if not local:
-            raise Reject(
-                client_refuses(
-                    "there is no state here, and none was sent", help="the server sends a whole one in the next round"
-                )
-            )
+            raise client_refuses(
+                "there is no state here, and none was sent", help="the server sends a whole one in the next round"
+            ).rejection()
         return self._mix_peer_state(local, arrays.get("others"), config, merged_delta)
 
     def _mix_leave_one_out(

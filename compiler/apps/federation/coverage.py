@@ -58,11 +58,6 @@ def coverage_mean(
     return result
 
 
-def heads_prefix(heads: int, width: int, keep: int) -> np.ndarray:
-    """Indices of the first `keep` of the `width` channels of every head, in an array that lies head by head."""
-    return (np.arange(heads)[:, None] * width + np.arange(keep)[None]).ravel()
-
-
 def assign_sandwich_sizes(
     clients: Sequence[int],
     options: Sequence[T],

@@ -6,7 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import digest
 from ...core.hashes import files_hash
 from ...core.safe_read import CONFIG, MALFORMED, read_json
@@ -28,7 +28,7 @@ from .strategy import Strategy
 
 NAME, FORMAT = "federation.json", 3
 
-bad_federation = Fault(
+invalid_federation = Fault(
     "bad-federation", "The declaration of a federation is not one that this effc reads.", exit="environment"
 )
 other_base = Fault(
@@ -221,20 +221,22 @@ def read_declaration(file: Path) -> Declaration:
             raise ValueError(f"format {body['format']}, this effc reads {FORMAT}")
         return Declaration.from_json(body)
     except OSError as error:
-        raise Reject(
-            bad_federation(f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote")
-        ) from error
+        raise invalid_federation(
+            f"{file} can't be read: {error.strerror}", help="name the folder that `effc compile` wrote"
+        ).rejection() from error
     except MALFORMED as error:
-        raise Reject(
-            bad_federation(f"{file} is no declaration of a federation: {error}", help="compile the recipe again")
-        ) from error
+        raise invalid_federation(
+            f"{file} is no declaration of a federation: {error}", help="compile the recipe again"
+        ).rejection() from error
 
 
 def base_hash(folder: Path, cache_dir: Path) -> str:
     """sha256 over names and contents of the weights and the config in a model's folder."""
     files = sorted(f for f in folder.glob("*") if f.suffix == ".safetensors" or f.name == "config.json")
     if not files:
-        raise Reject(other_base(f"{folder} holds no weights", help="bring the folder of the model that was emitted"))
+        raise other_base(
+            f"{folder} holds no weights", help="bring the folder of the model that was emitted"
+        ).rejection()
     return files_hash(files, cache_dir)
 
 
@@ -242,12 +244,10 @@ def refuse_other_base(declaration: Declaration, folder: Path, cache_dir: Path) -
     """Reject where the folder holds another model."""
     actual = base_hash(folder, cache_dir)
     if actual != declaration.base:
-        raise Reject(
-            other_base(
-                f"{folder} is {actual[:12]}, the federation is of {declaration.base[:12]}",
-                help="bring the folder of the model that was emitted with the federation",
-            )
-        )
+        raise other_base(
+            f"{folder} is {actual[:12]}, the federation is of {declaration.base[:12]}",
+            help="bring the folder of the model that was emitted with the federation",
+        ).rejection()
 
 
 def make_strategy(declaration: Declaration, seed: int | None = None) -> Strategy:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MALFORMED, MIB, irregular_file, parse_strict_json, read_json
 from .declaration import Declaration
 from .identities import check_certificates, write_keys_and_certificates
@@ -84,9 +84,9 @@ def read_deployment(folder: Path) -> Deployment:
             raise ValueError("there is no such port or run")
         return Deployment(folder, port, processes, run)
     except (OSError, *MALFORMED) as error:
-        raise Reject(
-            not_deployed(f"{folder} holds no deployment", help="`effc federate up FOLDER` starts one")
-        ) from error
+        raise not_deployed(
+            f"{folder} holds no deployment", help="`effc federate up FOLDER` starts one"
+        ).rejection() from error
 
 
 def flower_command_folder() -> Path:
@@ -97,20 +97,18 @@ def flower_command_folder() -> Path:
     try:
         installed = version("flwr")
     except PackageNotFoundError as error:
-        raise Reject(
-            no_flower("flwr is not installed", help=f'pip install "effc[fed]", which brings {requirement}')
-        ) from error
+        raise no_flower(
+            "flwr is not installed", help=f'pip install "effc[fed]", which brings {requirement}'
+        ).rejection() from error
     if not VERSIONS[0] <= tuple(int(n) for n in installed.split(".")[:2]) < VERSIONS[1]:
-        raise Reject(
-            no_flower(
-                f"flwr {installed} is installed, and this effc works with {requirement}",
-                help=f'pip install "{requirement}"',
-            )
-        )
+        raise no_flower(
+            f"flwr {installed} is installed, and this effc works with {requirement}",
+            help=f'pip install "{requirement}"',
+        ).rejection()
     folder = Path(sys.executable).parent
     missing = [name for name in COMMANDS if not (folder / name).exists()]
     if missing:
-        raise Reject(no_flower(f"{folder} has no `{missing[0]}`", help="install flwr into the environment of effc"))
+        raise no_flower(f"{folder} has no `{missing[0]}`", help="install flwr into the environment of effc").rejection()
     return folder
 
 
@@ -131,7 +129,7 @@ def start_deployment(
     threads         of the server and of each node; None: as many as torch takes by itself
     """
     commands = flower_command_folder()
-    _refuse_unfit_deployment(folder, declaration, data_folders, port)
+    _refuse_incompatible_deployment(folder, declaration, data_folders, port)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_state(folder)
     write_keys_and_certificates(folder / "keys", declaration.clients)
@@ -155,20 +153,22 @@ def start_deployment(
         raise
 
 
-def _refuse_unfit_deployment(folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int) -> None:
+def _refuse_incompatible_deployment(
+    folder: Path, declaration: Declaration, data_folders: Sequence[Path], port: int
+) -> None:
     if (folder / NAME).is_file():
-        raise Reject(deployed_already(f"{folder} holds a deployment", help="end it first: `effc federate down`"))
+        raise deployed_already(f"{folder} holds a deployment", help="end it first: `effc federate down`").rejection()
     if data_folders and len(data_folders) != declaration.clients:
-        raise Reject(
-            not_deployed(
-                f"{len(data_folders)} data folders for {declaration.clients} clients", help="give one for each, or none"
-            )
-        )
+        raise not_deployed(
+            f"{len(data_folders)} data folders for {declaration.clients} clients", help="give one for each, or none"
+        ).rejection()
     missing = next((path for path in data_folders if not path.is_dir()), None)
     if missing is not None:
-        raise Reject(not_deployed(f"{missing} is no folder", help="name the folder that a client's data lie in"))
+        raise not_deployed(f"{missing} is no folder", help="name the folder that a client's data lie in").rejection()
     if port and is_port_in_use(port):
-        raise Reject(port_taken(f"port {port} of 127.0.0.1 is in use", help="take another `--port`, or leave it out"))
+        raise port_taken(
+            f"port {port} of 127.0.0.1 is in use", help="take another `--port`, or leave it out"
+        ).rejection()
 
 
 def _start_processes(
@@ -230,9 +230,9 @@ def _wait_for_superlink(deployment: Deployment, timeout_s: float = 60.0) -> None
     while not answers(deployment.port):
         if deployment.stopped_processes or time.monotonic() > until:
             reason = last_log_line(deployment.processes[0].log)
-            raise Reject(
-                deployment_failed(f"the SuperLink did not come up: {reason}", help=f"see {deployment.processes[0].log}")
-            )
+            raise deployment_failed(
+                f"the SuperLink did not come up: {reason}", help=f"see {deployment.processes[0].log}"
+            ).rejection()
         time.sleep(0.2)
 
 
@@ -255,12 +255,10 @@ def _run_flwr(commands: Path, env: Mapping[str, str], *words: str) -> dict[str, 
         answer = {}
     if completed.returncode or not answer.get("success", False):
         lines = (str(answer.get("error-message", "")) or completed.stderr).strip().splitlines()
-        raise Reject(
-            deployment_failed(
-                f"`flwr {words[0]}` said: {lines[-1].strip() if lines else 'nothing'}",
-                help=f"`{call[0]} {' '.join(words)}`",
-            )
-        )
+        raise deployment_failed(
+            f"`flwr {words[0]}` said: {lines[-1].strip() if lines else 'nothing'}",
+            help=f"`{call[0]} {' '.join(words)}`",
+        ).rejection()
     return answer
 
 
@@ -295,4 +293,6 @@ def _remove_state(folder: Path) -> None:
         with suppress(OSError):
             path.unlink()
         if os.path.lexists(path):
-            raise Reject(irregular_file(f"{path} can't be removed", help="remove it: Flower runs apps that lie there"))
+            raise irregular_file(
+                f"{path} can't be removed", help="remove it: Flower runs apps that lie there"
+            ).rejection()

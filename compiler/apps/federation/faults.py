@@ -2,4 +2,6 @@
 
 from ....dsl.syntax.diagnostics import Fault
 
-unfit_strategy = Fault("unfit-strategy", "A federation's strategy can't put together what its clients are to train.")
+incompatible_strategy = Fault(
+    "unfit-strategy", "A federation's strategy can't put together what its clients are to train."
+)

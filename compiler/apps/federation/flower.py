@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .bounds import deadline_of
 from .checkpoint import Checkpoint
 from .client_host import ClientHost
@@ -157,12 +157,10 @@ def respond(letter: "Letter", context: "Context", file: Path) -> "Letter":
     local_data = "data" in node
     model, data = (str(node.get(name) or context.run_config[name]) for name in ("model", "data"))
     if not model or not data:
-        raise Reject(
-            no_place(
-                f"nobody said where the {'data' if model else 'model'} of this client are",
-                help='--run-config or --node-config: \'model="..." data="..."\'',
-            )
-        )
+        raise no_place(
+            f"nobody said where the {'data' if model else 'model'} of this client are",
+            help='--run-config or --node-config: \'model="..." data="..."\'',
+        ).rejection()
     with _lock, time_limit(deadline_of(config, declared.deadline) + GRACE):
         participant = _cached_client(
             declared.identity, file, model, data, local_data, int(node["partition-id"]), declared.clients

@@ -4,7 +4,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .app import PACKAGE, write_flower_app
 from .declaration import Declaration
 
@@ -33,12 +33,10 @@ def refuse_foreign_code(folder: Path, declaration: Declaration) -> None:
         if content is None or (
             not _DOCSTRING.fullmatch(content) if name == _START else _current(content) != expected.get(name)
         ):
-            raise Reject(
-                foreign_code(
-                    f"{file} is {'not there' if content is None else 'not what effc writes'}",
-                    help="compile the federation again; --trust-remote-code runs it as it is",
-                )
-            )
+            raise foreign_code(
+                f"{file} is {'not there' if content is None else 'not what effc writes'}",
+                help="compile the federation again; --trust-remote-code runs it as it is",
+            ).rejection()
 
 
 def _current(code: bytes) -> bytes:

@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 DAYS = 30  # that a certificate is good for
 
@@ -47,17 +47,15 @@ def check_certificates(folder: Path, at_time: datetime.datetime | None = None) -
         try:
             certificate = x509.load_pem_x509_certificate(file.read_bytes())
         except (OSError, ValueError) as error:
-            raise Reject(
-                bad_certificate(f"{file} is missing or is no certificate", help="`effc federate down`, then `up` again")
-            ) from error
+            raise bad_certificate(
+                f"{file} is missing or is no certificate", help="`effc federate down`, then `up` again"
+            ).rejection() from error
         if not certificate.not_valid_before_utc <= at_time <= certificate.not_valid_after_utc:
-            raise Reject(
-                bad_certificate(
-                    f"{file} is good from {certificate.not_valid_before_utc:%Y-%m-%d} "
-                    f"to {certificate.not_valid_after_utc:%Y-%m-%d}",
-                    help="`effc federate down`, then `up` again: it makes new ones",
-                )
-            )
+            raise bad_certificate(
+                f"{file} is good from {certificate.not_valid_before_utc:%Y-%m-%d} "
+                f"to {certificate.not_valid_after_utc:%Y-%m-%d}",
+                help="`effc federate down`, then `up` again: it makes new ones",
+            ).rejection()
 
 
 def _signed_certificate(name: str, subject_key: Any, signer_key: Any, issuer: str | None) -> Any:

@@ -146,11 +146,8 @@ def accumulate_dp_sgd_gradient(
 
 
 def _late_error(step: int, steps: int) -> Exception:
-    from ....dsl.syntax.diagnostics import Reject
 
-    return Reject(
-        client_refuses(
-            f"the round's time was over after {step} of {steps} steps",
-            help="give the round more `deadline`, or clients fewer `steps`",
-        )
-    )
+    return client_refuses(
+        f"the round's time was over after {step} of {steps} steps",
+        help="give the round more `deadline`, or clients fewer `steps`",
+    ).rejection()

@@ -114,20 +114,6 @@ def _update_norm(state: State, alpha: float) -> float:
     return float(np.sqrt(squares))
 
 
-def useful_rank(state: State, discarded_share: float) -> int:
-    """The smallest rank whose components hold all but `discarded_share` of the factors' norm: HetLoRA's
-    self-pruning."""
-    sizes = sum(
-        np.linalg.norm(state[f"{p}.A"].astype(np.float64), axis=1)
-        * np.linalg.norm(state[f"{p}.B"].astype(np.float64), axis=0)
-        for p in modules(state)
-    )
-    cumulative = np.cumsum(sizes)
-    if cumulative[-1] == 0:
-        return 1
-    return int(np.searchsorted(cumulative, (1 - discarded_share) * cumulative[-1]) + 1)
-
-
 def concatenate_stacks(stacks: list[State], alpha: float) -> dict[str, np.ndarray]:
     """Concatenate low-rank factors into one adapter whose update is the sum of the stacks' plain products."""
     result = {}

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.environment import check_modules
 from .state import Shapes, State
 
@@ -77,12 +77,10 @@ def to_fixed_point(state: State, n_clients: int) -> np.ndarray:
     values = vector(state)
     peak = float(np.abs(values).max(initial=0.0))
     if not peak * n_clients < LIMIT:
-        raise Reject(
-            mask_range(
-                f"a state holds {peak:g}, and sums of {n_clients} such pass {LIMIT:g}",
-                help="lower the learning rate, or send without masks",
-            )
-        )
+        raise mask_range(
+            f"a state holds {peak:g}, and sums of {n_clients} such pass {LIMIT:g}",
+            help="lower the learning rate, or send without masks",
+        ).rejection()
     return np.rint(values * 2**BITS).astype(np.int64).astype(np.uint32)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MALFORMED, read_json
 from .app import PACKAGE
 from .declaration import NAME, Declaration, read_declaration, refuse_other_base
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MARKED = 1 << 28  # bytes of the rounds of a federation, at most
 INNER = {"project": ("R", "V"), "aim": ("W",), "bias": ("b",)}  # of interventions' files, and arrays that hold them
 
-bad_result = Fault(
+invalid_result = Fault(
     "bad-federation-result",
     "What lies beside a federation is no result of it.\n\n"
     "`effc run` and `effc federate up` write states for the declaration that they ran; a federation that was compiled "
@@ -65,7 +65,7 @@ def models_with_trained_states(app: Path, ctx: "Context") -> "Iterator[tuple[str
     _refuse_other_result(folder, declared)
     states = sorted(f for f in folder.iterdir() if f.is_dir())
     if not states:
-        raise Reject(bad_result(f"{folder} holds no state", help="run the federation again: `effc run`"))
+        raise invalid_result(f"{folder} holds no state", help="run the federation again: `effc run`").rejection()
     return _models_one_by_one(app, declared, states, ctx)
 
 
@@ -87,9 +87,13 @@ def _refuse_other_result(folder: Path, declaration: Declaration) -> None:
         body = read_json(folder / MARK, MARKED)
         same = body["identity"] == declaration.identity and body["base"] == declaration.base
     except (OSError, *MALFORMED) as error:
-        raise Reject(bad_result(f"{folder / MARK} can't be read: {error}", help="run the federation again")) from error
+        raise invalid_result(
+            f"{folder / MARK} can't be read: {error}", help="run the federation again"
+        ).rejection() from error
     if not same:
-        raise Reject(bad_result(f"{folder} is the result of another federation", help="run this one again: `effc run`"))
+        raise invalid_result(
+            f"{folder} is the result of another federation", help="run this one again: `effc run`"
+        ).rejection()
 
 
 def read_state(folder: Path, declaration: Declaration) -> State:
@@ -107,7 +111,9 @@ def read_state(folder: Path, declaration: Declaration) -> State:
             try:
                 arrays |= {_array_name_of_file_key(name, declaration): array for name, array in load_file(file).items()}
             except (OSError, SafetensorError) as error:
-                raise Reject(bad_result(f"{file} can't be read: {error}", help="run the federation again")) from error
+                raise invalid_result(
+                    f"{file} can't be read: {error}", help="run the federation again"
+                ).rejection() from error
     expected = dict(declaration.full)
     for path in modules(expected):  # of stacks, and of clients of less rank
         rank = arrays[f"{path}.A"].shape[:1] if f"{path}.A" in arrays else ()
@@ -115,7 +121,9 @@ def read_state(folder: Path, declaration: Declaration) -> State:
             expected[f"{path}.A"] = (rank[0], expected[f"{path}.A"][1])
             expected[f"{path}.B"] = (expected[f"{path}.B"][0], rank[0])
     if problem := state_fault(arrays, expected):
-        raise Reject(bad_result(f"{folder} is no state of the federation: {problem}", help="run the federation again"))
+        raise invalid_result(
+            f"{folder} is no state of the federation: {problem}", help="run the federation again"
+        ).rejection()
     return arrays
 
 

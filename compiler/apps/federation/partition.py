@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 Split = Literal["even", "blocks", "dirichlet", "distinct"]
 
@@ -28,13 +28,11 @@ def partition_rows(
     """
     if split == "distinct":
         if len(rows_per_data_set) != clients:
-            raise Reject(
-                empty_client(
-                    f"`split: distinct` gives every client a data set of its own: {clients} clients, "
-                    f"{len(rows_per_data_set)} data sets",
-                    help=f"`clients: {len(rows_per_data_set)}`",
-                )
-            )
+            raise empty_client(
+                f"`split: distinct` gives every client a data set of its own: {clients} clients, "
+                f"{len(rows_per_data_set)} data sets",
+                help=f"`clients: {len(rows_per_data_set)}`",
+            ).rejection()
         parts = [[(k, row) for row in range(size)] for k, size in enumerate(rows_per_data_set)]
     else:
         parts = [[] for _ in range(clients)]
@@ -45,14 +43,12 @@ def partition_rows(
                 parts[k] += [(number, row) for row in sorted(rows.tolist())]
     empty = [k for k, rows in enumerate(parts) if not rows]
     if empty:
-        raise Reject(
-            empty_client(
-                f"client {empty[0]} of {clients} would have none of the {sum(rows_per_data_set)} rows",
-                help="give more data, ask for fewer clients, or raise `beta`"
-                if split == "dirichlet"
-                else "give more data, or ask for fewer clients",
-            )
-        )
+        raise empty_client(
+            f"client {empty[0]} of {clients} would have none of the {sum(rows_per_data_set)} rows",
+            help="give more data, ask for fewer clients, or raise `beta`"
+            if split == "dirichlet"
+            else "give more data, or ask for fewer clients",
+        ).rejection()
     return parts
 
 
@@ -84,11 +80,8 @@ def refuse_small_clients(
         for count in Counter(number if stream else 0 for number, _ in rows).values():
             learn, n_validation = (len(part) for part in split_train_and_validation(count, validation_share, 0))
             if learn < min(n_validation, batch):
-                raise Reject(
-                    empty_client(
-                        f"client {client} would judge itself by {n_validation} of its {count} rows "
-                        f"and learn from {learn}",
-                        help=f"an update takes {batch}: hold less back, or give more data",
-                        argument="hold batch",
-                    )
-                )
+                raise empty_client(
+                    f"client {client} would judge itself by {n_validation} of its {count} rows and learn from {learn}",
+                    help=f"an update takes {batch}: hold less back, or give more data",
+                    argument="hold batch",
+                ).rejection()

@@ -6,17 +6,16 @@
 from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.values import DataRef, Ratio, value_to_json
-from ....dsl.syntax.diagnostics import Reject
 from .budgets import Budget, Load, literal
 from .declaration import DataSet, Declaration
-from .faults import unfit_strategy
+from .faults import incompatible_strategy
 from .partition import partition_rows, refuse_small_clients
 from .trainable_shapes import (
     refuse_data_without_pairs,
+    refuse_incompatible_intervention_forms,
     refuse_prompt_beyond_positions,
     refuse_ranks_above_widths,
     refuse_short_prompts,
-    refuse_unfit_intervention_forms,
     require_full_size,
     trainable_state_shapes,
 )
@@ -33,7 +32,7 @@ def refs_of(request: Any) -> tuple[DataRef, ...]:
     return request.data if isinstance(request.data, tuple) else (request.data,)
 
 
-def refuse_unfit_rows(request: Any, ctx: "Context") -> None:
+def refuse_incompatible_rows(request: Any, ctx: "Context") -> None:
     """Reject where a client would have no rows, or rows are not such as are to be learned from."""
     refs = refs_of(request)
     if request.trains == "index":
@@ -46,31 +45,25 @@ def refuse_unfit_rows(request: Any, ctx: "Context") -> None:
         refuse_prompt_beyond_positions(
             request.tokens, max(ctx.rows(ref).shape[1] for ref in refs), ctx.origin.positions
         )
-    _refuse_unfit_labels(request, ctx)
+    _refuse_incompatible_labels(request, ctx)
 
 
-def _refuse_unfit_labels(request: Any, ctx: "Context") -> None:
+def _refuse_incompatible_labels(request: Any, ctx: "Context") -> None:
     """Reject rows with classes, or without prompts, where what is trained can't learn from them."""
     if request.trains == "prompt" and _classifies(request, ctx):
-        raise Reject(
-            unfit_strategy(
-                "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
-            )
-        )
+        raise incompatible_strategy(
+            "`trains: prompt` learns to predict tokens, and the rows have classes", help="`trains: lora`"
+        ).rejection()
     if _classifies(request, ctx) and request.strategy in ("svd", "hetlora"):
-        raise Reject(
-            unfit_strategy(
-                f"`strategy: {request.strategy}` puts adapters together, and rows with classes train a head as well",
-                help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
-            )
-        )
+        raise incompatible_strategy(
+            f"`strategy: {request.strategy}` puts adapters together, and rows with classes train a head as well",
+            help="`strategy: fedavg`, `ffa`, `stack` or `abm`",
+        ).rejection()
     if request.trains == "reft" and any(ctx.prompts(ref) is None for ref in refs_of(request)):
-        raise Reject(
-            unfit_strategy(
-                "interventions edit prompts, and the rows don't say where a prompt ends",
-                help="give rows of `pairs` or `labels`",
-            )
-        )
+        raise incompatible_strategy(
+            "interventions edit prompts, and the rows don't say where a prompt ends",
+            help="give rows of `pairs` or `labels`",
+        ).rejection()
 
 
 def _classifies(request: Any, ctx: "Context") -> bool:
@@ -82,7 +75,7 @@ def declared_state_shapes(request: Any, program: "Program", ctx: "Context") -> d
     classes."""
     rank = max(request.ranks or (request.rank,))
     if request.trains == "reft":
-        refuse_unfit_intervention_forms(program, request.strategy == "abm", request.way)
+        refuse_incompatible_intervention_forms(program, request.strategy == "abm", request.way)
         refuse_short_prompts(program, ctx, refs_of(request))
     result = trainable_state_shapes(program, request.trains, request.tokens, rank, request.on)
     refuse_ranks_above_widths(result, rank, "ranks" if request.ranks else "rank")
@@ -124,18 +117,10 @@ def make_declaration(
         return DataSet(ref.name, call.word, {k: value_to_json(v) for k, v in call.args.items()})
 
     distinct = {size.params: size for size in sizes}
-    same: tuple[str, ...] = (
-        "trains",
-        "alpha",
-        "strategy",
-        "center",
-        "way",
-        "clip",
-        "noise",
-        "delta",
-        "clients",
-        "split",
-        "beta",
+    same: tuple[str, ...] = tuple(
+        """
+        trains alpha strategy center way clip noise delta clients split beta
+        """.split()
     )
     same += ("steps", "batch", "lr", "rounds", "protects", "secure", "stream", "anchor", "top", "counted")
     same += ("allocation", "counts")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .bounds import finite_or_nan
 from .checkpoint import Checkpoint
 from .grid import SENTENCE, Grid, Message, Reply, send_and_receive
@@ -122,13 +122,11 @@ class Federation:
                 return
             all_known = len(self.known) >= self.terms.clients
             if time.monotonic() >= end or (all_known and self.faults):
-                raise Reject(
-                    too_few_clients(
-                        f"{len(self.members)} of {self.terms.clients} clients can take part",
-                        note=self._text(self.faults),
-                        help="start the others, or ask for fewer with `wait`",
-                    )
-                )
+                raise too_few_clients(
+                    f"{len(self.members)} of {self.terms.clients} clients can take part",
+                    note=self._text(self.faults),
+                    help="start the others, or ask for fewer with `wait`",
+                ).rejection()
             time.sleep(min(self.terms.every, _POLL_SECONDS))
 
     def _register_new_nodes(self) -> None:
@@ -200,7 +198,7 @@ class Federation:
                 except Exception as error:
                     reason = _sentence(error)
                 self.faults[client] = reason
-        raise Reject(too_few_clients("no client could tell the state to start from", note=self._text(self.faults)))
+        raise too_few_clients("no client could tell the state to start from", note=self._text(self.faults)).rejection()
 
     # -- a round ---------------------------------------------------------------------------------------------
 
@@ -230,15 +228,13 @@ class Federation:
             size = 4 * numbers(self.strategy.full)  # of the masked half
             results = {c: replace(t, bytes_up=t.bytes_up + size) for c, t in results.items() if c in sent}
         if len(sent) < max(1, self.terms.least):
-            raise Reject(
-                too_few_clients(
-                    f"round {round_number}: {len(sent)} of {len(chosen)} clients sent a usable state, "
-                    f"{self.terms.least} are "
-                    "needed",
-                    note=self._text(faults),
-                    help="run again: it goes on from the last round that was kept",
-                )
-            )
+            raise too_few_clients(
+                f"round {round_number}: {len(sent)} of {len(chosen)} clients sent a usable state, "
+                f"{self.terms.least} are "
+                "needed",
+                note=self._text(faults),
+                help="run again: it goes on from the last round that was kept",
+            ).rejection()
         if summed is not None:
             self.strategy.take_sum(summed.total, summed.clients)
         else:
@@ -299,13 +295,11 @@ class Federation:
             if len(vectors) == len(clients):
                 return Sum(opened_sum([vectors[c] for c in clients], self.strategy.full), tuple(clients))
             clients = sorted(vectors)
-        raise Reject(
-            too_few_clients(
-                f"round {round_number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
-                note=self._text(faults),
-                help="run again when more of them are there",
-            )
-        )
+        raise too_few_clients(
+            f"round {round_number}: {len(clients)} clients are left, and a sum hides the states of {LEAST} or more",
+            note=self._text(faults),
+            help="run again when more of them are there",
+        ).rejection()
 
     def _checked_masked_state(self, reply: Reply | None, n_numbers: int) -> np.ndarray:
         """A state under masks, uint32 [count]. Raises ValueError with the reason where it can't be used."""

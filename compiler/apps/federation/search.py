@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Reject
 from .bounds import client_refuses, finite_or_nan
 from .grid import Answer, Message, Reply, send_and_receive
 from .history import ClientUpdate, History, Round
@@ -59,7 +58,9 @@ class RetrievalClient:
         if message.kind == "join":
             return Answer(config={"client": self.client, "examples": len(self.documents), "base": self.base})
         if message.config["base"] != self.base:
-            raise Reject(client_refuses(f"the base model here is {self.base[:12]}, vectors of another mean nothing"))
+            raise client_refuses(
+                f"the base model here is {self.base[:12]}, vectors of another mean nothing"
+            ).rejection()
         number = {"number": message.number}
         if message.kind == "ask":
             return Answer({"own": {"questions": self.questions}}, number)
@@ -69,11 +70,11 @@ class RetrievalClient:
             right = message.arrays["others"]["owners"] == self.partners[:, :1]
             right &= message.arrays["others"]["numbers"] == self.partners[:, 1:]
             return Answer(config={**number, "accuracy": float(right.any(1).mean())})
-        raise Reject(client_refuses(f"a message of the kind `{message.kind}` means nothing here"))
+        raise client_refuses(f"a message of the kind `{message.kind}` means nothing here").rejection()
 
     def _best(self, questions: np.ndarray) -> State:
         if questions.ndim != 2 or questions.shape[1] != self.documents.shape[1] or not np.isfinite(questions).all():
-            raise Reject(client_refuses("what was sent are no vectors of this model's width"))
+            raise client_refuses("what was sent are no vectors of this model's width").rejection()
         scores, numbers = top_documents(questions, self.documents, self.count)
         return {"scores": scores, "numbers": numbers}
 
@@ -114,7 +115,7 @@ class RetrievalFederation(Federation):
             self.course.rounds.append(round_)
             self.on_round(round_)
         if not any(r.updates for r in self.course.rounds):
-            raise Reject(too_few_clients("no client got an answer", note=self._text(self.course.rounds[-1].faults)))
+            raise too_few_clients("no client got an answer", note=self._text(self.course.rounds[-1].faults)).rejection()
         return self.course
 
     def _query_round(self, round_number: int, client: int) -> Round:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ....dsl.syntax.diagnostics import Reject
 from ...plugin.target import RunRequest, Screen
 
 if TYPE_CHECKING:
@@ -42,18 +41,16 @@ def simulate_and_write_results(request: RunRequest) -> None:
 def recipe_folder(path: Path) -> Path:
     """Folder of an artifact's recipe: what paths of its data start from."""
     from ...artifacts.manifest import read_manifest
-    from ...driver.judging.retest import find_recipe_file, recipe_lost
+    from ...driver.judging.retest import find_recipe_file, missing_recipe
 
     manifest = read_manifest(path)
     file = find_recipe_file(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
-        raise Reject(
-            recipe_lost(
-                f"{name}, whose folder the data of {path} lie in, is not beside it",
-                help=f"copy {name} and its data beside {path.name}, or run from their folder",
-            )
-        )
+        raise missing_recipe(
+            f"{name}, whose folder the data of {path} lie in, is not beside it",
+            help=f"copy {name} and its data beside {path.name}, or run from their folder",
+        ).rejection()
     return file.parent
 
 

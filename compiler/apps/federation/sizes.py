@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning import shrink
 from ...analysis.planning.shrink import flops_per_token
@@ -154,14 +154,12 @@ class Scale:
         if step:
             return self.size(step)
         least = self.share_of(kind, 1)
-        raise Reject(
-            budget_too_small(
-                f"a client's budget is {amount_phrase(kind, available)}, "
-                f"and the smallest sub-network takes {amount_phrase(kind, least)}",
-                help=f"give it at least {smallest_fitting_budget_text(kind, least, full_cost)}",
-                argument="budgets",
-            )
-        )
+        raise budget_too_small(
+            f"a client's budget is {amount_phrase(kind, available)}, "
+            f"and the smallest sub-network takes {amount_phrase(kind, least)}",
+            help=f"give it at least {smallest_fitting_budget_text(kind, least, full_cost)}",
+            argument="budgets",
+        ).rejection()
 
 
 def skeleton_of_sub_network(program: "Program", size: SubNetwork) -> "Skeleton":

@@ -117,11 +117,11 @@ def _adapter_matrices(layer: "LoraLayer") -> tuple[str, dict[str, nn.Module]]:
     return name, {"A": layer.lora_A[name], "B": layer.lora_B[name]}
 
 
-class Edited(Slots):
-    """Interventions that the model has; their rows R are orthonormal whenever a state leaves it."""
+class ParameterSlots(Slots):
+    """Parameters of the model as they are; a state begins with what they were."""
 
     def __init__(self, model: nn.Module, full_shapes: Shapes):
-        self.model, self.full, self.functions = model, full_shapes, interventions_by_path(model)
+        self.model, self.full = model, full_shapes
         self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.parameters().items()}
 
     def initial_state(self, seed: int, rank: int | None) -> State:
@@ -131,6 +131,14 @@ class Edited(Slots):
     def load_state(self, state: State, delta: State) -> None:
         for name, parameter in self.parameters().items():
             parameter.copy_(torch.from_numpy(state[name]))
+
+
+class Edited(ParameterSlots):
+    """Interventions that the model has; their rows R are orthonormal whenever a state leaves it."""
+
+    def __init__(self, model: nn.Module, full_shapes: Shapes):
+        self.functions = interventions_by_path(model)
+        super().__init__(model, full_shapes)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for path, function in self.functions.items() for name, p in arrays(path, function).items()}
@@ -181,22 +189,13 @@ class ClassifierSlots(Slots):
         self.inner.settle()
 
 
-class AllWeights(Slots):
+class AllWeights(ParameterSlots):
     """All weights of the model, or those of the names given."""
 
     def __init__(self, model: nn.Module, full_shapes: Shapes):
-        self.model, self.full = model, full_shapes
         parameters = dict(model.named_parameters())
         self.trained = {name: parameters[name] for name in full_shapes}
-        self.start = {name: p.detach().float().cpu().numpy().copy() for name, p in self.trained.items()}
-
-    def initial_state(self, seed: int, rank: int | None) -> State:
-        return {name: array.copy() for name, array in self.start.items()}
-
-    @torch.no_grad()
-    def load_state(self, state: State, delta: State) -> None:
-        for name, parameter in self.trained.items():
-            parameter.copy_(torch.from_numpy(state[name]))
+        super().__init__(model, full_shapes)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.trained

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ....dsl.checker.inputs import rank_too_large
-from ....dsl.syntax.diagnostics import Reject
 from ...analysis.discovery.discover import skeleton_of
 from ...ir.layers.linear import weight_of
 from ...models.checkpoints.pretrained import pretrained
-from .faults import unfit_strategy
+from .faults import incompatible_strategy
 from .low_rank import modules
 from .state import Shapes
 
@@ -51,13 +50,11 @@ def refuse_ranks_above_widths(full_shapes: Shapes, rank: int, argument: str) -> 
     widths = {path: min(full_shapes[f"{path}.A"][1], full_shapes[f"{path}.B"][0]) for path in modules(full_shapes)}
     path = min(widths, key=lambda p: widths[p], default="")
     if path and rank > widths[path]:
-        raise Reject(
-            rank_too_large(
-                f"an adapter has rank {rank}, and the weight of `{path}` none above {widths[path]}",
-                help=f"at most {widths[path]}; 4 to 32 are usual",
-                argument=argument,
-            )
-        )
+        raise rank_too_large(
+            f"an adapter has rank {rank}, and the weight of `{path}` none above {widths[path]}",
+            help=f"at most {widths[path]}; 4 to 32 are usual",
+            argument=argument,
+        ).rejection()
 
 
 def _interventions(program: "Program") -> "dict[str, Intervention]":
@@ -66,32 +63,26 @@ def _interventions(program: "Program") -> "dict[str, Intervention]":
 
     result = interventions_by_path(program.model)
     if not result:
-        raise Reject(
-            unfit_strategy(
-                f"`trains: reft`, and {type(program.model).__name__} has no interventions",
-                help="put `reft.insert()` into the pipeline",
-            )
-        )
+        raise incompatible_strategy(
+            f"`trains: reft`, and {type(program.model).__name__} has no interventions",
+            help="put `reft.insert()` into the pipeline",
+        ).rejection()
     return result
 
 
-def refuse_unfit_intervention_forms(program: "Program", personal: bool, way: str) -> None:
+def refuse_incompatible_intervention_forms(program: "Program", personal: bool, way: str) -> None:
     """Reject a way of putting interventions together (rotations.py) that means nothing for their forms."""
     forms = {function.form for function in _interventions(program).values()}
     if personal and way != "project" and forms - {"loreft", "odireft"}:
-        raise Reject(
-            unfit_strategy(
-                f"`way: {way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
-                help="`way: project`, or `reft.insert(form: loreft)`",
-            )
-        )
+        raise incompatible_strategy(
+            f"`way: {way}` rotates R, W and b together, and interventions are {', '.join(sorted(forms))}",
+            help="`way: project`, or `reft.insert(form: loreft)`",
+        ).rejection()
     if personal and way == "function" and forms != {"loreft"}:
-        raise Reject(
-            unfit_strategy(
-                "`way: function` averages what `loreft` computes, and other forms compute something else",
-                help="`way: align`",
-            )
-        )
+        raise incompatible_strategy(
+            "`way: function` averages what `loreft` computes, and other forms compute something else",
+            help="`way: align`",
+        ).rejection()
 
 
 def refuse_short_prompts(program: "Program", ctx: "Context", refs: "Sequence[DataRef]") -> None:
@@ -102,30 +93,26 @@ def refuse_short_prompts(program: "Program", ctx: "Context", refs: "Sequence[Dat
     for ref in refs:
         lengths = ctx.prompts(ref)
         if lengths is not None and len(lengths) and int(lengths.max()) < n_positions:
-            raise Reject(
-                unfit_strategy(
-                    f"interventions edit {n_positions} positions, and the longest prompt of `{ref.name}` has "
-                    f"{int(lengths.max())} tokens",
-                    help="insert interventions of fewer `positions`",
-                    argument="data",
-                )
-            )
+            raise incompatible_strategy(
+                f"interventions edit {n_positions} positions, and the longest prompt of `{ref.name}` has "
+                f"{int(lengths.max())} tokens",
+                help="insert interventions of fewer `positions`",
+                argument="data",
+            ).rejection()
 
 
 def refuse_prompt_beyond_positions(prompt_tokens: int, row_length: int, max_positions: int | None) -> None:
     """Reject a soft prompt that leaves rows no room among a model's positions, where it says how many it has."""
     if max_positions is not None and prompt_tokens + row_length > max_positions:
-        raise Reject(
-            unfit_strategy(
-                f"{prompt_tokens} embeddings in front of rows of {row_length} tokens are "
-                f"{prompt_tokens + row_length} positions, and the "
-                f"model was made for {max_positions}",
-                help=f"at most `tokens: {max_positions - row_length}`; 8 to 100 are usual"
-                if max_positions > row_length
-                else "cut rows shorter",
-                argument="tokens",
-            )
-        )
+        raise incompatible_strategy(
+            f"{prompt_tokens} embeddings in front of rows of {row_length} tokens are "
+            f"{prompt_tokens + row_length} positions, and the "
+            f"model was made for {max_positions}",
+            help=f"at most `tokens: {max_positions - row_length}`; 8 to 100 are usual"
+            if max_positions > row_length
+            else "cut rows shorter",
+            argument="tokens",
+        ).rejection()
 
 
 def require_full_size(program: "Program", sizes: "Sequence[SubNetwork]") -> None:
@@ -134,15 +121,13 @@ def require_full_size(program: "Program", sizes: "Sequence[SubNetwork]") -> None
 
     full_size, largest = params(skeleton_of(program)), max((size.params for size in sizes), default=0)
     if sizes and largest < full_size:
-        raise Reject(
-            unfit_strategy(
-                f"the largest budget holds {largest:,} of {full_size:,} parameters, "
-                "and one client tells the others the "
-                "weights to start from",
-                help="give one of them `100%`",
-                argument="budgets",
-            )
-        )
+        raise incompatible_strategy(
+            f"the largest budget holds {largest:,} of {full_size:,} parameters, "
+            "and one client tells the others the "
+            "weights to start from",
+            help="give one of them `100%`",
+            argument="budgets",
+        ).rejection()
 
 
 def refuse_data_without_pairs(ctx: "Context", refs: "Sequence[DataRef]") -> None:
@@ -152,10 +137,8 @@ def refuse_data_without_pairs(ctx: "Context", refs: "Sequence[DataRef]") -> None
     for ref in refs:
         data = ctx.data(ref)
         if not isinstance(data, Texts) or len(data.fields) != 2:
-            raise Reject(
-                unfit_strategy(
-                    f"an index is made of documents and questions, and `{ref.name}` has none",
-                    help='`texts`, with two fields: `fields: ["question", "answer"]`',
-                    argument="data",
-                )
-            )
+            raise incompatible_strategy(
+                f"an index is made of documents and questions, and `{ref.name}` has none",
+                help='`texts`, with two fields: `fields: ["question", "answer"]`',
+                argument="data",
+            ).rejection()

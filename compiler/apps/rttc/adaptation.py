@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import digest
 from ...models.rows.forward import logits, positions, token_losses
 from .attachment import attached
@@ -148,7 +148,7 @@ class AdaptableModel:
         regime, scores = self.regime, list(scores) or [1.0] * len(samples)
         chosen = indices_above_threshold(scores) if regime.reduce else list(range(len(samples)))
         if not chosen:
-            raise Reject(nothing_to_train("there is no sample to train on"))
+            raise nothing_to_train("there is no sample to train on").rejection()
         rows = [self._sample_ids_and_answer_start(samples[i]) for i in chosen]
         mean = sum(scores[i] for i in chosen) / len(chosen)
         weights = [scores[i] / mean if regime.weigh and mean > 0 else 1.0 for i in chosen]

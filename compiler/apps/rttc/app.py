@@ -107,7 +107,7 @@ def read_app(folder: Path) -> App:
             raise ValueError("a field has another form, or is out of its range")
         return app
     except (OSError, *MALFORMED) as error:
-        raise Reject(broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again")) from error
+        raise broken_app(f"{folder / NAME} can't be read: {error}", help="emit the folder again").rejection() from error
 
 
 def engine_and_reason(folder: Path, model: Any, tokenizer: Any, app: App, probe_question: str) -> tuple[str, str]:

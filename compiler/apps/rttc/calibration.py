@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Diagnostic, Reject
+from ....dsl.syntax.diagnostics import Diagnostic
 from .drawing import svg_accuracy_chart, text_accuracy_chart
 from .generation import Settings
 from .guided import GuidedModel
@@ -71,7 +71,7 @@ def fit_and_check_policy(
     """The policy with thresholds of the dev set; Reject where the reward is no better than a coin."""
     total_auc = auc_by_branch(trials_run)["all"]
     if total_auc < LEAST_AUC and not force and policy.kind in ("sequential", "best"):
-        raise Reject(_weak_reward_diagnostic(trials_run, total_auc))
+        raise _weak_reward_diagnostic(trials_run, total_auc).rejection()
     scales = fit_platt_scaling(trials_run)
     chosen, points = calibrate_thresholds(trials_run, price_per_second, scales=scales)
     scales_used = chosen.scales if policy.kind != "best" else scales if better_scaled(trials_run, scales) else {}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import digest
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import evaluating
@@ -88,9 +88,9 @@ def open_folder_embedder(folder: Path, cache_dir: Path) -> MeanPooledEncoder:
     config, words = read_model_config(folder / "config.json", str(folder)), existing_tokenizer_files(folder)
     if not words or "auto_map" in config:
         reason = "brings its own code" if words else "has no tokenizer"
-        raise Reject(no_embedder(f"{folder} {reason}", help="take a MiniLM-class encoder with its tokenizer files"))
+        raise no_embedder(f"{folder} {reason}", help="take a MiniLM-class encoder with its tokenizer files").rejection()
     files = {"config.json": folder / "config.json", **read_weight_headers(folder, str(folder)).files, **words}
     encoder: Any = open_model_with_head(folder, MODEL_MAPPING, str(folder))
     if not getattr(encoder.config, "hidden_size", None):
-        raise Reject(no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width"))
+        raise no_embedder(f"{folder} is a {config['model_type']}, whose states have no one width").rejection()
     return MeanPooledEncoder(encoder, load_tokenizer(folder, str(folder)), files_hash(files, cache_dir))

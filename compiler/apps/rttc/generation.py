@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...models.checkpoints.generation_config import as_tokens
 from ...models.rows.inputs import device_of
 from ...runtimes.model import DecoderModel
@@ -51,10 +51,12 @@ class TokenStream:
         stopped: Callable[[], bool],
     ):
         if not ids:
-            raise Reject(empty_prompt("the prompt has no token", help="ask something"))
+            raise empty_prompt("the prompt has no token", help="ask something").rejection()
         self.max_tokens = min(settings.max_tokens, prompts.context - len(ids))
         if self.max_tokens < 1:
-            raise Reject(prompt_too_long(f"the prompt has {len(ids)} tokens, the model takes {prompts.context - 1}"))
+            raise prompt_too_long(
+                f"the prompt has {len(ids)} tokens, the model takes {prompts.context - 1}"
+            ).rejection()
         self.tokens: list[int] = []
         self.finished = False
         self._tokenizer, self._eos_ids, self._stopped, self._targets = (

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 if TYPE_CHECKING:
     from ...core.settings import Settings
@@ -48,5 +48,5 @@ def remote_knowledge(url: str | None) -> "RemoteRetriever | None":
     if url is None:
         return None
     if not url.startswith(("http://", "https://")):
-        raise Reject(no_such_role(f"`{url}` is no address of a server", help="write http://HOST:PORT"))
+        raise no_such_role(f"`{url}` is no address of a server", help="write http://HOST:PORT").rejection()
     return RemoteRetriever(url, os.environ.get("EFFC_KNOWLEDGE_KEY", ""))

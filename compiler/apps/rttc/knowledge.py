@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import digest, write_atomic
 from ...core.safe_read import CONFIG, MALFORMED, read_json, refuse_irregular_file
 from .embedder import Embedder
 from .engines.index import Flat, Index
 from .engines.opening import open_index
-from .sample import Sample, bad_samples, distinct, read_samples
+from .sample import Sample, distinct, invalid_samples, read_samples
 from .selection import POOL, SELECTIONS
 
 FORMAT, NAME, TEXTS, VECTORS = 1, "kb.json", "samples.jsonl", "vectors.safetensors"
@@ -81,12 +81,10 @@ class KnowledgeBase:
     def search(self, query: Tensor, count: int, selection: str = "diverse") -> list[Match]:
         """Samples for a placed query [width]: at most `count`, none twice. Raises Unreachable."""
         if query.shape != self.centre.shape:
-            raise Reject(
-                other_embedder(
-                    f"a query has {query.numel()} numbers, the base's vectors have {self.centre.numel()}",
-                    help="embed it with the base's own embedder",
-                )
-            )
+            raise other_embedder(
+                f"a query has {query.numel()} numbers, the base's vectors have {self.centre.numel()}",
+                help="embed it with the base's own embedder",
+            ).rejection()
         index = self.index or Flat(self.vectors)
         pool = index.nearest(query, max(count, POOL) if selection == "diverse" else count)
         rows = [pool[at] for at in SELECTIONS[selection](query, self.vectors[pool], count)] if pool else []
@@ -113,7 +111,7 @@ def build_knowledge_base(
     """
     samples = distinct(sample for file in files for sample in read_samples(file))
     if not samples:
-        raise Reject(bad_samples("the files hold no sample"))
+        raise invalid_samples("the files hold no sample").rejection()
     draft_folder = draft_folder or folder.with_name(f".{folder.name}.building")
     identity = digest([[s.to_json() for s in samples], embedder.identity])[:32]
     raw = _embed_samples(samples, embedder, draft_folder / identity, on_progress)
@@ -122,7 +120,7 @@ def build_knowledge_base(
     guard_vectors = nn.functional.normalize(embedder.embed(list(evaluation_questions)) - centre, dim=-1)
     indices = _unguarded_sample_indices(samples, vectors, evaluation_questions, guard_vectors, max_cosine)
     if not indices:
-        raise Reject(bad_samples("every sample is one of the evaluation's questions"))
+        raise invalid_samples("every sample is one of the evaluation's questions").rejection()
     _write_base(
         folder,
         [samples[i] for i in indices],
@@ -225,23 +223,23 @@ def open_knowledge_base(folder: Path) -> KnowledgeBase:
             body["dropped"],
         )
     except (OSError, SafetensorError, *MALFORMED) as error:
-        raise Reject(
-            broken_base(f"{folder} is no whole knowledge base: {_words(error)}", help="build it again from its samples")
-        ) from error
+        raise broken_base(
+            f"{folder} is no whole knowledge base: {_words(error)}", help="build it again from its samples"
+        ).rejection() from error
     shape = (len(base.samples), base.centre.numel())
     if base.vectors.shape != shape or base.vectors.dtype != torch.float32:
-        raise Reject(broken_base(f"{folder} has {len(base.samples)} samples, and vectors {tuple(base.vectors.shape)}"))
+        raise broken_base(
+            f"{folder} has {len(base.samples)} samples, and vectors {tuple(base.vectors.shape)}"
+        ).rejection()
     return base
 
 
 def refuse_other_embedder(base: KnowledgeBase, embedder: Embedder) -> None:
     if base.embedder != embedder.identity:
-        raise Reject(
-            other_embedder(
-                "the knowledge base was embedded by another model than the one at hand",
-                help="build it again with this embedder, or name the one it was built with",
-            )
-        )
+        raise other_embedder(
+            "the knowledge base was embedded by another model than the one at hand",
+            help="build it again with this embedder, or name the one it was built with",
+        ).rejection()
 
 
 def _hash(file: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....kernels import packed as packing
 from ....kernels.engine import Engine
 from ...models.rows.forward import evaluating, logits
@@ -181,9 +181,9 @@ def _adapted_step_index(plan: Plan, kind: str, path: str) -> int:
     step_index = _linear(plan, path) if kind == "lora" else _layer_output_step_index(plan, path)
     if step_index is None:
         problem = "is no linear step of its own" if kind == "lora" else "has other results than hidden states"
-        raise Reject(
-            no_place(f"`{path}` {problem} in the native engine's plan", help="`generation: torch` lets PyTorch answer")
-        )
+        raise no_place(
+            f"`{path}` {problem} in the native engine's plan", help="`generation: torch` lets PyTorch answer"
+        ).rejection()
     return step_index
 
 

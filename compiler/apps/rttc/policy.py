@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MALFORMED
 
 Branch = Literal["direct", "rag", "ttt"]
@@ -14,7 +14,7 @@ BRANCHES: tuple[Branch, ...] = ("direct", "rag", "ttt")
 PlattScaling = Mapping[str, tuple[float, float]]
 KINDS = ("sequential", "best", "router", *BRANCHES)
 
-bad_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit="environment")
+invalid_policy = Fault("bad-policy", "A policy file is not what effc writes.", exit="environment")
 
 
 @dataclass(frozen=True)
@@ -197,5 +197,5 @@ def parse_policy(text: bytes) -> Policy:
         if not all(kinds):
             raise ValueError("a field has another form, or is out of its range")
     except MALFORMED as error:
-        raise Reject(bad_policy(f"the policy can't be read: {error}", help="emit the folder again")) from error
+        raise invalid_policy(f"the policy can't be read: {error}", help="emit the folder again").rejection() from error
     return policy

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...models.rows.chat_template import render_template_or_reject
 from ...models.rows.forward import continuation_logprobs, evaluating
 from .prompts import Prompts
@@ -39,7 +39,7 @@ class Reward(Protocol):
 def finite(scores: Sequence[float], name: str) -> list[float]:
     for score in scores:
         if not math.isfinite(score):
-            raise Reject(no_number(f"the reward `{name}` gave {score}", help="calibrate with another reward"))
+            raise no_number(f"the reward `{name}` gave {score}", help="calibrate with another reward").rejection()
     return list(scores)
 
 
@@ -79,10 +79,10 @@ class Judge:
         config = read_model_config(folder / "config.json", str(folder))
         if "auto_map" in config or not existing_tokenizer_files(folder):
             reason = "brings its own code" if "auto_map" in config else "has no tokenizer"
-            raise Reject(no_judge(f"{folder} {reason}"))
+            raise no_judge(f"{folder} {reason}").rejection()
         model: Any = open_model_with_head(folder, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, str(folder))
         if model.config.num_labels != 1:
-            raise Reject(no_judge(f"{folder} has {model.config.num_labels} outputs, and a reward is one"))
+            raise no_judge(f"{folder} has {model.config.num_labels} outputs, and a reward is one").rejection()
         self.name = f"judge {folder.name}"
         self._model, self._tokenizer = model, load_tokenizer(folder, str(folder))
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MALFORMED, parse_strict_json, refuse_irregular_file
 from .logistic import fit_logistic_regression
 from .policy import BRANCHES, Branch, Point, Trial
@@ -97,9 +97,9 @@ def open_router(folder: Path, width: int) -> Router:
             raise ValueError("it was fitted over another embedder")
         return router
     except (OSError, SafetensorError, *MALFORMED) as error:
-        raise Reject(
-            broken_router(f"{folder / NAME} holds no router: {error}", help="emit the folder again")
-        ) from error
+        raise broken_router(
+            f"{folder / NAME} holds no router: {error}", help="emit the folder again"
+        ).rejection() from error
 
 
 def train_router(
@@ -117,12 +117,10 @@ def train_router(
     looking, blindly = _best_penalty(features, right, seed), _best_penalty(blind, right, seed)
     area, features, penalty = looking if looking[0] >= blindly[0] + _TELLING else blindly
     if area < LEAST_AUC and not force:
-        raise Reject(
-            weak_reward(
-                f"the router's AUC is {area:.3f} on dev questions held out",
-                help="give more dev questions, take `policy: sequential`, or use `force: true`",
-            )
-        )
+        raise weak_reward(
+            f"the router's AUC is {area:.3f} on dev questions held out",
+            help="give more dev questions, take `policy: sequential`, or use `force: true`",
+        ).rejection()
     seconds = tuple(sum(t.seconds[b] for t in trials) / len(trials) for b in BRANCHES)
     if price_per_second is None:
         price_per_second = _calibrated_price_per_second(

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import DATA, parse_strict_json, read_regular_file
 
-bad_samples = Fault(
+invalid_samples = Fault(
     "bad-samples",
     "A file of samples for a knowledge base can't be read.\n\n"
     'It is JSON lines, each `{"question": ..., "answer": ...}` or `{"text": ...}`; or a plain '
@@ -61,7 +61,7 @@ def read_samples(file: Path) -> Iterator[Sample]:
         text = read_regular_file(file, DATA).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = (getattr(error, "strerror", None) or "it is not UTF-8").lower()
-        raise Reject(bad_samples(f"{file} can't be read: {reason}")) from error
+        raise invalid_samples(f"{file} can't be read: {reason}").rejection() from error
     if file.suffix not in (".jsonl", ".json"):
         yield from (Sample("", part.strip()) for part in text.split("\n\n") if part.strip())
         return
@@ -70,7 +70,7 @@ def read_samples(file: Path) -> Iterator[Sample]:
             try:
                 yield parse_sample(parse_strict_json(line))
             except (ValueError, RecursionError) as error:
-                raise Reject(bad_samples(f"line {number} of {file} is no sample: {error}")) from error
+                raise invalid_samples(f"line {number} of {file} is no sample: {error}").rejection() from error
 
 
 def distinct(samples: Iterable[Sample]) -> list[Sample]:

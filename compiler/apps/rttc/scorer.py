@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import write_atomic
 from ...core.safe_read import (
     CONFIG,
@@ -24,7 +24,7 @@ from ...core.safe_read import (
 from .embedder import Embedder
 from .logistic import fit_logistic_regression
 from .reward import finite
-from .sample import bad_samples
+from .sample import invalid_samples
 
 NAME, WEIGHTS, FORMAT = "scorer.json", "scorer.safetensors", 1
 LEAST_AUC = 0.55  # below, a coin is about as good
@@ -85,9 +85,9 @@ def open_scorer(folder: Path, embedder: Embedder) -> Scorer:
             raise ValueError("it was trained over another embedder")
         return Scorer(weight, float(body["bias"]), embedder, float(body["auc"]))
     except (OSError, SafetensorError, *MALFORMED) as error:
-        raise Reject(
-            broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
-        ) from error
+        raise broken_scorer(
+            f"{folder} holds no scorer for this embedder: {error}", help="train it again"
+        ).rejection() from error
 
 
 def train_logistic_scorer(
@@ -133,12 +133,10 @@ def refuse_weak_auc(auc_value: float, validation: Sequence[LabelledAnswer], forc
     """Reject (weak-reward) an area on answers held out that is near a coin's, unless `force`."""
     if auc_value < LEAST_AUC and not force:
         questions = len({g.question for g in validation})
-        raise Reject(
-            weak_reward(
-                f"the scorer's AUC is {auc_value:.3f} on {len(validation)} answers to {questions} questions held out",
-                help="grade more answers of the own task, or use `force`",
-            )
-        )
+        raise weak_reward(
+            f"the scorer's AUC is {auc_value:.3f} on {len(validation)} answers to {questions} questions held out",
+            help="grade more answers of the own task, or use `force`",
+        ).rejection()
 
 
 def _pair_features(embedder: Embedder, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
@@ -163,7 +161,7 @@ def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
     try:
         lines = read_regular_file(file, DATA).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Reject(bad_samples(f"{file} can't be read")) from error
+        raise invalid_samples(f"{file} can't be read").rejection() from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -175,7 +173,7 @@ def read_labelled_answers(file: Path) -> list[LabelledAnswer]:
                 raise ValueError("`right` is neither true nor false")
             graded.append(LabelledAnswer(str(body["question"]), str(body["answer"]), body["right"]))
         except MALFORMED as error:
-            raise Reject(bad_samples(f"line {number} of {file} is no graded answer: {error}")) from error
+            raise invalid_samples(f"line {number} of {file} is no graded answer: {error}").rejection() from error
     if len({g.question for g in graded}) < 4:
-        raise Reject(bad_samples(f"{file} grades answers to fewer than 4 questions"))
+        raise invalid_samples(f"{file} grades answers to fewer than 4 questions").rejection()
     return graded

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import write_atomic
 from ...core.safe_read import CONFIG, MALFORMED, read_json, refuse_irregular_file
 from ...models.rows.forward import evaluating
@@ -150,6 +149,6 @@ def open_tuned_scorer(folder: Path, embedder: MeanPooledEncoder) -> FineTunedSco
         scorer.auc = float(body["auc"])
         return scorer
     except (OSError, SafetensorError, *MALFORMED) as error:
-        raise Reject(
-            broken_scorer(f"{folder} holds no scorer for this embedder: {error}", help="train it again")
-        ) from error
+        raise broken_scorer(
+            f"{folder} holds no scorer for this embedder: {error}", help="train it again"
+        ).rejection() from error

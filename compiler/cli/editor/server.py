@@ -46,7 +46,7 @@ class Input:
     def read(self, count: int) -> bytes:
         if count > MAX_MESSAGE_BYTES:
             message = f"a message of {size(count)} was announced, the most that is read is {size(MAX_MESSAGE_BYTES)}"
-            raise Reject(long_message(message, help="start `effc lsp` from an editor (docs/editor.md)"))
+            raise long_message(message, help="start `effc lsp` from an editor (docs/editor.md)").rejection()
         return self.stream.read(count)
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Source, Span
 from ...core.safe_read import parse_strict_json, read_regular_file
 
@@ -31,9 +31,9 @@ def read_foreign_recipe(path: Path) -> tuple[Any, Source]:
     try:
         text = read_regular_file(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise Reject(unreadable_import(f"there is no file `{path}`")) from error
+        raise unreadable_import(f"there is no file `{path}`").rejection() from error
     except (OSError, UnicodeDecodeError) as error:
-        raise Reject(unreadable_import(f"{path} is no text that can be read")) from error
+        raise unreadable_import(f"{path} is no text that can be read").rejection() from error
     source = Source(str(path), text)
     value = _json(source) if path.suffix.lower() == ".json" else _parse_yaml(source)
     _refuse_non_plain(value, source, 0)
@@ -45,7 +45,9 @@ def _json(source: Source) -> Any:
         return parse_strict_json(source.text)
     except (ValueError, RecursionError) as error:
         reason = str(getattr(error, "msg", error)).lower()
-        raise Reject(unreadable_import(f"this is no JSON: {reason}", _at(source, getattr(error, "pos", 0)))) from error
+        raise unreadable_import(
+            f"this is no JSON: {reason}", _at(source, getattr(error, "pos", 0))
+        ).rejection() from error
 
 
 def _parse_yaml(source: Source) -> Any:
@@ -60,16 +62,16 @@ def _parse_yaml(source: Source) -> Any:
             if anchor or tag or number > 50_000 or depth > DEEPEST:
                 problem = "an anchor or its use" if anchor else "a tag" if tag else "too many values"
                 problem = _DEEP if depth > DEEPEST else f"has {problem}"
-                raise Reject(unreadable_import(f"this {problem}", _at(source, event.start_mark.index)))
+                raise unreadable_import(f"this {problem}", _at(source, event.start_mark.index)).rejection()
         return yaml.load(source.text, Loader=_loader_refusing_duplicates(yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = str(getattr(error, "problem", "") or "it does not parse")
-        raise Reject(
-            unreadable_import(f"this is no YAML: {reason[:120]}", _at(source, mark.index if mark else 0))
-        ) from error
+        raise unreadable_import(
+            f"this is no YAML: {reason[:120]}", _at(source, mark.index if mark else 0)
+        ).rejection() from error
     except (ValueError, RecursionError) as error:  # a date that is none; brackets without end
-        raise Reject(unreadable_import(f"{source.name} holds what no recipe does")) from error
+        raise unreadable_import(f"{source.name} holds what no recipe does").rejection() from error
 
 
 def _loader_refusing_duplicates(loader: Any) -> Any:
@@ -80,7 +82,7 @@ def _loader_refusing_duplicates(loader: Any) -> Any:
             keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
             repeats = Counter(keys).most_common(1)
             if repeats and repeats[0][1] > 1:
-                raise Reject(unreadable_import(f"the key `{repeats[0][0][:80]}` stands twice"))
+                raise unreadable_import(f"the key `{repeats[0][0][:80]}` stands twice").rejection()
             return super().construct_mapping(node, deep)
 
     return Once
@@ -88,19 +90,19 @@ def _loader_refusing_duplicates(loader: Any) -> Any:
 
 def _refuse_non_plain(value: Any, source: Source, depth: int) -> None:
     if depth > DEEPEST:
-        raise Reject(unreadable_import(f"{source.name} {_DEEP}"))
+        raise unreadable_import(f"{source.name} {_DEEP}").rejection()
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
-            raise Reject(unreadable_import(f"{source.name} has a key that is no text"))
+            raise unreadable_import(f"{source.name} has a key that is no text").rejection()
         for inner in value.values():
             _refuse_non_plain(inner, source, depth + 1)
     elif isinstance(value, list):
         for inner in value:
             _refuse_non_plain(inner, source, depth + 1)
     elif type(value) is int and abs(value) >= _LARGEST:
-        raise Reject(unreadable_import(f"{source.name} holds a number of more than 300 digits"))
+        raise unreadable_import(f"{source.name} holds a number of more than 300 digits").rejection()
     elif not (value is None or isinstance(value, (str, int, float, bool))):
-        raise Reject(unreadable_import(f"{source.name} holds a {type(value).__name__}, which no recipe does"))
+        raise unreadable_import(f"{source.name} holds a {type(value).__name__}, which no recipe does").rejection()
 
 
 def _at(source: Source, offset: int) -> Span:

@@ -6,21 +6,17 @@ import typer
 
 from ....dsl.syntax.diagnostics import EXITS
 from .flags import SharedFlags, make_verb
+from .options import option
 
 if TYPE_CHECKING:
     from ...transforms.lowering.kernel_table import Table
 
-_only = typer.Option(
-    "--only",
-    metavar="PARTS",
-    show_default=False,
-    help="Parts by commas: gemv, block, rows, prefill, attention, pack; all unless given.",
+_only = option(
+    "Parts by commas: gemv, block, rows, prefill, attention, pack; all unless given.", "--only", metavar="PARTS"
 )
-_seconds = typer.Option("--seconds", metavar="S", help="Time for each contender of a line.")
-_shape = typer.Option(
-    "--shape", metavar="NxK", help="Outputs and inputs that `gemv` measures; repeatable.", show_default=False
-)
-_gate = typer.Option("--gate", help="Exit with 4 where a target is missed.", show_default=False)
+_seconds = option("Time for each contender of a line.", "--seconds", metavar="S", show_default=True)
+_shape = option("Outputs and inputs that `gemv` measures; repeatable.", "--shape", metavar="NxK")
+_gate = option("Exit with 4 where a target is missed.", "--gate")
 
 
 def register(app: typer.Typer) -> None:

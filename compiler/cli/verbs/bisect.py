@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -14,10 +15,8 @@ if TYPE_CHECKING:
 
 unknown_gate = Fault("unknown-gate", "`effc bisect --gate` names no bound of the recipe, or several.", exit="usage")
 
-_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
-_gate = typer.Option(
-    "--gate", metavar="EXPECT", show_default=False, help="The bound, or how it begins; the only one unless given."
-)
+_recipe = argument("RECIPE", "A recipe file.", readable=False)
+_gate = option("The bound, or how it begins; the only one unless given.", "--gate", metavar="EXPECT")
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
         Where the bound holds, it is what the recipe's baseline allows for the same metric."""
         from ...driver import api
-        from ...driver.judging.baseline import held_bound
+        from ...driver.judging.baseline import baseline_bound
 
         shared.require_environment()
         with shared.listening() as listener:
@@ -38,11 +37,11 @@ def register(app: typer.Typer) -> None:
             ]  # of the result, not of a target
             chosen = [(p, b) for p, b in of_result if _matches_name(b, gate)]
             if len(chosen) != 1:
-                raise Reject(_unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate))
+                raise _unknown_or_ambiguous_bound(chosen or of_result, bool(chosen), gate).rejection()
             (plan, bound), blame = chosen[0], api.bisect_bound(session, *chosen[0])
-            held = held_bound(session.path, plan, bound)
-            if not blame.diagnostics and held is not None:  # the bound holds, and a baseline may allow less
-                blame = api.bisect_bound(session, plan, held)
+            baseline = baseline_bound(session.path, plan, bound)
+            if not blame.diagnostics and baseline is not None:  # the bound holds, and a baseline may allow less
+                blame = api.bisect_bound(session, plan, baseline)
         return print_bisect_result(blame, shared)
 
 

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....dsl.syntax.diagnostics import EXITS, Reject
+from ....dsl.syntax.diagnostics import EXITS
 from .flags import SharedFlags, finite, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ...core.cache import Cache
 
-_recipe = typer.Argument(
-    metavar="RECIPE", help="A recipe; each of its steps is looked up.", show_default=False, readable=False
+_recipe = argument("RECIPE", "A recipe; each of its steps is looked up.", readable=False)
+_delete = option("Remove what is damaged; compile makes it again.", "--delete")
+_age = option(
+    "Drop what was not used for so many days.", "--older-than", metavar="DAYS", callback=finite, show_default=True
 )
-_delete = typer.Option("--delete", help="Remove what is damaged; compile makes it again.", show_default=False)
-_age = typer.Option("--older-than", metavar="DAYS", callback=finite, help="Drop what was not used for so many days.")
 
 
 NAMED = 3  # damaged files that are named; a broken disk damages hundreds
@@ -52,8 +53,8 @@ def _register_listing(group: typer.Typer) -> None:
                 "`effc cache verify` names them"
             )
         if not entries:
-            nothing = "no other finished step" if n_unreadable else "no finished step"
-            return shared.screen.note(f"{shared.cache_folder} holds {nothing}")
+            absence = "no other finished step" if n_unreadable else "no finished step"
+            return shared.screen.note(f"{shared.cache_folder} holds {absence}")
 
         lines = [("key", "step", "size", "used")]
         current_time = time.time()
@@ -112,13 +113,11 @@ def _print_verify_result(shared: SharedFlags, damaged: list, deleted: bool, step
 
         named = "\n".join(f"{path}: {reason}" for path, reason in damaged[:NAMED])
         remainder = f"\nand {len(damaged) - NAMED} more; `--format json` has all" if len(damaged) > NAMED else ""
-        raise Reject(
-            cache_damaged(
-                f"{count_text(len(damaged), 'file')} of the cache {'is' if len(damaged) == 1 else 'are'} damaged",
-                note=named + remainder,
-                help="`effc cache verify --delete` removes what is damaged; compile makes it again",
-            )
-        )
+        raise cache_damaged(
+            f"{count_text(len(damaged), 'file')} of the cache {'is' if len(damaged) == 1 else 'are'} damaged",
+            note=named + remainder,
+            help="`effc cache verify --delete` removes what is damaged; compile makes it again",
+        ).rejection()
     removed_text = f", {count_text(len(damaged), 'damaged file')} removed" if damaged else ""
     shared.screen.answer(f"ok: {count_text(steps, 'step')}{removed_text}")
     return 0

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ....dsl.checker.vocabulary import Word
@@ -22,15 +23,11 @@ recipe_there = Fault("recipe-there", "A recipe of that name is there already.", 
 TITLES = {"pass": "passes", "target": "targets", "metric": "metrics", "data": "data", "model": "models"}
 
 ACTIONS = ("list", "search", "show", "copy")
-_words = typer.Argument(
-    metavar="[list | search WORD... | show NAME | copy NAME]",
-    help="`show` may be left out; all are listed without anything.",
-    show_default=False,
+_words = argument(
+    "[list | search WORD... | show NAME | copy NAME]", "`show` may be left out; all are listed without anything."
 )
-_output = typer.Option(
-    "-o", "--output", metavar="FOLDER", help="Where `copy` writes; here unless given.", show_default=False
-)
-_all = typer.Option("--all", help="Targets, metrics, data and models, too.", show_default=False)
+_output = option("Where `copy` writes; here unless given.", "-o", "--output", metavar="FOLDER")
+_all = option("Targets, metrics, data and models, too.", "--all")
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +75,7 @@ def _print_recipe_list(matches: "list[LibraryFile]", search_terms: list[str], sh
     from ...plugin.library_effects import Effects
 
     if search_terms and not matches:
-        raise Reject(unknown_recipe(f"no recipe says `{' '.join(search_terms)}`", help="`effc recipes` lists all"))
+        raise unknown_recipe(f"no recipe says `{' '.join(search_terms)}`", help="`effc recipes` lists all").rejection()
     effects = Effects.read()
     if shared.format == "json":
         rows = [{"name": r.name, "path": str(r.path), "doc": r.sentence, **_effects_json(r, effects)} for r in matches]
@@ -124,7 +121,7 @@ def _copy_recipe(recipe: "LibraryFile", destination: Path, shared: SharedFlags) 
     files = with_files(recipe)
     conflicts = [destination / name for name in files if (destination / name).exists() and name == recipe.name]
     if conflicts:
-        raise Reject(recipe_there(f"{conflicts[0]} exists", help="name another folder with -o"))
+        raise recipe_there(f"{conflicts[0]} exists", help="name another folder with -o").rejection()
     for name, file in files.items():
         if not (destination / name).exists():
             write_atomic(destination / name, file.read_bytes())
@@ -141,9 +138,9 @@ def _find_recipe(name: str, known: "dict[str, LibraryFile]") -> "LibraryFile":
     recipe = known.get(name) or known.get(f"{name}.effspec")
     if recipe is None:
         names = [n.removesuffix(".effspec") for n in known]
-        raise Reject(
-            unknown_recipe(f"the library has no recipe `{name}`", help=nearest_name_help(name, names, "it has"))
-        )
+        raise unknown_recipe(
+            f"the library has no recipe `{name}`", help=nearest_name_help(name, names, "it has")
+        ).rejection()
     return recipe
 
 

@@ -8,16 +8,15 @@ import typer
 
 from ....dsl.syntax.diagnostics import Diagnostic, Reject
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 from .output import code_of
 
 if TYPE_CHECKING:
     from ....dsl.checker.recipe import Recipe
 
-_recipes = typer.Argument(metavar="RECIPE...", help="Recipe files.", show_default=False, readable=False)
-_fix = typer.Option("--fix", help="Write corrections that are sure into the file.", show_default=False)
-_resolve = typer.Option(
-    "--resolve", help="Look at models not seen before, and into data files; imports torch.", show_default=False
-)
+_recipes = argument("RECIPE...", "Recipe files.", readable=False)
+_fix = option("Write corrections that are sure into the file.", "--fix")
+_resolve = option("Look at models not seen before, and into data files; imports torch.", "--resolve")
 
 
 def register(app: typer.Typer) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import MANIFEST, read_json
 from .flags import SharedFlags, make_verb, parse_duration, pipeline_option
+from .options import argument, option
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -26,28 +27,17 @@ unreadable_plan = Fault(
 
 DUMPS = ("changed", "before", "after")
 
-_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
-_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where artifacts go.")
-_plan = typer.Option(
-    "--plan", metavar="FILE", help="Refuse to do anything else than this saved plan.", show_default=False
+_recipe = argument("RECIPE", "A recipe file.", readable=False)
+_out = option("Where artifacts go.", "-o", "--output", metavar="FOLDER", show_default=True)
+_plan = option("Refuse to do anything else than this saved plan.", "--plan", metavar="FILE")
+_force = option("Replace artifacts that exist.", "--force")
+_workers = option(
+    "Processes that score, of one thread each unless --threads says more.", "--workers", metavar="N|ray|ray:HOST:PORT"
 )
-_force = typer.Option("--force", help="Replace artifacts that exist.", show_default=False)
-_workers = typer.Option(
-    "--workers",
-    metavar="N|ray|ray:HOST:PORT",
-    help="Processes that score, of one thread each unless --threads says more.",
-    show_default=False,
+_time = option(
+    "Stop searches after so long, such as 30m, at the best so far.", "--max-time", metavar="TIME", parser=parse_duration
 )
-_time = typer.Option(
-    "--max-time",
-    metavar="TIME",
-    help="Stop searches after so long, such as 30m, at the best so far.",
-    parser=parse_duration,
-    show_default=False,
-)
-_dump = typer.Option(
-    "--dump-ir", metavar="[=changed|before|after]", help="Show shapes at every step.", show_default=False
-)
+_dump = option("Show shapes at every step.", "--dump-ir", metavar="[=changed|before|after]")
 
 
 def register(app: typer.Typer) -> None:
@@ -92,9 +82,9 @@ def _read_saved_plan(path: Path) -> Any:
         return read_json(path, MANIFEST)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", "") or "it is not JSON"
-        raise Reject(
-            unreadable_plan(f"{path}: {reason.lower()}", help="`effc plan RECIPE -o FILE` writes a plan")
-        ) from error
+        raise unreadable_plan(
+            f"{path}: {reason.lower()}", help="`effc plan RECIPE -o FILE` writes a plan"
+        ).rejection() from error
 
 
 def print_compile_results(results: "Sequence[Result]", shared: SharedFlags, started: float) -> int:

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from .flags import SharedFlags, make_verb
+from .options import argument
 
-_before = typer.Argument(metavar="A", help="An artifact.", show_default=False)
-_after = typer.Argument(metavar="B", help="Another one.", show_default=False)
-_artifacts = typer.Argument(metavar="[C...]", help="More, to compare in one table.", show_default=False)
+_before = argument("A", "An artifact.")
+_after = argument("B", "Another one.")
+_artifacts = argument("[C...]", "More, to compare in one table.")
 
 
 def register(app: typer.Typer) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import EXITS, Reject
 from .flags import SharedFlags, make_verb
+from .options import option
 from .verify import check_artifact_files
 
 TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
@@ -32,19 +33,24 @@ def register(app: typer.Typer) -> None:
     def doctor(
         shared: SharedFlags,
         architectures: Annotated[
-            bool, typer.Option("--architectures", help="Show instead which architectures were tried with which passes.")
+            bool,
+            option(
+                "Show instead which architectures were tried with which passes.", "--architectures", show_default=True
+            ),
         ] = False,
         trust: Annotated[
             Path | None,
-            typer.Option(
+            option(
+                "Show instead what an artifact would do here, and which checks it passes.",
                 "--trust",
                 metavar="ARTIFACT",
-                show_default=False,
-                help="Show instead what an artifact would do here, and which checks it passes.",
             ),
         ] = None,
         measure: Annotated[
-            bool, typer.Option("--measure", help="Measure this machine's speeds for plans, and keep them in the cache.")
+            bool,
+            option(
+                "Measure this machine's speeds for plans, and keep them in the cache.", "--measure", show_default=True
+            ),
         ] = False,
     ) -> int:
         """Look at Python, packages, instruction sets, cache and disk."""
@@ -150,12 +156,12 @@ def _print_findings(findings: list[Finding], missing: list[Finding], shared: Sha
 
 def plugin_findings() -> list[Finding]:
     """Installed packages with plug-ins: their code runs with effc's rights."""
-    from ...plugin.plugin_packages import bad_plugin, packages
+    from ...plugin.plugin_packages import invalid_plugin, packages
 
     try:
         return [Finding("plug-ins", f"{p.name}, of {p.distribution.name} {p.distribution.version}") for p in packages()]
     except Reject as rejection:
-        assert rejection.diagnostics[0].fault == bad_plugin
+        assert rejection.diagnostics[0].fault == invalid_plugin
         return [Finding("plug-ins", rejection.diagnostics[0].message, "missing", rejection.diagnostics[0].help)]
 
 

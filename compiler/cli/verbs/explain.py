@@ -6,11 +6,10 @@ import typer
 
 from .flags import SharedFlags, make_verb
 from .help_sections import SECTIONS
+from .options import argument
 
-_name = typer.Argument(
-    metavar="NAME",
-    show_default=False,
-    help="A pass, target, metric, ..., a concept such as `selector`, a shipped recipe, or the slug of a diagnostic.",
+_name = argument(
+    "NAME", "A pass, target, metric, ..., a concept such as `selector`, a shipped recipe, or the slug of a diagnostic."
 )
 
 

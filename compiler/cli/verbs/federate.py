@@ -10,18 +10,17 @@ import typer
 
 from ....dsl.syntax.diagnostics import Reject
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ...apps.federation.deployment import Deployment
 
 POLL_SECONDS = 2.0  # seconds between two looks at a run
 
-_app = typer.Argument(metavar="FOLDER", help="An artifact of the target `flower`.", show_default=False)
-_data = typer.Option(
-    "--data", metavar="FOLDER", show_default=False, help="A client's own data; once for each client, or left out."
-)
-_port = typer.Option("--port", metavar="PORT", min=0, max=65535, help="Of the SuperLink; 0 takes a free one.")
-_wait = typer.Option("--wait", help="Stay until the run is over; the exit code is its end.")
+_app = argument("FOLDER", "An artifact of the target `flower`.")
+_data = option("A client's own data; once for each client, or left out.", "--data", metavar="FOLDER")
+_port = option("Of the SuperLink; 0 takes a free one.", "--port", metavar="PORT", min=0, max=65535, show_default=True)
+_wait = option("Stay until the run is over; the exit code is its end.", "--wait", show_default=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -122,7 +121,7 @@ def _print_status(deployment: "Deployment", shared: SharedFlags) -> None:
         shared.screen.answer(shared.screen.table([("process", "pid", ""), *rows], right=(1,)).rstrip("\n"))
         shared.screen.answer(f"run {deployment.run}: {word}")
     if word in ("finished:failed", "finished:stopped"):
-        raise Reject(deployment_failed(f"the run is {word}: {details}", help=f"logs are in {deployment.folder}"))
+        raise deployment_failed(f"the run is {word}: {details}", help=f"logs are in {deployment.folder}").rejection()
     if deployment.broken and word != "finished:completed":
         raise _process_ended_error(deployment)
 
@@ -132,10 +131,8 @@ def _process_ended_error(deployment: "Deployment") -> Reject:
     from ...apps.federation.processes import last_log_line
 
     process = deployment.broken[0]
-    return Reject(
-        deployment_failed(
-            f"{process.name} has ended: {last_log_line(process.log)}",
-            note=f"see {process.log}",
-            help="`effc federate down`, then `up`: the run goes on from its last round",
-        )
-    )
+    return deployment_failed(
+        f"{process.name} has ended: {last_log_line(process.log)}",
+        note=f"see {process.log}",
+        help="`effc federate down`, then `up`: the run goes on from its last round",
+    ).rejection()

@@ -22,6 +22,7 @@ from typer.core import TyperCommand
 from ....dsl.checker.profiles import MAX_THREADS
 from ...core.settings import MAX_SEED, UNDECIDED, Settings
 from .exit_codes import VerbException
+from .options import option
 from .output import Screen
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def parse_size(text: str) -> int:
     """`20GiB`, `500MB`, `1073741824`."""
     from ...core import options
 
-    with _as_bad_parameter(text):
+    with _as_parameter_error(text):
         return options.parse_byte_count(text)
 
 
@@ -45,12 +46,12 @@ def parse_duration(text: str) -> float:
     """Seconds of `90s`, `30m` or `30min`, `2h`."""
     from ...core import options
 
-    with _as_bad_parameter(text):
+    with _as_parameter_error(text):
         return options.parse_duration_with_unit(text)
 
 
 @contextmanager
-def _as_bad_parameter(text: str) -> Iterator[None]:
+def _as_parameter_error(text: str) -> Iterator[None]:
     """Errors of options as those of a flag with that text."""
     from ...core.options import OptionError
 
@@ -98,38 +99,30 @@ _undecided = _flag(
 )
 _locked = _flag("lock", "Refuse what is not as effspec.lock has it.", "--locked")
 
-_required_key = typer.Option(
+_required_key = option(
+    "Use the artifact only if this public key signed it; repeatable, one of them must.",
     "--require-signature",
     metavar="KEY",
-    show_default=False,
-    help="Use the artifact only if this public key signed it; repeatable, one of them must.",
 )
 _SIGNED = inspect.Parameter(
     "require_signature", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], _required_key], default=[]
 )
 
-mapped_weights = typer.Option(
-    "--mapped/--copied",
-    show_default=False,
-    help="Leave weights of a native artifact on disk, checked in place, or copy them first. Mapped unless said "
+mapped_weights = option(
+    "Leave weights of a native artifact on disk, checked in place, or copy them first. Mapped unless said "
     "otherwise: those above a quarter of the memory.",
+    "--mapped/--copied",
 )
 
-speculation_option = typer.Option(
+speculation_option = option(
+    "Let the native engine verify several tokens at once where the text may repeat itself; off unless stated.",
     "--speculation/--no-speculation",
-    show_default=False,
-    help="Let the native engine verify several tokens at once where the text may repeat itself; off unless stated.",
 )
 
-pipeline_option = typer.Option(
-    "--pipeline", metavar="NAME", show_default=False, help="This pipeline of the recipe alone; repeatable."
-)
+pipeline_option = option("This pipeline of the recipe alone; repeatable.", "--pipeline", metavar="NAME")
 
-knowledge_url = typer.Option(
-    "--knowledge",
-    metavar="URL",
-    show_default=False,
-    help="Of a folder of `rttc`: take samples from this server, not from the folder.",
+knowledge_url = option(
+    "Of a folder of `rttc`: take samples from this server, not from the folder.", "--knowledge", metavar="URL"
 )
 
 

@@ -11,21 +11,19 @@ import typer
 from ....dsl.syntax.diagnostics import EXITS, Diagnostic, Reject
 from ....dsl.syntax.source import Source
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ....dsl.syntax import ast
 
-_files = typer.Argument(
-    metavar="FILE...", help="Recipe files; - reads stdin and writes stdout.", show_default=False, readable=False
-)
-_check = typer.Option("--check", help="Write nothing; exit 3 where a file is not in the style.", show_default=False)
-_to = typer.Option(
+_files = argument("FILE...", "Recipe files; - reads stdin and writes stdout.", readable=False)
+_check = option("Write nothing; exit 3 where a file is not in the style.", "--check")
+_to = option(
+    "Print one recipe in this form; FILE.json is read as the JSON form, which has no comments.",
     "--to",
     metavar="effspec|json",
-    show_default=False,
-    help="Print one recipe in this form; FILE.json is read as the JSON form, which has no comments.",
 )
-_diff = typer.Option("--diff", help="Write nothing; print what would change.", show_default=False)
+_diff = option("Write nothing; print what would change.", "--diff")
 
 
 def register(app: typer.Typer) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source import Source
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ..importing.steps import Imported
@@ -21,11 +22,11 @@ nothing_to_import = Fault(
 )
 import_there = Fault("import-there", "A file that `effc import` should write is there already.", exit="usage")
 
-_file = typer.Argument(metavar="FILE", help="llm-compressor's YAML, or Olive's JSON.", show_default=False)
-_output = typer.Option(
-    "-o", "--output", metavar="FILE", help="Where to write it; printed unless given.", show_default=False
+_file = argument("FILE", "llm-compressor's YAML, or Olive's JSON.")
+_output = option("Where to write it; printed unless given.", "-o", "--output", metavar="FILE")
+_model = option(
+    "The model, where the file names none: zoo:NAME or ORG/NAME.", "--model", metavar="MODEL", show_default=True
 )
-_model = typer.Option("--model", metavar="MODEL", help="The model, where the file names none: zoo:NAME or ORG/NAME.")
 
 
 def register(app: typer.Typer) -> None:
@@ -45,9 +46,9 @@ def register(app: typer.Typer) -> None:
         tool = next((t for t in (olive, llm_compressor) if t.is_one(body)), None)
         if tool is None:
             message = f"{file} is no recipe of llm-compressor or Olive"
-            raise Reject(nothing_to_import(message, help="it has no modifiers and no `passes`"))
+            raise nothing_to_import(message, help="it has no modifiers and no `passes`").rejection()
         if output and output.exists():
-            raise Reject(import_there(f"{output} exists", help="name another file with -o"))
+            raise import_there(f"{output} exists", help="name another file with -o").rejection()
         imported = tool.import_recipe(body)
         text, left = checked_recipe_and_remarks(
             imported, _model_source_expression(imported.model or model), Path(source.name).name, shared
@@ -87,7 +88,7 @@ def checked_recipe_and_remarks(
         else:
             sound.append(step)
     if not sound:
-        raise Reject(nothing_to_import(f"nothing of {name} has an equivalent here", note="\n".join(remarks[:20])))
+        raise nothing_to_import(f"nothing of {name} has an equivalent here", note="\n".join(remarks[:20])).rejection()
     emits = (
         ["onnx"]
         if "onnx" in imported.emits and "onnx" in shared.session(Path(name)).registry.vocabulary.words("target")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
@@ -16,12 +17,8 @@ if TYPE_CHECKING:
 
 unknown_layer = Fault("unknown-layer", "`--graph` names no repeated layer of the model.", exit="usage")
 
-_model = typer.Argument(
-    metavar="MODEL", show_default=False, help="An artifact, a model folder, zoo:NAME, hf:ORG/NAME or a recipe."
-)
-_graph = typer.Option(
-    "--graph", metavar="UNIT", help="The program of one layer: its path, or its number.", show_default=False
-)
+_model = argument("MODEL", "An artifact, a model folder, zoo:NAME, hf:ORG/NAME or a recipe.")
+_graph = option("The program of one layer: its path, or its number.", "--graph", metavar="UNIT")
 
 
 def register(app: typer.Typer) -> None:
@@ -73,11 +70,9 @@ def _print_front_points(front: "Manifest", location: str, graph: str | None, sha
     from ...core.quantity import measurement_text
 
     if graph is not None:
-        raise Reject(
-            unknown_layer(
-                f"{location} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
-            )
-        )
+        raise unknown_layer(
+            f"{location} holds {len(front.members)} models", help="inspect one of them: `effc pick` takes it out"
+        ).rejection()
     if shared.format == "json":
         points = [{"name": m["name"], "measures": m["measures"], "steps": m["steps"]} for m in front.members]
         return shared.screen.answer_json("inspect", points=points, latency_error=_latency_error(front))
@@ -128,12 +123,10 @@ def _artifact_summary(location: str) -> "ArtifactSummary | None":
 
 def _print_summary(summary: "ArtifactSummary", location: str, graph: str | None, shared: SharedFlags) -> None:
     if graph is not None:
-        raise Reject(
-            unknown_layer(
-                f"{location} holds one plan for the whole model, and no layers",
-                help="name the recipe or the model that it was compiled from",
-            )
-        )
+        raise unknown_layer(
+            f"{location} holds one plan for the whole model, and no layers",
+            help="name the recipe or the model that it was compiled from",
+        ).rejection()
     if shared.format == "json":
         return shared.screen.answer_json("inspect", models=[{"label": location, "plan": summary.to_json()}])
     shared.screen.note(shared.screen.styled(location, "bold"))
@@ -227,17 +220,15 @@ def _find_unit(program: Any, layer: str) -> Any:
     """The unit of a layer named by path, by the end of a path, or by number; Reject an unknown one."""
     paths = list(program.units)
     if not paths:
-        raise Reject(
-            unknown_layer(
-                "the model's layers run several times in one forward, and none of them is drawn alone",
-                help="leave `--graph` out: `effc inspect` lists its modules",
-            )
-        )
+        raise unknown_layer(
+            "the model's layers run several times in one forward, and none of them is drawn alone",
+            help="leave `--graph` out: `effc inspect` lists its modules",
+        ).rejection()
     if re.fullmatch(r"-?[0-9]{1,6}", layer) and -len(paths) <= int(layer) < len(paths):
         return program.units[paths[int(layer)]]
     matches = [p for p in paths if p == layer or p.endswith(f".{layer}")]
     if matches:
         return program.units[matches[0]]
-    raise Reject(
-        unknown_layer(f"the model has no layer `{layer}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}")
-    )
+    raise unknown_layer(
+        f"the model has no layer `{layer}`", help=f"it has {len(paths)}: {paths[0]} … {paths[-1]}"
+    ).rejection()

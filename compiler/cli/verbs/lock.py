@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from .flags import SharedFlags, make_verb
+from .options import argument
 
-_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
+_recipe = argument("RECIPE", "A recipe file.", readable=False)
 
 
 def register(app: typer.Typer) -> None:

@@ -16,6 +16,7 @@ from ....dsl.syntax.format import format_source
 from ....dsl.syntax.source import Source
 from ...core.events import silent
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ....dsl.checker.skeleton import Skeleton
@@ -106,20 +107,12 @@ SAMPLES = """{"question": "What is the capital of France?", "answer": "Paris"}
 SHARES = (1, 2 / 3, 1 / 3, 1 / 8)  # of what a goal removes, until a plan of it can be carried out
 _OF_TEXT = ("federated", "rttc")  # goals whose target reads and writes text
 
-_model = typer.Argument(
-    metavar="[MODEL]",
-    show_default=False,
-    help="zoo:NAME, a model folder, ORG/NAME, a .gguf file, a config.json or FILE.py:FUNCTION; zoo:tiny-llama unless "
-    "given.",
+_model = argument(
+    "[MODEL]",
+    "zoo:NAME, a model folder, ORG/NAME, a .gguf file, a config.json or FILE.py:FUNCTION; zoo:tiny-llama unless given.",
 )
-_goal = typer.Option("--goal", metavar="|".join(GOALS), help="What the recipe is for.")
-_output = typer.Option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    show_default=False,
-    help="Where to write it; named after model and goal unless given.",
-)
+_goal = option("What the recipe is for.", "--goal", metavar="|".join(GOALS), show_default=True)
+_output = option("Where to write it; named after model and goal unless given.", "-o", "--output", metavar="FILE")
 
 
 def register(app: typer.Typer) -> None:
@@ -132,13 +125,13 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write a recipe that checks, for a model and a goal."""
         if goal not in GOALS:
-            raise Reject(unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}"))
+            raise unknown_goal(f"`{goal}` is no goal", help=f"goals are {', '.join(GOALS)}").rejection()
         beside = output.parent if output else Path()
         source = source_expression(model, beside)
         short = re.sub(r"[^A-Za-z0-9]+", "-", display_name(model)).strip("-").lower()
         path = output or Path(f"{short or 'model'}-{goal}.effspec")
         if path.exists():
-            raise Reject(file_exists(f"{path} exists", help="name another file with -o"))
+            raise file_exists(f"{path} exists", help="name another file with -o").rejection()
         text = make_checked_recipe(source, goal, short or "model", path, shared)
         from ...core.cache import write_atomic
 
@@ -190,7 +183,7 @@ def source_expression(model: str, recipe_folder: Path) -> NamedSource:
         return NamedSource("hf", model)
     from ...driver.models import nowhere
 
-    raise Reject(nowhere(model))
+    raise nowhere(model).rejection()
 
 
 @dataclass(frozen=True)
@@ -266,7 +259,9 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
     judge = choose_evaluation(session.resolve_model_origin(call), skeleton)
     if goal in _OF_TEXT and judge.lines is not _TEXTS:
         message = f"the goal `{goal}` is of models that read text by a tokenizer, and {source.text} has none"
-        raise Reject(nothing_fits(message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"))
+        raise nothing_fits(
+            message, help=f"goals for it are {', '.join(g for g in GOALS if g not in _OF_TEXT)}"
+        ).rejection()
     if goal in WISHES and judge.lines is _TEXTS and skeleton.facts.get("causal_lm"):
         sentence, metric, limit = WISHES[goal]
         limits = (f"perplexity(text.heldout) <= {limit} * base",)
@@ -300,12 +295,10 @@ def make_checked_recipe(source: NamedSource, goal: str, model_name: str, path: P
         if all(d.slug != "out-of-reach" for d in reason):
             break
     message = "; ".join(" ".join(filter(None, (f"{d.message};", d.note))).rstrip(";") for d in reason)
-    raise Reject(
-        nothing_fits(
-            f"no step for the goal `{goal}` fits {source.text}: {message}",
-            help="`effc inspect` shows what is in it; try another --goal",
-        )
-    )
+    raise nothing_fits(
+        f"no step for the goal `{goal}` fits {source.text}: {message}",
+        help="`effc inspect` shows what is in it; try another --goal",
+    ).rejection()
 
 
 def _scaled(line: str, factor: float) -> str:

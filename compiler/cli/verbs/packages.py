@@ -13,6 +13,7 @@ import typer
 
 from ....dsl.syntax.diagnostics import Fault, Reject
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ...plugin.recipe_packages import Package
@@ -36,13 +37,14 @@ _TAME = ("core.hooksPath=/dev/null", "core.symlinks=false", "core.fsmonitor=fals
 _IRREGULAR_MODES = {"120000": "a link", "160000": "a submodule"}  # modes of git's trees
 SECONDS, _LARGEST = 300, 512 << 20  # for git; bytes of a file that it writes
 
-_source = typer.Argument(
-    metavar="[FOLDER|REPOSITORY[@REVISION]]",
-    show_default=False,
-    help="A folder, or what git fetches: https://…, ssh://…; all that effspec.lock names unless given.",
+_source = argument(
+    "[FOLDER|REPOSITORY[@REVISION]]",
+    "A folder, or what git fetches: https://…, ssh://…; all that effspec.lock names unless given.",
 )
-_name = typer.Argument(metavar="[PACKAGE]", show_default=False, help="One package; all unless given.")
-_project = typer.Option("--project", metavar="FOLDER", help="The folder of the recipes, with their effspec.lock.")
+_name = argument("[PACKAGE]", "One package; all unless given.")
+_project = option(
+    "The folder of the recipes, with their effspec.lock.", "--project", metavar="FOLDER", show_default=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -105,14 +107,14 @@ def _locked_packages(project: Path, name: str) -> list[tuple[str, dict[str, str]
 
     packages = lockfile.read_package_lock(project)["packages"]
     if name and name not in packages:
-        raise Reject(
-            unknown_package(f"the lock has no package `{name}`", help=nearest_name_help(name, packages, "it has"))
-        )
+        raise unknown_package(
+            f"the lock has no package `{name}`", help=nearest_name_help(name, packages, "it has")
+        ).rejection()
     chosen = [(n, facts) for n, facts in packages.items() if not name or n == name]
     for called, facts in chosen:
         if not facts.get("source"):
             message = f"the lock says no source of `{called}`"
-            raise Reject(lockfile.broken_lock(message, help="add the package again"))
+            raise lockfile.broken_lock(message, help="add the package again").rejection()
     return chosen
 
 
@@ -157,7 +159,7 @@ def _fetch_pinned_package(name: str, facts: dict[str, str], project: Path, share
         package = read_recipe_package(folder)
         if package.tree != facts["tree"]:
             message = f"{source} does not hold the `{name}` that effspec.lock pins"
-            raise Reject(package_edited(message, help=f"`effc update {name}` takes what it holds now"))
+            raise package_edited(message, help=f"`effc update {name}` takes what it holds now").rejection()
         refuse_paths_outside_package(package)
         into = installed(shared.cache_folder, package.tree)
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -171,18 +173,18 @@ def _checked_out_source(source: str, shared: SharedFlags) -> Iterator[tuple[Path
     if not _GIT.fullmatch(source):
         folder = Path(source).expanduser()
         if not folder.is_dir():
-            raise Reject(
-                unknown_source(
-                    f"`{source}` is no folder, and no address that a package is fetched from",
-                    help="a repository is named by https://, ssh:// or file://, or as user@host:path",
-                )
-            )
+            raise unknown_source(
+                f"`{source}` is no folder, and no address that a package is fetched from",
+                help="a repository is named by https://, ssh:// or file://, or as user@host:path",
+            ).rejection()
         yield folder, ""
         return
     if re.search(r"://[^/@\s]*:[^/@\s]*@", source):  # it would stand in the lock, under version control
-        raise Reject(secret_source("the address holds a password", help="leave it out: git's credential helper has it"))
+        raise secret_source(
+            "the address holds a password", help="leave it out: git's credential helper has it"
+        ).rejection()
     if shared.offline:
-        raise Reject(package_unreachable(f"{source} was to be fetched with --offline", help="leave --offline out"))
+        raise package_unreachable(f"{source} was to be fetched with --offline", help="leave --offline out").rejection()
     with tempfile.TemporaryDirectory(prefix="effc-package-") as scratch:
         yield Path(scratch), _fetch_commit(source, Path(scratch))
 
@@ -191,18 +193,8 @@ def _fetch_commit(source: str, destination: Path) -> str:
     """Fetch one commit and write its files; the commit's hash."""
     url, _, revision = source.rpartition("@") if re.search(r"[^/@]@[^@/:]+$", source) else (source, "", "")
     _run_git(destination, "init", "-q")
-    _run_git(
-        destination,
-        "fetch",
-        "-q",
-        "--depth",
-        "1",
-        "--no-tags",
-        "--no-recurse-submodules",
-        "--",
-        url,
-        revision or "HEAD",
-    )
+    options = ("-q", "--depth", "1", "--no-tags", "--no-recurse-submodules")
+    _run_git(destination, "fetch", *options, "--", url, revision or "HEAD")
     _refuse_large_tree(destination, source)
     _run_git(destination, "checkout", "-q", "FETCH_HEAD")
     return _run_git(destination, "rev-parse", "FETCH_HEAD").strip()
@@ -211,7 +203,7 @@ def _fetch_commit(source: str, destination: Path) -> str:
 def _refuse_large_tree(folder: Path, source: str) -> None:
     """Reject what was fetched where it has more files than a package may, before one is written: a dozen objects can
     stand for as many as one likes."""
-    from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, bad_package, too_large
+    from ...plugin.recipe_packages import MAX_BYTES, MAX_FILES, invalid_package, too_large
 
     count, bytes = 0, 0
     command = _command(folder, "ls-tree", "-r", "-l", "-z", "FETCH_HEAD")
@@ -224,11 +216,11 @@ def _refuse_large_tree(folder: Path, source: str) -> None:
             for mode, name in (_entry(entry) for entry in entries):
                 if mode in _IRREGULAR_MODES and not any(part.startswith(".") for part in name.split("/")):
                     message = f"{name!a} in {source} is {_IRREGULAR_MODES[mode]}"
-                    raise Reject(bad_package(message, help="a package holds plain files"))
+                    raise invalid_package(message, help="a package holds plain files").rejection()
             bytes += sum(int(size) for entry in entries if (size := entry.split(b"\t")[0].split()[-1]).isdigit())
             if count > MAX_FILES or bytes > MAX_BYTES or len(partial) > 1 << 16:
                 listing.kill()
-                raise Reject(too_large(source))
+                raise too_large(source).rejection()
 
 
 def _entry(line: bytes) -> tuple[str, str]:
@@ -259,13 +251,15 @@ def _run_git(folder: Path, *args: str) -> str:
             stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError as error:
-        raise Reject(package_unreachable("git is not installed", help="install git, or add a folder")) from error
+        raise package_unreachable("git is not installed", help="install git, or add a folder").rejection() from error
     except subprocess.TimeoutExpired as error:
-        raise Reject(package_unreachable(f"git took longer than {SECONDS} s")) from error
+        raise package_unreachable(f"git took longer than {SECONDS} s").rejection() from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing"]
         message = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1])
-        raise Reject(package_unreachable(f"git could not fetch it: {message[:200]}", help="check address and revision"))
+        raise package_unreachable(
+            f"git could not fetch it: {message[:200]}", help="check address and revision"
+        ).rejection()
     return done.stdout
 
 

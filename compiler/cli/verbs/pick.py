@@ -6,25 +6,19 @@ from typing import Annotated
 import typer
 
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
-_front = typer.Argument(metavar="ARTIFACT", help="What the target `front` wrote.", show_default=False)
-_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the picked model goes.", show_default=False)
-_point = typer.Option(
-    "--point", metavar="NAME|N", help="The point: its name, or its number from 1.", show_default=False
+_front = argument("ARTIFACT", "What the target `front` wrote.")
+_out = option("Where the picked model goes.", "-o", "--output", metavar="FOLDER")
+_point = option("The point: its name, or its number from 1.", "--point", metavar="NAME|N")
+_params = option("At most so many parameters: 1.6M.", "--params", metavar="N")
+_bytes = option("At most so many bytes of weights: 6MiB.", "--bytes", metavar="SIZE")
+_latency = option("At most so long for a token: 30ms.", "--latency", metavar="TIME")
+_on = option(
+    "Only if the measures are of the machine that this profile of the recipe describes.", "--on", metavar="PROFILE"
 )
-_params = typer.Option("--params", metavar="N", help="At most so many parameters: 1.6M.", show_default=False)
-_bytes = typer.Option("--bytes", metavar="SIZE", help="At most so many bytes of weights: 6MiB.", show_default=False)
-_latency = typer.Option("--latency", metavar="TIME", help="At most so long for a token: 30ms.", show_default=False)
-_on = typer.Option(
-    "--on",
-    metavar="PROFILE",
-    help="Only if the measures are of the machine that this profile of the recipe describes.",
-    show_default=False,
-)
-_limit = typer.Option(
-    "--limit", metavar="METRIC=VALUE", help="A limit on any measure of the front.", show_default=False
-)
-_force = typer.Option("--force", help="Replace an artifact that exists.", show_default=False)
+_limit = option("A limit on any measure of the front.", "--limit", metavar="METRIC=VALUE")
+_force = option("Replace an artifact that exists.", "--force")
 
 
 def register(app: typer.Typer) -> None:

@@ -8,14 +8,11 @@ import typer
 
 from ....dsl.syntax.diagnostics import EXITS
 from .flags import SharedFlags, make_verb, pipeline_option
+from .options import argument, option
 
-_recipe = typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False, readable=False)
-_output = typer.Option(
-    "-o", "--output", metavar="FILE", show_default=False, help="Save the plan; `compile --plan` refuses drift."
-)
-_detailed = typer.Option(
-    "--detailed-exitcode", help=f"Exit {EXITS['work-to-do']} where there is work to do.", show_default=False
-)
+_recipe = argument("RECIPE", "A recipe file.", readable=False)
+_output = option("Save the plan; `compile --plan` refuses drift.", "-o", "--output", metavar="FILE")
+_detailed = option(f"Exit {EXITS['work-to-do']} where there is work to do.", "--detailed-exitcode")
 
 
 def register(app: typer.Typer) -> None:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ...artifacts.pages.sheet import ReportData
 
-_artifacts = typer.Argument(metavar="ARTIFACT...", help="Artifacts, or a folder that holds some.", show_default=False)
-_output = typer.Option("-o", "--output", metavar="FILE", help="Where the page goes; `-` prints it.")
+_artifacts = argument("ARTIFACT...", "Artifacts, or a folder that holds some.")
+_output = option("Where the page goes; `-` prints it.", "-o", "--output", metavar="FILE", show_default=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -34,18 +35,18 @@ def register(app: typer.Typer) -> None:
         printed = str(output) == "-"
         if printed and shared.format == "json":
             raise typer.BadParameter("`-o -` prints the page, and `--format json` prints JSON: leave one of them out")
-        first, *others = pages(sheets, "" if printed else output.stem)
+        first, *further = pages(sheets, "" if printed else output.stem)
         if printed:
             return shared.screen.write(first)
-        files = [output, *(output.with_name(f"{output.stem}-{i}.html") for i in range(1, len(others) + 1))]
-        for file, text in zip(files, (first, *others), strict=True):
+        files = [output, *(output.with_name(f"{output.stem}-{i}.html") for i in range(1, len(further) + 1))]
+        for file, text in zip(files, (first, *further), strict=True):
             write_atomic(file, text.encode())
         if shared.format == "json":
             shared.screen.answer_json(
                 "report", path=str(output), bytes=len(first.encode()), pages=[str(file) for file in files[1:]]
             )
         else:
-            beside = f", with {len(others)} beside it" if others else ""
+            beside = f", with {len(further)} beside it" if further else ""
             shared.screen.answer(f"{output}  {size(len(first.encode()))}, opens in any browser{beside}")
         return None
 

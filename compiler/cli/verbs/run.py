@@ -11,30 +11,29 @@ import typer
 from ....dsl.syntax.diagnostics import Reject
 from ...driver.models import check_model_path
 from .flags import SharedFlags, finite, knowledge_url, make_verb, mapped_weights, speculation_option
+from .options import argument, option
 from .pipe_streams import refuse_silence
 from .speech import SafeText
 
-_model = typer.Argument(
-    metavar="MODEL", help="An artifact, a model folder, zoo:NAME or hf:ORG/NAME.", show_default=False
+_model = argument("MODEL", "An artifact, a model folder, zoo:NAME or hf:ORG/NAME.")
+_prompt = option("Answer this and leave.", "-p", "--prompt", metavar="TEXT")
+_length = option("Longest answer in tokens.", "--max-new-tokens", "-n", metavar="N", min=1, show_default=True)
+_warmth = option(
+    "0 takes the likeliest token each time.",
+    "--temperature",
+    "-t",
+    metavar="T",
+    min=0.0,
+    callback=finite,
+    show_default=True,
 )
-_prompt = typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this and leave.", show_default=False)
-_length = typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer in tokens.")
-_warmth = typer.Option(
-    "--temperature", "-t", metavar="T", min=0.0, callback=finite, help="0 takes the likeliest token each time."
-)
-_pick = typer.Option(
-    "--pick",
-    metavar="NAME|N|METRIC=VALUE",
-    help="Of a front: one point, or the best within limits.",
-    show_default=False,
-)
-_adapter = typer.Option(
+_pick = option("Of a front: one point, or the best within limits.", "--pick", metavar="NAME|N|METRIC=VALUE")
+_adapter = option(
+    "Interventions (target `reft`) to answer with; lines that begin with :NAME choose among several.",
     "--adapter",
     metavar="NAME=FOLDER",
-    show_default=False,
-    help="Interventions (target `reft`) to answer with; lines that begin with :NAME choose among several.",
 )
-_explain = typer.Option("--explain", help="Of a folder of `rttc`: say which branch answered, and why.")
+_explain = option("Of a folder of `rttc`: say which branch answered, and why.", "--explain", show_default=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....dsl.syntax.diagnostics import Reject
 from ...apps.rttc.guided_opening import no_such_role
 from ...core.environment import check_modules
 from ...driver.models import check_model_path
@@ -152,7 +151,7 @@ def register(app: typer.Typer) -> None:
             on_ready = partial(_print_address, shared, service.name, server.url_of(listener, tls_cert is not None))
             server.run_until_signal(app, listener, entrance, on_ready, service.stop)
         except KeyboardInterrupt:
-            raise Reject(interrupted("the server has stopped; running answers were cancelled")) from None
+            raise interrupted("the server has stopped; running answers were cancelled").rejection() from None
 
 
 def _keys(key_files: Sequence[str]) -> "Keys":
@@ -203,23 +202,23 @@ def _make_service_of_location(
     name = name or _default_name(location)
     if not is_app(location):
         if role or knowledge or engine != "auto":
-            raise Reject(
-                no_such_role(
-                    f"`{location}` is no folder of the target `rttc`",
-                    help="serve it without --role, --knowledge and --engine",
-                )
-            )
+            raise no_such_role(
+                f"`{location}` is no folder of the target `rttc`",
+                help="serve it without --role, --knowledge and --engine",
+            ).rejection()
         return model_service(location, name, shared, parallel, queue, adapters, mapped, speculation)
     if adapters:
-        raise Reject(no_such_role(f"`{location}` chooses what answers by itself", help="serve it without --adapter"))
+        raise no_such_role(
+            f"`{location}` chooses what answers by itself", help="serve it without --adapter"
+        ).rejection()
     if role == "server" and knowledge:
-        raise Reject(no_such_role("a server has the base itself", help="give --knowledge to its clients"))
+        raise no_such_role("a server has the base itself", help="give --knowledge to its clients").rejection()
     if role == "server":
         return knowledge_service(location, name, shared, engine)
     if role not in (None, "client"):
-        raise Reject(no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`"))
+        raise no_such_role(f"`{role}` is no role", help="write `--role client` or `--role server`").rejection()
     if engine != "auto":
-        raise Reject(no_such_role("a client has no --engine", help="give it to the server of --role server"))
+        raise no_such_role("a client has no --engine", help="give it to the server of --role server").rejection()
     return guided_service(location, name, shared, queue, knowledge, speculation)
 
 

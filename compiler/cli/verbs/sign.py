@@ -6,21 +6,19 @@ from typing import Annotated
 import typer
 
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
-_folder = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
-_key = typer.Option("--key", metavar="FILE", help="The secret key to sign with.", show_default=False)
-_new = typer.Option(
-    "--new-key", metavar="FILE", help="Make a secret key, and FILE.pub for those who check.", show_default=False
-)
-_verify = typer.Option(
+_folder = argument("ARTIFACT", "A folder that `effc compile` wrote.")
+_key = option("The secret key to sign with.", "--key", metavar="FILE")
+_new = option("Make a secret key, and FILE.pub for those who check.", "--new-key", metavar="FILE")
+_verify = option(
+    "Sign nothing: check that this public key (`ed25519:...` or a file) signed the artifact; "
+    "repeatable, one of them must.",
     "--require-signature",
     "--verify-key",
     metavar="KEY",
-    show_default=False,
-    help="Sign nothing: check that this public key (`ed25519:...` or a file) signed the artifact; "
-    "repeatable, one of them must.",
 )
-_note = typer.Option("--note", metavar="TEXT", help="A word that is signed too.", show_default=False)
+_note = option("A word that is signed too.", "--note", metavar="TEXT")
 
 
 def register(app: typer.Typer) -> None:

@@ -11,6 +11,7 @@ import typer
 from ....dsl.syntax.render import diagnostics_as_json
 from .flags import SharedFlags, make_verb
 from .gate_report import at_worst, junit_report, markdown_report, outcome_value_text, results_json
+from .options import argument, option
 from .output import SCHEMA, code_of, json_text
 
 if TYPE_CHECKING:
@@ -18,25 +19,13 @@ if TYPE_CHECKING:
 
 REPORTS = (".json", ".xml", ".md")
 
-_subject = typer.Argument(
-    metavar="ARTIFACT|RECIPE",
-    help="An artifact, or a recipe whose artifacts exist.",
-    show_default=False,
-    readable=False,
+_subject = argument("ARTIFACT|RECIPE", "An artifact, or a recipe whose artifacts exist.", readable=False)
+_out = option("Where the artifacts of a recipe are.", "-o", "--output", metavar="FOLDER", show_default=True)
+_bless = option("Write NAME.baseline.json beside the recipe: what later tests are held against.", "--bless")
+_report = option(
+    "Write the result to a file, too: .json, .xml (JUnit) or .md by its name; repeatable.", "--report", metavar="FILE"
 )
-_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifacts of a recipe are.")
-_bless = typer.Option(
-    "--bless", show_default=False, help="Write NAME.baseline.json beside the recipe: what later tests are held against."
-)
-_report = typer.Option(
-    "--report",
-    metavar="FILE",
-    show_default=False,
-    help="Write the result to a file, too: .json, .xml (JUnit) or .md by its name; repeatable.",
-)
-_recipe = typer.Option(
-    "--recipe", metavar="FILE", show_default=False, help="The recipe of an artifact, where it is not beside it."
-)
+_recipe = option("The recipe of an artifact, where it is not beside it.", "--recipe", metavar="FILE")
 
 
 def register(app: typer.Typer) -> None:

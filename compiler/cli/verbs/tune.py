@@ -17,6 +17,7 @@ from ...core.quantity import duration_text, size
 from .compile import artifact_summary_text
 from .flags import SharedFlags, make_verb, pipeline_option
 from .new import Judge, choose_evaluation, display_name, source_expression
+from .options import argument, option
 from .output import code_of
 
 if TYPE_CHECKING:
@@ -30,41 +31,23 @@ PIPELINE = "tuned"
 LENGTH, ROWS = 256, 32  # of a row of own text in tokens, and of a data set in rows
 LONGEST_TEXT = 20_000_000  # characters of own text that are read
 COMMAND_LINE = Path("command-line")  # name of a recipe that stands in no file, in diagnostics
-_subject = typer.Argument(
-    metavar="RECIPE|MODEL", help="A recipe with open steps, or a model as `effc new` takes it.", show_default=False
+_subject = argument("RECIPE|MODEL", "A recipe with open steps, or a model as `effc new` takes it.")
+_out = option("Where the artifact goes.", "-o", "--output", metavar="FOLDER", show_default=True)
+_force = option("Replace what exists.", "--force")
+_for = option("Of a model: the target.", "--for", metavar="TARGET", show_default=True)
+_optimize = option("Of a model: the metric to be best at.", "--optimize", metavar="METRIC", show_default=True)
+_against = option("Of a model: a second metric; the front between both is compiled.", "--against", metavar="METRIC")
+_expect = option('Of a model: a bound, such as "perplexity <= 1.02 * base"; repeatable.', "--expect", metavar="BOUND")
+_within = option("Of a model: time for the search.", "--within", metavar="TIME", show_default=True)
+_data = option(
+    "Of a model: text of yours; it is cut into rows to calibrate, to choose and to judge by.", "--data", metavar="FILE"
 )
-_out = typer.Option("-o", "--output", metavar="FOLDER", help="Where the artifact goes.")
-_force = typer.Option("--force", help="Replace what exists.", show_default=False)
-_for = typer.Option("--for", metavar="TARGET", help="Of a model: the target.")
-_optimize = typer.Option("--optimize", metavar="METRIC", help="Of a model: the metric to be best at.")
-_against = typer.Option(
-    "--against",
-    metavar="METRIC",
-    show_default=False,
-    help="Of a model: a second metric; the front between both is compiled.",
-)
-_expect = typer.Option(
-    "--expect",
-    metavar="BOUND",
-    show_default=False,
-    help='Of a model: a bound, such as "perplexity <= 1.02 * base"; repeatable.',
-)
-_within = typer.Option("--within", metavar="TIME", help="Of a model: time for the search.")
-_data = typer.Option(
-    "--data",
-    metavar="FILE",
-    show_default=False,
-    help="Of a model: text of yours; it is cut into rows to calibrate, to choose and to judge by.",
-)
-_candidate = typer.Option(
+_candidate = option(
+    'Compile this candidate, as the summary names it ("int8, inputs int16"), instead of the best.',
     "--candidate",
     metavar="NAME",
-    show_default=False,
-    help='Compile this candidate, as the summary names it ("int8, inputs int16"), instead of the best.',
 )
-_explain = typer.Option(
-    "--explain", help="Say what would be tried, in which order and for how long.", show_default=False
-)
+_explain = option("Say what would be tried, in which order and for how long.", "--explain")
 
 
 @dataclass(frozen=True)
@@ -223,7 +206,7 @@ def own_text(file: Path, judge: Judge, origin: "Origin") -> Judge:
         needed = 3 * ROWS * LENGTH
         if tokens < needed:
             message = f"{file} has {tokens} tokens, and a search of steps needs {needed}: three sets of {ROWS} rows"
-            raise Reject(too_short(message, help="take a longer text, or leave `--data` out"))
+            raise too_short(message, help="take a longer text, or leave `--data` out").rejection()
         if (left := (tokens - needed) // LENGTH) >= 64:
             sets["train"] = (3 * ROWS, min(left, 512))
     rows = f"text({quoted(file.as_posix())}, samples: {{}}, skip: {{}}, length: {LENGTH}, seed: 7)"

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .flags import SharedFlags, make_verb
+from .options import argument, option
 
 if TYPE_CHECKING:
     from ...artifacts.manifest import Manifest
 
-_folder = typer.Argument(metavar="ARTIFACT", help="A folder that `effc compile` wrote.", show_default=False)
-_key = typer.Option(
+_folder = argument("ARTIFACT", "A folder that `effc compile` wrote.")
+_key = option(
+    "A public key (`ed25519:...` or a file), one of which must have signed the artifact; repeatable.",
     "--require-signature",
     "--verify-key",
     metavar="KEY",
-    show_default=False,
-    help="A public key (`ed25519:...` or a file), one of which must have signed the artifact; repeatable.",
 )
 
 

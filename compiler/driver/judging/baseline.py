@@ -165,7 +165,7 @@ def _baseline_measure(measure: Measure, result: "Tested") -> dict[str, Any]:
     clocked = measure.metric in result.compared.ratios
     value = measure.ratio if clocked else measure.compiled
     if value is None or not math.isfinite(value):
-        raise Reject(nothing_blessed(f"`{measure.metric}` is {value}, which is nothing to compare with"))
+        raise nothing_blessed(f"`{measure.metric}` is {value}, which is nothing to compare with").rejection()
     return {
         "metric": measure.metric,
         "unit": "" if clocked else measure.unit,
@@ -194,17 +194,17 @@ def read_baseline(recipe_path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(broken_baseline(f"{file} is no JSON that can be read", help=_REMEDY)) from error
+        raise broken_baseline(f"{file} is no JSON that can be read", help=_REMEDY).rejection() from error
     try:
         _check_baseline_form(body)
     except MALFORMED as error:
         reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
         reason = "a part is of another form" if isinstance(error, TypeError) else reason
-        raise Reject(broken_baseline(f"{file} is no baseline: {reason}", help=_REMEDY)) from error
+        raise broken_baseline(f"{file} is no baseline: {reason}", help=_REMEDY).rejection() from error
     if body["recipe"] != recipe_path.name:
-        raise Reject(
-            foreign_baseline(f"{file} was written for {body['recipe']}, not for {recipe_path.name}", help=_REMEDY)
-        )
+        raise foreign_baseline(
+            f"{file} was written for {body['recipe']}, not for {recipe_path.name}", help=_REMEDY
+        ).rejection()
     return body
 
 
@@ -242,16 +242,16 @@ def find_comparable_entry(
     entry = next((a for a in body["artifacts"] if {n: a[n] for n in artifact_key} == dict(artifact_key)), None)
     if entry is None:
         message = f"the baseline has no artifact `{artifact_key['artifact']}` of pipeline `{artifact_key['pipeline']}`"
-        raise Reject(foreign_baseline(message, plan.pipeline.span, help=_REMEDY))
+        raise foreign_baseline(message, plan.pipeline.span, help=_REMEDY).rejection()
     current = inputs(plan, ctx)
     for name in sorted(current.keys() & entry["inputs"].keys()):
         if current[name] != entry["inputs"][name]:
             message = f"{name} is another than when the baseline was written"
-            raise Reject(foreign_baseline(message, _span(name, plan), help=_REMEDY))
+            raise foreign_baseline(message, _span(name, plan), help=_REMEDY).rejection()
     return entry
 
 
-def held_bound(recipe: Path, plan: "Plan", bound: Bound) -> Bound | None:
+def baseline_bound(recipe: Path, plan: "Plan", bound: Bound) -> Bound | None:
     """Bound that a baseline sets on the metric of another: the widest limit of the pipeline's artifacts; None where it
     has none, or times, which hold on one machine alone."""
     body = read_baseline(recipe)

@@ -120,8 +120,8 @@ class Outcome:
             return f"not certain: {self.rows} are too few to say"
         if is_decided(self.bound, self.original, self.interval, self.unit):
             return ""
-        ends, limit = self.relative_interval
-        return f"not certain: {self.rows} leave {ends}, the limit is {limit}"
+        interval, limit = self.relative_interval
+        return f"not certain: {self.rows} leave {interval}, the limit is {limit}"
 
     @property
     def decided_by(self) -> str:

@@ -58,21 +58,21 @@ def read_until_decided(bound: Bound, limit: float, metric: Any, model: Any, orig
         test = test or _paired_bound(latest[0].form, limit, sign, bound, total)
         test.add([sign * d for d in _differences(latest, limit)], latest[0].counts)
     assert test.verdict is not None, f"{read} of {total} rows are no verdict"
-    score, *others = (Score(rows.value, rows) for rows in map(_joined, parts))
-    baseline, ends = others[0] if others else None, test.interval()
-    if ends is not None:
-        ends = _in_unit((min(sign * e for e in ends), max(sign * e for e in ends)), score, baseline, limit)
-    return Reading(score, baseline, test.verdict, ends, total)
+    score, *baselines = (Score(rows.value, rows) for rows in map(_joined, parts))
+    baseline, interval = baselines[0] if baselines else None, test.interval()
+    if interval is not None:
+        interval = _in_unit((min(sign * e for e in interval), max(sign * e for e in interval)), score, baseline, limit)
+    return Reading(score, baseline, test.verdict, interval, total)
 
 
 def _paired_bound(form: str, limit: float, sign: float, bound: Bound, total: int) -> PairedBound:
     assert bound.confidence is not None, "a bound without confidence reads all rows"
-    at_most = 0.0
+    difference_limit = 0.0
     if form == "exp":
-        at_most = sign * math.log(limit) if limit > 0 else -sign * math.inf
+        difference_limit = sign * math.log(limit) if limit > 0 else -sign * math.inf
     worst, best = (-limit, 1.0) if bound.baseline else (-limit, 1.0 - limit)
     extremes = (min(sign * worst, sign * best), max(sign * worst, sign * best)) if form == "share" else None
-    return PairedBound(total, at_most, bound.confidence, extremes)
+    return PairedBound(total, difference_limit, bound.confidence, extremes)
 
 
 def _differences(scores: Sequence[RowScores], limit: float) -> list[float]:
@@ -80,8 +80,8 @@ def _differences(scores: Sequence[RowScores], limit: float) -> list[float]:
     result, *originals = scores
     if result.form == "exp":
         return [a - b for a, b in zip(result.sums, originals[0].sums if originals else repeat(0.0), strict=False)]
-    others = originals[0].sums if originals else result.counts
-    return [a - limit * b for a, b in zip(result.sums, others, strict=True)]
+    reference_sums = originals[0].sums if originals else result.counts
+    return [a - limit * b for a, b in zip(result.sums, reference_sums, strict=True)]
 
 
 def _joined(parts: Sequence[RowScores]) -> RowScores:

@@ -26,7 +26,7 @@ not_compiled = Fault(
     "No artifact of the recipe is where it should be.\n\nCompile the recipe, or say with `-o` where its artifacts are.",
     exit="usage",
 )
-recipe_lost = Fault(
+missing_recipe = Fault(
     "recipe-lost",
     "The recipe that an artifact was compiled from is not beside it.\n\n"
     "The artifact holds its text, but paths to data are relative to the file. `--recipe FILE` names it.",
@@ -95,12 +95,10 @@ def remeasure_recipe(session: "Session", plans: "Sequence[Plan]", out: Path, ble
                 artifacts.append((path, plan))
                 stale += _stale_diagnostics(path, emit, plan)
     if not artifacts:
-        raise Reject(
-            not_compiled(
-                f"{out} holds no artifact of {session.path}",
-                help=f"effc compile {quote(str(session.path))}, or name their folder with -o",
-            )
-        )
+        raise not_compiled(
+            f"{out} holds no artifact of {session.path}",
+            help=f"effc compile {quote(str(session.path))}, or name their folder with -o",
+        ).rejection()
     if stale:
         raise Reject(*stale)
     results = _remeasure_artifacts(artifacts, session, bless)
@@ -133,18 +131,16 @@ def recipe_and_params(path: Path, recipe: Path | None) -> tuple[Path, dict[str, 
 
     manifest = read_manifest(path)
     if not _measurable(manifest):
-        raise Reject(
-            other_kind(
-                f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
-                help="test the artifact of another target of the same recipe",
-            )
-        )
+        raise other_kind(
+            f"{path} was written by the target `{manifest.kind}` and holds no model to measure",
+            help="test the artifact of another target of the same recipe",
+        ).rejection()
     file = recipe or find_recipe_file(path, manifest)
     if file is None:
         name = manifest.recipe.get("name", "its recipe")
-        raise Reject(
-            recipe_lost(f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe")
-        )
+        raise missing_recipe(
+            f"{name}, which {path} was compiled from, is not beside it", help="name it with --recipe"
+        ).rejection()
     return file, params_set_at_compile(manifest)
 
 
@@ -156,28 +152,24 @@ def remeasure_artifact(path: Path, session: "Session", plans: "Sequence[Plan]") 
     variant = manifest.recipe.get("variant", "")
     matching = [p for p in plans if (p.pipeline.name, p.recipe.variant) == (manifest.name, variant)]
     if not matching:
-        raise Reject(
-            recipe_lost(
-                f"{session.path} has no pipeline `{manifest.name}` any more",
-                help="name the recipe of the artifact with --recipe",
-            )
-        )
+        raise missing_recipe(
+            f"{session.path} has no pipeline `{manifest.name}` any more",
+            help="name the recipe of the artifact with --recipe",
+        ).rejection()
     return _remeasure_artifacts([(path, matching[0])], session)
 
 
 def _remeasure_artifacts(artifacts: "list[tuple[Path, Plan]]", session: "Session", bless: bool = False) -> list[Tested]:
     if not any(plan.pipeline.expects for _, plan in artifacts):
-        raise Reject(
-            nothing_expected(f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`")
-        )
+        raise nothing_expected(
+            f"{session.path} expects nothing", help="add `expect NAME { params <= 0.9 * base }`"
+        ).rejection()
     spoken = [(path, plan) for path, plan in artifacts if _speaks_of(plan, path)]
     if not spoken:
-        raise Reject(
-            nothing_expected(
-                f"no bound of the recipe speaks of {artifacts[0][0]}",
-                help="its bounds are `in` other artifacts or points: test those",
-            )
-        )
+        raise nothing_expected(
+            f"no bound of the recipe speaks of {artifacts[0][0]}",
+            help="its bounds are `in` other artifacts or points: test those",
+        ).rejection()
     from . import baseline
 
     body = None if bless else baseline.read_baseline(session.path)
@@ -259,12 +251,9 @@ def _judge_artifact(path: Path, plan: "Plan", cache: "Cache", ctx: "Context") ->
     if results is not None:
         bounds = tuple(replace(b, part="") for b in bounds)
     elif facts(manifest.kind).get("later") and any(b.part for b in bounds):
-        raise Reject(
-            not_run(
-                f"{path} has not run, and bounds speak of what it gives",
-                help=f"effc run {quote(str(path))}, then test it",
-            )
-        )
+        raise not_run(
+            f"{path} has not run, and bounds speak of what it gives", help=f"effc run {quote(str(path))}, then test it"
+        ).rejection()
     plan = replace(plan, pipeline=replace(plan.pipeline, expects=bounds))
     if results is not None:
         return Verdicts(plan, cache, ctx).judge_front(results)[0]

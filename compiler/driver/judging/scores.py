@@ -35,8 +35,8 @@ class Score:
             return None
         if original is None or original.rows is None or not original.value:
             return metric_interval(self.rows)
-        ends = metric_interval(self.rows, original.rows)
-        return ends and (ends[0] * original.value, ends[1] * original.value)
+        interval = metric_interval(self.rows, original.rows)
+        return interval and (interval[0] * original.value, interval[1] * original.value)
 
     def to_json(self) -> Any:
         return self.value if self.rows is None else asdict(self.rows)

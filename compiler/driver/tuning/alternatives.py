@@ -98,7 +98,9 @@ def candidate_named(name: str, candidates: Sequence[Candidate]) -> Candidate:
         if candidate.name == name:
             return candidate
     names = [c.name for c in candidates]
-    raise Reject(unknown_candidate(f"no candidate is called `{name}`", help=nearest_name_help(name, names, "there is")))
+    raise unknown_candidate(
+        f"no candidate is called `{name}`", help=nearest_name_help(name, names, "there is")
+    ).rejection()
 
 
 def _refuse_unmatched_patterns(wish: Wish, alternatives: list[Alternative]) -> None:
@@ -155,19 +157,19 @@ def _numbers(wish: Wish) -> Iterator[Alternative]:
     """Formats that the target declares, as far as its arguments are not written; of four bits also calibrated."""
     word = wish.session.registry.vocabulary.word("target", wish.emit.call.word)
     assert word is not None, f"no target {wish.emit.call.word}"
-    data, written = wish.data.name, wish.emit.call.spans
+    data, spans = wish.data.name, wish.emit.call.spans
     for arguments, steps, packs in word.facts.get("formats", ()):
-        if any(name in written for name in arguments):
+        if any(name in spans for name in arguments):
             continue
         passes = tuple(step.partition("(")[0] for step in steps)
         texts = tuple(f"{p.rpartition('.')[2]} = {s.format(data=data)}" for p, s in zip(passes, steps, strict=True))
         format = list(map(str, arguments.values()))[:1]
-        others = [f"{name} {value}" for name, value in list(arguments.items())[1:]]
+        further = [f"{name} {value}" for name, value in list(arguments.items())[1:]]
         calibrated = " and ".join(p.partition(".")[2] for p in passes)
-        label = ", ".join([*format, *others]) + (" by " if format and passes else "") + calibrated
-        written_arguments = ", ".join(f"{name}: {value}" for name, value in arguments.items())
-        yield Alternative(label, texts, written_arguments, (*format, *passes), packs)
-    if word.name == "native" and "weights" not in written:
+        label = ", ".join([*format, *further]) + (" by " if format and passes else "") + calibrated
+        argument_text = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+        yield Alternative(label, texts, argument_text, (*format, *passes), packs)
+    if word.name == "native" and "weights" not in spans:
         yield from _mixed(wish)
 
 

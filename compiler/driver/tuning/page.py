@@ -26,18 +26,18 @@ def write_page(tuned: Tuned, path: Path) -> None:
         "Values beside the original's, on rows that no bound reads; of a first look, on 8 rows, the change alone."
     )
     sheets = {c: a.sheet for c, compiled in tuned.chosen.items() for r in compiled.results for a in r.artifacts[:1]}
-    about = f"The best at {heads[0]} among candidates that keep all bounds."
+    caption = f"The best at {heads[0]} among candidates that keep all bounds."
     if tuned.unmet:
-        about = "The artifact misses a bound on rows that it was not chosen by."
+        caption = "The artifact misses a bound on rows that it was not chosen by."
     elif search.is_named:
-        about = "A candidate that was asked for by its name."
+        caption = "A candidate that was asked for by its name."
     elif search.is_front:
-        about = f"Candidates that keep all bounds, and of which none is better at both {heads[0]} and {heads[1]}."
+        caption = f"Candidates that keep all bounds, and of which none is better at both {heads[0]} and {heads[1]}."
     html = render_template(
         "search.html",
         title=search.wish.pipeline.name,
         origin=search.wish.context.origin.label,
-        about=about,
+        about=caption,
         hint=hint,
         chosen=[(c.name, measure_table_rows(sheet)) for c, sheet in sheets.items() if sheet],
         facts=next((origin_facts(sheet) for sheet in sheets.values() if sheet), []),

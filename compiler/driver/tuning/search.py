@@ -150,17 +150,15 @@ class Search:
         planned = self.journal.planned_seconds({c: p.seconds for c, p in plans.items()})
         first = self._quick_trial(self.unchanged, plans.get(self.unchanged))
         if first.refused:
-            raise Reject(not_measurable(f"the unchanged model: {first.refused}", self.wish.emit.call.span))
+            raise not_measurable(f"the unchanged model: {first.refused}", self.wish.emit.call.span).rejection()
         shortest = min((planned[c] for c in plans if c != self.unchanged), default=0.0)
         if first.seconds + shortest > self.wish.seconds:
             needed = duration_text(first.seconds + shortest)
-            raise Reject(
-                too_little_time(
-                    f"the unchanged model and the shortest change take {needed}",
-                    self.wish.step.call.where("within"),
-                    help=f"give it more, such as within: {max(1, round(4 * (first.seconds + shortest) / 60))}min",
-                )
-            )
+            raise too_little_time(
+                f"the unchanged model and the shortest change take {needed}",
+                self.wish.step.call.where("within"),
+                help=f"give it more, such as within: {max(1, round(4 * (first.seconds + shortest) / 60))}min",
+            ).rejection()
         for candidate in sorted(plans, key=lambda c: (_magnitude(planned[c]), disk_bytes(plans[c]))):
             if self.seconds + planned[candidate] <= SINGLES * self.wish.seconds:
                 self._quick_trial(candidate, plans[candidate])
@@ -206,8 +204,8 @@ class Search:
         finalists = self.front(self.quick_trials, SLACK) if self.is_front else []
         finalists = finalists or self.ranked(self.quick_trials, SLACK)[:count]
         self.finals |= self._measured(dict.fromkeys(finalists), 0)
-        others = [c for c in self.ranked(self.quick_trials) if c not in self.finals]
-        for candidate in others[:FINALISTS]:
+        remaining = [c for c in self.ranked(self.quick_trials) if c not in self.finals]
+        for candidate in remaining[:FINALISTS]:
             if self.best or self.violation(self.quick_trials[candidate]) or self.seconds >= self.wish.seconds:
                 return
             self.finals |= self._measured({candidate: None}, 0)

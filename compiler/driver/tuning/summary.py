@@ -35,9 +35,9 @@ def others_text(search: Search) -> str:
         return "this one was asked for by its name"
     if search.out_of_time:
         return "time ran out before the others were judged, and the same command with more time goes on"
-    refused = count_text(search.refused_count, "candidate")
+    rejected = count_text(search.refused_count, "candidate")
     sentence = "the others were predicted to be no better"
-    return f"{refused} refused by the target or a pass; {sentence}" if search.refused_count else sentence
+    return f"{rejected} refused by the target or a pass; {sentence}" if search.refused_count else sentence
 
 
 def rows(tuned: Tuned) -> list[Row]:
@@ -45,8 +45,8 @@ def rows(tuned: Tuned) -> list[Row]:
     search = tuned.search
     trials = {**search.quick_trials, **search.finals}
     ranked = [*search.ranked(search.finals), *(c for c in search.ranked(search.quick_trials) if c not in search.finals)]
-    refused = [Row(c.name, (), f"refused: {t.refused}") for c, t in trials.items() if t.refused]
-    return [_row(tuned, c, trials[c]) for c in ranked if c in trials and not trials[c].refused] + refused
+    rejected = [Row(c.name, (), f"refused: {t.refused}") for c, t in trials.items() if t.refused]
+    return [_row(tuned, c, trials[c]) for c in ranked if c in trials and not trials[c].refused] + rejected
 
 
 def _row(tuned: Tuned, candidate: Candidate, trial: Trial) -> Row:

@@ -150,7 +150,7 @@ class Trials:
         original = ctx.origin.load().eval()
         refs = dict(zip(self.metrics, (b.metric for b in plan.pipeline.expects), strict=True))
         known = cached_original_values(plan, self.cache, ctx)
-        refused: dict[Candidate, str] = {}
+        rejected: dict[Candidate, str] = {}
         values: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
         ranges: dict[Candidate, dict[str, tuple[float, float]]] = {candidate: {} for candidate in opened}
         seconds = {candidate: spent for candidate, (_, spent) in opened.items()}
@@ -165,22 +165,22 @@ class Trials:
                 try:
                     values[candidate][text] = measure_score(metric, model, ctx).value, known[key].value
                 except Reject as rejection:  # logits that are no numbers
-                    refused[candidate] = "; ".join(d.message for d in rejection.diagnostics)
+                    rejected[candidate] = "; ".join(d.message for d in rejection.diagnostics)
                 seconds[candidate] += time.monotonic() - started
         remember(known, {}, plan, self.cache, ctx)
         for text, ref in refs.items():
-            models = {c.name: model for c, (model, _) in opened.items() if c not in refused}
+            models = {c.name: model for c, (model, _) in opened.items() if c not in rejected}
             if ctx.metric(ref).timed and models:
                 started = time.monotonic()
                 limit = QUICK_SECONDS if rows else PRECISE_SECONDS
                 timed, untimed = times_or_refusals(original, models, ctx.metric(ref), limit)
-                refused |= {c: untimed[c.name] for c in opened if c.name in untimed}
+                rejected |= {c: untimed[c.name] for c in opened if c.name in untimed}
                 for candidate in (c for c in opened if c.name in timed):
                     values[candidate][text], ranges[candidate][text] = timed[candidate.name]
                     seconds[candidate] += (time.monotonic() - started) / len(models)
         return {
-            c: Trial(rows=rows, seconds=seconds[c], refused=refused[c])
-            if c in refused
+            c: Trial(rows=rows, seconds=seconds[c], refused=rejected[c])
+            if c in rejected
             else Trial(values[c], rows, seconds[c], ranges=ranges[c])
             for c in opened
         }
@@ -197,14 +197,14 @@ def times_or_refusals(
         if untimed_reason(rejection):
             raise
         measure_single(metric.clock(original), original)
-    refused = {}
+    rejected = {}
     for name, model in models.items():
         try:
             measure_single(metric.clock(model), model)
         except Reject as rejection:
-            refused[name] = "; ".join(d.message for d in rejection.diagnostics)
-    rest = {name: model for name, model in models.items() if name not in refused}
-    return times_beside_original(original, rest, metric, seconds) if rest else {}, refused
+            rejected[name] = "; ".join(d.message for d in rejection.diagnostics)
+    measurable = {name: model for name, model in models.items() if name not in rejected}
+    return times_beside_original(original, measurable, metric, seconds) if measurable else {}, rejected
 
 
 def times_beside_original(original: Any, models: Mapping[str, Any], metric: Any, seconds: float) -> dict[str, Times]:

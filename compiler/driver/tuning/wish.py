@@ -11,7 +11,7 @@ from ....dsl.checker.recipe import Bound, Emit, Invocation, Pipeline, Recipe, St
 from ....dsl.checker.value_text import quoted, value_text
 from ....dsl.checker.values import DataRef, MetricRef, references_in
 from ....dsl.syntax import ast
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.format import format_source
 from ....dsl.syntax.parse import parse
 from ....dsl.syntax.source import Source, Span
@@ -116,12 +116,12 @@ class Wish:
     def _spans_of_other_open_pipelines(self) -> list[Span]:
         statements = parse(self.recipe.source).file.statements
         pipelines = [s for s in statements if isinstance(s, ast.Pipeline) and s.name.path != self.pipeline.name]
-        others = {p.name.path for p in pipelines if any(s.call.name.path == OPEN_STEPS for s in p.steps)}
+        open_pipelines = {p.name.path for p in pipelines if any(s.call.name.path == OPEN_STEPS for s in p.steps)}
         return [
             s.span
             for s in statements
-            if (isinstance(s, ast.Pipeline) and s.name.path in others)
-            or (isinstance(s, (ast.Expect, ast.Emit)) and s.pipeline.path in others)
+            if (isinstance(s, ast.Pipeline) and s.name.path in open_pipelines)
+            or (isinstance(s, (ast.Expect, ast.Emit)) and s.pipeline.path in open_pipelines)
         ]
 
     def _without_unused(self, source: Source) -> Source:
@@ -152,29 +152,27 @@ def read_wish(session: Session) -> Wish:
     recipes = session.recipes(resolve=True)
     opened = [(r, p, s) for r in recipes for p in r.pipelines.values() for s in p.steps if s.call.word == OPEN_STEPS]
     if not opened:
-        raise Reject(
-            not_open(
-                f"{session.path} has no open steps",
-                help="write `best = search.steps(optimize: decode.p50, ...)`, or name a model instead of a recipe",
-            )
-        )
+        raise not_open(
+            f"{session.path} has no open steps",
+            help="write `best = search.steps(optimize: decode.p50, ...)`, or name a model instead of a recipe",
+        ).rejection()
     recipe, pipeline, step = opened[0]
     if len(opened) > 1:
-        others = tuple((s.call.span, "here, too") for _, _, s in opened[1:] if s.call.span)
+        also_open = tuple((s.call.span, "here, too") for _, _, s in opened[1:] if s.call.span)
         message = "steps are open in several places, or in several variants"
-        raise Reject(not_open(message, step.call.span, related=others, help="name one by `--pipeline`, or keep one"))
+        raise not_open(
+            message, step.call.span, related=also_open, help="name one by `--pipeline`, or keep one"
+        ).rejection()
     emits = [e for e in pipeline.emits if not session.registry.describes_artifacts(e.call.word)]
     if len(emits) != 1:
-        raise Reject(
-            not_open(
-                f"steps are searched for one target, and `{pipeline.name}` emits {len(emits) or 'no model'}",
-                pipeline.span,
-                help="emit one that holds a model; the recipe that comes out can get more",
-            )
-        )
+        raise not_open(
+            f"steps are searched for one target, and `{pipeline.name}` emits {len(emits) or 'no model'}",
+            pipeline.span,
+            help="emit one that holds a model; the recipe that comes out can get more",
+        ).rejection()
     if step.call.args["against"] is not None and len(pipeline.emits) > 1:
         message = f"a front has several artifacts of one target, and `{pipeline.name}` emits more"
-        raise Reject(not_open(message, pipeline.span, help="leave the others out"))
+        raise not_open(message, pipeline.span, help="leave the others out").rejection()
     return Wish(session, recipe, pipeline, step, emits[0])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ....dsl.checker.values import DataRef
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...models.rows.classifier import classification_rows
 from ...plugin.context import Context
 from ...plugin.interfaces import Metric, param
@@ -35,7 +35,7 @@ class Accuracy(Metric):
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         labels = ctx.labels(self.data)
         if labels is None:
-            raise Reject(no_labels(f"`{self.data.name}` has no classes", help="declare it with `labels`"))
+            raise no_labels(f"`{self.data.name}` has no classes", help="declare it with `labels`").rejection()
         rows, lengths = ctx.rows(self.data), ctx.prompts(self.data)
         if indices is not None:
             some = list(indices)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from ....dsl.checker.values import DataRef
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...inputs.data.choices import Choices, Item
 from ...models.rows.forward import continuation_logprobs, finite
 from ...plugin.context import Context
@@ -54,7 +54,7 @@ class Choice(Metric):
     def _questions(self, ctx: Context) -> list[Item]:
         data = ctx.data(self.data)
         if not isinstance(data, Choices):
-            raise Reject(
-                no_choices(f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`")
-            )
+            raise no_choices(
+                f"`{self.data.name}` has rows, not questions with options", help="make it with `choices`"
+            ).rejection()
         return data.tokenize_questions(ctx.tokenizer, ctx.relative_to(ctx.recipe.data[self.data.name]))

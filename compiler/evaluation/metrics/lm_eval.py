@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
@@ -46,21 +46,17 @@ class LmEval(Metric):
     def measure(self, model: nn.Module, ctx: Context) -> float:
         check_modules(self.requires, self.extra, "metric lm_eval")
         if self.tasks and not ctx.settings.trust_remote_code:
-            raise Reject(
-                remote_code(
-                    f"lm_eval reads tasks from {ctx.folder / self.tasks}, which may hold code",
-                    help="read those files, then add --trust-remote-code",
-                )
-            )
+            raise remote_code(
+                f"lm_eval reads tasks from {ctx.folder / self.tasks}, which may hold code",
+                help="read those files, then add --trust-remote-code",
+            ).rejection()
         scores = self._scores(model, ctx)
         values = {name.removesuffix(",none"): value for name, value in scores.items() if isinstance(value, float)}
         if self.score not in values:
-            raise Reject(
-                unknown_task(
-                    f"the task `{self.task}` has no score `{self.score}`",
-                    help=nearest_name_help(self.score, values, "it has"),
-                )
-            )
+            raise unknown_task(
+                f"the task `{self.task}` has no score `{self.score}`",
+                help=nearest_name_help(self.score, values, "it has"),
+            ).rejection()
         return finite(values[self.score], f"lm_eval `{self.task}`")
 
     def _scores(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
@@ -70,11 +66,9 @@ class LmEval(Metric):
 
         manager = TaskManager(include_path=str(ctx.folder / self.tasks) if self.tasks else None)
         if self.task not in manager.all_tasks:
-            raise Reject(
-                unknown_task(
-                    f"the harness has no task `{self.task}`", help=nearest_name_help(self.task, manager.all_tasks)
-                )
-            )
+            raise unknown_task(
+                f"the harness has no task `{self.task}`", help=nearest_name_help(self.task, manager.all_tasks)
+            ).rejection()
         tokenizer = require_tokenizer(ctx.tokenizer, ctx)
         try:
             with without_library_logs(), redirect_stderr(StringIO()), evaluating(model):  # its bars have no switch
@@ -93,11 +87,9 @@ class LmEval(Metric):
                     fewshot_random_seed=ctx.seed,
                 )
         except (ConnectionError, FileNotFoundError) as error:
-            raise Reject(
-                task_unreachable(
-                    f"the data of the task `{self.task}` can't be had",
-                    help="check the network; what was fetched once is kept",
-                    note=first_line(error),
-                )
-            ) from error
+            raise task_unreachable(
+                f"the data of the task `{self.task}` can't be had",
+                help="check the network; what was fetched once is kept",
+                note=first_line(error),
+            ).rejection() from error
         return result["results"][self.task]

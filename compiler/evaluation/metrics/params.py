@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...ir.layers.linear import count_params
 from ...ir.weights import HasWeightSizes
 from ...plugin.context import Context
@@ -37,10 +37,8 @@ class Params(Metric):
         if not isinstance(model, HasWeightSizes):
             return count_params(model)
         if model.n_params is None:
-            raise Reject(
-                params_untold(
-                    "the exported program does not say how many numbers its packed weights stand for",
-                    help="compile it again with this effc",
-                )
-            )
+            raise params_untold(
+                "the exported program does not say how many numbers its packed weights stand for",
+                help="compile it again with this effc",
+            ).rejection()
         return model.n_params

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ....dsl.checker.values import DataRef
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...inputs.data.texts import Texts
 from ...models.rows.encoder_states import all_states, resolve_pooling_name
 from ...models.rows.forward import finite
@@ -52,12 +52,10 @@ class Retrieval(Metric):
     def score_rows(self, model: nn.Module, ctx: Context, indices: Sequence[int] | None = None) -> RowScores:
         data = ctx.data(self.data)
         if not isinstance(data, Texts) or len(data.fields) != 2:
-            raise Reject(
-                no_partners(
-                    f"`{self.data.name}` has no texts with a partner each",
-                    help='make it with `texts`, and name two: `fields: ["question", "answer"]`',
-                )
-            )
+            raise no_partners(
+                f"`{self.data.name}` has no texts with a partner each",
+                help='make it with `texts`, and name two: `fields: ["question", "answer"]`',
+            ).rejection()
         pooling = resolve_pooling_name(ctx.origin.folder, self.pooling)
         pooled = [reciprocal.pooled.double() for reciprocal in all_states(model, ctx.rows(self.data), pooling)]
         queries, sought = nn.functional.normalize(torch.cat(pooled), dim=-1).chunk(2)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, bad_record, check_fields, read_records, text_of
+from ..records import Record, check_fields, invalid_record, read_records, text_of
 from ..windows import content_identity, encode, find_files, require_tokenizer, token_windows
 
 no_speakers = Fault("no-speakers", "Only responses are to be learned, and the rows don't say which tokens are theirs.")
@@ -48,12 +48,10 @@ class Chat(Data):
         """Masks of the assistants' tokens, with the end token; a token that overlaps counts."""
         tokenizer = require_tokenizer(tokenizer, ctx)
         if not tokenizer.is_fast:
-            raise Reject(
-                no_speakers(
-                    f"a {type(tokenizer).__name__} doesn't say where in a text its tokens lie",
-                    help="learn all tokens, or take a tokenizer with a tokenizer.json",
-                )
-            )
+            raise no_speakers(
+                f"a {type(tokenizer).__name__} doesn't say where in a text its tokens lie",
+                help="learn all tokens, or take a tokenizer with a tokenizer.json",
+            ).rejection()
         ids: list[int] = []
         mask: list[int] = []
         for messages in self._conversations(ctx):
@@ -105,12 +103,10 @@ class Chat(Data):
             return render_template(tokenizer, messages, **options)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages[:6])
-            raise Reject(
-                bad_record(
-                    f"the tokenizer's chat template refuses a conversation of {roles}: {error}",
-                    help="name roles and their order as the template does",
-                )
-            ) from error
+            raise invalid_record(
+                f"the tokenizer's chat template refuses a conversation of {roles}: {error}",
+                help="name roles and their order as the template does",
+            ).rejection() from error
 
     def _lines(self, messages: list[dict[str, str]]) -> list[str]:
         named = not (self.prompt or self.response)
@@ -128,13 +124,11 @@ class Chat(Data):
                 )
                 after = self._render_checked(messages[: number + 1], tokenizer)
                 if not (text.startswith(after) and after.startswith(before)):
-                    raise Reject(
-                        no_speakers(
-                            "the chat template writes the beginning of a conversation otherwise once "
-                            "it goes on, so who says what can't be told",
-                            help="learn all tokens",
-                        )
-                    )
+                    raise no_speakers(
+                        "the chat template writes the beginning of a conversation otherwise once "
+                        "it goes on, so who says what can't be told",
+                        help="learn all tokens",
+                    ).rejection()
                 spans.append((len(before), len(after)))
             else:
                 end = len("\n".join(self._lines(messages[: number + 1])))
@@ -156,12 +150,10 @@ class Chat(Data):
                 for t in messages
             )
         ):
-            raise Reject(
-                bad_record(
-                    f"`{self.messages}` of record {line_number} of {path} is no list of messages",
-                    help='a message is {"role": "user", "content": "text"}',
-                )
-            )
+            raise invalid_record(
+                f"`{self.messages}` of record {line_number} of {path} is no list of messages",
+                help='a message is {"role": "user", "content": "text"}',
+            ).rejection()
         return [{"role": t["role"], "content": t["content"]} for t in messages]
 
 

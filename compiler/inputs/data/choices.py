@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import Record, bad_record, check_fields, parse_each, read_records, text_of
+from ..records import Record, check_fields, invalid_record, parse_each, read_records, text_of
 from ..windows import content_identity, encode, find_files, require_tokenizer, start_token, token_windows
 
 
@@ -101,15 +100,13 @@ class Choices(Data):
     def _parse_record(self, record: Record, line_number: int, path: Path) -> tuple[str, list[str], int]:
         options, labels = self._parse_options(record, line_number, path)
         if len(options) < 2 or not all(isinstance(o, str) and o for o in options):
-            raise Reject(bad_record(f"record {line_number} of {path} has no two options that are text"))
+            raise invalid_record(f"record {line_number} of {path} has no two options that are text").rejection()
         answer = answer_index(record[self.answer], options, labels)
         if answer is None:
-            raise Reject(
-                bad_record(
-                    f"the answer of record {line_number} of {path} is none of its {len(options)} options",
-                    help="an answer is a number from 0, a label, a letter or an option's text",
-                )
-            )
+            raise invalid_record(
+                f"the answer of record {line_number} of {path} is none of its {len(options)} options",
+                help="an answer is a number from 0, a label, a letter or an option's text",
+            ).rejection()
         question = text_of(record, self.question, line_number, path)
         return (f"Question: {question}\nAnswer:" if self.layout == "qa" else question), options, answer
 

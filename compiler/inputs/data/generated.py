@@ -13,7 +13,7 @@ from ...models.rows.inputs import device_of
 from ...models.rows.packed_inputs import can_generate_from_ids_alone
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ...plugin.row_checks import bad_rows
+from ...plugin.row_checks import invalid_rows
 
 if TYPE_CHECKING:
     import torch
@@ -73,12 +73,10 @@ class Generated(Data):
 
         model = (ctx.original and ctx.original.model) or ctx.origin.load().eval()
         if not can_generate_from_ids_alone(model):
-            raise Reject(
-                bad_rows(
-                    f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
-                    help='take rows from a text: `text("calib.txt")`, or of `sounds` where it hears',
-                )
-            )
+            raise invalid_rows(
+                f"{ctx.origin.label} is a {type(model).__name__}, which writes no text of its own",
+                help='take rows from a text: `text("calib.txt")`, or of `sounds` where it hears',
+            ).rejection()
         with torch.random.fork_rng(devices=_devices(device_of(model))), in_eval_mode(model):
             torch.manual_seed(self._seed(ctx))
             sizes = [min(AT_ONCE, self.count - n) for n in range(0, self.count, AT_ONCE)]
@@ -117,18 +115,16 @@ class Generated(Data):
         except (Reject, DeadlineExceeded):
             raise
         except Exception as error:  # a model's own code may raise anything
-            raise Reject(model_failure_diagnostic(model, "writes", error)) from error
+            raise model_failure_diagnostic(model, "writes", error).rejection() from error
 
 
 def _require_finite(logits: "torch.Tensor") -> "torch.Tensor":
     """Logits to sample from; Reject where they are no distribution."""
     if logits.isnan().any() or logits.eq(float("inf")).any():  # minus infinity: never drawn
-        raise Reject(
-            not_a_number(
-                "what the model predicts of its own text is not a number, or infinite",
-                help="look at what made the model's weights, or give rows as `data`",
-            )
-        )
+        raise not_a_number(
+            "what the model predicts of its own text is not a number, or infinite",
+            help="look at what made the model's weights, or give rows as `data`",
+        ).rejection()
     return logits
 
 

@@ -6,19 +6,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...core.cache import digest
 from ...core.environment import check_modules
 from ...core.json_errors import first_line
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import bad_record, no_field
+from ..records import invalid_record, no_field
 from ..windows import encode, find_files, require_tokenizer, start_token, token_windows
 
 _LONGEST = 193  # characters of ORG/NAME, 96 each
 data_unreachable = Fault("data-unreachable", "A data set of the hub is needed and can't be had.", exit="network")
-bad_dataset = Fault("bad-dataset", "A data set can't be read, or has no such split or configuration.")
+invalid_dataset = Fault("bad-dataset", "A data set can't be read, or has no such split or configuration.")
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
@@ -70,15 +70,13 @@ class Hub(Data):
         check_modules(self.requires, self.extra, "data hub")
         dataset = _load_dataset(self.name, self.config, self.split, self.revision, ctx.folder, ctx.settings.offline)
         if self.field not in dataset.column_names:
-            raise Reject(
-                no_field(
-                    f"`{self.name}` has no field `{self.field}`",
-                    help=nearest_name_help(self.field, dataset.column_names, "it has"),
-                )
-            )
+            raise no_field(
+                f"`{self.name}` has no field `{self.field}`",
+                help=nearest_name_help(self.field, dataset.column_names, "it has"),
+            ).rejection()
         texts = dataset[self.field][:]
         if not all(isinstance(t, str) for t in texts):
-            raise Reject(bad_record(f"`{self.field}` of `{self.name}` is not text"))
+            raise invalid_record(f"`{self.field}` of `{self.name}` is not text").rejection()
         return [t for t in texts if t]
 
 
@@ -95,17 +93,15 @@ def _load_dataset(name: str, config: str | None, split: str, revision: str | Non
             return datasets.load_dataset(kind, config, data_files=files, split=split)
         return datasets.load_dataset(name, config, split=split, revision=revision, download_config=how)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
-        raise Reject(
-            data_unreachable(
-                f"the data set `{name}` can't be had",
-                help="check name and network, or name a local file",
-                note=first_line(error),
-            )
-        ) from error
+        raise data_unreachable(
+            f"the data set `{name}` can't be had",
+            help="check name and network, or name a local file",
+            note=first_line(error),
+        ).rejection() from error
     except (ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise Reject(
-            bad_dataset(f"`{name}` can't be read, or has no split `{split}`", note=first_line(error))
-        ) from error
+        raise invalid_dataset(
+            f"`{name}` can't be read, or has no split `{split}`", note=first_line(error)
+        ).rejection() from error
     finally:
         if not bars:
             datasets.enable_progress_bars()
@@ -116,15 +112,17 @@ def _local_builder_and_files(name: str, folder: Path) -> tuple[str, list[str]] |
     path = Path(name).expanduser()
     if path.suffix not in FORMATS and not name.startswith((".", "/", "~")):
         if len(name) > _LONGEST:
-            raise Reject(bad_dataset(f"a name of the hub has at most {_LONGEST} characters, and this has {len(name)}"))
+            raise invalid_dataset(
+                f"a name of the hub has at most {_LONGEST} characters, and this has {len(name)}"
+            ).rejection()
         return None
     if os.path.isdir(folder / path):
         files = [f for f in sorted((folder / path).rglob("*")) if f.suffix in FORMATS]
         files = [f for f in files if f.suffix == files[0].suffix]
         if not files:
-            raise Reject(bad_dataset(f"{folder / path} holds no {', '.join(FORMATS)} file"))
+            raise invalid_dataset(f"{folder / path} holds no {', '.join(FORMATS)} file").rejection()
     else:
         files = find_files(name, folder)
     if files[0].suffix not in FORMATS:
-        raise Reject(bad_dataset(f"{files[0]} is none of {', '.join(FORMATS)}"))
+        raise invalid_dataset(f"{files[0]} is none of {', '.join(FORMATS)}").rejection()
     return FORMATS[files[0].suffix], [str(f) for f in files]

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ..records import bad_record, no_field
+from ..records import invalid_record, no_field
 from ..windows import choose_rows, content_identity, find_files
 
 INTEGER_DTYPES = ("U8", "I64", "I32", "I16", "I8")
@@ -59,14 +58,12 @@ class Images(Data):
         (path,) = find_files(self.path, ctx.folder)
         slots = read_safetensors_header(path).slots
         if name not in slots:
-            raise Reject(no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")))
+            raise no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, slots, "it has")).rejection()
         slot = slots[name]
         if slot.dtype not in dtypes or len(slot.shape) != ndim or min(slot.shape) < 1:
-            raise Reject(
-                bad_record(
-                    f"`{name}` of {path} is {slot.dtype} of shape {list(slot.shape)}",
-                    help=f"{' or '.join(dtypes)} with {ndim} axes, none of them empty",
-                )
-            )
+            raise invalid_record(
+                f"`{name}` of {path} is {slot.dtype} of shape {list(slot.shape)}",
+                help=f"{' or '.join(dtypes)} with {ndim} axes, none of them empty",
+            ).rejection()
         with safe_open(path, "pt") as file:
             return file.get_tensor(name)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
@@ -82,12 +82,10 @@ class Labels(Data):
 
     def _label_index(self, label: str, line_number: int, path: Path) -> int:
         if label not in self.classes:
-            raise Reject(
-                unknown_class(
-                    f"the label of record {line_number} of {path} is `{label}`",
-                    help=nearest_name_help(label, self.classes, "`classes` has"),
-                )
-            )
+            raise unknown_class(
+                f"the label of record {line_number} of {path} is `{label}`",
+                help=nearest_name_help(label, self.classes, "`classes` has"),
+            ).rejection()
         return self.classes.index(label)
 
     def identity(self, ctx: Context) -> str:

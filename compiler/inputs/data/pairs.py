@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import Record, check_fields, drop_or_refuse_too_long, parse_each, read_records, text_of
@@ -100,7 +100,7 @@ class Pairs(Data):
         answer = encode(self.join + text_of(record, self.answer, line_number, path), tokenizer)
         if not prompt or not answer:
             which = "prompt" if answer else "answer"
-            raise Reject(empty_pair(f"the {which} of record {line_number} of {path} is empty"))
+            raise empty_pair(f"the {which} of record {line_number} of {path} is empty").rejection()
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return _Pair((*([] if start is None else [start]), *prompt), (*answer, *end))
 
@@ -109,7 +109,7 @@ class Pairs(Data):
         target = tokenizer(text_target=text_of(record, self.answer, line_number, path), verbose=False)["input_ids"]
         if not source or not target:
             which = "prompt" if target else "answer"
-            raise Reject(empty_pair(f"the {which} of record {line_number} of {path} is empty"))
+            raise empty_pair(f"the {which} of record {line_number} of {path} is empty").rejection()
         return _Pair(tuple(source), tuple(target))
 
     def _is_pair(self, ctx: Context) -> bool:

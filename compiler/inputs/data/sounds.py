@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.safe_read import DATA, read_regular_file
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
@@ -14,7 +14,7 @@ from ..records import Record, check_fields, drop_or_refuse_too_long, read_record
 from ..windows import choose_rows, content_identity, find_files, padding_id, require_tokenizer
 from .labels import text_too_long
 
-bad_sound = Fault("bad-sound", "A recording can't be read, or is not such as the model hears.")
+invalid_sound = Fault("bad-sound", "A recording can't be read, or is not such as the model hears.")
 no_features = Fault(
     "no-features",
     "A recording is to become what a model hears, and the model came without what makes that of it.",
@@ -82,13 +82,13 @@ class Sounds(Data):
     def _file(self, record: Record, line_number: int, path: Path) -> Path:
         file = path.parent / text_of(record, self.sound, line_number, path)
         if not file.is_file():
-            raise Reject(bad_sound(f"record {line_number} of {path} names {file}, which is not there"))
+            raise invalid_sound(f"record {line_number} of {path} names {file}, which is not there").rejection()
         return file
 
     def _speech(self, record: Record, line_number: int, path: Path, tokenizer: Any) -> tuple[int, ...]:
         ids = tokenizer(text_target=text_of(record, self.text, line_number, path), verbose=False)["input_ids"]
         if not ids:
-            raise Reject(bad_sound(f"record {line_number} of {path} says nothing"))
+            raise invalid_sound(f"record {line_number} of {path} says nothing").rejection()
         return tuple(ids)
 
 
@@ -98,12 +98,10 @@ def _load_feature_extractor(ctx: Context) -> Any:
 
     folder = ctx.origin.folder
     if folder is None or not (folder / "preprocessor_config.json").is_file():
-        raise Reject(
-            no_features(
-                f"{ctx.origin.label} has no preprocessor_config.json",
-                help="take a folder that has one, or make features elsewhere and name them by `tensors`",
-            )
-        )
+        raise no_features(
+            f"{ctx.origin.label} has no preprocessor_config.json",
+            help="take a folder that has one, or make features elsewhere and name them by `tensors`",
+        ).rejection()
     return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -112,13 +110,11 @@ def _extract_features(file: Path, feature_extractor: Any, ctx: Context) -> Any:
     import torch
 
     if not all(type(ctx.origin.config.get(name)) is int for name in ("num_mel_bins", "max_source_positions")):
-        raise Reject(
-            bad_sound(
-                f"`sounds` makes features of one length, and {ctx.origin.label} takes "
-                f"`{feature_extractor.model_input_names[0]}` of any",
-                help='make them elsewhere, and name their file: `tensors("rows.safetensors")`',
-            )
-        )
+        raise invalid_sound(
+            f"`sounds` makes features of one length, and {ctx.origin.label} takes "
+            f"`{feature_extractor.model_input_names[0]}` of any",
+            help='make them elsewhere, and name their file: `tensors("rows.safetensors")`',
+        ).rejection()
     extracted = feature_extractor(
         _read_wav(file, feature_extractor.sampling_rate),
         sampling_rate=feature_extractor.sampling_rate,
@@ -127,12 +123,10 @@ def _extract_features(file: Path, feature_extractor: Any, ctx: Context) -> Any:
     features = torch.from_numpy(extracted["input_features"][0]).float()
     expected = ctx.origin.config["num_mel_bins"], 2 * ctx.origin.config["max_source_positions"]
     if tuple(features.shape) != expected:
-        raise Reject(
-            bad_sound(
-                f"the feature extractor makes {list(features.shape)} of a sound, and the model hears {list(expected)}",
-                help="take the preprocessor_config.json that came with the model",
-            )
-        )
+        raise invalid_sound(
+            f"the feature extractor makes {list(features.shape)} of a sound, and the model hears {list(expected)}",
+            help="take the preprocessor_config.json that came with the model",
+        ).rejection()
     return features
 
 
@@ -145,12 +139,16 @@ def _read_wav(file: Path, sampling_rate: int) -> Any:
             width, channels, file_rate = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
             data = sound.readframes(sound.getnframes())
     except (wave.Error, EOFError) as error:
-        raise Reject(bad_sound(f"{file} is no WAV file of PCM samples", help="convert it to 16-bit PCM")) from error
+        raise invalid_sound(
+            f"{file} is no WAV file of PCM samples", help="convert it to 16-bit PCM"
+        ).rejection() from error
     if file_rate != sampling_rate:
         fact = f"{file} has {file_rate} samples a second, and the model hears {sampling_rate}"
-        raise Reject(bad_sound(fact, help=f"resample it to {sampling_rate} Hz"))
+        raise invalid_sound(fact, help=f"resample it to {sampling_rate} Hz").rejection()
     if width not in (*_WIDTHS, 3) or len(data) < width * channels:
-        raise Reject(bad_sound(f"{file} has {len(data)} bytes of samples of {width}", help="convert it to 16-bit PCM"))
+        raise invalid_sound(
+            f"{file} has {len(data)} bytes of samples of {width}", help="convert it to 16-bit PCM"
+        ).rejection()
     data = data[: len(data) // (width * channels) * width * channels]  # a file that was cut off
     if width == 3:
         threes = numpy.frombuffer(data, "u1").reshape(-1, 3)

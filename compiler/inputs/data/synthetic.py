@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import digest
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ...plugin.row_checks import bad_rows, refuse_rows_beyond_model
+from ...plugin.row_checks import invalid_rows, refuse_rows_beyond_model
 
 TOKENS = "input_ids"  # the main input of models that read
 
@@ -71,11 +70,9 @@ class Synthetic(Data):
         with torch.device("meta"):
             inputs = list(sample_inputs(model).values())
         if len(inputs) != 1 or not inputs[0].is_floating_point():
-            raise Reject(
-                bad_rows(
-                    f"{ctx.origin.label} takes {len(inputs)} inputs and has no `vocab_size` to draw ids "
-                    "from: random rows can't be made for it",
-                    help='put rows of all that it takes into a file, and name that: `tensors("rows.safetensors")`',
-                )
-            )
+            raise invalid_rows(
+                f"{ctx.origin.label} takes {len(inputs)} inputs and has no `vocab_size` to draw ids "
+                "from: random rows can't be made for it",
+                help='put rows of all that it takes into a file, and name that: `tensors("rows.safetensors")`',
+            ).rejection()
         return tuple(inputs[0].shape[1:]), None

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ...plugin.row_checks import refuse_rows_beyond_model
-from ..records import bad_record, no_field
+from ..records import invalid_record, no_field
 from ..windows import choose_rows, content_identity, find_files
 
 
@@ -44,12 +43,12 @@ class Tensors(Data):
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in names}
         for name, values in tensors.items():
-            _refuse_unfit_values(name, values, expected[name], path)
+            _refuse_incompatible_values(name, values, expected[name], path)
             if expected[name] is None:
                 refuse_rows_beyond_model(values.long(), name, ctx.origin)
         if len({len(x) for x in tensors.values()}) > 1:
             counts = ", ".join(f"`{name}` {len(x)}" for name, x in tensors.items())
-            raise Reject(bad_record(f"the tensors of {path} have different numbers of rows: {counts}"))
+            raise invalid_record(f"the tensors of {path} have different numbers of rows: {counts}").rejection()
         (first, *remaining) = tensors.values()
         single = first if first.is_floating_point() else first.to(torch.int64)
         rows_tensor = packed(tensors, tuple(names)) if remaining else single
@@ -81,27 +80,27 @@ def _checked_tensor_names(header: Header, expected: Mapping[str, Any], path: Pat
     """The names of what is read, in the order of a row; refuses a file that lacks one, or has another."""
     for name in expected:
         if name not in header.slots:
-            raise Reject(
-                no_field(f"{path} has no tensor `{name}`", help=nearest_name_help(name, header.slots, "it has"))
-            )
+            raise no_field(
+                f"{path} has no tensor `{name}`", help=nearest_name_help(name, header.slots, "it has")
+            ).rejection()
     unknown = sorted(set(header.slots) - set(expected))
     if unknown:
         names_text = ", ".join(f"`{name}`" for name in expected)
-        raise Reject(bad_record(f"{path} has a tensor `{unknown[0]}`, and the model takes {names_text}"))
+        raise invalid_record(f"{path} has a tensor `{unknown[0]}`, and the model takes {names_text}").rejection()
     return list(expected)
 
 
-def _refuse_unfit_values(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:
+def _refuse_incompatible_values(name: str, values: Any, shape: tuple[int, ...] | None, path: Path) -> None:
     """Refuse what is no row of that input, and numbers that a packed row would round."""
     from ...models.rows.packed_inputs import EXACT
 
     fits = values.dim() == 2 and not values.is_floating_point() if shape is None else values.shape[1:] == shape
     if not fits or not len(values):
         form = "rows, tokens" if shape is None else ", ".join(["rows", *map(str, shape)])
-        raise Reject(
-            bad_record(f"`{name}` of {path} has the shape {list(values.shape)}", help=f"the model takes [{form}]")
-        )
+        raise invalid_record(
+            f"`{name}` of {path} has the shape {list(values.shape)}", help=f"the model takes [{form}]"
+        ).rejection()
     if values.is_floating_point() and not bool(values.isfinite().all()):
-        raise Reject(bad_record(f"`{name}` of {path} holds numbers that are not finite"))
+        raise invalid_record(f"`{name}` of {path} holds numbers that are not finite").rejection()
     if not values.is_floating_point() and bool((values.abs() >= EXACT).any()):
-        raise Reject(bad_record(f"`{name}` of {path} holds whole numbers of {EXACT} and more"))
+        raise invalid_record(f"`{name}` of {path} holds whole numbers of {EXACT} and more").rejection()

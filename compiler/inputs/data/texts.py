@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ....dsl.syntax.diagnostics import Reject
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
 from ..records import Record, check_fields, parse_each, read_records, text_of
@@ -67,13 +66,11 @@ class Texts(Data):
         longest = max(len(ids) for record in records for ids in record)
         fitting = [record for record in records if max(map(len, record)) <= self.length]
         if len(fitting) < len(records) and (self.longer == "refuse" or not fitting):
-            raise Reject(
-                text_too_long(
-                    f"{len(records) - len(fitting)} of {len(records)} records exceed {self.length} tokens, the longest "
-                    f"{longest}",
-                    help=f"`length: {longest}`, or `longer: cut`",
-                )
-            )
+            raise text_too_long(
+                f"{len(records) - len(fitting)} of {len(records)} records exceed {self.length} tokens, the longest "
+                f"{longest}",
+                help=f"`length: {longest}`, or `longer: cut`",
+            ).rejection()
         order = choose_rows(torch.arange(len(fitting)), self.samples, ctx.seed if self.seed is None else self.seed)
         return [fitting[int(number)] for number in order]
 

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.safetensors_header import Header, read_safetensors_header
 from ...plugin.context import Context
 from ...plugin.interfaces import Data, param
-from ...plugin.row_checks import bad_rows
-from ..records import bad_record, no_field
+from ...plugin.row_checks import invalid_rows
+from ..records import invalid_record, no_field
 from ..windows import choose_rows, content_identity, find_files
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
@@ -42,19 +41,15 @@ class Tokens(Data):
         name = self._resolve_tensor_name(header, path)
         slot = header.slots[name]
         if slot.dtype not in INTEGERS or len(slot.shape) != 2:
-            raise Reject(
-                bad_record(
-                    f"`{name}` of {path} is {slot.dtype} of {len(slot.shape)} dimensions",
-                    help="token rows are integers of shape [rows, length]",
-                )
-            )
+            raise invalid_record(
+                f"`{name}` of {path} is {slot.dtype} of {len(slot.shape)} dimensions",
+                help="token rows are integers of shape [rows, length]",
+            ).rejection()
         if min(slot.shape) < 1 or slot.shape[1] < 2:
-            raise Reject(
-                bad_rows(
-                    f"`{name}` of {path} has {slot.shape[0]} rows of {slot.shape[1]} tokens",
-                    help="at least one row of two tokens",
-                )
-            )
+            raise invalid_rows(
+                f"`{name}` of {path} has {slot.shape[0]} rows of {slot.shape[1]} tokens",
+                help="at least one row of two tokens",
+            ).rejection()
         with safe_open(path, "pt") as file:
             ids = file.get_tensor(name).to(torch.int64)
         return choose_rows(ids, self.samples, ctx.seed if self.seed is None else self.seed)
@@ -72,5 +67,7 @@ class Tokens(Data):
             return next(iter(header.slots))
         if self.tensor is None or self.tensor not in header.slots:
             fact = f"has no tensor `{self.tensor}`" if self.tensor else f"has {len(header.slots)} tensors"
-            raise Reject(no_field(f"{path} {fact}", help=nearest_name_help(self.tensor or "", header.slots, "it has")))
+            raise no_field(
+                f"{path} {fact}", help=nearest_name_help(self.tensor or "", header.slots, "it has")
+            ).rejection()
         return self.tensor

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import digest, write_atomic_if_permitted
 from ...core.environment import check_modules
@@ -28,7 +28,7 @@ from ...models.checkpoints.weights import no_model, read_weight_headers
 from ...plugin.context import Context
 from ...plugin.interfaces import Source, param
 
-bad_gguf = Fault(
+invalid_gguf = Fault(
     "bad-gguf", "A GGUF file is cut, is not one, or holds an architecture that can't be read.", exit="environment"
 )
 
@@ -65,9 +65,9 @@ class Gguf(Source):
         path = ctx.folder / Path(self.path).expanduser()
         label = f'gguf("{self.path}")'
         if kind := irregular_kind_of_path(path):
-            raise Reject(no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file"))
+            raise no_model(f"{label}: {path} is {kind}, where a file is needed", help="name a file").rejection()
         if not os.path.isfile(path):
-            raise Reject(no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe"))
+            raise no_model(f"{label}: there is no file {path}", help="paths are relative to the recipe").rejection()
         files = SourceFiles(ctx.settings.cache_dir)
         content = files.hash(path)
         key = digest([FORMAT, content, version("transformers"), version("gguf")])
@@ -108,7 +108,9 @@ def _config_and_weight_count(path: Path, cache_file: Path, label: str, files: So
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
         assert isinstance(kind, type), f"several classes for a {type(parsed).__name__}"
     except (*_BREAKS, OSError) as error:
-        raise Reject(bad_gguf(f"{label}: transformers can't read its architecture", note=first_line(error))) from error
+        raise invalid_gguf(
+            f"{label}: transformers can't read its architecture", note=first_line(error)
+        ).rejection() from error
     config = json.loads(parsed.to_json_string(use_diff=False))
     config |= {"architectures": [kind.__name__], "dtype": "float32"}
     config.pop("_name_or_path", None)
@@ -137,13 +139,11 @@ def read_tensor_shapes(path: Path, label: str) -> dict[str, Slot]:
         tensors = GGUFReader(path).tensors
         return {str(t.name): Slot("F32", tuple(int(n) for n in t.shape), 0, 0) for t in tensors}
     except (*_BREAKS, MemoryError) as error:
-        raise Reject(
-            bad_gguf(
-                f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
-                help="fetch the file again",
-                note=first_line(error),
-            )
-        ) from error
+        raise invalid_gguf(
+            f"{label}: {path} of {path.stat().st_size} bytes is cut or not GGUF",
+            help="fetch the file again",
+            note=first_line(error),
+        ).rejection() from error
 
 
 def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, files: SourceFiles) -> Path:
@@ -155,9 +155,9 @@ def _convert_once(path: Path, folder: Path, config: dict[str, Any], label: str, 
         read_weight_headers(folder, label)  # whole: a disk may have lost what was written last
         known = read_self_named_record(folder / f"{_FILES}.json", folder)
         if known is None or known.get("of") != folder.name or known.get("files") != _hashes(folder, files.hash):
-            raise Reject(
-                cache_damaged(f"{folder} does not hold what was written there", help="delete it, then compile again")
-            )
+            raise cache_damaged(
+                f"{folder} does not hold what was written there", help="delete it, then compile again"
+            ).rejection()
         return folder
     import os
     import shutil
@@ -216,7 +216,7 @@ def _convert_to_safetensors(path: Path, destination: Path, label: str) -> None:
     except _BREAKS as error:
         if is_out_of_memory(error):
             raise
-        raise Reject(bad_gguf(f"{label}: transformers can't make its model", note=first_line(error))) from error
+        raise invalid_gguf(f"{label}: transformers can't make its model", note=first_line(error)).rejection() from error
     refuse_mismatched_weights(info, label)
     refuse_non_finite_parameters(model, label)
     save_model(model, str(destination / "model.safetensors"), metadata={"format": "pt"})  # tied tensors once

@@ -20,24 +20,13 @@ hub_error = Fault(
 )
 
 # What is fetched: never a pickle, never code unless it was granted.
-HUB_PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.*",
-    "merges.txt",
-    "added_tokens.json",
-    "chat_template.*",
-    "spiece.model",
-    "tekken.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "*_Pooling/config.json",
-    "*_Dense/config.json",
+HUB_PATTERNS = tuple(
+    """
+    *.safetensors *.safetensors.index.json config.json generation_config.json tokenizer*
+    special_tokens_map.json vocab.* merges.txt added_tokens.json chat_template.* spiece.model
+    tekken.json modules.json sentence_bert_config.json config_sentence_transformers.json
+    *_Pooling/config.json *_Dense/config.json
+    """.split()
 )
 
 
@@ -86,22 +75,18 @@ class Hf(Source):
                 snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, local_files_only=offline)
             )
         except errors.HFValidationError as error:
-            raise Reject(
-                hub_error(
-                    f"{label} is neither a folder nor a repository name",
-                    help='a folder is written "./folder", a repository "org/name"; '
-                    'a model that comes with effc is zoo("tiny-llama")',
-                )
-            ) from error
+            raise hub_error(
+                f"{label} is neither a folder nor a repository name",
+                help='a folder is written "./folder", a repository "org/name"; '
+                'a model that comes with effc is zoo("tiny-llama")',
+            ).rejection() from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
-            raise Reject(
-                hub_error(
-                    f"{label}: the hub shows no revision `{self.revision}` of it",
-                    help="check name and revision; a gated model needs `hf auth login`",
-                )
-            ) from error
+            raise hub_error(
+                f"{label}: the hub shows no revision `{self.revision}` of it",
+                help="check name and revision; a gated model needs `hf auth login`",
+            ).rejection() from error
         except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
-            raise Reject(_hub_unreachable_diagnostic(label, offline)) from error
+            raise _hub_unreachable_diagnostic(label, offline).rejection() from error
 
 
 def _offline() -> bool:

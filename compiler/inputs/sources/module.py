@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import digest
 from ...core.json_errors import describe_json_error, first_line
@@ -48,16 +48,16 @@ class Module(Source):
         label = f'module("{self.place}")'
         name, _, function = self.place.rpartition(":")
         if not name or not function.isidentifier():
-            raise Reject(
-                user_module(f"{label} does not name a file and a function", help='write it as "./file.py:make"')
-            )
+            raise user_module(
+                f"{label} does not name a file and a function", help='write it as "./file.py:make"'
+            ).rejection()
         file = ctx.folder / Path(name).expanduser()
         if kind := irregular_kind_of_path(file):
-            raise Reject(user_module(f"{label}: {file} is {kind}, where a file is needed", help="name a file"))
+            raise user_module(f"{label}: {file} is {kind}, where a file is needed", help="name a file").rejection()
         if not os.path.isfile(file):
-            raise Reject(user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe"))
+            raise user_module(f"{label}: there is no file {file}", help="paths are relative to the recipe").rejection()
         if not ctx.settings.trust_remote_code:
-            raise Reject(remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code"))
+            raise remote_code(f"{label} runs {file}", help="read that file, then add --trust-remote-code").rejection()
         config = _read_config(ctx.folder / self.config, label) if self.config else None
         files = SourceFiles(ctx.settings.cache_dir)
         code = files.hash(file)
@@ -79,9 +79,9 @@ def _read_config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(user_module(f"{label}: {path} can't be read as JSON: {describe_json_error(error)}")) from error
+        raise user_module(f"{label}: {path} can't be read as JSON: {describe_json_error(error)}").rejection() from error
     if not isinstance(config, dict):
-        raise Reject(user_module(f"{label}: {path} is not a JSON object"))
+        raise user_module(f"{label}: {path} is not a JSON object").rejection()
     return config
 
 
@@ -99,13 +99,11 @@ def _run_user_function(file: Path, function: str, config: dict | None, seed: int
             spec.loader.exec_module(code)
             module = getattr(code, function)(*([config] if config is not None else []))
         except Exception as error:
-            raise Reject(
-                user_module(
-                    f"{label} raises {type(error).__name__}", help="--debug shows where", note=first_line(error)
-                )
-            ) from error
+            raise user_module(
+                f"{label} raises {type(error).__name__}", help="--debug shows where", note=first_line(error)
+            ).rejection() from error
     if not isinstance(module, torch.nn.Module):
-        raise Reject(user_module(f"{label} returned a {type(module).__name__}, not a torch.nn.Module"))
+        raise user_module(f"{label} returned a {type(module).__name__}, not a torch.nn.Module").rejection()
     return module.eval()
 
 

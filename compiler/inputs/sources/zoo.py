@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...models.checkpoints.model_folder import origin_of_folder
 from ...models.checkpoints.origin import Origin
@@ -30,9 +30,9 @@ class Zoo(Source):
     def resolve(self, ctx: Context) -> Origin:
         known = zoo()
         if self.name not in known:
-            raise Reject(
-                unknown_model(f"the zoo has no `{self.name}`", help=nearest_name_help(self.name, known, "it has"))
-            )
+            raise unknown_model(
+                f"the zoo has no `{self.name}`", help=nearest_name_help(self.name, known, "it has")
+            ).rejection()
         return origin_of_folder(known[self.name], f'zoo("{self.name}")', "auto", ctx.settings)
 
 

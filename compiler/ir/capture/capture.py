@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from ....dsl.checker.skeleton import is_submodule
-from ....dsl.syntax.diagnostics import Diagnostic, Reject
+from ....dsl.syntax.diagnostics import Diagnostic
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import in_eval_mode, main_tensor_of_output
 from ...models.rows.inputs import is_encoder_decoder, vocabulary_size, without_cache
@@ -67,7 +67,7 @@ def capture(model: nn.Module, *, inputs: dict[str, Any] | None = None) -> Progra
     program = Program(model, sample_inputs(model) if inputs is None else inputs)
     retrace_units(program)
     if not program.units and not program.shared:
-        raise Reject(_no_layers_diagnostic(program))
+        raise _no_layers_diagnostic(program).rejection()
     return program
 
 
@@ -256,15 +256,11 @@ def _trace_until_consistent(
             if not inner or inner in opaque:
                 full = ".".join(part for part in (path, inner) if part) or type(model).__name__
                 remedy = _ONE_GRAPH if isinstance(error, Differs) else _REMEDY
-                raise Reject(unsupported_model(f"{full} can't be captured: {reason}", help=remedy)) from error
+                raise unsupported_model(f"{full} can't be captured: {reason}", help=remedy).rejection() from error
             opaque[inner] = reason
-    raise Reject(
-        unsupported_model(
-            f"{path} has more than {_RETRIES} modules that can't be captured",
-            note="; ".join(opaque.values()),
-            help=_REMEDY,
-        )
-    )
+    raise unsupported_model(
+        f"{path} has more than {_RETRIES} modules that can't be captured", note="; ".join(opaque.values()), help=_REMEDY
+    ).rejection()
 
 
 def _most_arguments_first(calls: list[Call]) -> list[Call]:

@@ -110,16 +110,14 @@ def _record_calls(model: nn.Module, inputs: dict[str, Any], layers: dict[str, nn
         with NoDraws():
             run_with_hooks(model, inputs, hook, layers)
     except RandomDraw as error:
-        raise Reject(_random_draw_diagnostic(error, model)) from error
+        raise _random_draw_diagnostic(error, model).rejection() from error
     except Exception as error:  # whatever a model's own code raises, it can't be run
         at = f" in {path}" if (path := failing_module_path(error, model)) else ""
-        raise Reject(
-            unsupported_model(
-                f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
-                f"at {source_line(error, model)}",
-                help=_remedy_for_failed_forward(error, model, inputs),
-            )
-        ) from error
+        raise unsupported_model(
+            f"{type(model).__name__} fails when it runs{at}: {type(error).__name__}: {first_sentence(error)} "
+            f"at {source_line(error, model)}",
+            help=_remedy_for_failed_forward(error, model, inputs),
+        ).rejection() from error
     for path in [path for path in calls.order if counts[path] > 1]:
         calls.order.remove(path)
         calls.irregular[path] = f"called {counts[path]} times in one forward"

@@ -15,27 +15,11 @@ from ..layers import leaves
 from .proxy import Value
 
 # Torch functions without a tensor argument: an int proxy would not reach `__torch_function__`.
-_FACTORIES = (
-    "arange",
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "tensor",
-    "as_tensor",
-    "scalar_tensor",
-    "eye",
-    "linspace",
-    "rand",
-    "randn",
-    "randint",
-    "cat",
-    "stack",
-    "einsum",
-    "full_like",
-    "zeros_like",
-    "ones_like",
-    "empty_like",
+_FACTORIES = tuple(
+    """
+    arange zeros ones full empty tensor as_tensor scalar_tensor eye linspace rand randn randint cat
+    stack einsum full_like zeros_like ones_like empty_like
+    """.split()
 )
 _MISSING = object()
 

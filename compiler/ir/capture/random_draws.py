@@ -7,23 +7,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _DRAWING = frozenset(
-    {
-        "rand",
-        "rand_like",
-        "randn",
-        "randn_like",
-        "randint",
-        "randint_like",
-        "randperm",
-        "normal",
-        "normal_",
-        "uniform_",
-        "bernoulli",
-        "bernoulli_",
-        "multinomial",
-        "exponential_",
-        "random_",
-    }
+    """
+    rand rand_like randn randn_like randint randint_like randperm normal normal_ uniform_ bernoulli
+    bernoulli_ multinomial exponential_ random_
+    """.split()
 )
 
 

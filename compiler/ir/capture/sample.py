@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, masking_utils
 from transformers.integrations.moe import ExpertsInterface
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...models.rows.inputs import dtype_of, vocabulary_size
 from ...models.rows.packed_inputs import (
     WAVE,
@@ -61,12 +61,10 @@ def sample_inputs(model: nn.Module, batch: int = BATCH, length: int = LENGTH, pa
     if frames := frames_of(model):
         return {main: videos(model.config, frames, batch, device).to(dtype_of(model))}
     if main == "pixel_values" and "spatial_shapes" in names:  # SigLIP 2
-        raise Reject(
-            unknown_inputs(
-                f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
-                help=_WRAP,
-            )
-        )
+        raise unknown_inputs(
+            f"{type(model).__name__} takes patches of images with `spatial_shapes`, and effc makes whole images",
+            help=_WRAP,
+        ).rejection()
     if main == "pixel_values" and not has_image_and_text_towers(model):
         return {main: sample_pixels(model.config, batch, device).to(dtype_of(model))}
     config = model.config.get_text_config()
@@ -103,26 +101,22 @@ def _refuse_unsupported_inputs(model: PreTrainedModel, main: str, names: set[str
     """Models that read something else than one row of tokens or one image, or write several tokens at a time."""
     name = type(model).__name__
     if main != "input_ids":
-        raise Reject(
-            unknown_inputs(f"{name} takes `{main}`, and effc doesn't know what it would be given there", help=_WRAP)
-        )
+        raise unknown_inputs(
+            f"{name} takes `{main}`, and effc doesn't know what it would be given there", help=_WRAP
+        ).rejection()
     codebooks = getattr(model.config.get_text_config(decoder=True), "num_channels", 1)
     if "decoder_input_ids" in names and codebooks > 1:  # Dia writes sound
-        raise Reject(
-            unknown_inputs(
-                f"the decoder of {name} takes `decoder_input_ids` of {codebooks} codebooks at each position, and effc "
-                "makes rows of one",
-                help=_WRAP,
-            )
-        )
+        raise unknown_inputs(
+            f"the decoder of {name} takes `decoder_input_ids` of {codebooks} codebooks at each position, and effc "
+            "makes rows of one",
+            help=_WRAP,
+        ).rejection()
     if type(getattr(model.config.get_text_config(), "vocab_size", None)) is not int:
-        raise Reject(
-            unknown_inputs(
-                f"the config of {name} states no `vocab_size`, below which token ids would be drawn",
-                help="write it into its config.json, of CANINE 1114112, the code points that there are; or wrap the "
-                "model in a module of your own that has `dummy_inputs`",
-            )
-        )
+        raise unknown_inputs(
+            f"the config of {name} states no `vocab_size`, below which token ids would be drawn",
+            help="write it into its config.json, of CANINE 1114112, the code points that there are; or wrap the "
+            "model in a module of your own that has `dummy_inputs`",
+        ).rejection()
 
 
 def first_position(model: nn.Module) -> int:
@@ -229,12 +223,10 @@ def knows_inputs(model: nn.Module) -> bool:
 def _declared_dummy_inputs(model: nn.Module, batch: int) -> dict[str, Any]:
     """Example inputs that a plain module declares, with another number of rows."""
     if not knows_inputs(model):
-        raise Reject(
-            unknown_inputs(
-                f"{type(model).__name__} does not say what its forward takes",
-                help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch",
-            )
-        )
+        raise unknown_inputs(
+            f"{type(model).__name__} does not say what its forward takes",
+            help="give it an attribute `dummy_inputs`: keyword arguments, tensors whose first axis is the batch",
+        ).rejection()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dummies: Mapping[str, Any] = getattr(model, "dummy_inputs", {})
     rows = {

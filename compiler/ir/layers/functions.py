@@ -172,19 +172,8 @@ def _ssd_step(
     _need(z is None and hidden_states.dim() == B.dim() == 3 and A.dim() == 3 and dt.dim() == 3)
     _need(_without_gradient(hidden_states, dt, A, B, C, D, dt_bias))
     _need(dt.shape[2] == 1 or dt.stride(2) == 0)
-    return apply_kernel(
-        SsdStep,
-        state,
-        hidden_states,
-        dt[:, :, 0],
-        _undo_head_expansion(A),
-        B,
-        C,
-        _undo_head_expansion(D),
-        _undo_head_expansion(dt_bias),
-        dt_softplus,
-        False,
-    )
+    a, d, bias = map(_undo_head_expansion, (A, D, dt_bias))
+    return apply_kernel(SsdStep, state, hidden_states, dt[:, :, 0], a, B, C, d, bias, dt_softplus, False)
 
 
 QUICK: dict[str, Callable[..., Any]] = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....kernels import packed as packing
 from ....kernels.native import KernelError
 from ....kernels.ops import LINEARS
@@ -134,16 +134,14 @@ def _checked_copy_or_reject(path: str, module: KernelLinear, packed: Tensor) -> 
     try:
         return module.checked_copy(packed)
     except KernelError as error:
-        raise Reject(packed_damaged(f"{path}: {error}", help="copy the files again, or compile again")) from error
+        raise packed_damaged(f"{path}: {error}", help="copy the files again, or compile again").rejection() from error
 
 
 def refuse_device(model: nn.Module, device: Any) -> None:
     """Reject a device that kernels don't run on, where a model has any."""
     first = next(lowered(model), None)
     if first is not None and torch.device(device).type != "cpu":
-        raise Reject(
-            cpu_only(
-                f"{first[0]} runs the kernel `{first[1].kernel}`, which {device} has not",
-                help="load it on the CPU, or compile without the steps `lower.*`",
-            )
-        )
+        raise cpu_only(
+            f"{first[0]} runs the kernel `{first[1].kernel}`, which {device} has not",
+            help="load it on the CPU, or compile without the steps `lower.*`",
+        ).rejection()

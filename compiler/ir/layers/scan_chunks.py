@@ -133,20 +133,9 @@ def ssd_chunk(mixer: Ssd, hidden: Tensor, mask: Tensor | None, initial_state: Ch
     x, b, c = mixed.split([inner, (channels - inner) // 2, (channels - inner) // 2], 2)
     a = -torch.exp(mixer.A_log.float())
     least, upper = map(float, mixer.time_step_limit)
-    y, state = SsdScan.native(
-        x.unflatten(2, (heads, -1)),
-        dt,
-        a,
-        b.unflatten(2, (groups, -1)),
-        c.unflatten(2, (groups, -1)),
-        mixer.D,
-        mixer.dt_bias,
-        True,
-        least,
-        upper,
-        initial_state.state,
-        None,
-    )
+    x, b, c = (part.unflatten(2, (count, -1)) for part, count in ((x, heads), (b, groups), (c, groups)))
+    bounds = least, upper
+    y, state = SsdScan.native(x, dt, a, b, c, mixer.D, mixer.dt_bias, True, *bounds, initial_state.state, None)
     y = mixer.norm(y.flatten(2), gate)
     return mixer.out_proj(y.to(hidden.dtype)), ChunkState(window, state)
 

@@ -12,7 +12,7 @@ from .checkpoint import (
     config_and_model_class,
     from_pretrained_with_weights,
     refuse_oversized_module,
-    transformers_errors_as_bad_config,
+    transformers_errors_as_invalid_config,
     without_library_logs,
 )
 from .config_bounds import refuse_excessive_config_numbers
@@ -30,7 +30,7 @@ def open_model_with_head(folder: Path, table: Mapping[type, Any], label: str) ->
     config, weights = read_model_config(folder / "config.json", label), read_weight_headers(folder, label)
     refuse_excessive_config_numbers(config, weights.slots, label)
     parsed, _ = config_and_model_class(config)
-    with without_library_logs(), transformers_errors_as_bad_config(label):
+    with without_library_logs(), transformers_errors_as_invalid_config(label):
         kind = table[type(parsed)]
         with torch.device("meta"):
             refuse_oversized_module(kind(parsed), weights.count)

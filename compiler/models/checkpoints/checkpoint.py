@@ -19,7 +19,7 @@ from ....dsl.syntax.diagnostics import Fault, Reject
 from ...core.events import follow
 from ...core.json_errors import first_line
 from ...core.quantity import count_text
-from .config_bounds import bad_config
+from .config_bounds import invalid_config
 from .config_classes import drop_unsafe_config_keys, exported, model_class_from_architectures
 from .generation_config import NAME as GENERATION
 from .generation_config import read_generation_config
@@ -66,7 +66,7 @@ def build_model_from_config(config: Mapping[str, Any], dtype: str, code: Path | 
                 parsed, dtype=getattr(torch, dtype), trust_remote_code=True
             )
     parsed, kind = config_and_model_class(config)
-    with without_library_logs(), transformers_errors_as_bad_config(f"a `{config['model_type']}`"):
+    with without_library_logs(), transformers_errors_as_invalid_config(f"a `{config['model_type']}`"):
         module = kind._from_config(
             parsed, dtype=getattr(torch, dtype), attn_implementation=attn_implementation_of_class(kind, parsed)
         )
@@ -74,7 +74,7 @@ def build_model_from_config(config: Mapping[str, Any], dtype: str, code: Path | 
 
 
 @contextmanager
-def transformers_errors_as_bad_config(label: str) -> Iterator[None]:
+def transformers_errors_as_invalid_config(label: str) -> Iterator[None]:
     """Turn whatever transformers raises while it makes a model into Reject (bad-config): anyone wrote the config."""
     try:
         yield
@@ -82,13 +82,11 @@ def transformers_errors_as_bad_config(label: str) -> Iterator[None]:
         raise
     except Exception as error:
         lacks = isinstance(error, ImportError)
-        raise Reject(
-            bad_config(
-                f"transformers makes no model of the config of {label}",
-                note=first_line(error),
-                help="install what it asks for" if lacks else "take the model's own config.json; --debug shows where",
-            )
-        ) from error
+        raise invalid_config(
+            f"transformers makes no model of the config of {label}",
+            note=first_line(error),
+            help="install what it asks for" if lacks else "take the model's own config.json; --debug shows where",
+        ).rejection() from error
 
 
 def refuse_oversized_module(module: nn.Module, weight_count: int, size_factor: int = 1) -> None:
@@ -99,13 +97,11 @@ def refuse_oversized_module(module: nn.Module, weight_count: int, size_factor: i
     n_params = sum(p.numel() for p in module.parameters())
     n_buffers = sum(b.numel() for b in module.buffers())
     if n_params > size_factor * (2 * weight_count + SLACK) or n_buffers > size_factor * (2 * weight_count + 16 * SLACK):
-        raise Reject(
-            other_weights(
-                f"the config asks for {count_text(max(n_params, n_buffers), 'number')}, and the weights have "
-                f"{count_text(weight_count, 'number')}",
-                help="take config.json from the same revision",
-            )
-        )
+        raise other_weights(
+            f"the config asks for {count_text(max(n_params, n_buffers), 'number')}, and the weights have "
+            f"{count_text(weight_count, 'number')}",
+            help="take config.json from the same revision",
+        ).rejection()
 
 
 @contextmanager
@@ -115,15 +111,13 @@ def remote_code_errors_as_diagnostics(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:  # anyone wrote it
         lacks = isinstance(error, ImportError)
-        raise Reject(
-            model_code(
-                f"the code in {folder.name} raises {type(error).__name__}",
-                note=first_line(error),
-                help="install what it asks for; if that runs on CUDA alone, take a model that transformers itself knows"
-                if lacks
-                else "--debug shows where",
-            )
-        ) from error
+        raise model_code(
+            f"the code in {folder.name} raises {type(error).__name__}",
+            note=first_line(error),
+            help="install what it asks for; if that runs on CUDA alone, take a model that transformers itself knows"
+            if lacks
+            else "--debug shows where",
+        ).rejection() from error
 
 
 def config_and_model_class(
@@ -136,12 +130,10 @@ def config_and_model_class(
     model_type = config["model_type"]
     if model_type not in known:
         closest = nearest_name(model_type, list(known))
-        raise Reject(
-            unknown_architecture(
-                f"transformers {transformers.__version__} does not know the model type `{model_type}`",
-                help=f"nearest is `{closest}`" if closest else "a newer transformers may know it",
-            )
-        )
+        raise unknown_architecture(
+            f"transformers {transformers.__version__} does not know the model type `{model_type}`",
+            help=f"nearest is `{closest}`" if closest else "a newer transformers may know it",
+        ).rejection()
     try:
         with without_library_logs():
             parsed = known[model_type].from_dict(drop_unsafe_config_keys(dict(config)))
@@ -154,9 +146,9 @@ def config_and_model_class(
         ImportError,
         StrictDataclassError,
     ) as error:
-        raise Reject(
-            bad_config(f"the config has values that a `{model_type}` can't have", note=first_line(error))
-        ) from error
+        raise invalid_config(
+            f"the config has values that a `{model_type}` can't have", note=first_line(error)
+        ).rejection() from error
     _refuse_timm_backbone(parsed)
     names = config.get("architectures") or ()
     kind = model_class_from_architectures(model_type, names)
@@ -186,17 +178,15 @@ def _unknown_class_rejection(model_type: str, names: Any) -> Reject:
                 f"config is of: it is one of `{owner}`"
             )
             break
-    return Reject(unknown_architecture(message, help="name one in `architectures` of config.json"))
+    return unknown_architecture(message, help="name one in `architectures` of config.json").rejection()
 
 
 def _refuse_timm_backbone(config: "transformers.PreTrainedConfig") -> None:
     if any("timm" in part.model_type for part in _configs(config)):
-        raise Reject(
-            unknown_architecture(
-                f"a part of `{config.model_type}` comes from timm, which takes code and weights from anywhere",
-                help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
-            )
-        )
+        raise unknown_architecture(
+            f"a part of `{config.model_type}` comes from timm, which takes code and weights from anywhere",
+            help="give it a backbone of transformers, or wrap it in a module of your own: `effc explain module`",
+        ).rejection()
 
 
 def _configs(config: "transformers.PreTrainedConfig") -> "Iterator[transformers.PreTrainedConfig]":
@@ -270,7 +260,7 @@ def load_by_from_pretrained(folder: Path, config: Mapping[str, Any], weights: We
         refuse_oversized_module(build_model_from_config(config, "float32"), weights.count)
     parsed, kind = config_and_model_class(config)
     as_stored(parsed)
-    with without_library_logs(), transformers_errors_as_bad_config(str(folder)):
+    with without_library_logs(), transformers_errors_as_invalid_config(str(folder)):
         return from_pretrained_with_weights(
             kind, parsed, folder, weights, attn_implementation=attn_implementation_of_class(kind, parsed), **options
         )
@@ -286,13 +276,10 @@ def from_pretrained_with_weights(
     """
     extra = getattr(type(config), "extra_files", ())
     if extra:
-        raise Reject(
-            other_weights(
-                f"{folder}: a `{config.model_type}` has weights in {', '.join(extra)} as well, "
-                "which effc does not read",
-                help="take a model whose weights lie in model.safetensors, or in shards that an index names",
-            )
-        )
+        raise other_weights(
+            f"{folder}: a `{config.model_type}` has weights in {', '.join(extra)} as well, which effc does not read",
+            help="take a model whose weights lie in model.safetensors, or in shards that an index names",
+        ).rejection()
     read = model_class.from_pretrained(None, config=config, state_dict=dict(iterate_mapped_tensors(weights)), **options)
     model = read[0] if isinstance(read, tuple) else read
     if model.can_generate():
@@ -355,12 +342,10 @@ def refuse_non_finite_parameters(module: nn.Module, label: str) -> None:
     ]
     if broken:
         count = int((~module.get_parameter(broken[0]).isfinite()).sum())
-        raise Reject(
-            not_finite(
-                f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_extra_keys(broken)}",
-                help="take another revision, or one stored in float32 or bfloat16",
-            )
-        )
+        raise not_finite(
+            f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_extra_keys(broken)}",
+            help="take another revision, or one stored in float32 or bfloat16",
+        ).rejection()
 
 
 def _count(module: nn.Module) -> int:

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .safetensors_header import Slot
 
-bad_config = Fault(
+invalid_config = Fault(
     "bad-config", "A model's config.json can't be read or does not say what the model is.", exit="environment"
 )
 
@@ -52,39 +52,35 @@ def refuse_excessive_config_numbers(
         key = name.rpartition(".")[2]
         counts = _REPEATS.fullmatch(key) and (config.get("model_type"), name) not in _ROWS
         if value < 1 and _INPUT_SIZES.fullmatch(key):
-            raise Reject(
-                bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
-            )
+            raise invalid_config(
+                f"{label}: `{name}` of the config is {value}", help="take the model's own config.json"
+            ).rejection()
         bound = layers if counts else 1 << 40 if _FREE.fullmatch(key) else size
         if (value < 0 and _COUNTS.match(key)) or math.isnan(value):
-            raise Reject(
-                bad_config(f"{label}: `{name}` of the config is {value}", help="take the model's own config.json")
-            )
+            raise invalid_config(
+                f"{label}: `{name}` of the config is {value}", help="take the model's own config.json"
+            ).rejection()
         if abs(value) > bound and type(value) is int:
             reason = "" if slots is None else ", which the weights don't have room for"
-            raise Reject(
-                bad_config(
-                    f"{label}: `{name}` of the config is {value}{reason}", help="take the model's own config.json"
-                )
-            )
+            raise invalid_config(
+                f"{label}: `{name}` of the config is {value}{reason}", help="take the model's own config.json"
+            ).rejection()
 
 
 def _refuse_indivisible_head_counts(config: Mapping[str, Any], label: str) -> None:
     """Reject groups of query heads that are not equally large: no attention computes with them."""
     queries, keys = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if type(queries) is int and type(keys) is int and queries > keys > 0 and queries % keys:
-        raise Reject(
-            bad_config(
-                f"{label}: the config has {queries} attention heads (`num_attention_heads`), which "
-                f"{keys} of keys and values (`num_key_value_heads`) do not divide",
-                help="take the model's own config.json",
-            )
-        )
+        raise invalid_config(
+            f"{label}: the config has {queries} attention heads (`num_attention_heads`), which "
+            f"{keys} of keys and values (`num_key_value_heads`) do not divide",
+            help="take the model's own config.json",
+        ).rejection()
 
 
 def _iterate_config_numbers(value: Any, name: str, depth: int) -> Iterator[tuple[str, int | float]]:
     if depth > _DEEPEST:
-        raise Reject(bad_config("the config is nested too deep", help="take the model's own config.json"))
+        raise invalid_config("the config is nested too deep", help="take the model's own config.json").rejection()
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _iterate_config_numbers(item, f"{name}.{key}" if name else str(key), depth + 1)

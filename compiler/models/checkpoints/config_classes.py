@@ -15,35 +15,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DROPPED_KEYS = frozenset(
-    {
-        "auto_map",
-        "custom_pipelines",
-        "quantization_config",
-        "_attn_implementation",
-        "attn_implementation",
-        "_attn_implementation_internal",
-        "_attn_implementation_autoset",
-        "_experts_implementation",
-        "experts_implementation",
-        "_experts_implementation_internal",
-        "use_kernels",
-        "kernel_config",
-        "transformers_weights",
-        "_commit_hash",
-        "name_or_path",
-        "_name_or_path",
-        "adapter_kwargs",
-        "_adapter_model_path",
-        "compression_config",
-        "base_model_tp_plan",
-        "base_model_pp_plan",
-        "distributed_config",
-        "device_map",
-        "tp_plan",
-        "subfolder",
-        "code_revision",
-        "trust_remote_code",
-    }
+    """
+    auto_map custom_pipelines quantization_config _attn_implementation attn_implementation
+    _attn_implementation_internal _attn_implementation_autoset _experts_implementation
+    experts_implementation _experts_implementation_internal use_kernels kernel_config
+    transformers_weights _commit_hash name_or_path _name_or_path adapter_kwargs _adapter_model_path
+    compression_config base_model_tp_plan base_model_pp_plan distributed_config device_map tp_plan
+    subfolder code_revision trust_remote_code
+    """.split()
 )
 
 

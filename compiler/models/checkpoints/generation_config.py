@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, read_json
 
@@ -13,7 +13,7 @@ NAME = "generation_config.json"
 _MAX_BEAMS, _MAX_VALUE = 64, 1 << 31
 _HELP = "fetch the file again, or remove it: generation then begins from the usual values"
 
-bad_generation = Fault(
+invalid_generation = Fault(
     "bad-generation-config",
     "A model's generation_config.json holds values that generation can't have.",
     exit="environment",
@@ -28,14 +28,14 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     try:
         body = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(
-            bad_generation(f"{path} can't be read as JSON: {describe_json_error(error)}", help=_HELP)
-        ) from error
+        raise invalid_generation(
+            f"{path} can't be read as JSON: {describe_json_error(error)}", help=_HELP
+        ).rejection() from error
     if not isinstance(body, dict):
-        raise Reject(bad_generation(f"{path} is no JSON object", help=_HELP))
+        raise invalid_generation(f"{path} is no JSON object", help=_HELP).rejection()
     for name, value in body.items():
         if not _is_valid_generation_value(name, value):
-            raise Reject(bad_generation(f"{path}: `{name[:60]}` is {str(value)[:60]!r}", help=_HELP))
+            raise invalid_generation(f"{path}: `{name[:60]}` is {str(value)[:60]!r}", help=_HELP).rejection()
     return body
 
 
@@ -67,16 +67,11 @@ def _is_valid_generation_value(name: str, value: Any) -> bool:
 
 
 _TEXTS = ("transformers_version", "cache_implementation", "early_stopping", "_from_model_config", "task", "language")
-_LISTS = (
-    "stop_strings",
-    "bad_words_ids",
-    "force_words_ids",
-    "sequence_bias",
-    "alignment_heads",
-    "lang_to_id",
-    "task_to_id",
-    "forced_decoder_ids",
-    "constraints",
+_LISTS = tuple(
+    """
+    stop_strings bad_words_ids force_words_ids sequence_bias alignment_heads lang_to_id task_to_id
+    forced_decoder_ids constraints
+    """.split()
 )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .text_process import LimitExceeded, text_process
 
-bad_tokenizer = Fault(
+invalid_tokenizer = Fault(
     "bad-tokenizer",
     "A model's tokenizer files can't be read, or describe a tokenizer that breaks.\n\n"
     "What they say comes from whoever made the model: steps that would make thousands of characters of one, texts "
@@ -65,12 +65,12 @@ class LimitedTokenizer:
             answer, body = self._answer(request, sum(len(str(text)) for text in input))
         except LimitExceeded as error:
             message = f"{self._label}: the model's tokenizer takes more time or memory at a text than there is for it"
-            raise Reject(bad_tokenizer(message, help=_HELP, note=str(error))) from error
+            raise invalid_tokenizer(message, help=_HELP, note=str(error)).rejection() from error
         if answer.get("type") == "TypeError":  # the text is none
             raise TypeError(answer["error"])
         if "error" in answer:
             message = f"{self._label}: the model's tokenizer breaks at a text"
-            raise Reject(bad_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]))
+            raise invalid_tokenizer(message, help=_HELP, note=answer["error"].partition("\n")[0]).rejection()
         return self._encodings(answer["lengths"], array("I", body))
 
     def _answer(self, request: dict[str, Any], size: int) -> tuple[dict[str, Any], bytes]:
@@ -88,8 +88,8 @@ class LimitedTokenizer:
                 return answer, b""
 
     def _encodings(self, lengths: list[list[int]], numbers: "array[int]") -> "list[Encoding]":
-        ends = accumulate((_COLUMNS * n for _, *parts in lengths for n in parts), initial=0)
-        slices = (numbers[start:end] for start, end in pairwise(ends))
+        offsets = accumulate((_COLUMNS * n for _, *parts in lengths for n in parts), initial=0)
+        slices = (numbers[start:end] for start, end in pairwise(offsets))
         encodings = []
         for n_sequences, *parts in lengths:
             first, *overflowing = [Encoding(self._library, n_sequences, next(slices)) for _ in parts]
@@ -143,8 +143,8 @@ class Encoding:
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        ends = self._numbers[6 * len(self) :]
-        return list(zip(ends[::2], ends[1::2], strict=True))
+        characters = self._numbers[6 * len(self) :]
+        return list(zip(characters[::2], characters[1::2], strict=True))
 
     @property
     def tokens(self) -> list[str]:

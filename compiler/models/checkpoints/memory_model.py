@@ -7,10 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.cache import digest, tensor_hash
 from ...core.hashes import sha256_of_file
-from ...core.options import bad_option
+from ...core.options import invalid_option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,17 +26,21 @@ def unwrapped_model(model: Any) -> "PreTrainedModel":
         merge = getattr(copy.deepcopy(model), "merge_and_unload", None)
         if merge is None:
             fact = f"`model` has adapters of {type(model).__name__} that can't be merged into its weights"
-            raise Reject(bad_option(fact, help="adapters such as LoRA's can; or pass the model that they are on"))
+            raise invalid_option(
+                fact, help="adapters such as LoRA's can; or pass the model that they are on"
+            ).rejection()
         model = merge()
     if not isinstance(model, PreTrainedModel):
         help = "pass a PreTrainedModel, also wrapped by peft; in a recipe, `module(...)` takes other modules"
-        raise Reject(bad_option(f"`model` is a {type(model).__name__}, which has no checkpoint of its own", help=help))
+        raise invalid_option(
+            f"`model` is a {type(model).__name__}, which has no checkpoint of its own", help=help
+        ).rejection()
     if getattr(model, "_hf_peft_config_loaded", False):
         help = "wrap the model by `peft.get_peft_model`, or merge the adapters into it"
-        raise Reject(bad_option("`model` has adapters of `add_adapter`, which are in no checkpoint", help=help))
+        raise invalid_option("`model` has adapters of `add_adapter`, which are in no checkpoint", help=help).rejection()
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         help = "load it without the meta device, and without a `device_map` that leaves weights on disk"
-        raise Reject(bad_option("`model` has weights on the meta device, which holds no numbers", help=help))
+        raise invalid_option("`model` has weights on the meta device, which holds no numbers", help=help).rejection()
     return model
 
 
@@ -63,7 +66,7 @@ def save_in_cache(model: "PreTrainedModel", tokenizer: Any, cache_dir: Path) -> 
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             # The caller's classes run here: a config or a tokenizer that can't be written raises any of them.
             fact = f"`model` and `tokenizer` can't be saved: {type(error).__name__}: {error}"
-            raise Reject(bad_option(fact, help="pass what `save_pretrained` of transformers writes")) from error
+            raise invalid_option(fact, help="pass what `save_pretrained` of transformers writes").rejection() from error
         if not checkpoint.is_dir():
             checkpoint.parent.mkdir(exist_ok=True)
             try:

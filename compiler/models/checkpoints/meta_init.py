@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ....dsl.syntax.diagnostics import Reject
 from .checkpoint import build_model_from_config, config_and_model_class, unknown_architecture
 
 
@@ -25,11 +24,9 @@ def build_meta_model(config: Mapping[str, Any], dtype: str) -> nn.Module:
     kind = config_and_model_class(config)[1]
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         names = ", ".join(map(str, config.get("architectures") or ()))
-        raise Reject(
-            unknown_architecture(
-                f"{names} is no model class of transformers", help="name one in `architectures` of config.json"
-            )
-        )
+        raise unknown_architecture(
+            f"{names} is no model class of transformers", help="name one in `architectures` of config.json"
+        ).rejection()
     with registering_parameters_on_meta():
         return build_model_from_config(config, dtype)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.source_file import irregular_kind_of_path
 from ...core.cache import digest
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, TOKENIZER, read_json, refuse_irregular_file
 from ...core.settings import Settings
-from .config_bounds import bad_config, refuse_excessive_config_numbers
+from .config_bounds import invalid_config, refuse_excessive_config_numbers
 from .config_classes import fallback_class_note
 from .mamba_rescale import NOTE, rescales
 from .origin import Origin
@@ -35,20 +35,12 @@ weights_dtype = Fault(
     "weights-dtype", "A checkpoint holds its weights as something other than plain floats.", exit="environment"
 )
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "spiece.model",
-    "tekken.json",
-    "tiktoken.model",
+TOKENIZER_FILES = tuple(
+    """
+    tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json vocab.json vocab.txt
+    merges.txt added_tokens.json chat_template.jinja chat_template.json spiece.model tekken.json
+    tiktoken.model
+    """.split()
 )
 # Beside the tokenizer: what a checkpoint folder has to say that weights and config don't.
 COMPANIONS = (
@@ -74,7 +66,7 @@ def origin_of_folder(folder: Path, label: str, dtype: str, settings: Settings, h
     if not os.path.isdir(folder):  # false of a name that is too long for the system, too
         message = f"{folder} is {irregular_kind_of_path(folder) or 'a file'}, where a folder is needed"
         message = message if os.path.exists(folder) else f"there is no folder {folder}"
-        raise Reject(no_model(f"{label}: {message}", help=help))
+        raise no_model(f"{label}: {message}", help=help).rejection()
     for name in ("config.json", *COMPANIONS):
         if (folder / name).exists():
             refuse_irregular_file(folder / name, TOKENIZER, root_of(folder))
@@ -126,24 +118,22 @@ def read_model_config(path: Path, label: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         kind = irregular_kind_of_path(path)
         message = f"{path} is {kind}, where a file is needed" if kind else f"there is no {path.name} in {path.parent}"
-        raise Reject(no_model(f"{label}: {message}", help=missing_weights_hint(path.parent)))
+        raise no_model(f"{label}: {message}", help=missing_weights_hint(path.parent)).rejection()
     try:
         config = read_json(path, CONFIG)
     except OSError as error:
-        raise Reject(bad_config(f"{path} can't be read: {error.strerror}")) from error
+        raise invalid_config(f"{path} can't be read: {error.strerror}").rejection() from error
     except (ValueError, RecursionError) as error:
-        raise Reject(
-            bad_config(f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again")
-        ) from error
+        raise invalid_config(
+            f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again"
+        ).rejection() from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise Reject(bad_config(f"{path} has no `model_type`", help="take the model's own config.json"))
+        raise invalid_config(f"{path} has no `model_type`", help="take the model's own config.json").rejection()
     if not isinstance(config.get("architectures", []), (list, NoneType)):
-        raise Reject(
-            bad_config(
-                f"`architectures` of {path} is no list of names",
-                help='write it as ["BertForMaskedLM"], with the class that the weights are of',
-            )
-        )
+        raise invalid_config(
+            f"`architectures` of {path} is no list of names",
+            help='write it as ["BertForMaskedLM"], with the class that the weights are of',
+        ).rejection()
     return config
 
 
@@ -152,12 +142,10 @@ def runs_remote_code_or_refuse(config: Mapping[str, Any], label: str, settings: 
     if "auto_map" not in config or _is_native(config["model_type"]):
         return False
     if not settings.trust_remote_code:
-        raise Reject(
-            remote_code(
-                f"{label}: `{config['model_type']}` runs code that came with the model",
-                help="read that code, then add --trust-remote-code",
-            )
-        )
+        raise remote_code(
+            f"{label}: `{config['model_type']}` runs code that came with the model",
+            help="read that code, then add --trust-remote-code",
+        ).rejection()
     return True
 
 
@@ -172,27 +160,20 @@ def _stored_dtype_or_refuse(config: Mapping[str, Any], weights: Weights, label: 
     method = config.get("quantization_config")
     if isinstance(method, dict):
         name = method.get("quant_method", "some method")
-        raise Reject(
-            weights_dtype(
-                f"{label}: the weights are quantized ({name})",
-                help="start from the model that this one was quantized from",
-            )
-        )
+        raise weights_dtype(
+            f"{label}: the weights are quantized ({name})", help="start from the model that this one was quantized from"
+        ).rejection()
     if not weights.dtype:
         kinds = sorted({slot.dtype for slot in weights.slots.values()})
-        raise Reject(
-            weights_dtype(
-                f"{label}: the weights are {', '.join(kinds) or 'none at all'}", help=f"effc reads {', '.join(FLOATS)}"
-            )
-        )
+        raise weights_dtype(
+            f"{label}: the weights are {', '.join(kinds) or 'none at all'}", help=f"effc reads {', '.join(FLOATS)}"
+        ).rejection()
     for name, slot in weights.slots.items():
         if slot.dtype not in FLOATS and name.endswith((".weight", ".bias")):
-            raise Reject(
-                weights_dtype(
-                    f"{label}: `{name}` is {slot.dtype}, where a weight is {', '.join(FLOATS)}",
-                    help="fetch the weights again, or start from the model that these were quantized from",
-                )
-            )
+            raise weights_dtype(
+                f"{label}: `{name}` is {slot.dtype}, where a weight is {', '.join(FLOATS)}",
+                help="fetch the weights again, or start from the model that these were quantized from",
+            ).rejection()
     return "float32" if weights.dtype == "float64" else weights.dtype
 
 
@@ -220,12 +201,10 @@ def _code(folder: Path) -> dict[str, Path]:
 def refuse_adapter_folder(folder: Path, label: str) -> None:
     """transformers would fetch the model that an adapter names in place of the folder's own."""
     if (folder / "adapter_config.json").exists():
-        raise Reject(
-            no_model(
-                f"{label}: {folder} holds an adapter (adapter_config.json), not a model",
-                help="merge it into its model and save that",
-            )
-        )
+        raise no_model(
+            f"{label}: {folder} holds an adapter (adapter_config.json), not a model",
+            help="merge it into its model and save that",
+        ).rejection()
 
 
 def _build_within_weight_count(config: dict[str, Any], dtype: str, code_folder: Path | None, weight_count: int | None):

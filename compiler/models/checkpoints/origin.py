@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.source import Span
 from ...core.device import out_of_device_memory_diagnostic
 from ...core.error_location import diagnostics_located_at
@@ -82,7 +81,7 @@ class Origin:
                     return self.load().to(device)
                 except torch.OutOfMemoryError as error:
                     size_text = f", whose weights take {size(self.weight_bytes)}," if self.weight_bytes else ""
-                    raise Reject(out_of_device_memory_diagnostic(device, f"the model{size_text}")) from error
+                    raise out_of_device_memory_diagnostic(device, f"the model{size_text}").rejection() from error
 
         def tokenizer() -> Any:
             with diagnostics_located_at(span):

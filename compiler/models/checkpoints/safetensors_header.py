@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import refuse_irregular_file
 
@@ -80,27 +80,23 @@ def read_safetensors_header(path: Path) -> Header:
     with open(path, "rb") as file:
         first = file.read(8)
         if LFS.startswith(first) and len(first) == 8:
-            raise Reject(
-                _header_error(
-                    path, f"is a Git LFS pointer of {size} bytes, not weights", help="run `git lfs pull` in its folder"
-                )
-            )
+            raise _header_error(
+                path, f"is a Git LFS pointer of {size} bytes, not weights", help="run `git lfs pull` in its folder"
+            ).rejection()
         length = int.from_bytes(first, "little")
         if len(first) < 8 or length > size - 8:
-            raise Reject(
-                _header_error(
-                    path,
-                    f"is cut: its header alone needs {length + 8} bytes, the file has {size}"
-                    if len(first) == 8
-                    else f"is cut: {size} bytes",
-                )
-            )
+            raise _header_error(
+                path,
+                f"is cut: its header alone needs {length + 8} bytes, the file has {size}"
+                if len(first) == 8
+                else f"is cut: {size} bytes",
+            ).rejection()
         if length > LIMIT:
-            raise Reject(_header_error(path, f"states a header of {length} bytes; the format allows {LIMIT}"))
+            raise _header_error(path, f"states a header of {length} bytes; the format allows {LIMIT}").rejection()
         body = _parse_header_json(path, file.read(length))
     metadata = body.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise Reject(_header_error(path, "has metadata other than text"))
+        raise _header_error(path, "has metadata other than text").rejection()
     slots = {name: _parse_tensor_entry(path, name, entry) for name, entry in body.items()}
     _refuse_gaps_and_overlaps(path, slots, size - 8 - length)
     return Header(path, slots, metadata, 8 + length)
@@ -115,9 +111,9 @@ def _parse_header_json(path: Path, text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Reject(_header_error(path, f"has a header that is not JSON: {describe_json_error(error)}")) from error
+        raise _header_error(path, f"has a header that is not JSON: {describe_json_error(error)}").rejection() from error
     if not isinstance(body, dict):
-        raise Reject(_header_error(path, "has a header that is not a JSON object"))
+        raise _header_error(path, "has a header that is not a JSON object").rejection()
     return body
 
 
@@ -131,20 +127,18 @@ def _is_integer(value: Any) -> bool:
 def _parse_tensor_entry(path: Path, name: str, entry: Any) -> Slot:
     """One entry, checked for itself: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise Reject(_header_error(path, f"describes `{name}` by other fields than dtype, shape and data_offsets"))
+        raise _header_error(path, f"describes `{name}` by other fields than dtype, shape and data_offsets").rejection()
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise Reject(_header_error(path, f"gives `{name}` a dtype that the format does not have"))
+        raise _header_error(path, f"gives `{name}` a dtype that the format does not have").rejection()
     if not _is_integer(shape) or not _is_integer(offsets) or len(offsets) != 2:
-        raise Reject(_header_error(path, f"gives `{name}` a shape or place that is not whole numbers"))
+        raise _header_error(path, f"gives `{name}` a shape or place that is not whole numbers").rejection()
     slot = Slot(dtype, tuple(shape), *offsets)
     bits = slot.count * BITS[dtype]
     if bits % 8 or slot.end - slot.start != bits // 8:
-        raise Reject(
-            _header_error(
-                path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes(bits)}"
-            )
-        )
+        raise _header_error(
+            path, f"gives `{name}` {slot.end - slot.start} bytes; {dtype} of shape {shape} takes {_bytes(bits)}"
+        ).rejection()
     return slot
 
 
@@ -158,12 +152,12 @@ def _refuse_gaps_and_overlaps(path: Path, slots: Mapping[str, Slot], size: int) 
     reached = 0
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)):
         if slot.start != reached:
-            raise Reject(_header_error(path, f"has `{name}` at byte {slot.start} where byte {reached} is next"))
+            raise _header_error(path, f"has `{name}` at byte {slot.start} where byte {reached} is next").rejection()
         reached = slot.end
     if reached > size:
-        raise Reject(_header_error(path, f"is cut: its tensors need {reached} bytes, {size} are there"))
+        raise _header_error(path, f"is cut: its tensors need {reached} bytes, {size} are there").rejection()
     if reached < size:
-        raise Reject(_header_error(path, f"has {size - reached} bytes after its last tensor"))
+        raise _header_error(path, f"has {size - reached} bytes after its last tensor").rejection()
 
 
 def _header_error(path: Path, fact: str, help: str = "fetch the file again") -> Diagnostic:

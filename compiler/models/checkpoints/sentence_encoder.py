@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import CONFIG, read_json
 
@@ -24,7 +24,9 @@ def read_sentence_modules(folder: Path) -> list[tuple[str, str]]:
     kinds = [(str(m.get("type", "")).rpartition(".")[2], str(m.get("path", ""))) for m in named]
     outside = [path for _, path in kinds if Path(path).is_absolute() or ".." in Path(path).parts]
     if outside:
-        raise Reject(no_pooling(f"{folder / MODULES} names {outside[0]}, which is outside of it", help="correct it"))
+        raise no_pooling(
+            f"{folder / MODULES} names {outside[0]}, which is outside of it", help="correct it"
+        ).rejection()
     return kinds
 
 
@@ -37,6 +39,6 @@ def read_module_json(path: Path) -> Any:
     try:
         return read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(
-            no_pooling(f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again")
-        ) from error
+        raise no_pooling(
+            f"{path} is not JSON: {describe_json_error(error)}", help="fetch the file again"
+        ).rejection() from error

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import digest
 from ...core.hashes import cached_file_hash, sha256_of_file
 
@@ -65,11 +65,9 @@ class SourceFiles:
             self.facts[path] = current
         if self._broken is not None:
             verb = "changed" if self._broken.exists() else "was removed"
-            raise Reject(
-                model_changed(
-                    f"{self._broken} {verb} while it was compiled", help="compile again once nothing writes to it"
-                )
-            )
+            raise model_changed(
+                f"{self._broken} {verb} while it was compiled", help="compile again once nothing writes to it"
+            ).rejection()
 
 
 def _fact(path: Path) -> Fact:

@@ -38,14 +38,14 @@ def confine() -> None:
 def main() -> None:
     confine()
     answers = os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)  # libraries print there, what a file says among it
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, 1)  # libraries print there, what a file says among it
     tokenizers: dict[str, Any] = {}
     for line in sys.stdin.buffer:
         head, arguments = json.loads(line), json.loads(sys.stdin.buffer.readline())
         attached = sys.stdin.buffer.read(head["attached"])
         work = _work_of(head["kind"], tokenizers)
-        os.dup2(nothing, 2)
+        os.dup2(null_device, 2)
         _limit_memory(head["memory"])
         _limit_time(head["seconds"])
         answer, body = _answer_or_error(work, arguments, attached, head["memory"])

@@ -105,7 +105,7 @@ class TextProcess:
 def _not_started(reason: str) -> Reject:
     message = f"the process that cuts texts into tokens doesn't start: {reason}"
     command = " ".join(map(str, (sys.executable, "-P", "-c", "'import transformers'")))
-    return Reject(no_text_process(message, help=f"see whether this runs: {command}"))
+    return no_text_process(message, help=f"see whether this runs: {command}").rejection()
 
 
 _processes: dict[tuple[int, bool], TextProcess] = {}

@@ -14,7 +14,7 @@ from ...core.json_errors import first_line
 from ...core.safe_read import CONFIG, MALFORMED, TOKENIZER, read_json, read_regular_file, refuse_irregular_file
 from .checkpoint import without_library_logs
 from .config_classes import is_known_tokenizer_class
-from .limited_tokenizer import LimitedTokenizer, bad_tokenizer
+from .limited_tokenizer import LimitedTokenizer, invalid_tokenizer
 from .source_files import root_of
 from .tokenizer_checks import TEMPLATES, refuse_unbounded_tokenizer_json, refuse_unknown_added_token_fields
 from .tokenizer_pieces import check_tiktoken, refuse_unbounded_sentencepiece, refuse_unbounded_tekken
@@ -42,13 +42,9 @@ def load_checked_tokenizer(folder: Path, label: str, trusted: bool = False) -> A
     except Exception as error:  # the tokenizers library raises bare Exception
         if isinstance(error, (MemoryError, RecursionError)):
             raise
-        raise Reject(
-            bad_tokenizer(
-                f"{label}: the tokenizer files in {folder} can't be read",
-                help="fetch them again",
-                note=first_line(error),
-            )
-        ) from error
+        raise invalid_tokenizer(
+            f"{label}: the tokenizer files in {folder} can't be read", help="fetch them again", note=first_line(error)
+        ).rejection() from error
     if tokenizer.is_fast and not trusted:
         tokenizer._tokenizer = LimitedTokenizer(tokenizer._tokenizer, label)
     return _with_panics_as_diagnostics(tokenizer, label)
@@ -78,13 +74,11 @@ def _refuse_malformed_tokenizer_files(folder: Path, label: str) -> None:
         try:
             reading(path)
         except (OSError, *MALFORMED) as error:
-            raise Reject(
-                bad_tokenizer(
-                    f"{label}: {path} describes no tokenizer that is taken",
-                    help="fetch it again, from somebody whom you trust",
-                    note=first_line(error),
-                )
-            ) from error
+            raise invalid_tokenizer(
+                f"{label}: {path} describes no tokenizer that is taken",
+                help="fetch it again, from somebody whom you trust",
+                note=first_line(error),
+            ).rejection() from error
 
 
 @contextmanager
@@ -95,13 +89,11 @@ def tokenizer_panics_as_diagnostics(label: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # its class can't be imported
             raise
-        raise Reject(
-            bad_tokenizer(
-                f"{label}: the model's tokenizer breaks at a text",
-                help="fetch the tokenizer files again, from somebody whom you trust",
-                note=first_line(error),
-            )
-        ) from error
+        raise invalid_tokenizer(
+            f"{label}: the model's tokenizer breaks at a text",
+            help="fetch the tokenizer files again, from somebody whom you trust",
+            note=first_line(error),
+        ).rejection() from error
 
 
 def _with_panics_as_diagnostics(tokenizer: Any, label: str) -> Any:
@@ -149,28 +141,24 @@ def _checked_file_fields_of_config(folder: Path, label: str) -> tuple[str, ...]:
     try:
         body = read_json(path, CONFIG)
     except (OSError, ValueError, RecursionError) as error:
-        raise Reject(bad_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again")) from error
+        raise invalid_tokenizer(f"{label}: {path} can't be read as JSON", help="fetch it again").rejection() from error
     if not isinstance(body, dict):
-        raise Reject(bad_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again"))
+        raise invalid_tokenizer(f"{label}: {path} is no JSON object", help="fetch it again").rejection()
     max_length = body.get("model_max_length")
     if max_length is not None and type(max_length) not in (int, float):
-        raise Reject(
-            bad_tokenizer(f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again")
-        )
+        raise invalid_tokenizer(
+            f"{label}: {path} has a `model_max_length` that is no number", help="fetch it again"
+        ).rejection()
     name = body.get("tokenizer_class")
     if name is not None and not is_known_tokenizer_class(name):
-        raise Reject(
-            bad_tokenizer(
-                f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
-                help="fetch the tokenizer files again",
-            )
-        )
+        raise invalid_tokenizer(
+            f"{label}: {path} names `{str(name)[:80]}`, which is no tokenizer of transformers",
+            help="fetch the tokenizer files again",
+        ).rejection()
     other = next((name for name in _ELSEWHERE if body.get(name)), None)
     if other is not None:
-        raise Reject(
-            bad_tokenizer(
-                f"{label}: {path} has a `{other}`, which leads to other files than a tokenizer's",
-                help="fetch the tokenizer files again, from somebody whom you trust",
-            )
-        )
+        raise invalid_tokenizer(
+            f"{label}: {path} has a `{other}`, which leads to other files than a tokenizer's",
+            help="fetch the tokenizer files again, from somebody whom you trust",
+        ).rejection()
     return tuple(name for name in body if name.endswith("_file"))

@@ -53,19 +53,19 @@ def refuse_unbounded_tokenizer_json(body: Any) -> None:
     refuse_unknown_added_token_fields({"added_tokens_decoder": dict(enumerate(body.get("added_tokens") or ()))})
     before = [*steps(body, "normalizer"), *steps(body, "pre_tokenizer")]
     for row in (before, list(steps(body, "decoder"))):
-        _require_at_most(len(row), _MAX_STEPS, "the number of its steps")
-        _require_at_most(_max_characters_per_character(row), _MAX_GROWTH, "the number of characters that one becomes")
-        _require_at_most(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
+        _require_max(len(row), _MAX_STEPS, "the number of its steps")
+        _require_max(_max_characters_per_character(row), _MAX_GROWTH, "the number of characters that one becomes")
+        _require_max(sum(len(step.get("prepend") or "") for step in row), _MAX_ADDED, "what is put before a text")
         for step in row:
             _refuse_unbounded_step(step)
     processors = list(steps(body, "post_processor"))
     for processor in processors:
         _refuse_long_template(processor)
-    _require_at_most(len(processors), _MAX_STEPS, "the number of its templates")
-    _require_at_most(prod(map(_repeats, processors)), _MAX_PIECES, "how often a text stands in its template")
+    _require_max(len(processors), _MAX_STEPS, "the number of its templates")
+    _require_max(prod(map(_repeats, processors)), _MAX_PIECES, "how often a text stands in its template")
     _refuse_unbounded_truncation_or_padding(body.get("truncation"), body.get("padding"))
-    _require_at_most(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
-    _require_at_most(_largest_id(body), _MAX_ID, "the largest id of a token")
+    _require_max(body["model"].get("max_input_chars_per_word") or 0, _MAX_WORD, "the length of a word")
+    _require_max(_largest_id(body), _MAX_ID, "the largest id of a token")
 
 
 def _largest_id(body: Mapping[str, Any]) -> int:
@@ -75,7 +75,7 @@ def _largest_id(body: Mapping[str, Any]) -> int:
     return max([*ids, *(token["id"] for token in body.get("added_tokens") or ())], default=0)
 
 
-def _require_at_most(value: Any, bound: int, label: str) -> None:
+def _require_max(value: Any, bound: int, label: str) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value <= bound:
         raise Unbounded(f"{label} is {str(value)[:20]}, more than the {bound} that are taken")
 
@@ -111,9 +111,9 @@ def _text(step: Mapping[str, Any]) -> str:
 
 def _refuse_unbounded_step(step: Mapping[str, Any]) -> None:
     for name in ("content", "prepend", "replacement", "prefix", "suffix"):
-        _require_at_most(len(step.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
+        _require_max(len(step.get(name) or ""), _MAX_TEXT, f"the length of a `{name}`")
     for name in ("start", "stop"):
-        _require_at_most(step.get(name) or 0, _MAX_CUT, f"`{name}`")
+        _require_max(step.get(name) or 0, _MAX_CUT, f"`{name}`")
     if step.get("type") == "FixedLength" and not step["length"] > 0:
         raise Unbounded("it cuts texts into pieces of nothing")
     if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
@@ -125,18 +125,16 @@ def check_forms(table: bytes) -> None:
     length = int.from_bytes(table[:4], "little")
     if len(table) < 4 or length % 4 or not 0 < length <= len(table) - 4:
         raise Unbounded("its table of Unicode forms is cut")
-    _require_at_most(
-        max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,"
-    )
+    _require_max(max(map(len, table[4 + length :].split(b"\0"))), _MAX_FORM, "the longest form in its table, in bytes,")
 
 
 def _refuse_long_template(step: Mapping[str, Any]) -> None:
     for name in ("single", "pair"):
-        _require_at_most(len(step.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
+        _require_max(len(step.get(name) or ()), _MAX_PIECES, f"the number of pieces of its `{name}` template")
     special = step.get("special_tokens") or {}
     for token in special.values() if isinstance(special, dict) else special:
         if isinstance(token, dict):
-            _require_at_most(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
+            _require_max(len(token["ids"]), _MAX_SPECIAL, "the number of tokens that one stands for")
 
 
 def _repeats(step: Mapping[str, Any]) -> int:
@@ -152,4 +150,4 @@ def _refuse_unbounded_truncation_or_padding(truncation: Any, padding: Any) -> No
         strategy = padding["strategy"]
         fixed = strategy.get("Fixed", 0) if isinstance(strategy, dict) else 0
         for number in (fixed, padding.get("pad_to_multiple_of") or 0):
-            _require_at_most(number, _MAX_PAD, "the length that it pads texts to")
+            _require_max(number, _MAX_PAD, "the length that it pads texts to")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.json_errors import describe_json_error
 from ...core.safe_read import MALFORMED, MANIFEST, read_json
 from .safetensors_header import FLOATS, Header, damaged_weights, read_safetensors_header
@@ -68,25 +68,21 @@ def read_weight_headers(folder: Path, label: str) -> Weights:
         return _read_sharded_headers(folder, label)
     pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
     if pickles:
-        raise Reject(
-            pickle_weights(
-                f"{label}: the weights are only there as {', '.join(pickles[:3])}",
-                help="take a revision with model.safetensors, or load the model once with "
-                "transformers where you trust it and `save_pretrained` it",
-            )
-        )
+        raise pickle_weights(
+            f"{label}: the weights are only there as {', '.join(pickles[:3])}",
+            help="take a revision with model.safetensors, or load the model once with "
+            "transformers where you trust it and `save_pretrained` it",
+        ).rejection()
     if shards := sorted(f.name for f in folder.glob("model-*-of-*.safetensors")):
-        raise Reject(
-            no_model(f"{label}: {folder} has {len(shards)} shards and no {INDEX}", help="fetch the index of the shards")
-        )
-    raise Reject(
-        no_model(
-            f"{label}: there is no {SINGLE} in {folder}",
-            help=missing_weights_hint(folder)
-            if any(folder.glob("*.gguf"))
-            else 'fetch the weights; config.json alone is read with config("config.json"), which makes random ones',
-        )
-    )
+        raise no_model(
+            f"{label}: {folder} has {len(shards)} shards and no {INDEX}", help="fetch the index of the shards"
+        ).rejection()
+    raise no_model(
+        f"{label}: there is no {SINGLE} in {folder}",
+        help=missing_weights_hint(folder)
+        if any(folder.glob("*.gguf"))
+        else 'fetch the weights; config.json alone is read with config("config.json"), which makes random ones',
+    ).rejection()
 
 
 def _read_sharded_headers(folder: Path, label: str) -> Weights:
@@ -94,46 +90,40 @@ def _read_sharded_headers(folder: Path, label: str) -> Weights:
     try:
         read = read_json(index, MANIFEST)
     except MALFORMED as error:
-        raise Reject(
-            damaged_weights(f"{index} is no index of shards", help="fetch it again", note=describe_json_error(error))
-        ) from error
+        raise damaged_weights(
+            f"{index} is no index of shards", help="fetch it again", note=describe_json_error(error)
+        ).rejection() from error
     weight_map = read.get("weight_map") if isinstance(read, dict) else None
     if not isinstance(weight_map, dict):
         reason = "its `weight_map`, which says which file a tensor is in, is no object"
-        raise Reject(damaged_weights(f"{index} is no index of shards: {reason}", help="fetch it again"))
+        raise damaged_weights(f"{index} is no index of shards: {reason}", help="fetch it again").rejection()
     for tensor, file in weight_map.items():
         if not isinstance(file, str):
-            raise Reject(damaged_weights(f"{index} names no file for `{tensor}`", help="fetch it again"))
+            raise damaged_weights(f"{index} names no file for `{tensor}`", help="fetch it again").rejection()
     names = sorted(set(weight_map.values()))
     if not all(n and Path(n).name == n for n in names):
-        raise Reject(damaged_weights(f"{index} names files outside its folder", help="fetch it again"))
+        raise damaged_weights(f"{index} names files outside its folder", help="fetch it again").rejection()
     absent = [n for n in names if not (folder / n).is_file()]
     if absent:
-        raise Reject(
-            missing_shard(
-                f"{label}: {len(absent)} of {len(names)} shards are not there: {', '.join(absent[:3])}",
-                help=f"fetch them into {folder}",
-            )
-        )
+        raise missing_shard(
+            f"{label}: {len(absent)} of {len(names)} shards are not there: {', '.join(absent[:3])}",
+            help=f"fetch them into {folder}",
+        ).rejection()
     headers = {n: read_safetensors_header(folder / n) for n in names}
     unindexed = [t for t, n in weight_map.items() if t not in headers[n].slots]
     if unindexed:
-        raise Reject(
-            missing_shard(
-                f"{label}: `{unindexed[0]}` is not in {weight_map[unindexed[0]]}, where the index puts it",
-                help="fetch the index and the shards of one revision",
-            )
-        )
+        raise missing_shard(
+            f"{label}: `{unindexed[0]}` is not in {weight_map[unindexed[0]]}, where the index puts it",
+            help="fetch the index and the shards of one revision",
+        ).rejection()
     first: dict[str, str] = {}
     for name in names:
         for tensor in headers[name].slots:
             if tensor in first:
-                raise Reject(
-                    damaged_weights(
-                        f"{label}: `{tensor}` is in {first[tensor]} and again in {name}",
-                        help="fetch the index and the shards of one revision",
-                    )
-                )
+                raise damaged_weights(
+                    f"{label}: `{tensor}` is in {first[tensor]} and again in {name}",
+                    help="fetch the index and the shards of one revision",
+                ).rejection()
             first[tensor] = name
     return Weights({INDEX: index, **{n: folder / n for n in names}}, headers)
 

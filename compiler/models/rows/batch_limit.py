@@ -5,7 +5,6 @@ from typing import TypeVar
 
 import torch
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.device import empty_device_cache, out_of_device_memory_diagnostic
 from ...core.events import Listener, Said
 
@@ -41,6 +40,6 @@ def retry_with_smaller_batches_on_oom(function: Callable[[], T], device: str, on
         empty_device_cache(device)
         current = rows_at_once()
         if current == 1:
-            raise Reject(out_of_device_memory_diagnostic(device, "running one row at a time"))
+            raise out_of_device_memory_diagnostic(device, "running one row at a time").rejection()
         BatchLimit.fewer = current // 2
         on_event(Said(f"{device} has no room for {current} rows at once: begun again, {BatchLimit.fewer} at once"))

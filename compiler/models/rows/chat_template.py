@@ -5,10 +5,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ..checkpoints.text_process import LimitExceeded, text_process
 
-bad_template = Fault(
+invalid_template = Fault(
     "bad-chat-template", "The template by which a tokenizer writes conversations can't be used.", exit="environment"
 )
 TEMPLATE = 1 << 20  # characters of a template
@@ -40,9 +40,7 @@ def render_template_or_reject(tokenizer: Any, messages: Sequence[Mapping[str, An
     try:
         return render_template(tokenizer, messages, **variables)
     except (TemplateError, ValueError) as error:
-        raise Reject(
-            bad_template(
-                f"the tokenizer's chat template can't be used: {(str(error).splitlines() or ['?'])[0]}",
-                help="fetch the tokenizer files again",
-            )
-        ) from error
+        raise invalid_template(
+            f"the tokenizer's chat template can't be used: {(str(error).splitlines() or ['?'])[0]}",
+            help="fetch the tokenizer files again",
+        ).rejection() from error

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .forward import evaluating, logits_of_output
 from .inputs import device_of
 from .prompt_positions import prompts
@@ -27,23 +27,19 @@ def class_logits(model: nn.Module, rows: Tensor, row_lengths: Tensor | None, sub
         with prompts(model, subspace=subspace):
             logits = logits_of_output(model(input_ids=ids, attention_mask=mask))
     if logits.dim() != 2:
-        raise Reject(
-            other_classes(
-                f"{type(model).__name__} has no head over whole rows", help="take a ...ForSequenceClassification"
-            )
-        )
+        raise other_classes(
+            f"{type(model).__name__} has no head over whole rows", help="take a ...ForSequenceClassification"
+        ).rejection()
     return logits
 
 
 def refuse_labels_beyond_outputs(logits: Tensor, labels: Tensor, name: str) -> None:
     """Reject labels that the head has no output for."""
     if int(labels.max()) >= logits.shape[1]:
-        raise Reject(
-            other_classes(
-                f"the head has {logits.shape[1]} outputs, and `{name}` has more classes",
-                help="take the model with a head of as many",
-            )
-        )
+        raise other_classes(
+            f"the head has {logits.shape[1]} outputs, and `{name}` has more classes",
+            help="take the model with a head of as many",
+        ).rejection()
 
 
 def classification_loss_and_accuracy(

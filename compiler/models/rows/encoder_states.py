@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ..checkpoints.pretrained import is_pretrained
 from ..checkpoints.sentence_encoder import MODULES, no_pooling, read_module_json, read_sentence_modules
 from .forward import batches, evaluating, main_tensor_of_output
@@ -71,7 +70,7 @@ def _mask(model: nn.Module, rows: Tensor, tokens: Tensor) -> Tensor:
 def _model_states(output: Any, name: str) -> Tensor:
     pooled = output.get("pooler_output") if isinstance(output, Mapping) else None
     if pooled is None:
-        raise Reject(no_pooling(f"{name} pools nothing itself", help="`pooling: mean`, or another"))
+        raise no_pooling(f"{name} pools nothing itself", help="`pooling: mean`, or another").rejection()
     return pooled.flatten(1)
 
 
@@ -116,12 +115,10 @@ def resolve_pooling_name(folder: Path | None, requested: str) -> str:
     word = config.get("pooling_mode")
     poolings = poolings or [_WORDS[word]] if word in _WORDS else poolings
     if len(poolings) != 1:
-        raise Reject(
-            no_pooling(
-                f"{path} names {len(poolings)} ways of pooling that effc knows",
-                help=f"write `pooling:` with one of {', '.join(POOLINGS)}",
-            )
-        )
+        raise no_pooling(
+            f"{path} names {len(poolings)} ways of pooling that effc knows",
+            help=f"write `pooling:` with one of {', '.join(POOLINGS)}",
+        ).rejection()
     return poolings[0]
 
 
@@ -131,10 +128,12 @@ def _checked_pooling_config_path(folder: Path) -> Path:
     unknown = [kind for kind in kinds if kind not in _MODULES]
     if unknown or "Pooling" not in kinds:
         fact = f"has a module {unknown[0]}, which effc does not run" if unknown else "names no pooling"
-        raise Reject(
-            no_pooling(f"{folder / MODULES} {fact}", help=f"write `pooling:` with one of {', '.join(POOLINGS)}")
-        )
+        raise no_pooling(
+            f"{folder / MODULES} {fact}", help=f"write `pooling:` with one of {', '.join(POOLINGS)}"
+        ).rejection()
     path = folder / kinds["Pooling"] / "config.json"
     if not path.is_file():
-        raise Reject(no_pooling(f"{folder / MODULES} names a pooling that is not there", help="fetch the folder again"))
+        raise no_pooling(
+            f"{folder / MODULES} names a pooling that is not there", help="fetch the folder again"
+        ).rejection()
     return path

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.events import follow
 from .batch_limit import rows_at_once
 from .inputs import forward_args_and_kwargs, predictions, vocabulary_size
@@ -49,12 +49,10 @@ def logits_of_output(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and "logits" not in output:
-        raise Reject(
-            no_logits(
-                f"the model returns {', '.join(output)}, and no logits to score it by",
-                help="score it by `similarity` to the original, or take it with a head, as a ...ForMaskedLM",
-            )
-        )
+        raise no_logits(
+            f"the model returns {', '.join(output)}, and no logits to score it by",
+            help="score it by `similarity` to the original, or take it with a head, as a ...ForMaskedLM",
+        ).rejection()
     return output["logits"] if isinstance(output, Mapping) else output[0]
 
 
@@ -188,12 +186,10 @@ def row_nll(
                 values = logits(model, batch)  # [b, t, vocab]
             targets, is_token = predictions(model, batch.to(values.device))
             if not are_of_tokens(model, values, batch, targets):
-                raise Reject(
-                    no_next_token(
-                        f"{type(model).__name__} predicts no next token",
-                        help="compare it with the original by `divergence` or `agreement`",
-                    )
-                )
+                raise no_next_token(
+                    f"{type(model).__name__} predicts no next token",
+                    help="compare it with the original by `divergence` or `agreement`",
+                ).rejection()
             for number, (row, ids) in enumerate(zip(values, targets, strict=True), start=first):
                 nats = token_losses(row[: len(ids)], ids).cpu().double()  # a slice copies nothing
                 if is_token is not None:
@@ -250,4 +246,6 @@ def finite(value: float, metric: str, data: str = "") -> float:
     if math.isfinite(value):
         return value
     over = f" over `{data}`" if data else ""
-    raise Reject(not_a_number(f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=REMEDY))
+    raise not_a_number(
+        f"{metric}{over} is {'not a number' if math.isnan(value) else 'infinite'}", help=REMEDY
+    ).rejection()

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ..checkpoints.config_classes import model_class_from_architectures
 from ..checkpoints.pretrained import is_pretrained, pretrained
 from .packed_inputs import (
@@ -39,11 +38,9 @@ def forward_args_and_kwargs(model: nn.Module, rows: Tensor) -> tuple[tuple[Any, 
     if not hasattr(model, "can_generate"):
         return (rows,), no_cache
     if (main := getattr(model, "main_input_name", "")) in SAMPLES:
-        raise Reject(
-            other_parts(
-                f"{type(model).__name__} takes `{main}`, and its rows are token ids", help="give it rows of `tensors`"
-            )
-        )
+        raise other_parts(
+            f"{type(model).__name__} takes `{main}`, and its rows are token ids", help="give it rows of `tensors`"
+        ).rejection()
     if is_encoder_decoder(model):
         source, target = source_and_target(rows)
         decoder_inputs = {"decoder_input_ids": decoder_inputs_of(model, target), **no_cache}

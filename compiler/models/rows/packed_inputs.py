@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ..checkpoints.pretrained import is_pretrained, pretrained
 
 other_parts = Fault(
@@ -142,13 +142,11 @@ def _refuse_rows_of_other_layout(model: nn.Module, layout: tuple[Part, ...], row
     if not fits:
         names = [*(part.name for part in layout), *([tokens_of(model)] if has_tokens else [])]
         expected = ", ".join(f"`{name}`" for name in names)
-        raise Reject(
-            other_parts(
-                f"{type(model).__name__} {'hears sounds: it ' if is_speech_encoder_decoder(model) else ''}"
-                f"takes {expected}, and its rows hold something else",
-                help="give it rows of `tensors`" + (" or `sounds`" if is_speech_encoder_decoder(model) else ""),
-            )
-        )
+        raise other_parts(
+            f"{type(model).__name__} {'hears sounds: it ' if is_speech_encoder_decoder(model) else ''}"
+            f"takes {expected}, and its rows hold something else",
+            help="give it rows of `tensors`" + (" or `sounds`" if is_speech_encoder_decoder(model) else ""),
+        ).rejection()
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:

@@ -74,23 +74,13 @@ def append_attention(
     distance_table = None if form.distances is None else plan.add_vector(f"{node.name}.distances", form.distances)
     registers = {name: builder.register(x)[0] for name, x in zip("qkv", qkv, strict=True)}
     window = form.window if form.window is not None and form.window < plan.context else None
-    return plan.append_step(
-        "attention",
-        heads * value_dim,
-        **registers,
-        slot=plan.slot(kv_heads, head_dim, value_dim),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        scale=form.scale,
-        softcap=form.softcap,
-        window=window,
-        sinks=sinks,
-        **({} if slopes is None else {"slopes": slopes}),
-        **({"whole": True} if form.bidirectional else {}),
-        **({} if distance_table is None else {"distances": distance_table}),
-    )
+    slot = plan.slot(kv_heads, head_dim, value_dim)
+    counts = {"slot": slot, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+    scores: dict[str, Any] = {"scale": form.scale, "softcap": form.softcap, "window": window, "sinks": sinks}
+    scores |= {} if slopes is None else {"slopes": slopes}
+    scores |= {"whole": True} if form.bidirectional else {}
+    scores |= {} if distance_table is None else {"distances": distance_table}
+    return plan.append_step("attention", heads * value_dim, **registers, **counts, **scores)
 
 
 def append_cross_attention(
@@ -104,18 +94,9 @@ def append_cross_attention(
     source = builder.source
     assert source is not None, "only behind an encoder there is a source"
     k, v = (source.register(x)[0] for x in qkv[1:])
-    return builder.plan.append_step(
-        "recall",
-        heads * value_dim,
-        q=builder.register(qkv[0])[0],
-        slot=source.plan.append_source_cache(k, v, kv_heads, head_dim, value_dim),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        scale=form.scale,
-        softcap=form.softcap,
-    )
+    q, slot = builder.register(qkv[0])[0], source.plan.append_source_cache(k, v, kv_heads, head_dim, value_dim)
+    counts = {"slot": slot, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+    return builder.plan.append_step("recall", heads * value_dim, q=q, **counts, scale=form.scale, softcap=form.softcap)
 
 
 def _is_score_bias(builder: PlanBuilder, node: fx.Node, name: str, value: Any) -> bool:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
-from ..inputs import check_ids, check_mask, classification_loss, unfit_inputs
+from ....dsl.syntax.diagnostics import Fault
+from ..inputs import check_ids, check_mask, classification_loss, invalid_inputs
 from ..model import DecoderModel, Output
 from ..position_offsets import other_positions, refuse_visible_padding
 from .plan_files import native_damaged
@@ -33,7 +33,7 @@ class NativeEncoder(DecoderModel):
         super().__init__(*args, **options)
         output_form = self.facts["gives"]
         if not (isinstance(output_form, Mapping) and all(type(output_form.get(name)) is bool for name in _FIELDS)):
-            raise Reject(native_damaged("plan.json does not say what its model gives", help="compile again"))
+            raise native_damaged("plan.json does not say what its model gives", help="compile again").rejection()
         self.states, self.first = output_form["states"], output_form["first"]
         pad = self.facts.get("pad")
         self.config.pad_token_id = pad if type(pad) is int else None
@@ -44,7 +44,9 @@ class NativeEncoder(DecoderModel):
         return False
 
     def generate(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
-        raise Reject(no_generation("this model encodes texts and generates none", help="call it, or `effc test` it"))
+        raise no_generation(
+            "this model encodes texts and generates none", help="call it, or `effc test` it"
+        ).rejection()
 
     @torch.no_grad()
     def forward(  # type: ignore[override]  # as transformers calls an encoder: it has no cache, and has segments
@@ -66,18 +68,16 @@ class NativeEncoder(DecoderModel):
         check_ids(input_ids)
         check_mask(attention_mask, input_ids)
         if labels is not None and self.states:
-            raise Reject(unfit_inputs("the model has no head that `labels` are of", help="leave `labels` out"))
+            raise invalid_inputs("the model has no head that `labels` are of", help="leave `labels` out").rejection()
         if token_type_ids is not None and bool((token_type_ids != 0).any()):
-            raise Reject(
-                two_texts("`token_type_ids` tells two texts of a row apart", help="give the model one text a row")
-            )
+            raise two_texts(
+                "`token_type_ids` tells two texts of a row apart", help="give the model one text a row"
+            ).rejection()
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if attention_mask is None and self.first_position and bool((input_ids == self.config.pad_token_id).any()):
-            raise Reject(
-                other_positions(
-                    "rows are filled up, and nothing says where", help="give the model their `attention_mask`"
-                )
-            )
+            raise other_positions(
+                "rows are filled up, and nothing says where", help="give the model their `attention_mask`"
+            ).rejection()
         if position_ids is None:
             refuse_visible_padding(input_ids, mask, self.uncounted)
         self._refuse_other_positions(mask.bool(), position_ids)
@@ -102,12 +102,10 @@ class NativeEncoder(DecoderModel):
                 1, keepdim=True
             )  # how far apart is what counts
         if bool(difference[mask].any()):
-            raise Reject(
-                other_positions(
-                    "the tokens of a text would have other positions than 0, 1, 2 and so on",
-                    help='fill rows up behind their texts (`padding_side="right"`), or leave `position_ids` out',
-                )
-            )
+            raise other_positions(
+                "the tokens of a text would have other positions than 0, 1, 2 and so on",
+                help='fill rows up behind their texts (`padding_side="right"`), or leave `position_ids` out',
+            ).rejection()
 
     def _encode_rows_into(self, output: Tensor, mask: Tensor, row_indices: list[int], texts: list[Tensor]) -> None:
         """Write what the engine gives for some rows to where it belongs."""

@@ -21,11 +21,9 @@ def refuse_unsupported_model(ctx: Context, numbers: Numbers) -> None:
     """Raise Reject where the engine would refuse the recipe's model; what was found is kept by its config."""
     if numbers.group not in GROUPS:
         groups = ", ".join(map(str, GROUPS))
-        raise Reject(
-            cannot_run_natively(
-                f"no kernel has groups of {numbers.group} inputs", help=f"`group:` may be one of {groups}"
-            )
-        )
+        raise cannot_run_natively(
+            f"no kernel has groups of {numbers.group} inputs", help=f"`group:` may be one of {groups}"
+        ).rejection()
     store = Cache(ctx.settings.cache_dir)
     parts = {
         "foreseen": "native",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...ir.capture.sample import sample_inputs
 
 
@@ -37,16 +37,14 @@ def _cached_keys_and_values(
 
     refuse_recurrent_layers(model, fault, instead)
     if "cache" not in signature(model.forward).parameters:
-        raise Reject(fault(f"{type(model).__name__} keeps no keys and values", help=instead))
+        raise fault(f"{type(model).__name__} keeps no keys and values", help=instead).rejection()
     cache = model(**inputs | {"use_cache": True}, cache=DynamicCache()).cache
     if cache is None:
         kind = type(model).__name__
-        raise Reject(
-            fault(
-                f"{kind} continues no text as its config has it: it keeps no keys and values",
-                help="take an encoder with its masked head, as a ...ForMaskedLM",
-            )
-        )
+        raise fault(
+            f"{kind} continues no text as its config has it: it keeps no keys and values",
+            help="take an encoder with its masked head, as a ...ForMaskedLM",
+        ).rejection()
     past: list[Tensor] = []
     slots: list[int] = []
     for number, layer in enumerate(cache.layers):
@@ -56,7 +54,7 @@ def _cached_keys_and_values(
         parts = [part for part in layer_tensors if isinstance(part, Tensor) and part.dim() == 4]
         if len(parts) < len(layer_tensors):
             kind = type(layer).__name__
-            raise Reject(fault(f"layer {number} of the cache is a {kind}, no keys and values", help=instead))
+            raise fault(f"layer {number} of the cache is a {kind}, no keys and values", help=instead).rejection()
         past += parts
         slots.append(number)
     return past, slots
@@ -66,9 +64,6 @@ def refuse_recurrent_layers(model: nn.Module, fault: Fault, instead: str) -> Non
     """Raise Reject for models with a layer that goes along the tokens one by one, and keeps a state."""
     for path, module in model.named_modules():
         if any(isinstance(child, nn.Conv1d) for child in module.children()):
-            raise Reject(
-                fault(
-                    f"`{path}` ({type(module).__name__}) keeps a state, as mixers and short convolutions do",
-                    help=instead,
-                )
-            )
+            raise fault(
+                f"`{path}` ({type(module).__name__}) keeps a state, as mixers and short convolutions do", help=instead
+            ).rejection()

@@ -160,25 +160,11 @@ def _append_linear_attention_steps(
     register, lane = builder.register(v)
     one = builder.plan.append_step("clip", len(lane.columns), x=register, least=1.0, most=1.0)
     ones = builder.plan.gather(builder.plan.layout.columns(one)[:heads])
-    summed = builder.elementwise(
-        "ssd",
-        v.index.shape,
-        lane,
-        x=register,
-        dt=ones,
-        b=builder.register(k)[0],
-        c=builder.register(q)[0],
-        heads=heads,
-        head_dim=width,
-        groups=heads,
-        states=width,
-        rates=builder.plan.add_vector(f"{node.target}.rates", -form.rates),
-        skip=None,
-        bias=None,
-        softplus=False,
-        least=0.0,
-        most=None,
-    )
+    operands = {"x": register, "dt": ones, "b": builder.register(k)[0], "c": builder.register(q)[0]}
+    sizes = {"heads": heads, "head_dim": width, "groups": heads, "states": width}
+    rates = builder.plan.add_vector(f"{node.target}.rates", -form.rates)
+    plain: dict[str, Any] = {"skip": None, "bias": None, "softplus": False, "least": 0.0, "most": None}
+    summed = builder.elementwise("ssd", v.index.shape, lane, **operands, **sizes, rates=rates, **plain)
     normal = norms.lower_norm_of(builder, node, module.get_submodule(form.norm), Rows(summed.index.flatten(2)))
     opened = builder.apply(builder.lower_submodule(node, form.gate, x), torch.sigmoid)
     return builder.lower_submodule(node, form.out, builder.product(normal, opened))

@@ -54,9 +54,9 @@ def lower_setitem(builder: PlanBuilder, call: Call) -> Any:
     x, subscript, by = call.args
     if not isinstance(by, Rows):
         return NotImplemented
-    written = builder.without_pending(x).index.clone()
-    written[subscript] = builder.materialised(by).index
-    _record_in_place(builder, call.node, Rows(written))
+    updated = builder.without_pending(x).index.clone()
+    updated[subscript] = builder.materialised(by).index
+    _record_in_place(builder, call.node, Rows(updated))
     return None
 
 

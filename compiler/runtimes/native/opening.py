@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ....kernels.native import KernelError
 from ...models.checkpoints.generation_config import read_generation_config
 from ..model import DecoderModel
@@ -61,10 +60,10 @@ def open_native(
         engine = Engine(stored.plan, weights, threads=threads, sequences=sequences, copy=False, steady=steady)
         _check_vocabulary_size(stored, engine)
     except KernelError as error:
-        raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
+        raise native_damaged(f"{folder}: {error}", help=_REMEDY).rejection() from error
     start = stored.facts.get("start")
     if engine.sources and (type(start) is not int or not 0 <= start < stored.plan["vocabulary"]):
-        raise Reject(native_damaged("plan.json names no token that a target begins with", help="compile again"))
+        raise native_damaged("plan.json names no token that a target begins with", help="compile again").rejection()
     kind = Seq2SeqModel if engine.sources else NativeEncoder if "gives" in stored.facts else DecoderModel
     generation = read_generation_config(folder)
     model = kind(engine, stored.plan, weights, stored.facts, sequences, generation, remembers=prefix_tokens)
@@ -85,7 +84,7 @@ def verify_native_folder(folder: Path, threads: int = 1) -> None:
         verify_weights(weights, stored.entries, threads)
         check_plan_and_weights(stored.plan, weights)
     except KernelError as error:
-        raise Reject(native_damaged(f"{folder}: {error}", help=_REMEDY)) from error
+        raise native_damaged(f"{folder}: {error}", help=_REMEDY).rejection() from error
 
 
 def _check_vocabulary_size(stored: "NativePlanFile", engine: "Engine") -> None:

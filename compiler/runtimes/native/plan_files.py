@@ -221,7 +221,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _damaged(file: Path, problem: str, help: str = _REMEDY) -> Reject:
-    return Reject(native_damaged(f"{file} {problem}", help=help))
+    return native_damaged(f"{file} {problem}", help=help).rejection()
 
 
 def load_weights(

@@ -25,11 +25,11 @@ def rejection(node: fx.Node, model: nn.Module, reason: str) -> Reject:
     """A Reject that names the node, the innermost module that runs it, and where its forward is written."""
     path, module = innermost(node, model)
     location = f"{path or type(model).__name__} ({type(module).__name__}{_source_line(module)})"
-    return Reject(cannot_run_natively(f"node `{node.name}` of {location}: {reason}", help=_REMEDY))
+    return cannot_run_natively(f"node `{node.name}` of {location}: {reason}", help=_REMEDY).rejection()
 
 
 def model_rejection(model: nn.Module, reason: str, help: str = _REMEDY) -> Reject:
-    return Reject(cannot_run_natively(f"{type(model).__name__}: {reason}", help=help))
+    return cannot_run_natively(f"{type(model).__name__}: {reason}", help=help).rejection()
 
 
 def innermost(node: fx.Node, model: nn.Module) -> tuple[str, nn.Module]:

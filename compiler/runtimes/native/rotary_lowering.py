@@ -95,16 +95,9 @@ def _append_rotation(builder: PlanBuilder, x: Rows, rotation: rotations.Rotation
         shifted = x.index - int(source_columns[0]) + int(plan.layout.columns(turned_register)[0])
         return Rows(_sorted(shifted, rotation))
     register, lane = builder.register(x)
-    turned = builder.elementwise(
-        "rotary",
-        x.index.shape,
-        lane,
-        x=register,
-        heads=len(lane.columns) // head_dim,
-        head_dim=head_dim,
-        start=0,
-        **fields,
-    )
+    heads = len(lane.columns) // head_dim
+    fields = {"heads": heads, "head_dim": head_dim, "start": 0, **fields}
+    turned = builder.elementwise("rotary", x.index.shape, lane, x=register, **fields)
     return Rows(_sorted(turned.index, rotation))
 
 

@@ -28,19 +28,12 @@ def lower_ssd(builder: PlanBuilder, call: Call) -> Rows:
     least, upper = map(float, options.get("dt_limit", (0.0, float("inf"))))
     sizes = {"heads": heads, "head_dim": head_dim, "groups": groups, "states": states}
     register, lane = builder.register(x)
-    return builder.elementwise(
-        "ssd",
-        x.index.shape,
-        lane,
-        x=register,
-        **_registers(builder, dt=dt, b=B, c=C),
-        **sizes,
-        rates=plan.add_vector(f"{node.name}.rates", A),
-        **_vectors(builder, node, skip=options.get("D"), bias=options.get("dt_bias")),
-        softplus=bool(options.get("dt_softplus")),
-        least=max(least, 0.0),
-        most=upper if upper < float("inf") else None,
-    )
+    operands = {"x": register, **_registers(builder, dt=dt, b=B, c=C)}
+    rates = plan.add_vector(f"{node.name}.rates", A)
+    vectors = _vectors(builder, node, skip=options.get("D"), bias=options.get("dt_bias"))
+    bounds = {"least": max(least, 0.0), "most": upper if upper < float("inf") else None}
+    fields = {**sizes, "rates": rates, **vectors, "softplus": bool(options.get("dt_softplus")), **bounds}
+    return builder.elementwise("ssd", x.index.shape, lane, **operands, **fields)
 
 
 def lower_selective(builder: PlanBuilder, call: Call) -> Rows:
@@ -51,18 +44,11 @@ def lower_selective(builder: PlanBuilder, call: Call) -> Rows:
         raise builder.rejection(node, "a scan of another form than a decay for each channel and state")
     register, lane = builder.register(x)
     gate = {"gate": None} if z is None else _registers(builder, gate=z)
-    return builder.elementwise(
-        "selective",
-        x.index.shape,
-        lane,
-        x=register,
-        **_registers(builder, dt=dt, b=B, c=C),
-        **gate,
-        states=A.shape[1],
-        rates=builder.plan.add_vector(f"{node.name}.rates", A),
-        **_vectors(builder, node, skip=options.get("D"), bias=options.get("delta_bias")),
-        softplus=bool(options.get("delta_softplus")),
-    )
+    operands = {"x": register, **_registers(builder, dt=dt, b=B, c=C), **gate}
+    rates = builder.plan.add_vector(f"{node.name}.rates", A)
+    vectors = _vectors(builder, node, skip=options.get("D"), bias=options.get("delta_bias"))
+    fields = {"states": A.shape[1], "rates": rates, **vectors, "softplus": bool(options.get("delta_softplus"))}
+    return builder.elementwise("selective", x.index.shape, lane, **operands, **fields)
 
 
 def is_delta_rule(builder: PlanBuilder, call: Call) -> bool:
@@ -86,18 +72,10 @@ def lower_delta_rule(builder: PlanBuilder, call: Call) -> tuple[Rows, None]:
     elif form.scale != 1.0:
         q = Rows(q.index, ElementwiseExpr(calls.BINARY["mul"], (q.pending, form.scale)))
     register, lane = builder.register(v)
-    output = builder.elementwise(
-        "delta",
-        v.index.shape,
-        lane,
-        x=register,
-        **_registers(builder, decay=decay, k=k, q=q, beta=beta),
-        heads=heads,
-        groups=groups,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        by_channel=decay.index.dim() == 4,
-    )
+    operands = {"x": register, **_registers(builder, decay=decay, k=k, q=q, beta=beta)}
+    sizes = {"heads": heads, "groups": groups, "head_dim": head_dim, "value_dim": value_dim}
+    by_channel = decay.index.dim() == 4
+    output = builder.elementwise("delta", v.index.shape, lane, **operands, **sizes, by_channel=by_channel)
     return output, None
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ....dsl.syntax.render import on_a_line
 from ....kernels import packed as packing
 from ....kernels.engine_steps import STEPS
@@ -106,7 +105,9 @@ def summarise_native(folder: Path) -> NativeSummary:
         if not (isinstance(facts["class"], str) and type(facts["params"]) is type(context) is int):
             raise TypeError("its class, parameters or context are of another form")
     except (KernelError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Reject(native_damaged(f"{folder}: {error}", help="copy the artifact again, or compile again")) from error
+        raise native_damaged(
+            f"{folder}: {error}", help="copy the artifact again, or compile again"
+        ).rejection() from error
     weights = [
         Weights(form, shape, len(members), sum(b for b, _ in members), sum(k for _, k in members) / len(members))
         for (form, shape), members in groups.items()

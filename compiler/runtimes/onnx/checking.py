@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from ...core.safe_read import MALFORMED, MIB, open_regular, parse_strict_json, read_regular_file
 from .refusal import rejected_onnx
@@ -70,7 +69,7 @@ def read_checked_onnx(folder: Path, name: str = NAME) -> OnnxFile:
         graph = read_regular_file(path, _MAX_BYTES)
         model = onnx.load_model_from_string(graph)
     except OSError as error:
-        raise Reject(rejected_onnx(f"{path} can't be read: {error.strerror}")) from error
+        raise rejected_onnx(f"{path} can't be read: {error.strerror}").rejection() from error
     except Exception as error:  # what protobuf raises is of its own kind
         raise _rejected(path, f"is no ONNX: {first_line(error)}") from error
     _refuse_unknown_fields(path, model)
@@ -217,4 +216,4 @@ def _read_facts(path: Path, model: Any) -> dict[str, Any]:
 
 
 def _rejected(path: Path, problem: str):
-    return Reject(rejected_onnx(f"{path} {problem}", help=_REMEDY))
+    return rejected_onnx(f"{path} {problem}", help=_REMEDY).rejection()

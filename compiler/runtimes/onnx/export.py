@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from ...evaluation.results import first_result_of, tensors_of
 from ...ir.layers.linear import count_params
@@ -141,12 +140,10 @@ def _export_module(
             output_names=outputs,
         )
     except Exception as error:  # whatever torch meets in a forward, or has no translation of
-        raise Reject(
-            cannot_write_onnx(
-                f"torch.onnx.export makes no ONNX of {kind}: {first_line(error.__cause__ or error)}",
-                help="--debug shows where; `hf` and `native` write models in other ways",
-            )
-        ) from error
+        raise cannot_write_onnx(
+            f"torch.onnx.export makes no ONNX of {kind}: {first_line(error.__cause__ or error)}",
+            help="--debug shows where; `hf` and `native` write models in other ways",
+        ).rejection() from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation_config
 from ..padded import SEQUENCES, PaddedModel, PaddedRows
 from .checking import ENCODER, FEATURES, FILE, OnnxFile, graphs_in, load_initializers, read_checked_onnx
@@ -70,5 +69,5 @@ def _vocabulary_and_context(folder: Path, session: Session, stored: OnnxFile) ->
     shape = session.results.get("logits", ())
     past = all(len(session.shapes[n]) == 4 and type(session.shapes[n][1]) is int for n in session.past)
     if len(shape) != 3 or type(shape[2]) is not int or not session.past or not past:
-        raise Reject(rejected_onnx(f"{folder / FILE} is no decoder with keys and values", help="compile it again"))
+        raise rejected_onnx(f"{folder / FILE} is no decoder with keys and values", help="compile it again").rejection()
     return {"vocabulary": shape[2], "context": stored.facts["context"] or _UNBOUND}

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.generation_config import read_generation_config
 from ..decoder import BatchedRun
 from ..padded import SEQUENCES
@@ -108,7 +107,7 @@ def open_seq2seq(
     facts = stored[BEGINNING].facts
     vocabulary = _check_graphs_and_vocabulary(folder, sessions)
     if not 0 <= facts["start"] < vocabulary:
-        raise Reject(rejected_onnx(f"{folder} names no token that a target begins with", help=_REMEDY))
+        raise rejected_onnx(f"{folder} names no token that a target begins with", help=_REMEDY).rejection()
     context = facts["context"] or _UNBOUND
     engine = engine_class(sessions, context, vocabulary, facts["source_vocabulary"])
     plan: dict[str, Any] = {"vocabulary": vocabulary, "context": context, "steps": []}
@@ -136,5 +135,5 @@ def _check_graphs_and_vocabulary(folder: Path, sessions: dict[str, Session]) -> 
         and type(shape[2]) is int
     )
     if not fits:
-        raise Reject(rejected_onnx(f"{folder} holds no encoder with a decoder in three graphs", help=_REMEDY))
+        raise rejected_onnx(f"{folder} holds no encoder with a decoder in three graphs", help=_REMEDY).rejection()
     return shape[2]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ...ir.capture.sample import sample_inputs
 from ...models.checkpoints.pretrained import pretrained
 from ...models.rows.forward import logits_of_output
@@ -31,7 +30,7 @@ def refuse_unsupported_encoder_decoder(model: nn.Module) -> None:
         reason = f"the decoder of {kind} has no head of logits"
     else:
         return
-    raise Reject(cannot_write_onnx(reason, help="`hf` writes it for transformers"))
+    raise cannot_write_onnx(reason, help="`hf` writes it for transformers").rejection()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from .checking import OnnxFile
 from .refusal import rejected_onnx
@@ -27,9 +26,9 @@ class Session:
         try:
             self._session = ort.InferenceSession(stored.graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors are of many kinds without a common one
-            raise Reject(
-                rejected_onnx(f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again")
-            ) from error
+            raise rejected_onnx(
+                f"{path} is not run by ONNX Runtime: {first_line(error)}", help="compile it again"
+            ).rejection() from error
         self.shapes = {i.name: i.shape for i in self._session.get_inputs()}
         self.results = {o.name: o.shape for o in self._session.get_outputs()}
         self.past = [name for name in self.shapes if name.startswith("past_key_values.")]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ..cache import SequenceCache
 from ..model import Output
 from ..seq2seq import Seq2SeqModel
@@ -29,7 +29,7 @@ class SpeechRows(SourceRows):
         super().__init__(sessions, *sizes)
         shape = sessions[ENCODER].shapes[FEATURES]
         if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape[1:]):
-            raise Reject(rejected_onnx("the encoder hears sounds of no stated size", help="compile it again"))
+            raise rejected_onnx("the encoder hears sounds of no stated size", help="compile it again").rejection()
         self.shape: tuple[int, int] = (shape[1], shape[2])
 
     def hear(self, features: Tensor, numbers: Sequence[int]) -> None:
@@ -67,13 +67,11 @@ class SpeechSeq2Seq(Seq2SeqModel):
     def unbind_sources(self, features: Tensor, mask: Tensor | None) -> list[Tensor]:
         expected = self.engine.shape
         if features.dim() != 3 or tuple(features.shape[1:]) != expected:
-            raise Reject(
-                other_features(
-                    f"`input_features` is {list(features.shape)}, "
-                    f"and the model hears [sounds, {expected[0]}, {expected[1]}]",
-                    help="make them by the feature extractor beside the model",
-                )
-            )
+            raise other_features(
+                f"`input_features` is {list(features.shape)}, "
+                f"and the model hears [sounds, {expected[0]}, {expected[1]}]",
+                help="make them by the feature extractor beside the model",
+            ).rejection()
         return list(features)
 
     def encode(self, numbers: Sequence[int], sources: Sequence[Tensor]) -> None:

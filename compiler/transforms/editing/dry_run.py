@@ -52,13 +52,11 @@ def dry_run(
     except Reject as error:
         if forward_runs(copy_on_meta(program)):
             name = type(program.model).__name__
-            raise Reject(
-                layer_needed(
-                    f"{label} can't be removed: {name} does not run without it",
-                    help=remedy,
-                    note=error.diagnostics[0].message,
-                )
-            ) from error
+            raise layer_needed(
+                f"{label} can't be removed: {name} does not run without it",
+                help=remedy,
+                note=error.diagnostics[0].message,
+            ).rejection() from error
     return trial
 
 

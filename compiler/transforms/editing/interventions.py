@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from ....dsl.checker.inputs import wide_rank
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....dsl.syntax.nearest import nearest_name_help
 from ...ir.layers.reft import FORMS, Reft, interventions, share_prompt_positions
 from ...ir.program import Program
@@ -30,9 +30,9 @@ def hidden_widths(program: Program, paths: tuple[str, ...]) -> dict[str, int]:
     for path in paths:
         node = stream_behind(program.units[path].graph)
         if node is None:
-            raise Reject(
-                no_stream(f"{path} hands on no hidden states [batch, position, width]", help="leave it out of `on`")
-            )
+            raise no_stream(
+                f"{path} hands on no hidden states [batch, position, width]", help="leave it out of `on`"
+            ).rejection()
         result[path] = node.meta["shape"][-1]
     return result
 
@@ -57,12 +57,10 @@ def insert_interventions(program: Program, interventions: Mapping[str, Reft]) ->
     """
     occupied = next((path for path in interventions if NAME in program.model.get_submodule(path)._modules), None)
     if occupied is not None:
-        raise Reject(
-            twice_intervened(
-                f"{occupied} has interventions already",
-                help="insert them once, with the rank and the positions that you want",
-            )
-        )
+        raise twice_intervened(
+            f"{occupied} has interventions already",
+            help="insert them once, with the rank and the positions that you want",
+        ).rejection()
     with Rewriter(program) as rewrite:
         for path, module in interventions.items():
             graph = copy.deepcopy(program.units[path].graph)
@@ -98,7 +96,7 @@ def make_interventions(
     result = {}
     for path, width in hidden_widths(program, paths).items():
         if rank > width:
-            raise Reject(wide_rank(rank, width, f" of {path}"))
+            raise wide_rank(rank, width, f" of {path}").rejection()
         assert form in FORMS, nearest_name_help(form, FORMS, "there is")
         spec = {
             "form": form,

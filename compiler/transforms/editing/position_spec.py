@@ -2,9 +2,9 @@
 
 import re
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
-bad_positions = Fault(
+invalid_positions = Fault(
     "bad-positions",
     "A spec of positions is none.\n\n"
     "`f7` is the first seven tokens of a prompt, `l7` the last seven, `f7+l7` both. A prompt that is shorter than both "
@@ -21,10 +21,8 @@ def parse_first_last_counts(text: str) -> tuple[int, int]:
         match = _EDGE.fullmatch(part)
         if match is None or match[1] in counts:
             problem = f"names `{match[1]}` twice" if match else f"has `{part}`, which is no count of tokens at an edge"
-            raise Reject(
-                bad_positions(
-                    f"`{text}` {problem}", help="write `f7+l7`: the first seven and the last seven tokens of the prompt"
-                )
-            )
+            raise invalid_positions(
+                f"`{text}` {problem}", help="write `f7+l7`: the first seven and the last seven tokens of the prompt"
+            ).rejection()
         counts[match[1]] = int(match[2])
     return counts.get("f", 0), counts.get("l", 0)

@@ -10,7 +10,6 @@ from torch import fx, nn
 from transformers import PreTrainedModel
 
 from ....dsl.checker.skeleton import is_submodule
-from ....dsl.syntax.diagnostics import Reject
 from ...analysis.discovery.dead_rows import (
     live_indices,
     matmul_modules_with_fewer_users,
@@ -21,7 +20,7 @@ from ...analysis.discovery.dependent_integers import Baked
 from ...ir import graph_json, slots, surgery
 from ...ir.capture.capture import retrace_units
 from ...ir.capture.refresh import with_current_integers
-from ...ir.edits import Swappable, moved_path
+from ...ir.edits import Swappable, renamed_path
 from ...ir.graphs import ancestors, attends, is_masked, referenced, uses_self_attention_cache
 from ...ir.layers import swap_table
 from ...ir.liveness import detach, eliminate_dead_code
@@ -115,7 +114,9 @@ class Rewriter:
         number of layers that could be one less.
         """
         if reason := self._uncounted_layer_reason(path):
-            raise Reject(layer_needed(f"{path} can't be removed: {reason}", help="remove residual branches instead"))
+            raise layer_needed(
+                f"{path} can't be removed: {reason}", help="remove residual branches instead"
+            ).rejection()
         dry_run(self.program, path, lambda trial: Rewriter(trial)._remove_layer(path))
         self._remove_layer(path)
 
@@ -139,18 +140,18 @@ class Rewriter:
         edits.forget(path)
         edits.rename(new_paths)
         program.opaque = {
-            moved_path(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
+            renamed_path(p, new_paths): reason for p, reason in program.opaque.items() if not is_submodule(p, path)
         }
-        self.touched = {moved_path(p, new_paths) for p in self.touched if p != path}
+        self.touched = {renamed_path(p, new_paths) for p in self.touched if p != path}
         program.units = {u.path: u for u in self._update_remaining_unit_paths(path, new_paths)}
         self._remove_layer_from_config(owner, int(index))
-        self._assign_cache_slots({moved_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
+        self._assign_cache_slots({renamed_path(p, new_paths): kind for p, kind in kinds.items() if p != path})
         self.dirty = True
 
     def _update_remaining_unit_paths(self, dropped: str, new_paths: dict[str, str]) -> Iterable[Unit]:
         for unit in self.program.units.values():
             if unit.path != dropped:
-                unit.path = moved_path(unit.path, new_paths)
+                unit.path = renamed_path(unit.path, new_paths)
                 if unit.edited:
                     unit.bind(self.program.model)
                 yield unit
@@ -194,13 +195,10 @@ class Rewriter:
         trial = dry_run(self.program, label, lambda trial: Rewriter(trial)._remove_branch(path, join, keep, unread))
         freed = _size(self.program.model) - _size(trial.model)
         if freed < frees / 2:
-            raise Reject(
-                frees_nothing(
-                    f"without {label}, {freed:,} of {frees:,.0f} parameters would go: "
-                    "what stays reads what it computes",
-                    help="narrow it instead: `prune.channels`, `prune.heads`",
-                )
-            )
+            raise frees_nothing(
+                f"without {label}, {freed:,} of {frees:,.0f} parameters would go: what stays reads what it computes",
+                help="narrow it instead: `prune.channels`, `prune.heads`",
+            ).rejection()
         self._remove_branch(path, join, keep, unread)
 
     def _remove_branch(self, path: str, add_name: str, remaining_operand: str | None, unread: frozenset[int]) -> None:

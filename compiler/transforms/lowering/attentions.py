@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from ....dsl.checker.values import Selector
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.selection import branches
 from ...ir.layers import leaves
@@ -72,16 +72,13 @@ def rewrite_attention_calls(
         first = next(
             (f"{site}: {reason}" for site, reason in refusals.items()), "no layer calls attention as one operation"
         )
-        raise Reject(
-            no_attention(
-                f"no attention of {skeleton_of(program).model_type} can be exchanged; {first}",
-                help="leave the step out",
-            )
-        )
+        raise no_attention(
+            f"no attention of {skeleton_of(program).model_type} can be exchanged; {first}", help="leave the step out"
+        ).rejection()
     return refusals
 
 
-def odd_option(node: fx.Node) -> str:
+def unsupported_option(node: fx.Node) -> str:
     """An option of a call that changes what attention computes, as a reason; "" where there is none."""
     name = next((n for n in UNKNOWN if node.kwargs.get(n) is not None), "")
     return f"it attends with `{name}`, which only the model's own attention knows" if name else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....kernels.native import KernelError
 from ....kernels.ops import KERNELS
 from ...core.quantity import duration_text, significant_digits
@@ -106,7 +106,7 @@ def linear_site_of(path: str, module: nn.Module) -> Site:
     """Raises Reject (not-a-number) where a weight holds NaN or infinity."""
     weight = weight_of(module)
     if not weight.isfinite().all():
-        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY))
+        raise not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY).rejection()
     share = zeros(weight)
     return Site(path, KernelCase.of(weight, share, block_zeros(weight) if share else 0.0), share, weight.nbytes)
 
@@ -250,7 +250,7 @@ class Trial:
                 self._last = kernel, KernelLinear.of(self.module, kernel)
             except KernelError as error:
                 help = "leave it out of `on:`, or ask for another format"
-                raise Reject(cant_pack(f"{self.path}: {error}", help=help)) from error
+                raise cant_pack(f"{self.path}: {error}", help=help).rejection() from error
         return self._last[1]
 
     def relative_error(self, kernel: str) -> float | None:
@@ -277,14 +277,12 @@ def refuse_inaccurate(accuracy: Accuracy, max_divergence: float, choices: Sequen
     if accuracy.perplexity:
         before, after = accuracy.perplexity
         perplexity_text = f", perplexity {significant_digits(before)} became {significant_digits(after)}"
-    raise Reject(
-        lowering_inaccurate(
-            f"predictions moved by {significant_digits(accuracy.divergence)} nats, "
-            f"at most {significant_digits(max_divergence)} are allowed{perplexity_text}",
-            note=worst,
-            help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`",
-        )
-    )
+    raise lowering_inaccurate(
+        f"predictions moved by {significant_digits(accuracy.divergence)} nats, "
+        f"at most {significant_digits(max_divergence)} are allowed{perplexity_text}",
+        note=worst,
+        help="allow more with `divergence:`, lower `error:`, or ask for `format: sparse_bf16`",
+    ).rejection()
 
 
 def choice_summary(choices: Sequence[Choice]) -> list[str]:

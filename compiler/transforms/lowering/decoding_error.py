@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ...evaluation.timing import cache_of
 from ...models.rows.forward import evaluating, finite, logits_of_output, token_losses
-from ...plugin.row_checks import bad_rows
+from ...plugin.row_checks import invalid_rows
 from .prediction_error import Accuracy
 
 if TYPE_CHECKING:
@@ -42,12 +41,10 @@ class OutputsBefore:
         length = rows.shape[1]
         prompt = max(length // 2, length - STEPS)
         if prompt < window + PAST_WINDOW:
-            raise Reject(
-                bad_rows(
-                    f"rows of {length} tokens are too short to test a window of {window}",
-                    help=f"give rows of {window + PAST_WINDOW + STEPS} tokens or more as `data`",
-                )
-            )
+            raise invalid_rows(
+                f"rows of {length} tokens are too short to test a window of {window}",
+                help=f"give rows of {window + PAST_WINDOW + STEPS} tokens or more as `data`",
+            ).rejection()
         ids = rows[:ROWS]
         return OutputsBefore(ids, prompt, decode_logits(model, ids, prompt, ctx, "decoding before").log_softmax(-1))
 

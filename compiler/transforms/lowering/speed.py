@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....kernels import levels
 from ...core.safe_read import MALFORMED, MANIFEST, read_json
 from ...ir.layers.number_formats import BY_KERNEL, NUMBER_FORMATS
 from .contenders import EAGER, kernel_contender, torch_contenders
 from .racing import race
 
-bad_timings = Fault(
+invalid_timings = Fault(
     "bad-timings", "A file of timings can't be read, or lacks a shape that a model has.", exit="environment"
 )
 
@@ -115,21 +115,17 @@ def read_recorded_seconds(file: Path, cases: Sequence[KernelCase]) -> dict[Kerne
             for e in entries
         }
     except (OSError, *MALFORMED) as error:
-        raise Reject(
-            bad_timings(
-                f"{file} holds no timings that can be read",
-                note=str(error)[:200],
-                help="give the manifest.json of what was lowered on that machine",
-            )
-        ) from error
+        raise invalid_timings(
+            f"{file} holds no timings that can be read",
+            note=str(error)[:200],
+            help="give the manifest.json of what was lowered on that machine",
+        ).rejection() from error
     missing = [case for case in cases if EAGER not in known.get(case, {})]
     if missing:
-        raise Reject(
-            bad_timings(
-                f"{file} has no timing of {missing[0].name}",
-                help="lower this very model on that machine once, and take its manifest.json",
-            )
-        )
+        raise invalid_timings(
+            f"{file} has no timing of {missing[0].name}",
+            help="lower this very model on that machine once, and take its manifest.json",
+        ).rejection()
     return {case: known[case] for case in cases}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import Shares
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...analysis.planning.amount import Amount
 from .budget import CUTS, SPARE, Budget
 from .parts import BlockParts, Parts, RemovableParts, ScanParts, WidthParts
@@ -95,13 +95,11 @@ def refuse_oversized_step(parameter: str, step: int, groups: Sequence[Group]) ->
     largest = max((steps(g) for g in groups), default=step)
     if step > largest:
         noun = groups[0].kind.replace("_", " ").replace("kv", "KV")
-        raise Reject(
-            too_coarse(
-                f"`{parameter}` is {step}, and no module has more than {largest} {noun}",
-                help=f"write `{parameter}: {max(1, largest // 8)}`, or take that kind out of `order`",
-                argument=parameter,
-            )
-        )
+        raise too_coarse(
+            f"`{parameter}` is {step}, and no module has more than {largest} {noun}",
+            help=f"write `{parameter}: {max(1, largest // 8)}`, or take that kind out of `order`",
+            argument=parameter,
+        ).rejection()
 
 
 def refuse_unreachable(reachable: float, budget: Budget, refusals: Mapping[str, str] | None = None) -> None:
@@ -111,25 +109,21 @@ def refuse_unreachable(reachable: float, budget: Budget, refusals: Mapping[str, 
         return
     note = "; ".join(f"{site} stays: {reason}" for site, reason in list((refusals or {}).items())[:5])
     if budget.of == CUTS:
-        raise Reject(
-            out_of_reach(
-                f"{budget.goal:g} cuts are to be made, and {reachable:g} can",
-                note=note,
-                help=f"make at most {reachable:g} cuts, or let more modules or kinds be cut",
-                argument="keep remove",
-            )
-        )
+        raise out_of_reach(
+            f"{budget.goal:g} cuts are to be made, and {reachable:g} can",
+            note=note,
+            help=f"make at most {reachable:g} cuts, or let more modules or kinds be cut",
+            argument="keep remove",
+        ).rejection()
     items = budget.of.removeprefix("ssm_")
     share, reach = budget.goal / budget.total, _floor(reachable / budget.total)
     less = "" if reach == "0%" else f"remove at most {reach} of {items}, "
-    raise Reject(
-        out_of_reach(
-            f"{share:.1%} of {items} are to go, and at most {reach} can",
-            note=note,
-            help=f"{less}cut in smaller steps, or let more modules or kinds be cut",
-            argument="keep remove",
-        )
-    )
+    raise out_of_reach(
+        f"{share:.1%} of {items} are to go, and at most {reach} can",
+        note=note,
+        help=f"{less}cut in smaller steps, or let more modules or kinds be cut",
+        argument="keep remove",
+    ).rejection()
 
 
 def smallest_savings(savings_table: SavingsTable, quantity: str, parts: Sequence[Parts]) -> float:
@@ -155,15 +149,13 @@ def refuse_overshoot(smallest_cut: float, saved_amount: float, goal: Budget) -> 
     if saved_amount + smallest_cut <= (1 + SPARE) * goal.goal:
         return
     share, each = goal.goal / goal.total, smallest_cut / goal.total
-    raise Reject(
-        overshoots(
-            f"{share:.1%} of {goal.of} are to go, and the smallest part that can go is {each:.1%}"
-            + (f", with {saved_amount / goal.total:.1%} gone" if saved_amount else ""),
-            help=f"remove {math.ceil(1000 * each / (1 + SPARE)) / 10:g}% or more, cut in smaller steps, let other "
-            "modules or kinds be cut, or allow it with `overshoot: true`",
-            argument="remove",
-        )
-    )
+    raise overshoots(
+        f"{share:.1%} of {goal.of} are to go, and the smallest part that can go is {each:.1%}"
+        + (f", with {saved_amount / goal.total:.1%} gone" if saved_amount else ""),
+        help=f"remove {math.ceil(1000 * each / (1 + SPARE)) / 10:g}% or more, cut in smaller steps, let other "
+        "modules or kinds be cut, or allow it with `overshoot: true`",
+        argument="remove",
+    ).rejection()
 
 
 def _floor(fraction: float) -> str:

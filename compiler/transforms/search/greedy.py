@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ....dsl.checker.amounts import needs_score
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import MetricRef, Ratio, Shares
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.amount import Amount
 from ...analysis.planning.shrink import params
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ...ir.program import Program
     from ...plugin.context import Context
 
-bad_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
+invalid_turns = Fault("bad-turns", "The kinds that a search may cut, and what they are given, don't go together.")
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,11 @@ class Greedy:
         if self.split is None:
             return [(order, 1.0)]
         if sum(self.split.share(kind) for kind in order) <= 0:
-            raise Reject(
-                bad_turns(
-                    f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
-                    help="name kinds in `order` that `split` gives a share",
-                    argument="order",
-                )
-            )
+            raise invalid_turns(
+                f"`split` gives {', '.join(order) or 'no kind of `order`'} nothing",
+                help="name kinds in `order` that `split` gives a share",
+                argument="order",
+            ).rejection()
         return cumulative_schedule(order, self.split)
 
     def _choice(self, goal: Budget) -> Choice:
@@ -205,12 +203,10 @@ class Greedy:
 
     def _refuse_without_score(self) -> None:
         if self.amount.of in ("flops", "bytes") or (self.amount.of == "params" and not self.even_params):
-            raise Reject(
-                needs_score(
-                    f"what is kept is a share of {self.amount.of}, and nothing says which layers lose more",
-                    help="add `score: perplexity(...)`, or keep a share of the items",
-                )
-            )
+            raise needs_score(
+                f"what is kept is a share of {self.amount.of}, and nothing says which layers lose more",
+                help="add `score: perplexity(...)`, or keep a share of the items",
+            ).rejection()
 
     def estimated_score_count(self, skeleton: Skeleton) -> int:
         """Number of scores it takes: every candidate for each cut where it is exact, about three where it races; with

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import MetricRef
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.bypass import without_branch
 from ...analysis.discovery.discover import skeleton_of
 from ...evaluation.timing import WARMUP, timing_conditions
@@ -46,7 +46,7 @@ def measure_latency(program: "Program", search: "Search", clock: MetricRef) -> L
     clock."""
     metric = search.ctx.metric(clock)
     if not metric.timed:
-        raise Reject(no_clock(f"`{value_text(clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`"))
+        raise no_clock(f"`{value_text(clock)}` reads no clock", help="`clock: decode.p50` or `prefill.p50`").rejection()
     latency = latency_by_role(program, metric, search.journal)
     program.note(latency=latency.total, of=value_text(clock), per_branch=latency.per_branch)
     return latency

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Part, is_submodule
-from ....dsl.syntax.diagnostics import Reject
 from ...models.rows.forward import REMEDY, batches, evaluating, not_a_number, outputs
 from ...models.rows.inputs import forward_args_and_kwargs
 from .prefix import Call, Prefix
@@ -164,7 +163,7 @@ class Grams:
 def refuse_non_finite(path: str, squares: Tensor) -> None:
     if not squares.isfinite().all():
         problem = "not a number" if squares.isnan().any() else "infinite, or its square is"
-        raise Reject(not_a_number(f"what {path} is given is {problem}", help=REMEDY))
+        raise not_a_number(f"what {path} is given is {problem}", help=REMEDY).rejection()
 
 
 class _Enough(Exception):

@@ -192,7 +192,7 @@ class Search:
         if removed < _HONEST * promised:
             fact = f"the search counted on {count(round(promised))} parameters less, and {count(removed)} went"
             remedy = "cut other kinds of parts, or leave out with `on:` what does not become smaller"
-            raise Reject(saved_less(fact, help=remedy))
+            raise saved_less(fact, help=remedy).rejection()
 
     def base(self, metric: MetricRef) -> float:
         """The score of the model as it is."""
@@ -233,9 +233,9 @@ class Search:
             if first := self._try_cut(best, round_, budget):
                 break
         else:
-            raise Reject(
-                no_candidate_diagnostic(round_, self.rejected, budget.of, self.saved.get(budget.of, 0.0) / budget.total)
-            )
+            raise no_candidate_diagnostic(
+                round_, self.rejected, budget.of, self.saved.get(budget.of, 0.0) / budget.total
+            ).rejection()
         saves = [first, *(self._try_cut(c, round_, budget) for c in group[1:])]
         assert all(saves), f"{names} were scored together, and not all can be cut"
         self.layers_naive += len(pairs) * len(self.program.units) * len(group)
@@ -370,9 +370,9 @@ class Search:
         except Reject as rejection:
             if any(d.fault is not not_a_number for d in rejection.diagnostics):
                 raise
-            raise Reject(
-                no_finite_score(f"the model as it is has a {value_text(metric)} of NaN or infinity", help=SCORE_HELP)
-            ) from rejection
+            raise no_finite_score(
+                f"the model as it is has a {value_text(metric)} of NaN or infinity", help=SCORE_HELP
+            ).rejection() from rejection
 
     def _forget_prefixes_but(self, metric: MetricRef) -> None:
         """Drop the stored outputs of layers for metrics no longer in use."""

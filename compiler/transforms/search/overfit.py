@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, MetricRef, references_in
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.events import Warned
 from ...core.quantity import count, count_text, significant_digits
 from ...core.warned import few_rows, fitted_rows
@@ -36,14 +36,12 @@ def check_enough_rows(metric: MetricRef, removed_params: float, ctx: "Context") 
         return
     least, tokens = min(LEAST, math.ceil(removed_params / PER_TOKEN)), tokens_of(metric, ctx)
     if tokens < least:
-        raise Reject(
-            too_few_rows(
-                f"{value_text(metric)} reads {count(tokens)} tokens, too few to choose {count(round(removed_params))} "
-                "parameters by",
-                help=f"give it {count(least)} or more, of more than one kind of text",
-                argument="score",
-            )
-        )
+        raise too_few_rows(
+            f"{value_text(metric)} reads {count(tokens)} tokens, too few to choose {count(round(removed_params))} "
+            "parameters by",
+            help=f"give it {count(least)} or more, of more than one kind of text",
+            argument="score",
+        ).rejection()
 
 
 def tokens_of(metric: MetricRef, ctx: "Context") -> int:

@@ -308,14 +308,14 @@ class _Position:
     """Position in the metric's calls, and the outputs of the skipped layers."""
 
     def __init__(self, calls: list[Call], inputs: list[Any]):
-        self.calls, self.given, self.index, self.module = calls, inputs, -1, None
+        self.calls, self.outputs, self.index, self.module = calls, inputs, -1, None
 
     def begin(self, _model: nn.Module, args: tuple, kwargs: dict) -> None:
         self.index += 1
         known = self.index < len(self.calls) and self.calls[self.index].is_known(args, kwargs)
         if not known:
             raise _OtherForwards
-        self.module = self.given[self.index]
+        self.module = self.outputs[self.index]
 
     def instead_of(self, _forward):
         return lambda *args, **kwargs: self.module

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Group, Member
-from ....dsl.syntax.diagnostics import Reject
 from ...ir.surgery import tensor_at
 from ...models.rows.forward import not_a_number
 
@@ -312,12 +311,10 @@ def _refuse_non_finite(module: str, diagonal: Tensor) -> None:
     """Reject sums of which one isn't finite: no other entry is larger than the diagonal's largest."""
     if not diagonal.isfinite().all():
         problem = "not a number" if diagonal.isnan().any() else "infinite, or its square is"
-        raise Reject(
-            not_a_number(
-                f"what {module} is given on the calibration rows is {problem}",
-                help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`",
-            )
-        )
+        raise not_a_number(
+            f"what {module} is given on the calibration rows is {problem}",
+            help="look at what made the weights, or decide by weights alone: `reorder: l1, repair: false`",
+        ).rejection()
 
 
 def _chunks_that_fit(items: Sequence[str], sizes: Sequence[int], max_bytes: int) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ....dsl.checker.skeleton import Group, Skeleton
 from ....dsl.checker.values import DataRef
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...models.rows.forward import batches, evaluating, outputs
 
 if TYPE_CHECKING:
@@ -22,13 +22,11 @@ def check_expert_count(skeleton: Skeleton, group: Group, remaining: int, argumen
     """Reject (too-few-experts) a layer that would keep so many."""
     least = skeleton.facts.get("active_experts") or 1
     if remaining < least:
-        raise Reject(
-            too_few_experts(
-                f"{group.site} would keep {remaining} of {group.count} experts, and {least} are chosen for a token",
-                help=f"keep at least {least / group.count:.0%} of experts",
-                argument=argument,
-            )
-        )
+        raise too_few_experts(
+            f"{group.site} would keep {remaining} of {group.count} experts, and {least} are chosen for a token",
+            help=f"keep at least {least / group.count:.0%} of experts",
+            argument=argument,
+        ).rejection()
 
 
 def expert_counts_in_parents(

@@ -135,7 +135,7 @@ class Scaling:
         SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438), section 4.
         """
         activation_size, weighed = self._input_rms_and_max_weight(fold)
-        alive, seen_powers = (activation_size > 0) & (weighed > 0), set()
+        alive, activation_powers = (activation_size > 0) & (weighed > 0), set()
         if not bool(alive.any()):
             return
         for step in range(1, N_TRIALS + 1):
@@ -144,8 +144,8 @@ class Scaling:
                 size = torch.where(alive, by, 1.0).log2()
                 middle = (size[alive].max() + size[alive].min()) / 2
                 powers = torch.where(alive, (size - middle).round().clamp(-WIDEST, WIDEST), 0.0)
-                if (key := tuple(powers.tolist())) not in seen_powers:
-                    seen_powers.add(key)
+                if (key := tuple(powers.tolist())) not in activation_powers:
+                    activation_powers.add(key)
                     yield fold.representable_factors(self.model, 2.0**powers)
 
     def _input_rms_and_max_weight(self, fold: Fold) -> tuple[Tensor, Tensor]:

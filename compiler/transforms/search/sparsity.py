@@ -31,21 +31,17 @@ def chosen_parts(skeleton: Skeleton, selector: Selector | None) -> tuple[Part, .
     """The linear modules that `selector` selects; without it those inside the layers. Reject shared weights."""
     parts = inner_parts(skeleton, selector)
     if not parts:
-        raise Reject(
-            no_linear(
-                f"{skeleton.model_type} has no linear module that could be changed",
-                help="name others with `on:`; packed ones stay as they are",
-            )
-        )
+        raise no_linear(
+            f"{skeleton.model_type} has no linear module that could be changed",
+            help="name others with `on:`; packed ones stay as they are",
+        ).rejection()
     for part in parts:
         same = next((names for names in skeleton.tied if f"{part.path}.weight" in names), None)
         if same:
             other = next(name for name in same if name != f"{part.path}.weight")
-            raise Reject(
-                tied_weight(
-                    f"{part.path}.weight is also {other}", help=f"leave it out of `on:`, as in `* - {part.path}`"
-                )
-            )
+            raise tied_weight(
+                f"{part.path}.weight is also {other}", help=f"leave it out of `on:`, as in `* - {part.path}`"
+            ).rejection()
     return parts
 
 
@@ -59,7 +55,7 @@ def finite_weight(program: "Program", path: str) -> Tensor:
     """A linear module's weight [out, in]; Reject (not-a-number) where a number of it is none."""
     weight = weight_of(program.model.get_submodule(path))
     if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
-        raise Reject(not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY))
+        raise not_a_number(f"{path}.weight holds NaN or infinite numbers", help=REMEDY).rejection()
     return weight
 
 

@@ -47,12 +47,10 @@ def narrow_evenly(
     able, refusals = split_cuttable(program, [(s.group, removed[s.group.site, s.group.kind]) for s in sites])
     report_refusals(program, refusals, listener)
     if refusals and not any(removed[g.site, g.kind] for g in able):
-        raise Reject(
-            out_of_reach(
-                f"none of the {len(refusals)} modules can be narrowed: {refusals[0][1]}",
-                help="cut other kinds of parts, or whole blocks",
-            )
-        )
+        raise out_of_reach(
+            f"none of the {len(refusals)} modules can be narrowed: {refusals[0][1]}",
+            help="cut other kinds of parts, or whole blocks",
+        ).rejection()
     cuts = [
         (s.group, set(s.least_important_items(removed[s.group.site, s.group.kind]))) for s in sites if s.group in able
     ]
@@ -142,13 +140,11 @@ def _forecast_to_param_count(skeleton: Skeleton, groups: Sequence[Group], amount
         if left <= limit:
             return narrowed
     share = math.ceil(1000 * left / full_size) / 10
-    raise Reject(
-        out_of_reach(
-            f"{limit / full_size:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
-            help=f"keep at least {share:g}% of params, or let `align` be less",
-            argument="keep remove",
-        )
-    )
+    raise out_of_reach(
+        f"{limit / full_size:.1%} of params are to stay, and the narrowest widths keep {share:g}%",
+        help=f"keep at least {share:g}% of params, or let `align` be less",
+        argument="keep remove",
+    ).rejection()
 
 
 def refreshed(skeleton: Skeleton, group: Group) -> Group:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from ....dsl.checker.values import DataRef, MetricRef
+from ....dsl.checker.values import DataRef, MetricRef, Ratio
+from ...analysis.planning.amount import Amount
 from ...plugin.interfaces import Lossy, Pass, param
 from .compensation import Fit
-from .greedy import GreedyPruner
+from .greedy import Greedy, GreedyPruner
+from .parts import WidthParts
 
 
 class WidthPruner(GreedyPruner, Pass):
@@ -26,6 +28,11 @@ class WidthPruner(GreedyPruner, Pass):
     def effects(self) -> Iterator[str]:
         if self.score is not None:
             yield self.uneven
+
+    def narrowing(self, keep: Ratio, parts: WidthParts, fit: Fit, align: int) -> Greedy:
+        """The search for how narrow the groups of some parts become, `align` items at a time."""
+        total, exact = sum(group.count for group in parts.groups), self.search == "exact"
+        return Greedy(Amount(keep), parts.kind, total, (parts,), self.score, exact, align=align, fit=fit)
 
 
 class RefittingPruner(WidthPruner):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ....dsl.checker.skeleton import Group
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...analysis.discovery.discover import skeleton_of
 from ...core.events import follow
 from ...ir.surgery import attribute, replace_tensor_everywhere, tensor_at
@@ -217,12 +217,10 @@ def slice_all(
 def _check_expert_width(group: Group, n_removed: int) -> None:
     left = group.count - n_removed
     if left % group.multiple:
-        raise Reject(
-            odd_experts(
-                f"{group.site} would be {left} wide, but experts are multiplied in steps of {group.multiple}",
-                help=f"`align: {2 * group.multiple}` keeps widths that are",
-            )
-        )
+        raise odd_experts(
+            f"{group.site} would be {left} wide, but experts are multiplied in steps of {group.multiple}",
+            help=f"`align: {2 * group.multiple}` keeps widths that are",
+        ).rejection()
 
 
 def unit_of(path: str, units: Sequence[str]) -> str:

@@ -100,13 +100,11 @@ def _succeeds_without_needed_layer(edit) -> bool:
 def require_larger_kernels(sizes: Sequence[int], skeleton: Skeleton, selector: Selector | None) -> None:
     """Reject (one-choice) sizes that no convolution is larger than."""
     if sizes and not larger_kernels(skeleton, selector, sizes):
-        raise Reject(
-            one_choice(
-                f"no convolution that is selected has a square kernel larger than {sizes[-1]}",
-                help="leave `kernels` out, or give smaller sizes",
-                argument="kernels",
-            )
-        )
+        raise one_choice(
+            f"no convolution that is selected has a square kernel larger than {sizes[-1]}",
+            help="leave `kernels` out, or give smaller sizes",
+            argument="kernels",
+        ).rejection()
 
 
 def larger_kernels(skeleton: Skeleton, selector: Selector | None, sizes: Sequence[int]) -> dict[str, int]:
@@ -168,20 +166,16 @@ def refuse_no_depth(dims: Sequence[ElasticDim], kind: str) -> None:
     """Reject (one-choice) a depth that was asked for where nothing may be left out."""
     if not dims:
         other = "blocks" if kind == LAYERS else "none"
-        raise Reject(
-            one_choice(
-                f"none of the {kind} that are selected may be left out: the model does not run without them",
-                help=f"write `depth: {other}`",
-                argument="depth",
-            )
-        )
+        raise one_choice(
+            f"none of the {kind} that are selected may be left out: the model does not run without them",
+            help=f"write `depth: {other}`",
+            argument="depth",
+        ).rejection()
 
 
 def refuse_single_choice(dims: Sequence[ElasticDim], reason: str) -> None:
     if not dims:
-        raise Reject(
-            one_choice(
-                f"nothing of the model is elastic: {reason}",
-                help="ask for shares further apart, for other parts of the model, or for a smaller `align`",
-            )
-        )
+        raise one_choice(
+            f"nothing of the model is elastic: {reason}",
+            help="ask for shares further apart, for other parts of the model, or for a smaller `align`",
+        ).rejection()

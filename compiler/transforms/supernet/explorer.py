@@ -102,13 +102,11 @@ class Explorer:
         of, least = self.cap.of or "params", self._count(self.space.choice("smallest")) / self._largest_count
         if least > self.cap.value:
             share = math.ceil(1000 * least) / 10
-            raise Reject(
-                none_small_enough(
-                    f"at most {self.cap.value:.1%} of {of} may stay, and the nearest, the smallest, has {least:.1%}",
-                    help=f"write `at_most: {share:g}% of {of}`, or train a family with smaller choices",
-                    argument="at_most",
-                )
-            )
+            raise none_small_enough(
+                f"at most {self.cap.value:.1%} of {of} may stay, and the nearest, the smallest, has {least:.1%}",
+                help=f"write `at_most: {share:g}% of {of}`, or train a family with smaller choices",
+                argument="at_most",
+            ).rejection()
 
     @property
     def exhausted(self) -> bool:

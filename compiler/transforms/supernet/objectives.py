@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.journal import Journal
 from ...models.rows.classifier import class_logits, refuse_labels_beyond_outputs
 from ...models.rows.forward import evaluating, logits
@@ -21,13 +21,11 @@ no_classes = Fault("no-classes", "A model is to learn from images that have no c
 def refuse_unlabelled_images(rows: Tensor, name: str) -> None:
     """Reject (no-classes) images without classes: no token follows them."""
     if rows.is_floating_point():
-        raise Reject(
-            no_classes(
-                f"`{name}` are images without classes, and nothing else is to be learned from them",
-                help='name the tensor of classes, as in `images("digits.safetensors", classes: "labels")`',
-                argument="data",
-            )
-        )
+        raise no_classes(
+            f"`{name}` are images without classes, and nothing else is to be learned from them",
+            help='name the tensor of classes, as in `images("digits.safetensors", classes: "labels")`',
+            argument="data",
+        ).rejection()
 
 
 @dataclass(frozen=True)

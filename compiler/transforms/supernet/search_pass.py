@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ....dsl.checker.skeleton import Skeleton
 from ....dsl.checker.value_text import value_text
 from ....dsl.checker.values import DataRef, MetricRef, Ratio, references_in
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...analysis.planning import keys
 from ...core.deadline import DeadlineExceeded
 from ...core.journal import Journal
@@ -80,7 +80,7 @@ class Method(Pass):
                 explorer.record_early_stop()
             front = explorer.pareto_front(self.points)
             if not front:
-                raise Reject(no_finite(len(explorer.known)))
+                raise no_finite(len(explorer.known)).rejection()
             points = [self._point_with_metrics(i, genome, explorer, ctx) for i, genome in enumerate(front, 1)]
         outcome.program.note(
             evaluated=len(explorer.known),
@@ -111,17 +111,17 @@ def no_finite(count: int):
 def check_search(search: Method, family: Family, ctx: Context) -> None:
     """Reject a search over one choice, or one that reports on the rows that it selects by."""
     if family.space.size < 2:
-        raise Reject(one_choice("the family has one choice, and there is nothing to search", help="leave the step out"))
+        raise one_choice(
+            "the family has one choice, and there is nothing to search", help="leave the step out"
+        ).rejection()
     selects = _rows(search.measure, ctx)
     for name, identity in _rows(search.report, ctx).items():
         if identity in selects.values():
-            raise Reject(
-                report_is_selection(
-                    f"`report` is measured on `{name}`, whose rows the search selects by",
-                    help="report on other rows, or leave `report` out",
-                    argument="report",
-                )
-            )
+            raise report_is_selection(
+                f"`report` is measured on `{name}`, whose rows the search selects by",
+                help="report on other rows, or leave `report` out",
+                argument="report",
+            ).rejection()
 
 
 def _rows(metrics: Sequence[MetricRef], ctx: Context) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.json_errors import first_line
 from ...core.safe_read import CONFIG, MALFORMED, read_json
 from ...core.sealed_json import cache_damaged
@@ -46,12 +45,10 @@ def load_program_of_point(path: Path, point_name: str, origin: Origin) -> Progra
         assert choice.keys() == known.keys(), "a point of another family"
         assert all(type(v) is int and v in known[d] for d, v in choice.items()), "a point beyond the dimensions"
     except (*MALFORMED, AssertionError, OSError) as error:
-        raise Reject(
-            cache_damaged(
-                f"{path / FAMILY} does not fit the model beside it: {type(error).__name__}: {first_line(error)}",
-                help="compile the recipe again, or get the artifact again",
-            )
-        ) from error
+        raise cache_damaged(
+            f"{path / FAMILY} does not fit the model beside it: {type(error).__name__}: {first_line(error)}",
+            help="compile the recipe again, or get the artifact again",
+        ).rejection() from error
     return family.cut_to_choice(choice)
 
 

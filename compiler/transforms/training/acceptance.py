@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ....dsl.checker.values import DataRef
-from ....dsl.syntax.diagnostics import Diagnostic, Fault, Reject
+from ....dsl.syntax.diagnostics import Diagnostic, Fault
 from ...analysis.planning import keys
 from ...plugin.context import Context
 
@@ -20,12 +20,10 @@ held_out_learned = Fault(
 
 def refuse_same_rows(data: DataRef, validation: DataRef | None, ctx: Context) -> None:
     if validation and keys.data_identity(validation, ctx) == keys.data_identity(data, ctx):
-        raise Reject(
-            held_out_learned(
-                f"`{validation.name}` holds the same rows as `{data.name}`",
-                help="judge by other rows, or leave `held_out` out",
-            )
-        )
+        raise held_out_learned(
+            f"`{validation.name}` holds the same rows as `{data.name}`",
+            help="judge by other rows, or leave `held_out` out",
+        ).rejection()
 
 
 def no_gain_diagnostic(start: float, later: Sequence[tuple[int, float]], verb: str = "healing") -> Diagnostic:

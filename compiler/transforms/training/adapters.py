@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ....dsl.checker.values import Selector
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ....kernels.grid import Grid
 from ...analysis.discovery.discover import skeleton_of
 from ...analysis.planning.selection import inner_parts, parts
@@ -75,21 +75,17 @@ def adaptable_modules(program: Program, selector: Selector | None, alternative: 
     shared = {name for names in skeleton.tied for name in names}
     tied = [path for path in paths if f"{path}.weight" in shared]
     if tied:
-        raise Reject(
-            tied_adapter(
-                f"the weight of {tied[0]} is tied to another module's",
-                help="leave it out of `on`" + (f", or write `{alternative}`" if alternative else ""),
-                argument="on",
-            )
-        )
+        raise tied_adapter(
+            f"the weight of {tied[0]} is tied to another module's",
+            help="leave it out of `on`" + (f", or write `{alternative}`" if alternative else ""),
+            argument="on",
+        ).rejection()
     if not paths:
-        raise Reject(
-            nothing_to_adapt(
-                "no linear module can be given an adapter",
-                help="select others with `on`" + (f", or write `{alternative}`" if alternative else ""),
-                argument="on",
-            )
-        )
+        raise nothing_to_adapt(
+            "no linear module can be given an adapter",
+            help="select others with `on`" + (f", or write `{alternative}`" if alternative else ""),
+            argument="on",
+        ).rejection()
     return tuple(paths)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...core.cache import digest
 from ...core.events import Ticked
 from ...core.quantity import size
@@ -180,15 +180,13 @@ class TrainingLoop:
             notes.append(
                 f"weights as they were after step {self.saved_step} are kept, and the same recipe goes on from there"
             )
-        raise Reject(
-            diverged(
-                f"the {label} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
-                note="; ".join(notes),
-                help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`"
-                if step > 1
-                else "the model's outputs are not finite before it is trained: look at the step before this one",
-            )
-        )
+        raise diverged(
+            f"the {label} is {'NaN' if math.isnan(value) else 'infinite'} at step {step}",
+            note="; ".join(notes),
+            help=f"lower `lr`, which is {self.regime.lr:g}, or give more `warmup`"
+            if step > 1
+            else "the model's outputs are not finite before it is trained: look at the step before this one",
+        ).rejection()
 
     # -- held-out data ---------------------------------------------------------------------------------------
 
@@ -235,12 +233,10 @@ class TrainingLoop:
         self.ctx.workdir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.ctx.workdir).free
         if needed > 0.9 * free:
-            raise Reject(
-                no_space(
-                    f"the checkpoints of training take {size(needed)}, {size(free)} are free in {self.ctx.workdir}",
-                    help="train fewer parameters, or give another --cache-dir",
-                )
-            )
+            raise no_space(
+                f"the checkpoints of training take {size(needed)}, {size(free)} are free in {self.ctx.workdir}",
+                help="train fewer parameters, or give another --cache-dir",
+            ).rejection()
 
     def _resume(self) -> None:
         stored = self.saved.read_checkpoint_and_clean_up()

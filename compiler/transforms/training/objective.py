@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ...evaluation.reference import OriginalOutputs, other_vocabulary
 from ...models.rows.forward import are_of_tokens, logits, positions
 from ...models.rows.inputs import predictions
@@ -82,12 +81,10 @@ class Objective:
         assert self.original is not None, "there is nothing to distill from"
         teacher = self.original.logits(slice(row_index, row_index + 1), positions).to(logits.device)
         if teacher.shape != logits.shape:
-            raise Reject(
-                other_vocabulary(
-                    f"distillation compares {logits.shape[-1]} logits with the original's {teacher.shape[-1]}",
-                    help="heal without `distill`",
-                )
-            )
+            raise other_vocabulary(
+                f"distillation compares {logits.shape[-1]} logits with the original's {teacher.shape[-1]}",
+                help="heal without `distill`",
+            ).rejection()
         q, p = (
             (x / self.temperature).log_softmax(-1)
             for x in (student, teacher if loss_mask is None else teacher[loss_mask])

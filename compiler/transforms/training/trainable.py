@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 no_checkpointing = Fault("no-checkpointing", "Gradient checkpointing is asked of a model whose layers don't do it.")
 
@@ -90,12 +90,10 @@ def activation_checkpointing(layers: Iterable[nn.Module]) -> Iterator[None]:
     try:
         for layer in layers:
             if not isinstance(layer, GradientCheckpointingLayer):
-                raise Reject(
-                    no_checkpointing(
-                        f"a {type(layer).__name__} does not do gradient checkpointing",
-                        help="leave it out, and take a smaller `batch`",
-                    )
-                )
+                raise no_checkpointing(
+                    f"a {type(layer).__name__} does not do gradient checkpointing",
+                    help="leave it out, and take a smaller `batch`",
+                ).rejection()
             known.append((layer, {name: vars(layer)[name] for name in switches if name in vars(layer)}))
             vars(layer).update(switches)
         yield

@@ -1,12 +1,9 @@
 """From what a pass is asked, the numbers of a run, and the run: one home for every pass that trains."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from torch import Tensor, nn
 
-from ....dsl.checker.values import DataRef, Ratio
-from ....dsl.syntax.diagnostics import Reject
 from ...core.events import Said
 from ...core.quantity import count_text
 from ...ir.program import Program
@@ -14,38 +11,10 @@ from ...plugin.context import Context
 from .acceptance import no_gain_diagnostic
 from .loop import TrainingLoop, TrainingSettings, TrainingState
 from .trainable import TrainedParameters, activation_checkpointing, training_mode
+from .trained_pass import Learner
 
 
-class TrainingParams(Protocol):
-    """The parameters that passes which train have in common."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def warmup(self) -> Ratio: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def clip(self) -> float: ...
-    @property
-    def every(self) -> int: ...
-    @property
-    def patience(self) -> int: ...
-    @property
-    def save(self) -> int: ...
-    @property
-    def gradient_checkpointing(self) -> bool: ...
-    @property
-    def held_out(self) -> DataRef | None: ...
-
-
-def training_settings(params: TrainingParams, seed: int, weight_decay: float = 0.0) -> TrainingSettings:
+def training_settings(params: Learner, seed: int, weight_decay: float = 0.0) -> TrainingSettings:
     return TrainingSettings(
         steps=params.steps,
         lr=params.lr,
@@ -63,7 +32,7 @@ def training_settings(params: TrainingParams, seed: int, weight_decay: float = 0
 
 
 def run_training(
-    params: TrainingParams,
+    params: Learner,
     program: Program,
     ctx: Context,
     weights: Mapping[str, nn.Parameter],
@@ -103,5 +72,5 @@ def run_training(
             begin,
         ).run()
     if params.held_out and course.best == 0:
-        raise Reject(no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], verb))
+        raise no_gain_diagnostic(course.held_out[0][1], course.held_out[1:], verb).rejection()
     return course

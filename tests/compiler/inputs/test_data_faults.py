@@ -5,7 +5,7 @@ import json
 import effc
 import pytest
 from effc.compiler.cli.main import main
-from effc.compiler.inputs.records import MOST, read_records
+from effc.compiler.inputs.records import LISTED, read_records
 from effc.dsl.syntax.diagnostics import Reject
 
 RECIPE = """effspec 1
@@ -35,10 +35,10 @@ def test_all_mistakes_of_all_data_files_are_told_at_once(tmp_path, capsys):
 
 
 def test_a_file_of_many_mistakes_names_some_and_counts_the_others(tmp_path):
-    (tmp_path / "x.jsonl").write_text("\n".join("no" for _ in range(MOST + 5)))
+    (tmp_path / "x.jsonl").write_text("\n".join("no" for _ in range(LISTED + 5)))
     with pytest.raises(Reject) as refused:
         read_records(tmp_path / "x.jsonl")
-    assert len(refused.value.diagnostics) == MOST
+    assert len(refused.value.diagnostics) == LISTED
     assert refused.value.diagnostics[-1].note == "there are 5 more like these"
 
 

@@ -84,11 +84,11 @@ class Flower(FederationTarget):
 
     def foresee(self, ctx: Context) -> None:
         from ....core.environment import check_modules
-        from ..request import refuse_unfit_rows
+        from ..request import refuse_incompatible_rows
 
         if self.trains == "lora":
             check_modules(self.requires, self.extra, "`flower` with `trains: lora`")
-        refuse_unfit_rows(self, ctx)
+        refuse_incompatible_rows(self, ctx)
 
     def forms(self) -> tuple[Form, ...]:
         return (Form("compact", "effc"), Form("model", "plain"))

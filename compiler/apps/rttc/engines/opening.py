@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-from .....dsl.syntax.diagnostics import Reject
 from .index import Flat, Index, no_engine
 
 MANY = 100_000  # vectors; exact search of more is a job for faiss, where it is installed
@@ -37,15 +36,13 @@ def open_index(engine: str, vectors: Tensor, version: str) -> Index:
         from .qdrant import Qdrant
 
         return Qdrant(address, vectors, version)
-    raise Reject(
-        no_engine(
-            f"`{kind}` is no engine of vectors",
-            help="write flat, faiss, postgresql://HOST/DATABASE or qdrant:http://HOST:6333",
-        )
-    )
+    raise no_engine(
+        f"`{kind}` is no engine of vectors",
+        help="write flat, faiss, postgresql://HOST/DATABASE or qdrant:http://HOST:6333",
+    ).rejection()
 
 
 def _check(module: str, engine: str) -> None:
     if not find_spec(module):
         kind = engine.partition(":")[0]
-        raise Reject(no_engine(f"`{kind}` needs the module `{module}`", help="pip install 'effc[vectors]'"))
+        raise no_engine(f"`{kind}` needs the module `{module}`", help="pip install 'effc[vectors]'").rejection()

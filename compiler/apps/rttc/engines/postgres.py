@@ -9,7 +9,6 @@ import psycopg
 from psycopg import sql
 from torch import Tensor
 
-from .....dsl.syntax.diagnostics import Reject
 from .index import Unreachable, no_engine
 
 _SECONDS = 10  # for a connection and for a statement
@@ -31,9 +30,9 @@ class Postgres:
             self._connection = self._connect()
             self._store_vectors_unless_stored(vectors, f"effc_{version}")
         except psycopg.Error as error:
-            raise Reject(
-                no_engine(f"PostgreSQL can't be used: {_line(error)}", help="see `effc explain no-vector-engine`")
-            ) from error
+            raise no_engine(
+                f"PostgreSQL can't be used: {_line(error)}", help="see `effc explain no-vector-engine`"
+            ).rejection() from error
 
     def nearest(self, query: Tensor, count: int) -> list[int]:
         statement = sql.SQL("SELECT row FROM {} ORDER BY vector <#> %s::vector LIMIT %s").format(self._table)

@@ -9,7 +9,6 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 from torch import Tensor
 
-from .....dsl.syntax.diagnostics import Reject
 from .index import Unreachable, no_engine
 
 _SECONDS, _BATCH = 5, 512
@@ -26,9 +25,9 @@ class Qdrant:
             self._client = QdrantClient(location) if location == ":memory:" else _client(location)
             self._store_vectors_unless_stored(vectors)
         except Exception as error:  # the client raises those of httpx, grpc and its own
-            raise Reject(
-                no_engine(f"Qdrant can't be used: {type(error).__name__}", help="see `effc explain`")
-            ) from error
+            raise no_engine(
+                f"Qdrant can't be used: {type(error).__name__}", help="see `effc explain`"
+            ).rejection() from error
 
     def nearest(self, query: Tensor, count: int) -> list[int]:
         try:

@@ -171,7 +171,7 @@ class Rttc(CheckpointTarget):
             read_labelled_answers(ctx.folder / self.graded)
         for _, folder_name, fault in self._companion_models():
             if not (ctx.folder / folder_name / "config.json").is_file():
-                raise Reject(fault(f"there is no model folder {ctx.folder / folder_name}"))
+                raise fault(f"there is no model folder {ctx.folder / folder_name}").rejection()
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         from ....core.cache import write_atomic
@@ -325,7 +325,7 @@ class Rttc(CheckpointTarget):
 
         samples = [s for s in read_samples(ctx.folder / self.dev) if s.question] if self.dev else []
         if self.dev and not samples:
-            raise Reject(no_questions(f"{self.dev} has no question with an answer"))
+            raise no_questions(f"{self.dev} has no question with an answer").rejection()
         return samples
 
     def _train_and_save_scorer(self, destination: Path, embedder: Any, ctx: Context) -> None:

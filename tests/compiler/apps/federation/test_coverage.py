@@ -1,7 +1,7 @@
 """Clients that hold parts: counted coverage, budgets and the sandwich."""
 
 import numpy as np
-from effc.compiler.apps.federation.coverage import assign_sandwich_sizes, coverage_mean, heads_prefix, part_of
+from effc.compiler.apps.federation.coverage import assign_sandwich_sizes, coverage_mean, part_of
 from effc.compiler.apps.federation.state import mean, size_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +18,6 @@ def test_a_part_is_the_leading_block():
     part = part_of(WHOLE, width(3))
     assert (part["up"] == WHOLE["up"][:3]).all() and (part["down"] == WHOLE["down"][:, :3]).all()
     assert (part["norm"] == WHOLE["norm"]).all()
-
-
-def test_heads_are_cut_inside_of_each_head():
-    rows = np.arange(12)  # 3 heads of width 4
-    assert rows[heads_prefix(3, 4, 2)].tolist() == [0, 1, 4, 5, 8, 9]
 
 
 def test_parts_of_the_whole_put_together_are_the_whole():

@@ -8,7 +8,6 @@ from effc.compiler.apps.federation.low_rank import (
     truncate_or_pad_rank,
     truncate_to_rank,
     update,
-    useful_rank,
 )
 from effc.compiler.apps.federation.state import mean, normal
 
@@ -87,10 +86,3 @@ def test_the_scale_is_in_a_padded_mean_once_also_where_ranks_differ():
     idle = adapter(3, 6) | {"q.B": np.zeros((24, 6))}
     alone = padded_mean({0: adapter(0, 2), 1: idle}, {0: 1.0, 1: 1.0}, ALPHA)
     np.testing.assert_allclose(update(alone, "q", ALPHA), update(adapter(0, 2), "q", ALPHA), atol=1e-9)
-
-
-def test_ranks_that_hold_little_are_pruned():
-    state = adapter(0, 6)
-    state["q.B"][:, 4:] *= 1e-6
-    assert useful_rank(state, 0.01) == 4
-    assert useful_rank(state | {"q.B": np.zeros((24, 6))}, 0.01) == 1
