@@ -64,9 +64,15 @@ class Scheme:
         read = weights if isinstance(weights, dict) else {}
         bits, group, symmetric = read.get("num_bits"), read.get("group_size"), read.get("symmetric", True)
         by_group = {"group": group, "channel": 0}.get(str(read.get("strategy")))
-        sizes = type(bits) is int and bits in BITS and type(by_group) is int and by_group >= 0
         plain = read.get("type", "int") == "int" and read.get("dynamic", False) is False and not read.get("actorder")
-        if not (sizes and plain and type(symmetric) is bool):
+        if not (
+            plain
+            and type(bits) is int
+            and bits in BITS
+            and type(by_group) is int
+            and by_group >= 0
+            and type(symmetric) is bool
+        ):
             raise Reject(
                 bad_config(
                     f"{label}: effc reads `{FORMAT}` weights of {' or '.join(map(str, BITS))} bits in groups or rows, "
