@@ -1,4 +1,4 @@
-"""int4 codes of a weight: those of the grid that it is on already, or of one that is fitted to it."""
+"""Codes of a weight: those of the grid that it is on already, or int4 ones of a grid that is fitted to it."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -12,22 +12,53 @@ BITS, MAX_CODE = 4, 15
 GROUPS = (32, 64, 128)  # inputs that may share a scale
 _MAX_TRIALS = 64  # outputs that are looked at before all are
 _MIN_ROWS = 8  # weights of a group that are looked at before all are
-# Multiples of the scale that a group's largest weight may be, the most likely ones first.
-_MULTIPLES = (8, 7, 9, 10, 11, 12, 13, 14, 15, 6, 5, 4, 3, 2, 1)
 
 
 @dataclass(frozen=True)
 class Codes:
     """A weight [n, k] is scale * (code - zero), by groups of `group` inputs; the last one may be shorter.
 
-    code          [n, groups * group] uint8, 0..15; what lies past the inputs stands for 0
-    scale, zero   [n, groups] float32; scales are bfloat16 numbers, zeros 0..15
+    code          [n, groups * group] uint8, 0..2**bits - 1; those past the inputs stand for 0
+    scale, zero   [n, groups] float32; scales are bfloat16 numbers, zeros are codes
     """
 
     group: int
     code: Tensor
     scale: Tensor
     zero: Tensor
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Range of a grid's codes; `symmetric`: zero is the middle one."""
+
+    bits: int
+    symmetric: bool
+
+    @property
+    def max_code(self) -> int:
+        return 2**self.bits - 1
+
+    @property
+    def middle(self) -> int:
+        return 2 ** (self.bits - 1)
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """Multiples of the scale that a group's largest weight may be, the most likely ones first."""
+        middle = self.middle
+        return (middle, middle - 1, *range(middle + 1, self.max_code + 1), *range(middle - 2, 0, -1))
+
+    def holds(self, low: Tensor, high: Tensor) -> Tensor:
+        """Whether steps from zero, `low` <= 0 and `high` >= 0, have codes."""
+        if self.symmetric:
+            return (low >= -self.middle) & (high < self.middle)
+        return high - low <= self.max_code
+
+    def zero(self, low: Tensor, high: Tensor) -> Tensor:
+        """Code of zero: the middle one wherever the steps leave it there."""
+        above = torch.where(high >= self.middle, self.max_code - high, float(self.middle))
+        return torch.where(low < -self.middle, -low, above)
 
 
 def codes_of_weight(weight: Tensor, group: int) -> Codes:
@@ -43,49 +74,55 @@ def codes_of_weight(weight: Tensor, group: int) -> Codes:
     return Codes(group, scales.codes(padded), scales.scale, scales.zero)
 
 
-def codes_if_on_grid(weight: Tensor, group: int) -> Codes | None:
+def codes_if_on_grid(weight: Tensor, group: int, bits: int = BITS, symmetric: bool = False) -> Codes | None:
     """The codes of a weight that is on a grid: every weight is scale * (code - zero), rounded to its dtype. Else None.
+
+    group       inputs that share a scale, 0 for all of an output
+    bits        2..8, of a code
+    symmetric   zero is the middle code
 
     Source: own. Of a group the least weight is most often the scale itself, the largest a small multiple of it, and a
     scale has 8 bits.
     """
-    return _recover_codes(weight, group) if _recover_codes(weight[:_MAX_TRIALS], group) else None
+    codes, group = _Range(bits, symmetric), group or weight.shape[1]
+    few_rows = weight[:_MAX_TRIALS]
+    return _recover_codes(weight, group, codes) if _recover_codes(few_rows, group, codes) else None
 
 
-def _recover_codes(weight: Tensor, group: int) -> Codes | None:
+def _recover_codes(weight: Tensor, group: int, codes: _Range) -> Codes | None:
     n = len(weight)
     groups = _padded(weight, group).reshape(-1, group)
-    steps, scale = torch.zeros_like(groups, dtype=torch.int8), torch.ones(len(groups))
+    steps, scale = torch.zeros_like(groups, dtype=torch.int16), torch.ones(len(groups))
     size = groups.float().abs()
     left, largest, least = (
         groups.any(1).nonzero().flatten(),
         size.amax(1),
         torch.where(size > 0, size, torch.inf).amin(1),
     )
-    sample = groups[:, :: group // _MIN_ROWS].contiguous()
-    for extremes, multiple, nearby in ((least, 1, 0), *product((largest,), _MULTIPLES, range(3))):
+    sample = groups[:, :: max(1, group // _MIN_ROWS)].contiguous()
+    for extremes, multiple, nearby in ((least, 1, 0), *product((largest,), codes.multiples, range(3))):
         if not len(left):
             break
         scales = _nearest(extremes[left] / multiple, nearby)
-        likely = _count(sample[left], scales)[1].nonzero().flatten()
+        likely = _count(sample[left], scales, codes)[1].nonzero().flatten()
         some, scales = left[likely], scales[likely]
-        count, fits = _count(groups[some], scales)
+        count, fits = _count(groups[some], scales, codes)
         done = some[fits]
-        steps[done], scale[done] = count[fits].to(torch.int8), scales[fits]
+        steps[done], scale[done] = count[fits].to(torch.int16), scales[fits]
         left = left[~torch.isin(left, done)] if len(done) else left
     if len(left):
         return None
     low, high = steps.amin(1).clamp(max=0).float(), steps.amax(1).clamp(min=0).float()
-    zero = torch.where(high > 7, MAX_CODE - high, torch.where(low < -8, -low, 8.0))
+    zero = codes.zero(low, high)
     code = (steps + zero[:, None]).to(torch.uint8)
     return Codes(group, code.reshape(n, -1), scale.reshape(n, -1), zero.reshape(n, -1))
 
 
-def _count(groups: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of each weight for a scale, and whether all weights of a group [groups] are on that scale's grid."""
-    count = (groups.float() / scale[:, None]).round_().clamp_(-MAX_CODE, MAX_CODE)
-    spread = count.amax(1).clamp(min=0) - count.amin(1).clamp(max=0)
-    return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & (spread <= MAX_CODE)
+def _count(groups: Tensor, scale: Tensor, codes: _Range) -> tuple[Tensor, Tensor]:
+    """Steps of each weight for a scale, and whether all weights of a group [groups] are on that scale's grid."""
+    count = (groups.float() / scale[:, None]).round_().clamp_(-codes.max_code, codes.max_code)
+    low, high = count.amin(1).clamp(max=0), count.amax(1).clamp(min=0)
+    return count, ((count * scale[:, None]).to(groups.dtype) == groups).all(1) & codes.holds(low, high)
 
 
 def _nearest(value: Tensor, which: int) -> Tensor:

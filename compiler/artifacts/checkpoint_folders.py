@@ -29,6 +29,16 @@ class CheckpointTarget(Target):
             use_mixer_kernels(model)
         return model, versions
 
+    @classmethod
+    def stored_bytes(cls, folder: Path) -> int | None:
+        """Bytes of packed weights, which are opened as dense ones; None of others."""
+        from ..models.checkpoints.model_folder import read_model_config
+        from ..models.checkpoints.pack_quantized import schemes_of_config
+        from ..models.checkpoints.weights import read_weight_headers
+
+        config = read_model_config(folder / "config.json", str(folder))
+        return read_weight_headers(folder, str(folder)).bytes if schemes_of_config(config, str(folder)) else None
+
 
 def check_checkpoint_folder(folder: Path) -> None:
     """Raise Reject where a folder in the Hugging Face layout is no model, or its config and its weights differ.

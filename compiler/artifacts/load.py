@@ -168,8 +168,14 @@ def _artifact_of_path(path: Path) -> Path | None:
 def load_to_judge(path: Path, device: str) -> Any:
     """As `load`, by sizes alone, on the device of a compile, or on the CPU where the files run nowhere else."""
     folder, manifest = locate_checkpoint_and_artifact(path)
-    elsewhere = target_of(folder, manifest[1] if manifest else None).on_cpu
-    return load(path, check="size", device=None if elsewhere else device)
+    target = target_of(folder, manifest[1] if manifest else None)
+    model: Any = load(path, check="size", device=None if target.on_cpu else device)
+    stored_bytes = target.stored_bytes(folder)
+    if stored_bytes is not None:
+        from ..ir.layers.linear import count_params
+
+        model.n_params, model.stored_bytes = count_params(model), stored_bytes
+    return model
 
 
 @cache

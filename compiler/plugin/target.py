@@ -193,6 +193,11 @@ class Target(Plugin):
         raise AssertionError(f"{cls.__name__} holds no model to load")
 
     @classmethod
+    def stored_bytes(cls, folder: Path) -> int | None:
+        """Bytes of the weights in such a folder, where the model that `open` gives holds them in another form."""
+        return None
+
+    @classmethod
     def check_folder(cls, folder: Path) -> None:
         """Raise Reject where one of the folders that it `loads` holds what `open` would refuse.
 

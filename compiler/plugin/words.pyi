@@ -820,11 +820,12 @@ class targets:
         type: Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row, `q4_0` and `q4_1` the codes that `quantize.*` left in groups of 32, and q8_0 where it left none.
         """
     @staticmethod
-    def hf(path: str | Value, *, form: Literal['auto', 'stock', 'compact', 'compat', 'both'] | Value = ..., shard: str | Value = ...) -> Value:
+    def hf(path: str | Value, *, form: Literal['auto', 'stock', 'compact', 'compat', 'both'] | Value = ..., format: Literal['dense', 'compressed'] | Value = ..., shard: str | Value = ...) -> Value:
         """Checkpoint folders that transformers or `effc.load` read.
 
         path: Folder or file of the artifact, relative to the output folder.
         form: Which folders; `auto` is stock where shapes allow it, else compact and, where it can be, compat.
+        format: Weights that `quantize.*` left on a grid: in the model's type, or their codes as `pack-quantized` of compressed-tensors.
         shard: Largest size of one weights file.
         """
     @staticmethod

@@ -2,27 +2,31 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ...dsl.checker.rules import Conflict, Problem
 from ...dsl.checker.values import Bytes
-from ...dsl.syntax.diagnostics import Fault, Reject
+from ...dsl.syntax.diagnostics import Diagnostic, Fault
 from ..artifacts.artifact import NOTES
 from ..artifacts.checkpoint_folders import CheckpointTarget
 from ..artifacts.compact_config import KEY, record, seal
 from ..artifacts.compat import Padding, plan_padding_to_stock
+from ..artifacts.packed_modules import PackedModules, no_grid, pack_modules, quantizes
 from ..artifacts.stock import stock_config
+from ..core.environment import check_modules, refuse_missing_packages
 from ..ir.program import Program
 from ..ir.weights import distinct_tensors
 from ..models.checkpoints.mamba_rescale import NOTE, as_stored, rescales
 from ..models.checkpoints.meta_init import cut_tables
+from ..models.checkpoints.pack_quantized import Scheme
 from ..models.checkpoints.sidecar_files import copy_sidecar_files
 from ..models.checkpoints.tensor_files import Piece, write_safetensors_files
 from ..plugin.context import Context
-from ..plugin.interfaces import param
+from ..plugin.interfaces import Pass, param
 from ..plugin.target import Form
-from ..plugin.weight_sizes import Weights
+from ..plugin.weight_sizes import Weight, Weights
 
 cannot_write_form = Fault("cannot-write-form", "A recipe asks for a checkpoint that its model can't have.")
 
@@ -36,6 +40,10 @@ class Hf(CheckpointTarget):
     there are two folders: `compact/` with the true shapes, which `effc.load` reads, and `compat/`, which
     plain transformers reads: the same logits, but every layer filled up with zeros to the width of the widest,
     so it saves what all of them lost. Packed weights, which passes of `lower` make, are in `compact/` alone.
+
+    `format: compressed` packs weights that `quantize.*` left on a grid as `pack-quantized` of compressed-tensors: the
+    same codes, in 4 or 8 bits, which transformers reads where that package is installed. Other weights stay in the
+    model's type, zeros too. It needs the shapes of a config.
 
     Source: own.
     Example: hf("hf")
@@ -57,7 +65,20 @@ class Hf(CheckpointTarget):
         "Which folders; `auto` is stock where shapes allow it, else compact and, where it can be, compat.",
         default="auto",
     )
+    format: Literal["dense", "compressed"] = param(
+        "Weights that `quantize.*` left on a grid: in the model's type, or their codes as `pack-quantized` of "
+        "compressed-tensors.",
+        default="dense",
+    )
     shard: Bytes = param("Largest size of one weights file.", default=Bytes(5_000_000_000))
+
+    def problems(self) -> Iterator[Problem]:
+        if self.format == "compressed" and self.form in ("compact", "compat", "both"):
+            yield Conflict(
+                ("form", "format"),
+                "packed weights are read into the shapes of a config",
+                "leave `form` out, or take `format: dense`",
+            )
 
     def cannot_hold(self) -> Mapping[str, str]:
         shapes = {
@@ -69,16 +90,21 @@ class Hf(CheckpointTarget):
             "pruned caches": "transformers has no cache that forgets",
             "interventions": "transformers has no modules that edit hidden states of the prompt",
         }
-        return {"stock": shapes | modules, "compat": modules}.get(self.form, {})
+        form = "stock" if self.format == "compressed" else self.form
+        return {"stock": shapes | modules, "compat": modules}.get(form, {})
 
     def emit(self, program: Program, destination: Path, ctx: Context) -> None:
         notes = [f"{NOTE[0].upper()}{NOTE[1:]}."] if rescales(ctx.origin.config) else []
         config, reasons = stock_config(program.model) if self.form != "compact" else (None, [])
+        packed = None
+        if self.format == "compressed" and not reasons:
+            packed = pack_modules(program)
+            notes += packed.notes()
         for form in self._forms_to_write_or_reject(program.model, reasons, notes):
             if form == "compat":
                 self._write_compat_or_note(program, config, destination, ctx, notes)
             elif form == "stock":
-                write_stock_checkpoint(program, config, destination, ctx, self.shard.value)
+                write_stock_checkpoint(program, config, destination, ctx, self.shard.value, packed=packed)
             else:
                 write_compact_checkpoint(program, destination, ctx, self.shard.value)
         if notes:
@@ -86,8 +112,28 @@ class Hf(CheckpointTarget):
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         """Estimated files; where no config has the shapes, a folder of the original's shapes is written as well."""
-        both = self.form == "both" or (self.form == "auto" and not weights.uniform)
+        uneven = self.form == "auto" and self.format == "dense" and not weights.uniform
+        both = self.form == "both" or uneven
         return self.weight_bytes(weights) + both * weights.original + (1 + both) * weights.sidecars, {}
+
+    def weight_bytes(self, weights: Weights) -> int:
+        """Weights on a grid take the bits of their codes, scales and zeros, where they are packed."""
+
+        def size(weight: Weight) -> float:
+            if self.format == "dense" or weight.grid is None or weight.table or len(weight.shape) != 2:
+                return weight.numel * weights.itemsize
+            bits, group, symmetric = weight.grid
+            return Scheme.holding(bits, group, symmetric).stored_bytes(*weight.shape, weights.itemsize)
+
+        return weights.stored(size)
+
+    def foresee(self, ctx: Context) -> None:
+        if self.format == "compressed":
+            check_modules(("compressed_tensors",), "compressed", "`format: compressed` of `hf`")
+            refuse_missing_packages(("compressed-tensors",))
+
+    def lacks(self, earlier_passes: Sequence[Pass]) -> Diagnostic | None:
+        return no_grid() if self.format == "compressed" and not quantizes(earlier_passes) else None
 
     def forms(self) -> tuple[Form, ...]:
         return FORMS
@@ -97,13 +143,12 @@ class Hf(CheckpointTarget):
         if self.form in ("auto", "stock"):
             if not reasons:
                 return ("stock",)
-            if self.form == "stock":
-                raise Reject(
-                    cannot_write_form(
-                        f"no config of {type(model).__name__} has these shapes: {_first(reasons)}",
-                        help="`form: auto` writes compact and compat folders where there is no stock one",
-                    )
-                )
+            if self.form == "stock" or self.format == "compressed":
+                raise cannot_write_form(
+                    f"no config of {type(model).__name__} has these shapes: {_first(reasons)}",
+                    help="`form: auto` and `format: dense` write compact and compat folders instead",
+                    argument="format form",
+                ).rejection()
             notes.append(f"There is no stock checkpoint: {_first(reasons)}.")
         return ("compact", "compat") if self.form in ("auto", "both") else (self.form,)
 
@@ -116,21 +161,29 @@ class Hf(CheckpointTarget):
         elif self.form == "auto":
             notes.append(f"There is no compat checkpoint: {_first(filled.reasons)}.")
         else:
-            raise Reject(
-                cannot_write_form(
-                    f"zeros can't fill it up to stock shapes: {_first(filled.reasons)}",
-                    help="`form: compact` writes the true shapes",
-                )
-            )
+            raise cannot_write_form(
+                f"zeros can't fill it up to stock shapes: {_first(filled.reasons)}",
+                help="`form: compact` writes the true shapes",
+            ).rejection()
 
 
 def write_stock_checkpoint(
-    program: Program, config: Any, destination: Path, ctx: Context, shard_bytes: int, folder_name: str = "model"
+    program: Program,
+    config: Any,
+    destination: Path,
+    ctx: Context,
+    shard_bytes: int,
+    folder_name: str = "model",
+    packed: PackedModules | None = None,
 ) -> None:
-    """`config` is what `stock_config` found."""
+    """`config` is that of `stock_config`; weights of `packed` modules are written so."""
     folder, model = destination / folder_name, program.model
     folder.mkdir()
-    write_safetensors_files(folder, [Piece.of(*item) for item in distinct_tensors(model)], shard_bytes)
+    tensors = distinct_tensors(model)
+    if packed is not None:
+        tensors, config = packed.replace_weights(tensors), copy.deepcopy(config)
+        config.quantization_config = packed.config(model)
+    write_safetensors_files(folder, [Piece.of(*item) for item in tensors], shard_bytes)
     copy_sidecar_files(program.model, ctx.origin, folder)
     write_config_json(config, model, folder)
 

@@ -17,6 +17,7 @@ from .checkpoint import (
 )
 from .config_bounds import refuse_excessive_config_numbers
 from .model_folder import read_model_config, refuse_adapter_folder
+from .tensor_files import iterate_mapped_tensors
 from .weights import read_weight_headers
 
 
@@ -38,7 +39,7 @@ def open_model_with_head(folder: Path, table: Mapping[type, Any], label: str) ->
             kind,
             parsed,
             folder,
-            weights,
+            dict(iterate_mapped_tensors(weights)),
             attn_implementation=attn_implementation_of_class(kind, parsed),
             dtype=torch.float32,
         ).eval()

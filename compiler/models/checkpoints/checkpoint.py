@@ -24,7 +24,7 @@ from .config_classes import drop_unsafe_config_keys, exported, model_class_from_
 from .generation_config import NAME as GENERATION
 from .generation_config import read_generation_config
 from .mamba_rescale import as_stored
-from .tensor_files import iterate_mapped_tensors
+from .pack_quantized import count_numbers, read_dense_tensors
 from .weights import Weights
 
 other_weights = Fault(
@@ -249,7 +249,8 @@ def _load_model_and_loading_info(folder: Path, config: Mapping[str, Any], dtype:
         with without_library_logs(), remote_code_errors_as_diagnostics(folder):
             with torch.device("meta"):
                 empty: Any = build_model_from_config(config, dtype, folder)
-            return from_pretrained_with_weights(type(empty), empty.config, folder, weights, **options)
+            tensors = read_dense_tensors(config, weights, str(folder))
+            return from_pretrained_with_weights(type(empty), empty.config, folder, tensors, **options)
     return load_by_from_pretrained(folder, config, weights, **options)
 
 
@@ -257,19 +258,20 @@ def load_by_from_pretrained(folder: Path, config: Mapping[str, Any], weights: We
     """Model by `from_pretrained` of the class that a config names, after a check that the weights fit in memory."""
     read_generation_config(folder)
     with torch.device("meta"):
-        refuse_oversized_module(build_model_from_config(config, "float32"), weights.count)
+        refuse_oversized_module(build_model_from_config(config, "float32"), count_numbers(config, weights, str(folder)))
     parsed, kind = config_and_model_class(config)
     as_stored(parsed)
+    tensors = read_dense_tensors(config, weights, str(folder))
     with without_library_logs(), transformers_errors_as_invalid_config(str(folder)):
         return from_pretrained_with_weights(
-            kind, parsed, folder, weights, attn_implementation=attn_implementation_of_class(kind, parsed), **options
+            kind, parsed, folder, tensors, attn_implementation=attn_implementation_of_class(kind, parsed), **options
         )
 
 
 def from_pretrained_with_weights(
-    model_class: Any, config: "transformers.PreTrainedConfig", folder: Path, weights: Weights, **options: Any
+    model_class: Any, config: "transformers.PreTrainedConfig", folder: Path, tensors: dict[str, torch.Tensor], **options
 ) -> Any:
-    """A model of a class as `from_pretrained` gives it, and what `options` add, from tensors of these files alone.
+    """A model of a class as `from_pretrained` gives it, and what `options` add, from these tensors alone.
 
     Left to itself transformers takes the first that it finds of an adapter, shards of a distributed checkpoint, a file
     that the config names, one file, an index, and what the class lists beside them.
@@ -280,7 +282,7 @@ def from_pretrained_with_weights(
             f"{folder}: a `{config.model_type}` has weights in {', '.join(extra)} as well, which effc does not read",
             help="take a model whose weights lie in model.safetensors, or in shards that an index names",
         ).rejection()
-    read = model_class.from_pretrained(None, config=config, state_dict=dict(iterate_mapped_tensors(weights)), **options)
+    read = model_class.from_pretrained(None, config=config, state_dict=tensors, **options)
     model = read[0] if isinstance(read, tuple) else read
     if model.can_generate():
         has_generation = (folder / GENERATION).is_file()
@@ -337,7 +339,7 @@ def refuse_non_finite_parameters(module: nn.Module, label: str) -> None:
     """Reject NaN or infinite weights; one pass without a temporary: the extremes of a tensor show them."""
     broken = [
         name
-        for name, p in follow(module.named_parameters(), "weights read", _count(module))
+        for name, p in follow(module.named_parameters(), "weights read", len(list(module.parameters())))
         if p.is_floating_point() and p.numel() and not all(e.isfinite() for e in p.aminmax())
     ]
     if broken:
@@ -346,10 +348,6 @@ def refuse_non_finite_parameters(module: nn.Module, label: str) -> None:
             f"{label}: `{broken[0]}` holds {count_text(count, 'value')} NaN or infinite{_extra_keys(broken)}",
             help="take another revision, or one stored in float32 or bfloat16",
         ).rejection()
-
-
-def _count(module: nn.Module) -> int:
-    return sum(1 for _ in module.parameters())
 
 
 def random(config: Mapping[str, Any], seed: int, dtype: str) -> nn.Module:

@@ -19,6 +19,7 @@ emit lean {{ {target} }}
 STEPS = {
     "plain": "",
     "grid": "s = quantize.round(bits: 4, group: 32, zero: middle, scales: range)",
+    "fine": "s = quantize.round(bits: 8, group: 0)",
     "narrow": "s = prune.channels(keep: 50% of channels)",
     "zeros": "s = sparsify.magnitude(sparsity: 50% of weights)",
     "skipped": "z = sparsify.magnitude(sparsity: 75% of weights)\n"
@@ -26,6 +27,8 @@ STEPS = {
 }
 QUICK = [
     ("plain", 'hf("a")'),
+    ("grid", 'hf("a", format: compressed)'),
+    ("fine", 'hf("a", format: compressed)'),
     ("plain", 'native("a")'),
     ("plain", 'native("a", weights: int8)'),
     ("plain", 'native("a", weights: int8, head: bf16)'),
