@@ -157,16 +157,38 @@ def gguf_named_tensors(model: Any, shape: GgufShape) -> Iterator[tuple[str, Tens
     config, weights = model.config, model.state_dict()
     if rope_of(config).get("rope_type", "default") == "llama3":
         yield "rope_freqs.weight", rotary_factors(model, shape.head_dim)
-    for name, tensor in weights.items():
-        gguf_name = _gguf_name(name, shape.family, shape.architecture, config.tie_word_embeddings)
-        if gguf_name is None:
-            continue
-        if shape.family.turned and (".attn_q." in gguf_name or ".attn_k." in gguf_name):
+    for name, gguf_name in gguf_names(model, shape):
+        tensor = weights[name]
+        if is_rotary(gguf_name, shape):
             tensor = interleaved(tensor, shape.head_dim)
         if shape.family.raised and gguf_name.endswith("_norm.weight"):
             tensor = tensor.float() + 1
         yield gguf_name, tensor
     yield from _zero_mlps(config.hidden_size, shape, weights)
+
+
+def gguf_names(model: Any, shape: GgufShape) -> Iterator[tuple[str, str]]:
+    """Names of weights with llama.cpp's, but for those that it has once where the model has them twice."""
+    for name in model.state_dict():
+        gguf_name = _gguf_name(name, shape.family, shape.architecture, model.config.tie_word_embeddings)
+        if gguf_name is not None:
+            yield name, gguf_name
+
+
+def gguf_matrices(model: Any, shape: GgufShape) -> dict[str, str]:
+    """Paths of linear modules with llama.cpp's names of their weights; without a head that shares the embedding's."""
+    paths = ((name.removesuffix(".weight"), gguf_name) for name, gguf_name in gguf_names(model, shape))
+    tied = {"lm_head"} if model.config.tie_word_embeddings else set()
+    return {
+        path: gguf_name
+        for path, gguf_name in paths
+        if gguf_name.endswith(".weight") and path not in tied and isinstance(model.get_submodule(path), nn.Linear)
+    }
+
+
+def is_rotary(gguf_name: str, shape: GgufShape) -> bool:
+    """Whether rows of a weight lie as rotary pairs do, and llama.cpp has these beside each other."""
+    return shape.family.turned and (".attn_q." in gguf_name or ".attn_k." in gguf_name)
 
 
 def _zero_mlps(hidden: int, shape: GgufShape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -204,6 +226,13 @@ def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
     # [h * d, ...] -> [h, 2, d / 2, ...]: the halves of a head become neighbours
     rows = tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:])
     return rows.transpose(1, 2).reshape(tensor.shape)
+
+
+def separated(tensor: Tensor, head_dim: int) -> Tensor:
+    """Inverse of `interleaved`."""
+    # [h * d, ...] -> [h, d / 2, 2, ...]: the two of a pair become halves of the head
+    pairs = tensor.view(-1, head_dim // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
 def rotary_factors(model: Any, head_dim: int) -> Tensor:
