@@ -1,5 +1,7 @@
 """A GGUF file by llama.cpp alone."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ class LlamaCpp(nn.Module):
         super().__init__()
         import llama_cpp
 
-        exact = {"type_k": 0, "type_v": 0, "flash_attn": False, "n_threads": torch.get_num_threads()}
+        exact: dict[str, Any] = {"type_k": 0, "type_v": 0, "flash_attn": False, "n_threads": torch.get_num_threads()}
         self.llama = llama_cpp.Llama(file, n_ctx=64, n_batch=64, logits_all=True, verbose=False, **exact)
 
     def can_generate(self) -> bool:

@@ -8,12 +8,13 @@ the context is full.
 import json
 import sys
 import time
+from typing import Any
 
 import llama_cpp
 
 
 def main(file: str, context: str, threads: str) -> None:
-    counts = {"n_threads": int(threads), "n_threads_batch": int(threads)}
+    counts: dict[str, Any] = {"n_threads": int(threads), "n_threads_batch": int(threads)}
     llama = llama_cpp.Llama(file, n_ctx=int(context), n_batch=int(context), verbose=False, **counts)
     prompt: list[int] = []
     for line in sys.stdin:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from effc.compiler.artifacts.verify import verify_forms
+from effc.compiler.driver import api
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.gguf.llama_quantizer import ggml_library, llama_quantizer
 from effc.compiler.runtimes.gguf.llama_rounding import relative_error
@@ -17,6 +18,7 @@ from effc.dsl.checker.values import DataRef
 from effc.dsl.syntax.diagnostics import Reject
 
 from tests import tiny, worlds
+from tests.compiler.runtimes.test_gguf import write_gguf
 from tests.recipes_in_memory import context_of, recipe_of
 
 gguf = pytest.importorskip("gguf")
@@ -135,3 +137,27 @@ def test_llama_cpp_and_effc_compute_a_rounded_file_alike(tmp_path, kind):
     assert entries["output.weight"].kind == TYPES["q5_k" if kind in NEED_IMPORTANCE else "q6_k"].number
     (note,) = (n for n in json.loads((tmp_path / "g" / "notes.json").read_text()) if "matrices of the GGUF file" in n)
     assert f"are `{kind}`" in note
+
+
+RECIPE = """effspec 1
+model base = gguf("m.gguf")
+data rows = synthetic(8, length: 32, seed: 1)
+pipeline slim(base) { cut = prune.channels(keep: 50% of channels, align: 256) }
+expect slim { bytes <= 0.6 * base in gguf }
+emit slim { gguf("slim", type: iq2_xxs, data: rows) }
+"""
+
+
+@pytest.mark.slow
+def test_a_gguf_in_q6_k_becomes_one_of_fewer_channels_and_bits(tmp_path):
+    worlds.llama(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    worlds.tokenizer(tmp_path / "model")
+    write_gguf(tmp_path / "m.gguf", tmp_path / "model", "q6_k")
+    (tmp_path / "r.effspec").write_text(RECIPE)
+    (result,) = api.compile(tmp_path / "r.effspec", tmp_path / "out", cache_dir=tmp_path / "cache", threads=1)
+    (artifact,) = result.artifacts
+    assert not result.missed and all(check.holds for check in artifact.manifest.checks)
+    assert sum(check.reason.startswith("llama.cpp: ") for check in artifact.manifest.checks) == 2
+    entry = read_gguf(artifact.path / "gguf" / "model.gguf").entries["blk.1.ffn_down.weight"]
+    assert (entry.kind, entry.shape) == (TYPES["iq2_xxs"].number, (256, 256))
+    assert "matrices of the GGUF file are `iq2_xxs`" in (artifact.path / "README.md").read_text()
