@@ -265,3 +265,17 @@ def test_a_rounded_file_opens_with_the_bytes_of_its_types(tmp_path, quantizer):
     assert entries["blk.0.ffn_up.weight"].bytes * 8 == 96 * 64 * 6  # q5_1
     assert entries["output.weight"].bytes * 8 == worlds.VOCABULARY * 64 * 8.5  # q8_0
     assert Gguf.open(folder / "gguf", LoadRequest())[0].stored_bytes == sum(e.bytes for e in entries.values())
+
+
+READS_MODULE = """effspec 1
+use std.text
+model base = zoo("tiny-llama")
+pipeline plain(base) { }
+emit plain { gguf("a", type: q4_k, data: text.calib) }
+"""
+
+
+def test_rows_of_a_module_that_a_target_alone_reads_are_part_of_the_recipe(tmp_path):
+    (tmp_path / "r.effspec").write_text(READS_MODULE)
+    (recipe,) = api.open_session(tmp_path / "r.effspec", settings=Settings(tmp_path / "cache")).recipes()
+    assert set(recipe.data) == {"text.calib"}
