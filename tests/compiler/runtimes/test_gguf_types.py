@@ -218,6 +218,22 @@ def test_a_rounded_file_computes_what_its_numbers_do_in_transformers(tmp_path, q
     assert any("0 of 23 matrices of the GGUF file are `q4_k`, others 22 `q5_0`, 1 `q8_0`" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "dtype"),
+    [
+        ("llama", {}, torch.bfloat16),
+        ("stablelm", {"tie_word_embeddings": True}, torch.float32),  # the table is there twice
+        ("phi3", {}, torch.float32),
+        ("gemma2", {}, torch.float32),
+    ],
+)
+def test_rounded_files_of_halves_of_tied_heads_and_of_other_families_hold(tmp_path, quantizer, name, changes, dtype):
+    model = tiny.model(name, vocab_size=worlds.VOCABULARY, **changes).to(dtype)
+    folder, target, _ = rounded(tmp_path, model, type="q5_k")
+    checks = verify_forms(folder, model, target.forms())
+    assert checks and all(check.holds for check in checks)
+
+
 def test_matrices_of_other_numbers_than_the_models_are_refused_when_a_file_is_reopened(tmp_path, quantizer):
     model = tiny.model("llama", vocab_size=worlds.VOCABULARY)
     folder, target, _ = rounded(tmp_path, model, type="q4_k")
