@@ -12,6 +12,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,14 +95,17 @@ def verify_forms(
     present = [form for form in forms if (artifact / form.folder).is_dir()]
     by_steps: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
     with announcing_stage("logits and tokens of the model in memory"):
-        for steps in {form.steps for form in present}:
+        for steps in {form.steps for form in present if form.as_stored is None}:
             by_steps[steps] = _outputs_of_model_in_memory(model, inputs, steps)
     checks: list[Check] = []
     for number, form in enumerate(present, 1):
-        with announcing_stage(f"{form.folder} in a fresh process, {number} of {len(present)}"):
-            expected, plain = by_steps[form.steps]
+        folder, opener = artifact / form.folder, opener_of(form)
+        label = f"{form.folder} in a fresh process, {number} of {len(present)}"
+        with announcing_stage(label), form.as_stored(model, folder) if form.as_stored else nullcontext():
+            expected, plain = (
+                _outputs_of_model_in_memory(model, inputs, form.steps) if form.as_stored else by_steps[form.steps]
+            )
             probe_inputs = inputs if text_ids is None else {**inputs, TEXT: text_ids}
-            folder, opener = artifact / form.folder, opener_of(form)
             actual = probe_in_fresh_process(folder, opener, probe_inputs, attention_of(model), timeout_s, form.steps)
             if text_ids is not None:
                 on_text_logits(form, actual.pop(TEXT))

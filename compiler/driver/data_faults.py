@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def data_faults(session: "Session", recipes: Sequence[Recipe]) -> list[Diagnostic]:
-    """Faults of files that steps and bounds read, each once. A file that is not there has a warning of its own."""
+    """Faults of files that steps, targets and bounds read, each once.
+
+    A file that is not there has a warning of its own.
+    """
     faults: list[Diagnostic] = []
     for recipe in recipes:
         for pipeline in recipe.pipelines.values():
@@ -27,7 +30,8 @@ def data_faults(session: "Session", recipes: Sequence[Recipe]) -> list[Diagnosti
 
 def _file_data(session: "Session", recipe: Recipe, pipeline: Pipeline) -> Iterator[str]:
     """Names of the data sets that a pipeline uses and that are read from files."""
-    used = [step.call.args for step in pipeline.steps] + [dict(bound.metric.args) for bound in pipeline.expects]
+    used = [x.call.args for x in (*pipeline.steps, *pipeline.emits)]
+    used += [dict(bound.metric.args) for bound in pipeline.expects]
     words = session.registry.vocabulary.words("data")
     for name in dict.fromkeys(ref.name for ref in references_in(used, DataRef)):
         if words[recipe.data[name].word].facts.get("reads"):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -40,6 +41,8 @@ class Form:
     padded      zeros fill it up, which changes the order of sums
     rounds      where numbers are rounded coarsely: model -> how far logits may be off, as a share of root mean
                 squares, since the largest of many thousand errors says little; else their dtype says it, of the largest
+    as_stored   (model, folder) -> context in which the model has the weights that the folder holds, rounded as they
+                are: what a form computes is compared with that, where the original says little of it
     routes      folder -> whether experts are chosen in it: of what rounds, some tokens then meet others
     reason      for that share
     loses       name of what the format loses by design, "" where it rounds as little as its dtype or `rounds` say: a
@@ -52,6 +55,7 @@ class Form:
     opens: str
     padded: bool = False
     rounds: "Callable[[torch.nn.Module], float] | None" = None
+    as_stored: "Callable[[torch.nn.Module, Path], AbstractContextManager[None]] | None" = None
     routes: Callable[[Path], bool] = lambda folder: False
     reason: str = ""
     loses: str = ""

@@ -813,11 +813,12 @@ class targets:
         shard: Largest size of one weights file.
         """
     @staticmethod
-    def gguf(path: str | Value, *, type: Literal['f32', 'f16', 'bf16', 'q8_0', 'q4_0', 'q4_1'] | Value = ...) -> Value:
+    def gguf(path: str | Value, *, type: Literal['f32', 'f16', 'bf16', 'q8_0', 'q4_0', 'q4_1', 'q2_k', 'q3_k', 'q4_k', 'q5_k', 'q6_k', 'iq1_s', 'iq1_m', 'iq2_xxs', 'iq2_xs', 'iq2_s', 'iq3_xxs', 'iq3_s', 'iq4_nl', 'iq4_xs'] | Value = ..., data: str | Value | None = ...) -> Value:
         """A GGUF file, as llama.cpp and what is built on it read models.
 
         path: Folder or file of the artifact, relative to the output folder.
-        type: Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row, `q4_0` and `q4_1` the codes that `quantize.*` left in groups of 32, and q8_0 where it left none.
+        type: Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row, `q4_0` and `q4_1` the codes that `quantize.*` left in groups of 32, and q8_0 where it left none; the others are rounded by llama.cpp.
+        data: Rows over which llama.cpp's importance matrix is taken, where it rounds: mean squares of what each column of a matrix is multiplied with. Types of about two bits and `iq3_xxs` need it.
         """
     @staticmethod
     def hf(path: str | Value, *, form: Literal['auto', 'stock', 'compact', 'compat', 'both'] | Value = ..., format: Literal['dense', 'compressed'] | Value = ..., shard: str | Value = ...) -> Value:

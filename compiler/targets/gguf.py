@@ -7,10 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...dsl.syntax.diagnostics import Diagnostic, Reject
+from ...dsl.checker.rules import Conflict, Problem, Unread
+from ...dsl.checker.values import DataRef
+from ...dsl.syntax.diagnostics import Diagnostic
 from ..artifacts.artifact import NOTES
 from ..artifacts.load import other_kind
 from ..core.environment import check_modules
+from ..core.events import announcing_stage
 from ..ir.program import Program
 from ..models.checkpoints.pretrained import pretrained
 from ..models.checkpoints.sidecar_files import copy_sidecar_files
@@ -18,32 +21,37 @@ from ..plugin.context import Context
 from ..plugin.interfaces import Pass, param
 from ..plugin.target import Form, LoadRequest, Target
 from ..plugin.weight_sizes import Weight, Weights
+from ..runtimes.gguf.number_types import FILE_TYPES, TYPES, type_of_matrix
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..runtimes.gguf.llama_rounding import Importance
+
 FOLDER = "gguf"
-_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}  # of a number
 _TOKEN = 32  # bytes of a token: its text, its kind, and a merge
 # Of root mean squares: f32 sums in another order, the others round weights.
 SHARES = {"f32": 1e-3, "f16": 0.01, "bf16": 0.06, "q8_0": 0.1, "q4_0": 0.1, "q4_1": 0.1}
 _REASON = "weights are rounded as the file's type has them, and sums are taken in another order"
+_REASON_OF_STORED = "sums are taken in another order than by the file's weights in transformers"
 
 
 def share_of(kind: str, model: "nn.Module") -> float:
+    """Of the types that llama.cpp rounds, compared with a model that has the file's weights."""
     import torch
 
     halves = any(p.dtype != torch.float32 for p in model.parameters())
-    return max(SHARES[kind], SHARES["bf16"] if halves else 0.0)
+    return max(SHARES["f32" if kind in FILE_TYPES else kind], SHARES["bf16"] if halves else 0.0)
 
 
 def share_in_llama(kind: str, model: "nn.Module") -> float:
-    """llama.cpp looks GELU up in a table of halves."""
+    """llama.cpp looks GELU up in a table of halves, and multiplies weights in blocks with inputs in 8 bits."""
     from ..runtimes.gguf.families import FAMILIES
 
     table = FAMILIES[pretrained(model).config.model_type].of.activation == "gelu"
-    return max(share_of(kind, model), SHARES["f16"] if table else 0.0)
+    rounds_inputs = SHARES["q8_0"] if kind in FILE_TYPES else 0.0
+    return max(share_of(kind, model), SHARES["f16"] if table else 0.0, rounds_inputs)
 
 
 class Gguf(Target):
@@ -56,7 +64,16 @@ class Gguf(Target):
     what the file says, reading nothing else, and llama.cpp does, tokens of texts too, where `llama-cpp-python` is
     installed. What llama.cpp can't hold, or would get wrong without a word, is refused by name.
 
-    Source: the GGUF specification of ggml; tensor names and `deci` of llama.cpp.
+    `q2_k` to `q6_k` and the `iq` types are rounded by llama.cpp's own quantiser (extra `llama`). The matrices of layers
+    all have the type that is named, as under `llama-quantize --pure`; llama.cpp's mixtures (`Q4_K_M`) are not written.
+    The head, and an embedding that is tied to it, have `q6_k`, or `q5_k` with a type that needs `data`; an embedding
+    that is not tied has at least `q2_k`, or `iq3_s` with `iq2_s` and `iq3_xxs`. A row that no blocks of 256 fill takes
+    what llama.cpp falls back to: `q4_0` for `q2_k` and `q3_k`, `q5_0` for `q4_k`, `q5_1` for `q5_k`, `q8_0` for `q6_k`
+    and heads, `iq4_nl` for `iq` types; one that no blocks of 32 fill `f16`. A note counts the types and says how far
+    weights are off. With `data`, errors of a column count as much as the mean square of what it is multiplied with.
+
+    Source: the GGUF specification of ggml; tensor names and `deci` of llama.cpp; its src/llama-quant.cpp for types of
+    matrices, and tools/imatrix for `data`.
     Example: gguf("llamacpp", type: f16)
     """
 
@@ -73,11 +90,48 @@ class Gguf(Target):
         ({"type": "q4_1"}, ("quantize.gptq(data: {data}, group: 32)",), ""),
     )
 
-    type: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"] = param(
+    type: Literal[
+        "f32",
+        "f16",
+        "bf16",
+        "q8_0",
+        "q4_0",
+        "q4_1",
+        "q2_k",
+        "q3_k",
+        "q4_k",
+        "q5_k",
+        "q6_k",
+        "iq1_s",
+        "iq1_m",
+        "iq2_xxs",
+        "iq2_xs",
+        "iq2_s",
+        "iq3_xxs",
+        "iq3_s",
+        "iq4_nl",
+        "iq4_xs",
+    ] = param(
         "Numbers of matrices; `q8_0` has 8 bits and a scale for each 32 of a row, `q4_0` and `q4_1` the codes that "
-        "`quantize.*` left in groups of 32, and q8_0 where it left none.",
+        "`quantize.*` left in groups of 32, and q8_0 where it left none; the others are rounded by llama.cpp.",
         default="f16",
     )
+    data: DataRef | None = param(
+        "Rows over which llama.cpp's importance matrix is taken, where it rounds: mean squares of what each column of "
+        "a matrix is multiplied with. Types of about two bits and `iq3_xxs` need it.",
+        default=None,
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.type in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"):
+            yield Unread(("data",), "types that llama.cpp rounds, as `type: q4_k`", ("type",))
+        elif self.data is None and self.type in ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"):
+            yield Conflict(
+                ("type",),
+                "llama.cpp rounds to this type with an importance matrix alone, and there is no `data` to take it over",
+                "declare rows, such as `data calib = text(...)`, and write `data: calib`, or take another type: "
+                "`iq3_s`, `iq4_xs` and `q2_k` to `q6_k` need none",
+            )
 
     def cannot_hold(self) -> Mapping[str, str]:
         refused = {
@@ -98,30 +152,47 @@ class Gguf(Target):
         refuse_gguf_unwritable_config(program.model)
         folder = destination / FOLDER
         folder.mkdir()
-        notes = write_gguf(program.model, folder, self.type, ctx.origin.tokenizer())
+        importance = self._importance(program, ctx)
+        notes = write_gguf(program.model, folder, self.type, ctx.origin.tokenizer(), importance)
         copy_sidecar_files(program.model, ctx.origin, folder)
         if notes:
             (destination / NOTES).write_text(json.dumps(notes), encoding="utf-8")
 
+    def _importance(self, program: Program, ctx: Context) -> "Importance | None":
+        from ..runtimes.gguf.importance import importance_matrix
+
+        if self.data is None:
+            return None
+        with announcing_stage("importance matrix", "then writing"):
+            return importance_matrix(program, ctx.rows(self.data))
+
     def weight_bytes(self, weights: Weights) -> int:
-        """Vectors are float32; matrices without codes of four bits q8_0 where the type has such codes."""
+        """Vectors are float32."""
+        return weights.stored(lambda w: 4 * w.numel if len(w.shape) == 1 else self._bytes_of_matrix(w))
 
-        def size(weight: Weight) -> float:
-            if len(weight.shape) == 1:
-                return 4 * weight.numel
+    def _bytes_of_matrix(self, weight: Weight) -> float:
+        """Matrices without codes of four bits are q8_0 where the type has such codes."""
+        kind: str = self.type
+        if kind in FILE_TYPES:
+            kind = type_of_matrix(
+                kind, weight.shape[-1], "head" if weight.head else "table" if weight.table else "layer"
+            )
+        elif kind in ("q4_0", "q4_1"):
             codes = weight.grid is not None and weight.grid[0] <= 4 and weight.grid[1] % 32 == 0
-            return _BYTES["q8_0" if self.type in ("q4_0", "q4_1") and not codes else self.type] * weight.numel
-
-        return weights.stored(size)
+            kind = kind if codes else "q8_0"
+        return TYPES[kind].bytes_per_number * weight.numel
 
     def files(self, weights: Weights) -> tuple[int, dict[str, float]]:
         tokens = max((w.shape[0] for w in weights.tensors if w.table), default=0)
-        return self.weight_bytes(weights) + _TOKEN * tokens + weights.sidecars, {"pack": weights.numbers_to_pack}
+        packing = "grid" if self.type in FILE_TYPES else "pack"
+        return self.weight_bytes(weights) + _TOKEN * tokens + weights.sidecars, {packing: weights.numbers_to_pack}
 
     def foresee(self, ctx: Context) -> None:
         from ..models.checkpoints.meta_init import without_storage
 
         check_modules(self.requires, self.extra, "the target `gguf`")
+        if self.type in FILE_TYPES:
+            check_modules(("llama_cpp",), "llama", f"the target `gguf` with `type: {self.type}`")
         with without_storage():
             refuse_gguf_unwritable_config(ctx.origin.build())
 
@@ -131,12 +202,18 @@ class Gguf(Target):
         return None if self.type not in KINDS or any(map(makes_codes, earlier_passes)) else no_codes(self.type)
 
     def forms(self) -> tuple[Form, ...]:
+        from ..runtimes.gguf.stored_weights import stored_weights
+
+        as_stored, reason = (stored_weights, _REASON_OF_STORED) if self.type in FILE_TYPES else (None, _REASON)
         rounds = partial(share_of, self.type)
-        native_form = Form(FOLDER, "engine", rounds=rounds, reason=_REASON, steps=32)
+        native_form = Form(FOLDER, "engine", rounds=rounds, as_stored=as_stored, reason=reason, steps=32)
         if find_spec("llama_cpp") is None:
             return (native_form,)
-        in_llama = partial(share_in_llama, self.type)
-        return (native_form, Form(FOLDER, "llama", rounds=in_llama, reason="llama.cpp: " + _REASON, generates=False))
+        in_llama, reason = partial(share_in_llama, self.type), "llama.cpp: " + reason
+        return (
+            native_form,
+            Form(FOLDER, "llama", rounds=in_llama, as_stored=as_stored, reason=reason, generates=False),
+        )
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:
@@ -163,9 +240,9 @@ class Gguf(Target):
 
         check_modules(cls.requires, cls.extra, "an artifact of the target `gguf`")
         if load_request.dtype is not None or str(load_request.device or "cpu").partition(":")[0] != "cpu":
-            raise Reject(
-                other_kind(f"{folder} is computed as it is, on the CPU", help="load it without dtype or device")
-            )
+            raise other_kind(
+                f"{folder} is computed as it is, on the CPU", help="load it without dtype or device"
+            ).rejection()
         return open_gguf(folder), None
 
     @classmethod
@@ -184,6 +261,6 @@ def refuse_gguf_unwritable_config(model: "nn.Module") -> None:
 
     if not hasattr(model, "config") or not hasattr(model, "lm_head"):
         kind = type(model).__name__
-        raise Reject(cannot_write_gguf(f"{kind} is no causal language model with a head", help=INSTEAD))
+        raise cannot_write_gguf(f"{kind} is no causal language model with a head", help=INSTEAD).rejection()
     refuse_config(model.config)
     refuse_names(model)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ....dsl.syntax.diagnostics import Reject
 from .architectures import KINDS, Architecture, pattern
 from .refusal import INSTEAD, cannot_write_gguf
 
@@ -163,11 +162,9 @@ def refuse_config(config: Any) -> None:
     """Raise Reject where a config, whatever the weights, says what llama.cpp does not compute as we write it."""
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise Reject(
-            cannot_write_gguf(
-                f"effc writes no GGUF of `{config.model_type}`: it knows {', '.join(FAMILIES)}", help=INSTEAD
-            )
-        )
+        raise cannot_write_gguf(
+            f"effc writes no GGUF of `{config.model_type}`: it knows {', '.join(FAMILIES)}", help=INSTEAD
+        ).rejection()
     rope, windows = rope_of(config), windows_of(config)
     act = getattr(config, "hidden_activation", None) or config.hidden_act
     unsupported = {
@@ -181,11 +178,9 @@ def refuse_config(config: Any) -> None:
         **family.unsupported(config),
     }
     if feature := next((feature_name for feature_name, applies in unsupported.items() if applies), None):
-        raise Reject(
-            cannot_write_gguf(
-                f"the model has {feature}, which llama.cpp's `{family.kind}` does not compute", help=INSTEAD
-            )
-        )
+        raise cannot_write_gguf(
+            f"the model has {feature}, which llama.cpp's `{family.kind}` does not compute", help=INSTEAD
+        ).rejection()
 
 
 def _positions(kind: Architecture) -> tuple[str, ...]:

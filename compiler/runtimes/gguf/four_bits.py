@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Diagnostic, Reject
+from ....dsl.syntax.diagnostics import Diagnostic
 from ....kernels.codes import BITS, Codes, codes_if_on_grid
 from ...plugin.interfaces import Pass
 from ...transforms.search.quantizing import Quantizer
-from .refusal import unfit_type
+from .refusal import incompatible_type
 
 BLOCK = 32  # weights of a row that share a scale
 KINDS = ("q4_0", "q4_1")
@@ -20,7 +20,7 @@ def makes_codes(step: Pass) -> bool:
 
 
 def no_codes(kind: str) -> Diagnostic:
-    return unfit_type(
+    return incompatible_type(
         f"no matrix is on a grid of four bits in groups of {BLOCK}, and `{kind}` rounds none",
         help=f"quantise first: `quantize.gptq(bits: {BITS}, group: {BLOCK}, zero: middle, data: ...)`",
     )
@@ -35,14 +35,12 @@ def exact_block_codes(weight: Tensor, name: str, kind: str) -> Codes | None:
     if grid_codes is None:
         return None
     if kind == "q4_0" and (grid_codes.zero != _MIDDLE).any():
-        raise Reject(
-            unfit_type(
-                f"{name} has blocks whose 0 is not the middle code, and q4_0 has no others",
-                help="write `type: q4_1`, or quantise with `zero: middle`",
-            )
-        )
+        raise incompatible_type(
+            f"{name} has blocks whose 0 is not the middle code, and q4_0 has no others",
+            help="write `type: q4_1`, or quantise with `zero: middle`",
+        ).rejection()
     if not torch.equal(grid_codes.scale.half().float(), grid_codes.scale):
-        raise Reject(unfit_type(f"{name} has scales that float16 has not", help="write `type: bf16`"))
+        raise incompatible_type(f"{name} has scales that float16 has not", help="write `type: bf16`").rejection()
     return grid_codes
 
 

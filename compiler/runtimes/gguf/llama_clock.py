@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from ....dsl.syntax.diagnostics import Reject
 from ...evaluation.timing import prompt_too_long
 from ...plugin.clock import not_timed
 
@@ -35,26 +34,22 @@ class LlamaClock:
     def decode_step(self, prompt: Sequence[int], batch: int) -> Callable[[], float]:
         """Decodes tokens of the prompt again: which ones they are changes no time."""
         if batch > 1:
-            raise Reject(not_timed(f"llama-cpp-python decodes one sequence at a time, and not {batch}"))
+            raise not_timed(f"llama-cpp-python decodes one sequence at a time, and not {batch}").rejection()
         send, tokens = self._start(prompt), cycle(prompt)
         send({"prompt": list(prompt)})
         return lambda: send({"token": next(tokens)})
 
     def _start(self, prompt: Sequence[int]) -> "Callable[[dict[str, int | list[int]]], float]":
         if len(prompt) >= self.context:
-            raise Reject(
-                prompt_too_long(
-                    f"a prompt of {len(prompt)} tokens is timed, and the model has {self.context} positions",
-                    help=f"set `prompt:` of the measure to less than {self.context}",
-                )
-            )
+            raise prompt_too_long(
+                f"a prompt of {len(prompt)} tokens is timed, and the model has {self.context} positions",
+                help=f"set `prompt:` of the measure to less than {self.context}",
+            ).rejection()
         if find_spec("llama_cpp") is None:
-            raise Reject(
-                not_timed(
-                    "llama.cpp runs a GGUF file, and `llama-cpp-python` is not installed here",
-                    help='`pip install "effc[llama]"`',
-                )
-            )
+            raise not_timed(
+                "llama.cpp runs a GGUF file, and `llama-cpp-python` is not installed here",
+                help='`pip install "effc[llama]"`',
+            ).rejection()
         context = min(self.context, max(_LEAST, 2 * len(prompt)))
         call = [sys.executable, "-P", str(_CHILD), str(self.file), str(context), str(torch.get_num_threads())]
         process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -78,7 +73,7 @@ class _Connection:
         except BrokenPipeError:
             answer = b""
         if not answer:
-            raise Reject(not_timed(f"llama.cpp ended with status {self.process.wait()} where it was to be timed"))
+            raise not_timed(f"llama.cpp ended with status {self.process.wait()} where it was to be timed").rejection()
         return float(answer)
 
 

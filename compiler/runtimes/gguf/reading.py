@@ -8,19 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ....dsl.syntax.diagnostics import Reject
 from ...core.safe_read import MALFORMED, refuse_irregular_file
 from ...models.checkpoints.gguf_header import MAX_HEADER, Reader, read_gguf_header
+from .number_types import TYPES
 from .refusal import rejected_gguf
 
-_TYPES = {  # name, block, its bytes
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    8: ("Q8_0", 32, 34),
-    30: ("BF16", 1, 2),
-}
+_TYPES = {kind.number: (name, kind) for name, kind in TYPES.items()}
 _REMEDY = "compile it again with this effc"
 
 
@@ -46,8 +39,7 @@ class GgufFile:
 
         entry = self.entries[name]
         raw = np.memmap(self.path, np.uint8, "r", entry.start, (entry.bytes,))
-        kind = _TYPES[entry.kind][0]
-        if kind == "F32":
+        if _TYPES[entry.kind][0] == "f32":
             return torch.from_numpy(raw.view(np.float32).reshape(entry.shape).copy())
         rows = raw.reshape(*entry.shape[:-1], -1)
         array = gguf.quants.dequantize(np.asarray(rows), gguf.GGMLQuantizationType(entry.kind))
@@ -62,9 +54,9 @@ def read_gguf(path: Path) -> GgufFile:
             header = file.read(MAX_HEADER)
         return _parse_header(path, Reader(header))
     except OSError as error:
-        raise Reject(rejected_gguf(f"{path} can't be read: {error.strerror}")) from error
+        raise rejected_gguf(f"{path} can't be read: {error.strerror}").rejection() from error
     except (struct.error, *MALFORMED) as error:
-        raise Reject(rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY)) from error
+        raise rejected_gguf(f"{path} is cut or of another form: {error}", help=_REMEDY).rejection() from error
 
 
 def _parse_header(path: Path, reader: Reader) -> GgufFile:
@@ -76,13 +68,13 @@ def _parse_header(path: Path, reader: Reader) -> GgufFile:
     for name, kind, shape, offset in table:
         if kind not in _TYPES:
             raise ValueError(f"`{name[:80]}` has numbers of type {kind}, which effc does not write")
-        block, width = _TYPES[kind][1:]
+        number_type = _TYPES[kind][1]
         count = 1
         for axis in shape:
             count *= axis
-        if not shape or shape[-1] % block or name in entries:
+        if not shape or shape[-1] % number_type.block or name in entries:
             raise ValueError(f"`{name}` has a shape that its numbers don't fill, or is there twice")
-        n_bytes = count // block * width
+        n_bytes = count // number_type.block * number_type.bytes
         if begin + offset + n_bytes > size:
             raise ValueError(f"`{name}` lies beyond its end")
         entries[name] = Entry(kind, shape, begin + offset, n_bytes)

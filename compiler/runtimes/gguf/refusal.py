@@ -10,11 +10,11 @@ cannot_write_gguf = Fault(
     "`deci` where layers have widths, heads or branches of their own. `hf`, `native` and `onnx` hold the others.",
     exit="environment",
 )
-unfit_type = Fault(
+incompatible_type = Fault(
     "unfit-type",
     "A recipe asks for a GGUF file of numbers that its model's weights are not.\n\n"
     "`q4_0` and `q4_1` keep codes of four bits that a step gave, and round nothing; `q8_0` has blocks of 32, and "
-    "float16 ends at 65504.",
+    "float16 ends at 65504. K- and I-types are rounded by llama.cpp, which has no codes for infinite numbers.",
 )
 rejected_gguf = Fault(
     "refused-gguf",

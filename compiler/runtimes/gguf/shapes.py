@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....dsl.syntax.diagnostics import Reject
 from ...models.checkpoints.pretrained import pretrained
 from .architectures import KINDS
 from .families import FAMILIES, Family, context_of, refuse_config, rope_of, window_keys
@@ -54,7 +53,9 @@ def gguf_shape(model: Any) -> GgufShape:
     layer_shapes = [_layer_and_head_dim(model, family, number) for number in range(len(model.model.layers))]
     dims = {dim for _, dim in layer_shapes if dim}
     if len(dims) != 1:
-        raise Reject(cannot_write_gguf("layers have heads of several sizes or none, and GGUF states one", help=INSTEAD))
+        raise cannot_write_gguf(
+            "layers have heads of several sizes or none, and GGUF states one", help=INSTEAD
+        ).rejection()
     (dim,), layers = dims, tuple(layer for layer, _ in layer_shapes)
     return GgufShape(_gguf_architecture(model, family, layers, dim), family, dim, _rotated(model.config, dim), layers)
 
@@ -63,21 +64,17 @@ def _gguf_architecture(model: nn.Module, family: Family, layers: tuple[Layer, ..
     """llama.cpp's name for the architecture; `deci` where layers differ."""
     if len(set(layers)) > 1 or any(not layer.heads or layer.width == STAND_IN for layer in layers):
         if family.kind != "llama":
-            raise Reject(
-                cannot_write_gguf(
-                    f"layers differ in width, heads or branches, which llama.cpp's `{family.kind}` has no place for",
-                    help=f"prune all layers alike; {INSTEAD}",
-                )
-            )
+            raise cannot_write_gguf(
+                f"layers differ in width, heads or branches, which llama.cpp's `{family.kind}` has no place for",
+                help=f"prune all layers alike; {INSTEAD}",
+            ).rejection()
         return "deci"
     if family.of.square and layers[0].heads * dim != model.config.hidden_size:
-        raise Reject(
-            cannot_write_gguf(
-                f"{layers[0].heads} heads of {dim} make {layers[0].heads * dim}, and llama.cpp's `{family.kind}` takes "
-                f"them for the {model.config.hidden_size} of the residual stream",
-                help=f"prune other things than heads; {INSTEAD}",
-            )
-        )
+        raise cannot_write_gguf(
+            f"{layers[0].heads} heads of {dim} make {layers[0].heads * dim}, and llama.cpp's `{family.kind}` takes "
+            f"them for the {model.config.hidden_size} of the residual stream",
+            help=f"prune other things than heads; {INSTEAD}",
+        ).rejection()
     return family.kind
 
 
@@ -96,12 +93,10 @@ def _layer_and_head_dim(model: Any, family: Family, layer_index: int) -> tuple[L
     heads = sizes["attn_output"][1] // dim
     kv_heads = (sizes["attn_qkv"][0] // dim - heads) // 2 if "attn_qkv" in sizes else sizes["attn_k"][0] // dim
     if heads % kv_heads:
-        raise Reject(
-            cannot_write_gguf(
-                f"layer {layer_index} has {heads} heads over {kv_heads} of keys and values, which does not divide",
-                help=INSTEAD,
-            )
-        )
+        raise cannot_write_gguf(
+            f"layer {layer_index} has {heads} heads over {kv_heads} of keys and values, which does not divide",
+            help=INSTEAD,
+        ).rejection()
     return Layer(heads, kv_heads, width), dim
 
 
@@ -157,16 +152,38 @@ def gguf_named_tensors(model: Any, shape: GgufShape) -> Iterator[tuple[str, Tens
     config, weights = model.config, model.state_dict()
     if rope_of(config).get("rope_type", "default") == "llama3":
         yield "rope_freqs.weight", rotary_factors(model, shape.head_dim)
-    for name, tensor in weights.items():
-        gguf_name = _gguf_name(name, shape.family, shape.architecture, config.tie_word_embeddings)
-        if gguf_name is None:
-            continue
-        if shape.family.turned and (".attn_q." in gguf_name or ".attn_k." in gguf_name):
+    for name, gguf_name in gguf_names(model, shape):
+        tensor = weights[name]
+        if is_rotary(gguf_name, shape):
             tensor = interleaved(tensor, shape.head_dim)
         if shape.family.raised and gguf_name.endswith("_norm.weight"):
             tensor = tensor.float() + 1
         yield gguf_name, tensor
     yield from _zero_mlps(config.hidden_size, shape, weights)
+
+
+def gguf_names(model: Any, shape: GgufShape) -> Iterator[tuple[str, str]]:
+    """Names of weights with llama.cpp's, but for those that it has once where the model has them twice."""
+    for name in model.state_dict():
+        gguf_name = _gguf_name(name, shape.family, shape.architecture, model.config.tie_word_embeddings)
+        if gguf_name is not None:
+            yield name, gguf_name
+
+
+def gguf_matrices(model: Any, shape: GgufShape) -> dict[str, str]:
+    """Paths of linear modules with llama.cpp's names of their weights; without a head that shares the embedding's."""
+    paths = ((name.removesuffix(".weight"), gguf_name) for name, gguf_name in gguf_names(model, shape))
+    tied = {"lm_head"} if model.config.tie_word_embeddings else set()
+    return {
+        path: gguf_name
+        for path, gguf_name in paths
+        if gguf_name.endswith(".weight") and path not in tied and isinstance(model.get_submodule(path), nn.Linear)
+    }
+
+
+def is_rotary(gguf_name: str, shape: GgufShape) -> bool:
+    """Whether rows of a weight lie as rotary pairs do, and llama.cpp has these beside each other."""
+    return shape.family.turned and (".attn_q." in gguf_name or ".attn_k." in gguf_name)
 
 
 def _zero_mlps(hidden: int, shape: GgufShape, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -196,7 +213,7 @@ def _gguf_name(name: str, family: Family, architecture: str, tied: bool) -> str 
         gguf_name = family.parts.get(stem)
         if gguf_name and (kind == "weight" or (kind == "bias" and gguf_name in KINDS[architecture].biases)):
             return f"blk.{number}.{gguf_name}.{kind}"
-    raise Reject(cannot_write_gguf(f"`{name}` has no place in llama.cpp's `{architecture}`", help=INSTEAD))
+    raise cannot_write_gguf(f"`{name}` has no place in llama.cpp's `{architecture}`", help=INSTEAD).rejection()
 
 
 def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
@@ -204,6 +221,13 @@ def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
     # [h * d, ...] -> [h, 2, d / 2, ...]: the halves of a head become neighbours
     rows = tensor.view(-1, 2, head_dim // 2, *tensor.shape[1:])
     return rows.transpose(1, 2).reshape(tensor.shape)
+
+
+def separated(tensor: Tensor, head_dim: int) -> Tensor:
+    """Inverse of `interleaved`."""
+    # [h * d, ...] -> [h, d / 2, 2, ...]: the two of a pair become halves of the head
+    pairs = tensor.view(-1, head_dim // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
 def rotary_factors(model: Any, head_dim: int) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 from ....dsl.syntax.diagnostics import Reject
 from . import four_bits
 from .families import context_of, window_keys
+from .llama_rounding import Importance, add_rounded_tensors
+from .number_types import FILE_TYPES
 from .pretokenizers import resolve_doubt_with_llama
-from .refusal import unfit_type
+from .refusal import incompatible_type
 from .shapes import GgufShape, gguf_named_tensors, gguf_shape, shape_metadata
 from .vocabulary import write_vocabulary
 
@@ -17,11 +19,11 @@ FILE = "model.gguf"
 _BLOCK = 32  # weights that share a scale in q8_0
 
 
-def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]:
+def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any, importance: Importance | None = None) -> list[str]:
     """`model.gguf`, and sentences that a person should know of it.
 
-    kind   "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1" of matrices; vectors are float32. With the last two, matrices
-           that are on no grid of four bits are q8_0
+    kind   of matrices, one of `TYPES`; vectors are float32. With `q4_0` and `q4_1` matrices that are on no grid of four
+           bits are `q8_0`; those of `FILE_TYPES` are rounded by llama.cpp, for the columns' `importance`
     """
     import gguf
 
@@ -29,12 +31,12 @@ def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]
     writer = gguf.GGUFWriter(folder / FILE, shape.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
+    if kind in FILE_TYPES:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in shape_metadata(model, shape).items():
         _add_key(writer, f"{shape.architecture}.{key}", value)
     notes = write_vocabulary(writer, tokenizer, model.config.vocab_size)
-    exact = [_add_tensor_exactly(writer, name, tensor, kind) for name, tensor in gguf_named_tensors(model, shape)]
-    if kind in four_bits.KINDS and not any(exact):
-        raise Reject(four_bits.no_codes(kind))
+    notes += _add_tensors(writer, model, shape, kind, importance or {})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -42,7 +44,22 @@ def write_gguf(model: Any, folder: Path, kind: str, tokenizer: Any) -> list[str]
     return resolve_doubt_with_llama(folder / FILE, tokenizer, notes) + _usage_notes(model.config, shape)
 
 
-_FILE_TYPES = {"f32": "ALL_F32"} | {k: f"MOSTLY_{k.upper()}" for k in ("f16", "bf16", "q8_0", *four_bits.KINDS)}
+_FILE_TYPES = {
+    "f32": "ALL_F32",
+    **{kind: f"MOSTLY_{kind.upper()}" for kind in ("f16", "bf16", "q8_0", *four_bits.KINDS)},
+    **FILE_TYPES,
+}
+
+
+def _add_tensors(writer: Any, model: Any, shape: GgufShape, kind: str, importance: Importance) -> list[str]:
+    tensors = gguf_named_tensors(model, shape)
+    if kind in FILE_TYPES:
+        count, tied = len(model.state_dict()), model.config.tie_word_embeddings
+        return [add_rounded_tensors(writer, tensors, count, kind, tied, importance).note()]
+    exact = [_add_tensor_exactly(writer, name, tensor, kind) for name, tensor in tensors]
+    if kind in four_bits.KINDS and not any(exact):
+        raise Reject(four_bits.no_codes(kind))
+    return []
 
 
 def _add_key(writer: Any, key: str, value: Any) -> None:
@@ -72,14 +89,12 @@ def _add_tensor_exactly(writer: Any, name: str, tensor: torch.Tensor, kind: str)
         writer.add_tensor(name, array)
         return False
     if kind == "q8_0" and array.shape[-1] % _BLOCK:
-        raise Reject(
-            unfit_type(
-                f"{name} has rows of {array.shape[-1]}, and q8_0 takes multiples of {_BLOCK}",
-                help="prune with `align: 32`, or write `type: f16`",
-            )
-        )
+        raise incompatible_type(
+            f"{name} has rows of {array.shape[-1]}, and q8_0 takes multiples of {_BLOCK}",
+            help="prune with `align: 32`, or write `type: f16`",
+        ).rejection()
     if kind == "f16" and abs(array).max(initial=0) > 65504:
-        raise Reject(unfit_type(f"{name} has numbers that float16 has not", help="write `type: bf16`"))
+        raise incompatible_type(f"{name} has numbers that float16 has not", help="write `type: bf16`").rejection()
     quantised = getattr(gguf.GGMLQuantizationType, kind.upper())
     writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
     return False

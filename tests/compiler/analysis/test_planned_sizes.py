@@ -1,6 +1,7 @@
 """Sizes in a plan are those of what is written, for every target and format, from the skeleton alone."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 from effc.compiler.analysis.planning.cost import PAGES
@@ -44,6 +45,7 @@ QUICK = [
     ("grid", 'gguf("a", type: q4_0)'),
     ("grid", 'gguf("a", type: q4_1)'),
     ("narrow", 'gguf("a", type: q8_0)'),
+    *(("narrow", f'gguf("a", type: {kind})') for kind in ("q4_k", "iq4_nl") if find_spec("llama_cpp")),
 ]
 SLOW = [("plain", 'onnx("a")'), ("plain", 'onnx("a", dynamic: int8)'), ("plain", 'pt2("a")'), ("narrow", 'onnx("a")')]
 

@@ -10,6 +10,7 @@ from effc.compiler.inputs.sources.gguf import Gguf
 from safetensors.torch import load_file
 
 from tests import worlds
+from tests.gguf_bytes import dequantized, random_codes
 
 torch.set_num_threads(1)
 
@@ -21,8 +22,11 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def write_gguf(path: Path, model: Path) -> dict[str, torch.Tensor]:
-    """A Llama in float32 with its byte tokenizer, as llama.cpp's converter names things; the plain tensors."""
+def write_gguf(path: Path, model: Path, kind: str = "f32") -> dict[str, torch.Tensor]:
+    """A Llama with its byte tokenizer, as llama.cpp's converter names things; the plain tensors.
+
+    Its matrices are in float32, or random ones in another type.
+    """
     import gguf
 
     config, stored = json.loads((model / "config.json").read_text()), load_file(model / "model.safetensors")
@@ -54,7 +58,7 @@ def write_gguf(path: Path, model: Path) -> dict[str, torch.Tensor]:
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
-    for name, tensor in stored.items():
+    for name, tensor in list(stored.items()):
         heads = config["num_attention_heads"] if "q_proj" in name else config["num_key_value_heads"]
         if "q_proj" in name or "k_proj" in name:  # llama.cpp interleaves the halves of rotary pairs
             tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
@@ -63,7 +67,14 @@ def write_gguf(path: Path, model: Path) -> dict[str, torch.Tensor]:
             name_out = f"blk.{layer}.{inner[rest.removesuffix('.weight')]}.weight"
         else:
             name_out = names[name]
-        writer.add_tensor(name_out, tensor.contiguous().numpy())
+        if kind == "f32" or tensor.dim() == 1:
+            writer.add_tensor(name_out, tensor.contiguous().numpy())
+            continue
+        raw = random_codes(kind, *tensor.shape, seed=len(name))
+        writer.add_tensor(name_out, raw, raw_dtype=gguf.GGMLQuantizationType[kind.upper()])
+        stored[name] = torch.from_numpy(dequantized(kind, raw))
+        if "q_proj" in name or "k_proj" in name:
+            stored[name] = stored[name].view(heads, -1, 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -85,6 +96,18 @@ def test_a_gguf_file_gives_the_weights_it_was_made_of(gguf_file, folder, tmp_pat
     assert all(torch.equal(module.get_parameter(n), stored[n]) for n in stored)
     assert found.tokenizer().bos_token_id == 0
     assert found.weight_bytes == sum(p.nbytes for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "kind", ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq1_m", "iq2_xxs", "iq3_s", "iq4_nl", "iq4_xs"]
+)
+def test_a_gguf_file_in_any_type_of_llama_cpp_gives_the_numbers_of_its_codes(tmp_path, kind):
+    pytest.importorskip("gguf")
+    worlds.llama(tmp_path / "model", hidden_size=256, intermediate_size=256)
+    worlds.tokenizer(tmp_path / "model")
+    stored = write_gguf(tmp_path / "m.gguf", tmp_path / "model", kind)
+    module = Gguf(path="m.gguf").resolve(worlds.context(tmp_path)).load()
+    assert all(torch.equal(module.get_parameter(name), stored[name]) for name in stored)
 
 
 def test_a_gguf_file_is_converted_once(gguf_file, tmp_path):
