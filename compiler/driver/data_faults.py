@@ -30,7 +30,7 @@ def data_faults(session: "Session", recipes: Sequence[Recipe]) -> list[Diagnosti
 
 def _file_data(session: "Session", recipe: Recipe, pipeline: Pipeline) -> Iterator[str]:
     """Names of the data sets that a pipeline uses and that are read from files."""
-    used = [x.call.args for x in (*pipeline.steps, *pipeline.emits)]
+    used = [step.call.args for step in pipeline.steps] + [emit.call.args for emit in pipeline.emits]
     used += [dict(bound.metric.args) for bound in pipeline.expects]
     words = session.registry.vocabulary.words("data")
     for name in dict.fromkeys(ref.name for ref in references_in(used, DataRef)):

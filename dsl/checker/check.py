@@ -135,7 +135,8 @@ def _check_matrix_variant(
 
 def _data_references(pipelines: dict[str, Pipeline]) -> set[str]:
     """Names of the data that steps, targets and bounds read: what a module only offers is no part of the recipe."""
-    calls = [x.call.args for p in pipelines.values() for x in (*p.steps, *p.emits)]
+    calls = [s.call.args for p in pipelines.values() for s in p.steps]
+    calls += [e.call.args for p in pipelines.values() for e in p.emits]
     return {
         ref.name
         for value in (*calls, *(b.metric for p in pipelines.values() for b in p.expects))
