@@ -56,13 +56,14 @@ def seconds_of(as_expected: list[bool], row_cost: float) -> tuple[float, float]:
 
 
 def test_threads_may_share_the_costs_of_calls():
-    costs, ended, errors = CallCosts(), threading.Event(), []
+    costs, began, ended, errors = CallCosts(), threading.Event(), threading.Event(), []
     costs.observe(1, 1.0)
 
     def ask():
         try:
             while not ended.is_set():
-                costs.increase(1, 5000)
+                costs.increase(1, 50_000)
+                began.set()
         except RuntimeError as error:
             errors.append(error)
 
@@ -71,7 +72,8 @@ def test_threads_may_share_the_costs_of_calls():
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        for rows in range(2, 3000):
+        assert began.wait(30)
+        for rows in range(2, 20_000):
             costs.observe(rows, 1.0)
             costs.observe(1, 1.0)
     finally:
