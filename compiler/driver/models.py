@@ -38,11 +38,12 @@ no_words = Fault("no-words", "A model was asked to answer and has no tokenizer b
 
 @dataclass
 class NamedModel:
-    """`model` has its weights; `tokenizer` is None where there is none."""
+    """`model` has its weights; `tokenizer` is None where there is none, and so is the `folder` of its files."""
 
     label: str
     model: Any
     tokenizer: Any
+    folder: Path | None
 
 
 @contextmanager
@@ -180,12 +181,13 @@ def _open_unwatched(
         if needs_tokenizer and tokenizer is None:
             raise _wordless(location)
         model = load(path, device=settings.device, steady=steady, mapped=mapped, on_event=settings.on_event)
-        return NamedModel(location, model, tokenizer)
+        return NamedModel(location, model, tokenizer, folder)
     origin = resolve_origin(location, settings)
     tokenizer = origin.tokenizer()
     if needs_tokenizer and tokenizer is None:
         raise _wordless(origin.label)
-    return NamedModel(origin.label, origin.load().eval().to(settings.device), tokenizer)
+    original = origin.load().eval().to(settings.device)
+    return NamedModel(origin.label, original, tokenizer, origin.folder)
 
 
 def refuse_wordless(folder: Path, label: str) -> None:

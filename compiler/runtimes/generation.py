@@ -11,10 +11,12 @@ from transformers import GenerationConfig
 from ...dsl.syntax.diagnostics import Fault
 from ..core.json_errors import first_line
 from ..models.checkpoints.generation_config import NAME, invalid_generation
-from .speculation import LONGEST, PromptLookup
+from .speculation import LONGEST, MAX_LONGEST, PromptLookup
 
 if TYPE_CHECKING:
     from .model import DecoderModel
+
+_DRAFTS = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
 
 invalid_sampling = Fault("bad-sampling", "A model was asked to generate by settings that mean nothing.", exit="usage")
 
@@ -78,7 +80,8 @@ class Generation:
         self._lookup: PromptLookup | None = None
         if config.prompt_lookup_num_tokens and len(prompts) == 1:
             self._text = prompts[0].tolist()
-            self._lookup = PromptLookup(self._text, self.model.call_costs, config.max_matching_ngram_size or LONGEST)
+            longest = min(config.max_matching_ngram_size or LONGEST, MAX_LONGEST)
+            self._lookup = PromptLookup(self._text, self.model.call_costs, longest)
 
     def _generate_until_done(
         self, numbers: Sequence[int], new_tokens: dict[int, Tensor], lengths: Sequence[int]
@@ -168,9 +171,9 @@ class Generation:
 
 
 def parse_generation_config(values: Mapping[str, Any]) -> GenerationConfig:
-    """The values that transformers knows, but those that ask for layers of torch. Raises Reject (bad-generation-config)
-    where they mean nothing to it."""
-    known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers"}
+    """The values that transformers knows, but those that ask for layers of torch, or for drafts, which are the caller's
+    to ask for. Raises Reject (bad-generation-config) where they mean nothing to it."""
+    known = vars(GenerationConfig()).keys() - {"assistant_early_exit", "use_mtp", "dola_layers", *_DRAFTS}
     try:
         return GenerationConfig(**{n: x for n, x in values.items() if n in known and not isinstance(x, Mapping)})
     except (ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .ngrams import NgramIndex
 
 DRAFT_TOKENS = 15  # of a draft at most, by default: with the text's last token 16 rows, which kernels take at once
-LONGEST = 4  # tokens of an n-gram that a draft continues, by default
+LONGEST, MAX_LONGEST = 4, 64  # tokens of an n-gram that a draft continues: by default, and at most
 _LENGTHS = (1, 2, 3, 5, 7, 11, 15)  # of drafts; others only where a limit is one
 _ROW_COST = 0.13  # of a call's seconds, a further row, before it is measured
 _MEAN_CALLS = 20  # latest measurements of a mean
@@ -22,7 +22,7 @@ _MEMORY, _FADING = 0.95, 0.998  # of what was accepted: kept with a new draft, a
 
 class CallCosts:
     """Measured seconds of an engine's calls, by their number of rows: of the calling thread's processor, so that other
-    processes count as little as may be."""
+    processes count as little as may be. Threads may share them."""
 
     def __init__(self):
         self._means: dict[int, tuple[float, int, int]] = {}  # by rows: seconds, of how many calls, number of the last
@@ -49,7 +49,7 @@ class CallCosts:
         if before is None:
             return _ROW_COST * extra
         if after is None:
-            larger = [n for n in self._means if n > rows and self._fresh_mean(n) is not None]
+            larger = [n for n in list(self._means) if n > rows and self._fresh_mean(n) is not None]
             if not larger:
                 return _ROW_COST * extra
             nearest = min(larger, key=lambda n: abs(n - rows - extra))

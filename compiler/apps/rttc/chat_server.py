@@ -196,6 +196,8 @@ def _decoding_settings(request_body: ChatRequest | CompletionRequest) -> Iterato
         yield "response_format"
     if isinstance(request_body, ChatRequest) and request_body.call_policy:
         yield "tools"
+    if isinstance(request_body, CompletionRequest) and request_body.echo:
+        yield "echo"
     for name in ("logit_bias", "frequency_penalty", "presence_penalty"):
         if getattr(request_body, name):
             yield name

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 unwritable_log = Fault(
     "unwritable-log", "The file that a server was to write its log to can't be opened.", exit="usage"
@@ -67,9 +67,7 @@ def open_access_log(destination: str) -> AccessLog:
     try:
         return AccessLog(Path(destination).open("a", encoding="utf-8"))
     except OSError as error:
-        raise Reject(
-            unwritable_log(
-                f"`{destination}` can't be written: {(error.strerror or str(error)).lower()}",
-                help="name a file in a folder that exists, `-` for stderr or `none`",
-            )
-        ) from error
+        raise unwritable_log(
+            f"`{destination}` can't be written: {(error.strerror or str(error)).lower()}",
+            help="name a file in a folder that exists, `-` for stderr or `none`",
+        ).rejection() from error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 if TYPE_CHECKING:
     from .chat import ChatSession, Reply
@@ -27,15 +27,15 @@ def parse_adapter_options(name_folder_pairs: Sequence[str]) -> dict[str, Path]:
     for text in name_folder_pairs:
         name, equals, path_text = text.partition("=")
         if not equals or not name or not path_text or any(mark in name for mark in ":/ ") or not name.isprintable():
-            raise Reject(no_adapter(f"`--adapter {text}` names no adapter", help="write --adapter NAME=FOLDER"))
+            raise no_adapter(f"`--adapter {text}` names no adapter", help="write --adapter NAME=FOLDER").rejection()
         if name in folders:
-            raise Reject(no_adapter(f"two adapters are called `{name}`", help="give either a name of its own"))
+            raise no_adapter(f"two adapters are called `{name}`", help="give either a name of its own").rejection()
         folder = Path(path_text)
         inner = next((f for f in (folder / FOLDER, folder) if (f / FILE).is_file()), None)
         if inner is None:
-            raise Reject(
-                no_adapter(f"{path_text} holds no interventions", help="name an artifact that the target `reft` wrote")
-            )
+            raise no_adapter(
+                f"{path_text} holds no interventions", help="name an artifact that the target `reft` wrote"
+            ).rejection()
         folders[name] = inner
     return folders
 
@@ -51,23 +51,19 @@ def copies_with_adapters(model: Any, label: str, folders: Mapping[str, Path]) ->
     if not folders:
         return {}
     if isinstance(model, DecoderModel):
-        raise Reject(
-            no_adapter(
-                f"{label} runs on the native engine, which has no step for interventions",
-                help="serve the model as `hf` wrote it, or its own folder",
-            )
-        )
+        raise no_adapter(
+            f"{label} runs on the native engine, which has no step for interventions",
+            help="serve the model as `hf` wrote it, or its own folder",
+        ).rejection()
     base_sha, result = base_hash(model), {}
     for name, folder in folders.items():
         _check_files(folder)
         base, _ = read_reft_folder(folder)
         if base["sha256"] != base_sha:
-            raise Reject(
-                other_base(
-                    f"{folder} belongs to {base['place'] or 'the model beside it'}, and {label} has other tensors",
-                    help="serve the model that it was trained in",
-                )
-            )
+            raise other_base(
+                f"{folder} belongs to {base['place'] or 'the model beside it'}, and {label} has other tensors",
+                help="serve the model that it was trained in",
+            ).rejection()
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         result[name] = copy.deepcopy(model, shared)
         attach_interventions(result[name], folder, check_base=False)
@@ -102,6 +98,6 @@ class AdapterChats:
             name, _, prompt = prompt[1:].partition(" ")
             if name not in self.chat_sessions:
                 known = ", ".join(f"`:{one}`" for one in self.chat_sessions)
-                raise Reject(no_adapter(f"there is no adapter `{name:.40}`", help=f"there are {known}"))
+                raise no_adapter(f"there is no adapter `{name:.40}`", help=f"there are {known}").rejection()
             self.name = name
         return self.chat_sessions[self.name].answer(prompt, on_text)

@@ -1,4 +1,4 @@
-"""The shapes of OpenAI's answers: objects, chunks of a stream, and errors."""
+"""The shapes of OpenAI's answers: objects, and chunks of a stream."""
 
 import json
 import time
@@ -115,13 +115,19 @@ class AnswerBuilder:
     _delta = _content
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        likeliest = [{self._text(id): logprob for id, logprob in t.likeliest} for t in tokens]
         return {
             "tokens": [self._text(t.id) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": likeliest,
-            "text_offset": [],
+            "top_logprobs": [None if t.logprob is None else self._likeliest(t) for t in tokens],
+            "text_offset": [t.offset for t in tokens],
         }
+
+    def _likeliest(self, token: Token) -> dict[str, float]:
+        """By text: of tokens that are written alike, the likeliest."""
+        entries: dict[str, float] = {}
+        for id, logprob in token.likeliest:
+            entries.setdefault(self._text(id), logprob)
+        return entries
 
     def _text(self, token: int) -> str:
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -152,7 +158,7 @@ class ChatAnswer(AnswerBuilder):
         ]
         return {"content": entries, "refusal": None}
 
-    def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
+    def _logprob(self, token: int, logprob: float | None) -> dict[str, Any]:
         text = self._text(token)
         is_complete = "\ufffd" not in text  # else its bytes are no characters, and are not known here
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_complete else None}

@@ -30,6 +30,8 @@ from .protocol import ChatRequest, CompletionRequest
 from .request import Job, Piece, Request
 from .scheduler import QueueFull, Scheduler, Stopped
 from .stream import check_name, leaving, sse_events
+from .text import hidden_tokens
+from .tools import END, START, CallPolicy
 
 _LAST = 0.5  # seconds that a stopping scheduler has for its call
 
@@ -51,25 +53,23 @@ class Service:
         self.adapters = {name: "", **{f"{name}:{adapter}": adapter for adapter in adapters}}
         self.context, self.vocabulary = context, vocabulary
         self.created = int(time.time())
+        self._hidden_marks = hidden_tokens(tokenizer, (START, END))
         self._max_characters = context * max(map(len, tokenizer.get_vocab()), default=1)
 
     async def answer_request(self, request_body: ChatRequest | CompletionRequest, call: Call) -> Any:
         """The answer to a request, whole or as a stream."""
         check_name(request_body.model, *self.adapters)
         async with slot(call, len(await call.body())):
-            prompts = await asyncio.to_thread(self._prompts, request_body)
-            grammar = await asyncio.to_thread(self._grammar, request_body)
-        owner = client_id(call.scope)
-        requests = [replace(self._make_request(request_body, ids), owner=owner, grammar=grammar) for ids in prompts]
+            requests = await asyncio.to_thread(self._requests, request_body, client_id(call.scope))
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         jobs = self._submit(requests, request_body.n or 1, call, pieces)
         is_chat = isinstance(request_body, ChatRequest)
         answer = (ChatAnswer if is_chat else AnswerBuilder)(
             request_body.model,
-            sum(map(len, prompts)),
+            sum(len(request.ids) for request in requests),
             self.tokenizer,
             len(jobs),
-            request_body.call_policy if is_chat else None,
+            request_body.answer_policy if is_chat else None,
         )
         cancel = partial(self._cancel, jobs)
         if request_body.stream:
@@ -92,15 +92,11 @@ class Service:
                 piece = replace(piece, error=write_down(call, piece.error))
             loop.call_soon_threadsafe(pieces.put_nowait, replace(piece, index=index))
 
-        jobs: list[Job] = []
+        seeded = [replace(r, seed=(r.seed + number) % 2**64) for r, number in product(requests, range(choices))]
         try:
-            for request, number in product(requests, range(choices)):
-                seeded = replace(request, seed=(request.seed + number) % 2**64)
-                jobs.append(self.scheduler.submit(seeded, partial(hear, len(jobs))))
+            return self.scheduler.submit_all([(r, partial(hear, index)) for index, r in enumerate(seeded)])
         except (QueueFull, Stopped, KernelError) as error:
-            self._cancel(jobs)
             raise _refusal(error) from error
-        return jobs
 
     def _cancel(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -166,13 +162,32 @@ class Service:
             raise ErrorResponse(400, "the chat template makes no token of these messages", "messages")
         return ids
 
-    def _grammar(self, request_body: ChatRequest | CompletionRequest) -> Matcher | None:
+    def _requests(self, body: ChatRequest | CompletionRequest, owner: str) -> list[Request]:
+        """A request of each prompt. Raises ErrorResponse where none can be answered."""
+        prompts = self._prompts(body)
+        echoes: list[str | None] = [None] * len(prompts)
+        if isinstance(body, CompletionRequest) and body.echo:
+            echoes = [prompt if isinstance(prompt, str) else self._decoded(prompt) for prompt in body.prompt]
+        policy = body.answer_policy if isinstance(body, ChatRequest) else None
+        shared: dict[str, Any] = {
+            "owner": owner,
+            "grammar": self._grammar(body, policy),
+            "visible": self._hidden_marks if policy and not policy.forced else {},
+        }
+        return [
+            replace(self._make_request(body, ids), echo=echo, **shared)
+            for ids, echo in zip(prompts, echoes, strict=True)
+        ]
+
+    def _grammar(self, body: ChatRequest | CompletionRequest, policy: CallPolicy | None) -> Matcher | None:
         """Grammar that an answer keeps to. Raises ErrorResponse where nothing can."""
-        policy = request_body.call_policy if isinstance(request_body, ChatRequest) else None
-        if policy and (policy.forced or request_body.schema_or_none is None):
+        if policy:
             return policy.grammar(self._grammars)
-        schema = request_body.schema_or_none
+        schema = body.schema_or_none
         return None if schema is None else self._grammars.of_schema(schema, "response_format")
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _prompts(self, request_body: ChatRequest | CompletionRequest) -> list[list[int]]:
         """Token ids of each prompt."""

@@ -23,6 +23,8 @@ _MAX_FIELDS, _MAX_CONTAINERS, _MAX_STRINGS, _MAX_VALUES = 200, 20_000, 40_000, 1
 _TOKEN = re.compile(  # a string, which may lack its end; a container's start; what stands between them
     rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[^"\[{]++', re.DOTALL
 )
+_CHOICES = {"literal['none','auto','required']"}  # of a field that has another form, which is complained of as well
+_INSIDE = {"[key]", "NamedTool"}  # parts of pydantic's paths that are no fields
 _slots: WeakKeyDictionary[Any, RequestSlots] = WeakKeyDictionary()  # by application
 
 
@@ -112,12 +114,15 @@ def _first_error(error: ValidationError) -> ErrorResponse:
     """The first thing that is wrong. Content of a message may be a text or parts, and neither is told to be the other:
     that it is no text is skipped, and the name of the other choice is no part of a path."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
-    first = next((one for one in errors if one["loc"][2:] != ("content", "str")), errors[0])
+    telling = [one for one in errors if one["loc"][2:] != ("content", "str") and _CHOICES.isdisjoint(one["loc"])]
+    first = next(iter(telling), errors[0])
     if first["loc"][2:] == ("content", "list[Part]"):  # of another type than both
         first = {**first, "type": "content", "msg": "it is neither a text nor a list of parts"}
     is_of_parts = first["loc"][2:4] == ("content", "list[Part]")
-    path = ".".join(str(part) for part in (*first["loc"][:3], *first["loc"][3 + is_of_parts :]))
-    message = first["msg"].removeprefix("Value error, ")
+    parts = [str(part) for part in (*first["loc"][:3], *first["loc"][3 + is_of_parts :])]
+    path = ".".join(part for part in parts if part not in _INSIDE)
+    message = first["msg"].removeprefix("Value error, ").replace(" after validation, not more", "")
+    message = message.replace(" after validation", "")
     if first["type"] == "extra_forbidden":
         message = f"`{path:.80}` is not known here"
     elif path:

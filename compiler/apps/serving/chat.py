@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...artifacts.openers.export import Exported
 from ...models.rows.chat_template import render_template_or_reject
 from ...models.rows.inputs import device_of
@@ -38,25 +38,21 @@ class Reply:
 def refuse_without_generate(model: Any) -> None:
     """Raise Reject of a model that generates nothing, or nothing of texts."""
     if is_speech_encoder_decoder(model):
-        raise Reject(
-            not_generative(
-                "this model hears sounds and reads no prompt",
-                help=f"`effc.load` opens it, and its `generate` takes `{model.main_input_name}`",
-            )
-        )
+        raise not_generative(
+            "this model hears sounds and reads no prompt",
+            help=f"`effc.load` opens it, and its `generate` takes `{model.main_input_name}`",
+        ).rejection()
     if getattr(model, "can_generate", lambda: False)():
         return
     program = isinstance(model, Exported)
-    raise Reject(
-        not_generative(
-            "a program of torch alone generates no text: it keeps nothing of the tokens before"
-            if program
-            else f"{type(model).__name__} generates no text",
-            help='compile it with `pt2("...", context: 1024)`, or as `hf` or `native`'
-            if program
-            else "`effc run` talks to causal language models",
-        )
-    )
+    raise not_generative(
+        "a program of torch alone generates no text: it keeps nothing of the tokens before"
+        if program
+        else f"{type(model).__name__} generates no text",
+        help='compile it with `pt2("...", context: 1024)`, or as `hf` or `native`'
+        if program
+        else "`effc run` talks to causal language models",
+    ).rejection()
 
 
 @dataclass
@@ -114,9 +110,9 @@ class ChatSession:
             if ids.shape[1] < max_positions:
                 break
             if len(messages) == 1:
-                raise Reject(
-                    prompt_too_long(f"the prompt has {ids.shape[1]} tokens, the model takes {max_positions - 1}")
-                )
+                raise prompt_too_long(
+                    f"the prompt has {ids.shape[1]} tokens, the model takes {max_positions - 1}"
+                ).rejection()
             messages = messages[2:]
         ids = ids.to(device_of(self.model))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, messages

@@ -5,11 +5,12 @@ import base64
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 from fastapi import FastAPI
 from fastapi import Request as Call
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from ...models.rows.encoder_states import POOLINGS
 from .body import parse_body, slot
 from .error_response import ErrorResponse
 from .errors import install_error_handlers
+from .guard import client_id
 from .metrics import TYPE, Metrics
 from .stream import check_name
 
@@ -64,29 +66,37 @@ class EmbeddingService:
         self._length, self._vocabulary = length, vocabulary
         self._pad = tokenizer.pad_token_id or 0
         self._lock = asyncio.Lock()  # one forward at a time: it takes all threads
+        self._clients: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._width = 0  # of vectors
 
     def try_out(self) -> None:
         """One text, before anybody asks."""
-        self._forward([[0]])
+        self._width = self._forward([[0]]).shape[1]
 
-    async def answer(self, request: EmbeddingRequest, call: Call) -> dict[str, Any]:
+    async def answer(self, request: EmbeddingRequest, call: Call) -> JSONResponse:
         check_name(request.model, self.name)
+        if request.dimensions not in (None, self._width):
+            reason = f"the model's vectors have {self._width} dimensions, and are not shortened"
+            raise ErrorResponse(400, reason, "dimensions", "unsupported_parameter")
         async with slot(call, len(await call.body())):
             rows = await asyncio.to_thread(self._rows, request.input)
-            vectors = [await self._embed(batch, rows) for batch in _batches(rows)]
-        order = [i for batch in _batches(rows) for i in batch]
+        batches = _batches(rows)
+        async with self._clients.setdefault(client_id(call.scope), asyncio.Lock()):  # others' batches come between
+            vectors = [await self._embed(batch, rows) for batch in batches]
+        order = [i for batch in batches for i in batch]
         pooled = torch.cat(vectors)[torch.tensor(order).argsort()]
-        if request.dimensions not in (None, pooled.shape[1]):
-            reason = f"the model's vectors have {pooled.shape[1]} dimensions, and are not shortened"
-            raise ErrorResponse(400, reason, "dimensions", "unsupported_parameter")
         tokens = sum(map(len, rows))
         self.metrics.prompt_tokens.inc(tokens)
+        return await asyncio.to_thread(self._response, pooled, tokens, request.encoding_format)
+
+    def _response(self, vectors: Tensor, tokens: int, encoding: str) -> JSONResponse:
+        """Millions of numbers are written as text, beside the event loop."""
         data = [
-            {"object": "embedding", "index": i, "embedding": _encoded(vector, request.encoding_format)}
-            for i, vector in enumerate(pooled)
+            {"object": "embedding", "index": i, "embedding": _encoded(vector, encoding)}
+            for i, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"object": "list", "data": data, "model": self.name, "usage": usage}
+        return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
 
     def _rows(self, inputs: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
         """Token ids of each input. Raises ErrorResponse of those that the model can't read."""
@@ -114,7 +124,10 @@ class EmbeddingService:
 
     async def _embed(self, batch: Sequence[int], rows: Sequence[list[int]]) -> Tensor:
         async with self._lock:
-            return await asyncio.to_thread(self._forward, [rows[i] for i in batch])
+            try:
+                return await asyncio.to_thread(self._forward, [rows[i] for i in batch])
+            except Reject as rejection:  # tokens that a native artifact can't have inside of a text
+                raise ErrorResponse(400, rejection.diagnostics[0].message, "input") from rejection
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[list[int]]) -> Tensor:

@@ -5,7 +5,7 @@ Source: Geng et al. 2025, JSONSchemaBench (arXiv 2501.10868), for what the libra
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from .error_response import ErrorResponse
+from .tagged_text import Tag, tag_grammar, tagged_text_grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _MAX_SCHEMA = 1 << 18  # characters
 _COMPACT = {"whitespace_flexible": False}  # small models write spaces without end where they may
+_TAGS = "the schemas of the tools together"
 _MISSING = (
     "answers that keep to a schema and calls of tools need the package llguidance, which the server lacks: "
     'pip install "effc[serve]"'
@@ -41,7 +43,8 @@ class Matcher:
     def mask(self, logits: Tensor) -> Tensor:
         """logits [vocabulary], -inf for tokens that the grammar does not allow next; those that end a text are allowed
         where it may end."""
-        allowed = self.allowed()[: len(logits)]
+        allowed = self.allowed()
+        allowed = allowed[allowed < len(logits)]  # tokenizers may have more tokens than the model has rows
         masked = torch.full_like(logits, float("-inf"))
         return masked.index_copy_(0, allowed, logits[allowed])
 
@@ -76,17 +79,16 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Any, vocabulary: int, eos_ids: Sequence[int]):
         self._tokenizer, self._vocabulary, self._eos_ids = tokenizer, vocabulary, list(eos_ids)
         self._table: LLTokenizer | None = None
+        self._rejection = ""  # of the tokenizer, once it was read in vain
         self._lock = Lock()
 
     def of_schema(self, schema: Any, field: str, label: str = "the schema") -> Matcher:
         """Matcher of a JSON Schema. Raises ErrorResponse (400) that names the request's `field`; `label` begins it."""
-        text = json.dumps(schema)
         if number := next(_huge_numbers(schema), None):
-            raise ErrorResponse(400, f"{label} has the number {number:.3g}, and numbers have 64 bits here", field)
+            raise ErrorResponse(400, f"{label} has {_short(number)}, and numbers have 64 bits here", field)
+        text = json.dumps(schema)
         if len(text) > _MAX_SCHEMA:
-            raise ErrorResponse(
-                400, f"the schema has {len(text)} characters, and at most {_MAX_SCHEMA} are read", field
-            )
+            raise ErrorResponse(400, f"{label} has {len(text)} characters, and at most {_MAX_SCHEMA} are read", field)
         library = _llguidance()
         try:
             grammar = library.LLMatcher.grammar_from_json_schema(text, overrides=_COMPACT)
@@ -94,15 +96,20 @@ class GrammarCompiler:
             raise ErrorResponse(400, f"{label} can't be used: {_one_line(str(error))}", field) from error
         return self._compiled(grammar, field, label)
 
-    def of_tags(self, tags: Sequence[tuple[str, str, Any, str]], field: str) -> Matcher:
-        """Matcher of free text with tagged JSON in it: (trigger, begin, schema, end) of each kind of tag."""
-        tag_class = _llguidance().StructTag
-        special = set(getattr(self._tokenizer, "all_special_tokens", ()))
-        grammar = tag_class.to_grammar(
-            [tag_class(trigger=t, begin=b, grammar=schema, end=e) for t, b, schema, e in tags],
-            assume_special=all(trigger in special for trigger, *_ in tags),
-        )
-        return self._compiled(grammar, field, "the schemas of the tools together")
+    def of_tag(self, tags: Sequence[Tag], field: str) -> Matcher:
+        """Matcher of one of the tags alone."""
+        return self._compiled(tag_grammar(tags), field, _TAGS)
+
+    def of_tagged_text(self, tags: Sequence[Tag], at_most_one: bool, field: str) -> Matcher:
+        """Matcher of free text with tags in it."""
+        table, tokens = self._token_table(), self._added_tokens()
+        specials = {id for id in tokens.values() if table.is_special_token(id)} - {*self._eos_ids}
+        return self._compiled(tagged_text_grammar(tags, tokens, specials, at_most_one), field, _TAGS)
+
+    def _added_tokens(self) -> Mapping[str, int]:
+        """Ids of the tokens that are cut from a text before all others, by what they are called."""
+        added: dict[str, int] = self._tokenizer.get_added_vocab()
+        return {text: id for text, id in added.items() if 0 <= id < self._vocabulary}
 
     def _compiled(self, grammar: str, field: str, label: str) -> Matcher:
         library = _llguidance()
@@ -121,14 +128,25 @@ class GrammarCompiler:
 
     def _token_table(self) -> "LLTokenizer":
         with self._lock:
+            if self._rejection:
+                raise ErrorResponse(400, self._rejection)
             if self._table is None:
-                backend = getattr(self._tokenizer, "backend_tokenizer", None)
-                if backend is None:
-                    raise ErrorResponse(400, "the model's tokenizer has no `tokenizer.json`, and a schema needs it")
-                self._table = _llguidance().LLTokenizer(
-                    backend.to_str(), n_vocab=self._vocabulary, eos_token=self._eos_ids or None
-                )
+                try:
+                    self._table = self._read_table()
+                except ValueError as error:
+                    self._rejection = f"the model's tokenizer can't be used for a schema: {_one_line(str(error))}"
+                    raise ErrorResponse(400, self._rejection) from error
             return self._table
+
+    def _read_table(self) -> "LLTokenizer":
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError("it has no `tokenizer.json`")
+        size = backend.get_vocab_size(with_added_tokens=True)
+        eos_ids = [id for id in self._eos_ids if id < size]
+        if not eos_ids:  # the library would take another token for one
+            raise ValueError("it has no token that ends a text")
+        return _llguidance().LLTokenizer(backend.to_str(), n_vocab=max(self._vocabulary, size), eos_token=eos_ids)
 
 
 def _llguidance() -> Any:
@@ -148,6 +166,13 @@ def _huge_numbers(schema: Any) -> Iterator[int | float]:
             yield from _huge_numbers(entry)
     elif isinstance(schema, int | float) and abs(schema) >= 2**63:
         yield schema
+
+
+def _short(number: int | float) -> str:
+    try:
+        return f"the number {number:.3g}"
+    except OverflowError:
+        return f"a number of {int(number).bit_length()} bits"
 
 
 def _one_line(text: str) -> str:

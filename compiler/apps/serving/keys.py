@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Iterable
 from hashlib import sha256
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 
 bad_key = Fault(
     "bad-api-key",
@@ -24,13 +24,11 @@ class Keys:
         keys = list(dict.fromkeys(keys))
         for number, key in enumerate(keys):
             if len(key) < _SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
-                raise Reject(
-                    bad_key(
-                        f"key {number} is no key: it has {len(key)} characters, and needs {_SHORTEST} "
-                        "that are printable ASCII and no space",
-                        help="`openssl rand -hex 24` makes one",
-                    )
-                )
+                raise bad_key(
+                    f"key {number} is no key: it has {len(key)} characters, and needs {_SHORTEST} "
+                    "that are printable ASCII and no space",
+                    help="`openssl rand -hex 24` makes one",
+                ).rejection()
         self._hashes = [sha256(key.encode()).digest() for key in keys]
 
     def __bool__(self) -> bool:

@@ -1,12 +1,13 @@
 """Requests of OpenAI's API, checked field by field; what is not supported is rejected, never ignored."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from .tools import MAX_TOOLS, CallPolicy, NamedTool, Tool, ToolCall, call_policy
 
-# Neutral: it asks for what is done anyway.
+# Neutral: it asks for what is done anyway, of requests that have no such field.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "functions": ([],),
@@ -16,7 +17,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "prediction": (),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),  # one call at a time is allowed to either
+    "parallel_tool_calls": (True, False),  # completions have no tools
     "web_search_options": (),
 }
 
@@ -27,6 +28,7 @@ _LEAST = {"temperature": 1e-4, "top_p": 2.0**-126, "repetition_penalty": 1e-2}
 
 MAX_MESSAGES, MAX_PARTS = 2048, 4096  # of a conversation: an empty message costs a template as much as a long one
 _LONGEST_STOP = 1024  # characters
+_NUMBER = re.compile("-?(0|[1-9][0-9]*)")
 _MAX_CHOICES, _MAX_PROMPTS, _MAX_BIASES = 8, 32, 1024
 
 
@@ -94,16 +96,31 @@ class AnyRequest(BaseModel):
         """Drop settings that are given as what they are here; refuse other values of them."""
         if not isinstance(body, dict):
             return body
-        for name in _NEUTRAL.keys() & body.keys():
+        neutral = _NEUTRAL.keys() - cls.model_fields.keys()
+        for name in neutral & body.keys():
             value = body[name]
             if value is not None and value not in _NEUTRAL[name]:
                 raise Unsupported(name, value)
-        return {name: value for name, value in body.items() if name not in _NEUTRAL}
+        return {name: value for name, value in body.items() if name not in neutral}
 
     @field_validator("stop", mode="before")
     @classmethod
     def are_a_list(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def are_of_tokens(cls, bias: Any) -> Any:
+        """JSON's names are strings: each is a number in one spelling, so that no token has two."""
+        if isinstance(bias, dict) and (odd := next((key for key in bias if not _NUMBER.fullmatch(str(key))), None)):
+            raise ValueError(f"`{odd!s:.40}` is no number of a token")
+        return bias
+
+    @model_validator(mode="after")
+    def has_a_stream_for_its_options(self) -> "AnyRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("`stream_options` is for a stream: send `stream: true` with it")
+        return self
 
     @field_validator(*_LEAST)
     @classmethod
@@ -182,6 +199,20 @@ class ChatRequest(AnyRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def is_a_choice(cls, choice: Any) -> Any:
+        """Before the forms of it are tried, each of which would be complained of."""
+        if choice in (None, "none", "auto", "required") or (
+            isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("function"), dict)
+        ):
+            return choice
+        raise ValueError(
+            "it is neither `none`, `auto` nor `required`, and names no function: "
+            '`{"type": "function", "function": {"name": ...}}` does'
+        )
 
     @model_validator(mode="after")
     def has_one_grammar(self) -> "ChatRequest":
@@ -192,7 +223,12 @@ class ChatRequest(AnyRequest):
 
     @property
     def call_policy(self) -> CallPolicy | None:
-        return call_policy(self.tools, self.tool_choice)
+        return call_policy(self.tools, self.tool_choice, at_most_one=self.parallel_tool_calls is False)
+
+    @property
+    def answer_policy(self) -> CallPolicy | None:
+        """Policy of what the answer may call: nothing where it keeps to a schema."""
+        return self.call_policy if self.schema_or_none is None else None
 
     @field_validator("messages", mode="before")
     @classmethod
@@ -219,7 +255,9 @@ class ChatRequest(AnyRequest):
 
 class CompletionRequest(AnyRequest):
     prompt: list[str] | list[list[int]] = Field(max_length=_MAX_PROMPTS)
+    max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=5)
+    echo: bool | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -238,9 +276,15 @@ class CompletionRequest(AnyRequest):
             raise ValueError(f"prompts times `n` are {count}, and at most {_MAX_PROMPTS} answers are given at a time")
         return self
 
+    @model_validator(mode="after")
+    def has_an_answer(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("`max_tokens` is 0, which leaves an answer with `echo` alone")
+        return self
+
     @property
     def token_limit(self) -> int:
-        return self.max_tokens or 16  # OpenAI's default
+        return 16 if self.max_tokens is None else self.max_tokens  # OpenAI's default
 
     @property
     def alternatives(self) -> int | None:

@@ -22,12 +22,15 @@ _BEFORE = 6  # tokens of a prompt that the first of the answer are decoded behin
 class Request:
     """A prompt, and how it is to be continued.
 
-    max_tokens    tokens at most; prompt and answer fit in the context
+    max_tokens    tokens at most; prompt and answer fit in the context. 0 ends it once the prompt is read
     top_k         0 keeps all; the other settings as `kernels.sampling.Sampler` has them
     stops         strings that end the answer and are not part of it
     alternatives  how many of the likeliest tokens are told beside each; None tells no probabilities
     bias          added to the logits of tokens; penalties as `LogitEdits` has them
     grammar       that the answer keeps to, at its beginning
+    visible       texts of special tokens that are part of the text, by their ids
+    echo          text of the prompt that the answer begins with, None without: where `alternatives` are told, those of
+                  the prompt's tokens too
     adapter       whose model answers; "" for the plain one
     owner         client that sent it: it goes on with that client's requests alone, and takes turns with others'
     """
@@ -45,17 +48,24 @@ class Request:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     grammar: Matcher | None = None
+    visible: Mapping[int, str] = field(default_factory=dict)
+    echo: str | None = None
     adapter: str = ""
     owner: str = ""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token that was chosen, the logarithm of its probability, and the likeliest ones with theirs."""
+    """A token of an answer, the logarithm of its probability, and the likeliest ones with theirs.
+
+    logprob   None of a prompt's first token
+    offset    characters of the text before it
+    """
 
     id: int
-    logprob: float
+    logprob: float | None
     likeliest: tuple[tuple[int, float], ...]
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,10 @@ class Job:
         self.submitted = time.monotonic()
         self.first = 0.0  # when its first token came
         self._eos_ids = frozenset(eos_ids)
-        self._words, self._stops = TextDecoder(tokenizer, request.ids[-_BEFORE:]), StopStrings(request.stops)
+        self._words = TextDecoder(tokenizer, request.ids[-_BEFORE:], request.visible)
+        self._stops = StopStrings(request.stops)
+        self._n_characters = len(request.echo or "")  # of prompt and answer, those that are held back among them
+        self._echo = None if request.echo is None else _Echo(request, request.echo, tokenizer)
         self._history = list(request.ids)
         self._untold: list[Token] = []
         self._lookup: PromptLookup | None = None
@@ -111,6 +124,11 @@ class Job:
     def starting(self) -> bool:
         """Whether the model still reads the prompt."""
         return self.count == 0
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the probabilities of the prompt's tokens are told."""
+        return self.request.echo is not None and self.request.alternatives is not None
 
     @property
     def owner(self) -> int:
@@ -142,26 +160,37 @@ class Job:
         self.pending = []
         return True
 
+    def observe_prompt(self, logits: Tensor) -> None:
+        """Logits [n, vocabulary] behind the next n tokens of the prompt."""
+        assert self._echo is not None, "a prompt is scored where the answer begins with it"
+        self._echo.observe(logits)
+
     def append_next_token(self, logits: Tensor) -> Piece:
         """Choose the next token by logits [vocabulary]; the piece of text that it makes certain."""
+        echo, prompt_tokens = self._echo.pop() if self._echo else ("", ())
+        if not self.request.max_tokens:
+            return Piece(echo, 0, "length", tokens=prompt_tokens, n_cached=self.n_cached)
         token = self._sampler.sample_next_token(self._edits.apply(logits), self._history)
         is_last = self._edits.push(token)
         self.count += 1
         if self.request.alternatives is not None:
-            self._untold.append(_token(token, logits, self.request.alternatives))
+            self._untold.append(_token(token, logits, self.request.alternatives, self._n_characters))
         finish: Finish = ""
         if token in self._eos_ids:
             text, finish = "", "stop"
         else:
             self._history.append(token)
             self.pending = [token]
-            text = self._stops.push_text(self._words.push(token))
+            text = self._words.push(token)
+            self._n_characters += len(text)
+            text = self._stops.push_text(text)
             finish = "stop" if is_last else "length" if self.count >= self.request.max_tokens else ""
         if finish:
             text += self._stops.push_text(self._words.end())
             text += self._stops.end()
         finish = "stop" if self._stops.met else finish
-        return Piece(text, self.count, finish, tokens=self._certain(), n_cached=self.n_cached)
+        tokens = (*prompt_tokens, *self._certain())
+        return Piece(echo + text, self.count, finish, tokens=tokens, n_cached=self.n_cached)
 
     def _certain(self) -> tuple[Token, ...]:
         """The tokens of text that is out: none that may belong to a stop string."""
@@ -171,7 +200,37 @@ class Job:
         return tokens
 
 
-def _token(token: int, logits: Tensor, alternatives: int) -> Token:
+class _Echo:
+    """A prompt in front of its answer: its text, and its tokens where their probabilities are told."""
+
+    def __init__(self, request: Request, text: str, tokenizer: Any):
+        self._request, self._text = request, text
+        self._words, self._n_characters = TextDecoder(tokenizer), 0
+        self._tokens: list[Token] = []
+
+    def observe(self, logits: Tensor) -> None:
+        """Logits behind the next tokens. Raises ValueError where they are no numbers."""
+        ids, alternatives = self._request.ids, self._request.alternatives
+        assert alternatives is not None, "probabilities of a prompt are told where those of its answer are"
+        if not self._tokens:
+            self._tokens.append(Token(ids[0], None, ()))
+        if logits.isnan().any():
+            raise ValueError("logits are no numbers")
+        for row in logits:
+            if (position := len(self._tokens)) == len(ids):  # the last row is the answer's
+                break
+            self._n_characters += len(self._words.push(ids[position - 1]))
+            offset = min(self._n_characters, len(self._text))  # a tokenizer may cut other texts than it writes
+            self._tokens.append(_token(ids[position], row, alternatives, offset))
+
+    def pop(self) -> tuple[str, tuple[Token, ...]]:
+        """Text and tokens, once."""
+        text, tokens = self._text, tuple(self._tokens)
+        self._text, self._tokens = "", []
+        return text, tokens
+
+
+def _token(token: int, logits: Tensor, alternatives: int, offset: int) -> Token:
     logprobs = logits.float().log_softmax(-1)
     values, ids = logprobs.topk(min(alternatives, len(logprobs)))
-    return Token(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    return Token(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)), offset)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from ...runtimes.decoder import Decoder
 
 unserved_model = Fault(
@@ -112,29 +112,23 @@ def make_decoder(model: Any, label: str, adapters: Mapping[str, Any] | None = No
     from ...runtimes.seq2seq import Seq2SeqModel
 
     if isinstance(model, Seq2SeqModel):
-        raise Reject(
-            unserved_model(
-                f"{label} reads a source and answers with a target, and the server continues texts",
-                help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
-            )
-        )
+        raise unserved_model(
+            f"{label} reads a source and answers with a target, and the server continues texts",
+            help='say it with `effc run`, or from Python with `effc.load("...").generate(...)`',
+        ).rejection()
     if isinstance(model, DecoderModel) and model.can_generate():
         assert not adapters, "the native engine was given adapters"
         return model.engine
     can_generate = getattr(model, "can_generate", None)
     if can_generate is None or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         kind = type(model).__name__
-        raise Reject(
-            unserved_model(
-                f"{label} is no causal language model: {kind} answers no prompt",
-                help="serve one that generates text; from Python, `effc.load` gives what this one computes",
-            )
-        )
+        raise unserved_model(
+            f"{label} is no causal language model: {kind} answers no prompt",
+            help="serve one that generates text; from Python, `effc.load` gives what this one computes",
+        ).rejection()
     if is_state_space(model) or "cache" not in signature(model.forward).parameters:
-        raise Reject(
-            unserved_model(
-                f"{label} keeps a state, and such models may misread a prompt in pieces",
-                help="emit it as `native` and serve that; `effc run` talks to it as it is",
-            )
-        )
+        raise unserved_model(
+            f"{label} keeps a state, and such models may misread a prompt in pieces",
+            help="emit it as `native` and serve that; `effc run` talks to it as it is",
+        ).rejection()
     return CachedModel(model, adapters=adapters)

@@ -21,6 +21,7 @@ from .runner import MAX_SEQUENCES
 
 PROMPT_TOKENS = 512  # of prompts in a call that nobody else waits for
 SHARED_PROMPT_TOKENS = 64  # of prompts in a call that answers share
+SCORED_PROMPT_TOKENS = 64  # of a prompt in a call, whose probabilities are told: each has a row of logits
 SPECULATIVE_ROWS = 16  # of a call with drafts, all answers' tokens among them: kernels take so many rows at once
 OTHERS, SEEN_SECONDS = 4, 60  # one of so many places is left to others, where another asked within so long
 STOPS = "the server stops"
@@ -86,23 +87,29 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, request: Request, on_piece: Callable[[Piece], None]) -> Job:
-        """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped.
+        """Take a request; `on_piece` gets its answer piece by piece. Raises QueueFull, or Stopped."""
+        (job,) = self.submit_all([(request, on_piece)])
+        return job
+
+    def submit_all(self, requests: Sequence[tuple[Request, Callable[[Piece], None]]]) -> list[Job]:
+        """Take all requests of one client, or none, each with what gets its pieces. Raises QueueFull, or Stopped.
 
         A client that has no other request here is never refused: the queue may be full of somebody else's.
         """
-        job = Job(request, on_piece, self._tokenizer, self.eos_ids)
+        jobs = [Job(request, on_piece, self._tokenizer, self.eos_ids) for request, on_piece in requests]
+        owner = requests[0][0].owner
         with self._changed:
             if not self.alive:
                 raise Stopped
-            full = len(self._waiting) >= self._max_waiting + len(self._free)
-            if full and any(other.request.owner == request.owner for other in (*self._running, *self._waiting)):
-                self.metrics.requests.labels("refused").inc()
+            full = len(self._waiting) + len(jobs) > self._max_waiting + len(self._free)
+            if full and any(other.request.owner == owner for other in (*self._running, *self._waiting)):
+                self.metrics.requests.labels("refused").inc(len(jobs))
                 raise QueueFull(self._patience())
-            self._waiting.append(job)
-            self._seen.pop(request.owner, None)
-            self._seen = dict([*self._seen.items(), (request.owner, time.monotonic())][-2:])
+            self._waiting += jobs
+            self._seen.pop(owner, None)
+            self._seen = dict([*self._seen.items(), (owner, time.monotonic())][-2:])
             self._changed.notify()
-        return job
+        return jobs
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for the answer any more; what has ended stays as it is."""
@@ -167,7 +174,8 @@ class Scheduler:
 
     def _allocate(self, job: Job) -> int:
         """A sequence for a request; what it holds of the prompt is not read again."""
-        job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(job.request.ids, job.request.owner)
+        ids = () if job.scores_prompt else job.request.ids  # tokens that are known have no logits
+        job.sequence, job.n_cached = sequence, _ = self._free.acquire_slot(ids, job.request.owner)
         job.pending = job.pending[job.n_cached :]
         self.metrics.cached_tokens.inc(job.n_cached)
         return sequence
@@ -180,12 +188,15 @@ class Scheduler:
         ids = [token for _, tokens, draft in rows for token in (*tokens, *draft)]
         owners = [job.owner for job, tokens, draft in rows for _ in range(len(tokens) + len(draft))]
         output_positions: list[int] = []
-        complete_jobs, at = [], 0
+        outputs, at = [], 0
         for job, tokens, draft in rows:
             at += len(tokens) + len(draft)
-            if len(tokens) == len(job.pending):
-                complete_jobs.append(job)
-                output_positions += range(at - len(draft) - 1, at)
+            is_complete = len(tokens) == len(job.pending)
+            count = len(draft) + 1 if is_complete else 0
+            if job.starting and job.scores_prompt:
+                count = len(tokens)
+            output_positions += range(at - count, at)
+            outputs.append((job, count, is_complete))
         start = time.thread_time()
         try:
             logits = self._runner.run(ids, owners, output_positions)
@@ -204,10 +215,20 @@ class Scheduler:
         for job, tokens in batch:
             job.pending = job.pending[len(tokens) :]
         first = 0
-        for job in complete_jobs:
-            last = first + 1 + len(drafts.get(job, []))
-            self._accept(job, logits[first:last], drafts, len(batch), seconds)
-            first = last
+        for job, count, is_complete in outputs:
+            job_logits = logits[first : first + count]
+            first += count
+            if job.starting and job.scores_prompt:
+                self._score_prompt(job, job_logits)
+                job_logits = job_logits[-1:]
+            if is_complete and job.sequence is not None:
+                self._accept(job, job_logits, drafts, len(batch), seconds)
+
+    def _score_prompt(self, job: Job, logits: Any) -> None:
+        try:
+            job.observe_prompt(logits)
+        except Exception as error:  # logits that are no numbers
+            self._finish_job(job, "failed", traceback_location(error))
 
     def _draft(self, batch: Sequence[tuple[Job, list[int]]]) -> dict[Job, list[int]]:
         """Tokens that may follow those of answers, which the call verifies; none where it reads prompts too."""
@@ -246,7 +267,8 @@ class Scheduler:
         batch = [(job, job.pending) for job in growing]
         for job in self._running:
             if job.starting and prompt_budget:
-                batch.append((job, job.pending if job.is_complete else job.pending[:prompt_budget]))
+                limit = min(prompt_budget, SCORED_PROMPT_TOKENS) if job.scores_prompt else prompt_budget
+                batch.append((job, job.pending if job.is_complete else job.pending[:limit]))
                 prompt_budget = max(0, prompt_budget - len(batch[-1][1]))
         return batch
 
@@ -266,8 +288,8 @@ class Scheduler:
         except Exception as error:  # logits that are no numbers, or none that this request can be drawn by
             self._finish_job(job, "failed", traceback_location(error))
             return
-        self.metrics.new_tokens.inc()
-        if starting:
+        self.metrics.new_tokens.inc(min(1, job.count))  # one that ends behind its prompt has none
+        if starting and job.count:
             job.first = time.monotonic()
             self.metrics.first.observe(job.first - job.submitted)
         if piece.finish:

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from ....dsl.syntax.diagnostics import Fault, Reject
+from ....dsl.syntax.diagnostics import Fault
 from .access_log import AccessLog
 from .connection import LimitedSocket, uvicorn_settings
 from .guard import Admission, Guard, loopback
@@ -76,12 +76,10 @@ def make_admission_or_refuse(
     if loopback(listener.getsockname()[0]):
         return Admission(keys, {*_LOCAL, host.lower(), *(name.lower() for name in allowed_hosts)})
     if not keys and not insecure:
-        raise Reject(
-            open_server(
-                f"{host} can be reached from other machines, and there is no --api-key",
-                help="`--api-key $(openssl rand -hex 24)` makes one; --insecure insists",
-            )
-        )
+        raise open_server(
+            f"{host} can be reached from other machines, and there is no --api-key",
+            help="`--api-key $(openssl rand -hex 24)` makes one; --insecure insists",
+        ).rejection()
     return Admission(keys, {name.lower() for name in allowed_hosts} or None)
 
 
@@ -91,12 +89,12 @@ def refuse_unusable_certificate(cert: Path | None, key: Path | None) -> None:
         return
     if cert is None or key is None:
         present, missing = ("--tls-key", "--tls-cert") if cert is None else ("--tls-cert", "--tls-key")
-        raise Reject(bad_certificate(f"{present} needs {missing} beside it"))
+        raise bad_certificate(f"{present} needs {missing} beside it").rejection()
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except OSError as error:  # SSLError is one
         reason = f"`{cert}` and `{key}` are no certificate and its private key: {_words(error)}"
-        raise Reject(bad_certificate(reason)) from error
+        raise bad_certificate(reason).rejection() from error
 
 
 def open_listener(host: str, port: int) -> LimitedSocket:
@@ -107,7 +105,7 @@ def open_listener(host: str, port: int) -> LimitedSocket:
         door = LimitedSocket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where the protocol is said
     except OSError as error:
         help = "--host 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses"
-        raise Reject(address_taken(f"`{host}` is no host here: {_words(error)}", help=help)) from error
+        raise address_taken(f"`{host}` is no host here: {_words(error)}", help=help).rejection() from error
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
@@ -115,9 +113,9 @@ def open_listener(host: str, port: int) -> LimitedSocket:
     except OSError as error:
         door.close()
         if error.errno == errno.EADDRINUSE:
-            raise Reject(address_taken(f"port {port} of {host} is in use", help=help)) from error
+            raise address_taken(f"port {port} of {host} is in use", help=help).rejection() from error
         reason = f"port {port} of {host} can't be used: {_words(error)}"
-        raise Reject(address_taken(reason, help=help)) from error
+        raise address_taken(reason, help=help).rejection() from error
     return door
 
 

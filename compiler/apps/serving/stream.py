@@ -32,8 +32,10 @@ async def sse_events(
         if piece.error:
             yield event(error_body(piece.error, INVALID if piece.finish == "refused" else "server_error"))
             return
-        chunk = answer.chunk(piece, answer.add(piece), logprobs)
-        yield event({**chunk, **(extra_fields or {})} if piece.finish else chunk)
+        text = answer.add(piece)
+        if text or piece.finish or (logprobs and piece.tokens):  # nothing is sent of a call that is not complete
+            chunk = answer.chunk(piece, text, logprobs)
+            yield event({**chunk, **(extra_fields or {})} if piece.finish else chunk)
         if answer.is_complete:
             break
     if with_usage:

@@ -1,6 +1,6 @@
 """Tokens to text as it grows: no character is split, nothing of a stop string is ever let out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _HOLE = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
@@ -10,17 +10,23 @@ class TextDecoder:
     """The text of a growing row of tokens, in pieces that are final.
 
     Decoders look at neighbours (the first word loses its space), so that tokens are decoded behind those of
-    the piece before; `before` are the last tokens of the prompt.
+    the piece before; `prompt_ids` are the last tokens of the prompt.
+
+    visible   texts of special tokens that are part of the text, by their ids; the others are left out
     """
 
-    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = (), visible: Mapping[int, str] | None = None):
+        self._tokenizer, self._visible = tokenizer, visible or {}
         self._ids = list(prompt_ids)  # those of the last whole piece, then those behind it
         self._n_final = len(self._ids)  # how many of them are of that piece
         self._emitted = self._decoded().rstrip(_HOLE)  # of the text of all of them, what is out
 
     def push(self, token: int) -> str:
         """Text that one more token completes; often "", where a character is not complete."""
+        if token in self._visible:
+            text = self.end() + self._visible[token]
+            self._ids, self._n_final, self._emitted = [], 0, ""
+            return text
         self._ids.append(token)
         text = self._decoded()
         complete = text.rstrip(_HOLE)  # some decoders make holes of all bytes of a run, also of good ones
@@ -40,6 +46,12 @@ class TextDecoder:
 
     def _decoded(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def hidden_tokens(tokenizer: Any, texts: Sequence[str]) -> dict[int, str]:
+    """Texts that are tokens which decoders leave out, by their ids."""
+    added: dict[str, int] = tokenizer.get_added_vocab()
+    return {added[t]: t for t in texts if t in added and not tokenizer.decode([added[t]], skip_special_tokens=True)}
 
 
 class StopStrings:

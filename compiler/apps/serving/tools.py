@@ -5,6 +5,7 @@ Hermes, SmolLM3); one that must call writes the JSON alone, whatever its templat
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ...core.safe_read import parse_strict_json
 from .grammar import GrammarCompiler, Matcher
+from .tagged_text import Tag
 
 START, END = "<tool_call>", "</tool_call>"
 MAX_TOOLS = 128  # as OpenAI has it
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+_OUTSIDE_STRING, _IN_STRING = re.compile(rf'"|{END}'), re.compile(r'\\.|"', re.DOTALL)
 
 
 class Function(BaseModel):
@@ -34,6 +37,10 @@ class Function(BaseModel):
         if parameters is not None and parameters.get("type", "object") != "object":
             raise ValueError("a function takes an object: its schema has the type `object`")
         return parameters
+
+    @property
+    def schema_of_arguments(self) -> dict[str, Any]:
+        return {"type": "object", **self.parameters} if self.parameters else _NO_PARAMETERS
 
 
 class Tool(BaseModel):
@@ -93,36 +100,30 @@ class ToolCall(BaseModel):
 class CallPolicy:
     """Tools that an answer may or must call.
 
-    forced   the answer is one call and nothing else
+    forced       the answer is one call and nothing else
+    at_most_one  calls of an answer that is free
     """
 
     functions: tuple[Function, ...]
     forced: bool
+    at_most_one: bool = False
 
     def grammar(self, compiler: GrammarCompiler) -> Matcher:
         """Raises ErrorResponse that names the function whose parameters can't be kept to."""
         for f in self.functions:
             if f.parameters:
-                compiler.of_schema(f.parameters, "tools", f"the schema of `{f.name}`")
+                compiler.of_schema(f.schema_of_arguments, "tools", f"the schema of `{f.name}`")
+        beginnings = {f.name: f'{{"name": "{f.name}", "arguments": ' for f in self.functions}
         if self.forced:
-            calls = [
-                {
-                    "type": "object",
-                    "properties": {"name": {"const": f.name}, "arguments": f.parameters or _NO_PARAMETERS},
-                    "required": ["name", "arguments"],
-                    "additionalProperties": False,
-                }
-                for f in self.functions
-            ]
-            return compiler.of_schema({"anyOf": calls} if len(calls) > 1 else calls[0], "tools")
-        tags = [
-            (START, f'{START}\n{{"name": "{f.name}", "arguments": ', f.parameters or _NO_PARAMETERS, f"}}\n{END}")
-            for f in self.functions
-        ]
-        return compiler.of_tags(tags, "tools")
+            tags = [Tag(beginnings[f.name], f.schema_of_arguments, "}") for f in self.functions]
+            return compiler.of_tag(tags, "tools")
+        tags = [Tag(f"\n{beginnings[f.name]}", f.schema_of_arguments, "}\n", START, END) for f in self.functions]
+        return compiler.of_tagged_text(tags, self.at_most_one, "tools")
 
 
-def call_policy(tools: Sequence[Tool] | None, choice: str | NamedTool | None) -> CallPolicy | None:
+def call_policy(
+    tools: Sequence[Tool] | None, choice: str | NamedTool | None, at_most_one: bool = False
+) -> CallPolicy | None:
     """Policy of a request's `tools` and `tool_choice`; None where no tool may be called. Raises ValueError."""
     functions = tuple(tool.function for tool in tools or ())
     if len({f.name for f in functions}) < len(functions):
@@ -136,15 +137,20 @@ def call_policy(tools: Sequence[Tool] | None, choice: str | NamedTool | None) ->
         raise ValueError("a call is required, and there are no tools")
     if choice == "none" or not functions:
         return None
-    return CallPolicy(functions, forced=choice == "required")
+    return CallPolicy(functions, choice == "required", at_most_one)
 
 
 class CallParser:
-    """Calls in the text of one answer, as it grows."""
+    """Calls in the text of one answer, as it grows.
+
+    A call's end is looked for outside of its strings. One that can't be read is text, as is one that is cut off.
+    """
 
     def __init__(self, policy: CallPolicy):
-        self._forced = policy.forced
+        self._forced, self._names = policy.forced, {f.name for f in policy.functions}
         self._buffered = ""  # of a call that is not complete, or of what may begin one
+        self._scanned = 0  # characters of it in which no call ends; 0 before a call has begun
+        self._in_string = False
         self.calls: list[dict[str, Any]] = []
 
     def push(self, text: str) -> str:
@@ -153,15 +159,17 @@ class CallParser:
         if self._forced:
             return ""
         plain_text = ""
-        while START in self._buffered:
-            prefix, _, tail = self._buffered.partition(START)
-            plain_text += prefix
-            body, end, remainder = tail.partition(END)
-            if not end:
-                self._buffered = START + tail
+        while self._scanned or START in self._buffered:
+            if not self._scanned:
+                prefix, _, tail = self._buffered.partition(START)
+                plain_text += prefix
+                self._buffered, self._scanned, self._in_string = START + tail, len(START), False
+            end = self._end_of_call()
+            if end is None:
                 return plain_text
-            self._add(body)
-            self._buffered = remainder
+            call, self._buffered, self._scanned = self._buffered[:end], self._buffered[end:], 0
+            if not self._add(call[len(START) : -len(END)]):
+                plain_text += call
         overlap = next((n for n in range(len(START) - 1, 0, -1) if self._buffered.endswith(START[:n])), 0)
         n_plain = len(self._buffered) - overlap
         plain_text, self._buffered = plain_text + self._buffered[:n_plain], self._buffered[n_plain:]
@@ -169,15 +177,31 @@ class CallParser:
 
     def end(self) -> str:
         """The tail, when no more text comes: a call that was cut off is text."""
-        tail, self._buffered = self._buffered, ""
+        tail, self._buffered, self._scanned = self._buffered, "", 0
         return "" if self._forced and self._add(tail) else tail
+
+    def _end_of_call(self) -> int | None:
+        """Position behind the first END that is in no string; None where it is not there. Nothing is read twice."""
+        while True:
+            pattern, uncertain = (_IN_STRING, 1) if self._in_string else (_OUTSIDE_STRING, len(END) - 1)
+            match = pattern.search(self._buffered, self._scanned)
+            if match is None:
+                self._scanned = max(self._scanned, len(self._buffered) - uncertain)
+                return None
+            self._scanned = match.end()
+            if match[0] == END:
+                return self._scanned
+            if match[0] == '"':
+                self._in_string = not self._in_string
 
     def _add(self, body: str) -> bool:
         try:
             call = parse_strict_json(body)
-            name, arguments = call["name"], json.dumps(call["arguments"], ensure_ascii=False)
+            name, arguments = call["name"], call["arguments"]
         except (ValueError, TypeError, KeyError):  # cut off at the limit of tokens
             return False
-        function = {"name": name, "arguments": arguments}
+        if name not in self._names or not isinstance(arguments, dict):
+            return False
+        function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
         self.calls.append({"id": f"call_{uuid4().hex[:24]}", "type": "function", "function": function})
         return True

@@ -45,7 +45,7 @@ def model_service(
     folders = parse_adapter_options(adapters)
     opened = open_model(location, shared.settings(), steady=True, mapped=mapped, needs_tokenizer=True)
     if not folders and encodes(opened.model):
-        return _embedding_service(opened, location, name)
+        return _embedding_service(opened, name)
     adapters_by_name = copies_with_adapters(opened.model, opened.label, folders)
     runner = make_decoder(opened.model, opened.label, adapters_by_name)
     with model_errors_as_diagnostics(opened.label):
@@ -64,27 +64,28 @@ def model_service(
 
 def encodes(model: Any) -> bool:
     """Whether a model gives hidden states of its whole input, and has no head behind them."""
-    from ...models.checkpoints.pretrained import is_pretrained
+    from ...models.checkpoints.pretrained import is_pretrained, pretrained
     from ...runtimes.native.encoder import NativeEncoder
 
     if isinstance(model, NativeEncoder):
         return model.states
     if not is_pretrained(model) or getattr(model.config, "is_encoder_decoder", False):
         return False
-    return model.base_model is model and model.main_input_name == "input_ids"
+    # Llama 4's text part and Mllama's have a head and no base model of their own: both are asked for.
+    headless = model.base_model is model and pretrained(model).get_output_embeddings() is None
+    return headless and not model.can_generate() and model.main_input_name == "input_ids"
 
 
-def _embedding_service(opened: "NamedModel", location: str, name: str) -> Service:
+def _embedding_service(opened: "NamedModel", name: str) -> Service:
     from ...apps.serving.embeddings import EmbeddingService, make_embedding_application
     from ...driver.models import model_errors_as_diagnostics
     from ...models.checkpoints.origin import max_row_tokens
     from ...models.rows.encoder_states import resolve_pooling_name
     from ...models.rows.inputs import vocabulary_size
 
-    folder = Path(location) if Path(location).is_dir() else None
     length = max_row_tokens(opened.model.config.to_dict()) or 512
     vocabulary = vocabulary_size(opened.model) or len(opened.tokenizer)
-    pooling = resolve_pooling_name(folder, "auto")
+    pooling = resolve_pooling_name(opened.folder, "auto")
     with model_errors_as_diagnostics(opened.label):
         service = EmbeddingService(name, opened.model.eval(), opened.tokenizer, pooling, length, vocabulary)
         service.try_out()

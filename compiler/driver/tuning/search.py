@@ -154,10 +154,11 @@ class Search:
         shortest = min((planned[c] for c in plans if c != self.unchanged), default=0.0)
         if first.seconds + shortest > self.wish.seconds:
             needed = duration_text(first.seconds + shortest)
+            minutes = max(1, round(4 * (first.seconds + shortest) / 60))
             raise too_little_time(
                 f"the unchanged model and the shortest change take {needed}",
                 self.wish.step.call.where("within"),
-                help=f"give it more, such as within: {max(1, round(4 * (first.seconds + shortest) / 60))}min",
+                help=f"give it more, such as `within: {minutes}min`; as an option `--within {minutes}min`",
             ).rejection()
         for candidate in sorted(plans, key=lambda c: (_magnitude(planned[c]), disk_bytes(plans[c]))):
             if self.seconds + planned[candidate] <= SINGLES * self.wish.seconds:

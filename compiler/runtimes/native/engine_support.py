@@ -43,7 +43,7 @@ def refuse_unsupported_model(ctx: Context, numbers: Numbers) -> None:
         raise Reject(*(cannot_run_natively(message, help=help) for message, help in known))
 
 
-def engine_rejection(origin: Origin, numbers: str | Numbers) -> Reject | None:
+def engine_rejection(origin: Origin, numbers: Numbers) -> Reject | None:
     """Why the engine would refuse a model whatever its weights are; None where nothing says that it would."""
     program = capture_on_meta(origin)
     try:

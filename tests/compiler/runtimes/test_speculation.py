@@ -1,11 +1,14 @@
 """Drafts: how long they are, what they may lose, and that tokens are those of a model without them."""
 
+import sys
+import threading
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 import torch
 from effc.compiler.ir.capture.capture import capture
+from effc.compiler.runtimes.generation import parse_generation_config
 from effc.compiler.runtimes.model import DecoderModel
 from effc.compiler.runtimes.native.reader import Reader
 from effc.compiler.runtimes.speculation import DRAFT_TOKENS, CallCosts, PromptLookup
@@ -50,6 +53,39 @@ def seconds_of(as_expected: list[bool], row_cost: float) -> tuple[float, float]:
         for _ in range(1 + accepted):
             ids.append(ids[-3])
     return seconds, float(at)
+
+
+def test_threads_may_share_the_costs_of_calls():
+    costs, began, ended, errors = CallCosts(), threading.Event(), threading.Event(), []
+    costs.observe(1, 1.0)
+
+    def ask():
+        try:
+            while not ended.is_set():
+                costs.increase(1, 50_000)
+                began.set()
+        except RuntimeError as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        assert began.wait(30)
+        for rows in range(2, 20_000):
+            costs.observe(rows, 1.0)
+            costs.observe(1, 1.0)
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not errors
+
+
+def test_a_checkpoint_turns_no_drafts_on():
+    config = parse_generation_config({"prompt_lookup_num_tokens": 9, "max_matching_ngram_size": "many", "top_k": 5})
+    assert (config.prompt_lookup_num_tokens, config.max_matching_ngram_size, config.top_k) == (None, None, 5)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=400), st.sampled_from([0.0, 0.05, 0.13]))
@@ -164,6 +200,7 @@ def speculative(native, ids=LOOP, **settings):
         {"do_sample": True, "temperature": 1.5, "top_k": 5, "repetition_penalty": 1.2},
         {"no_repeat_ngram_size": 3},
         {"max_matching_ngram_size": 1},
+        {"max_matching_ngram_size": 1 << 30},
         {"eos_token_id": list(range(20, 60))},
         {"seed": 5, "do_sample": True},
     ],

@@ -1,15 +1,31 @@
 """`effc serve` of an encoder: unit vectors of texts, asked by the `openai` package."""
 
+import asyncio
+import json
+import threading
+from types import SimpleNamespace
+
 import httpx
 import openai
 import pytest
 import torch
+from effc.compiler.apps.serving.embeddings import EmbeddingService, make_embedding_application
 from effc.compiler.artifacts.manifest import Manifest
+from effc.compiler.cli.verbs.services import encodes
 from effc.compiler.core.settings import Settings
 from effc.compiler.driver.models import resolve_origin
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.targets.native import Native
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from tests.compiler.apps.serving.conftest import serving
 from tests.drafts import write_artifact
@@ -71,16 +87,21 @@ def test_tokens_are_taken_in_place_of_texts(server, folder):
     assert by_ids == by_text
 
 
-def test_the_native_engine_gives_the_same_vectors(folder, tmp_path):
-    origin = resolve_origin(str(folder), Settings(cache_dir=tmp_path / "cache"))
-    program, ctx = capture(origin.load().eval()), context(tmp_path, origin)
+def compiled(folder, work):
+    """A native artifact of an encoder."""
+    origin = resolve_origin(str(folder), Settings(cache_dir=work / "cache"))
+    program, ctx = capture(origin.load().eval()), context(work, origin)
 
     def build(into) -> Manifest:
         Native(path="encoder").emit(program, into, ctx)
         return Manifest("native")
 
-    write_artifact(tmp_path / "encoder", build=build)
-    with serving(tmp_path / "encoder") as served:
+    write_artifact(work / "artifact", build=build)
+    return work / "artifact"
+
+
+def test_the_native_engine_gives_the_same_vectors(folder, tmp_path):
+    with serving(compiled(folder, tmp_path)) as served:
         for text, entry in zip(
             TEXTS, served.client.embeddings.create(model=served.name, input=TEXTS).data, strict=True
         ):
@@ -119,3 +140,77 @@ def test_an_encoder_has_the_routes_of_its_kind_alone(server):
         server.client.chat.completions.create(model=server.name, messages=[{"role": "user", "content": "a"}])
     with pytest.raises(openai.NotFoundError, match="`other` does not exist"):
         server.client.embeddings.create(model="other", input="a")
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    """One whose first state is the vector, as its sentence-transformers files say, and whose `</s>` is padding."""
+    path = tmp_path_factory.mktemp("embeddings") / "roberta"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = RobertaConfig(vocab_size=261, max_position_embeddings=80, pad_token_id=1, **sizes)
+    RobertaModel(config).save_pretrained(path)
+    tokenizer(path)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (path / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (path / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
+    return path
+
+
+def test_an_artifact_pools_as_the_folder_that_it_was_made_of_and_refuses_padding_inside_of_a_text(roberta, tmp_path):
+    model, words = AutoModel.from_pretrained(roberta).eval(), AutoTokenizer.from_pretrained(roberta)
+    with torch.no_grad():
+        states = model(**words("And it came", return_tensors="pt")).last_hidden_state[0]
+    first, mean = (torch.nn.functional.normalize(x, dim=-1) for x in (states[0], states.mean(0)))
+    assert first @ mean < 0.99
+    with serving(compiled(roberta, tmp_path)) as served:
+        answer = served.client.embeddings.create(model=served.name, input="And it came")
+        assert torch.tensor(answer.data[0].embedding) @ first > 0.999
+        refused = served.post("/v1/embeddings", input=[[0, 5, 6], [0, 1, 2]])
+        error = refused.json()["error"]
+        assert refused.status_code == 400 and error["param"] == "input" and "other positions" in error["message"]
+
+
+class Waiting(torch.nn.Module):
+    """An encoder that waits with long rows until it may go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.began, self.goes_on = threading.Event(), threading.Event()
+
+    def forward(self, input_ids, attention_mask):
+        if input_ids.shape[1] > 9:
+            self.began.set()
+            assert self.goes_on.wait(30)
+        return {"last_hidden_state": torch.nn.functional.one_hot(input_ids, 300).float()}
+
+
+def test_a_large_request_is_parsed_while_another_is_computed():
+    encoder = Waiting()
+    service = EmbeddingService("e", encoder, SimpleNamespace(pad_token_id=0), "mean", 80, 300)
+    service.try_out()
+
+    async def run():
+        transport = httpx.ASGITransport(make_embedding_application(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            rows = [[7] * 70] * 500  # above 64 KiB
+            first = asyncio.create_task(client.post("/v1/embeddings", json={"model": "e", "input": rows}))
+            await asyncio.to_thread(encoder.began.wait, 30)
+            other = await client.post("/v1/embeddings", json={"model": "e", "input": [*rows, [300]]})
+            assert other.status_code == 400 and not first.done()
+            encoder.goes_on.set()
+            assert len((await first).json()["data"]) == 500
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_decoder_whose_kind_has_no_base_model_is_no_encoder():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
+    model = Llama4ForCausalLM(Llama4TextConfig(vocab_size=32, **sizes, **heads))
+    assert model.base_model is model and not encodes(model)

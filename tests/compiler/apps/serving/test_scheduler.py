@@ -7,7 +7,13 @@ import pytest
 import torch
 from effc.compiler.apps.serving.request import Request
 from effc.compiler.apps.serving.runner import CachedModel
-from effc.compiler.apps.serving.scheduler import SHARED_PROMPT_TOKENS, QueueFull, Scheduler, Stopped
+from effc.compiler.apps.serving.scheduler import (
+    SCORED_PROMPT_TOKENS,
+    SHARED_PROMPT_TOKENS,
+    QueueFull,
+    Scheduler,
+    Stopped,
+)
 from effc.compiler.ir.capture.capture import capture
 from effc.compiler.runtimes.native.reader import Reader
 from effc.kernels.engine import Engine
@@ -163,6 +169,38 @@ def test_more_than_there_are_places_for_wait_in_order_and_more_than_may_wait_are
     scheduler.cancel(running[0][1])
     assert running[0][0].complete()[1].finish == "cancelled"
     assert waiting[1][0].complete()[1].count == 2 and ask(scheduler, [5], 3)[0].complete()[1].count == 3
+
+
+def test_requests_of_one_client_are_taken_together_or_not_at_all(scheduler):
+    def submit(count, owner):
+        answers = [Answer() for _ in range(count)]
+        return answers, scheduler.submit_all([(Request((5, 6), 60, owner=owner), a.put) for a in answers])
+
+    answers, _ = submit(9, "first")  # more than may run and wait: somebody who has nothing here is never refused
+    others, _ = submit(1, "second")
+    with pytest.raises(QueueFull):
+        submit(1, "first")
+    assert [answer.complete()[1].count for answer in (*answers, *others)] == [60] * 10
+    assert len(submit(3, "first")[1]) == 3  # two places, and one waits
+
+
+def test_a_prompt_whose_probabilities_are_told_is_read_in_short_pieces_and_none_of_it_is_known(scheduler):
+    ask(scheduler, range(3, 203), 2)[0].complete()
+    scheduler._runner.calls.clear()
+    answer, _ = ask(scheduler, range(3, 203), 0, echo="the prompt", alternatives=1)
+    text, last = answer.complete()
+    assert text == "the prompt" and last.count == 0 and answer.ids == list(range(3, 203))
+    assert [sum(call.values()) for call in scheduler._runner.calls] == [SCORED_PROMPT_TOKENS] * 3 + [
+        200 - 3 * SCORED_PROMPT_TOKENS
+    ]
+
+
+def test_logits_of_a_prompt_that_are_no_numbers_end_its_request_and_no_other(scheduler):
+    first, job = ask(scheduler, [5, 6, 7], 100)
+    first.get(timeout=30)
+    scheduler._runner.odd = 1 - job.sequence
+    last = ask(scheduler, range(3, 103), 0, echo="", alternatives=0)[0].complete()[1]
+    assert last.finish == "failed" and first.complete()[1].count == 100 and scheduler.alive
 
 
 def test_a_call_that_breaks_ends_its_requests_and_not_those_after_it(scheduler):

@@ -146,6 +146,11 @@ def test_a_named_tool_is_the_one_that_is_called_in_a_stream_too(server):
     assert chunks[-1].finish_reason == "tool_calls" and not any(chunk.delta.content for chunk in chunks)
 
 
+def test_a_stream_has_no_empty_chunks_before_its_call(server):
+    chunks = list(ask(server, tools=TOOLS, tool_choice="required", seed=1, stream=True))
+    assert len(chunks) == 2 and chunks[1].choices[0].delta.tool_calls  # the role, and all of the call
+
+
 def test_a_model_that_may_call_and_does_not_answers_text(server):
     (choice,) = ask(server, tools=TOOLS, max_tokens=8, seed=1).choices
     assert choice.message.tool_calls is None and choice.message.content and choice.finish_reason == "length"
@@ -178,7 +183,8 @@ def test_calls_in_a_text_are_the_same_however_it_comes_in_pieces(data):
         '<tool_call>{"name": "count", "arguments": {}}</tool_call>',
         "<tool",
     ]
-    text, parser, shown = "".join(parts), CallParser(CallPolicy((Function(name="rest"),), forced=False)), ""
+    policy = CallPolicy((Function(name="rest"), Function(name="count")), forced=False)
+    text, parser, shown = "".join(parts), CallParser(policy), ""
     while text:
         size = data.draw(st.integers(1, 9))
         shown, text = shown + parser.push(text[:size]), text[size:]
@@ -238,7 +244,15 @@ for _ in range(60):
         ({**schema(SCHEMA), "tools": TOOLS, "tool_choice": "required"}, "a call is required"),
         ({"messages": HI, "logit_bias": {"5000": 1}}, "5000 is no token"),
         ({"messages": HI, "logit_bias": {"-1": 1}}, "-1 is no token"),
-        ({"messages": HI, "logit_bias": {"a": 1}}, "valid integer"),
+        ({"messages": HI, "logit_bias": {"a": 1}}, "`a` is no number of a token"),
+        ({"messages": HI, "logit_bias": {"0300": 1, "300": -1}}, "`0300` is no number of a token"),
+        ({"messages": HI, "logit_bias": {str(i): 1 for i in range(1025)}}, "at most 1024 items"),
+        ({"messages": HI, "stream_options": {"include_usage": True}}, "`stream_options` is for a stream"),
+        ({"messages": HI, "tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "`tool_choice`: it is neither"),
+        (
+            {"messages": HI, "tools": TOOLS, "tool_choice": {"type": "function", "function": {}}},
+            "`tool_choice.function.name`",
+        ),
         ({"messages": HI, "logit_bias": {"1": 101}}, "less than or equal to 100"),
         ({"messages": HI, "presence_penalty": 3}, "less than or equal to 2"),
         ({"messages": [*HI, {"role": "user"}]}, "a message needs `content`"),

@@ -209,7 +209,8 @@ def test_less_time_than_two_measurements_is_refused_with_a_time_that_would_do(tm
     cache = Cache(tmp_path / "cache")
     with pytest.raises(Reject, match="too-little-time") as caught:
         Search(wish, Slow(wish, cache, tmp_path / "m"), Journal.of(wish, cache)).run()
-    assert "within: 28min" in caught.value.diagnostics[0].help
+    help = caught.value.diagnostics[0].help
+    assert "`within: 28min`" in help and "`--within 28min`" in help
 
 
 def test_a_search_out_of_time_has_measured_finalists(tmp_path):
