@@ -55,6 +55,7 @@ NATIVE_VARIANTS = {  # name -> steps, numbers of linear layers, kernel of the pr
     "own int8, pruned 10%, trained": ((THIN, HEAL), "int8", ""),
 }
 LLAMA = {f"llama.cpp {kind.lower()}": kind for kind in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_NL")}
+IMATRIX = {f"llama.cpp {kind}, imatrix": kind for kind in ("q5_k", "q4_k", "iq4_nl")}  # target `gguf`, data: calib
 IK = {f"ik_{name}": name for name in LLAMA}  # reads the file of
 STEPS = 16  # tokens of a turn
 REST = 0.03  # seconds before a turn: threads of the one before spin for some milliseconds
@@ -107,6 +108,21 @@ def write_llama_cpp_quant(folder: Path, name: str) -> None:
     with silent_llama():
         status = api.llama_model_quantize(str(whole).encode(), str(place / "model.gguf").encode(), options)
     assert status == 0, f"no {name} file"
+
+
+def write_gguf_by_importance(folder: Path, name: str) -> None:
+    """A file by llama.cpp's quantiser with an importance matrix of the rows that effc's points are calibrated on."""
+    from effc.compiler.ir.capture.capture import capture
+    from effc.compiler.runtimes.gguf.importance import importance_matrix
+    from effc.compiler.runtimes.gguf.writing import write_gguf
+    from effc.dsl.checker.values import DataRef
+
+    ctx = smol.build_of(folder, "importance", "", model=smol.base(folder)).ctx
+    program = capture(ctx.origin.load())
+    place = place_of(folder, name)
+    place.mkdir()
+    importance = importance_matrix(program, ctx.rows(DataRef("calib")))
+    write_gguf(program.model, place, IMATRIX[name], ctx.tokenizer, importance)
 
 
 def bytes_of(folder: Path, name: str) -> int:
@@ -214,7 +230,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", nargs="+", choices=[*NATIVE_VARIANTS, *LLAMA, *IK])
+    parser.add_argument("--only", nargs="+", choices=[*NATIVE_VARIANTS, *LLAMA, *IMATRIX, *IK])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--serve")
@@ -225,7 +241,11 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine_facts().items()), flush=True)
-    names = asked.only or [*NATIVE_VARIANTS, *(LLAMA if find_spec("llama_cpp") else ()), *(IK if IK_LIBRARY else ())]
+    names = asked.only or [
+        *NATIVE_VARIANTS,
+        *((*LLAMA, *IMATRIX) if find_spec("llama_cpp") else ()),
+        *(IK if IK_LIBRARY else ()),
+    ]
     if not find_spec("llama_cpp"):
         print("llama.cpp: absent, `llama_cpp` does not import", flush=True)
     smol.write_rescaled(folder)
@@ -233,9 +253,12 @@ def main() -> None:
         rows_of(folder)
     for name in names:
         if not place_of(folder, name).exists():
-            write_native(folder, name, asked.steps) if name in NATIVE_VARIANTS else write_llama_cpp_quant(
-                folder, IK.get(name, name)
-            )
+            if name in NATIVE_VARIANTS:
+                write_native(folder, name, asked.steps)
+            elif name in IMATRIX:
+                write_gguf_by_importance(folder, name)
+            else:
+                write_llama_cpp_quant(folder, IK.get(name, name))
     run_benchmark(folder, names, asked)
 
 
