@@ -80,6 +80,7 @@ class Gguf(Target):
     extra: ClassVar[str] = "gguf"
     requires: ClassVar[tuple[str, ...]] = ("gguf",)
     on_cpu = True
+    calibrates: ClassVar[bool] = True  # its `data` shape the file: no bound on it is judged by them
     loads = {"gguf": '`gguf/model.gguf` is for llama.cpp and its kin; `effc.load(".")` and `effc run .` read it too.'}
     marks = {"gguf": "model.gguf"}
     does = {"gguf": "counts and places are held against the file, then effc's engine computes with its tensors"}

@@ -1,11 +1,13 @@
 """Rows of bounds against the rows that steps before them have seen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..syntax.diagnostics import Diagnostic, Fault
 from ..syntax.source import Span
 from .demands import same_data
-from .pipelines import PipelineBuild, Stage
+from .pipelines import PipelineBuild
 from .recipe import Bound, Emit, Invocation
 from .values import DataRef, MetricRef, references_in
 
@@ -26,36 +28,51 @@ def report_judged_rows(line: PipelineBuild, bounds: Sequence[Bound], emits: Sequ
     names = {stage.name for end in emitted for stage in line.stages_up_to(end)}
     stages = [stage for stage in line.stages if stage.name in names and stage.sound]
     reported = set()
+    readers = [
+        _Reader(s.name, s.call, s.word.facts) for s in stages if s.call and s.word and s.word.facts.get("changes")
+    ]
+    words = line.scope.session.vocabulary.words("target")
+    writers = [_Reader(e.call.word, e.call, word.facts) for e in emits if (word := words.get(e.call.word))]
     for bound in bounds:
+        seen_by = [*readers, *(w for w in writers if w.facts.get("calibrates") and bound.part in ("", w.name))]
         for ref in references_in(bound.metric, DataRef):
-            fault = next((f for stage in stages for f in _faults(bound, ref, stage, line)), None)
+            fault = next((f for reader in seen_by for f in _faults(bound, ref, reader, line)), None)
             if fault is not None and (bound.metric, ref) not in reported:
                 reported.add((bound.metric, ref))
                 line.scope.report(fault)
 
 
-def _faults(bound: Bound, ref: DataRef, stage: Stage, line: PipelineBuild) -> Iterator[Diagnostic]:
-    """Faults of a bound's rows against those of one step, the worst first."""
-    call, facts, data = stage.call, stage.word.facts if stage.word else {}, line.scope.variant.data
-    if call is None or not facts.get("changes"):
-        return
+@dataclass(frozen=True)
+class _Reader:
+    """A step that changes the model, or a target that rounds it by rows."""
+
+    name: str
+    call: Invocation
+    facts: Mapping[str, Any]
+
+
+def _faults(bound: Bound, ref: DataRef, reader: _Reader, line: PipelineBuild) -> Iterator[Diagnostic]:
+    """Faults of a bound's rows against those of one step or target, the worst first."""
+    call, data = reader.call, line.scope.variant.data
     metric, rows = bound.metric.name, data.get(ref.name)
-    learned = {name: value for name, value in call.args.items() if name not in facts.get("disjoint", {})}
+    learned = {name: value for name, value in call.args.items() if name not in reader.facts.get("disjoint", {})}
     uses = [
         (name, used, data.get(used.name), bool(references_in(value, MetricRef)))
         for name, value in learned.items()
         for used in references_in(value, DataRef)
     ]
-    span, help = _reference_span(bound, ref), f"judge by rows that `{stage.name}` has not seen"
+    span, help = _reference_span(bound, ref), f"judge by rows that `{reader.name}` has not seen"
     for name, used, other, scored in sorted(uses, key=lambda use: use[3]):
-        related = ((argument_span, f"`{name}` of `{stage.name}`"),) if (argument_span := call.where(name)) else ()
+        related = ((argument_span, f"`{name}` of `{reader.name}`"),) if (argument_span := call.where(name)) else ()
         if used == ref or (rows is not None and rows == other and rows.folder == other.folder):
             alias = "" if used == ref else f", there `{used.name}`"
             verb, fault = ("was chosen by", known_rows) if scored else ("learned from", same_data)
-            message = f"`{metric}` is of the rows of `{ref.name}`, which `{stage.name}` {verb}{alias}"
+            message = f"`{metric}` is of the rows of `{ref.name}`, which `{reader.name}` {verb}{alias}"
             yield fault(message, span, related=related, help=help)
         elif not scored and rows is not None and other is not None and _may_share_rows(rows, other):
-            message = f"`{metric}` may be of rows that `{stage.name}` learned from: `{used.name}` is of the same source"
+            message = (
+                f"`{metric}` may be of rows that `{reader.name}` learned from: `{used.name}` is of the same source"
+            )
             yield known_rows(message, span, related=related, help=help)
 
 

@@ -17,6 +17,7 @@ LEAF_FUNCTIONS = {
     "artifacts/openers/export.py": "what this compile emitted; it knows nothing of effc",
     "artifacts/openers/plain.py": "what this compile emitted; it knows nothing of effc",
     "analysis/discovery/structure.py": "a skeleton of the zoo",
+    "runtimes/gguf/llama_quantizer_child.py": "requests of the process that started it",
     "runtimes/gguf/llama_clock_child.py": "requests of the process that started it",
     "cli/editor/forecast.py": "questions of the editor's own process",
     "cli/editor/hints.py": "answers of a process that it started",

@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -25,6 +27,7 @@ from .stream import check_name
 
 MAX_INPUTS = 2048  # as OpenAI has it
 _BATCH_TOKENS = 4096  # of one forward, filling included
+_CLIENT_TOKENS = 1 << 20  # of a client's texts that wait to be computed, beside a first request
 
 
 class EmbeddingRequest(BaseModel):
@@ -67,6 +70,7 @@ class EmbeddingService:
         self._pad = tokenizer.pad_token_id or 0
         self._lock = asyncio.Lock()  # one forward at a time: it takes all threads
         self._clients: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tokens_of: Counter[str] = Counter()  # of each client's texts that are not answered
         self._width = 0  # of vectors
 
     def try_out(self) -> None:
@@ -80,14 +84,37 @@ class EmbeddingService:
             raise ErrorResponse(400, reason, "dimensions", "unsupported_parameter")
         async with slot(call, len(await call.body())):
             rows = await asyncio.to_thread(self._rows, request.input)
-        batches = _batches(rows)
-        async with self._clients.setdefault(client_id(call.scope), asyncio.Lock()):  # others' batches come between
-            vectors = [await self._embed(batch, rows) for batch in batches]
-        order = [i for batch in batches for i in batch]
-        pooled = torch.cat(vectors)[torch.tensor(order).argsort()]
+        pooled = await self.embed_rows(rows, call)
         tokens = sum(map(len, rows))
         self.metrics.prompt_tokens.inc(tokens)
         return await asyncio.to_thread(self._response, pooled, tokens, request.encoding_format)
+
+    async def embed_rows(self, rows: Sequence[list[int]], call: Call) -> Tensor:
+        """Unit vectors [texts, width] of token ids, in a turn of the client's; ErrorResponse where it leaves."""
+        batches = _batches(rows)
+        async with self._turn(client_id(call.scope), sum(map(len, rows))):
+            vectors = []
+            for batch in batches:
+                if await call.is_disconnected():
+                    raise ErrorResponse(499, "the client has left")
+                vectors.append(await self._embed(batch, rows))
+        order = [i for batch in batches for i in batch]
+        return torch.cat(vectors)[torch.tensor(order).argsort()]
+
+    @asynccontextmanager
+    async def _turn(self, client: str, tokens: int) -> AsyncIterator[None]:
+        """A client's turn, between whose batches others' come; ErrorResponse (429) where too much of it waits."""
+        if self._tokens_of[client] and self._tokens_of[client] + tokens > _CLIENT_TOKENS:
+            reason = f"{self._tokens_of[client]} tokens of this client wait: send these once they are answered"
+            raise ErrorResponse(429, reason, code="too_many_requests", headers={"Retry-After": "1"})
+        self._tokens_of[client] += tokens
+        try:
+            async with self._clients.setdefault(client, asyncio.Lock()):
+                yield
+        finally:
+            self._tokens_of[client] -= tokens
+            if not self._tokens_of[client]:
+                del self._tokens_of[client]
 
     def _response(self, vectors: Tensor, tokens: int, encoding: str) -> JSONResponse:
         """Millions of numbers are written as text, beside the event loop."""

@@ -28,7 +28,7 @@ _LEAST = {"temperature": 1e-4, "top_p": 2.0**-126, "repetition_penalty": 1e-2}
 
 MAX_MESSAGES, MAX_PARTS = 2048, 4096  # of a conversation: an empty message costs a template as much as a long one
 _LONGEST_STOP = 1024  # characters
-_NUMBER = re.compile("-?(0|[1-9][0-9]*)")
+_NUMBER = re.compile("0|-?[1-9][0-9]*")
 _MAX_CHOICES, _MAX_PROMPTS, _MAX_BIASES = 8, 32, 1024
 
 

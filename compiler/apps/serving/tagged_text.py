@@ -48,20 +48,27 @@ def tagged_text_grammar(
     (start,) = {tag.start for tag in tags}
     if start in tokens:
         begin, repetition = tokens[start], "?" if at_most_one else "*"
-        lines = [f"start: text (({_choice(tags)}) text){repetition}", f"text: <[^{begin}]>*"]
+        ids = ",".join(map(str, sorted({*special_ids} - {begin})))
+        lines = [f"start: text (({_choice(tags)}) text){repetition}"]
+        lines += [f"text: (REST <[{ids}]>)* REST" if ids else "text: REST", _without(start)]
         rules = [f"tag_{i}: <[{begin}]> {tag.rule(tokens)}" for i, tag in enumerate(tags)]
         return "\n".join(["%llguidance {}", *lines, *rules])
     ids = ",".join(map(str, sorted(special_ids)))
     before, behind = ("special* ", f"(REST <[{ids}]>)* ") if ids else ("", "")
     if at_most_one:
         lines = [f"start: {before}(({_choice(tags)}) rest | TEXT)", f"rest: {behind}REST"]
-        lines += [rf"REST: /(.|\n)*/ & ~/(.|\n)*{re.escape(start)}(.|\n)*/"]
+        lines += [_without(start)]
     else:
         lines = [f"start: ({_choice(tags)}{' | special' if ids else ''})* TEXT"]
     lines += [f"special: TEXT <[{ids}]>"] if ids else []
     for i, tag in enumerate(tags):  # lazy: free text ends where a tag starts
         lines += [f"start_{i}[lazy]: TEXT {json.dumps(start)}", f"tag_{i}: start_{i} {tag.rule(tokens)}"]
     return "\n".join(["%llguidance {}", *lines, r"TEXT: /(.|\n)*/"])
+
+
+def _without(start: str) -> str:
+    """Terminal of text in which a tag does not begin, however it is spelled."""
+    return rf"REST: /(.|\n)*/ & ~/(.|\n)*{re.escape(start)}(.|\n)*/"
 
 
 def _choice(tags: Sequence[Tag]) -> str:

@@ -38,7 +38,8 @@ def refuse_impossible(wish: Wish, trials: Trials) -> None:
 
 def _shared_rows(wish: Wish) -> Iterator[Diagnostic]:
     ctx = wish.context
-    read = {keys.data_identity(ref, ctx): name for name in ("train", "choose", "data") if (ref := getattr(wish, name))}
+    read = {keys.data_identity(ref, ctx): "data" for ref in references_in(wish.emit.call.args, DataRef)}
+    read |= {keys.data_identity(ref, ctx): name for name in ("train", "choose", "data") if (ref := getattr(wish, name))}
     for bound in wish.bounds:
         for ref in references_in(dict(bound.metric.args), DataRef):
             name = read.get(keys.data_identity(ref, ctx))

@@ -68,8 +68,9 @@ class Wish:
 
     @property
     def data_names(self) -> set[str]:
-        """Names of the data sets that the pipeline's steps read, the open one's among them."""
-        return {ref.name for step in self.pipeline.steps for ref in references_in(step.call.args, DataRef)}
+        """Names of the data sets that the pipeline's steps, the open one among them, and its target read."""
+        calls = [self.emit.call, *(step.call for step in self.pipeline.steps)]
+        return {ref.name for call in calls for ref in references_in(call.args, DataRef)}
 
     @property
     def bounds(self) -> tuple[Bound, ...]:

@@ -24,7 +24,7 @@ from .config_classes import drop_unsafe_config_keys, exported, model_class_from_
 from .generation_config import NAME as GENERATION
 from .generation_config import read_generation_config
 from .mamba_rescale import as_stored
-from .pack_quantized import count_numbers, read_dense_tensors
+from .pack_quantized import count_numbers, read_dense_tensors, refuse_excess_packed_numbers
 from .weights import Weights
 
 other_weights = Fault(
@@ -249,6 +249,8 @@ def _load_model_and_loading_info(folder: Path, config: Mapping[str, Any], dtype:
         with without_library_logs(), remote_code_errors_as_diagnostics(folder):
             with torch.device("meta"):
                 empty: Any = build_model_from_config(config, dtype, folder)
+            n_params = sum(p.numel() for p in empty.parameters())
+            refuse_excess_packed_numbers(config, weights, n_params, str(folder))
             tensors = read_dense_tensors(config, weights, str(folder))
             return from_pretrained_with_weights(type(empty), empty.config, folder, tensors, **options)
     return load_by_from_pretrained(folder, config, weights, **options)
@@ -258,7 +260,9 @@ def load_by_from_pretrained(folder: Path, config: Mapping[str, Any], weights: We
     """Model by `from_pretrained` of the class that a config names, after a check that the weights fit in memory."""
     read_generation_config(folder)
     with torch.device("meta"):
-        refuse_oversized_module(build_model_from_config(config, "float32"), count_numbers(config, weights, str(folder)))
+        empty = build_model_from_config(config, "float32")
+        refuse_oversized_module(empty, count_numbers(config, weights, str(folder)))
+    refuse_excess_packed_numbers(config, weights, sum(p.numel() for p in empty.parameters()), str(folder))
     parsed, kind = config_and_model_class(config)
     as_stored(parsed)
     tensors = read_dense_tensors(config, weights, str(folder))

@@ -29,6 +29,7 @@ METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 KEY = "quantization_config"
 BITS = (4, 8)  # whose words every version packs alike, and that vLLM reads
 _WORD = 32
+_SCALES = (torch.float32, torch.bfloat16, torch.float16)
 _PACKED, _SCALE, _ZERO, _SHAPE = "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"
 _REMEDY = "take config.json and the weights of one save"
 
@@ -111,6 +112,17 @@ def count_numbers(config: Mapping[str, Any], weights: Weights, label: str) -> in
     return sum(slot.count * (per_word if name.endswith(_PACKED) else 1) for name, slot in weights.slots.items())
 
 
+def refuse_excess_packed_numbers(config: Mapping[str, Any], weights: Weights, n_params: int, label: str) -> None:
+    """Reject (damaged-weights) words that may hold more than twice the numbers of the model: all are unpacked before a
+    name or a shape is compared. The factor is for codes of 8 bits, which are counted as of 4."""
+    if not schemes_of_config(config, label):
+        return
+    words = sum(slot.count for name, slot in weights.slots.items() if name.endswith(_PACKED))
+    if words * (_WORD // min(BITS)) > 2 * n_params:
+        message = f"{label}: its packed weights hold more numbers than the model of its config has"
+        raise damaged_weights(message, help=_REMEDY).rejection()
+
+
 def read_dense_tensors(config: Mapping[str, Any], weights: Weights, label: str) -> dict[str, Tensor]:
     """Tensors of a folder by name: mapped, and packed weights as dense ones of equal values.
 
@@ -191,7 +203,7 @@ def _fits(scheme: Scheme, n: int, k: int, words: Tensor | None, scale: Tensor | 
     zero_words = None if scheme.symmetric else (torch.int32, (_n_words(n, scheme.bits), groups))
     return (
         (words.dtype, tuple(words.shape)) == (torch.int32, (n, _n_words(k, scheme.bits)))
-        and scale.is_floating_point()
+        and scale.dtype in _SCALES
         and tuple(scale.shape) == (n, groups)
         and (None if zeros is None else (zeros.dtype, tuple(zeros.shape))) == zero_words
     )

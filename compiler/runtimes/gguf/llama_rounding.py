@@ -57,7 +57,7 @@ class RoundedMatrices:
         """Sentence for a person: types and errors."""
         types = f"{self.counts[self.kind]} of {self.counts.total()} matrices of the GGUF file are `{self.kind}`"
         if others := [f"{count} `{kind}`" for kind, count in self.counts.most_common() if kind != self.kind]:
-            types += f", others {', '.join(others)}: the head, and rows that no blocks of 256 fill, as llama.cpp has it"
+            types += f", others {', '.join(others)}: head, embedding, and rows that no blocks fill, as llama.cpp has it"
         worst, errors = max(self.errors, key=lambda name: self.errors[name]), list(self.errors.values())
         return (
             f"{types}. Weights are off by {np.median(errors):.1%} of root mean squares in the median matrix, "

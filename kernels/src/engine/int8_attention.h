@@ -75,7 +75,7 @@ struct Shares {
     const Floats inverse = all(any ? kMostShort / most : 0.0f);
     const Ints codes = nearest(times(first, inverse)), more = nearest(times(second, inverse));
     store_shorts(words, codes, more);
-    excess = 128 * total(plus(codes, more));
+    excess = any ? 128 * total(plus(codes, more)) : 0;
 #else
     alignas(64) float numbers[kTokens];
     store(numbers, first);

@@ -8,6 +8,7 @@ from compressed_tensors.compressors.pack_quantized import PackedQuantizationComp
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from effc.compiler.artifacts.load import load
+from effc.compiler.models.checkpoints import pack_quantized
 from effc.compiler.models.checkpoints.pack_quantized import Scheme, pack, pack_words, schemes_of_config, unpack_words
 from effc.dsl.syntax.diagnostics import Reject
 from hypothesis import given, settings
@@ -120,6 +121,8 @@ DAMAGES = {
     "words of bytes": lambda t: t | {"weight_packed": t["weight_packed"].view(torch.uint8)},
     "scales of another group": lambda t: t | {"weight_scale": t["weight_scale"][:, :2].contiguous()},
     "codes as scales": lambda t: t | {"weight_scale": t["weight_scale"].int()},
+    "scales of eight bytes": lambda t: t | {"weight_scale": t["weight_scale"].double()},
+    "scales of one byte": lambda t: t | {"weight_scale": t["weight_scale"].to(torch.float8_e4m3fn)},
     "a dense weight beside": lambda t: t | {"weight": torch.zeros(48, 32)},
 }
 
@@ -154,6 +157,17 @@ def test_schemes_that_effc_would_compute_otherwise_are_refused(changes):
 def test_other_methods_are_not_read_as_this_one():
     for other in ({"quant_method": "gptq"}, {"quant_method": "compressed-tensors", "format": "int-quantized"}, 3, None):
         assert schemes_of_config({"quantization_config": other}, "m") == ()
+
+
+def test_words_that_hold_more_than_the_model_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+    scheme = Scheme(4, 8, True)
+    folder = folder_with(tmp_path, scheme, packed(scheme, n=48, k=32)[0])
+    file = folder / "model.safetensors"
+    excess, _ = packed(scheme, n=4096, k=256)
+    save_file(load_file(file) | {f"excess.{name}": tensor for name, tensor in excess.items()}, file, {"format": "pt"})
+    monkeypatch.setattr(pack_quantized, "_unpack", lambda *args: pytest.fail("unpacked"))
+    with pytest.raises(Reject, match="more numbers than the model"):
+        load(folder)
 
 
 def test_a_config_that_asks_for_more_than_its_words_hold_is_refused(tmp_path):

@@ -40,10 +40,15 @@ def matcher_of(tokenizer, *functions, **policy) -> Matcher:
     return policy.grammar(compiler_of(tokenizer))
 
 
-def is_allowed(tokenizer, matcher, text) -> bool:
-    """Whether the model may write a text, in the tokens that its tokenizer cuts it into, and end there."""
+def is_allowed(tokenizer, matcher, text, in_pieces=False) -> bool:
+    """Whether the model may write a text, in the tokens that its tokenizer cuts it into, and end there.
+
+    in_pieces   character by character, so that no mark is a token
+    """
     matcher = matcher.copy()
-    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+    for token in (
+        t for part in (text if in_pieces else [text]) for t in tokenizer(part, add_special_tokens=False)["input_ids"]
+    ):
         if token not in matcher.allowed():
             return False
         if matcher.push(token):
@@ -63,6 +68,13 @@ def test_arguments_keep_to_the_schema_and_are_spaced_as_templates_write_them(tok
     for arguments in wrong:
         assert not is_allowed(tokenizer, matcher, CALL.replace('{"city": "Ur"}', arguments)), arguments
     assert not is_allowed(tokenizer, matcher, CALL.replace("weather", "whether"))
+
+
+def test_a_call_that_is_spelled_in_pieces_breaks_no_rule(tokenizer):
+    matcher = matcher_of(tokenizer, at_most_one=True)
+    assert is_allowed(tokenizer, matcher, "a < b, <tool, and no call", in_pieces=True)
+    for text in (CALL.replace('"Ur"', "5"), f"{CALL}{CALL}"):
+        assert not is_allowed(tokenizer, matcher, text, in_pieces=True)
 
 
 def test_at_most_one_call_is_allowed_where_calls_are_not_parallel(tokenizer):

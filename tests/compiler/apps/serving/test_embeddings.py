@@ -9,7 +9,9 @@ import httpx
 import openai
 import pytest
 import torch
+from effc.compiler.apps.serving import embeddings
 from effc.compiler.apps.serving.embeddings import EmbeddingService, make_embedding_application
+from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.artifacts.manifest import Manifest
 from effc.compiler.cli.verbs.services import encodes
 from effc.compiler.core.settings import Settings
@@ -207,6 +209,35 @@ def test_a_large_request_is_parsed_while_another_is_computed():
             assert len((await first).json()["data"]) == 500
 
     asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_texts_that_wait_are_bounded_and_none_is_computed_for_a_client_that_left(monkeypatch):
+    monkeypatch.setattr(embeddings, "_CLIENT_TOKENS", 100)
+    encoder = Waiting()
+    service = EmbeddingService("e", encoder, SimpleNamespace(pad_token_id=0), "mean", 80, 300)
+    service.try_out()
+
+    async def run():
+        transport = httpx.ASGITransport(make_embedding_application(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            first = asyncio.create_task(client.post("/v1/embeddings", json={"model": "e", "input": [[7] * 70] * 2}))
+            await asyncio.to_thread(encoder.began.wait, 30)
+            refused = await client.post("/v1/embeddings", json={"model": "e", "input": [7]})
+            assert refused.status_code == 429 and "140 tokens of this client wait" in refused.text
+            encoder.goes_on.set()
+            assert (await first).status_code == 200
+            assert (await client.post("/v1/embeddings", json={"model": "e", "input": [7]})).status_code == 200
+
+    async def leave():
+        async def is_disconnected():
+            return True
+
+        call = SimpleNamespace(is_disconnected=is_disconnected, scope={"client": ("1.2.3.4", 5), "headers": []})
+        with pytest.raises(ErrorResponse, match="left"):
+            await service.embed_rows([[7]], call)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(leave())
 
 
 def test_a_decoder_whose_kind_has_no_base_model_is_no_encoder():

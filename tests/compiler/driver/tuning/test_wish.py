@@ -25,6 +25,7 @@ pipeline fast(base) {{
 expect fast {{ {bounds} }}
 emit fast {{ {target} }}
 """
+CALIB = 'data calib = text("calib.txt", samples: 4, length: 32)\n'
 STEP = "best = search.steps(optimize: {optimize}, data: text.calib, choose: dev, within: {within}{more})"
 
 
@@ -46,6 +47,19 @@ def written(
 
 def wish_of(file: Path, cache: Path) -> Wish:
     return read_wish(open_session(file, cache_dir=cache))
+
+
+def test_rows_of_the_target_are_part_of_what_a_journal_is_of_and_no_bound_reads_them(tmp_path):
+    target = 'gguf("fast", type: q4_k, data: dev)'
+    with pytest.raises(Reject, match="which `gguf` learned from"):
+        wish_of(written(tmp_path, target=target, bounds="perplexity(dev) <= 1.05 * base"), tmp_path / "cache")
+    journals = []
+    for text in ("In the beginning. ", "In the end. "):
+        file = written(tmp_path, target=target, optimize="bytes")
+        (tmp_path / "calib.txt").write_text(text * 100)
+        file.write_text(file.read_text().replace("data: dev)", "data: calib)").replace("data dev", CALIB + "data dev"))
+        journals.append(Journal.of(wish_of(file, tmp_path / "cache"), Cache(tmp_path / "cache")).parts)
+    assert journals[0] != journals[1]
 
 
 def test_a_recipe_with_open_steps_checks_and_is_planned_by_tune_alone(tmp_path, capsys):
