@@ -96,7 +96,7 @@ def frontier(measured: dict[str, Any]) -> list[tuple]:
 HEADLINE = {
     ("llama.cpp", "f16"): "llama.cpp f16",
     ("llama.cpp", "q8_0"): "llama.cpp q8_0",
-    ("llama.cpp", "q4_0"): "llama.cpp q4_0",
+    ("llama.cpp", "iq4_nl, imatrix"): "llama.cpp iq4_nl with an importance matrix",
     ("effc", "int8, int16 inputs, scaled"): "**effc** `native(weights: int8, inputs: int16)` after `quantize.scale`",
     ("effc", "int4, scaled, gptq"): "**effc** `native` int4 after `quantize.scale` and `quantize.gptq`",
 }
