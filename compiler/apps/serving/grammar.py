@@ -100,11 +100,11 @@ class GrammarCompiler:
         """Matcher of one of the tags alone."""
         return self._compiled(tag_grammar(tags), field, _TAGS)
 
-    def of_tagged_text(self, tags: Sequence[Tag], at_most_one: bool, field: str) -> Matcher:
+    def of_tagged_text(self, tags: Sequence[Tag], parallel: bool, field: str) -> Matcher:
         """Matcher of free text with tags in it."""
         table, tokens = self._token_table(), self._added_tokens()
         specials = {id for id in tokens.values() if table.is_special_token(id)} - {*self._eos_ids}
-        return self._compiled(tagged_text_grammar(tags, tokens, specials, at_most_one), field, _TAGS)
+        return self._compiled(tagged_text_grammar(tags, tokens, specials, parallel), field, _TAGS)
 
     def _added_tokens(self) -> Mapping[str, int]:
         """Ids of the tokens that are cut from a text before all others, by what they are called."""

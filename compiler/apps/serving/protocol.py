@@ -223,7 +223,7 @@ class ChatRequest(AnyRequest):
 
     @property
     def call_policy(self) -> CallPolicy | None:
-        return call_policy(self.tools, self.tool_choice, at_most_one=self.parallel_tool_calls is False)
+        return call_policy(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
 
     @property
     def answer_policy(self) -> CallPolicy | None:

@@ -38,16 +38,17 @@ def tag_grammar(tags: Sequence[Tag]) -> str:
 
 
 def tagged_text_grammar(
-    tags: Sequence[Tag], tokens: Mapping[str, int], special_ids: Collection[int], at_most_one: bool
+    tags: Sequence[Tag], tokens: Mapping[str, int], special_ids: Collection[int], parallel: bool
 ) -> str:
     """Grammar of free text with tags in it, all of them with one `start`.
 
     tokens       ids of the literals that are tokens
+    parallel     whether more than one tag may stand in it
     special_ids  tokens that match no text, and may stand in it all the same: those that end a text are none of them
     """
     (start,) = {tag.start for tag in tags}
     if start in tokens:
-        begin, repetition = tokens[start], "?" if at_most_one else "*"
+        begin, repetition = tokens[start], "*" if parallel else "?"
         ids = ",".join(map(str, sorted({*special_ids} - {begin})))
         lines = [f"start: text (({_choice(tags)}) text){repetition}"]
         lines += [f"text: (REST <[{ids}]>)* REST" if ids else "text: REST", _without(start)]
@@ -55,7 +56,7 @@ def tagged_text_grammar(
         return "\n".join(["%llguidance {}", *lines, *rules])
     ids = ",".join(map(str, sorted(special_ids)))
     before, behind = ("special* ", f"(REST <[{ids}]>)* ") if ids else ("", "")
-    if at_most_one:
+    if not parallel:
         lines = [f"start: {before}(({_choice(tags)}) rest | TEXT)", f"rest: {behind}REST"]
         lines += [_without(start)]
     else:

@@ -101,12 +101,12 @@ class CallPolicy:
     """Tools that an answer may or must call.
 
     forced       the answer is one call and nothing else
-    at_most_one  calls of an answer that is free
+    parallel     whether an answer that is free may have several calls
     """
 
     functions: tuple[Function, ...]
     forced: bool
-    at_most_one: bool = False
+    parallel: bool = True
 
     def grammar(self, compiler: GrammarCompiler) -> Matcher:
         """Raises ErrorResponse that names the function whose parameters can't be kept to."""
@@ -118,11 +118,11 @@ class CallPolicy:
             tags = [Tag(beginnings[f.name], f.schema_of_arguments, "}") for f in self.functions]
             return compiler.of_tag(tags, "tools")
         tags = [Tag(f"\n{beginnings[f.name]}", f.schema_of_arguments, "}\n", START, END) for f in self.functions]
-        return compiler.of_tagged_text(tags, self.at_most_one, "tools")
+        return compiler.of_tagged_text(tags, self.parallel, "tools")
 
 
 def call_policy(
-    tools: Sequence[Tool] | None, choice: str | NamedTool | None, at_most_one: bool = False
+    tools: Sequence[Tool] | None, choice: str | NamedTool | None, parallel: bool = True
 ) -> CallPolicy | None:
     """Policy of a request's `tools` and `tool_choice`; None where no tool may be called. Raises ValueError."""
     functions = tuple(tool.function for tool in tools or ())
@@ -137,7 +137,7 @@ def call_policy(
         raise ValueError("a call is required, and there are no tools")
     if choice == "none" or not functions:
         return None
-    return CallPolicy(functions, choice == "required", at_most_one)
+    return CallPolicy(functions, choice == "required", parallel)
 
 
 class CallParser:

@@ -71,14 +71,14 @@ def test_arguments_keep_to_the_schema_and_are_spaced_as_templates_write_them(tok
 
 
 def test_a_call_that_is_spelled_in_pieces_breaks_no_rule(tokenizer):
-    matcher = matcher_of(tokenizer, at_most_one=True)
+    matcher = matcher_of(tokenizer, parallel=False)
     assert is_allowed(tokenizer, matcher, "a < b, <tool, and no call", in_pieces=True)
     for text in (CALL.replace('"Ur"', "5"), f"{CALL}{CALL}"):
         assert not is_allowed(tokenizer, matcher, text, in_pieces=True)
 
 
 def test_at_most_one_call_is_allowed_where_calls_are_not_parallel(tokenizer):
-    matcher = matcher_of(tokenizer, at_most_one=True)
+    matcher = matcher_of(tokenizer, parallel=False)
     assert is_allowed(tokenizer, matcher, f"first {CALL} and that is it")
     assert not is_allowed(tokenizer, matcher, f"{CALL}{CALL}")
 

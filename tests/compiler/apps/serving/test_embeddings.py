@@ -192,14 +192,18 @@ class Waiting(torch.nn.Module):
         return {"last_hidden_state": torch.nn.functional.one_hot(input_ids, 300).float()}
 
 
+def client_of(service: EmbeddingService) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_embedding_application(service))
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
+
+
 def test_a_large_request_is_parsed_while_another_is_computed():
     encoder = Waiting()
     service = EmbeddingService("e", encoder, SimpleNamespace(pad_token_id=0), "mean", 80, 300)
     service.try_out()
 
     async def run():
-        transport = httpx.ASGITransport(make_embedding_application(service))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+        async with client_of(service) as client:
             rows = [[7] * 70] * 500  # above 64 KiB
             first = asyncio.create_task(client.post("/v1/embeddings", json={"model": "e", "input": rows}))
             await asyncio.to_thread(encoder.began.wait, 30)
@@ -218,8 +222,7 @@ def test_texts_that_wait_are_bounded_and_none_is_computed_for_a_client_that_left
     service.try_out()
 
     async def run():
-        transport = httpx.ASGITransport(make_embedding_application(service))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+        async with client_of(service) as client:
             first = asyncio.create_task(client.post("/v1/embeddings", json={"model": "e", "input": [[7] * 70] * 2}))
             await asyncio.to_thread(encoder.began.wait, 30)
             refused = await client.post("/v1/embeddings", json={"model": "e", "input": [7]})
