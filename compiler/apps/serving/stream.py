@@ -1,5 +1,6 @@
 """Shared by all services of OpenAI's interface: names that fit, answers as events, readers that leave."""
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -8,6 +9,9 @@ from fastapi import Request as Call
 from .answers import DONE, AnswerBuilder, event
 from .error_response import INVALID, ErrorResponse, error_body
 from .request import Piece
+
+HEARTBEAT = ": \n\n"  # a comment, which readers skip: https://html.spec.whatwg.org/multipage/server-sent-events.html
+SILENCE_S = 15  # without a byte; proxies cut a connection after a minute (nginx: proxy_read_timeout)
 
 
 def check_name(name: str, *known: str) -> None:
@@ -28,6 +32,7 @@ async def sse_events(
     """An answer as server-sent events, as its pieces come. `extra_fields` are fields of the last one."""
     for chunk in answer.opening():
         yield event(chunk)
+    last_sent = time.monotonic()
     async for piece in pieces:
         if piece.error:
             yield event(error_body(piece.error, INVALID if piece.finish == "refused" else "server_error"))
@@ -36,6 +41,10 @@ async def sse_events(
         if text or piece.finish or (logprobs and piece.tokens):  # nothing is sent of a call that is not complete
             chunk = answer.chunk(piece, text, logprobs)
             yield event({**chunk, **(extra_fields or {})} if piece.finish else chunk)
+            last_sent = time.monotonic()
+        elif time.monotonic() - last_sent > SILENCE_S:
+            yield HEARTBEAT
+            last_sent = time.monotonic()
         if answer.is_complete:
             break
     if with_usage:

@@ -1,6 +1,7 @@
 """llama.cpp's quantiser, in a process of its own: llama.cpp ends a process that it can't go on in."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from ...core.environment import check_modules, package_missing
+from ...core.quantity import size
 from .number_types import TYPES
-from .refusal import incompatible_type
+from .refusal import incompatible_type, quantizer_killed
 
 _CHILD = Path(__file__).with_name("llama_quantizer_child.py")
 _REMEDY = "look at the step that gave these numbers, or write `type: bf16`"
@@ -45,7 +47,7 @@ class LlamaQuantizer:
         matrix      [n, k] float32
         importance  [k] float32: weights of the columns' squared errors, llama.cpp's importance matrix
         return      [n, bytes of a row] uint8
-        Raises Reject (unfit-type) where the numbers have no codes of that type.
+        Raises Reject (unfit-type, quantiser-killed) where the numbers have no codes of that type.
         """
         if not np.isfinite(matrix).all():  # which llama.cpp rounds without a word
             raise incompatible_type(f"{name} has numbers that are infinite or none", help=_REMEDY).rejection()
@@ -58,6 +60,12 @@ class LlamaQuantizer:
             raw = None
         if raw is None:
             status = self.process.wait()
+            if status == -signal.SIGKILL:
+                raise quantizer_killed(
+                    f"llama.cpp's quantiser was killed over {name} in `{kind}`, most likely for want of memory: "
+                    f"it holds {size(3 * matrix.nbytes)} for this matrix",
+                    help="close other programs, or compile with fewer threads",
+                ).rejection()
             raise incompatible_type(
                 f"llama.cpp's quantiser ended with status {status} over {name} in `{kind}`", help=_REMEDY
             ).rejection()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.events import follow
 from .llama_quantizer import LlamaQuantizer, llama_quantizer
 from .number_types import NEED_IMPORTANCE, Role, type_of_matrix
-from .refusal import incompatible_type
+from .refusal import incompatible_type, refuse_beyond_float16
 
 _NUMBERS = 1 << 20  # that are compared at once
 Importance = Mapping[str, np.ndarray]
@@ -40,6 +40,7 @@ class RoundedMatrices:
             importance = np.ones(matrix.shape[1], np.float32)
         number_type = getattr(gguf.GGMLQuantizationType, kind.upper())
         if kind == "f16":
+            refuse_beyond_float16(name, matrix)
             raw = gguf.quants.quantize(matrix, number_type)
         else:
             raw = quantizer.quantize(name, matrix, kind, importance)

@@ -1,5 +1,7 @@
 """Rejections of the target `gguf`, on writing and on reading."""
 
+import numpy as np
+
 from ....dsl.syntax.diagnostics import Fault
 
 cannot_write_gguf = Fault(
@@ -16,6 +18,11 @@ incompatible_type = Fault(
     "`q4_0` and `q4_1` keep codes of four bits that a step gave, and round nothing; `q8_0` has blocks of 32, and "
     "float16 ends at 65504. K- and I-types are rounded by llama.cpp, which has no codes for infinite numbers.",
 )
+quantizer_killed = Fault(
+    "quantiser-killed",
+    "The process of llama.cpp's quantiser was killed from outside, as Linux does where memory runs out.",
+    exit="resources",
+)
 rejected_gguf = Fault(
     "refused-gguf",
     "A GGUF file holds something that effc's own don't, or is cut.\n\n"
@@ -24,3 +31,9 @@ rejected_gguf = Fault(
 )
 
 INSTEAD = "`hf` and `native` hold it, and `onnx` where its layers keep no state"
+
+
+def refuse_beyond_float16(name: str, array: np.ndarray) -> None:
+    """Reject (unfit-type) numbers that are infinite, none, or beyond what float16 holds."""
+    if not abs(array).max(initial=0) <= np.finfo(np.float16).max:
+        raise incompatible_type(f"{name} has numbers that float16 has not", help="write `type: bf16`").rejection()

@@ -11,7 +11,7 @@ from .families import context_of, window_keys
 from .llama_rounding import Importance, add_rounded_tensors
 from .number_types import FILE_TYPES
 from .pretokenizers import resolve_doubt_with_llama
-from .refusal import incompatible_type
+from .refusal import incompatible_type, refuse_beyond_float16
 from .shapes import GgufShape, gguf_named_tensors, gguf_shape, shape_metadata
 from .vocabulary import write_vocabulary
 
@@ -93,8 +93,8 @@ def _add_tensor_exactly(writer: Any, name: str, tensor: torch.Tensor, kind: str)
             f"{name} has rows of {array.shape[-1]}, and q8_0 takes multiples of {_BLOCK}",
             help="prune with `align: 32`, or write `type: f16`",
         ).rejection()
-    if kind == "f16" and abs(array).max(initial=0) > 65504:
-        raise incompatible_type(f"{name} has numbers that float16 has not", help="write `type: bf16`").rejection()
+    if kind == "f16":
+        refuse_beyond_float16(name, array)
     quantised = getattr(gguf.GGMLQuantizationType, kind.upper())
     writer.add_tensor(name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
     return False

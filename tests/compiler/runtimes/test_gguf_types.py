@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 
 # Quantises by `gguf` alone, which has some types in blocks of 32, and keeps what it was asked.
 CHILD = """
-import json, sys
+import json, os, sys
 import gguf, numpy as np
 requests, answers = sys.stdin.buffer, sys.stdout.buffer
 while line := requests.readline():
@@ -48,6 +48,8 @@ while line := requests.readline():
     raw = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType(request["type"])).tobytes()
     answers.write(b"%d\\n" % len(raw) + raw)
     answers.flush()
+    if np.abs(matrix).max() > 4e4:
+        os.kill(os.getpid(), 9)
     if np.abs(matrix).max() > 1e4:
         sys.exit(3)
 """
@@ -258,13 +260,30 @@ def test_the_quantiser_is_sent_the_importance_of_the_matrix(tmp_path, quantizer)
         assert alike
 
 
-def test_a_quantiser_that_ends_is_said_with_the_matrix(tmp_path, quantizer):
+@pytest.mark.parametrize(
+    ("number", "slug", "sentence"),
+    [
+        (2e4, "unfit-type", "ended with status 3 over"),
+        (5e4, "quantiser-killed", "was killed over .* for want of memory"),
+    ],
+)
+def test_a_quantiser_that_ends_is_said_with_the_matrix(tmp_path, quantizer, number, slug, sentence):
     model = tiny.model("llama", vocab_size=worlds.VOCABULARY)
     with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[0, 0] = 2e4
-    with pytest.raises(Reject, match="ended with status 3 over") as refused:
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = number
+    with pytest.raises(Reject, match=sentence) as refused:
         rounded(tmp_path, model, type="q4_k")
-    assert refused.value.diagnostics[0].slug == "unfit-type"
+    assert refused.value.diagnostics[0].slug == slug
+
+
+@pytest.mark.parametrize("number", [1e6, float("nan")])
+def test_numbers_beyond_float16_are_refused_in_rows_that_no_block_fills(tmp_path, quantizer, number):
+    model = tiny.model("llama", vocab_size=worlds.VOCABULARY, hidden_size=80, num_attention_heads=4)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = number
+    with pytest.raises(Reject, match=r"up_proj|ffn_up") as refused:
+        rounded(tmp_path, model, type="q4_k")
+    assert "float16 has not" in refused.value.diagnostics[0].message
 
 
 def test_a_matrix_of_which_nothing_is_left_is_refused(tmp_path, quantizer, monkeypatch):

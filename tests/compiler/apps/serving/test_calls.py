@@ -1,5 +1,6 @@
 """Calls of tools: the tokens that a grammar of them allows, and the calls in a text."""
 
+import asyncio
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.grammar import GrammarCompiler, Matcher
 from effc.compiler.apps.serving.protocol import ChatRequest
 from effc.compiler.apps.serving.request import Piece
+from effc.compiler.apps.serving.stream import HEARTBEAT, sse_events
 from effc.compiler.apps.serving.text import TextDecoder, hidden_tokens
 from effc.compiler.apps.serving.tools import END, START, CallParser, CallPolicy, Function
 from hypothesis import given
@@ -159,6 +161,28 @@ def test_an_answer_that_keeps_to_a_schema_has_no_calls_in_its_strings():
     answer.add(Piece(text, 9, "stop"))
     message = answer.response_body(False)["choices"][0]["message"]
     assert message["content"] == text and "tool_calls" not in message
+
+
+def test_a_stream_of_a_call_sends_comments_while_its_text_is_not_complete(monkeypatch):
+    monkeypatch.setattr("effc.compiler.apps.serving.stream.SILENCE_S", 0)
+    answer = ChatAnswer("m", 1, None, policy=CallPolicy((WEATHER,), forced=True))
+    call = CALL.removeprefix(START).removesuffix(END)  # a forced one has no marks
+
+    async def pieces():
+        for text in call[:-1]:
+            yield Piece(text, 1)
+        yield Piece(call[-1], 1, "stop")
+
+    async def sent():
+        return [line async for line in sse_events(answer, pieces(), with_usage=False)]
+
+    _, *events, last, done = asyncio.run(sent())
+    assert (
+        set(events) == {HEARTBEAT}
+        and len(events) == len(call) - 1
+        and '"weather"' in last
+        and done.endswith("[DONE]\n\n")
+    )
 
 
 # -- tokenizers that are no use for a schema ------------------------------------------------------------------
