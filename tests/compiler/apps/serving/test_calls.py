@@ -7,7 +7,7 @@ from effc.compiler.apps.serving.answers import ChatAnswer
 from effc.compiler.apps.serving.error_response import ErrorResponse
 from effc.compiler.apps.serving.grammar import GrammarCompiler, Matcher
 from effc.compiler.apps.serving.protocol import ChatRequest
-from effc.compiler.apps.serving.request import Piece
+from effc.compiler.apps.serving.request import AnswerChunk
 from effc.compiler.apps.serving.text import TextDecoder, hidden_tokens
 from effc.compiler.apps.serving.tools import END, START, CallParser, CallPolicy, Function
 from hypothesis import given
@@ -156,7 +156,7 @@ def test_an_answer_that_keeps_to_a_schema_has_no_calls_in_its_strings():
     }
     answer = ChatAnswer("m", 1, None, policy=ChatRequest.model_validate(body).answer_policy)
     text = json.dumps({"city": CALL})
-    answer.add(Piece(text, 9, "stop"))
+    answer.add(AnswerChunk(text, 9, "stop"))
     message = answer.response_body(False)["choices"][0]["message"]
     assert message["content"] == text and "tool_calls" not in message
 
